@@ -1,0 +1,44 @@
+"""The one family of exceptions that convwright raises on purpose.
+
+Each message names the layer or file, says what was wrong, and says what to do. The command line prints
+it in one line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvwrightError(Exception):
+    """Base class of every error that convwright raises on purpose."""
+
+
+class ReadError(ConvwrightError):
+    """The network could not be read: unknown name, wrong input, or not capturable."""
+
+
+class EditError(ConvwrightError):
+    """An edit or a plan was refused; nothing was changed."""
+
+
+class BudgetError(ConvwrightError):
+    """A budget does not parse, cannot be met, or was not met."""
+
+
+class DataError(ConvwrightError):
+    """A data set could not be found, read, or does not fit the network."""
+
+
+class RecipeError(ConvwrightError):
+    """A training recipe is invalid, or training with it broke down."""
+
+
+class RunError(ConvwrightError):
+    """A run directory is damaged, in use by another process, or does not match the command."""
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return `` Did you mean a, b?`` for the nearest known names, or an empty string."""
+    nearest = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f" Did you mean {', '.join(nearest)}?" if nearest else ""
