@@ -1,0 +1,176 @@
+"""Residual networks for small images (He et al., "Deep Residual Learning", 2016).
+
+Two shapes of the same network: the thin three-stage ones of the CIFAR section (20, 32, 56 layers),
+and the ImageNet depths with a stem for small images, of which the 34-layer one is the network that
+the CONetV2 channel search starts from.
+
+Shortcuts that change shape are a 1x1 convolution with batch norm ("option B"). The thin networks of
+the paper pad with zero channels instead ("option A", 2,752 parameters fewer); a padded shortcut
+ties channel k of one stage to channel k of the next and wires the difference of two widths into the
+network, which a width search must be free to change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from convwright.zoo.parts import check_stages, classify, scaled
+from convwright.zoo.registry import register
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut around them.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        stride: stride of the first convolution and of the shortcut.
+        mid_channels: width between the two convolutions; ``out_channels`` if None.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, mid_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        mid = out_channels if mid_channels is None else mid_channels
+        self.conv1 = nn.Conv2d(in_channels, mid, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid)
+        self.conv2 = nn.Conv2d(mid, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return relu(branch(x) + shortcut(x))."""
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.bn2(self.conv2(branch))
+        out: torch.Tensor = self.relu(branch + self.downsample(x))
+        return out
+
+
+class ResNet(nn.Sequential):
+    """3x3 stem, one stage of basic blocks per width, global average pool, linear classifier.
+
+    Every stage but the first halves the image. Layers carry torchvision's names
+    (``layer1.0.conv1``).
+
+    Shapes: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
+
+    Args:
+        widths: channels of each stage; the stem has those of the first.
+        depths: blocks in each stage.
+        num_classes: outputs.
+        in_channels: channels of the image.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], num_classes: int, in_channels: int
+    ) -> None:
+        check_stages("This ResNet", len(widths), depths=depths)
+        layers = OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(widths[0]),
+            relu=nn.ReLU(),
+        )
+        channels = widths[0]
+        for number, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+            first = BasicBlock(channels, width, stride=1 if number == 1 else 2)
+            rest = (BasicBlock(width, width) for _ in range(depth - 1))
+            layers[f"layer{number}"] = nn.Sequential(first, *rest)
+            channels = width
+        super().__init__(layers | classify(channels, num_classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _resnet(
+    widths: Sequence[int], depths: Sequence[int], width: float, num_classes: int, in_channels: int
+) -> ResNet:
+    return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels)
+
+
+@register("resnet20", input_shape=(3, 32, 32), num_classes=10, source="He et al. 2016")
+def resnet20(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (16, 32, 64),
+    depths: Sequence[int] = (3, 3, 3),
+) -> ResNet:
+    """Build the 20-layer CIFAR ResNet: (N, in_channels, H, W) -> (N, num_classes)."""
+    return _resnet(widths, depths, width, num_classes, in_channels)
+
+
+@register("resnet32", input_shape=(3, 32, 32), num_classes=10, source="He et al. 2016")
+def resnet32(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (16, 32, 64),
+    depths: Sequence[int] = (5, 5, 5),
+) -> ResNet:
+    """Build the 32-layer CIFAR ResNet: (N, in_channels, H, W) -> (N, num_classes)."""
+    return _resnet(widths, depths, width, num_classes, in_channels)
+
+
+@register("resnet56", input_shape=(3, 32, 32), num_classes=10, source="He et al. 2016")
+def resnet56(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (16, 32, 64),
+    depths: Sequence[int] = (9, 9, 9),
+) -> ResNet:
+    """Build the 56-layer CIFAR ResNet: (N, in_channels, H, W) -> (N, num_classes)."""
+    return _resnet(widths, depths, width, num_classes, in_channels)
+
+
+@register(
+    "resnet18_cifar",
+    input_shape=(3, 32, 32),
+    num_classes=10,
+    source="He et al. 2016, with a 3x3 stem and no max pool",
+)
+def resnet18_cifar(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = (2, 2, 2, 2),
+) -> ResNet:
+    """Build ResNet-18 for small images: (N, in_channels, H, W) -> (N, num_classes)."""
+    return _resnet(widths, depths, width, num_classes, in_channels)
+
+
+@register(
+    "resnet34_cifar",
+    input_shape=(3, 32, 32),
+    num_classes=10,
+    source="reference code of CONetV2 (Wang et al. 2021)",
+)
+def resnet34_cifar(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = (3, 4, 6, 3),
+) -> ResNet:
+    """Build ResNet-34 for small images: (N, in_channels, H, W) -> (N, num_classes).
+
+    It has 36 convolutions with the default widths. With four equal widths the first block of each
+    later stage still has its 1x1 shortcut, because the stride is 2. ``widths=(16,) * 4`` is the
+    network that the CONetV2 search starts from.
+    """
+    return _resnet(widths, depths, width, num_classes, in_channels)

@@ -1,0 +1,61 @@
+"""VGG-16 with batch norm for small images (Simonyan and Zisserman, 2015).
+
+The usual CIFAR form: the 13 convolutions with biases and batch norm, and one linear layer in place
+of the three large ones.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from convwright.zoo.parts import check_stages, classify, scaled
+from convwright.zoo.registry import register
+
+
+def conv_unit(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return 3x3 convolution, batch norm, ReLU: (N, in, H, W) -> (N, out, H, W)."""
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv=nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            bn=nn.BatchNorm2d(out_channels),
+            act=nn.ReLU(),
+        )
+    )
+
+
+@register(
+    "vgg16-bn",
+    input_shape=(3, 32, 32),
+    num_classes=10,
+    source="Simonyan and Zisserman 2015, CIFAR form with batch norm",
+)
+def vgg16_bn(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (64, 128, 256, 512, 512),
+    depths: Sequence[int] = (2, 2, 3, 3, 3),
+) -> nn.Sequential:
+    """Build VGG-16: (N, in_channels, H, W) -> (N, num_classes) for H and W of at least 32.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        width: multiplier of all ``widths``.
+        widths: channels of each stage.
+        depths: convolutions in each stage; a 2x2 max pool ends every stage.
+    """
+    check_stages("vgg16-bn", 5, widths=widths, depths=depths)
+    layers = OrderedDict[str, nn.Module]()
+    channels = in_channels
+    for number, (base, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+        stage = nn.Sequential()
+        for _ in range(depth):
+            stage.append(conv_unit(channels, scaled(base, width)))
+            channels = scaled(base, width)
+        stage.append(nn.MaxPool2d(2))
+        layers[f"stage{number}"] = stage
+    return nn.Sequential(layers | classify(channels, num_classes))
