@@ -1,1 +1,20 @@
-"""."""
+"""READ: capture a network and find its layers, channel groups, blocks and stages."""
+
+from convwright.architecture.architecture import Architecture
+from convwright.architecture.blocks import Block, Stage
+from convwright.architecture.channels import ChannelGraph, ChannelGroup, Member
+from convwright.architecture.layers import Layer
+from convwright.architecture.read import create, parse_shape, read
+
+__all__ = [
+    "Architecture",
+    "Block",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Layer",
+    "Member",
+    "Stage",
+    "create",
+    "parse_shape",
+    "read",
+]

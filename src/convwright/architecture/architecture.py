@@ -1,0 +1,170 @@
+"""The types that a network is read into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from convwright.architecture.blocks import Block, Stage, find_blocks, find_stages
+from convwright.architecture.capture import Capture, Source
+from convwright.architecture.channels import ChannelGraph, ChannelGroup
+from convwright.architecture.layers import Layer, find_layers
+from convwright.errors import EditError, did_you_mean
+
+if TYPE_CHECKING:
+    from convwright.cost.cost_model import CostModel
+    from convwright.cost.counts import Profile
+    from convwright.edits.plan import Change, Edit, Importance, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """One reading of a network: what it is made of, and which channels belong together.
+
+    Read-only: edits return a new ``Architecture`` and leave this one, and its model, as they were.
+
+    Attributes:
+        model: the network itself, in the user's own class.
+        example_input: the input it was read with, shape (n, c, h, w).
+        source: the name it was created from (``"torchvision:resnet18"``), or its class name.
+        capture: the operator graph.
+        channels: the channel analysis behind ``groups``.
+        changes: what each edit did, when this architecture is the result of ``apply``.
+    """
+
+    model: nn.Module = field(repr=False)
+    example_input: Tensor = field(repr=False)
+    source: str
+    capture: Capture = field(repr=False)
+    channels: ChannelGraph = field(repr=False)
+    changes: tuple[Change, ...] = ()
+    applied: Plan | None = field(default=None, repr=False)
+
+    # -------------------------------------------------------------- what is in it
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every operator that computes something, in execution order, each with a unique name."""
+        return find_layers(self.capture, self.channels)
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """All channel groups, frozen ones included, in the order in which layers produce them."""
+        return self.channels.groups
+
+    @property
+    def free_groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose size can change."""
+        return tuple(group for group in self.groups if not group.frozen)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual blocks and repeated units."""
+        return find_blocks(self)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Runs of layers at one spatial size."""
+        return find_stages(self)
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer called ``name``.
+
+        Raises:
+            EditError: if there is none; the message has the nearest names.
+        """
+        if name not in self._layer_index:
+            raise EditError(
+                f"{self.source} has no layer called {name!r}.{did_you_mean(name, self._layer_index)}"
+            )
+        return self._layer_index[name]
+
+    @cached_property
+    def _layer_index(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    def group(self, name: str) -> ChannelGroup:
+        """Return the channel group that a layer's output belongs to.
+
+        Args:
+            name: a layer (``"layer1.0.conv1"``) or a group by its own name (``"conv[0:32]"``).
+
+        Raises:
+            EditError: if there is no such layer, or its output is made of several groups.
+        """
+        if name in self.channels.index:
+            return self.channels.group(name)
+        if name not in self._layer_index:
+            known = [*self._layer_index, *self.channels.index]
+            raise EditError(
+                f"{self.source} has no layer or group called {name!r}.{did_you_mean(name, known)}"
+            )
+        found = self._layer_index[name].groups
+        if len(found) != 1:
+            said = f"consists of the groups {', '.join(found)}" if found else "has no channels"
+            raise EditError(f"the output of {name} {said}; name one group.")
+        return self.channels.group(found[0])
+
+    # -------------------------------------------------------------- forwarded questions
+
+    def profile(self) -> Profile:
+        """Count MACs, parameters and memory, per layer and whole."""
+        from convwright.cost.counts import profile
+
+        return profile(self)
+
+    def cost_model(self) -> CostModel:
+        """Return the costs as functions of the group widths, for arrays of candidates."""
+        from convwright.cost.cost_model import CostModel
+
+        return CostModel.of(self)
+
+    @property
+    def plan(self) -> Plan:
+        """The edits that led from the network as it was read to this one."""
+        from convwright.edits.plan import Plan
+
+        return self.applied if self.applied is not None else Plan.empty(self)
+
+    def apply(
+        self,
+        *edits: Edit,
+        divisor: int = 1,
+        importance: Importance | Mapping[str, Sequence[float]] | str = "l2",
+        verify: bool = True,
+        optimizer: Any = None,
+    ) -> Architecture:
+        """Apply edits to a copy of the model; this architecture stays as it is.
+
+        Args:
+            *edits: what to change, e.g. ``Width("layer1.0.conv1", 48)``.
+            divisor: round new widths to multiples of this.
+            importance: which channels stay when a group shrinks: ``"l2"`` (default), a function
+                ``(group, architecture) -> scores``, or scores by group name.
+            verify: run the changed network beside the original and measure the difference.
+            optimizer: an optimizer over this model's parameters; the copy's parameters, and its
+                state, cut or repeated the same way, take their place in it.
+
+        Returns:
+            The new architecture, with one record per edit in ``changes``.
+
+        Raises:
+            EditError: if an edit is refused; nothing was changed.
+        """
+        from convwright.edits.plan import apply_edits
+
+        return apply_edits(
+            self,
+            edits,
+            divisor=divisor,
+            importance=importance,
+            verify=verify,
+            optimizer=optimizer,
+        )
+
+
+__all__ = ["Architecture", "Block", "ChannelGroup", "Layer", "Source", "Stage"]

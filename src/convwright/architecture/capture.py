@@ -1,0 +1,268 @@
+"""Capture a network as an operator graph with ``torch.export``.
+
+The capture runs on fake tensors: no arithmetic is done, no weight or buffer changes, and every module gets
+back the mode (training or eval) that it had.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from convwright.errors import ReadError
+
+_TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where in the user's code an operator was called."""
+
+    file: str
+    line: int
+    code: str
+
+    def __str__(self) -> str:
+        shown = f" `{self.code}`" if self.code else ""
+        return f"{Path(self.file).name}:{self.line}{shown}"
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """The operator graph of a network in eval mode, with the meaning of its inputs and outputs.
+
+    Attributes:
+        program: what ``torch.export`` returned; its graph holds ATen operators before decomposition.
+        tensors: graph input name -> qualified name of the parameter, buffer or constant behind it.
+        parameters: qualified names of the trainable parameters among ``tensors``.
+        inputs: names of the graph inputs that the caller supplies.
+        outputs: names of the graph nodes whose values the network returns.
+    """
+
+    program: ExportedProgram = field(repr=False)
+    tensors: dict[str, str]
+    parameters: frozenset[str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of ATen operators."""
+        return self.program.graph
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the parameter, buffer or constant called ``name``."""
+        state = self.program.state_dict
+        found = state[name] if name in state else self.program.constants[name]
+        assert isinstance(found, Tensor)
+        return found
+
+
+def capture(model: nn.Module, example_input: Tensor) -> Capture:
+    """Export ``model`` in eval mode.
+
+    Args:
+        model: any network with one tensor input; it is left exactly as it was.
+        example_input: a batch such as shape (1, 3, 224, 224).
+
+    Returns:
+        The capture.
+
+    Raises:
+        ReadError: if the forward pass fails or cannot be exported.
+    """
+    _check_one_input(model)
+    with _eval_mode(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(model, (example_input,), strict=False)
+        except Exception as error:
+            raise ReadError(_explain(model, example_input, error)) from error
+    return _interpret(program)
+
+
+def _interpret(program: ExportedProgram) -> Capture:
+    kinds = {
+        InputKind.PARAMETER: True,
+        InputKind.BUFFER: False,
+        InputKind.CONSTANT_TENSOR: False,
+    }
+    tensors: dict[str, str] = {}
+    parameters: set[str] = set()
+    inputs: list[str] = []
+    for spec in program.graph_signature.input_specs:
+        name = str(getattr(spec.arg, "name", ""))
+        if spec.kind in kinds and spec.target is not None:
+            tensors[name] = spec.target
+            if kinds[spec.kind]:
+                parameters.add(spec.target)
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(name)
+    outputs = [
+        str(getattr(spec.arg, "name", ""))
+        for spec in program.graph_signature.output_specs
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    return Capture(program, tensors, frozenset(parameters), tuple(inputs), tuple(outputs))
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval, and give each module back its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_one_input(model: nn.Module) -> None:
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return
+    required = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise ReadError(
+            f"{type(model).__name__}.forward needs {len(required)} inputs ({', '.join(required)}); "
+            "convwright reads networks with one image input. Wrap the model in a module that "
+            "supplies the others."
+        )
+
+
+def _explain(model: nn.Module, example_input: Tensor, error: Exception) -> str:
+    """Say in one line why the export failed: the forward pass itself, or its capture."""
+    shape = "x".join(map(str, example_input.shape))
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            model(example_input)
+    except Exception as forward_error:  # the user's own code may raise anything
+        return (
+            f"{name} does not run on an input of shape {shape}: {first_line(forward_error)} "
+            "Give the input shape that the network expects (--input CxHxW)."
+        )
+    where = next((f" at {s}" for s in [_user_frame(error)] if s is not None), "")
+    return (
+        f"{name} runs, but torch.export cannot capture it{where}: {first_line(error)} "
+        "Usually a branch or a loop depends on tensor values; make it depend on shapes or "
+        "constants only, or read the part before it."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first informative line of an error message, ending in a full stop."""
+    for line in str(error).splitlines():
+        text = line.strip()
+        if text and not text.startswith(("File ", "Traceback", "from user code")):
+            return f"{type(error).__name__}: {text[:300].rstrip('.')}."
+    return f"{type(error).__name__}."
+
+
+def _user_frame(error: Exception) -> Source | None:
+    trace = error.__traceback__
+    found: Source | None = None
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith(_TORCH_ROOT) and file != __file__:
+            code = linecache.getline(file, trace.tb_lineno).strip()
+            found = Source(file, trace.tb_lineno, code)
+        trace = trace.tb_next
+    return found
+
+
+# ------------------------------------------------------------------ questions about graph nodes
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n?(?P<code>[^\n]*)')
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the bare operator name, e.g. ``conv2d`` for ``aten.conv2d.default`` (in-place or not)."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return str(getattr(node.target, "__name__", node.target))
+    name = str(schema.name).split("::")[-1]
+    return name[:-1] if name.endswith("_") and not name.startswith("_") else name
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the qualified name of the innermost module that called the operator ('' is the root)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    return re.sub(r"@\d+$", "", str(entries[-1][0])) if entries else ""
+
+
+def module_class(node: fx.Node) -> str:
+    """Return the class name of the innermost module that called the operator."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    if not entries:
+        return ""
+    kind = entries[-1][1]
+    return kind.rsplit(".", 1)[-1] if isinstance(kind, str) else kind.__name__
+
+
+def source_of(node: fx.Node) -> Source | None:
+    """Return the innermost source line outside torch itself that led to the operator."""
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return None
+    frames = [
+        Source(m["file"], int(m["line"]), m["code"].strip())
+        for m in _FRAME.finditer(trace)
+        if not m["file"].startswith(_TORCH_ROOT)
+    ]
+    return frames[-1] if frames else None
+
+
+def describe(node: fx.Node) -> str:
+    """Name an operator for a person: operator, module, source line."""
+    module = module_path(node) or "the network itself"
+    source = source_of(node)
+    return f"{operator_name(node)} in {module}" + (f" ({source})" if source else "")
+
+
+def argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """Return an operator's argument by its schema name, whether given by position or keyword."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    schema = getattr(node.target, "_schema", None)
+    for position, parameter in enumerate(schema.arguments if schema else ()):
+        if parameter.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return parameter.default_value if parameter.has_default_value() else default
+    return default
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a node's tensor value; () for anything else."""
+    value = node.meta.get("val")
+    return tuple(int(s) for s in value.shape) if isinstance(value, Tensor) else ()
+
+
+def as_dims(dims: Any, ndim: int) -> tuple[int, ...]:
+    """Return dimension arguments as non-negative integers; ``None`` or empty means all."""
+    if dims is None or (isinstance(dims, Sequence) and not dims):
+        return tuple(range(ndim))
+    listed = dims if isinstance(dims, Sequence) else (dims,)
+    return tuple(int(d) % ndim if ndim else 0 for d in listed)

@@ -1,0 +1,404 @@
+"""From labels to channel groups: which channels live and die together.
+
+Connected components of tied labels are *channels*: sets of indices, on many parameter axes, that can only be
+removed or repeated together. Channels that touch the same axes form one ``ChannelGroup``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from convwright.architecture.capture import Capture
+from convwright.architecture.follow import Follower
+from convwright.architecture.labels import NEUTRAL, Plane, Values
+from convwright.errors import EditError, did_you_mean
+
+Ints = npt.NDArray[np.int64]
+Axis = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter or buffer axis on which a group's channels lie.
+
+    Attributes:
+        tensor: qualified name of the parameter or buffer.
+        axis: which of its axes.
+        role: ``"out"`` (a layer produces the channels here), ``"in"`` (a layer sums over them here) or
+            ``"along"`` (one entry per channel: norms, depthwise kernels, biases, scales).
+        per_channel: indices per channel on this axis (49 behind a flatten of 7x7 maps).
+    """
+
+    tensor: str
+    axis: int
+    role: str
+    per_channel: int
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that can be removed or repeated one by one, each across all its members.
+
+    Attributes:
+        name: the layer that produces them first; with ``[start:stop]`` when it is a part of that
+            layer's output.
+        size: number of channels, as counted in that layer's output.
+        step: sizes must be multiples of this (the group count where a grouped convolution or a
+            group norm ties groups to equal size).
+        frozen: the size cannot change.
+        reason: why it is frozen, in words; empty when it is free.
+        members: the parameter axes on which the channels lie.
+        tied: names of the groups whose sizes must change in proportion, because equal parts are cut
+            from a tensor that holds them all.
+        across: operators that compute a statistic across the channels, so that only whole multiples
+            (or nothing) keep the function exactly.
+    """
+
+    name: str
+    size: int
+    step: int = 1
+    frozen: bool = False
+    reason: str = ""
+    members: tuple[Member, ...] = ()
+    tied: tuple[str, ...] = ()
+    across: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """Number of independent channels: ``size / step``."""
+        return self.size // self.step
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the modules that own the members, in order, each once."""
+        return tuple(dict.fromkeys(m.tensor.rpartition(".")[0] for m in self.members))
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """The channel analysis of one captured network (or of the same network under new sizes).
+
+    Attributes:
+        follower: the walk that it was made from.
+        component: atom -> channel (connected component).
+        group_of: channel -> index into ``groups``, or -1 where labels are no channels.
+        rank: channel -> its place within its group.
+        groups: the channel groups, in the order in which layers produce them.
+    """
+
+    follower: Follower = field(repr=False)
+    component: Ints = field(repr=False)
+    group_of: Ints = field(repr=False)
+    rank: Ints = field(repr=False)
+    groups: tuple[ChannelGroup, ...] = ()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Group name -> its place in ``groups``."""
+        return {group.name: i for i, group in enumerate(self.groups)}
+
+    @cached_property
+    def units(self) -> Ints:
+        """Number of channels (components) of each group."""
+        return np.array([group.units for group in self.groups], dtype=np.int64)
+
+    def group(self, name: str) -> ChannelGroup:
+        """Return a group by its exact name."""
+        if name not in self.index:
+            raise EditError(f"no channel group is called {name!r}.{did_you_mean(name, self.index)}")
+        return self.groups[self.index[name]]
+
+    def channels_of(self, labels: Tensor) -> Ints:
+        """Return the channel of each label; -1 where there is none."""
+        flat = labels.reshape(-1).numpy()
+        channels = self.component[flat]
+        return np.where(flat == NEUTRAL, -1, channels)
+
+    def count(self, labels: Tensor) -> Ints:
+        """Count, per group, the labels that belong to it; the last entry counts the others."""
+        channels = self.channels_of(labels)
+        group = np.where(channels < 0, -1, self.group_of[channels])
+        return np.bincount(
+            np.where(group < 0, len(self.groups), group), minlength=len(self.groups) + 1
+        )
+
+    def axis_labels(self, axis: Axis) -> Tensor:
+        """Return the labels along one parameter axis."""
+        return self.follower.atoms[axis]
+
+    def groups_on(self, labels: Tensor) -> tuple[str, ...]:
+        """Return the names of the groups that these labels belong to, in order of appearance."""
+        channels = self.channels_of(labels)
+        found = self.group_of[channels[channels >= 0]]
+        return tuple(self.groups[g].name for g in dict.fromkeys(found.tolist()) if g >= 0)
+
+
+def analyse(capture: Capture) -> ChannelGraph:
+    """Find the channel groups of a captured network."""
+    return build(Follower(capture).run())
+
+
+def build(follower: Follower) -> ChannelGraph:
+    """Turn the ledger of a finished walk into channel groups."""
+    return _Builder(follower).build()
+
+
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """A guide for the second walk: the first walk's analysis with new channel counts.
+
+    Attributes:
+        old: the analysis of the network as it is.
+        units: the wanted number of channels of each group.
+    """
+
+    old: ChannelGraph
+    units: Ints
+
+    def axis_size(self, tensor: str, axis: int) -> int:
+        """Return the new size of one parameter axis."""
+        return self.new_length(self.old.axis_labels((tensor, axis)))
+
+    def new_length(self, labels: Tensor) -> int:
+        """Return how long a run of old labels becomes: each group's share in proportion."""
+        counts = self.old.count(labels)
+        shares = counts[:-1] * self.units / np.maximum(self.old.units, 1)
+        return int(np.rint(shares.sum())) + int(counts[-1])
+
+    def channel_axes(self, plane: Plane) -> tuple[int, ...]:
+        """Return the axes of an old plane along which channels vary."""
+        channels = self.old.channels_of(plane.labels).reshape(tuple(plane.labels.shape))
+        return tuple(
+            a for a in plane.axes if bool((channels != np.take(channels, [0], axis=a)).any())
+        )
+
+    def value(self, node: str) -> Values:
+        """Return what the first walk found for a node."""
+        return self.old.follower.values[node]
+
+
+def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
+    """Analyse the same graph with ``units[g]`` channels in group ``g``.
+
+    Raises:
+        ResizeError: if the graph cannot be followed with these sizes.
+    """
+    return build(Follower(old.follower.capture, Resized(old, units)).run())
+
+
+# ------------------------------------------------------------------ building
+
+
+class _Builder:
+    """Components, then signatures, then groups."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower = follower
+        self.ledger = follower.ledger
+        self.count = follower.ledger.count
+        self.axes = list(follower.atoms)
+
+    def build(self) -> ChannelGraph:
+        self.component = self._components()
+        self.channels = int(self.component.max()) + 1 if self.count else 0
+        self._mark_roles()
+        keys = self._signatures()
+        reasons = self._frozen_reasons()
+        groups, group_of, rank = self._groups(keys, reasons)
+        graph = ChannelGraph(self.follower, self.component, group_of, rank, tuple(groups))
+        return replace(graph, groups=tuple(_with_ties(graph)))
+
+    def _components(self) -> Ints:
+        if not self.ledger.ties:
+            return np.arange(self.count, dtype=np.int64)
+        firsts, seconds = [], []
+        for a, b in self.ledger.ties:
+            if a.shape != b.shape:
+                a, b = torch.broadcast_tensors(a, b)
+            firsts.append(a.reshape(-1))
+            seconds.append(b.reshape(-1))
+        left, right = torch.cat(firsts).numpy(), torch.cat(seconds).numpy()
+        real = (left != NEUTRAL) & (right != NEUTRAL) & (left != right)
+        left, right = left[real], right[real]
+        shape = (self.count, self.count)
+        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=shape)
+        return connected_components(graph, directed=False)[1].astype(np.int64)
+
+    def _mark_roles(self) -> None:
+        """Where is each channel produced first, and which atoms are inputs or carried entries?"""
+        self.role = np.zeros(self.count, dtype=np.int8)
+        for labels in self.ledger.carried:
+            self.role[labels.numpy()] = 3
+        for labels in self.ledger.consumed:
+            self.role[labels.numpy()] = 2
+        self.order = np.full(self.count, np.iinfo(np.int64).max)
+        self.producer: dict[int, str] = {}
+        at = 0
+        for labels, layer in self.ledger.produced:
+            atoms = labels.numpy()
+            atoms = atoms[atoms != NEUTRAL]
+            self.role[atoms] = 1
+            self.order[atoms] = np.minimum(self.order[atoms], at + np.arange(len(atoms)))
+            self.producer[at] = layer
+            at += len(atoms)
+        self.first = np.full(self.channels, np.iinfo(np.int64).max)
+        np.minimum.at(self.first, self.component, self.order)
+
+    def _signatures(self) -> dict[int, tuple[bytes, Ints]]:
+        """Channel -> (the axes it lies on with counts, as bytes)."""
+        if not self.axes:
+            return {}
+        atoms = np.concatenate([self.follower.atoms[a].numpy() for a in self.axes])
+        sizes = [self.follower.atoms[a].numel() for a in self.axes]
+        axis_of = np.repeat(np.arange(len(self.axes)), sizes)
+        pairs = self.component[atoms] * len(self.axes) + axis_of
+        unique, counts = np.unique(pairs, return_counts=True)
+        channel, axis = unique // len(self.axes), unique % len(self.axes)
+        table = np.stack([axis, counts], axis=1).astype(np.int64)
+        starts = np.flatnonzero(np.diff(channel, prepend=-1))
+        stops = np.append(starts[1:], len(channel))
+        return {
+            int(channel[a]): (table[a:b].tobytes(), table[a:b])
+            for a, b in zip(starts, stops, strict=True)
+        }
+
+    def _frozen_reasons(self) -> dict[int, str]:
+        reasons: dict[int, str] = {}
+        for labels, reason in [*self.ledger.frozen, *self._picked()]:
+            atoms = labels.reshape(-1).numpy()
+            for channel in np.unique(self.component[atoms[atoms != NEUTRAL]]).tolist():
+                reasons.setdefault(channel, reason)
+        return reasons
+
+    def _picked(self) -> list[tuple[Tensor, str]]:
+        """Constant positions taken along an axis fix it, if channels vary along that axis."""
+        fixed = []
+        for plane, axis, reason in self.ledger.picked:
+            channels = self.component[plane.labels.numpy()]
+            if (channels != np.take(channels, [0], axis=axis)).any():
+                fixed.append((plane.labels, reason))
+        return fixed
+
+    def _groups(
+        self, keys: dict[int, tuple[bytes, Ints]], reasons: dict[int, str]
+    ) -> tuple[list[ChannelGroup], Ints, Ints]:
+        roles = np.zeros(self.channels, dtype=bool)
+        roles[self.component[self.role > 0]] = True
+        inputs = {int(c) for row in self.follower.input_labels for c in self.component[row.numpy()]}
+        buckets: dict[tuple[bytes, str, bool], list[int]] = {}
+        for channel, (key, _) in keys.items():
+            if roles[channel] or channel in inputs:
+                bucket = (key, reasons.get(channel, ""), channel in inputs)
+                buckets.setdefault(bucket, []).append(channel)
+        group_of = np.full(self.channels, -1, dtype=np.int64)
+        rank = np.zeros(self.channels, dtype=np.int64)
+        made = []
+        for (_, reason, is_input), channels in buckets.items():
+            ordered = sorted(channels, key=lambda c: (self.first[c], c))
+            made.append((self._group(keys[ordered[0]][1], ordered, reason, is_input), ordered))
+        made.sort(
+            key=lambda item: (not item[0].name == "input", self.first[item[1][0]], item[1][0])
+        )
+        groups = _uniquely_named([group for group, _ in made])
+        for index, (_, ordered) in enumerate(made):
+            group_of[ordered] = index
+            rank[ordered] = np.arange(len(ordered))
+        return self._with_statistics(groups, group_of), group_of, rank
+
+    def _group(
+        self, table: Ints, channels: Sequence[int], reason: str, is_input: bool
+    ) -> ChannelGroup:
+        members = tuple(self._member(int(axis), int(n), channels[0]) for axis, n in table)
+        first = int(self.first[channels[0]])
+        produced = first < np.iinfo(np.int64).max
+        if is_input:
+            return ChannelGroup("input", len(channels), 1, True, reason, members)
+        if not produced:
+            tensor = members[0].tensor
+            reason = reason or "no convolution or linear layer produces these channels"
+            return ChannelGroup(tensor, len(channels), 1, True, reason, members)
+        layer, axis = self._birthplace(first)
+        step = next((m.per_channel for m in members if (m.tensor, m.axis) == axis), 1)
+        name = layer + self._part(axis, set(channels))
+        return ChannelGroup(name, len(channels) * step, step, bool(reason), reason, members)
+
+    def _member(self, axis: int, count: int, channel: int) -> Member:
+        tensor, which = self.axes[axis]
+        atoms = self.follower.atoms[tensor, which].numpy()
+        mine = atoms[self.component[atoms] == channel]
+        role = {0: "along", 1: "out", 2: "in", 3: "along"}[int(self.role[mine[0]])]
+        return Member(tensor, which, role, count)
+
+    def _birthplace(self, order: int) -> tuple[str, Axis | None]:
+        """Return the layer that produced the channel first, and that parameter axis."""
+        start = max(s for s in self.producer if s <= order)
+        atom = int(np.flatnonzero(self.order == order)[0])
+        return self.producer[start], self._axis_of_atom.get(atom)
+
+    @cached_property
+    def _axis_of_atom(self) -> dict[int, Axis]:
+        return {int(a): axis for axis in self.axes for a in self.follower.atoms[axis].tolist()}
+
+    def _part(self, axis: Axis | None, channels: set[int]) -> str:
+        """Return ``[start:stop]`` when the channels are only a part of the axis they lie on."""
+        if axis is None:
+            return ""
+        on_axis = self.component[self.follower.atoms[axis].numpy()]
+        mine = np.flatnonzero(np.isin(on_axis, list(channels)))
+        if len(mine) == len(on_axis):
+            return ""
+        return f"[{mine[0]}:{mine[-1] + 1}]"
+
+    def _with_statistics(self, groups: list[ChannelGroup], group_of: Ints) -> list[ChannelGroup]:
+        across: dict[int, dict[str, None]] = {}
+        for labels, operator in self.ledger.across:
+            flat = labels.reshape(-1).numpy()
+            touched = group_of[np.unique(self.component[flat[flat != NEUTRAL]])]
+            for index in set(touched.tolist()) - {-1}:
+                across.setdefault(index, {})[operator] = None
+        return [replace(g, across=tuple(across.get(i, ()))) for i, g in enumerate(groups)]
+
+
+def _uniquely_named(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    seen: dict[str, int] = {}
+    named = []
+    for group in groups:
+        seen[group.name] = seen.get(group.name, 0) + 1
+        suffix = f"#{seen[group.name]}" if seen[group.name] > 1 else ""
+        named.append(replace(group, name=group.name + suffix))
+    return named
+
+
+def _with_ties(graph: ChannelGraph) -> list[ChannelGroup]:
+    """Join groups that lie in different equal parts of one tensor: their sizes move together."""
+    parent = list(range(len(graph.groups)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for table in graph.follower.ledger.equal_parts:
+        rows = [graph.count(row)[:-1] for row in table]
+        if all((row == rows[0]).all() for row in rows[1:]):
+            continue
+        involved = np.flatnonzero(np.sum(rows, axis=0))
+        for other in involved[1:].tolist():
+            parent[root(other)] = root(int(involved[0]))
+    classes: dict[int, list[str]] = {}
+    for i, group in enumerate(graph.groups):
+        classes.setdefault(root(i), []).append(group.name)
+    return [
+        replace(g, tied=tuple(n for n in classes[root(i)] if n != g.name))
+        for i, g in enumerate(graph.groups)
+    ]

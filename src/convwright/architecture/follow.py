@@ -1,0 +1,326 @@
+"""Follow channel labels through a captured graph.
+
+The same walk serves twice. The first walk reads the network as it is. The second walk (with a ``Guide``) takes new
+sizes for the channel groups and shows where each channel then arrives: after a flatten, a shuffle or a split the
+answer is not "repeat the old indices", so it is found by executing the shape operators once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from convwright.architecture.capture import Capture, describe, module_path, shape_of
+from convwright.architecture.labels import (
+    Ledger,
+    Plane,
+    ResizeError,
+    Value,
+    Values,
+    along,
+    compact,
+    full,
+    line_plane,
+    reshape_blocks,
+    with_sizes,
+)
+from convwright.architecture.rules import rule_for
+
+
+class Guide(Protocol):
+    """What the second walk knows from the first: new sizes, and where channels lay."""
+
+    def axis_size(self, tensor: str, axis: int) -> int:
+        """Return the new size of one axis of a parameter or buffer."""
+        ...
+
+    def new_length(self, labels: Tensor) -> int:
+        """Return how long a run of old labels becomes."""
+        ...
+
+    def channel_axes(self, plane: Plane) -> tuple[int, ...]:
+        """Return the axes of an old plane along which *channels* (not just labels) vary."""
+        ...
+
+    def value(self, node: str) -> Values:
+        """Return what the first walk found for a node."""
+        ...
+
+
+class Follower:
+    """One walk over the graph.
+
+    Attributes:
+        ledger: ties, freezes and roles written by the rules.
+        values: node name -> its value (or list of values).
+        atoms: (tensor name, axis) -> its labels, in index order.
+        groups: node name of each convolution -> its group count under the current sizes.
+        unknown: nodes without a rule that had labels at their inputs.
+    """
+
+    def __init__(self, capture: Capture, guide: Guide | None = None) -> None:
+        self.capture = capture
+        self.guide = guide
+        self.ledger = Ledger()
+        self.values: dict[str, Values] = {}
+        self.atoms: dict[tuple[str, int], Tensor] = {}
+        self.groups: dict[str, int] = {}
+        self.unknown: list[fx.Node] = []
+        self.input_labels: list[Tensor] = []
+        self._met: set[tuple[str, int]] = set()
+
+    def run(self) -> Follower:
+        """Walk the whole graph."""
+        for node in self.capture.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node.name] = self._enter(node)
+            elif node.op == "call_function":
+                self.values[node.name] = self._call(node)
+            elif node.op == "output":
+                self._leave(node)
+        return self
+
+    def _call(self, node: fx.Node) -> Values:
+        if getattr(node.target, "__name__", "") == "getitem":
+            source = self.values[node.args[0].name]  # type: ignore[union-attr]
+            return source[int(node.args[1])] if isinstance(source, list) else source  # type: ignore[arg-type]
+        try:
+            return rule_for(node)(self, node)
+        except RuntimeError as error:
+            if self.guide is None:
+                raise
+            raise ResizeError(f"{str(error).splitlines()[0]} at {describe(node)}") from error
+
+    # -------------------------------------------------------------- graph inputs and outputs
+
+    def _enter(self, node: fx.Node) -> Value:
+        name = self.capture.tensors.get(node.name)
+        if name is not None:
+            return self._parameter(node, name)
+        shape = shape_of(node)
+        if len(shape) < 2:
+            return Value(shape)
+        labels = self.ledger.fresh(shape[1])
+        self.input_labels.append(labels)
+        self.ledger.freeze(labels, f"they are the network's input ({node.name})")
+        return Value(shape, (line_plane(labels, 1, len(shape)),))
+
+    def _parameter(self, node: fx.Node, name: str) -> Value:
+        shape = shape_of(node)
+        planes = []
+        for axis in _labelled_axes(shape):
+            size = shape[axis] if self.guide is None else self.guide.axis_size(name, axis)
+            if (name, axis) not in self.atoms:
+                self.atoms[name, axis] = self.ledger.fresh(size)
+            planes.append(line_plane(self.atoms[name, axis], axis, len(shape)))
+        return Value(with_sizes(shape, planes), tuple(planes), weight=True, parameter=name)
+
+    def _leave(self, node: fx.Node) -> None:
+        for producer in node.all_input_nodes:
+            value = self.values[producer.name]
+            for each in value if isinstance(value, list) else [value]:
+                where = module_path(producer) or "the network itself"
+                self.ledger.freeze_value(each, f"they are the network's output ({where})")
+
+    # -------------------------------------------------------------- inputs of a node
+
+    def resolve(self, node: Any) -> Value:
+        """Return the value of an argument (a scalar is a value without labels)."""
+        if not isinstance(node, fx.Node):
+            return Value((), weight=True)
+        value = self.values[node.name]
+        return value[0] if isinstance(value, list) else value
+
+    def input(self, node: fx.Node, which: int | str) -> Value:
+        """Return an operand by position or by its name in the operator's schema."""
+        return self.resolve(_operand(node, which))
+
+    def optional_input(self, node: fx.Node, name: str) -> Value | None:
+        """Return an operand by schema name, or ``None`` when it is not given."""
+        operand = _operand(node, name)
+        return self.resolve(operand) if isinstance(operand, fx.Node) else None
+
+    def tensor_inputs(self, node: fx.Node) -> list[Value]:
+        """Return the values of all tensor operands."""
+        return [self.resolve(n) for n in node.all_input_nodes]
+
+    def meta_shape(self, node: fx.Node, which: int | str) -> tuple[int, ...]:
+        """Return an operand's shape in the original network."""
+        operand = _operand(node, which)
+        return shape_of(operand) if isinstance(operand, fx.Node) else ()
+
+    def old_size(self, node: fx.Node, which: int | str, axis: int) -> int:
+        """Return one size of an operand in the original network."""
+        return self.meta_shape(node, which)[axis]
+
+    # -------------------------------------------------------------- channels and weights
+
+    def channels(self, x: Value, axis: int, node: fx.Node) -> Tensor | None:
+        """Return the labels along a channel axis; channels folded into the batch are frozen."""
+        plane = x.plane_at(axis)
+        if plane is not None and axis > 0 and 0 in plane.axes:
+            self.ledger.freeze(plane.labels, f"channels lie in the batch axis at {describe(node)}")
+        return along(self.ledger, x, axis)
+
+    def weight_line(
+        self, node: fx.Node, which: str, axis: int, arriving: int | None = None
+    ) -> Tensor | None:
+        """Return the labels along one axis of a weight operand.
+
+        In a guided walk, an axis that nothing has met yet takes the length that arrives.
+        """
+        weight = self.input(node, which)
+        name = weight.parameter
+        if name is not None and (name, axis) in self.atoms:
+            if self.guide and arriving is not None and (name, axis) not in self._met:
+                self._met.add((name, axis))
+                if self.atoms[name, axis].numel() != arriving:
+                    self.atoms[name, axis] = self.ledger.fresh(arriving)
+            return self.atoms[name, axis]
+        return along(self.ledger, weight, axis)
+
+    def attach(self, node: fx.Node, which: str, labels: Tensor | None, x: Value) -> None:
+        """Tie a per-channel operand (bias, norm scale, statistics) to a row of labels."""
+        operand = self.input(node, which)
+        if operand.ndim != 1:
+            return
+        arriving = None if labels is None else labels.numel()
+        own = self.weight_line(node, which, 0, arriving)
+        if own is None:
+            return
+        self.ledger.carry(own)
+        if labels is None:
+            self.ledger.freeze(own, f"its input carries no channels at {describe(node)}")
+        else:
+            self.ledger.tie(own, labels)
+
+    def owner(self, node: fx.Node) -> str:
+        """Return the name of the layer a weighted operator belongs to.
+
+        The innermost module that called the operator; where a container calls the functional form, the
+        module that holds the weight.
+        """
+        weight = next((self.resolve(n).parameter for n in node.all_input_nodes[1:2]), None)
+        if weight is not None and "parametrizations" not in weight:
+            return weight.rpartition(".")[0] or weight
+        return module_path(node) or node.name
+
+    # -------------------------------------------------------------- results of a node
+
+    def value(
+        self,
+        node: fx.Node,
+        planes: Sequence[Plane],
+        weight: bool = False,
+        output: int | None = None,
+    ) -> Value:
+        """Make the value of a node: the original shape, with the sizes its planes have now."""
+        meta = node.meta["val"] if output is None else node.meta["val"][output]
+        shape = tuple(int(s) for s in meta.shape) if isinstance(meta, Tensor) else ()
+        return Value(with_sizes(shape, planes), tuple(planes), weight)
+
+    def known_axes(self, node: fx.Node, index: int) -> tuple[int, ...] | None:
+        """Return along which axes a node's plane varied in the first walk; ``None`` in the first."""
+        if self.guide is None:
+            return None
+        value = self.guide.value(node.name)
+        assert isinstance(value, Value)
+        return value.planes[index].axes if index < len(value.planes) else None
+
+    def execute(
+        self, node: fx.Node, x: Value, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Value:
+        """Run a shape operator on the labels of its first operand."""
+        if any(isinstance(a, fx.Node) for a in [*args, *kwargs.values()]):
+            from convwright.architecture.rules import opaque
+
+            result = opaque(self, node)
+            assert isinstance(result, Value)
+            return result
+        planes = []
+        for index, plane in enumerate(x.planes):
+            labels = node.target(full(plane, x.shape), *args, **kwargs)  # type: ignore[operator]
+            planes.append(compact(labels, self.known_axes(node, index)))
+        if not planes:
+            return Value(shape_of(node), weight=x.weight)
+        return self.value(node, planes, x.weight)
+
+    # -------------------------------------------------------------- constants under new sizes
+
+    def reshaped(
+        self, node: fx.Node, x: Value, before: Sequence[int], after: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Return the target of a reshape under the current sizes.
+
+        Where an axis splits, the part along which channels vary takes the change (``c // g`` in a
+        channel shuffle), the others keep the size that the user wrote.
+        """
+        if self.guide is None or tuple(before) == x.shape:
+            return tuple(after)
+        old = self.guide.value(node.name)
+        assert isinstance(old, Value)
+        channel_axes = {a for p in old.planes for a in self.guide.channel_axes(p)}
+        target = list(after)
+        for inside, outside in reshape_blocks(before, after):
+            was, now = _product(before, inside), _product(x.shape, inside)
+            if was == now or not outside:
+                continue
+            candidates = [a for a in reversed(outside) if a in channel_axes] or list(outside)
+            for axis in candidates:
+                if after[axis] * now % was == 0:
+                    target[axis] = after[axis] * now // was
+                    break
+            else:
+                raise ResizeError(f"{now} does not divide as {was} did at {describe(node)}")
+        return tuple(target)
+
+    def part_sizes(
+        self, node: fx.Node, x: Value, axis: int, old: Sequence[int], equal: bool
+    ) -> list[int]:
+        """Return the sizes of the parts that an axis is cut into, under the current sizes."""
+        length = x.shape[axis]
+        if self.guide is None:
+            return list(old)
+        if equal:
+            if length % len(old):
+                raise ResizeError(
+                    f"{length} does not split into {len(old)} parts at {describe(node)}"
+                )
+            return [length // len(old)] * len(old)
+        before = self.guide.value(_operand(node, 0).name)
+        assert isinstance(before, Value)
+        plane = before.plane_at(axis)
+        if plane is None:
+            return list(old)
+        labels = plane.labels
+        for other in plane.axes:
+            labels = labels if other == axis else labels.narrow(other, 0, 1)
+        parts = torch.split(labels.reshape(-1), list(old))
+        sizes = [self.guide.new_length(part) for part in parts]
+        if sum(sizes) != length:
+            raise ResizeError(f"parts {sizes} do not add up to {length} at {describe(node)}")
+        return sizes
+
+
+def _labelled_axes(shape: Sequence[int]) -> list[int]:
+    """Return the axes of a parameter that may hold channels: not the kernel axes of a convolution."""
+    last = 2 if len(shape) > 3 and shape[0] > 1 else len(shape)
+    return [axis for axis in range(last) if shape[axis] > 1]
+
+
+def _operand(node: fx.Node, which: int | str) -> Any:
+    if isinstance(which, int):
+        return node.args[which] if which < len(node.args) else None
+    from convwright.architecture.capture import argument
+
+    return argument(node, which)
+
+
+def _product(sizes: Sequence[int], axes: Sequence[int]) -> int:
+    result = 1
+    for axis in axes:
+        result *= sizes[axis]
+    return result

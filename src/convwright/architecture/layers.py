@@ -1,0 +1,177 @@
+"""Layers: every operator of the graph that computes something, under a unique name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from convwright.architecture.capture import (
+    Capture,
+    Source,
+    module_class,
+    module_path,
+    operator_name,
+    shape_of,
+    source_of,
+)
+from convwright.architecture.channels import ChannelGraph
+from convwright.architecture.labels import Value
+from convwright.architecture.rules import RULES, elementwise, executed, pad
+
+Shape = tuple[int, ...]
+
+KINDS: dict[str, str] = {}
+
+
+def _kind(kind: str, *operators: str) -> None:
+    KINDS.update(dict.fromkeys(operators, kind))
+
+
+_kind("conv", "conv1d", "conv2d", "conv3d", "convolution", "_convolution")
+_kind("conv", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_kind("linear", "linear", "addmm")
+_kind("matmul", "matmul", "mm", "bmm", "baddbmm", "einsum")
+_kind("attention", "scaled_dot_product_attention")
+_kind("norm", "batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
+_kind("norm", "local_response_norm", "_native_batch_norm_legit_no_training")
+_kind("activation", "softmax", "log_softmax", "_softmax", "_log_softmax", "prelu", "relu")
+_kind("activation", "silu", "hardswish", "gelu", "elu", "selu", "celu", "leaky_relu", "relu6")
+_kind("activation", "hardtanh", "hardsigmoid", "mish", "threshold", "rrelu", "log_sigmoid")
+_kind("activation", "sigmoid", "tanh", "softplus", "clamp", "clamp_min", "clamp_max")
+_kind("pool", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+_kind("pool", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d")
+_kind("pool", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+_kind("pool", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "mean", "amax")
+
+# Operators that only rearrange or name values: they compute nothing and are no layers.
+_REARRANGING = frozenset(name for name, rule in RULES.items() if rule is executed) | {
+    "view", "reshape", "_unsafe_view", "unflatten", "reshape_as", "view_as", "expand", "expand_as",
+    "broadcast_to", "cat", "concat", "stack", "chunk", "split", "split_with_sizes", "tensor_split",
+    "slice", "narrow", "select", "unbind", "roll", "getitem", "clone", "contiguous", "detach",
+    "alias", "to", "_to_copy", "dropout", "feature_dropout", "alpha_dropout", "lift_fresh_copy",
+    "zeros_like", "ones_like", "full_like", "empty_like", "zeros", "ones", "full", "arange",
+    "empty", "_assert_tensor_metadata", "index_select", "copy", "sym_size", "type_as",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator that computes something.
+
+    Attributes:
+        name: unique; the module that calls the operator, with the operator's name where a module
+            calls several, and ``#2`` where a module is called again.
+        kind: conv, linear, matmul, attention, norm, activation, pool, elementwise or other.
+        operator: the ATen operator, e.g. ``conv2d``.
+        module: class name of the module that calls it.
+        input_shapes: shapes of its tensor operands, parameters excluded.
+        output_shape: shape of its (first) result.
+        parameters: qualified names of the parameters and buffers it uses directly.
+        groups: names of the channel groups on its output, in order.
+        node: its node in the captured graph.
+        source: the line of the user's code that led to it.
+    """
+
+    name: str
+    kind: str
+    operator: str
+    module: str
+    input_shapes: tuple[Shape, ...]
+    output_shape: Shape
+    parameters: tuple[str, ...]
+    groups: tuple[str, ...]
+    node: str
+    source: Source | None = None
+
+
+def find_layers(capture: Capture, channels: ChannelGraph) -> tuple[Layer, ...]:
+    """List the layers of a captured network in execution order."""
+    nodes = [n for n in capture.graph.nodes if n.op == "call_function" and _computes(n)]
+    names = _names(nodes, capture)
+    return tuple(_layer(n, name, capture, channels) for n, name in zip(nodes, names, strict=True))
+
+
+def kind_of(node: fx.Node) -> str:
+    """Return the kind of layer that an operator makes."""
+    name = operator_name(node)
+    if name in KINDS:
+        return KINDS[name]
+    is_elementwise = RULES.get(name) in (elementwise, pad) or name in {"add", "mul", "sub", "div"}
+    return "elementwise" if is_elementwise else "other"
+
+
+def _computes(node: fx.Node) -> bool:
+    return operator_name(node) not in _REARRANGING and isinstance(_first(node), Tensor)
+
+
+def _first(node: fx.Node) -> object:
+    value = node.meta.get("val")
+    return value[0] if isinstance(value, tuple | list) and value else value
+
+
+def _names(nodes: list[fx.Node], capture: Capture) -> list[str]:
+    calls: dict[str, int] = {}
+    for node in nodes:
+        calls[module_path(node)] = calls.get(module_path(node), 0) + 1
+    seen: dict[str, int] = {}
+    names = []
+    for node in nodes:
+        base = _base_name(node, capture)
+        seen[base] = seen.get(base, 0) + 1
+        names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
+    return names
+
+
+def _base_name(node: fx.Node, capture: Capture) -> str:
+    """A weighted operator is named by its module, any other by its module if that is a leaf."""
+    path = module_path(node)
+    owner = _weight_owner(node, capture)
+    if owner is not None and kind_of(node) in ("conv", "linear", "norm"):
+        return owner if "parametrizations" not in owner else path
+    if node.meta.get("nn_module_stack") and module_class(node) in _LEAVES:
+        return path
+    return f"{path}.{operator_name(node)}" if path else operator_name(node)
+
+
+def _weight_owner(node: fx.Node, capture: Capture) -> str | None:
+    for operand in node.all_input_nodes[1:]:
+        tensor = capture.tensors.get(operand.name)
+        if tensor is not None:
+            return tensor.rpartition(".")[0] or tensor
+    return module_path(node) if kind_of(node) == "conv" else None
+
+
+def _leaf_classes() -> frozenset[str]:
+    from torch.nn import modules
+
+    return frozenset(modules.__all__) - {"Module", "Sequential", "ModuleList", "MultiheadAttention"}
+
+
+_LEAVES = _leaf_classes()
+
+
+def _layer(node: fx.Node, name: str, capture: Capture, channels: ChannelGraph) -> Layer:
+    operands = node.all_input_nodes
+    result = _first(node)
+    shape = tuple(int(s) for s in result.shape) if isinstance(result, Tensor) else ()
+    value = channels.follower.values[node.name]
+    return Layer(
+        name=name,
+        kind=kind_of(node),
+        operator=operator_name(node),
+        module=module_class(node),
+        input_shapes=tuple(shape_of(n) for n in operands if n.name not in capture.tensors),
+        output_shape=shape,
+        parameters=tuple(capture.tensors[n.name] for n in operands if n.name in capture.tensors),
+        groups=_output_groups(value[0] if isinstance(value, list) else value, channels),
+        node=node.name,
+        source=source_of(node),
+    )
+
+
+def _output_groups(value: Value, channels: ChannelGraph) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for plane in value.planes:
+        names.update(dict.fromkeys(channels.groups_on(plane.labels)))
+    return tuple(names)

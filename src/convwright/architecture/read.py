@@ -1,0 +1,182 @@
+"""``read``: from a model, a name or a file to an ``Architecture``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convwright.architecture.architecture import Architecture
+from convwright.architecture.capture import capture, first_line
+from convwright.architecture.channels import analyse
+from convwright.errors import ConvwrightError, ReadError, did_you_mean
+
+ModelSource = nn.Module | str
+InputLike = Tensor | Sequence[int] | str | None
+
+
+def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> Architecture:
+    """Read a network: its layers, channel groups, blocks, stages and costs.
+
+    The network is captured with ``torch.export`` in eval mode, on fake tensors: nothing is computed, no weight
+    changes, and the training mode is given back as it was.
+
+    Args:
+        model: a module, or ``"torchvision:NAME"``, ``"timm:NAME"``, ``"zoo:NAME"`` or
+            ``"path/to/file.py:CallableOrClass"`` (called without positional arguments).
+        example_input: a batch of shape (n, c, h, w), a shape such as ``(3, 224, 224)`` or ``"3x224x224"``.
+            Named models know their own; for a module it is required.
+        **kwargs: passed to the constructor of a named model, e.g. ``num_classes=10``.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ReadError: if the name is unknown, the input does not fit, or the network cannot be captured.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> arch.group("layer1.0.conv1").size
+        16
+    """
+    built, default_shape, source = create(model, **kwargs)
+    example = _example(example_input, default_shape, built, source)
+    captured = capture(built, example)
+    return Architecture(built, example, source, captured, analyse(captured))
+
+
+def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...] | None, str]:
+    """Create a model from its name.
+
+    Returns:
+        The model, its usual input shape (c, h, w) if known, and its name.
+
+    Raises:
+        ReadError: if the name is unknown or the constructor fails.
+    """
+    if isinstance(model, nn.Module):
+        return model, None, type(model).__name__
+    where, _, name = model.partition(":")
+    makers = {"torchvision": _torchvision, "timm": _timm, "zoo": _zoo}
+    if where in makers and name:
+        built, shape = makers[where](name, kwargs)
+    elif ".py:" in model:
+        built, shape = _from_file(model, kwargs), None
+    else:
+        raise ReadError(
+            f"{model!r} is not a model: give torchvision:NAME, timm:NAME, zoo:NAME or "
+            f"FILE.py:CLASS.{_nearest_anywhere(model)}"
+        )
+    return built, shape, model
+
+
+def _nearest_anywhere(name: str) -> str:
+    from torchvision.models import list_models
+
+    from convwright import zoo
+
+    known = [f"torchvision:{n}" for n in list_models()] + [f"zoo:{n}" for n in zoo.names()]
+    bare = {k.partition(":")[2]: k for k in known}
+    return f" Did you mean {bare[name]}?" if name in bare else did_you_mean(name, known)
+
+
+def _construct(source: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        built = make(**kwargs)
+    except ConvwrightError:
+        raise
+    except Exception as error:
+        raise ReadError(f"{source} could not be created: {first_line(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise ReadError(f"{source} gave a {type(built).__name__}, not an nn.Module.")
+    return built
+
+
+def _torchvision(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise ReadError(f"torchvision has no model {name!r}.{did_you_mean(name, list_models())}")
+    if name == "googlenet" or name == "inception_v3":
+        kwargs = {"init_weights": True, **kwargs}  # silences a notice about changing defaults
+    built = _construct(
+        f"torchvision:{name}", lambda **k: get_model(name, weights=None, **k), kwargs
+    )
+    side = 299 if name == "inception_v3" else 224
+    return built, (3, side, side)
+
+
+def _timm(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...] | None]:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise ReadError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
+    built = _construct(f"timm:{name}", lambda **k: timm.create_model(name, **k), kwargs)
+    config = getattr(built, "pretrained_cfg", None) or {}
+    size = config.get("input_size")
+    return built, tuple(size) if size else None
+
+
+def _zoo(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:
+    from convwright import zoo
+
+    built = _construct(f"zoo:{name}", lambda **k: zoo.create(name, **k), kwargs)
+    return built, zoo.entry(name).input_shape
+
+
+def _from_file(source: str, kwargs: dict[str, Any]) -> nn.Module:
+    path_text, _, attribute = source.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise ReadError(f"there is no file {path} (asked for by {source!r}).")
+    name = f"_convwright_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ReadError(f"{path} could not be imported: {first_line(error)}") from error
+    make = getattr(module, attribute, None)
+    if make is None:
+        raise ReadError(f"{path} has no {attribute!r}.{did_you_mean(attribute, vars(module))}")
+    return make if isinstance(make, nn.Module) else _construct(source, make, kwargs)
+
+
+# ------------------------------------------------------------------ the example input
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Parse ``"3x224x224"`` into (3, 224, 224).
+
+    Raises:
+        ReadError: if it is not numbers joined by ``x``.
+    """
+    parts = text.lower().replace(",", "x").split("x")
+    if not parts or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise ReadError(f"{text!r} is not an input shape; write it like 3x224x224.")
+    return tuple(int(p) for p in parts)
+
+
+def _example(
+    given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str
+) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    shape = parse_shape(given) if isinstance(given, str) else given or default
+    if shape is None:
+        raise ReadError(f"{source} needs an example input: give its shape, e.g. 3x224x224.")
+    if len(shape) in (2, 3):  # (c, h, w) or (c, l): a batch of one is meant
+        shape = (1, *shape)
+    anchor = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if anchor is None:
+        return torch.zeros(tuple(shape))
+    return torch.zeros(tuple(shape), device=anchor.device, dtype=anchor.dtype)
