@@ -1,6 +1,7 @@
 """The zoo's networks against the published counts, and the registry."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,8 +120,8 @@ def test_macs_are_exact(name, expected):
     assert count_macs(build(name), zoo.entry(name).input_shape) == expected
 
 
-# (network, options, image side, M MACs, digits after the point). The notes behind the MNIST and
-# CIFAR rows count no blur filters, so these are built with plain pools.
+# (network, options, image side, M MACs, digits after the point). The MNIST and CIFAR figures do not
+# count blur filters, so those networks are built with plain pools.
 MACS = [
     ("mnist-m3", {}, 28, 0.254, 3),
     ("mnist-a", {"blur": False}, 28, 0.253, 3),
@@ -285,6 +286,18 @@ def test_ghost_module_follows_its_layers():
     module, narrow = GhostModule(8, 12), GhostModule(8, 6)
     module.primary, module.cheap = narrow.primary, narrow.cheap
     assert module(torch.randn(1, 8, 5, 5)).shape == (1, 6, 5, 5)
+
+
+def test_ghostnet_computes_what_timm_computes():
+    torch.manual_seed(0)
+    ours = zoo.create("ghostnet").eval()
+    theirs = timm.create_model("ghostnet_100", pretrained=False).eval()
+    # Both register their layers in the order of use, so weights correspond by position.
+    pairs = zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True)
+    ours.load_state_dict({key: value for (key, _), value in pairs})
+    images = torch.randn(2, 3, 75, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
 
 
 def test_ghost_module_refuses_odd_widths():
