@@ -1,1 +1,28 @@
-"""."""
+"""Training: data, recipes, the trainer and its judge."""
+
+from convwright.training.augment import Augment
+from convwright.training.data import ImageData, check_fits, load_data
+from convwright.training.evaluate import Metrics, evaluate
+from convwright.training.images import ArrayImages, StreamImages
+from convwright.training.loader import Loader
+from convwright.training.recipe import Recipe
+from convwright.training.settings import Measurement, Settings
+from convwright.training.trainer import EpochRecord, TrainResult, train
+
+__all__ = [
+    "ArrayImages",
+    "Augment",
+    "EpochRecord",
+    "ImageData",
+    "Loader",
+    "Measurement",
+    "Metrics",
+    "Recipe",
+    "Settings",
+    "StreamImages",
+    "TrainResult",
+    "check_fits",
+    "evaluate",
+    "load_data",
+    "train",
+]

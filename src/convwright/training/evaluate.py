@@ -1,0 +1,99 @@
+"""Accuracy and loss of a network on a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convwright.training.images import Images
+from convwright.training.loader import Loader
+from convwright.training.settings import autocast, single_tensor
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Results on `samples` images: accuracy in 0..1, mean cross-entropy in nats (no smoothing)."""
+
+    accuracy: float
+    loss: float
+    samples: int
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the accuracy (binomial)."""
+        return float((self.accuracy * (1 - self.accuracy) / max(self.samples, 1)) ** 0.5)
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    *,
+    batch_size: int = 500,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    workers: int | None = None,
+) -> Metrics:
+    """Judge `model` in eval mode, on the device its parameters are on; nothing of it changes.
+
+    Args:
+        model: Returns (batch, classes) scores, alone or as the only tensor of a dict or tuple.
+        images: The set; normalised by its own mean and std.
+        batch_size: Images per forward pass.
+        precision: fp32 or bf16 (mixed).
+        channels_last: Layout of the batches.
+        workers: Processes that read a streamed set.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    loader = Loader(
+        images,
+        batch_size,
+        shuffle=False,
+        device=device,
+        channels_last=channels_last,
+        workers=workers,
+    )
+    return evaluate_batches(model, loader, precision)
+
+
+def evaluate_batches(model: nn.Module, loader: Loader, precision: str) -> Metrics:
+    """Judge `model` on the batches of one epoch of `loader`; sums stay on the device."""
+    loss = torch.zeros((), dtype=torch.float64, device=loader.device)
+    right = torch.zeros((), dtype=torch.int64, device=loader.device)
+    if loader.device.type == "mps":
+        loss = loss.float()  # Metal has no float64
+    with eval_mode(model), torch.no_grad(), autocast(loader.device, precision):
+        for images, labels in loader:
+            scores = single_tensor(model(images)).float()
+            loss += F.cross_entropy(scores, labels, reduction="sum")
+            right += count_right(scores, labels)
+    count = len(loader.images)
+    return Metrics(right.item() / count, loss.item() / count, count)
+
+
+def count_right(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of the (batch, classes) scores are largest at the label, as a tensor."""
+    return (scores.argmax(1) == labels).sum()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode; every module gets its own mode back."""
+    with kept_modes(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode (train or eval) that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

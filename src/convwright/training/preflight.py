@@ -1,0 +1,97 @@
+"""What is settled before the first step: the device, the fit of data and network, the settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from convwright.errors import DataError, RecipeError
+from convwright.training.data import ImageData
+from convwright.training.evaluate import eval_mode
+from convwright.training.recipe import Recipe
+from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
+
+
+def settle(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    device: torch.device,
+    found: dict[str, Any] | None,
+) -> Settings:
+    """Take the settings of the checkpoint, else choose them; try one forward pass in both cases."""
+    images, labels = _sample(data, recipe, device)
+    check_forward(model, images, data)
+    if found is None:
+        return choose_settings(model, images, labels, recipe, device)
+    stored = json.loads(found["settings"])
+    measured = tuple(Measurement(**values) for values in stored.pop("measured"))
+    # Where the weights go is decided by this run; how they are computed, by the first one.
+    return replace(
+        Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads()
+    )
+
+
+def _sample(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a batch that looks like a training batch, without reading a streamed set."""
+    count = min(recipe.batch_size, len(data.train))
+    images = torch.randn(count, *data.shape, device=device)
+    return images, data.train.labels[:count].to(device)
+
+
+def check_forward(model: nn.Module, images: Tensor, data: ImageData) -> None:
+    """Try two images, so that data that do not fit end in one line before any training.
+
+    Raises:
+        DataError: The network refuses the images, or has too few outputs.
+    """
+    shape = "x".join(map(str, data.shape))
+    try:
+        with eval_mode(model), torch.no_grad():
+            scores = single_tensor(model(images[:2]))
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{data.name}: the network does not take its {shape} images ({reason}); load the data "
+            "with another input_shape, or change the network's first layer"
+        ) from error
+    if scores.ndim != 2 or scores.shape[1] < data.num_classes:
+        raise DataError(
+            f"{data.name}: {data.num_classes} classes and the network returns "
+            f"{tuple(scores.shape[1:])} values per image; build it with {data.num_classes} outputs"
+        )
+
+
+class _NoPrecisionNotice(logging.Filter):
+    """Drops Fabric's notice about the precision: the settings already say it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Using bfloat16")
+
+
+def make_fabric(accelerator: str, precision: str) -> Fabric:
+    """Return Fabric on one device.
+
+    Raises:
+        RecipeError: There is no such accelerator here.
+    """
+    notice = _NoPrecisionNotice()
+    loggers = [
+        logging.getLogger(f"lightning_fabric{name}") for name in ("", ".utilities.rank_zero")
+    ]
+    for logger in loggers:
+        logger.addFilter(notice)
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"accelerator {accelerator!r}: {reason}; use auto or cpu") from error
+    finally:
+        for logger in loggers:
+            logger.removeFilter(notice)

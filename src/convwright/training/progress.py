@@ -1,0 +1,57 @@
+"""Progress of a training: a bar on a terminal, one line per epoch elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_EVERY = 10  # steps between two updates of the bar: drawing must not cost training time
+
+
+class ProgressLine:
+    """Shows steps and epochs on standard error; a context manager.
+
+    Args:
+        total: Steps of the whole training.
+        done: Steps that a checkpoint already holds.
+        show: False keeps silent.
+        console: Where to write; None: standard error.
+    """
+
+    def __init__(self, total: int, done: int, show: bool, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.show = show
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        if show and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("training", total=total, completed=done)
+
+    def __enter__(self) -> ProgressLine:
+        """Start the bar."""
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def step(self, done: int) -> None:
+        """Note that `done` steps are finished."""
+        if self.bar is not None and self.task is not None and done % _EVERY == 0:
+            self.bar.update(self.task, completed=done)
+
+    def line(self, text: str) -> None:
+        """Write one line (above the bar)."""
+        if self.show:
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)

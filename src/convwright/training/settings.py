@@ -1,0 +1,217 @@
+"""Precision and memory layout, chosen by a short measurement instead of by belief."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convwright.errors import DataError
+from convwright.training.recipe import Recipe
+
+Choice: TypeAlias = tuple[Literal["fp32", "bf16"], Literal["contiguous", "channels_last"]]
+
+# (precision, memory format), the plainest first: it wins unless another is clearly faster.
+_CHOICES: tuple[Choice, ...] = (
+    ("fp32", "contiguous"),
+    ("fp32", "channels_last"),
+    ("bf16", "channels_last"),
+    ("bf16", "contiguous"),
+)
+_MARGIN = 0.9  # a less plain choice must need less than this share of the time
+_REPEATS = 3
+_SLOW = 1.0  # seconds per step from which one timed step is enough
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One tried combination; `milliseconds` per training step, infinite where it does not work."""
+
+    precision: Literal["fp32", "bf16"]
+    memory_format: Literal["contiguous", "channels_last"]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training ran with.
+
+    Attributes:
+        precision: fp32, or bf16 (mixed: weights stay float32).
+        memory_format: contiguous or channels_last.
+        device: Such as cpu or cuda:0.
+        threads: Threads of torch on the CPU.
+        measured: The measurement that decided; empty where the recipe did.
+    """
+
+    precision: Literal["fp32", "bf16"]
+    memory_format: Literal["contiguous", "channels_last"]
+    device: str
+    threads: int
+    measured: tuple[Measurement, ...] = ()
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory format as torch names it."""
+        return _layout(self.memory_format)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the layout is channels_last."""
+        return self.memory_format == "channels_last"
+
+
+_cache: dict[tuple[object, ...], tuple[Measurement, ...]] = {}
+
+
+def choose_settings(
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, device: torch.device
+) -> Settings:
+    """Choose precision and layout for training `model` on batches like this one.
+
+    What the recipe leaves at `auto` is measured on a copy: weights, buffers and random states stay
+    as they are. The result is kept for the process, by network, batch shape and device.
+
+    Args:
+        model: The network, on `device`.
+        images: (batch, c, h, w) float32 on `device`.
+        labels: (batch,) int64 on `device`.
+        recipe: Its `precision` and `memory_format` count.
+        device: Where training will run.
+    """
+    choices = [
+        choice
+        for choice in _CHOICES
+        if recipe.precision in ("auto", choice[0])
+        and recipe.memory_format in ("auto", choice[1])
+        # bf16 in the contiguous layout is never the fastest: tried only where asked for.
+        and (choice != ("bf16", "contiguous") or recipe.memory_format == "contiguous")
+    ]
+    measured: tuple[Measurement, ...] = ()
+    best = choices[0]
+    if len(choices) > 1:
+        measured = _measured(model, images, labels, choices, device)
+        best = _fastest(measured)
+    return Settings(*best, str(device), torch.get_num_threads(), measured)
+
+
+def _fastest(measured: tuple[Measurement, ...]) -> Choice:
+    best = measured[0]
+    for other in measured[1:]:
+        if other.milliseconds < _MARGIN * best.milliseconds:
+            best = other
+    return best.precision, best.memory_format
+
+
+def _measured(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    choices: list[Choice],
+    device: torch.device,
+) -> tuple[Measurement, ...]:
+    key = (_signature(model), tuple(images.shape), device, torch.get_num_threads(), *choices)
+    if key not in _cache:
+        with untouched_random(device):
+            trial = copy.deepcopy(model).train()
+            _cache[key] = tuple(_measure(trial, images, labels, choice) for choice in choices)
+    return _cache[key]
+
+
+def _measure(model: nn.Module, images: Tensor, labels: Tensor, choice: Choice) -> Measurement:
+    precision, memory_format = choice
+    layout = _layout(memory_format)
+    to_layout(model, layout)
+    images = images.contiguous(memory_format=layout)
+    try:
+        best = _timed_step(model, images, labels, precision)  # also the warm-up
+        for repeat in range(_REPEATS if best < _SLOW else 1):
+            seconds = _timed_step(model, images, labels, precision)
+            best = min(best, seconds) if repeat else seconds
+    except (RuntimeError, NotImplementedError):
+        if choice == _CHOICES[0]:
+            raise
+        best = math.inf  # an operator without bf16, or a `view` that wants contiguous memory
+    return Measurement(precision, memory_format, best * 1e3)
+
+
+def _timed_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> float:
+    """Return the seconds of one forward and backward pass; infinite if the loss is not finite."""
+    device = images.device
+    model.zero_grad(set_to_none=True)
+    start = _now(device)
+    with autocast(device, precision):
+        output = single_tensor(model(images))
+    loss = F.cross_entropy(output.float(), labels)
+    torch.autograd.backward(loss)
+    seconds = _now(device) - start
+    return seconds if bool(torch.isfinite(loss)) or precision == "fp32" else math.inf
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+    return time.perf_counter()
+
+
+def _layout(name: str) -> torch.memory_format:
+    return torch.channels_last if name == "channels_last" else torch.contiguous_format
+
+
+def to_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    """Store the four-dimensional weights of `model` in `layout`, in place."""
+    model.to(memory_format=layout)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which `precision` holds."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def untouched_random(device: torch.device) -> Iterator[None]:
+    """Put the generators of the CPU and of `device` back at the end."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        index = device.index or 0
+        with torch.random.fork_rng(devices=[index], device_type=device.type):
+            yield
+
+
+def single_tensor(output: object) -> Tensor:
+    """Return the one tensor of a network's output.
+
+    Raises:
+        DataError: A dictionary, tuple or list that does not hold exactly one tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    values: Iterable[object] = ()
+    if isinstance(output, Mapping):
+        values = output.values()
+    elif isinstance(output, Iterable):
+        values = output
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if len(tensors) != 1:
+        raise DataError(
+            f"the network returns a {type(output).__name__} with {len(tensors)} tensors; "
+            "training needs exactly one: wrap the network and return its class scores"
+        )
+    return tensors[0]
+
+
+def _signature(model: nn.Module) -> str:
+    """Return a digest of structure, shapes and types: what the time of a step depends on."""
+    state = [(k, tuple(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]
+    return hashlib.sha256(f"{model}{state}".encode()).hexdigest()
