@@ -1,1 +1,21 @@
-"""."""
+"""CHANGE: edits as data, plans, and the surgery that carries them out with the weights kept."""
+
+from convwright.edits.edit import EDITS, Change, Edit
+from convwright.edits.importance import IMPORTANCE, importance
+from convwright.edits.plan import InexactEditWarning, Plan, apply
+from convwright.edits.width import Width, round_width, scale_widths, solve
+
+__all__ = [
+    "EDITS",
+    "IMPORTANCE",
+    "Change",
+    "Edit",
+    "InexactEditWarning",
+    "Plan",
+    "Width",
+    "apply",
+    "importance",
+    "round_width",
+    "scale_widths",
+    "solve",
+]

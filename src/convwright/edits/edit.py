@@ -1,0 +1,148 @@
+"""What an edit is: data with a name, and one function that carries out a run of them.
+
+A new edit is one new file: a frozen dataclass that derives from ``Edit`` and a function registered with
+``@carries_out``. Plans, their JSON and the command line pick it up from the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from convwright.errors import EditError, did_you_mean
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from convwright.architecture import Architecture, ChannelGroup
+
+Importance = "Callable[[ChannelGroup, Architecture], npt.ArrayLike]"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change to a network, as data. Derive, and register a function that carries it out."""
+
+    kind: ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the edit as plain JSON values; fields at their default are left out."""
+        values: dict[str, Any] = {"edit": self.kind}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value != item.default:
+                values[item.name] = value
+        return values
+
+
+@dataclass(frozen=True)
+class Options:
+    """How edits are carried out.
+
+    Attributes:
+        divisor: new widths are rounded to multiples of this.
+        importance: which channels stay: a name, a function, or scores by group name.
+        verify: measure the difference to the original.
+        optimizer: an optimizer whose parameters and state follow.
+    """
+
+    divisor: int = 1
+    importance: Any = "l2"
+    verify: bool = True
+    optimizer: Optimizer | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one edit did.
+
+    Attributes:
+        edit: the edit, as it was carried out.
+        exact: the measured difference is at rounding level (1e-10); ``None`` if not measured.
+        max_difference: largest absolute difference between the new network's output and what the edit
+            promises, in float64, on random input with random weights and statistics, divided by
+            the largest output where that exceeds 1. Edits applied in one call are measured together.
+        macs: multiply-accumulates per sample before and after.
+        params: parameters before and after.
+        coupled: other groups whose size had to change along.
+        notes: what a person should know, e.g. why the result is not exact.
+    """
+
+    edit: Edit
+    exact: bool | None
+    max_difference: float | None
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    coupled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What carrying out a run of edits of one kind gave.
+
+    Attributes:
+        model: the changed copy.
+        edits: the edits with everything that was decided on the way filled in.
+        max_difference: see ``Change``; ``None`` if not measured.
+        steps: costs after each edit, (macs, params), when known before counting.
+        coupled: per edit, the groups that changed along.
+        notes: per edit.
+        moved: old parameter -> new parameter, for optimizers.
+    """
+
+    model: nn.Module
+    edits: tuple[Edit, ...]
+    max_difference: float | None
+    steps: tuple[tuple[int, int], ...]
+    coupled: tuple[tuple[str, ...], ...]
+    notes: tuple[tuple[str, ...], ...]
+    moved: Mapping[int, Moved] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """A parameter's successor, and how its elements were taken from the old one."""
+
+    new: nn.Parameter
+    take: Callable[[Tensor], Tensor]
+
+
+Carrier = Callable[["Architecture", Sequence[Any], Options], Outcome]
+EDITS: dict[str, tuple[type[Edit], Carrier]] = {}
+
+
+def carries_out(edit_type: type[Edit]) -> Callable[[Carrier], Carrier]:
+    """Register the function that carries out a run of edits of one type."""
+
+    def register(carrier: Carrier) -> Carrier:
+        EDITS[edit_type.kind] = (edit_type, carrier)
+        return carrier
+
+    return register
+
+
+def edit_from_dict(values: Mapping[str, Any]) -> Edit:
+    """Make an edit from its JSON values.
+
+    Raises:
+        EditError: if the kind or a field is unknown.
+    """
+    kind = str(values.get("edit", ""))
+    if kind not in EDITS:
+        raise EditError(f"there is no edit {kind!r}.{did_you_mean(kind, EDITS)}")
+    edit_type = EDITS[kind][0]
+    known = {item.name for item in dataclasses.fields(edit_type)}
+    given = {k: v for k, v in values.items() if k != "edit"}
+    for name in given:
+        if name not in known:
+            raise EditError(f"edit {kind!r} has no field {name!r}.{did_you_mean(name, known)}")
+    try:
+        return edit_type(**given)
+    except TypeError as error:
+        raise EditError(f"edit {kind!r} is incomplete: {error}") from error

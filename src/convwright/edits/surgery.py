@@ -1,0 +1,381 @@
+"""Surgery: cut and repeat the tensors of a copied model so that its channel groups get new sizes.
+
+Shrinking and growing are one operation: every axis gets a list of old indices, with gaps or with repeats. The
+lists come from two walks over the graph, before and after: a new channel takes the indices of the old channel that
+it continues, wherever the shape operators put them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convwright.architecture.capture import module_path
+from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints, Member
+from convwright.edits.edit import Moved
+from convwright.errors import EditError
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+def signature(group: ChannelGroup) -> Signature:
+    """Return what identifies a group in both walks: the axes it lies on, with multiplicity."""
+    return tuple((m.tensor, m.axis, m.per_channel) for m in group.members)
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """The old index behind every new index of one axis, and how often its channel now occurs."""
+
+    index: Ints
+    copies: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Everything that turns the old tensors into the new ones.
+
+    Attributes:
+        before: the channel analysis of the network as it is.
+        after: the analysis under the new sizes.
+        chosen: group name -> the old channel (rank) behind each new one.
+        takes: (tensor, axis) -> the indices to take, for axes that change.
+    """
+
+    before: ChannelGraph
+    after: ChannelGraph
+    chosen: Mapping[str, Ints]
+    takes: Mapping[Axis, Take] = field(repr=False)
+
+    def new_tensor(self, name: str, old: Tensor, divide: bool = True) -> Tensor:
+        """Return a tensor's successor.
+
+        Args:
+            name: its qualified name.
+            old: the tensor, or anything of its shape (a momentum buffer).
+            divide: share a repeated channel's weight among its copies, on axes that are summed over.
+        """
+        new = old
+        for axis in range(old.ndim):
+            take = self.takes.get((name, axis))
+            if take is None:
+                continue
+            new = new.index_select(axis, torch.from_numpy(take.index).to(old.device))
+            if divide and bool((take.copies > 1).any()) and new.is_floating_point():
+                shape = [1] * new.ndim
+                shape[axis] = len(take.copies)
+                copies = torch.from_numpy(take.copies).to(new.device, new.dtype)
+                new = new / copies.reshape(shape)
+        return new
+
+
+def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Recipe:
+    """Work out the index lists of every axis that changes.
+
+    Args:
+        before: the analysis of the network as it is.
+        after: the analysis under the new sizes.
+        chosen: by group name, the old channel behind each new channel, in order.
+    """
+    origin = _origin(before, after, chosen)
+    roles = {(m.tensor, m.axis, g.name): m for g in before.groups for m in g.members}
+    takes = {}
+    for axis in before.follower.atoms:
+        take = _take(before, after, origin, axis, roles)
+        if take is not None:
+            takes[axis] = take
+    return Recipe(before, after, chosen, takes)
+
+
+def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Ints:
+    """Return, for each new channel, the old channel it continues; -1 where there is none."""
+    by_signature = {signature(g): g.name for g in before.groups}
+    members = _members(before)
+    origin = np.full(len(after.group_of), -1, dtype=np.int64)
+    for group, channels in _members(after).items():
+        old_name = by_signature[signature(after.group(group))]
+        ranks = chosen.get(old_name)
+        old = members[old_name]
+        origin[channels] = old if ranks is None else old[ranks]
+    return origin
+
+
+def _members(graph: ChannelGraph) -> dict[str, Ints]:
+    """Return each group's channels in rank order."""
+    result = {}
+    for index, group in enumerate(graph.groups):
+        channels = np.flatnonzero(graph.group_of == index)
+        result[group.name] = channels[np.argsort(graph.rank[channels], kind="stable")]
+    return result
+
+
+def _take(
+    before: ChannelGraph,
+    after: ChannelGraph,
+    origin: Ints,
+    axis: Axis,
+    roles: Mapping[tuple[str, int, str], Member],
+) -> Take | None:
+    old = before.channels_of(before.axis_labels(axis))
+    new_own = after.channels_of(after.axis_labels(axis))
+    if not (before.group_of[old] >= 0).any():
+        return None  # kernel axes and the like
+    new = origin[new_own]
+    if len(old) == len(new) and (old == new).all():
+        return None
+    index = _lookup(old, new, axis)
+    group = before.group_of[old[index]]
+    summed = np.array([(*axis, g.name) in roles and roles[(*axis, g.name)].role == "in" for g in before.groups])
+    times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
+    copies = np.where(summed[group] & (group >= 0), times[old[index]], 1)
+    return Take(index, copies)
+
+
+def _lookup(old: Ints, new: Ints, axis: Axis) -> Ints:
+    """Find where on the old axis each new index comes from.
+
+    A channel may lie on an axis several times (behind a flatten, in a grouped convolution): its n-th new
+    place continues its n-th old place. A repeated channel starts over for each copy.
+    """
+    width = len(old) + 1
+    order = np.argsort(old, kind="stable")
+    starts = np.searchsorted(old[order], new, side="left")
+    counts = np.searchsorted(old[order], new, side="right") - starts
+    if (counts == 0).any():
+        raise EditError(f"axis {axis[1]} of {axis[0]} would need channels that it does not have.")
+    return order[starts + _occurrence(new, width) % counts]
+
+
+def _occurrence(values: Ints, width: int) -> Ints:
+    """Return, for each entry, how many equal entries stand before it."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    result = np.empty(len(values), dtype=np.int64)
+    result[order] = np.arange(len(values)) - first
+    return result
+
+
+# ------------------------------------------------------------------ on a model
+
+
+def operate(model: nn.Module, plan: Recipe) -> tuple[nn.Module, dict[int, Moved]]:
+    """Return a changed copy of a model, and where each parameter went.
+
+    The class, its other attributes, devices, dtypes, ``requires_grad`` and training modes are kept.
+
+    Raises:
+        EditError: if the model cannot be copied.
+    """
+    changed = _deep_copy(model)
+    replaced, moved = _new_tensors(model, changed, plan)
+    for module in changed.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and id(tensor) in replaced:
+                    store[name] = replaced[id(tensor)]  # type: ignore[assignment]
+    _sync_attributes(changed, plan)
+    return changed, moved
+
+
+def _deep_copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+def _new_tensors(
+    model: nn.Module, changed: nn.Module, plan: Recipe
+) -> tuple[dict[int, Tensor], dict[int, Moved]]:
+    old = _named_tensors(model)
+    new = _named_tensors(changed)
+    replaced: dict[int, Tensor] = {}
+    moved: dict[int, Moved] = {}
+    touched = {tensor for tensor, _ in plan.takes}
+    for name, tensor in new.items():
+        if name in touched and id(tensor) not in replaced:
+            value = plan.new_tensor(name, tensor.detach()).contiguous()
+            if isinstance(tensor, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=tensor.requires_grad)
+            replaced[id(tensor)] = value
+        final = replaced.get(id(tensor), tensor)
+        if isinstance(final, nn.Parameter) and name in old:
+            moved.setdefault(id(old[name]), Moved(final, _taker(plan, name)))
+    return replaced, moved
+
+
+def _taker(plan: Recipe, name: str):  # type: ignore[no-untyped-def]
+    return lambda state: plan.new_tensor(name, state, divide=False)
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _sync_attributes(model: nn.Module, plan: Recipe) -> None:
+    """Make the sizes that modules store agree with their tensors."""
+    touched = {tensor.rpartition(".")[0] for tensor, _ in plan.takes}
+    group_counts = {
+        module_path(node): plan.after.follower.groups[node.name]
+        for node in plan.after.follower.capture.graph.nodes
+        if node.name in plan.after.follower.groups
+    }
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name in group_counts and isinstance(getattr(module, "groups", None), int):
+            module.groups = group_counts[name]  # type: ignore[assignment]
+        if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
+            sync_module(module)
+    _sync_feature_info(model, plan)
+
+
+def sync_module(module: nn.Module) -> None:
+    """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, nn.modules.conv._ConvNd):
+        inner, outer = weight.shape[1] * module.groups, weight.shape[0]
+        if module.transposed:
+            inner, outer = weight.shape[0], weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = inner, outer
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
+
+
+def _sync_feature_info(model: nn.Module, plan: Recipe) -> None:
+    """Update timm's description of its feature maps, and the width of the last one."""
+    info = getattr(model, "feature_info", None)
+    entries = info if isinstance(info, list) else getattr(info, "info", None)
+    for entry in entries or ():
+        width = _output_width(plan.after, str(entry.get("module", ""))) if isinstance(entry, dict) else None
+        if width is not None:
+            entry["num_chs"] = width
+    features = getattr(model, "num_features", None)
+    if isinstance(features, int) and (width := _classifier_width(plan, features)) is not None:
+        for attribute in ("num_features", "head_hidden_size"):
+            if getattr(model, attribute, None) == features:
+                setattr(model, attribute, width)
+
+
+def _output_width(graph: ChannelGraph, module: str) -> int | None:
+    """Return the channels that leave a module under the new sizes."""
+    last = None
+    for node in graph.follower.capture.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if node.op == "call_function" and any(entry[0] == module for entry in stack.values()):
+            last = node
+    value = graph.follower.values.get(last.name) if last is not None else None
+    shape = getattr(value, "shape", ())
+    return int(shape[1]) if len(shape) > 1 else None
+
+
+def _classifier_width(plan: Recipe, old: int) -> int | None:
+    """Return the new input width of the last linear layer, if it was ``old`` before."""
+    for tensor, axis in reversed(list(plan.before.follower.atoms)):
+        if axis == 1 and tensor.endswith("weight"):
+            before = plan.before.axis_labels((tensor, axis)).numel()
+            return plan.after.axis_labels((tensor, axis)).numel() if before == old else None
+    return None
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a float64 copy in eval mode with random weights and statistics.
+
+    Initial values hide errors: zero biases, unit variances, zero-initialised last scales. Weights get
+    variance 1 / fan-in, so that outputs stay near 1.
+    """
+    probe = _deep_copy(model).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    done: set[int] = set()
+    for name, tensor in _named_tensors(probe).items():
+        if id(tensor) in done or not tensor.is_floating_point():
+            continue
+        done.add(id(tensor))
+        tensor.data.copy_(_random_like(name, tensor, generator))
+    return probe
+
+
+def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith(("weight", "gamma", "gain"))):
+        return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    if tensor.ndim < 2:
+        return 0.3 * noise
+    fan_in = math.prod(tensor.shape[1:])
+    return noise * math.sqrt(2.0 / fan_in)
+
+
+def mask(model: nn.Module, plan: Recipe) -> None:
+    """Zero, in place, what consumers take from channels that the recipe drops.
+
+    Afterwards the old network computes what the shrunk one promises to.
+    """
+    tensors = _named_tensors(model)
+    members = _members(plan.before)
+    for name, ranks in plan.chosen.items():
+        dropped = np.delete(members[name], np.unique(ranks))
+        if not len(dropped):
+            continue
+        for member in plan.before.group(name).members:
+            if member.role != "in":
+                continue
+            on_axis = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
+            gone = torch.from_numpy(np.flatnonzero(np.isin(on_axis, dropped)))
+            tensor = tensors[member.tensor]
+            tensor.data.index_fill_(member.axis, gone.to(tensor.device), 0.0)
+
+
+def measure(model: nn.Module, plan: Recipe, example_input: Tensor, seed: int = 0) -> float:
+    """Return how far the changed network is from what the edit promises.
+
+    Both run in float64 on the same random input with random weights and statistics; the original has what
+    its consumers take from dropped channels set to zero. Backward runs too, so that a broken graph shows.
+
+    Returns:
+        The largest absolute difference, divided by the largest output where that exceeds 1.
+    """
+    original = randomise(model, seed)
+    changed, _ = operate(original, plan)
+    mask(original, plan)
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = torch.randn(example_input.shape, generator=generator, dtype=torch.float64).to(example_input.device)
+    with torch.no_grad():
+        expected = tensors_in(original(x))
+    got = tensors_in(changed(x))
+    sum(t.sum() for t in got if t.requires_grad).backward()  # type: ignore[union-attr]
+    return max(
+        (float((a - b.detach()).abs().max()) / max(1.0, float(a.abs().max())) for a, b in zip(expected, got, strict=True)),
+        default=0.0,
+    )
+
+
+def tensors_in(output: object) -> list[Tensor]:
+    """Return the tensors inside a model's output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in tensors_in(value)]
+    if isinstance(output, tuple | list):
+        return [t for value in output for t in tensors_in(value)]
+    return []

@@ -1,0 +1,373 @@
+"""Width: change how many channels a group has, both ways, with the weights kept.
+
+Shrinking keeps the most important channels. Growing repeats channels in place and divides what their consumers
+take by the number of copies (Net2Wider, Chen et al. 2016), so the function stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
+from convwright.architecture.labels import ResizeError
+from convwright.cost.cost_model import CostModel
+from convwright.edits.edit import Edit, Options, Outcome, carries_out
+from convwright.edits.importance import scores_for
+from convwright.edits.surgery import Recipe, measure, operate, recipe, signature
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+EXACT = 1e-10  # float64 differences at or below this are rounding
+
+
+@dataclass(frozen=True)
+class Width(Edit):
+    """Give a channel group a new size.
+
+    Attributes:
+        target: a layer (its whole output) or a group by name (``"conv[0:32]"``).
+        size: the new number of channels there.
+        keep: which old channels stay, by group name; chosen by importance when empty. Written into the
+            resulting plan when the importance was not a named one, so that the plan replays alike.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> new = arch.apply(cw.Width("layer1.0.conv1", 24))
+        >>> new.group("layer1.0.conv1").size, new.changes[0].exact
+        (24, True)
+    """
+
+    kind: ClassVar[str] = "width"
+
+    target: str
+    size: int
+    keep: Mapping[str, Sequence[int]] | None = None
+
+
+# ------------------------------------------------------------------ from edits to sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """The solved sizes of all groups.
+
+    Attributes:
+        units: new number of channels (components) of each group of the architecture.
+        after: the channel analysis under these sizes.
+        coupled: per edit, the groups that had to change along.
+    """
+
+    units: Ints
+    after: ChannelGraph
+    coupled: tuple[tuple[str, ...], ...]
+
+
+def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) -> Sizes:
+    """Find sizes for all groups that carry out the edits and keep equal parts equal.
+
+    Raises:
+        EditError: if a target is unknown or frozen, a size is impossible, or the network cannot be
+            followed with the sizes.
+    """
+    graph = architecture.channels
+    wanted: dict[int, int] = {}
+    coupled = []
+    for edit in edits:
+        own = _targets(architecture, edit)
+        for index, units in _shares(graph, own, edit, divisor).items():
+            wanted[index] = units
+        names = {graph.groups[i].name for i in own}
+        tied = {t for i in own for t in graph.groups[i].tied} - names
+        coupled.append(tuple(n for n in graph.index if n in tied))
+    units = graph.units.copy()
+    units[list(wanted)] = list(wanted.values())
+    units = _carry_ties(graph, units, set(wanted))
+    return Sizes(*_followed(architecture, units, set(wanted)), tuple(coupled))
+
+
+def _targets(architecture: Architecture, edit: Width) -> list[int]:
+    """Return the groups that an edit names, refusing frozen ones."""
+    graph = architecture.channels
+    if edit.target in graph.index:
+        found = [edit.target]
+    else:
+        found = list(architecture.layer(edit.target).groups)
+    if not found:
+        raise EditError(f"{edit.target} has no channels to change.")
+    for name in found:
+        group = graph.group(name)
+        if group.frozen:
+            raise EditError(f"{edit.target} cannot change: its channels are frozen, {group.reason}.")
+    return [graph.index[name] for name in found]
+
+
+def _shares(graph: ChannelGraph, own: list[int], edit: Width, divisor: int) -> dict[int, int]:
+    """Distribute an edit's size over the groups that make up its target."""
+    if not isinstance(edit.size, int) or isinstance(edit.size, bool) or edit.size < 1:
+        raise EditError(f"the width of {edit.target} must be a whole number from 1 on, not {edit.size!r}.")
+    groups = [graph.groups[i] for i in own]
+    if len(groups) == 1:
+        return {own[0]: round_width(edit.size, groups[0], divisor, strict=divisor == 1) // groups[0].step}
+    total = sum(g.size for g in groups)
+    bounds = np.floor(np.cumsum([g.size for g in groups]) * edit.size / total + 0.5).astype(int)
+    sizes = np.diff(bounds, prepend=0)
+    return {
+        i: max(1, int(s)) if g.step == 1 else round_width(max(1, int(s)), g, 1) // g.step
+        for i, g, s in zip(own, groups, sizes, strict=True)
+    }
+
+
+def round_width(size: float, group: ChannelGroup, divisor: int = 1, strict: bool = False) -> int:
+    """Round a width to what a group can have.
+
+    Args:
+        size: the wanted width.
+        group: its group; its ``step`` is always obeyed.
+        divisor: also round to multiples of this, unless that would grow a group that shrinks.
+        strict: raise instead of rounding.
+
+    Raises:
+        EditError: if ``strict`` and the size is not possible as it is.
+    """
+    step = math.lcm(group.step, divisor)
+    if group.size < step and size <= group.size:
+        step = group.step
+    rounded = max(step, int(size / step + 0.5) * step)
+    if strict and rounded != size:
+        raise EditError(f"{group.name} can have multiples of {step} channels, not {size:g}; the nearest is {rounded}.")
+    return rounded
+
+
+def _carry_ties(graph: ChannelGraph, units: Ints, wanted: set[int]) -> Ints:
+    """Scale groups tied to wanted ones in proportion, by cumulative rounding along producing axes.
+
+    Rounding group by group would let the halves of a split drift apart; rounding the running sum keeps
+    every producing layer's total in proportion.
+    """
+    units = units.copy()
+    done: set[int] = set()
+    for first in sorted(wanted, key=lambda i: -graph.groups[i].size):
+        if first in done:
+            continue
+        family = {graph.index[n] for n in graph.groups[first].tied} | {first}
+        done |= family
+        open_groups = family - wanted
+        if not open_groups:
+            continue
+        ratio = units[first] / graph.units[first]
+        _scale_along_producers(graph, units, open_groups, ratio)
+    return units
+
+
+def _scale_along_producers(graph: ChannelGraph, units: Ints, pending: set[int], ratio: float) -> None:
+    pending = set(pending)
+    for labels, _ in graph.follower.ledger.produced:
+        if not pending:
+            return
+        channels = graph.channels_of(labels)
+        row = dict.fromkeys(graph.group_of[channels[channels >= 0]].tolist())
+        before = after = 0
+        for index in row:
+            before += int(graph.units[index])
+            if index in pending:
+                units[index] = max(0, math.floor(before * ratio + 0.5) - after)
+                pending.discard(index)
+            after += int(units[index])
+    for index in pending:
+        units[index] = max(1, math.floor(int(graph.units[index]) * ratio + 0.5))
+
+
+def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tuple[Ints, ChannelGraph]:
+    """Walk the graph with the sizes; take over what ties made of the sizes that were left open."""
+    graph = architecture.channels
+    try:
+        after = resize(graph, units)
+    except ResizeError as error:
+        raise EditError(f"these widths do not fit together: {error}.") from error
+    by_signature = {signature(g): i for i, g in enumerate(graph.groups)}
+    observed = np.zeros_like(units)
+    for group in after.groups:
+        index = by_signature.get(signature(group))
+        if index is None or (graph.units[index] and not group.units):
+            raise EditError(f"with these widths, channels of {group.name} would reach layers that they do not reach now.")
+        observed[index] = group.units
+    for index in np.flatnonzero(observed != units).tolist():
+        group = graph.groups[index]
+        if index in wanted or not group.tied:
+            raise EditError(
+                f"{group.name} would get {observed[index] * group.step} channels instead of "
+                f"{units[index] * group.step}: a constant in the network fixes it."
+            )
+    return observed, after
+
+
+# ------------------------------------------------------------------ carrying out
+
+
+@carries_out(Width)
+def carry_out(architecture: Architecture, edits: Sequence[Width], options: Options) -> Outcome:
+    """Carry out width edits in one operation on a copy of the model."""
+    sizes = solve(architecture, edits, options.divisor)
+    chosen = _choose(architecture, sizes.units, edits, options)
+    plan = recipe(architecture.channels, sizes.after, chosen)
+    difference = measure(architecture.model, plan, architecture.example_input) if options.verify else None
+    model, moved = operate(architecture.model, plan)
+    return Outcome(
+        model=model,
+        edits=tuple(_decided(architecture, e, plan, options) for e in edits),
+        max_difference=difference,
+        steps=_costs(architecture, edits, sizes),
+        coupled=sizes.coupled,
+        notes=tuple(_notes(architecture, e, plan, difference) for e in edits),
+        moved=moved,
+    )
+
+
+def _choose(
+    architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options
+) -> dict[str, Ints]:
+    """Pick, for every group that changes, the old channel behind each new one."""
+    keep = {name: ranks for e in edits for name, ranks in (e.keep or {}).items()}
+    chosen = {}
+    for group, before, after in zip(
+        architecture.groups, architecture.channels.units.tolist(), units.tolist(), strict=True
+    ):
+        if before == after:
+            continue
+        if after > before:
+            chosen[group.name] = np.arange(after, dtype=np.int64) * before // after
+        elif group.name in keep:
+            chosen[group.name] = _given(group, keep[group.name], after)
+        else:
+            scores = scores_for(options.importance, group, architecture)
+            best = np.argsort(-scores, kind="stable")[:after]
+            chosen[group.name] = np.sort(best).astype(np.int64)
+    return chosen
+
+
+def _given(group: ChannelGroup, ranks: Sequence[int], count: int) -> Ints:
+    chosen = np.unique(np.asarray(ranks, dtype=np.int64))
+    if len(chosen) != count or chosen[0] < 0 or chosen[-1] >= group.units:
+        raise EditError(f"{group.name} must keep {count} different channels below {group.units}, got {list(ranks)}.")
+    return chosen
+
+
+def _decided(architecture: Architecture, edit: Width, plan: Recipe, options: Options) -> Width:
+    """Fill in the size after rounding, and the channels if no named importance chose them."""
+    size = sum(
+        plan.after.groups[i].size
+        for i in _indices_after(plan, [architecture.channels.groups[t].name for t in _targets(architecture, edit)])
+    )
+    keep = edit.keep
+    if keep is None and not isinstance(options.importance, str):
+        family = {architecture.channels.groups[i].name for i in _targets(architecture, edit)}
+        family |= {t for name in family for t in architecture.channels.group(name).tied}
+        picked = {n: r.tolist() for n, r in plan.chosen.items() if n in family}
+        keep = {n: r for n, r in picked.items() if len(r) < architecture.channels.group(n).units} or None
+    return Width(edit.target, size, keep)
+
+
+def _indices_after(plan: Recipe, names: Iterable[str]) -> list[int]:
+    places = {signature(g): i for i, g in enumerate(plan.after.groups)}
+    found = [places.get(signature(plan.before.group(name))) for name in names]
+    return [i for i in found if i is not None]
+
+
+def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> tuple[tuple[int, int], ...]:
+    """Return MACs and parameters after each edit, from the cost model."""
+    model = CostModel.of(architecture)
+    index = architecture.channels.index
+    current = {g.name: g.size for g in architecture.free_groups}
+    steps = []
+    for edit, coupled in zip(edits, sizes.coupled, strict=True):
+        for name in (*(architecture.channels.groups[i].name for i in _targets(architecture, edit)), *coupled):
+            current[name] = int(sizes.units[index[name]]) * architecture.channels.group(name).step
+        steps.append((int(model.macs(current)), int(model.params(current))))
+    return tuple(steps)
+
+
+def _notes(architecture: Architecture, edit: Width, plan: Recipe, difference: float | None) -> tuple[str, ...]:
+    """Say why an inexact edit is inexact."""
+    if difference is None or difference <= EXACT:
+        return ()
+    names = {architecture.channels.groups[i].name for i in _targets(architecture, edit)}
+    across = [op for n in names if n in plan.chosen for op in architecture.channels.group(n).across]
+    return tuple(f"a statistic runs across these channels: {op}" for op in dict.fromkeys(across))
+
+
+# ------------------------------------------------------------------ many at once
+
+
+def scale_widths(
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1
+) -> tuple[Width, ...]:
+    """Return one edit per independent group that multiplies its width by a ratio.
+
+    Args:
+        architecture: the network.
+        ratio: one ratio for all free groups, or ratios by group name (missing: unchanged).
+        divisor: round widths to multiples of this.
+
+    Returns:
+        Edits for the groups that change; of groups tied in size only the largest is named.
+    """
+    edits: list[Width] = []
+    covered: set[str] = set()
+    for group in sorted(architecture.free_groups, key=lambda g: -g.size):
+        if group.name in covered:
+            continue
+        covered |= {group.name, *group.tied}
+        if any(architecture.channels.group(t).frozen for t in group.tied):
+            continue
+        factor = ratio.get(group.name, 1.0) if isinstance(ratio, Mapping) else ratio
+        size = round_width(group.size * factor, group, divisor)
+        if size != group.size:
+            edits.append(_fitting(architecture, group, size, divisor))
+    order = architecture.channels.index
+    return tuple(sorted((e for e in edits if e is not None), key=lambda e: order[e.target]))
+
+
+def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: int) -> Any:
+    """Return an edit near the wanted size that the network can be followed with."""
+    if not group.tied:
+        return Width(group.name, size)
+    step = math.lcm(group.step, divisor) if group.size >= divisor else group.step
+    for offset in (0, -1, 1, -2, 2, -3, 3):
+        candidate = size + offset * step
+        if candidate < 1 or candidate == group.size:
+            continue
+        try:
+            solve(architecture, [Width(group.name, candidate)])
+        except EditError:
+            continue
+        return Width(group.name, candidate)
+    return None
+
+
+def optimizer_follows(optimizer: Any, model: nn.Module, moved: Mapping[int, Any]) -> None:
+    """Put a copied model's parameters, and the state cut alike, into an optimizer."""
+    for group in optimizer.param_groups:
+        group["params"] = [_follow(optimizer, p, moved) for p in group["params"]]
+
+
+def _follow(optimizer: Any, parameter: nn.Parameter, moved: Mapping[int, Any]) -> nn.Parameter:
+    successor = moved.get(id(parameter))
+    if successor is None:
+        return parameter
+    state = optimizer.state.pop(parameter, None)
+    if state is not None:
+        optimizer.state[successor.new] = {
+            key: successor.take(value) if getattr(value, "shape", None) == parameter.shape else value
+            for key, value in state.items()
+        }
+    new: nn.Parameter = successor.new
+    return new
