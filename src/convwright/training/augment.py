@@ -53,9 +53,7 @@ class Augment:
                 f"use at most {side - 1}, or padding_mode=zero"
             )
         if self.cutout > side:
-            raise RecipeError(
-                f"cutout={self.cutout} is larger than {height}x{width} images; use at most {side}"
-            )
+            raise RecipeError(f"cutout={self.cutout} is larger than {height}x{width} images; use at most {side}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +75,7 @@ class Draws:
     column: Tensor
 
 
-def draw(
-    augment: Augment, count: int, height: int, width: int, generator: torch.Generator
-) -> Draws:
+def draw(augment: Augment, count: int, height: int, width: int, generator: torch.Generator) -> Draws:
     """Draw the decisions for `count` images of `height` x `width` from a CPU generator."""
 
     def whole(low: int, high: int) -> Tensor:
@@ -122,9 +118,7 @@ def gather(images: Tensor, indices: Tensor, augment: Augment | None, draws: Draw
     return batch.permute(0, 3, 1, 2)
 
 
-def _sources(
-    augment: Augment, draws: Draws, height: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _sources(augment: Augment, draws: Draws, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the source row (batch, h) and column (batch, w) of every target row and column."""
     top, left, flip = (part.to(device)[:, None] for part in (draws.top, draws.left, draws.flip))
     across = torch.arange(width, device=device)

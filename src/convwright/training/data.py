@@ -45,12 +45,12 @@ class ImageData:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean per channel over the training images, in units of 0..1."""
+        """Mean per channel over training and validation images, in units of 0..1."""
         return self.train.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel over the training images, in units of 0..1."""
+        """Standard deviation per channel over the same images, in units of 0..1."""
         return self.train.std
 
     @property
@@ -151,8 +151,7 @@ def _parts(spec: Any, data_dir: Path | None, shape: Shape | None, limit: int) ->
         return text, folder_parts(Path(path).expanduser(), shape, limit)
     if text not in KNOWN:
         raise DataError(
-            f"unknown data {text!r}.{did_you_mean(text, KNOWN)} "
-            f"Give one of {', '.join(KNOWN)}, npz:PATH or folder:PATH"
+            f"unknown data {text!r}.{did_you_mean(text, KNOWN)} Give one of {', '.join(KNOWN)}, npz:PATH or folder:PATH"
         )
     return text, known_parts(text, data_dir, shape)
 
@@ -170,9 +169,7 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
     return type(sets[0]).__name__, Parts(train, val, test, names)
 
 
-def _image_data(
-    name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None
-) -> ImageData:
+def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None) -> ImageData:
     train, val = parts.train, parts.val
     known = len(parts.class_names) if parts.class_names else int(train.labels.max()) + 1
     count = max(known, 1) if num_classes is None else num_classes

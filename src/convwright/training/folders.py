@@ -17,9 +17,7 @@ from convwright.errors import DataError
 from convwright.training.images import ArrayImages, Images, StreamImages, as_image, statistics
 from convwright.training.sources import Parts, Shape, converted
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _SAMPLE = 256  # images that the statistics of a streamed set are taken from
 
 

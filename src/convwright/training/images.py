@@ -115,10 +115,8 @@ def as_image(value: Any, source: str) -> Tensor:
         image = value
     else:
         array = np.array(value)  # a copy: PIL hands out read-only memory
-        if array.dtype == object:
-            raise DataError(
-                f"{source}: {type(value).__name__} is not an image; give a tensor or PIL"
-            )
+        if array.dtype.kind not in "uif":
+            raise DataError(f"{source}: {type(value).__name__} is not an image; give a tensor or PIL")
         image = torch.from_numpy(array)
         image = image.permute(2, 0, 1) if image.ndim == 3 else image
     image = image[None] if image.ndim == 2 else image

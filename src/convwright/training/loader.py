@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,11 +71,11 @@ class Loader:
         self.sizes = _batch_sizes(len(images), batch_size)
         self._labels = images.labels.to(self.device)
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
-            for values in (images.mean, images.std)
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (images.mean, images.std)
         )
         self._pixels = images.images.to(self.device) if isinstance(images, ArrayImages) else None
-        self._stream = _stream_loader(self, images, workers)
+        self._order = _Order()
+        self._stream = _stream_loader(images, self._order, workers)
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
@@ -94,7 +93,7 @@ class Loader:
         """Yield the batches that are left in the current epoch."""
         epoch, first = self.epoch, self.position
         parts = self.parts()[first:]
-        raws = iter(self._stream) if self._stream is not None else None
+        raws = self._reads(parts)
         for position, part in enumerate(parts, start=first):
             raw = None if raws is None else _next_batch(raws)
             batch = self._finish(epoch, position, part, raw)
@@ -110,6 +109,14 @@ class Loader:
             return torch.split(torch.arange(count), self.sizes)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
         return torch.split(torch.randperm(count, generator=generator), self.sizes)
+
+    def _reads(self, parts: tuple[Tensor, ...]) -> Iterator[Tensor] | None:
+        """Let the workers start on these batches; None for a set in memory."""
+        if self._stream is None:
+            return None
+        base = derived_seed(self.seed, self.epoch, 2**32)
+        self._order.batches = [[(int(k), base ^ int(k)) for k in part] for part in parts]
+        return iter(self._stream)
 
     def _finish(self, epoch: int, position: int, part: Tensor, raw: Tensor | None) -> Batch:
         """Fetch, augment and normalise one batch."""
@@ -159,30 +166,29 @@ class _Reads(Dataset[Tensor]):
 
 
 class _Order:
-    """The batches that a loader still has to read, as lists of (position, seed)."""
+    """The batches still to be read, as lists of (position, seed); replaced before each epoch.
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    It does not refer to the loader: a cycle would let the garbage collector take the queues before
+    the workers were told to stop.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
 
     def __len__(self) -> int:
-        return len(self.loader) - self.loader.position
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        loader = self.loader
-        base = derived_seed(loader.seed, loader.epoch, 2**32)
-        for part in loader.parts()[loader.position :]:
-            yield [(position, base ^ position) for position in part.tolist()]
+        return iter(self.batches)
 
 
-def _stream_loader(
-    loader: Loader, images: Images, workers: int | None
-) -> DataLoader[Tensor] | None:
+def _stream_loader(images: Images, order: _Order, workers: int | None) -> DataLoader[Tensor] | None:
     if isinstance(images, ArrayImages):
         return None
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     return DataLoader(
         _Reads(images),
-        batch_sampler=_Order(loader),
+        batch_sampler=order,
         num_workers=workers,
         collate_fn=_stack,
         persistent_workers=workers > 0,
@@ -194,10 +200,10 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images).contiguous(memory_format=torch.channels_last)
 
 
-def _next_batch(raws: Iterator[Any]) -> Tensor:
+def _next_batch(raws: Iterator[Tensor]) -> Tensor:
     """Fetch a batch; an error of a worker arrives with its traceback and leaves in one line."""
     try:
-        batch: Tensor = next(raws)
+        batch = next(raws)
     except DataError as error:
         last = str(error).strip().splitlines()[-1]
         raise DataError(last.removeprefix("convwright.errors.DataError: ")) from error

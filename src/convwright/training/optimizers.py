@@ -117,9 +117,7 @@ def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     }
 
 
-def load_state_by_name(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: OptimizerState
-) -> None:
+def load_state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
     """Give the optimizer a state as `state_by_name` returns it; values are copied to the device.
 
     Raises:
@@ -129,9 +127,7 @@ def load_state_by_name(
     for name, values in state.items():
         if name not in parameters:
             hint = did_you_mean(name, parameters)
-            raise RecipeError(
-                f"optimizer state for {name!r}, which the network does not have.{hint}"
-            )
+            raise RecipeError(f"optimizer state for {name!r}, which the network does not have.{hint}")
         parameter = parameters[name]
         _check_moments(name, parameter, values.items())
         optimizer.state[parameter] = {key: _copied(v, parameter) for key, v in values.items()}

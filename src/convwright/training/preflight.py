@@ -33,9 +33,7 @@ def settle(
     stored = json.loads(found["settings"])
     measured = tuple(Measurement(**values) for values in stored.pop("measured"))
     # Where the weights go is decided by this run; how they are computed, by the first one.
-    return replace(
-        Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads()
-    )
+    return replace(Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads())
 
 
 def _sample(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -82,9 +80,7 @@ def make_fabric(accelerator: str, precision: str) -> Fabric:
         RecipeError: There is no such accelerator here.
     """
     notice = _NoPrecisionNotice()
-    loggers = [
-        logging.getLogger(f"lightning_fabric{name}") for name in ("", ".utilities.rank_zero")
-    ]
+    loggers = [logging.getLogger(f"lightning_fabric{name}") for name in ("", ".utilities.rank_zero")]
     for logger in loggers:
         logger.addFilter(notice)
     try:

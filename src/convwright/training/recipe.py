@@ -111,9 +111,7 @@ class Recipe(BaseModel):
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise RecipeError(
-                f"{path}: cannot be read ({error.strerror}); check the path"
-            ) from error
+            raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"{path}: not valid YAML ({reason})") from error

@@ -73,9 +73,7 @@ class Settings:
 _cache: dict[tuple[object, ...], tuple[Measurement, ...]] = {}
 
 
-def choose_settings(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, device: torch.device
-) -> Settings:
+def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, device: torch.device) -> Settings:
     """Choose precision and layout for training `model` on batches like this one.
 
     What the recipe leaves at `auto` is measured on a copy: weights, buffers and random states stay
@@ -123,25 +121,29 @@ def _measured(
     if key not in _cache:
         with untouched_random(device):
             trial = copy.deepcopy(model).train()
-            _cache[key] = tuple(_measure(trial, images, labels, choice) for choice in choices)
+            _cache[key] = _measure(trial, images, labels, choices)
     return _cache[key]
 
 
-def _measure(model: nn.Module, images: Tensor, labels: Tensor, choice: Choice) -> Measurement:
+def _measure(model: nn.Module, images: Tensor, labels: Tensor, choices: list[Choice]) -> tuple[Measurement, ...]:
+    """Time the choices in turn, round by round, so that a busy moment hits all of them alike."""
+    warm_up = [_timed_choice(model, images, labels, choice) for choice in choices]
+    rounds = _REPEATS if min(warm_up) < _SLOW else 1
+    times = [[_timed_choice(model, images, labels, choice) for choice in choices] for _ in range(rounds)]
+    best = [min(column) * 1e3 for column in zip(*times, strict=True)]
+    return tuple(Measurement(*c, ms) for c, ms in zip(choices, best, strict=True))
+
+
+def _timed_choice(model: nn.Module, images: Tensor, labels: Tensor, choice: Choice) -> float:
     precision, memory_format = choice
     layout = _layout(memory_format)
     to_layout(model, layout)
-    images = images.contiguous(memory_format=layout)
     try:
-        best = _timed_step(model, images, labels, precision)  # also the warm-up
-        for repeat in range(_REPEATS if best < _SLOW else 1):
-            seconds = _timed_step(model, images, labels, precision)
-            best = min(best, seconds) if repeat else seconds
+        return _timed_step(model, images.contiguous(memory_format=layout), labels, precision)
     except (RuntimeError, NotImplementedError):
         if choice == _CHOICES[0]:
             raise
-        best = math.inf  # an operator without bf16, or a `view` that wants contiguous memory
-    return Measurement(precision, memory_format, best * 1e3)
+        return math.inf  # an operator without bf16, or a `view` that wants contiguous memory
 
 
 def _timed_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> float:

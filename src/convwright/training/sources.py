@@ -81,10 +81,13 @@ def npz_parts(source: Path, name: str, shape: Shape | None) -> Parts:
 def _opened(source: Path, name: str) -> Iterator[NpzFile]:
     """Open an npz without pickles; whatever is wrong with it becomes one line."""
     try:
-        with np.load(source, allow_pickle=False) as arrays:
+        # Opened here, because numpy leaves the file open when it turns out not to be a zip.
+        with source.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, NpzFile):
                 raise DataError(f"{name}: a single array; give an .npz with x_train and y_train")
-            yield arrays
+            with arrays:
+                yield arrays
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; check the path after npz:") from error
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
@@ -131,8 +134,7 @@ def image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
         tensor = tensor.permute(0, 3, 1, 2)
     elif tensor.ndim != 4 or tensor.shape[1] not in (1, 3, 4):
         raise DataError(
-            f"{source} has shape {array.shape}; give (n, h, w), (n, h, w, c) or (n, c, h, w) "
-            "with 1, 3 or 4 channels"
+            f"{source} has shape {array.shape}; give (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels"
         )
     if not tensor.numel():
         raise DataError(f"{source} is empty (shape {array.shape}); give at least one image")
@@ -170,9 +172,7 @@ def converted(images: Tensor, shape: Shape) -> Tensor:
         )
     if images.shape[2:] == (height, width):
         return images
-    pieces = [
-        tv.resize(piece, [height, width], antialias=True) for piece in torch.split(images, 1024)
-    ]
+    pieces = [tv.resize(piece, [height, width], antialias=True) for piece in torch.split(images, 1024)]
     return torch.cat(pieces)
 
 
@@ -219,8 +219,6 @@ def _torchvision_images(name: str, train: bool, shape: Shape | None) -> ArrayIma
             "--data-dir or $CONVWRIGHT_DATA"
         ) from error
     images = image_tensor(np.asarray(dataset.data), name)
-    images = (converted(images, shape) if shape else images).contiguous(
-        memory_format=torch.channels_last
-    )
+    images = (converted(images, shape) if shape else images).contiguous(memory_format=torch.channels_last)
     labels = label_tensor(np.asarray(dataset.targets), len(images), name)
     return ArrayImages(images, labels, *statistics(images))

@@ -158,7 +158,6 @@ def train(
     fabric = make_fabric(accelerator, "32-true")
     folder = Path(out) if out is not None else None
     with kept_modes(model), untouched_random(fabric.device), _contiguous_after(model):
-        torch.manual_seed(recipe.seed)
         model.to(fabric.device)
         found = read_checkpoint(folder) if folder is not None and resume else None
         settings = settle(model, data, recipe, fabric.device, found)
@@ -189,9 +188,7 @@ class _Run:
         self.folder = folder
         self.workers = workers
         to_layout(model, settings.layout)
-        self.fabric = make_fabric(
-            accelerator, "bf16-mixed" if settings.precision == "bf16" else "32-true"
-        )
+        self.fabric = make_fabric(accelerator, "bf16-mixed" if settings.precision == "bf16" else "32-true")
         self.loader = _train_loader(data, recipe, settings, workers)
         self.val_loader = self._judge(data.val) if data.val is not None else None
         self.optimizer = build_optimizer(model, recipe)
@@ -218,6 +215,7 @@ class _Run:
 
     def begin(self, optimizer_state: OptimizerState | None) -> None:
         """Start anew: a checkpoint of an earlier training must not be resumed by mistake."""
+        torch.manual_seed(self.recipe.seed)
         if optimizer_state is not None:
             load_state_by_name(self.model, self.optimizer, optimizer_state)
         if self.folder is not None:
@@ -254,9 +252,7 @@ class _Run:
             seconds=time.perf_counter() - start,
         )
 
-    def _train_epoch(
-        self, module: nn.Module, optimizer: Any, line: ProgressLine
-    ) -> tuple[float, float]:
+    def _train_epoch(self, module: nn.Module, optimizer: Any, line: ProgressLine) -> tuple[float, float]:
         """Run the steps of one epoch; return mean loss and accuracy over its images."""
         steps = min(len(self.loader), self.total - self.step)
         losses = torch.zeros(steps, device=self.fabric.device)
@@ -374,9 +370,7 @@ _log = logging.getLogger(__name__)
 
 
 def _describe(record: EpochRecord, epochs: int) -> str:
-    text = (
-        f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}  acc {record.train_acc:.2%}"
-    )
+    text = f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}  acc {record.train_acc:.2%}"
     if record.val_loss is not None and record.val_acc is not None:
         text += f"  val loss {record.val_loss:.4f}  val acc {record.val_acc:.2%}"
     return f"{text}  lr {record.lr:.2g}  {record.seconds:.1f} s"
@@ -398,9 +392,7 @@ def _check_recipe(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
         )
 
 
-def _train_loader(
-    data: ImageData, recipe: Recipe, settings: Settings, workers: int | None
-) -> Loader:
+def _train_loader(data: ImageData, recipe: Recipe, settings: Settings, workers: int | None) -> Loader:
     return Loader(
         data.train,
         recipe.batch_size,

@@ -1,0 +1,289 @@
+"""Every source of images, and one clear line for everything that can be wrong with it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convwright.errors import DataError
+from convwright.training import ArrayImages, Loader, StreamImages, check_fits, load_data
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, position):
+        return self.items[position]
+
+
+def pairs(count, make=lambda i: torch.full((3, 6, 6), i, dtype=torch.uint8)):
+    return Pairs([(make(i), i % 2) for i in range(count)])
+
+
+def folder(root, classes=("cat", "dog"), count=12, size=(9, 7), mode="RGB"):
+    for value, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new(mode, size, 20 * i + value).save(root / name / f"{i:02}.png")
+    return root
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+def test_fashion_mini_is_balanced_and_separate():
+    data = load_data("fashion-mini")
+    assert (len(data.train), len(data.val), len(data.test)) == (9000, 1000, 2000)
+    assert data.shape == (1, 28, 28)
+    assert data.num_classes == 10
+    for part, size in ((data.train, 900), (data.val, 100), (data.test, 200)):
+        assert part.labels.bincount().tolist() == [size] * 10
+        assert part.images.dtype == torch.uint8
+    pixels = torch.cat([data.train.images, data.val.images]).double() / 255
+    assert data.mean == pytest.approx([float(pixels.mean())])
+    assert data.std == pytest.approx([float(pixels.std(correction=0))])
+
+
+def test_test_part_is_read_only_when_asked(write_npz):
+    path = write_npz(y_test=np.full(8, 9))
+    data = load_data(f"npz:{path}")
+    with pytest.raises(DataError, match=r"test: label 9"):
+        _ = data.test
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: x, lambda x: x[..., None], lambda x: x[:, None]],
+    ids=["nhw", "nhwc", "nchw"],
+)
+def test_npz_layouts(write_npz, make):
+    images = np.random.default_rng(1).integers(0, 256, (40, 7, 5), dtype=np.uint8)
+    data = load_data(f"npz:{write_npz(x_train=make(images))}", val_fraction=0)
+    assert data.val is None
+    assert np.array_equal(data.train.images[:, 0].numpy(), images)
+
+
+def test_named_set_is_found_in_a_folder(write_npz, monkeypatch):
+    path = write_npz()
+    path.rename(path.parent / "fashion_mnist.npz")
+    monkeypatch.setenv("CONVWRIGHT_DATA", str(path.parent))
+    assert len(load_data("fashion-mnist").class_names) == 10
+    assert load_data("fashion-mnist", path.parent).test.shape == (1, 7, 5)
+
+
+def test_input_shape_converts(write_npz):
+    data = load_data(f"npz:{write_npz()}", input_shape=(3, 14, 10))
+    assert data.shape == data.test.shape == (3, 14, 10)
+    assert torch.equal(data.train.images[:, 0], data.train.images[:, 2])
+
+
+def test_failed_download_says_where_to_put_the_file(monkeypatch):
+    import torchvision
+
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(DataError, match=r"cifar10\.npz .*--data-dir or \$CONVWRIGHT_DATA") as error:
+        load_data("cifar10")
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": None}, "no x_train"),
+        ({"y_train": None}, "no y_train"),
+        ({"x_train": np.zeros((40, 7, 5), np.float32)}, "type float32; give uint8"),
+        ({"x_train": np.zeros((40, 7), np.uint8)}, r"shape \(40, 7\)"),
+        ({"x_train": np.zeros((40, 7, 5, 2), np.uint8)}, "1, 3 or 4 channels"),
+        ({"x_train": np.zeros((0, 7, 5), np.uint8), "y_train": np.zeros(0, int)}, "empty"),
+        ({"y_train": np.zeros(40)}, "integer class numbers"),
+        ({"y_train": np.zeros(39, int)}, "one label per image"),
+        ({"y_train": np.arange(40) - 1}, "label -1 at position"),
+        ({"y_train": np.array([None] * 40)}, "cannot be read"),
+    ],
+)
+def test_bad_npz(write_npz, changes, message):
+    path = write_npz(**changes)
+    with pytest.raises(DataError, match=message) as error:
+        load_data(f"npz:{path}")
+    assert "set.npz" in str(error.value)
+    assert one_line(error)
+
+
+def test_bad_files(tmp_path):
+    bad = tmp_path / "bad.npz"
+    for content in (b"", b"PK\x03\x04 not a zip", b"text"):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=r"bad\.npz: cannot be read") as error:
+            load_data(f"npz:{bad}")
+        assert one_line(error)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(DataError, match=r"a single array"):
+        load_data(f"npz:{tmp_path / 'one.npy'}")
+    with pytest.raises(DataError, match=r"no such file"):
+        load_data(f"npz:{tmp_path / 'missing.npz'}")
+
+
+def test_unknown_names_and_fractions():
+    with pytest.raises(DataError, match=r"Did you mean fashion-mini"):
+        load_data("fashion-minni")
+    with pytest.raises(DataError, match=r"unknown data 'npz:'"):
+        load_data("npz:")
+    with pytest.raises(DataError, match=r"val_fraction"):
+        load_data("fashion-mini", val_fraction=1.0)
+    with pytest.raises(DataError, match=r"label 9 at position .* 0..8"):
+        load_data("fashion-mini", num_classes=9)
+
+
+def test_flat_folder(tmp_path):
+    data = load_data(f"folder:{folder(tmp_path)}", val_fraction=0.25)
+    assert data.class_names == ("cat", "dog")
+    assert data.shape == (3, 7, 9)
+    assert (len(data.train), len(data.val), data.has_test) == (18, 6, False)
+    with pytest.raises(DataError, match=r"no test part"):
+        _ = data.test
+
+
+def test_folder_with_parts(tmp_path):
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        folder(tmp_path / part, count=count, mode="L")
+    data = load_data(f"folder:{tmp_path}")
+    assert (len(data.train), len(data.val), len(data.test)) == (12, 6, 4)
+    assert data.shape == (1, 7, 9)
+    assert data.test.mean == data.val.mean == data.mean
+
+
+def test_streamed_folder_holds_the_same_images(tmp_path):
+    root = folder(tmp_path)
+    memory = load_data(f"folder:{root}", input_shape=(3, 8, 8))
+    stream = load_data(f"folder:{root}", input_shape=(3, 8, 8), memory_limit=0)
+    assert isinstance(memory.train, ArrayImages)
+    assert isinstance(stream.train, StreamImages)
+    assert torch.equal(memory.train.labels, stream.train.labels)
+    batches = [torch.cat([x for x, _ in Loader(d.train, 8, workers=0)]) for d in (memory, stream)]
+    torch.testing.assert_close(*batches)
+
+
+def test_workers_read_the_same_and_report_in_one_line(tmp_path):
+    root = folder(tmp_path)
+    data = load_data(f"folder:{root}", memory_limit=0, val_fraction=0)
+    loader = Loader(data.train, 8, workers=2)
+    for _ in range(2):
+        alone = Loader(data.train, 8, workers=0)
+        alone.load_state_dict(loader.state_dict())
+        for (x, _), (y, _) in zip(loader, alone, strict=True):
+            assert torch.equal(x, y)
+    (root / "dog" / "03.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"dog.03\.png: not a readable image") as error:
+        list(loader)
+    assert one_line(error)
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(DataError, match=r"no such folder"):
+        load_data(f"folder:{tmp_path / 'missing'}")
+    with pytest.raises(DataError, match=r"no images"):
+        load_data(f"folder:{tmp_path}")
+    root = folder(tmp_path / "a")
+    (root / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no images"):
+        load_data(f"folder:{root}")
+    (root / "empty").rmdir()
+    (root / "cat" / "05.png").write_bytes(b"\x89PNG broken")
+    for limit in (0, 10**9):
+        with pytest.raises(DataError, match=r"cat.05\.png: not a readable image") as error:
+            load_data(f"folder:{root}", memory_limit=limit)
+        assert one_line(error)
+    Image.new("RGB", (4, 4)).save(root / "cat" / "05.png")
+    with pytest.raises(DataError, match=r"cat.05\.png: 4x4 pixels .* --input 3x7x9"):
+        load_data(f"folder:{root}")
+    assert load_data(f"folder:{root}", input_shape=(3, 7, 9)).shape == (3, 7, 9)
+
+
+def test_folder_with_an_unknown_test_class(tmp_path):
+    folder(tmp_path / "train")
+    folder(tmp_path / "test", classes=("cat", "cow"))
+    data = load_data(f"folder:{tmp_path}")
+    with pytest.raises(DataError, match=r"cow: this class has no training images"):
+        _ = data.test
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: torch.full((3, 6, 6), i, dtype=torch.uint8),
+        lambda i: np.full((6, 6, 3), i, np.uint8),
+        lambda i: Image.new("RGB", (6, 6), (i, i, i)),
+    ],
+    ids=["tensor", "array", "pil"],
+)
+def test_datasets(make):
+    data = load_data((pairs(20, make), pairs(4, make), pairs(6, make)))
+    assert (len(data.train), len(data.val), len(data.test)) == (20, 4, 6)
+    assert data.train.images[:, 0, 0, 0].tolist() == list(range(20))
+    assert data.num_classes == 2
+
+
+def test_float_datasets_stay_as_they_are():
+    data = load_data(pairs(20, lambda i: torch.full((1, 4, 4), i / 7 - 1)), val_fraction=0)
+    (batch, _), *_ = Loader(data.train, 20, shuffle=False)
+    assert batch[:, 0, 0, 0].tolist() == pytest.approx([i / 7 - 1 for i in range(20)])
+
+
+def test_streamed_dataset_with_random_transforms_follows_the_seed():
+    class Noisy(Pairs):
+        def __getitem__(self, position):
+            return torch.rand(1, 4, 4), position % 2
+
+    data = load_data(Noisy([0] * 11), memory_limit=0)
+    one, two = (list(Loader(data.train, 4, workers=0)) for _ in range(2))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(one, two, strict=True))
+    assert not torch.equal(one[0][0], one[1][0])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (Pairs([]), "is empty"),
+        (Pairs([torch.zeros(3, 4, 4)]), "not a pair"),
+        (Pairs([(torch.zeros(3, 4, 4), "cat")]), "not a pair"),
+        (Pairs([("cat", 0)]), "str is not an image"),
+        (Pairs([(torch.zeros(2, 3, 4, 4), 0)]), r"shape \(2, 3, 4, 4\)"),
+        (Pairs([(torch.zeros(3, 4, 4, dtype=torch.int64), 0)]), "int64"),
+        (Pairs([(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 5, 4), 1)]), r"\[1\]: \(3, 5, 4\)"),
+        (Pairs([(torch.zeros(3, 4, 4), -1)]), "label -1"),
+        (iter([]), "map-style"),
+        ((), "0 data sets"),
+    ],
+)
+def test_bad_datasets(dataset, message):
+    with pytest.raises(DataError, match=message) as error:
+        load_data(dataset)
+    assert one_line(error)
+
+
+def test_parts_must_be_alike():
+    small = pairs(4, lambda i: torch.zeros(3, 5, 5, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"val: images are 3x5x5 and those of the training part"):
+        load_data((pairs(8), small, pairs(4)))
+
+
+def test_check_fits(write_npz):
+    data = load_data(f"npz:{write_npz()}")
+    check_fits(data, (1, 1, 7, 5), 4)
+    check_fits(data, (1, 7, 5), 1000)
+    with pytest.raises(DataError, match=r"1 channels and the network wants 3.*--input 3x7x5"):
+        check_fits(data, (1, 3, 7, 5), 4)
+    with pytest.raises(DataError, match=r"images are 1x7x5 and the network was read with 1x8x8"):
+        check_fits(data, (1, 1, 8, 8), 4)
+    with pytest.raises(DataError, match=r"4 classes and the network has 3 outputs"):
+        check_fits(data, (1, 1, 7, 5), 3)
+    with pytest.raises(DataError, match=r"1 channels|3 channels"):
+        load_data((pairs(8),), input_shape=(1, 6, 6))
