@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class Capture:
         parameters: qualified names of the trainable parameters among ``tensors``.
         inputs: names of the graph inputs that the caller supplies.
         outputs: names of the graph nodes whose values the network returns.
+        training: the same network captured in training mode, where that uses parameters that eval mode
+            does not (auxiliary classifiers); their channels are coupled there.
+        unused: parameters that no capture uses; they keep their sizes.
     """
 
     program: ExportedProgram = field(repr=False)
@@ -57,6 +60,8 @@ class Capture:
     parameters: frozenset[str]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    training: Capture | None = field(default=None, repr=False)
+    unused: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -85,13 +90,45 @@ def capture(model: nn.Module, example_input: Tensor) -> Capture:
         ReadError: if the forward pass fails or cannot be exported.
     """
     _check_one_input(model)
-    with _eval_mode(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _mode(model, training=False):
         try:
-            program = torch.export.export(model, (example_input,), strict=False)
+            captured = _interpret(_export(model, example_input))
         except Exception as error:
             raise ReadError(_explain(model, example_input, error)) from error
-    return _interpret(program)
+    unused = _unused(model, [captured])
+    if not unused:
+        return captured
+    training = _capture_training(model, example_input)
+    found = [captured] if training is None else [captured, training]
+    return replace(captured, training=training, unused=_unused(model, found))
+
+
+def _export(model: nn.Module, example_input: Tensor) -> ExportedProgram:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, (example_input,), strict=False)
+
+
+def _capture_training(model: nn.Module, example_input: Tensor) -> Capture | None:
+    """Capture in training mode (two images, for batch norm); ``None`` where that does not work."""
+    pair = torch.cat([example_input[:1]] * 2)
+    with _mode(model, training=True):
+        try:
+            return _interpret(_export(model, pair))
+        except Exception:  # the eval capture stands on its own; unused parameters are reported
+            return None
+
+
+def _unused(model: nn.Module, captures: Sequence[Capture]) -> tuple[str, ...]:
+    """Return the parameters that no captured graph reads."""
+    used = {
+        capture.tensors[node.name]
+        for capture in captures
+        for node in capture.graph.nodes
+        if node.op == "placeholder" and node.name in capture.tensors and node.users
+    }
+    identities = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in used}
+    return tuple(name for name, p in model.named_parameters() if id(p) not in identities)
 
 
 def _interpret(program: ExportedProgram) -> Capture:
@@ -120,10 +157,10 @@ def _interpret(program: ExportedProgram) -> Capture:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval, and give each module back its own mode afterwards."""
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put the model into a mode, and give each module back its own afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:

@@ -71,21 +71,32 @@ class Follower:
         self.unknown: list[fx.Node] = []
         self.input_labels: list[Tensor] = []
         self._met: set[tuple[str, int]] = set()
+        self._walked = capture  # the graph that is being walked: eval, then training if there is one
 
     def run(self) -> Follower:
-        """Walk the whole graph."""
-        for node in self.capture.graph.nodes:
+        """Walk the whole graph; then the training graph, for what only training uses."""
+        self._walk(self.capture)
+        if self.capture.training is not None:
+            self._walk(self.capture.training)
+        return self
+
+    def _walk(self, capture: Capture) -> None:
+        self._walked = capture
+        for node in capture.graph.nodes:
             if node.op == "placeholder":
-                self.values[node.name] = self._enter(node)
+                self.values[self.key(node)] = self._enter(node)
             elif node.op == "call_function":
-                self.values[node.name] = self._call(node)
+                self.values[self.key(node)] = self._call(node)
             elif node.op == "output":
                 self._leave(node)
-        return self
+
+    def key(self, node: fx.Node) -> str:
+        """Return the name under which a node's value is kept (training nodes have a prefix)."""
+        return node.name if self._walked is self.capture else f"training/{node.name}"
 
     def _call(self, node: fx.Node) -> Values:
         if getattr(node.target, "__name__", "") == "getitem":
-            source = self.values[node.args[0].name]  # type: ignore[union-attr]
+            source = self.values[self.key(node.args[0])]  # type: ignore[arg-type]
             return source[int(node.args[1])] if isinstance(source, list) else source  # type: ignore[arg-type]
         try:
             return rule_for(node)(self, node)
@@ -97,7 +108,7 @@ class Follower:
     # -------------------------------------------------------------- graph inputs and outputs
 
     def _enter(self, node: fx.Node) -> Value:
-        name = self.capture.tensors.get(node.name)
+        name = self._walked.tensors.get(node.name)
         if name is not None:
             return self._parameter(node, name)
         shape = shape_of(node)
@@ -120,7 +131,7 @@ class Follower:
 
     def _leave(self, node: fx.Node) -> None:
         for producer in node.all_input_nodes:
-            value = self.values[producer.name]
+            value = self.values[self.key(producer)]
             for each in value if isinstance(value, list) else [value]:
                 where = module_path(producer) or "the network itself"
                 self.ledger.freeze_value(each, f"they are the network's output ({where})")
@@ -131,7 +142,7 @@ class Follower:
         """Return the value of an argument (a scalar is a value without labels)."""
         if not isinstance(node, fx.Node):
             return Value((), weight=True)
-        value = self.values[node.name]
+        value = self.values[self.key(node)]
         return value[0] if isinstance(value, list) else value
 
     def input(self, node: fx.Node, which: int | str) -> Value:
@@ -226,7 +237,7 @@ class Follower:
         """Return along which axes a node's plane varied in the first walk; ``None`` in the first."""
         if self.guide is None:
             return None
-        value = self.guide.value(node.name)
+        value = self.guide.value(self.key(node))
         assert isinstance(value, Value)
         return value.planes[index].axes if index < len(value.planes) else None
 
@@ -260,7 +271,7 @@ class Follower:
         """
         if self.guide is None or tuple(before) == x.shape:
             return tuple(after)
-        old = self.guide.value(node.name)
+        old = self.guide.value(self.key(node))
         assert isinstance(old, Value)
         channel_axes = {a for p in old.planes for a in self.guide.channel_axes(p)}
         target = list(after)
@@ -290,7 +301,7 @@ class Follower:
                     f"{length} does not split into {len(old)} parts at {describe(node)}"
                 )
             return [length // len(old)] * len(old)
-        before = self.guide.value(_operand(node, 0).name)
+        before = self.guide.value(self.key(_operand(node, 0)))
         assert isinstance(before, Value)
         plane = before.plane_at(axis)
         if plane is None:

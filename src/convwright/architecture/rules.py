@@ -197,7 +197,7 @@ def _convolved(
             planes.append(plane)
         else:
             follower.ledger.freeze(plane.labels, f"it is a spatial axis of {describe(node)}")
-    follower.groups[node.name] = groups
+    follower.groups[follower.key(node)] = groups
     bias = follower.optional_input(node, "bias")
     value = follower.value(node, tuple(planes))
     if bias is not None:

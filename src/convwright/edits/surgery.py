@@ -129,7 +129,7 @@ def _take(
     new = origin[new_own]
     if len(old) == len(new) and (old == new).all():
         return None
-    index = _lookup(old, new, axis)
+    index = _lookup(old, new, new_own, axis)
     group = before.group_of[old[index]]
     summed = np.array([(*axis, g.name) in roles and roles[(*axis, g.name)].role == "in" for g in before.groups])
     times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
@@ -137,22 +137,27 @@ def _take(
     return Take(index, copies)
 
 
-def _lookup(old: Ints, new: Ints, axis: Axis) -> Ints:
+def _lookup(old: Ints, origin: Ints, new: Ints, axis: Axis) -> Ints:
     """Find where on the old axis each new index comes from.
 
     A channel may lie on an axis several times (behind a flatten, in a grouped convolution): its n-th new
-    place continues its n-th old place. A repeated channel starts over for each copy.
+    place continues its n-th old place.
+
+    Args:
+        old: the channel of each old index.
+        origin: the old channel that each new index continues.
+        new: the channel of each new index.
+        axis: for the error message.
     """
-    width = len(old) + 1
     order = np.argsort(old, kind="stable")
-    starts = np.searchsorted(old[order], new, side="left")
-    counts = np.searchsorted(old[order], new, side="right") - starts
+    starts = np.searchsorted(old[order], origin, side="left")
+    counts = np.searchsorted(old[order], origin, side="right") - starts
     if (counts == 0).any():
         raise EditError(f"axis {axis[1]} of {axis[0]} would need channels that it does not have.")
-    return order[starts + _occurrence(new, width) % counts]
+    return order[starts + _occurrence(new) % counts]
 
 
-def _occurrence(values: Ints, width: int) -> Ints:
+def _occurrence(values: Ints) -> Ints:
     """Return, for each entry, how many equal entries stand before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -173,42 +178,35 @@ def operate(model: nn.Module, plan: Recipe) -> tuple[nn.Module, dict[int, Moved]
     Raises:
         EditError: if the model cannot be copied.
     """
-    changed = _deep_copy(model)
-    replaced, moved = _new_tensors(model, changed, plan)
-    for module in changed.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and id(tensor) in replaced:
-                    store[name] = replaced[id(tensor)]  # type: ignore[assignment]
+    old = _named_tensors(model)
+    successors = _successors(old, plan)
+    changed = _copied(model, successors)
     _sync_attributes(changed, plan)
+    moved: dict[int, Moved] = {}
+    for name, final in _named_tensors(changed).items():
+        if isinstance(final, nn.Parameter) and name in old:
+            moved.setdefault(id(old[name]), Moved(final, _taker(plan, name)))
     return changed, moved
 
 
-def _deep_copy(model: nn.Module) -> nn.Module:
+def _successors(old: Mapping[str, Tensor], plan: Recipe) -> dict[int, Tensor]:
+    """Return the new tensors by the identity of the old ones, so that shared ones stay shared."""
+    touched = {tensor for tensor, _ in plan.takes}
+    made: dict[int, Tensor] = {}
+    for name, tensor in old.items():
+        if name in touched and id(tensor) not in made:
+            value = plan.new_tensor(name, tensor.detach()).contiguous()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
+    return made
+
+
+def _copied(model: nn.Module, successors: Mapping[int, Tensor]) -> nn.Module:
+    """Deep-copy a model with some tensors replaced on the way, without copying those first."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict(successors))
     except Exception as error:
         raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
-
-
-def _new_tensors(
-    model: nn.Module, changed: nn.Module, plan: Recipe
-) -> tuple[dict[int, Tensor], dict[int, Moved]]:
-    old = _named_tensors(model)
-    new = _named_tensors(changed)
-    replaced: dict[int, Tensor] = {}
-    moved: dict[int, Moved] = {}
-    touched = {tensor for tensor, _ in plan.takes}
-    for name, tensor in new.items():
-        if name in touched and id(tensor) not in replaced:
-            value = plan.new_tensor(name, tensor.detach()).contiguous()
-            if isinstance(tensor, nn.Parameter):
-                value = nn.Parameter(value, requires_grad=tensor.requires_grad)
-            replaced[id(tensor)] = value
-        final = replaced.get(id(tensor), tensor)
-        if isinstance(final, nn.Parameter) and name in old:
-            moved.setdefault(id(old[name]), Moved(final, _taker(plan, name)))
-    return replaced, moved
 
 
 def _taker(plan: Recipe, name: str):  # type: ignore[no-untyped-def]
@@ -225,17 +223,25 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _sync_attributes(model: nn.Module, plan: Recipe) -> None:
     """Make the sizes that modules store agree with their tensors."""
     touched = {tensor.rpartition(".")[0] for tensor, _ in plan.takes}
-    group_counts = {
-        module_path(node): plan.after.follower.groups[node.name]
-        for node in plan.after.follower.capture.graph.nodes
-        if node.name in plan.after.follower.groups
-    }
+    group_counts = _group_counts(plan.after)
     for name, module in model.named_modules(remove_duplicate=False):
         if name in group_counts and isinstance(getattr(module, "groups", None), int):
             module.groups = group_counts[name]  # type: ignore[assignment]
         if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
             sync_module(module)
     _sync_feature_info(model, plan)
+
+
+def _group_counts(graph: ChannelGraph) -> dict[str, int]:
+    """Return the group count of each module's convolution under the new sizes."""
+    follower = graph.follower
+    captures = [("", follower.capture), ("training/", follower.capture.training)]
+    return {
+        module_path(node): follower.groups[prefix + node.name]
+        for prefix, capture in captures
+        for node in (capture.graph.nodes if capture is not None else ())
+        if prefix + node.name in follower.groups
+    }
 
 
 def sync_module(module: nn.Module) -> None:
@@ -305,15 +311,14 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     Initial values hide errors: zero biases, unit variances, zero-initialised last scales. Weights get
     variance 1 / fan-in, so that outputs stay near 1.
     """
-    probe = _deep_copy(model).double().eval()
     generator = torch.Generator().manual_seed(seed)
-    done: set[int] = set()
-    for name, tensor in _named_tensors(probe).items():
-        if id(tensor) in done or not tensor.is_floating_point():
-            continue
-        done.add(id(tensor))
-        tensor.data.copy_(_random_like(name, tensor, generator))
-    return probe
+    successors: dict[int, Tensor] = {}
+    for name, tensor in _named_tensors(model).items():
+        if id(tensor) not in successors and tensor.is_floating_point():
+            value = _random_like(name, tensor, generator).to(tensor.device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            successors[id(tensor)] = nn.Parameter(value) if is_parameter else value
+    return _copied(model, successors).double().eval()
 
 
 def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
