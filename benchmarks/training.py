@@ -1,6 +1,6 @@
 """What the trainer costs: against a bare loop, and its data against a ResNet-20 step.
 
-usage: python benchmarks/training.py [--repeats 15] [--steps 8] [--threads 1]
+usage: python benchmarks/training.py [--repeats 8] [--steps 12] [--threads 1]
        [--precision bf16 fp32] [--seed 0] [--network resnet20]
 
 Paired and interleaved: each repeat runs a block of the trainer and a block of the bare loop, one after
@@ -194,8 +194,8 @@ def machine() -> dict:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=8, help="steps per block")
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12, help="steps per block")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", nargs="+", default=["bf16"], help="bf16, fp32 or both")
     parser.add_argument("--threads", type=int, default=1)
