@@ -46,6 +46,4 @@ def main(source: Path, target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(
-        Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else ASSETS / "fashion_mini.npz"
-    )
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else ASSETS / "fashion_mini.npz")
