@@ -7,6 +7,7 @@ modules of a kind that maps one tensor to one tensor. A *stage* is a run of laye
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -430,7 +431,7 @@ class _Plain:
     def _beside_twin(self, name: str) -> bool:
         parent = name.rpartition(".")[0]
         row = self._children(parent) if isinstance(self.modules[parent], _CONTAINERS) else []
-        pairs = zip(row, row[1:], strict=False)
+        pairs = itertools.pairwise(row)
         return any(name in pair and self._kind(pair[0]) == self._kind(pair[1]) for pair in pairs)
 
     def _kind(self, name: str) -> tuple[object, ...]:

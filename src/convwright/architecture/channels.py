@@ -6,7 +6,7 @@ removed or repeated together. Channels that touch the same axes form one ``Chann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,6 +24,7 @@ from convwright.errors import EditError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
 Axis = tuple[str, int]
+Tables = list[Ints]  # one (axes, 2) array per signature: axis, entries on it
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,7 @@ class ChannelGraph:
         """Count, per group, the labels that belong to it; the last entry counts the others."""
         channels = self.channels_of(labels)
         group = np.where(channels < 0, -1, self.group_of[channels])
-        return np.bincount(
-            np.where(group < 0, len(self.groups), group), minlength=len(self.groups) + 1
-        )
+        return np.bincount(np.where(group < 0, len(self.groups), group), minlength=len(self.groups) + 1)
 
     def axis_labels(self, axis: Axis) -> Tensor:
         """Return the labels along one parameter axis."""
@@ -177,9 +176,7 @@ class Resized:
     def channel_axes(self, plane: Plane) -> tuple[int, ...]:
         """Return the axes of an old plane along which channels vary."""
         channels = self.old.channels_of(plane.labels).reshape(tuple(plane.labels.shape))
-        return tuple(
-            a for a in plane.axes if bool((channels != np.take(channels, [0], axis=a)).any())
-        )
+        return tuple(a for a in plane.axes if bool((channels != np.take(channels, [0], axis=a)).any()))
 
     def value(self, node: str) -> Values:
         """Return what the first walk found for a node."""
@@ -206,14 +203,13 @@ class _Builder:
         self.ledger = follower.ledger
         self.count = follower.ledger.count
         self.axes = list(follower.atoms)
+        self.atoms = [follower.atoms[axis].numpy() for axis in self.axes]
 
     def build(self) -> ChannelGraph:
         self.component = self._components()
         self.channels = int(self.component.max()) + 1 if self.count else 0
         self._mark_roles()
-        keys = self._signatures()
-        reasons = self._frozen_reasons()
-        groups, group_of, rank = self._groups(keys, reasons)
+        groups, group_of, rank = self._groups()
         graph = ChannelGraph(self.follower, self.component, group_of, rank, tuple(groups))
         return replace(graph, groups=tuple(_with_ties(graph)))
 
@@ -253,31 +249,50 @@ class _Builder:
         self.first = np.full(self.channels, np.iinfo(np.int64).max)
         np.minimum.at(self.first, self.component, self.order)
 
-    def _signatures(self) -> dict[int, tuple[bytes, Ints]]:
-        """Channel -> (the axes it lies on with counts, as bytes)."""
+    def _signatures(self) -> tuple[Ints, Tables]:
+        """Tell channels apart by the axes they lie on.
+
+        Returns:
+            The signature of each channel (-1: it lies on no axis), and signature -> rows (axis, count).
+        """
+        signature = np.full(self.channels, -1, dtype=np.int64)
+        tables: Tables = []
+        known: dict[bytes, int] = {}
         if not self.axes:
-            return {}
-        atoms = np.concatenate([self.follower.atoms[a].numpy() for a in self.axes])
-        sizes = [self.follower.atoms[a].numel() for a in self.axes]
-        axis_of = np.repeat(np.arange(len(self.axes)), sizes)
-        pairs = self.component[atoms] * len(self.axes) + axis_of
+            return signature, tables
+        pairs = self.component[np.concatenate(self.atoms)] * len(self.axes) + self._axis_of_entry()
         unique, counts = np.unique(pairs, return_counts=True)
         channel, axis = unique // len(self.axes), unique % len(self.axes)
-        table = np.stack([axis, counts], axis=1).astype(np.int64)
+        rows = np.stack([axis, counts], axis=1).astype(np.int64)
         starts = np.flatnonzero(np.diff(channel, prepend=-1))
-        stops = np.append(starts[1:], len(channel))
-        return {
-            int(channel[a]): (table[a:b].tobytes(), table[a:b])
-            for a, b in zip(starts, stops, strict=True)
-        }
+        lengths = np.diff(starts, append=len(channel))
+        for length in np.unique(lengths).tolist():  # equal lengths stack into one array
+            begin = starts[lengths == length]
+            stacked = rows[begin[:, None] + np.arange(length)].reshape(len(begin), 2 * length)
+            heads = np.flatnonzero(np.append(True, (stacked[1:] != stacked[:-1]).any(axis=1)))
+            which = []  # neighbours are mostly alike, so only the first of each run is looked up
+            for row in stacked[heads]:
+                if row.tobytes() not in known:
+                    known[row.tobytes()] = len(tables)
+                    tables.append(row.reshape(-1, 2))
+                which.append(known[row.tobytes()])
+            runs = np.diff(heads, append=len(stacked))
+            signature[channel[begin]] = np.repeat(which, runs)
+        return signature, tables
 
-    def _frozen_reasons(self) -> dict[int, str]:
-        reasons: dict[int, str] = {}
+    def _axis_of_entry(self) -> Ints:
+        return np.repeat(np.arange(len(self.axes)), [len(atoms) for atoms in self.atoms])
+
+    def _frozen_reasons(self) -> tuple[Ints, list[str]]:
+        """Return the place of each channel's first reason in a list (0: it is free), and the list."""
+        which = np.zeros(self.channels, dtype=np.int64)
+        reasons = [""]
         for labels, reason in [*self.ledger.frozen, *self._picked()]:
             atoms = labels.reshape(-1).numpy()
-            for channel in np.unique(self.component[atoms[atoms != NEUTRAL]]).tolist():
-                reasons.setdefault(channel, reason)
-        return reasons
+            channels = self.component[atoms[atoms != NEUTRAL]]
+            which[channels[which[channels] == 0]] = len(reasons)
+            reasons.append(reason)
+        return which, reasons
 
     def _picked(self) -> list[tuple[Tensor, str]]:
         """Constant positions taken along an axis fix it, if channels vary along that axis."""
@@ -288,36 +303,40 @@ class _Builder:
                 fixed.append((plane.labels, reason))
         return fixed
 
-    def _groups(
-        self, keys: dict[int, tuple[bytes, Ints]], reasons: dict[int, str]
-    ) -> tuple[list[ChannelGroup], Ints, Ints]:
-        roles = np.zeros(self.channels, dtype=bool)
-        roles[self.component[self.role > 0]] = True
-        inputs = {int(c) for row in self.follower.input_labels for c in self.component[row.numpy()]}
-        buckets: dict[tuple[bytes, str, bool], list[int]] = {}
-        for channel, (key, _) in keys.items():
-            if roles[channel] or channel in inputs:
-                bucket = (key, reasons.get(channel, ""), channel in inputs)
-                buckets.setdefault(bucket, []).append(channel)
+    def _groups(self) -> tuple[list[ChannelGroup], Ints, Ints]:
         group_of = np.full(self.channels, -1, dtype=np.int64)
         rank = np.zeros(self.channels, dtype=np.int64)
         made = []
-        for (_, reason, is_input), channels in buckets.items():
-            ordered = sorted(channels, key=lambda c: (self.first[c], c))
-            made.append((self._group(keys[ordered[0]][1], ordered, reason, is_input), ordered))
-        made.sort(
-            key=lambda item: (not item[0].name == "input", self.first[item[1][0]], item[1][0])
-        )
+        for table, channels, reason, is_input in self._buckets():
+            made.append((self._group(table, channels, reason, is_input), channels))
+        made.sort(key=lambda item: (item[0].name != "input", self.first[item[1][0]], item[1][0]))
         groups = _uniquely_named([group for group, _ in made])
-        for index, (_, ordered) in enumerate(made):
-            group_of[ordered] = index
-            rank[ordered] = np.arange(len(ordered))
+        for index, (_, channels) in enumerate(made):
+            group_of[channels] = index
+            rank[channels] = np.arange(len(channels))
         return self._with_statistics(groups, group_of), group_of, rank
 
-    def _group(
-        self, table: Ints, channels: Sequence[int], reason: str, is_input: bool
-    ) -> ChannelGroup:
-        members = tuple(self._member(int(axis), int(n), channels[0]) for axis, n in table)
+    def _buckets(self) -> Iterator[tuple[Ints, Ints, str, bool]]:
+        """Yield (axes and counts, channels in order of production, reason, whether it is the input)."""
+        signature, tables = self._signatures()
+        which, reasons = self._frozen_reasons()
+        is_input = np.zeros(self.channels, dtype=np.int64)
+        for row in self.follower.input_labels:
+            is_input[self.component[row.numpy()]] = 1
+        relevant = is_input > 0
+        relevant[self.component[self.role > 0]] = True
+        chosen = np.flatnonzero(relevant & (signature >= 0))
+        names: dict[str, int] = {}  # equal reasons, whoever gave them, are one
+        same = np.array([names.setdefault(reason, i) for i, reason in enumerate(reasons)])
+        key = (signature * len(reasons) + same[which]) * 2 + is_input
+        chosen = chosen[np.lexsort((chosen, self.first[chosen], key[chosen]))]
+        cuts = np.flatnonzero(np.diff(key[chosen])) + 1
+        for channels in np.split(chosen, cuts) if len(chosen) else ():
+            one = channels[0]
+            yield tables[signature[one]], channels, reasons[which[one]], bool(is_input[one])
+
+    def _group(self, table: Ints, channels: Ints, reason: str, is_input: bool) -> ChannelGroup:
+        members = tuple(self._member(int(axis), int(n), int(channels[0])) for axis, n in table)
         first = int(self.first[channels[0]])
         produced = first < np.iinfo(np.int64).max
         if is_input:
@@ -328,32 +347,45 @@ class _Builder:
             return ChannelGroup(tensor, len(channels), 1, True, reason, members)
         layer, axis = self._birthplace(first)
         step = next((m.per_channel for m in members if (m.tensor, m.axis) == axis), 1)
-        name = layer + self._part(axis, set(channels))
+        name = layer + self._part(axis, channels)
         return ChannelGroup(name, len(channels) * step, step, bool(reason), reason, members)
 
     def _member(self, axis: int, count: int, channel: int) -> Member:
         tensor, which = self.axes[axis]
-        atoms = self.follower.atoms[tensor, which].numpy()
+        atoms = self.atoms[axis]
         mine = atoms[self.component[atoms] == channel]
         role = {0: "along", 1: "out", 2: "in", 3: "along"}[int(self.role[mine[0]])]
         return Member(tensor, which, role, count)
 
     def _birthplace(self, order: int) -> tuple[str, Axis | None]:
         """Return the layer that produced the channel first, and that parameter axis."""
-        start = max(s for s in self.producer if s <= order)
-        atom = int(np.flatnonzero(self.order == order)[0])
-        return self.producer[start], self._axis_of_atom.get(atom)
+        start = self._starts[int(np.searchsorted(self._starts, order, side="right")) - 1]
+        axis = int(self._axis_of_atom[self._atom_at[order]])
+        return self.producer[int(start)], self.axes[axis] if axis >= 0 else None
 
     @cached_property
-    def _axis_of_atom(self) -> dict[int, Axis]:
-        return {int(a): axis for axis in self.axes for a in self.follower.atoms[axis].tolist()}
+    def _starts(self) -> Ints:
+        return np.array(sorted(self.producer), dtype=np.int64)
 
-    def _part(self, axis: Axis | None, channels: set[int]) -> str:
+    @cached_property
+    def _atom_at(self) -> dict[int, int]:
+        """Place in the order of production -> the atom produced there."""
+        produced = np.flatnonzero(self.order < np.iinfo(np.int64).max)
+        return dict(zip(self.order[produced].tolist(), produced.tolist(), strict=True))
+
+    @cached_property
+    def _axis_of_atom(self) -> Ints:
+        axis_of = np.full(self.count, -1, dtype=np.int64)
+        if self.axes:
+            axis_of[np.concatenate(self.atoms)] = self._axis_of_entry()
+        return axis_of
+
+    def _part(self, axis: Axis | None, channels: Ints) -> str:
         """Return ``[start:stop]`` when the channels are only a part of the axis they lie on."""
         if axis is None:
             return ""
         on_axis = self.component[self.follower.atoms[axis].numpy()]
-        mine = np.flatnonzero(np.isin(on_axis, list(channels)))
+        mine = np.flatnonzero(np.isin(on_axis, channels))
         if len(mine) == len(on_axis):
             return ""
         return f"[{mine[0]}:{mine[-1] + 1}]"
@@ -398,7 +430,4 @@ def _with_ties(graph: ChannelGraph) -> list[ChannelGroup]:
     classes: dict[int, list[str]] = {}
     for i, group in enumerate(graph.groups):
         classes.setdefault(root(i), []).append(group.name)
-    return [
-        replace(g, tied=tuple(n for n in classes[root(i)] if n != g.name))
-        for i, g in enumerate(graph.groups)
-    ]
+    return [replace(g, tied=tuple(n for n in classes[root(i)] if n != g.name)) for i, g in enumerate(graph.groups)]
