@@ -25,6 +25,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from convwright.errors import ReadError
 
 _TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
+_OWN_PACKAGES = tuple(str(Path(__file__).parents[1] / name) + os.sep for name in ("architecture", "edits"))
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _explain(model: nn.Module, example_input: Tensor, error: Exception) -> str:
             f"{name} does not run on an input of shape {shape}: {first_line(forward_error)} "
             "Give the input shape that the network expects (--input CxHxW)."
         )
-    where = next((f" at {s}" for s in [_user_frame(error)] if s is not None), "")
+    where = next((f" at {s}" for s in [user_frame(error)] if s is not None), "")
     return (
         f"{name} runs, but torch.export cannot capture it{where}: {first_line(error)} "
         "Usually a branch or a loop depends on tensor values; make it depend on shapes or "
@@ -215,12 +216,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}."
 
 
-def _user_frame(error: Exception) -> Source | None:
+def user_frame(error: BaseException) -> Source | None:
+    """Return the innermost line outside torch and convwright that an exception passed through."""
     trace = error.__traceback__
     found: Source | None = None
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not file.startswith(_TORCH_ROOT) and file != __file__:
+        if not file.startswith((_TORCH_ROOT, *_OWN_PACKAGES)):
             code = linecache.getline(file, trace.tb_lineno).strip()
             found = Source(file, trace.tb_lineno, code)
         trace = trace.tb_next

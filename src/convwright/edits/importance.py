@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.errors import EditError, did_you_mean
@@ -36,9 +37,10 @@ def l2(group: ChannelGroup, architecture: Architecture) -> Scores:
     for member in group.members:
         if member.tensor not in architecture.capture.parameters:
             continue
-        weight = architecture.capture.tensor(member.tensor).detach().double()
+        weight = architecture.model.get_parameter(member.tensor).detach()
         others = [a for a in range(weight.ndim) if a != member.axis]
-        energy = (weight.pow(2).sum(others) if others else weight.pow(2)).cpu().numpy()
+        norms = torch.linalg.vector_norm(weight, dim=others) if others else weight.abs()
+        energy = norms.double().cpu().numpy() ** 2
         channels = graph.channels_of(graph.axis_labels((member.tensor, member.axis)))
         mine = graph.group_of[channels] == graph.index[group.name]
         summed = np.bincount(graph.rank[channels[mine]], energy[mine], minlength=group.units)

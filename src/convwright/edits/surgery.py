@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture import module_path
+from convwright.architecture.capture import first_line, module_path, user_frame
 from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints, Member
 from convwright.edits.edit import Moved
 from convwright.errors import EditError
@@ -229,7 +229,26 @@ def _sync_attributes(model: nn.Module, plan: Recipe) -> None:
             module.groups = group_counts[name]  # type: ignore[assignment]
         if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
             sync_module(module)
+            _sync_stored(module, name, plan)
     _sync_feature_info(model, plan)
+
+
+# Names under which modules store the width of their own tensors (BlurPool's ``channels``, ...).
+_WIDTH_ATTRIBUTES = ("channels", "num_channels", "num_features", "in_channels", "out_channels", "dim", "features")
+
+
+def _sync_stored(module: nn.Module, name: str, plan: Recipe) -> None:
+    """Update widths that a module of an unknown class stores beside the tensors it owns."""
+    if type(module).__module__.startswith("torch.nn"):
+        return
+    sizes = {}
+    for (tensor, axis), take in plan.takes.items():
+        if tensor.rpartition(".")[0] == name:
+            sizes[plan.before.axis_labels((tensor, axis)).numel()] = len(take.index)
+    for attribute in _WIDTH_ATTRIBUTES:
+        stored = vars(module).get(attribute)
+        if isinstance(stored, int) and stored in sizes:
+            setattr(module, attribute, sizes[stored])
 
 
 def _group_counts(graph: ChannelGraph) -> dict[str, int]:
@@ -322,13 +341,12 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    value = torch.empty(tensor.shape, dtype=torch.float64)
     if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith(("weight", "gamma", "gain"))):
-        return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    if tensor.ndim < 2:
-        return 0.3 * noise
-    fan_in = math.prod(tensor.shape[1:])
-    return noise * math.sqrt(2.0 / fan_in)
+        return value.uniform_(0.5, 1.5, generator=generator)
+    fan_in = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 50
+    bound = math.sqrt(6.0 / max(fan_in, 1))  # variance 2 / fan-in; uniform, being quicker than normal
+    return value.uniform_(-bound, bound, generator=generator)
 
 
 def mask(model: nn.Module, plan: Recipe) -> None:
@@ -359,6 +377,9 @@ def measure(model: nn.Module, plan: Recipe, example_input: Tensor, seed: int = 0
 
     Returns:
         The largest absolute difference, divided by the largest output where that exceeds 1.
+
+    Raises:
+        EditError: if the changed network does not run; names the line where it stops.
     """
     original = randomise(model, seed)
     changed, _ = operate(original, plan)
@@ -367,12 +388,30 @@ def measure(model: nn.Module, plan: Recipe, example_input: Tensor, seed: int = 0
     x = torch.randn(example_input.shape, generator=generator, dtype=torch.float64).to(example_input.device)
     with torch.no_grad():
         expected = tensors_in(original(x))
-    got = tensors_in(changed(x))
-    sum(t.sum() for t in got if t.requires_grad).backward()  # type: ignore[union-attr]
-    return max(
-        (float((a - b.detach()).abs().max()) / max(1.0, float(a.abs().max())) for a, b in zip(expected, got, strict=True)),
-        default=0.0,
-    )
+    got = _forward_backward(changed, x)
+    return max((_distance(a, b.detach()) for a, b in zip(expected, got, strict=True)), default=0.0)
+
+
+def _distance(expected: Tensor, got: Tensor) -> float:
+    """Return the largest difference, relative where outputs are large; infinite where shapes or NaNs differ."""
+    if expected.shape != got.shape:
+        return math.inf
+    difference = float((expected - got).abs().max()) / max(1.0, float(expected.abs().max()))
+    return math.inf if math.isnan(difference) else difference
+
+
+def _forward_backward(model: nn.Module, x: Tensor) -> list[Tensor]:
+    try:
+        outputs = tensors_in(model(x))
+        loss = torch.stack([t.sum() for t in outputs if t.requires_grad]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # the user's own forward may raise anything
+        where = user_frame(error)
+        raise EditError(
+            f"the network does not run with these widths{f' at {where}' if where else ''}: {first_line(error)} "
+            "A size is written down there; take it from a tensor's shape instead."
+        ) from error
+    return outputs
 
 
 def tensors_in(output: object) -> list[Tensor]:

@@ -1,0 +1,61 @@
+# Each target sets itself up: a virtual environment, the package, and what the target needs.
+# Needs git, make and Python >= 3.10. `make PYTHON=python3.12 test` picks another interpreter.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format docs picture clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/.package  ## redesign a real network to half its MACs, on images that come with the package
+	$(BIN)/convwright demo
+
+test: $(VENV)/.test  ## run the test suite
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(VENV)/.test  ## the tests that train for long or walk whole model zoos
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(VENV)/.lint  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.lint  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove everything that the targets made
+	rm -rf $(VENV) site dist build
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "convwright needs Python >= 3.10; set PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
+	$(PIP) --upgrade pip
+
+$(VENV)/.package: pyproject.toml | $(BIN)/python
+	@echo "installing convwright into $(VENV) (PyTorch is large: a few minutes the first time) ..."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(PIP) --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.package
+	$(PIP) --group lint --group test
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	$(PIP) --group docs
+	@touch $@
