@@ -1,0 +1,326 @@
+"""What a network costs: multiply-accumulates, parameters and memory, per layer and whole.
+
+All numbers are for one sample (batch size 1), in eval mode. One MAC is one multiply-accumulate, half of what
+``torch.utils.flop_counter`` calls FLOPs; the two agree exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convwright.architecture import Architecture, Layer
+from convwright.architecture.capture import argument, module_path, shape_of
+from convwright.architecture.rules import RULES
+from convwright.cost.memory import Storage, live_at_births, storages
+from convwright.cost.recount import count_by_torch
+from convwright.cost.work import macs_of, work_of
+
+__all__ = ["LayerCost", "ModuleCost", "Profile", "count_by_torch", "profile", "weight_tensors"]
+
+# Operators without a label rule that only move, pick or compare values.
+_NO_ARITHMETIC = frozenset({
+    "index", "index_put", "gather", "scatter", "embedding", "sort", "argsort", "topk", "one_hot",
+    "unfold", "im2col", "as_strided", "diagonal", "meshgrid", "take", "take_along_dim", "nonzero",
+    "linspace", "eye", "new_zeros", "new_ones", "new_full", "scalar_tensor", "item",
+    "affine_grid_generator",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs, per sample.
+
+    Attributes:
+        name: the layer's name.
+        kind: the layer's kind (conv, linear, matmul, attention, norm, activation, pool, ...).
+        operator: its ATen operator.
+        module: qualified name of the module that calls it ('' is the network itself).
+        macs: multiply-accumulates of convolutions and matrix products.
+        params: elements of the parameters it uses, each parameter at its first user only.
+        norm_ops: normalised elements.
+        activation_ops: elements an activation function is applied to.
+        pool_ops: elements that enter pooling windows.
+        elementwise_ops: elements of sums, products and other remaining results.
+        output_bytes: bytes of its (first) result.
+    """
+
+    name: str
+    kind: str
+    operator: str
+    module: str
+    macs: int
+    params: int
+    norm_ops: int
+    activation_ops: int
+    pool_ops: int
+    elementwise_ops: int
+    output_bytes: int
+
+    @property
+    def other_ops(self) -> int:
+        """Operations that are no multiply-accumulates of the columns above, together."""
+        return self.norm_ops + self.activation_ops + self.pool_ops + self.elementwise_ops
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """What a module costs together with everything inside it, per sample."""
+
+    macs: int = 0
+    params: int = 0
+    other_ops: int = 0
+
+    def __add__(self, other: ModuleCost) -> ModuleCost:
+        return ModuleCost(self.macs + other.macs, self.params + other.params, self.other_ops + other.other_ops)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a network costs, per sample.
+
+    Attributes:
+        macs: multiply-accumulates of convolutions, linear layers, matrix products and attention.
+        params: elements of all parameters, shared ones once (frozen ones too; buffers not).
+        buffers: elements of the buffers in the state dict.
+        weight_bytes: bytes of the state dict (parameters and buffers), shared tensors once.
+        activation_bytes: the most memory that the input and the activations take at one moment of
+            the forward pass; weights are not in it.
+        layers: the cost of each layer, in execution order.
+        uncounted: operators whose arithmetic nothing here counts, as ``operator in module``.
+        parameters: elements of each parameter by its qualified name.
+    """
+
+    macs: int
+    params: int
+    buffers: int
+    weight_bytes: int
+    activation_bytes: int
+    layers: tuple[LayerCost, ...] = field(repr=False)
+    uncounted: tuple[str, ...]
+    parameters: dict[str, int] = field(repr=False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every operator's arithmetic is counted."""
+        return not self.uncounted
+
+    @property
+    def by_kind(self) -> dict[str, ModuleCost]:
+        """Costs summed over the layers of each kind."""
+        return _summed((layer.kind, _cost(layer)) for layer in self.layers)
+
+    @property
+    def by_operator(self) -> dict[str, ModuleCost]:
+        """Costs summed over the layers of each ATen operator."""
+        return _summed((layer.operator, _cost(layer)) for layer in self.layers)
+
+    def by_module(self, depth: int | None = None) -> dict[str, ModuleCost]:
+        """Return the cost of each module together with everything inside it.
+
+        Args:
+            depth: how many levels below the network itself; all when not given.
+
+        Returns:
+            Qualified name -> cost; ``""`` is the whole network. Parameters are counted in the module
+            that holds them, operations in the module that calls them.
+        """
+        work = [(c.module, ModuleCost(c.macs, 0, c.other_ops)) for c in self.layers]
+        held = [(n.rpartition(".")[0], ModuleCost(0, p)) for n, p in self.parameters.items()]
+        return _summed((a, cost) for path, cost in work + held for a in _ancestors(path, depth))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain numbers, strings, lists and dictionaries."""
+        return {**asdict(self), "complete": self.complete}
+
+
+def profile(arch: Architecture) -> Profile:
+    """Count what a network costs.
+
+    A batch of n in the example input is divided out; work on weights alone is done once per batch
+    and not divided.
+
+    Args:
+        arch: the network.
+
+    Returns:
+        The costs of one sample.
+    """
+    meter = _Meter(arch)
+    layers = tuple(meter.layer(layer) for layer in arch.layers)
+    weights = weight_tensors(arch.model)
+    parameters = {n: t.numel() for n, t in weights.items() if isinstance(t, nn.Parameter)}
+    return Profile(
+        macs=meter.macs(),
+        params=sum(parameters.values()),
+        buffers=sum(t.numel() for n, t in weights.items() if n not in parameters),
+        weight_bytes=sum(t.numel() * t.element_size() for t in weights.values()),
+        activation_bytes=meter.peak(),
+        layers=layers,
+        uncounted=tuple(dict.fromkeys(_uncounted(arch))),
+        parameters=parameters,
+    )
+
+
+def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict by name, shared ones once, under their first name."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
+
+
+class _Meter:
+    """Per-layer counting: which node, which parameters, and what the batch divides."""
+
+    def __init__(self, arch: Architecture) -> None:
+        self.arch = arch
+        self.batch = max(int(arch.example_input.shape[0]), 1)
+        self.nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
+        self.params = _params_by_node(arch)
+
+    def layer(self, layer: Layer) -> LayerCost:
+        node = self.nodes[layer.node]
+        ops = dict.fromkeys(("norm", "activation", "pool", "elementwise"), 0)
+        if work_of(node) is None:
+            ops[layer.kind if layer.kind in ops else "elementwise"] = self._per_sample(node, _operations(node, layer))
+        return LayerCost(
+            name=layer.name,
+            kind=layer.kind,
+            operator=layer.operator,
+            module=module_path(node),
+            macs=self._per_sample(node, macs_of(node)),
+            params=self.params.get(layer.node, 0),
+            norm_ops=ops["norm"],
+            activation_ops=ops["activation"],
+            pool_ops=ops["pool"],
+            elementwise_ops=ops["elementwise"],
+            output_bytes=self._per_sample(node, _bytes(node)),
+        )
+
+    def macs(self) -> int:
+        """Return the whole: batch work divided once, weight work as it is."""
+        weights = activations = 0
+        for node in self.nodes.values():
+            if node.op == "call_function":
+                count = macs_of(node)
+                weights += count * self._on_weights(node.name)
+                activations += count * (not self._on_weights(node.name))
+        return activations // self.batch + weights
+
+    def peak(self) -> int:
+        """Return the most bytes that are live at one moment."""
+        found = storages(self.arch.capture)
+        sizes = [self._batched_bytes(s) for s in found]
+        moments = [sum(sizes[i] for i in live) for live in live_at_births(found)]
+        return max(moments, default=0) // self.batch
+
+    def _batched_bytes(self, storage: Storage) -> int:
+        """Return bytes, with weight results counted once per sample so that the batch divides."""
+        times = self.batch if self._on_weights(storage.node) else 1
+        return times * math.prod(storage.shape) * storage.itemsize
+
+    def _per_sample(self, node: fx.Node, count: int) -> int:
+        return count if self._on_weights(node.name) else count // self.batch
+
+    def _on_weights(self, node: str) -> bool:
+        return is_weight(self.arch, node)
+
+
+def is_weight(arch: Architecture, node: str) -> bool:
+    """Return whether a node's value is computed from weights alone, once per batch."""
+    value = arch.channels.follower.values[node]
+    return all(v.weight for v in value) if isinstance(value, list) else value.weight
+
+
+def _operations(node: fx.Node, layer: Layer) -> int:
+    """Return how many elements a layer without multiply-accumulates works on."""
+    if layer.kind != "pool":
+        return math.prod(layer.output_shape)
+    window = argument(node, "kernel_size")
+    if window is None:  # adaptive: each input element enters (at least) one window
+        return math.prod(layer.input_shapes[0])
+    spatial = len(layer.output_shape) - 2
+    sides = window if isinstance(window, Sequence) else [window] * max(spatial, 1)
+    sides = sides if len(sides) > 1 else list(sides) * spatial
+    return math.prod(layer.output_shape) * math.prod(sides)
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    return first.numel() * first.element_size() if isinstance(first, Tensor) else 0
+
+
+def _params_by_node(arch: Architecture) -> dict[str, int]:
+    """Give each parameter to the first layer that uses it, directly or through computed weights."""
+    capture = arch.capture
+    layers = {layer.node for layer in arch.layers}
+    carried: dict[str, dict[str, int]] = {}
+    given: set[int] = set()
+    result: dict[str, int] = {}
+    for node in capture.graph.nodes:
+        name = capture.tensors.get(node.name)
+        if name is not None:
+            size = math.prod(shape_of(node)) if name in capture.parameters else 0
+            carried[node.name] = {name: size} if size else {}
+            continue
+        arriving = {k: v for n in node.all_input_nodes for k, v in carried.get(n.name, {}).items()}
+        if node.name in layers and not is_weight(arch, node.name):
+            result[node.name] = _claim(arriving, given, capture.tensor)
+        else:
+            carried[node.name] = arriving
+    return result
+
+
+def _claim(arriving: dict[str, int], given: set[int], tensor: Callable[[str], Tensor]) -> int:
+    """Count the parameters not given to an earlier layer, and note them as given."""
+    new = {id(tensor(name)): size for name, size in arriving.items()}
+    total = sum(size for key, size in new.items() if key not in given)
+    given.update(new)
+    return total
+
+
+def _uncounted(arch: Architecture) -> Iterable[str]:
+    nodes = {n.name: n for n in arch.capture.graph.nodes}
+    for layer in arch.layers:
+        node = nodes[layer.node]
+        if work_of(node) is None and not _is_cheap(node, layer):
+            yield f"{layer.operator} in {module_path(node) or 'the network itself'}"
+
+
+def _is_cheap(node: fx.Node, layer: Layer) -> bool:
+    """Return whether an operator does at most a few operations per element."""
+    if layer.kind in ("norm", "activation", "pool", "elementwise"):
+        return True
+    if layer.kind != "other":  # a convolution or product in a form without a formula
+        return False
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return pointwise or layer.operator in RULES or layer.operator in _NO_ARITHMETIC
+
+
+# ------------------------------------------------------------------ sums
+
+
+def _cost(layer: LayerCost) -> ModuleCost:
+    return ModuleCost(layer.macs, layer.params, layer.other_ops)
+
+
+def _summed(costs: Iterable[tuple[str, ModuleCost]]) -> dict[str, ModuleCost]:
+    result: dict[str, ModuleCost] = {}
+    for key, cost in costs:
+        result[key] = result.get(key, ModuleCost()) + cost
+    return result
+
+
+def _ancestors(path: str, depth: int | None) -> list[str]:
+    """Return '' and the prefixes of a module path, down to ``depth`` levels."""
+    parts = path.split(".") if path else []
+    count = len(parts) if depth is None else min(depth, len(parts))
+    return [".".join(parts[:i]) for i in range(count + 1)]

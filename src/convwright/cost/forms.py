@@ -1,0 +1,266 @@
+"""Sizes as functions of the channel widths, and sums of their products.
+
+Along an axis lie channels of one or more groups, and perhaps entries that are no channels. When the groups get
+other widths, the axis gets the length ``constant + sum_g coefficient_g * units_g``: a *form*. Numbers of elements
+are products of forms, and a cost is a sum of such products with integer coefficients: a *polynomial* in
+the numbers of channel units. Everything is integer arithmetic, so every result is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from convwright.architecture import ChannelGraph
+from convwright.architecture.labels import Value
+from convwright.errors import BudgetError
+
+Ints = npt.NDArray[np.int64]
+Numbers = npt.NDArray[Any]  # integers held as int64, float64 or Python integers
+
+_EXACT_IN_FLOAT = 2**53
+_CHUNK = 4096  # candidates at a time: intermediate arrays stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Form:
+    """The length of a run of labels, as a function of the groups' units.
+
+    Attributes:
+        constant: labels whose number does not change.
+        shares: (free group, labels in it now) for each free group in the run.
+    """
+
+    constant: int
+    shares: tuple[tuple[int, int], ...] = ()
+
+
+Monomial = tuple[Form, ...]
+
+
+@dataclass
+class Polynomial:
+    """A sum of products of forms, with integer coefficients."""
+
+    terms: dict[Monomial, int] = field(default_factory=dict)
+
+    def add(self, factors: Iterable[Form], coefficient: int = 1) -> None:
+        """Add one product; constant factors join the coefficient."""
+        varying = []
+        for form in factors:
+            if form.shares:
+                varying.append(form)
+            else:
+                coefficient *= form.constant
+        key = tuple(sorted(varying, key=lambda f: (f.shares, f.constant)))
+        self.terms[key] = self.terms.get(key, 0) + coefficient
+
+
+class Sizes:
+    """Makes forms from the labels of one channel analysis.
+
+    Attributes:
+        graph: the channel analysis.
+        columns: index of a group in the graph -> its column among the free groups.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        free = [i for i, group in enumerate(graph.groups) if not group.frozen]
+        self.columns = {index: column for column, index in enumerate(free)}
+        self.units = [graph.groups[index].units for index in free]
+        self._known: dict[int, tuple[Tensor, Form]] = {}
+
+    def run(self, labels: Tensor) -> Form:
+        """Return how long a run of labels is."""
+        known = self._known.get(id(labels))
+        if known is None:  # the tensor is kept so that its id is not used again
+            known = self._known[id(labels)] = (labels, self._counted(labels))
+        return known[1]
+
+    def _counted(self, labels: Tensor) -> Form:
+        counts = self.graph.count(labels).tolist()
+        shares = {self.columns[i]: n for i, n in enumerate(counts) if n and i in self.columns}
+        return Form(sum(counts) - sum(shares.values()), tuple(sorted(shares.items())))
+
+    def numel(self, value: Value) -> list[Form]:
+        """Return the factors of a value's number of elements."""
+        labelled = {axis for plane in value.planes for axis in plane.axes}
+        rest = math.prod(size for axis, size in enumerate(value.shape) if axis not in labelled)
+        return [Form(rest), *(self.run(plane.labels) for plane in value.planes)]
+
+    def length(self, value: Value, axis: int) -> Form:
+        """Return the length of one axis of a value."""
+        if value.parameter is not None:
+            return self.parameter_axis(value.parameter, axis, value.shape[axis])
+        plane = value.plane_at(axis)
+        if plane is None:
+            return Form(value.shape[axis])
+        labels = plane.labels
+        for other in plane.axes:
+            labels = labels if other == axis else labels.narrow(other, 0, 1)
+        return self._counted(labels)
+
+    def parameter_axis(self, name: str, axis: int, size: int) -> Form:
+        """Return the length of one axis of a parameter or buffer."""
+        labels = self.graph.follower.atoms.get((name, axis))
+        return Form(size) if labels is None else self.run(labels)
+
+    def parameter(self, name: str, shape: Sequence[int]) -> list[Form]:
+        """Return the factors of a parameter's number of elements."""
+        return [self.parameter_axis(name, axis, size) for axis, size in enumerate(shape)]
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+class Basis:
+    """The variables that polynomials are evaluated on: units, one, and rounded lengths.
+
+    A form is linear in the units wherever each unit adds a whole number of labels. Where it does not
+    (a constant slice of a group), its length is rounded as the edits round it, and is a variable itself.
+    """
+
+    def __init__(self, units: Sequence[int], polynomials: Sequence[Polynomial]) -> None:
+        self.units = np.asarray(units, dtype=np.int64)
+        forms = {form for p in polynomials for monomial in p.terms for form in monomial}
+        rounded = [f for f in forms if not self._is_whole(f)]
+        self.rounded = {f: i for i, f in enumerate(sorted(rounded, key=lambda f: f.shares))}
+        self.size = len(units) + 1 + len(self.rounded)
+
+    def _is_whole(self, form: Form) -> bool:
+        return all(count % self.units[group] == 0 for group, count in form.shares)
+
+    def row(self, form: Form) -> Ints:
+        """Return a form as coefficients of the variables."""
+        row = np.zeros(self.size, dtype=np.int64)
+        if form in self.rounded:
+            row[len(self.units) + 1 + self.rounded[form]] = 1
+            return row
+        row[len(self.units)] = form.constant
+        for group, count in form.shares:
+            row[group] = count // self.units[group]
+        return row
+
+    def one(self) -> Ints:
+        """Return the constant 1 as coefficients of the variables."""
+        return self.row(Form(1))
+
+    def variables(self, units: Ints) -> Ints:
+        """Return the variables for candidates.
+
+        Args:
+            units: shape (n, G).
+
+        Returns:
+            Shape (n, G + 1 + R).
+        """
+        ones = np.ones((len(units), 1), dtype=np.int64)
+        extra = [self._rounded_length(form, units) for form in self.rounded]
+        return np.concatenate([units, ones, *extra], axis=1)
+
+    def _rounded_length(self, form: Form, units: Ints) -> Ints:
+        share: Numbers = sum((n * units[:, g] / self.units[g] for g, n in form.shares), np.zeros(1))
+        lengths: Ints = np.rint(share).astype(np.int64) + form.constant
+        return lengths[:, None]
+
+
+class Quadratic:
+    """A compiled polynomial: ``v Q v^T`` for products of up to two forms, the rest one by one."""
+
+    def __init__(self, basis: Basis, polynomial: Polynomial, divisor: int = 1) -> None:
+        self.basis = basis
+        self.divisor = divisor
+        self.matrix = np.zeros((basis.size, basis.size), dtype=np.int64)
+        self.higher: list[tuple[int, list[Ints]]] = []
+        for monomial, coefficient in polynomial.terms.items():
+            rows = [basis.row(form) for form in monomial]
+            if len(rows) > 2:
+                self.higher.append((coefficient, rows))
+                continue
+            rows += [basis.one()] * (2 - len(rows))
+            self.matrix += coefficient * np.outer(rows[0], rows[1])
+
+    def __call__(self, variables: Ints) -> Ints:
+        """Evaluate for candidates, shape (n, V); returns shape (n,)."""
+        exact = _number_type(self._value(variables.max(axis=0).astype(object)))
+        matrix = self.matrix.astype(exact)
+        parts = [self._evaluate(chunk.astype(exact), matrix) for chunk in _chunks(variables)]
+        result: Ints = np.concatenate(parts) // self.divisor
+        return result
+
+    def _evaluate(self, variables: Numbers, matrix: Numbers) -> Ints:
+        total: Numbers = np.einsum("nv,nv->n", variables @ matrix, variables)
+        for coefficient, rows in self.higher:
+            product = np.prod([variables @ row.astype(variables.dtype) for row in rows], axis=0)
+            total = total + coefficient * product
+        result: Ints = total.astype(np.int64)
+        return result
+
+    def _value(self, variables: Numbers) -> int:
+        """Evaluate one candidate in unlimited integers."""
+        total = int(variables @ self.matrix.astype(object) @ variables)
+        products = [c * math.prod(int(variables @ r) for r in rows) for c, rows in self.higher]
+        return total + sum(products)
+
+
+class Peak:
+    """The largest of several compiled polynomials: memory at each moment."""
+
+    def __init__(self, basis: Basis, moments: Sequence[Polynomial], divisor: int = 1) -> None:
+        self.divisor = divisor
+        monomials = list(dict.fromkeys(m for p in moments for m in p.terms))
+        table = [[p.terms.get(m, 0) for m in monomials] for p in moments]
+        shape = (len(moments), len(monomials))
+        self.table = _undominated(np.array(table, dtype=np.int64).reshape(shape))
+        self.rows = [[basis.row(form) for form in m] or [basis.one()] for m in monomials]
+
+    def __call__(self, variables: Ints) -> Ints:
+        """Evaluate for candidates, shape (n, V); returns shape (n,)."""
+        most = self._products(variables.max(axis=0)[None].astype(object))
+        bound = max((self.table.astype(object) @ most[0]).tolist(), default=0)
+        exact = _number_type(int(bound))
+        table = self.table.T.astype(exact)
+        parts = [self._evaluate(chunk.astype(exact), table) for chunk in _chunks(variables)]
+        result: Ints = np.concatenate(parts) // self.divisor
+        return result
+
+    def _evaluate(self, variables: Numbers, table: Numbers) -> Ints:
+        moments = self._products(variables) @ table
+        most: Ints = moments.max(axis=1, initial=0).astype(np.int64)
+        return most
+
+    def _products(self, variables: Numbers) -> Numbers:
+        columns = [np.prod([variables @ row.astype(variables.dtype) for row in rows], axis=0) for rows in self.rows]
+        return np.stack(columns, axis=1) if columns else variables[:, :0]
+
+
+def _number_type(bound: int) -> type[np.float64] | type[np.int64]:
+    """Choose floats where they hold every intermediate integer exactly: they multiply faster.
+
+    All terms are non-negative, so no partial sum exceeds the value at the largest widths.
+    """
+    if bound < _EXACT_IN_FLOAT:
+        return np.float64
+    if bound < 2**63:
+        return np.int64
+    raise BudgetError(f"a cost of {bound:.1e} does not fit into 64 bits; give smaller widths.")
+
+
+def _chunks(variables: Ints) -> Iterable[Ints]:
+    return (variables[i : i + _CHUNK] for i in range(0, len(variables), _CHUNK))
+
+
+def _undominated(table: Ints) -> Ints:
+    """Drop moments at which never more memory is live than at another one."""
+    kept: list[Ints] = []
+    for row in sorted(np.unique(table, axis=0), key=lambda r: -int(r.sum())):
+        if not any(bool((row <= other).all()) for other in kept):
+            kept.append(row)
+    return np.array(kept, dtype=np.int64).reshape(len(kept), table.shape[1])

@@ -1,0 +1,72 @@
+"""The independent count: torch's own counter, over the network as it really runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+Run = Callable[[nn.Module, Tensor], object]
+
+# torch has no formula for the CPU's fused attention, and would count it as nothing.
+_FUSED_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+
+
+def count_by_torch(model: nn.Module, example_input: Tensor) -> int:
+    """Count the multiply-accumulates of one sample with ``torch.utils.flop_counter``.
+
+    Runs the forward pass in eval mode on empty (meta) weights, so it costs no arithmetic; a model that
+    needs real values is run for real. Nothing of convwright's own reading is used: this is the proof
+    of a budget.
+
+    Args:
+        model: the network; it is left as it was.
+        example_input: a batch, shape (n, ...); only its first sample is run, unless the model refuses.
+
+    Returns:
+        Half of torch's FLOPs.
+    """
+    attempts = list(itertools.product((example_input[:1], example_input), (_run_empty, _run_real)))
+    with _evaluating(model), torch.no_grad():
+        for sample, run in attempts[:-1]:
+            try:
+                return _macs(run, model, sample)
+            except Exception:
+                continue
+        return _macs(attempts[-1][1], model, attempts[-1][0])
+
+
+def _macs(run: Run, model: nn.Module, sample: Tensor) -> int:
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
+        run(model, sample)
+    return int(counter.get_total_flops()) // 2 // len(sample)
+
+
+def _run_empty(model: nn.Module, sample: Tensor) -> object:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    empty = {name: tensor.to("meta") for name, tensor in tensors}
+    return functional_call(model, empty, (sample.to("meta"),))
+
+
+def _run_real(model: nn.Module, sample: Tensor) -> object:
+    return model(sample)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without the fused transformer kernels, which torch's counter does not know."""
+    modes = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,156 @@
+"""Multiply-accumulates: one small formula per operator.
+
+A formula gives *factors*, not numbers: the number of elements of a value, the length of an axis, or a
+constant. Counting a network evaluates the factors on shapes; the cost model evaluates the same factors as
+functions of the channel widths. So the two cannot disagree.
+
+To count a further operator, write one function ``(node) -> Work`` under ``@counts("its_name")``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from convwright.architecture.capture import argument, operator_name, shape_of
+
+
+@dataclass(frozen=True)
+class Numel:
+    """The number of elements of a node's value."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Length:
+    """The length of one axis (from 0) of a node's value."""
+
+    node: fx.Node
+    axis: int
+
+
+Factor = Numel | Length | int
+Term = tuple[Factor, ...]
+Work = tuple[Term, ...]  # a sum of products
+Formula = Callable[[fx.Node], "Work | None"]
+
+WORK: dict[str, Formula] = {}
+
+
+def counts(*operators: str) -> Callable[[Formula], Formula]:
+    """Register a formula for the given bare operator names."""
+
+    def register(formula: Formula) -> Formula:
+        WORK.update(dict.fromkeys(operators, formula))
+        return formula
+
+    return register
+
+
+def work_of(node: fx.Node) -> Work | None:
+    """Return the multiply-accumulates of a node as factors.
+
+    Returns:
+        A sum of products; ``None`` if no formula knows this operator in this use.
+    """
+    formula = WORK.get(operator_name(node))
+    return None if formula is None else formula(node)
+
+
+def macs_of(node: fx.Node) -> int:
+    """Return the multiply-accumulates of a node, for the whole batch it was captured with."""
+    return sum(math.prod(size_of(f) for f in term) for term in work_of(node) or ())
+
+
+def size_of(factor: Factor) -> int:
+    """Evaluate a factor on the captured shapes."""
+    if isinstance(factor, int):
+        return factor
+    shape = shape_of(factor.node)
+    return math.prod(shape) if isinstance(factor, Numel) else shape[factor.axis]
+
+
+# ------------------------------------------------------------------ the formulas
+
+
+def _operand(node: fx.Node, name: str) -> fx.Node:
+    found = argument(node, name)
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def _last(node: fx.Node, back: int = 1) -> Length:
+    return Length(node, len(shape_of(node)) - back)
+
+
+@counts("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv2d_padding")
+def _convolution(node: fx.Node) -> Work | None:
+    """Each output element sums over one group's input channels and the kernel."""
+    if argument(node, "transposed", False):
+        return _transposed_convolution(node)
+    return (_filtered(node, _operand(node, "weight")),)
+
+
+@counts("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed_convolution(node: fx.Node) -> Work:
+    """Each *input* element is spread over one group's output channels and the kernel."""
+    return (_filtered(_operand(node, "input"), _operand(node, "weight")),)
+
+
+def _filtered(over: fx.Node, weight: fx.Node) -> Term:
+    return (Numel(over), Length(weight, 1), math.prod(shape_of(weight)[2:]))
+
+
+@counts("linear")
+def _linear(node: fx.Node) -> Work | None:
+    weight = _operand(node, "weight")
+    return ((Numel(node), Length(weight, 1)),) if len(shape_of(weight)) == 2 else None
+
+
+@counts("addmm")
+def _addmm(node: fx.Node) -> Work:
+    return ((Numel(node), _last(_operand(node, "mat1"))),)
+
+
+@counts("baddbmm")
+def _baddbmm(node: fx.Node) -> Work:
+    return ((Numel(node), _last(_operand(node, "batch1"))),)
+
+
+@counts("matmul", "mm", "bmm", "__matmul__")
+def _matmul(node: fx.Node) -> Work | None:
+    """Each output element is a sum over the contracted axis.
+
+    Matrix times vector is left to ``uncounted``: torch's own counter has no formula for it either.
+    """
+    left, right = node.args[0], node.args[1]
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    ranks = len(shape_of(left)), len(shape_of(right))
+    if ranks[1] == 1 or ranks == (1, 2):
+        return None
+    return ((Numel(node), _last(left)),)
+
+
+@counts("scaled_dot_product_attention")
+def _attention(node: fx.Node) -> Work:
+    """Queries times keys, then weights times values; a mask saves nothing, as torch counts it."""
+    keys = _last(_operand(node, "key"), back=2)
+    return ((Numel(_operand(node, "query")), keys), (Numel(node), keys))
+
+
+@counts("einsum")
+def _einsum(node: fx.Node) -> Work:
+    """Whatever batched products torch decomposes it into, found by doing so on empty tensors."""
+    equation, operands = node.args[0], node.args[1]
+    assert isinstance(operands, list | tuple)
+    empty = [torch.empty(shape_of(o), device="meta") for o in operands if isinstance(o, fx.Node)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.einsum(equation, *empty)
+    return ((counter.get_total_flops() // 2,),)
