@@ -1,1 +1,39 @@
-"""."""
+"""DECIDE: search methods, pure ask/tell state machines.
+
+>>> from convwright import methods
+>>> sorted(methods.METHODS)
+['auto', 'uniform']
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from convwright.methods.baselines import Uniform
+from convwright.methods.method import (
+    METHODS,
+    Candidate,
+    Evidence,
+    Maker,
+    Method,
+    Stop,
+    method_named,
+    register,
+)
+
+__all__ = [
+    "METHODS",
+    "Candidate",
+    "Evidence",
+    "Maker",
+    "Method",
+    "Stop",
+    "Uniform",
+    "method_named",
+    "register",
+]
+
+# Importing a file registers its methods: a new method is one new file and nothing here changes.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,229 @@
+"""The command line: parse, call, print.
+
+Results go to standard output, progress and errors to standard error; with ``--json`` standard output holds one
+JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result that breaks its budget, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from convwright import __version__
+from convwright.errors import ConvwrightError
+
+if TYPE_CHECKING:
+    from convwright.runs import Result
+
+# torch and everything built on it are imported where they are used: `version` and `--help` answer at once.
+
+app = typer.Typer(
+    name="convwright",
+    help="Redesign convolutional networks to a budget, with the trained weights kept and every number proved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
+Data = Annotated[
+    str,
+    typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA"),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist.npz, cifar10.npz and the like.")]
+Input = Annotated[str | None, typer.Option("--input", help="Shape of an image, such as 3x224x224.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+RecipeName = Annotated[str | None, typer.Option(help="A preset (default, fast-cpu, small-net) or a .yaml file.")]
+Seed = Annotated[int, typer.Option(help="Of weights, choices and trainings.")]
+Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a state dict saved by torch.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.callback()
+def _common(debug: Debug = False) -> None:
+    """Redesign convolutional networks to a budget, with the trained weights kept and every number proved."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"convwright {__version__}")
+
+
+@app.command()
+def analyze(model: Model, input_shape: Input = None, as_json: Json = False) -> None:
+    """Show what a network is made of and what it costs."""
+    from convwright.architecture import read
+    from convwright.runs.opening import parse_input
+
+    arch = read(model, parse_input(input_shape))
+    if as_json:
+        from convwright.runs.analysis import as_dict
+
+        return _print_json(as_dict(arch))
+    from convwright.runs.tables import analysis
+
+    for table in analysis(arch):
+        _out().print(table)
+    return None
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Data,
+    recipe: RecipeName = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint and the trained weights.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")] = False,
+    input_shape: Input = None,
+    data_dir: DataDir = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Train a network by a recipe and judge it on the test part."""
+    from convwright.runs.training import train_named
+
+    chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
+    content = train_named(
+        model,
+        data,
+        recipe,
+        chosen,
+        out=out,
+        resume=resume,
+        input_shape=input_shape,
+        data_dir=data_dir,
+        weights=weights,
+    )
+    if as_json:
+        return _print_json(content)
+    from convwright.runs.tables import training
+
+    _out().print(training(content))
+    return None
+
+
+@app.command()
+def optimize(
+    model: Model,
+    data: Data,
+    budget: Annotated[list[str], typer.Option(help="Such as macs<=50%, params<=1500; may be given several times.")],
+    method: Annotated[str, typer.Option(help="The search method.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/MODEL-BUDGET.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    seed: Seed = 0,
+    recipe: RecipeName = None,
+    epochs: Annotated[int | None, typer.Option(help="Of the first training; default: the recipe's.")] = None,
+    tune_epochs: Annotated[int | None, typer.Option(help="Of every later one; default: half of it.")] = None,
+    divisor: Annotated[int, typer.Option(help="Widths are rounded to multiples of this.")] = 1,
+    input_shape: Input = None,
+    data_dir: DataDir = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Redesign a network to a budget, and prove the result."""
+    from convwright.runs import optimize as run
+
+    result = run(
+        model,
+        data,
+        budget,
+        method,
+        out,
+        seed,
+        recipe,
+        resume=resume,
+        epochs=epochs,
+        tune_epochs=tune_epochs,
+        divisor=divisor,
+        weights=weights,
+        input_shape=input_shape,
+        data_dir=data_dir,
+        say=_say,
+        command=_command(),
+    )
+    _show_result(result, as_json)
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="A plan.json.")],
+    model: Model,
+    weights: Weights = None,
+    save: Annotated[Path | None, typer.Option(help="Write the changed network's weights (.safetensors).")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Outputs; default: as recorded beside the plan.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a plan on a fresh copy of its network; with --weights, take the weights saved with it."""
+    from convwright.runs.replay import replay
+
+    content = replay(plan, model, weights=weights, save=save, num_classes=num_classes)
+    if as_json:
+        return _print_json(content)
+    from convwright.runs.tables import replayed
+
+    _out().print(replayed(content))
+    return None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: a new one in runs/.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Halve a small residual network on embedded data, in a few minutes on any machine."""
+    from convwright.runs.demo import demo as run
+
+    _show_result(run(out, seed, _say, _command()), as_json)
+
+
+# ------------------------------------------------------------------ printing
+
+
+def _out() -> Console:
+    """Return a console on standard output, as it is now: tests and pipes replace it."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _say(text: str) -> None:
+    _err.print(text)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _show_result(result: Result, as_json: bool) -> None:
+    if as_json:
+        return _print_json({**result.data, "folder": str(result.folder)})
+    from convwright.runs.tables import result_table
+
+    _out().print(result_table(result.data))
+    _say(f"plan.json, model.safetensors and result.json are in {result.folder}")
+    return None
+
+
+# ------------------------------------------------------------------ from command to exit code
+
+
+def _command() -> str:
+    """Return what was typed, with the program's plain name."""
+    return shlex.join(["convwright", *_arguments])
+
+
+_arguments: tuple[str, ...] = ()

@@ -1,0 +1,205 @@
+"""What a search method is: it asks for candidates and is told evidence, and does nothing else.
+
+A method never trains, never sees weights and never reads a clock. So it can be tested with a made-up
+evaluator, a search is resumed by telling a new method the old evidence, and the candidates of one batch
+can be worked on side by side.
+
+A new method is one new file here: a class with ``ask``, ``tell`` and ``best`` under ``@register("name")``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+
+from convwright.edits import Plan
+from convwright.errors import ConvwrightError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.cost.budget import Limits
+
+Role = Literal["base", "baseline", "candidate"]
+Status = Literal["done", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End a training early: when `probe` passes `threshold` after `epoch` epochs or later."""
+
+    probe: str
+    threshold: float
+    above: bool = True
+    epoch: int = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to be tried, as data.
+
+    Attributes:
+        plan: Edits from the user's network to this one.
+        parent: Number of the trial whose weights it inherits; its plan is the beginning of this one.
+            None: the weights that the run started with.
+        epochs: Passes over the training images; 0 only judges.
+        seed: Of the training.
+        stop: When to end the training early.
+        role: ``base`` is what others start from, ``baseline`` is the untouched network trained as
+            long as the candidates, ``candidate`` is a proposal.
+        probes: What to observe during the training, by name.
+    """
+
+    plan: Plan
+    parent: int | None
+    epochs: int
+    seed: int
+    stop: Stop | None = None
+    role: Role = "candidate"
+    probes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; the plan as its own text."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        stop = dataclasses.asdict(self.stop) if self.stop is not None else None
+        return {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        try:
+            stop = Stop(**values["stop"]) if values["stop"] is not None else None
+            plan = Plan.from_json(values["plan"])
+            return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"])})
+        except (KeyError, TypeError, ConvwrightError) as error:
+            raise RunError(f"a recorded candidate is damaged ({error})") from error
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found out about a candidate.
+
+    Attributes:
+        candidate: What was tried.
+        trial: Its number, from 0 in the order of asking.
+        score: Validation accuracy, 0..1; NaN where the trial failed.
+        stderr: Standard error of the score (binomial).
+        costs: ``macs``, ``params``, ``activations``, ... per sample, counted on the built network.
+        probes: What was asked to be observed: small arrays by name.
+        status: ``done``, ``stopped`` (early, as asked) or ``failed`` (then `message` says why).
+        seconds: Wall time.
+        message: Why it failed, one line.
+    """
+
+    candidate: Candidate
+    trial: int
+    score: float
+    stderr: float
+    costs: Mapping[str, int]
+    probes: Mapping[str, Any] = field(default_factory=dict)
+    status: Status = "done"
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a trained network behind it."""
+        return self.status != "failed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, without the candidate."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "candidate"}
+        score = self.score if self.usable else None  # NaN is not JSON
+        return {**values, "score": score, "costs": dict(self.costs), "probes": dict(self.probes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], candidate: Candidate) -> Evidence:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        try:
+            if values["status"] not in get_args(Status):
+                raise RunError(f"a recorded result is damaged (status {values['status']!r})")
+            score = float("nan") if values["score"] is None else float(values["score"])
+            return cls(**{**values, "score": score}, candidate=candidate)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"a recorded result is damaged ({error})") from error
+
+
+class Method(Protocol):
+    """A search method: a state machine that depends on what it is told and on nothing else."""
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the next batch of independent candidates; an empty one means finished.
+
+        What was asked for and not told yet is asked for again. Candidates are numbered from 0 in the
+        order of asking; `Candidate.parent` and `Evidence.trial` are such numbers.
+        """
+        ...
+
+    def tell(self, evidence: Evidence) -> None:
+        """Take in what was found out. A batch is told in the order in which it was asked for."""
+        ...
+
+    def best(self) -> Evidence | None:
+        """Return the best trial so far that meets the limits; None if there is none."""
+        ...
+
+
+class Maker(Protocol):
+    """Makes a method; a class with this constructor, or a function."""
+
+    def __call__(
+        self,
+        arch: Architecture,
+        limits: Limits,
+        *,
+        epochs: int,
+        tune_epochs: int,
+        seed: int = 0,
+        divisor: int = 1,
+    ) -> Method:
+        """Make a method.
+
+        Args:
+            arch: The network as it was read. Methods read its structure, never its weights.
+            limits: The budget in numbers.
+            epochs: Epochs of the first training of the untouched network; 0 if it comes trained.
+            tune_epochs: Epochs of each training after that.
+            seed: Of all choices and trainings.
+            divisor: Widths are rounded to multiples of this.
+        """
+        ...
+
+
+METHODS: dict[str, Maker] = {}
+_Made = TypeVar("_Made", bound="Maker")
+
+
+def register(name: str) -> Callable[[_Made], _Made]:
+    """Return a decorator that files a method's class (or a function that makes it) under a name."""
+
+    def file(maker: _Made) -> _Made:
+        METHODS[name] = maker
+        return maker
+
+    return file
+
+
+def method_named(name: str) -> Maker:
+    """Return what makes a method.
+
+    Raises:
+        ConvwrightError: There is none of that name; the nearest ones are listed.
+    """
+    if name not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        raise ConvwrightError(f"unknown method {name!r}.{did_you_mean(name, METHODS)} Give one of {known}")
+    return METHODS[name]

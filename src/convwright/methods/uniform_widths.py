@@ -1,0 +1,162 @@
+"""The widest network within a budget when all widths share one ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from convwright.cost.cost_model import CostModel
+from convwright.edits import Width, scale_widths, solve
+from convwright.errors import BudgetError, EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, ChannelGroup
+    from convwright.cost.budget import Limits
+
+_HALVINGS = 20  # bisections of the ratio: finer than one channel in half a million
+_SMALLEST = 1 / 8192  # ratio at which shrinking gives up
+_LARGEST = 1024.0  # ratio at which growing gives up
+_FULL = 0.999  # share of the budget from which nothing more is added
+_SPREAD = 1.15  # a single group may be regrown to so much above the common ratio, rounded up
+
+Widths = dict[str, int]
+
+
+def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1) -> tuple[Width, ...]:
+    """Scale all free groups by the largest common ratio that meets all limits.
+
+    Whole channels leave some of the budget over. It is spent on single groups, those furthest below
+    the common ratio first, so that the budget is met from below and used as well as possible.
+
+    Args:
+        architecture: The network.
+        limits: The budget in numbers.
+        divisor: Widths are rounded to multiples of this.
+
+    Returns:
+        One edit per group that changes.
+
+    Raises:
+        BudgetError: Even the smallest widths break a limit.
+    """
+    search = _Search(architecture, limits, divisor)
+    ratio = search.largest_ratio()
+    edits = search.edits(ratio)
+    regrown = search.regrown(edits, ratio)
+    return regrown if search.fits(regrown) else edits
+
+
+class _Search:
+    """Exact costs of sets of edits, remembered."""
+
+    def __init__(self, architecture: Architecture, limits: Limits, divisor: int) -> None:
+        self.architecture, self.limits, self.divisor = architecture, limits, divisor
+        self.model = CostModel.of(architecture)
+        self.original: Widths = {g.name: g.size for g in architecture.free_groups}
+
+    # ------------------------------------------------------------------ costs
+
+    def costs(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Return the limited metrics of one set of widths."""
+        found = self.model.costs(widths)
+        return {metric: int(found[metric]) for metric in self.limits.limits}
+
+    def widths(self, edits: Sequence[Width]) -> Widths:
+        """Return the sizes of all free groups under the edits, tied groups included."""
+        if not edits:
+            return dict(self.original)
+        graph = self.architecture.channels
+        units = solve(self.architecture, edits).units
+        return {name: int(units[graph.index[name]]) * graph.group(name).step for name in self.original}
+
+    def use(self, widths: Mapping[str, int]) -> float:
+        """Return the share of the tightest limit that is used; above 1 it is broken."""
+        costs = self.costs(widths)
+        return max(costs[metric] / limit for metric, limit in self.limits.limits.items())
+
+    def fits(self, edits: Sequence[Width]) -> bool:
+        """Whether the edits can be carried out together, and meet all limits."""
+        try:
+            return self.limits.met(self.costs(self.widths(edits)))
+        except (EditError, BudgetError):  # a part of a tied group would vanish
+            return False
+
+    # ------------------------------------------------------------------ one ratio
+
+    def edits(self, ratio: float) -> tuple[Width, ...]:
+        """Return the edits for a common ratio."""
+        return scale_widths(self.architecture, ratio, self.divisor)
+
+    def largest_ratio(self) -> float:
+        """Bisect between a ratio that fits and one that does not."""
+        low, high = self._bracket()
+        if math.isinf(high):
+            return low
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.fits(self.edits(middle)) else (low, middle)
+        return low
+
+    def _bracket(self) -> tuple[float, float]:
+        if self.fits(()):
+            return self._upwards()
+        ratio = 1.0
+        while ratio > _SMALLEST:  # in steps: where everything is rounded up to one channel, ties may not fit
+            ratio /= 2
+            if self.fits(self.edits(ratio)):
+                return ratio, 2 * ratio
+        raise BudgetError(
+            f"no common ratio of widths meets {self.limits.describe()}"
+            f"{f' with divisor {self.divisor}' if self.divisor > 1 else ''}; raise the budget or lower the divisor"
+        )
+
+    def _upwards(self) -> tuple[float, float]:
+        low = 1.0
+        while low < _LARGEST:
+            if not self.fits(self.edits(2 * low)):
+                return low, 2 * low
+            low *= 2
+        return low, math.inf  # nothing limits the widths: the limits are on what they do not change
+
+    # ------------------------------------------------------------------ the rest of the budget
+
+    def regrown(self, edits: Sequence[Width], ratio: float) -> tuple[Width, ...]:
+        """Spend what is left over on single groups, step by step."""
+        widths = self.widths(edits)
+        used = self.use(widths)
+        while used < _FULL:
+            step = next(self._steps(widths, ratio, used), None)
+            if step is None:
+                break
+            widths |= step
+            used = self.use(widths)
+        return self._as_edits(widths, edits)
+
+    def _steps(self, widths: Widths, ratio: float, used: float) -> Iterator[Widths]:
+        """Yield widenings of one group that fit and cost something, the furthest behind first."""
+        for group in sorted(self._loose_groups, key=lambda g: widths[g.name] / g.size):
+            wider = {group.name: widths[group.name] + self._step(group)}
+            if wider[group.name] <= self._ceiling(group, ratio) and used < self.use(widths | wider) <= 1:
+                yield wider
+
+    @property
+    def _loose_groups(self) -> list[ChannelGroup]:
+        """Groups without ties: a tied one would take others along."""
+        return [g for g in self.architecture.free_groups if not g.tied]
+
+    def _step(self, group: ChannelGroup) -> int:
+        return math.lcm(group.step, self.divisor) if group.size >= self.divisor else group.step
+
+    def _ceiling(self, group: ChannelGroup, ratio: float) -> int:
+        """Return the largest width that still counts as near the common ratio."""
+        near = math.ceil(group.size * ratio * _SPREAD) + self._step(group)
+        return min(near, group.size) if ratio < 1 else near
+
+    def _as_edits(self, widths: Widths, edits: Sequence[Width]) -> tuple[Width, ...]:
+        """Return edits for the widths; those of tied groups stay as they were."""
+        loose = {group.name for group in self._loose_groups}
+        tied = [e for e in edits if e.target not in loose]
+        free = [Width(n, widths[n]) for n in loose if widths[n] != self.original[n]]
+        order = self.architecture.channels.index
+        return tuple(sorted([*tied, *free], key=lambda e: order[e.target]))

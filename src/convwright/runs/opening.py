@@ -1,0 +1,191 @@
+"""Open a network and its data together, so that they fit each other."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convwright import zoo
+from convwright.architecture import Architecture, create, parse_shape, read
+from convwright.errors import DataError, ReadError
+from convwright.training import ImageData, check_fits, load_data
+from convwright.training.evaluate import eval_mode
+from convwright.training.settings import single_tensor
+
+Shape = tuple[int, int, int]
+_CHANNEL_OPTIONS = ("in_channels", "in_chans")
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A network and data that fit.
+
+    Attributes:
+        arch: The network, read at the data's shape.
+        data: The data, in the shape that the network takes.
+        options: What a named network was created with, e.g. ``num_classes=10``.
+    """
+
+    arch: Architecture
+    data: ImageData
+    options: dict[str, int]
+
+
+def open_both(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    input_shape: str | Shape | None = None,
+    data_dir: str | Path | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> Opened:
+    """Read a network and load data so that they fit.
+
+    A named network gets as many outputs as there are classes and as many input channels as the images
+    have, where it has options for that; else grey images are repeated to the channels of its first
+    convolution. It is read at `input_shape`, or at the images' own shape.
+
+    Args:
+        model: As for `read`. Weights of a named network are drawn from `seed`.
+        data: As for `load_data`, or an `ImageData`, which is taken as it is.
+        input_shape: ``"3x224x224"`` or (3, 224, 224): images are resized to it.
+        data_dir: As for `load_data`.
+        val_fraction: As for `load_data`.
+        seed: Of the initial weights.
+
+    Raises:
+        ReadError: The network cannot be made or captured.
+        DataError: The data cannot be read, have no validation part, or do not fit.
+    """
+    wanted = parse_input(input_shape)
+    known = options_of(model)
+    loaded = _loaded(data, data_dir, wanted, val_fraction)
+    options = _options(known, loaded)
+    built, source = _built(model, options, seed)
+    takes = _input_channels(built)
+    if wanted is None and takes not in (None, loaded.shape[0]):  # grey images for a colour network
+        loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
+    arch = _read(built, source, loaded, wanted)
+    check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
+    if loaded.val is None:
+        raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
+    return Opened(arch, loaded, options)
+
+
+def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:
+    """Return (c, h, w) from text or numbers.
+
+    Raises:
+        ReadError: It is not three numbers.
+    """
+    if text is None:
+        return None
+    shape = parse_shape(text) if isinstance(text, str) else tuple(text)
+    if len(shape) != 3:
+        raise ReadError(f"{text!r} is not the shape of an image; give channels, height and width, like 3x224x224")
+    return shape[0], shape[1], shape[2]
+
+
+# ------------------------------------------------------------------ the data
+
+
+def _loaded(data: Any, data_dir: str | Path | None, shape: Shape | None, val_fraction: float) -> ImageData:
+    if isinstance(data, ImageData):
+        return data
+    return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction)
+
+
+# ------------------------------------------------------------------ the network
+
+
+def options_of(model: nn.Module | str) -> frozenset[str]:
+    """Return which of ``num_classes, in_channels, in_chans`` a named network takes."""
+    if isinstance(model, nn.Module):
+        return frozenset()
+    where, _, name = model.partition(":")
+    if where == "zoo" and name:
+        return _known(inspect.signature(zoo.entry(name).build).parameters)
+    if where in ("timm", "torchvision"):
+        return _known(("num_classes", "in_chans") if where == "timm" else ("num_classes",))
+    return _known(_arguments(*model.rsplit(":", 1))) if ".py:" in model else frozenset()
+
+
+def model_options(model: nn.Module | str, channels: int, num_classes: int | None) -> dict[str, int]:
+    """Return the options that give a named network these inputs and outputs, as far as it has them."""
+    known = options_of(model)
+    wanted = {"num_classes": num_classes, "in_channels": channels, "in_chans": channels}
+    return {name: value for name, value in wanted.items() if name in known and value is not None}
+
+
+def _known(names: Any) -> frozenset[str]:
+    return frozenset(names) & {"num_classes", *_CHANNEL_OPTIONS}
+
+
+def _options(known: frozenset[str], data: ImageData) -> dict[str, int]:
+    values = {"num_classes": data.num_classes, **dict.fromkeys(_CHANNEL_OPTIONS, data.shape[0])}
+    return {name: value for name, value in values.items() if name in known}
+
+
+def _arguments(file: str, attribute: str) -> list[str]:
+    """Return the argument names of a function or class in a file, read without running the file."""
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return []  # `read` reports it
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            functions = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+            return _names(functions[0]) if functions else []
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return _names(node)
+    return []
+
+
+def _names(function: ast.FunctionDef) -> list[str]:
+    return [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
+
+
+def _built(model: nn.Module | str, options: dict[str, int], seed: int) -> tuple[nn.Module, str]:
+    """Create the network; its weights depend on the seed and on nothing else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built, _, source = create(model, **options)
+    return built, source
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    """Return the channels that the first convolution takes."""
+    convolutions = (m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    first = next(convolutions, None)
+    return first.in_channels if first is not None else None
+
+
+def _read(model: nn.Module, source: str, data: ImageData, wanted: Shape | None) -> Architecture:
+    try:
+        return replace(read(model, (1, *data.shape)), source=source)
+    except ReadError as error:
+        size = "x".join(map(str, data.shape))
+        hint = "" if wanted else f" (read at the {size} of {data.name}; give a larger --input if it is too small)"
+        raise ReadError(f"{error}{hint}") from error
+
+
+def _outputs(arch: Architecture) -> int:
+    """Return the number of outputs per image.
+
+    Raises:
+        ReadError: The network does not return one row of scores per image.
+    """
+    with eval_mode(arch.model), torch.no_grad():
+        scores = single_tensor(arch.model(arch.example_input))
+    if scores.ndim != 2:
+        raise ReadError(
+            f"{arch.source} returns {tuple(scores.shape)}; a classifier must return (batch, classes): wrap it"
+        )
+    return scores.shape[1]

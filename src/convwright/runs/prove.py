@@ -1,0 +1,92 @@
+"""The proof of a result: built anew from its files, counted twice, held against the budget."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convwright.architecture import Architecture
+from convwright.cost import count_by_torch, profile
+from convwright.cost.budget import Limits, costs_of
+from convwright.edits import Plan
+from convwright.errors import BudgetError
+from convwright.runs.evaluate import reshaped
+from convwright.runs.files import load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class BrokenBudgetError(BudgetError):
+    """A result that does not keep its promise: it is not handed back, and the exit code is 3."""
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """A network built anew from plan and weights, with its counts.
+
+    Attributes:
+        arch: The network.
+        costs: Convwright's counts, by metric.
+        counts: MACs and parameters, each as ``{"convwright": n, "torch": n}``.
+        uncounted: Operators that nobody counts.
+    """
+
+    arch: Architecture
+    costs: dict[str, int]
+    counts: dict[str, dict[str, int]]
+    uncounted: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"costs": self.costs, "counts": self.counts, "uncounted": list(self.uncounted)}
+
+
+def prove(arch: Architecture, plan: Plan, weights: Path) -> Proof:
+    """Build a network from the original, a plan and a file of weights, and count it twice.
+
+    Raises:
+        BrokenBudgetError: The two counts differ.
+        RunError: The weights do not fit the plan.
+    """
+    built = reshaped(arch, plan)
+    load_weights(built.model, weights)
+    ours = profile(built)
+    model: nn.Module = copy.deepcopy(built.model)
+    counts = {
+        "macs": {"convwright": ours.macs, "torch": count_by_torch(model, built.example_input)},
+        "params": {"convwright": ours.params, "torch": sum(p.numel() for p in model.parameters())},
+    }
+    for metric, pair in counts.items():
+        if pair["convwright"] != pair["torch"]:
+            raise BrokenBudgetError(
+                f"{arch.source}: {metric} are {pair['convwright']:,} by convwright's count and {pair['torch']:,} by "
+                "torch's; no result was written. Please report this network"
+            )
+    return Proof(built, costs_of(ours), counts, ours.uncounted)
+
+
+def check_budget(proof: Proof, limits: Limits) -> dict[str, dict[str, Any]]:
+    """Hold the counts against the limits.
+
+    Returns:
+        Per limited metric: ``limit``, ``convwright`` (and ``torch`` where it counts), ``met``.
+
+    Raises:
+        BrokenBudgetError: A limit is broken.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for metric, limit in limits.limits.items():
+        pair = proof.counts.get(metric, {"convwright": proof.costs[metric]})
+        found[metric] = {"limit": limit, **pair, "met": max(pair.values()) <= limit}
+    broken = [f"{metric} are {max_of(values):,} of {values['limit']:,}" for metric, values in found.items() if not values["met"]]
+    if broken:
+        raise BrokenBudgetError(f"the result breaks the budget: {', '.join(broken)}; no result was written")
+    return found
+
+
+def max_of(values: dict[str, Any]) -> int:
+    """Return the largest count."""
+    return max(values["convwright"], values.get("torch", 0))

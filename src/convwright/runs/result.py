@@ -1,0 +1,116 @@
+"""What a run hands back: numbers, files and the proof that the budget is met."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convwright.methods import Evidence
+
+FORMAT = "convwright result"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: The run directory: ``plan.json``, ``model.safetensors``, ``result.json`` and the trials.
+        best: The trial of the network that is handed back.
+        baseline: The trial of the untouched network trained by the same recipe for as long.
+        trials: All trials, in the order of asking.
+        data: The content of ``result.json``.
+    """
+
+    folder: Path
+    best: Evidence
+    baseline: Evidence
+    trials: tuple[Evidence, ...]
+    data: Mapping[str, Any]
+
+    @property
+    def pareto(self) -> tuple[Evidence, ...]:
+        """Trials that no other beats in score and in every limited cost at once, cheapest first."""
+        metrics = list(self.data["limits"])
+        usable = [t for t in self.trials if t.usable]
+        front = [t for t in usable if not any(_beats(other, t, metrics) for other in usable)]
+        return tuple(sorted(front, key=lambda t: [t.costs[m] for m in metrics]))
+
+    def report(self) -> str:
+        """Return the table of baseline and result as plain text."""
+        lines = [[row.name, row.baseline, row.result, row.change] for row in rows(self.data)]
+        table = [["", "baseline", "result", "change"], *lines]
+        widths = [max(len(line[i]) for line in table) for i in range(4)]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+            for line in table
+        )
+
+
+def _beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
+    no_worse = one.score >= other.score and all(one.costs[m] <= other.costs[m] for m in metrics)
+    better = one.score > other.score or any(one.costs[m] < other.costs[m] for m in metrics)
+    return no_worse and better
+
+
+# ------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what, and how baseline and result compare."""
+
+    name: str
+    baseline: str
+    result: str
+    change: str = ""
+
+
+_COSTS = {
+    "MACs, counted by convwright": ("macs", "convwright"),
+    "MACs, counted by torch": ("macs", "torch"),
+    "parameters, counted by convwright": ("params", "convwright"),
+    "parameters, counted by torch": ("params", "torch"),
+}
+
+
+def rows(data: Mapping[str, Any]) -> list[Row]:
+    """Return the table of a ``result.json``."""
+    before, after = data["baseline"], data["result"]
+    lines = [_counted(name, before["counts"][m][who], after["counts"][m][who]) for name, (m, who) in _COSTS.items()]
+    for metric, unit in (("activations", "activation memory, bytes"), ("weights", "weights, bytes")):
+        if metric in before["costs"]:
+            lines.append(_counted(unit, before["costs"][metric], after["costs"][metric]))
+    lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
+    lines.append(Row("budget", "", _verdict(data["budget_met"])))
+    return lines
+
+
+def _counted(name: str, before: int, after: int) -> Row:
+    return Row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
+
+
+def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> Row:
+    one, two = before["accuracy"], after["accuracy"]
+    return Row(f"{part} accuracy", _percent(before), _percent(after), f"{100 * (two - one):+.2f} points")
+
+
+def _percent(judged: Mapping[str, float]) -> str:
+    return f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"
+
+
+def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = [f"{metric} <= {values['limit']:,} {'met' if values['met'] else 'BROKEN'}" for metric, values in met.items()]
+    return ", ".join(parts)
+
+
+def load_result(folder: Path) -> dict[str, Any] | None:
+    """Return the content of ``result.json``; None if there is none, or no whole one."""
+    try:
+        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
