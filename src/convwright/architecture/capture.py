@@ -67,7 +67,8 @@ class Capture:
     @property
     def graph(self) -> fx.Graph:
         """The graph of ATen operators."""
-        return self.program.graph
+        graph: fx.Graph = self.program.graph
+        return graph
 
     def tensor(self, name: str) -> Tensor:
         """Return the parameter, buffer or constant called ``name``."""

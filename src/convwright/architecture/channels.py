@@ -219,7 +219,7 @@ class _Builder:
         firsts, seconds = [], []
         for a, b in self.ledger.ties:
             if a.shape != b.shape:
-                a, b = torch.broadcast_tensors(a, b)
+                a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
             firsts.append(a.reshape(-1))
             seconds.append(b.reshape(-1))
         left, right = torch.cat(firsts).numpy(), torch.cat(seconds).numpy()
@@ -392,9 +392,11 @@ class _Builder:
 
     def _with_statistics(self, groups: list[ChannelGroup], group_of: Ints) -> list[ChannelGroup]:
         across: dict[int, dict[str, None]] = {}
-        for labels, operator in self.ledger.across:
-            flat = labels.reshape(-1).numpy()
-            touched = group_of[np.unique(self.component[flat[flat != NEUTRAL]])]
+        for labels, dims, operator in self.ledger.across:
+            channels = np.where(labels.numpy() == NEUTRAL, -1, self.component[labels.numpy()])
+            if not any((channels != np.take(channels, [0], axis=a)).any() for a in dims):
+                continue  # what is reduced are parts of one channel
+            touched = group_of[np.unique(channels[channels >= 0])]
             for index in set(touched.tolist()) - {-1}:
                 across.setdefault(index, {})[operator] = None
         return [replace(g, across=tuple(across.get(i, ()))) for i, g in enumerate(groups)]

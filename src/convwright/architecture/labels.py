@@ -77,7 +77,7 @@ class Ledger:
     consumed: list[Tensor] = field(default_factory=list)
     produced: list[tuple[Tensor, str]] = field(default_factory=list)
     carried: list[Tensor] = field(default_factory=list)
-    across: list[tuple[Tensor, str]] = field(default_factory=list)
+    across: list[tuple[Tensor, tuple[int, ...], str]] = field(default_factory=list)
     equal_parts: list[Tensor] = field(default_factory=list)
     picked: list[tuple[Plane, int, str]] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ class Ledger:
         if first is second:
             return
         if first.shape != second.shape:
-            torch.broadcast_shapes(first.shape, second.shape)  # raises where sizes do not meet
+            torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call] # raises: no fit
         self.ties.append((first, second))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
@@ -180,9 +180,7 @@ def along(ledger: Ledger, value: Value, axis: int) -> Tensor | None:
     return labels.reshape(-1)
 
 
-def reduce_axes(
-    ledger: Ledger, value: Value, dims: Iterable[int], keepdim: bool
-) -> tuple[Plane, ...]:
+def reduce_axes(ledger: Ledger, value: Value, dims: Iterable[int], keepdim: bool) -> tuple[Plane, ...]:
     """Reduce ``dims``: planes wholly inside vanish, planes partly inside are tied along them."""
     dims = set(dims)
     kept = []
@@ -233,9 +231,7 @@ def _join(ledger: Ledger, result: list[Plane], new: Plane) -> None:
     result.append(new)
 
 
-def reshape_blocks(
-    before: Sequence[int], after: Sequence[int]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def reshape_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Split a reshape into its smallest independent parts.
 
     Returns:

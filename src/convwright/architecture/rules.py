@@ -125,9 +125,7 @@ def convolution(follower: Follower, node: fx.Node) -> Values:
     return _convolved(follower, node, x, axis, outer, groups)
 
 
-def _depthwise(
-    follower: Follower, node: fx.Node, x: Value, axis: int, labels: Tensor | None
-) -> Value:
+def _depthwise(follower: Follower, node: fx.Node, x: Value, axis: int, labels: Tensor | None) -> Value:
     """One filter (or ``m``) per channel: output channels follow input channels."""
     channels = x.shape[axis]
     old = follower.old_size(node, "input", axis)
@@ -143,9 +141,7 @@ def _depthwise(
     return _convolved(follower, node, x, axis, emitted, channels)
 
 
-def _consume(
-    follower: Follower, node: fx.Node, labels: Tensor | None, inner: Tensor | None, groups: int
-) -> None:
+def _consume(follower: Follower, node: fx.Node, labels: Tensor | None, inner: Tensor | None, groups: int) -> None:
     ledger = follower.ledger
     if labels is not None and groups > 1:
         labels = labels.reshape(groups, -1)
@@ -169,9 +165,7 @@ def _consume(
 
 def _per_group(follower: Follower, node: fx.Node, channels: int, groups: int) -> int:
     if channels % groups:
-        raise ResizeError(
-            f"{channels} channels do not divide into {groups} groups at {describe(node)}"
-        )
+        raise ResizeError(f"{channels} channels do not divide into {groups} groups at {describe(node)}")
     return channels // groups
 
 
@@ -181,19 +175,14 @@ def _tie_rows(follower: Follower, labels: Tensor, rows: int, node: fx.Node) -> N
     follower.ledger.tie(table, table[:1])
 
 
-def _convolved(
-    follower: Follower, node: fx.Node, x: Value, axis: int, emitted: Tensor | None, groups: int
-) -> Value:
+def _convolved(follower: Follower, node: fx.Node, x: Value, axis: int, emitted: Tensor | None, groups: int) -> Value:
     planes = [] if emitted is None else [line_plane(emitted, axis, x.ndim)]
     out = shape_of(node)
     for plane in x.planes:
         if axis in plane.axes:
             continue
-        if all(
-            plane.labels.size(a) == 1 or out[a] == follower.meta_shape(node, "input")[a]
-            for a in plane.axes
-        ):
-            follower.ledger.across.append((plane.labels, describe(node)))
+        if all(plane.labels.size(a) == 1 or out[a] == follower.meta_shape(node, "input")[a] for a in plane.axes):
+            follower.ledger.across.append((plane.labels, plane.axes, describe(node)))
             planes.append(plane)
         else:
             follower.ledger.freeze(plane.labels, f"it is a spatial axis of {describe(node)}")
@@ -314,11 +303,9 @@ def group_norm(follower: Follower, node: fx.Node) -> Values:
     groups = int(argument(node, "num_groups"))
     labels = follower.channels(x, 1, node)
     if labels is not None:
-        follower.ledger.across.append((labels, describe(node)))
+        follower.ledger.across.append((labels, (0,), describe(node)))
         if groups > 1 and groups == follower.old_size(node, 0, 1):
-            follower.ledger.freeze(
-                labels, f"each channel is a group of its own at {describe(node)}"
-            )
+            follower.ledger.freeze(labels, f"each channel is a group of its own at {describe(node)}")
         elif groups > 1:
             _tie_rows(follower, labels, groups, node)
     for name in ("weight", "bias"):
@@ -333,6 +320,16 @@ def local_response_norm(follower: Follower, node: fx.Node) -> Values:
     x = follower.input(node, 0)
     _across(follower, x, (1,), node)
     return follower.value(node, x.planes)
+
+
+@rule("_weight_norm")
+def weight_norm(follower: Follower, node: fx.Node) -> Values:
+    """A direction, normalised over all axes but one, times a gain along that one."""
+    direction, gain = follower.input(node, 0), follower.input(node, 1)
+    kept = int(argument(node, "dim", 0))
+    _across(follower, direction, set(range(direction.ndim)) - {kept % direction.ndim}, node)
+    planes = merge(follower.ledger, [direction, gain], direction.ndim)
+    return follower.value(node, planes, weight=True)
 
 
 # ------------------------------------------------------------------ reductions and spatial operators
@@ -361,8 +358,8 @@ def reduction(follower: Follower, node: fx.Node) -> Values:
 def _across(follower: Follower, x: Value, dims: Any, node: fx.Node) -> None:
     """Note that a statistic runs across labels, so copies or gaps change it."""
     for plane in x.planes:
-        if set(plane.axes) & set(dims):
-            follower.ledger.across.append((plane.labels, describe(node)))
+        if along_dims := tuple(a for a in plane.axes if a in dims):
+            follower.ledger.across.append((plane.labels, along_dims, describe(node)))
 
 
 @rule(
@@ -461,8 +458,7 @@ def reshape_as(follower: Follower, node: fx.Node) -> Values:
 def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ...]) -> Value:
     if math.prod(x.shape) != math.prod(target):
         raise ResizeError(
-            f"{'x'.join(map(str, x.shape))} does not reshape to "
-            f"{'x'.join(map(str, target))} at {describe(node)}"
+            f"{'x'.join(map(str, x.shape))} does not reshape to {'x'.join(map(str, target))} at {describe(node)}"
         )
     planes = []
     for index, plane in enumerate(x.planes):
@@ -470,9 +466,7 @@ def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ..
         planes.append(compact(labels, follower.known_axes(node, index)))
     for plane in planes:
         if len(plane.axes) > 1:  # parts of a split axis: rows of equal length
-            follower.ledger.equal_parts.append(
-                plane.labels.reshape(-1, plane.labels.size(plane.axes[-1]))
-            )
+            follower.ledger.equal_parts.append(plane.labels.reshape(-1, plane.labels.size(plane.axes[-1])))
     return follower.value(node, tuple(planes), x.weight)
 
 
@@ -556,9 +550,7 @@ def split(follower: Follower, node: fx.Node) -> Values:
 
 
 def _cut(x: Value, axis: int, start: int, size: int) -> tuple[Plane, ...]:
-    return tuple(
-        Plane(p.labels.narrow(axis, start, size), p.axes) if axis in p.axes else p for p in x.planes
-    )
+    return tuple(Plane(p.labels.narrow(axis, start, size), p.axes) if axis in p.axes else p for p in x.planes)
 
 
 @rule("slice", "narrow")
@@ -583,9 +575,7 @@ def slice_(follower: Follower, node: fx.Node) -> Values:
     planes = _cut(x, axis, sizes[0], sizes[1])
     if step != 1:
         planes = tuple(
-            Plane(p.labels[(slice(None),) * axis + (slice(None, None, step),)], p.axes)
-            if axis in p.axes
-            else p
+            Plane(p.labels[(slice(None),) * axis + (slice(None, None, step),)], p.axes) if axis in p.axes else p
             for p in planes
         )
     return follower.value(node, planes, x.weight)
@@ -597,15 +587,10 @@ def select(follower: Follower, node: fx.Node) -> Values:
     x = follower.input(node, 0)
     axis = int(argument(node, "dim", 0)) % x.ndim
     if (plane := x.plane_at(axis)) is not None:
-        follower.ledger.picked.append(
-            (plane, axis, f"single channels are picked at {describe(node)}")
-        )
+        follower.ledger.picked.append((plane, axis, f"single channels are picked at {describe(node)}"))
     outputs = node.meta["val"]
     if isinstance(outputs, tuple | list):
-        return [
-            follower.value(node, _picked(x, axis, i), x.weight, output=i)
-            for i in range(len(outputs))
-        ]
+        return [follower.value(node, _picked(x, axis, i), x.weight, output=i) for i in range(len(outputs))]
     return follower.value(node, _picked(x, axis, int(argument(node, "index"))), x.weight)
 
 
@@ -634,7 +619,8 @@ def opaque(follower: Follower, node: fx.Node) -> Values:
     labelled = [v for v in inputs if v.planes]
     outputs = node.meta.get("val")
     single = not isinstance(outputs, tuple | list)
-    shapes = [o.shape if isinstance(o, Tensor) else () for o in ([outputs] if single else outputs)]
+    listed = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    shapes = [o.shape if isinstance(o, Tensor) else () for o in listed]
     if not labelled:
         plain = [Value(tuple(s), weight=all(v.weight for v in inputs)) for s in shapes]
         return plain[0] if single else plain
