@@ -72,20 +72,27 @@ class Architecture:
         return find_stages(self)
 
     def layer(self, name: str) -> Layer:
-        """Return the layer called ``name``.
+        """Return the layer called ``name`` (any of its names, where a module is registered under several).
 
         Raises:
             EditError: if there is none; the message has the nearest names.
         """
-        if name not in self._layer_index:
-            raise EditError(
-                f"{self.source} has no layer called {name!r}.{did_you_mean(name, self._layer_index)}"
-            )
-        return self._layer_index[name]
+        found = self._layer_index.get(name) or self._layer_index.get(self._aliases.get(name, ""))
+        if found is None:
+            known = [*self._layer_index, *self.channels.index]
+            raise EditError(f"{self.source} has no layer or group called {name!r}.{did_you_mean(name, known)}")
+        return found
 
     @cached_property
     def _layer_index(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        """Other names of shared modules -> the name that their layer goes by."""
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        used = {id(module): name for name, module in modules.items() if name in self._layer_index}
+        return {name: used[id(module)] for name, module in modules.items() if id(module) in used}
 
     def group(self, name: str) -> ChannelGroup:
         """Return the channel group that a layer's output belongs to.
@@ -98,12 +105,7 @@ class Architecture:
         """
         if name in self.channels.index:
             return self.channels.group(name)
-        if name not in self._layer_index:
-            known = [*self._layer_index, *self.channels.index]
-            raise EditError(
-                f"{self.source} has no layer or group called {name!r}.{did_you_mean(name, known)}"
-            )
-        found = self._layer_index[name].groups
+        found = self.layer(name).groups
         if len(found) != 1:
             said = f"consists of the groups {', '.join(found)}" if found else "has no channels"
             raise EditError(f"the output of {name} {said}; name one group.")

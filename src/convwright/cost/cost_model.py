@@ -28,12 +28,14 @@ class CostModel:
     order of ``groups``, or as a mapping from group names to integers or arrays of shape (n,); groups left
     out keep their size. A width must be a positive multiple of its group's ``step``. Groups that are
     ``tied`` must be scaled in proportion by the caller: other widths are no buildable network, and their
-    costs mean nothing.
+    costs mean nothing. A tied group may also vanish (0): of two equal halves cut from several
+    groups, one group can take the whole.
 
     Attributes:
         groups: names of the free groups: the columns.
         sizes: their present sizes, shape (G,).
         steps: what their widths must be multiples of, shape (G,).
+        least: the smallest widths they can have, shape (G,).
 
     Example:
         >>> import convwright as cw
@@ -45,6 +47,7 @@ class CostModel:
     groups: tuple[str, ...]
     sizes: Ints
     steps: Ints
+    least: Ints
     frozen: dict[str, str] = field(repr=False)
     _basis: Basis = field(repr=False)
     _macs: Quadratic = field(repr=False)
@@ -65,6 +68,7 @@ class CostModel:
             groups=tuple(g.name for g in arch.free_groups),
             sizes=np.array([g.size for g in arch.free_groups], dtype=np.int64),
             steps=np.array([g.step for g in arch.free_groups], dtype=np.int64),
+            least=np.array([0 if g.tied else g.step for g in arch.free_groups], dtype=np.int64),
             frozen={g.name: g.reason for g in arch.groups if g.frozen},
             _basis=basis,
             _macs=Quadratic(basis, macs, batch),
@@ -144,7 +148,7 @@ class CostModel:
                 raise BudgetError(f"no free channel group is called {name!r}.{hint}")
 
     def _check(self, table: Ints) -> None:
-        wrong = (table < 1) | (table % self.steps != 0)
+        wrong = (table < self.least) | (table % self.steps != 0)
         if wrong.any():
             row, column = (int(i) for i in np.argwhere(wrong)[0])
             raise BudgetError(
