@@ -142,8 +142,9 @@ class ChannelGraph:
 
 
 def analyse(capture: Capture) -> ChannelGraph:
-    """Find the channel groups of a captured network."""
-    return build(Follower(capture).run())
+    """Find the channel groups of a captured network, on the CPU whatever the default device is."""
+    with torch.device("cpu"):
+        return build(Follower(capture).run())
 
 
 def build(follower: Follower) -> ChannelGraph:

@@ -425,7 +425,7 @@ def pad(follower: Follower, node: fx.Node) -> Values:
 
 
 @rule(
-    "permute", "transpose", "t", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
+    "permute", "transpose", "t", "mT", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
     "swapaxes", "swapdims", "squeeze", "repeat", "tile", "repeat_interleave", "pixel_shuffle",
     "pixel_unshuffle", "channel_shuffle", "flip", "rot90", "tril", "triu", "view_as_complex",
 )  # fmt: skip
