@@ -7,17 +7,17 @@ JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result th
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from convwright import __version__
 from convwright.errors import ConvwrightError
@@ -27,8 +27,19 @@ if TYPE_CHECKING:
 
 # torch and everything built on it are imported where they are used: `version` and `--help` answer at once.
 
+
+class _Commands(TyperGroup):
+    """The sub-commands; Ctrl-C in any of them leaves by our own way, not by typer's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        with _resumable(None, ""):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="convwright",
+    cls=_Commands,
     help="Redesign convolutional networks to a budget, with the trained weights kept and every number proved.",
     no_args_is_help=True,
     add_completion=False,
@@ -98,17 +109,18 @@ def train(
     from convwright.runs.training import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
-    content = train_named(
-        model,
-        data,
-        recipe,
-        chosen,
-        out=out,
-        resume=resume,
-        input_shape=input_shape,
-        data_dir=data_dir,
-        weights=weights,
-    )
+    with _resumable(out, _command()):
+        content = train_named(
+            model,
+            data,
+            recipe,
+            chosen,
+            out=out,
+            resume=resume,
+            input_shape=input_shape,
+            data_dir=data_dir,
+            weights=weights,
+        )
     if as_json:
         return _print_json(content)
     from convwright.runs.tables import training
@@ -136,26 +148,29 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
-    from convwright.runs import optimize as run
+    from convwright.runs.optimize import default_folder
+    from convwright.runs.optimize import optimize as run
 
-    result = run(
-        model,
-        data,
-        budget,
-        method,
-        out,
-        seed,
-        recipe,
-        resume=resume,
-        epochs=epochs,
-        tune_epochs=tune_epochs,
-        divisor=divisor,
-        weights=weights,
-        input_shape=input_shape,
-        data_dir=data_dir,
-        say=_say,
-        command=_command(),
-    )
+    folder = out if out is not None else default_folder(model, budget)
+    with _resumable(folder, _command()):
+        result = run(
+            model,
+            data,
+            budget,
+            method,
+            folder,
+            seed,
+            recipe,
+            resume=resume,
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            divisor=divisor,
+            weights=weights,
+            input_shape=input_shape,
+            data_dir=data_dir,
+            say=_say,
+            command=_command(),
+        )
     _show_result(result, as_json)
 
 
@@ -187,9 +202,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Halve a small residual network on embedded data, in a few minutes on any machine."""
+    from convwright.runs.demo import command_line, free_folder
     from convwright.runs.demo import demo as run
 
-    _show_result(run(out, seed, _say, _command()), as_json)
+    folder = out if out is not None else free_folder()
+    with _resumable(folder, command_line(folder, seed)):
+        result = run(folder, seed, _say)
+    _show_result(result, as_json)
 
 
 # ------------------------------------------------------------------ printing
@@ -197,7 +216,7 @@ def demo(
 
 def _out() -> Console:
     """Return a console on standard output, as it is now: tests and pipes replace it."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _say(text: str) -> None:
@@ -221,9 +240,54 @@ def _show_result(result: Result, as_json: bool) -> None:
 # ------------------------------------------------------------------ from command to exit code
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C, with the command that goes on; empty if there is nothing to continue."""
+
+
+_arguments: list[str] = []  # of this call, without --debug: what the record and the resume command name
+
+
 def _command() -> str:
-    """Return what was typed, with the program's plain name."""
     return shlex.join(["convwright", *_arguments])
 
 
-_arguments: tuple[str, ...] = ()
+@contextmanager
+def _resumable(folder: Path | None, command: str) -> Iterator[None]:
+    """Turn Ctrl-C into the command that continues the work in a folder."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        started = folder is not None and any((folder / name).is_file() for name in ("run.json", "checkpoint.pt"))
+        again = command if "--resume" in command.split() else f"{command} --resume"
+        raise _InterruptedError(again if started else "") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    _arguments[:] = [word for word in given if word != "--debug"]
+    sys.exit(_run(debug))
+
+
+def _run(debug: bool) -> int:
+    """Return the exit code; errors made on purpose become one line."""
+    try:
+        app(args=list(_arguments), prog_name="convwright")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except _InterruptedError as interrupted:
+        again = str(interrupted)
+        _err.print(f"convwright: interrupted; continue with: {again}" if again else "convwright: interrupted")
+        return 130
+    except ConvwrightError as error:
+        if debug:
+            traceback.print_exc()
+        _err.print(f"convwright: error: {' '.join(str(error).split())}")
+        return _exit_code(error)
+    return 0
+
+
+def _exit_code(error: ConvwrightError) -> int:
+    """A broken promise is not wrong input: 3 instead of 2."""
+    return 3 if type(error).__name__ == "BrokenBudgetError" else 2

@@ -44,7 +44,7 @@ def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1)
     ratio = search.largest_ratio()
     edits = search.edits(ratio)
     regrown = search.regrown(edits, ratio)
-    return regrown if search.fits(regrown) else edits
+    return regrown if search.used(regrown) <= 1 else edits
 
 
 class _Search:
@@ -75,12 +75,12 @@ class _Search:
         costs = self.costs(widths)
         return max(costs[metric] / limit for metric, limit in self.limits.limits.items())
 
-    def fits(self, edits: Sequence[Width]) -> bool:
-        """Whether the edits can be carried out together, and meet all limits."""
+    def used(self, edits: Sequence[Width]) -> float:
+        """Return `use` under the edits; infinite if they cannot be carried out together."""
         try:
-            return self.limits.met(self.costs(self.widths(edits)))
-        except (EditError, BudgetError):  # a part of a tied group would vanish
-            return False
+            return self.use(self.widths(edits))
+        except (EditError, BudgetError):  # such as a part of a tied group that would vanish
+            return math.inf
 
     # ------------------------------------------------------------------ one ratio
 
@@ -95,16 +95,19 @@ class _Search:
             return low
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.fits(self.edits(middle)) else (low, middle)
+            used = self.used(self.edits(middle))
+            low, high = (middle, high) if used <= 1 else (low, middle)
+            if _FULL <= used <= 1:
+                break
         return low
 
     def _bracket(self) -> tuple[float, float]:
-        if self.fits(()):
+        if self.used(()) <= 1:
             return self._upwards()
         ratio = 1.0
         while ratio > _SMALLEST:  # in steps: where everything is rounded up to one channel, ties may not fit
             ratio /= 2
-            if self.fits(self.edits(ratio)):
+            if self.used(self.edits(ratio)) <= 1:
                 return ratio, 2 * ratio
         raise BudgetError(
             f"no common ratio of widths meets {self.limits.describe()}"
@@ -114,7 +117,7 @@ class _Search:
     def _upwards(self) -> tuple[float, float]:
         low = 1.0
         while low < _LARGEST:
-            if not self.fits(self.edits(2 * low)):
+            if self.used(self.edits(2 * low)) > 1:
                 return low, 2 * low
             low *= 2
         return low, math.inf  # nothing limits the widths: the limits are on what they do not change

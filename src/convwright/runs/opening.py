@@ -45,6 +45,7 @@ def open_both(
     data_dir: str | Path | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    needs_val: bool = True,
 ) -> Opened:
     """Read a network and load data so that they fit.
 
@@ -59,6 +60,7 @@ def open_both(
         data_dir: As for `load_data`.
         val_fraction: As for `load_data`.
         seed: Of the initial weights.
+        needs_val: Whether there must be validation images.
 
     Raises:
         ReadError: The network cannot be made or captured.
@@ -74,7 +76,7 @@ def open_both(
         loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
     arch = _read(built, source, loaded, wanted)
     check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
-    if loaded.val is None:
+    if needs_val and loaded.val is None:
         raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
     return Opened(arch, loaded, options)
 
@@ -117,7 +119,7 @@ def options_of(model: nn.Module | str) -> frozenset[str]:
     return _known(_arguments(*model.rsplit(":", 1))) if ".py:" in model else frozenset()
 
 
-def model_options(model: nn.Module | str, channels: int, num_classes: int | None) -> dict[str, int]:
+def model_options(model: nn.Module | str, channels: int, num_classes: int | None) -> dict[str, Any]:
     """Return the options that give a named network these inputs and outputs, as far as it has them."""
     known = options_of(model)
     wanted = {"num_classes": num_classes, "in_channels": channels, "in_chans": channels}

@@ -27,7 +27,8 @@ from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.result import FORMAT, Result, load_result
 from convwright.runs.search import Say, search
 from convwright.runs.study import WEIGHTS, Study, check_folder
-from convwright.training import Images, Metrics, Recipe
+from convwright.training import Metrics, Recipe
+from convwright.training.images import Images
 from convwright.training.preflight import make_fabric, settle
 from convwright.training.recipe import as_recipe
 
@@ -230,9 +231,7 @@ class _Job:
                 divisor=asked.divisor,
             )
         settings = asked.settings(opened, limits)
-        with Study(
-            asked.out, settings, lambda: self.settle(opened), resume=resume, command=asked.command
-        ) as study:
+        with Study(asked.out, settings, lambda: self.settle(opened), resume=resume, command=asked.command) as study:
             evaluator = self.evaluator(opened, study)
             with self.clock.part("search"):
                 found = search(method, study, evaluator, asked.say)

@@ -81,7 +81,11 @@ def check_budget(proof: Proof, limits: Limits) -> dict[str, dict[str, Any]]:
     for metric, limit in limits.limits.items():
         pair = proof.counts.get(metric, {"convwright": proof.costs[metric]})
         found[metric] = {"limit": limit, **pair, "met": max(pair.values()) <= limit}
-    broken = [f"{metric} are {max_of(values):,} of {values['limit']:,}" for metric, values in found.items() if not values["met"]]
+    broken = [
+        f"{metric} are {max_of(values):,} of {values['limit']:,}"
+        for metric, values in found.items()
+        if not values["met"]
+    ]
     if broken:
         raise BrokenBudgetError(f"the result breaks the budget: {', '.join(broken)}; no result was written")
     return found
@@ -89,4 +93,4 @@ def check_budget(proof: Proof, limits: Limits) -> dict[str, dict[str, Any]]:
 
 def max_of(values: dict[str, Any]) -> int:
     """Return the largest count."""
-    return max(values["convwright"], values.get("torch", 0))
+    return max(int(values["convwright"]), int(values.get("torch", 0)))

@@ -103,7 +103,9 @@ def _percent(judged: Mapping[str, float]) -> str:
 
 
 def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
-    parts = [f"{metric} <= {values['limit']:,} {'met' if values['met'] else 'BROKEN'}" for metric, values in met.items()]
+    parts = [
+        f"{metric} <= {values['limit']:,} {'met' if values['met'] else 'BROKEN'}" for metric, values in met.items()
+    ]
     return ", ".join(parts)
 
 

@@ -38,9 +38,7 @@ def search(method: Method, study: Study, evaluate: Evaluate, say: Say = lambda t
     return tuple(found)
 
 
-def _evidence(
-    number: int, asked: Mapping[int, Candidate], study: Study, evaluate: Evaluate, say: Say
-) -> Evidence:
+def _evidence(number: int, asked: Mapping[int, Candidate], study: Study, evaluate: Evaluate, say: Say) -> Evidence:
     candidate = asked[number]
     old = study.finished(number, candidate)
     if old is not None:

@@ -1,0 +1,168 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from convwright.cost import count_by_torch, feasible_range, human, profile
+from convwright.runs.result import rows
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, ChannelGroup
+    from convwright.cost import LayerCost
+
+_WEIGHTED = ("conv", "linear", "matmul", "attention")
+_LONG = 60  # rows from which a table of layers is folded
+
+
+def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row whose cells are plain text: brackets in names are no markup."""
+    table.add_row(*[Text(cell) for cell in cells])
+
+
+# ------------------------------------------------------------------ analyze
+
+
+def analysis(arch: Architecture) -> Iterator[Table]:
+    """Yield the tables of `analyze`: layers, groups, stages, totals."""
+    yield _layers(arch)
+    yield _groups(arch)
+    yield _stages(arch)
+    yield _totals(arch)
+
+
+def _layers(arch: Architecture) -> Table:
+    costs = profile(arch)
+    shapes = {layer.name: layer.output_shape for layer in arch.layers}
+    lines = [c for c in costs.layers if c.kind in _WEIGHTED or c.macs or c.params]
+    lines = lines if len(lines) <= _LONG else [c for c in lines if c.kind in _WEIGHTED or c.macs]
+    title = f"Layers of {arch.source} ({len(costs.layers)} in all; those with weights or MACs are shown)"
+    table = _table(title, "layer", "kind", "output", "MACs", "share", "params", numbers=("MACs", "share", "params"))
+    for alike in _folded(lines, shapes, fold=len(lines) > _LONG):
+        first, last = alike[0], alike[-1]
+        name = first.name if len(alike) == 1 else f"{first.name} ... {last.name} ({len(alike)} alike, each)"
+        share = sum(c.macs for c in alike) / max(costs.macs, 1)
+        _add(
+            table, name, first.kind, _shape(shapes[first.name]), f"{first.macs:,}", f"{share:.1%}", f"{first.params:,}"
+        )
+    return table
+
+
+def _folded(lines: Sequence[LayerCost], shapes: Mapping[str, tuple[int, ...]], fold: bool) -> Iterator[list[LayerCost]]:
+    """Join neighbours that cost the same, where a table would be too long to read."""
+    if not fold:
+        yield from ([line] for line in lines)
+        return
+    for _, alike in groupby(lines, key=lambda c: (c.kind, c.macs, c.params, shapes[c.name])):
+        yield list(alike)
+
+
+def _groups(arch: Architecture) -> Table:
+    free = len(arch.free_groups)
+    title = f"Channel groups ({free} free, {len(arch.groups) - free} frozen)"
+    table = _table(title, "group", "size", "layers", "state", numbers=("size",))
+    frozen = [g for g in arch.groups if g.frozen]
+    for group in arch.free_groups:
+        _add(table, group.name, str(group.size), _brief(group.layers), _state(group))
+    for reason, alike in groupby(sorted(frozen, key=lambda g: g.reason), key=lambda g: g.reason):
+        members = list(alike)
+        names = _brief([g.name for g in members])
+        layers = dict.fromkeys(name for g in members for name in g.layers)
+        _add(table, names, str(sum(g.size for g in members)), _brief(list(layers)), f"frozen: {reason}")
+    return table
+
+
+def _state(group: ChannelGroup) -> str:
+    words = ["free"]
+    if group.step > 1:
+        words.append(f"in steps of {group.step}")
+    if group.tied:
+        words.append(f"in proportion with {_brief(group.tied)}")
+    return ", ".join(words)
+
+
+def _stages(arch: Architecture) -> Table:
+    costs = {c.name: c for c in profile(arch).layers}
+    whole = max(sum(c.macs for c in costs.values()), 1)
+    numbers = ("layers", "blocks", "MACs", "share", "params")
+    table = _table("Stages", "stage", "size", "layers", "blocks", "MACs", "share", "params", numbers=numbers)
+    for stage in arch.stages:
+        inside = [costs[name] for name in stage.layers if name in costs]
+        macs, params = sum(c.macs for c in inside), sum(c.params for c in inside)
+        counts = (str(len(stage.layers)), str(len(stage.blocks)))
+        _add(table, stage.name, _shape(stage.size), *counts, f"{macs:,}", f"{macs / whole:.1%}", f"{params:,}")
+    return table
+
+
+def _totals(arch: Architecture) -> Table:
+    costs, ranges = profile(arch), feasible_range(arch)
+    table = _table("Totals per image", "what", "now", "reachable by narrowing", numbers=("now",))
+    amounts = {
+        "macs": ("MACs", costs.macs),
+        "params": ("parameters", costs.params),
+        "activations": ("activation memory at the peak, bytes", costs.activation_bytes),
+        "weights": ("weights, bytes", costs.weight_bytes),
+    }
+    for metric, (name, amount) in amounts.items():
+        _add(table, name, f"{amount:,}", f"down to {human(ranges[metric][0], metric)}")
+    _add(table, "MACs by torch's counter", f"{count_by_torch(arch.model, arch.example_input):,}", "")
+    _add(table, "not counted", str(len(costs.uncounted)), _brief(costs.uncounted))
+    return table
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape[1:] if len(shape) > 2 else shape))
+
+
+def _brief(names: Sequence[str], count: int = 3) -> str:
+    shown = ", ".join(names[:count])
+    return f"{shown} and {len(names) - count} more" if len(names) > count else shown
+
+
+# ------------------------------------------------------------------ results
+
+
+def result_table(data: Mapping[str, Any]) -> Table:
+    """Return the table of an `optimize`: the result beside the baseline."""
+    title = f"{data['model']} on {data['data']}, budget {', '.join(data['budget'])}"
+    table = _table(title, "", "baseline", "result", "change", numbers=("baseline", "result", "change"))
+    for row in rows(data):
+        _add(table, row.name, row.baseline, row.result, row.change)
+    return table
+
+
+def training(content: Mapping[str, Any]) -> Table:
+    """Return the table of a `train`."""
+    table = _table(f"{content['model']} on {content['data']}", "", "value", numbers=("value",))
+    for part in ("validation", "test"):
+        if content[part] is not None:
+            _add(table, f"{part} accuracy", f"{content[part]['accuracy']:.2%} ± {content[part]['stderr']:.2%}")
+    _add(table, "MACs", f"{content['macs']:,}")
+    _add(table, "parameters", f"{content['params']:,}")
+    _add(table, "epochs", str(len(content["history"])))
+    _add(table, "seconds", f"{content['seconds']:.1f}")
+    return table
+
+
+def replayed(content: Mapping[str, Any]) -> Table:
+    """Return the table of an `apply`."""
+    numbers = ("original", "changed")
+    table = _table(f"{content['model']}, {content['edits']} edits", "", *numbers, numbers=numbers)
+    for metric, name in (("macs", "MACs"), ("params", "parameters")):
+        _add(table, name, f"{content['before'][metric]:,}", f"{content['after'][metric]:,}")
+    _add(table, "MACs by torch's counter", "", f"{content['after']['macs_by_torch']:,}")
+    if content["saved"]:
+        _add(table, "weights written to", "", content["saved"])
+    return table

@@ -1,0 +1,105 @@
+"""``convwright train``: one training, without a search."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from convwright.cost import profile
+from convwright.errors import RunError
+from convwright.runs.files import load_weights, save_weights, write_json
+from convwright.runs.machine import machine, versions
+from convwright.runs.opening import Shape, open_both
+from convwright.runs.study import WEIGHTS
+from convwright.training import Metrics, train
+from convwright.training.recipe import as_recipe
+
+FORMAT = "convwright training"
+
+
+def train_named(
+    model: str,
+    data: str,
+    recipe: str | Path | None,
+    changes: dict[str, int],
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    input_shape: str | Shape | None = None,
+    data_dir: Path | None = None,
+    weights: Path | None = None,
+) -> dict[str, Any]:
+    """Train a network and judge it on the test part.
+
+    Args:
+        model: As for `read`.
+        data: As for `load_data`.
+        recipe: A preset's name or a .yaml file.
+        changes: Fields of the recipe that were given on the command line.
+        out: Folder of checkpoint, ``model.safetensors`` and ``training.json``.
+        resume: Continue from the checkpoint in it.
+        input_shape: Images are resized to it.
+        data_dir: Where named data sets lie.
+        weights: What to start from.
+
+    Returns:
+        The content of ``training.json``.
+
+    Raises:
+        ConvwrightError: Whatever is wrong with network, data, recipe or folder.
+    """
+    chosen = as_recipe(recipe).updated(**changes)
+    _check_out(out, resume)
+    opened = open_both(
+        model,
+        data,
+        input_shape=input_shape,
+        data_dir=data_dir,
+        val_fraction=chosen.val_fraction,
+        seed=chosen.seed,
+        needs_val=False,
+    )
+    if weights is not None:
+        load_weights(opened.arch.model, weights)
+    trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume)
+    costs = profile(opened.arch)
+    content = {
+        "format": FORMAT,
+        "version": 1,
+        "model": opened.arch.source,
+        "options": opened.options,
+        "data": opened.data.name,
+        "recipe": chosen.model_dump(mode="json"),
+        "macs": costs.macs,
+        "params": costs.params,
+        "validation": judged(trained.val),
+        "test": judged(trained.test),
+        "history": [asdict(record) for record in trained.history],
+        "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format},
+        "seconds": trained.seconds,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    if out is not None:
+        save_weights(opened.arch.model, out / WEIGHTS)
+        write_json(out / "training.json", content)
+    return content
+
+
+def judged(metrics: Metrics | None) -> dict[str, Any] | None:
+    """Return accuracy, its standard error, and the number of images; None for None."""
+    if metrics is None:
+        return None
+    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}
+
+
+def _check_out(out: Path | None, resume: bool) -> None:
+    if out is None:
+        if resume:
+            raise RunError("--resume needs the folder of the checkpoint; give --out")
+        return
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; give a folder with --out")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise RunError(f"{out}: already exists and is not empty; continue it with --resume, or choose another --out")
