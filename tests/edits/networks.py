@@ -161,7 +161,7 @@ class Upsampled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.t = nn.Conv2d(3, 7, 3, padding=1), nn.ConvTranspose2d(7, 5, 2, 2)
-        self.s, self.c = nn.Conv2d(5, 12, 1), nn.Conv2d(3, 11, 1)
+        self.s, self.c = nn.Conv2d(5, 20, 1), nn.Conv2d(5, 11, 1)
         self.shared = nn.Conv2d(11, 11, 3, padding=1)
         self.line, self.out = nn.Conv1d(11, 13, 3), nn.Linear(13, 3)
 
