@@ -1,6 +1,36 @@
 """COST: what a network costs, as numbers and as functions of its widths, and budgets on it."""
 
+from convwright.cost.budget import (
+    METRICS,
+    Budget,
+    Limits,
+    Term,
+    check_feasible,
+    costs_of,
+    feasible_range,
+    human,
+    parse_budget,
+    smallest_widths,
+)
+from convwright.cost.cost_model import CostModel
 from convwright.cost.counts import LayerCost, ModuleCost, Profile, profile
 from convwright.cost.recount import count_by_torch
 
-__all__ = ["LayerCost", "ModuleCost", "Profile", "count_by_torch", "profile"]
+__all__ = [
+    "METRICS",
+    "Budget",
+    "CostModel",
+    "LayerCost",
+    "Limits",
+    "ModuleCost",
+    "Profile",
+    "Term",
+    "check_feasible",
+    "costs_of",
+    "count_by_torch",
+    "feasible_range",
+    "human",
+    "parse_budget",
+    "profile",
+    "smallest_widths",
+]

@@ -11,9 +11,9 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
-from convwright.cost.counts import is_weight, weight_tensors
+from convwright.cost.counts import weight_tensors
 from convwright.cost.forms import Basis, Form, Ints, Peak, Polynomial, Quadratic, Sizes
-from convwright.cost.memory import live_at_births, storages
+from convwright.cost.memory import done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
 from convwright.errors import BudgetError, did_you_mean
 
@@ -181,9 +181,10 @@ def _value(arch: Architecture, node: str, output: int | None = None) -> Value:
 def _macs(arch: Architecture, sizes: Sizes) -> Polynomial:
     """Multiply-accumulates of the whole batch, with work on weights counted once per sample."""
     total = Polynomial()
+    once = done_once(arch.capture)
     for node in arch.capture.graph.nodes:
         work = work_of(node) if node.op == "call_function" else None
-        times = _batch(arch) if work and is_weight(arch, node.name) else 1
+        times = _batch(arch) if node.name in once else 1
         for term in work or ():
             total.add([f for factor in term for f in _forms(arch, sizes, factor)], times)
     return total
@@ -217,9 +218,9 @@ def _names_in_graph(arch: Architecture) -> dict[int, str]:
 
 def _moments(arch: Architecture, sizes: Sizes) -> list[Polynomial]:
     """Return the bytes that are live whenever memory is taken (of the whole batch, as ``_macs``)."""
-    found = storages(arch.capture)
+    found, once = storages(arch.capture), done_once(arch.capture)
     factors = [sizes.numel(_value(arch, s.node, s.output)) for s in found]
-    times = [s.itemsize * (_batch(arch) if is_weight(arch, s.node) else 1) for s in found]
+    times = [s.itemsize * (_batch(arch) if s.node in once else 1) for s in found]
     moments = []
     for live in live_at_births(found):
         total = Polynomial()

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture import argument, module_path, shape_of
 from convwright.architecture.rules import RULES
-from convwright.cost.memory import Storage, live_at_births, storages
+from convwright.cost.memory import Storage, done_once, live_at_births, storages
 from convwright.cost.recount import count_by_torch
 from convwright.cost.work import macs_of, work_of
 
@@ -28,7 +28,7 @@ _NO_ARITHMETIC = frozenset({
     "index", "index_put", "gather", "scatter", "embedding", "sort", "argsort", "topk", "one_hot",
     "unfold", "im2col", "as_strided", "diagonal", "meshgrid", "take", "take_along_dim", "nonzero",
     "linspace", "eye", "new_zeros", "new_ones", "new_full", "scalar_tensor", "item",
-    "affine_grid_generator",
+    "affine_grid_generator", "mT", "mH", "adjoint", "real", "imag", "view_as_real",
 })  # fmt: skip
 
 
@@ -183,7 +183,8 @@ class _Meter:
         self.arch = arch
         self.batch = max(int(arch.example_input.shape[0]), 1)
         self.nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
-        self.params = _params_by_node(arch)
+        self.once = done_once(arch.capture)
+        self.params = _params_by_node(arch, self.once)
 
     def layer(self, layer: Layer) -> LayerCost:
         node = self.nodes[layer.node]
@@ -210,8 +211,9 @@ class _Meter:
         for node in self.nodes.values():
             if node.op == "call_function":
                 count = macs_of(node)
-                weights += count * self._on_weights(node.name)
-                activations += count * (not self._on_weights(node.name))
+                once = node.name in self.once
+                weights += count * once
+                activations += count * (not once)
         return activations // self.batch + weights
 
     def peak(self) -> int:
@@ -223,20 +225,11 @@ class _Meter:
 
     def _batched_bytes(self, storage: Storage) -> int:
         """Return bytes, with weight results counted once per sample so that the batch divides."""
-        times = self.batch if self._on_weights(storage.node) else 1
+        times = self.batch if storage.node in self.once else 1
         return times * math.prod(storage.shape) * storage.itemsize
 
     def _per_sample(self, node: fx.Node, count: int) -> int:
-        return count if self._on_weights(node.name) else count // self.batch
-
-    def _on_weights(self, node: str) -> bool:
-        return is_weight(self.arch, node)
-
-
-def is_weight(arch: Architecture, node: str) -> bool:
-    """Return whether a node's value is computed from weights alone, once per batch."""
-    value = arch.channels.follower.values[node]
-    return all(v.weight for v in value) if isinstance(value, list) else value.weight
+        return count if node.name in self.once else count // self.batch
 
 
 def _operations(node: fx.Node, layer: Layer) -> int:
@@ -258,7 +251,7 @@ def _bytes(node: fx.Node) -> int:
     return first.numel() * first.element_size() if isinstance(first, Tensor) else 0
 
 
-def _params_by_node(arch: Architecture) -> dict[str, int]:
+def _params_by_node(arch: Architecture, once: frozenset[str]) -> dict[str, int]:
     """Give each parameter to the first layer that uses it, directly or through computed weights."""
     capture = arch.capture
     layers = {layer.node for layer in arch.layers}
@@ -272,7 +265,7 @@ def _params_by_node(arch: Architecture) -> dict[str, int]:
             carried[node.name] = {name: size} if size else {}
             continue
         arriving = {k: v for n in node.all_input_nodes for k, v in carried.get(n.name, {}).items()}
-        if node.name in layers and not is_weight(arch, node.name):
+        if node.name in layers and node.name not in once:
             result[node.name] = _claim(arriving, given, capture.tensor)
         else:
             carried[node.name] = arriving

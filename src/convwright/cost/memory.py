@@ -58,6 +58,15 @@ def storages(capture: Capture) -> tuple[Storage, ...]:
     )
 
 
+def done_once(capture: Capture) -> frozenset[str]:
+    """Return the nodes whose values do not depend on the input: they are made once per batch."""
+    dependent: set[str] = set(capture.inputs)
+    for node in capture.graph.nodes:
+        if any(n.name in dependent for n in node.all_input_nodes):
+            dependent.add(node.name)
+    return frozenset(n.name for n in capture.graph.nodes) - dependent
+
+
 def live_at_births(found: tuple[Storage, ...]) -> list[list[int]]:
     """Return, for each moment at which memory is taken, the indices of the live storages.
 

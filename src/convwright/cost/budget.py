@@ -1,0 +1,255 @@
+"""Budgets: what a network may cost, written as text and judged on numbers.
+
+``macs<=50%, params<=1.5M`` is a budget of two terms. A term's limit is absolute or relative to the present network.
+All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+
+from convwright.architecture import Architecture, ChannelGroup
+from convwright.cost.cost_model import CostModel
+from convwright.cost.counts import Profile
+from convwright.errors import BudgetError, did_you_mean
+
+METRICS = ("macs", "params", "activations", "weights")
+_IN_BYTES = ("activations", "weights")
+
+_ALIASES = {
+    "macs": "macs mac mac_count madds mult-adds multiply-accumulates multadds",
+    "params": "params param parameters parameter",
+    "activations": "activations activation activation_bytes memory peak_memory",
+    "weights": "weights weight weight_bytes size model_size",
+    "latency": "latency time",
+}
+_METRIC = {alias: metric for metric, text in _ALIASES.items() for alias in text.split()}
+
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+_BYTES = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_EXAMPLE = 'Write it like "macs<=50%", "macs<=600M, params<=1500" or "activations<=2MB".'
+_TERM = re.compile(
+    r"(?P<metric>[a-z][a-z _-]*?)\s*(?P<relation><=|=<|==|=|<|≤|>=|>|≥)\s*"
+    r"(?P<number>[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf|infinity))\s*(?P<unit>%|[a-z]*)"
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One limit.
+
+    Attributes:
+        metric: macs, params, activations or weights.
+        limit: the most it may be: a number, or, when ``relative``, a share of the present cost.
+        relative: whether the limit is a share.
+    """
+
+    metric: str
+    limit: float
+    relative: bool = False
+
+    def __str__(self) -> str:
+        exact = Decimal(repr(self.limit))
+        shown = f"{(exact * 100).normalize():f}%" if self.relative else f"{exact.normalize():f}"
+        return f"{self.metric}<={shown}"
+
+    def resolve(self, present: int) -> int:
+        """Return the limit as a whole number, given the present cost."""
+        exact = Fraction(repr(self.limit))
+        return math.floor(exact * present if self.relative else exact)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on several metrics, all to be met."""
+
+    terms: tuple[Term, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.terms))
+
+    def resolve(self, profile: Profile) -> Limits:
+        """Turn shares of the present network into numbers.
+
+        Args:
+            profile: the costs of the network that shares refer to.
+
+        Returns:
+            One whole number per metric.
+        """
+        present = costs_of(profile)
+        return Limits({t.metric: t.resolve(present[t.metric]) for t in self.terms})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each metric may be at most, in counts or bytes.
+
+    Attributes:
+        limits: metric -> limit.
+    """
+
+    limits: dict[str, int]
+
+    def met(self, costs: Mapping[str, int]) -> bool:
+        """Return whether all limits hold."""
+        return not self.excess(costs)
+
+    def excess(self, costs: Mapping[str, int]) -> dict[str, int]:
+        """Return by how much each broken limit is exceeded; empty when all hold."""
+        over = {m: int(costs[m]) - limit for m, limit in self.limits.items()}
+        return {metric: by for metric, by in over.items() if by > 0}
+
+    def describe(self) -> str:
+        """Return the limits for a person: ``macs <= 20.4M, weights <= 1MB``."""
+        return ", ".join(f"{m} <= {human(limit, m)}" for m, limit in self.limits.items())
+
+
+def costs_of(profile: Profile) -> dict[str, int]:
+    """Return the costs of a network by metric name."""
+    return {
+        "macs": profile.macs,
+        "params": profile.params,
+        "activations": profile.activation_bytes,
+        "weights": profile.weight_bytes,
+    }
+
+
+def human(amount: int, metric: str = "macs") -> str:
+    """Write a cost with three digits and a unit: ``40.8M``, ``1.05MB``."""
+    unit = "B" if metric in _IN_BYTES else ""
+    for power, prefix in enumerate(("", "K", "M", "G", "T")):
+        scaled = amount / 1000**power
+        if round(scaled, 3 - len(str(int(scaled)))) < 1000 or prefix == "T":
+            break
+    return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f}".rstrip("0").rstrip(".") + prefix + unit
+
+
+# ------------------------------------------------------------------ parsing
+
+
+def parse_budget(text: str | Iterable[str]) -> Budget:
+    """Read a budget.
+
+    Args:
+        text: terms joined by commas, semicolons or ``and``; or several such texts. Limits are numbers with K, M, G
+            (or B, billions) or, for memory, KB, MB, GB (1000) or KiB, MiB, GiB (1024); or shares: ``50%``, ``0.5x``.
+
+    Returns:
+        The budget.
+
+    Raises:
+        BudgetError: if it does not parse, a limit is not positive, or a metric comes twice.
+    """
+    parts = [text] if isinstance(text, str) else list(text)
+    pieces = [p.strip() for part in parts for p in re.split(r"[,;&]|\band\b", part.lower())]
+    terms = tuple(_term(piece) for piece in pieces if piece)
+    if not terms:
+        raise BudgetError(f"the budget is empty. {_EXAMPLE}")
+    metrics = [t.metric for t in terms]
+    for metric in metrics:
+        if metrics.count(metric) > 1:
+            raise BudgetError(f"the budget limits {metric} twice; give one limit. {_EXAMPLE}")
+    return Budget(terms)
+
+
+def _term(text: str) -> Term:
+    match = _TERM.fullmatch(text)
+    if match is None:
+        raise BudgetError(f"the budget {text!r} does not parse. {_EXAMPLE}")
+    metric = _metric(match["metric"].strip())
+    if match["relation"] in (">=", ">", "≥"):
+        raise BudgetError(f"{text!r} is a lower limit; a budget says at most. {_EXAMPLE}")
+    number = Decimal(match["number"].replace("_", ""))
+    if not (number.is_finite() and number > 0):
+        raise BudgetError(f"the limit in {text!r} must be a positive number. {_EXAMPLE}")
+    return _limited(metric, number, match["unit"], text)
+
+
+def _metric(name: str) -> str:
+    if name in ("flops", "flop", "gflops", "mflops"):
+        raise BudgetError("convwright counts MACs; 1 MAC = 2 FLOPs. Write half the number as macs<=...")
+    metric = _METRIC.get(name.replace(" ", "_"))
+    if metric is None:
+        hint = did_you_mean(name, _METRIC)
+        raise BudgetError(f"{name!r} is no metric; there are {', '.join(METRICS)}.{hint} {_EXAMPLE}")
+    if metric == "latency":
+        raise BudgetError(
+            "budgets on latency come in a later version; limit macs, params, activations or weights. " + _EXAMPLE
+        )
+    return metric
+
+
+def _limited(metric: str, number: Decimal, unit: str, text: str) -> Term:
+    if unit in ("%", "x"):
+        limit = float(number / 100 if unit == "%" else number)
+        if not 0 < limit < math.inf:
+            raise BudgetError(f"the limit in {text!r} must be a positive number. {_EXAMPLE}")
+        return Term(metric, limit, relative=True)
+    units = _BYTES if metric in _IN_BYTES else _COUNTS
+    if unit not in units:
+        known = "KB, MB, GB, KiB, MiB, GiB" if metric in _IN_BYTES else "K, M, G, B, T"
+        raise BudgetError(f"{metric} is not measured in {unit!r}; use {known}, % or x. {_EXAMPLE}")
+    whole = math.floor(number * units[unit]) if number.adjusted() < 30 else 2**63
+    if not 0 < whole < 2**63:
+        raise BudgetError(f"the limit in {text!r} is below 1 or too large (a share is written 30% or 0.3x). {_EXAMPLE}")
+    return Term(metric, whole)
+
+
+# ------------------------------------------------------------------ feasibility
+
+
+def feasible_range(arch: Architecture) -> dict[str, tuple[int, int]]:
+    """Return what each metric can be by width alone, without growing.
+
+    Args:
+        arch: the network.
+
+    Returns:
+        Metric -> (every free group as small as it can be, present size). Tied groups shrink in proportion.
+    """
+    model = CostModel.of(arch)
+    smallest, present = model.costs(smallest_widths(arch)), model.costs(model.sizes)
+    return {metric: (int(smallest[metric]), int(present[metric])) for metric in METRICS}
+
+
+def smallest_widths(arch: Architecture) -> dict[str, int]:
+    """Return the smallest width of each free group: one channel unit, or tied groups in proportion."""
+    return {g.name: g.step * (g.units // _shrinkable(arch, g)) for g in arch.free_groups}
+
+
+def _shrinkable(arch: Architecture, group: ChannelGroup) -> int:
+    """Return the largest factor by which a group and all those tied to it can be divided."""
+    tied = [arch.channels.group(name) for name in group.tied]
+    if any(other.frozen for other in tied):
+        return 1
+    return int(np.gcd.reduce([group.units, *(other.units for other in tied)]))
+
+
+def check_feasible(limits: Limits, arch: Architecture) -> None:
+    """Check that a network can be made to meet limits by making it narrower.
+
+    Costs fall with every width, so the smallest widths are the smallest in all metrics at once.
+
+    Raises:
+        BudgetError: naming what cannot be met, and the range.
+    """
+    ranges = feasible_range(arch)
+    for metric, limit in limits.limits.items():
+        low, high = ranges[metric]
+        if limit < low:
+            raise BudgetError(
+                f"{metric}<={human(limit, metric)} cannot be met: by width alone {arch.source} goes "
+                f"from {human(low, metric)} to {human(high, metric)}."
+            )

@@ -1,0 +1,146 @@
+"""Liveness on graphs small enough to follow by hand. Sizes in elements, at 4 bytes each."""
+
+import pytest
+import torch
+from torch import nn
+
+from convwright.architecture import read
+from convwright.cost import profile
+from convwright.cost.memory import live_at_births, storages
+
+
+class Net(nn.Module):
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def peak(function, shape=(1, 2, 4, 4), **layers):
+    arch = read(Net(function, **layers), torch.rand(shape))
+    found = profile(arch).activation_bytes
+    assert arch.cost_model().activation_bytes({}) == found
+    return found // 4
+
+
+def conv(a, b, **options):
+    return nn.Conv2d(a, b, 1, **options)
+
+
+PIXELS = 16
+
+
+def test_chain_holds_two_neighbours():
+    def run(m, x):
+        return m.c(m.b(m.a(x)))
+
+    assert peak(run, a=conv(2, 3), b=conv(3, 5), c=conv(5, 1)) == PIXELS * (3 + 5)
+
+
+def test_input_counts_until_its_last_use():
+    def run(m, x):
+        return m.b(m.a(x)) + m.c(x)
+
+    # input 2, a 3, b 4: at b the input and a are live; at c the input, b and c; at the sum b, c, sum
+    assert peak(run, a=conv(2, 3), b=conv(3, 4), c=conv(2, 4)) == PIXELS * 12
+
+
+def test_residual_keeps_its_shortcut():
+    def run(m, x):
+        y = m.a(x)
+        return y + m.c(m.b(y))
+
+    # at c: y 3, b 7, c 3; at the sum: 3, 3, 3
+    assert peak(run, a=conv(2, 3), b=conv(3, 7), c=conv(7, 3)) == PIXELS * 13
+
+
+def test_in_place_results_are_free():
+    def plain(m, x):
+        return m.b(m.a(x).relu())
+
+    def in_place(m, x):
+        return m.b(m.a(x).relu_())
+
+    assert peak(plain, a=conv(2, 5), b=conv(5, 1)) == PIXELS * 10
+    assert peak(in_place, a=conv(2, 5), b=conv(5, 1)) == PIXELS * 7
+
+
+def test_in_place_sum_keeps_only_one():
+    def run(m, x):
+        y = m.a(x)
+        z = m.b(y)
+        z += y
+        return m.c(z)
+
+    assert peak(run, a=conv(2, 5), b=conv(5, 5), c=conv(5, 1)) == PIXELS * 10
+
+
+def test_concat_holds_parts_and_whole():
+    def run(m, x):
+        return torch.cat([m.a(x), m.b(x)], 1)
+
+    # at the concat the input is no longer needed: 3 + 4 + 7
+    assert peak(run, a=conv(2, 3), b=conv(2, 4)) == PIXELS * 14
+
+
+def test_views_are_free_and_keep_their_base_alive():
+    def run(m, x):
+        y = m.a(x)
+        left, right = y.view(1, 2, 3, 4, 4).flatten(1, 2).chunk(2, 1)
+        z = m.b(left)
+        return m.c(z).mean() + right[:, :1].mean()
+
+    # at c: all of y (6) because of `right`, z (5), c (1)
+    assert peak(run, a=conv(2, 6), b=conv(3, 5), c=conv(5, 1)) == PIXELS * 12
+
+
+def test_a_reshape_that_must_copy_costs():
+    def run(m, x):
+        y = m.a(x)
+        return y.view(1, 2, 3, 4, 4).transpose(1, 2).reshape(1, 6, 4, 4).mean()
+
+    assert peak(run, a=conv(2, 6)) == PIXELS * 12
+
+
+def test_dropout_and_identity_are_free_in_eval():
+    def run(m, x):
+        return m.b(m.d(m.a(x)))
+
+    layers = {"a": conv(2, 3), "b": conv(3, 5), "d": nn.Sequential(nn.Dropout(), nn.Identity())}
+    assert peak(run, **layers) == PIXELS * 8
+
+
+def test_only_the_picked_result_stays():
+    def run(m, x):
+        values, _ = nn.functional.max_pool2d(m.a(x), 1, return_indices=True)
+        return m.b(values)
+
+    # at the pool: a 3, values 3, and 3 indices of 8 bytes
+    assert peak(run, a=conv(2, 3), b=conv(3, 8)) == PIXELS * 12
+
+
+def test_element_size_counts():
+    model = nn.Sequential(conv(2, 3), conv(3, 5)).double()
+    costs = profile(read(model, torch.rand(1, 2, 4, 4, dtype=torch.float64)))
+    assert costs.activation_bytes == 8 * PIXELS * 8
+    assert costs.weight_bytes == 8 * costs.params
+
+
+def test_weights_do_not_count():
+    assert peak(lambda m, x: m.a(x), a=nn.Conv2d(2, 3, 3, padding=1)) == PIXELS * 5
+
+
+@pytest.mark.parametrize("name", ["zoo:resnet20", "zoo:mobilenet_v1"])
+def test_peak_is_the_largest_moment(name):
+    """A slow, direct simulation: at each node, everything born and not yet dead."""
+    arch = read(name)
+    found = storages(arch.capture)
+    ends = range(len(arch.capture.graph.nodes))
+    sizes = [torch.Size(s.shape).numel() * s.itemsize for s in found]
+    slow = max(sum(b for s, b in zip(found, sizes, strict=True) if s.born <= t <= s.dies) for t in ends)
+    fast = max(sum(sizes[i] for i in live) for live in live_at_births(found))
+    assert fast == slow == profile(arch).activation_bytes
