@@ -40,5 +40,5 @@ class RunError(ConvwrightError):
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return `` Did you mean a, b?`` for the nearest known names, or an empty string."""
-    nearest = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(nearest)}?" if nearest else ""
