@@ -29,6 +29,7 @@ RIVAL_LIMIT = 120  # seconds
 
 
 def networks() -> list[str]:
+    """Return the names of torchvision's classification networks that are not transformers."""
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
@@ -156,6 +157,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def record(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write the rows so far, with what is needed to run them again."""
     import torch
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +174,7 @@ def record(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
+    """Run the sweep, or one task of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="these networks")
     parser.add_argument("--no-rival", action="store_true", help="leave torch-pruning out")

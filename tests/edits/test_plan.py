@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import Plain, Residual, Shuffled
 
 from convwright.architecture import read
 from convwright.edits import Plan, Width, apply, scale_widths
 from convwright.errors import EditError
-from networks import Plain, Residual, Shuffled
 
 SHAPE = (3, 11, 13)
 

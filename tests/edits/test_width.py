@@ -9,12 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-
-from convwright.architecture import read
-from convwright.edits import InexactEditWarning, Width, scale_widths, solve
-from convwright.edits.surgery import signature
-from convwright.errors import EditError
 from networks import (
     EXACT,
     STATISTIC,
@@ -29,6 +23,12 @@ from networks import (
     Shuffled,
     Split,
 )
+from torch import nn
+
+from convwright.architecture import read
+from convwright.edits import InexactEditWarning, Width, scale_widths, solve
+from convwright.edits.surgery import signature
+from convwright.errors import EditError
 
 SHAPE = (3, 11, 13)
 
@@ -247,7 +247,8 @@ def test_l2_keeps_the_strongest_channels() -> None:
 
 def test_optimizer_state_follows() -> None:
     model = Residual()
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters())[:4], "lr": 0.01}, {"params": list(model.parameters())[4:]}])
+    first, *others = model.parameters()
+    optimizer = torch.optim.AdamW([{"params": [first], "lr": 0.01}, {"params": others}])
     model(torch.randn(2, *SHAPE)).sum().backward()
     optimizer.step()
     moment = optimizer.state[model.a.weight]["exp_avg"].clone()

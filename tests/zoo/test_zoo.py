@@ -113,9 +113,7 @@ def test_parameters_to_the_printed_digits(name, options, expected, digits):
 # --- multiply-accumulates -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("ghostnet", 141_150_512), ("ghostnet-large", 141_184_432)]
-)
+@pytest.mark.parametrize(("name", "expected"), [("ghostnet", 141_150_512), ("ghostnet-large", 141_184_432)])
 def test_macs_are_exact(name, expected):
     assert count_macs(build(name), zoo.entry(name).input_shape) == expected
 
@@ -236,9 +234,7 @@ def test_every_builder_takes_classes_and_input_channels(name):
     assert model(torch.empty(1, 4, height, width, device="meta")).shape == (1, 7)
 
 
-@pytest.mark.parametrize(
-    "name", ["mnist-b", "cifar-a", "cifar-b", "resnet20", "mobilenet-v1", "vgg16-bn", "ghostnet"]
-)
+@pytest.mark.parametrize("name", ["mnist-b", "cifar-a", "cifar-b", "resnet20", "mobilenet-v1", "vgg16-bn", "ghostnet"])
 def test_can_be_captured(name):
     torch.manual_seed(0)
     model = zoo.create(name).eval()
@@ -263,9 +259,7 @@ def test_trains_on_real_tensors(name):
 @pytest.mark.parametrize(("name", "per_class"), [("resnet20", 64), ("ghostnet-large", 1280)])
 def test_width_multiplier_keeps_the_classifier(name, per_class):
     assert count_params(build(name, width=0.5)) < 0.6 * count_params(build(name))
-    difference = count_params(build(name, num_classes=12)) - count_params(
-        build(name, num_classes=11)
-    )
+    difference = count_params(build(name, num_classes=12)) - count_params(build(name, num_classes=11))
     assert difference == per_class + 1
 
 

@@ -176,9 +176,7 @@ class Follower:
             self.ledger.freeze(plane.labels, f"channels lie in the batch axis at {describe(node)}")
         return along(self.ledger, x, axis)
 
-    def weight_line(
-        self, node: fx.Node, which: str, axis: int, arriving: int | None = None
-    ) -> Tensor | None:
+    def weight_line(self, node: fx.Node, which: str, axis: int, arriving: int | None = None) -> Tensor | None:
         """Return the labels along one axis of a weight operand.
 
         In a guided walk, an axis that nothing has met yet takes the length that arrives.
@@ -241,9 +239,7 @@ class Follower:
         assert isinstance(value, Value)
         return value.planes[index].axes if index < len(value.planes) else None
 
-    def execute(
-        self, node: fx.Node, x: Value, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Value:
+    def execute(self, node: fx.Node, x: Value, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Run a shape operator on the labels of its first operand."""
         if any(isinstance(a, fx.Node) for a in [*args, *kwargs.values()]):
             from convwright.architecture.rules import opaque
@@ -261,9 +257,7 @@ class Follower:
 
     # -------------------------------------------------------------- constants under new sizes
 
-    def reshaped(
-        self, node: fx.Node, x: Value, before: Sequence[int], after: Sequence[int]
-    ) -> tuple[int, ...]:
+    def reshaped(self, node: fx.Node, x: Value, before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
         """Return the target of a reshape under the current sizes.
 
         Where an axis splits, the part along which channels vary takes the change (``c // g`` in a
@@ -288,18 +282,14 @@ class Follower:
                 raise ResizeError(f"{now} does not divide as {was} did at {describe(node)}")
         return tuple(target)
 
-    def part_sizes(
-        self, node: fx.Node, x: Value, axis: int, old: Sequence[int], equal: bool
-    ) -> list[int]:
+    def part_sizes(self, node: fx.Node, x: Value, axis: int, old: Sequence[int], equal: bool) -> list[int]:
         """Return the sizes of the parts that an axis is cut into, under the current sizes."""
         length = x.shape[axis]
         if self.guide is None:
             return list(old)
         if equal:
             if length % len(old):
-                raise ResizeError(
-                    f"{length} does not split into {len(old)} parts at {describe(node)}"
-                )
+                raise ResizeError(f"{length} does not split into {len(old)} parts at {describe(node)}")
             return [length // len(old)] * len(old)
         before = self.guide.value(self.key(_operand(node, 0)))
         assert isinstance(before, Value)

@@ -105,9 +105,7 @@ def _torchvision(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[in
         raise ReadError(f"torchvision has no model {name!r}.{did_you_mean(name, list_models())}")
     if name == "googlenet" or name == "inception_v3":
         kwargs = {"init_weights": True, **kwargs}  # silences a notice about changing defaults
-    built = _construct(
-        f"torchvision:{name}", lambda **k: get_model(name, weights=None, **k), kwargs
-    )
+    built = _construct(f"torchvision:{name}", lambda **k: get_model(name, weights=None, **k), kwargs)
     side = 299 if name == "inception_v3" else 224
     return built, (3, side, side)
 
@@ -166,9 +164,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
-def _example(
-    given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str
-) -> Tensor:
+def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str) -> Tensor:
     if isinstance(given, Tensor):
         return given
     shape = parse_shape(given) if isinstance(given, str) else given or default

@@ -9,19 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import numpy.typing as npt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from convwright.architecture import Architecture, ChannelGroup
 from convwright.errors import EditError, did_you_mean
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from convwright.architecture import Architecture, ChannelGroup
-
-Importance = "Callable[[ChannelGroup, Architecture], npt.ArrayLike]"
+Importance = Callable[[ChannelGroup, Architecture], npt.ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ class Moved:
     take: Callable[[Tensor], Tensor]
 
 
-Carrier = Callable[["Architecture", Sequence[Any], Options], Outcome]
+Carrier = Callable[[Architecture, Sequence[Any], Options], Outcome]
 EDITS: dict[str, tuple[type[Edit], Carrier]] = {}
 
 

@@ -226,5 +226,3 @@ def _warn(changes: Sequence[Change]) -> None:
         InexactEditWarning,
         stacklevel=5,
     )
-
-

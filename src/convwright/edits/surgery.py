@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture import first_line, module_path, user_frame
 from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints, Member
+from convwright.architecture.labels import Value
 from convwright.edits.edit import Moved
 from convwright.errors import EditError
 
@@ -209,7 +210,7 @@ def _copied(model: nn.Module, successors: Mapping[int, Tensor]) -> nn.Module:
         raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
-def _taker(plan: Recipe, name: str):  # type: ignore[no-untyped-def]
+def _taker(plan: Recipe, name: str) -> Callable[[Tensor], Tensor]:
     return lambda state: plan.new_tensor(name, state, divide=False)
 
 
@@ -226,7 +227,7 @@ def _sync_attributes(model: nn.Module, plan: Recipe) -> None:
     group_counts = _group_counts(plan.after)
     for name, module in model.named_modules(remove_duplicate=False):
         if name in group_counts and isinstance(getattr(module, "groups", None), int):
-            module.groups = group_counts[name]  # type: ignore[assignment]
+            module.groups = group_counts[name]
         if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
             sync_module(module)
             _sync_stored(module, name, plan)
@@ -308,8 +309,7 @@ def _output_width(graph: ChannelGraph, module: str) -> int | None:
         if node.op == "call_function" and any(entry[0] == module for entry in stack.values()):
             last = node
     value = graph.follower.values.get(last.name) if last is not None else None
-    shape = getattr(value, "shape", ())
-    return int(shape[1]) if len(shape) > 1 else None
+    return value.shape[1] if isinstance(value, Value) and value.ndim > 1 else None
 
 
 def _classifier_width(plan: Recipe, old: int) -> int | None:

@@ -83,8 +83,7 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) 
     coupled = []
     for edit in edits:
         own = _targets(architecture, edit)
-        for index, units in _shares(graph, own, edit, divisor).items():
-            wanted[index] = units
+        wanted |= _shares(graph, own, edit, divisor)
         names = {graph.groups[i].name for i in own}
         tied = {t for i in own for t in graph.groups[i].tied} - names
         coupled.append(tuple(n for n in graph.index if n in tied))
@@ -97,10 +96,8 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) 
 def _targets(architecture: Architecture, edit: Width) -> list[int]:
     """Return the groups that an edit names, refusing frozen ones."""
     graph = architecture.channels
-    if edit.target in graph.index:
-        found = [edit.target]
-    else:
-        found = list(architecture.layer(edit.target).groups)
+    whole = edit.target not in graph.index
+    found = architecture.layer(edit.target).groups if whole else (edit.target,)
     if not found:
         raise EditError(f"{edit.target} has no channels to change.")
     for name in found:
@@ -198,7 +195,9 @@ def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tupl
     for group in after.groups:
         index = by_signature.get(signature(group))
         if index is None or (graph.units[index] and not group.units):
-            raise EditError(f"with these widths, channels of {group.name} would reach layers that they do not reach now.")
+            raise EditError(
+                f"with these widths, channels of {group.name} would reach layers that they do not reach now."
+            )
         observed[index] = group.units
     for index in np.flatnonzero(observed != units).tolist():
         group = graph.groups[index]
@@ -232,9 +231,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
     )
 
 
-def _choose(
-    architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options
-) -> dict[str, Ints]:
+def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:
     """Pick, for every group that changes, the old channel behind each new one."""
     keep = {name: ranks for e in edits for name, ranks in (e.keep or {}).items()}
     chosen = {}
@@ -307,9 +304,7 @@ def _notes(architecture: Architecture, edit: Width, plan: Recipe, difference: fl
 # ------------------------------------------------------------------ many at once
 
 
-def scale_widths(
-    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1
-) -> tuple[Width, ...]:
+def scale_widths(architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1) -> tuple[Width, ...]:
     """Return one edit per independent group that multiplies its width by a ratio.
 
     Args:

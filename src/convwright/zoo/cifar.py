@@ -93,39 +93,29 @@ def _stages(in_channels: int, depthwise: bool, blur: bool, keep_sum: bool) -> li
     ]
 
 
-def _network(
-    stages: Sequence[nn.Module], channels: int, num_classes: int, bias: bool
-) -> nn.Sequential:
+def _network(stages: Sequence[nn.Module], channels: int, num_classes: int, bias: bool) -> nn.Sequential:
     """Return the stages, named from 1, with global average pool and classifier."""
     layers = OrderedDict((f"stage{number}", stage) for number, stage in enumerate(stages, start=1))
     return nn.Sequential(layers | classify(channels, num_classes, bias))
 
 
 @register("cifar-3x3", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, without depthwise")
-def cifar_3x3(
-    num_classes: int = 10, in_channels: int = 3, blur: bool = False, keep_sum: bool = False
-) -> nn.Sequential:
+def cifar_3x3(num_classes: int = 10, in_channels: int = 3, blur: bool = False, keep_sum: bool = False) -> nn.Sequential:
     """Build the network of full 3x3 convolutions: 143,208 parameters."""
     stages = _stages(in_channels, depthwise=False, blur=blur, keep_sum=keep_sum)
     return _network([*stages, conv(64, 120)], 120, num_classes, bias=False)
 
 
 @register("cifar-dw", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, depthwise")
-def cifar_dw(
-    num_classes: int = 10, in_channels: int = 3, blur: bool = False, keep_sum: bool = False
-) -> nn.Sequential:
+def cifar_dw(num_classes: int = 10, in_channels: int = 3, blur: bool = False, keep_sum: bool = False) -> nn.Sequential:
     """Build the depthwise separable network of the "140K" headline: 143,396 parameters."""
-    last = nn.Sequential(
-        separable(64, 128), separable(128, 192), nn.Dropout(0.05), separable(192, 260)
-    )
+    last = nn.Sequential(separable(64, 128), separable(128, 192), nn.Dropout(0.05), separable(192, 260))
     stages = _stages(in_channels, depthwise=True, blur=blur, keep_sum=keep_sum)
     return _network([*stages, last], 260, num_classes, bias=False)
 
 
 @register("cifar-a", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, depthwise, sums kept")
-def cifar_a(
-    num_classes: int = 10, in_channels: int = 3, blur: bool = True, keep_sum: bool = True
-) -> nn.Sequential:
+def cifar_a(num_classes: int = 10, in_channels: int = 3, blur: bool = True, keep_sum: bool = True) -> nn.Sequential:
     """Build ``cifar-dw`` with its residual sums used and its pools anti-aliased."""
     return cifar_dw(num_classes, in_channels, blur, keep_sum)
 

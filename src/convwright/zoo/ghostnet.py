@@ -42,9 +42,7 @@ class GhostModule(nn.Module):
         activation: nonlinearity after each of the two convolutions; None for none.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, activation: type[nn.Module] | None = nn.ReLU
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, activation: type[nn.Module] | None = nn.ReLU) -> None:
         super().__init__()
         if out_channels % 2:
             raise ValueError(f"a ghost module needs an even output width, not {out_channels}")
@@ -89,17 +87,13 @@ class GhostBottleneck(nn.Module):
 
     def __init__(self, in_channels: int, spec: BlockSpec) -> None:
         super().__init__()
-        depthwise = partial(
-            conv_bn, kernel_size=spec.kernel_size, stride=spec.stride, activation=None
-        )
+        depthwise = partial(conv_bn, kernel_size=spec.kernel_size, stride=spec.stride, activation=None)
         wide, out = spec.expansion, spec.out_channels
         branch = OrderedDict[str, nn.Module](expand=GhostModule(in_channels, wide))
         if spec.stride > 1:
             branch["depthwise"] = depthwise(wide, wide, groups=wide)
         if spec.squeeze:
-            branch["squeeze"] = SqueezeExcitation(
-                wide, spec.squeeze, scale_activation=nn.Hardsigmoid
-            )
+            branch["squeeze"] = SqueezeExcitation(wide, spec.squeeze, scale_activation=nn.Hardsigmoid)
         branch["project"] = GhostModule(wide, out, activation=None)
         self.branch = nn.Sequential(branch)
         self.shortcut: nn.Module = nn.Identity()
@@ -134,13 +128,9 @@ class Ends:
     dropout: float
 
 
-def _network(
-    stages: Sequence[Sequence[BlockSpec]], ends: Ends, num_classes: int, in_channels: int
-) -> nn.Sequential:
+def _network(stages: Sequence[Sequence[BlockSpec]], ends: Ends, num_classes: int, in_channels: int) -> nn.Sequential:
     """Return stem, stages and head: (N, in_channels, H, W) -> (N, num_classes) for any H and W."""
-    layers = OrderedDict[str, nn.Module](
-        stem=conv_bn(in_channels, ends.stem, 3, 2, activation=ends.activation)
-    )
+    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, ends.stem, 3, 2, activation=ends.activation))
     channels = ends.stem
     for number, specs in enumerate(stages, start=1):
         stage = nn.Sequential()
@@ -178,9 +168,7 @@ _SQUEEZED = (
 
 
 @register("ghostnet", input_shape=(3, 224, 224), num_classes=1000, source=_HAN)
-def ghostnet(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2
-) -> nn.Sequential:
+def ghostnet(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2) -> nn.Sequential:
     """Build GhostNet from its published table: (N, in_channels, H, W) -> (N, num_classes).
 
     Args:
@@ -196,9 +184,7 @@ def ghostnet(
             expansion = divisible(base * width, 4)
             stride = 1 if specs else _STRIDES[index]
             squeeze = divisible(expansion * 0.25, 4) if squeezed else 0
-            specs.append(
-                BlockSpec(expansion, divisible(out * width, 4), _KERNELS[index], stride, squeeze)
-            )
+            specs.append(BlockSpec(expansion, divisible(out * width, 4), _KERNELS[index], stride, squeeze))
         stages.append(specs)
     ends = Ends(divisible(16 * width, 4), divisible(960 * width, 4), 1280, nn.ReLU, dropout=dropout)
     return _network(stages, ends, num_classes, in_channels)
@@ -264,9 +250,7 @@ def s_ghostnet_b1(
     Its widths are the base widths times 1.75 and only its depths differ by stage, so it may not be
     the result of the greedy search.
     """
-    return ghostnet_large(
-        num_classes, in_channels, width, (28, 44, 72, 140, 196, 280), (1, 2, 3, 4, 3, 6), dropout
-    )
+    return ghostnet_large(num_classes, in_channels, width, (28, 44, 72, 140, 196, 280), (1, 2, 3, 4, 3, 6), dropout)
 
 
 @register("s-ghostnet-b4", input_shape=(3, 384, 384), num_classes=1000, source=_ENLARGING)
@@ -274,6 +258,4 @@ def s_ghostnet_b4(
     num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.3
 ) -> nn.Sequential:
     """Build the larger released network, meant for 384 pixels."""
-    return ghostnet_large(
-        num_classes, in_channels, width, (36, 60, 108, 168, 232, 336), (3, 5, 5, 12, 6, 14), dropout
-    )
+    return ghostnet_large(num_classes, in_channels, width, (36, 60, 108, 168, 232, 336), (3, 5, 5, 12, 6, 14), dropout)

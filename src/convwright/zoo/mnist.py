@@ -49,9 +49,7 @@ def narrow(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
-def _network(
-    *features: nn.Module, channels: int, num_classes: int, bias: bool = False
-) -> nn.Sequential:
+def _network(*features: nn.Module, channels: int, num_classes: int, bias: bool = False) -> nn.Sequential:
     """Return the features followed by global average pool and classifier, named for reading."""
     layers = OrderedDict[str, nn.Module](features=nn.Sequential(*features))
     return nn.Sequential(layers | classify(channels, num_classes, bias))
@@ -102,9 +100,7 @@ def mnist_m1(num_classes: int = 10, in_channels: int = 1, blur: bool = False) ->
     num_classes=10,
     source=f"{_PAPER}, phase 1, one depthwise block",
 )
-def mnist_m1d(
-    num_classes: int = 10, in_channels: int = 1, blur: bool = False, third: int = 13
-) -> nn.Sequential:
+def mnist_m1d(num_classes: int = 10, in_channels: int = 1, blur: bool = False, third: int = 13) -> nn.Sequential:
     """Build phase 1 with one depthwise separable block: 7,611 parameters.
 
     Args:
@@ -206,9 +202,7 @@ def mnist_deep(num_classes: int = 10, in_channels: int = 1, blur: bool = False) 
     )
 
 
-def _m3(
-    num_classes: int, in_channels: int, blur: bool, head_bias: bool, last: int
-) -> nn.Sequential:
+def _m3(num_classes: int, in_channels: int, blur: bool, head_bias: bool, last: int) -> nn.Sequential:
     return _network(
         conv(in_channels, 8),
         separable(8, 12),
@@ -229,9 +223,7 @@ def _m3(
 
 
 @register("mnist-m3", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 3")
-def mnist_m3(
-    num_classes: int = 10, in_channels: int = 1, blur: bool = False, head_bias: bool = False
-) -> nn.Sequential:
+def mnist_m3(num_classes: int = 10, in_channels: int = 1, blur: bool = False, head_bias: bool = False) -> nn.Sequential:
     """Build phase 3, of the "1500 parameters" headline: 1,560, or 1,570 with a head bias."""
     return _m3(num_classes, in_channels, blur, head_bias, last=15)
 
@@ -242,9 +234,7 @@ def mnist_m3(
     num_classes=10,
     source=f"{_PAPER}, phase 3 cut to 1,500 parameters",
 )
-def mnist_a(
-    num_classes: int = 10, in_channels: int = 1, blur: bool = True, head_bias: bool = False
-) -> nn.Sequential:
+def mnist_a(num_classes: int = 10, in_channels: int = 1, blur: bool = True, head_bias: bool = False) -> nn.Sequential:
     """Build phase 3 with 12 last channels: 1,488 parameters, or 1,498 with a head bias."""
     return _m3(num_classes, in_channels, blur, head_bias, last=12)
 
@@ -273,9 +263,7 @@ def mnist_b(num_classes: int = 10, in_channels: int = 1, blur: bool = True) -> n
         _unit(14, 16),
         _unit(16, 16),
         max_pool(16, blur),
-        nn.Sequential(
-            nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        ),
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
         channels=16,
         num_classes=num_classes,
         bias=True,

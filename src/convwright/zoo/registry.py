@@ -70,8 +70,7 @@ def entry(name: str) -> ZooEntry:
         return _ENTRIES[_key(name)]
     except KeyError:
         raise ReadError(
-            f"No zoo network is named {name!r}.{did_you_mean(name, names())}"
-            f" Known networks: {', '.join(names())}."
+            f"No zoo network is named {name!r}.{did_you_mean(name, names())} Known networks: {', '.join(names())}."
         ) from None
 
 

@@ -34,9 +34,7 @@ class BasicBlock(nn.Module):
         mid_channels: width between the two convolutions; ``out_channels`` if None.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, mid_channels: int | None = None
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, mid_channels: int | None = None) -> None:
         super().__init__()
         mid = out_channels if mid_channels is None else mid_channels
         self.conv1 = nn.Conv2d(in_channels, mid, 3, stride, padding=1, bias=False)
@@ -74,9 +72,7 @@ class ResNet(nn.Sequential):
         in_channels: channels of the image.
     """
 
-    def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], num_classes: int, in_channels: int
-    ) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], num_classes: int, in_channels: int) -> None:
         check_stages("This ResNet", len(widths), depths=depths)
         layers = OrderedDict[str, nn.Module](
             conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
@@ -95,9 +91,7 @@ class ResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _resnet(
-    widths: Sequence[int], depths: Sequence[int], width: float, num_classes: int, in_channels: int
-) -> ResNet:
+def _resnet(widths: Sequence[int], depths: Sequence[int], width: float, num_classes: int, in_channels: int) -> ResNet:
     return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels)
 
 
