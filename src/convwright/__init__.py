@@ -1,3 +1,102 @@
-"""Redesign convolutional networks to a budget, with the trained weights kept and every number proved."""
+"""Redesign convolutional networks to a budget, with the trained weights kept and every number proved.
+
+Example:
+    >>> import convwright as cw
+    >>> arch = cw.read("zoo:resnet20")
+    >>> arch.profile().macs
+    40813184
+    >>> new = arch.apply(cw.Width("layer1.0.conv1", 8))
+    >>> new.changes[0].exact
+    True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convwright import cost, edits, methods, runs, training, zoo
+    from convwright.architecture import Architecture, Block, ChannelGroup, Layer, Stage, read
+    from convwright.cost import CostModel, Profile, parse_budget
+    from convwright.edits import Change, Plan, Width, apply, scale_widths
+    from convwright.errors import (
+        BudgetError,
+        ConvwrightError,
+        DataError,
+        EditError,
+        ReadError,
+        RecipeError,
+        RunError,
+    )
+    from convwright.runs import Result, optimize
+    from convwright.training import Recipe, TrainResult, load_data, train
 
 __version__ = "0.1.0"
+
+# Where each public name lives. They are imported at first use: the command line answers in a fraction of a second
+# where it does not need torch.
+_HOMES = {
+    "convwright.architecture": ("Architecture", "Block", "ChannelGroup", "Layer", "Stage", "read"),
+    "convwright.cost": ("CostModel", "Profile", "parse_budget"),
+    "convwright.edits": ("Change", "Plan", "Width", "apply", "scale_widths"),
+    "convwright.errors": (
+        "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
+    ),
+    "convwright.runs": ("Result", "optimize"),
+    "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBPACKAGES = ("architecture", "cost", "edits", "methods", "runs", "training", "zoo")
+
+__all__ = [
+    "Architecture",
+    "Block",
+    "BudgetError",
+    "Change",
+    "ChannelGroup",
+    "ConvwrightError",
+    "CostModel",
+    "DataError",
+    "EditError",
+    "Layer",
+    "Plan",
+    "Profile",
+    "ReadError",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "RunError",
+    "Stage",
+    "TrainResult",
+    "Width",
+    "__version__",
+    "apply",
+    "cost",
+    "edits",
+    "load_data",
+    "methods",
+    "optimize",
+    "parse_budget",
+    "read",
+    "runs",
+    "scale_widths",
+    "train",
+    "training",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"convwright.{name}")
+    else:
+        raise AttributeError(f"module 'convwright' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

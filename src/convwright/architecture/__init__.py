@@ -4,7 +4,7 @@ from convwright.architecture.architecture import Architecture
 from convwright.architecture.blocks import Block, Stage
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Member
 from convwright.architecture.layers import Layer
-from convwright.architecture.read import create, parse_shape, read
+from convwright.architecture.reading import create, parse_shape, read
 
 __all__ = [
     "Architecture",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from convwright.architecture.read import InputLike, read
+from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome, edit_from_dict
 from convwright.edits.width import EXACT, optimizer_follows
 from convwright.errors import ConvwrightError, EditError, ReadError
