@@ -51,7 +51,7 @@ def test_underscores_and_hyphens_name_the_same_zoo_network():
 
 
 def test_the_nearest_names_are_each_said_once():
-    with pytest.raises(EditError, match=r"Did you mean layer1.0.conv1, ") as caught:
+    with pytest.raises(EditError, match="Did you mean") as caught:
         read("zoo:resnet20").group("layer1.0.conv")
     assert str(caught.value).count("layer1.0.conv1") == 1
 
