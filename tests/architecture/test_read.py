@@ -305,3 +305,11 @@ def test_a_forward_that_raises_is_quoted():
 
 def test_a_module_without_forward():
     assert "does not run" in refused(nn.Module(), (3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["data parallel", "compiled"]
+)
+def test_wrappers_are_refused_with_what_to_give_instead(wrap):
+    message = refused(wrap(networks.Chain()), (3, 9, 9))
+    assert "give the network inside it (model." in message

@@ -61,6 +61,7 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
         ReadError: if the name is unknown or the constructor fails.
     """
     if isinstance(model, nn.Module):
+        _refuse_wrapper(model)
         return model, None, type(model).__name__
     where, _, name = model.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm, "zoo": _zoo}
@@ -74,6 +75,22 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
             f"FILE.py:CLASS.{_nearest_anywhere(model)}"
         )
     return built, shape, model
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """Wrappers hold references to the very parameters that edits replace."""
+    inner = {
+        "DataParallel": "module",
+        "DistributedDataParallel": "module",
+        "OptimizedModule": "_orig_mod",
+        "FullyShardedDataParallel": "module",
+    }.get(type(model).__name__)
+    if inner is not None and hasattr(model, inner):
+        raise ReadError(
+            f"{type(model).__name__} is a wrapper: give the network inside it (model.{inner}) and wrap the result again."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ReadError(f"{type(model).__name__} is compiled by TorchScript: give the Python module it was made from.")
 
 
 def _nearest_anywhere(name: str) -> str:
