@@ -129,11 +129,15 @@ def costs_of(profile: Profile) -> dict[str, int]:
 def human(amount: int, metric: str = "macs") -> str:
     """Write a cost with three digits and a unit: ``40.8M``, ``1.05MB``."""
     unit = "B" if metric in _IN_BYTES else ""
-    for power, prefix in enumerate(("", "K", "M", "G", "T")):
-        scaled = amount / 1000**power
-        if round(scaled, 3 - len(str(int(scaled)))) < 1000 or prefix == "T":
-            break
-    return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f}".rstrip("0").rstrip(".") + prefix + unit
+    written = [_three_digits(amount / 1000**power) for power in range(5)]
+    power = next((i for i, text in enumerate(written) if float(text) < 1000), 4)
+    return written[power] + ("", "K", "M", "G", "T")[power] + unit
+
+
+def _three_digits(number: float) -> str:
+    """Write 0 or more decimals, so that there are three digits, without zeros at the end."""
+    text = f"{number:.{max(0, 3 - len(str(int(number))))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 # ------------------------------------------------------------------ parsing

@@ -238,7 +238,7 @@ def _operations(node: fx.Node, layer: Layer) -> int:
         return math.prod(layer.output_shape)
     window = argument(node, "kernel_size")
     if window is None:  # adaptive: each input element enters (at least) one window
-        return math.prod(layer.input_shapes[0])
+        return math.prod(shape_of(node.all_input_nodes[0]))
     spatial = len(layer.output_shape) - 2
     sides = window if isinstance(window, Sequence) else [window] * max(spatial, 1)
     sides = sides if len(sides) > 1 else list(sides) * spatial

@@ -189,7 +189,7 @@ class Quadratic:
 
     def __call__(self, variables: Ints) -> Ints:
         """Evaluate for candidates, shape (n, V); returns shape (n,)."""
-        exact = _number_type(self._value(variables.max(axis=0).astype(object)))
+        exact = _number_type(self._value(variables.max(axis=0, initial=0).astype(object)))
         matrix = self.matrix.astype(exact)
         parts = [self._evaluate(chunk.astype(exact), matrix) for chunk in _chunks(variables)]
         result: Ints = np.concatenate(parts) // self.divisor
@@ -223,7 +223,7 @@ class Peak:
 
     def __call__(self, variables: Ints) -> Ints:
         """Evaluate for candidates, shape (n, V); returns shape (n,)."""
-        most = self._products(variables.max(axis=0)[None].astype(object))
+        most = self._products(variables.max(axis=0, initial=0)[None].astype(object))
         bound = max((self.table.astype(object) @ most[0]).tolist(), default=0)
         exact = _number_type(int(bound))
         table = self.table.T.astype(exact)
@@ -254,7 +254,7 @@ def _number_type(bound: int) -> type[np.float64] | type[np.int64]:
 
 
 def _chunks(variables: Ints) -> Iterable[Ints]:
-    return (variables[i : i + _CHUNK] for i in range(0, len(variables), _CHUNK))
+    return (variables[i : i + _CHUNK] for i in range(0, max(len(variables), 1), _CHUNK))
 
 
 def _undominated(table: Ints) -> Ints:

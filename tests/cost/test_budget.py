@@ -1,0 +1,241 @@
+"""Budgets: what parses, what is refused and how, and what they say of a network."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convwright.architecture import read
+from convwright.cost import (
+    METRICS,
+    Budget,
+    Limits,
+    Term,
+    check_feasible,
+    costs_of,
+    feasible_range,
+    human,
+    parse_budget,
+    profile,
+    smallest_widths,
+)
+from convwright.errors import BudgetError
+
+PARSES = [
+    ("macs<=50%", Term("macs", 0.5, True)),
+    ("macs<=0.5x", Term("macs", 0.5, True)),
+    ("macs<=2x", Term("macs", 2.0, True)),
+    ("macs<=29%", Term("macs", 0.29, True)),
+    ("macs<=600M", Term("macs", 600_000_000)),
+    ("macs<=1.1G", Term("macs", 1_100_000_000)),
+    ("macs<=2B", Term("macs", 2_000_000_000)),
+    ("macs<=6e8", Term("macs", 600_000_000)),
+    ("MACs <= 600m", Term("macs", 600_000_000)),
+    ("macs=1_000", Term("macs", 1000)),
+    ("macs==1k", Term("macs", 1000)),
+    ("macs < 1.5K", Term("macs", 1500)),
+    ("macs ≤ .5M", Term("macs", 500_000)),
+    ("params<=1500", Term("params", 1500)),
+    ("parameters<=1.5M", Term("params", 1_500_000)),
+    ("activations<=2MB", Term("activations", 2_000_000)),
+    ("memory<=2MiB", Term("activations", 2 * 1024**2)),
+    ("activations<=500B", Term("activations", 500)),
+    ("activations<=2M", Term("activations", 2_000_000)),
+    ("weights<=1MB", Term("weights", 1_000_000)),
+    ("weights<=1 KiB", Term("weights", 1024)),
+    ("model size<=1GB", Term("weights", 10**9)),
+]
+
+
+@pytest.mark.parametrize(("text", "term"), PARSES)
+def test_parses(text, term):
+    assert parse_budget(text) == Budget((term,))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "macs<=50%,params<=1M",
+        "macs<=50% and params<=1M",
+        "MACS<=50% AND PARAMS<=1M",
+        " macs<=50% ; params<=1M, ",
+        ["macs<=50%", "params<=1M"],
+        ("macs<=50%,params<=1M",),
+    ],
+)
+def test_several(text):
+    assert parse_budget(text) == Budget((Term("macs", 0.5, True), Term("params", 1_000_000)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        (" , ", "empty"),
+        ("macs", "does not parse"),
+        ("50%", "does not parse"),
+        ("macs<=", "does not parse"),
+        ("macs<=lots", "does not parse"),
+        ("macs<=5 0", "does not parse"),
+        ("macs<=50%%", "does not parse"),
+        ("params<=1,500", "'500' does not parse"),
+        ("macs>=50%", "lower limit"),
+        ("macs<=0", "positive"),
+        ("macs<=0%", "positive"),
+        ("macs<=-5M", "positive"),
+        ("macs<=nan", "positive"),
+        ("macs<=inf", "positive"),
+        ("macs<=1e-400%", "positive"),
+        ("macs<=0.3", "30% or 0.3x"),
+        ("macs<=1e30", "too large"),
+        ("macs<=1e999999999", "too large"),
+        ("macs<=1M,mac<=2M", "macs twice"),
+        ("macs<=2MB", "not measured in 'mb'"),
+        ("params<=2MiB", "not measured in 'mib'"),
+        ("activations<=3ms", "not measured in 'ms'"),
+        ("paramz<=3", "Did you mean"),
+        ("flops<=1G", "convwright counts MACs; 1 MAC = 2 FLOPs"),
+        ("latency<=3ms", "later version"),
+    ],
+)
+def test_refused_in_one_line(text, said):
+    with pytest.raises(BudgetError) as caught:
+        parse_budget(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "macs<=" in str(caught.value)  # an example of how to write it
+
+
+numbers = st.one_of(
+    st.tuples(st.integers(1, 2**62), st.just(False)),
+    st.tuples(st.floats(1e-9, 1e9), st.just(True)),
+)
+budgets = st.dictionaries(st.sampled_from(METRICS), numbers, min_size=1).map(
+    lambda d: Budget(tuple(Term(metric, *number) for metric, number in d.items()))
+)
+
+
+@given(budgets)
+def test_written_and_read_again_is_the_same(budget):
+    assert parse_budget(str(budget)) == budget
+
+
+@given(st.text(max_size=30))
+def test_any_text_parses_or_is_a_budget_error(text):
+    try:
+        parsed = parse_budget(text)
+    except BudgetError:
+        return
+    assert parse_budget(str(parsed)) == parsed
+
+
+@given(st.sampled_from(METRICS), st.integers(1, 10**9), st.integers(1, 10**9))
+def test_met_and_excess_agree(metric, limit, cost):
+    limits, costs = Limits({metric: limit}), {**dict.fromkeys(METRICS, 1), metric: cost}
+    assert limits.met(costs) == (cost <= limit)
+    assert limits.excess(costs) == ({} if cost <= limit else {metric: cost - limit})
+
+
+@given(st.integers(0, 10**14))
+def test_human_is_close_and_short(amount):
+    text = human(amount)
+    power = " KMGT".find(text[-1])
+    value = float(text[: -1 if power > 0 else None]) * 1000 ** max(power, 0)
+    assert abs(value - amount) <= 0.005 * amount
+    assert len(text) <= 5
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1K"),
+        (12345, "12.3K"),
+        (100_000_000, "100M"),
+        (999_999, "1M"),
+        (9_999, "10K"),
+        (7 * 10**15, "7000T"),
+    ],
+)
+def test_human(amount, text):
+    assert human(amount) == text
+    assert human(amount, "weights") == f"{text}B"
+
+
+def test_shares_are_exact():
+    assert Term("macs", 0.29, True).resolve(100) == 29  # 0.29 * 100 is 28.999... in floats
+    assert Term("macs", 0.5, True).resolve(7) == 3
+    assert str(parse_budget("macs<=29%, weights<=1KiB")) == "macs<=29%, weights<=1024"
+
+
+def test_describe():
+    assert Limits({"macs": 20_406_592, "weights": 10**6}).describe() == "macs <= 20.4M, weights <= 1MB"
+
+
+# ------------------------------------------------------------------ on a network
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return read("zoo:resnet20")
+
+
+def test_resolve(resnet):
+    costs = profile(resnet)
+    limits = parse_budget("macs<=50%, params<=2x, activations<=100KB, weights<=1MB").resolve(costs)
+    assert limits.limits == {
+        "macs": costs.macs // 2,
+        "params": costs.params * 2,
+        "activations": 100_000,
+        "weights": 1_000_000,
+    }
+    assert not limits.met(costs_of(costs))
+    assert set(limits.excess(costs_of(costs))) == {"macs", "activations", "weights"}
+
+
+def test_feasible_range(resnet):
+    found, present = feasible_range(resnet), costs_of(profile(resnet))
+    assert set(smallest_widths(resnet).values()) == {1}
+    assert list(found) == list(METRICS)
+    for metric, (low, high) in found.items():
+        assert 0 < low < high == present[metric]
+
+
+def test_check_feasible(resnet):
+    costs, low = profile(resnet), feasible_range(resnet)["macs"][0]
+    check_feasible(Limits({"macs": low}), resnet)
+    check_feasible(parse_budget("macs<=50%,params<=2x").resolve(costs), resnet)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        check_feasible(Limits({"macs": low - 1}), resnet)
+    with pytest.raises(BudgetError) as caught:
+        check_feasible(parse_budget("macs<=1K").resolve(costs), resnet)
+    assert str(caught.value) == (
+        f"macs<=1K cannot be met: by width alone zoo:resnet20 goes from {human(low)} to {human(costs.macs)}."
+    )
+
+
+def test_smallest_widths_respect_steps_and_ties():
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 12, 1)
+            self.b = nn.Conv2d(12, 8, 1, groups=4)
+            self.c = nn.Conv2d(8, 6, 1)
+            self.d = nn.Conv2d(8, 3, 1)
+            self.e = nn.Conv2d(8, 3, 1)
+            self.f = nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            x = self.b(self.a(x))
+            left, right = torch.cat([self.c(x), self.d(x), self.e(x)], 1).chunk(2, 1)
+            return self.f(left * right)
+
+    arch = read(Net(), (3, 4, 4))
+    smallest = smallest_widths(arch)
+    assert smallest["a"] == 4
+    assert smallest["b"] == 4
+    assert arch.cost_model().macs(smallest) > 0
