@@ -151,23 +151,32 @@ def test_equals_a_built_network(network):
         assert {m: int(c[row]) for m, c in predicted.items()} == counted_after_building(network, values)
 
 
-def test_families_of_torchvision():
+def mobilenet(tenths):
+    from torchvision.models import MobileNetV2
+
+    return MobileNetV2(width_mult=tenths / 10, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 96, 2, 2]])
+
+
+def resnext(width):
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=width)
+
+
+def densenet(growth):
+    from torchvision.models import DenseNet
+
+    return DenseNet(growth, (2, 3), num_init_features=2 * growth, bn_size=2)
+
+
+@pytest.mark.parametrize(("make", "present", "other"), [(mobilenet, 10, 6), (resnext, 4, 7), (densenet, 6, 10)])
+def test_families_of_torchvision(make, present, other):
     """A published network predicts its narrower and wider relatives."""
-    from torchvision.models import DenseNet, MobileNetV2, ResNet
-    from torchvision.models.resnet import Bottleneck
-
-    def resnext(width):
-        return ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=width)
-
-    def densenet(growth):
-        return DenseNet(growth, (2, 3), num_init_features=2 * growth, bn_size=2)
-
-    for make, present, other in [(MobileNetV2, 0, 0), (resnext, 4, 7), (densenet, 6, 10)]:
-        with torch.device("meta"):
-            nets = [MobileNetV2(width_mult=w) for w in (1.0, 0.6)] if not other else [make(present), make(other)]
-        archs = [read(net, torch.zeros(1, 3, 64, 64, device="meta")) for net in nets]
-        widths = np.array([group.size for group in archs[1].free_groups])
-        assert archs[0].cost_model().costs(widths) == costs_of(profile(archs[1]))
+    with torch.device("meta"):
+        nets = [make(present), make(other)]
+    archs = [read(net, torch.zeros(1, 3, 32, 32, device="meta")) for net in nets]
+    widths = np.array([group.size for group in archs[1].free_groups])
+    assert archs[0].cost_model().costs(widths) == costs_of(profile(archs[1]))
 
 
 class Halves(nn.Module):
