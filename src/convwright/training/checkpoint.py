@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
             "the previous checkpoint is unchanged"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself could not be made
+            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,62 @@
+import json
+import math
+
+import pytest
+
+from convwright.edits import Plan, Width
+from convwright.errors import ConvwrightError, RunError
+from convwright.methods import METHODS, Candidate, Evidence, Stop, Uniform, method_named, register
+
+PLAN = Plan((Width("conv1", 8), Width("conv2", 4, keep={"conv2": [0, 2, 3, 5]})), "zoo:x", (1, 3, 8, 8), 100, 1000)
+
+
+def test_a_candidate_survives_json():
+    candidate = Candidate(PLAN, 3, 5, 7, Stop("rank", 0.5, above=False, epoch=2), "baseline", ("rank",))
+    assert Candidate.from_dict(json.loads(json.dumps(candidate.to_dict()))) == candidate
+    plain = Candidate(PLAN, None, 5, 7)
+    assert Candidate.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
+
+
+def test_evidence_survives_json():
+    candidate = Candidate(PLAN, None, 1, 0)
+    evidence = Evidence(candidate, 4, 0.75, 0.01, {"macs": 5}, {"rank": [1, 2]}, "stopped", 1.5, "early")
+    assert Evidence.from_dict(json.loads(json.dumps(evidence.to_dict())), candidate) == evidence
+
+
+def test_failed_evidence_has_no_score_and_survives_json():
+    candidate = Candidate(PLAN, None, 1, 0)
+    failed = Evidence(candidate, 0, math.nan, 0.0, {}, status="failed", message="broke")
+    back = Evidence.from_dict(json.loads(json.dumps(failed.to_dict(), allow_nan=False)), candidate)
+    assert not back.usable
+    assert math.isnan(back.score)
+    assert back.message == "broke"
+
+
+@pytest.mark.parametrize("damage", [{"plan": "{}"}, {"stop": {"probe": "x", "what": 1}}, {"unknown": 1}])
+def test_a_damaged_candidate_is_refused(damage):
+    with pytest.raises(RunError, match="damaged"):
+        Candidate.from_dict(Candidate(PLAN, None, 1, 0).to_dict() | damage)
+
+
+@pytest.mark.parametrize("damage", [{"status": "odd"}, {"score": "high"}, {"unknown": 1}])
+def test_damaged_evidence_is_refused(damage):
+    candidate = Candidate(PLAN, None, 1, 0)
+    with pytest.raises(RunError, match="damaged"):
+        Evidence.from_dict(Evidence(candidate, 0, 0.5, 0.1, {}).to_dict() | damage, candidate)
+
+
+def test_methods_are_found_by_name():
+    assert method_named("uniform") is Uniform
+    assert method_named("auto") is Uniform
+    with pytest.raises(ConvwrightError, match=r"unknown method 'unifrom'\. Did you mean uniform\?"):
+        method_named("unifrom")
+
+
+def test_a_new_method_is_one_registration(monkeypatch):
+    monkeypatch.setattr("convwright.methods.method.METHODS", dict(METHODS))
+
+    @register("mine")
+    class Mine(Uniform):
+        pass
+
+    assert method_named("mine") is Mine
