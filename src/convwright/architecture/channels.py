@@ -190,7 +190,8 @@ def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
     Raises:
         ResizeError: if the graph cannot be followed with these sizes.
     """
-    return build(Follower(old.follower.capture, Resized(old, units)).run())
+    with torch.device("cpu"):
+        return build(Follower(old.follower.capture, Resized(old, units)).run())
 
 
 # ------------------------------------------------------------------ building

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture import Capture, describe, module_path, shape_of
+from convwright.architecture.capture import Capture, argument, describe, module_path, shape_of
 from convwright.architecture.labels import (
     Ledger,
     Plane,
@@ -27,7 +27,7 @@ from convwright.architecture.labels import (
     reshape_blocks,
     with_sizes,
 )
-from convwright.architecture.rules import rule_for
+from convwright.architecture.rules import opaque, rule_for
 
 
 class Guide(Protocol):
@@ -242,8 +242,6 @@ class Follower:
     def execute(self, node: fx.Node, x: Value, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Run a shape operator on the labels of its first operand."""
         if any(isinstance(a, fx.Node) for a in [*args, *kwargs.values()]):
-            from convwright.architecture.rules import opaque
-
             result = opaque(self, node)
             assert isinstance(result, Value)
             return result
@@ -315,8 +313,6 @@ def _labelled_axes(shape: Sequence[int]) -> list[int]:
 def _operand(node: fx.Node, which: int | str) -> Any:
     if isinstance(which, int):
         return node.args[which] if which < len(node.args) else None
-    from convwright.architecture.capture import argument
-
     return argument(node, which)
 
 

@@ -87,7 +87,7 @@ def _refuse_wrapper(model: nn.Module) -> None:
     }.get(type(model).__name__)
     if inner is not None and hasattr(model, inner):
         raise ReadError(
-            f"{type(model).__name__} is a wrapper: give the network inside it (model.{inner}) and wrap the result again."
+            f"{type(model).__name__} is a wrapper: give the network inside it (model.{inner}), and wrap the result."
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise ReadError(f"{type(model).__name__} is compiled by TorchScript: give the Python module it was made from.")

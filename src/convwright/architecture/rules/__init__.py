@@ -1,0 +1,34 @@
+"""Rules: how each kind of operator moves and ties channel labels.
+
+There are few. Shape operators are simply *executed* on the labels, so concat, split, shuffle and flatten
+need no rule of their own. Elementwise operators are recognised by torch's own ``pointwise`` tag. What remains
+are the operators that consume or produce channels (convolution, linear), statistics (norms, reductions) and
+spatial operators, which leave channels alone. An operator without a rule freezes what enters it and is named in
+the reason; nothing is guessed.
+
+A rule is a function ``(follower, node) -> Value`` registered under bare operator names. Adding one is one
+function with ``@rule("name")``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from convwright.architecture.capture import operator_name
+from convwright.architecture.rules import norms, shapes, spatial, weighted  # noqa: F401  (they register their rules)
+from convwright.architecture.rules.elementwise import elementwise
+from convwright.architecture.rules.registry import RULES, Rule, opaque, rule
+from convwright.architecture.rules.shapes import executed
+from convwright.architecture.rules.spatial import pad
+
+__all__ = ["RULES", "Rule", "elementwise", "executed", "opaque", "pad", "rule", "rule_for"]
+
+
+def rule_for(node: fx.Node) -> Rule:
+    """Return the rule of a node: by name, else by torch's pointwise tag, else the freezing rule."""
+    found = RULES.get(operator_name(node))
+    if found is not None:
+        return found
+    tags = getattr(node.target, "tags", ())
+    return elementwise if torch.Tag.pointwise in tags else opaque

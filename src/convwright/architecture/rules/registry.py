@@ -1,0 +1,82 @@
+"""The registry of rules, what they share, and the rule for operators that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, fx
+
+from convwright.architecture.capture import describe
+from convwright.architecture.labels import ResizeError, Value, Values, line_plane, with_sizes
+
+if TYPE_CHECKING:
+    from convwright.architecture.follow import Follower
+
+Rule = Callable[["Follower", fx.Node], Values]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for the given bare operator names."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def across(follower: Follower, x: Value, dims: Iterable[int], node: fx.Node) -> None:
+    """Note that a statistic runs across labels, so copies or gaps change it."""
+    for plane in x.planes:
+        if along_dims := tuple(a for a in plane.axes if a in dims):
+            follower.ledger.across.append((plane.labels, along_dims, describe(node)))
+
+
+def per_group(node: fx.Node, channels: int, groups: int) -> int:
+    """Return the channels of one group.
+
+    Raises:
+        ResizeError: if they do not divide.
+    """
+    if channels % groups:
+        raise ResizeError(f"{channels} channels do not divide into {groups} groups at {describe(node)}")
+    return channels // groups
+
+
+def tie_rows(follower: Follower, labels: Tensor, rows: int, node: fx.Node) -> None:
+    """Tie the same place in each of ``rows`` equal parts, so that the parts stay equal."""
+    per_group(node, labels.numel(), rows)
+    table = labels.reshape(rows, -1)
+    follower.ledger.tie(table, table[:1])
+
+
+def opaque(follower: Follower, node: fx.Node) -> Values:
+    """No rule: freeze what enters, and emit frozen labels so that what meets them is frozen too."""
+    inputs = follower.tensor_inputs(node)
+    labelled = [v for v in inputs if v.planes]
+    outputs = node.meta.get("val")
+    single = not isinstance(outputs, tuple | list)
+    listed = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    shapes = [o.shape if isinstance(o, Tensor) else () for o in listed]
+    if not labelled:
+        plain = [Value(tuple(s), weight=all(v.weight for v in inputs)) for s in shapes]
+        return plain[0] if single else plain
+    reason = f"convwright has no rule for {describe(node)}"
+    for value in labelled:
+        follower.ledger.freeze_value(value, reason)
+    follower.unknown.append(node)
+    frozen = [_frozen_value(follower, tuple(s), reason) for s in shapes]
+    return frozen[0] if single else frozen
+
+
+def _frozen_value(follower: Follower, shape: tuple[int, ...], reason: str) -> Value:
+    atom = follower.ledger.fresh(1)
+    follower.ledger.freeze(atom, reason)
+    planes = []
+    for axis, size in enumerate(shape):
+        if size > 1 and axis > 0:
+            planes.append(line_plane(atom.expand(size), axis, len(shape)))
+    return Value(with_sizes(shape, planes), tuple(planes))

@@ -1,0 +1,205 @@
+"""Shape operators, executed on the labels: labels land where the values land."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from convwright.architecture.capture import argument, describe, operator_name, shape_of
+from convwright.architecture.labels import (
+    NEUTRAL,
+    Plane,
+    ResizeError,
+    Value,
+    Values,
+    compact,
+    full,
+    merge,
+)
+from convwright.architecture.rules.registry import rule
+
+if TYPE_CHECKING:
+    from convwright.architecture.follow import Follower
+
+
+@rule(
+    "permute", "transpose", "t", "mT", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
+    "swapaxes", "swapdims", "squeeze", "repeat", "tile", "repeat_interleave", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "flip", "rot90", "tril", "triu", "view_as_complex",
+)  # fmt: skip
+def executed(follower: Follower, node: fx.Node) -> Values:
+    """Run the operator itself on the label tensors: labels land where the values land."""
+    x = follower.input(node, 0)
+    return follower.execute(node, x, list(node.args[1:]), dict(node.kwargs))
+
+
+@rule("roll")
+def roll(follower: Follower, node: fx.Node) -> Values:
+    """Rolling positions passes; rolling channels moves labels by a constant."""
+    return executed(follower, node)
+
+
+@rule("view", "reshape", "_unsafe_view", "unflatten", "_reshape_alias")
+def reshape(follower: Follower, node: fx.Node) -> Values:
+    """Reshape the labels; equal parts of a split axis must stay equal in size."""
+    x = follower.input(node, 0)
+    target = follower.reshaped(node, x, follower.meta_shape(node, 0), shape_of(node))
+    return _reshaped(follower, node, x, target)
+
+
+@rule("reshape_as", "view_as")
+def reshape_as(follower: Follower, node: fx.Node) -> Values:
+    """Reshape to another value's (current) shape."""
+    return _reshaped(follower, node, follower.input(node, 0), follower.input(node, 1).shape)
+
+
+def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ...]) -> Value:
+    if math.prod(x.shape) != math.prod(target):
+        raise ResizeError(
+            f"{'x'.join(map(str, x.shape))} does not reshape to {'x'.join(map(str, target))} at {describe(node)}"
+        )
+    planes = []
+    for index, plane in enumerate(x.planes):
+        labels = full(plane, x.shape).reshape(target)
+        planes.append(compact(labels, follower.known_axes(node, index)))
+    for plane in planes:
+        if len(plane.axes) > 1:  # parts of a split axis: rows of equal length
+            follower.ledger.equal_parts.append(plane.labels.reshape(-1, plane.labels.size(plane.axes[-1])))
+    return follower.value(node, tuple(planes), x.weight)
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(follower: Follower, node: fx.Node) -> Values:
+    """Broadcast: new axes carry no labels, old ones keep theirs."""
+    x = follower.input(node, 0)
+    ndim = len(shape_of(node))
+    planes = merge(follower.ledger, [x], ndim)
+    return follower.value(node, planes, x.weight)
+
+
+@rule("cat", "concat", "concatenate")
+def concat(follower: Follower, node: fx.Node) -> Values:
+    """Labels follow each other along the concatenated axis; along other axes they are tied."""
+    values = [follower.resolve(n) for n in node.args[0]]  # type: ignore[union-attr]
+    ndim = len(shape_of(node))
+    axis = int(argument(node, "dim", 0)) % ndim
+    values = [v for v in values if v.ndim == ndim]  # torch ignores empty 1-d operands
+    joined = [v.plane_at(axis) for v in values]
+    others = [Value(v.shape, tuple(p for p in v.planes if axis not in p.axes)) for v in values]
+    planes = list(merge(follower.ledger, others, ndim))
+    if any(p is not None for p in joined):
+        planes.insert(0, _concatenate(values, joined, axis, ndim))
+    return follower.value(node, tuple(planes), all(v.weight for v in values))
+
+
+def _concatenate(values: list[Value], planes: list[Plane | None], axis: int, ndim: int) -> Plane:
+    axes = sorted({a for p in planes if p is not None for a in p.axes})
+    parts = []
+    for value, plane in zip(values, planes, strict=True):
+        shape = [value.shape[a] if a in axes else 1 for a in range(ndim)]
+        if plane is None:
+            parts.append(torch.full(shape, NEUTRAL, dtype=torch.int32))
+        else:
+            parts.append(plane.labels.expand(shape))
+    return Plane(torch.cat(parts, axis), tuple(axes))
+
+
+@rule("stack")
+def stack(follower: Follower, node: fx.Node) -> Values:
+    """Labels of the operands lie side by side along a new axis."""
+    values = [follower.resolve(n) for n in node.args[0]]  # type: ignore[union-attr]
+    ndim = len(shape_of(node))
+    axis = int(argument(node, "dim", 0)) % ndim
+    slots = max((len(v.planes) for v in values), default=0)
+    planes = []
+    for slot in range(slots):
+        row = [v.planes[slot] if slot < len(v.planes) else None for v in values]
+        axes = sorted({a for p in row if p is not None for a in p.axes})
+        parts = []
+        for value, plane in zip(values, row, strict=True):
+            shape = [value.shape[a] if a in axes else 1 for a in range(ndim - 1)]
+            neutral = torch.full(shape, NEUTRAL, dtype=torch.int32)
+            parts.append(neutral if plane is None else plane.labels.expand(shape))
+        lifted = tuple(a + (a >= axis) for a in axes)
+        planes.append(Plane(torch.stack(parts, axis), tuple(sorted({axis, *lifted}))))
+    return follower.value(node, tuple(planes), all(v.weight for v in values))
+
+
+@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+def split(follower: Follower, node: fx.Node) -> Values:
+    """Cut labels where values are cut; equal parts must stay equal."""
+    x = follower.input(node, 0)
+    axis = int(argument(node, "dim", 0)) % x.ndim
+    outputs = node.meta["val"]
+    old = [int(o.shape[axis]) for o in outputs]
+    equal = len(set(old)) == 1 and operator_name(node) != "split_with_sizes"
+    sizes = follower.part_sizes(node, x, axis, old, equal)
+    plane = x.plane_at(axis)
+    if equal and plane is not None and len(old) > 1:
+        first = plane.labels
+        for other in plane.axes:
+            first = first if other == axis else first.narrow(other, 0, 1)
+        follower.ledger.equal_parts.append(first.reshape(len(old), -1))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [
+        follower.value(node, _cut(x, axis, start, size), x.weight, output=i)
+        for i, (start, size) in enumerate(zip(starts, sizes, strict=True))
+    ]
+
+
+def _cut(x: Value, axis: int, start: int, size: int) -> tuple[Plane, ...]:
+    return tuple(Plane(p.labels.narrow(axis, start, size), p.axes) if axis in p.axes else p for p in x.planes)
+
+
+@rule("slice", "narrow")
+def slice_(follower: Follower, node: fx.Node) -> Values:
+    """Cut one part out; along channels its ends move with the channels before them."""
+    x = follower.input(node, 0)
+    axis = int(argument(node, "dim", 0)) % x.ndim
+    plane = x.plane_at(axis)
+    if plane is None:
+        return follower.value(node, x.planes, x.weight)
+    if operator_name(node) == "narrow":
+        start, step = int(argument(node, "start")), 1
+        stop = start + int(argument(node, "length"))
+    else:
+        start, stop = argument(node, "start"), argument(node, "end")
+        step = int(argument(node, "step", 1))
+    length = follower.meta_shape(node, 0)[axis]
+    start, stop, _ = slice(start, stop).indices(length)
+    if step != 1:
+        follower.ledger.freeze(plane.labels, f"every {step}th channel is taken at {describe(node)}")
+    sizes = follower.part_sizes(node, x, axis, [start, stop - start, length - stop], False)
+    planes = _cut(x, axis, sizes[0], sizes[1])
+    if step != 1:
+        planes = tuple(
+            Plane(p.labels[(slice(None),) * axis + (slice(None, None, step),)], p.axes) if axis in p.axes else p
+            for p in planes
+        )
+    return follower.value(node, planes, x.weight)
+
+
+@rule("select", "unbind")
+def select(follower: Follower, node: fx.Node) -> Values:
+    """Take single positions along one axis (fixed if channels lie along it)."""
+    x = follower.input(node, 0)
+    axis = int(argument(node, "dim", 0)) % x.ndim
+    if (plane := x.plane_at(axis)) is not None:
+        follower.ledger.picked.append((plane, axis, f"single channels are picked at {describe(node)}"))
+    outputs = node.meta["val"]
+    if isinstance(outputs, tuple | list):
+        return [follower.value(node, _picked(x, axis, i), x.weight, output=i) for i in range(len(outputs))]
+    return follower.value(node, _picked(x, axis, int(argument(node, "index"))), x.weight)
+
+
+def _picked(x: Value, axis: int, index: int) -> tuple[Plane, ...]:
+    planes = []
+    for plane in x.planes:
+        where = index if axis in plane.axes else 0
+        axes = tuple(a - (a > axis) for a in plane.axes if a != axis)
+        if axes:
+            planes.append(Plane(plane.labels.select(axis, where), axes))
+    return tuple(planes)

@@ -1,0 +1,170 @@
+"""Operators with weights: their input axis consumes channels, their output axis produces them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, fx
+
+from convwright.architecture.capture import argument, describe, shape_of
+from convwright.architecture.labels import (
+    NEUTRAL,
+    Value,
+    Values,
+    along,
+    line_plane,
+    merge,
+)
+from convwright.architecture.rules.registry import opaque, per_group, rule, tie_rows
+
+if TYPE_CHECKING:
+    from convwright.architecture.follow import Follower
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution")
+def convolution(follower: Follower, node: fx.Node) -> Values:
+    """Input labels meet the weight's input axis; the weight's output axis is emitted."""
+    if argument(node, "transposed", False):
+        return transposed_convolution(follower, node)
+    x, weight = follower.input(node, "input"), follower.input(node, "weight")
+    axis = x.ndim - weight.ndim + 1
+    groups = int(argument(node, "groups", 1))
+    labels = follower.channels(x, axis, node)
+    if groups > 1 and groups == follower.old_size(node, "input", axis) and weight.shape[1] == 1:
+        return _depthwise(follower, node, x, axis, labels)
+    share = per_group(node, x.shape[axis], groups)
+    inner = follower.weight_line(node, "weight", 1, share)
+    outer = follower.weight_line(node, "weight", 0)
+    _consume(follower, node, labels, inner, groups)
+    if outer is not None:
+        if groups > 1:
+            tie_rows(follower, outer, groups, node)
+        follower.ledger.produce(outer, follower.owner(node))
+    return _convolved(follower, node, x, axis, outer, groups)
+
+
+def _depthwise(follower: Follower, node: fx.Node, x: Value, axis: int, labels: Tensor | None) -> Value:
+    """One filter (or ``m``) per channel: output channels follow input channels."""
+    channels = x.shape[axis]
+    old = follower.old_size(node, "input", axis)
+    times = follower.old_size(node, "weight", 0) // old
+    outer = follower.weight_line(node, "weight", 0, channels * times)
+    spread = None if labels is None else labels.repeat_interleave(times)
+    if outer is not None and spread is not None:
+        follower.ledger.tie(spread, outer)
+        follower.ledger.carry(outer)
+    elif outer is not None:
+        follower.ledger.freeze(outer, f"its input carries no channels at {describe(node)}")
+    emitted = outer if outer is not None else spread
+    return _convolved(follower, node, x, axis, emitted, channels)
+
+
+def _consume(follower: Follower, node: fx.Node, labels: Tensor | None, inner: Tensor | None, groups: int) -> None:
+    ledger = follower.ledger
+    if labels is not None and groups > 1:
+        labels = labels.reshape(groups, -1)
+        ledger.tie(labels, labels[:1])
+        labels = labels[0]
+    if inner is None:
+        if labels is not None and labels.numel() == 1:
+            return
+        if labels is not None:
+            ledger.freeze(labels, f"a computed weight hides its input axis at {describe(node)}")
+        return
+    ledger.consume(inner)
+    if labels is None:
+        ledger.freeze(inner, f"its input carries no channels at {describe(node)}")
+    else:
+        ledger.tie(labels, inner)
+        unlabelled = inner[labels == NEUTRAL]
+        if unlabelled.numel():
+            ledger.freeze(unlabelled, f"part of its input carries no channels at {describe(node)}")
+
+
+def _convolved(follower: Follower, node: fx.Node, x: Value, axis: int, emitted: Tensor | None, groups: int) -> Value:
+    planes = [] if emitted is None else [line_plane(emitted, axis, x.ndim)]
+    out = shape_of(node)
+    for plane in x.planes:
+        if axis in plane.axes:
+            continue
+        if all(plane.labels.size(a) == 1 or out[a] == follower.meta_shape(node, "input")[a] for a in plane.axes):
+            follower.ledger.across.append((plane.labels, plane.axes, describe(node)))
+            planes.append(plane)
+        else:
+            follower.ledger.freeze(plane.labels, f"it is a spatial axis of {describe(node)}")
+    follower.groups[follower.key(node)] = groups
+    bias = follower.optional_input(node, "bias")
+    value = follower.value(node, tuple(planes))
+    if bias is not None:
+        follower.attach(node, "bias", emitted, value)
+    return value
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(follower: Follower, node: fx.Node) -> Values:
+    """Weight (in, out / groups, ...): the input axis is whole, the output axis one group's share."""
+    x, weight = follower.input(node, "input"), follower.input(node, "weight")
+    axis = x.ndim - weight.ndim + 1
+    groups = int(argument(node, "groups", 1))
+    labels = follower.channels(x, axis, node)
+    depthwise = groups > 1 and groups == follower.old_size(node, "input", axis)
+    inner = follower.weight_line(node, "weight", 0, x.shape[axis])
+    outer = follower.weight_line(node, "weight", 1)
+    ledger = follower.ledger
+    if depthwise and weight.shape[1] == 1:
+        if inner is not None and labels is not None:
+            ledger.tie(labels, inner)
+            ledger.carry(inner)
+        return _convolved(follower, node, x, axis, labels, x.shape[axis])
+    if inner is not None and groups > 1:
+        tie_rows(follower, inner, groups, node)
+    _consume(follower, node, labels, inner, 1)
+    if outer is not None:
+        ledger.produce(outer, follower.owner(node))
+    emitted = None if outer is None else outer.repeat(groups)
+    return _convolved(follower, node, x, axis, emitted, groups)
+
+
+@rule("linear")
+def linear(follower: Follower, node: fx.Node) -> Values:
+    """Like a 1x1 convolution on the last axis; other axes pass."""
+    x = follower.input(node, "input")
+    axis = x.ndim - 1
+    labels = follower.channels(x, axis, node)
+    inner = follower.weight_line(node, "weight", 1, x.shape[axis])
+    outer = follower.weight_line(node, "weight", 0)
+    _consume(follower, node, labels, inner, 1)
+    planes = [p for p in x.planes if axis not in p.axes]
+    if outer is not None:
+        follower.ledger.produce(outer, follower.owner(node))
+        planes.append(line_plane(outer, axis, x.ndim))
+    value = follower.value(node, tuple(planes))
+    if follower.optional_input(node, "bias") is not None:
+        follower.attach(node, "bias", outer, value)
+    return value
+
+
+@rule("matmul", "mm", "bmm")
+def matmul(follower: Follower, node: fx.Node) -> Values:
+    """Rows and columns pass; the contracted axis is tied; a product of two activations is frozen."""
+    a, b = follower.input(node, 0), follower.input(node, 1)
+    if a.ndim < 2 or b.ndim < 2:
+        return opaque(follower, node)
+    if not (a.weight or b.weight):
+        return opaque(follower, node)
+    ndim = len(shape_of(node))
+    ledger = follower.ledger
+    left, right = along(ledger, a, a.ndim - 1), along(ledger, b, b.ndim - 2)
+    weight_side = right if b.weight else left
+    if left is not None and right is not None:
+        ledger.tie(left, right)
+    elif weight_side is not None:
+        ledger.freeze(weight_side, f"its input carries no channels at {describe(node)}")
+    if weight_side is not None:
+        ledger.consume(weight_side)
+    rows = [p for p in a.planes if a.ndim - 1 not in p.axes]
+    columns = [p for p in b.planes if b.ndim - 2 not in p.axes]
+    for plane in columns if b.weight else rows:
+        ledger.produce(plane.labels, follower.owner(node))
+    planes = merge(ledger, [Value(a.shape, tuple(rows)), Value(b.shape, tuple(columns))], ndim)
+    return follower.value(node, planes)
