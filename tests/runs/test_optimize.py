@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from convwright.cost import count_by_torch, profile
 from convwright.edits import Plan, apply
 from convwright.errors import BudgetError, ConvwrightError, DataError, ReadError, RunError
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
-from convwright.runs.files import load_weights
+from convwright.runs.files import load_state, load_weights
 from convwright.runs.opening import open_both
 from convwright.training import load_data
 
@@ -79,9 +78,6 @@ def test_a_network_is_halved_and_proved(go, tiny, tmp_path):
 def test_the_result_has_inherited_weights(go, tmp_path):
     """The narrowed network starts from channels of the trained one: most of them look alike still."""
     go(tmp_path / "run")
-    base, narrowed = nn.Module(), nn.Module()
-    from convwright.runs.files import load_state
-
     base = load_state(tmp_path / "run" / "trials" / "0000" / "model.safetensors")["conv1.weight"]
     narrowed = load_state(tmp_path / "run" / "model.safetensors")["conv1.weight"]
     alike = torch.cosine_similarity(narrowed.flatten(1)[:, None], base.flatten(1)[None], dim=-1).max(1).values
@@ -107,8 +103,6 @@ def test_a_trained_network_needs_no_first_training(go, tiny, tmp_path):
 
 
 def load_state_of(folder, trial):
-    from convwright.runs.files import load_state
-
     return load_state(folder / "trials" / f"{trial:04d}" / "model.safetensors")
 
 
@@ -126,9 +120,10 @@ def test_a_module_from_python_stays_as_it_is(go, tiny, tmp_path):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(go, tmp_path, monkeypatch, number):
     whole = go(tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         interrupt_at(patch, number)
-        go(tmp_path / "parts")
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "parts")
     assert not (tmp_path / "parts" / "result.json").exists()
     assert numbers(go(tmp_path / "parts", resume=True)) == numbers(whole)
 
@@ -145,9 +140,10 @@ def test_a_run_stopped_within_a_training_continues_its_checkpoint(go, tmp_path, 
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(trainer, "write_checkpoint", stop_after_one)
-        go(tmp_path / "parts")
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "parts")
     assert (tmp_path / "parts" / "trials" / "0000" / "checkpoint.pt").is_file()
     assert numbers(go(tmp_path / "parts", resume=True)) == numbers(whole)
     assert not list((tmp_path / "parts" / "trials").rglob("checkpoint*"))
@@ -173,11 +169,11 @@ def test_killed_and_resumed(go, tiny, pictures, plain, tmp_path):
 
 def test_a_finished_run_is_only_read(go, tmp_path, monkeypatch):
     whole = go(tmp_path / "run")
-    stamp = os.stat(tmp_path / "run" / "result.json").st_mtime_ns
+    stamp = (tmp_path / "run" / "result.json").stat().st_mtime_ns
     monkeypatch.setattr(Evaluator, "judge", None)
     again = go(tmp_path / "run", resume=True)
     assert again.data == whole.data
-    assert os.stat(tmp_path / "run" / "result.json").st_mtime_ns == stamp
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == stamp
 
 
 def test_other_settings_do_not_resume(go, tmp_path):

@@ -47,10 +47,11 @@ def _layers(arch: Architecture) -> Table:
     costs = profile(arch)
     shapes = {layer.name: layer.output_shape for layer in arch.layers}
     lines = [c for c in costs.layers if c.kind in _WEIGHTED or c.macs or c.params]
-    lines = lines if len(lines) <= _LONG else [c for c in lines if c.kind in _WEIGHTED or c.macs]
+    long = len(lines) > _LONG
+    lines = [c for c in lines if c.kind in _WEIGHTED or c.macs] if long else lines
     title = f"Layers of {arch.source} ({len(costs.layers)} in all; those with weights or MACs are shown)"
     table = _table(title, "layer", "kind", "output", "MACs", "share", "params", numbers=("MACs", "share", "params"))
-    for alike in _folded(lines, shapes, fold=len(lines) > _LONG):
+    for alike in _folded(lines, shapes, fold=long):
         first, last = alike[0], alike[-1]
         name = first.name if len(alike) == 1 else f"{first.name} ... {last.name} ({len(alike)} alike, each)"
         share = sum(c.macs for c in alike) / max(costs.macs, 1)

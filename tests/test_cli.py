@@ -1,0 +1,332 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from convwright import __version__
+from convwright.cli import main
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes=3, in_channels=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 12, 3, padding=1)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))).mean((2, 3)))
+
+
+class Pair(Tiny):
+    def forward(self, x, y):
+        return super().forward(x + y)
+
+
+class Named(Tiny):
+    def forward(self, x):
+        return {"scores": super().forward(x)}
+
+
+class Several(Tiny):
+    def forward(self, x):
+        return {"scores": super().forward(x), "more": super().forward(x)}
+
+
+class Two(Tiny):
+    def __init__(self):
+        super().__init__(2)
+"""
+RECIPE = "epochs: 1\nbatch_size: 32\nlr: 0.05\ncrop_padding: 1\nprecision: fp32\nmemory_format: contiguous\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with networks, data and a recipe; all commands run in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CONVWRIGHT_DATA", raising=False)
+    rng = np.random.default_rng(0)
+
+    def pictures(count):
+        labels = np.arange(count) % 3
+        return (rng.integers(0, 110, (count, 8, 8)) + labels[:, None, None] * 60).astype(np.uint8), labels
+
+    (x, y), (x_test, y_test) = pictures(120), pictures(30)
+    np.savez("set.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    np.savez("labels.npz", x_train=x, y_train=y - 1)
+    np.savez("odd.npz", x_train=x, y_train=y.astype(float))
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "broken.py").write_text("def Net(:")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "nan.yaml").write_text(RECIPE.replace("0.05", "1.0e+30") + "schedule: constant\nwarmup: 0\n")
+    (tmp_path / "bad.yaml").write_text("epochz: 1\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "1.png").write_bytes(b"no image")
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; return exit code, standard output and standard error."""
+
+    def command(*words):
+        with pytest.raises(SystemExit) as leave:
+            main(words)
+        out, err = capsys.readouterr()
+        return leave.value.code, out, err
+
+    return command
+
+
+OPTIMIZE = ("optimize", "net.py:Tiny", "--data", "npz:set.npz", "--budget", "macs<=50%", "--recipe", "r.yaml")
+
+
+# ------------------------------------------------------------------ what works
+
+
+def test_version(run):
+    assert run("version") == (0, f"convwright {__version__}\n", "")
+
+
+def test_version_does_not_wait_for_torch():
+    code = "import sys, convwright.cli; assert 'torch' not in sys.modules and 'optuna' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("analyze", "train", "optimize", "apply", "demo", "version"):
+        assert command in out
+
+
+def test_analyze(run):
+    code, out, err = run("analyze", "net.py:Tiny", "--input", "1x8x8")
+    assert (code, err) == (0, "")
+    assert "conv1" in out
+    assert "2 free" in out
+    assert "frozen: " in out
+    assert "MACs by torch's counter" in out
+
+
+def test_analyze_json(run):
+    code, out, _ = run("analyze", "net.py:Tiny", "--input", "1x8x8", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["macs"] == found["macs_by_torch"] == sum(layer["macs"] for layer in found["layers"])
+    assert {"groups", "stages", "by_kind", "feasible"} <= set(found)
+
+
+def test_a_long_network_is_folded(run):
+    code, out, _ = run("analyze", "zoo:resnet56")
+    assert code == 0
+    assert "alike, each" in out
+    assert len(out.splitlines()) < 130
+
+
+def test_train(run, folder):
+    code, out, err = run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "r.yaml", "--out", "t", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert "epoch 1/1" in err
+    assert found["test"]["samples"] == 30
+    assert sorted(p.name for p in (folder / "t").iterdir()) == ["checkpoint.pt", "model.safetensors", "training.json"]
+    assert "test accuracy" in run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "r.yaml")[1]
+
+
+def test_optimize_then_apply(run, folder):
+    code, out, err = run(*OPTIMIZE, "--out", "run")
+    assert code == 0
+    assert "MACs, counted by torch" in out
+    assert "met" in out
+    assert "feasible macs" in err
+    assert json.loads((folder / "run" / "run.json").read_text())["command"].startswith(
+        "convwright optimize net.py:Tiny"
+    )
+    words = ("apply", "run/plan.json", "net.py:Tiny", "--weights", "run/model.safetensors", "--save", "new.safetensors")
+    code, out, _ = run(*words, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["after"]["macs"] == found["after"]["macs_by_torch"] <= found["before"]["macs"] / 2
+    assert (folder / "new.safetensors").is_file()
+    assert run(*words)[0] == 0
+
+
+def test_optimize_json_is_one_document(run):
+    code, out, _ = run(*OPTIMIZE, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["folder"] == "runs/net.py-tiny-macs50pct"
+    assert found["budget_met"]["macs"]["met"]
+
+
+def test_a_dictionary_of_one_tensor_is_fine(run):
+    assert run("optimize", "net.py:Named", *OPTIMIZE[2:])[0] == 0
+
+
+def test_demo_is_an_optimize(monkeypatch, run):
+    import convwright.runs.demo as demo
+
+    changes = {"MODEL": "net.py:Tiny", "DATA": "npz:set.npz", "RECIPE": "r.yaml", "EPOCHS": 1, "TUNE_EPOCHS": 1}
+    for name, value in changes.items():
+        monkeypatch.setattr(demo, name, value)
+    code, out, err = run("demo")
+    assert code == 0
+    assert "This is the same as: convwright optimize net.py:Tiny" in err
+    assert "test accuracy" in out
+    assert run("demo", "--json")[0] == 0
+
+
+# ------------------------------------------------------------------ Ctrl-C
+
+
+def test_ctrl_c_says_how_to_continue(run, monkeypatch):
+    from convwright.runs import Evaluator
+
+    def stop(self, number, candidate, parents):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", stop)
+        code, out, err = run(*OPTIMIZE, "--out", "run")
+    assert (code, out) == (130, "")
+    line = err.splitlines()[-1]
+    assert line.startswith("convwright: interrupted; continue with: convwright optimize net.py:Tiny")
+    assert line.endswith("--out run --resume")
+    assert run(*OPTIMIZE, "--out", "run", "--resume")[0] == 0
+
+
+def test_ctrl_c_before_anything_is_there(run, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convwright.architecture.read", stop)
+    assert run("analyze", "net.py:Tiny") == (130, "", "convwright: interrupted\n")
+
+
+# ------------------------------------------------------------------ bad input: one line, exit code 2, nothing written
+
+
+def changed(**options):
+    """The optimize command with some options replaced."""
+    words = list(OPTIMIZE)
+    for name, value in options.items():
+        if name == "model":
+            words[1] = value
+        elif f"--{name}" in words:
+            words[words.index(f"--{name}") + 1] = value
+        else:
+            words += [f"--{name}", value]
+    return tuple(words)
+
+
+BAD = {
+    "unknown model": (changed(model="zoo:resnet200"), "Did you mean resnet20"),
+    "unknown kind of model": (changed(model="resnet18"), "Did you mean torchvision:resnet18"),
+    "missing file": (changed(model="gone.py:Net"), "no file gone.py"),
+    "broken file": (changed(model="broken.py:Net"), "broken.py could not be imported"),
+    "unknown class": (changed(model="net.py:Tinny"), "Did you mean Tiny"),
+    "two inputs": (changed(model="net.py:Pair"), "input"),
+    "several outputs": (changed(model="net.py:Several"), "2 tensors"),
+    "too few outputs": (changed(model="net.py:Two"), "3 classes and the network has 2 outputs"),
+    "unknown data": (changed(data="fashion-mny"), "Did you mean fashion-mini"),
+    "missing data": (changed(data="npz:gone.npz"), "no such file"),
+    "labels outside": (changed(data="npz:labels.npz"), "label -1 at position 0"),
+    "labels of a wrong type": (changed(data="npz:odd.npz"), "integer class numbers"),
+    "empty folder": (changed(data="folder:empty"), "no images"),
+    "unreadable image": (changed(data="folder:photos"), "not a readable image"),
+    "wrong input shape": (changed(input="3x"), "not an input shape"),
+    "flat input shape": (changed(input="8x8"), "channels, height and width"),
+    "input too small": (changed(model="zoo:mnist-base"), "larger --input"),
+    "budget that does not parse": (changed(budget="half"), "does not parse"),
+    "empty budget": (changed(budget=""), "the budget is empty"),
+    "unknown metric": (changed(budget="mcas<=5"), "Did you mean macs"),
+    "infeasible budget": (changed(budget="macs<=10"), "cannot be met"),
+    "unknown method": (changed(method="unifrom"), "Did you mean uniform"),
+    "unknown recipe": (changed(recipe="fast"), "Did you mean fast-cpu"),
+    "unknown field": (changed(recipe="bad.yaml"), "Did you mean epochs"),
+    "nothing to resume": ((*OPTIMIZE, "--resume"), "no run to resume"),
+    "missing weights": (changed(weights="gone.pt"), "no such file"),
+    "negative epochs": (changed(epochs="-1"), "epochs=-1"),
+    "unknown plan": (("apply", "gone.json", "zoo:resnet20"), "gone.json cannot be read"),
+    "plan that is none": (("apply", "r.yaml", "zoo:resnet20"), "not JSON"),
+    "analyze unknown": (("analyze", "timm:resnett18"), "timm has no model"),
+    "train unknown data": (("train", "net.py:Tiny", "--data", "mnst"), "Did you mean mnist"),
+    "train resume without out": (("train", "net.py:Tiny", "--data", "npz:set.npz", "--resume"), "give --out"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(run, folder, case):
+    before = sorted(folder.rglob("*"))
+    words, expected = BAD[case]
+    code, out, err = run(*words)
+    lines = [line for line in err.splitlines() if not line.startswith(("feasible", "budget", "net.py", "zoo"))]
+    assert (code, out) == (2, "")
+    assert len(lines) == 1, err
+    assert lines[0].startswith("convwright: error: ")
+    assert expected in lines[0]
+    left = [p for p in sorted(folder.rglob("*")) if p not in before and "__pycache__" not in p.parts]
+    assert left == []
+
+
+def test_a_plan_for_another_network(run):
+    assert run(*OPTIMIZE, "--out", "run")[0] == 0
+    code, _, err = run("apply", "run/plan.json", "zoo:resnet20")
+    assert code == 2
+    assert "this plan was made for net.py:Tiny" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_loss_that_is_not_finite(run, folder):
+    code, _, err = run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "nan.yaml", "--out", "t")
+    assert code == 2
+    assert "training broke down in epoch 1" in err.splitlines()[-1]
+    assert not (folder / "t" / "model.safetensors").exists()
+    code, _, err = run(*changed(recipe="nan.yaml", out="run"))
+    assert code == 2
+    assert "found nothing: trial 0: training broke down" in err.splitlines()[-1]
+    assert not (folder / "run" / "result.json").exists()
+
+
+def test_a_second_process_on_one_directory(run, folder):
+    import filelock
+
+    assert run(*OPTIMIZE, "--out", "run")[0] == 0
+    with filelock.FileLock(folder / "run" / ".lock"):
+        code, _, err = run(*OPTIMIZE, "--out", "run", "--resume")
+    assert code == 2
+    assert "another process is working" in err.splitlines()[-1]
+
+
+def test_an_existing_directory(run):
+    assert run(*OPTIMIZE, "--out", "run")[0] == 0
+    code, _, err = run(*OPTIMIZE, "--out", "run")
+    assert code == 2
+    assert "continue it with --resume" in err
+
+
+def test_a_broken_result_is_code_3(run, monkeypatch):
+    monkeypatch.setattr("convwright.runs.prove.count_by_torch", lambda model, example: 1)
+    code, out, err = run(*OPTIMIZE, "--out", "run")
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1].startswith("convwright: error: ")
+
+
+def test_usage_errors_are_code_2(run):
+    assert run("optimize", "net.py:Tiny")[0] == 2
+    assert run("analyze", "net.py:Tiny", "--colour")[0] == 2
+    assert run("analyse")[0] == 2
+
+
+def test_debug_shows_the_traceback(run):
+    assert "Traceback" not in run("analyze", "zoo:x")[2]
+    assert "Traceback" in run("analyze", "zoo:x", "--debug")[2]
+    assert "Traceback" in run("--debug", "analyze", "zoo:x")[2]
