@@ -1,0 +1,168 @@
+"""The documentation is code: its Python runs, its commands parse, its tables are those of the result files.
+
+A Python block runs in its page's own namespace, after the blocks above it, in an empty folder. ``value  # -> repr``
+is checked. A block below ``<!-- not run: REASON -->`` is only compiled: it trains for minutes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")] + sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(
+    r"^(?P<skip><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+EXPECTED = re.compile(r"^(?P<expression>\S.*?)\s*# -> (?P<value>.+)$")
+
+
+def blocks(page: Path, *languages: str) -> Iterator[tuple[int, bool, str]]:
+    """Yield line number, whether to skip, and code."""
+    text = page.read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
+        if match["language"] in languages:
+            yield text.count("\n", 0, match.start("code")) + 1, bool(match["skip"]), match["code"]
+
+
+def checked(code: str) -> str:
+    """Turn ``expression  # -> value`` at the left margin into a check."""
+    lines = []
+    for line in code.splitlines():
+        match = EXPECTED.match(line)
+        lines.append(f"_check(({match['expression']}), {match['value']!r})" if match else line)
+    return "\n".join(lines)
+
+
+def same(value: object, expected: str) -> None:
+    assert repr(value) == expected
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Put the registries back: CONTRIBUTING registers examples."""
+    from convwright.architecture.rules import RULES
+    from convwright.cost.work import WORK
+    from convwright.edits import EDITS, IMPORTANCE
+    from convwright.methods import METHODS
+    from convwright.training.recipe import PRESETS
+    from convwright.training.schedules import SCHEDULES
+    from convwright.zoo.registry import _ENTRIES
+
+    known: list[dict[str, Any]] = [RULES, WORK, EDITS, IMPORTANCE, METHODS, PRESETS, SCHEDULES, _ENTRIES]
+    copies = [dict(registry) for registry in known]
+    yield
+    for registry, copy in zip(known, copies, strict=True):
+        registry.clear()
+        registry.update(copy)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("registries")
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__docs__", "_check": same}
+    for number, (line, skip, code) in enumerate(blocks(page, "python")):
+        compile(code, f"{page.name}:{line}", "exec")
+        if skip:
+            continue
+        # The code keeps its line numbers, so that a failure points into the page, and lies in a file, so that
+        # convwright can quote its lines.
+        source = "\n" * (line - 1) + checked(code)
+        script = tmp_path / f"{page.stem}_{number}.py"
+        script.write_text(source, encoding="utf-8")
+        exec(compile(source, str(script), "exec", dont_inherit=True), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_parse(page: Path) -> None:
+    import typer.main
+
+    from convwright.cli import app
+
+    group: Any = typer.main.get_command(app)
+    for _, _, code in blocks(page, "bash"):
+        for words in (shlex.split(line, comments=True) for line in code.splitlines()):
+            if words[:1] == ["convwright"] and "--help" not in words:
+                name, *arguments = [word for word in words[1:] if word != "--debug"]
+                group.commands[name].make_context(name, arguments)
+            elif words[:1] == ["make"]:
+                targets = [word for word in words[1:] if "=" not in word]
+                makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+                assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+            elif words[:1] == ["python"] and words[1].endswith(".py"):
+                assert (ROOT / words[1]).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "tools" / "make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_the_result_files() -> None:
+    stale = [str(page.relative_to(ROOT)) for page, _ in generator().out_of_date()]
+    assert not stale, f"run: python tools/make_tables.py (out of date: {', '.join(stale)})"
+
+
+def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = generator()
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.TABLES["results"]() == "No result files are in this checkout."
+    for name in ("demo", "widths", "labels", "cost-model", "training"):
+        assert "Not measured in this checkout" in tables.TABLES[name]()
+
+
+@pytest.mark.parametrize("name", ["channel-groups", "demo"])
+def test_pictures_are_those_of_the_drawing_tool(name: str, tmp_path: Path) -> None:
+    if name == "demo" and not (ROOT / "benchmarks" / "results" / "demo.json").is_file():
+        pytest.skip("the demonstration has no result file")
+    command = [sys.executable, str(ROOT / "tools" / "draw_pictures.py"), "--only", name, "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    committed = ROOT / "docs" / "images" / f"{name}.svg"
+    same_picture = committed.is_file() and (tmp_path / f"{name}.svg").read_bytes() == committed.read_bytes()
+    assert same_picture, "run: python tools/draw_pictures.py, then python tools/make_tables.py"
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    import convwright
+
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    missing = [name for name in convwright.__all__ if not name.startswith("_") and f"`cw.{name}`" not in text]
+    assert not missing
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_the_expression_checks_are_expressions() -> None:
+    """A comment ``# ->`` behind a statement would silently check nothing."""
+    for page in PAGES:
+        for line, _, code in blocks(page, "python"):
+            for text in code.splitlines():
+                match = EXPECTED.match(text)
+                if match:
+                    ast.parse(match["expression"], f"{page.name}:{line}", mode="eval")
+                else:
+                    assert "# ->" not in text, f"{page.name}:{line}: {text}"

@@ -1,0 +1,396 @@
+"""Write the generated tables of README.md and docs/: measured results, the zoo, the command line.
+
+    python tools/make_tables.py [--check]
+
+A table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what lies between is replaced. Results come
+from ``benchmarks/results/*.json`` and from nowhere else; where a file is missing, the table says so. ``--check``
+changes nothing and ends with code 1 if a table is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+Json = dict[str, Any]
+
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+def table(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """Register what makes the text between a pair of markers."""
+
+    def file(make: Callable[[], str]) -> Callable[[], str]:
+        TABLES[name] = make
+        return make
+
+    return file
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def load(name: str) -> Json | None:
+    """Return a result file's content; None if it is not there (yet)."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
+    """Return a table; columns in ``right`` are set flush right."""
+    rule = ["---:" if i in right else "---" for i in range(len(header))]
+    lines = [header, rule, *[[str(cell).replace("|", "\\|") for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def provenance(data: Json) -> str:
+    """Say how a result was made: command, machine, versions."""
+    known = data.get("machine", {})
+    processor = known.get("cpu") or known.get("processor") or known.get("architecture") or "unknown processor"
+    threads = known.get("threads_used") or known.get("threads")
+    cores = known.get("cores") or known.get("cpus")
+    where = ", ".join(
+        part
+        for part in (
+            str(processor),
+            f"{cores} cores" if cores else "",
+            f"{threads} thread{'s' * (threads != 1)} used" if threads else "",
+            str(known.get("system") or ""),
+        )
+        if part
+    )
+    names = ", ".join(f"{name} {number}" for name, number in data.get("versions", {}).items())
+    return f"- command: `{_portable(data.get('command') or 'not recorded')}`\n- machine: {where}\n- versions: {names}"
+
+
+def _portable(command: str) -> str:
+    """Leave the folder of one person's run out of a recorded command."""
+    return re.sub(r" --out \S+", "", command)
+
+
+def missing(name: str) -> str:
+    """Say that there is no result."""
+    return f"Not measured in this checkout: there is no `benchmarks/results/{name}.json`."
+
+
+def percent(share: float, places: int = 1) -> str:
+    """Write a share as a percentage."""
+    return f"{share:.{places}%}".replace("%", " %")
+
+
+def accuracy(side: Json, part: str) -> str:
+    """Write an accuracy with its standard error."""
+    found = side[part]
+    return f"{100 * found['accuracy']:.2f} ± {100 * found['stderr']:.2f} %"
+
+
+# ------------------------------------------------------------------ README
+
+
+@table("results")
+def results() -> str:
+    """The short table of README: one line per claim, with where to look."""
+    rows = [row for rows in (_demo(), _widths(), _labels(), _cost_model(), _training()) for row in rows]
+    if not rows:
+        return "No result files are in this checkout."
+    return markdown(("what", "measured", "command"), rows)
+
+
+def _demo() -> Iterator[tuple[str, str, str]]:
+    data = load("demo")
+    if data:
+        one, two = data["baseline"], data["result"]
+        yield (
+            f"{data['model']} on {data['data'].split()[0]}, {', '.join(data['budget'])}: MACs",
+            f"{one['costs']['macs']:,} → {two['costs']['macs']:,}, both counts",
+            "`make demo`",
+        )
+        if one.get("test"):
+            yield (
+                "the same: test accuracy, equal training",
+                f"{accuracy(one, 'test')} → {accuracy(two, 'test')}",
+                "`make demo`",
+            )
+
+
+def _widths() -> Iterator[tuple[str, str, str]]:
+    data = load("widths")
+    if not data:
+        return
+    found = data["summary"]
+    for key, words in (("x0.5", "halved"), ("x2.0", "doubled"), ("x1.5", "grown by half")):
+        cell = found.get(key)
+        if cell:
+            inexact, statistic = cell["ran"] - cell["exact"], cell["inexact_with_statistic"]
+            rest = f", {inexact} marked inexact ({statistic} by a statistic across channels)" if inexact else ""
+            yield (
+                f"torchvision convnets with every free group {words}",
+                f"{cell['ran']} of {found['networks']} ran: {cell['exact']} exact to 1e-10{rest}",
+                "`benchmarks/widths.py`",
+            )
+
+
+def _labels() -> Iterator[tuple[str, str, str]]:
+    data = load("labels")
+    if data:
+        found = data["summary"]
+        yield (
+            f"channel analysis of {found['networks']} torchvision convnets, after export",
+            f"median {found['labels_median']:.3f} s, slowest {found['labels_max']:.2f} s",
+            "`benchmarks/labels.py`",
+        )
+
+
+def _cost_model() -> Iterator[tuple[str, str, str]]:
+    data = load("cost_model")
+    if data:
+        rate = data["candidates_per_second"]["macs_and_params"]
+        name = data["network"].partition(":")[2]
+        yield f"{name} width candidates costed, exactly", f"{rate:,} per second", "`benchmarks/cost_model.py`"
+
+
+def _training() -> Iterator[tuple[str, str, str]]:
+    data = load("training")
+    if data:
+        over, load_ = data["overhead"][0], data["loading"][0]
+        yield (
+            f"trainer against a bare loop, {data['network']}, {over['precision']}",
+            f"{100 * (over['cpu_ratio'] - 1):+.1f} % processor time (median; quartiles "
+            f"{', '.join(f'{100 * (q - 1):+.1f} %' for q in over['cpu_ratio_quartiles'])}); "
+            f"loading is {percent(load_['share'])} of a step",
+            "`benchmarks/training.py`",
+        )
+
+
+# ------------------------------------------------------------------ docs/benchmarks.md, docs/quickstart.md
+
+
+@table("demo")
+def demo() -> str:
+    """The table that the demonstration ends with."""
+    data = load("demo")
+    if not data:
+        return missing("demo")
+    from convwright.runs.result import rows
+
+    lines = [(row.name, row.baseline, row.result, row.change) for row in rows(data)]
+    shown = markdown(("", "baseline", "result", "change"), lines, right=(1, 2, 3)) + "\n\n" + provenance(data)
+    drawn = (ROOT / "docs" / "images" / "demo.svg").is_file()  # by tools/draw_pictures.py
+    return shown + ("\n\n![MACs and channels per layer, before and after](images/demo.svg)" if drawn else "")
+
+
+@table("widths")
+def widths() -> str:
+    """Every network of the width sweep."""
+    data = load("widths")
+    if not data:
+        return missing("widths")
+    ratios = ("x0.5", "x2.0", "x1.5")
+    rows = [
+        (row["network"], row.get("statistics", ""), *(_cell(row.get(r)) for r in ratios), _share(row.get("x0.5")))
+        for row in data["rows"]
+    ]
+    head = ("network", "statistics across channels", "halved", "doubled", "grown by half", "parameters when halved")
+    return markdown(head, rows, right=(1, 5)) + "\n\n" + provenance(data)
+
+
+def _cell(cell: Json | None) -> str:
+    if cell is None:
+        return "not run"
+    if not cell.get("ok"):
+        return f"failed: {cell.get('error', 'no reason recorded')[:80]}"
+    return "exact" if cell["exact"] else f"inexact, {cell['max_difference']:.2g}"
+
+
+def _share(cell: Json | None) -> str:
+    return percent(cell["params_share"]) if cell and cell.get("ok") else ""
+
+
+@table("labels")
+def labels() -> str:
+    """The analysis times, network by network."""
+    data = load("labels")
+    if not data:
+        return missing("labels")
+    rows = [
+        (
+            row["network"],
+            row["groups"],
+            row["free_groups"],
+            f"{row['export']:.2f}",
+            f"{row['labels']:.3f}",
+            f"{row['torch_pruning']:.3f}" if isinstance(row.get("torch_pruning"), float) else "did not finish",
+        )
+        for row in data["rows"]
+    ]
+    head = ("network", "groups", "free", "export, s", "labels, s", "torch-pruning, s")
+    return markdown(head, rows, right=(1, 2, 3, 4, 5)) + "\n\n" + provenance(data)
+
+
+@table("cost-model")
+def cost_model() -> str:
+    """Candidates per second."""
+    data = load("cost_model")
+    if not data:
+        return missing("cost_model")
+    rows = [(what.replace("_", " "), f"{rate:,}") for what, rate in data["candidates_per_second"].items()]
+    words = f"`{data['network']}`, {data['groups']} free groups, arrays of {data['candidates']:,} candidates:\n\n"
+    return words + markdown(("costs evaluated", "candidates per second"), rows, right=(1,)) + "\n\n" + provenance(data)
+
+
+@table("training")
+def training() -> str:
+    """What the trainer adds to a bare loop."""
+    data = load("training")
+    if not data:
+        return missing("training")
+    over = [
+        (
+            f"{row['precision']}, {row['memory_format']}",
+            f"{row['cpu_ratio']:.3f}",
+            " to ".join(f"{q:.3f}" for q in row["cpu_ratio_quartiles"]),
+            f"{row['wall_ratio']:.3f}",
+            "yes" if row["same_weights"] else "no",
+        )
+        for row in data["overhead"]
+    ]
+    loading = [
+        (
+            f"{row['precision']}, {row['memory_format']}",
+            f"{row['load_ms']:.1f}",
+            f"{row['step_ms']:.1f}",
+            percent(row["share"]),
+        )
+        for row in data["loading"]
+    ]
+    return "\n\n".join(
+        (
+            f"`{data['network']}`, batches of {data['batch_size']}, {data['repeats']} interleaved pairs. "
+            "A ratio of 1 means no overhead; below 1 is noise of a shared machine, not a gain.",
+            markdown(
+                ("settings", "processor time ratio", "quartiles", "wall ratio", "same weights as the bare loop"),
+                over,
+                right=(1, 2, 3),
+            ),
+            markdown(("settings", "loading and augmentation, ms", "whole step, ms", "share"), loading, right=(1, 2, 3)),
+            provenance(data),
+        )
+    )
+
+
+# ------------------------------------------------------------------ docs/zoo.md
+
+
+@table("zoo")
+def zoo() -> str:
+    """Every registered network, built on empty weights and counted by torch's own counter."""
+    import torch
+
+    from convwright import zoo as registry
+    from convwright.cost import count_by_torch
+
+    rows = []
+    for name in registry.names():
+        entry = registry.entry(name)
+        with torch.device("meta"):
+            model, image = registry.create(name), torch.zeros(1, *entry.input_shape)
+        params = sum(p.numel() for p in model.parameters())
+        shape = "x".join(map(str, entry.input_shape))
+        macs = count_by_torch(model, image)
+        rows.append((f"`zoo:{name}`", shape, entry.num_classes, f"{params:,}", f"{macs:,}", entry.source))
+    return markdown(("name", "image", "classes", "parameters", "MACs", "source"), rows, right=(2, 3, 4))
+
+
+# ------------------------------------------------------------------ docs/cli.md
+
+
+@table("cli")
+def command_line() -> str:
+    """Every command with its arguments and options, from the program itself."""
+    import typer.main
+
+    from convwright.cli import app
+
+    group: Any = typer.main.get_command(app)
+    return "\n\n".join(_command(name, command) for name, command in group.commands.items())
+
+
+def _command(name: str, command: Any) -> str:
+    rows = [
+        (
+            f"`{_spelling(p)}`",
+            "yes" if p.required else "no",
+            _default(p),
+            getattr(p, "help", None) or "",
+        )
+        for p in command.params
+        if p.name != "help"
+    ]
+    usage = " ".join(_spelling(p) for p in command.params if p.required)
+    head = f"### {name}\n\n{command.help}\n\n```text\nconvwright {name}{' ' + usage if usage else ''} [options]\n```"
+    listed = markdown(("argument or option", "required", "default", "meaning"), rows) if rows else "No options."
+    return f"{head}\n\n{listed}"
+
+
+def _spelling(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return parameter.name.upper()
+    text = parameter.opts[0]
+    if getattr(parameter, "is_flag", False):
+        return text
+    return f"{text} {parameter.name.upper().removesuffix('_SHAPE').replace('_', '-')}"
+
+
+def _default(parameter: Any) -> str:
+    value = parameter.default
+    plain = isinstance(value, (str, int)) and not isinstance(value, bool)
+    return f"`{value}`" if plain else ""
+
+
+# ------------------------------------------------------------------ the files
+
+
+def pages() -> list[Path]:
+    """Return the files that may hold generated tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def updated(text: str) -> str:
+    """Return a page with all of its tables made anew."""
+    for name in re.findall(r"<!-- ([a-z-]+):begin -->", text):
+        if name not in TABLES:
+            raise SystemExit(f"no table is called {name!r}; known are {', '.join(TABLES)}")
+        between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        body = TABLES[name]()
+        text = between.sub(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
+    return text
+
+
+def out_of_date() -> list[tuple[Path, str]]:
+    """Return the pages that the generator would change, with their new text."""
+    pairs = [(page, page.read_text(encoding="utf-8")) for page in pages()]
+    return [(page, new) for page, old in pairs if (new := updated(old)) != old]
+
+
+def main() -> None:
+    """Bring all pages up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is out of date")
+    check = parser.parse_args().check
+    changed = out_of_date()
+    for page, text in changed:
+        print(("out of date: " if check else "updated ") + str(page.relative_to(ROOT)))
+        if not check:
+            page.write_text(text, encoding="utf-8")
+    sys.exit(int(check and bool(changed)))
+
+
+if __name__ == "__main__":
+    main()
