@@ -301,3 +301,11 @@ def test_a_size_written_in_forward_is_named_by_its_line() -> None:
     arch = read(Written(), SHAPE)
     with pytest.raises(EditError, match=r"test_width.py:\d+ `x = x.view\(x.shape\[0\], 7, -1\)"):
         arch.apply(Width("a", 5))
+
+
+def test_modules_that_share_a_weight_both_follow() -> None:
+    model = nn.Sequential(*(nn.Conv2d(i, o, 1) for i, o in [(3, 7), (7, 7), (7, 7), (7, 5)]))
+    model[2].weight = model[1].weight
+    new = read(model, SHAPE).apply(Width("1", 11)).model
+    assert new[2].weight is new[1].weight
+    assert [(m.in_channels, m.out_channels) for m in new] == [(3, 11), (11, 11), (11, 11), (11, 5)]

@@ -183,6 +183,10 @@ class Resized:
         """Return what the first walk found for a node."""
         return self.old.follower.values[node]
 
+    def axes(self, node: str, index: int) -> tuple[int, ...]:
+        """Return along which axes the labels of a node varied that came from its operand's plane."""
+        return self.old.follower.varying[node, index]
+
 
 def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
     """Analyse the same graph with ``units[g]`` channels in group ``g``.
@@ -239,14 +243,14 @@ class _Builder:
         for labels in self.ledger.consumed:
             self.role[labels.numpy()] = 2
         self.order = np.full(self.count, np.iinfo(np.int64).max)
-        self.producer: dict[int, str] = {}
+        self.producer: dict[int, tuple[str, Ints]] = {}
         at = 0
         for labels, layer in self.ledger.produced:
             atoms = labels.numpy()
             atoms = atoms[atoms != NEUTRAL]
             self.role[atoms] = 1
-            self.order[atoms] = np.minimum(self.order[atoms], at + np.arange(len(atoms)))
-            self.producer[at] = layer
+            np.minimum.at(self.order, atoms, at + np.arange(len(atoms)))
+            self.producer[at] = (layer, atoms)
             at += len(atoms)
         self.first = np.full(self.channels, np.iinfo(np.int64).max)
         np.minimum.at(self.first, self.component, self.order)
@@ -347,9 +351,9 @@ class _Builder:
             tensor = members[0].tensor
             reason = reason or "no convolution or linear layer produces these channels"
             return ChannelGroup(tensor, len(channels), 1, True, reason, members)
-        layer, axis = self._birthplace(first)
-        step = next((m.per_channel for m in members if (m.tensor, m.axis) == axis), 1)
-        name = layer + self._part(axis, channels)
+        layer, output = self._birthplace(first)
+        step = int(np.count_nonzero(output == channels[0]))
+        name = layer + _part(output, channels)
         return ChannelGroup(name, len(channels) * step, step, bool(reason), reason, members)
 
     def _member(self, axis: int, count: int, channel: int) -> Member:
@@ -359,38 +363,15 @@ class _Builder:
         role = {0: "along", 1: "out", 2: "in", 3: "along"}[int(self.role[mine[0]])]
         return Member(tensor, which, role, count)
 
-    def _birthplace(self, order: int) -> tuple[str, Axis | None]:
-        """Return the layer that produced the channel first, and that parameter axis."""
+    def _birthplace(self, order: int) -> tuple[str, Ints]:
+        """Return the layer that produced the channel first, and the channels of its output."""
         start = self._starts[int(np.searchsorted(self._starts, order, side="right")) - 1]
-        axis = int(self._axis_of_atom[self._atom_at[order]])
-        return self.producer[int(start)], self.axes[axis] if axis >= 0 else None
+        layer, atoms = self.producer[int(start)]
+        return layer, self.component[atoms]
 
     @cached_property
     def _starts(self) -> Ints:
         return np.array(sorted(self.producer), dtype=np.int64)
-
-    @cached_property
-    def _atom_at(self) -> dict[int, int]:
-        """Place in the order of production -> the atom produced there."""
-        produced = np.flatnonzero(self.order < np.iinfo(np.int64).max)
-        return dict(zip(self.order[produced].tolist(), produced.tolist(), strict=True))
-
-    @cached_property
-    def _axis_of_atom(self) -> Ints:
-        axis_of = np.full(self.count, -1, dtype=np.int64)
-        if self.axes:
-            axis_of[np.concatenate(self.atoms)] = self._axis_of_entry()
-        return axis_of
-
-    def _part(self, axis: Axis | None, channels: Ints) -> str:
-        """Return ``[start:stop]`` when the channels are only a part of the axis they lie on."""
-        if axis is None:
-            return ""
-        on_axis = self.component[self.follower.atoms[axis].numpy()]
-        mine = np.flatnonzero(np.isin(on_axis, channels))
-        if len(mine) == len(on_axis):
-            return ""
-        return f"[{mine[0]}:{mine[-1] + 1}]"
 
     def _with_statistics(self, groups: list[ChannelGroup], group_of: Ints) -> list[ChannelGroup]:
         across: dict[int, dict[str, None]] = {}
@@ -402,6 +383,12 @@ class _Builder:
             for index in set(touched.tolist()) - {-1}:
                 across.setdefault(index, {})[operator] = None
         return [replace(g, across=tuple(across.get(i, ()))) for i, g in enumerate(groups)]
+
+
+def _part(output: Ints, channels: Ints) -> str:
+    """Return ``[start:stop]`` when the channels are only a part of their layer's output."""
+    mine = np.flatnonzero(np.isin(output, channels))
+    return "" if len(mine) == len(output) else f"[{mine[0]}:{mine[-1] + 1}]"
 
 
 def _uniquely_named(groups: list[ChannelGroup]) -> list[ChannelGroup]:

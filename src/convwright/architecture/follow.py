@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture import Capture, argument, describe, module_path, shape_of
+from convwright.architecture.capture import LEAVES, Capture, argument, describe, module_class, module_path, shape_of
 from convwright.architecture.labels import (
     Ledger,
     Plane,
@@ -49,6 +49,10 @@ class Guide(Protocol):
         """Return what the first walk found for a node."""
         ...
 
+    def axes(self, node: str, index: int) -> tuple[int, ...]:
+        """Return along which axes the labels of a node varied that came from its operand's plane."""
+        ...
+
 
 class Follower:
     """One walk over the graph.
@@ -68,6 +72,7 @@ class Follower:
         self.values: dict[str, Values] = {}
         self.atoms: dict[tuple[str, int], Tensor] = {}
         self.groups: dict[str, int] = {}
+        self.varying: dict[tuple[str, int], tuple[int, ...]] = {}
         self.unknown: list[fx.Node] = []
         self.input_labels: list[Tensor] = []
         self._met: set[tuple[str, int]] = set()
@@ -95,6 +100,8 @@ class Follower:
         return node.name if self._walked is self.capture else f"training/{node.name}"
 
     def _call(self, node: fx.Node) -> Values:
+        if node.meta.get("val") is None:  # assertions return nothing
+            return Value(())
         if getattr(node.target, "__name__", "") == "getitem":
             source = self.values[self.key(node.args[0])]  # type: ignore[arg-type]
             return source[int(node.args[1])] if isinstance(source, list) else source  # type: ignore[arg-type]
@@ -112,7 +119,7 @@ class Follower:
         if name is not None:
             return self._parameter(node, name)
         shape = shape_of(node)
-        if len(shape) < 2:
+        if len(shape) < 2 or shape[1] == 1:  # an axis of size 1 carries no channels (it may broadcast)
             return Value(shape)
         labels = self.ledger.fresh(shape[1])
         self.input_labels.append(labels)
@@ -212,6 +219,8 @@ class Follower:
         The innermost module that called the operator; where a container calls the functional form, the
         module that holds the weight.
         """
+        if module_class(node) in LEAVES:
+            return module_path(node)
         weight = next((self.resolve(n).parameter for n in node.all_input_nodes[1:2]), None)
         if weight is not None and "parametrizations" not in weight:
             return weight.rpartition(".")[0] or weight
@@ -231,13 +240,16 @@ class Follower:
         shape = tuple(int(s) for s in meta.shape) if isinstance(meta, Tensor) else ()
         return Value(with_sizes(shape, planes), tuple(planes), weight)
 
-    def known_axes(self, node: fx.Node, index: int) -> tuple[int, ...] | None:
-        """Return along which axes a node's plane varied in the first walk; ``None`` in the first."""
-        if self.guide is None:
-            return None
-        value = self.guide.value(self.key(node))
-        assert isinstance(value, Value)
-        return value.planes[index].axes if index < len(value.planes) else None
+    def compacted(self, node: fx.Node, index: int, labels: Tensor) -> Plane:
+        """Compact the labels that a node gives its operand's plane ``index``.
+
+        The first walk finds by comparison along which axes they vary; the second takes that over, since
+        under the new sizes an axis may shrink to one.
+        """
+        known = None if self.guide is None else self.guide.axes(self.key(node), index)
+        plane = compact(labels, known)
+        self.varying[self.key(node), index] = plane.axes
+        return plane
 
     def execute(self, node: fx.Node, x: Value, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Run a shape operator on the labels of its first operand."""
@@ -248,7 +260,8 @@ class Follower:
         planes = []
         for index, plane in enumerate(x.planes):
             labels = node.target(full(plane, x.shape), *args, **kwargs)  # type: ignore[operator]
-            planes.append(compact(labels, self.known_axes(node, index)))
+            planes.append(self.compacted(node, index, labels))
+        planes = [plane for plane in planes if plane.axes]
         if not planes:
             return Value(shape_of(node), weight=x.weight)
         return self.value(node, planes, x.weight)

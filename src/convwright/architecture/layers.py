@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from convwright.architecture.capture import (
+    LEAVES,
     Capture,
     Source,
     module_class,
@@ -127,10 +128,10 @@ def _base_name(node: fx.Node, capture: Capture) -> str:
     """A weighted operator is named by its module, any other by its module if that is a leaf."""
     path = module_path(node)
     owner = _weight_owner(node, capture)
+    if module_class(node) in LEAVES:
+        return path
     if owner is not None and kind_of(node) in ("conv", "linear", "norm"):
         return owner if "parametrizations" not in owner else path
-    if node.meta.get("nn_module_stack") and module_class(node) in _LEAVES:
-        return path
     return f"{path}.{operator_name(node)}" if path else operator_name(node)
 
 
@@ -140,15 +141,6 @@ def _weight_owner(node: fx.Node, capture: Capture) -> str | None:
         if tensor is not None:
             return tensor.rpartition(".")[0] or tensor
     return module_path(node) if kind_of(node) == "conv" else None
-
-
-def _leaf_classes() -> frozenset[str]:
-    from torch.nn import modules
-
-    return frozenset(modules.__all__) - {"Module", "Sequential", "ModuleList", "MultiheadAttention"}
-
-
-_LEAVES = _leaf_classes()
 
 
 def _layer(node: fx.Node, name: str, capture: Capture, channels: ChannelGraph) -> Layer:

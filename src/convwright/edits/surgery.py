@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -182,7 +182,7 @@ def operate(model: nn.Module, plan: Recipe) -> tuple[nn.Module, dict[int, Moved]
     old = _named_tensors(model)
     successors = _successors(old, plan)
     changed = _copied(model, successors)
-    _sync_attributes(changed, plan)
+    _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in _named_tensors(changed).items():
         if isinstance(final, nn.Parameter) and name in old:
@@ -221,9 +221,9 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _sync_attributes(model: nn.Module, plan: Recipe) -> None:
-    """Make the sizes that modules store agree with their tensors."""
-    touched = {tensor.rpartition(".")[0] for tensor, _ in plan.takes}
+def _sync_attributes(model: nn.Module, plan: Recipe, changed: Iterable[str]) -> None:
+    """Make the sizes that modules store agree with their tensors (under all names of shared ones)."""
+    touched = {tensor.rpartition(".")[0] for tensor in changed}
     group_counts = _group_counts(plan.after)
     for name, module in model.named_modules(remove_duplicate=False):
         if name in group_counts and isinstance(getattr(module, "groups", None), int):

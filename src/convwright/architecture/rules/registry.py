@@ -73,10 +73,10 @@ def opaque(follower: Follower, node: fx.Node) -> Values:
 
 
 def _frozen_value(follower: Follower, shape: tuple[int, ...], reason: str) -> Value:
-    atom = follower.ledger.fresh(1)
-    follower.ledger.freeze(atom, reason)
     planes = []
     for axis, size in enumerate(shape):
         if size > 1 and axis > 0:
-            planes.append(line_plane(atom.expand(size), axis, len(shape)))
+            labels = follower.ledger.fresh(size)
+            follower.ledger.freeze(labels, reason)
+            planes.append(line_plane(labels, axis, len(shape)))
     return Value(with_sizes(shape, planes), tuple(planes))

@@ -15,7 +15,6 @@ from convwright.architecture.labels import (
     ResizeError,
     Value,
     Values,
-    compact,
     full,
     merge,
 )
@@ -64,7 +63,8 @@ def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ..
     planes = []
     for index, plane in enumerate(x.planes):
         labels = full(plane, x.shape).reshape(target)
-        planes.append(compact(labels, follower.known_axes(node, index)))
+        planes.append(follower.compacted(node, index, labels))
+    planes = [plane for plane in planes if plane.axes]
     for plane in planes:
         if len(plane.axes) > 1:  # parts of a split axis: rows of equal length
             follower.ledger.equal_parts.append(plane.labels.reshape(-1, plane.labels.size(plane.axes[-1])))

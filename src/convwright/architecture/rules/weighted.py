@@ -119,16 +119,18 @@ def transposed_convolution(follower: Follower, node: fx.Node) -> Values:
     if inner is not None and groups > 1:
         tie_rows(follower, inner, groups, node)
     _consume(follower, node, labels, inner, 1)
-    if outer is not None:
-        ledger.produce(outer, follower.owner(node))
     emitted = None if outer is None else outer.repeat(groups)
+    if emitted is not None:
+        ledger.produce(emitted, follower.owner(node))
     return _convolved(follower, node, x, axis, emitted, groups)
 
 
 @rule("linear")
 def linear(follower: Follower, node: fx.Node) -> Values:
     """Like a 1x1 convolution on the last axis; other axes pass."""
-    x = follower.input(node, "input")
+    x, weight = follower.input(node, "input"), follower.input(node, "weight")
+    if weight.ndim != 2:
+        return opaque(follower, node)
     axis = x.ndim - 1
     labels = follower.channels(x, axis, node)
     inner = follower.weight_line(node, "weight", 1, x.shape[axis])
@@ -138,7 +140,7 @@ def linear(follower: Follower, node: fx.Node) -> Values:
     if outer is not None:
         follower.ledger.produce(outer, follower.owner(node))
         planes.append(line_plane(outer, axis, x.ndim))
-    value = follower.value(node, tuple(planes))
+    value = follower.value(node, tuple(planes), x.weight)
     if follower.optional_input(node, "bias") is not None:
         follower.attach(node, "bias", outer, value)
     return value
@@ -167,4 +169,4 @@ def matmul(follower: Follower, node: fx.Node) -> Values:
     for plane in columns if b.weight else rows:
         ledger.produce(plane.labels, follower.owner(node))
     planes = merge(ledger, [Value(a.shape, tuple(rows)), Value(b.shape, tuple(columns))], ndim)
-    return follower.value(node, planes)
+    return follower.value(node, planes, a.weight and b.weight)
