@@ -100,7 +100,7 @@ def test_commands_parse(page: Path) -> None:
                 targets = [word for word in words[1:] if "=" not in word]
                 makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
                 assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-            elif words[:1] == ["python"] and words[1].endswith(".py"):
+            elif words and words[0].endswith("python") and words[1].endswith(".py"):
                 assert (ROOT / words[1]).is_file()
 
 
