@@ -6,12 +6,12 @@ import shlex
 from itertools import count
 from pathlib import Path
 
-from convwright.runs.optimize import optimize
+from convwright.runs.optimizing import optimize
 from convwright.runs.result import Result
 from convwright.runs.search import Say
 
 MODEL, DATA, BUDGET, RECIPE = "zoo:resnet20", "fashion-mini", "macs<=50%", "fast-cpu"
-EPOCHS, TUNE_EPOCHS = 4, 4
+EPOCHS, TUNE_EPOCHS = 3, 3
 
 
 def demo(folder: Path, seed: int, say: Say) -> Result:
