@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from convwright import cost, edits, methods, runs, training, zoo
     from convwright.architecture import Architecture, Block, ChannelGroup, Layer, Stage, read
     from convwright.cost import CostModel, Profile, parse_budget
-    from convwright.edits import Change, Plan, Width, apply, scale_widths
+    from convwright.edits import Change, InexactEditWarning, Plan, Width, apply, scale_widths
     from convwright.errors import (
         BudgetError,
         ConvwrightError,
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "convwright.architecture": ("Architecture", "Block", "ChannelGroup", "Layer", "Stage", "read"),
     "convwright.cost": ("CostModel", "Profile", "parse_budget"),
-    "convwright.edits": ("Change", "Plan", "Width", "apply", "scale_widths"),
+    "convwright.edits": ("Change", "InexactEditWarning", "Plan", "Width", "apply", "scale_widths"),
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
     ),
@@ -59,6 +59,7 @@ __all__ = [
     "CostModel",
     "DataError",
     "EditError",
+    "InexactEditWarning",
     "Layer",
     "Plan",
     "Profile",

@@ -149,8 +149,8 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
-    from convwright.runs.optimize import default_folder
-    from convwright.runs.optimize import optimize as run
+    from convwright.runs.optimizing import default_folder
+    from convwright.runs.optimizing import optimize as run
 
     folder = out if out is not None else default_folder(model, budget)
     with _resumable(folder, _command()):

@@ -7,12 +7,14 @@ back the mode (training or eval) that it had.
 from __future__ import annotations
 
 import inspect
+import io
 import linecache
+import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,21 @@ def capture(model: nn.Module, example_input: Tensor) -> Capture:
 
 
 def _export(model: nn.Module, example_input: Tensor) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
         warnings.simplefilter("ignore")
         return torch.export.export(model, (example_input,), strict=False)
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep torch from printing whole graphs when an export fails: the error says it in one line."""
+    sink = io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(sink), redirect_stderr(sink):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _capture_training(model: nn.Module, example_input: Tensor) -> Capture | None:

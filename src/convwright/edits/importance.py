@@ -17,7 +17,7 @@ IMPORTANCE: dict[str, Callable[[ChannelGroup, Architecture], Scores]] = {}
 
 
 def importance(name: str) -> Callable[..., Any]:
-    """Register an importance under a name that plans and the command line can use."""
+    """Register an importance under a name that ``apply`` takes."""
 
     def register(function: Callable[[ChannelGroup, Architecture], Scores]) -> Any:
         IMPORTANCE[name] = function

@@ -328,7 +328,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Return a float64 copy in eval mode with random weights and statistics.
 
     Initial values hide errors: zero biases, unit variances, zero-initialised last scales. Weights get
-    variance 1 / fan-in, so that outputs stay near 1.
+    variance 2 / fan-in.
     """
     generator = torch.Generator().manual_seed(seed)
     successors: dict[int, Tensor] = {}
@@ -338,6 +338,33 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             is_parameter = isinstance(tensor, nn.Parameter)
             successors[id(tensor)] = nn.Parameter(value) if is_parameter else value
     return _copied(model, successors).double().eval()
+
+
+def _settle_statistics(model: nn.Module, example_input: Tensor, seed: int) -> None:
+    """Move running statistics halfway to what the random weights give.
+
+    With statistics of their own, deep networks amplify until float64 rounding shows in the output, and the
+    measurement would say more about the random weights than about the edit.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    before = [m.momentum for m in norms]
+    x = torch.cat([_random_input(example_input, seed + 2)[:1], _random_input(example_input, seed + 3)[:1]])
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.5
+    with torch.no_grad():
+        model(x)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+
+
+def _random_input(example_input: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(example_input.shape, generator=generator, dtype=torch.float64)
+    return x.to(example_input.device)
 
 
 def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -382,10 +409,10 @@ def measure(model: nn.Module, plan: Recipe, example_input: Tensor, seed: int = 0
         EditError: if the changed network does not run; names the line where it stops.
     """
     original = randomise(model, seed)
+    _settle_statistics(original, example_input, seed)
     changed, _ = operate(original, plan)
     mask(original, plan)
-    generator = torch.Generator().manual_seed(seed + 1)
-    x = torch.randn(example_input.shape, generator=generator, dtype=torch.float64).to(example_input.device)
+    x = _random_input(example_input, seed + 1)
     with torch.no_grad():
         expected = tensors_in(original(x))
     got = _forward_backward(changed, x.requires_grad_())

@@ -99,7 +99,7 @@ def _targets(architecture: Architecture, edit: Width) -> list[int]:
     whole = edit.target not in graph.index
     found = architecture.layer(edit.target).groups if whole else (edit.target,)
     if not found:
-        raise EditError(f"{edit.target} has no channels to change.")
+        raise EditError(f"{edit.target} has no channels to change (an axis of size 1 carries none).")
     for name in found:
         group = graph.group(name)
         if group.frozen:
@@ -265,7 +265,7 @@ def _decided(architecture: Architecture, edit: Width, plan: Recipe, options: Opt
         for i in _indices_after(plan, [architecture.channels.groups[t].name for t in _targets(architecture, edit)])
     )
     keep = edit.keep
-    if keep is None and not isinstance(options.importance, str):
+    if keep is None and options.importance != "l2":  # plans replay by l2
         family = {architecture.channels.groups[i].name for i in _targets(architecture, edit)}
         family |= {t for name in family for t in architecture.channels.group(name).tied}
         picked = {n: r.tolist() for n, r in plan.chosen.items() if n in family}

@@ -1,7 +1,7 @@
 """RECORD: run candidates, keep everything in a run directory, prove the result."""
 
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.optimize import optimize
+from convwright.runs.optimizing import optimize
 from convwright.runs.prove import BrokenBudgetError
 from convwright.runs.result import Result
 from convwright.runs.search import search
