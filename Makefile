@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs picture clean
+.PHONY: help demo test test-slow lint format docs tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,10 @@ format: $(VENV)/.lint  ## rewrite the code in the project's style
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+tables: $(VENV)/.package  ## write the generated tables and pictures of README and docs anew
+	$(BIN)/python tools/draw_pictures.py
+	$(BIN)/python tools/make_tables.py
 
 clean:  ## remove everything that the targets made
 	rm -rf $(VENV) site dist build
