@@ -29,11 +29,11 @@ RIVAL_LIMIT = 120  # seconds
 
 
 def networks() -> list[str]:
-    """Return the names of torchvision's classification networks that are not transformers."""
-    import torchvision
+    """Return the names of torchvision's classification networks that are not transformers, small ones first."""
+    from torchvision import models
 
-    names = torchvision.models.list_models(module=torchvision.models)
-    return [n for n in names if not n.startswith(("vit", "swin", "maxvit"))]
+    names = [n for n in models.list_models(module=models) if not n.startswith(("vit", "swin", "maxvit"))]
+    return sorted(names, key=lambda n: models.get_model_weights(n).DEFAULT.meta["num_params"])
 
 
 def side_of(name: str) -> int:
