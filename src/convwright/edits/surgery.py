@@ -369,8 +369,10 @@ def _random_input(example_input: Tensor, seed: int) -> Tensor:
 
 def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     value = torch.empty(tensor.shape, dtype=torch.float64)
-    if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith(("weight", "gamma", "gain"))):
+    if name.endswith("running_var"):
         return value.uniform_(0.5, 1.5, generator=generator)
+    if tensor.ndim == 1 and name.endswith(("weight", "gamma", "gain")):
+        return value.uniform_(0.2, 0.8, generator=generator)  # below 1: residual streams must not explode
     fan_in = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 50
     bound = math.sqrt(6.0 / max(fan_in, 1))  # variance 2 / fan-in; uniform, being quicker than normal
     return value.uniform_(-bound, bound, generator=generator)
