@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,7 +105,7 @@ class Plan:
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
         temporary.write_text(self.to_json(), encoding="utf-8")
-        os.replace(temporary, target)  # noqa: PTH105  (Path.replace would do the same)
+        temporary.replace(target)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -7,7 +7,7 @@ take by the number of copies (Net2Wider, Chen et al. 2016), so the function stay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -222,7 +222,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
     model, moved = operate(architecture.model, plan)
     return Outcome(
         model=model,
-        edits=tuple(_decided(architecture, e, plan, options) for e in edits),
+        edits=tuple(_decided(architecture, e, sizes.units, plan, options) for e in edits),
         max_difference=difference,
         steps=_costs(architecture, edits, sizes),
         coupled=sizes.coupled,
@@ -258,25 +258,16 @@ def _given(group: ChannelGroup, ranks: Sequence[int], count: int) -> Ints:
     return chosen
 
 
-def _decided(architecture: Architecture, edit: Width, plan: Recipe, options: Options) -> Width:
-    """Fill in the size after rounding, and the channels if no named importance chose them."""
-    size = sum(
-        plan.after.groups[i].size
-        for i in _indices_after(plan, [architecture.channels.groups[t].name for t in _targets(architecture, edit)])
-    )
+def _decided(architecture: Architecture, edit: Width, units: Ints, plan: Recipe, options: Options) -> Width:
+    """Fill in the size after rounding, and the channels if it was not the default importance that chose them."""
+    own = _targets(architecture, edit)
+    groups = [architecture.groups[i] for i in own]
     keep = edit.keep
     if keep is None and options.importance != "l2":  # plans replay by l2
-        family = {architecture.channels.groups[i].name for i in _targets(architecture, edit)}
-        family |= {t for name in family for t in architecture.channels.group(name).tied}
+        family = {name for g in groups for name in (g.name, *g.tied)}
         picked = {n: r.tolist() for n, r in plan.chosen.items() if n in family}
         keep = {n: r for n, r in picked.items() if len(r) < architecture.channels.group(n).units} or None
-    return Width(edit.target, size, keep)
-
-
-def _indices_after(plan: Recipe, names: Iterable[str]) -> list[int]:
-    places = {signature(g): i for i, g in enumerate(plan.after.groups)}
-    found = [places.get(signature(plan.before.group(name))) for name in names]
-    return [i for i in found if i is not None]
+    return Width(edit.target, sum(int(units[i]) * g.step for i, g in zip(own, groups, strict=True)), keep)
 
 
 def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> tuple[tuple[int, int], ...]:
