@@ -1,11 +1,14 @@
 """Budgets: what parses, what is refused and how, and what they say of a network."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convwright.architecture import read
 from convwright.cost import (
+    MEASURED,
     METRICS,
     Budget,
     Limits,
@@ -43,6 +46,14 @@ PARSES = [
     ("weights<=1MB", Term("weights", 1_000_000)),
     ("weights<=1 KiB", Term("weights", 1024)),
     ("model size<=1GB", Term("weights", 10**9)),
+    ("latency<=3ms", Term("latency", 3_000_000)),
+    ("latency<=500us", Term("latency", 500_000)),
+    ("latency<=500µs", Term("latency", 500_000)),
+    ("latency<=0.01s", Term("latency", 10_000_000)),
+    ("latency <= 1.5 MS", Term("latency", 1_500_000)),
+    ("time<=250ns", Term("latency", 250)),
+    ("latency<=60%", Term("latency", 0.6, True)),
+    ("latency<=0.6x", Term("latency", 0.6, True)),
 ]
 
 
@@ -95,7 +106,14 @@ def test_several(text):
         ("activations<=3ms", "not measured in 'ms'"),
         ("paramz<=3", "Did you mean"),
         ("flops<=1G", "convwright counts MACs; 1 MAC = 2 FLOPs"),
-        ("latency<=3ms", "later version"),
+        ("latency<=3", "needs a unit"),
+        ("latency<=3e6", "needs a unit"),
+        ("latency<=3m", "not measured in 'm'"),
+        ("latency<=2MB", "not measured in 'mb'"),
+        ("latency<=0ms", "positive"),
+        ("latency<=0.1ns", "below 1"),
+        ("latency<=3ms,time<=50%", "latency twice"),
+        ("latensy<=3ms", "Did you mean latency"),
     ],
 )
 def test_refused_in_one_line(text, said):
@@ -110,7 +128,7 @@ numbers = st.one_of(
     st.tuples(st.integers(1, 2**62), st.just(False)),
     st.tuples(st.floats(1e-9, 1e9), st.just(True)),
 )
-budgets = st.dictionaries(st.sampled_from(METRICS), numbers, min_size=1).map(
+budgets = st.dictionaries(st.sampled_from(METRICS + MEASURED), numbers, min_size=1).map(
     lambda d: Budget(tuple(Term(metric, *number) for metric, number in d.items()))
 )
 
@@ -163,6 +181,21 @@ def test_human(amount, text):
     assert human(amount, "weights") == f"{text}B"
 
 
+@given(st.integers(1, 10**12))
+def test_human_latency_is_close_and_has_a_unit(nanoseconds):
+    text = human(nanoseconds, "latency")
+    value, unit = re.fullmatch(r"([\d.]+)(ns|us|ms|s)", text).groups()
+    scale = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}[unit]
+    assert abs(float(value) * scale - nanoseconds) <= 0.005 * nanoseconds
+    assert parse_budget(f"latency<={text}").terms[0].metric == "latency"
+
+
+@given(st.decimals("0.001", "1000", places=3), st.sampled_from(["us", "ms", "s"]))
+def test_units_of_time_agree(number, unit):
+    step = {"us": "ns", "ms": "us", "s": "ms"}[unit]
+    assert parse_budget(f"latency<={number}{unit}") == parse_budget(f"latency<={number * 1000}{step}")
+
+
 def test_shares_are_exact():
     assert Term("macs", 0.29, True).resolve(100) == 29  # 0.29 * 100 is 28.999... in floats
     assert Term("macs", 0.5, True).resolve(7) == 3
@@ -170,6 +203,7 @@ def test_shares_are_exact():
 
 
 def test_describe():
+    assert Limits({"latency": 2_310_000}).describe() == "latency <= 2.31ms"
     assert Limits({"macs": 20_406_592, "weights": 10**6}).describe() == "macs <= 20.4M, weights <= 1MB"
 
 
@@ -192,6 +226,40 @@ def test_resolve(resnet):
     }
     assert not limits.met(costs_of(costs))
     assert set(limits.excess(costs_of(costs))) == {"macs", "activations", "weights"}
+
+
+def test_resolve_latency(resnet):
+    costs = profile(resnet)
+    budget = parse_budget("macs<=50%, latency<=60%")
+    assert budget.measures == ("latency",)
+    assert budget.resolve(costs, 1_000_001).limits == {"macs": costs.macs // 2, "latency": 600_000}
+    assert parse_budget("latency<=3ms").resolve(costs).limits == {"latency": 3_000_000}
+    with pytest.raises(BudgetError, match="measure the network"):
+        budget.resolve(costs)
+
+
+def test_measured_metrics_come_from_estimates(resnet):
+    model = resnet.cost_model()
+    limits = Limits({"macs": 5, "latency": 5}, {"latency": lambda widths: 7 + len(widths)})
+    assert limits.costs(model, {}) == {"macs": profile(resnet).macs, "latency": 7}
+    assert limits == Limits({"macs": 5, "latency": 5})
+    with pytest.raises(BudgetError, match="needs an estimate"):
+        Limits({"latency": 5}).costs(model, {})
+
+
+def test_feasible_range_of_latency(resnet):
+    smallest = smallest_widths(resnet)
+    estimate = {"latency": lambda widths: 2_000_000 if widths == smallest else 9_000_000}
+    assert feasible_range(resnet, estimate)["latency"] == (2_000_000, 9_000_000)
+    check_feasible(Limits({"latency": 2_000_000}, estimate), resnet)
+    with pytest.raises(BudgetError, match=r"latency<=1ms cannot be met: .* goes from 2ms to 9ms"):
+        check_feasible(Limits({"latency": 1_000_000}, estimate), resnet)
+
+    def lost(widths):
+        raise BudgetError("these widths do not fit together")
+
+    assert "latency" not in feasible_range(resnet, {"latency": lost})
+    check_feasible(Limits({"latency": 1}, {"latency": lost}), resnet)
 
 
 def test_feasible_range(resnet):

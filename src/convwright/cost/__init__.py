@@ -1,8 +1,10 @@
 """COST: what a network costs, as numbers and as functions of its widths, and budgets on it."""
 
 from convwright.cost.budget import (
+    MEASURED,
     METRICS,
     Budget,
+    Estimate,
     Limits,
     Term,
     check_feasible,
@@ -17,9 +19,11 @@ from convwright.cost.counts import LayerCost, ModuleCost, Profile, profile
 from convwright.cost.recount import count_by_torch
 
 __all__ = [
+    "MEASURED",
     "METRICS",
     "Budget",
     "CostModel",
+    "Estimate",
     "LayerCost",
     "Limits",
     "ModuleCost",

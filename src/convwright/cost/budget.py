@@ -1,15 +1,17 @@
 """Budgets: what a network may cost, written as text and judged on numbers.
 
 ``macs<=50%, params<=1.5M`` is a budget of two terms. A term's limit is absolute or relative to the present network.
-All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most.
+All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most. Latency is held in whole nanoseconds, so
+that all costs are integers.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 
@@ -20,7 +22,10 @@ from convwright.cost.cost_model import CostModel
 from convwright.cost.counts import Profile
 from convwright.errors import BudgetError, did_you_mean
 
-METRICS = ("macs", "params", "activations", "weights")
+METRICS = ("macs", "params", "activations", "weights")  # counted
+MEASURED = ("latency",)
+Estimate = Callable[[Mapping[str, int]], int]  # widths of free groups by name -> a cost that is measured, not counted
+
 _IN_BYTES = ("activations", "weights")
 
 _ALIASES = {
@@ -38,10 +43,17 @@ _BYTES = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
-_EXAMPLE = 'Write it like "macs<=50%", "macs<=600M, params<=1500" or "activations<=2MB".'
+_TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}
+_UNITS = {"activations": _BYTES, "weights": _BYTES, "latency": _TIMES}  # the rest are counts
+_WORDS = {
+    "activations": "KB, MB, GB, KiB, MiB, GiB",
+    "weights": "KB, MB, GB, KiB, MiB, GiB",
+    "latency": "ns, us, ms, s",
+}
+_EXAMPLE = 'Write it like "macs<=50%", "macs<=600M, params<=1500", "activations<=2MB" or "latency<=3ms".'
 _TERM = re.compile(
     r"(?P<metric>[a-z][a-z _-]*?)\s*(?P<relation><=|=<|==|=|<|≤|>=|>|≥)\s*"
-    r"(?P<number>[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf|infinity))\s*(?P<unit>%|[a-z]*)"
+    r"(?P<number>[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf|infinity))\s*(?P<unit>%|[a-zµμ]*)"
 )
 
 
@@ -50,8 +62,9 @@ class Term:
     """One limit.
 
     Attributes:
-        metric: macs, params, activations or weights.
-        limit: the most it may be: a number, or, when ``relative``, a share of the present cost.
+        metric: macs, params, activations, weights or latency.
+        limit: the most it may be: a number (of nanoseconds for latency), or, when ``relative``, a share of the
+            present cost.
         relative: whether the limit is a share.
     """
 
@@ -61,8 +74,10 @@ class Term:
 
     def __str__(self) -> str:
         exact = Decimal(repr(self.limit))
-        shown = f"{(exact * 100).normalize():f}%" if self.relative else f"{exact.normalize():f}"
-        return f"{self.metric}<={shown}"
+        if self.relative:
+            return f"{self.metric}<={(exact * 100).normalize():f}%"
+        unit, size = ("ms", 10**6) if self.metric == "latency" else ("", 1)
+        return f"{self.metric}<={(exact / size).normalize():f}{unit}"
 
     def resolve(self, present: int) -> int:
         """Return the limit as a whole number, given the present cost."""
@@ -79,28 +94,53 @@ class Budget:
     def __str__(self) -> str:
         return ", ".join(map(str, self.terms))
 
-    def resolve(self, profile: Profile) -> Limits:
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The limited metrics that must be measured: ``("latency",)`` or nothing."""
+        return tuple(t.metric for t in self.terms if t.metric in MEASURED)
+
+    def resolve(self, profile: Profile, latency: int | None = None) -> Limits:
         """Turn shares of the present network into numbers.
 
         Args:
             profile: the costs of the network that shares refer to.
+            latency: its measured latency in nanoseconds; needed where a share of it is the limit.
 
         Returns:
             One whole number per metric.
+
+        Raises:
+            BudgetError: if a share of the latency is the limit, and the latency is not given.
         """
-        present = costs_of(profile)
+        present = costs_of(profile) | dict.fromkeys(MEASURED, latency or 0)
+        if latency is None and any(t.relative for t in self.terms if t.metric in MEASURED):
+            raise BudgetError(f"{self} limits a share of the latency: measure the network, and give its latency.")
         return Limits({t.metric: t.resolve(present[t.metric]) for t in self.terms})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What each metric may be at most, in counts or bytes.
+    """What each metric may be at most, in counts, bytes or nanoseconds.
 
     Attributes:
         limits: metric -> limit.
+        estimates: for metrics that no cost model counts: what they are expected to be, as a function of the widths.
     """
 
     limits: dict[str, int]
+    estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False, compare=False)
+
+    def costs(self, model: CostModel, widths: Mapping[str, int]) -> dict[str, int]:
+        """Return the limited metrics of one set of widths: counted, or estimated where they are measured.
+
+        Raises:
+            BudgetError: if a width is wrong, or nothing estimates a limited metric.
+        """
+        unknown = [m for m in self.limits if m in MEASURED and m not in self.estimates]
+        if unknown:
+            raise BudgetError(f"a limit on {unknown[0]} needs an estimate of it: make a LatencyModel.")
+        counted = model.costs(widths)
+        return {m: self.estimates[m](widths) if m in MEASURED else int(counted[m]) for m in self.limits}
 
     def met(self, costs: Mapping[str, int]) -> bool:
         """Return whether all limits hold."""
@@ -127,11 +167,20 @@ def costs_of(profile: Profile) -> dict[str, int]:
 
 
 def human(amount: int, metric: str = "macs") -> str:
-    """Write a cost with three digits and a unit: ``40.8M``, ``1.05MB``."""
+    """Write a cost with three digits and a unit: ``40.8M``, ``1.05MB``, ``2.31ms``."""
+    if metric == "latency":
+        return _human_time(amount)
     unit = "B" if metric in _IN_BYTES else ""
     written = [_three_digits(amount / 1000**power) for power in range(5)]
     power = next((i for i, text in enumerate(written) if float(text) < 1000), 4)
     return written[power] + ("", "K", "M", "G", "T")[power] + unit
+
+
+def _human_time(nanoseconds: int) -> str:
+    units = ("ns", "us", "ms", "s")
+    written = [_three_digits(nanoseconds / 1000**power) for power in range(4)]
+    power = next((i for i, text in enumerate(written) if float(text) < 1000), 3)
+    return written[power] + units[power]
 
 
 def _three_digits(number: float) -> str:
@@ -148,7 +197,8 @@ def parse_budget(text: str | Iterable[str]) -> Budget:
 
     Args:
         text: terms joined by commas, semicolons or ``and``; or several such texts. Limits are numbers with K, M, G
-            (or B, billions) or, for memory, KB, MB, GB (1000) or KiB, MiB, GiB (1024); or shares: ``50%``, ``0.5x``.
+            (or B, billions); for memory KB, MB, GB (1000) or KiB, MiB, GiB (1024); for latency ns, us, ms, s; or
+            shares: ``50%``, ``0.5x``.
 
     Returns:
         The budget.
@@ -187,11 +237,7 @@ def _metric(name: str) -> str:
     metric = _METRIC.get(name.replace(" ", "_"))
     if metric is None:
         hint = did_you_mean(name, _METRIC)
-        raise BudgetError(f"{name!r} is no metric; there are {', '.join(METRICS)}.{hint} {_EXAMPLE}")
-    if metric == "latency":
-        raise BudgetError(
-            "budgets on latency come in a later version; limit macs, params, activations or weights. " + _EXAMPLE
-        )
+        raise BudgetError(f"{name!r} is no metric; there are {', '.join(METRICS + MEASURED)}.{hint} {_EXAMPLE}")
     return metric
 
 
@@ -201,10 +247,10 @@ def _limited(metric: str, number: Decimal, unit: str, text: str) -> Term:
         if not 0 < limit < math.inf:
             raise BudgetError(f"the limit in {text!r} must be a positive number. {_EXAMPLE}")
         return Term(metric, limit, relative=True)
-    units = _BYTES if metric in _IN_BYTES else _COUNTS
+    units, known = _UNITS.get(metric, _COUNTS), _WORDS.get(metric, "K, M, G, B, T")
     if unit not in units:
-        known = "KB, MB, GB, KiB, MiB, GiB" if metric in _IN_BYTES else "K, M, G, B, T"
-        raise BudgetError(f"{metric} is not measured in {unit!r}; use {known}, % or x. {_EXAMPLE}")
+        said = f"is not measured in {unit!r}" if unit else "needs a unit"
+        raise BudgetError(f"{metric} {said} in {text!r}; use {known}, % or x. {_EXAMPLE}")
     whole = math.floor(number * units[unit]) if number.adjusted() < 30 else 2**63
     if not 0 < whole < 2**63:
         raise BudgetError(f"the limit in {text!r} is below 1 or too large (a share is written 30% or 0.3x). {_EXAMPLE}")
@@ -214,18 +260,23 @@ def _limited(metric: str, number: Decimal, unit: str, text: str) -> Term:
 # ------------------------------------------------------------------ feasibility
 
 
-def feasible_range(arch: Architecture) -> dict[str, tuple[int, int]]:
+def feasible_range(arch: Architecture, estimates: Mapping[str, Estimate] | None = None) -> dict[str, tuple[int, int]]:
     """Return what each metric can be by width alone, without growing.
 
     Args:
         arch: the network.
+        estimates: of measured metrics, as in `Limits`; left out of the answer where they cannot tell.
 
     Returns:
         Metric -> (every free group as small as it can be, present size). Tied groups shrink in proportion.
     """
-    model = CostModel.of(arch)
-    smallest, present = model.costs(smallest_widths(arch)), model.costs(model.sizes)
-    return {metric: (int(smallest[metric]), int(present[metric])) for metric in METRICS}
+    model, widths = CostModel.of(arch), smallest_widths(arch)
+    smallest, present = model.costs(widths), model.costs(model.sizes)
+    ranges = {metric: (int(smallest[metric]), int(present[metric])) for metric in METRICS}
+    for metric, estimate in (estimates or {}).items():
+        with suppress(BudgetError):  # the smallest widths do not fit together: nothing is known
+            ranges[metric] = (estimate(widths), estimate({}))
+    return ranges
 
 
 def smallest_widths(arch: Architecture) -> dict[str, int]:
@@ -244,14 +295,15 @@ def _shrinkable(arch: Architecture, group: ChannelGroup) -> int:
 def check_feasible(limits: Limits, arch: Architecture) -> None:
     """Check that a network can be made to meet limits by making it narrower.
 
-    Costs fall with every width, so the smallest widths are the smallest in all metrics at once.
+    Counted costs fall with every width, so the smallest widths are the smallest in all metrics at once. For latency
+    that is an estimate.
 
     Raises:
         BudgetError: naming what cannot be met, and the range.
     """
-    ranges = feasible_range(arch)
+    ranges = feasible_range(arch, limits.estimates)
     for metric, limit in limits.limits.items():
-        low, high = ranges[metric]
+        low, high = ranges.get(metric, (0, 0))
         if limit < low:
             raise BudgetError(
                 f"{metric}<={human(limit, metric)} cannot be met: by width alone {arch.source} goes "

@@ -59,8 +59,7 @@ class _Search:
 
     def costs(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Return the limited metrics of one set of widths."""
-        found = self.model.costs(widths)
-        return {metric: int(found[metric]) for metric in self.limits.limits}
+        return self.limits.costs(self.model, widths)
 
     def widths(self, edits: Sequence[Width]) -> Widths:
         """Return the sizes of all free groups under the edits, tied groups included."""
