@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from convwright.architecture.blocks import Block, Stage, find_blocks, find_stages
-from convwright.architecture.capture import Capture, Source
-from convwright.architecture.channels import ChannelGraph, ChannelGroup
+from convwright.architecture.capture import Capture, Source, capture
+from convwright.architecture.channels import ChannelGraph, ChannelGroup, analyse
 from convwright.architecture.layers import Layer, find_layers
 from convwright.errors import EditError, did_you_mean
 
@@ -31,18 +31,36 @@ class Architecture:
         model: the network itself, in the user's own class.
         example_input: the input it was read with, shape (n, c, h, w).
         source: the name it was created from (``"torchvision:resnet18"``), or its class name.
-        capture: the operator graph.
-        channels: the channel analysis behind ``groups``.
         changes: what each edit did, when this architecture is the result of ``apply``.
+        applied: the plan behind ``changes``.
+        fixed: group name -> why it cannot change, for groups that an execution check has ruled out.
     """
 
     model: nn.Module = field(repr=False)
     example_input: Tensor = field(repr=False)
     source: str
-    capture: Capture = field(repr=False)
-    channels: ChannelGraph = field(repr=False)
     changes: tuple[Change, ...] = ()
     applied: Plan | None = field(default=None, repr=False)
+    fixed: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    # -------------------------------------------------------------- the reading itself
+
+    @cached_property
+    def capture(self) -> Capture:
+        """The operator graph."""
+        return capture(self.model, self.example_input)
+
+    @cached_property
+    def channels(self) -> ChannelGraph:
+        """The channel analysis behind ``groups``."""
+        return analyse(self.capture).with_frozen(self.fixed)
+
+    def evolved(self, **fields: Any) -> Architecture:
+        """Return a copy with other fields; what was read stays read where model, input and groups stay."""
+        new = replace(self, **fields)
+        if not fields.keys() & {"model", "example_input", "fixed"}:
+            new.__dict__.update({k: v for k, v in self.__dict__.items() if k not in new.__dict__})
+        return new
 
     # -------------------------------------------------------------- what is in it
 
@@ -115,6 +133,10 @@ class Architecture:
 
     def profile(self) -> Profile:
         """Count MACs, parameters and memory, per layer and whole."""
+        return self._profile
+
+    @cached_property
+    def _profile(self) -> Profile:
         from convwright.cost.counts import profile
 
         return profile(self)

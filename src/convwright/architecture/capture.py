@@ -108,13 +108,13 @@ def capture(model: nn.Module, example_input: Tensor) -> Capture:
 
 
 def _export(model: nn.Module, example_input: Tensor) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), _quiet_torch():
+    with warnings.catch_warnings(), torch.no_grad(), quiet_torch():
         warnings.simplefilter("ignore")
         return torch.export.export(model, (example_input,), strict=False)
 
 
 @contextmanager
-def _quiet_torch() -> Iterator[None]:
+def quiet_torch() -> Iterator[None]:
     """Keep torch from printing whole graphs when an export fails: the error says it in one line."""
     sink = io.StringIO()
     logging.disable(logging.CRITICAL)

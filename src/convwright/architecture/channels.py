@@ -6,7 +6,7 @@ removed or repeated together. Channels that touch the same axes form one ``Chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -117,6 +117,16 @@ class ChannelGraph:
         if name not in self.index:
             raise EditError(f"no channel group is called {name!r}.{did_you_mean(name, self.index)}")
         return self.groups[self.index[name]]
+
+    def with_frozen(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """Return the same analysis with further groups frozen, for these reasons."""
+        if not reasons:
+            return self
+        groups = tuple(
+            replace(g, frozen=True, reason=reasons[g.name]) if g.name in reasons and not g.frozen else g
+            for g in self.groups
+        )
+        return replace(self, groups=groups)
 
     def channels_of(self, labels: Tensor) -> Ints:
         """Return the channel of each label; -1 where there is none."""

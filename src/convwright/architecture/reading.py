@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.architecture import Architecture
-from convwright.architecture.capture import capture, first_line
-from convwright.architecture.channels import analyse
+from convwright.architecture.capture import first_line
 from convwright.errors import ConvwrightError, ReadError, did_you_mean
 
 ModelSource = nn.Module | str
@@ -46,9 +45,9 @@ def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> 
         16
     """
     built, default_shape, source = create(model, **kwargs)
-    example = _example(example_input, default_shape, built, source)
-    captured = capture(built, example)
-    return Architecture(built, example, source, captured, analyse(captured))
+    architecture = Architecture(built, _example(example_input, default_shape, built, source), source)
+    _ = architecture.channels  # a network that cannot be read is refused here, not at the first question
+    return architecture
 
 
 def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...] | None, str]:

@@ -91,6 +91,7 @@ class Outcome:
         coupled: per edit, the groups that changed along.
         notes: per edit.
         moved: old parameter -> new parameter, for optimizers.
+        example_input: a new example input, if the edit changes its shape.
     """
 
     model: nn.Module
@@ -100,6 +101,7 @@ class Outcome:
     coupled: tuple[tuple[str, ...], ...]
     notes: tuple[tuple[str, ...], ...]
     moved: Mapping[int, Moved] = field(default_factory=dict)
+    example_input: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

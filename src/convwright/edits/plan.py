@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome, edit_from_dict
-from convwright.edits.width import EXACT, optimizer_follows
+from convwright.edits.measure import EXACT
+from convwright.edits.width import optimizer_follows
 from convwright.errors import ConvwrightError, EditError, ReadError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 FORMAT = "convwright plan"
 VERSION = 1
@@ -183,12 +182,7 @@ def _checked(divisor: int) -> int:
 
 
 def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architecture:
-    """Read the changed model, check it against what was predicted, and record what happened."""
-    try:
-        after = read(outcome.model, before.example_input)
-    except ReadError as error:
-        raise EditError(f"the changed network does not run; nothing was changed. {error}") from error
-    _check_prediction(after, outcome)
+    """Record what happened; if asked to verify, read the changed model and check it against what was predicted."""
     exact = None if outcome.max_difference is None else outcome.max_difference <= EXACT
     costs = before.profile()
     changes = []
@@ -197,19 +191,26 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         pair = ((now[0], step[0]), (now[1], step[1]))
         changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes))
         now = step
-    if exact is False:
-        _warn(changes)
-    return replace(
-        after,
-        source=before.source,
+    after = Architecture(
+        outcome.model,
+        before.example_input if outcome.example_input is None else outcome.example_input,
+        before.source,
         changes=(*before.changes, *changes),
         applied=before.plan.with_edits(*outcome.edits),
     )
+    if verify:
+        _check_prediction(after, outcome)
+    if exact is False:
+        _warn(changes)
+    return after
 
 
 def _check_prediction(after: Architecture, outcome: Outcome) -> None:
     """The counted costs must equal the predicted ones: else the surgery missed something."""
-    costs = after.profile()
+    try:
+        costs = after.profile()
+    except ReadError as error:
+        raise EditError(f"the changed network cannot be read; nothing was changed. {error}") from error
     if outcome.steps and outcome.steps[-1] != (costs.macs, costs.params):
         raise ConvwrightError(
             f"predicted {outcome.steps[-1]} MACs and parameters, counted {(costs.macs, costs.params)} after the edit. "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,15 +17,15 @@ from torch import nn
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
-from convwright.edits.edit import Edit, Options, Outcome, carries_out
+from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.importance import scores_for
-from convwright.edits.surgery import Recipe, measure, operate, recipe, signature
+from convwright.edits.measure import EXACT, Run, measure
+from convwright.edits.rehearsal import Repairs, Stage, UnrepairableError, repaired, store
+from convwright.edits.surgery import Recipe, mask, operate, recipe, signature
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
-
-EXACT = 1e-10  # float64 differences at or below this are rounding
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Width(Edit):
         size: the new number of channels there.
         keep: which old channels stay, by group name; chosen by importance when empty. Written into the
             resulting plan when the importance was not a named one, so that the plan replays alike.
+        repairs: sizes that modules store beside their tensors and that had to follow, as
+            ``{"module.attribute": value}``. Found when the edit is applied; part of the resulting plan.
 
     Example:
         >>> import convwright as cw
@@ -51,6 +53,7 @@ class Width(Edit):
     target: str
     size: int
     keep: Mapping[str, Sequence[int]] | None = None
+    repairs: Mapping[str, int | list[int]] | None = None
 
 
 # ------------------------------------------------------------------ from edits to sizes
@@ -212,23 +215,64 @@ def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tupl
 # ------------------------------------------------------------------ carrying out
 
 
+@dataclass(frozen=True, eq=False)
+class WidthSurgery:
+    """New sizes for channel groups, and the stored sizes that follow them."""
+
+    recipe: Recipe
+    repairs: Repairs
+
+    def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
+        """Cut and repeat channels in a copy."""
+        changed, moved = operate(model, self.recipe)
+        store(changed, self.repairs)
+        return changed, moved
+
+    def promise(self, model: nn.Module) -> Run:
+        """Return the original without what its consumers take from dropped channels."""
+        mask(model, self.recipe)
+        return model
+
+
 @carries_out(Width)
 def carry_out(architecture: Architecture, edits: Sequence[Width], options: Options) -> Outcome:
     """Carry out width edits in one operation on a copy of the model."""
     sizes = solve(architecture, edits, options.divisor)
     chosen = _choose(architecture, sizes.units, edits, options)
     plan = recipe(architecture.channels, sizes.after, chosen)
-    difference = measure(architecture.model, plan, architecture.example_input) if options.verify else None
-    model, moved = operate(architecture.model, plan)
+    surgery = WidthSurgery(plan, _repairs(architecture, edits, plan))
+    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    model, moved = surgery.operate(architecture.model)
+    decided = [_decided(architecture, e, sizes.units, plan, options) for e in edits]
     return Outcome(
         model=model,
-        edits=tuple(_decided(architecture, e, sizes.units, plan, options) for e in edits),
+        edits=(*decided[:-1], replace(decided[-1], repairs=surgery.repairs or None)),
         max_difference=difference,
         steps=_costs(architecture, edits, sizes),
         coupled=sizes.coupled,
         notes=tuple(_notes(architecture, e, plan, difference) for e in edits),
         moved=moved,
     )
+
+
+def _repairs(architecture: Architecture, edits: Sequence[Width], plan: Recipe) -> Repairs:
+    """Rehearse the edits on fake tensors, and return the stored sizes that follow.
+
+    Raises:
+        EditError: if the network does not run with these widths.
+    """
+    stage = Stage.of(architecture)
+    if stage is None or not plan.takes:
+        return {}
+    given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
+    try:
+        return repaired(stage, plan, given)
+    except UnrepairableError as error:
+        concerned = ", ".join(error.groups[:4]) or "unknown"
+        raise EditError(
+            f"the network does not run with these widths: {error.failure.message}. A size is written down there; "
+            f"take it from a tensor's shape instead, or leave these channels as they are: {concerned}."
+        ) from error
 
 
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -124,7 +124,7 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
     """Return a copy of the network in the plan's shape; which weights it keeps does not matter."""
     if plan.edits:
         return arch.apply(*plan.edits, importance="first", verify=False)
-    return replace(read(copy.deepcopy(arch.model), arch.example_input), source=arch.source)
+    return read(copy.deepcopy(arch.model), arch.example_input).evolved(source=arch.source)
 
 
 def _since(start: float) -> float:

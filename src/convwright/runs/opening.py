@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def _input_channels(model: nn.Module) -> int | None:
 
 def _read(model: nn.Module, source: str, data: ImageData, wanted: Shape | None) -> Architecture:
     try:
-        return replace(read(model, (1, *data.shape)), source=source)
+        return read(model, (1, *data.shape)).evolved(source=source)
     except ReadError as error:
         size = "x".join(map(str, data.shape))
         hint = "" if wanted else f" (read at the {size} of {data.name}; give a larger --input if it is too small)"
