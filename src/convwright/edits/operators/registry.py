@@ -1,0 +1,195 @@
+"""The registry of operators: register one, check its options, build it in a layer's place.
+
+An operator is a function ``(old, site, *, option=default, ...) -> new module`` under ``@operator``. Its options
+are its keyword-only arguments; their annotations (``int``, ``float``, ``bool``, ``str`` or a ``Literal`` of
+strings) are what is checked. It refuses a layer with :func:`refuse`, and leaves ``old`` as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from convwright.errors import EditError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an operator goes.
+
+    Attributes:
+        layer: the layer's name.
+        input_shape: shape of its input in one call, (n, c, *spatial).
+        output_shape: shape of its output in that call.
+        device: where the network lies, for layers that have no weights to tell.
+        dtype: its type, likewise.
+    """
+
+    layer: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    device: torch.device = field(default=torch.device("cpu"), compare=False)
+    dtype: torch.dtype = field(default=torch.float32, compare=False)
+
+
+Builder = Callable[..., nn.Module]
+_Function = TypeVar("_Function", bound=Builder)
+
+
+@dataclass(frozen=True)
+class OperatorEntry:
+    """One operator.
+
+    Attributes:
+        name: the name in a ``Replace`` edit.
+        function: what builds it, ``(old, site, **options)``.
+        doc: what it inserts, in one line.
+        options: the options and their defaults.
+        approximate: the function of the network changes at insertion.
+        source: where it comes from.
+    """
+
+    name: str
+    function: Builder
+    doc: str
+    options: Mapping[str, Any]
+    approximate: bool
+    source: str
+
+
+OPERATORS: dict[str, OperatorEntry] = {}
+
+
+def operator(name: str, *, source: str, approximate: bool = True) -> Callable[[_Function], _Function]:
+    """Register a function that builds an operator; the first line of its docstring says what it inserts."""
+
+    def register(function: _Function) -> _Function:
+        doc = (inspect.getdoc(function) or "").partition("\n")[0]
+        parameters = inspect.signature(function).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        OPERATORS[name] = OperatorEntry(name, function, doc, options, approximate, source)
+        return function
+
+    return register
+
+
+def build(name: str, old: nn.Module, site: Site, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build an operator in the place of a layer.
+
+    What is drawn at random depends on the layer's name only, so a plan gives the same network again; the global
+    random state stays as it was.
+
+    Args:
+        name: one of ``OPERATORS``.
+        old: the layer that is replaced; it is left as it is and shares no tensor with the result.
+        site: the layer's name and its shapes in one call.
+        options: the operator's options; those left out take their defaults.
+
+    Returns:
+        A module that maps ``site.input_shape`` to ``site.output_shape``, on the device, in the type and in
+        the mode (training or eval) of ``old``. Weights that were frozen stay so.
+
+    Raises:
+        EditError: there is no such operator or option, a value is out of range, or the layer is none that the
+            operator can replace; the message names the layer, the reason and the remedy.
+    """
+    options = check_options(name, options or {}, site.layer)
+    with _drawing(site.layer):
+        try:
+            new = OPERATORS[name].function(old, site, **options)
+        except ValueError as error:
+            raise EditError(f"{site.layer} cannot become {name!r}: {error}. Choose other options.") from error
+    _check_shape(name, new, site)
+    return new.train(old.training)
+
+
+def refuse(name: str, site: Site, reason: str, remedy: str) -> NoReturn:
+    """Refuse to put an operator in a layer's place.
+
+    Raises:
+        EditError: always.
+    """
+    raise EditError(f"{site.layer} cannot become {name!r}: {reason}. {remedy}.")
+
+
+# ------------------------------------------------------------------ options
+
+
+def check_options(name: str, options: Mapping[str, Any], layer: str) -> dict[str, Any]:
+    """Return all options of an operator, those given and the defaults of the others.
+
+    Raises:
+        EditError: the operator or an option is unknown, or a value has the wrong type.
+    """
+    if name not in OPERATORS:
+        near = did_you_mean(name, OPERATORS) or f" There are {', '.join(OPERATORS)}."
+        raise EditError(f"{layer}: there is no operator {name!r}.{near}")
+    entry = OPERATORS[name]
+    types = typing.get_type_hints(entry.function)
+    for option, value in options.items():
+        if option not in entry.options:
+            near = did_you_mean(option, entry.options) or f" It has {', '.join(entry.options)}."
+            raise EditError(f"{layer}: operator {name!r} has no option {option!r}.{near}")
+        if not _fits(value, types[option]):
+            raise EditError(f"{layer}: option {option!r} of {name!r} is {_said(types[option])}, not {value!r}.")
+    return {**entry.options, **options}
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _said(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+
+
+# ------------------------------------------------------------------ building
+
+
+@contextmanager
+def _drawing(layer: str) -> Iterator[None]:
+    """Draw from a generator seeded by the layer's name."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(zlib.crc32(layer.encode()))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _check_shape(name: str, new: nn.Module, site: Site) -> None:
+    """Run the new module without arithmetic and compare the shape of its output."""
+    empty = {n: t.to("meta") for n, t in [*new.named_parameters(), *new.named_buffers()]}
+    kind = next((t.dtype for t in empty.values() if t.is_floating_point()), site.dtype)
+    try:
+        with torch.no_grad():  # in eval mode: in training mode, norms refuse a single value per channel
+            result = functional_call(new.eval(), empty, (torch.empty(site.input_shape, device="meta", dtype=kind),))
+    except RuntimeError as error:
+        raise EditError(
+            f"{site.layer} cannot become {name!r} on an input of shape {site.input_shape}: {error}"
+        ) from error
+    if tuple(result.shape) != tuple(site.output_shape):
+        refuse(
+            name,
+            site,
+            f"it would give the shape {tuple(result.shape)} instead of {tuple(site.output_shape)}",
+            "Choose another layer or another input size",
+        )

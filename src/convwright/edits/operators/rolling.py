@@ -1,0 +1,88 @@
+"""``rpw``: a rolling pointwise convolution in place of a 1x1 convolution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from convwright.edits.operators.convolutions import Init, check_divides, dense_convolution, fill, placed
+from convwright.edits.operators.registry import Site, operator, refuse
+from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
+
+Order = Literal["interleaved", "blocked"]
+
+
+@operator("rpw", source="three-dimensional receptive fields; DSXplore, Wang et al. 2021")
+def rolling(
+    old: nn.Module,
+    site: Site,
+    *,
+    groups: int = 2,
+    overlap: float = 0.5,
+    order: Order = "interleaved",
+    init: Init = "least_squares",
+) -> nn.Module:
+    """Rolling pointwise convolution in place of a 1x1 convolution.
+
+    Parameters: in * out / groups, and ``out`` for a bias; the overlap costs nothing.
+
+    Args:
+        old: a dense 1x1 convolution.
+        site: where it is.
+        groups: a window holds this part of the channels.
+        overlap: the part of a window that the next one reads again.
+        order: which output reads which window.
+        init: ``"least_squares"``: the old weights inside the windows, which is nearest; ``"fresh"``: drawn anew.
+
+    Raises:
+        EditError: the layer is not such a convolution, or its channels do not divide.
+    """
+    conv = dense_convolution("rpw", old, site)
+    if conv.kernel_size != (1, 1):
+        kernel = "x".join(map(str, conv.kernel_size))
+        refuse("rpw", site, f"its kernel is {kernel}, not 1x1", "Use 'dw_rpw' for larger kernels")
+    if conv.padding not in ((0, 0), "valid", "same"):
+        refuse("rpw", site, f"it pads by {conv.padding}", "Name a 1x1 convolution without padding")
+    new = rolling_like("rpw", conv, site, groups, overlap, order, stride=conv.stride)
+    if init == "least_squares":
+        fill(new.weight, conv.weight.detach().flatten(1).gather(1, new.channels()))
+        fill(new.bias, conv.bias)
+    return new
+
+
+def rolling_like(
+    name: str,
+    old: nn.Conv2d,
+    site: Site,
+    groups: int,
+    overlap: float,
+    order: Order,
+    stride: tuple[int, ...] = (1, 1),
+) -> RollingPointwiseConv2d:
+    """Return a rolling pointwise convolution between the channels of ``old``.
+
+    Raises:
+        EditError: the channels do not divide.
+        ValueError: the overlap is out of range, or the blocked order does not fit.
+    """
+    check_divides(name, site, groups, input=old.in_channels)
+    new = RollingPointwiseConv2d(
+        old.in_channels,
+        old.out_channels,
+        groups,
+        overlap,
+        order,
+        bias=old.bias is not None,
+        stride=(stride[0], stride[1]),
+        dtype=old.weight.dtype,
+    )
+    return placed(old, new)
+
+
+def inside_windows(layer: RollingPointwiseConv2d, weight: Tensor) -> Tensor:
+    """Return a dense weight, (out, in, *kernel), with zeros where a rolling layer reads nothing."""
+    mask = torch.zeros(weight.shape[:2], dtype=weight.dtype, device=weight.device)
+    mask.scatter_(1, layer.channels().to(weight.device), 1.0)
+    return weight.detach() * mask.reshape(*mask.shape, *[1] * (weight.ndim - 2))
