@@ -1,4 +1,4 @@
-"""COST: what a network costs, as numbers and as functions of its widths, and budgets on it."""
+"""COST: what a network costs, counted or measured, also as functions of its widths, and budgets on it."""
 
 from convwright.cost.budget import (
     MEASURED,
@@ -16,24 +16,38 @@ from convwright.cost.budget import (
 )
 from convwright.cost.cost_model import CostModel
 from convwright.cost.counts import LayerCost, ModuleCost, Profile, profile
+from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
+from convwright.cost.latency_model import LatencyModel, LayerLatencies, LayerLatency, layer_latencies
+from convwright.cost.latency_table import LatencyTable
 from convwright.cost.recount import count_by_torch
+from convwright.cost.timing import Spread
 
 __all__ = [
     "MEASURED",
     "METRICS",
     "Budget",
+    "Comparison",
     "CostModel",
     "Estimate",
+    "Latency",
+    "LatencyModel",
+    "LatencyTable",
     "LayerCost",
+    "LayerLatencies",
+    "LayerLatency",
     "Limits",
     "ModuleCost",
     "Profile",
+    "Spread",
     "Term",
     "check_feasible",
+    "compare_latency",
     "costs_of",
     "count_by_torch",
     "feasible_range",
     "human",
+    "layer_latencies",
+    "measure_latency",
     "parse_budget",
     "profile",
     "smallest_widths",

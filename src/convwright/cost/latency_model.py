@@ -1,0 +1,252 @@
+"""Latency per layer, and as a function of the widths: sums of operators that were measured by themselves.
+
+A sum of operators is not the whole: calls cost time between operators, and what one operator leaves in the cache
+the next one finds. So the ratio of sum and whole is measured and reported, and an estimate is scaled by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import fx
+
+from convwright.architecture import Architecture
+from convwright.architecture.channels import resize
+from convwright.architecture.labels import ResizeError
+from convwright.cost.cost_model import CostModel
+from convwright.cost.latency import Latency, measure_latency
+from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator
+from convwright.cost.latency_table import LatencyTable
+from convwright.cost.timing import Spread
+from convwright.errors import BudgetError, ConvwrightError
+
+_FREE = Spread(0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class LayerLatency:
+    """How long one layer takes when its operator runs alone.
+
+    Attributes:
+        name: the layer's name.
+        kind: the layer's kind (conv, linear, norm, ...).
+        median: seconds.
+        lower: lower end of the 95% interval of the median.
+        upper: its upper end.
+        repeats: number of samples; 0 for what does no work.
+    """
+
+    name: str
+    kind: str
+    median: float
+    lower: float
+    upper: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class LayerLatencies:
+    """Latency of a network and of its layers.
+
+    Attributes:
+        layers: per layer, in execution order.
+        other: seconds of operators that are no layers: copies, joins, paddings of memory.
+        sum: seconds of all operators.
+        whole: the measured network.
+        unmeasured: operators that cannot be run by themselves; nothing of theirs is in the sum.
+    """
+
+    layers: tuple[LayerLatency, ...]
+    other: float
+    sum: float
+    whole: Latency
+    unmeasured: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """The sum of the operators over the measured whole."""
+        return self.sum / self.whole.median
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        layers = {layer.name: [layer.median, layer.lower, layer.upper] for layer in self.layers}
+        return {
+            "layers": layers,
+            "other": self.other,
+            "sum": self.sum,
+            "whole": self.whole.as_dict(),
+            "ratio": self.ratio,
+            "unmeasured": list(self.unmeasured),
+        }
+
+
+def layer_latencies(
+    arch: Architecture, table: LatencyTable | None = None, whole: Latency | None = None
+) -> LayerLatencies:
+    """Measure a network and each of its operators; what the table knows is not measured again.
+
+    Args:
+        arch: the network; the example input's batch is what is timed.
+        table: times of operators; the one of this machine when not given.
+        whole: its latency, where it is known already.
+
+    Raises:
+        ConvwrightError: if the network does not run, or weights and input lie on different devices.
+    """
+    known = table if table is not None else table_for(arch)
+    measured = whole if whole is not None else measure_latency(arch.model, arch.example_input)
+    times = {node.name: _time(node, call_of(node), known) for node in _working(arch)}
+    known.save()
+    layers = tuple(LayerLatency(la.name, la.kind, *_of(times.get(la.node, _FREE))) for la in arch.layers)
+    total = sum(t.median for t in times.values())
+    other = total - sum(layer.median for layer in layers)
+    return LayerLatencies(layers, max(other, 0.0), total, measured, _unmeasured(arch))
+
+
+def table_for(arch: Architecture) -> LatencyTable:
+    """Return the table of the device that a network lies on."""
+    return LatencyTable(arch.example_input.device)
+
+
+def _of(found: Spread) -> tuple[float, float, float, int]:
+    return found.median, found.lower, found.upper, found.repeats
+
+
+def _working(arch: Architecture) -> list[fx.Node]:
+    """Return the nodes that do something and can be run by themselves."""
+    return [n for n in arch.capture.graph.nodes if not is_free(n) and is_operator(n)]
+
+
+def _unmeasured(arch: Architecture) -> tuple[str, ...]:
+    names = (str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
+    return tuple(dict.fromkeys(names))
+
+
+def _time(node: fx.Node, call: OperatorCall, table: LatencyTable) -> Spread:
+    try:
+        return table.time(call)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["it fails"])[0]
+        raise ConvwrightError(f"{call.target} at {node.name} cannot be run by itself: {reason}") from error
+
+
+# ------------------------------------------------------------------ as a function of the widths
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyModel:
+    """Estimates the latency of one network for any widths of its free channel groups; builds no networks.
+
+    The shapes of all operators under new widths come from a second walk of the channel labels, the times from a
+    table that measures on demand. Estimate = calibration x sum of operators.
+
+    Attributes:
+        arch: the network.
+        table: times of operators.
+        whole: its measured latency.
+        calibration: what the sum is multiplied by: measured whole over sum of the present network, until `calibrated`.
+
+    Example:
+        >>> import convwright as cw
+        >>> from convwright.cost import LatencyModel
+        >>> model = LatencyModel.of(cw.read("zoo:resnet20"))
+        >>> 0 < model.seconds({"layer1.0.conv1": 8})
+        True
+    """
+
+    arch: Architecture = field(repr=False)
+    table: LatencyTable = field(repr=False)
+    whole: Latency
+    calibration: float
+    _costs: CostModel = field(repr=False)
+    _sums: dict[bytes, float] = field(repr=False, default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        arch: Architecture,
+        table: LatencyTable | None = None,
+        whole: Latency | None = None,
+        calibration: float | None = None,
+    ) -> LatencyModel:
+        """Measure a network as far as that is not given, and make its model.
+
+        Args:
+            arch: the network.
+            table: times of operators; the one of this machine when not given.
+            whole: its latency.
+            calibration: instead of whole over sum.
+
+        Raises:
+            ConvwrightError: as `layer_latencies`.
+        """
+        known = table if table is not None else table_for(arch)
+        found = layer_latencies(arch, known, whole)
+        if not found.sum > 0:
+            raise ConvwrightError(f"{arch.source} has no operator whose time can be measured.")
+        factor = calibration if calibration is not None else found.whole.median / found.sum
+        return cls(arch, known, found.whole, factor, CostModel.of(arch))
+
+    def seconds(self, widths: Mapping[str, int]) -> float:
+        """Return the estimate for widths: group name -> size; groups left out keep theirs.
+
+        Raises:
+            BudgetError: if a name or a width is wrong, or the widths do not fit together.
+        """
+        return self.calibration * self.sum(widths)
+
+    def nanoseconds(self, widths: Mapping[str, int]) -> int:
+        """Return the estimate as budgets hold it; as `seconds`."""
+        return max(1, round(1e9 * self.seconds(widths)))
+
+    def calibrated(self, calibration: float) -> LatencyModel:
+        """Return the same model with another calibration."""
+        return replace(self, calibration=calibration)
+
+    def sum(self, widths: Mapping[str, int]) -> float:
+        """Return the seconds of all operators, each run by itself; as `seconds`."""
+        units = self._units(widths)
+        key = units.tobytes()
+        if key not in self._sums:
+            self._sums[key] = self._summed(units)
+            self.table.save()
+        return self._sums[key]
+
+    def calls(self, widths: Mapping[str, int]) -> dict[str, OperatorCall]:
+        """Return what is run under widths, by node; as `seconds`."""
+        return self._calls(self._units(widths))
+
+    # -------------------------------------------------------------- walking
+
+    def _units(self, widths: Mapping[str, int]) -> Any:
+        """Return the units of all groups, frozen ones included; the cost model checks the widths."""
+        self._costs.macs(widths)
+        units = self.arch.channels.units.copy()
+        for name, size in widths.items():
+            group = self.arch.channels.group(name)
+            units[self.arch.channels.index[name]] = int(size) // group.step
+        return units
+
+    def _calls(self, units: Any) -> dict[str, OperatorCall]:
+        nodes = _working(self.arch)
+        if (units == self.arch.channels.units).all():
+            return {node.name: call_of(node) for node in nodes}
+        try:
+            walk = resize(self.arch.channels, units).follower
+        except ResizeError as error:
+            raise BudgetError(f"these widths do not fit together: {error}.") from error
+        return {node.name: call_of(node, walk.values, walk.groups) for node in nodes}
+
+    def _summed(self, units: Any) -> float:
+        present = {node.name: node for node in _working(self.arch)}
+        return sum(self._time(call, present[name]) for name, call in self._calls(units).items())
+
+    def _time(self, call: OperatorCall, node: fx.Node) -> float:
+        """Return an operator's time; where a size is written down in its constants, the present time in proportion."""
+        try:
+            return self.table.time(call).median
+        except RuntimeError:
+            now = call_of(node)
+            return self.table.time(now).median * call.outputs / max(now.outputs, 1)

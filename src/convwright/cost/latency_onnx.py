@@ -1,0 +1,76 @@
+"""ONNX Runtime as a backend of latency measurements; needs the extra ``onnx``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convwright.errors import ConvwrightError
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[], object]:
+    """Export a network and return what runs it once in ONNX Runtime, with torch's number of threads.
+
+    Args:
+        name: of the network, for messages.
+        model: in eval mode, on the CPU.
+        example_input: shape (n, ...), on the CPU.
+
+    Raises:
+        ConvwrightError: if ONNX Runtime is not installed, the input lies elsewhere, or the export fails.
+    """
+    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConvwrightError(
+            f"the backend onnxruntime needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'."
+        )
+    if example_input.device.type != "cpu":
+        raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {example_input.device}.")
+    session = _session(_exported(name, model, example_input))
+    feed = {session.get_inputs()[0].name: example_input.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _exported(name: str, model: nn.Module, example_input: Tensor) -> bytes:
+    try:
+        with _quiet(), torch.inference_mode(False), torch.no_grad():
+            program = torch.onnx.export(model, (example_input,), dynamo=True, verbose=False)
+            assert program is not None
+            return bytes(program.model_proto.SerializeToString())
+    except Exception as error:  # whatever the exporter, the model or a limit of the format raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
+
+
+def _session(content: bytes) -> Any:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes to itself: it prints and warns, and errors say what matters."""
+    sink = io.StringIO()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,277 @@
+"""Operators of a captured graph as things that can be run by themselves: which, on what shapes, and how.
+
+An operator's call is described by its name, the shape, strides and type of each tensor, and its constants. Equal
+descriptions take equally long, so each is run once, on made-up numbers, however often a network has it.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from convwright.architecture.capture import operator_name
+from convwright.architecture.labels import Values
+from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer
+
+Shape = tuple[int, ...]
+ShapesOf = Callable[[fx.Node], Values]
+
+_SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.int64: "i64"}
+# Operators that take the shape of their result as an argument, and that argument's name.
+_RESULT_SHAPE = {
+    "reshape": "shape", "_unsafe_view": "size", "_reshape_copy": "size", "view_copy": "size",
+    "zeros": "size", "ones": "size", "empty": "size", "full": "size", "rand": "size", "randn": "size",
+    "new_zeros": "size", "new_ones": "size", "new_empty": "size", "new_full": "size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor without its values."""
+
+    shape: Shape
+    stride: Shape
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """Describe a tensor; the stride of a batch of one, which means nothing, is that of a whole image."""
+        shape, stride = tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride()))
+        if len(shape) > 1 and shape[0] == 1:
+            extent = max(n * s for n, s in zip(shape[1:], stride[1:], strict=True))
+            stride = (extent, *stride[1:])
+        return cls(shape, stride, tensor.dtype)
+
+    def __str__(self) -> str:
+        kind = _SHORT.get(self.dtype, str(self.dtype).removeprefix("torch."))
+        return f"{kind}[{','.join(map(str, self.shape))}]/{','.join(map(str, self.stride))}"
+
+    def storage_size(self) -> int:
+        """Return how many elements the memory behind it has."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+
+    def resized(self, shape: Shape) -> TensorSpec:
+        """Return the same layout for another shape: order of axes in memory, broadcast axes, gaps in proportion."""
+        if shape == self.shape:
+            return self
+        stride = [0] * len(shape)
+        before, after = 1, 1  # strides that the next axis outwards would have without a gap
+        for axis in sorted(range(len(shape)), key=lambda a: (-self.stride[a], a), reverse=True):
+            if self.shape[axis] == 1:  # its stride means nothing
+                stride[axis] = after
+            elif self.stride[axis]:
+                stride[axis] = max(after, round(Fraction(after * self.stride[axis], before)))
+                before = self.stride[axis] * self.shape[axis]
+            after = max(stride[axis] * shape[axis], after)
+        return TensorSpec(shape, tuple(stride), self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class OperatorCall:
+    """One operator with everything that its time depends on.
+
+    Attributes:
+        target: the ATen operator.
+        args: its arguments, with `TensorSpec` in the place of tensors.
+        kwargs: its keyword arguments, likewise.
+        outputs: elements of its results: what its time is scaled by where it cannot be run.
+    """
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    outputs: int = 0
+
+    @property
+    def key(self) -> str:
+        """The description under which its time is remembered."""
+        named = [f"{name}={_text(value)}" for name, value in sorted(self.kwargs.items())]
+        return f"{self.target}({', '.join([*map(_text, self.args), *named])})"
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The tensors among its arguments, in order."""
+        return tuple(_specs([*self.args, *self.kwargs.values()]))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return str(value)
+
+
+def _specs(values: Sequence[Any]) -> Iterator[TensorSpec]:
+    for value in values:
+        if isinstance(value, TensorSpec):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _specs(value)
+
+
+# ------------------------------------------------------------------ from a node to its call
+
+
+def is_free(node: fx.Node) -> bool:
+    """Return whether a node does no work: it picks a result, names a value anew, or views one."""
+    if node.op != "call_function" or node.meta.get("val") is None or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.is_mutable:
+        return False
+    given = {_storage(t) for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))}
+    made = _tensors(node.meta["val"])
+    return bool(made) and all(_storage(t) in given for t in made)
+
+
+def is_operator(node: fx.Node) -> bool:
+    """Return whether a node can be run by itself: an ATen operator, no graph within the graph."""
+    return isinstance(node.target, torch._ops.OpOverload)
+
+
+def call_of(
+    node: fx.Node, values: dict[str, Values] | None = None, groups: dict[str, int] | None = None
+) -> OperatorCall:
+    """Describe what a node runs.
+
+    Args:
+        node: of a captured graph.
+        values: node name -> value whose shape is to be used in place of the captured one.
+        groups: convolution's node name -> its number of groups, in the same place.
+    """
+
+    def described(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return _spec(value.meta.get("val"), None if values is None else values[value.name])
+        if isinstance(value, list | tuple):
+            return [described(v) for v in value]
+        return value
+
+    args, kwargs = [described(a) for a in node.args], {k: described(v) for k, v in node.kwargs.items()}
+    outputs = sum(_spec(t, v).storage_size() for t, v in _paired(node, values))
+    if values is not None:
+        for name, constant in _constants(node, values, groups or {}).items():
+            _put(node, args, kwargs, name, constant)
+    return OperatorCall(node.target, tuple(args), kwargs, outputs)
+
+
+def _spec(meta: Any, value: Values | None) -> Any:
+    if isinstance(meta, list | tuple):
+        pairs = zip(meta, value if isinstance(value, list) else [value] * len(meta), strict=True)
+        return [_spec(m, v) for m, v in pairs]
+    if not isinstance(meta, Tensor):
+        return meta
+    spec = TensorSpec.of(meta)
+    return spec if value is None or isinstance(value, list) else spec.resized(tuple(map(int, value.shape)))
+
+
+def _paired(node: fx.Node, values: dict[str, Values] | None) -> Iterator[tuple[Tensor, Values | None]]:
+    """Yield the results of a node with what is known of them."""
+    known = None if values is None else values[node.name]
+    for i, tensor in enumerate(_tensors(node.meta.get("val"))):
+        yield tensor, known[i] if isinstance(known, list) else known
+
+
+def _constants(node: fx.Node, values: dict[str, Values], groups: dict[str, int]) -> dict[str, Any]:
+    """Return the constants that follow from sizes: a reshape's target, the groups of a convolution, a norm's shape."""
+    name = operator_name(node)
+    own = values[node.name]
+    result = list((own[0] if isinstance(own, list) else own).shape)
+    found: dict[str, Any] = {}
+    if node.name in groups:
+        found["groups"] = groups[node.name]
+    if name in _RESULT_SHAPE:
+        found[_RESULT_SHAPE[name]] = result
+    if name in ("layer_norm", "rms_norm", "native_layer_norm"):
+        found["normalized_shape"] = result[-len(node.args[1]) :]  # type: ignore[arg-type]
+    return found
+
+
+def _put(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, constant: Any) -> None:
+    """Replace an argument by its schema name where it is given; a default stays a default."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    if name in kwargs:
+        kwargs[name] = constant
+    elif name in names and names.index(name) < len(args):
+        args[names.index(name)] = constant
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    listed = value if isinstance(value, list | tuple) else [value]
+    return [v for v in listed if isinstance(v, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+# ------------------------------------------------------------------ running it
+
+
+def time_call(call: OperatorCall, device: torch.device, seconds: float = 0.1, timer: Timer | None = None) -> Spread:
+    """Time one operator on made-up numbers; torch's random state stays as it is.
+
+    Args:
+        call: what to run.
+        device: where.
+        seconds: no further sample is begun after these, once there are 6.
+        timer: what measures; the device's own clock when not given.
+
+    Raises:
+        RuntimeError: as the operator does, where its arguments do not fit together.
+    """
+    measure = timer or wall_timer(device)
+    made = _Made(call, device)
+    samples: list[float] = []
+    with torch.inference_mode():
+        made.run()
+        calls = calls_per_sample(min(measure(made.run, 1) for _ in range(2)))
+        start = time.monotonic()
+        while not enough(samples, time.monotonic() - start, seconds, most=100):
+            made.refresh()
+            samples.append(measure(made.run, calls))
+    return spread(samples)
+
+
+class _Made:
+    """The tensors of a call, filled with numbers."""
+
+    def __init__(self, call: OperatorCall, device: torch.device) -> None:
+        self.target = call.target
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.mutable = bool(call.target._schema.is_mutable)
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.args = self._filled(list(call.args))
+        self.kwargs = {name: self._filled(value) for name, value in call.kwargs.items()}
+
+    def run(self) -> object:
+        """Call the operator once."""
+        return self.target(*self.args, **self.kwargs)
+
+    def refresh(self) -> None:
+        """Undo what the operator did in place: numbers that shrink on and on would become slow to compute with."""
+        for memory, before in self.memory:
+            memory.copy_(before)
+
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, TensorSpec):
+            return self._tensor(value)
+        return [self._filled(v) for v in value] if isinstance(value, list | tuple) else value
+
+    def _tensor(self, spec: TensorSpec) -> Tensor:
+        """Make a tensor: 0.5 to 1.5, which suits variances and divisors, or zeros, which suit indices."""
+        memory = torch.zeros(spec.storage_size(), dtype=spec.dtype, device=self.device)
+        if spec.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            memory.uniform_(0.5, 1.5, generator=self.generator)
+        if self.mutable:
+            self.memory.append((memory, memory.clone()))
+        return memory.as_strided(spec.shape, spec.stride)
