@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from convwright import cost, edits, layers, methods, runs, training, zoo
     from convwright.architecture import Architecture, Block, ChannelGroup, Layer, Stage, read
     from convwright.cost import CostModel, Profile, parse_budget
-    from convwright.edits import Change, InexactEditWarning, Plan, Width, apply, scale_widths
+    from convwright.edits import (
+        AddBlock,
+        Change,
+        InexactEditWarning,
+        Kernel,
+        Plan,
+        RemoveBlock,
+        Replace,
+        Resolution,
+        Width,
+        apply,
+        scale_widths,
+    )
     from convwright.errors import (
         BudgetError,
         ConvwrightError,
@@ -39,7 +51,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "convwright.architecture": ("Architecture", "Block", "ChannelGroup", "Layer", "Stage", "read"),
     "convwright.cost": ("CostModel", "Profile", "parse_budget"),
-    "convwright.edits": ("Change", "InexactEditWarning", "Plan", "Width", "apply", "scale_widths"),
+    "convwright.edits": (
+        "AddBlock", "Change", "InexactEditWarning", "Kernel", "Plan", "RemoveBlock", "Replace", "Resolution", "Width",
+        "apply", "scale_widths",
+    ),
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
     ),
@@ -50,6 +65,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = ("architecture", "cost", "edits", "layers", "methods", "runs", "training", "zoo")
 
 __all__ = [
+    "AddBlock",
     "Architecture",
     "Block",
     "BudgetError",
@@ -60,12 +76,16 @@ __all__ = [
     "DataError",
     "EditError",
     "InexactEditWarning",
+    "Kernel",
     "Layer",
     "Plan",
     "Profile",
     "ReadError",
     "Recipe",
     "RecipeError",
+    "RemoveBlock",
+    "Replace",
+    "Resolution",
     "Result",
     "RunError",
     "Stage",

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from convwright import zoo
 from convwright.architecture import create, read
-from convwright.architecture.blocks import find_blocks, find_stages
+from convwright.architecture.blocks import find_blocks
+from convwright.architecture.stages import find_stages
 
 from . import networks
 

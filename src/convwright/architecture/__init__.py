@@ -1,10 +1,11 @@
 """READ: capture a network and find its layers, channel groups, blocks and stages."""
 
 from convwright.architecture.architecture import Architecture
-from convwright.architecture.blocks import Block, Stage
+from convwright.architecture.blocks import Block
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Member
 from convwright.architecture.layers import Layer
 from convwright.architecture.reading import create, parse_shape, read
+from convwright.architecture.stages import Stage
 
 __all__ = [
     "Architecture",

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from convwright.architecture.blocks import Block, Stage, find_blocks, find_stages
+from convwright.architecture.blocks import Block, block_of_module, find_blocks
 from convwright.architecture.capture import Capture, Source, capture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, analyse
+from convwright.architecture.flow import Flow
 from convwright.architecture.layers import Layer, find_layers
+from convwright.architecture.stages import Stage, find_stages
 from convwright.errors import EditError, did_you_mean
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class Architecture:
             new.__dict__.update({k: v for k, v in self.__dict__.items() if k not in new.__dict__})
         return new
 
+    @cached_property
+    def flow(self) -> Flow:
+        """Who feeds whom in the operator graph."""
+        return Flow(self)
+
     # -------------------------------------------------------------- what is in it
 
     @cached_property
@@ -100,6 +107,23 @@ class Architecture:
             known = [*self._layer_index, *self.channels.index]
             raise EditError(f"{self.source} has no layer or group called {name!r}.{did_you_mean(name, known)}")
         return found
+
+    def block(self, name: str) -> Block:
+        """Return the block called ``name``, or the module of that name as a block.
+
+        Raises:
+            EditError: if there is no such block or module, or the module is no unit with one input and one
+                output; the message has the nearest names.
+        """
+        found = next((b for b in self.blocks if b.name == name), None) or block_of_module(self.flow, name)
+        if found is None:
+            known = [block.name for block in self.blocks]
+            what = "is no unit that maps one tensor to one" if self._has_module(name) else "does not exist"
+            raise EditError(f"{self.source}: {name!r} {what}; no block has this name.{did_you_mean(name, known)}")
+        return found
+
+    def _has_module(self, name: str) -> bool:
+        return any(name == path for path, _ in self.model.named_modules())
 
     @cached_property
     def _layer_index(self) -> dict[str, Layer]:

@@ -1,17 +1,26 @@
 """CHANGE: edits as data, plans, and the surgery that carries them out with the weights kept."""
 
+from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.importance import IMPORTANCE, importance
+from convwright.edits.kernel import Kernel
 from convwright.edits.plan import InexactEditWarning, Plan, apply
+from convwright.edits.replace import Replace
+from convwright.edits.resolution import Resolution
 from convwright.edits.width import Width, round_width, scale_widths, solve
 
 __all__ = [
     "EDITS",
     "IMPORTANCE",
+    "AddBlock",
     "Change",
     "Edit",
     "InexactEditWarning",
+    "Kernel",
     "Plan",
+    "RemoveBlock",
+    "Replace",
+    "Resolution",
     "Width",
     "apply",
     "importance",

@@ -33,8 +33,13 @@ class Edit:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value != item.default:
-                values[item.name] = value
+                values[item.name] = list(value) if isinstance(value, tuple) else value
         return values
+
+    @classmethod
+    def known_fields(cls) -> frozenset[str] | None:
+        """Return the names that the edit's JSON may have; ``None`` if the edit takes any and checks them later."""
+        return frozenset(item.name for item in dataclasses.fields(cls))
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,25 @@ def edit_from_dict(values: Mapping[str, Any]) -> Edit:
     if kind not in EDITS:
         raise EditError(f"there is no edit {kind!r}.{did_you_mean(kind, EDITS)}")
     edit_type = EDITS[kind][0]
-    known = {item.name for item in dataclasses.fields(edit_type)}
-    given = {k: v for k, v in values.items() if k != "edit"}
-    for name in given:
-        if name not in known:
-            raise EditError(f"edit {kind!r} has no field {name!r}.{did_you_mean(name, known)}")
+    known = edit_type.known_fields()
+    given = {str(k): v for k, v in values.items() if k != "edit"}
+    for name in given if known is not None else ():
+        if name not in known:  # type: ignore[operator]
+            raise EditError(f"edit {kind!r} has no field {name!r}.{did_you_mean(name, known or ())}")
     try:
         return edit_type(**given)
     except TypeError as error:
         raise EditError(f"edit {kind!r} is incomplete: {error}") from error
+
+
+def whole_numbers(given: object, count: int, what: str) -> tuple[int, ...]:
+    """Return one whole number from 1 on per axis, from one for all axes or a row.
+
+    Raises:
+        EditError: if it is anything else.
+    """
+    row = tuple(given) if isinstance(given, list | tuple) else (given,) * count
+    sizes = tuple(s for s in row if isinstance(s, int) and not isinstance(s, bool) and s > 0)
+    if len(row) != count or len(sizes) != count:
+        raise EditError(f"{what} must be a whole number from 1 on, or {count} of them, not {given!r}.")
+    return sizes

@@ -16,7 +16,7 @@ from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome, edit_from_dict
 from convwright.edits.measure import EXACT
-from convwright.edits.width import optimizer_follows
+from convwright.edits.optimizers import optimizer_follows
 from convwright.errors import ConvwrightError, EditError, ReadError
 
 FORMAT = "convwright plan"
@@ -168,10 +168,10 @@ def apply_edits(
             raise EditError(f"{kind or edits} is not an edit; see convwright.edits.")
         outcome = EDITS[kind][1](current, list(run), options)
         current = _succeed(current, outcome, verify)
-        moves.append(outcome.moved)
+        moves.append(outcome)
     if optimizer is not None:
-        for moved in moves:
-            optimizer_follows(optimizer, current.model, moved)
+        for outcome in moves:
+            optimizer_follows(optimizer, outcome.model, outcome.moved)
     return current
 
 
@@ -184,25 +184,30 @@ def _checked(divisor: int) -> int:
 def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architecture:
     """Record what happened; if asked to verify, read the changed model and check it against what was predicted."""
     exact = None if outcome.max_difference is None else outcome.max_difference <= EXACT
-    costs = before.profile()
-    changes = []
-    now = (costs.macs, costs.params)
-    for edit, step, coupled, notes in zip(outcome.edits, outcome.steps, outcome.coupled, outcome.notes, strict=True):
-        pair = ((now[0], step[0]), (now[1], step[1]))
-        changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes))
-        now = step
     after = Architecture(
         outcome.model,
         before.example_input if outcome.example_input is None else outcome.example_input,
         before.source,
-        changes=(*before.changes, *changes),
         applied=before.plan.with_edits(*outcome.edits),
     )
     if verify:
         _check_prediction(after, outcome)
-    if exact is False:
+    costs = before.profile()
+    changes = []
+    now = (costs.macs, costs.params)
+    steps = outcome.steps or (_counted(after),) * len(outcome.edits)
+    for edit, step, coupled, notes in zip(outcome.edits, steps, outcome.coupled, outcome.notes, strict=True):
+        pair = ((now[0], step[0]), (now[1], step[1]))
+        changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes))
+        now = step
+    if exact is False and not any(getattr(edit, "approximate", False) for edit in outcome.edits):
         _warn(changes)
-    return after
+    return after.evolved(changes=(*before.changes, *changes))
+
+
+def _counted(architecture: Architecture) -> tuple[int, int]:
+    costs = architecture.profile()
+    return costs.macs, costs.params
 
 
 def _check_prediction(after: Architecture, outcome: Outcome) -> None:

@@ -101,6 +101,23 @@ class Stage:
             store(changed, repairs)
             return self._run(changed, plan.after)
 
+    def run_at(self, example_input: Tensor) -> Failure | None:
+        """Run the unchanged network on an input of another shape; ``None`` if it runs."""
+        names = {module: name for name, module in self.model.named_modules()}
+        running: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda module, args: running.append(names[module])) for module in names
+        ]
+        try:
+            with self.mode, torch.no_grad(), quiet_torch():
+                self.model(self.mode.from_tensor(example_input))
+        except Exception as error:  # the user's own forward may raise anything
+            return Failure(_suspects(error, names), f"{_describe(error)}, in {running[-1] or 'the network'}", 0)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return None
+
     def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
         values = after.follower.values
         passed: list[str] = []

@@ -381,23 +381,3 @@ def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor
             continue
         return Width(group.name, candidate)
     return None
-
-
-def optimizer_follows(optimizer: Any, model: nn.Module, moved: Mapping[int, Any]) -> None:
-    """Put a copied model's parameters, and the state cut alike, into an optimizer."""
-    for group in optimizer.param_groups:
-        group["params"] = [_follow(optimizer, p, moved) for p in group["params"]]
-
-
-def _follow(optimizer: Any, parameter: nn.Parameter, moved: Mapping[int, Any]) -> nn.Parameter:
-    successor = moved.get(id(parameter))
-    if successor is None:
-        return parameter
-    state = optimizer.state.pop(parameter, None)
-    if state is not None:
-        optimizer.state[successor.new] = {
-            key: successor.take(value) if getattr(value, "shape", None) == parameter.shape else value
-            for key, value in state.items()
-        }
-    new: nn.Parameter = successor.new
-    return new

@@ -1,0 +1,162 @@
+"""The flow of values through a captured network: who feeds whom, what dominates what, which module holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from convwright.architecture.capture import module_path, operator_name, shape_of
+from convwright.architecture.layers import kind_of
+
+if TYPE_CHECKING:
+    from convwright.architecture.architecture import Architecture
+    from convwright.architecture.blocks import Block
+
+Shape = tuple[int, ...]
+
+
+class Flow:
+    """The graph without parameters: positions of nodes, who feeds whom, and immediate dominators."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.nodes: list[fx.Node] = []
+        self.position: dict[fx.Node, int] = {}
+        self.feeds: list[list[int]] = []
+        self.dominator: list[int] = []
+        self._depth: list[int] = []
+        inputs = set(architecture.capture.inputs)
+        for node in architecture.capture.graph.nodes:
+            sources = [self.position[n] for n in node.all_input_nodes if n in self.position]
+            if node.name in inputs or (node.op == "call_function" and sources):
+                self._append(node, sources)
+
+    def _append(self, node: fx.Node, sources: list[int]) -> None:
+        self.position[node] = len(self.nodes)
+        self.nodes.append(node)
+        self.feeds.append(sources)
+        meet = sources[0] if sources else -1
+        for source in sources[1:]:
+            meet = self._meet(meet, source)
+        self.dominator.append(meet)
+        self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
+
+    def _meet(self, a: int, b: int) -> int:
+        """Return the nearest node that dominates both (-1: they come from different inputs)."""
+        while a != b and a >= 0 and b >= 0:
+            if self._depth[a] >= self._depth[b]:
+                a = self.dominator[a]
+            else:
+                b = self.dominator[b]
+        return a if a == b else -1
+
+    @cached_property
+    def users(self) -> list[list[int]]:
+        """Positions of the nodes that use each node's value."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for position, sources in enumerate(self.feeds):
+            for source in sources:
+                users[source].append(position)
+        return users
+
+    @cached_property
+    def paths(self) -> list[tuple[str, ...]]:
+        """The module path of each node, in parts."""
+        return [tuple(p for p in module_path(n).split(".") if p) for n in self.nodes]
+
+    @cached_property
+    def returned(self) -> frozenset[str]:
+        """Names of the nodes that the network returns."""
+        return frozenset(self.architecture.capture.outputs)
+
+    def between(self, entry: int, last: int) -> set[int]:
+        """Return the nodes on paths from ``entry`` (left out) to ``last`` (included)."""
+        found: set[int] = set()
+        waiting = [] if last == entry else [last]
+        while waiting:
+            position = waiting.pop()
+            if position not in found:
+                found.add(position)
+                waiting.extend(s for s in self.feeds[position] if s != entry)
+        return found
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """The position of each node by its name."""
+        return {node.name: i for i, node in enumerate(self.nodes)}
+
+    def span(self, block: Block) -> set[int]:
+        """Return the positions of a block's nodes."""
+        return self.between(self.place[block.entry], self.place[block.exit])
+
+    def region(self, path: tuple[str, ...]) -> set[int]:
+        """Return the nodes inside a module."""
+        return set(self._regions.get(path, ()))
+
+    @cached_property
+    def _regions(self) -> dict[tuple[str, ...], list[int]]:
+        regions: dict[tuple[str, ...], list[int]] = {}
+        for position, path in enumerate(self.paths):
+            for length in range(len(path) + 1):
+                regions.setdefault(path[:length], []).append(position)
+        return regions
+
+    def ends(self, nodes: set[int]) -> tuple[int, int] | None:
+        """Return (entry, exit) if one value enters these nodes and one leaves; else ``None``."""
+        entering = {s for n in nodes for s in self.feeds[n] if s not in nodes}
+        leaving = {
+            n for n in nodes if self.nodes[n].name in self.returned or any(u not in nodes for u in self.users[n])
+        }
+        if len(leaving) != 1 or not entering:
+            return None
+        if len(entering) == 1:
+            return entering.pop(), leaving.pop()
+        joins = {u for s in entering for u in self.users[s] if u in nodes}
+        if len(joins) == 1 and operator_name(self.nodes[min(joins)]) in {"cat", "concat"}:
+            return joins.pop(), leaving.pop()  # a dense layer: it begins with a concatenation
+        return None
+
+    def weighted(self, nodes: Iterable[int]) -> int:
+        """Count the convolutions and linear layers among nodes."""
+        return sum(kind_of(self.nodes[n]) in ("conv", "linear", "matmul") for n in nodes)
+
+    def convolutions(self, nodes: Iterable[int]) -> int:
+        """Count the convolutions among nodes."""
+        return sum(kind_of(self.nodes[n]) == "conv" for n in nodes)
+
+    def layer_names(self, nodes: Iterable[int]) -> tuple[str, ...]:
+        """Return the layers among nodes, in execution order."""
+        names = {self.nodes[n].name for n in nodes}
+        return tuple(layer.name for layer in self.architecture.layers if layer.node in names)
+
+    def size(self, position: int, rank: int) -> Shape | None:
+        """Return the spatial size of a value; ``None`` if it is no map of the input's rank."""
+        shape = shape_of(self.nodes[position])
+        if len(shape) != rank or rank < 3:
+            return None
+        return shape[1:-1] if self._channels_last(position) else shape[2:]
+
+    def width(self, position: int) -> int:
+        """Return the number of channels of a value; 0 if it has none."""
+        shape = shape_of(self.nodes[position])
+        axis = -1 if self._channels_last(position) else 1
+        return shape[axis] if len(shape) > 1 else 0
+
+    def _channels_last(self, position: int) -> bool:
+        node = self.nodes[position]
+        value = self.architecture.channels.follower.values.get(node.name)
+        if value is None or isinstance(value, list):
+            return False
+        return value.plane_at(1) is None and value.plane_at(value.ndim - 1) is not None
+
+    def common_path(self, nodes: Iterable[int]) -> tuple[str, ...]:
+        """Return the smallest module that holds all nodes."""
+        paths = [self.paths[n] for n in nodes]
+        if not paths:
+            return ()
+        low, high = min(paths), max(paths)
+        length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), None)
+        return low[: min(len(low), len(high)) if length is None else length]

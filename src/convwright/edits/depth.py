@@ -1,0 +1,339 @@
+"""Depth: remove blocks, and add copies of blocks that begin as the identity."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from convwright.architecture.capture import LEAVES, describe, module_class, module_path, operator_name, shape_of
+from convwright.edits.edit import Edit, Options, Outcome, carries_out
+from convwright.edits.identity import identity_start
+from convwright.edits.measure import EXACT, measure
+from convwright.edits.structure import (
+    Act,
+    Structure,
+    Succession,
+    free_names,
+    insert_after,
+    macs_of_layers,
+    predicted_steps,
+    put,
+    rerouted,
+)
+from convwright.errors import EditError
+from convwright.layers.zero import Zero
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from convwright.architecture import Architecture, Block
+
+_MOST_COPIES = 1000
+
+
+@dataclass(frozen=True)
+class RemoveBlock(Edit):
+    """Take a block out: its input goes on unchanged.
+
+    A residual block is replaced by its shortcut and whatever follows the addition; a plain unit whose output has
+    its input's shape is skipped. The names of all other modules stay.
+
+    Attributes:
+        target: the block, by the name in ``Architecture.blocks`` or of its module.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> new = arch.apply(cw.RemoveBlock("layer2.1"))
+        >>> new.changes[0].exact, len(arch.blocks) - len(new.blocks)
+        (True, 1)
+    """
+
+    kind: ClassVar[str] = "remove_block"
+
+    target: str
+
+
+@dataclass(frozen=True)
+class AddBlock(Edit):
+    """Put copies of a block behind it that begin as the identity, so that the function stays.
+
+    In a copy of a residual block the last scale of the branch is zero (Goyal et al. 2017; Net2Net's deeper
+    operator, Chen et al. 2016, is the plain case); in a copy of a plain unit convolutions are Dirac and norms
+    neutral, which is exact where its activation leaves what enters as it is (ReLU after ReLU).
+
+    Attributes:
+        target: the block, by the name in ``Architecture.blocks`` or of its module. Its output must have its
+            input's shape.
+        copies: how many copies are put behind it.
+        approximate: the copies change the function a little; set when the edit is applied.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> arch.apply(cw.AddBlock("layer2.1", copies=2)).changes[0].exact
+        True
+    """
+
+    kind: ClassVar[str] = "add_block"
+
+    target: str
+    copies: int = 1
+    approximate: bool = False
+
+
+# ------------------------------------------------------------------ removing
+
+
+@dataclass(frozen=True, eq=False)
+class _Removal:
+    """How a block goes: what is done, the value that goes on in its place, and the layers that vanish."""
+
+    act: Act
+    instead: tuple[str, str]
+    layers: tuple[str, ...]
+
+
+@carries_out(RemoveBlock)
+def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock], options: Options) -> Outcome:
+    """Remove blocks from a copy of the model."""
+    _check_distinct(edits)
+    removals = [_removal(architecture, edit) for edit in edits]
+    instead = dict(removal.instead for removal in removals)
+    surgery = Structure(
+        tuple(removal.act for removal in removals), lambda model: rerouted(architecture, model, instead)
+    )
+    saved = [-macs_of_layers(architecture, removal.layers) for removal in removals]
+    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    model, moved = surgery.operate(architecture.model)
+    return Outcome(
+        model=model,
+        edits=tuple(edits),
+        max_difference=difference,
+        steps=predicted_steps(architecture, surgery.acts, saved),
+        coupled=((),) * len(edits),
+        notes=((),) * len(edits),
+        moved=moved,
+    )
+
+
+def _check_distinct(edits: Sequence[RemoveBlock] | Sequence[AddBlock]) -> None:
+    names = [edit.target for edit in edits]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EditError(f"{twice} is named by two edits of one kind; name it once.")
+    inside = next((a for a in names for b in names if a.startswith(f"{b}.")), None)
+    if inside is not None:
+        raise EditError(f"{inside} lies in another block that is named too; name one of them.")
+
+
+def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
+    block = architecture.block(edit.target)
+    _check_skippable(block)
+    tail = _tail(architecture, block) if block.modules else None
+    instead = (block.join or block.exit, block.entry)
+    if tail is None:
+        return _silenced(architecture, block, instead)
+    first, *rest = block.modules
+
+    def act(model: nn.Module) -> Sequence[Succession]:
+        stays = [_tail_module(model, step) for step in tail]
+        put(model, first, nn.Identity() if not stays else stays[0] if len(stays) == 1 else nn.Sequential(*stays))
+        for other in rest:
+            put(model, other, nn.Identity())
+        return ()
+
+    return _Removal(act, instead, block.layers)
+
+
+def _check_skippable(block: Block) -> None:
+    if not block.keeps_shape:
+        raise EditError(
+            f"block {block.name} cannot be removed: it changes the shape from {_x(block.input_shape)} to "
+            f"{_x(block.output_shape)}, and what follows needs that shape."
+        )
+    if block.join and not block.identity:
+        raise EditError(
+            f"block {block.name} cannot be removed: its shortcut is a computation of its own "
+            f"({', '.join(block.shortcut)}), so its input does not go on unchanged."
+        )
+
+
+def _x(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[1:]))
+
+
+_STATELESS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "gelu": nn.GELU, "hardswish": nn.Hardswish,
+    "mish": nn.Mish, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid,
+}  # fmt: skip
+_IDEMPOTENT = frozenset({"relu", "relu6", "hardtanh"})
+_NOTHING = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach"})
+_Step = str | type[nn.Module]  # a module of the block, by its path, or a class to make
+
+
+def _tail(architecture: Architecture, block: Block) -> list[_Step] | None:
+    """Return what follows the addition within the block, as modules; ``None`` if that cannot be said in modules."""
+    if not block.join:
+        return []
+    flow = architecture.flow
+    steps: list[_Step] = []
+    before = flow.nodes[flow.place[block.entry]]
+    for position in sorted(flow.between(flow.place[block.join], flow.place[block.exit])):
+        node = flow.nodes[position]
+        if operator_name(node) in _NOTHING or _repeats(node, before):
+            continue
+        step = _step(architecture, block, node)
+        if step is None or len(flow.feeds[position]) != 1:
+            return None
+        steps.append(step)
+        before = node
+    return steps
+
+
+def _repeats(node: fx.Node, before: fx.Node) -> bool:
+    """Whether a node does again what was done to its input: ReLU after ReLU."""
+    name = operator_name(node)
+    while operator_name(before) in _NOTHING | {"max_pool2d"} and before.all_input_nodes:
+        before = before.all_input_nodes[0]
+    same_bounds = node.args[1:] == before.args[1:]
+    return name in _IDEMPOTENT and operator_name(before) == name and (name == "relu" or same_bounds)
+
+
+def _step(architecture: Architecture, block: Block, node: fx.Node) -> _Step | None:
+    path = module_path(node)
+    if path.startswith(f"{block.modules[0]}.") and module_class(node) in LEAVES:
+        return path
+    return _STATELESS.get(operator_name(node))
+
+
+def _tail_module(model: nn.Module, step: _Step) -> nn.Module:
+    return copy.deepcopy(model.get_submodule(step)) if isinstance(step, str) else step()
+
+
+def _silenced(architecture: Architecture, block: Block, instead: tuple[str, str]) -> _Removal:
+    """Remove a branch whose addition lies in code that does more: its modules become nothing, or zero."""
+    flow = architecture.flow
+    join = flow.place[block.join or block.exit]
+    branch = flow.between(flow.place[block.entry], join) - {join}
+    modules = _whole_modules(architecture, branch)
+    regions = [flow.region(tuple(path.split("."))) for path in modules]
+    last = [path for i, path in enumerate(modules) if not _reaches(architecture, regions, i, branch)]
+    if not last or not block.join or not all(_keeps_shape(architecture, region) for region in regions):
+        raise EditError(
+            f"block {block.name} cannot be removed: its addition stands in code that does more "
+            f"({describe(flow.nodes[join])}), and its branch is not made of modules that keep the shape. Put the block "
+            "into a module of its own."
+        )
+
+    def act(model: nn.Module) -> Sequence[Succession]:
+        for path in modules:
+            put(model, path, Zero() if path in last else nn.Identity())
+        return ()
+
+    return _Removal(act, instead, flow.layer_names(set().union(*regions)))
+
+
+def _keeps_shape(architecture: Architecture, region: set[int]) -> bool:
+    flow = architecture.flow
+    ends = flow.ends(region)
+    return ends is not None and shape_of(flow.nodes[ends[0]]) == shape_of(flow.nodes[ends[1]])
+
+
+def _whole_modules(architecture: Architecture, nodes: set[int]) -> list[str]:
+    """Return the largest modules whose operators all lie among ``nodes``, in execution order."""
+    flow = architecture.flow
+    found: dict[str, None] = {}
+    for n in sorted(nodes):
+        path = flow.paths[n]
+        for length in range(1, len(path) + 1):
+            if flow.region(path[:length]) <= nodes:
+                found[".".join(path[:length])] = None
+                break
+    return list(found)
+
+
+def _reaches(architecture: Architecture, regions: list[set[int]], which: int, branch: set[int]) -> bool:
+    """Whether what a module gives passes another module of the branch."""
+    flow = architecture.flow
+    others = set().union(*(r for i, r in enumerate(regions) if i != which)) if len(regions) > 1 else set()
+    waiting, seen = list(regions[which]), set(regions[which])
+    while waiting:
+        for user in flow.users[waiting.pop()]:
+            if user in others:
+                return True
+            if user in branch and user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+# ------------------------------------------------------------------ adding
+
+
+@carries_out(AddBlock)
+def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], options: Options) -> Outcome:
+    """Add copies of blocks to a copy of the model."""
+    _check_distinct(edits)
+    blocks = [_template(architecture, edit) for edit in edits]
+    surgery = Structure(tuple(_addition(architecture, block, edit) for block, edit in zip(blocks, edits, strict=True)))
+    more = [edit.copies * macs_of_layers(architecture, b.layers) for b, edit in zip(blocks, edits, strict=True)]
+    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    model, moved = surgery.operate(architecture.model)
+    inexact = difference is not None and difference > EXACT
+    return Outcome(
+        model=model,
+        edits=tuple(
+            replace(edit, approximate=inexact and block.kind == "plain")
+            for edit, block in zip(edits, blocks, strict=True)
+        ),
+        max_difference=difference,
+        steps=predicted_steps(architecture, surgery.acts, more),
+        coupled=((),) * len(edits),
+        notes=(("an activation follows the copied convolutions",) if inexact else (),) * len(edits),
+        moved=moved,
+    )
+
+
+def _template(architecture: Architecture, edit: AddBlock) -> Block:
+    if not isinstance(edit.copies, int) or isinstance(edit.copies, bool) or not 1 <= edit.copies <= _MOST_COPIES:
+        raise EditError(f"the copies of {edit.target} must be a number from 1 to {_MOST_COPIES}, not {edit.copies!r}.")
+    block = architecture.block(edit.target)
+    if not block.modules:
+        held = block.name.partition("#")[0]
+        raise EditError(f"block {block.name} is only a part of a module; add the module that holds it: {held}.")
+    if not block.keeps_shape:
+        raise EditError(
+            f"block {block.name} cannot be repeated: it changes the shape from {_x(block.input_shape)} to "
+            f"{_x(block.output_shape)}.{_neighbour(architecture, block)}"
+        )
+    return block
+
+
+def _neighbour(architecture: Architecture, block: Block) -> str:
+    """Name a block behind this one that can be repeated."""
+    same = [b.name for b in architecture.blocks if b.modules and b.keeps_shape and b.output_shape == block.output_shape]
+    return f" Repeat one behind it: {same[0]}." if same else ""
+
+
+def _addition(architecture: Architecture, block: Block, edit: AddBlock) -> Act:
+    start = identity_start(architecture, block)
+
+    def act(model: nn.Module) -> Sequence[Succession]:
+        members = block.modules
+        names = {path: free_names(model, path, edit.copies) for path in members}
+        rounds = []
+        for number in range(edit.copies):
+            copies = {path: copy.deepcopy(model.get_submodule(path)) for path in members}
+            start(copies)
+            rounds.append({names[path][number]: module for path, module in copies.items()})
+        news = {name: module for one in rounds for name, module in one.items()}
+        if not insert_after(model, members[-1], news):
+            put(model, members[-1], nn.Sequential(model.get_submodule(members[-1]), *news.values()))
+        return ()
+
+    return act

@@ -1,0 +1,274 @@
+"""Kernel: enlarge a convolution's kernel with zeros around it, or crop it to its centre; the output size stays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from convwright.architecture.capture import argument, first_line
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
+from convwright.edits.measure import EXACT, Run, measure
+from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, Layer
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kernel(Edit):
+    """Give a convolution another kernel size; padding follows, so that the output keeps its size.
+
+    Larger: zeros around the old kernel, so the function stays. Smaller: the centre is kept, and the result equals
+    the original with the rim of its kernel set to zero. Sizes change by an even number, since the centre stays.
+
+    Attributes:
+        target: the convolution.
+        size: the new size, for all spatial axes or for each.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> arch.apply(cw.Kernel("layer1.0.conv1", 5)).changes[0].exact
+        True
+    """
+
+    kind: ClassVar[str] = "kernel"
+
+    target: str
+    size: int | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """One convolution's change.
+
+    Attributes:
+        path: its module.
+        layers: the layers (calls) that it is.
+        tensors: names of the parameters that hold kernels.
+        before: old kernel size.
+        after: new kernel size.
+        padding: what to add to the padding per axis; zeros where the module pads by itself.
+    """
+
+    path: str
+    layers: tuple[str, ...]
+    tensors: tuple[str, ...]
+    before: Sizes
+    after: Sizes
+    padding: Sizes
+
+    def act(self, model: nn.Module) -> Sequence[Succession]:
+        """Change the convolution in a copy."""
+        made = []
+        for name in self.tensors:
+            owner_path, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(owner_path)
+            old = getattr(owner, leaf)
+            new = nn.Parameter(self.take(old.detach()), old.requires_grad)
+            setattr(owner, leaf, new)
+            made.append(Succession(old, new, self.take))
+        _sync(model.get_submodule(self.path), self.after, self.padding)
+        return made
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Pad a kernel with zeros, or crop it (negative padding)."""
+        margins = [(b - a) // 2 for a, b in zip(self.before, self.after, strict=True)]
+        return F.pad(tensor, [m for margin in reversed(margins) for m in (margin, margin)]).contiguous()
+
+    def mask(self, model: nn.Module) -> None:
+        """Zero what a crop drops, in the original."""
+        margins = [max(0, (a - b) // 2) for a, b in zip(self.before, self.after, strict=True)]
+        for name in self.tensors:
+            tensor = model.get_parameter(name)
+            kept = torch.ones(self.before, dtype=torch.bool, device=tensor.device)
+            for axis, (margin, size) in enumerate(zip(margins, self.before, strict=True)):
+                kept.index_fill_(axis, _rim(margin, size).to(tensor.device), False)
+            tensor.data.masked_fill_(~kept, 0.0)
+
+
+def _rim(margin: int, size: int) -> Tensor:
+    return torch.tensor([*range(margin), *range(size - margin, size)], dtype=torch.long)
+
+
+@carries_out(Kernel)
+def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Options) -> Outcome:
+    """Change kernels in a copy of the model."""
+    changes = [_change(architecture, edit) for edit in edits]
+    _check_distinct(changes)
+
+    def promised(model: nn.Module) -> Run:
+        for change in changes:
+            change.mask(model)
+        return model
+
+    surgery = Structure(tuple(change.act for change in changes), promised)
+    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    model, moved = surgery.operate(architecture.model)
+    inexact = difference is not None and difference > EXACT
+    return Outcome(
+        model=model,
+        edits=tuple(edits),
+        max_difference=difference,
+        steps=predicted_steps(architecture, surgery.acts, [_more_macs(architecture, c) for c in changes]),
+        coupled=((),) * len(edits),
+        notes=(("its weight is computed (standardised) from what changed",) if inexact else (),) * len(edits),
+        moved=moved,
+    )
+
+
+def _more_macs(architecture: Architecture, change: _Change) -> int:
+    now = macs_of_layers(architecture, change.layers)
+    return now * _product(change.after) // _product(change.before) - now
+
+
+def _product(sizes: Sizes) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+def _check_distinct(changes: Sequence[_Change]) -> None:
+    names = [name for change in changes for name in change.tensors]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EditError(f"{twice} is changed by two kernel edits; name it once.")
+
+
+# ------------------------------------------------------------------ what an edit means
+
+
+def _change(architecture: Architecture, edit: Kernel) -> _Change:
+    layer = architecture.layer(edit.target)
+    if layer.kind != "conv":
+        raise EditError(f"{edit.target} is no convolution (it is {layer.operator}); only those have kernels to change.")
+    node = next(n for n in architecture.capture.graph.nodes if n.name == layer.node)
+    weight = argument(node, "weight")
+    before = tuple(int(s) for s in weight.meta["val"].shape[2:])
+    after = _wanted(edit, before)
+    _check_fits(edit, node, layer, after)
+    tensors = _kernels(architecture, weight, before)
+    if not tensors:
+        raise EditError(f"the kernel of {edit.target} is computed in its module, not stored; it cannot be changed.")
+    path, layers = _owner(architecture, edit, layer, tensors)
+    dilation = _per_axis(argument(node, "dilation", 1), len(before))
+    growth = tuple(d * (b - a) // 2 for d, a, b in zip(dilation, before, after, strict=True))
+    return _Change(path, layers, tensors, before, after, _padding(architecture, edit, layer, path, after, growth))
+
+
+def _wanted(edit: Kernel, before: Sizes) -> Sizes:
+    sizes = whole_numbers(edit.size, len(before), f"the kernel of {edit.target}")
+    odd = next(((a, b) for a, b in zip(before, sizes, strict=True) if (b - a) % 2), None)
+    if odd is not None:
+        raise EditError(
+            f"the kernel of {edit.target} cannot go from {odd[0]} to {odd[1]}: its centre would move. "
+            f"Sizes change by even numbers: {odd[1] - 1} or {odd[1] + 1}."
+        )
+    return sizes
+
+
+def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, after: Sizes) -> None:
+    """A kernel must not be larger than the padded input."""
+    spatial = layer.input_shapes[0][-len(after) :]
+    dilation = _per_axis(argument(node, "dilation", 1), len(after))
+    before = argument(node, "weight").meta["val"].shape[2:]
+    given = argument(node, "padding", 0)
+    same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, before, strict=True))
+    padding = same if given == "same" else _per_axis(0 if given == "valid" else given, len(after))
+    for size, k, p, d in zip(spatial, after, padding, dilation, strict=True):
+        if d * (k - 1) + 1 > size + 2 * p:
+            raise EditError(
+                f"the kernel of {edit.target} cannot be {k}: it would be larger than its padded input ({size + 2 * p})."
+            )
+
+
+def _per_axis(value: Any, count: int) -> Sizes:
+    listed = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return tuple(listed) if len(listed) == count else tuple(listed[:1] * count)
+
+
+def _kernels(architecture: Architecture, weight: fx.Node, before: Sizes) -> tuple[str, ...]:
+    """Return the parameters behind a weight that have its kernel axes."""
+    capture = architecture.capture
+    found: dict[str, None] = {}
+    waiting = [weight]
+    while waiting:
+        node = waiting.pop()
+        name = capture.tensors.get(node.name)
+        if name is None:
+            waiting.extend(node.all_input_nodes)
+        elif name in capture.parameters and tuple(capture.tensor(name).shape[2:]) == before:
+            found[name] = None
+    return tuple(found)
+
+
+def _owner(
+    architecture: Architecture, edit: Kernel, layer: Layer, tensors: Sequence[str]
+) -> tuple[str, tuple[str, ...]]:
+    """Return the module that a kernel belongs to, and all layers that use it."""
+    path = tensors[0].rpartition(".")[0].partition(".parametrizations")[0]
+    users = [other for other in architecture.layers if other.kind == "conv" and set(other.parameters) & set(tensors)]
+    users = users or [layer]
+    strangers = [u.name for u in users if u.name.partition("#")[0] != layer.name.partition("#")[0]]
+    if strangers:
+        raise EditError(f"the kernel of {edit.target} is shared with {', '.join(strangers)}; it cannot change alone.")
+    return path, tuple(u.name for u in users)
+
+
+def _padding(architecture: Architecture, edit: Kernel, layer: Layer, path: str, after: Sizes, growth: Sizes) -> Sizes:
+    """Return how much padding to add: what keeps the output's size when the module is run on empty tensors."""
+    module = architecture.model.get_submodule(path)
+    problem = "it gives another size"
+    for more in (growth, tuple(0 for _ in growth)):
+        try:
+            shape = _run_empty(module, layer, after, more)
+        except Exception as error:  # a module of the user's own may raise anything
+            problem = first_line(error).rstrip(".")
+            continue
+        if shape == layer.output_shape[1:]:
+            return more
+    raise EditError(
+        f"the kernel of {edit.target} cannot become {'x'.join(map(str, after))} with the output size kept: {problem}."
+    )
+
+
+def _run_empty(module: nn.Module, layer: Layer, after: Sizes, more: Sizes) -> tuple[int, ...]:
+    trial = copy.deepcopy(module).to("meta").eval()
+    for name, tensor in list(trial.named_parameters()):
+        if tensor.ndim == len(after) + 2:
+            owner_path, _, leaf = name.rpartition(".")
+            empty = torch.empty(*tensor.shape[:2], *after, device="meta", dtype=tensor.dtype)
+            kept = tensor if set(tensor.shape[2:]) == {1} and "original0" in name else nn.Parameter(empty)
+            setattr(trial.get_submodule(owner_path), leaf, kept)
+    _sync(trial, after, more)
+    with torch.no_grad():
+        dtype = next(trial.parameters()).dtype
+        result = trial(torch.empty(layer.input_shapes[0], device="meta", dtype=dtype))
+    assert isinstance(result, Tensor)
+    return tuple(result.shape[1:])
+
+
+def _sync(module: nn.Module, after: Sizes, more: Sizes) -> None:
+    """Set ``kernel_size`` and ``padding`` as the module stores them."""
+    stored = getattr(module, "kernel_size", None)
+    if stored is not None:
+        module.kernel_size = after if isinstance(stored, tuple | list) else after[0]  # type: ignore[assignment]
+    padding = getattr(module, "padding", None)
+    if padding is None or (padding == "same") or not any(more):
+        return
+    if any(m < -p for m, p in zip(more, _per_axis(0 if padding == "valid" else padding, len(more)), strict=True)):
+        raise EditError("its padding is too small for a smaller kernel to give the same size")
+    wider = tuple(p + m for p, m in zip(_per_axis(0 if padding == "valid" else padding, len(more)), more, strict=True))
+    module.padding = wider if isinstance(padding, tuple | list | str) else wider[0]  # type: ignore[assignment]
+    if hasattr(module, "_reversed_padding_repeated_twice"):
+        module._reversed_padding_repeated_twice = [p for p in reversed(wider) for _ in range(2)]  # type: ignore[assignment]

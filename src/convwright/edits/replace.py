@@ -1,0 +1,140 @@
+"""Replace: put another operator in the place of a layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from convwright.cost import count_by_torch
+from convwright.edits.edit import Edit, Options, Outcome, carries_out
+from convwright.edits.measure import EXACT, measure
+from convwright.edits.operators import OPERATORS, Site, build
+from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, Layer
+
+
+@dataclass(frozen=True, init=False)
+class Replace(Edit):
+    """Put another operator in the place of a layer, begun by least squares from its weights.
+
+    Attributes:
+        target: the layer: a module that is called with one tensor.
+        operator: a name from the operator registry, e.g. ``"dw_rpw"``.
+        options: the operator's options, given as keyword arguments.
+        approximate: the result differs from the original; set when the edit is applied.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> new = arch.apply(cw.Replace("layer2.1.conv2", "dw_separable"))
+        >>> new.changes[0].edit.approximate, new.profile().macs < arch.profile().macs
+        (True, True)
+    """
+
+    kind: ClassVar[str] = "replace"
+
+    target: str
+    operator: str
+    options: Mapping[str, Any]
+    approximate: bool = False
+
+    def __init__(self, target: str, operator: str, approximate: bool = False, **options: Any) -> None:
+        object.__setattr__(self, "target", target)
+        object.__setattr__(self, "operator", operator)
+        object.__setattr__(self, "options", MappingProxyType(dict(options)))
+        object.__setattr__(self, "approximate", approximate)
+
+    def __hash__(self) -> int:
+        return hash((self.target, self.operator, tuple(sorted(self.options.items())), self.approximate))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the edit as plain JSON values, its options beside the other fields."""
+        marked = {"approximate": True} if self.approximate else {}
+        return {"edit": self.kind, "target": self.target, "operator": self.operator, **self.options, **marked}
+
+    @classmethod
+    def known_fields(cls) -> frozenset[str] | None:
+        """Operators check their options themselves."""
+        return None
+
+
+@carries_out(Replace)
+def carry_out(architecture: Architecture, edits: Sequence[Replace], options: Options) -> Outcome:
+    """Replace layers in a copy of the model."""
+    names = [edit.target for edit in edits]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EditError(f"{twice} is replaced twice; name it once.")
+    plans = [_Replacement.of(architecture, edit) for edit in edits]
+    surgery = Structure(tuple(plan.act for plan in plans))
+    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    model, moved = surgery.operate(architecture.model)
+    inexact = [plan.approximate if difference is None else difference > EXACT for plan in plans]
+    return Outcome(
+        model=model,
+        edits=tuple(
+            Replace(e.target, e.operator, approximate, **e.options)
+            for e, approximate in zip(edits, inexact, strict=True)
+        ),
+        max_difference=difference,
+        steps=predicted_steps(architecture, [plan.sketch for plan in plans], [plan.more_macs for plan in plans]),
+        coupled=((),) * len(edits),
+        notes=tuple(("another operator, begun from the old weights",) if i else () for i in inexact),
+        moved=moved,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Replacement:
+    """One layer's replacement: how it is built, and a first copy that tells what it costs."""
+
+    edit: Replace
+    site: Site
+    built: nn.Module
+    more_macs: int
+
+    @classmethod
+    def of(cls, architecture: Architecture, edit: Replace) -> _Replacement:
+        layer, calls = _layer(architecture, edit)
+        example = architecture.example_input
+        site = Site(layer.name, layer.input_shapes[0], layer.output_shape, example.device, example.dtype)
+        built = build(edit.operator, architecture.model.get_submodule(layer.name), site, edit.options)
+        tensor = next(built.parameters(), example)
+        each = count_by_torch(built, torch.empty(site.input_shape, dtype=tensor.dtype, device=tensor.device))
+        return cls(edit, site, built, each * len(calls) - macs_of_layers(architecture, calls))
+
+    @property
+    def approximate(self) -> bool:
+        return OPERATORS[self.edit.operator].approximate
+
+    def act(self, model: nn.Module) -> Sequence[Succession]:
+        """Build the operator from the layer of a copy, and put it there."""
+        old = model.get_submodule(self.site.layer)
+        put(model, self.site.layer, build(self.edit.operator, old, self.site, self.edit.options))
+        return ()
+
+    def sketch(self, model: nn.Module) -> Sequence[Succession]:
+        """Put an empty copy into a network without memory."""
+        put(model, self.site.layer, copy.deepcopy(self.built).to("meta"))
+        return ()
+
+
+def _layer(architecture: Architecture, edit: Replace) -> tuple[Layer, list[str]]:
+    """Return the layer that is replaced, and the names of all calls to it."""
+    layer = architecture.layer(edit.target)
+    modules = dict(architecture.model.named_modules())
+    if layer.name not in modules or len(layer.input_shapes) != 1:
+        raise EditError(f"{edit.target} is not a module called with one tensor, so nothing can take its place.")
+    calls = [other for other in architecture.layers if other.name.partition("#")[0] == layer.name]
+    if any(other.input_shapes != layer.input_shapes for other in calls):
+        raise EditError(f"{edit.target} is called with inputs of different shapes; it cannot be replaced as one layer.")
+    return layer, [other.name for other in calls]

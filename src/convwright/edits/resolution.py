@@ -1,0 +1,90 @@
+"""Resolution: the same weights at another input size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from convwright.architecture.capture import capture
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
+from convwright.edits.rehearsal import Stage
+from convwright.edits.structure import Structure
+from convwright.edits.surgery import named_tensors
+from convwright.errors import EditError, ReadError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+_LARGEST = 16_384  # pixels per side: beyond, one image fills a machine
+
+
+@dataclass(frozen=True)
+class Resolution(Edit):
+    """Run the network on larger or smaller images. The weights stay as they are.
+
+    Attributes:
+        size: the new height and width, as one number or two (one number per axis for other inputs).
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> new = arch.apply(cw.Resolution(24))
+        >>> tuple(new.example_input.shape), new.profile().params == arch.profile().params
+        ((1, 3, 24, 24), True)
+    """
+
+    kind: ClassVar[str] = "resolution"
+
+    size: int | Sequence[int]
+
+
+@carries_out(Resolution)
+def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: Options) -> Outcome:
+    """Read a copy of the model at the last of the sizes."""
+    inputs = [_input(architecture, edit) for edit in edits]
+    example = inputs[-1]
+    stage = Stage.of(architecture)
+    failure = stage.run_at(example) if stage is not None else None
+    if failure is not None:
+        raise EditError(
+            f"the network does not take inputs of {_x(example)}: {failure.message}. A layer behind a flatten, "
+            "or a table of positions, fixes the size; put global pooling before it to free it."
+        )
+    try:
+        capture(architecture.model, example)
+    except ReadError as error:
+        raise EditError(f"the network does not take inputs of {_x(example)}. {error}") from error
+    model, moved = Structure(()).operate(architecture.model)
+    return Outcome(
+        model=model,
+        edits=tuple(edits),
+        max_difference=_weights_moved(architecture, model) if options.verify else None,
+        steps=(),
+        coupled=((),) * len(edits),
+        notes=((),) * len(edits),
+        moved=moved,
+        example_input=example,
+    )
+
+
+def _weights_moved(architecture: Architecture, model: torch.nn.Module) -> float:
+    """Return 0 if every tensor is the same, bit for bit: that is the edit's promise."""
+    new = named_tensors(model)
+    same = all(torch.equal(tensor, new[name]) for name, tensor in named_tensors(architecture.model).items())
+    return 0.0 if same else float("inf")
+
+
+def _input(architecture: Architecture, edit: Resolution) -> Tensor:
+    example = architecture.example_input
+    sizes = whole_numbers(edit.size, example.ndim - 2, "the resolution")
+    if max(sizes) > _LARGEST:
+        raise EditError(f"a resolution of {max(sizes)} is more than {_LARGEST} per side.")
+    return torch.zeros(*example.shape[:2], *sizes, dtype=example.dtype, device=example.device)
+
+
+def _x(example: Tensor) -> str:
+    return "x".join(map(str, example.shape[1:]))

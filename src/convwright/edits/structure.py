@@ -1,0 +1,219 @@
+"""Structural surgery: exchange, insert or reshape modules in a copy of the network.
+
+An *act* changes one such copy in place and says which parameters took the place of which. Depth, kernel and operator
+edits are acts; they share the copying, the bookkeeping for optimizers, and the prediction of costs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convwright.edits.edit import Moved
+from convwright.edits.measure import Run
+from convwright.edits.surgery import copied, named_tensors
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+
+@dataclass(frozen=True, eq=False)
+class Succession:
+    """A parameter that took another one's place, and how its elements were taken from it."""
+
+    old: nn.Parameter
+    new: nn.Parameter
+    take: Callable[[Tensor], Tensor]
+
+
+Act = Callable[[nn.Module], Sequence[Succession]]
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Acts to be done one after the other on any copy of the network.
+
+    Attributes:
+        acts: what is done.
+        promised: from the original to what the result must equal; the original itself by default.
+    """
+
+    acts: tuple[Act, ...]
+    promised: Callable[[nn.Module], Run] = lambda model: model
+
+    def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
+        """Return a changed deep copy, and where each parameter that is left went."""
+        old = {id(p): p for p in model.parameters()}
+        memo: dict[int, Any] = {}
+        try:
+            changed = copy.deepcopy(model, memo)
+        except Exception as error:
+            raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
+        successors = [s for act in self.acts for s in act(changed)]
+        by_old = {id(s.old): s for s in successors}
+        present = {id(p) for p in changed.parameters()}
+        moved = {}
+        for key in old:
+            successor = by_old.get(id(memo.get(key)))
+            if successor is not None:
+                moved[key] = Moved(successor.new, successor.take)
+            elif id(memo.get(key)) in present:
+                moved[key] = Moved(memo[key], _unchanged)
+        return changed, moved
+
+    def promise(self, model: nn.Module) -> Run:
+        """Return what the changed network must equal."""
+        return self.promised(model)
+
+
+def _unchanged(state: Tensor) -> Tensor:
+    return state
+
+
+# ------------------------------------------------------------------ acts
+
+
+def put(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Set a module in place of another, under every name that the other one goes by."""
+    old = model.get_submodule(path)
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
+    new.train(old.training)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+
+
+def insert_after(model: nn.Module, path: str, news: Mapping[str, nn.Module]) -> bool:
+    """Insert modules behind one child of a ``Sequential``, whose other children keep their names.
+
+    Args:
+        model: the network.
+        path: the child behind which to insert.
+        news: new child name -> module, in order.
+
+    Returns:
+        False, with nothing changed, if the parent does not run its children one after the other.
+    """
+    parent_path, _, child = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
+        return False
+    children = dict(parent.named_children())
+    for name in children:
+        delattr(parent, name)
+    for name, module in children.items():
+        parent.add_module(name, module)
+        if name == child:
+            for new_name, new in news.items():
+                parent.add_module(new_name, new.train(module.training))
+    return True
+
+
+def free_names(model: nn.Module, path: str, count: int) -> list[str]:
+    """Return child names for copies of a module that its parent does not use yet."""
+    parent_path, _, child = path.rpartition(".")
+    taken = {name for name, _ in model.get_submodule(parent_path).named_children()}
+    names: list[str] = []
+    number = 1
+    while len(names) < count:
+        name = f"{child}_copy{number}"
+        number += 1
+        if name not in taken:
+            names.append(name)
+    return names
+
+
+# ------------------------------------------------------------------ promises
+
+
+class _Rerouted(fx.Interpreter):
+    """Runs the captured graph with some nodes' values taken from others."""
+
+    def __init__(self, architecture: Architecture, instead: Mapping[str, str]) -> None:
+        super().__init__(architecture.capture.program.graph_module, garbage_collect_values=False)
+        self.instead = instead
+        self.named = {node.name: node for node in architecture.capture.graph.nodes}
+        self.original = architecture.example_input.dtype
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.instead:
+            return self.env[self.named[self.instead[n.name]]]
+        if n.op == "call_function" and n.meta.get("val") is None:
+            return None  # assertions about the dtype at capture
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return target(*map(self._precise, args), **{k: self._precise(v) for k, v in kwargs.items()})
+
+    def _precise(self, value: Any) -> Any:
+        return torch.float64 if value is self.original and isinstance(value, torch.dtype) else value
+
+
+def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str, str]) -> Run:
+    """Return the original computation with some values replaced by earlier ones: a branch or unit left out.
+
+    Args:
+        architecture: the original network.
+        model: a float64 copy of its model.
+        instead: graph node -> the node whose value it takes.
+    """
+    capture = architecture.capture
+    tensors = named_tensors(model)
+    inputs = []
+    for node in capture.graph.nodes:
+        if node.op == "placeholder" and (name := capture.tensors.get(node.name)) is not None:
+            constant = tensors.get(name)
+            inputs.append(constant if constant is not None else _double(capture.tensor(name)))
+
+    def run(x: Tensor) -> object:
+        return _Rerouted(architecture, instead).run(*inputs, x)
+
+    return run
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+# ------------------------------------------------------------------ predicted costs
+
+
+def predicted_steps(
+    architecture: Architecture, acts: Sequence[Act], mac_changes: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Return MACs and parameters after each act, without running the changed network.
+
+    Args:
+        architecture: the network as it is.
+        acts: one per edit; they are done on a copy without memory (meta tensors).
+        mac_changes: by how much each changes the MACs.
+    """
+    skeleton = _skeleton(architecture.model)
+    macs = architecture.profile().macs
+    steps = []
+    for act, change in zip(acts, mac_changes, strict=True):
+        act(skeleton)
+        macs += change
+        steps.append((macs, sum(p.numel() for p in skeleton.parameters())))
+    return tuple(steps)
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    empty: dict[int, Tensor] = {}
+    for tensor in named_tensors(model).values():
+        if id(tensor) not in empty:
+            bare = torch.empty_like(tensor, device="meta")
+            empty[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return copied(model, empty)
+
+
+def macs_of_layers(architecture: Architecture, names: Iterable[str]) -> int:
+    """Return the MACs of some layers together."""
+    wanted = set(names)
+    return sum(layer.macs for layer in architecture.profile().layers if layer.name in wanted)
