@@ -529,19 +529,19 @@ def test_wrong_widths_are_named(arch, tmp_path, widths, said):
 
 
 def test_widths_that_do_not_fit_together(tmp_path):
-    class Halves(nn.Module):
+    class Shuffled(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-                self.d = nn.Conv2d(6, 5, 1)
+            self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(10, 5, 1)
 
         def forward(self, x):
-            left, right = torch.cat([self.a(x), self.b(x)], 1).chunk(2, 1)
-            return self.c(left * right)
+            x = torch.cat([self.a(x), self.b(x)], 1)
+            n, c, h, w = x.shape
+            return self.c(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
 
-    halves = read(Halves(), (3, 4, 4))
-    with pytest.raises(BudgetError, match="do not fit together"):
-        model_of(halves, tmp_path).seconds({"a": 5})
+    shuffled = read(Shuffled(), (3, 4, 4))
+    with pytest.raises(BudgetError, match="do not fit together: 9 does not divide as 10 did"):
+        model_of(shuffled, tmp_path).seconds({shuffled.free_groups[0].name: 5})
 
 
 def test_an_operator_that_cannot_be_run_is_estimated_in_proportion(arch, tmp_path):
