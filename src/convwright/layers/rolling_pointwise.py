@@ -174,8 +174,9 @@ class RollingPointwiseConv2d(nn.Module):
         """Return outputs ``start`` to ``end`` by one grouped convolution, one group per window."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if end - start < self.out_channels:
-            # Selected, not sliced: slices could be resized one by one, and then the rounds would be counted anew.
+        if self.out_channels % self.windows:
+            # Selected, not sliced, although it is a slice: the channel analysis takes a slice for something that can be
+            # resized on its own, but with another number of outputs the incomplete round is another one.
             rows = torch.arange(start, end, device=weight.device)
             weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
         windows = min(self.windows, end - start)
