@@ -1,6 +1,8 @@
 """Layers that edits insert: what they compute, what they cost, and how the channel analysis sees them."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +159,26 @@ def test_the_implementation_depends_on_mode_width_and_copies():
     assert chosen(128, 0.9, False)
 
 
+def test_the_choice_is_the_measured_one():
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "rolling_pointwise.json"
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    for channels in {row["channels"] for row in rows}:
+        some = [row for row in rows if row["channels"] == channels]
+        slower = math.prod(row["train_windows"] / row["train_dense"] for row in some) > 1
+        layer = RollingPointwiseConv2d(channels, channels)
+        assert layer._dense() == slower == (some[0]["auto"] == "dense"), channels
+
+
+@pytest.mark.parametrize(("outputs", "overlap"), [(16, 0.5), (13, 0.5), (16, 0.33), (16, 0.9)])
+@pytest.mark.parametrize("training", [False, True])
+def test_it_is_exported_for_any_batch_and_resolution(outputs, overlap, training):
+    layer = RollingPointwiseConv2d(8, outputs, 2, overlap, stride=2).train(training)
+    free = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    program = torch.export.export(layer, (torch.randn(2, 8, 6, 6),), dynamic_shapes=(free,))
+    x = torch.randn(3, 8, 9, 10)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
 def test_the_state_dict_holds_weight_and_bias_only():
     layer = RollingPointwiseConv2d(8, 8)
     assert list(layer.state_dict()) == ["weight", "bias"]
@@ -219,7 +241,7 @@ def around(layer, width):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("overlap", "windows"), [(0, 2), (0.5, 4), (0.75, 8)])
 def test_width_edits_change_both_sides_in_multiples_of_the_windows(overlap, windows, order):
-    net = around(RollingPointwiseConv2d(24, 40, 2, overlap, order), 40)
+    net = around(RollingPointwiseConv2d(24, 40, 2, overlap, order, stride=2 if windows == 4 else 1), 40)
     arch = cw.read(net, torch.randn(2, 3, 9, 9))
     assert {g.name: (g.size, g.step) for g in arch.free_groups} == {"0": (24, windows), "1": (40, windows)}
     for name, width in (("0", 24 - windows), ("0", 48), ("1", 40 - windows), ("1", 40 + windows)):

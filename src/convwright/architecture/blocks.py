@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 _ADDITIONS = frozenset({"add", "__add__", "__iadd__"})
 _NOTHING = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias",
                       "detach", "to", "_to_copy", "_assert_tensor_metadata"})  # fmt: skip
+_PASSING = _NOTHING | {"batch_norm"}
 _MOVES = _NOTHING | {"pad", "constant_pad_nd", "slice", "cat", "concat", "concatenate"}
 _LINEAR_KINDS = frozenset({"conv", "linear", "norm", "pool"})
+_PASSING_KINDS = frozenset({"activation", "elementwise", "other"})
 _LIGHT_KINDS = frozenset({"norm", "activation", "elementwise"})
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -102,15 +104,34 @@ def block_of_module(flow: Flow, name: str) -> Block | None:
     return _finish(flow, Draft(name, kind, frozenset(region), *ends, modules=(name,)))
 
 
-def addends(flow: Flow, block: Block) -> list[list[fx.Node]]:
-    """Return, for each residual addition in a block, the operands that are added to the shortcut."""
-    inside = {flow.nodes[n].name for n in flow.span(block)}
+def additions(flow: Flow, block: Block) -> list[tuple[fx.Node, list[fx.Node]]] | None:
+    """Return what is added to the value that passes through a block, at each addition on its way.
+
+    Returns:
+        Per addition, from the last to the first: the operand by which the value passes (unchanged, or through a
+        batch norm, as in re-parametrised blocks), and the other operands; ``None`` if the value does not pass
+        through additions and operators without weights alone.
+    """
     found = []
-    for draft in drafts_of(flow):
-        if draft.kind == "residual" and flow.nodes[draft.join].name in inside:
-            leaves, _ = _operands(flow, draft.join)
-            found.append([flow.nodes[n] for n in leaves if n not in draft.shortcut and n != draft.entry])
+    position, entry = flow.place[block.exit], flow.place[block.entry]
+    while position != entry:
+        if _is_addition(flow, position):
+            before = flow.dominator[position]
+            leaves, _ = _operands(flow, position)
+            passing = next((n for names in (_NOTHING, _PASSING) for n in leaves if _passes(flow, before, n, names)), -1)
+            if passing < 0 or before < entry:
+                return None
+            found.append((flow.nodes[passing], [flow.nodes[n] for n in leaves if n != passing]))
+            position = before
+        elif len(flow.feeds[position]) == 1 and kind_of(flow.nodes[position]) in _PASSING_KINDS:
+            position = flow.feeds[position][0]
+        else:
+            return None
     return found
+
+
+def _passes(flow: Flow, start: int, end: int, names: frozenset[str]) -> bool:
+    return all(operator_name(flow.nodes[n]) in names for n in flow.between(start, end))
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,9 @@ def _check_distinct(edits: Sequence[RemoveBlock] | Sequence[AddBlock]) -> None:
 def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
     block = architecture.block(edit.target)
     _check_skippable(block)
-    tail = _tail(architecture, block) if block.modules else None
-    instead = (block.join or block.exit, block.entry)
+    skipped = not block.identity  # a plain unit, or one whose shortcut is a computation of its own
+    tail = _tail(architecture, block) if block.modules and not skipped else [] if block.modules else None
+    instead = (block.exit if skipped else block.join, block.entry)
     if tail is None:
         return _silenced(architecture, block, instead)
     first, *rest = block.modules
@@ -156,7 +157,7 @@ def _check_skippable(block: Block) -> None:
             f"block {block.name} cannot be removed: it changes the shape from {_x(block.input_shape)} to "
             f"{_x(block.output_shape)}, and what follows needs that shape."
         )
-    if block.join and not block.identity:
+    if block.join and not block.identity and not block.modules:
         raise EditError(
             f"block {block.name} cannot be removed: its shortcut is a computation of its own "
             f"({', '.join(block.shortcut)}), so its input does not go on unchanged."
@@ -178,8 +179,6 @@ _Step = str | type[nn.Module]  # a module of the block, by its path, or a class 
 
 def _tail(architecture: Architecture, block: Block) -> list[_Step] | None:
     """Return what follows the addition within the block, as modules; ``None`` if that cannot be said in modules."""
-    if not block.join:
-        return []
     flow = architecture.flow
     steps: list[_Step] = []
     before = flow.nodes[flow.place[block.entry]]

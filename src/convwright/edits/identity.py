@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
-from convwright.architecture.blocks import addends
+from convwright.architecture.blocks import additions
 from convwright.architecture.capture import argument, describe, operator_name, shape_of
+from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.errors import EditError
 
@@ -30,7 +32,7 @@ _KEEP_ZERO = frozenset({
     "permute", "transpose", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "slice", "narrow",
     "getitem", "expand", "chunk", "split", "split_with_sizes", "select", "roll", "neg", "mean", "sum", "div",
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle",
-    "upsample_nearest2d", "upsample_bilinear2d", "_unsafe_view", "movedim",
+    "upsample_nearest2d", "upsample_bilinear2d", "_unsafe_view", "movedim", "reshape_as", "view_as", "expand_as",
 })  # fmt: skip
 _ALL_OPERANDS = frozenset({"add", "sub", "cat", "concat", "stack"})
 
@@ -42,8 +44,14 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
         EditError: if the block cannot begin as the identity; names the operator that prevents it.
     """
     if block.kind == "residual":
-        names = _last_scales(architecture, block)
-        return lambda copies: _zero(copies, names)
+        scales, norms = _residual(architecture, block)
+
+        def start(copies: Mapping[str, nn.Module]) -> None:
+            _zero(copies, scales)
+            for name in norms:
+                _neutral(_owner(copies, name))
+
+        return start
     _check_plain(architecture, block)
     return _neutralise
 
@@ -51,92 +59,108 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
 # ------------------------------------------------------------------ residual blocks
 
 
-def _last_scales(architecture: Architecture, block: Block) -> frozenset[str]:
+def _residual(architecture: Architecture, block: Block) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the parameters that scale the branches last, and those of norms that the passing value goes through."""
     flow = architecture.flow
+    parts = additions(flow, block)
+    if parts is None:
+        raise EditError(f"block {block.name} cannot be repeated with its function kept: more than additions follow it.")
+    search = _Search(architecture, frozenset(flow.nodes[n].name for n in flow.span(block)))
     found: set[str] = set()
-    for nodes in addends(flow, block):
-        for node in nodes:
-            scales = _silencers(architecture, node)
+    norms: set[str] = set()
+    for passing, others in parts:
+        norms |= search.own_norm(passing)
+        for node in others:
+            scales = search.silencers(node)
             if scales is None:
                 raise EditError(
                     f"block {block.name} cannot be repeated with its function kept: nothing scales its branch before "
                     f"{describe(node)}."
                 )
             found |= scales
-    outside = [name for name in found if not any(name.startswith(f"{path}.") for path in block.modules)]
+    outside = [name for name in found | norms if not any(name.startswith(f"{path}.") for path in block.modules)]
     if outside or not found:
         where = outside[0] if outside else "nowhere"
         raise EditError(f"block {block.name} cannot be repeated: the scale of its branch lies outside it ({where}).")
-    return frozenset(found)
+    return frozenset(found), frozenset(norms)
 
 
 def _zero(copies: Mapping[str, nn.Module], names: Iterable[str]) -> None:
-    for name in names:
-        path = next(p for p in copies if name.startswith(f"{p}."))
-        tensor = copies[path].get_parameter(name.removeprefix(f"{path}."))
-        with torch.no_grad():
-            tensor.zero_()
+    with torch.no_grad():
+        for name in names:
+            _owner(copies, name).get_parameter(name.rpartition(".")[2]).zero_()
 
 
-def _silencers(architecture: Architecture, node: fx.Node) -> set[str] | None:
-    """Return parameters that, when zero, make a node's value zero; ``None`` if there are none."""
-    name = operator_name(node)
-    kind = kind_of(node)
-    if kind in ("conv", "linear", "norm"):
-        return _of_weighted(architecture, node)
-    if name == "mul":
-        return _of_product(architecture, node)
-    operands = [n for n in node.all_input_nodes if n.name not in architecture.capture.tensors]
-    if name in _ALL_OPERANDS and operands:
-        parts = [_silencers(architecture, n) for n in operands]
-        return None if None in parts else set().union(*(p for p in parts if p))
-    if name in _KEEP_ZERO and operands:
-        return _silencers(architecture, operands[0])
-    return None
+def _owner(copies: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """Return the module, in the copies, that holds a parameter of the original."""
+    path = next(p for p in copies if name.startswith(f"{p}."))
+    return copies[path].get_submodule(name.removeprefix(f"{path}.").rpartition(".")[0])
 
 
-def _of_weighted(architecture: Architecture, node: fx.Node) -> set[str] | None:
-    weight, bias = argument(node, "weight"), argument(node, "bias")
-    scale = _scale_of(architecture, weight) if isinstance(weight, fx.Node) else None
-    shift = _scale_of(architecture, bias) if isinstance(bias, fx.Node) else set()
-    return None if not scale or shift is None else scale | shift
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Looks, from the end of a branch backwards, for parameters that make it zero when they are.
 
+    Attributes:
+        architecture: the network.
+        inside: names of the nodes of the block; what lies before it is no part of the branch.
+    """
 
-def _scale_of(architecture: Architecture, node: fx.Node) -> set[str] | None:
-    """Return parameters that, when zero, make a weight (which may be computed from parameters) zero."""
-    name = architecture.capture.tensors.get(node.name)
-    if name is not None:
-        return {name} if name in architecture.capture.parameters else None
-    if operator_name(node) == "_weight_norm" or operator_name(node) == "_weight_norm_interface":
-        return _scale_of(architecture, node.all_input_nodes[1])
-    if operator_name(node) == "batch_norm" or operator_name(node) == "getitem":
-        inner = argument(node, "weight") if operator_name(node) == "batch_norm" else node.all_input_nodes[0]
-        return _scale_of(architecture, inner) if isinstance(inner, fx.Node) else None
-    if operator_name(node) in _KEEP_ZERO | {"mul"}:
-        found = (_scale_of(architecture, n) for n in reversed(node.all_input_nodes))
-        return next((f for f in found if f), None)
-    return None
+    architecture: Architecture
+    inside: frozenset[str]
 
+    def silencers(self, node: fx.Node) -> set[str] | None:
+        """Return parameters that, when zero, make a node's value zero; ``None`` if there are none."""
+        if node.name not in self.inside:
+            return None
+        name = operator_name(node)
+        if kind_of(node) in ("conv", "linear", "norm"):
+            return self._of_weighted(node)
+        if name == "mul":
+            return self._of_product(node)
+        operands = [n for n in node.all_input_nodes if not self._is_weight(n)]
+        if name in _ALL_OPERANDS and operands:
+            parts = [self.silencers(n) for n in operands]
+            return None if None in parts else set().union(*(p for p in parts if p))
+        return self.silencers(operands[0]) if name in _KEEP_ZERO and operands else None
 
-def _of_product(architecture: Architecture, node: fx.Node) -> set[str] | None:
-    """A product is zero if one factor is: a parameter (layer scale) first, else the factor of full shape."""
-    factors = node.all_input_nodes
-    for factor in factors:
-        name = architecture.capture.tensors.get(factor.name)
-        if name in architecture.capture.parameters:
-            return {str(name)}
-    for factor in sorted(factors, key=lambda n: shape_of(n) != shape_of(node)):
-        if factor.name not in architecture.capture.tensors:
-            scales = _scale_of(architecture, factor) if _is_weight(architecture, factor) else None
-            scales = scales or _silencers(architecture, factor)
-            if scales:
-                return scales
-    return None
+    def own_norm(self, node: fx.Node) -> set[str]:
+        """Return the scale of a batch norm inside the block; nothing for any other value."""
+        if node.name not in self.inside or operator_name(node) != "batch_norm":
+            return set()
+        weight = argument(node, "weight")
+        return self._scale_of(weight) or set() if isinstance(weight, fx.Node) else set()
 
+    def _of_weighted(self, node: fx.Node) -> set[str] | None:
+        weight, bias = argument(node, "weight"), argument(node, "bias")
+        scale = self._scale_of(weight) if isinstance(weight, fx.Node) else None
+        shift = self._scale_of(bias) if isinstance(bias, fx.Node) else set()
+        return None if not scale or shift is None else scale | shift
 
-def _is_weight(architecture: Architecture, node: fx.Node) -> bool:
-    value = architecture.channels.follower.values.get(node.name)
-    return not isinstance(value, list) and value is not None and value.weight
+    def _of_product(self, node: fx.Node) -> set[str] | None:
+        """A product is zero if one factor is: a parameter (layer scale) first, else the factor of full shape."""
+        factors = sorted(node.all_input_nodes, key=lambda n: (not self._is_weight(n), shape_of(n) != shape_of(node)))
+        found = (self._scale_of(n) if self._is_weight(n) else self.silencers(n) for n in factors)
+        return next((scales for scales in found if scales), None)
+
+    def _scale_of(self, node: fx.Node) -> set[str] | None:
+        """Return parameters that, when zero, make a weight (which may be computed from parameters) zero."""
+        capture = self.architecture.capture
+        name = capture.tensors.get(node.name)
+        if name is not None:
+            return {name} if name in capture.parameters else None
+        if operator_name(node).startswith("_weight_norm"):
+            return self._scale_of(node.all_input_nodes[1])
+        if operator_name(node) == "batch_norm":
+            gain = argument(node, "weight")
+            return self._scale_of(gain) if isinstance(gain, fx.Node) else None
+        if operator_name(node) not in _KEEP_ZERO | {"mul"}:
+            return None
+        return next((found for n in reversed(node.all_input_nodes) if (found := self._scale_of(n))), None)
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        value = self.architecture.channels.follower.values.get(node.name)
+        return isinstance(value, Value) and value.weight
 
 
 # ------------------------------------------------------------------ plain units

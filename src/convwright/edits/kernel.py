@@ -229,7 +229,8 @@ def _padding(architecture: Architecture, edit: Kernel, layer: Layer, path: str, 
     """Return how much padding to add: what keeps the output's size when the module is run on empty tensors."""
     module = architecture.model.get_submodule(path)
     problem = "it gives another size"
-    for more in (growth, tuple(0 for _ in growth)):
+    pads_itself = type(module).forward not in _PLAIN_FORWARDS  # such as TensorFlow's "same" padding
+    for more in (growth, (0,) * len(growth)) if pads_itself else (growth,):
         try:
             shape = _run_empty(module, layer, after, more)
         except Exception as error:  # a module of the user's own may raise anything
@@ -240,6 +241,11 @@ def _padding(architecture: Architecture, edit: Kernel, layer: Layer, path: str, 
     raise EditError(
         f"the kernel of {edit.target} cannot become {'x'.join(map(str, after))} with the output size kept: {problem}."
     )
+
+
+_PLAIN_FORWARDS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)} | {
+    kind.forward for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+}
 
 
 def _run_empty(module: nn.Module, layer: Layer, after: Sizes, more: Sizes) -> tuple[int, ...]:

@@ -153,8 +153,10 @@ class RollingPointwiseConv2d(nn.Module):
             raise ValueError(f"expected an input of shape (N, {self.in_channels}, H, W), not {tuple(x.shape)}")
         if self._dense():
             return F.conv2d(x, self.dense_weight(), self.bias, self.stride)
-        if self.stride != (1, 1):  # a 1x1 window: positions that are skipped need not be copied
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+        if self.stride != (1, 1):
+            # The positions that a 1x1 filter skips need no windows. Copied, since to reshape a view with steps is
+            # to ask whether they divide the size, and the exported layer would be bound to the answer.
+            x = x[:, :, :: self.stride[0], :: self.stride[1]].clone(memory_format=torch.contiguous_format)
         if self.windows == 1:
             return F.conv2d(x, self.weight, self.bias)
         whole = self.out_channels // self.windows * self.windows
@@ -192,7 +194,7 @@ class RollingPointwiseConv2d(nn.Module):
         if not self.regular:
             return x.index_select(1, self._channels(torch.arange(windows, device=x.device)).flatten())
         if self._blocks > 1:
-            blocks = x.reshape(len(x), self.windows, self.shift, *x.shape[2:])
+            blocks = x.reshape(x.shape[0], self.windows, self.shift, *x.shape[2:])
             x = torch.cat([blocks, *(blocks.roll(-turn, 1) for turn in range(1, self._blocks))], 2).flatten(1, 2)
         return x if windows == self.windows else x[:, : windows * self.window]
 
