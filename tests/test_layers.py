@@ -173,7 +173,7 @@ def test_the_choice_is_the_measured_one():
 @pytest.mark.parametrize("training", [False, True])
 def test_it_is_exported_for_any_batch_and_resolution(outputs, overlap, training):
     layer = RollingPointwiseConv2d(8, outputs, 2, overlap, stride=2).train(training)
-    free = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(layer, (torch.randn(2, 8, 6, 6),), dynamic_shapes=(free,))
     x = torch.randn(3, 8, 9, 10)
     torch.testing.assert_close(program.module()(x), layer(x))
