@@ -18,6 +18,7 @@ _HALVINGS = 20  # bisections of the ratio: finer than one channel in half a mill
 _SMALLEST = 1 / 8192  # ratio at which shrinking gives up
 _LARGEST = 1024.0  # ratio at which growing gives up
 _FULL = 0.999  # share of the budget from which nothing more is added
+_FULL_ESTIMATED = 0.97  # the same where a limit is on an estimate, such as latency: finer than this is noise
 _SPREAD = 1.15  # a single group may be regrown to so much above the common ratio, rounded up
 
 Widths = dict[str, int]
@@ -53,6 +54,7 @@ class _Search:
     def __init__(self, architecture: Architecture, limits: Limits, divisor: int) -> None:
         self.architecture, self.limits, self.divisor = architecture, limits, divisor
         self.model = CostModel.of(architecture)
+        self.full = _FULL_ESTIMATED if limits.estimates else _FULL
         self.original: Widths = {g.name: g.size for g in architecture.free_groups}
 
     # ------------------------------------------------------------------ costs
@@ -96,7 +98,7 @@ class _Search:
             middle = (low + high) / 2
             used = self.used(self.edits(middle))
             low, high = (middle, high) if used <= 1 else (low, middle)
-            if _FULL <= used <= 1:
+            if self.full <= used <= 1:
                 break
         return low
 
@@ -127,7 +129,7 @@ class _Search:
         """Spend what is left over on single groups, step by step."""
         widths = self.widths(edits)
         used = self.use(widths)
-        while used < _FULL:
+        while used < self.full:
             step = next(self._steps(widths, ratio, used), None)
             if step is None:
                 break

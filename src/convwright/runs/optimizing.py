@@ -15,17 +15,19 @@ from typing import Any
 from torch import nn
 
 from convwright.architecture import Architecture
-from convwright.cost import profile
-from convwright.cost.budget import Limits, check_feasible, feasible_range, parse_budget
+from convwright.cost import Comparison, profile
+from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human, parse_budget
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence, method_named
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.files import load_weights, save_weights, write, write_json
+from convwright.runs.files import load_weights, read_json, save_weights, write, write_json
+from convwright.runs.latency import RunLatency, WithLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both, parse_input
 from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.result import FORMAT, Result, load_result
-from convwright.runs.search import Say, search
+from convwright.runs.search import Evaluate, Say, search
+from convwright.runs.study import FORMAT as RUN
 from convwright.runs.study import WEIGHTS, Study, check_folder
 from convwright.training import Metrics, Recipe
 from convwright.training.images import Images
@@ -62,7 +64,7 @@ def optimize(
         model: As for `convwright.read`; a named network is created with as many outputs as the data
             have classes.
         data: As for `convwright.training.load_data`.
-        budget: One or several, such as ``"macs<=50%"``, ``["macs<=600M", "params<=1500"]``.
+        budget: One or several, such as ``"macs<=50%"``, ``["macs<=600M", "params<=1500"]``, ``"latency<=3ms"``.
         method: Name of a search method.
         out: Run directory; None: named after model and budget, in ``runs/``.
         seed: Of initial weights, choices and trainings.
@@ -209,22 +211,25 @@ class _Job:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.clock = _Clock()
+        self.terms = Budget(())
+        self.latency: RunLatency | None = None  # only where the budget limits it
 
     def run(self, resume: bool) -> Result:
         asked = self.asked
         asked.check()
-        terms = parse_budget(list(asked.budget))
+        self.terms = parse_budget(list(asked.budget))
         check_folder(asked.out, resume)
         with self.clock.part("read"):
             opened = self.open()
-        limits = terms.resolve(profile(opened.arch))
-        self.show(opened.arch, limits)
-        check_feasible(limits, opened.arch)
+        with self.clock.part("latency"):
+            self.latency = self.measured(opened.arch, resume)
+        limits = self.terms.resolve(profile(opened.arch), self.latency.present if self.latency else None)
+        aims = self.aims(opened.arch, limits, resume)
         make = method_named(asked.method)
         with self.clock.part("plan"):
             method = make(
                 opened.arch,
-                limits,
+                aims,
                 epochs=asked.base_epochs,
                 tune_epochs=asked.later_epochs,
                 seed=asked.seed,
@@ -234,7 +239,7 @@ class _Job:
         with Study(asked.out, settings, lambda: self.settle(opened), resume=resume, command=asked.command) as study:
             evaluator = self.evaluator(opened, study)
             with self.clock.part("search"):
-                found = search(method, study, evaluator, asked.say)
+                found = search(method, study, self.evaluate(evaluator), asked.say)
             return self.finish(_Ended(found, _chosen(method.best(), found), _baseline(found)), evaluator, limits)
 
     # ------------------------------------------------------------------ before
@@ -253,11 +258,36 @@ class _Job:
             load_weights(opened.arch.model, asked.weights)
         return opened
 
-    def show(self, arch: Architecture, limits: Limits) -> None:
+    def measured(self, arch: Architecture, resume: bool) -> RunLatency | None:
+        """Measure the latency where the budget limits it; a resumed run keeps what it measured."""
+        if not self.terms.measures:
+            return None
+        folder = self.asked.out
+        settled = read_json(folder / "run.json", RUN).get("settled") if resume else None
+        if isinstance(settled, dict) and "latency" in settled:
+            return recorded_latency(arch, settled["latency"], folder)
+        return measured_latency(arch, self.asked.say)
+
+    def aims(self, arch: Architecture, limits: Limits, resume: bool) -> Limits:
+        """Show the limits, refuse what cannot be met, and return what the search is to keep to."""
+        aims = limits if self.latency is None else self.latency.aimed(limits)
+        self.show(arch, limits, aims)
+        check_feasible(aims, arch)
+        if self.latency is None:
+            return limits
+        if not (resume and self.latency.rounds):
+            with self.clock.part("latency"):
+                self.latency = self.latency.calibrated(limits, self.asked.divisor, self.asked.say)
+        return self.latency.aimed(limits)
+
+    def show(self, arch: Architecture, limits: Limits, aims: Limits) -> None:
         costs = profile(arch)
         self.asked.say(f"{arch.source}: {costs.macs:,} MACs, {costs.params:,} parameters")
-        for metric, (least, most) in feasible_range(arch).items():
-            reach = f"from {least:,}" if most is None else f"from {least:,} to {most:,}"
+        for metric, (least, most) in feasible_range(arch, aims.estimates).items():
+            if metric in MEASURED:
+                reach = f"from about {human(least, metric)} to {human(most, metric)}"
+            else:
+                reach = f"from {least:,} to {most:,}"
             self.asked.say(f"feasible {metric}: {reach} by changing widths")
         self.asked.say(f"budget: {limits.describe()}")
 
@@ -265,7 +295,8 @@ class _Job:
         """Choose precision and layout once, so that all trials are trained alike."""
         device = make_fabric("auto", "32-true").device
         chosen = settle(opened.arch.model.to(device), opened.data, self.asked.recipe, device, None)
-        return {"precision": chosen.precision, "memory_format": chosen.memory_format}
+        settled: dict[str, Any] = {"precision": chosen.precision, "memory_format": chosen.memory_format}
+        return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, opened: Opened, study: Study) -> Evaluator:
         """Return what evaluates candidates, from the weights that the run started with."""
@@ -274,8 +305,15 @@ class _Job:
             load_weights(opened.arch.model, initial)
         else:
             save_weights(opened.arch.model, initial)
-        recipe = self.asked.recipe.updated(**study.settled)
+        if self.latency is not None:
+            self.latency.keep_in(study.folder)
+        settled = {name: value for name, value in study.settled.items() if name != "latency"}
+        recipe = self.asked.recipe.updated(**settled)
         return Evaluator(opened.arch, opened.data, recipe, study, self.asked.progress, self.asked.workers)
+
+    def evaluate(self, evaluator: Evaluator) -> Evaluate:
+        """Return what the search calls: the evaluator, with latency among the costs where the budget limits it."""
+        return evaluator if self.latency is None else WithLatency(evaluator, self.latency)
 
     # ------------------------------------------------------------------ after
 
@@ -287,11 +325,15 @@ class _Job:
             return Result(study.folder, ended.best, ended.baseline, ended.trials, old)
         with self.clock.part("proof"):
             proofs = [self.proof(trial, evaluator) for trial in (ended.baseline, ended.best)]
-            met = check_budget(proofs[1], limits)
+            times = self.latency.compare(proofs[0].arch, proofs[1].arch) if self.latency else None
+            met = check_budget(proofs[1], limits, self.judged(times))
         with self.clock.part("test"):
             judged = [self.test(proof, evaluator) for proof in proofs]
         trials = (ended.baseline, ended.best)
         sides = [_side(*of) for of in zip(trials, proofs, judged, strict=True)]
+        if times is not None:
+            for side, name in zip(sides, ("before", "after"), strict=True):
+                side["latency"] = times.latencies[name].as_dict()
         content = self.content(ended, evaluator, limits, met) | {"baseline": sides[0], "result": sides[1]}
         plan = ended.best.candidate.plan
         write(study.folder / "plan.json", lambda to: to.write_text(plan.to_json(), encoding="utf-8"))
@@ -301,6 +343,11 @@ class _Job:
 
     def proof(self, trial: Evidence, evaluator: Evaluator) -> Proof:
         return prove(evaluator.arch, trial.candidate.plan, evaluator.study.weights(trial.trial))
+
+    def judged(self, times: Comparison | None) -> dict[str, Any] | None:
+        """Judge the latency of the result, measured in turns with the untouched network."""
+        terms = [term for term in self.terms.terms if term.metric == "latency"]
+        return judged_latency(terms[0], times) if times is not None else None
 
     def test(self, proof: Proof, evaluator: Evaluator) -> Metrics | None:
         if not evaluator.data.has_test:
@@ -315,12 +362,14 @@ class _Job:
             for t in ended.trials
         ]
         spent = {f"trial {t.trial}": t.seconds for t in ended.trials}
+        measured = {} if self.latency is None else {"latency": self.latency.summary()}
         return {
             "format": FORMAT,
             "version": 1,
             **evaluator.study.settings,
             "limits": dict(limits.limits),
             "budget_met": met,
+            **measured,
             "trained_with": evaluator.recipe.model_dump(mode="json"),
             "trials": trials,
             "seconds": {**self.clock.seconds, **spent},

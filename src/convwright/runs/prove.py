@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convwright.architecture import Architecture
 from convwright.cost import count_by_torch, profile
-from convwright.cost.budget import Limits, costs_of
+from convwright.cost.budget import MEASURED, Limits, costs_of, human
 from convwright.edits import Plan
 from convwright.errors import BudgetError
 from convwright.runs.evaluate import reshaped
@@ -68,27 +68,38 @@ def prove(arch: Architecture, plan: Plan, weights: Path) -> Proof:
     return Proof(built, costs_of(ours), counts, ours.uncounted)
 
 
-def check_budget(proof: Proof, limits: Limits) -> dict[str, dict[str, Any]]:
-    """Hold the counts against the limits.
+def check_budget(proof: Proof, limits: Limits, latency: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Hold counts and measurements against the limits.
+
+    Args:
+        proof: The result with its counts.
+        limits: The budget in numbers.
+        latency: The measured latency, judged, where the budget limits it.
 
     Returns:
-        Per limited metric: ``limit``, ``convwright`` (and ``torch`` where it counts), ``met``.
+        Per limited metric: ``limit``, ``convwright`` (and ``torch`` where it counts), ``met``; latency as given.
 
     Raises:
         BrokenBudgetError: A limit is broken.
     """
     found: dict[str, dict[str, Any]] = {}
     for metric, limit in limits.limits.items():
-        pair = proof.counts.get(metric, {"convwright": proof.costs[metric]})
-        found[metric] = {"limit": limit, **pair, "met": max(pair.values()) <= limit}
-    broken = [
-        f"{metric} are {max_of(values):,} of {values['limit']:,}"
-        for metric, values in found.items()
-        if not values["met"]
-    ]
+        if metric not in MEASURED:
+            pair = proof.counts.get(metric, {"convwright": proof.costs[metric]})
+            found[metric] = {"limit": limit, **pair, "met": max(pair.values()) <= limit}
+        elif latency is not None:
+            found[metric] = latency
+    broken = [_said(metric, values) for metric, values in found.items() if not values["met"]]
     if broken:
         raise BrokenBudgetError(f"the result breaks the budget: {', '.join(broken)}; no result was written")
     return found
+
+
+def _said(metric: str, values: dict[str, Any]) -> str:
+    if metric not in MEASURED:
+        return f"{metric} are {max_of(values):,} of {values['limit']:,}"
+    measured, limit, before = (human(values[name], metric) for name in ("measured", "limit", "before"))
+    return f"{metric} is {measured} of {limit} (the untouched network: {before})"
 
 
 def max_of(values: dict[str, Any]) -> int:

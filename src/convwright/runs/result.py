@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convwright.cost.budget import MEASURED, human
 from convwright.methods import Evidence
 
 FORMAT = "convwright result"
@@ -84,6 +85,8 @@ def rows(data: Mapping[str, Any]) -> list[Row]:
     for metric, unit in (("activations", "activation memory, bytes"), ("weights", "weights, bytes")):
         if metric in before["costs"]:
             lines.append(_counted(unit, before["costs"][metric], after["costs"][metric]))
+    if "latency" in before and "latency" in after:
+        lines.append(_latency(before["latency"], after["latency"]))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     lines.append(Row("budget", "", _verdict(data["budget_met"])))
     return lines
@@ -91,6 +94,16 @@ def rows(data: Mapping[str, Any]) -> list[Row]:
 
 def _counted(name: str, before: int, after: int) -> Row:
     return Row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
+
+
+def _latency(before: Mapping[str, Any], after: Mapping[str, Any]) -> Row:
+    one, two = before["median"], after["median"]
+    return Row("latency, measured in turns", _interval(before), _interval(after), f"{two / one - 1:+.1%}")
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    median, lower, upper = (human(round(1e9 * found[name]), "latency") for name in ("median", "lower", "upper"))
+    return f"{median} ({lower} to {upper})"
 
 
 def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> Row:
@@ -104,9 +117,14 @@ def _percent(judged: Mapping[str, float]) -> str:
 
 def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [
-        f"{metric} <= {values['limit']:,} {'met' if values['met'] else 'BROKEN'}" for metric, values in met.items()
+        f"{metric} <= {_amount(metric, values['limit'])} {'met' if values['met'] else 'BROKEN'}"
+        for metric, values in met.items()
     ]
     return ", ".join(parts)
+
+
+def _amount(metric: str, limit: int) -> str:
+    return human(limit, metric) if metric in MEASURED else f"{limit:,}"
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:

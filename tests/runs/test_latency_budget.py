@@ -1,0 +1,254 @@
+"""Latency budgets from end to end, on a made-up clock: each run of these tests decides alike."""
+
+import json
+
+import pytest
+from torch import nn
+
+from convwright.architecture import read
+from convwright.cost import Comparison, Latency, LatencyTable, Spread, layer_latencies
+from convwright.cost.timing import spread
+from convwright.errors import BudgetError, RunError
+from convwright.methods import Uniform
+from convwright.runs import BrokenBudgetError, Evaluator, optimize
+from convwright.runs.latency import MARGIN
+
+PER_ELEMENT, PER_NETWORK = 1e-6, 2e-4
+
+
+def operator_time(call):
+    """What an operator takes: in proportion to what it reads and writes."""
+    seconds = PER_ELEMENT * (call.outputs + sum(spec.storage_size() for spec in call.tensors))
+    return Spread(seconds, seconds, seconds, 6)
+
+
+class World:
+    """A machine on which everything takes a known time.
+
+    Attributes:
+        table: how operators are measured there.
+        speed: what all times are multiplied by.
+        overhead: what a whole network takes beyond its operators; a sum of operators does not know of it.
+        asked: the operators measured.
+        turns: how often networks were compared.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.speed, self.overhead = folder, 1.0, PER_NETWORK
+        self.asked, self.turns = [], 0
+        self.sums = {}
+
+    def operator(self, call):
+        self.asked.append(call.key)
+        return operator_time(call)
+
+    def table(self, device="cpu", **arguments):
+        return LatencyTable(device, **{"folder": self.folder, "measure": self.operator, **arguments})
+
+    def seconds(self, model, example):
+        key = tuple(p.shape for p in model.parameters())
+        if key not in self.sums:
+            table = LatencyTable(folder=self.folder / "truth", measure=operator_time)
+            nothing = Latency(1.0, 1.0, 1.0, 6, 1, "cpu", "float32")
+            self.sums[key] = layer_latencies(read(model, example), table, nothing).sum
+        return self.speed * (1.2 * self.sums[key] + self.overhead)
+
+    def measure(self, model, example):
+        seconds = self.seconds(model, example)
+        return Latency(seconds, seconds * 0.99, seconds * 1.01, 6, 1, "cpu", "float32")
+
+    def compare(self, models):
+        self.turns += 1
+        found = {name: self.measure(*of) for name, of in models.items()}
+        first = next(iter(found.values())).median
+        return Comparison(found, {name: spread([one.median / first] * 6) for name, one in found.items()})
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    world = World(tmp_path / "latencies")
+    monkeypatch.setattr("convwright.runs.latency.LatencyTable", world.table)
+    monkeypatch.setattr("convwright.runs.latency.measure_latency", world.measure)
+    monkeypatch.setattr("convwright.runs.latency.compare_latency", world.compare)
+    return world
+
+
+@pytest.fixture
+def go(world, tiny, pictures, plain):
+    """Optimize the tiny network; keyword arguments replace the usual ones."""
+
+    def run(out, **changes):
+        usual = {"model": tiny, "data": pictures, "budget": "latency<=60%", "recipe": plain, "progress": False}
+        return optimize(**{**usual, "out": out, "epochs": 1, "tune_epochs": 1, **changes})
+
+    return run
+
+
+def numbers(result):
+    """Everything in result.json that must not depend on when and how often the run was stopped."""
+    data = json.loads((result.folder / "result.json").read_text())
+    trials = [{k: v for k, v in t.items() if k != "seconds"} for t in data["trials"]]
+    return {k: v for k, v in data.items() if k not in ("seconds", "command")} | {"trials": trials}
+
+
+# ------------------------------------------------------------------ what a run does
+
+
+def test_a_share_of_the_latency_is_met_and_recorded(go, tmp_path):
+    result = go(tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "result.json").read_text())
+    met = data["budget_met"]["latency"]
+    assert met["met"]
+    assert met["measured"] <= met["limit"] == int(0.6 * met["before"])
+    assert met["measured"] > 0.8 * met["limit"]  # the budget is used
+    assert met["interval"][0] <= met["measured"] <= met["interval"][1]
+    assert met["ratio"] == pytest.approx(met["measured"] / met["before"])
+    for side, key in (("baseline", "before"), ("result", "measured")):
+        assert round(1e9 * data[side]["latency"]["median"]) == met[key]
+        assert {"lower", "upper", "repeats", "threads", "device", "dtype"} <= set(data[side]["latency"])
+    assert data["result"]["counts"]["macs"]["torch"] < data["baseline"]["counts"]["macs"]["torch"]
+    assert data["latency"]["rounds"]
+    assert result.best.costs["latency"] <= (1 - MARGIN) * data["limits"]["latency"]
+    assert result.best in result.pareto
+    assert "latency, measured in turns" in result.report()
+    assert "latency <= " in result.report()
+
+
+@pytest.mark.parametrize("budget", [["latency<=60%", "macs<=30%"], "latency<=90% and params<=50%", "latency<=200%"])
+def test_several_limits_and_growing(go, tmp_path, budget):
+    data = go(tmp_path / "run", budget=budget).data
+    assert all(met["met"] for met in data["budget_met"].values())
+    assert "latency" in data["budget_met"]
+
+
+def test_an_absolute_limit(go, world, tiny, tmp_path):
+    arch = read(tiny, "1x8x8")
+    limit = 0.7 * world.seconds(arch.model, arch.example_input)
+    data = go(tmp_path / "run", budget=f"latency<={limit * 1e3:.6f}ms").data
+    assert data["budget_met"]["latency"]["limit"] == data["limits"]["latency"] == pytest.approx(1e9 * limit, abs=2)
+    assert data["budget_met"]["latency"]["measured"] <= data["limits"]["latency"]
+
+
+def test_the_estimate_is_corrected_by_measuring_what_it_chose(go, world, tmp_path):
+    """Where much of the time does not shrink with widths, the first choice is too slow."""
+    world.overhead = 50 * PER_NETWORK
+    said = []
+    data = go(tmp_path / "run", budget="latency<=85%", say=said.append).data
+    rounds = data["latency"]["rounds"]
+    assert 1 < len(rounds) <= 4
+    assert rounds[0]["measured"] > rounds[0]["estimate"]
+    assert abs(rounds[-1]["measured"] / rounds[-1]["estimate"] - 1) < 0.05
+    assert data["budget_met"]["latency"]["met"]
+    lines = "\n".join(said)
+    assert "feasible latency: from about" in lines
+    assert f"latency, calibration {len(rounds)}: " in lines
+
+
+def test_operators_are_measured_once(go, world, tmp_path):
+    go(tmp_path / "run")
+    assert len(world.asked) == len(set(world.asked))
+
+
+# ------------------------------------------------------------------ stopped and continued
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_resumed_run_decides_as_it_did(go, world, tmp_path, monkeypatch, number):
+    whole = go(tmp_path / "whole")
+    honest = Evaluator.__call__
+
+    def evaluate(self, n, candidate, parents):
+        if n == number:
+            raise KeyboardInterrupt
+        return honest(self, n, candidate, parents)
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run")
+    monkeypatch.setattr(Evaluator, "__call__", honest)
+    # Now another machine: other times, no cache. What was measured is in the run directory.
+    world.folder, world.asked, world.turns = tmp_path / "elsewhere", [], 0
+    resumed = go(tmp_path / "run", resume=True)
+    assert world.asked == []
+    assert world.turns == 1  # the proof
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_a_finished_run_is_not_measured_again(go, world, tmp_path):
+    first = go(tmp_path / "run")
+    world.speed, world.turns = 7.0, 0
+    again = go(tmp_path / "run", resume=True)
+    assert world.turns == 0
+    assert again.data == first.data
+
+
+@pytest.mark.parametrize("damage", [{}, {"whole": 3}, None, {"operators": {"x": [1]}}])
+def test_damaged_latencies_are_named(go, tmp_path, damage):
+    go(tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    content = json.loads(path.read_text())
+    content["settled"]["latency"] = damage
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="damaged, its latencies cannot be read"):
+        go(tmp_path / "run", resume=True)
+
+
+def test_another_budget_on_resume_is_named(go, tmp_path):
+    go(tmp_path / "run", budget="macs<=50%")
+    with pytest.raises(RunError, match="the run was started with budget="):
+        go(tmp_path / "run", budget="latency<=50%", resume=True)
+
+
+def test_without_a_limit_on_latency_nothing_is_measured(go, world, tmp_path):
+    data = go(tmp_path / "run", budget="macs<=50%").data
+    assert (world.asked, world.turns) == ([], 0)
+    assert "latency" not in data
+    assert "latency" not in data["result"]
+
+
+# ------------------------------------------------------------------ promises
+
+
+def test_a_slower_result_is_not_handed_back(go, world, tmp_path, monkeypatch):
+    """Fewer MACs, but no less time: both numbers are said, and nothing is written."""
+    measured = world.compare
+
+    def slower(models):
+        found = measured(models)
+        if world.turns > 4 or (tmp_path / "run" / "trials" / "0002").exists():
+            return Comparison({**found.latencies, "after": found.latencies["before"]}, found.ratios)
+        return found
+
+    monkeypatch.setattr("convwright.runs.latency.compare_latency", slower)
+    said = r"breaks the budget: latency is [\d.]+[mu]s of [\d.]+[mu]s \(the untouched network: [\d.]+[mu]s\); no result"
+    with pytest.raises(BrokenBudgetError, match=said):
+        go(tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_a_share_refers_to_the_original_measured_in_the_same_turns(go, world, tmp_path, monkeypatch):
+    """A machine that has become three times slower by the time of the proof breaks no promise about a share."""
+    honest = Uniform.best
+
+    def later(self):
+        world.speed = 3.0
+        return honest(self)
+
+    monkeypatch.setattr(Uniform, "best", later)
+    data = go(tmp_path / "run").data
+    assert data["budget_met"]["latency"]["met"]
+    assert data["budget_met"]["latency"]["before"] > 2 * data["limits"]["latency"] / 0.6
+
+
+def test_an_infeasible_latency_ends_before_any_training(go, tmp_path):
+    with pytest.raises(BudgetError, match=r"latency<=.* cannot be met: by width alone .* goes from .*s to .*s\."):
+        go(tmp_path / "run", budget="latency<=1ns")
+    with pytest.raises(BudgetError, match="cannot be met"):
+        go(tmp_path / "run", budget="latency<=1%")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_from_python(go, tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    assert go(tmp_path / "run", model=model).data["budget_met"]["latency"]["met"]
