@@ -138,6 +138,26 @@ def test_two_interleaved_layers_reach_further_than_grouped_ones():
     assert [reach(0.25, "interleaved", n) for n in (1, 2)] == [16, 64]
 
 
+@pytest.mark.parametrize(
+    ("overlap", "order", "expected"),
+    [(0.5, "interleaved", [36, 200, 392]), (0.5, "blocked", [36, 150, 392]), (0.0, "blocked", [36, 100, 196])],
+)
+def test_how_many_inputs_one_output_sees_behind_depthwise_convolutions(overlap, order, expected):
+    """Without overlap in blocked order, a grouped convolution, 4 of 8 channels stay out of reach."""
+
+    def seen(depth):
+        blocks = []
+        for _ in range(depth):
+            depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+            nn.init.ones_(depthwise.weight)
+            blocks += [depthwise, ones(8, 8, 2, overlap, order)]
+        x = torch.zeros(1, 8, 16, 16, requires_grad=True)
+        nn.Sequential(*blocks)(x)[0, 0, 8, 8].backward()
+        return int((x.grad != 0).sum())
+
+    assert [seen(depth) for depth in (1, 2, 3)] == expected
+
+
 # ------------------------------------------------------------------ costs, choice, bookkeeping
 
 

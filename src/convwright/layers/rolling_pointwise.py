@@ -23,7 +23,8 @@ IMPLEMENTATIONS = ("auto", "windows", "dense")
 # Measured by benchmarks/rolling_pointwise.py. Up to this many input channels the time goes into moving memory, and
 # the windows move more of it than one dense convolution does.
 _DENSE_UP_TO = 128
-# Rolling copies each channel into every window that reads it; beyond this many copies memory would run out first.
+# Rolling copies each channel into every window that reads it. Overlaps up to 3/4 make up to four copies; an overlap
+# that does not divide the window can make as many as a window has channels, which costs more than it saves.
 _MOST_COPIES = 4
 
 
@@ -227,9 +228,9 @@ def window_plan(in_channels: int, out_channels: int, groups: int, overlap: float
     if order not in ORDERS:
         raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
     window = in_channels // groups
-    shift = window - math.floor(overlap * window + 1e-9)
-    if groups == 1 or shift < 1:  # one window of all channels does not roll; it would only reorder the weight
-        shift = window if groups == 1 else 1
+    shift = max(1, window - math.floor(overlap * window + 1e-9))
+    if groups == 1:  # one window of all channels does not roll: that would only reorder its weight
+        shift = window
     windows = in_channels // math.gcd(in_channels, shift)
     if order == "blocked" and out_channels % windows:
         raise ValueError(
