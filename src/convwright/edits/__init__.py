@@ -1,5 +1,6 @@
 """CHANGE: edits as data, plans, and the surgery that carries them out with the weights kept."""
 
+from convwright.edits.check import Checked, check_execution
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.importance import IMPORTANCE, importance
@@ -14,6 +15,7 @@ __all__ = [
     "IMPORTANCE",
     "AddBlock",
     "Change",
+    "Checked",
     "Edit",
     "InexactEditWarning",
     "Kernel",
@@ -23,6 +25,7 @@ __all__ = [
     "Resolution",
     "Width",
     "apply",
+    "check_execution",
     "importance",
     "round_width",
     "scale_widths",

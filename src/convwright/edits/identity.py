@@ -46,12 +46,7 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
     if block.kind == "residual":
         scales, norms = _residual(architecture, block)
 
-        def start(copies: Mapping[str, nn.Module]) -> None:
-            _zero(copies, scales)
-            for name in norms:
-                _neutral(_owner(copies, name))
-
-        return start
+        return lambda copies: _scale_nothing(copies, scales, norms)
     _check_plain(architecture, block)
     return _neutralise
 
@@ -85,10 +80,12 @@ def _residual(architecture: Architecture, block: Block) -> tuple[frozenset[str],
     return frozenset(found), frozenset(norms)
 
 
-def _zero(copies: Mapping[str, nn.Module], names: Iterable[str]) -> None:
-    with torch.no_grad():
-        for name in names:
-            _owner(copies, name).get_parameter(name.rpartition(".")[2]).zero_()
+@torch.no_grad()
+def _scale_nothing(copies: Mapping[str, nn.Module], scales: Iterable[str], norms: Iterable[str]) -> None:
+    for name in scales:
+        _owner(copies, name).get_parameter(name.rpartition(".")[2]).zero_()
+    for name in norms:
+        _neutral(_owner(copies, name))
 
 
 def _owner(copies: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -200,11 +197,11 @@ def _listed(value: object) -> list[int]:
     return list(value) if isinstance(value, list | tuple) else [int(value)]  # type: ignore[call-overload]
 
 
+@torch.no_grad()
 def _neutralise(copies: Mapping[str, nn.Module]) -> None:
-    with torch.no_grad():
-        for root in copies.values():
-            for module in root.modules():
-                _neutral(module)
+    for root in copies.values():
+        for module in root.modules():
+            _neutral(module)
 
 
 def _neutral(module: nn.Module) -> None:

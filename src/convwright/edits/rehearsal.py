@@ -310,9 +310,18 @@ class _Clues:
 
     def proposals(self, suspects: Iterable[str]) -> Iterator[Repairs]:
         """Yield sets of repairs to try, the most plausible first; modules of one class are repaired alike."""
+        tried: set[str] = set()
         for suspect in suspects:
-            for attribute, clue in self._matches(suspect):
-                yield self._alike(suspect, attribute, clue)
+            matches = self._matches(suspect)
+            together: dict[object, Repairs] = {}  # numbers of one operator may have to change together
+            for attribute, clue in matches:
+                repairs = together.setdefault(clue.place[0], {})
+                repairs.update(self._alike(suspect, attribute, clue, repairs))
+            singly = (self._alike(suspect, attribute, clue) for attribute, clue in matches)
+            for proposal in (*together.values(), *singly):
+                if proposal and repr(proposal) not in tried:
+                    tried.add(repr(proposal))
+                    yield proposal
 
     def groups(self, suspects: Iterable[str]) -> tuple[str, ...]:
         """Return the changing groups on the values that the first suspect handles itself."""
@@ -329,15 +338,17 @@ class _Clues:
                 return changing
         return ()
 
-    def _alike(self, path: str, attribute: str, clue: _Clue) -> Repairs:
+    def _alike(self, path: str, attribute: str, clue: _Clue, known: Repairs | None = None) -> Repairs:
+        """Return the repair of one module's number, and of the same number in other modules of its class."""
         kind = type(self.modules[path])
         found: Repairs = {}
         for other, module in self.modules.items():
-            if type(module) is kind:
+            name = f"{other}.{attribute}"
+            if type(module) is kind and name not in (known or {}):
                 same = [c for a, c in self._matches(other) if a == attribute]
                 chosen = next((c for c in same if c.place == clue.place), same[0] if same else None)
                 if chosen is not None:
-                    found[f"{other}.{attribute}"] = chosen.new
+                    found[name] = chosen.new
         return found
 
     def _matches(self, path: str) -> list[tuple[str, _Clue]]:
@@ -349,7 +360,7 @@ class _Clues:
             stored = _as_stored(value)
             if stored is None or attribute.startswith("_"):
                 continue
-            mention = re.compile(rf"\bself\.{re.escape(attribute)}\b")
+            mention = _mention(attribute)
             if source and not mention.search(source):
                 continue
             for clue in self._clues(path):
@@ -408,6 +419,10 @@ class _Clues:
             at = argument(node, end)
             if isinstance(at, int) and 0 < at <= source.shape[axis]:
                 yield (end,), at, self.guide.new_length(plane.line()[:at])
+
+
+def _mention(attribute: str) -> re.Pattern[str]:
+    return re.compile(rf"\bself\.{re.escape(attribute)}\b")
 
 
 def _values(value: Any) -> list[Value]:

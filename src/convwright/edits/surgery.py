@@ -8,6 +8,7 @@ it continues, wherever the shape operators put them.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,12 +21,27 @@ from convwright.edits.attributes import sync_attributes
 from convwright.edits.edit import Moved
 from convwright.errors import EditError
 
-Signature = tuple[tuple[str, int, int], ...]
+Signature = tuple[tuple[tuple[str, int, int], ...], int]
 
 
-def signature(group: ChannelGroup) -> Signature:
-    """Return what identifies a group in both walks: the axes it lies on, with multiplicity."""
+def signature(group: ChannelGroup) -> tuple[tuple[str, int, int], ...]:
+    """Return the axes that a group lies on, with multiplicity."""
     return tuple((m.tensor, m.axis, m.per_channel) for m in group.members)
+
+
+def signatures(graph: ChannelGraph) -> dict[Signature, ChannelGroup]:
+    """Return the groups by what identifies each in both walks.
+
+    That is the axes a group lies on, with multiplicity; of several groups on the same axes (parts of one output that
+    are frozen for different reasons) also which one it is, in the order of production.
+    """
+    found: dict[Signature, ChannelGroup] = {}
+    seen: Counter[tuple[tuple[str, int, int], ...]] = Counter()
+    for group in graph.groups:
+        axes = signature(group)
+        found[axes, seen[axes]] = group
+        seen[axes] += 1
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +110,13 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
 
 def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Ints:
     """Return, for each new channel, the old channel it continues; -1 where there is none."""
-    by_signature = {signature(g): g.name for g in before.groups}
+    known = signatures(before)
     members = _members(before)
+    now = _members(after)
     origin = np.full(len(after.group_of), -1, dtype=np.int64)
-    for group, channels in _members(after).items():
-        old_name = by_signature[signature(after.group(group))]
+    for key, group in signatures(after).items():
+        old_name = known[key].name
+        channels = now[group.name]
         ranks = chosen.get(old_name)
         old = members[old_name]
         origin[channels] = old if ranks is None else old[ranks]

@@ -21,7 +21,7 @@ from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.importance import scores_for
 from convwright.edits.measure import EXACT, Run, measure
 from convwright.edits.rehearsal import Repairs, Stage, UnrepairableError, repaired, store
-from convwright.edits.surgery import Recipe, mask, operate, recipe, signature
+from convwright.edits.surgery import Recipe, mask, operate, recipe, signatures
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -193,10 +193,10 @@ def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tupl
         after = resize(graph, units)
     except ResizeError as error:
         raise EditError(f"these widths do not fit together: {error}.") from error
-    by_signature = {signature(g): i for i, g in enumerate(graph.groups)}
+    known = {signature: graph.index[group.name] for signature, group in signatures(graph).items()}
     observed = np.zeros_like(units)
-    for group in after.groups:
-        index = by_signature.get(signature(group))
+    for signature, group in signatures(after).items():
+        index = known.get(signature)
         if index is None or (graph.units[index] and not group.units):
             raise EditError(
                 f"with these widths, channels of {group.name} would reach layers that they do not reach now."

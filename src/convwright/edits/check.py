@@ -1,0 +1,128 @@
+"""The execution check: which groups the user's own code allows to change.
+
+Labels say which channels belong together; only running says whether ``forward`` bears other numbers. All free groups
+are halved, then doubled, on fake tensors. Where that fails and no stored size explains it, bisection finds the groups
+at fault; they are frozen, with the failing line as the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convwright.edits.rehearsal import Repairs, Stage, UnrepairableError, repaired
+from convwright.edits.surgery import recipe
+from convwright.edits.width import Width, scale_widths, solve
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+_RATIOS = (0.5, 2.0)
+_MOST_RUNS = 120  # rehearsals per ratio, before what is still unknown is frozen together
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an execution check found.
+
+    Attributes:
+        architecture: the same network, with groups frozen that its code does not let change.
+        stored: sizes stored on modules (``"module.attribute"``) that edits have to keep in step, and do.
+        fixed: group name -> why it is frozen, for the groups that this check froze.
+    """
+
+    architecture: Architecture
+    stored: tuple[str, ...]
+    fixed: dict[str, str]
+
+
+def check_execution(architecture: Architecture) -> Checked:
+    """Rehearse shrinking and growing on fake tensors, and freeze the groups that the network's code fixes.
+
+    Args:
+        architecture: the network; it is left as it is.
+
+    Returns:
+        The findings. A network that does not run on fake tensors is returned unchecked.
+    """
+    stage = Stage.of(architecture)
+    if stage is None:
+        return Checked(architecture, (), {})
+    stored: dict[str, None] = {}
+    fixed: dict[str, str] = {}
+    for ratio in _RATIOS:
+        trial = _Trial(architecture, stage)
+        edits = [e for e in scale_widths(architecture, ratio) if e.target not in fixed]
+        for target, reason in trial.culprits(edits).items():
+            group = architecture.channels.group(target)
+            fixed.update(dict.fromkeys((target, *group.tied), reason))
+        stored.update(dict.fromkeys(trial.stored))
+    if fixed:
+        architecture = architecture.evolved(fixed={**architecture.fixed, **fixed})
+    return Checked(architecture, tuple(stored), fixed)
+
+
+@dataclass(eq=False)
+class _Trial:
+    """Rehearsals of sets of width edits at one ratio."""
+
+    architecture: Architecture
+    stage: Stage
+    stored: Repairs = field(default_factory=dict)
+    runs: int = 0
+
+    def failure(self, edits: Sequence[Width]) -> tuple[str, tuple[str, ...]] | None:
+        """Rehearse edits together; return the message and the groups under suspicion if they do not run."""
+        if not edits:
+            return None
+        self.runs += 1
+        graph = self.architecture.channels
+        try:
+            sizes = solve(self.architecture, edits)
+        except EditError as error:
+            return str(error).rstrip("."), ()
+        changed = np.flatnonzero(sizes.units != graph.units).tolist()
+        chosen = {
+            graph.groups[i].name: np.arange(sizes.units[i]) * int(graph.units[i]) // int(max(sizes.units[i], 1))
+            for i in changed
+        }
+        try:
+            found = repaired(self.stage, recipe(graph, sizes.after, chosen))
+        except (UnrepairableError, EditError) as error:
+            groups = error.groups if isinstance(error, UnrepairableError) else ()
+            return str(error).rstrip("."), groups
+        self.stored |= found
+        return None
+
+    def culprits(self, edits: Sequence[Width]) -> dict[str, str]:
+        """Return the targets that cannot change, each with the reason: the fewest found by bisection."""
+        fixed: dict[str, str] = {}
+        remaining = list(edits)
+        while (found := self.failure(remaining)) is not None:
+            message, groups = found
+            suspects = [e for e in remaining if self._family(e) & set(groups)] or remaining
+            rest = [e for e in remaining if e not in suspects]
+            if len(suspects) < len(remaining) and self.failure(rest) is not None:
+                suspects, rest = remaining, []
+            guilty = [e for e in self._bisect(suspects, rest) if e.target not in fixed] or suspects
+            fixed.update(dict.fromkeys((e.target for e in guilty), message))
+            remaining = [e for e in remaining if e not in guilty]
+        return fixed
+
+    def _family(self, edit: Width) -> set[str]:
+        return {edit.target, *self.architecture.channels.group(edit.target).tied}
+
+    def _bisect(self, suspects: list[Width], good: list[Width]) -> list[Width]:
+        """Return suspects without which, beside good edits, the others run."""
+        if self.runs >= _MOST_RUNS or self.failure([*good, *suspects]) is None:
+            return [] if self.runs < _MOST_RUNS else suspects
+        if len(suspects) == 1:
+            return suspects
+        middle = len(suspects) // 2
+        guilty = self._bisect(suspects[:middle], good)
+        innocent = [e for e in suspects[:middle] if e not in guilty]
+        return guilty + self._bisect(suspects[middle:], [*good, *innocent])
