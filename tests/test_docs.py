@@ -129,7 +129,7 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
     tables = generator()
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.TABLES["results"]() == "No result files are in this checkout."
-    for name in ("demo", "widths", "labels", "cost-model", "training"):
+    for name in ("demo", "widths", "labels", "cost-model", "latency", "training"):
         assert "Not measured in this checkout" in tables.TABLES[name]()
 
 

@@ -97,7 +97,7 @@ def accuracy(side: Json, part: str) -> str:
 @table("results")
 def results() -> str:
     """The short table of README: one line per claim, with where to look."""
-    rows = [row for rows in (_demo(), _widths(), _labels(), _cost_model(), _training()) for row in rows]
+    rows = [row for rows in (_demo(), _widths(), _labels(), _cost_model(), _latency(), _training()) for row in rows]
     if not rows:
         return "No result files are in this checkout."
     return markdown(("what", "measured", "command"), rows)
@@ -154,6 +154,19 @@ def _cost_model() -> Iterator[tuple[str, str, str]]:
         rate = data["candidates_per_second"]["macs_and_params"]
         name = data["network"].partition(":")[2]
         yield f"{name} width candidates costed, exactly", f"{rate:,} per second", "`benchmarks/cost_model.py`"
+
+
+def _latency() -> Iterator[tuple[str, str, str]]:
+    data = load("latency")
+    if data:
+        row = data["rows"][0]
+        left = row["counts"]["counted"]["macs"] / row["counts"]["before"]["macs"]
+        yield (
+            f"{row['network'].partition(':')[2]} with all widths halved: MACs left, time left",
+            f"{percent(left, 0)}, {percent(row['ratio']['median'], 0)}; estimated without building it "
+            f"{100 * row['estimate_error']:+.0f} %",
+            "`benchmarks/latency.py`",
+        )
 
 
 def _training() -> Iterator[tuple[str, str, str]]:
@@ -243,6 +256,39 @@ def cost_model() -> str:
     rows = [(what.replace("_", " "), f"{rate:,}") for what, rate in data["candidates_per_second"].items()]
     words = f"`{data['network']}`, {data['groups']} free groups, arrays of {data['candidates']:,} candidates:\n\n"
     return words + markdown(("costs evaluated", "candidates per second"), rows, right=(1,)) + "\n\n" + provenance(data)
+
+
+@table("latency")
+def latency() -> str:
+    """Sums against wholes, and halved networks against their estimates."""
+    data = load("latency")
+    if not data:
+        return missing("latency")
+    rows = [
+        (
+            row["network"].partition(":")[2],
+            f"{row['operators']} in {row['table_seconds']:.0f} s",
+            f"{row['whole']['median_ms']:.1f}",
+            f"{row['sum_over_whole']:.2f}",
+            _milliseconds(row["before"]),
+            _milliseconds(row["after"]),
+            f"{row['estimate_in_turns_ms']:.1f} ({100 * row['estimate_error']:+.0f} %)",
+            percent(row["counts"]["counted"]["macs"] / row["counts"]["before"]["macs"], 0),
+            percent(row["ratio"]["median"], 0),
+        )
+        for row in data["rows"]
+    ]
+    head = (
+        "network", "operators measured", "whole, ms", "sum / whole", "in turns: original, ms", "halved, ms",
+        "halved, estimated, ms", "MACs left", "time left",
+    )  # fmt: skip
+    shown = markdown(head, rows, right=tuple(range(2, 9)))
+    return f"{shown}\n\nIn brackets: the 95% interval of the median.\n\n{provenance(data)}"
+
+
+def _milliseconds(found: Json) -> str:
+    low, high = found["interval_ms"]
+    return f"{found['median_ms']:.1f} ({low:.1f} to {high:.1f})"
 
 
 @table("training")

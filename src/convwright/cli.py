@@ -75,19 +75,26 @@ def version() -> None:
 
 
 @app.command()
-def analyze(model: Model, input_shape: Input = None, as_json: Json = False) -> None:
+def analyze(
+    model: Model,
+    input_shape: Input = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure the network and each of its layers.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show what a network is made of and what it costs."""
     from convwright.architecture import read
+    from convwright.cost import layer_latencies
     from convwright.runs.opening import parse_input
 
     arch = read(model, parse_input(input_shape))
+    latencies = layer_latencies(arch) if latency else None
     if as_json:
         from convwright.runs.analysis import as_dict
 
-        return _print_json(as_dict(arch))
+        return _print_json(as_dict(arch, latencies))
     from convwright.runs.tables import analysis
 
-    for table in analysis(arch):
+    for table in analysis(arch, latencies):
         _out().print(table)
     return None
 

@@ -21,7 +21,7 @@ from convwright.cost import (
     measure_latency,
 )
 from convwright.cost.latency_model import _working
-from convwright.cost.latency_operators import TensorSpec, call_of, is_free, time_call
+from convwright.cost.latency_operators import TensorSpec, call_of, is_free, time_calls
 from convwright.cost.latency_table import cache_folder, fingerprint
 from convwright.cost.timing import calls_per_sample, enough, spread, wall_timer
 from convwright.edits import scale_widths, solve
@@ -41,15 +41,30 @@ def work(call):
     return Spread(elements * 1e-9, elements * 0.9e-9, elements * 1.1e-9, 7)
 
 
+def each(measure):
+    """Measure operators one by one; what fails gives its reason."""
+
+    def measured(calls):
+        found = {}
+        for call in calls:
+            try:
+                found[call.key] = measure(call)
+            except RuntimeError as error:
+                found[call.key] = str(error)
+        return found
+
+    return measured
+
+
 class Counting:
     """Measures by `work`, and remembers what it was asked."""
 
     def __init__(self):
         self.asked = []
 
-    def __call__(self, call):
-        self.asked.append(call.key)
-        return work(call)
+    def __call__(self, calls):
+        self.asked += [call.key for call in calls]
+        return each(work)(calls)
 
 
 def fixed(median=0.002):
@@ -284,7 +299,7 @@ def test_each_operator_is_measured_once_and_remembered(arch, tmp_path):
 
 
 def test_the_sum_is_that_of_the_layers_and_the_ratio_is_reported(mixed, tmp_path):
-    found = layer_latencies(mixed, LatencyTable(folder=tmp_path, measure=work), fixed(0.5))
+    found = layer_latencies(mixed, LatencyTable(folder=tmp_path, measure=each(work)), fixed(0.5))
     assert [layer.name for layer in found.layers] == [layer.name for layer in mixed.layers]
     assert found.other > 0  # the join and the copy are no layers
     assert found.sum == pytest.approx(sum(layer.median for layer in found.layers) + found.other)
@@ -303,7 +318,7 @@ def test_views_are_free_and_copies_are_not(mixed):
 @pytest.mark.parametrize("network", ["arch", "mixed"])
 def test_every_operator_runs_by_itself(network, request, tmp_path):
     state = torch.random.get_rng_state()
-    table = LatencyTable(folder=tmp_path, measure=lambda call: time_call(call, CPU, seconds=0))
+    table = LatencyTable(folder=tmp_path, measure=lambda calls: time_calls(calls, CPU, seconds=0))
     found = layer_latencies(request.getfixturevalue(network), table, fixed())
     assert found.sum > 0
     assert all(s.repeats == 6 and s.median > 0 for s in table.used.values())
@@ -321,9 +336,37 @@ def test_numbers_do_not_run_away_in_place(mixed):
         seen.append(float(function().max()))
         return 1.0
 
-    time_call(doubling, CPU, seconds=0, timer=timer)
+    time_calls([doubling], CPU, seconds=0, timer=timer)
     assert len(set(seen[2:])) == 1
     assert seen[-1] < 1e31
+
+
+def test_operators_are_sampled_in_sweeps(arch, monkeypatch):
+    """One sample of each and then again, so that a busy moment is shared; large ones in several lots."""
+    calls = [call_of(node) for node in _working(arch)][:4]
+    order = []
+
+    def timer(function, times):
+        order.append(function.__self__)
+        function()
+        return 1e-3
+
+    found = time_calls(calls, CPU, seconds=0, timer=timer)
+    assert list(found.values()) == [Spread(1e-3, 1e-3, 1e-3, 6)] * 4
+    first = list(dict.fromkeys(order))
+    assert order[8:] == first * 6
+    monkeypatch.setattr("convwright.cost.latency_operators._MEMORY", 1)
+    order.clear()
+    assert time_calls(calls, CPU, seconds=0, timer=timer) == found
+    assert order == [made for made in dict.fromkeys(order) for _ in range(8)]
+
+
+def test_an_operator_that_fails_gives_its_reason(arch):
+    call = call_of(next(n for n in _working(arch) if "conv2d" in str(n.target)))
+    wrong = type(call)(call.target, (call.args[0], *call.args[1:2], *call.args[1:2]), {}, 1)
+    found = time_calls([wrong, call], CPU, seconds=0)
+    assert "bias" in found[wrong.key]
+    assert found[call.key].repeats == 6
 
 
 def test_what_distinguishes_operators(arch):
@@ -377,7 +420,7 @@ def test_an_expanded_tensor_stays_expanded():
     ],
 )
 def test_a_damaged_file_is_ignored_and_rebuilt(arch, tmp_path, damage):
-    table = LatencyTable(folder=tmp_path, measure=work)
+    table = LatencyTable(folder=tmp_path, measure=each(work))
     layer_latencies(arch, table, fixed())
     whole = table.path.read_bytes()
     if isinstance(damage, bytes):
@@ -396,32 +439,32 @@ def test_a_damaged_file_is_ignored_and_rebuilt(arch, tmp_path, damage):
 
 
 def test_files_of_different_machines_are_apart(monkeypatch, tmp_path):
-    here = LatencyTable(folder=tmp_path, measure=work).path
+    here = LatencyTable(folder=tmp_path, measure=each(work)).path
     assert here.name.startswith("latency-")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 7)
-        threads = LatencyTable(folder=tmp_path, measure=work).path
+        threads = LatencyTable(folder=tmp_path, measure=each(work)).path
     with monkeypatch.context() as patch:
         patch.setattr("convwright.cost.latency_table.processor", lambda: "another processor")
-        processor = LatencyTable(folder=tmp_path, measure=work).path
+        processor = LatencyTable(folder=tmp_path, measure=each(work)).path
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "0.0")
-        version = LatencyTable(folder=tmp_path, measure=work).path
+        version = LatencyTable(folder=tmp_path, measure=each(work)).path
     assert len({here, threads, processor, version}) == 4
     assert {"device", "torch", "threads"} <= set(fingerprint(CPU))
 
 
 def test_a_file_copied_from_another_machine_says_nothing(arch, monkeypatch, tmp_path):
-    table = LatencyTable(folder=tmp_path, measure=work)
+    table = LatencyTable(folder=tmp_path, measure=each(work))
     layer_latencies(arch, table, fixed())
     content = json.loads(table.path.read_text())
     content["machine"]["torch"] = "0.0"
     table.path.write_text(json.dumps(content))
-    assert LatencyTable(folder=tmp_path, measure=work).times == {}
+    assert LatencyTable(folder=tmp_path, measure=each(work)).times == {}
 
 
 def test_two_processes_add_to_one_file(arch, mixed, tmp_path):
-    one, two = (LatencyTable(folder=tmp_path, measure=work) for _ in range(2))
+    one, two = (LatencyTable(folder=tmp_path, measure=each(work)) for _ in range(2))
     layer_latencies(arch, one, fixed())
     layer_latencies(mixed, two, fixed())
     assert set(LatencyTable(folder=tmp_path).times) == set(one.used) | set(two.used)
@@ -430,7 +473,7 @@ def test_two_processes_add_to_one_file(arch, mixed, tmp_path):
 
 def test_where_nothing_can_be_written_nothing_breaks(arch, tmp_path):
     (tmp_path / "file").touch()
-    found = layer_latencies(arch, LatencyTable(folder=tmp_path / "file", measure=work), fixed())
+    found = layer_latencies(arch, LatencyTable(folder=tmp_path / "file", measure=each(work)), fixed())
     assert found.sum > 0
 
 
@@ -445,7 +488,7 @@ def test_where_the_file_lies(monkeypatch, tmp_path):
 
 
 def test_known_times_precede_those_of_the_file(arch, tmp_path):
-    table = LatencyTable(folder=tmp_path, measure=work)
+    table = LatencyTable(folder=tmp_path, measure=each(work))
     layer_latencies(arch, table, fixed())
     told = {key: Spread(1.0, 1.0, 1.0, 6) for key in table.used}
     found = layer_latencies(arch, LatencyTable(folder=tmp_path, measure=work, known=told), fixed())
@@ -460,8 +503,8 @@ def widths_of(arch, edits):
     return {g.name: int(u) * g.step for g, u in zip(arch.groups, units, strict=True) if not g.frozen}
 
 
-def model_of(arch, folder, measure=work, whole=None):
-    return LatencyModel.of(arch, LatencyTable(folder=folder, measure=measure), whole or fixed())
+def model_of(arch, folder, measure=None, whole=None):
+    return LatencyModel.of(arch, LatencyTable(folder=folder, measure=measure or each(work)), whole or fixed())
 
 
 def test_at_present_widths_the_estimate_is_the_measured_whole(arch, tmp_path):
@@ -553,7 +596,7 @@ def test_an_operator_that_cannot_be_run_is_estimated_in_proportion(arch, tmp_pat
         return Spread(call.outputs * 1e-9, 0.0, 1.0, 6)
 
     halved = widths_of(arch, scale_widths(arch, 0.5))
-    model, honest = model_of(arch, tmp_path, refusing), arch.apply(*scale_widths(arch, 0.5), verify=False)
+    model, honest = model_of(arch, tmp_path, each(refusing)), arch.apply(*scale_widths(arch, 0.5), verify=False)
     assert model.sum(halved) == pytest.approx(sum(call_of(n).outputs * 1e-9 for n in _working(honest)))
 
 

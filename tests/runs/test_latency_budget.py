@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from convwright.architecture import read
+from convwright.cli import main
 from convwright.cost import Comparison, Latency, LatencyTable, Spread, layer_latencies
 from convwright.cost.timing import spread
 from convwright.errors import BudgetError, RunError
@@ -20,6 +21,10 @@ def operator_time(call):
     """What an operator takes: in proportion to what it reads and writes."""
     seconds = PER_ELEMENT * (call.outputs + sum(spec.storage_size() for spec in call.tensors))
     return Spread(seconds, seconds, seconds, 6)
+
+
+def operator_times(calls):
+    return {call.key: operator_time(call) for call in calls}
 
 
 class World:
@@ -38,17 +43,17 @@ class World:
         self.asked, self.turns = [], 0
         self.sums = {}
 
-    def operator(self, call):
-        self.asked.append(call.key)
-        return operator_time(call)
+    def operators(self, calls):
+        self.asked += [call.key for call in calls]
+        return operator_times(calls)
 
     def table(self, device="cpu", **arguments):
-        return LatencyTable(device, **{"folder": self.folder, "measure": self.operator, **arguments})
+        return LatencyTable(device, **{"folder": self.folder, "measure": self.operators, **arguments})
 
     def seconds(self, model, example):
         key = tuple(p.shape for p in model.parameters())
         if key not in self.sums:
-            table = LatencyTable(folder=self.folder / "truth", measure=operator_time)
+            table = LatencyTable(folder=self.folder / "truth", measure=operator_times)
             nothing = Latency(1.0, 1.0, 1.0, 6, 1, "cpu", "float32")
             self.sums[key] = layer_latencies(read(model, example), table, nothing).sum
         return self.speed * (1.2 * self.sums[key] + self.overhead)
@@ -252,3 +257,40 @@ def test_an_infeasible_latency_ends_before_any_training(go, tmp_path):
 def test_a_network_from_python(go, tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     assert go(tmp_path / "run", model=model).data["budget_met"]["latency"]["met"]
+
+
+# ------------------------------------------------------------------ analyze
+
+
+@pytest.fixture
+def times(world, monkeypatch):
+    """The made-up clock for `analyze`, too."""
+    monkeypatch.setattr("convwright.cost.latency_model.LatencyTable", world.table)
+    monkeypatch.setattr("convwright.cost.latency_model.measure_latency", world.measure)
+
+
+def analyzed(capsys, *words):
+    with pytest.raises(SystemExit) as leave:
+        main(["analyze", *words])
+    assert leave.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("times")
+def test_analyze_shows_layers_sum_whole_and_ratio(tiny, capsys):
+    out = analyzed(capsys, tiny, "--input", "1x8x8", "--latency")
+    assert "of the sum" in out
+    assert "layers together" in out
+    assert "the whole network" in out
+    assert "of the whole" in out
+    assert "of the sum" not in analyzed(capsys, tiny, "--input", "1x8x8")
+
+
+@pytest.mark.usefixtures("times")
+def test_analyze_json_has_the_same(tiny, capsys):
+    found = json.loads(analyzed(capsys, tiny, "--input", "1x8x8", "--latency", "--json"))
+    latency = found["latency"]
+    assert [layer["name"] for layer in latency["layers"]] == [layer["name"] for layer in found["layers"]]
+    assert latency["sum"] == pytest.approx(sum(layer["median"] for layer in latency["layers"]) + latency["other"])
+    assert latency["ratio"] == pytest.approx(latency["sum"] / latency["whole"]["median"])
+    assert "latency" not in json.loads(analyzed(capsys, tiny, "--input", "1x8x8", "--json"))

@@ -7,7 +7,7 @@ the next one finds. So the ratio of sum and whole is measured and reported, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -71,7 +71,7 @@ class LayerLatencies:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        layers = {layer.name: [layer.median, layer.lower, layer.upper] for layer in self.layers}
+        layers = [asdict(layer) for layer in self.layers]
         return {
             "layers": layers,
             "other": self.other,
@@ -97,7 +97,9 @@ def layer_latencies(
     """
     known = table if table is not None else table_for(arch)
     measured = whole if whole is not None else measure_latency(arch.model, arch.example_input)
-    times = {node.name: _time(node, call_of(node), known) for node in _working(arch)}
+    calls = {node: call_of(node) for node in _working(arch)}
+    known.learn(calls.values())
+    times = {node.name: _time(node, call, known) for node, call in calls.items()}
     known.save()
     layers = tuple(LayerLatency(la.name, la.kind, *_of(times.get(la.node, _FREE))) for la in arch.layers)
     total = sum(t.median for t in times.values())
@@ -240,8 +242,9 @@ class LatencyModel:
         return {node.name: call_of(node, walk.values, walk.groups) for node in nodes}
 
     def _summed(self, units: Any) -> float:
-        present = {node.name: node for node in _working(self.arch)}
-        return sum(self._time(call, present[name]) for name, call in self._calls(units).items())
+        present, calls = {node.name: node for node in _working(self.arch)}, self._calls(units)
+        self.table.learn(calls.values())
+        return sum(self._time(call, present[name]) for name, call in calls.items())
 
     def _time(self, call: OperatorCall, node: fx.Node) -> float:
         """Return an operator's time; where a size is written down in its constants, the present time in proportion."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -21,7 +21,9 @@ from convwright.architecture.labels import Values
 from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer
 
 Shape = tuple[int, ...]
-ShapesOf = Callable[[fx.Node], Values]
+
+_MEMORY = 2**29  # bytes of operands that are held at once
+_MOST_SWEEPS = 30
 
 _SHORT = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.int64: "i64"}
 # Operators that take the shape of their result as an argument, and that argument's name.
@@ -216,29 +218,66 @@ def _storage(tensor: Tensor) -> int:
 # ------------------------------------------------------------------ running it
 
 
-def time_call(call: OperatorCall, device: torch.device, seconds: float = 0.1, timer: Timer | None = None) -> Spread:
-    """Time one operator on made-up numbers; torch's random state stays as it is.
+def time_calls(
+    calls: Sequence[OperatorCall], device: torch.device, seconds: float = 0.1, timer: Timer | None = None
+) -> dict[str, Spread | str]:
+    """Time operators on made-up numbers, in sweeps: one sample of each, then again from the first.
+
+    So each finds its weights where a network would leave them, not in the cache, and a machine that is busy for a
+    while is so for all of them. Torch's random state stays as it is.
 
     Args:
-        call: what to run.
+        calls: what to run.
         device: where.
-        seconds: no further sample is begun after these, once there are 6.
+        seconds: per operator; no further sweep is begun after these, once there are 6.
         timer: what measures; the device's own clock when not given.
 
-    Raises:
-        RuntimeError: as the operator does, where its arguments do not fit together.
+    Returns:
+        By key: the time, or why the operator cannot be run by itself.
     """
-    measure = timer or wall_timer(device)
-    made = _Made(call, device)
-    samples: list[float] = []
+    found: dict[str, Spread | str] = {}
+    for some in _within_memory(calls):
+        found |= _swept(some, device, seconds, timer or wall_timer(device))
+    return found
+
+
+def _within_memory(calls: Sequence[OperatorCall]) -> Iterator[list[OperatorCall]]:
+    """Split calls into runs whose tensors fit into memory together; one that is larger stands alone."""
+    some: list[OperatorCall] = []
+    filled = 0
+    for call in calls:
+        size = sum(spec.storage_size() * spec.dtype.itemsize for spec in call.tensors)
+        if some and filled + size > _MEMORY:
+            yield some
+            some, filled = [], 0
+        some.append(call)
+        filled += size
+    if some:
+        yield some
+
+
+def _swept(
+    calls: Sequence[OperatorCall], device: torch.device, seconds: float, timer: Timer
+) -> dict[str, Spread | str]:
+    failed: dict[str, Spread | str] = {}
+    ready: dict[str, tuple[_Made, int]] = {}
     with torch.inference_mode():
-        made.run()
-        calls = calls_per_sample(min(measure(made.run, 1) for _ in range(2)))
+        for call in calls:
+            try:
+                made = _Made(call, device)
+                made.run()
+                ready[call.key] = (made, calls_per_sample(min(timer(made.run, 1) for _ in range(2))))
+            except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+                failed[call.key] = (str(error).splitlines() or [type(error).__name__])[0]
+        samples: dict[str, list[float]] = {key: [] for key in ready}
         start = time.monotonic()
-        while not enough(samples, time.monotonic() - start, seconds, most=100):
-            made.refresh()
-            samples.append(measure(made.run, calls))
-    return spread(samples)
+        while ready and not enough(
+            next(iter(samples.values())), time.monotonic() - start, seconds * len(ready), _MOST_SWEEPS
+        ):
+            for key, (made, times) in ready.items():
+                made.refresh()
+                samples[key].append(timer(made.run, times))
+    return {**{key: spread(taken) for key, taken in samples.items()}, **failed}
 
 
 class _Made:

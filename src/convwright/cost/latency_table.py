@@ -7,19 +7,19 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from convwright.cost.latency_operators import OperatorCall, time_call
+from convwright.cost.latency_operators import OperatorCall, time_calls
 from convwright.cost.timing import Spread
 
 FORMAT = "convwright operator latency"
 VERSION = 1
-Measure = Callable[[OperatorCall], Spread]
+Measure = Callable[[Sequence[OperatorCall]], Mapping[str, Spread | str]]  # by key: a time, or why there is none
 
 
 class LatencyTable:
@@ -28,7 +28,7 @@ class LatencyTable:
     Args:
         device: where operators run.
         folder: of the cache file; `cache_folder` when not given.
-        measure: times one operator; injected by tests.
+        measure: times operators; injected by tests.
         known: times that precede those of the file, by key: a run that is continued decides as it did.
 
     Attributes:
@@ -48,21 +48,33 @@ class LatencyTable:
         self.device = torch.device(device)
         self.machine = fingerprint(self.device)
         self.path = (folder or cache_folder()) / f"latency-{_digest(self.machine)}.json"
-        self.measure: Measure = measure or (lambda call: time_call(call, self.device))
+        self.measure: Measure = measure or (lambda calls: time_calls(calls, self.device))
         self.times = _load(self.path, self.machine) | dict(known or {})
         self.used: dict[str, Spread] = {}
         self.keep: Callable[[Mapping[str, Spread]], object] = lambda used: None
         self._new: dict[str, Spread] = {}
+        self._failed: dict[str, str] = {}
+
+    def learn(self, calls: Iterable[OperatorCall]) -> None:
+        """Measure, together, those operators that nobody knows yet."""
+        unknown = {c.key: c for c in calls if c.key not in self.times and c.key not in self._failed}
+        if not unknown:
+            return
+        found = self.measure(list(unknown.values()))
+        self._failed |= {key: reason for key, reason in found.items() if isinstance(reason, str)}
+        self._new |= {key: time for key, time in found.items() if isinstance(time, Spread)}
+        self.times |= self._new
 
     def time(self, call: OperatorCall) -> Spread:
         """Return how long an operator takes, measured if nobody knows.
 
         Raises:
-            RuntimeError: as the operator does, where its arguments do not fit together.
+            RuntimeError: if it cannot be run by itself.
         """
         key = call.key
-        if key not in self.times:
-            self.times[key] = self._new[key] = self.measure(call)
+        self.learn([call])
+        if key in self._failed:
+            raise RuntimeError(self._failed[key])
         self.used[key] = self.times[key]
         return self.times[key]
 
@@ -97,7 +109,7 @@ def cache_folder() -> Path:
 
 
 def fingerprint(device: torch.device) -> dict[str, Any]:
-    """Return what times depend on besides the operator: device, version of torch, threads."""
+    """Return what times depend on besides the operator: device, version of torch, threads and how they wait."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -106,6 +118,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         "device": name,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", ""),  # threads that sleep take time to wake, in every operator
         "matmul": torch.get_float32_matmul_precision(),
     }
 

@@ -9,10 +9,17 @@ from convwright.cost import count_by_torch, feasible_range, profile
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
+    from convwright.cost import LayerLatencies
 
 
-def as_dict(arch: Architecture) -> dict[str, Any]:
-    """Return the whole analysis as JSON values; costs are per sample."""
+def as_dict(arch: Architecture, latencies: LayerLatencies | None = None) -> dict[str, Any]:
+    """Return the whole analysis as JSON values.
+
+    Args:
+        arch: The network; its costs are per sample.
+        latencies: What was measured of it, if anything; in seconds.
+    """
+    seconds = {} if latencies is None else {"latency": latencies.as_dict()}
     costs = profile(arch)
     layers = {layer.name: layer for layer in arch.layers}
     return {
@@ -25,6 +32,7 @@ def as_dict(arch: Architecture) -> dict[str, Any]:
         "weight_bytes": costs.weight_bytes,
         "complete": costs.complete,
         "uncounted": list(costs.uncounted),
+        **seconds,
         "feasible": {metric: list(ends) for metric, ends in feasible_range(arch).items()},
         "by_kind": {kind: asdict(cost) for kind, cost in costs.by_kind.items()},
         "layers": [

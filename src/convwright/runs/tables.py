@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -14,7 +15,7 @@ from convwright.runs.result import rows
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup
-    from convwright.cost import LayerCost
+    from convwright.cost import LayerCost, LayerLatencies
 
 _WEIGHTED = ("conv", "linear", "matmul", "attention")
 _LONG = 60  # rows from which a table of layers is folded
@@ -35,30 +36,62 @@ def _add(table: Table, *cells: str) -> None:
 # ------------------------------------------------------------------ analyze
 
 
-def analysis(arch: Architecture) -> Iterator[Table]:
-    """Yield the tables of `analyze`: layers, groups, stages, totals."""
-    yield _layers(arch)
+def analysis(arch: Architecture, latencies: LayerLatencies | None = None) -> Iterator[Table]:
+    """Yield the tables of `analyze`: layers, groups, stages, totals, and what was measured, if anything."""
+    yield _layers(arch, latencies)
     yield _groups(arch)
     yield _stages(arch)
     yield _totals(arch)
+    if latencies is not None:
+        yield _latency(latencies)
 
 
-def _layers(arch: Architecture) -> Table:
+def _layers(arch: Architecture, latencies: LayerLatencies | None) -> Table:
     costs = profile(arch)
+    times = {} if latencies is None else {layer.name: layer.median for layer in latencies.layers}
     shapes = {layer.name: layer.output_shape for layer in arch.layers}
     lines = [c for c in costs.layers if c.kind in _WEIGHTED or c.macs or c.params]
     long = len(lines) > _LONG
     lines = [c for c in lines if c.kind in _WEIGHTED or c.macs] if long else lines
     title = f"Layers of {arch.source} ({len(costs.layers)} in all; those with weights or MACs are shown)"
-    table = _table(title, "layer", "kind", "output", "MACs", "share", "params", numbers=("MACs", "share", "params"))
+    numbers = ("MACs", "share", "params", *(("latency", "of the sum") if times else ()))
+    table = _table(title, "layer", "kind", "output", *numbers, numbers=numbers)
     for alike in _folded(lines, shapes, fold=long):
         first, last = alike[0], alike[-1]
         name = first.name if len(alike) == 1 else f"{first.name} ... {last.name} ({len(alike)} alike, each)"
         share = sum(c.macs for c in alike) / max(costs.macs, 1)
-        _add(
-            table, name, first.kind, _shape(shapes[first.name]), f"{first.macs:,}", f"{share:.1%}", f"{first.params:,}"
-        )
+        cells = [name, first.kind, _shape(shapes[first.name]), f"{first.macs:,}", f"{share:.1%}", f"{first.params:,}"]
+        if latencies is not None:
+            alone = [times.pop(c.name) for c in alike]
+            cells += [_seconds(median(alone)), f"{sum(alone) / max(latencies.sum, 1e-12):.1%}"]
+        _add(table, *cells)
+    if latencies is not None:  # norms, activations and the like: cheap in MACs, not in time
+        rest = (_seconds(sum(times.values())), f"{sum(times.values()) / max(latencies.sum, 1e-12):.1%}")
+        _add(table, f"the other {len(times)} layers together", "", "", "", "", "", *rest)
     return table
+
+
+def _latency(found: LayerLatencies) -> Table:
+    """Return the sum of the layers beside the measured whole: they differ, and how much is said."""
+    whole = found.whole
+    table = _table(
+        f"Latency of a batch as it was read, on {whole.device} with {whole.threads} threads, {whole.dtype}",
+        "what",
+        "time",
+        "95% interval of the median",
+        numbers=("time",),
+    )
+    interval = f"{_seconds(whole.lower)} to {_seconds(whole.upper)}, {whole.repeats} samples"
+    _add(table, "the whole network", _seconds(whole.median), interval)
+    _add(table, "sum of its operators, each alone", _seconds(found.sum), f"{found.ratio:.2f} of the whole")
+    _add(table, "of these, operators that are no layers", _seconds(found.other), "")
+    if found.unmeasured:
+        _add(table, "not measured alone", str(len(found.unmeasured)), _brief(found.unmeasured))
+    return table
+
+
+def _seconds(seconds: float) -> str:
+    return human(round(1e9 * seconds), "latency")
 
 
 def _folded(lines: Sequence[LayerCost], shapes: Mapping[str, tuple[int, ...]], fold: bool) -> Iterator[list[LayerCost]]:
