@@ -36,6 +36,7 @@ class Architecture:
         changes: what each edit did, when this architecture is the result of ``apply``.
         applied: the plan behind ``changes``.
         fixed: group name -> why it cannot change, for groups that an execution check has ruled out.
+        options: what a named network was created with, e.g. ``{"num_classes": 10}``.
     """
 
     model: nn.Module = field(repr=False)
@@ -44,6 +45,7 @@ class Architecture:
     changes: tuple[Change, ...] = ()
     applied: Plan | None = field(default=None, repr=False)
     fixed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     # -------------------------------------------------------------- the reading itself
 

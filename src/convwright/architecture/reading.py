@@ -45,7 +45,8 @@ def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> 
         16
     """
     built, default_shape, source = create(model, **kwargs)
-    architecture = Architecture(built, _example(example_input, default_shape, built, source), source)
+    example = _example(example_input, default_shape, built, source)
+    architecture = Architecture(built, example, source, options=kwargs if isinstance(model, str) else {})
     _ = architecture.channels  # a network that cannot be read is refused here, not at the first question
     return architecture
 

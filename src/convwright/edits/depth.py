@@ -121,6 +121,15 @@ def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock],
     )
 
 
+def why_not_removable(architecture: Architecture, block: Block) -> str | None:
+    """Return why a block cannot be removed, without doing anything; ``None`` if it can."""
+    try:
+        _removal(architecture, RemoveBlock(block.name))
+    except EditError as error:
+        return str(error)
+    return None
+
+
 def _check_distinct(edits: Sequence[RemoveBlock] | Sequence[AddBlock]) -> None:
     names = [edit.target for edit in edits]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -296,6 +305,15 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
         notes=(("an activation follows the copied convolutions",) if inexact else (),) * len(edits),
         moved=moved,
     )
+
+
+def why_not_repeatable(architecture: Architecture, block: Block) -> str | None:
+    """Return why copies of a block cannot be put behind it, without doing anything; ``None`` if they can."""
+    try:
+        identity_start(architecture, _template(architecture, AddBlock(block.name)))
+    except EditError as error:
+        return str(error)
+    return None
 
 
 def _template(architecture: Architecture, edit: AddBlock) -> Block:

@@ -18,6 +18,7 @@ from convwright.architecture.blocks import additions
 from convwright.architecture.capture import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
+from convwright.edits.scales import scale_of
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -141,19 +142,7 @@ class _Search:
         return next((scales for scales in found if scales), None)
 
     def _scale_of(self, node: fx.Node) -> set[str] | None:
-        """Return parameters that, when zero, make a weight (which may be computed from parameters) zero."""
-        capture = self.architecture.capture
-        name = capture.tensors.get(node.name)
-        if name is not None:
-            return {name} if name in capture.parameters else None
-        if operator_name(node).startswith("_weight_norm"):
-            return self._scale_of(node.all_input_nodes[1])
-        if operator_name(node) == "batch_norm":
-            gain = argument(node, "weight")
-            return self._scale_of(gain) if isinstance(gain, fx.Node) else None
-        if operator_name(node) not in _KEEP_ZERO | {"mul"}:
-            return None
-        return next((found for n in reversed(node.all_input_nodes) if (found := self._scale_of(n))), None)
+        return scale_of(self.architecture.capture, node)
 
     def _is_weight(self, node: fx.Node) -> bool:
         value = self.architecture.channels.follower.values.get(node.name)

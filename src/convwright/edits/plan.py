@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from torch import nn
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
-from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome, edit_from_dict
+from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.measure import EXACT
 from convwright.edits.optimizers import optimizer_follows
+from convwright.edits.plan_file import called, edits_of, options_from, plain_options, shape_from, text_of, values_of
+from convwright.edits.width import Width
 from convwright.errors import ConvwrightError, EditError, ReadError
 
 FORMAT = "convwright plan"
@@ -39,6 +41,8 @@ class Plan:
         input_shape: shape of the example input that it was read with.
         params: parameters of the original network: a plan is refused for a network with another count.
         macs: MACs of the original network per sample.
+        options: what the original was created with where it has a name, e.g. ``{"num_classes": 10}``: plain
+            values only, and none that loads weights.
     """
 
     edits: tuple[Edit, ...]
@@ -46,13 +50,20 @@ class Plan:
     input_shape: tuple[int, ...]
     params: int
     macs: int
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        from convwright.edits.preview import summary
+
+        lines = [f"{i}. {summary(edit)}" for i, edit in enumerate(self.edits, start=1)]
+        return "\n".join([f"plan for {self.model}, {len(lines)} edit{'' if len(lines) == 1 else 's'}", *lines])
 
     @classmethod
     def empty(cls, architecture: Architecture) -> Plan:
         """Return the plan that changes nothing."""
         costs = architecture.profile()
         shape = tuple(architecture.example_input.shape)
-        return cls((), architecture.source, shape, costs.params, costs.macs)
+        return cls((), architecture.source, shape, costs.params, costs.macs, plain_options(architecture.options))
 
     def with_edits(self, *edits: Edit) -> Plan:
         """Return a plan with these edits at the end."""
@@ -64,6 +75,7 @@ class Plan:
             "format": FORMAT,
             "version": VERSION,
             "model": self.model,
+            **({"options": dict(self.options)} if self.options else {}),
             "input_shape": list(self.input_shape),
             "params": self.params,
             "macs": self.macs,
@@ -80,21 +92,19 @@ class Plan:
         Raises:
             EditError: if it is not a plan, is of a newer version, or has unknown edits.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise EditError(f"{origin} is not JSON: {error}.") from error
+        values = values_of(text, origin)
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise EditError(f"{origin} is not a convwright plan: it has no 'format': '{FORMAT}'.")
         if values.get("version") != VERSION:
             raise EditError(f"{origin} has version {values.get('version')}; this convwright reads version {VERSION}.")
         try:
             return cls(
-                edits=tuple(edit_from_dict(e) for e in values["edits"]),
+                edits=edits_of(values["edits"], origin),
                 model=str(values["model"]),
-                input_shape=tuple(int(s) for s in values["input_shape"]),
+                input_shape=shape_from(values["input_shape"], origin),
                 params=int(values["params"]),
                 macs=int(values["macs"]),
+                options=options_from(values.get("options", {}), origin),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EditError(f"{origin} is damaged: {type(error).__name__} {error}.") from error
@@ -113,11 +123,7 @@ class Plan:
         Raises:
             EditError: if the file is missing or is no plan.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise EditError(f"the plan {path} cannot be read: {error}.") from error
-        return cls.from_json(text, str(path))
+        return cls.from_json(text_of(Path(path)), str(path))
 
 
 def apply(
@@ -130,22 +136,33 @@ def apply(
         model: the network, in its original form; it is not changed.
         example_input: as for ``read``; the plan's own input shape by default.
         verify: measure the difference to the original.
-        **kwargs: passed to the constructor of a named model.
+        **kwargs: passed to the constructor of a named model, beside the options in the plan.
 
     Returns:
         The changed architecture; its ``model`` takes the state dict that was saved with the plan.
 
     Raises:
-        EditError: if the plan was made for another network.
+        EditError: if the plan was made for another network, or an edit is refused; the message has its number.
     """
+    if isinstance(model, str) and model == plan.model:
+        kwargs = {**plan.options, **kwargs}
     architecture = read(model, plan.input_shape if example_input is None else example_input, **kwargs)
+    check_made_for(plan, architecture)
+    return _applied(architecture, plan.edits, Options(verify=verify), numbered=True)
+
+
+def check_made_for(plan: Plan, architecture: Architecture) -> None:
+    """Refuse a plan that was made for another network.
+
+    Raises:
+        EditError: if the number of parameters differs.
+    """
     params = architecture.profile().params
     if params != plan.params:
         raise EditError(
             f"this plan was made for {plan.model} with {plan.params:,} parameters; "
             f"{architecture.source} has {params:,}. Build the original network with the same options."
         )
-    return apply_edits(architecture, plan.edits, verify=verify) if plan.edits else architecture
 
 
 def apply_edits(
@@ -158,21 +175,111 @@ def apply_edits(
     optimizer: Any = None,
 ) -> Architecture:
     """Apply edits to a copy of an architecture's model; see ``Architecture.apply``."""
-    if not edits:
-        return architecture
-    options = Options(divisor=_checked(divisor), importance=importance, verify=verify)
-    current = architecture
-    moves = []
-    for kind, run in groupby(edits, key=lambda e: getattr(e, "kind", "")):
+    options = Options(divisor=_checked(divisor), importance=importance, verify=verify, optimizer=optimizer)
+    return _applied(architecture, edits, options)
+
+
+def _applied(
+    architecture: Architecture, edits: Sequence[Edit], options: Options, numbered: bool = False
+) -> Architecture:
+    done = list(passages(architecture, edits, options, numbered))
+    for passage in done:
+        _warn_if_inexact(passage)
+        if options.optimizer is not None:
+            optimizer_follows(options.optimizer, passage.outcome.model, passage.outcome.moved)
+    return done[-1].after if done else architecture
+
+
+# ------------------------------------------------------------------ from one network to the next
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """One run of edits of a kind, carried out together.
+
+    Attributes:
+        before: the network before it.
+        edits: the edits as they were given.
+        outcome: what carrying them out gave.
+        after: the network after it.
+    """
+
+    before: Architecture
+    edits: tuple[Edit, ...]
+    outcome: Outcome
+    after: Architecture
+
+
+def passages(
+    architecture: Architecture, edits: Sequence[Edit], options: Options, numbered: bool = False
+) -> Iterator[Passage]:
+    """Carry out edits run by run, and yield the networks before and after each run.
+
+    Args:
+        architecture: the network to begin with.
+        edits: the edits.
+        options: how they are carried out.
+        numbered: name a refused edit by its number.
+
+    Raises:
+        EditError: if an edit is refused.
+    """
+    current, count = architecture, 0
+    for kind, grouped in groupby(edits, key=lambda e: getattr(e, "kind", "")):
+        run = tuple(grouped)
         if kind not in EDITS:
             raise EditError(f"{kind or edits} is not an edit; see convwright.edits.")
-        outcome = EDITS[kind][1](current, list(run), options)
-        current = _succeed(current, outcome, verify)
-        moves.append(outcome)
-    if optimizer is not None:
-        for outcome in moves:
-            optimizer_follows(optimizer, outcome.model, outcome.moved)
-    return current
+        try:
+            passage = _passage(current, run, options)
+        except EditError as error:
+            if not numbered:
+                raise
+            which, reason = _refused(current, run, options, error)
+            raise EditError(f"{called(count + which + 1, run[which])} is refused: {reason}") from error
+        yield passage
+        current, count = passage.after, count + len(run)
+
+
+def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> Passage:
+    for edit in run:
+        if isinstance(edit, Width):
+            _check_repairs(current, edit)
+    carry_out = EDITS[run[0].kind][1]
+    fresh = tuple(replace(e, repairs=None) if isinstance(e, Width) and e.repairs else e for e in run)
+    try:
+        outcome = carry_out(current, run, options)
+    except EditError:
+        if fresh == run:
+            raise
+        outcome = carry_out(current, fresh, options)  # a plan edited by hand: stored sizes are found anew
+    return Passage(current, run, outcome, _succeed(current, outcome, options.verify))
+
+
+def _check_repairs(architecture: Architecture, edit: Width) -> None:
+    """Refuse repairs of anything but whole numbers that a module of the network stores."""
+    modules = dict(architecture.model.named_modules())
+    for name in edit.repairs or {}:
+        path, _, attribute = name.rpartition(".")
+        stored = vars(modules[path]).get(attribute) if path in modules and not attribute.startswith("_") else None
+        row = stored if isinstance(stored, list | tuple) else (stored,)
+        if not row or not all(isinstance(v, int) and not isinstance(v, bool) for v in row):
+            raise EditError(f"its repairs name {name}, which is no size that a module of {architecture.source} stores.")
+
+
+def _refused(
+    current: Architecture, run: tuple[Edit, ...], options: Options, error: EditError
+) -> tuple[int, EditError]:
+    """Return which edit of a failing run is refused, and why: the last of the shortest beginning that fails."""
+    works, fails = 0, len(run)
+    while fails - works > 1:
+        middle = (works + fails) // 2
+        try:
+            _passage(current, run[:middle], replace(options, verify=False))
+        except EditError as earlier:
+            fails, error = middle, earlier
+        else:
+            works = middle
+    return fails - 1, error
 
 
 def _checked(divisor: int) -> int:
@@ -189,6 +296,7 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         before.example_input if outcome.example_input is None else outcome.example_input,
         before.source,
         applied=before.plan.with_edits(*outcome.edits),
+        options=before.options,
     )
     if verify:
         _check_prediction(after, outcome)
@@ -200,8 +308,6 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         pair = ((now[0], step[0]), (now[1], step[1]))
         changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes))
         now = step
-    if exact is False and not any(getattr(edit, "approximate", False) for edit in outcome.edits):
-        _warn(changes)
     return after.evolved(changes=(*before.changes, *changes))
 
 
@@ -223,7 +329,10 @@ def _check_prediction(after: Architecture, outcome: Outcome) -> None:
         )
 
 
-def _warn(changes: Sequence[Change]) -> None:
+def _warn_if_inexact(passage: Passage) -> None:
+    changes = passage.after.changes[len(passage.before.changes) :]
+    if changes[0].exact is not False or any(getattr(change.edit, "approximate", False) for change in changes):
+        return
     notes = list(dict.fromkeys(note for change in changes for note in change.notes))
     why = f" ({notes[0]}{', ...' if len(notes) > 1 else ''})" if notes else ""
     warnings.warn(

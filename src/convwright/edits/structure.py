@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from convwright.edits.edit import Moved
 from convwright.edits.measure import Run
-from convwright.edits.surgery import copied, named_tensors
+from convwright.edits.surgery import computed_attributes, copied, named_tensors
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Structure:
     def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
         """Return a changed deep copy, and where each parameter that is left went."""
         old = {id(p): p for p in model.parameters()}
-        memo: dict[int, Any] = {}
+        memo: dict[int, Any] = dict(computed_attributes(model))
         try:
             changed = copy.deepcopy(model, memo)
         except Exception as error:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints, Member
+from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints
+from convwright.architecture.labels import Value
 from convwright.edits.attributes import sync_attributes
 from convwright.edits.edit import Moved
 from convwright.errors import EditError
@@ -51,6 +52,15 @@ class Take:
     index: Ints
     copies: Ints
 
+    def of(self, tensor: Tensor, axis: int, divide: bool = True) -> Tensor:
+        """Take the indices along one axis of a tensor, and share what is summed over among the copies."""
+        new = tensor.index_select(axis, torch.from_numpy(self.index).to(tensor.device))
+        if divide and bool((self.copies > 1).any()) and new.is_floating_point():
+            shape = [1] * new.ndim
+            shape[axis] = len(self.copies)
+            new = new / torch.from_numpy(self.copies).to(new.device, new.dtype).reshape(shape)
+        return new
+
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
@@ -61,12 +71,14 @@ class Recipe:
         after: the analysis under the new sizes.
         chosen: group name -> the old channel (rank) behind each new one.
         takes: (tensor, axis) -> the indices to take, for axes that change.
+        origin: new channel -> the old channel that it continues; -1 where there is none.
     """
 
     before: ChannelGraph
     after: ChannelGraph
     chosen: Mapping[str, Ints]
     takes: Mapping[Axis, Take] = field(repr=False)
+    origin: Ints = field(repr=False)
 
     def new_tensor(self, name: str, old: Tensor, divide: bool = True) -> Tensor:
         """Return a tensor's successor.
@@ -79,15 +91,38 @@ class Recipe:
         new = old
         for axis in range(old.ndim):
             take = self.takes.get((name, axis))
-            if take is None:
-                continue
-            new = new.index_select(axis, torch.from_numpy(take.index).to(old.device))
-            if divide and bool((take.copies > 1).any()) and new.is_floating_point():
-                shape = [1] * new.ndim
-                shape[axis] = len(take.copies)
-                copies = torch.from_numpy(take.copies).to(new.device, new.dtype)
-                new = new / copies.reshape(shape)
+            new = new if take is None else take.of(new, axis, divide)
         return new
+
+    def take_of(self, node: str, axis: int, summed: bool) -> Take | None:
+        """Return the take along one axis of a value in the graph, such as a computed weight.
+
+        Args:
+            node: the value's node.
+            axis: the axis.
+            summed: whether the axis is summed over, so that copies share.
+        """
+        lines = [_line(graph.follower.values.get(node), axis) for graph in (self.before, self.after)]
+        if lines[0] is None or lines[1] is None:
+            return None
+        old, own = self.before.channels_of(lines[0]), self.after.channels_of(lines[1])
+        roles = dict.fromkeys(range(len(self.before.groups)), summed)
+        return _take(self.before, old, own, self.origin, (node, axis), roles)
+
+    def dropped_on(self, value: Value) -> Ints:
+        """Return the places along the channel axis of a value whose channels are dropped."""
+        line = next((plane.line() for plane in value.planes if len(plane.axes) == 1), None)
+        if line is None:
+            return np.zeros(0, dtype=np.int64)
+        members = _members(self.before)
+        gone = [np.delete(members[name], np.unique(ranks)) for name, ranks in self.chosen.items()]
+        found = np.isin(self.before.channels_of(line), np.concatenate(gone)) if gone else np.zeros(0, dtype=bool)
+        return np.flatnonzero(found)
+
+
+def _line(value: object, axis: int) -> Tensor | None:
+    plane = value.plane_at(axis) if isinstance(value, Value) else None
+    return plane.line() if plane is not None and plane.axes == (axis,) else None
 
 
 def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Recipe:
@@ -99,13 +134,17 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
         chosen: by group name, the old channel behind each new channel, in order.
     """
     origin = _origin(before, after, chosen)
-    roles = {(m.tensor, m.axis, g.name): m for g in before.groups for m in g.members}
+    summed: dict[Axis, dict[int, bool]] = {}
+    for index, group in enumerate(before.groups):
+        for member in group.members:
+            summed.setdefault((member.tensor, member.axis), {})[index] = member.role == "in"
     takes = {}
     for axis in before.follower.atoms:
-        take = _take(before, after, origin, axis, roles)
+        old, own = before.channels_of(before.axis_labels(axis)), after.channels_of(after.axis_labels(axis))
+        take = _take(before, old, own, origin, axis, summed.get(axis, {}))
         if take is not None:
             takes[axis] = take
-    return Recipe(before, after, chosen, takes)
+    return Recipe(before, after, chosen, takes, origin)
 
 
 def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Ints:
@@ -133,24 +172,28 @@ def _members(graph: ChannelGraph) -> dict[str, Ints]:
 
 
 def _take(
-    before: ChannelGraph,
-    after: ChannelGraph,
-    origin: Ints,
-    axis: Axis,
-    roles: Mapping[tuple[str, int, str], Member],
+    before: ChannelGraph, old: Ints, own: Ints, origin: Ints, axis: Axis, summed: Mapping[int, bool]
 ) -> Take | None:
-    old = before.channels_of(before.axis_labels(axis))
-    new_own = after.channels_of(after.axis_labels(axis))
+    """Return what to take along an axis.
+
+    Args:
+        before: the analysis of the network as it is.
+        old: the channel of each old index.
+        own: the new channel of each new index.
+        origin: new channel -> old channel.
+        axis: for the error message.
+        summed: by group, whether the axis is summed over.
+    """
     if not (before.group_of[old] >= 0).any():
         return None  # kernel axes and the like
-    new = origin[new_own]
+    new = origin[own]
     if len(old) == len(new) and (old == new).all():
         return None
-    index = _lookup(old, new, new_own, axis)
+    index = _lookup(old, new, own, axis)
     group = before.group_of[old[index]]
-    summed = np.array([(*axis, g.name) in roles and roles[(*axis, g.name)].role == "in" for g in before.groups])
+    shared = np.array([summed.get(i, False) for i in range(len(before.groups))])
     times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
-    copies = np.where(summed[group] & (group >= 0), times[old[index]], 1)
+    copies = np.where(shared[group] & (group >= 0), times[old[index]], 1)
     return Take(index, copies)
 
 
@@ -227,9 +270,22 @@ def _successors(old: Mapping[str, Tensor], plan: Recipe) -> dict[int, Tensor]:
 def copied(model: nn.Module, successors: Mapping[int, Tensor]) -> nn.Module:
     """Deep-copy a model with some tensors replaced on the way, without copying those first."""
     try:
-        return copy.deepcopy(model, dict(successors))
+        return copy.deepcopy(model, {**computed_attributes(model), **successors})
     except Exception as error:
         raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+def computed_attributes(model: nn.Module) -> dict[int, Tensor]:
+    """Return detached stand-ins for tensors that hooks compute and store (the older ``weight_norm``).
+
+    They carry a graph, which cannot be copied, and are computed anew at each forward pass.
+    """
+    return {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 def _taker(plan: Recipe, name: str) -> Callable[[Tensor], Tensor]:
@@ -244,10 +300,15 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def mask(model: nn.Module, plan: Recipe) -> None:
+def mask(model: nn.Module, plan: Recipe, besides: Collection[str] = ()) -> None:
     """Zero, in place, what consumers take from channels that the recipe drops.
 
     Afterwards the old network computes what the shrunk one promises to.
+
+    Args:
+        model: the network.
+        plan: the recipe.
+        besides: parameters to leave alone: their readers are silenced in another way.
     """
     tensors = named_tensors(model)
     members = _members(plan.before)
@@ -256,7 +317,7 @@ def mask(model: nn.Module, plan: Recipe) -> None:
         if not len(dropped):
             continue
         for member in plan.before.group(name).members:
-            if member.role != "in":
+            if member.role != "in" or member.tensor in besides:
                 continue
             on_axis = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
             gone = torch.from_numpy(np.flatnonzero(np.isin(on_axis, dropped)))

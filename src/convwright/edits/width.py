@@ -17,6 +17,7 @@ from torch import nn
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
+from convwright.edits.compensate import compensate, silence_inputs
 from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.importance import scores_for
 from convwright.edits.measure import EXACT, Run, measure
@@ -226,11 +227,12 @@ class WidthSurgery:
         """Cut and repeat channels in a copy."""
         changed, moved = operate(model, self.recipe)
         store(changed, self.repairs)
+        compensate(model, changed, self.recipe)
         return changed, moved
 
     def promise(self, model: nn.Module) -> Run:
         """Return the original without what its consumers take from dropped channels."""
-        mask(model, self.recipe)
+        mask(model, self.recipe, besides=silence_inputs(model, self.recipe))
         return model
 
 

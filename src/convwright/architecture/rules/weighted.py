@@ -15,7 +15,7 @@ from convwright.architecture.labels import (
     line_plane,
     merge,
 )
-from convwright.architecture.rules.registry import opaque, per_group, rule, tie_rows
+from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 
 if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
@@ -170,3 +170,21 @@ def matmul(follower: Follower, node: fx.Node) -> Values:
         ledger.produce(plane.labels, follower.owner(node))
     planes = merge(ledger, [Value(a.shape, tuple(rows)), Value(b.shape, tuple(columns))], ndim)
     return follower.value(node, planes, a.weight and b.weight)
+
+
+@rule("mv", "dot", "vdot")
+def inner_product(follower: Follower, node: fx.Node) -> Values:
+    """A matrix or a vector times a vector, of weights: the norm that spectral normalisation divides by."""
+    a, b = follower.input(node, 0), follower.input(node, 1)
+    if not (a.weight and b.weight):
+        return opaque(follower, node)
+    ledger = follower.ledger
+    left, right = along(ledger, a, a.ndim - 1), along(ledger, b, 0)
+    across(follower, a, (a.ndim - 1,), node)
+    if left is not None and right is not None:
+        ledger.tie(left, right)
+    for labels in (left, right):
+        if labels is not None:
+            ledger.carry(labels)
+    rows = along(ledger, a, 0) if a.ndim == 2 else None
+    return follower.value(node, [] if rows is None else [line_plane(rows, 0, 1)], weight=True)

@@ -1,0 +1,176 @@
+"""Computed weights: normalised and standardised ones do not scale with what they are computed from.
+
+A weight-normalised or standardised layer turns its parameter into the weight that it uses. Repeating or dropping
+input channels of the parameter changes the norm or the statistics of what is left, and with it every other channel.
+Where a gain scales each output channel, that gain takes the change back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from convwright.architecture.capture import argument, module_path, operator_name, shape_of
+from convwright.architecture.labels import Value
+from convwright.architecture.layers import kind_of
+from convwright.edits.scales import scale_of
+from convwright.edits.surgery import Recipe, copied
+
+_WEIGHTED = {
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedLayer:
+    """A module that computes the weight of its one convolution or linear layer.
+
+    Attributes:
+        path: the module.
+        node: the convolution or linear layer in the graph.
+        weight: the node of the computed weight.
+        inner: its input axis.
+    """
+
+    path: str
+    node: fx.Node
+    weight: fx.Node
+    inner: int
+
+    @property
+    def input(self) -> fx.Node:
+        """The node of what the module takes."""
+        return self.node.all_input_nodes[0]
+
+
+def computed_layers(plan: Recipe) -> Iterator[ComputedLayer]:
+    """Find the modules with computed weights, called once, one weighted operator each."""
+    capture = plan.before.follower.capture
+    nodes = [n for n in capture.graph.nodes if n.op == "call_function" and kind_of(n) in ("conv", "linear")]
+    calls = Counter(module_path(node) for node in nodes)
+    for node in nodes:
+        weight = argument(node, "weight")
+        path = module_path(node)
+        if not isinstance(weight, fx.Node) or weight.name in capture.tensors or not path or calls[path] != 1:
+            continue
+        value = plan.before.follower.values.get(weight.name)
+        if isinstance(value, Value) and value.weight:
+            yield ComputedLayer(path, node, weight, 0 if "transpose" in operator_name(node) else 1)
+
+
+def compensate(original: nn.Module, changed: nn.Module, plan: Recipe) -> None:
+    """Scale the gains of computed weights in a changed copy, so that its weights are those of the original.
+
+    Per output channel the factor is the least-squares one; where only the norm changed, it is exact.
+
+    Args:
+        original: the network before surgery.
+        changed: the copy after it; its gains change in place.
+        plan: the surgery.
+    """
+    capture = plan.before.follower.capture
+    for layer in computed_layers(plan):
+        names = scale_of(capture, layer.weight)
+        takes = [plan.take_of(layer.weight.name, axis, axis == layer.inner) for axis in (0, 1)]
+        if not names or takes == [None, None]:
+            continue
+        old, new = _effective(original, plan, layer, False), _effective(changed, plan, layer, True)
+        if old is None or new is None:
+            continue
+        wanted = old
+        for axis, take in enumerate(takes):
+            wanted = wanted if take is None else take.of(wanted, axis)
+        if wanted.shape == new.shape:
+            _scale(changed, names, _factors(wanted, new, 1 - layer.inner))
+
+
+def _factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:
+    """Return, per output channel, the factor that brings one weight nearest to the other."""
+    others = [a for a in range(got.ndim) if a != axis]
+    energy = (got * got).sum(others)
+    return torch.where(energy > 0, (wanted * got).sum(others) / energy.clamp_min(torch.finfo(got.dtype).tiny), 1.0)
+
+
+def _scale(changed: nn.Module, names: set[str], factors: Tensor) -> None:
+    for name in sorted(names):
+        gain = changed.get_parameter(name)
+        if gain.numel() == factors.numel():
+            with torch.no_grad():
+                gain.mul_(factors.reshape(gain.shape).to(gain.dtype))
+            return
+
+
+def _effective(model: nn.Module, plan: Recipe, layer: ComputedLayer, after: bool) -> Tensor | None:
+    """Run one module on zeros, and return the weight that it hands to its operator."""
+    graph = plan.after if after else plan.before
+    value = graph.follower.values.get(layer.input.name)
+    module = model.get_submodule(layer.path)
+    parameter = next(module.parameters(), None)
+    if not isinstance(value, Value) or parameter is None:
+        return None
+    x = torch.zeros(_smallest(layer, value.shape), dtype=parameter.dtype, device=parameter.device)
+    spy = _Spy()
+    try:
+        with torch.no_grad(), spy:
+            copied(module, {}).eval()(x)
+    except Exception:  # a module of the user's own may need more than zeros; then nothing is compensated
+        return None
+    return spy.weight
+
+
+def _smallest(layer: ComputedLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the smallest input that a kernel fits on."""
+    kernel = shape_of(layer.weight)[2:]
+    if not kernel:
+        return shape
+    dilation = argument(layer.node, "dilation", 1)
+    each = dilation if isinstance(dilation, list | tuple) else [dilation] * len(kernel)
+    return (1, shape[1], *(int(d) * (k - 1) + 1 for d, k in zip(each, kernel, strict=False)))
+
+
+class _Spy(TorchFunctionMode):
+    """Notes the weight of the last convolution or linear layer."""
+
+    weight: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _WEIGHTED:
+            found = (kwargs or {}).get("weight", args[1] if len(args) > 1 else None)
+            self.weight = found.detach() if isinstance(found, Tensor) else None
+        return func(*args, **(kwargs or {}))
+
+
+def silence_inputs(model: nn.Module, plan: Recipe) -> set[str]:
+    """Make modules with computed weights multiply dropped input channels by zero, in place.
+
+    Zeros in the parameter would change the norm or statistics of the rest.
+
+    Returns:
+        The parameters whose masking this replaces.
+    """
+    replaced: set[str] = set()
+    for layer in computed_layers(plan):
+        value = plan.before.follower.values.get(layer.input.name)
+        dropped = plan.dropped_on(value) if isinstance(value, Value) else None
+        if dropped is None or not len(dropped):
+            continue
+        model.get_submodule(layer.path).register_forward_pre_hook(_silencer(torch.from_numpy(dropped)))
+        owned = plan.before.follower.capture.parameters
+        replaced |= {name for name in owned if name.startswith(f"{layer.path}.")}
+    return replaced
+
+
+def _silencer(dropped: Tensor) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        return (x.index_fill(axis, dropped.to(x.device), 0.0), *args[1:])
+
+    return hook

@@ -1,0 +1,209 @@
+"""What a plan file says, checked before anything is built from it: plans are edited by hand and sent around."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from convwright.edits.edit import EDITS, Edit, edit_from_dict
+from convwright.errors import EditError
+
+MOST_BYTES = 10_000_000
+_DEEPEST = 8  # lists in lists and objects in objects
+_LARGEST = 10_000_000  # of any number within an edit
+_WIDEST_INPUT = 65_536
+_MOST_INPUT = 10**9  # values in one example input
+_LONGEST = 1_000  # characters of a name
+# Options that load something: a plan says how a network is built, not where its weights come from.
+_LOADING = frozenset({
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
+    "weights", "weights_backbone",
+})  # fmt: skip
+
+
+def text_of(path: Path) -> str:
+    """Read a plan file.
+
+    Raises:
+        EditError: if it is missing, no text, or larger than a plan can be.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise EditError(f"the plan {path} cannot be read: it has more than {MOST_BYTES:,} bytes.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EditError(f"the plan {path} cannot be read: {error}.") from error
+
+
+def values_of(text: str, origin: str) -> object:
+    """Parse JSON that may come from anywhere.
+
+    Raises:
+        EditError: if it is no JSON, too long, nested too deeply, or has numbers that are none.
+    """
+    if len(text) > MOST_BYTES:
+        raise EditError(f"{origin} is no plan: it has more than {MOST_BYTES:,} characters.")
+    try:
+        values = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise EditError(f"{origin} is not JSON: {error}.") from error
+    if _depth(values) > _DEEPEST:
+        raise EditError(f"{origin} is damaged: its values are nested more than {_DEEPEST} deep.")
+    return values
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text} is no number")
+
+
+def _depth(values: object) -> int:
+    """Return how deep lists and objects are nested; deeper than allowed is not walked to its end."""
+    level, depth = [values], 0
+    while level and depth <= _DEEPEST:
+        containers = [v for v in level if isinstance(v, list | dict)]
+        if not containers:
+            return depth
+        level = [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
+        depth += 1
+    return depth
+
+
+def edits_of(values: object, origin: str) -> tuple[Edit, ...]:
+    """Return the edits of a plan.
+
+    Raises:
+        EditError: if one is unknown, incomplete, or has a field of another type; it is named by its number.
+    """
+    if not isinstance(values, list):
+        raise EditError(f"{origin} is damaged: 'edits' must be a list, not {_brief(values)}.")
+    found = []
+    for number, each in enumerate(values, start=1):
+        try:
+            found.append(_edit(each))
+        except EditError as error:
+            raise EditError(f"{origin}, {called(number, each)}: {error}") from error
+    return tuple(found)
+
+
+def called(number: int, edit: Edit | object) -> str:
+    """Name an edit of a plan for a person: ``edit 3 (width of layer1.0.conv1)``."""
+    values = edit.to_dict() if isinstance(edit, Edit) else edit if isinstance(edit, dict) else {}
+    kind, target = str(values.get("edit", "")).replace("_", " "), values.get("target")
+    what = f"{kind} of {target}" if kind and target else kind
+    return f"edit {number} ({what[:_LONGEST]})" if what else f"edit {number}"
+
+
+def _edit(values: object) -> Edit:
+    if not isinstance(values, dict):
+        raise EditError(f"it must be an object such as {{'edit': 'width', ...}}, not {_brief(values)}.")
+    for name, value in values.items():
+        _check_amounts(name, value)
+    edit = edit_from_dict(values)
+    given = EDITS[edit.kind][0]
+    annotations = {item.name: str(item.type) for item in dataclasses.fields(given)}
+    for name, value in values.items():
+        what, fits = _FIELDS.get(annotations.get(name, ""), ("", _anything))
+        if name != "edit" and not fits(value):
+            raise EditError(f"its {name!r} must be {what}, not {_brief(value)}.")
+    return edit
+
+
+def _check_amounts(name: str, value: object) -> None:
+    if isinstance(value, str) and len(value) > _LONGEST:
+        raise EditError(f"its {name!r} has more than {_LONGEST} characters.")
+    if isinstance(value, int | float) and abs(value) > _LARGEST:
+        raise EditError(f"its {name!r} has the number {value:.3g}; {_LARGEST:,} is the largest.")
+    for part in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _check_amounts(name, part)
+
+
+def _anything(value: object) -> bool:
+    return True
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_whole(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_whole, value))
+
+
+def _one_or_several(value: object) -> bool:
+    return _is_whole(value) or _are_whole(value)
+
+
+def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or (isinstance(value, dict) and all(map(fits, value.values())))
+
+
+# Annotation of a field -> what it must be, in words and as a test. Fields of other types are checked by their edit.
+_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "str": ("a name", _is_text),
+    "int": ("a whole number", _is_whole),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int | Sequence[int]": ("a whole number or a list of them", _one_or_several),
+    "Mapping[str, Sequence[int]] | None": ("lists of whole numbers by name", _by_name(_are_whole)),
+    "Mapping[str, int | list[int]] | None": ("whole numbers, or lists of them, by name", _by_name(_one_or_several)),
+}
+
+
+def shape_from(values: object, origin: str) -> tuple[int, ...]:
+    """Return the shape of an example input.
+
+    Raises:
+        EditError: if it is none, or of a size that no image has.
+    """
+    sizes = values if isinstance(values, list) else []
+    usual = all(_is_whole(s) and 1 <= s <= _WIDEST_INPUT for s in sizes) and 1 <= len(sizes) <= 6
+    if not usual or math.prod(sizes) > _MOST_INPUT:
+        raise EditError(f"{origin} is damaged: 'input_shape' is no shape of an image: {_brief(values)}.")
+    return tuple(sizes)
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor options that a plan can hold: plain values that load nothing."""
+    return {name: _plain(value) for name, value in options.items() if name not in _LOADING and _is_plain(value)}
+
+
+def options_from(values: object, origin: str) -> dict[str, Any]:
+    """Return a plan's constructor options.
+
+    Raises:
+        EditError: if they are no object, or one of them loads weights or names a file.
+    """
+    if not isinstance(values, dict):
+        raise EditError(f"{origin} is damaged: 'options' must be an object, not {_brief(values)}.")
+    loading = next((name for name in values if name in _LOADING), None)
+    if loading is not None:
+        raise EditError(f"{origin} has the option {loading!r}: a plan builds a network, it does not load weights.")
+    for name, value in values.items():
+        _check_amounts(name, value)
+    return values
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
