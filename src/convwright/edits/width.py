@@ -352,7 +352,7 @@ def scale_widths(architecture: Architecture, ratio: float | Mapping[str, float],
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named.
     """
-    edits: list[Width] = []
+    edits: list[Width | None] = []
     covered: set[str] = set()
     for group in sorted(architecture.free_groups, key=lambda g: -g.size):
         if group.name in covered:
@@ -368,18 +368,26 @@ def scale_widths(architecture: Architecture, ratio: float | Mapping[str, float],
     return tuple(sorted((e for e in edits if e is not None), key=lambda e: order[e.target]))
 
 
-def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: int) -> Any:
-    """Return an edit near the wanted size that the network can be followed with."""
+def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: int) -> Width | None:
+    """Return an edit near the wanted size that the network can be followed with.
+
+    Rounding may move a tied group the other way (one of three shrinks by a channel while the family grows);
+    sizes with which that does not happen come first.
+    """
     if not group.tied:
         return Width(group.name, size)
     step = math.lcm(group.step, divisor) if group.size >= divisor else group.step
+    fallback = None
     for offset in (0, -1, 1, -2, 2, -3, 3):
         candidate = size + offset * step
         if candidate < 1 or candidate == group.size:
             continue
+        edit = Width(group.name, candidate)
         try:
-            solve(architecture, [Width(group.name, candidate)])
+            moves = solve(architecture, [edit]).units - architecture.channels.units
         except EditError:
             continue
-        return Width(group.name, candidate)
-    return None
+        if not (moves * (candidate - group.size) < 0).any():
+            return edit
+        fallback = fallback or edit
+    return fallback
