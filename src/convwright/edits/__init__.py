@@ -6,6 +6,7 @@ from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.importance import IMPORTANCE, importance
 from convwright.edits.kernel import Kernel
 from convwright.edits.plan import InexactEditWarning, Plan, apply
+from convwright.edits.preview import GroupChange, Step, preview, tree
 from convwright.edits.replace import Replace
 from convwright.edits.resolution import Resolution
 from convwright.edits.width import Width, round_width, scale_widths, solve
@@ -17,17 +18,21 @@ __all__ = [
     "Change",
     "Checked",
     "Edit",
+    "GroupChange",
     "InexactEditWarning",
     "Kernel",
     "Plan",
     "RemoveBlock",
     "Replace",
     "Resolution",
+    "Step",
     "Width",
     "apply",
     "check_execution",
     "importance",
+    "preview",
     "round_width",
     "scale_widths",
     "solve",
+    "tree",
 ]

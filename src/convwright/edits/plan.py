@@ -235,7 +235,9 @@ def passages(
             if not numbered:
                 raise
             which, reason = _refused(current, run, options, error)
-            raise EditError(f"{called(count + which + 1, run[which])} is refused: {reason}") from error
+            raise EditError(
+                f"{called(count + which + 1, run[which])} is refused, nothing was changed: {reason}"
+            ) from error
         yield passage
         current, count = passage.after, count + len(run)
 
@@ -266,9 +268,7 @@ def _check_repairs(architecture: Architecture, edit: Width) -> None:
             raise EditError(f"its repairs name {name}, which is no size that a module of {architecture.source} stores.")
 
 
-def _refused(
-    current: Architecture, run: tuple[Edit, ...], options: Options, error: EditError
-) -> tuple[int, EditError]:
+def _refused(current: Architecture, run: tuple[Edit, ...], options: Options, error: EditError) -> tuple[int, EditError]:
     """Return which edit of a failing run is refused, and why: the last of the shortest beginning that fails."""
     works, fails = 0, len(run)
     while fails - works > 1:

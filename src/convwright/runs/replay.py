@@ -1,4 +1,4 @@
-"""``convwright apply``: a plan on a fresh copy of its network."""
+"""``convwright apply`` and ``convwright plan show``: a plan on a fresh copy of its network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from convwright.architecture import read
 from convwright.cost import count_by_torch, profile
-from convwright.edits import InexactEditWarning, Plan, apply
+from convwright.edits import InexactEditWarning, Plan, Step, apply, preview
+from convwright.errors import EditError
 from convwright.runs.files import load_weights, save_weights
-from convwright.runs.opening import model_options
+from convwright.runs.opening import model_options, parse_input
 
 
 def replay(
@@ -28,7 +30,7 @@ def replay(
         model: The network that it was made for, as for `read`.
         weights: Weights of the changed network, as saved with the plan.
         save: Where to write the changed network's weights.
-        num_classes: Outputs of the network; None: as recorded beside the plan.
+        num_classes: Outputs of the network; None: as recorded in the plan or beside it.
 
     Returns:
         Plain JSON values: costs before and after, per edit whether it was exact.
@@ -39,8 +41,7 @@ def replay(
         RunError: The weights do not fit the changed network.
     """
     loaded = Plan.load(plan)
-    classes = num_classes if num_classes is not None else _recorded_classes(plan, model)
-    options: dict[str, Any] = model_options(model, loaded.input_shape[-3], classes)
+    options = _options(plan, loaded, model, num_classes)
     with warnings.catch_warnings():  # what is not exact stands in the answer
         warnings.simplefilter("ignore", InexactEditWarning)
         arch = apply(loaded, model, None, verify=True, **options)
@@ -65,6 +66,41 @@ def replay(
         ],
         "saved": str(save) if save is not None else None,
     }
+
+
+def show(
+    plan: Path, model: str | None = None, *, input_shape: str | None = None, num_classes: int | None = None
+) -> tuple[Plan, tuple[Step, ...]]:
+    """Say what a plan would do, without doing it.
+
+    Args:
+        plan: The file.
+        model: The network that it was made for; None: the one that the plan names.
+        input_shape: ``"3x224x224"``; None: the shape in the plan.
+        num_classes: As for `replay`.
+
+    Returns:
+        The plan and its steps.
+
+    Raises:
+        EditError: The plan is no plan, names no network that can be built, or an edit is refused.
+        ReadError: The network cannot be made.
+    """
+    loaded = Plan.load(plan)
+    if model is None and ":" not in loaded.model:
+        raise EditError(f"{plan} is for {loaded.model or 'a network'}, which has no name to build it by: give --model.")
+    named = model if model is not None else loaded.model
+    shape = parse_input(input_shape) if input_shape is not None else loaded.input_shape
+    arch = read(named, shape, **_options(plan, loaded, named, num_classes))
+    return loaded, preview(arch, loaded)
+
+
+def _options(path: Path, plan: Plan, model: str, num_classes: int | None) -> dict[str, Any]:
+    """Return what to create the network with: what was said, else what the plan or the result beside it says."""
+    recorded = plan.options if model == plan.model else {}
+    classes = num_classes if num_classes is not None else recorded.get("num_classes", _recorded_classes(path, model))
+    channels = plan.input_shape[-3] if len(plan.input_shape) > 2 else 3
+    return {**recorded, **model_options(model, channels, classes)}
 
 
 def _recorded_classes(plan: Path, model: str) -> int | None:
