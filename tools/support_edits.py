@@ -184,7 +184,7 @@ def attempt(
 def verdict(before: Architecture, new: Architecture) -> Cell:
     """Return the status that the measured differences give, with the reason of an inexact edit."""
     changes = new.changes
-    largest = max(float(c.max_difference or 0.0) for c in changes)
+    largest = max((float(c.max_difference or 0.0) for c in changes), default=0.0)
     shown = float(f"{largest:.2g}") if math.isfinite(largest) else str(largest)
     if largest <= EXACT:
         return {"status": "exact", "max_difference": shown}
@@ -267,13 +267,12 @@ def _each_alone(subject: Subject, kind_name: str, edit: Callable[[str], Any], en
 
 def _nearest(subject: Subject, kind_name: str, edit: Callable[[str], Any], name: str) -> Cell:
     """Try a block; where it is refused, the modules above it."""
-    refusals = []
+    cell: Cell = {}
     for target in (name, *_above(subject.arch, name)):
-        cell, _ = attempt(subject, kind_name, [edit(target)])
+        cell = {**attempt(subject, kind_name, [edit(target)])[0], "on": target}
         if cell["status"] != "fail":
-            return {**cell, "on": target}
-        refusals.append({**cell, "on": target})
-    return refusals[0]
+            break
+    return cell
 
 
 def _skippable(block: Block) -> bool:
@@ -395,21 +394,20 @@ def resolution(subject: Subject) -> Cell:
 @kind
 def composed(subject: Subject) -> Cell:
     """Depth, kernel and widths in one plan: saved, loaded, replayed on a fresh model, and trained one step."""
-    arch = subject.arch
     first = [*subject.worked.get("remove_block", [])[:1], *subject.worked.get("kernel_up", [])[:1]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        halfway = arch.apply(*first, verify=False) if first else arch
-    edits = [*first, *scale_widths(halfway, 0.75)]
-    if not edits:
+        halfway = subject.arch.apply(*first, verify=False)  # verified on their own above
+    widths = scale_widths(halfway, 0.75)
+    if not first and not widths:
         return absent("no edit has anything to work on")
-    cell, new = attempt(subject, "composed", edits, alone=False)
+    cell, new = attempt(Subject(subject.name, halfway), "composed", widths, alone=False)
     if new is not None:
         problem, cell["seconds"] = _replay(subject, new)
         problem = problem or _train_step(new)
         if problem:
             cell |= failed(problem)
-    kinds = dict.fromkeys(edit.kind for edit in edits)
+    kinds = dict.fromkeys(edit.kind for edit in (*first, *widths))
     return {**cell, "on": ", ".join(kinds)}
 
 
