@@ -283,7 +283,13 @@ def latency() -> str:
         "halved, estimated, ms", "MACs left", "time left",
     )  # fmt: skip
     shown = markdown(head, rows, right=tuple(range(2, 9)))
-    return f"{shown}\n\nIn brackets: the 95% interval of the median.\n\n{provenance(data)}"
+    busy = data["machine"]["load_after"][0] - data["machine"]["threads_used"]
+    words = "In brackets: the 95% interval of the median."
+    if busy > 0.5:
+        words += (
+            f" Other processes were running: about {busy:.1f} besides this one, on {data['machine']['cores']} cores."
+        )
+    return f"{shown}\n\n{words}\n\n{provenance(data)}"
 
 
 def _milliseconds(found: Json) -> str:

@@ -241,6 +241,14 @@ def test_onnxruntime_is_a_backend():
     assert (found.backend, found.median) == ("onnxruntime", 2.0)
 
 
+def test_onnxruntime_refuses_what_it_does_not_know(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ConvwrightError, match=r"not on torch\.bfloat16"):
+        measure_latency(Net().bfloat16(), IMAGE.bfloat16(), backend="onnxruntime")
+    with pytest.raises(ConvwrightError, match="network lies on meta"):
+        measure_latency(Net().to("meta"), IMAGE.to("meta"), backend="onnxruntime")
+
+
 def test_what_cannot_be_exported_is_said():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -604,3 +612,29 @@ def test_a_network_without_operators(tmp_path):
     idle = read(nn.Identity(), (3, 4, 4))
     with pytest.raises(ConvwrightError, match="no operator"):
         model_of(idle, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision:resnet18",
+        "torchvision:mobilenet_v3_small",
+        "torchvision:efficientnet_b0",
+        "torchvision:shufflenet_v2_x1_0",
+        "torchvision:densenet121",
+        "torchvision:googlenet",
+        "torchvision:regnet_y_400mf",
+        "torchvision:convnext_tiny",
+        "torchvision:vgg11",
+        "timm:ghostnet_100",
+        "timm:resnest14d",
+    ],
+)
+@pytest.mark.parametrize("ratio", [0.5, 1.5])
+def test_operators_under_new_widths_in_known_networks(name, ratio, tmp_path):
+    before = read(name)
+    edits = scale_widths(before, ratio, 8)
+    predicted = model_of(before, tmp_path).calls(widths_of(before, edits))
+    built = before.apply(*edits, verify=False)
+    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in _working(built)}

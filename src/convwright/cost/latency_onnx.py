@@ -37,8 +37,10 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
         )
     if example_input.device.type != "cpu":
         raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {example_input.device}.")
+    if example_input.dtype not in (torch.float32, torch.float64, torch.float16):
+        raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {example_input.dtype}.")
     session = _session(_exported(name, model, example_input))
-    feed = {session.get_inputs()[0].name: example_input.numpy()}
+    feed = {session.get_inputs()[0].name: example_input.detach().numpy()}
     return lambda: session.run(None, feed)
 
 
