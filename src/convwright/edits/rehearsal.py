@@ -97,7 +97,7 @@ class Stage:
     def rehearse(self, plan: Recipe, repairs: Mapping[str, Stored]) -> Failure | None:
         """Run the network as the recipe changes it; ``None`` if it runs with the predicted shapes."""
         with self.mode, torch.no_grad(), quiet_torch():
-            changed, _ = operate(self.model, plan, share=True)
+            changed, _ = operate(self.model, plan, hollow=True)
             store(changed, repairs)
             return self._run(changed, plan.after)
 

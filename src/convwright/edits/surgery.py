@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,6 +93,11 @@ class Recipe:
             take = self.takes.get((name, axis))
             new = new if take is None else take.of(new, axis, divide)
         return new
+
+    def new_shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a tensor's successor."""
+        takes = (self.takes.get((name, axis)) for axis in range(len(old)))
+        return tuple(size if take is None else len(take.index) for size, take in zip(old, takes, strict=True))
 
     def take_of(self, node: str, axis: int, summed: bool) -> Take | None:
         """Return the take along one axis of a value in the graph, such as a computed weight.
@@ -230,7 +235,7 @@ def _occurrence(values: Ints) -> Ints:
 # ------------------------------------------------------------------ on a model
 
 
-def operate(model: nn.Module, plan: Recipe, share: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
+def operate(model: nn.Module, plan: Recipe, hollow: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
     """Return a changed copy of a model, and where each parameter went.
 
     The class, its other attributes, devices, dtypes, ``requires_grad`` and training modes are kept.
@@ -238,14 +243,15 @@ def operate(model: nn.Module, plan: Recipe, share: bool = False) -> tuple[nn.Mod
     Args:
         model: the network.
         plan: what to take from its tensors.
-        share: leave tensors that do not change shared with the original instead of copied.
+        hollow: make new tensors of the right shape only, and share the others with the original: for networks on
+            fake tensors.
 
     Raises:
         EditError: if the model cannot be copied.
     """
     old = named_tensors(model)
-    successors = _successors(old, plan)
-    kept = {id(tensor): tensor for tensor in old.values()} if share else {}
+    successors = _successors(old, plan, hollow)
+    kept = {id(tensor): tensor for tensor in old.values()} if hollow else {}
     changed = copied(model, kept | successors)
     sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
@@ -255,13 +261,16 @@ def operate(model: nn.Module, plan: Recipe, share: bool = False) -> tuple[nn.Mod
     return changed, moved
 
 
-def _successors(old: Mapping[str, Tensor], plan: Recipe) -> dict[int, Tensor]:
+def _successors(old: Mapping[str, Tensor], plan: Recipe, hollow: bool) -> dict[int, Tensor]:
     """Return the new tensors by the identity of the old ones, so that shared ones stay shared."""
     touched = {tensor for tensor, _ in plan.takes}
     made: dict[int, Tensor] = {}
     for name, tensor in old.items():
         if name in touched and id(tensor) not in made:
-            value = plan.new_tensor(name, tensor.detach()).contiguous()
+            if hollow:
+                value = torch.empty(plan.new_shape(name, tensor.shape), dtype=tensor.dtype, device=tensor.device)
+            else:
+                value = plan.new_tensor(name, tensor.detach()).contiguous()
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
     return made
