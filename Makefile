@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs tables clean
+.PHONY: help demo test test-slow lint format docs tables zoo clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,10 @@ format: $(VENV)/.lint  ## rewrite the code in the project's style
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+zoo: $(VENV)/.test  ## the support matrix: every kind of edit on some 240 networks; many hours, --resume goes on
+	$(BIN)/python tools/support.py $(ZOO)
+	$(BIN)/python tools/make_tables.py
 
 tables: $(VENV)/.package  ## write the generated tables and pictures of README and docs anew
 	$(BIN)/python tools/draw_pictures.py

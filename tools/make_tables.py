@@ -10,6 +10,7 @@ changes nothing and ends with code 1 if a table is out of date.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import sys
@@ -358,6 +359,38 @@ def zoo() -> str:
         macs = count_by_torch(model, image)
         rows.append((f"`zoo:{name}`", shape, entry.num_classes, f"{params:,}", f"{macs:,}", entry.source))
     return markdown(("name", "image", "classes", "parameters", "MACs", "source"), rows, right=(2, 3, 4))
+
+
+# ------------------------------------------------------------------ docs/support.md
+
+
+@table("support-summary")
+def support_summary() -> str:
+    """How many networks each kind of edit works on."""
+    return _support().summary(markdown)
+
+
+@table("support")
+def support() -> str:
+    """The matrix itself, a line per network."""
+    return _support().table(markdown)
+
+
+@table("support-reasons")
+def support_reasons() -> str:
+    """Why cells of the matrix are not exact."""
+    return _support().reasons()
+
+
+def _support() -> Any:
+    """Return the neighbour that knows the matrix's file, wherever this tool is run from."""
+    path = Path(__file__).with_name("support_page.py")
+    spec = importlib.util.spec_from_file_location("support_page", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # ------------------------------------------------------------------ docs/cli.md

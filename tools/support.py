@@ -262,7 +262,8 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=14, help="gigabytes for one network")
     parser.add_argument("--out", type=Path, default=MATRIX)
     options = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parent)}
+    tools, given = str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((given, tools))}
     PROCESSES.set_forkserver_preload(IMPORTED)
     return Sweep(options).run()
 

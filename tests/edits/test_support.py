@@ -1,0 +1,102 @@
+"""A sample of the support matrix: what ``docs/support.json`` promises still holds, on smaller inputs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import support  # noqa: E402
+import support_edits  # noqa: E402
+import support_networks  # noqa: E402
+
+SIDE = 64
+SAMPLE = {  # every kind of edit several times; small networks of families that are built in different ways
+    "timm:convnext_atto": ("shrink", "add_block"),
+    "timm:cs3darknet_focus_s": ("grow", "kernel_up"),
+    "timm:dla46_c": ("shrink", "kernel_down"),
+    "timm:ese_vovnet19b_slim_dw": ("grow", "replace"),
+    "timm:ghostnet_050": ("shrink", "remove_block"),
+    "timm:lcnet_035": ("grow", "resolution"),
+    "timm:mobilenetv4_conv_small_035": ("shrink", "add_block"),
+    "timm:poolformer_s12": ("grow", "remove_block"),
+    "timm:repghostnet_050": ("shrink", "kernel_up"),
+    "timm:resnet10t": ("shrink", "remove_block", "kernel_up", "composed"),
+    "timm:resnetv2_18": ("shrink", "add_block"),
+    "timm:starnet_s050": ("grow", "kernel_down"),
+    "timm:tinynet_e": ("shrink", "replace"),
+    "torchvision:mnasnet0_5": ("grow", "resolution"),
+    "torchvision:mobilenet_v2": ("shrink", "replace"),
+    "torchvision:mobilenet_v3_small": ("shrink", "grow"),
+    "torchvision:regnet_y_400mf": ("shrink", "kernel_down"),
+    "torchvision:resnet18": ("remove_block", "add_block", "composed"),
+    "torchvision:shufflenet_v2_x0_5": ("shrink", "kernel_up"),
+    "torchvision:squeezenet1_1": ("grow", "remove_block"),
+}
+
+
+def committed() -> dict[str, support.Row]:
+    rows = support.load(support.MATRIX)
+    if not rows:
+        pytest.skip("the matrix is not measured in this checkout")
+    return rows
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_nothing_gets_worse(name: str) -> None:
+    before = committed()[name]["edits"]
+    subject, facts = support_edits.read(name, SIDE)
+    assert facts["free"] > 0
+    for kind, cell in support_edits.measure(subject, SAMPLE[name]):
+        assert support.RANKS[cell["status"]] >= support.RANKS[before[kind]["status"]], (kind, cell)
+
+
+def test_every_network_has_a_row_with_every_edit() -> None:
+    rows = committed()
+    assert len(rows) >= 150
+    assert sum(name.startswith("torchvision:") for name in rows) == 68
+    assert not rows.keys() - set(support_networks.networks())
+    for name, row in rows.items():
+        assert tuple(row["edits"]) == support.KINDS, name
+        for kind, cell in row["edits"].items():
+            assert cell["status"] == "exact" or cell["reason"], (name, kind)
+
+
+def test_the_matrix_names_no_folder_of_a_machine() -> None:
+    text = json.dumps(committed())
+    assert not any(folder in text for folder in ("/tmp/", "/root/", "/home/", "/work/", "site-packages"))
+
+
+def test_worse_cells_are_not_written() -> None:
+    good = {"status": "exact", "max_difference": 0.0}
+    bad = {"status": "fail", "reason": "a reason"}
+    old = {"network": "timm:one", "edits": {"shrink": good, "grow": bad}}
+    new = {"network": "timm:one", "edits": {"shrink": bad, "grow": good}}
+    row, worse = support.merged(old, new, old, accept=False)
+    assert row["edits"] == {"shrink": good, "grow": good}
+    assert len(worse) == 1
+    assert "shrink" in worse[0]
+    assert support.merged(old, new, old, accept=True) == ({**new}, [])
+
+
+def test_kinds_are_those_of_the_tool() -> None:
+    assert tuple(support_edits.KINDS) == support.KINDS
+
+
+def test_an_unpredicted_difference_is_a_failure() -> None:
+    class Change:
+        exact, max_difference, notes = False, 1e-3, ()
+        edit = type("Edit", (), {"kind": "kernel"})
+
+    class Changed:
+        changes = (Change,)
+
+    cell = support_edits.verdict(None, Changed)  # type: ignore[arg-type]
+    assert cell["status"] == "fail"
+    Change.notes = ("its weight is computed",)
+    assert support_edits.verdict(None, Changed)["status"] == "inexact"  # type: ignore[arg-type]
