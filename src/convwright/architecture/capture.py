@@ -263,6 +263,12 @@ def module_path(node: fx.Node) -> str:
     return re.sub(r"@\d+$", "", str(entries[-1][0])) if entries else ""
 
 
+def called_modules(capture: Capture) -> frozenset[str]:
+    """Return the qualified names of all modules whose own ``forward`` ran."""
+    stacks = (node.meta.get("nn_module_stack") or {} for node in capture.graph.nodes)
+    return frozenset(re.sub(r"@\d+$", "", str(entry[0])) for stack in stacks for entry in stack.values())
+
+
 def module_class(node: fx.Node) -> str:
     """Return the class name of the innermost module that called the operator."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -32,9 +32,15 @@ def sync_attributes(model: nn.Module, plan: Recipe, changed: Iterable[str]) -> N
 _WIDTH_ATTRIBUTES = ("channels", "num_channels", "num_features", "in_channels", "out_channels", "dim", "features")
 
 
+_KNOWN = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.PReLU,
+)  # fmt: skip
+
+
 def _sync_stored(module: nn.Module, name: str, plan: Recipe) -> None:
     """Update widths that a module of an unknown class stores beside the tensors it owns."""
-    if type(module).__module__.startswith("torch.nn"):
+    if isinstance(module, _KNOWN) or type(module).__module__.startswith("torch.nn"):
         return
     sizes = {}
     for (tensor, axis), take in plan.takes.items():
@@ -61,6 +67,8 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 def sync_module(module: nn.Module) -> None:
     """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
     weight = getattr(module, "weight", None)
+    if weight is None:
+        weight = getattr(module, "running_mean", None)  # a norm without scale and shift
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):

@@ -65,6 +65,24 @@ def computed_layers(plan: Recipe) -> Iterator[ComputedLayer]:
             yield ComputedLayer(path, node, weight, 0 if "transpose" in operator_name(node) else 1)
 
 
+def gained_parameters(plan: Recipe) -> frozenset[str]:
+    """Return the parameters from which weights with a gain are computed, the gains left out."""
+    capture = plan.before.follower.capture
+    found: set[str] = set()
+    for layer in computed_layers(plan):
+        gains = scale_of(capture, layer.weight)
+        sources, waiting = set(), [layer.weight]
+        while waiting:
+            node = waiting.pop()
+            name = capture.tensors.get(node.name)
+            if name is None:
+                waiting.extend(node.all_input_nodes)
+            elif name in capture.parameters:
+                sources.add(name)
+        found |= sources - gains if gains and gains != sources else set()
+    return frozenset(found)
+
+
 def compensate(original: nn.Module, changed: nn.Module, plan: Recipe) -> None:
     """Scale the gains of computed weights in a changed copy, so that its weights are those of the original.
 

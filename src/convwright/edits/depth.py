@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from convwright.architecture.capture import LEAVES, describe, module_class, module_path, operator_name, shape_of
+from convwright.architecture.capture import (
+    LEAVES,
+    called_modules,
+    describe,
+    module_class,
+    module_path,
+    operator_name,
+    shape_of,
+)
 from convwright.edits.edit import Edit, Options, Outcome, carries_out
 from convwright.edits.identity import identity_start
 from convwright.edits.measure import EXACT, measure
@@ -295,10 +303,7 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
     inexact = difference is not None and difference > EXACT
     return Outcome(
         model=model,
-        edits=tuple(
-            replace(edit, approximate=inexact and block.kind == "plain")
-            for edit, block in zip(edits, blocks, strict=True)
-        ),
+        edits=tuple(replace(edit, approximate=edit.approximate if difference is None else inexact) for edit in edits),
         max_difference=difference,
         steps=predicted_steps(architecture, surgery.acts, more),
         coupled=((),) * len(edits),
@@ -321,8 +326,12 @@ def _template(architecture: Architecture, edit: AddBlock) -> Block:
         raise EditError(f"the copies of {edit.target} must be a number from 1 to {_MOST_COPIES}, not {edit.copies!r}.")
     block = architecture.block(edit.target)
     if not block.modules:
-        held = block.name.partition("#")[0]
-        raise EditError(f"block {block.name} is only a part of a module; add the module that holds it: {held}.")
+        join = next(n for n in architecture.flow.nodes if n.name == (block.join or block.exit))
+        raise EditError(
+            f"block {block.name} is only a part of a module: its addition stands in the code of "
+            f"{module_path(join) or 'the network itself'} ({describe(join)}). Name that module, or give the block one of "
+            "its own."
+        )
     if not block.keeps_shape:
         raise EditError(
             f"block {block.name} cannot be repeated: it changes the shape from {_x(block.input_shape)} to "
@@ -339,6 +348,8 @@ def _neighbour(architecture: Architecture, block: Block) -> str:
 
 def _addition(architecture: Architecture, block: Block, edit: AddBlock) -> Act:
     start = identity_start(architecture, block)
+    # A Sequential that is not called itself is walked by the code around it, which may count positions.
+    in_row = block.modules[-1].rpartition(".")[0] in called_modules(architecture.capture)
 
     def act(model: nn.Module) -> Sequence[Succession]:
         members = block.modules
@@ -349,7 +360,7 @@ def _addition(architecture: Architecture, block: Block, edit: AddBlock) -> Act:
             start(copies)
             rounds.append({names[path][number]: module for path, module in copies.items()})
         news = {name: module for one in rounds for name, module in one.items()}
-        if not insert_after(model, members[-1], news):
+        if not in_row or not insert_after(model, members[-1], news):
             put(model, members[-1], nn.Sequential(model.get_submodule(members[-1]), *news.values()))
         return ()
 

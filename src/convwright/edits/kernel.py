@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +14,7 @@ from convwright.architecture.capture import argument, first_line
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
 from convwright.edits.measure import EXACT, Run, measure
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps
+from convwright.edits.surgery import copied
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class Kernel(Edit):
 
     target: str
     size: int | Sequence[int]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, list):  # as JSON gives it
+            object.__setattr__(self, "size", tuple(self.size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +167,8 @@ def _change(architecture: Architecture, edit: Kernel) -> _Change:
     path, layers = _owner(architecture, edit, layer, tensors)
     dilation = _per_axis(argument(node, "dilation", 1), len(before))
     growth = tuple(d * (b - a) // 2 for d, a, b in zip(dilation, before, after, strict=True))
-    return _Change(path, layers, tensors, before, after, _padding(architecture, edit, layer, path, after, growth))
+    padding = _padding(architecture, layer, path, (before, after), growth)
+    return _Change(path, layers, tensors, before, after, padding)
 
 
 def _wanted(edit: Kernel, before: Sizes) -> Sizes:
@@ -225,22 +230,21 @@ def _owner(
     return path, tuple(u.name for u in users)
 
 
-def _padding(architecture: Architecture, edit: Kernel, layer: Layer, path: str, after: Sizes, growth: Sizes) -> Sizes:
+def _padding(architecture: Architecture, layer: Layer, path: str, kernels: tuple[Sizes, Sizes], growth: Sizes) -> Sizes:
     """Return how much padding to add: what keeps the output's size when the module is run on empty tensors."""
     module = architecture.model.get_submodule(path)
     problem = "it gives another size"
     pads_itself = type(module).forward not in _PLAIN_FORWARDS  # such as TensorFlow's "same" padding
     for more in (growth, (0,) * len(growth)) if pads_itself else (growth,):
         try:
-            shape = _run_empty(module, layer, after, more)
+            shape = _run_empty(module, layer, kernels, more)
         except Exception as error:  # a module of the user's own may raise anything
-            problem = first_line(error).rstrip(".")
+            problem = str(error) if isinstance(error, EditError) else first_line(error).rstrip(".")
             continue
         if shape == layer.output_shape[1:]:
             return more
-    raise EditError(
-        f"the kernel of {edit.target} cannot become {'x'.join(map(str, after))} with the output size kept: {problem}."
-    )
+    wanted = "x".join(map(str, kernels[1]))
+    raise EditError(f"the kernel of {layer.name} cannot become {wanted} with the output size kept: {problem}.")
 
 
 _PLAIN_FORWARDS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)} | {
@@ -248,14 +252,14 @@ _PLAIN_FORWARDS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)} |
 }
 
 
-def _run_empty(module: nn.Module, layer: Layer, after: Sizes, more: Sizes) -> tuple[int, ...]:
-    trial = copy.deepcopy(module).to("meta").eval()
+def _run_empty(module: nn.Module, layer: Layer, kernels: tuple[Sizes, Sizes], more: Sizes) -> tuple[int, ...]:
+    before, after = kernels
+    trial = copied(module, {}).to("meta").eval()
     for name, tensor in list(trial.named_parameters()):
-        if tensor.ndim == len(after) + 2:
+        if tuple(tensor.shape[2:]) == before:
             owner_path, _, leaf = name.rpartition(".")
             empty = torch.empty(*tensor.shape[:2], *after, device="meta", dtype=tensor.dtype)
-            kept = tensor if set(tensor.shape[2:]) == {1} and "original0" in name else nn.Parameter(empty)
-            setattr(trial.get_submodule(owner_path), leaf, kept)
+            setattr(trial.get_submodule(owner_path), leaf, nn.Parameter(empty))
     _sync(trial, after, more)
     with torch.no_grad():
         dtype = next(trial.parameters()).dtype

@@ -77,11 +77,15 @@ def _random_input(example_input: Tensor, seed: int) -> Tensor:
     return x.to(example_input.device)
 
 
+_GAINS = ("gamma", "gain", "weight_g", "original0")  # scales of norms, layers and computed weights
+
+
 def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     value = torch.empty(tensor.shape, dtype=torch.float64)
-    if name.endswith("running_var"):
+    leaf = name.rpartition(".")[2]
+    if not isinstance(tensor, nn.Parameter) and ("var" in leaf or "std" in leaf):  # divided by, or rooted
         return value.uniform_(0.5, 1.5, generator=generator)
-    if tensor.ndim == 1 and name.endswith(("weight", "gamma", "gain")):
+    if name.endswith(_GAINS) or (tensor.ndim == 1 and name.endswith("weight")):
         return value.uniform_(0.2, 0.8, generator=generator)  # below 1: residual streams must not explode
     fan_in = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 50
     bound = math.sqrt(6.0 / max(fan_in, 1))  # variance 2 / fan-in; uniform, being quicker than normal

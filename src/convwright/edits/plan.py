@@ -225,21 +225,41 @@ def passages(
         EditError: if an edit is refused.
     """
     current, count = architecture, 0
-    for kind, grouped in groupby(edits, key=lambda e: getattr(e, "kind", "")):
+    _check_edits(edits)
+    for _, grouped in groupby(edits, key=lambda e: e.kind):
         run = tuple(grouped)
-        if kind not in EDITS:
-            raise EditError(f"{kind or edits} is not an edit; see convwright.edits.")
-        try:
-            passage = _passage(current, run, options)
-        except EditError as error:
-            if not numbered:
-                raise
-            which, reason = _refused(current, run, options, error)
-            raise EditError(
-                f"{called(count + which + 1, run[which])} is refused, nothing was changed: {reason}"
-            ) from error
-        yield passage
-        current, count = passage.after, count + len(run)
+        while run:
+            passage = _first_passage(current, run, options, numbered, count)
+            yield passage
+            current, count, run = passage.after, count + len(passage.edits), run[len(passage.edits) :]
+
+
+def _check_edits(edits: Sequence[Edit]) -> None:
+    for number, edit in enumerate(edits, start=1):
+        if getattr(edit, "kind", "") not in EDITS:
+            raise EditError(f"{edit!r} is not an edit; see convwright.edits.")
+        target = getattr(edit, "target", "")
+        if not isinstance(target, str):
+            raise EditError(f"edit {number} ({edit.kind}) names {target!r}; a target is the name of a layer or block.")
+
+
+def _first_passage(
+    current: Architecture, run: tuple[Edit, ...], options: Options, numbered: bool, count: int
+) -> Passage:
+    """Carry out a run; of a plan that is replayed, the longest beginning of the run that can be done at once.
+
+    A plan does not say which of its edits were applied together. A second edit of one block, or of what an earlier
+    edit put there, can only be meant to come after it.
+    """
+    try:
+        return _passage(current, run, options)
+    except EditError as error:
+        if not numbered:
+            raise
+        which, reason = _refused(current, run, options, error)
+        if which:
+            return _passage(current, run[:which], options)
+        raise EditError(f"{called(count + 1, run[0])} is refused, nothing was changed: {reason}") from error
 
 
 def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> Passage:

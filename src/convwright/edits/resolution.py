@@ -41,6 +41,10 @@ class Resolution(Edit):
 
     size: int | Sequence[int]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.size, list):  # as JSON gives it
+            object.__setattr__(self, "size", tuple(self.size))
+
 
 @carries_out(Resolution)
 def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: Options) -> Outcome:

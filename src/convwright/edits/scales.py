@@ -31,4 +31,5 @@ def scale_of(capture: Capture, node: fx.Node) -> set[str] | None:
         return scale_of(capture, gain) if isinstance(gain, fx.Node) else None
     if operator_name(node) not in LINEAR:
         return None
-    return next((found for n in reversed(node.all_input_nodes) if (found := scale_of(capture, n))), None)
+    factors = reversed(node.all_input_nodes) if operator_name(node) == "mul" else node.all_input_nodes[:1]
+    return next((found for n in factors if (found := scale_of(capture, n))), None)

@@ -72,6 +72,8 @@ class Recipe:
         chosen: group name -> the old channel (rank) behind each new one.
         takes: (tensor, axis) -> the indices to take, for axes that change.
         origin: new channel -> the old channel that it continues; -1 where there is none.
+        gained: parameters of normalised or standardised weights whose gain is adjusted afterwards: equal numbers of
+            copies are not divided there, so that the statistics stay as they are.
     """
 
     before: ChannelGraph
@@ -79,6 +81,7 @@ class Recipe:
     chosen: Mapping[str, Ints]
     takes: Mapping[Axis, Take] = field(repr=False)
     origin: Ints = field(repr=False)
+    gained: frozenset[str] = frozenset()
 
     def new_tensor(self, name: str, old: Tensor, divide: bool = True) -> Tensor:
         """Return a tensor's successor.
@@ -91,7 +94,9 @@ class Recipe:
         new = old
         for axis in range(old.ndim):
             take = self.takes.get((name, axis))
-            new = new if take is None else take.of(new, axis, divide)
+            if take is not None:
+                alike = name in self.gained and bool((take.copies == take.copies[0]).all())
+                new = take.of(new, axis, divide and not alike)
         return new
 
     def new_shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
-from convwright.edits.compensate import compensate, silence_inputs
+from convwright.edits.compensate import compensate, gained_parameters, silence_inputs
 from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.importance import scores_for
 from convwright.edits.measure import EXACT, Run, measure
@@ -242,6 +242,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
     sizes = solve(architecture, edits, options.divisor)
     chosen = _choose(architecture, sizes.units, edits, options)
     plan = recipe(architecture.channels, sizes.after, chosen)
+    plan = replace(plan, gained=gained_parameters(plan))
     surgery = WidthSurgery(plan, _repairs(architecture, edits, plan))
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     model, moved = surgery.operate(architecture.model)
