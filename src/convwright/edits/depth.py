@@ -329,8 +329,8 @@ def _template(architecture: Architecture, edit: AddBlock) -> Block:
         join = next(n for n in architecture.flow.nodes if n.name == (block.join or block.exit))
         raise EditError(
             f"block {block.name} is only a part of a module: its addition stands in the code of "
-            f"{module_path(join) or 'the network itself'} ({describe(join)}). Name that module, or give the block one of "
-            "its own."
+            f"{module_path(join) or 'the network itself'} ({describe(join)}). Name that module, or give the "
+            "block one of its own."
         )
     if not block.keeps_shape:
         raise EditError(
