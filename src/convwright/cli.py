@@ -47,6 +47,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+plans = typer.Typer(
+    cls=_Commands,
+    help="Look into plans: `convwright plan show PLAN` says what a plan would do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(plans, name="plan")
+
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
     str,
@@ -96,6 +104,26 @@ def analyze(
 
     for table in analysis(arch, latencies):
         _out().print(table)
+    return None
+
+
+@app.command()
+def doctor(
+    model: Model,
+    input_shape: Input = None,
+    num_classes: Annotated[int | None, typer.Option(help="Outputs of the network; default: its own.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what of a network can be changed and what cannot, why, and which line to change."""
+    from convwright.runs.doctor import examine
+
+    diagnosis = examine(model, input_shape, num_classes)
+    if as_json:
+        return _print_json(diagnosis.as_dict())
+    from convwright.runs.doctor_tables import diagnosed
+
+    for part in diagnosed(diagnosis):
+        _out().print(part)
     return None
 
 
@@ -200,6 +228,26 @@ def apply(
     from convwright.runs.tables import replayed
 
     _out().print(replayed(content))
+    return None
+
+
+@plans.command("show")
+def plan_show(
+    plan: Annotated[Path, typer.Argument(help="A plan.json.")],
+    model: Annotated[str | None, typer.Option(help="Its network; default: the one that the plan names.")] = None,
+    input_shape: Input = None,
+    num_classes: Annotated[int | None, typer.Option(help="Outputs; default: as recorded with the plan.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a plan would do, edit by edit: what changes, what changes along and why, what it costs."""
+    from convwright.runs.replay import show
+
+    loaded, steps = show(plan, model, input_shape=input_shape, num_classes=num_classes)
+    if as_json:
+        return _print_json({"model": loaded.model, "edits": [step.as_dict() for step in steps]})
+    from convwright.runs.doctor_tables import planned
+
+    _out().print(planned(loaded, steps))
     return None
 
 

@@ -1,0 +1,121 @@
+"""What `doctor` and `plan show` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from convwright.edits import Plan, Step
+from convwright.edits.preview import total
+from convwright.runs.doctor import brief
+from convwright.runs.tables import _add, _table
+
+if TYPE_CHECKING:
+    from convwright.runs.doctor import Diagnosis, Obstacle, Part
+
+_MOST_GROUPS = 40  # free groups from which those that are like their neighbours are not listed one by one
+
+
+def diagnosed(found: Diagnosis) -> Iterator[Table | Text]:
+    """Yield what `doctor` prints, the verdict last."""
+    yield _reading(found)
+    yield _free(found)
+    yield _others(found)
+    yield Text(found.verdict, style="bold")
+    for line in found.advice:
+        yield Text(f"* {line}")
+
+
+def _reading(found: Diagnosis) -> Table:
+    table = _table(f"{found.model}, input {_x(found.input_shape)}", "reading", "")
+    costs = f"{found.macs:,} MACs, {found.params:,} parameters"
+    _add(table, "costs per image", costs if found.complete else f"{costs}; not counted: {brief(found.uncounted)}")
+    _add(table, "MACs in convolutions", f"{found.conv_share:.0%}")
+    shares = f"{found.macs_share:.0%} of the MACs, {found.params_share:.0%} of the parameters"
+    _add(table, "in layers whose width can change", shares)
+    if found.unused:
+        _add(table, "parameters without use", brief(found.unused))
+    if found.stored:
+        stored = brief([name.removeprefix(".") for name in found.stored])
+        _add(table, "sizes stored on modules", f"{len(found.stored)}, which edits keep in step: {stored}")
+    if not found.rehearsed:
+        _add(table, "not tried", "widths and input sizes: the network does not run on fake tensors")
+    if found.seconds:
+        _add(table, "seconds", f"{found.seconds:.1f}")
+    return table
+
+
+def _free(found: Diagnosis) -> Table:
+    table = _table(
+        f"Widths that can change: {len(found.free)} of {found.groups} groups",
+        "group",
+        "size",
+        "layers along",
+        "how",
+        numbers=("size", "layers along"),
+    )
+    for group in found.free[:_MOST_GROUPS]:
+        words = [f"in steps of {group.step}"] if group.step > 1 else []
+        words += [f"in proportion with {brief(group.tied)}"] if group.tied else []
+        words += [f"exact in whole multiples only: {', '.join(group.across)}"] if group.across else []
+        _add(table, group.name, str(group.size), str(group.layers), ", ".join(words) or "freely")
+    rest = found.free[_MOST_GROUPS:]
+    if rest:
+        _add(table, f"and {len(rest)} more (--json lists all)", "", "", "")
+    return table
+
+
+def _others(found: Diagnosis) -> Table:
+    """What can be done besides, and all that cannot be, with the reason and the line."""
+    table = _table("What can be done, and what stands in the way", "change", "possible", "not", "why not")
+    width = f"{len(found.free)} of {found.groups}"
+    _rows(table, "width", width, found.frozen)
+    for name, part in (
+        ("remove blocks", found.removable),
+        ("repeat blocks", found.repeatable),
+        ("larger kernels", found.kernels),
+        ("input sizes", found.resolutions),
+    ):
+        _rows(table, name, _possible(name, part), part.obstacles)
+    return table
+
+
+def _possible(name: str, part: Part) -> str:
+    if name == "input sizes":
+        return ", ".join(part.possible)
+    return f"{len(part.possible)} of {part.total}"
+
+
+def _rows(table: Table, name: str, possible: str, obstacles: Sequence[Obstacle]) -> None:
+    if not obstacles:
+        _add(table, name, possible, "", "")
+    for number, obstacle in enumerate(obstacles):
+        head = (name, possible) if number == 0 else ("", "")
+        _add(table, *head, brief(obstacle.names), obstacle.reason)
+
+
+def _x(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+# ------------------------------------------------------------------ plan show
+
+
+def planned(plan: Plan, steps: Sequence[Step]) -> Tree:
+    """Return a plan as a tree: edits, below each what it changes."""
+    count = f"{len(steps)} edit{'' if len(steps) == 1 else 's'}"
+    tree = Tree(Text(f"plan for {plan.model}, input {_x(plan.input_shape[1:])}, {count}", style="bold"))
+    for step in steps:
+        branch = tree.add(Text(step.headline))
+        inner = branch
+        for line in step.lines():
+            if line.startswith("  "):
+                inner.add(Text(line.strip()))
+            else:
+                inner = branch.add(Text(line))
+    tree.add(Text(total(steps), style="bold"))
+    return tree
