@@ -33,15 +33,16 @@ ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "docs" / "support.json"
 KINDS = ("shrink", "grow", "remove_block", "add_block", "kernel_up", "kernel_down", "replace", "resolution", "composed")
 RIVAL_LIMIT = 120  # processor seconds
+PATIENCE = 5  # seconds by the clock per processor second, at most
 RANKS = {"exact": 3, "inexact": 2, "not applicable": 1, "fail": 0}
 
 
 # ------------------------------------------------------------------ in a process of its own
 
 
-def task(pipe: Connection, name: str, kinds: list[str], memory: float) -> None:
+def task(pipe: Connection, name: str, kinds: list[str], memory: float, seconds: float) -> None:
     """Measure one network and tell what becomes known, as it becomes known."""
-    _limit(memory)
+    _limit(memory, seconds)
     from support_edits import measure, one_line, read
 
     try:
@@ -56,36 +57,36 @@ def task(pipe: Connection, name: str, kinds: list[str], memory: float) -> None:
 
 def rival_task(pipe: Connection, name: str, shape: str, memory: float) -> None:
     """Run torch-pruning on one network and tell what came of it."""
-    _limit(memory)
+    _limit(memory, RIVAL_LIMIT)
     import warnings
 
     from support_edits import rival
 
     warnings.simplefilter("ignore")
-    limit = int(time.process_time()) + RIVAL_LIMIT
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     pipe.send({"rival": rival(name, tuple(int(part) for part in shape.split("x")))})
 
 
-def _limit(gigabytes: float) -> None:
-    size = int(gigabytes * 2**30)
+def _limit(gigabytes: float, seconds: float) -> None:
+    """Limit this process's memory, and its processor time from now on: that is fair on a busy machine, too."""
+    size, end = int(gigabytes * 2**30), int(time.process_time() + seconds) + 1
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    resource.setrlimit(resource.RLIMIT_CPU, (end, end + 5))
 
 
 # ------------------------------------------------------------------ watching it
 
 # Children are forked from a process that has imported what they need: no network pays for the imports again.
 PROCESSES = multiprocessing.get_context("forkserver")
-IMPORTED = ["support_edits", "torchvision.models", "timm", "torch.export", "torch._dynamo", "torch_pruning"]
+IMPORTED = ["support_warm"]
 
 
-def facts_of(target: Callable[..., None], *arguments: object, limit: float) -> Iterator[Row]:
-    """Yield what a process tells; at its end how it ended, if not well."""
+def facts_of(target: Callable[..., None], *arguments: object, seconds: float) -> Iterator[Row]:
+    """Yield what a process tells; at its end how it ended, if not well. One that sleeps is ended, too."""
     ours, theirs = PROCESSES.Pipe(duplex=False)
     child = PROCESSES.Process(target=target, args=(theirs, *arguments), daemon=True)
     child.start()
     theirs.close()
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + PATIENCE * seconds
     late = True
     try:
         while ours.poll(max(0.0, deadline - time.monotonic())):
@@ -111,7 +112,7 @@ def row_of(name: str, kinds: list[str], options: argparse.Namespace) -> Row:
     cells: dict[str, Row] = {}
     ended = "no answer"
     unread = ""
-    for fact in facts_of(task, name, kinds, options.memory, limit=options.limit):
+    for fact in facts_of(task, name, kinds, options.memory, options.limit, seconds=options.limit):
         row |= fact.get("facts", {})
         unread = fact.get("unread", unread)
         if "edit" in fact:
@@ -125,8 +126,7 @@ def row_of(name: str, kinds: list[str], options: argparse.Namespace) -> Row:
 def rival_of(name: str, shape: str, options: argparse.Namespace) -> Row:
     """Run torch-pruning on a network; a time limit is an answer."""
     answer: Row = {"ok": False, "reason": "no answer"}
-    wall = 4 * RIVAL_LIMIT  # the limit is in processor seconds, which a shared machine gives slowly
-    for fact in facts_of(rival_task, name, shape, options.memory, limit=wall):
+    for fact in facts_of(rival_task, name, shape, options.memory, seconds=RIVAL_LIMIT):
         answer = fact.get("rival", answer)
         if "ended" in fact:
             answer = {"ok": False, "reason": fact["ended"].replace("time limit", f"no answer within {RIVAL_LIMIT} s")}
@@ -258,7 +258,7 @@ def main() -> int:
     parser.add_argument("--only-failed", action="store_true", help="measure cells again that fail or are inexact")
     parser.add_argument("--accept-worse", action="store_true", help="write cells that are worse than committed ones")
     parser.add_argument("--no-rival", action="store_true", help="leave torch-pruning out")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for one network")
+    parser.add_argument("--limit", type=float, default=600, help="processor seconds for one network")
     parser.add_argument("--memory", type=float, default=14, help="gigabytes for one network")
     parser.add_argument("--out", type=Path, default=MATRIX)
     options = parser.parse_args()

@@ -32,6 +32,7 @@ Cell = dict[str, Any]
 SEED = 0
 MOST_MACS = 2_000_000_000  # a network that costs more at its usual input is measured on a smaller one
 SMALL_SIDES = (128, 160)
+MANY = 40_000_000  # parameters; above, memory is given back after every edit
 HUGE = 100_000_000  # parameters; above, every third group grows
 SHARE = 0.6  # half of the channels must leave less than this of the parameters
 WORDS = 240  # characters of a reason
@@ -146,7 +147,8 @@ def measure(subject: Subject, kinds: Sequence[str] = ()) -> Iterator[tuple[str, 
                 cell = try_it(subject)
             except Exception as error:  # whatever goes wrong is a result
                 cell = failed(error)
-            gc.collect()
+            if subject.arch.profile().params > MANY:
+                gc.collect()
             yield name, cell
 
 
