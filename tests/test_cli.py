@@ -103,7 +103,7 @@ def test_version_does_not_wait_for_torch():
 def test_help(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("analyze", "train", "optimize", "apply", "demo", "version"):
+    for command in ("analyze", "doctor", "train", "optimize", "apply", "plan", "demo", "version"):
         assert command in out
 
 
@@ -122,6 +122,50 @@ def test_analyze_json(run):
     assert code == 0
     assert found["macs"] == found["macs_by_torch"] == sum(layer["macs"] for layer in found["layers"])
     assert {"groups", "stages", "by_kind", "feasible"} <= set(found)
+
+
+def test_doctor(run):
+    code, out, err = run("doctor", "net.py:Tiny", "--input", "1x8x8")
+    assert (code, err) == (0, "")
+    assert "2 of 3 channel groups, 100% of the MACs, can change" in out
+    assert "they are the network's output" in out
+
+
+def test_doctor_json(run):
+    code, out, _ = run("doctor", "net.py:Tiny", "--input", "1x8x8", "--num-classes", "5", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["seconds"] > 0
+    assert {group["name"] for group in found["free"]} == {"conv1", "conv2"}
+
+
+def test_plan_show(run, folder):
+    import convwright as cw
+
+    arch = cw.read("net.py:Tiny", "1x8x8", num_classes=5)
+    plan = arch.apply(cw.Width("conv1", 4), cw.Kernel("conv2", 5)).plan
+    plan.save("plan.json")
+    code, out, err = run("plan", "show", "plan.json")
+    assert (code, err) == (0, "")
+    for text in ("1. width conv1: 8 -> 4", "read by conv2", "2. kernel conv2: 3x3 -> 5x5", "in total: MACs "):
+        assert text in out
+    found = json.loads(run("plan", "show", "plan.json", "--model", "net.py:Tiny", "--json")[1])
+    assert [step["edit"]["edit"] for step in found["edits"]] == ["width", "kernel"]
+    assert json.loads(run("apply", "plan.json", "net.py:Tiny", "--json")[1])["options"]["num_classes"] == 5
+    (folder / "plan.json").write_text(plan.to_json().replace('"conv1"', '"conv7"'))
+    code, out, err = run("plan", "show", "plan.json")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "edit 1 (width of conv7) is refused" in err
+
+
+def test_plan_show_asks_for_a_network_without_a_name(run):
+    from convwright.architecture import create, read
+
+    read(create("net.py:Tiny")[0], "1x8x8").plan.save("plan.json")
+    code, out, err = run("plan", "show", "plan.json")
+    assert (code, out) == (2, "")
+    assert "give --model" in err
+    assert run("plan", "show", "plan.json", "--model", "net.py:Tiny")[0] == 0
 
 
 def test_a_long_network_is_folded(run):
@@ -257,6 +301,8 @@ BAD = {
     "negative epochs": (changed(epochs="-1"), "epochs=-1"),
     "unknown plan": (("apply", "gone.json", "zoo:resnet20"), "gone.json cannot be read"),
     "plan that is none": (("apply", "r.yaml", "zoo:resnet20"), "not JSON"),
+    "show unknown plan": (("plan", "show", "gone.json"), "gone.json cannot be read"),
+    "doctor unknown": (("doctor", "timm:resnett18"), "timm has no model"),
     "analyze unknown": (("analyze", "timm:resnett18"), "timm has no model"),
     "train unknown data": (("train", "net.py:Tiny", "--data", "mnst"), "Did you mean mnist"),
     "train resume without out": (("train", "net.py:Tiny", "--data", "npz:set.npz", "--resume"), "give --out"),

@@ -54,12 +54,13 @@ def registries() -> Iterator[None]:
     from convwright.architecture.rules import RULES
     from convwright.cost.work import WORK
     from convwright.edits import EDITS, IMPORTANCE
+    from convwright.edits.operators import OPERATORS
     from convwright.methods import METHODS
     from convwright.training.recipe import PRESETS
     from convwright.training.schedules import SCHEDULES
     from convwright.zoo.registry import _ENTRIES
 
-    known: list[dict[str, Any]] = [RULES, WORK, EDITS, IMPORTANCE, METHODS, PRESETS, SCHEDULES, _ENTRIES]
+    known: list[dict[str, Any]] = [RULES, WORK, EDITS, IMPORTANCE, OPERATORS, METHODS, PRESETS, SCHEDULES, _ENTRIES]
     copies = [dict(registry) for registry in known]
     yield
     for registry, copy in zip(known, copies, strict=True):

@@ -102,7 +102,7 @@ class Step:
     def lines(self) -> tuple[str, ...]:
         """Return text below the headline."""
         found = [line for group in self.groups for line in group.lines()]
-        found += [f"stored size {name} becomes {value}" for name, value in self.repairs.items()]
+        found += [f"stored size {name.removeprefix('.')} becomes {value}" for name, value in self.repairs.items()]
         return (*found, *self.notes, costs(self.macs, self.params))
 
     def as_dict(self) -> dict[str, Any]:

@@ -378,8 +378,8 @@ def _advice(found: Diagnosis) -> Iterable[str]:
     """Yield what to change for what is in the way."""
     if found.conv_share < _CONVOLUTIONAL and any(o.advice == _ATTENTION for o in found.frozen):
         yield (
-            f"this network computes with attention, {found.conv_share:.0%} of its MACs are in convolutions; convwright is "
-            "made for convolutional networks, and changes the rest where it can."
+            f"this network computes with attention, {found.conv_share:.0%} of its MACs are in convolutions; convwright "
+            "is made for convolutional networks, and changes the rest where it can."
         )
     for wish, obstacles in (
         ("change the width of", [o for o in found.frozen if not o.reason.startswith(_OWN_DESIGN)]),
