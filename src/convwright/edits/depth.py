@@ -22,6 +22,7 @@ from convwright.architecture.capture import (
 from convwright.edits.edit import Edit, Options, Outcome, carries_out
 from convwright.edits.identity import identity_start
 from convwright.edits.measure import EXACT, measure
+from convwright.edits.room import check_room
 from convwright.edits.structure import (
     Act,
     Structure,
@@ -312,6 +313,7 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
     _check_distinct(edits)
     blocks = [_template(architecture, edit) for edit in edits]
     surgery = Structure(tuple(_addition(architecture, block, edit) for block, edit in zip(blocks, edits, strict=True)))
+    _check_room(architecture, blocks, edits, options)
     more = [edit.copies * macs_of_layers(architecture, b.layers) for b, edit in zip(blocks, edits, strict=True)]
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     model, moved = surgery.operate(architecture.model)
@@ -334,6 +336,17 @@ def why_not_repeatable(architecture: Architecture, block: Block) -> str | None:
     except EditError as error:
         return str(error)
     return None
+
+
+def _check_room(
+    architecture: Architecture, blocks: Sequence[Block], edits: Sequence[AddBlock], options: Options
+) -> None:
+    added = 0
+    for block, edit in zip(blocks, edits, strict=True):
+        modules = [architecture.model.get_submodule(path) for path in block.modules]
+        added += edit.copies * sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
+    before = architecture.profile().weight_bytes
+    check_room(before, before + added, options.verify, f"{len(edits)} added blocks")
 
 
 def _template(architecture: Architecture, edit: AddBlock) -> Block:

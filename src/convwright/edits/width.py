@@ -22,6 +22,7 @@ from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.importance import scores_for
 from convwright.edits.measure import EXACT, Run, measure
 from convwright.edits.rehearsal import Repairs, Stage, UnrepairableError, repaired, store
+from convwright.edits.room import MOST_CHANNELS, check_room
 from convwright.edits.surgery import Recipe, mask, operate, recipe, signatures
 from convwright.errors import EditError
 
@@ -115,6 +116,8 @@ def _shares(graph: ChannelGraph, own: list[int], edit: Width, divisor: int) -> d
     """Distribute an edit's size over the groups that make up its target."""
     if not isinstance(edit.size, int) or isinstance(edit.size, bool) or edit.size < 1:
         raise EditError(f"the width of {edit.target} must be a whole number from 1 on, not {edit.size!r}.")
+    if edit.size > MOST_CHANNELS:
+        raise EditError(f"the width of {edit.target} cannot be {edit.size}: more than {MOST_CHANNELS} channels.")
     groups = [graph.groups[i] for i in own]
     if len(groups) == 1:
         return {own[0]: round_width(edit.size, groups[0], divisor, strict=divisor == 1) // groups[0].step}
@@ -240,6 +243,7 @@ class WidthSurgery:
 def carry_out(architecture: Architecture, edits: Sequence[Width], options: Options) -> Outcome:
     """Carry out width edits in one operation on a copy of the model."""
     sizes = solve(architecture, edits, options.divisor)
+    _check_room(architecture, sizes.units, len(edits), options)
     chosen = _choose(architecture, sizes.units, edits, options)
     plan = recipe(architecture.channels, sizes.after, chosen)
     plan = replace(plan, gained=gained_parameters(plan))
@@ -256,6 +260,14 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         notes=tuple(_notes(architecture, e, plan, difference) for e in edits),
         moved=moved,
     )
+
+
+def _check_room(architecture: Architecture, units: Ints, count: int, options: Options) -> None:
+    graph = architecture.channels
+    widths = {g.name: int(units[graph.index[g.name]]) * g.step for g in architecture.free_groups}
+    model = CostModel.of(architecture)
+    before, after = int(model.weight_bytes({})), int(model.weight_bytes(widths))
+    check_room(before, after, options.verify, f"{count} width edits")
 
 
 def _repairs(architecture: Architecture, edits: Sequence[Width], plan: Recipe) -> Repairs:
