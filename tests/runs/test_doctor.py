@@ -52,6 +52,17 @@ def test_input_sizes_fail_with_the_line(lenet: Diagnosis) -> None:
     assert any("x.view(-1, 16 * 5 * 5)" in o.line and "24x24" in o.names for o in lenet.resolutions.obstacles)
 
 
+def test_a_view_that_moves_positions_into_the_batch_does_not_work() -> None:
+    found = diagnose(read(nn.Sequential(nn.Conv2d(3, 4, 1), Rows(), nn.Linear(64, 2)), "3x4x4"))
+    assert found.resolutions.possible == ("4x4",)
+    assert any("into the batch" in o.reason and o.names == ("8x8",) for o in found.resolutions.obstacles)
+
+
+class Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, 64)
+
+
 def test_a_diagnosis_is_json(lenet: Diagnosis) -> None:
     assert json.loads(json.dumps(lenet.as_dict()))["model"] == "Lenet"
 
