@@ -396,7 +396,9 @@ def resolution(subject: Subject) -> Cell:
 @kind
 def composed(subject: Subject) -> Cell:
     """Depth, kernel and widths in one plan: saved, loaded, replayed on a fresh model, and trained one step."""
-    first = [*subject.worked.get("remove_block", [])[:1], *subject.worked.get("kernel_up", [])[:1]]
+    gone = subject.worked.get("remove_block", [])[:1]
+    kernels = [e for e in subject.worked.get("kernel_up", []) if not _lies_in(e.target, [b.target for b in gone])]
+    first = [*gone, *kernels[:1]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         halfway = subject.arch.apply(*first, verify=False)  # verified on their own above
@@ -411,6 +413,10 @@ def composed(subject: Subject) -> Cell:
             cell |= failed(problem)
     kinds = dict.fromkeys(edit.kind for edit in (*first, *widths))
     return {**cell, "on": ", ".join(kinds)}
+
+
+def _lies_in(layer: str, blocks: Sequence[str]) -> bool:
+    return any(f"{layer}.".startswith(f"{block.partition('#')[0]}.") for block in blocks)
 
 
 def _replay(subject: Subject, new: Architecture) -> tuple[str, float]:

@@ -49,7 +49,10 @@ def committed() -> dict[str, support.Row]:
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_nothing_gets_worse(name: str) -> None:
-    before = committed()[name]["edits"]
+    rows = committed()
+    if name not in rows:
+        pytest.skip("the matrix has no row for it yet")
+    before = rows[name]["edits"]
     subject, facts = support_edits.read(name, SIDE)
     assert facts["free"] > 0
     for kind, cell in support_edits.measure(subject, SAMPLE[name]):
