@@ -263,9 +263,20 @@ def test_a_block_with_a_projection_goes_as_a_whole_or_stays() -> None:
         assert (added.changes[0].exact, added.plan.edits[0].approximate) == (exact, not exact)
 
 
-def test_a_branch_added_elsewhere_is_refused_with_a_remedy_of_another_name() -> None:
-    message = refused(reading(OuterAddition), AddBlock("first"), match="first")
-    assert "add the module that holds it: first." not in message
+@pytest.mark.parametrize("block", ["first", "second"])
+def test_a_branch_added_elsewhere_is_repeated_with_its_difference_said_or_refused(block: str) -> None:
+    arch = reading(OuterAddition)
+    try:
+        new = apply_quietly(arch, AddBlock(block))
+    except EditError as error:
+        message = str(error)
+    else:
+        exact = distance(new.model, arch.model, random_input(OuterAddition)) <= 1e-10
+        assert (new.changes[0].exact, new.plan.edits[0].approximate) == (exact, not exact)
+        check_edited(arch, new, 1)
+        return
+    assert block in message
+    assert f"add the module that holds it: {block}." not in message
 
 
 def test_an_activation_that_spoils_the_identity_is_named() -> None:
