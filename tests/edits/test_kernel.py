@@ -90,15 +90,7 @@ def with_effective_weight(model: nn.Module, after: tuple[int, ...]) -> nn.Module
 
 
 @pytest.mark.parametrize("step", [2, 4, -2])
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="a weight-normed convolution is refused", strict=True))
-        if n == "weight_norm"
-        else n
-        for n in CONVOLUTIONS
-    ],
-)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_zeros_around_it_or_its_centre(name: str, step: int) -> None:
     arch = reading(name)
     after = sizes_after(name, step)

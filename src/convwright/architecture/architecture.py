@@ -62,8 +62,9 @@ class Architecture:
     def evolved(self, **fields: Any) -> Architecture:
         """Return a copy with other fields; what was read stays read where model, input and groups stay."""
         new = replace(self, **fields)
-        if not fields.keys() & {"model", "example_input", "fixed"}:
-            new.__dict__.update({k: v for k, v in self.__dict__.items() if k not in new.__dict__})
+        if not fields.keys() & {"model", "example_input"}:
+            kept = self.__dict__ if "fixed" not in fields else {"capture": self.capture}
+            new.__dict__.update({k: v for k, v in kept.items() if k not in new.__dict__})
         return new
 
     @cached_property

@@ -94,7 +94,7 @@ def find_blocks(architecture: Architecture) -> tuple[Block, ...]:
 def block_of_module(flow: Flow, name: str) -> Block | None:
     """Return a module as a block, if it maps one tensor to one and computes something."""
     path = tuple(name.split("."))
-    region = flow.region(path) if name else set()
+    region = flow.region(path) if name in flow.called and name else set()
     ends = flow.ends(region) if flow.weighted(region) else None
     if ends is None:
         return None
@@ -258,7 +258,8 @@ def _named(flow: Flow, draft: Draft, joins: set[int]) -> Draft:
         return replace(draft, name=".".join(own or path) or flow.layer_names([draft.join])[0])
     ends = flow.ends(region)
     if ends is not None and not flow.weighted(region - draft.nodes):
-        draft = replace(draft, nodes=frozenset(region), entry=ends[0], exit=ends[1], modules=(".".join(path),))
+        whole = (".".join(path),) if ".".join(path) in flow.called else ()
+        draft = replace(draft, nodes=frozenset(region), entry=ends[0], exit=ends[1], modules=whole)
     return replace(draft, name=".".join(path))
 
 
@@ -293,7 +294,10 @@ class _Plain:
     def _plain(self, members: Run) -> Draft | None:
         region = self._region(members)
         ends = None if region & self.covered else self.flow.ends(region)
-        return None if ends is None else Draft(members[0], "plain", frozenset(region), *ends, modules=tuple(members))
+        if ends is None:
+            return None
+        whole = tuple(members) if all(member in self.flow.called for member in members) else ()
+        return Draft(members[0], "plain", frozenset(region), *ends, modules=whole)
 
     def _region(self, members: Run) -> set[int]:
         return set().union(*(self.flow.region(tuple(m.split("."))) for m in members))

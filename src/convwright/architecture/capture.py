@@ -147,7 +147,32 @@ def _unused(model: nn.Module, captures: Sequence[Capture]) -> tuple[str, ...]:
     return tuple(name for name, p in model.named_parameters() if id(p) not in identities)
 
 
+def _inline_regions(graph: fx.Graph) -> None:
+    """Put the operators of ``with torch.autocast(...)`` and the like in place of the call that wraps them."""
+    owner = graph.owning_module
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not str(getattr(node.target, "__name__", "")).startswith("wrap_with_"):
+            continue
+        place = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        inner = getattr(owner, str(node.args[place].target)).graph
+        entries = [n for n in inner.nodes if n.op == "placeholder"]
+        values = dict(zip(entries, node.args[place + 1 :], strict=True))
+        with graph.inserting_before(node):
+            result = graph.graph_copy(inner, values)
+        for user in list(node.users):
+            if getattr(user.target, "__name__", "") == "getitem":
+                user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
+                graph.erase_node(user)
+        if node.users:
+            node.replace_all_uses_with(result)
+        region = node.args[place]
+        graph.erase_node(node)
+        if not region.users:
+            graph.erase_node(region)
+
+
 def _interpret(program: ExportedProgram) -> Capture:
+    _inline_regions(program.graph)
     kinds = {
         InputKind.PARAMETER: True,
         InputKind.BUFFER: False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.capture import module_path, operator_name, shape_of
+from convwright.architecture.capture import called_modules, module_path, operator_name, shape_of
 from convwright.architecture.layers import kind_of
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class Flow:
                 found.add(position)
                 waiting.extend(s for s in self.feeds[position] if s != entry)
         return found
+
+    @cached_property
+    def called(self) -> frozenset[str]:
+        """Qualified names of the modules whose own ``forward`` ran: no ``ModuleList``, no row walked from outside."""
+        return called_modules(self.architecture.capture)
 
     @cached_property
     def place(self) -> dict[str, int]:

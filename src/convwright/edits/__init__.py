@@ -1,6 +1,6 @@
 """CHANGE: edits as data, plans, and the surgery that carries them out with the weights kept."""
 
-from convwright.edits.check import Checked, check_execution
+from convwright.edits.check import Checked, check_execution, scale_widths
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.importance import IMPORTANCE, importance
@@ -9,7 +9,7 @@ from convwright.edits.plan import InexactEditWarning, Plan, apply
 from convwright.edits.preview import GroupChange, Step, preview, tree
 from convwright.edits.replace import Replace
 from convwright.edits.resolution import Resolution
-from convwright.edits.width import Width, round_width, scale_widths, solve
+from convwright.edits.width import Width, round_width, solve
 
 __all__ = [
     "EDITS",

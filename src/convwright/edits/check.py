@@ -7,7 +7,7 @@ at fault; they are frozen, with the failing line as the reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from convwright.edits.rehearsal import Repairs, Stage, UnrepairableError, repaired
 from convwright.edits.surgery import recipe
-from convwright.edits.width import Width, scale_widths, solve
+from convwright.edits.width import Width, proportional_widths, solve
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def check_execution(architecture: Architecture) -> Checked:
     fixed: dict[str, str] = {}
     for ratio in _RATIOS:
         trial = _Trial(architecture, stage)
-        edits = [e for e in scale_widths(architecture, ratio) if e.target not in fixed]
+        edits = [e for e in proportional_widths(architecture, ratio) if e.target not in fixed]
         for target, reason in trial.culprits(edits).items():
             group = architecture.channels.group(target)
             fixed.update(dict.fromkeys((target, *group.tied), reason))
@@ -64,6 +64,29 @@ def check_execution(architecture: Architecture) -> Checked:
     if fixed:
         architecture = architecture.evolved(fixed={**architecture.fixed, **fixed})
     return Checked(architecture, tuple(stored), fixed)
+
+
+def scale_widths(
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1, check: bool = True
+) -> tuple[Width, ...]:
+    """Return one edit per independent group that multiplies its width by a ratio.
+
+    Args:
+        architecture: the network.
+        ratio: one ratio for all free groups, or ratios by group name (missing: unchanged).
+        divisor: round widths to multiples of this.
+        check: rehearse the edits together on fake tensors, and leave out those that the network's code does not
+            bear; without it, they are what the labels allow.
+
+    Returns:
+        Edits for the groups that change; of groups tied in size only the largest is named.
+    """
+    edits = proportional_widths(architecture, ratio, divisor)
+    stage = Stage.of(architecture) if check and edits else None
+    if stage is None:
+        return edits
+    culprits = _Trial(architecture, stage).culprits(edits)
+    return tuple(edit for edit in edits if edit.target not in culprits)
 
 
 @dataclass(eq=False)
@@ -91,7 +114,7 @@ class _Trial:
             for i in changed
         }
         try:
-            found = repaired(self.stage, recipe(graph, sizes.after, chosen))
+            found = repaired(self.stage, sizes.units, lambda: recipe(graph, sizes.after, chosen))
         except (UnrepairableError, EditError) as error:
             groups = error.groups if isinstance(error, UnrepairableError) else ()
             return str(error).rstrip("."), groups

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
+from convwright.architecture.blocks import block_of_module
 from convwright.architecture.capture import (
     LEAVES,
-    called_modules,
     describe,
     module_class,
     module_path,
@@ -354,6 +354,8 @@ def _template(architecture: Architecture, edit: AddBlock) -> Block:
         raise EditError(f"the copies of {edit.target} must be a number from 1 to {_MOST_COPIES}, not {edit.copies!r}.")
     block = architecture.block(edit.target)
     if not block.modules:
+        block = block_of_module(architecture.flow, edit.target.partition("#")[0]) or block
+    if not block.modules:
         join = next(n for n in architecture.flow.nodes if n.name == (block.join or block.exit))
         raise EditError(
             f"block {block.name} is only a part of a module: its addition stands in the code of "
@@ -377,7 +379,7 @@ def _neighbour(architecture: Architecture, block: Block) -> str:
 def _addition(architecture: Architecture, block: Block, edit: AddBlock) -> Act:
     start = identity_start(architecture, block)
     # A Sequential that is not called itself is walked by the code around it, which may count positions.
-    in_row = block.modules[-1].rpartition(".")[0] in called_modules(architecture.capture)
+    in_row = block.modules[-1].rpartition(".")[0] in architecture.flow.called
 
     def act(model: nn.Module) -> Sequence[Succession]:
         members = block.modules

@@ -130,6 +130,15 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
     )
 
 
+def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
+    """Return why a kernel cannot change this way; ``None`` if it can. Nothing is changed."""
+    try:
+        _change(architecture, edit)
+    except EditError as error:
+        return str(error)
+    return None
+
+
 def _more_macs(architecture: Architecture, change: _Change) -> int:
     now = macs_of_layers(architecture, change.layers)
     return now * _product(change.after) // _product(change.before) - now

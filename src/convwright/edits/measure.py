@@ -6,7 +6,7 @@ Both run in float64, in eval mode, on the same random input with random weights 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture import first_line, user_frame
 from convwright.edits.edit import Moved
-from convwright.edits.surgery import copied, named_tensors
+from convwright.edits.surgery import copied, named_tensors, tensors_in
 from convwright.errors import EditError
 
 EXACT = 1e-10  # float64 differences at or below this are rounding
@@ -142,14 +142,3 @@ def _forward_backward(model: nn.Module, x: Tensor) -> list[Tensor]:
             "If a size is written down there, take it from a tensor's shape instead."
         ) from error
     return outputs
-
-
-def tensors_in(output: object) -> list[Tensor]:
-    """Return the tensors inside a model's output, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in tensors_in(value)]
-    if isinstance(output, tuple | list):
-        return [t for value in output for t in tensors_in(value)]
-    return []

@@ -18,6 +18,7 @@ from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outc
 from convwright.edits.measure import EXACT
 from convwright.edits.optimizers import optimizer_follows
 from convwright.edits.plan_file import called, edits_of, options_from, plain_options, shape_from, text_of, values_of
+from convwright.edits.replace import Replace
 from convwright.edits.width import Width
 from convwright.errors import ConvwrightError, EditError, ReadError
 
@@ -283,9 +284,16 @@ def _check_repairs(architecture: Architecture, edit: Width) -> None:
     for name in edit.repairs or {}:
         path, _, attribute = name.rpartition(".")
         stored = vars(modules[path]).get(attribute) if path in modules and not attribute.startswith("_") else None
-        row = stored if isinstance(stored, list | tuple) else (stored,)
-        if not row or not all(isinstance(v, int) and not isinstance(v, bool) for v in row):
+        value = (edit.repairs or {})[name]
+        alike = isinstance(stored, list | tuple) == isinstance(value, list | tuple)
+        if not alike or not all(_is_row(v) for v in (stored, value)):
             raise EditError(f"its repairs name {name}, which is no size that a module of {architecture.source} stores.")
+
+
+def _is_row(value: object) -> bool:
+    """Whether a value is a whole number, or a row of them."""
+    row = value if isinstance(value, list | tuple) else (value,)
+    return bool(row) and all(isinstance(v, int) and not isinstance(v, bool) for v in row)
 
 
 def _refused(current: Architecture, run: tuple[Edit, ...], options: Options, error: EditError) -> tuple[int, EditError]:
@@ -351,8 +359,8 @@ def _check_prediction(after: Architecture, outcome: Outcome) -> None:
 
 def _warn_if_inexact(passage: Passage) -> None:
     changes = passage.after.changes[len(passage.before.changes) :]
-    if changes[0].exact is not False or any(getattr(change.edit, "approximate", False) for change in changes):
-        return
+    if changes[0].exact is not False or isinstance(changes[0].edit, Replace):
+        return  # who puts in another operator asks for another function
     notes = list(dict.fromkeys(note for change in changes for note in change.notes))
     why = f" ({notes[0]}{', ...' if len(notes) > 1 else ''})" if notes else ""
     warnings.warn(

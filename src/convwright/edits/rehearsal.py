@@ -12,8 +12,8 @@ import inspect
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,9 @@ from convwright.architecture.capture import (
     source_of,
     user_frame,
 )
-from convwright.architecture.channels import ChannelGraph, Resized
+from convwright.architecture.channels import ChannelGraph, Ints, Resized
 from convwright.architecture.labels import Value
-from convwright.edits.surgery import Recipe, copied, named_tensors, operate
+from convwright.edits.surgery import Recipe, copied, named_tensors, operate, tensors_in
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -77,12 +77,16 @@ class Stage:
         mode: the mode that they belong to.
         example_input: a fake input.
         outputs: module path -> the graph node that makes its output, for modules called once.
+        one_row_each: the network gives one row per image.
+        known: new group sizes -> the stored sizes that follow them, as found before.
     """
 
     model: nn.Module
     mode: FakeTensorMode
     example_input: Tensor
     outputs: dict[str, fx.Node]
+    one_row_each: bool = True
+    known: dict[bytes, Repairs] = field(default_factory=dict)
 
     @classmethod
     def of(cls, architecture: Architecture) -> Stage | None:
@@ -110,12 +114,15 @@ class Stage:
         ]
         try:
             with self.mode, torch.no_grad(), quiet_torch():
-                self.model(self.mode.from_tensor(example_input))
+                result = tensors_in(self.model(self.mode.from_tensor(example_input)))
         except Exception as error:  # the user's own forward may raise anything
             return Failure(_suspects(error, names), f"{_describe(error)}, in {running[-1] or 'the network'}", 0)
         finally:
             for hook in hooks:
                 hook.remove()
+        rows = next((len(t) for t in result if t.ndim), len(example_input))
+        if self.one_row_each and rows != len(example_input):
+            return Failure((), f"a view moves positions into the batch: {len(example_input)} in, {rows} out", 0)
         return None
 
     def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
@@ -161,7 +168,8 @@ def _set_up(architecture: Architecture) -> Stage:
             for path in _paths(node):
                 last[path] = node
     outputs = {name: last[name] for name, shape in shapes.items() if name in last and shape_of(last[name]) == shape}
-    return Stage(model, mode, example, outputs)
+    rows = shapes.get("", ())[:1]
+    return Stage(model, mode, example, outputs, one_row_each=rows == tuple(example.shape[:1]))
 
 
 def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -253,17 +261,27 @@ class UnrepairableError(Exception):
         self.groups = groups  # those that change at the place of failure
 
 
-def repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None = None) -> Repairs:
+def repaired(
+    stage: Stage, units: Ints, plan: Callable[[], Recipe], given: Mapping[str, Stored] | None = None
+) -> Repairs:
     """Rehearse an edit until it runs, and return the stored sizes that had to change.
 
     Args:
-        stage: the network on fake tensors.
-        plan: the width edit.
+        stage: the network on fake tensors; it remembers what it found.
+        units: the new number of channels of each group: what decides.
+        plan: makes the width edit's recipe.
         given: repairs known from an earlier time.
 
     Raises:
         UnrepairableError: if it does not run.
     """
+    key = units.tobytes()
+    if key not in stage.known:
+        stage.known[key] = _repaired(stage, plan(), given)
+    return stage.known[key]
+
+
+def _repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None) -> Repairs:
     repairs: Repairs = dict(given or {})
     failure = stage.rehearse(plan, repairs)
     clues = _Clues(stage, plan)

@@ -337,3 +337,14 @@ def mask(model: nn.Module, plan: Recipe, besides: Collection[str] = ()) -> None:
             gone = torch.from_numpy(np.flatnonzero(np.isin(on_axis, dropped)))
             tensor = tensors[member.tensor]
             tensor.data.index_fill_(member.axis, gone.to(tensor.device), 0.0)
+
+
+def tensors_in(output: object) -> list[Tensor]:
+    """Return the tensors inside a model's output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in tensors_in(value)]
+    if isinstance(output, tuple | list):
+        return [t for value in output for t in tensors_in(value)]
+    return []

@@ -247,7 +247,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
     chosen = _choose(architecture, sizes.units, edits, options)
     plan = recipe(architecture.channels, sizes.after, chosen)
     plan = replace(plan, gained=gained_parameters(plan))
-    surgery = WidthSurgery(plan, _repairs(architecture, edits, plan))
+    surgery = WidthSurgery(plan, _repairs(architecture, edits, sizes.units, plan))
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     model, moved = surgery.operate(architecture.model)
     decided = [_decided(architecture, e, sizes.units, plan, options) for e in edits]
@@ -270,7 +270,7 @@ def _check_room(architecture: Architecture, units: Ints, count: int, options: Op
     check_room(before, after, options.verify, f"{count} width edits")
 
 
-def _repairs(architecture: Architecture, edits: Sequence[Width], plan: Recipe) -> Repairs:
+def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, plan: Recipe) -> Repairs:
     """Rehearse the edits on fake tensors, and return the stored sizes that follow.
 
     Raises:
@@ -281,7 +281,7 @@ def _repairs(architecture: Architecture, edits: Sequence[Width], plan: Recipe) -
         return {}
     given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
     try:
-        return repaired(stage, plan, given)
+        return repaired(stage, units, lambda: plan, given)
     except UnrepairableError as error:
         concerned = ", ".join(error.groups[:4]) or "unknown"
         raise EditError(
@@ -354,8 +354,10 @@ def _notes(architecture: Architecture, edit: Width, plan: Recipe, difference: fl
 # ------------------------------------------------------------------ many at once
 
 
-def scale_widths(architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1) -> tuple[Width, ...]:
-    """Return one edit per independent group that multiplies its width by a ratio.
+def proportional_widths(
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1
+) -> tuple[Width, ...]:
+    """Return one edit per independent group that multiplies its width by a ratio, as far as labels can tell.
 
     Args:
         architecture: the network.

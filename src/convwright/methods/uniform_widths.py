@@ -87,7 +87,7 @@ class _Search:
 
     def edits(self, ratio: float) -> tuple[Width, ...]:
         """Return the edits for a common ratio."""
-        return scale_widths(self.architecture, ratio, self.divisor)
+        return scale_widths(self.architecture, ratio, self.divisor, check=False)  # checked once, by the caller
 
     def largest_ratio(self) -> float:
         """Bisect between a ratio that fits and one that does not."""

@@ -9,16 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from convwright.architecture import ChannelGroup, Layer, read
-from convwright.architecture.capture import argument, shape_of
+from convwright.architecture.capture import argument
 from convwright.cost import profile
 from convwright.edits import Checked, check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.kernel import Kernel, _change
+from convwright.edits.kernel import Kernel, why_not_kernel
 from convwright.edits.rehearsal import Stage
-from convwright.errors import EditError
 from convwright.runs.opening import model_options, parse_input
 
 if TYPE_CHECKING:
@@ -270,12 +268,8 @@ def _kernels(arch: Architecture) -> Part:
 
 def _why_not_larger(arch: Architecture, layer: Layer, node: fx.Node) -> str | None:
     """Return why a convolution cannot have a kernel larger by 2; ``None`` if it can."""
-    weight = argument(node, "weight")
-    try:
-        _change(arch, Kernel(layer.name, [int(s) + 2 for s in weight.meta["val"].shape[2:]]))
-    except EditError as error:
-        return str(error)
-    return None
+    size = [int(s) + 2 for s in argument(node, "weight").meta["val"].shape[2:]]
+    return why_not_kernel(arch, Kernel(layer.name, size))
 
 
 # ------------------------------------------------------------------ resolution
@@ -294,35 +288,12 @@ def _resolutions(arch: Architecture) -> Part:
         if size != now:
             like = arch.example_input
             image = torch.zeros(*shape[:2], *size, dtype=like.dtype, device=like.device)
-            failures[_x(size)] = _failure(stage, image, _rows(arch) == shape[0])
+            failure = stage.run_at(image)
+            failures[_x(size)] = None if failure is None else failure.message
     ordered = [(_x(size), failures[_x(size)]) for size in sizes]
     works = tuple(name for name, message in ordered if message is None)
     refused = [(name, message) for name, message in ordered if message is not None]
     return Part(len(ordered), works, _gathered(refused, _resolution_advice))
-
-
-def _failure(stage: Stage, image: Tensor, one_row_each: bool) -> str | None:
-    """Run the network on another input; a view that moves positions into the batch is a failure, too."""
-    results: list[object] = []
-    hook = stage.model.register_forward_hook(lambda module, args, result: results.append(result))
-    try:
-        failure = stage.run_at(image)
-    finally:
-        hook.remove()
-    if failure is not None:
-        return failure.message
-    result = results[-1] if results else None
-    if one_row_each and isinstance(result, Tensor) and result.ndim and result.shape[0] != image.shape[0]:
-        return f"a view moves positions into the batch: {image.shape[0]} in, {result.shape[0]} out"
-    return None
-
-
-def _rows(arch: Architecture) -> int:
-    """Return the first size of the network's output; 0 if it is no single tensor."""
-    nodes = {node.name: node for node in arch.capture.graph.nodes}
-    outputs = arch.capture.outputs
-    shape = shape_of(nodes[outputs[0]]) if len(outputs) == 1 and outputs[0] in nodes else ()
-    return shape[0] if shape else 0
 
 
 def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:

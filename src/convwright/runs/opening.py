@@ -74,7 +74,7 @@ def open_both(
     takes = _input_channels(built)
     if wanted is None and takes not in (None, loaded.shape[0]):  # grey images for a colour network
         loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
-    arch = _read(built, source, loaded, wanted)
+    arch = _read(built, source, options, loaded, wanted)
     check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
     if needs_val and loaded.val is None:
         raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
@@ -169,9 +169,11 @@ def _input_channels(model: nn.Module) -> int | None:
     return first.in_channels if first is not None else None
 
 
-def _read(model: nn.Module, source: str, data: ImageData, wanted: Shape | None) -> Architecture:
+def _read(
+    model: nn.Module, source: str, options: dict[str, int], data: ImageData, wanted: Shape | None
+) -> Architecture:
     try:
-        return read(model, (1, *data.shape)).evolved(source=source)
+        return read(model, (1, *data.shape)).evolved(source=source, options=options)
     except ReadError as error:
         size = "x".join(map(str, data.shape))
         hint = "" if wanted else f" (read at the {size} of {data.name}; give a larger --input if it is too small)"

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.cost import Comparison, profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human, parse_budget
+from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence, method_named
 from convwright.runs.evaluate import Evaluator
@@ -256,7 +257,15 @@ class _Job:
         )
         if asked.weights is not None:
             load_weights(opened.arch.model, asked.weights)
-        return opened
+        return self.checked(opened)
+
+    def checked(self, opened: Opened) -> Opened:
+        """Freeze the channel groups that the network's own code does not let change."""
+        found = check_execution(opened.arch)
+        if found.fixed:
+            reason = next(iter(found.fixed.values()))
+            self.asked.say(f"{len(found.fixed)} channel groups stay as they are: {reason}")
+        return replace(opened, arch=found.architecture)
 
     def measured(self, arch: Architecture, resume: bool) -> RunLatency | None:
         """Measure the latency where the budget limits it; a resumed run keeps what it measured."""
