@@ -45,7 +45,10 @@ def summary(markdown: Markdown) -> str:
     head = ["", *(f"{library}: {word}" for library in LIBRARIES for word in ("done", "exact", "not applicable"))]
     lines = [[words, *_shares(data["rows"], kind)] for kind, words in EDITS.items()]
     table = markdown(head, lines, right=range(1, len(head)))
-    return f"{table}\n\n{_rival(data['rows'], markdown)}\n\n{_made(data)}"
+    counts = " and ".join(f"{len(_of(data['rows'], library))} of {library}" for library in LIBRARIES)
+    free = statistics.median(row.get("free_macs", 0.0) for row in data["rows"])
+    said = f"{len(data['rows'])} networks: {counts}. In the median one, {100 * free:.1f} % of the MACs can change."
+    return f"{said}\n\n{table}\n\n{_rival(data['rows'], markdown)}\n\n{_made(data)}"
 
 
 def _shares(rows: Sequence[Json], kind: str) -> list[str]:
