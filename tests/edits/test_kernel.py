@@ -11,7 +11,7 @@ from edit_checks import apply_quietly, attempt, check_attributes, check_edited, 
 from random_networks import StandardisedConv, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 from convwright.architecture import Architecture, read
 from convwright.edits import Kernel, Plan, Width, apply
@@ -71,8 +71,6 @@ def with_effective_weight(model: nn.Module, after: tuple[int, ...]) -> nn.Module
     if isinstance(conv, StandardisedConv):
         mean, std = weight.mean((1, 2, 3), keepdim=True), weight.std((1, 2, 3), keepdim=True)
         weight = (weight - mean) / (std + 1e-5)
-    if parametrize.is_parametrized(conv):
-        parametrize.remove_parametrizations(conv, "weight")
     for axis, (size, wanted) in enumerate(zip(weight.shape[2:], after, strict=True), start=2):
         margin = max(0, size - wanted) // 2
         weight.narrow(axis, 0, margin).zero_()

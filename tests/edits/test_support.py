@@ -59,10 +59,8 @@ def test_nothing_gets_worse(name: str) -> None:
         assert support.RANKS[cell["status"]] >= support.RANKS[before[kind]["status"]], (kind, cell)
 
 
-def test_every_network_has_a_row_with_every_edit() -> None:
+def test_every_row_has_every_edit_and_every_reason() -> None:
     rows = committed()
-    assert len(rows) >= 150
-    assert sum(name.startswith("torchvision:") for name in rows) == 68
     assert not rows.keys() - set(support_networks.networks())
     for name, row in rows.items():
         assert tuple(row["edits"]) == support.KINDS, name

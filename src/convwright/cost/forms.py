@@ -91,9 +91,14 @@ class Sizes:
 
     def numel(self, value: Value) -> list[Form]:
         """Return the factors of a value's number of elements."""
-        labelled = {axis for plane in value.planes for axis in plane.axes}
+        labelled: set[int] = set()
+        counted = []
+        for plane in value.planes:
+            if not labelled & set(plane.axes):  # heads and channels folded into one axis: two planes on it
+                labelled |= set(plane.axes)
+                counted.append(self.run(plane.labels))
         rest = math.prod(size for axis, size in enumerate(value.shape) if axis not in labelled)
-        return [Form(rest), *(self.run(plane.labels) for plane in value.planes)]
+        return [Form(rest), *counted]
 
     def length(self, value: Value, axis: int) -> Form:
         """Return the length of one axis of a value."""

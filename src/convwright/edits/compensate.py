@@ -8,7 +8,7 @@ Where a gain scales each output channel, that gain takes the change back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,17 +106,18 @@ def compensate(original: nn.Module, changed: nn.Module, plan: Recipe) -> None:
         for axis, take in enumerate(takes):
             wanted = wanted if take is None else take.of(wanted, axis)
         if wanted.shape == new.shape:
-            _scale(changed, names, _factors(wanted, new, 1 - layer.inner))
+            scale_gains(changed, names, gain_factors(wanted, new, 1 - layer.inner))
 
 
-def _factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:
+def gain_factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:
     """Return, per output channel, the factor that brings one weight nearest to the other."""
     others = [a for a in range(got.ndim) if a != axis]
     energy = (got * got).sum(others)
     return torch.where(energy > 0, (wanted * got).sum(others) / energy.clamp_min(torch.finfo(got.dtype).tiny), 1.0)
 
 
-def _scale(changed: nn.Module, names: set[str], factors: Tensor) -> None:
+def scale_gains(changed: nn.Module, names: Collection[str], factors: Tensor) -> None:
+    """Multiply the gains of output channels, in place."""
     for name in sorted(names):
         gain = changed.get_parameter(name)
         if gain.numel() == factors.numel():
@@ -126,14 +127,19 @@ def _scale(changed: nn.Module, names: set[str], factors: Tensor) -> None:
 
 
 def _effective(model: nn.Module, plan: Recipe, layer: ComputedLayer, after: bool) -> Tensor | None:
-    """Run one module on zeros, and return the weight that it hands to its operator."""
     graph = plan.after if after else plan.before
     value = graph.follower.values.get(layer.input.name)
-    module = model.get_submodule(layer.path)
-    parameter = next(module.parameters(), None)
-    if not isinstance(value, Value) or parameter is None:
+    if not isinstance(value, Value):
         return None
-    x = torch.zeros(_smallest(layer, value.shape), dtype=parameter.dtype, device=parameter.device)
+    return effective_weight(model.get_submodule(layer.path), _smallest(layer, value.shape))
+
+
+def effective_weight(module: nn.Module, shape: Sequence[int]) -> Tensor | None:
+    """Run a module on zeros of a shape, and return the weight that it hands to its operator."""
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        return None
+    x = torch.zeros(*shape, dtype=parameter.dtype, device=parameter.device)
     spy = _Spy()
     try:
         with torch.no_grad(), spy:

@@ -107,6 +107,7 @@ class _Removal:
     act: Act
     instead: tuple[str, str]
     layers: tuple[str, ...]
+    silenced: bool = False
 
 
 @carries_out(RemoveBlock)
@@ -120,6 +121,9 @@ def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock],
     )
     saved = [-macs_of_layers(architecture, removal.layers) for removal in removals]
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    if difference is not None and difference > EXACT and any(removal.silenced for removal in removals):
+        names = ", ".join(e.target for e, r in zip(edits, removals, strict=True) if r.silenced)
+        raise EditError(f"{names} cannot be removed: the branch does not vanish with its modules; the code adds more.")
     model, moved = surgery.operate(architecture.model)
     return Outcome(
         model=model,
@@ -151,8 +155,18 @@ def _check_distinct(edits: Sequence[RemoveBlock] | Sequence[AddBlock]) -> None:
         raise EditError(f"{inside} lies in another block that is named too; name one of them.")
 
 
+def _whole(architecture: Architecture, name: str) -> Block:
+    """Return a block; of one that is only a part of its module, the module itself where that holds the addition."""
+    block = architecture.block(name)
+    if block.modules or not block.join:
+        return block
+    holder = f"{module_path(architecture.flow.nodes[architecture.flow.place[block.join]])}."
+    held = holder.startswith(f"{name}.")
+    return (block_of_module(architecture.flow, name) if held else None) or block
+
+
 def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
-    block = architecture.block(edit.target)
+    block = _whole(architecture, edit.target)
     _check_skippable(block)
     skipped = not block.identity  # a plain unit, or one whose shortcut is a computation of its own
     tail = _tail(architecture, block) if block.modules and not skipped else [] if block.modules else None
@@ -267,7 +281,7 @@ def _silenced(architecture: Architecture, block: Block, instead: tuple[str, str]
             put(model, path, Zero() if path in last else nn.Identity())
         return ()
 
-    return _Removal(act, instead, flow.layer_names(set().union(*regions)))
+    return _Removal(act, instead, flow.layer_names(set().union(*regions)), silenced=True)
 
 
 def _keeps_shape(architecture: Architecture, region: set[int]) -> bool:

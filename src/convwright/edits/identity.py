@@ -44,7 +44,7 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
     Raises:
         EditError: if the block cannot begin as the identity; names the operator that prevents it.
     """
-    if block.kind == "residual":
+    if block.kind == "residual" or additions(architecture.flow, block):
         scales, norms = _residual(architecture, block)
 
         return lambda copies: _scale_nothing(copies, scales, norms)

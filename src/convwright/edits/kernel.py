@@ -11,8 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture.capture import argument, first_line
+from convwright.edits.compensate import effective_weight, gain_factors, scale_gains
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
 from convwright.edits.measure import EXACT, Run, measure
+from convwright.edits.scales import scale_of
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps
 from convwright.edits.surgery import copied
 from convwright.errors import EditError
@@ -61,6 +63,8 @@ class _Change:
         tensors: names of the parameters that hold kernels.
         before: old kernel size.
         after: new kernel size.
+        input_shape: shape of the layer's input.
+        gains: parameters that a computed weight is proportional to, per output channel.
         padding: what to add to the padding per axis; zeros where the module pads by itself.
     """
 
@@ -70,9 +74,12 @@ class _Change:
     before: Sizes
     after: Sizes
     padding: Sizes
+    input_shape: Sizes
+    gains: frozenset[str]
 
     def act(self, model: nn.Module) -> Sequence[Succession]:
         """Change the convolution in a copy."""
+        whole = self._effective(model)
         made = []
         for name in self.tensors:
             owner_path, _, leaf = name.rpartition(".")
@@ -82,7 +89,20 @@ class _Change:
             setattr(owner, leaf, new)
             made.append(Succession(old, new, self.take))
         _sync(model.get_submodule(self.path), self.after, self.padding)
+        if whole is not None:
+            self._regain(model, self.take(whole))
         return made
+
+    def _effective(self, model: nn.Module) -> Tensor | None:
+        """Return the computed weight, where a crop changes its norm and a gain can take that back."""
+        shrinks = any(a < b for a, b in zip(self.after, self.before, strict=True))
+        return effective_weight(model.get_submodule(self.path), self.input_shape) if self.gains and shrinks else None
+
+    def _regain(self, model: nn.Module, wanted: Tensor) -> None:
+        got = self._effective(model)
+        if got is not None and got.shape == wanted.shape:
+            axis = int(isinstance(model.get_submodule(self.path), nn.modules.conv._ConvTransposeNd))
+            scale_gains(model, self.gains, gain_factors(wanted, got, axis))
 
     def take(self, tensor: Tensor) -> Tensor:
         """Pad a kernel with zeros, or crop it (negative padding)."""
@@ -92,12 +112,15 @@ class _Change:
     def mask(self, model: nn.Module) -> None:
         """Zero what a crop drops, in the original."""
         margins = [max(0, (a - b) // 2) for a, b in zip(self.before, self.after, strict=True)]
+        whole = self._effective(model)
         for name in self.tensors:
             tensor = model.get_parameter(name)
             kept = torch.ones(self.before, dtype=torch.bool, device=tensor.device)
             for axis, (margin, size) in enumerate(zip(margins, self.before, strict=True)):
                 kept.index_fill_(axis, _rim(margin, size).to(tensor.device), False)
             tensor.data.masked_fill_(~kept, 0.0)
+        if whole is not None:
+            self._regain(model, whole.masked_fill(~kept, 0.0))
 
 
 def _rim(margin: int, size: int) -> Tensor:
@@ -177,7 +200,9 @@ def _change(architecture: Architecture, edit: Kernel) -> _Change:
     dilation = _per_axis(argument(node, "dilation", 1), len(before))
     growth = tuple(d * (b - a) // 2 for d, a, b in zip(dilation, before, after, strict=True))
     padding = _padding(architecture, layer, path, (before, after), growth)
-    return _Change(path, layers, tensors, before, after, padding)
+    direct = weight.name in architecture.capture.tensors
+    gains = frozenset() if direct else frozenset(scale_of(architecture.capture, weight) or ())
+    return _Change(path, layers, tensors, before, after, padding, layer.input_shapes[0], gains - set(tensors))
 
 
 def _wanted(edit: Kernel, before: Sizes) -> Sizes:

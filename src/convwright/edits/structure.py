@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from convwright.architecture.capture import Capture, capture
 from convwright.edits.edit import Moved
 from convwright.edits.measure import Run
 from convwright.edits.surgery import computed_attributes, copied, named_tensors
@@ -133,13 +134,12 @@ def free_names(model: nn.Module, path: str, count: int) -> list[str]:
 
 
 class _Rerouted(fx.Interpreter):
-    """Runs the captured graph with some nodes' values taken from others."""
+    """Runs a captured graph with some nodes' values taken from others."""
 
-    def __init__(self, architecture: Architecture, instead: Mapping[str, str]) -> None:
-        super().__init__(architecture.capture.program.graph_module, garbage_collect_values=False)
+    def __init__(self, captured: Capture, instead: Mapping[str, str]) -> None:
+        super().__init__(captured.program.graph_module, garbage_collect_values=False)
         self.instead = instead
-        self.named = {node.name: node for node in architecture.capture.graph.nodes}
-        self.original = architecture.example_input.dtype
+        self.named = {node.name: node for node in captured.graph.nodes}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.instead:
@@ -147,12 +147,6 @@ class _Rerouted(fx.Interpreter):
         if n.op == "call_function" and n.meta.get("val") is None:
             return None  # assertions about the dtype at capture
         return super().run_node(n)
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return target(*map(self._precise, args), **{k: self._precise(v) for k, v in kwargs.items()})
-
-    def _precise(self, value: Any) -> Any:
-        return torch.float64 if value is self.original and isinstance(value, torch.dtype) else value
 
 
 def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str, str]) -> Run:
@@ -163,18 +157,29 @@ def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str,
         model: a float64 copy of its model.
         instead: graph node -> the node whose value it takes.
     """
-    capture = architecture.capture
+    captured = _in_double(architecture, model)
     tensors = named_tensors(model)
     inputs = []
-    for node in capture.graph.nodes:
-        if node.op == "placeholder" and (name := capture.tensors.get(node.name)) is not None:
+    for node in captured.graph.nodes:
+        if node.op == "placeholder" and (name := captured.tensors.get(node.name)) is not None:
             constant = tensors.get(name)
-            inputs.append(constant if constant is not None else _double(capture.tensor(name)))
+            inputs.append(constant if constant is not None else _double(captured.tensor(name)))
 
     def run(x: Tensor) -> object:
-        return _Rerouted(architecture, instead).run(*inputs, x)
+        return _Rerouted(captured, instead).run(*inputs, x)
 
     return run
+
+
+def _in_double(architecture: Architecture, model: nn.Module) -> Capture:
+    """Return the graph of the float64 copy: the one at hand, unless types are written into it."""
+    written = any(
+        isinstance(value, torch.dtype) and value.is_floating_point
+        for node in architecture.capture.graph.nodes
+        if node.op == "call_function" and node.meta.get("val") is not None
+        for value in (*node.args, *node.kwargs.values())
+    )
+    return capture(model, architecture.example_input.double()) if written else architecture.capture
 
 
 def _double(tensor: Tensor) -> Tensor:
