@@ -48,7 +48,8 @@ def summary(markdown: Markdown) -> str:
     counts = " and ".join(f"{len(_of(data['rows'], library))} of {library}" for library in LIBRARIES)
     free = statistics.median(row.get("free_macs", 0.0) for row in data["rows"])
     said = f"{len(data['rows'])} networks: {counts}. In the median one, {100 * free:.1f} % of the MACs can change."
-    return f"{said}\n\n{table}\n\n{_rival(data['rows'], markdown)}\n\n{_made(data)}"
+    parts = (said, table, _rival(data["rows"], markdown), _made(data))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _shares(rows: Sequence[Json], kind: str) -> list[str]:
@@ -70,6 +71,8 @@ def _rival(rows: Sequence[Json], markdown: Markdown) -> str:
     lines = []
     for library in LIBRARIES:
         both = [row for row in _of(rows, library) if "torch_pruning" in row]
+        if not both:
+            continue
         ours = [_halved(row) for row in both]
         theirs = [row["torch_pruning"].get("seconds") if row["torch_pruning"]["ok"] else None for row in both]
         lines += [
@@ -77,7 +80,7 @@ def _rival(rows: Sequence[Json], markdown: Markdown) -> str:
             [library, "torch-pruning", *_step(theirs, len(both))],
         ]
     head = ("networks", "tool", "pass", "median, s", "largest, s")
-    return markdown(head, lines, right=(2, 3, 4))
+    return markdown(head, lines, right=(2, 3, 4)) if lines else ""
 
 
 def _halved(row: Json) -> float | None:
