@@ -122,19 +122,22 @@ class _Trial:
         return None
 
     def culprits(self, edits: Sequence[Width]) -> dict[str, str]:
-        """Return the targets that cannot change, each with the reason: the fewest found by bisection."""
-        fixed: dict[str, str] = {}
-        remaining = list(edits)
-        while (found := self.failure(remaining)) is not None:
+        """Return the targets that cannot change, each with the reason.
+
+        Whoever changes where a rehearsal stops is set aside until the others run together; bisection then gives
+        back those that do no harm.
+        """
+        reasons: dict[str, str] = {}
+        aside: list[Width] = []
+        rest = list(edits)
+        while (found := self.failure(rest)) is not None:
             message, groups = found
-            suspects = [e for e in remaining if self._family(e) & set(groups)] or remaining
-            rest = [e for e in remaining if e not in suspects]
-            if len(suspects) < len(remaining) and self.failure(rest) is not None:
-                suspects, rest = remaining, []
-            guilty = [e for e in self._bisect(suspects, rest) if e.target not in fixed] or suspects
-            fixed.update(dict.fromkeys((e.target for e in guilty), message))
-            remaining = [e for e in remaining if e not in guilty]
-        return fixed
+            suspects = [e for e in rest if self._family(e) & set(groups)] or rest
+            reasons.update(dict.fromkeys((e.target for e in suspects), message))
+            aside += suspects
+            rest = [e for e in rest if e not in suspects]
+        guilty = self._bisect(aside, rest) if aside else []
+        return {e.target: reasons[e.target] for e in guilty}
 
     def _family(self, edit: Width) -> set[str]:
         return {edit.target, *self.architecture.channels.group(edit.target).tied}

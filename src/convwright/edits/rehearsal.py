@@ -78,6 +78,7 @@ class Stage:
         example_input: a fake input.
         outputs: module path -> the graph node that makes its output, for modules called once.
         one_row_each: the network gives one row per image.
+        hopeless: modules that no stored size helped, with the groups that changed there.
         known: new group sizes -> the stored sizes that follow them, as found before.
     """
 
@@ -87,6 +88,7 @@ class Stage:
     outputs: dict[str, fx.Node]
     one_row_each: bool = True
     known: dict[bytes, Repairs] = field(default_factory=dict)
+    hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
     def of(cls, architecture: Architecture) -> Stage | None:
@@ -287,7 +289,9 @@ def _repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None) ->
     clues = _Clues(stage, plan)
     runs = 1
     while failure is not None:
-        for proposal in clues.proposals(failure.modules):
+        groups = clues.groups(failure.modules)
+        place = (failure.modules[:1], groups)
+        for proposal in clues.proposals(failure.modules) if place not in stage.hopeless else ():
             fresh = {k: v for k, v in proposal.items() if k not in repairs}
             if not fresh or runs >= _MOST_RUNS:
                 continue
@@ -297,7 +301,8 @@ def _repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None) ->
                 repairs, failure = repairs | fresh, after
                 break
         else:
-            raise UnrepairableError(failure, clues.groups(failure.modules))
+            stage.hopeless.add(place)
+            raise UnrepairableError(failure, groups)
     return repairs
 
 
