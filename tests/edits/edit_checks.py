@@ -242,7 +242,12 @@ def check_plan(arch: Architecture, new: Architecture, fresh: nn.Module, x: Tenso
     again.model.load_state_dict(wanted)
     for a, b in zip(outputs(again.model.eval(), x), outputs(copy.deepcopy(new.model).eval(), x), strict=True):
         assert torch.equal(a, b)
-    assert again.plan == new.plan
+    assert unmarked(again.plan) == unmarked(new.plan)
+
+
+def unmarked(plan: Plan) -> str:
+    """A plan without its marks: only measuring tells whether an operator happens to be exact, and replays do not."""
+    return plan.to_json().replace(', "approximate": true', "")
 
 
 # ------------------------------------------------------------------ what width edits promise, by hooks

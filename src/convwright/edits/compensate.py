@@ -60,6 +60,8 @@ def computed_layers(plan: Recipe) -> Iterator[ComputedLayer]:
         path = module_path(node)
         if not isinstance(weight, fx.Node) or weight.name in capture.tensors or not path or calls[path] != 1:
             continue
+        if module_path(node.all_input_nodes[0]) == path:  # the module rearranges its input first
+            continue
         value = plan.before.follower.values.get(weight.name)
         if isinstance(value, Value) and value.weight:
             yield ComputedLayer(path, node, weight, 0 if "transpose" in operator_name(node) else 1)
