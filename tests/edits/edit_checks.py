@@ -242,7 +242,7 @@ def check_plan(arch: Architecture, new: Architecture, fresh: nn.Module, x: Tenso
     again.model.load_state_dict(wanted)
     for a, b in zip(outputs(again.model.eval(), x), outputs(copy.deepcopy(new.model).eval(), x), strict=True):
         assert torch.equal(a, b)
-    assert unmarked(again.plan) == unmarked(new.plan)
+    assert unmarked(again.plan) == unmarked(new.plan), f"{again.plan.to_json()} {new.plan.to_json()}"
 
 
 def unmarked(plan: Plan) -> str:

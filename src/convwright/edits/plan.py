@@ -230,7 +230,8 @@ def passages(
     for _, grouped in groupby(edits, key=lambda e: e.kind):
         run = tuple(grouped)
         while run:
-            passage = _first_passage(current, run, options, numbered, count)
+            turn = _without_repeats(run) if numbered else run
+            passage = _first_passage(current, turn, options, numbered, count)
             yield passage
             current, count, run = passage.after, count + len(passage.edits), run[len(passage.edits) :]
 
@@ -242,6 +243,17 @@ def _check_edits(edits: Sequence[Edit]) -> None:
         target = getattr(edit, "target", "")
         if not isinstance(target, str):
             raise EditError(f"edit {number} ({edit.kind}) names {target!r}; a target is the name of a layer or block.")
+
+
+def _without_repeats(run: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    """Return the edits of a run before one names a target again: that one was applied later."""
+    seen: set[object] = set()
+    for number, edit in enumerate(run):
+        target = getattr(edit, "target", None)
+        if target is not None and target in seen:
+            return run[:number]
+        seen.add(target)
+    return run
 
 
 def _first_passage(

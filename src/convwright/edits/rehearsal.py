@@ -301,7 +301,8 @@ def _repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None) ->
                 repairs, failure = repairs | fresh, after
                 break
         else:
-            stage.hopeless.add(place)
+            if not given:  # else what was given may be what is wrong
+                stage.hopeless.add(place)
             raise UnrepairableError(failure, groups)
     return repairs
 
