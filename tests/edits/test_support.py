@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_every_row_has_every_edit_and_every_reason() -> None:
 
 def test_the_matrix_names_no_folder_of_a_machine() -> None:
     text = json.dumps(committed())
-    assert not any(folder in text for folder in ("/tmp/", "/root/", "/home/", "/work/", "site-packages"))
+    assert "site-packages" not in text
+    assert not re.search(r"/[a-z]+/", text), "a path with folders; sources are named by file and line alone"
 
 
 def test_worse_cells_are_not_written() -> None:

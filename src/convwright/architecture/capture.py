@@ -283,15 +283,19 @@ def operator_name(node: fx.Node) -> str:
 
 def module_path(node: fx.Node) -> str:
     """Return the qualified name of the innermost module that called the operator ('' is the root)."""
+    paths = module_paths(node)
+    return paths[-1] if paths else ""
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """Return the qualified names of the modules that were running when the operator was called, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
-    entries = list(stack.values())
-    return re.sub(r"@\d+$", "", str(entries[-1][0])) if entries else ""
+    return [re.sub(r"@\d+$", "", str(entry[0])) for entry in stack.values()]
 
 
 def called_modules(capture: Capture) -> frozenset[str]:
     """Return the qualified names of all modules whose own ``forward`` ran."""
-    stacks = (node.meta.get("nn_module_stack") or {} for node in capture.graph.nodes)
-    return frozenset(re.sub(r"@\d+$", "", str(entry[0])) for stack in stacks for entry in stack.values())
+    return frozenset(path for node in capture.graph.nodes for path in module_paths(node))
 
 
 def module_class(node: fx.Node) -> str:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from convwright.architecture.capture import argument, module_path, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
-from convwright.edits.scales import scale_of
+from convwright.edits.scales import scale_of, sources_of
 from convwright.edits.surgery import Recipe, copied
 
 _WEIGHTED = {
@@ -73,14 +73,7 @@ def gained_parameters(plan: Recipe) -> frozenset[str]:
     found: set[str] = set()
     for layer in computed_layers(plan):
         gains = scale_of(capture, layer.weight)
-        sources, waiting = set(), [layer.weight]
-        while waiting:
-            node = waiting.pop()
-            name = capture.tensors.get(node.name)
-            if name is None:
-                waiting.extend(node.all_input_nodes)
-            elif name in capture.parameters:
-                sources.add(name)
+        sources = set(sources_of(capture, layer.weight))
         found |= sources - gains if gains and gains != sources else set()
     return frozenset(found)
 

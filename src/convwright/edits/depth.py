@@ -19,7 +19,7 @@ from convwright.architecture.capture import (
     operator_name,
     shape_of,
 )
-from convwright.edits.edit import Edit, Options, Outcome, carries_out
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample
 from convwright.edits.identity import identity_start
 from convwright.edits.measure import EXACT, measure
 from convwright.edits.room import check_room
@@ -201,18 +201,14 @@ def _takes_more(module: nn.Module) -> bool:
 def _check_skippable(block: Block) -> None:
     if not block.keeps_shape:
         raise EditError(
-            f"block {block.name} cannot be removed: it changes the shape from {_x(block.input_shape)} to "
-            f"{_x(block.output_shape)}, and what follows needs that shape."
+            f"block {block.name} cannot be removed: it changes the shape from {one_sample(block.input_shape)} to "
+            f"{one_sample(block.output_shape)}, and what follows needs that shape."
         )
     if block.join and not block.identity and not block.modules:
         raise EditError(
             f"block {block.name} cannot be removed: its shortcut is a computation of its own "
             f"({', '.join(block.shortcut)}), so its input does not go on unchanged."
         )
-
-
-def _x(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[1:]))
 
 
 _STATELESS: dict[str, type[nn.Module]] = {
@@ -378,8 +374,8 @@ def _template(architecture: Architecture, edit: AddBlock) -> Block:
         )
     if not block.keeps_shape:
         raise EditError(
-            f"block {block.name} cannot be repeated: it changes the shape from {_x(block.input_shape)} to "
-            f"{_x(block.output_shape)}.{_neighbour(architecture, block)}"
+            f"block {block.name} cannot be repeated: it changes the shape from {one_sample(block.input_shape)} to "
+            f"{one_sample(block.output_shape)}.{_neighbour(architecture, block)}"
         )
     return block
 

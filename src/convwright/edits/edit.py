@@ -163,3 +163,8 @@ def whole_numbers(given: object, count: int, what: str) -> tuple[int, ...]:
     if len(row) != count or len(sizes) != count:
         raise EditError(f"{what} must be a whole number from 1 on, or {count} of them, not {given!r}.")
     return sizes
+
+
+def one_sample(shape: Sequence[int]) -> str:
+    """Write the shape of one sample of a batch: ``3x224x224``."""
+    return "x".join(map(str, shape[1:]))

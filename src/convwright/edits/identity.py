@@ -18,6 +18,7 @@ from convwright.architecture.blocks import additions
 from convwright.architecture.capture import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
+from convwright.edits.edit import one_sample
 from convwright.edits.scales import scale_of
 from convwright.errors import EditError
 
@@ -159,14 +160,11 @@ def _check_plain(architecture: Architecture, block: Block) -> None:
         node = flow.nodes[position]
         layer = nodes.get(node.name)
         if len(flow.feeds[position]) != 1 or not _can_be_neutral(architecture, node):
+            sizes = f" ({one_sample(layer.input_shapes[0])} to {one_sample(layer.output_shape)})" if layer else ""
             raise EditError(
                 f"block {block.name} cannot be repeated with its function kept: {describe(node)} cannot begin as the "
-                f"identity{f' ({_x(layer.input_shapes[0])} to {_x(layer.output_shape)})' if layer else ''}."
+                f"identity{sizes}."
             )
-
-
-def _x(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[1:]))
 
 
 def _can_be_neutral(architecture: Architecture, node: fx.Node) -> bool:

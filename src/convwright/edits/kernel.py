@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,7 @@ from convwright.architecture.capture import argument, first_line
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
 from convwright.edits.measure import EXACT, Run, measure
-from convwright.edits.scales import scale_of
+from convwright.edits.scales import scale_of, sources_of
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps
 from convwright.edits.surgery import copied
 from convwright.errors import EditError
@@ -164,14 +165,7 @@ def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
 
 def _more_macs(architecture: Architecture, change: _Change) -> int:
     now = macs_of_layers(architecture, change.layers)
-    return now * _product(change.after) // _product(change.before) - now
-
-
-def _product(sizes: Sizes) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
+    return now * math.prod(change.after) // math.prod(change.before) - now
 
 
 def _check_distinct(changes: Sequence[_Change]) -> None:
@@ -239,16 +233,7 @@ def _per_axis(value: Any, count: int) -> Sizes:
 def _kernels(architecture: Architecture, weight: fx.Node, before: Sizes) -> tuple[str, ...]:
     """Return the parameters behind a weight that have its kernel axes."""
     capture = architecture.capture
-    found: dict[str, None] = {}
-    waiting = [weight]
-    while waiting:
-        node = waiting.pop()
-        name = capture.tensors.get(node.name)
-        if name is None:
-            waiting.extend(node.all_input_nodes)
-        elif name in capture.parameters and tuple(capture.tensor(name).shape[2:]) == before:
-            found[name] = None
-    return tuple(found)
+    return tuple(name for name in sources_of(capture, weight) if tuple(capture.tensor(name).shape[2:]) == before)
 
 
 def _owner(

@@ -25,6 +25,7 @@ from convwright.architecture.capture import (
     argument,
     first_line,
     module_path,
+    module_paths,
     operator_name,
     quiet_torch,
     shape_of,
@@ -33,7 +34,7 @@ from convwright.architecture.capture import (
 )
 from convwright.architecture.channels import ChannelGraph, Ints, Resized
 from convwright.architecture.labels import Value
-from convwright.edits.surgery import Recipe, copied, named_tensors, operate, tensors_in
+from convwright.edits.surgery import Recipe, copied, operate, stand_ins, tensors_in
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -160,14 +161,12 @@ _STAGES: weakref.WeakKeyDictionary[Architecture, Stage | None] = weakref.WeakKey
 def _set_up(architecture: Architecture) -> Stage:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _faked(architecture.model, mode).eval()
-    example = mode.from_tensor(architecture.example_input[:1].detach())
-    if architecture.example_input.shape[0] != 1:
-        example = mode.from_tensor(architecture.example_input.detach())
+    example = mode.from_tensor(architecture.example_input.detach())
     shapes = _output_shapes(model, mode, example)
     last: dict[str, fx.Node] = {}
     for node in architecture.capture.graph.nodes:
         if node.op == "call_function":
-            for path in _paths(node):
+            for path in module_paths(node):
                 last[path] = node
     outputs = {name: last[name] for name, shape in shapes.items() if name in last and shape_of(last[name]) == shape}
     rows = shapes.get("", ())[:1]
@@ -175,11 +174,7 @@ def _set_up(architecture: Architecture) -> Stage:
 
 
 def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    fakes: dict[int, Tensor] = {}
-    for tensor in named_tensors(model).values():
-        if id(tensor) not in fakes:
-            fake = mode.from_tensor(tensor.detach())
-            fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+    fakes = stand_ins(model, lambda tensor: mode.from_tensor(tensor.detach()))
     with mode:
         return copied(model, fakes)
 
@@ -203,11 +198,6 @@ def _output_shapes(model: nn.Module, mode: FakeTensorMode, example: Tensor) -> d
         for hook in hooks:
             hook.remove()
     return {name: shape for name, shape in found.items() if calls[name] == 1}
-
-
-def _paths(node: fx.Node) -> list[str]:
-    stack = node.meta.get("nn_module_stack") or {}
-    return [re.sub(r"@\d+$", "", str(entry[0])) for entry in stack.values()]
 
 
 # ------------------------------------------------------------------ what went wrong

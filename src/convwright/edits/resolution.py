@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convwright.architecture.capture import capture
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample, whole_numbers
 from convwright.edits.rehearsal import Stage
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
@@ -55,13 +55,13 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     failure = stage.run_at(example) if stage is not None else None
     if failure is not None:
         raise EditError(
-            f"the network does not take inputs of {_x(example)}: {failure.message}. A layer behind a flatten, "
-            "or a table of positions, fixes the size; put global pooling before it to free it."
+            f"the network does not take inputs of {one_sample(example.shape)}: {failure.message}. A layer behind "
+            "a flatten, or a table of positions, fixes the size; put global pooling before it to free it."
         )
     try:
         capture(architecture.model, example)
     except ReadError as error:
-        raise EditError(f"the network does not take inputs of {_x(example)}. {error}") from error
+        raise EditError(f"the network does not take inputs of {one_sample(example.shape)}. {error}") from error
     model, moved = Structure(()).operate(architecture.model)
     return Outcome(
         model=model,
@@ -88,7 +88,3 @@ def _input(architecture: Architecture, edit: Resolution) -> Tensor:
     if max(sizes) > _LARGEST:
         raise EditError(f"a resolution of {max(sizes)} is more than {_LARGEST} per side.")
     return torch.zeros(*example.shape[:2], *sizes, dtype=example.dtype, device=example.device)
-
-
-def _x(example: Tensor) -> str:
-    return "x".join(map(str, example.shape[1:]))

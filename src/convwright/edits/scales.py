@@ -14,6 +14,20 @@ LINEAR = frozenset({
 })  # fmt: skip
 
 
+def sources_of(capture: Capture, weight: fx.Node) -> tuple[str, ...]:
+    """Return the parameters that a weight is, or is computed from."""
+    found: dict[str, None] = {}
+    waiting = [weight]
+    while waiting:
+        node = waiting.pop()
+        name = capture.tensors.get(node.name)
+        if name is None:
+            waiting.extend(node.all_input_nodes)
+        elif name in capture.parameters:
+            found[name] = None
+    return tuple(found)
+
+
 def scale_of(capture: Capture, node: fx.Node) -> set[str] | None:
     """Return parameters that a computed weight is proportional to; ``None`` if there are none.
 

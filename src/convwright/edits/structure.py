@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from convwright.architecture.capture import Capture, capture
 from convwright.edits.edit import Moved
 from convwright.edits.measure import Run
-from convwright.edits.surgery import computed_attributes, copied, named_tensors
+from convwright.edits.surgery import computed_attributes, copied, named_tensors, stand_ins
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -210,12 +210,7 @@ def predicted_steps(
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
-    empty: dict[int, Tensor] = {}
-    for tensor in named_tensors(model).values():
-        if id(tensor) not in empty:
-            bare = torch.empty_like(tensor, device="meta")
-            empty[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
-    return copied(model, empty)
+    return copied(model, stand_ins(model, lambda tensor: torch.empty_like(tensor, device="meta")))
 
 
 def macs_of_layers(architecture: Architecture, names: Iterable[str]) -> int:

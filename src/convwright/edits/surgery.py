@@ -289,6 +289,16 @@ def copied(model: nn.Module, successors: Mapping[int, Tensor]) -> nn.Module:
         raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
+def stand_ins(model: nn.Module, make: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+    """Return something in place of each parameter and buffer, by identity, so that shared ones stay shared."""
+    made: dict[int, Tensor] = {}
+    for tensor in named_tensors(model).values():
+        if id(tensor) not in made:
+            new = make(tensor)
+            made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    return made
+
+
 def computed_attributes(model: nn.Module) -> dict[int, Tensor]:
     """Return detached stand-ins for tensors that hooks compute and store (the older ``weight_norm``).
 
