@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from convwright.errors import RecipeError, did_you_mean
 from convwright.training.augment import Augment, PaddingMode
+from convwright.training.techniques import Technique, made, technique_named
 
 Precision = Literal["auto", "fp32", "bf16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
@@ -31,12 +33,15 @@ class Recipe(BaseModel):
         epochs: Passes over the training images.
         max_steps: At most so many steps in all; the schedule ends there.
         batch_size: Images per step.
+        accumulate: Parts that a batch is computed in, one after the other, to save memory.
         crop_padding: Random crop after so many pixels of padding per side; 0: off.
         padding_mode: Padding by the mirrored image or by zeros.
         hflip: Mirror at random.
         cutout: Side of a random erased square in pixels; 0: off.
         label_smoothing: Share of the target that is spread over all classes.
         grad_clip: Largest norm of the gradient; None: off.
+        techniques: Techniques by name with their options, e.g. ``{"mixup": {"alpha": 0.2}}``; ``True`` or nothing
+            means the defaults, ``False`` means off.
         precision: fp32, bf16 (mixed), or what a short measurement finds faster.
         memory_format: Layout, or what a short measurement finds faster.
         seed: Order, augmentation and dropout follow it.
@@ -60,12 +65,14 @@ class Recipe(BaseModel):
     epochs: int = Field(20, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(128, ge=1)
+    accumulate: int = Field(1, ge=1)
     crop_padding: int = Field(4, ge=0)
     padding_mode: PaddingMode = "reflect"
     hflip: bool = True
     cutout: int = Field(0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     grad_clip: float | None = Field(None, gt=0)
+    techniques: dict[str, SerializeAsAny[Technique]] = Field(default_factory=dict)
     precision: Precision = "auto"
     memory_format: MemoryFormat = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
@@ -77,6 +84,22 @@ class Recipe(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise RecipeError(_one_line(error, type(self).model_fields)) from error
+
+    @field_validator("techniques", mode="before")
+    @classmethod
+    def _made(cls, given: Any) -> dict[str, Technique]:
+        """Make the techniques from what a file or a caller wrote: a mapping, or a list of names."""
+        if isinstance(given, list | tuple):
+            given = dict.fromkeys(given)
+        if not isinstance(given, Mapping):
+            raise RecipeError("recipe field techniques: write names with options, such as `mixup: {alpha: 0.2}`")
+        chosen = {str(name): _technique(str(name), options) for name, options in given.items()}
+        kept = {name: found for name, found in chosen.items() if found is not None}
+        for name, found in kept.items():
+            for other, reason in found.excludes.items():
+                if other in kept:
+                    raise RecipeError(f"recipe field techniques: {name} with {other}: {reason}")
+        return kept
 
     @property
     def augment(self) -> Augment:
@@ -144,10 +167,22 @@ def as_recipe(recipe: Recipe | str | Path | None) -> Recipe:
     return Recipe.preset(str(recipe))
 
 
-def _one_line(error: ValidationError, known: Any) -> str:
+def _technique(name: str, options: Any) -> Technique | None:
+    """Return one technique; what is wrong with it becomes one line that begins with its path."""
+    try:
+        return made(name, options)
+    except RecipeError as error:
+        raise RecipeError(f"recipe field techniques: {error}") from error
+    except ValidationError as error:
+        kind = technique_named(name).kind
+        assert kind is not None
+        raise RecipeError(_one_line(error, kind.model_fields, ("techniques", name))) from error
+
+
+def _one_line(error: ValidationError, known: Any, path: Sequence[str] = ()) -> str:
     parts = []
     for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"])
+        field = ".".join([*path, *(str(part) for part in item["loc"])])
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown recipe field {field!r}.{did_you_mean(field, known)}")
         else:
