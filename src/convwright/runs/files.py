@@ -38,7 +38,11 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain values as JSON; NaN is refused, because other readers refuse it."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8."""
     write(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 

@@ -2,9 +2,9 @@
 
 Layout of the folder::
 
-    rows/NAME-SEED/result.json      one finished training
-    rows/NAME-SEED/checkpoint.pt    of an unfinished one: it continues there
-    result.json                     all rows that are finished
+    rows/NAME-SEED/     one training, see `convwright.runs.rows`
+    result.json         all rows, with what is finished of them
+    table.md            the same, for people
 
 A training is done once: a finished one with the same network, data and recipe is read, not repeated. So the
 command can be interrupted at any moment and given again.
@@ -12,48 +12,27 @@ command can be interrupted at any moment and given again.
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
-from convwright.architecture import create, read
-from convwright.cost import profile
-from convwright.errors import RunError
-from convwright.runs.experiments import Experiment, Row, Size, experiment_named
-from convwright.runs.files import read_json, save_weights, write_json
+from convwright.errors import RecipeError, RunError, did_you_mean
+from convwright.runs.experiment_tables import reproduced
+from convwright.runs.experiments import EXPERIMENTS, SIZES, Experiment, Row, Size, experiment_named
+from convwright.runs.files import write_json, write_text
 from convwright.runs.machine import machine, versions
-from convwright.runs.training import judged
-from convwright.training import ImageData, Recipe, load_data, train
+from convwright.runs.rows import Job, carried_out, finished, owned
 
 FORMAT = "convwright experiment"
-ROW_FORMAT = "convwright experiment row"
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of an experiment."""
-
-    row: Row
-    seed: int
-    folder: Path
-    data_dir: Path | None
-    threads: int | None
 
 
 def reproduce(
     name: str,
-    folder: Path,
+    folder: Path | None = None,
     *,
     size: Size = "standard",
     data_dir: Path | None = None,
@@ -68,7 +47,7 @@ def reproduce(
 
     Args:
         name: The experiment.
-        folder: Where trainings and result lie; what is finished there is kept.
+        folder: Where trainings and result lie; what is finished there is kept. None: `default_folder`.
         size: See `Experiment`.
         data_dir: As for `load_data`.
         jobs: Trainings side by side, each in a process of its own.
@@ -82,23 +61,57 @@ def reproduce(
         The content of ``result.json``.
 
     Raises:
-        ConvwrightError: Unknown experiment or row, data that cannot be read, a folder in use.
+        ConvwrightError: Unknown experiment or row, data that cannot be read, a folder in use; or trainings that
+            broke down, after all others are finished.
     """
     found = experiment_named(name)
     rows = _chosen(found, size, only)
+    _check_counts(jobs=jobs, seeds=seeds, threads=threads)
+    folder = folder or default_folder(name, size)
     threads = threads or max(1, torch.get_num_threads() // jobs)
-    with _owned(folder):
+    failures = []
+    with owned(folder):
         work = [
             Job(row, seed, folder / "rows" / f"{row.name}-{seed}", data_dir, threads)
             for seed in _all_seeds(rows, seeds)
             for row in rows
             if seed in row.seeds[:seeds]
         ]
-        for _ in _carried_out([job for job in work if finished(job) is None], jobs, say):
-            write_json(folder / "result.json", summary(found, size, folder, command))
+        left = [job for job in work if finished(job) is None]
+        if len(left) < len(work):
+            say(f"{len(work) - len(left)} of {len(work)} trainings are finished in {folder}")
+        for done, (job, outcome) in enumerate(carried_out(left, jobs), start=1):
+            place = f"{done}/{len(left)}  {job.row.name} seed {job.seed}"
+            if outcome.content is None:
+                failures.append(f"{job.row.name} seed {job.seed}: {outcome.failure}")
+                say(f"{place}: failed: {outcome.failure}")
+            else:
+                say(f"{place}: {_said(outcome.content, job.row)}")
+            _record(folder, summary(found, size, folder, command))
         content = summary(found, size, folder, command)
-        write_json(folder / "result.json", content)
+        _record(folder, content)
+    if failures:
+        raise RecipeError(f"{len(failures)} of {len(work)} trainings broke down, the others are kept; {failures[0]}")
     return content
+
+
+def default_folder(name: str, size: Size) -> Path:
+    """Return where an experiment is recorded unless a folder is given."""
+    return Path("runs") / "reproduce" / (name if size == "standard" else f"{name}-{size}")
+
+
+def listed() -> list[dict[str, Any]]:
+    """Return name, title, source and rows of every experiment, as plain values."""
+    return [
+        {
+            "name": found.name,
+            "title": found.title,
+            "source": found.source,
+            "rows": [row.name for row in found.rows("standard")],
+            "trainings": {size: sum(len(row.seeds) for row in found.rows(size)) for size in SIZES},
+        }
+        for found in EXPERIMENTS.values()
+    ]
 
 
 def _chosen(found: Experiment, size: Size, only: Sequence[str]) -> tuple[Row, ...]:
@@ -106,8 +119,15 @@ def _chosen(found: Experiment, size: Size, only: Sequence[str]) -> tuple[Row, ..
     known = [row.name for row in rows]
     for name in only:
         if name not in known:
-            raise RunError(f"{found.name} has no row {name!r}; its rows are {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise RunError(f"{found.name} has no row {name!r}.{hint} Its rows are {', '.join(known)}")
     return tuple(row for row in rows if not only or row.name in only)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise RunError(f"{name}={count}: give at least 1")
 
 
 def _all_seeds(rows: Sequence[Row], most: int | None) -> list[int]:
@@ -115,120 +135,14 @@ def _all_seeds(rows: Sequence[Row], most: int | None) -> list[int]:
     return sorted({seed for row in rows for seed in row.seeds[:most]})
 
 
-@contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder.
-
-    Raises:
-        RunError: It is a file, cannot be made, or is in use.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: is a file; give a folder with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise RunError(f"{folder}: another process is working in it; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be used ({error.strerror}); choose another folder with --out") from error
+def _said(content: Mapping[str, Any], row: Row) -> str:
+    paper = f", paper {row.paper['accuracy']:.2%}" if "accuracy" in row.paper else ""
+    return f"{content['test']['accuracy']:.2%}{paper}, in {content['seconds']:.0f} s"
 
 
-# ------------------------------------------------------------------ one training
-
-
-def finished(job: Job) -> dict[str, Any] | None:
-    """Return the result of a training that is done already, None if it is not (or was another one)."""
-    path = job.folder / "result.json"
-    if not path.is_file():
-        return None
-    content = read_json(path, ROW_FORMAT)
-    stored, wanted = content["asked"], asked(job.row, job.seed)
-    # As recipes, not as texts: a field that was added since then has its default in both.
-    same = Recipe(**stored["recipe"]) == Recipe(**wanted["recipe"])
-    return content if same and {**stored, "recipe": None} == {**wanted, "recipe": None} else None
-
-
-def asked(row: Row, seed: int) -> dict[str, Any]:
-    """Return what a training depends on, as plain values."""
-    return {
-        "model": row.model,
-        "options": dict(row.options),
-        "data": row.data,
-        "recipe": row.recipe.updated(seed=seed).model_dump(mode="json"),
-    }
-
-
-def carry_out(job: Job) -> dict[str, Any]:
-    """Train one row with one seed and record it."""
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    recipe = job.row.recipe.updated(seed=job.seed)
-    data = _data(job.row.data, job.data_dir)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        model, _, _ = create(job.row.model, **job.row.options)
-    start, processor = time.perf_counter(), time.process_time()
-    resumed = (job.folder / "checkpoint.pt").is_file()
-    trained = train(model, data, recipe, out=job.folder, resume=True, progress=False)
-    content = {
-        "format": ROW_FORMAT,
-        "row": job.row.name,
-        "seed": job.seed,
-        "asked": asked(job.row, job.seed),
-        **_costs(trained.model, data),
-        "test": judged(trained.test),
-        "history": [asdict(record) for record in trained.history],
-        "settings": {
-            "precision": trained.settings.precision,
-            "memory_format": trained.settings.memory_format,
-            "threads": trained.settings.threads,
-            "device": trained.settings.device,
-        },
-        "seconds": trained.seconds,
-        # Of the whole process, testing included; unknown where an earlier process did a part.
-        "processor_seconds": None if resumed else time.process_time() - processor,
-        "elapsed_seconds": time.perf_counter() - start,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    save_weights(trained.model, job.folder / "model.safetensors")
-    write_json(job.folder / "result.json", content)
-    (job.folder / "checkpoint.pt").unlink(missing_ok=True)
-    return content
-
-
-@lru_cache(maxsize=2)
-def _data(spec: str, data_dir: Path | None) -> ImageData:
-    return load_data(spec, data_dir, val_fraction=0.0)
-
-
-def _costs(model: torch.nn.Module, data: ImageData) -> dict[str, int]:
-    costs = profile(read(model, (1, *data.shape)))
-    return {"params": costs.params, "macs": costs.macs}
-
-
-def _carried_out(work: Sequence[Job], jobs: int, say: Say) -> Iterator[dict[str, Any]]:
-    """Yield the results as they come, from this process or from `jobs` processes."""
-    results = map(carry_out, work) if jobs == 1 else _side_by_side(work, jobs)
-    for done, content in enumerate(results, start=1):
-        accuracy = content["test"]["accuracy"]
-        say(
-            f"{done}/{len(work)}  {content['row']} seed {content['seed']}: {accuracy:.2%} in {content['seconds']:.0f} s"
-        )
-        yield content
-
-
-def _side_by_side(work: Sequence[Job], jobs: int) -> Iterator[dict[str, Any]]:
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(carry_out, job) for job in work]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _record(folder: Path, content: dict[str, Any]) -> None:
+    write_json(folder / "result.json", content)
+    write_text(folder / "table.md", f"# {content['title']}\n\n{reproduced(content).markdown()}\n")
 
 
 # ------------------------------------------------------------------ the table
@@ -251,7 +165,7 @@ def summary(found: Experiment, size: Size, folder: Path, command: str) -> dict[s
 
 
 def _results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    jobs = (Job(row, seed, folder / "rows" / f"{row.name}-{seed}", None, None) for seed in row.seeds)
+    jobs = (Job(row, seed, folder / "rows" / f"{row.name}-{seed}") for seed in row.seeds)
     return [content for content in map(finished, jobs) if content is not None]
 
 

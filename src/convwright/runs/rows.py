@@ -1,0 +1,266 @@
+"""Rows of a table, each trained once per seed: what `reproduce` and `ablate` share.
+
+Layout of one training's folder::
+
+    asked.json      what is trained here
+    checkpoint.pt   of an unfinished training: it continues there
+    result.json     of a finished one: it is read, not repeated
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from convwright.architecture import create, read
+from convwright.cost import profile
+from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RunError
+from convwright.runs.experiments import Row
+from convwright.runs.files import read_json, save_weights, write_json
+from convwright.runs.machine import machine, versions
+from convwright.runs.training import judged
+from convwright.runs.workers import in_turn_or_side_by_side
+from convwright.training import ImageData, Recipe, TrainResult, load_data, train
+
+ROW_FORMAT = "convwright experiment row"
+ASKED_FORMAT = "convwright experiment asked"
+_OWN_FAILURES = (RecipeError, EditError, ReadError, BudgetError)  # of one row; whatever else is wrong is wrong for all
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        row: What to train.
+        seed: Of weights and training.
+        folder: Where it is recorded.
+        data_dir: As for `load_data`.
+        threads: Threads of torch; None: as they are.
+        input_shape: Images are resized to it; None: as they are.
+        val_fraction: Share of the training images that is held out.
+        test: Whether the result is judged on the test part as soon as it is trained.
+        keep: Whether the checkpoint stays when the training is finished, so that `judge` can follow.
+    """
+
+    row: Row
+    seed: int
+    folder: Path
+    data_dir: Path | None = None
+    threads: int | None = None
+    input_shape: tuple[int, int, int] | None = None
+    val_fraction: float = 0.0
+    test: bool = True
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the content of its ``result.json``, or why there is none."""
+
+    content: dict[str, Any] | None
+    failure: str = ""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder.
+
+    Raises:
+        RunError: It is a file, cannot be made, or is in use.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; give a folder with --out")
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RunError(f"{folder}: another process is working in it; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be used ({error.strerror}); choose another folder with --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ------------------------------------------------------------------ one training
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """Return the result of a training that is done already, None if it is not (or was another one)."""
+    path = job.folder / "result.json"
+    if not path.is_file():
+        return None
+    content = read_json(path, ROW_FORMAT)
+    return content if _same(content["asked"], asked(job)) else None
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """Return what a training depends on, as plain values."""
+    row = job.row
+    values: dict[str, Any] = {
+        "model": row.model,
+        "options": dict(row.options),
+        "data": row.data,
+        "recipe": row.recipe.updated(seed=job.seed).model_dump(mode="json"),
+    }
+    if job.input_shape is not None:
+        values["input_shape"] = list(job.input_shape)
+    if job.val_fraction:
+        values["val_fraction"] = job.val_fraction
+    if ".py:" in row.model:  # the file may change between two calls
+        values["file"] = _digest(Path(row.model.rpartition(":")[0]))
+    return values
+
+
+def _same(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    # As recipes, not as texts: a field that was added since then has its default in both.
+    try:
+        recipes = Recipe(**stored["recipe"]) == Recipe(**wanted["recipe"])
+    except RecipeError:  # a field or technique of another version
+        return False
+    return recipes and {**stored, "recipe": None} == {**wanted, "recipe": None}
+
+
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""  # `create` reports it
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    """Train one row with one seed and record it; an unfinished training of the same is continued.
+
+    Raises:
+        ConvwrightError: As for `train`.
+    """
+    resumed = _prepared(job)
+    data = _data(job)
+    model = _model(job)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start, processor = time.perf_counter(), time.process_time()
+    trained = _trained(job, model, data, test=job.test)
+    content = {
+        "format": ROW_FORMAT,
+        "row": job.row.name,
+        "seed": job.seed,
+        "asked": asked(job),
+        **_costs(trained.model, data),
+        "validation": judged(trained.val),
+        "test": judged(trained.test),
+        "warnings": list(getattr(trained, "warnings", ())),
+        "history": [asdict(record) for record in trained.history],
+        "settings": {
+            "precision": trained.settings.precision,
+            "memory_format": trained.settings.memory_format,
+            "threads": trained.settings.threads,
+            "device": trained.settings.device,
+        },
+        "seconds": trained.seconds,
+        # Of the whole process, testing included; unknown where an earlier process did a part.
+        "processor_seconds": None if resumed else time.process_time() - processor,
+        "elapsed_seconds": time.perf_counter() - start,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    save_weights(trained.model, job.folder / "model.safetensors")
+    write_json(job.folder / "result.json", content)
+    if not job.keep:
+        (job.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return content
+
+
+def judge(job: Job) -> dict[str, Any]:
+    """Judge a finished training, whose checkpoint was kept, on the test part; once, the answer is recorded.
+
+    Raises:
+        ConvwrightError: There is no finished training, or as for `train`.
+    """
+    content = finished(job)
+    if content is None:
+        raise RunError(f"{job.folder}: no finished training; train it first")
+    if content["test"] is None:
+        _prepared(job)
+        data = _data(job)
+        content = {**content, "test": judged(_trained(job, _model(job), data, test=True).test)}
+        write_json(job.folder / "result.json", content)
+    return content
+
+
+def _prepared(job: Job) -> bool:
+    """Set the threads and the folder up; return whether an unfinished training of the same is continued."""
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    checkpoint, note = job.folder / "checkpoint.pt", job.folder / "asked.json"
+    wanted = asked(job)
+    if note.is_file() and not _same(read_json(note, ASKED_FORMAT)["asked"], wanted):
+        checkpoint.unlink(missing_ok=True)  # of a training that nobody asks for any more
+    write_json(note, {"format": ASKED_FORMAT, "asked": wanted})
+    return checkpoint.is_file()
+
+
+def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> TrainResult:
+    recipe = job.row.recipe.updated(seed=job.seed)
+    return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test)
+
+
+def _model(job: Job) -> torch.nn.Module:
+    """Create the network; its weights depend on the seed and on nothing else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        model, _, _ = create(job.row.model, **job.row.options)
+    return model
+
+
+def _data(job: Job) -> ImageData:
+    return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction)
+
+
+@lru_cache(maxsize=2)
+def _loaded(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float) -> ImageData:
+    return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction)
+
+
+def _costs(model: torch.nn.Module, data: ImageData) -> dict[str, int]:
+    costs = profile(read(model, (1, *data.shape)))
+    return {"params": costs.params, "macs": costs.macs}
+
+
+# ------------------------------------------------------------------ several
+
+
+def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, Outcome]]:
+    """Train in this process or in `jobs` processes; a row that fails by itself does not stop the others.
+
+    Raises:
+        ConvwrightError: What stops all: data, a full disk, a process that was killed.
+    """
+    _loaded.cache_clear()  # files may have changed since an earlier call
+    return in_turn_or_side_by_side(attempted, work, jobs)
+
+
+def judged_on_test(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Judge finished trainings on the test part."""
+    return in_turn_or_side_by_side(judge, work, jobs)
+
+
+def attempted(job: Job) -> Outcome:
+    """Train, or say why this row cannot be trained."""
+    try:
+        return Outcome(carry_out(job))
+    except _OWN_FAILURES as error:
+        return Outcome(None, " ".join(str(error).split()))

@@ -1,0 +1,70 @@
+"""Work side by side in processes of its own; no process outlives the one that started it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
+from typing import TypeVar
+
+from convwright.errors import RunError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_turn_or_side_by_side(
+    function: Callable[[_Item], _Result], items: Sequence[_Item], jobs: int
+) -> Iterator[tuple[_Item, _Result]]:
+    """Yield each item with its result as it comes: from this process, or from `jobs` processes.
+
+    Args:
+        function: A function of a module, so that other processes can import it.
+        items: What to work on, in the order in which they are begun.
+        jobs: Processes; 1: this one, in order.
+
+    Raises:
+        RunError: A process ended without a word, such as one killed for lack of memory. All others end, too.
+    """
+    if jobs == 1:
+        for item in items:
+            yield item, function(item)
+        return
+    # Spawned, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    try:
+        with ProcessPoolExecutor(jobs, context, initializer=_live_as_long_as, initargs=(theirs,)) as pool:
+            futures = {pool.submit(function, item): item for item in items}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:  # Ctrl-C too: what runs is stopped at once, and goes on from its checkpoint
+                ours.close()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a training's process ended without a word, as when memory is short; what is finished is kept: "
+            "give the command again, with fewer --jobs"
+        ) from error
+    finally:
+        ours.close()
+        theirs.close()
+
+
+def _live_as_long_as(connection: Connection) -> None:
+    """Begin a worker: it ends as soon as the other side of the connection is gone, by Ctrl-C or by any kill."""
+    # Ctrl-C reaches every process of a terminal; the first one decides for all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        wait([connection])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
