@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,12 @@ from convwright.edits.operators import OPERATORS, Site, build, operator
 from convwright.edits.operators.convolutions import nearest_separable
 from convwright.layers import RollingPointwiseConv2d
 
+# Said by torch once per process, of the first padding="same" with an even kernel: what is drawn decides where.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
 DENSE = ("dw_separable", "dw_rpw", "rpw", "grouped", "ghost")
 OURS = sorted(n for n, e in OPERATORS.items() if e.function.__module__.startswith("convwright."))
+IN_MAPS = [name for name in OURS if name != "global_pool"]  # that one replaces linear layers: test_global_pool.py
 
 
 def site_of(old: nn.Module, x: Tensor, layer: str = "stage.conv") -> Site:
@@ -118,7 +124,7 @@ def test_rolling_keeps_shape_and_stride(drawn: tuple[nn.Conv2d, Tensor], groups:
 
 
 @pytest.mark.parametrize("size", [(7, 11), (8, 12), (9, 10)])
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", range(2, 8))
 @pytest.mark.parametrize(
     "old",
     [
@@ -130,9 +136,41 @@ def test_rolling_keeps_shape_and_stride(drawn: tuple[nn.Conv2d, Tensor], groups:
 )  # fmt: skip
 def test_blur_keeps_odd_and_even_sizes(old: nn.Module, kernel: int, size: tuple[int, int]) -> None:
     x = torch.randn(2, 5, *size)
-    new = replaced("blurpool", old, x, kernel=kernel)
+    for padding in ("constant", "replicate", "reflect"):
+        if padding == "reflect" and kernel // 2 >= min(old(x).shape[2:]):
+            continue  # torch mirrors at most the whole map
+        new = replaced("blurpool", old, x, kernel=kernel, padding=padding)
+        assert new(x).shape == old(x).shape
+        assert count(new) == count(old)
+
+
+@pytest.mark.parametrize("size", [(7, 11), (8, 12), (9, 10)])
+@pytest.mark.parametrize("kernel", range(2, 8))
+@pytest.mark.parametrize(
+    "old",
+    [
+        nn.Conv2d(5, 7, 3, 2, 1), nn.Conv2d(5, 7, 4, 2), nn.Conv2d(5, 7, 3, 3), nn.Conv2d(5, 7, 3, (1, 2)),
+        nn.Conv2d(5, 5, 5, 2, 2, groups=5), nn.Conv2d(5, 7, 1, 2),
+    ],
+    ids=lambda layer: str(layer).replace(" ", ""),
+)  # fmt: skip
+def test_a_blur_before_a_convolution_keeps_shapes_and_the_convolutions_work(
+    old: nn.Conv2d, kernel: int, size: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 5, *size)
+    new = replaced("blurpool", old, x, kernel=kernel, order="before", padding="replicate")
     assert new(x).shape == old(x).shape
-    assert count(new) == count(old)
+    blur = 5 * kernel**2 * size[0] * size[1]
+    assert count_by_torch(new, x[:1]) == count_by_torch(old, x[:1]) + blur
+
+
+@pytest.mark.parametrize(("size", "after"), [(24, 12), (8, 4)])  # the maps of the 1.5K network of the MNIST paper
+@pytest.mark.parametrize("kernel", range(2, 8))
+def test_a_pool_of_two_becomes_a_dense_maximum_and_a_blur(size: int, after: int, kernel: int) -> None:
+    x = torch.randn(1, 2, size, size)
+    new = replaced("blurpool", nn.MaxPool2d(2), x, kernel=kernel)
+    assert new.dense(x).shape[2:] == (size - 1, size - 1)
+    assert new(x).shape[2:] == (after, after)
 
 
 def example(name: str, bias: bool = True) -> tuple[nn.Module, Tensor]:
@@ -141,7 +179,7 @@ def example(name: str, bias: bool = True) -> tuple[nn.Module, Tensor]:
     return nn.Conv2d(12, 20, kernel, stride, bias=bias), torch.randn(2, 12, 9, 8)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IN_MAPS)
 def test_the_old_layer_is_left_alone_and_shares_nothing(name: str) -> None:
     old, x = example(name)
     before = copy.deepcopy(old.state_dict())
@@ -153,7 +191,7 @@ def test_the_old_layer_is_left_alone_and_shares_nothing(name: str) -> None:
     assert old.training
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IN_MAPS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_type_mode_and_frozen_weights_are_kept(name: str, dtype: torch.dtype) -> None:
     old, x = example(name)
@@ -168,7 +206,7 @@ def test_type_mode_and_frozen_weights_are_kept(name: str, dtype: torch.dtype) ->
     assert new(x.to(dtype)).shape == old(x.to(dtype)).shape
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IN_MAPS)
 def test_networks_without_memory_can_be_edited(name: str) -> None:
     old, x = example(name)
     new = build(name, old.to("meta"), site_of(old, x.to("meta")))
@@ -181,7 +219,7 @@ def test_pools_take_device_and_type_from_the_site() -> None:
     assert new(x).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IN_MAPS)
 def test_weights_are_drawn_from_the_layers_name_alone(name: str) -> None:
     old, x = example(name)
     fresh = {"init": "fresh"} if "init" in OPERATORS[name].options else {}
@@ -197,7 +235,7 @@ def test_weights_are_drawn_from_the_layers_name_alone(name: str) -> None:
     assert name == "blurpool" or any(not torch.equal(first[n], other[n]) for n in first)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IN_MAPS)
 def test_networks_with_it_are_read_counted_and_saved(name: str) -> None:
     old, x = example(name)
     net = nn.Sequential(
@@ -323,9 +361,31 @@ def test_a_blur_averages_what_the_dense_layer_gives() -> None:
     torch.testing.assert_close(replaced("blurpool", old, x)(x), nn.functional.conv2d(y, filt, stride=2, groups=4))
 
 
-def test_a_blur_of_a_constant_map_reflected_is_constant() -> None:
+@pytest.mark.parametrize("order", ["after", "before"])
+@pytest.mark.parametrize("kernel", range(2, 8))
+def test_a_blur_weighs_by_binomial_numbers_and_keeps_its_place(kernel: int, order: str) -> None:
+    """A single point becomes the blur's filter; even ones are half a position off."""
+    old = nn.Conv2d(1, 1, 1, 2, bias=False)
+    nn.init.ones_(old.weight)
+    row = torch.tensor([math.comb(kernel - 1, k) / 2 ** (kernel - 1) for k in range(kernel)])
+    found = torch.zeros(16, 16)
+    for i, j in itertools.product(range(2), repeat=2):  # each shift shows every second element of the filter
+        x = torch.zeros(1, 1, 16, 16)
+        x[0, 0, 8 + i, 8 + j] = 1
+        y = replaced("blurpool", old, x, kernel=kernel, order=order)(x)[0, 0]
+        found[i::2, j::2] = y.flip(0, 1)
+    where = found.nonzero().min(0).values
+    area = found[where[0] : where[0] + kernel, where[1] : where[1] + kernel]
+    torch.testing.assert_close(area, row[:, None] * row)
+    assert found.sum() == 1
+
+
+@pytest.mark.parametrize("padding", ["reflect", "replicate"])
+@pytest.mark.parametrize("kernel", range(2, 8))
+def test_a_blur_of_a_constant_map_is_constant(padding: str, kernel: int) -> None:
     x = torch.full((1, 3, 8, 8), 2.0)
-    assert torch.equal(replaced("blurpool", nn.MaxPool2d(2), x, padding="reflect")(x), torch.full((1, 3, 4, 4), 2.0))
+    new = replaced("blurpool", nn.MaxPool2d(2), x, padding=padding, kernel=kernel)
+    assert torch.equal(new(x), torch.full((1, 3, 4, 4), 2.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -348,6 +408,9 @@ def test_squeeze_and_excitation_changes_no_bit(old: nn.Module, training: bool, g
     assert not OPERATORS["squeeze_excite"].approximate
     channels = new.excite.fc2.out_channels
     assert count(new) - count(old) == 2 * channels * round(channels / 2) + round(channels / 2) + channels
+    bare = replaced("squeeze_excite", old, x, gate=gate, latent_channels=2, bias=False)
+    assert torch.equal(bare(x), old(x))
+    assert count(bare) - count(old) == 4 * channels
 
 
 def test_the_gate_learns() -> None:
@@ -406,12 +469,16 @@ def hooked() -> nn.Module:
         ("blurpool", nn.Conv2d(6, 8, 3, (2, 1)), {}, "its stride is 2x1"),
         ("blurpool", nn.MaxPool2d(3), {}, "its stride is 3x3"),
         ("blurpool", nn.MaxPool2d(2, return_indices=True), {}, "its indices would be those of the dense maximum"),
-        ("blurpool", nn.Conv2d(6, 8, 3, 2), {"kernel": 4}, "a blur of 4x4 has no middle"),
+        ("blurpool", nn.Conv2d(6, 8, 3, 2), {"kernel": 1}, "there is no blur of 1x1. Use kernel=2 to 7"),
+        ("blurpool", nn.Conv2d(6, 8, 3, 2), {"kernel": 8}, "there is no blur of 8x8"),
+        ("blurpool", nn.Conv2d(6, 8, 3), {"order": "before"}, "its stride is 1x1. Name a layer with a larger"),
+        ("blurpool", nn.MaxPool2d(2), {"order": "before"}, "before a MaxPool2d smooths nothing that it makes"),
         ("blurpool", nn.BatchNorm2d(6), {}, "it is a BatchNorm2d. Name a strided"),
         ("blurpool", nn.MaxPool2d(2, ceil_mode=True), {}, "the shape (1, 6, 4, 4) instead of (1, 6, 5, 5)"),
         ("squeeze_excite", nn.BatchNorm2d(6, affine=False), {}, "it has no scale that could make up for the gate"),
         ("squeeze_excite", nn.ReLU(), {}, "it is a ReLU. Name a Conv2d or BatchNorm2d"),
         ("squeeze_excite", nn.Conv2d(6, 8, 3), {"ratio": 0.0}, "the ratio is 0.0. Use more than 0"),
+        ("squeeze_excite", nn.Conv2d(6, 8, 3), {"latent_channels": -1}, "-1 is no number of channels"),
         ("dw_separable", OwnForward(6, 8, 3), {}, "its class OwnForward computes more than Conv2d"),
         ("dw_separable", parametrizations.weight_norm(nn.Conv2d(6, 8, 3)), {}, "computes more than Conv2d"),
         ("dw_separable", hooked(), {}, "it has hooks, which would be lost"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from convwright.architecture.flattened import flattened_map
 from convwright.cost import count_by_torch
 from convwright.edits.edit import Edit, Options, Outcome, carries_out
 from convwright.edits.measure import EXACT, measure
@@ -104,10 +105,9 @@ class _Replacement:
 
     @classmethod
     def of(cls, architecture: Architecture, edit: Replace) -> _Replacement:
-        layer, calls = _layer(architecture, edit)
+        site, calls = _site(architecture, edit)
         example = architecture.example_input
-        site = Site(layer.name, layer.input_shapes[0], layer.output_shape, example.device, example.dtype)
-        built = build(edit.operator, architecture.model.get_submodule(layer.name), site, edit.options)
+        built = build(edit.operator, architecture.model.get_submodule(site.layer), site, edit.options)
         tensor = next(built.parameters(), example)
         each = count_by_torch(built, torch.empty(site.input_shape, dtype=tensor.dtype, device=tensor.device))
         return cls(edit, site, built, each * len(calls) - macs_of_layers(architecture, calls))
@@ -126,6 +126,27 @@ class _Replacement:
         """Put an empty copy into a network without memory."""
         put(model, self.site.layer, copy.deepcopy(self.built).to("meta"))
         return ()
+
+
+def why_not_replaceable(architecture: Architecture, edit: Replace) -> str | None:
+    """Return why a layer cannot be replaced, without computing new weights; ``None`` if it can."""
+    try:
+        site, _ = _site(architecture, edit)
+        empty = copy.deepcopy(architecture.model.get_submodule(site.layer)).to("meta")
+        build(edit.operator, empty, site, edit.options)
+    except EditError as error:
+        return str(error)
+    return None
+
+
+def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
+    """Return where an operator goes, and the names of all calls of the layer that it replaces."""
+    layer, calls = _layer(architecture, edit)
+    example = architecture.example_input
+    maps = {flattened_map(architecture, architecture.layer(call)) for call in calls} if layer.kind == "linear" else {()}
+    map_shape = maps.pop() if len(maps) == 1 else ()
+    shapes = layer.input_shapes[0], layer.output_shape
+    return Site(layer.name, *shapes, example.device, example.dtype, map_shape), calls
 
 
 def _layer(architecture: Architecture, edit: Replace) -> tuple[Layer, list[str]]:

@@ -33,6 +33,7 @@ class Site:
         output_shape: shape of its output in that call.
         device: where the network lies, for layers that have no weights to tell.
         dtype: its type, likewise.
+        map_shape: where the input is a flattened map, the shape of that map, (n, c, *spatial); else empty.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class Site:
     output_shape: tuple[int, ...]
     device: torch.device = field(default=torch.device("cpu"), compare=False)
     dtype: torch.dtype = field(default=torch.float32, compare=False)
+    map_shape: tuple[int, ...] = ()
 
 
 Builder = Callable[..., nn.Module]

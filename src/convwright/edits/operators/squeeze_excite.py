@@ -17,33 +17,49 @@ _GATES: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.
 
 
 @operator("squeeze_excite", source="Hu et al. 2018", approximate=False)
-def squeeze_excite(old: nn.Module, site: Site, *, ratio: float = 0.25, gate: Gate = "sigmoid") -> nn.Module:
+def squeeze_excite(
+    old: nn.Module,
+    site: Site,
+    *,
+    ratio: float = 0.25,
+    gate: Gate = "sigmoid",
+    latent_channels: int = 0,
+    bias: bool = True,
+) -> nn.Module:
     """Same layer, then a gate per channel computed from the channels' means.
 
-    The gate's last layer starts at zero, so the gate starts at 1/2 for every input. The layer's weight and bias are
-    doubled, which is exact in floating point: the output is bit for bit the old one.
+    The gate's last layer starts at zero, so the gate starts at 1/2 for every input, with or without biases. The
+    layer's weight and bias are doubled, which is exact in floating point: the output is bit for bit the old one.
 
-    Parameters, with ``s = max(1, round(ratio * out))``: 2 * s * out + s + out more.
+    Parameters, with ``s = max(1, round(ratio * out))`` or ``latent_channels``: 2 * s * out more, and s + out for the
+    biases. MosaicML Composer's variant is ``bias=False``.
 
     Args:
         old: a Conv2d, or a BatchNorm2d with scale and shift.
         site: where it is.
         ratio: channels of the bottleneck as a part of the layer's, in (0, 1].
         gate: its last activation.
+        latent_channels: channels of the bottleneck as a number; 0: by the ratio.
+        bias: whether the gate's two layers have biases.
 
     Raises:
-        EditError: the layer is neither, or the ratio is out of range.
+        EditError: the layer is neither, or the ratio or the number is out of range.
     """
     scaled = _doubled(old, site)
     if not 0 < ratio <= 1:
         refuse("squeeze_excite", site, f"the ratio is {ratio}", "Use more than 0 and at most 1")
+    if latent_channels < 0:
+        refuse("squeeze_excite", site, f"{latent_channels} is no number of channels", "Use 1 or more, or 0 for a ratio")
     # Here, not above: importing torchvision takes long.
     from torchvision.ops import SqueezeExcitation
 
     channels = site.output_shape[1]
-    excite = SqueezeExcitation(channels, max(1, round(ratio * channels)), scale_activation=_GATES[gate])
+    squeezed = latent_channels or max(1, round(ratio * channels))
+    excite = SqueezeExcitation(channels, squeezed, scale_activation=_GATES[gate])
     nn.init.zeros_(excite.fc2.weight)
     nn.init.zeros_(excite.fc2.bias)
+    if not bias:
+        excite.fc1.bias = excite.fc2.bias = None
     weight = old.weight
     assert isinstance(weight, Tensor)
     excite = excite.to(device=weight.device, dtype=weight.dtype)
