@@ -30,7 +30,7 @@ import convwright
 from convwright import zoo
 from convwright.training import ArrayImages, ImageData, Loader, Recipe, train
 from convwright.training.optimizers import build_optimizer
-from convwright.training.schedules import onecycle
+from convwright.training.schedules import Position
 from convwright.training.settings import autocast, to_layout
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -87,7 +87,7 @@ def by_hand(model: nn.Module, data: ImageData, recipe: Recipe) -> list[tuple[flo
     for _ in range(recipe.epochs):
         for images, labels in loader:
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * onecycle(step, total, recipe.warmup)
+                group["lr"] = recipe.lr * recipe.rates(Position(step, total)).factor
             with autocast(device, recipe.precision):
                 scores = model(images)
             criterion(scores.float(), labels).backward()

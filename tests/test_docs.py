@@ -56,11 +56,11 @@ def registries() -> Iterator[None]:
     from convwright.edits import EDITS, IMPORTANCE
     from convwright.edits.operators import OPERATORS
     from convwright.methods import METHODS
-    from convwright.training.recipe import PRESETS
+    from convwright.training.data_sets import DATA_SETS
     from convwright.training.schedules import SCHEDULES
     from convwright.zoo.registry import _ENTRIES
 
-    known: list[dict[str, Any]] = [RULES, WORK, EDITS, IMPORTANCE, OPERATORS, METHODS, PRESETS, SCHEDULES, _ENTRIES]
+    known: list[dict[str, Any]] = [RULES, WORK, EDITS, IMPORTANCE, OPERATORS, METHODS, DATA_SETS, SCHEDULES, _ENTRIES]
     copies = [dict(registry) for registry in known]
     yield
     for registry, copy in zip(known, copies, strict=True):

@@ -105,7 +105,7 @@ def test_bare_loop_gives_the_same_weights(small_data, small_recipe, make_network
     """The trainer is nothing but this loop."""
     from convwright.training import Loader
     from convwright.training.optimizers import build_optimizer
-    from convwright.training.schedules import onecycle
+    from convwright.training.schedules import Position
 
     recipe = small_recipe.updated(epochs=2)
     trained = train(make_network(), small_data, recipe, **QUIET).model
@@ -118,7 +118,7 @@ def test_bare_loop_gives_the_same_weights(small_data, small_recipe, make_network
         for _ in range(2):
             for images, labels in loader:
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * onecycle(step, 2 * len(loader), recipe.warmup)
+                    group["lr"] = recipe.lr * recipe.rates(Position(step, 2 * len(loader))).factor
                 optimizer.zero_grad()
                 criterion(model(images), labels).backward()
                 optimizer.step()

@@ -7,7 +7,7 @@ afterwards. All randomness comes from `draw`: a batch is a function of (images, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -28,17 +28,20 @@ class Augment:
         hflip: Mirror left to right with probability one half.
         cutout: Side of the square that is set to the mean, in pixels; 0: off. Its centre is uniform
             over the image, so the square may be cut by the border.
+        resized_crop: Least and largest share of the image's area, and least and largest width / height, of a crop
+            that is resized to the whole image; None: off.
     """
 
     crop_padding: int = 0
     padding_mode: PaddingMode = "reflect"
     hflip: bool = False
     cutout: int = 0
+    resized_crop: tuple[float, float, float, float] | None = None
 
     @property
     def active(self) -> bool:
         """Whether anything happens at all."""
-        return bool(self.crop_padding or self.hflip or self.cutout)
+        return bool(self.crop_padding or self.hflip or self.cutout or self.resized_crop)
 
     def check(self, height: int, width: int) -> None:
         """Refuse what cannot be done to images of this size.
@@ -73,6 +76,10 @@ class Draws:
     flip: Tensor
     row: Tensor
     column: Tensor
+
+    def taken(self, positions: Tensor) -> Draws:
+        """Return the decisions for the images at `positions` of the batch."""
+        return Draws(*(getattr(self, part.name)[positions] for part in fields(self)))
 
 
 def draw(augment: Augment, count: int, height: int, width: int, generator: torch.Generator) -> Draws:
@@ -142,12 +149,44 @@ def _outside(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
 
 def cutout_mask(augment: Augment, draws: Draws, height: int, width: int) -> Tensor:
     """Return the (batch, 1, h, w) mask of the pixels that cutout erases."""
-    start_row = draws.row[:, None] - augment.cutout // 2
-    start_column = draws.column[:, None] - augment.cutout // 2
+    return square_mask(draws.row, draws.column, augment.cutout, height, width)
+
+
+def square_mask(row: Tensor, column: Tensor, side: int, height: int, width: int) -> Tensor:
+    """Return the (batch, 1, h, w) mask of one square per image, clipped at the border.
+
+    Args:
+        row: (batch,) of the squares' centres.
+        column: (batch,) of the squares' centres.
+        side: Of the squares, in pixels; an even one reaches one pixel further up and left of its centre.
+        height: Of the images.
+        width: Of the images.
+    """
+    top, left = row[:, None] - side // 2, column[:, None] - side // 2
     rows, columns = torch.arange(height), torch.arange(width)
-    row_in = (rows >= start_row) & (rows < start_row + augment.cutout)
-    column_in = (columns >= start_column) & (columns < start_column + augment.cutout)
+    row_in = (rows >= top) & (rows < top + side)
+    column_in = (columns >= left) & (columns < left + side)
     return (row_in[:, :, None] & column_in[:, None, :])[:, None]
+
+
+def resized_crop(image: Tensor, augment: Augment, size: tuple[int, int], seed: int) -> Tensor:
+    """Return a random part of one image at another size, drawn as torchvision's RandomResizedCrop draws it.
+
+    Args:
+        image: (c, h, w) of any size and number type.
+        augment: With a `resized_crop`.
+        size: (height, width) to resize the part to.
+        seed: The part depends on it and on nothing else.
+    """
+    from torchvision.transforms import v2
+
+    assert augment.resized_crop is not None
+    least, largest, narrow, wide = augment.resized_crop
+    crop = v2.RandomResizedCrop(size, (least, largest), (narrow, wide), antialias=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        cropped: Tensor = crop(image)
+        return cropped
 
 
 def normalise(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convwright.errors import DataError, did_you_mean
+import numpy as np
+from torch import Tensor
+
+from convwright.errors import DataError
+from convwright.training.data_sets import Request, data_set_named
 from convwright.training.folders import dataset_part, folder_parts
 from convwright.training.images import Images, check_labels, class_names, stratified_split
-from convwright.training.sources import KNOWN, Parts, Shape, known_parts, npz_parts
+from convwright.training.sources import Parts, Shape, npz_parts
 
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images per part; larger folders are streamed
 
@@ -85,10 +89,10 @@ def load_data(
     """Load a data set and split off its validation part.
 
     Args:
-        spec: `fashion-mini` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `npz:PATH`,
-            `folder:PATH`, or from Python a map-style data set of (image, label), or (train, test),
-            or (train, val, test) of them. A data set that fits into memory is read once: random
-            transforms inside it are then frozen; give `memory_limit=0` to read it in each epoch.
+        spec: `fashion-mini` (embedded), `mnist`, `fashion-mnist`, `cifar10` or another name in
+            `data_sets`, `npz:PATH`, `folder:PATH`, or from Python a map-style data set of (image,
+            label), or (train, test), or (train, val, test) of them. A data set that fits into memory is read once:
+            random transforms inside it are then frozen; give `memory_limit=0` to read it in each epoch.
         data_dir: Where `mnist.npz`, `fashion-mnist.npz`, `cifar10.npz` lie; else
             `$CONVWRIGHT_DATA`; else torchvision downloads.
         input_shape: (c, h, w) that the network wants: images are resized, grey is repeated.
@@ -149,14 +153,11 @@ def _parts(spec: Any, data_dir: Path | None, shape: Shape | None, limit: int) ->
         return text, npz_parts(Path(path).expanduser(), path, shape)
     if kind == "folder" and path:
         return text, folder_parts(Path(path).expanduser(), shape, limit)
-    if text not in KNOWN:
-        raise DataError(
-            f"unknown data {text!r}.{did_you_mean(text, KNOWN)} Give one of {', '.join(KNOWN)}, npz:PATH or folder:PATH"
-        )
-    return text, known_parts(text, data_dir, shape)
+    return text, data_set_named(text).read(Request(data_dir, shape, limit))
 
 
 def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Parts]:
+    _check_samples(spec)
     sets = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
     if not 1 <= len(sets) <= 3:
         raise DataError(f"{len(sets)} data sets; give one, (train, test) or (train, val, test)")
@@ -167,6 +168,26 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
     names = getattr(sets[0], "classes", None)
     names = tuple(str(name) for name in names) if names is not None else None
     return type(sets[0]).__name__, Parts(train, val, test, names)
+
+
+def _check_samples(spec: Any) -> None:
+    """Refuse what was meant as samples or as images and labels, with the way to write it.
+
+    Raises:
+        DataError: A list of samples, or arrays where data sets belong.
+    """
+    if spec is None:
+        raise DataError("data=None; give a name such as fashion-mini, npz:PATH, folder:PATH or a Dataset")
+    first = next(iter(spec), None) if isinstance(spec, (tuple, list)) else spec
+    name, pair = type(first).__name__, "torch.utils.data.TensorDataset(images, labels)"
+    if isinstance(first, (Tensor, np.ndarray)):
+        raise DataError(f"{name} where a data set is wanted; give {pair}, with images (n, c, h, w)")
+    if isinstance(first, (tuple, list)):
+        count = len(spec)
+        raise DataError(
+            f"a {type(spec).__name__} of {count} sample{'s' * (count != 1)} where data sets are wanted; give {pair} or "
+            "your own Dataset, or (train, test) of them"
+        )
 
 
 def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None) -> ImageData:

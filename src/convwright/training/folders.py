@@ -30,6 +30,20 @@ class ImageFiles:
     shape: Shape
     resize: bool
 
+    @property
+    def mode(self) -> str:
+        """Grey or colour, as PIL names it."""
+        return "L" if self.shape[0] == 1 else "RGB"
+
+    def whole(self, position: int) -> Tensor:
+        """Return one image as (c, h, w) uint8 in the size of its file.
+
+        Raises:
+            DataError: Names the file that cannot be decoded.
+        """
+        path = self.paths[position]
+        return as_image(_decode(path, self.mode), path)
+
     def __call__(self, position: int) -> Tensor:
         """Return one image as (c, h, w) uint8.
 
@@ -38,7 +52,7 @@ class ImageFiles:
         """
         path = self.paths[position]
         channels, height, width = self.shape
-        image = _decode(path, "L" if channels == 1 else "RGB")
+        image = _decode(path, self.mode)
         if image.size != (width, height):
             if not self.resize:
                 raise DataError(
@@ -197,7 +211,8 @@ def _stream(
     if stats is None:
         positions = range(0, count, max(count // _SAMPLE, 1))
         stats = statistics(torch.stack([read(position) for position in positions]))
-    return StreamImages(read, torch.arange(count), torch.tensor(labels), shape, *stats)
+    whole = read.whole if isinstance(read, ImageFiles) else None
+    return StreamImages(read, torch.arange(count), torch.tensor(labels), shape, *stats, whole)
 
 
 def _in_memory_or_stream(

@@ -57,6 +57,7 @@ class StreamImages:
         shape: (channels, height, width) of one image.
         mean: Per channel, in units of 0..1 (of the values themselves for float images).
         std: Per channel, same units.
+        read_whole: As `read`, before resizing: images of any size, for random crops. None: `read` does not resize.
     """
 
     read: Callable[[int], Tensor]
@@ -65,6 +66,7 @@ class StreamImages:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    read_whole: Callable[[int], Tensor] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -73,7 +75,7 @@ class StreamImages:
     def subset(self, indices: Tensor) -> StreamImages:
         """Return the images at `indices` (m,), without reading them."""
         positions, labels = self.indices[indices], self.labels[indices]
-        return StreamImages(self.read, positions, labels, self.shape, self.mean, self.std)
+        return StreamImages(self.read, positions, labels, self.shape, self.mean, self.std, self.read_whole)
 
 
 Images: TypeAlias = ArrayImages | StreamImages

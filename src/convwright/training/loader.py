@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convwright.errors import DataError
-from convwright.training.augment import Augment, cutout_mask, draw, gather, normalise
+from convwright.training.augment import Augment, cutout_mask, draw, gather, normalise, resized_crop
 from convwright.training.images import ArrayImages, Images, StreamImages
 
 Batch = tuple[Tensor, Tensor]
@@ -41,6 +41,8 @@ class Loader:
         device: Where batches are made.
         channels_last: Layout of the batches; else contiguous.
         workers: Processes that read a streamed set; None: one per core, at most 8.
+        shard: (rank, count): yield the rank-th of `count` parts of every batch. Order and augmentation are drawn
+            for the whole batch, so that the parts together are the batch of a single process.
 
     Yields:
         (float32 (batch, c, h, w), int64 (batch,)) on `device`.
@@ -57,6 +59,7 @@ class Loader:
         device: torch.device | str = "cpu",
         channels_last: bool = True,
         workers: int | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         if augment is not None:
             augment.check(*images.shape[1:])
@@ -68,14 +71,15 @@ class Loader:
         self.channels_last = channels_last
         self.epoch = 0
         self.position = 0
-        self.sizes = _batch_sizes(len(images), batch_size)
+        self.shard = shard
+        self.sizes = batch_sizes(len(images), batch_size)
         self._labels = images.labels.to(self.device)
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (images.mean, images.std)
         )
         self._pixels = images.images.to(self.device) if isinstance(images, ArrayImages) else None
         self._order = _Order()
-        self._stream = _stream_loader(images, self._order, workers)
+        self._stream = _stream_loader(images, self.augment, self._order, workers)
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
@@ -110,13 +114,30 @@ class Loader:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
         return torch.split(torch.randperm(count, generator=generator), self.sizes)
 
+    def _own(self, part: Tensor) -> Tensor:
+        """Return this shard's share of a batch (n,)."""
+        rank, count = self.shard
+        return part[rank::count]
+
     def _reads(self, parts: tuple[Tensor, ...]) -> Iterator[Tensor] | None:
         """Let the workers start on these batches; None for a set in memory."""
         if self._stream is None:
             return None
-        base = derived_seed(self.seed, self.epoch, 2**32)
-        self._order.batches = [[(int(k), base ^ int(k)) for k in part] for part in parts]
+        base = self._image_seed(self.epoch)
+        self._order.batches = [[(int(k), base ^ int(k)) for k in self._own(part)] for part in parts]
         return iter(self._stream)
+
+    def _image_seed(self, epoch: int) -> int:
+        """Return what becomes an image's own seed when its position is mixed in."""
+        return derived_seed(self.seed, epoch, 2**32)
+
+    def _resized(self, pixels: Tensor, epoch: int, part: Tensor) -> Tensor:
+        """Crop and resize images in memory (batch, c, h, w); workers do it for those that they read."""
+        if self.augment is None or self.augment.resized_crop is None:
+            return pixels
+        base, size = self._image_seed(epoch), (pixels.shape[2], pixels.shape[3])
+        crops = [resized_crop(x, self.augment, size, base ^ int(k)) for x, k in zip(pixels, part, strict=True)]
+        return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
     def _finish(self, epoch: int, position: int, part: Tensor, raw: Tensor | None) -> Batch:
         """Fetch, augment and normalise one batch."""
@@ -125,10 +146,13 @@ class Loader:
         if self.augment is not None:
             seed = derived_seed(self.seed, epoch, position)
             draws = draw(self.augment, len(part), *size, torch.Generator().manual_seed(seed))
+            draws = draws.taken(self._own(torch.arange(len(part))))
+        part = self._own(part)
         indices = part.to(self.device)
         if raw is None:
             assert self._pixels is not None
             pixels = gather(self._pixels, indices, self.augment, draws)
+            pixels = self._resized(pixels, epoch, part)
         else:
             everything = torch.arange(len(part), device=self.device)
             pixels = gather(raw.to(self.device), everything, self.augment, draws)
@@ -140,7 +164,8 @@ class Loader:
         return batch, self._labels.index_select(0, indices)
 
 
-def _batch_sizes(count: int, batch_size: int) -> list[int]:
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of one epoch; a rest of one image joins the batch before."""
     sizes = [batch_size] * (count // batch_size)
     rest = count % batch_size
     if rest == 1 and sizes:
@@ -153,16 +178,22 @@ def _batch_sizes(count: int, batch_size: int) -> list[int]:
 class _Reads(Dataset[Tensor]):
     """The streamed set as a torch data set whose keys are (position, seed)."""
 
-    def __init__(self, images: StreamImages) -> None:
+    def __init__(self, images: StreamImages, augment: Augment | None) -> None:
         self.images = images
+        self.augment = augment if augment is not None and augment.resized_crop else None
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         position, seed = key
+        images, index = self.images, int(self.images.indices[position])
+        read = images.read if self.augment is None else images.read_whole or images.read
         # Random transforms of the user's own data set become functions of (seed, epoch, image),
         # whichever worker runs them, and leave the process's generator alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.images.read(int(self.images.indices[position]))
+            image = read(index)
+        if self.augment is None:
+            return image
+        return resized_crop(image, self.augment, images.shape[1:], seed)
 
 
 class _Order:
@@ -182,12 +213,14 @@ class _Order:
         return iter(self.batches)
 
 
-def _stream_loader(images: Images, order: _Order, workers: int | None) -> DataLoader[Tensor] | None:
+def _stream_loader(
+    images: Images, augment: Augment | None, order: _Order, workers: int | None
+) -> DataLoader[Tensor] | None:
     if isinstance(images, ArrayImages):
         return None
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     return DataLoader(
-        _Reads(images),
+        _Reads(images, augment),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_stack,

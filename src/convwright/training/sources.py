@@ -1,8 +1,7 @@
-"""npz files and the well-known data sets."""
+"""What a source of data offers, and npz files."""
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,28 +19,6 @@ from convwright.errors import DataError
 from convwright.training.images import ArrayImages, Images, statistics
 
 Shape = tuple[int, int, int]
-KNOWN = ("fashion-mini", "mnist", "fashion-mnist", "cifar10")
-_FASHION = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-)
-_CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_ASSETS = Path(__file__).parent / "assets"
-_DIGITS = tuple("0123456789")
-NAMES = {"fashion-mini": _FASHION, "fashion-mnist": _FASHION, "mnist": _DIGITS, "cifar10": _CIFAR}
-_FILES = {
-    "mnist": ("mnist.npz",),
-    "fashion-mnist": ("fashion-mnist.npz", "fashion_mnist.npz"),
-    "cifar10": ("cifar10.npz",),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,51 +151,3 @@ def converted(images: Tensor, shape: Shape) -> Tensor:
         return images
     pieces = [tv.resize(piece, [height, width], antialias=True) for piece in torch.split(images, 1024)]
     return torch.cat(pieces)
-
-
-def known_parts(name: str, data_dir: Path | None, shape: Shape | None) -> Parts:
-    """Read a well-known set: embedded, from a local file, or by torchvision's download."""
-    if name == "fashion-mini":
-        parts = npz_parts(_ASSETS / "fashion_mini.npz", name, shape)
-    else:
-        file = _local_file(name, data_dir)
-        parts = npz_parts(file, str(file), shape) if file else _downloaded(name, shape)
-    return Parts(parts.train, None, parts.test, NAMES[name])
-
-
-def _local_file(name: str, data_dir: Path | None) -> Path | None:
-    environment = os.environ.get("CONVWRIGHT_DATA")
-    folders = [data_dir, Path(environment) if environment else None]
-    candidates = (folder / file for folder in folders if folder for file in _FILES[name])
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def _downloaded(name: str, shape: Shape | None) -> Parts:
-    train = _torchvision_images(name, True, shape)
-
-    def test() -> ArrayImages:
-        part = _torchvision_images(name, False, shape)
-        return ArrayImages(part.images, part.labels, train.mean, train.std)
-
-    return Parts(train, None, test, None)
-
-
-def _torchvision_images(name: str, train: bool, shape: Shape | None) -> ArrayImages:
-    from torchvision import datasets
-
-    kind = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}[name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convwright"
-    try:
-        # torchvision checks the files' checksums before it reads them.
-        dataset = getattr(datasets, kind)(str(cache), train=train, download=True)
-    except Exception as error:  # network, disk and checksum errors come in many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{name}: not found locally and the download failed ({reason}); put "
-            f"{_FILES[name][0]} with x_train, y_train, x_test, y_test into a folder and name it by "
-            "--data-dir or $CONVWRIGHT_DATA"
-        ) from error
-    images = image_tensor(np.asarray(dataset.data), name)
-    images = (converted(images, shape) if shape else images).contiguous(memory_format=torch.channels_last)
-    labels = label_tensor(np.asarray(dataset.targets), len(images), name)
-    return ArrayImages(images, labels, *statistics(images))
