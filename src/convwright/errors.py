@@ -34,6 +34,10 @@ class RecipeError(ConvwrightError):
     """A training recipe is invalid, or training with it broke down."""
 
 
+class RecipeWarning(UserWarning):
+    """A setting of a recipe has no effect, or probably not the one that is meant."""
+
+
 class RunError(ConvwrightError):
     """A run directory is damaged, in use by another process, or does not match the command."""
 

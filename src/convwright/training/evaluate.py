@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,8 +60,17 @@ def evaluate(
     return evaluate_batches(model, loader, precision)
 
 
-def evaluate_batches(model: nn.Module, loader: Loader, precision: str) -> Metrics:
-    """Judge `model` on the batches of one epoch of `loader`; sums stay on the device."""
+def evaluate_batches(
+    model: nn.Module, loader: Loader, precision: str, total: Callable[[Tensor], Tensor] | None = None
+) -> Metrics:
+    """Judge `model` on the batches of one epoch of `loader`; sums stay on the device.
+
+    Args:
+        model: As for `evaluate`.
+        loader: Its whole set counts, though it may yield one process's shard of it.
+        precision: fp32 or bf16.
+        total: Adds a tensor up over all processes; None: there is one.
+    """
     loss = torch.zeros((), dtype=torch.float64, device=loader.device)
     right = torch.zeros((), dtype=torch.int64, device=loader.device)
     if loader.device.type == "mps":
@@ -71,6 +80,8 @@ def evaluate_batches(model: nn.Module, loader: Loader, precision: str) -> Metric
             scores = single_tensor(model(images)).float()
             loss += F.cross_entropy(scores, labels, reduction="sum")
             right += count_right(scores, labels)
+    if total is not None:
+        loss, right = total(loss), total(right)
     count = len(loader.images)
     return Metrics(right.item() / count, loss.item() / count, count)
 

@@ -4,18 +4,72 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from convwright.architecture import Architecture
+from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError
 from convwright.training.data import ImageData
 from convwright.training.evaluate import eval_mode
+from convwright.training.loader import batch_sizes
 from convwright.training.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
+from convwright.training.techniques import Setting
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network that is ready for training.
+
+    Attributes:
+        model: The network given, or an edited copy.
+        setting: What its techniques were shown.
+        plan: The edits made; None for none.
+        warnings: Settings that have no effect, one line each.
+    """
+
+    model: nn.Module
+    setting: Setting
+    plan: Plan | None
+    warnings: tuple[str, ...]
+
+
+def setting_for(model: nn.Module, data: ImageData, recipe: Recipe) -> Setting:
+    """Return what the recipe's techniques may look at; the network is captured when one of them asks."""
+    per_epoch = len(batch_sizes(len(data.train), recipe.batch_size))
+    whole = recipe.epochs * per_epoch
+    example = torch.zeros(1, *data.shape, device=_device(model))
+    arch = Architecture(model, example, type(model).__name__)
+    return Setting(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole))
+
+
+def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
+    """Let the recipe's techniques check everything, and edit the network.
+
+    Raises:
+        RecipeError: A technique cannot work with this network, data or recipe.
+        ReadError: A technique needs the network read, and it cannot be.
+    """
+    if recipe.techniques:  # data that do not fit are said to be so, before a technique stumbles over them
+        check_forward(model, torch.zeros(2, *data.shape, device=_device(model)), data)
+    first = setting = setting_for(model, data, recipe)
+    notes: list[str] = []
+    for technique in recipe.techniques.values():
+        notes += technique.check(setting)
+        edits = technique.edits(setting.arch) if technique.changes_network else ()
+        if edits:
+            setting = replace(setting, arch=setting.arch.apply(*edits, verify=False))
+    edited = setting.arch is not first.arch
+    return Prepared(setting.arch.model, setting, setting.arch.plan if edited else None, tuple(notes))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def settle(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convwright.errors import RecipeError
+from convwright.errors import RecipeError, RecipeWarning
+from convwright.training.batches import Batch, Gradients
 from convwright.training.checkpoint import (
     FILE,
     load_model_state,
@@ -25,89 +29,40 @@ from convwright.training.checkpoint import (
     write_checkpoint,
 )
 from convwright.training.data import ImageData, load_data
+from convwright.training.distributed import train_over
 from convwright.training.evaluate import (
     Metrics,
-    count_right,
     evaluate_batches,
     kept_modes,
 )
 from convwright.training.images import Images
-from convwright.training.loader import Loader
+from convwright.training.loader import Loader, derived_seed
 from convwright.training.optimizers import (
     OptimizerState,
     build_optimizer,
     load_state_by_name,
+    set_momentum,
     state_by_name,
 )
-from convwright.training.preflight import make_fabric, settle
+from convwright.training.outcome import EpochRecord, TrainResult
+from convwright.training.preflight import Prepared, make_fabric, prepare, setting_for, settle
 from convwright.training.progress import ProgressLine
 from convwright.training.recipe import Recipe, as_recipe
-from convwright.training.schedules import SCHEDULES
+from convwright.training.schedules import Position, Rates
 from convwright.training.settings import (
     Settings,
+    autocast,
     single_tensor,
     to_layout,
     untouched_random,
 )
+from convwright.training.synchronised import synchronised
+from convwright.training.techniques import Effect, Setting, Training
+from convwright.training.techniques.flip_test import Flipped
 
+_BEYOND = 2**33  # beside every epoch number: a stream of random numbers of its own
 _CHECK_EVERY = 50  # steps between two looks at the losses: each look waits for the device
 _EVAL_BATCH = 500
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch.
-
-    Attributes:
-        epoch: Counted from 1.
-        train_loss: Mean over the epoch's images, while the weights move, label smoothing included.
-        train_acc: Accuracy on the augmented training images, likewise.
-        val_loss: Mean cross-entropy on the validation part after the epoch; None without one.
-        val_acc: Accuracy there.
-        lr: Learning rate of the last step.
-        seconds: Wall time of training and validation.
-    """
-
-    epoch: int
-    train_loss: float
-    train_acc: float
-    val_loss: float | None
-    val_acc: float | None
-    lr: float
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class TrainResult:
-    """What `train` returns.
-
-    Attributes:
-        model: The network that was given, trained in place, with the weights of the last epoch.
-        history: One record per epoch.
-        val: Validation metrics after the last epoch; None without a validation part.
-        test: Test metrics, read once at the end; None if not asked for or not there.
-        seconds: Wall time of all epochs, over all resumed runs.
-        settings: Precision, layout and the measurement that chose them.
-        optimizer_state: The optimizer's state by parameter name, for `train(optimizer_state=...)`.
-    """
-
-    model: nn.Module
-    history: tuple[EpochRecord, ...]
-    val: Metrics | None
-    test: Metrics | None
-    seconds: float
-    settings: Settings
-    optimizer_state: OptimizerState
-
-    @property
-    def last(self) -> EpochRecord:
-        """The last epoch."""
-        return self.history[-1]
-
-    @property
-    def best(self) -> EpochRecord:
-        """The epoch with the best validation accuracy (training accuracy without validation)."""
-        return max(self.history, key=lambda r: r.train_acc if r.val_acc is None else r.val_acc)
 
 
 def train(
@@ -123,6 +78,7 @@ def train(
     progress: bool = True,
     test: bool = True,
     workers: int | None = None,
+    devices: int = 1,
 ) -> TrainResult:
     """Train `model` in place.
 
@@ -134,7 +90,8 @@ def train(
     Args:
         model: Maps (batch, c, h, w) to (batch, classes), alone or in a dict or tuple of one tensor.
         data: What `load_data` returned, or anything that it takes.
-        recipe: A recipe, a preset's name or a .yaml file; None: the default.
+        recipe: A recipe, a preset's name or a .yaml file; None: the default. With techniques that edit the
+            network (`blurpool`, ...) an edited copy is trained: take it from the result.
         out: Folder of the checkpoint, written after each epoch; None: no checkpoint.
         resume: Continue from the checkpoint in `out`, if there is one.
         on_epoch: Called with each record after its checkpoint; returning True ends the training.
@@ -143,6 +100,10 @@ def train(
         progress: A bar on a terminal, a line per epoch elsewhere.
         test: Whether to judge the result on the test part, once, at the end.
         workers: Processes that read a streamed data set.
+        devices: Processes that train together, one per device; on the CPU they share the threads. Each computes its
+            part of every batch, and batch norm normalises by the whole, so that the losses are those of a single
+            process up to rounding; what draws random numbers inside the network (dropout) draws others. They are
+            started anew: a script must guard its own start by ``if __name__ == "__main__":``.
 
     Raises:
         RecipeError: Bad recipe, a loss that is not finite (the last good checkpoint stays), or a
@@ -155,51 +116,116 @@ def train(
         data = load_data(data, val_fraction=recipe.val_fraction)
     if resume and out is None:
         raise RecipeError("resume needs the folder of the checkpoint; give out=")
-    fabric = make_fabric(accelerator, "32-true")
+    if devices > 1 and on_epoch is not None:
+        raise RecipeError(f"on_epoch cannot be called from {devices} processes; use devices=1")
     folder = Path(out) if out is not None else None
-    with kept_modes(model), untouched_random(fabric.device), _contiguous_after(model):
-        model.to(fabric.device)
-        found = read_checkpoint(folder) if folder is not None and resume else None
-        settings = settle(model, data, recipe, fabric.device, found)
-        run = _Run(model, data, recipe, settings, accelerator, folder, workers)
+    order = Order(data, recipe, folder, resume, accelerator, progress, test, workers)
+    device = make_fabric(accelerator, "32-true").device
+    with ExitStack() as stack:
+        stack.enter_context(kept_modes(model))
+        stack.enter_context(untouched_random(device))
+        prepared = prepare(model.to(device), data, recipe)
+        stack.enter_context(kept_modes(prepared.model))
+        stack.enter_context(_contiguous_after(prepared.model))
+        settings = settle(prepared.model, data, recipe, device, order.checkpoint())
+        for text in prepared.warnings:
+            warnings.warn(text, RecipeWarning, stacklevel=2)
+        if devices > 1:
+            state = train_over(devices, prepared.model, order, settings, optimizer_state)
+            run = Run(prepared.model, prepared.setting, order, settings)
+            run.restore(state, Path("the state of the first process"))
+        else:
+            run = train_prepared(
+                prepared.model, order, settings, None, optimizer_state, on_epoch=on_epoch, setting=prepared.setting
+            )
+        return run.result(test, prepared)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What is to be trained on, and how; see `train`."""
+
+    data: ImageData
+    recipe: Recipe
+    folder: Path | None
+    resume: bool
+    accelerator: str
+    progress: bool
+    test: bool
+    workers: int | None
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return the checkpoint to continue from."""
+        return read_checkpoint(self.folder) if self.folder is not None and self.resume else None
+
+
+def train_prepared(
+    model: nn.Module,
+    order: Order,
+    settings: Settings,
+    fabric: Fabric | None,
+    optimizer_state: OptimizerState | None,
+    *,
+    on_epoch: Callable[[EpochRecord], object] | None = None,
+    setting: Setting | None = None,
+) -> Run:
+    """Train a network that needs no more edits, in this process; `fabric` is given where it is one of several."""
+    run = Run(model, setting or setting_for(model, order.data, order.recipe), order, settings, fabric)
+    found = order.checkpoint()
+    try:
         if found is not None:
-            run.restore(found)
+            run.restore(found, order.folder)
         else:
             run.begin(optimizer_state)
-        with ProgressLine(run.total, run.step, progress) as line:
+        with (
+            synchronised(model, run.fabric.world_size),
+            ProgressLine(run.total, run.step, order.progress and run.fabric.is_global_zero) as line,
+        ):
             run.epochs(line, on_epoch)
-        return run.result(test)
+            run.finish()
+    finally:
+        run.close()
+    return run
 
 
-class _Run:
+class Run:
     """The moving parts of one training."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        data: ImageData,
-        recipe: Recipe,
-        settings: Settings,
-        accelerator: str,
-        folder: Path | None,
-        workers: int | None,
+        self, model: nn.Module, setting: Setting, order: Order, settings: Settings, fabric: Fabric | None = None
     ) -> None:
-        self.model, self.data, self.recipe, self.settings = model, data, recipe, settings
-        self.folder = folder
-        self.workers = workers
-        to_layout(model, settings.layout)
-        self.fabric = make_fabric(accelerator, "bf16-mixed" if settings.precision == "bf16" else "32-true")
-        self.loader = _train_loader(data, recipe, settings, workers)
-        self.val_loader = self._judge(data.val) if data.val is not None else None
-        self.optimizer = build_optimizer(model, recipe)
+        self.model, self.setting, self.order, self.settings = model, setting, order, settings
+        self.data, self.recipe = order.data, order.recipe
+        self.folder = order.folder
+        to_layout(self.model, settings.layout)
+        precision = "bf16-mixed" if settings.precision == "bf16" else "32-true"
+        self.fabric = fabric or make_fabric(order.accelerator, precision)
+        self.rank = (self.fabric.global_rank, self.fabric.world_size)
+        self.optimizer = build_optimizer(self.model, self.recipe)
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        whole = recipe.epochs * len(self.loader)
-        self.total = min(whole, recipe.max_steps or whole)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
+        self.total = setting.steps
         self.step = 0
+        self.effects = self._effects()
+        # What blends images needs the whole batch; else each process fetches its own part of it.
+        self.divides = any(type(effect).batch is not Effect.batch for effect in self.effects.values())
+        self.loader = self._training_loader((0, 1) if self.divides else self.rank)
+        self.val_loader = self._judge(self.data.val) if self.data.val is not None else None
         self.history: list[EpochRecord] = []
         self.val: Metrics | None = None
         self.stopped = False
+
+    def _training_loader(self, shard: tuple[int, int]) -> Loader:
+        return Loader(
+            self.data.train,
+            self.recipe.batch_size,
+            augment=self.recipe.augment,
+            seed=self.recipe.seed,
+            device=self.fabric.device,
+            channels_last=self.settings.channels_last,
+            workers=self.order.workers,
+            shard=shard,
+        )
 
     def _judge(self, images: Images) -> Loader:
         return Loader(
@@ -208,8 +234,56 @@ class _Run:
             shuffle=False,
             device=self.fabric.device,
             channels_last=self.settings.channels_last,
-            workers=self.workers,
+            workers=self.order.workers,
+            shard=self.rank,
         )
+
+    def _judged(self, model: nn.Module, loader: Loader) -> Metrics:
+        total = self._total if self.fabric.world_size > 1 else None
+        return evaluate_batches(model, loader, self.settings.precision, total)
+
+    def _total(self, part: Tensor) -> Tensor:
+        summed = self.fabric.all_reduce(part, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    # ------------------------------------------------------------------------------------- techniques
+
+    def _effects(self) -> dict[str, Effect]:
+        training = Training(
+            self.model,
+            self.optimizer,
+            self.setting,
+            self.fabric.device,
+            self._forward,
+            self._scheduled,
+            self._more_batches,
+        )
+        made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
+        return {name: effect for name, effect in made.items() if effect is not None}
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with autocast(self.fabric.device, self.settings.precision):
+            return single_tensor(self.model(images))
+
+    def _scheduled(self, step: int) -> float:
+        """Return the schedule's own rate as a share of the highest."""
+        return self._rates(step).factor
+
+    def _rates(self, step: int) -> Rates:
+        return self.recipe.rates(Position(step, self.total, self.setting.steps_per_epoch))
+
+    def _more_batches(self) -> Iterator[Tensor]:
+        """Yield the images of an epoch that no training reaches, in the order and augmentation of the seed."""
+        loader = self._training_loader((0, 1))
+        loader.epoch = _BEYOND
+        for index, (images, _) in enumerate(loader):
+            yield self._changed(images, torch.zeros(len(images), dtype=torch.int64), self.total + index)[0]
+
+    def close(self) -> None:
+        """Take off the network what techniques put on it."""
+        for effect in reversed(self.effects.values()):
+            effect.close()
 
     # ------------------------------------------------------------------------------------- training
 
@@ -218,30 +292,31 @@ class _Run:
         torch.manual_seed(self.recipe.seed)
         if optimizer_state is not None:
             load_state_by_name(self.model, self.optimizer, optimizer_state)
-        if self.folder is not None:
+        if self.folder is not None and self.fabric.is_global_zero:
             (self.folder / FILE).unlink(missing_ok=True)
 
     def epochs(self, line: ProgressLine, on_epoch: Callable[[EpochRecord], object] | None) -> None:
         """Train until the steps are used up, or `on_epoch` asks to stop."""
         # Fabric wraps its own copies of the references; model and optimizer stay the user's.
         module, optimizer = self.fabric.setup(self.model, self.optimizer)
+        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate)
         optimizer.zero_grad()
         while self.step < self.total and not self.stopped:
-            record = self._epoch(module, optimizer, line)
+            record = self._epoch(gradients, optimizer, line)
             self.history.append(record)
-            if self.folder is not None:
+            if self.folder is not None and self.fabric.is_global_zero:
                 write_checkpoint(self.folder, self.checkpoint())
             line.line(_describe(record, self.recipe.epochs))
             _log.debug("%s", record)
             self.stopped = on_epoch is not None and on_epoch(record) is True
         optimizer.zero_grad()
 
-    def _epoch(self, module: nn.Module, optimizer: Any, line: ProgressLine) -> EpochRecord:
+    def _epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> EpochRecord:
         start = time.perf_counter()
-        loss, accuracy = self._train_epoch(module, optimizer, line)
+        loss, accuracy = self._train_epoch(gradients, optimizer, line)
         self._check_weights()
         if self.val_loader is not None:
-            self.val = evaluate_batches(self.model, self.val_loader, self.settings.precision)
+            self.val = self._judged(self.model, self.val_loader)
         return EpochRecord(
             epoch=len(self.history) + 1,
             train_loss=loss,
@@ -252,38 +327,71 @@ class _Run:
             seconds=time.perf_counter() - start,
         )
 
-    def _train_epoch(self, module: nn.Module, optimizer: Any, line: ProgressLine) -> tuple[float, float]:
+    def _train_epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> tuple[float, float]:
         """Run the steps of one epoch; return mean loss and accuracy over its images."""
         steps = min(len(self.loader), self.total - self.step)
         losses = torch.zeros(steps, device=self.fabric.device)
         right = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
-        module.train()
+        gradients.module.train()
         first = self.step
         for index, (images, labels) in zip(range(steps), self.loader, strict=False):
             self._set_rates()
-            scores = single_tensor(module(images))
-            loss = self.criterion(scores, labels)
-            self.fabric.backward(loss)
-            if self.recipe.grad_clip is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():  # sums stay on the device: no wait per step
-                losses[index] = loss
-                right += count_right(scores, labels)
+            batch = self._batch(images, labels, self.loader.sizes[index])
+            loss, hits = self._train_step(gradients, optimizer, batch)
+            losses[index] = loss  # sums stay on the device: no wait per step
+            right += hits
             self.step += 1
             line.step(self.step)
             if (index + 1) % _CHECK_EVERY == 0:
                 self._check_losses(losses[: index + 1], first)
         self._check_losses(losses, first)
+        if self.fabric.world_size > 1:
+            losses, right = self._total(losses), self._total(right)
         sizes = torch.tensor(self.loader.sizes[:steps], device=losses.device, dtype=losses.dtype)
         return float((losses * sizes).sum() / sizes.sum()), float(right / sizes.sum())
 
+    def _train_step(self, gradients: Gradients, optimizer: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        result = gradients(batch)
+        for effect in self.effects.values():
+            effect.before_update(partial(gradients.again, batch), self.step)
+        if self.recipe.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        for effect in self.effects.values():
+            effect.after_step(self.step)
+        return result
+
+    def _batch(self, images: Tensor, labels: Tensor, whole: int) -> Batch:
+        if not self.divides:
+            return Batch(images, labels, labels, whole)
+        changed, targets = self._changed(images, labels, self.step)
+        return Batch(changed, targets, labels, whole).taken(*self.rank)
+
+    def _changed(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Let the techniques change a batch; what they draw depends on seed and step only, in every process."""
+        with untouched_random(self.fabric.device):
+            torch.manual_seed(derived_seed(self.recipe.seed, _BEYOND, step))
+            for effect in self.effects.values():
+                images, targets = effect.batch(images, targets, step)
+        return images, targets
+
     def _set_rates(self) -> None:
-        recipe = self.recipe
-        factor = SCHEDULES[recipe.schedule](self.step, self.total, recipe.warmup)
+        factor, momentum = self._rates(self.step)
+        for effect in self.effects.values():
+            factor = effect.rate(factor, self.step)
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
+            if momentum is not None:
+                set_momentum(group, momentum)
+
+    def finish(self) -> None:
+        """Let the techniques leave the weights to hand back, and judge them if they changed."""
+        last = [effect for effect in self.effects.values() if effect.finishes]
+        for effect in last:
+            effect.finish()
+        if last and self.val_loader is not None:
+            self.val = self._judged(self.model, self.val_loader)
 
     # ------------------------------------------------------------------------------------- failures
 
@@ -323,18 +431,18 @@ class _Run:
             "val": list(astuple(self.val)) if self.val is not None else [],
             "model": model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
+            "effects": {name: effect.state_dict() for name, effect in self.effects.items()},
             "loader": self.loader.state_dict(),
             "random": random_state(self.fabric.device),
         }
 
-    def restore(self, found: dict[str, Any]) -> None:
-        """Continue from a checkpoint.
+    def restore(self, found: dict[str, Any], folder: Path | None) -> None:
+        """Continue from a checkpoint; `folder` is named in errors.
 
         Raises:
             RecipeError: It belongs to another recipe, data set or network.
         """
-        assert self.folder is not None
-        path = self.folder / FILE
+        path = (folder or Path()) / FILE
         _check_recipe(self.recipe, json.loads(found["recipe"]), path)
         if found["data"] != _data_text(self.data):
             raise RecipeError(
@@ -343,18 +451,21 @@ class _Run:
             )
         load_model_state(self.model, found["model"], path)
         self.optimizer.load_state_dict(found["optimizer"])
+        for name, effect in self.effects.items():
+            effect.load_state_dict(found["effects"][name])
         self.loader.load_state_dict(found["loader"])
         self.step = int(found["step"])
         self.history = [EpochRecord(*values) for values in found["history"]]
         self.val = Metrics(*found["val"]) if found["val"] else None
         set_random_state(found["random"], self.fabric.device)
 
-    def result(self, test: bool) -> TrainResult:
+    def result(self, test: bool, prepared: Prepared) -> TrainResult:
         """Judge the test part if asked, and wrap up."""
-        judged = None
+        judged = flipped = None
         if test and self.data.has_test:
-            loader = self._judge(self.data.test)
-            judged = evaluate_batches(self.model, loader, self.settings.precision)
+            judged = self._judged(self.model, self._judge(self.data.test))
+            if "test_flip" in self.recipe.techniques:
+                flipped = self._judged(Flipped(self.model), self._judge(self.data.test))
         return TrainResult(
             model=self.model,
             history=tuple(self.history),
@@ -363,6 +474,9 @@ class _Run:
             seconds=sum(record.seconds for record in self.history),
             settings=self.settings,
             optimizer_state=state_by_name(self.model, self.optimizer),
+            test_flip=flipped,
+            plan=prepared.plan,
+            warnings=prepared.warnings,
         )
 
 
@@ -390,18 +504,6 @@ def _check_recipe(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
             f"{path}: the checkpoint was trained with {name}={stored.get(name)}, not "
             f"{now.get(name)}; give the same recipe, or train without resume"
         )
-
-
-def _train_loader(data: ImageData, recipe: Recipe, settings: Settings, workers: int | None) -> Loader:
-    return Loader(
-        data.train,
-        recipe.batch_size,
-        augment=recipe.augment,
-        seed=recipe.seed,
-        device=settings.device,
-        channels_last=settings.channels_last,
-        workers=workers,
-    )
 
 
 @contextmanager

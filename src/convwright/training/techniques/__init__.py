@@ -1,6 +1,18 @@
 """Training techniques: each a function for one's own loop, and a switch of the recipe with a card."""
 
-from convwright.training.techniques import label_smoothing, mixup
+from convwright.training.techniques import (
+    cutmix,
+    cutout,
+    cyclical,
+    ema,
+    flip_test,
+    label_smoothing,
+    lookahead,
+    mixup,
+    one_cycle,
+    sam,
+    swa,
+)
 from convwright.training.techniques.technique import (
     TECHNIQUES,
     Card,
@@ -22,9 +34,18 @@ __all__ = [
     "Setting",
     "Technique",
     "Training",
+    "cutmix",
+    "cutout",
+    "cyclical",
+    "ema",
+    "flip_test",
     "label_smoothing",
+    "lookahead",
     "made",
     "mixup",
+    "one_cycle",
+    "sam",
+    "swa",
     "technique",
     "technique_named",
 ]

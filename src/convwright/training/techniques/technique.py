@@ -73,9 +73,10 @@ class Training:
         optimizer: Its optimizer.
         setting: What was known before.
         device: Where it runs.
-        forward: Runs the network in the training's precision and layout: images (n, c, h, w) -> scores (n, k).
-        batches: Yields the images of one epoch, normalised and augmented, without moving the training's own
-            loader or random state.
+        forward: Runs the network in the training's precision: images (n, c, h, w) -> scores (n, k).
+        rate: The schedule's share of the highest learning rate at a step, without techniques.
+        batches: Yields the images of one epoch, normalised and augmented as in training; the training's own order
+            goes on as if nothing had been read.
     """
 
     model: nn.Module
@@ -83,11 +84,18 @@ class Training:
     setting: Setting
     device: torch.device
     forward: Callable[[Tensor], Tensor]
+    rate: Callable[[int], float]
     batches: Callable[[], Iterator[Tensor]]
 
 
 class Effect:
-    """What a technique does during one training. Every hook does nothing unless it is overridden."""
+    """What a technique does during one training. Every hook does nothing unless it is overridden.
+
+    Attributes:
+        finishes: Whether `finish` changes the network; it is then judged once more.
+    """
+
+    finishes: bool = False
 
     def rate(self, factor: float, step: int) -> float:
         """Return the share of the highest learning rate for `step` (from 0), given the schedule's own."""

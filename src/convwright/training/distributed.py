@@ -1,0 +1,111 @@
+"""One training over several processes of this machine: each computes its part of every batch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from convwright.errors import RecipeError
+from convwright.training.loader import batch_sizes
+from convwright.training.optimizers import OptimizerState
+
+if TYPE_CHECKING:
+    from convwright.training.settings import Settings
+    from convwright.training.trainer import Order
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What every process is given.
+
+    Attributes:
+        model: The network; each process trains a copy of its own.
+        order: What to do.
+        settings: Precision and layout, settled once for all.
+        optimizer_state: See `train`.
+        file: Where the first process leaves the state at the end.
+        threads: Threads of each process.
+    """
+
+    model: nn.Module
+    order: Order
+    settings: Settings
+    optimizer_state: OptimizerState | None
+    file: Path
+    threads: int
+
+
+def train_over(
+    devices: int, model: nn.Module, order: Order, settings: Settings, optimizer_state: OptimizerState | None
+) -> dict[str, Any]:
+    """Train over `devices` processes, one per device (on the CPU: per share of the threads).
+
+    Returns:
+        What a checkpoint after the last step holds, with the weights that are handed back.
+
+    Raises:
+        RecipeError: The batch cannot be divided, or a process failed.
+    """
+    _check_batches(devices, order)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        threads = max(1, torch.get_num_threads() // devices)
+        # Test images are judged by the caller: what reads them may not travel to another process.
+        sent = replace(order, data=replace(order.data, read_test=None), test=False)
+        work = Work(model, sent, settings, optimizer_state, Path(folder) / "state.pt", threads)
+        precision: Any = "bf16-mixed" if settings.precision == "bf16" else "32-true"
+        accelerator = torch.device(settings.device).type
+        fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_spawn", precision=precision)
+        fabric.launch(_train_part, work)  # type: ignore[arg-type]  # its annotation leaves out the arguments
+        found: dict[str, Any] = torch.load(work.file, weights_only=True)
+    return found
+
+
+def _train_part(fabric: Fabric, work: Work) -> None:
+    """Do one process's part of a training."""
+    from convwright.training.trainer import train_prepared
+
+    torch.set_num_threads(work.threads)
+    # What was sent lies in memory that all processes share: each needs weights of its own.
+    model = copy.deepcopy(work.model).to(fabric.device)
+    settings = replace(work.settings, device=str(fabric.device), threads=work.threads)
+    run = train_prepared(model, work.order, settings, fabric, work.optimizer_state)
+    if fabric.is_global_zero:
+        torch.save(run.checkpoint(), work.file)
+    fabric.barrier()
+
+
+def _check_batches(devices: int, order: Order) -> None:
+    smallest = min(batch_sizes(len(order.data.train), order.recipe.batch_size))
+    if smallest < devices:
+        raise RecipeError(
+            f"recipe field batch_size={order.recipe.batch_size}: the epoch's last batch has {smallest} image(s), "
+            f"fewer than the {devices} processes; choose another batch_size"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Fabric's greetings to the processes out of the output, and find a free port on this machine."""
+    loggers = [logging.getLogger(name) for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    before = os.environ.get("MASTER_PORT")
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if before is None:
+            os.environ.pop("MASTER_PORT", None)

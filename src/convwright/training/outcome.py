@@ -1,0 +1,76 @@
+"""What a training leaves behind: a record per epoch, and the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from convwright.edits import Plan
+from convwright.training.evaluate import Metrics
+from convwright.training.optimizers import OptimizerState
+from convwright.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss: Mean over the epoch's images, while the weights move, label smoothing included.
+        train_acc: Accuracy on the augmented training images, likewise.
+        val_loss: Mean cross-entropy on the validation part after the epoch; None without one.
+        val_acc: Accuracy there.
+        lr: Learning rate of the last step.
+        seconds: Wall time of training and validation.
+    """
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    val_loss: float | None
+    val_acc: float | None
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What `train` returns.
+
+    Attributes:
+        model: The network that was given, trained in place; an edited copy of it where the recipe has techniques
+            that edit. It has the weights of the last epoch, or their average where the recipe averages.
+        history: One record per epoch, of the weights in training.
+        val: Validation metrics of `model` at the end; None without a validation part.
+        test: Test metrics, read once at the end; None if not asked for or not there.
+        seconds: Wall time of all epochs, over all resumed runs.
+        settings: Precision, layout and the measurement that chose them.
+        test_flip: Test metrics with scores averaged over each image and its mirror image, where the recipe has
+            ``test_flip``.
+        plan: What the recipe's techniques edited before training; None for nothing.
+        warnings: Settings of the recipe that have no effect here, one line each.
+        optimizer_state: The optimizer's state by parameter name, for `train(optimizer_state=...)`.
+    """
+
+    model: nn.Module
+    history: tuple[EpochRecord, ...]
+    val: Metrics | None
+    test: Metrics | None
+    seconds: float
+    settings: Settings
+    optimizer_state: OptimizerState
+    test_flip: Metrics | None = None
+    plan: Plan | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> EpochRecord:
+        """The last epoch."""
+        return self.history[-1]
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch with the best validation accuracy (training accuracy without validation)."""
+        return max(self.history, key=lambda r: r.train_acc if r.val_acc is None else r.val_acc)

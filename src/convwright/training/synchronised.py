@@ -1,0 +1,72 @@
+"""Batch norm over the whole batch of several processes, on any device.
+
+torch's own SyncBatchNorm refuses tensors on the CPU, and replaces the user's modules. Here the modules stay, and only
+their ``forward`` is exchanged while training runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def synchronised(model: nn.Module, processes: int) -> Iterator[None]:
+    """Let every batch norm of `model` normalise by the batch of all processes; with one process do nothing."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)] if processes > 1 else []
+    try:
+        for norm in norms:
+            norm.__dict__["forward"] = partial(_forward, norm)
+        yield
+    finally:
+        for norm in norms:
+            norm.__dict__.pop("forward", None)
+
+
+def _forward(norm: _BatchNorm, images: Tensor) -> Tensor:
+    if not norm.training:
+        return type(norm).forward(norm, images)
+    values = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
+    mean, variance, count = batch_statistics(values)
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        _update(norm, mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+    shape = (1, -1, *(1,) * (values.ndim - 2))
+    normal = (values - mean.view(shape)) * torch.rsqrt(variance.view(shape) + norm.eps)
+    if norm.affine:
+        normal = normal * norm.weight.view(shape) + norm.bias.view(shape)
+    return normal.to(images.dtype)
+
+
+def batch_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (c,), biased variance (c,) and count () of (n, c, ...) values over all processes.
+
+    Gradients flow through all three sums, as they would in one process.
+    """
+    from torch.distributed.nn.functional import all_reduce
+
+    dims = [0, *range(2, values.ndim)]
+    own = torch.tensor(float(values.numel() // values.shape[1]), device=values.device)
+    # One message for sum and count; the squares are summed around the mean, else large means would cancel them.
+    summed = all_reduce(torch.cat([values.sum(dims), own.to(values.dtype)[None]]))  # type: ignore[no-untyped-call]
+    mean, count = summed[:-1] / summed[-1], summed[-1].detach()
+    shape = (1, -1, *(1,) * (values.ndim - 2))
+    squares = all_reduce((values - mean.view(shape)).square().sum(dims))  # type: ignore[no-untyped-call]
+    return mean, squares / count, count
+
+
+def _update(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    if norm.momentum is not None:
+        share = norm.momentum
+    else:  # the cumulative average
+        share = 1.0 / float(norm.num_batches_tracked) if norm.num_batches_tracked is not None else 0.0
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)

@@ -1,0 +1,100 @@
+"""What SWA and EMA share: averaged weights beside those in training, and batch norm re-estimated for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, update_bn
+from typing_extensions import override
+
+from convwright.training.techniques.technique import Effect, Training
+
+
+def reestimate_batch_norm(
+    model: nn.Module, images: Iterable[Tensor], forward: Callable[[Tensor], object] | None = None
+) -> None:
+    """Replace the running statistics of batch norms by the averages over these batches.
+
+    Averaged weights never saw data: without this, their accuracy is arbitrary.
+
+    Args:
+        model: Its batch norms are changed in place; its modes stay.
+        images: Batches (n, c, h, w).
+        forward: How to run the model, e.g. in mixed precision; None: ``model(batch)``.
+    """
+    if forward is None:
+        return update_bn(images, model)
+    # torch's own function puts the norms into the state that averages; it calls the "model" that it is given.
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        update_bn(images, _Forward(model, forward))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return None
+
+
+class _Forward(nn.Module):
+    def __init__(self, model: nn.Module, forward: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = forward
+
+    @override
+    def forward(self, images: Tensor) -> object:
+        return self.run(images)
+
+
+class AveragingEffect(Effect):
+    """Keeps averaged weights, and leaves them in the network at the end.
+
+    Args:
+        training: The training.
+        average: ``multi_avg_fn`` of torch's AveragedModel; None: equal weights.
+        due: Whether the weights after a step (from 0) enter the average.
+    """
+
+    finishes = True
+
+    def __init__(
+        self,
+        training: Training,
+        average: Callable[..., None] | None,
+        due: Callable[[int], bool],
+    ) -> None:
+        self.training = training
+        self.averaged = AveragedModel(training.model, multi_avg_fn=average)
+        self.due = due
+
+    @override
+    def after_step(self, step: int) -> None:
+        if self.due(step):
+            self.averaged.update_parameters(self.training.model)
+
+    @override
+    def finish(self) -> None:
+        """Put the averaged weights into the network and re-estimate its batch norm on training batches."""
+        if not int(self.averaged.n_averaged):
+            return
+        model = self.training.model
+        with torch.no_grad():
+            for mine, averaged in zip(model.parameters(), self.averaged.module.parameters(), strict=True):
+                mine.copy_(averaged)
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            reestimate_batch_norm(model, self.training.batches(), self.training.forward)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        weights = {name: p.detach() for name, p in self.averaged.module.named_parameters()}
+        return {"averaged": int(self.averaged.n_averaged), "weights": weights}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.averaged.n_averaged.fill_(state["averaged"])
+        with torch.no_grad():
+            for name, parameter in self.averaged.module.named_parameters():
+                parameter.copy_(state["weights"][name])

@@ -1,0 +1,119 @@
+"""Sharpness-aware minimization: the gradient is taken where the loss around the weights is highest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from convwright.training.techniques.technique import Card, Effect, Technique, Training, technique
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms as they are, though they normalise by the batch.
+
+    Without this, the second pass of a step would mix in statistics of weights that the network never has.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm, _, counter in before:
+            norm.momentum = 0.0
+            if counter is not None:
+                norm.num_batches_tracked = counter.clone()
+        yield
+    finally:
+        for norm, momentum, counter in before:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+def sam_gradients(model: nn.Module, again: Callable[[], object], rho: float = 0.05, *, adaptive: bool = False) -> None:
+    """Replace the gradients by those at the worst weights within a distance of `rho`; the weights stay.
+
+    Call it between ``backward`` and ``optimizer.step``.
+
+    Args:
+        model: Its parameters hold the gradients of the batch.
+        again: Computes them anew on the same batch: forward pass, loss, backward pass.
+        rho: Distance, in the norm over all parameters together.
+        adaptive: Measure the distance relative to the size of each weight (ASAM).
+    """
+    _sam_gradients(model, _perturbation(model.parameters(), rho, adaptive), again)
+
+
+def _sam_gradients(model: nn.Module, perturbation: Any, again: Callable[[], object]) -> None:
+    perturbation.first_step(zero_grad=True)
+    try:
+        with frozen_statistics(model), torch.enable_grad():
+            again()
+    finally:
+        perturbation.second_step()
+
+
+class _Weights:
+    """Stands in for the base optimizer: the library's SAM moves the weights there and back, and makes no step."""
+
+    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+        self.param_groups = param_groups
+        self.state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+
+    def step(self) -> None:
+        """Do nothing: the gradients are left to the optimizer of the training."""
+
+
+def _perturbation(parameters: Iterable[Tensor], rho: float, adaptive: bool) -> Any:
+    from pytorch_optimizer import SAM
+
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    make: Any = lambda groups, **_: _Weights(groups)  # noqa: E731
+    return SAM(trained, base_optimizer=make, rho=rho, adaptive=adaptive)
+
+
+@technique(
+    "sam",
+    Card(
+        does="Goes to the worst weights within a distance rho, takes the gradient there, comes back and steps with it. "
+        "Running statistics of batch norm are frozen in the second pass; the batch is the same in both.",
+        cost="Two forward and backward passes per step: twice the time. `interval: k` does it in every k-th step only.",
+        helps="Networks that overfit or were trained with large batches; the gain adds to averaging and mixing.",
+        hurts="Where training time is what limits: twice the epochs without it often give more. Underfitting networks.",
+        source="Foret et al. 2021; pytorch_optimizer.SAM.",
+    ),
+)
+class Sam(Technique):
+    """Options of sharpness-aware minimization.
+
+    Attributes:
+        rho: Distance, in the norm over all parameters together.
+        adaptive: Measure the distance relative to the size of each weight (ASAM; needs a larger rho, about 0.5).
+        interval: Do it in every so many steps.
+    """
+
+    rho: float = Field(0.05, gt=0, le=10, allow_inf_nan=False)
+    adaptive: bool = False
+    interval: int = Field(1, ge=1)
+
+    @override
+    def effect(self, training: Training) -> Effect:
+        """Return the effect on gradients."""
+        return _SamEffect(self, training.model)
+
+
+class _SamEffect(Effect):
+    def __init__(self, options: Sam, model: nn.Module) -> None:
+        self.interval = options.interval
+        self.model = model
+        self.perturbation = _perturbation(model.parameters(), options.rho, options.adaptive)
+
+    @override
+    def before_update(self, again: Callable[[], None], step: int) -> None:
+        if step % self.interval == 0:
+            _sam_gradients(self.model, self.perturbation, again)
