@@ -66,6 +66,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 RecipeName = Annotated[str | None, typer.Option(help="A preset (default, fast-cpu, small-net) or a .yaml file.")]
 Seed = Annotated[int, typer.Option(help="Of weights, choices and trainings.")]
 Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a state dict saved by torch.")]
+Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
+Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -211,6 +213,98 @@ def optimize(
 
 
 @app.command()
+def ablate(
+    model: Model,
+    data: Data,
+    techniques: Annotated[str, typer.Option(help="Names, such as mixup,sam; with options: 'sam(rho=0.1),mixup'.")],
+    seeds: Annotated[int, typer.Option(help="Trainings per row.")] = 3,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Also every pair of techniques.")] = False,
+    together: Annotated[bool, typer.Option("--together", help="Also all techniques at once.")] = False,
+    recipe: RecipeName = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    test: Annotated[bool, typer.Option("--test", help="At the end, judge all rows on the test images, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/ablate/MODEL-DATA.")] = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    input_shape: Input = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each training technique is worth on a network and data, beside a control without any."""
+    from convwright.runs.ablate import ablate as run
+    from convwright.runs.ablate import default_folder
+    from convwright.runs.experiment_tables import ablated
+
+    folder = out if out is not None else default_folder(model, data)
+    with _resumable(folder, _command(), flag=""):
+        content = run(
+            model,
+            data,
+            techniques,
+            folder,
+            seeds=seeds,
+            all_pairs=all_pairs,
+            together=together,
+            recipe=recipe,
+            epochs=epochs,
+            test=test,
+            jobs=jobs,
+            threads=threads,
+            input_shape=input_shape,
+            data_dir=data_dir,
+            say=_say,
+            command=_command(),
+        )
+    if as_json:
+        return _print_json({**content, "folder": str(folder)})
+    _out().print(ablated(content).rich())
+    _say(f"table.md, picture.svg and result.json are in {folder}")
+    return None
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="The experiment; without it, all are listed.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes: few epochs, to see that all works.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The paper's own size.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="A row; may be given several times.", metavar="ROW")] = None,
+    seeds: Annotated[int | None, typer.Option(help="At most so many trainings per row.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/reproduce/NAME[-quick|-full].")] = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train the rows of a paper's table and set them beside its numbers."""
+    from convwright.runs import experiment_tables
+    from convwright.runs.reproduce import default_folder, listed, size_of
+    from convwright.runs.reproduce import reproduce as run
+
+    size = size_of(quick, full)
+    if name is None:
+        return _print_json(listed()) if as_json else _out().print(experiment_tables.experiments(listed()).rich())
+    folder = out if out is not None else default_folder(name, size)
+    with _resumable(folder, _command(), flag=""):
+        content = run(
+            name,
+            folder,
+            size=size,
+            data_dir=data_dir,
+            jobs=jobs,
+            threads=threads,
+            only=only or (),
+            seeds=seeds,
+            say=_say,
+            command=_command(),
+        )
+    if as_json:
+        return _print_json({**content, "folder": str(folder)})
+    _out().print(experiment_tables.reproduced(content).rich())
+    _say(f"table.md and result.json are in {folder}")
+    return None
+
+
+@app.command()
 def apply(
     plan: Annotated[Path, typer.Argument(help="A plan.json.")],
     model: Model,
@@ -308,13 +402,13 @@ def _command() -> str:
 
 
 @contextmanager
-def _resumable(folder: Path | None, command: str) -> Iterator[None]:
-    """Turn Ctrl-C into the command that continues the work in a folder."""
+def _resumable(folder: Path | None, command: str, flag: str = "--resume") -> Iterator[None]:
+    """Turn Ctrl-C into the command that continues the work in a folder: with `flag`, or the same where it is empty."""
     try:
         yield
     except KeyboardInterrupt as error:
-        started = folder is not None and any((folder / name).is_file() for name in ("run.json", "checkpoint.pt"))
-        again = command if "--resume" in command.split() else f"{command} --resume"
+        started = folder is not None and any((folder / name).exists() for name in ("run.json", "checkpoint.pt", "rows"))
+        again = command if not flag or flag in command.split() else f"{command} {flag}"
         raise _InterruptedError(again if started else "") from error
 
 

@@ -82,6 +82,22 @@ def reproduced(content: Json) -> Sheet:
     ).without_empty()
 
 
+def experiments(found: Sequence[Json]) -> Sheet:
+    """Return what can be reproduced."""
+    columns = ("name", "what", "rows", "trainings: quick", "standard", "full", "source")
+    rows = tuple(
+        (
+            each["name"],
+            each["title"],
+            str(len(each["rows"])),
+            *(str(each["trainings"][size]) for size in ("quick", "standard", "full")),
+            each["source"],
+        )
+        for each in found
+    )
+    return Sheet("Experiments: convwright reproduce NAME", columns, rows, (2, 3, 4, 5))
+
+
 def _reproduced_row(row: Json, by_name: Mapping[str, Json]) -> Iterator[str]:
     done = bool(row["seeds"])
     yield row["name"]
@@ -154,7 +170,9 @@ def ablated(content: Json) -> Sheet:
         *(f"{row['name']}: warning: {text}" for row in content["rows"] for text in row["warnings"]),
         *content["notes"],
     )
-    title = f"Ablation of {content['model']} on {content['data']}, {content['recipe']['epochs']} epochs"
+    steps = content["recipe"]["max_steps"]
+    length = f"{content['recipe']['epochs']} epochs" if steps is None else f"at most {steps} steps"
+    title = f"Ablation of {content['model']} on {content['data']}, {length}"
     return Sheet(title, columns, rows, (7, 8, 9, 10), notes).without_empty()
 
 

@@ -95,6 +95,17 @@ def reproduce(
     return content
 
 
+def size_of(quick: bool, full: bool) -> Size:
+    """Return the size that two switches mean.
+
+    Raises:
+        RunError: Both are on.
+    """
+    if quick and full:
+        raise RunError("--quick and --full: give one of them")
+    return "quick" if quick else "full" if full else "standard"
+
+
 def default_folder(name: str, size: Size) -> Path:
     """Return where an experiment is recorded unless a folder is given."""
     return Path("runs") / "reproduce" / (name if size == "standard" else f"{name}-{size}")

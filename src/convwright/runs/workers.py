@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
@@ -40,7 +41,8 @@ def in_turn_or_side_by_side(
     ours, theirs = context.Pipe()
     try:
         with ProcessPoolExecutor(jobs, context, initializer=_live_as_long_as, initargs=(theirs,)) as pool:
-            futures = {pool.submit(function, item): item for item in items}
+            with _interrupts_held_back():
+                futures = {pool.submit(function, item): item for item in items}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
@@ -58,9 +60,21 @@ def in_turn_or_side_by_side(
         theirs.close()
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C, which reaches every process of a terminal: the first one decides."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _live_as_long_as(connection: Connection) -> None:
     """Begin a worker: it ends as soon as the other side of the connection is gone, by Ctrl-C or by any kill."""
-    # Ctrl-C reaches every process of a terminal; the first one decides for all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,0 +1,119 @@
+"""Work in processes of its own. The scripts do not import torch: each process starts in a fraction of a second."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from convwright.runs.workers import in_turn_or_side_by_side
+
+SCRIPT = """
+import os, sys, time, types
+from pathlib import Path
+
+import convwright
+
+light = types.ModuleType("convwright.runs")
+light.__path__ = [str(Path(convwright.__file__).parent / "runs")]
+sys.modules["convwright.runs"] = light  # its own __init__ imports torch
+
+from convwright.runs.workers import in_turn_or_side_by_side
+
+
+def work(seconds):
+    Path(f"pid-{os.getpid()}").touch()
+    if seconds < 0:
+        os._exit(7)
+    if seconds > 100:
+        raise ValueError("too long")
+    time.sleep(seconds)
+    return 2 * seconds
+
+
+if __name__ == "__main__":
+    try:
+        for item, result in in_turn_or_side_by_side(work, [float(word) for word in sys.argv[1:]], 2):
+            print(item, result, flush=True)
+    except BaseException as error:
+        print(type(error).__name__, str(error)[:60], flush=True)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the script, in a process group of its own as in a terminal."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    started = []
+
+    def run(*seconds):
+        words = [sys.executable, "script.py", *map(str, seconds)]
+        process = subprocess.Popen(
+            words, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def pids(folder):
+    return [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:  # an orphan that nobody has waited for is dead all the same
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_in_this_process_in_order():
+    assert list(in_turn_or_side_by_side(abs, [-2, 3, -5], 1)) == [(-2, 2), (3, 3), (-5, 5)]
+
+
+def test_side_by_side_gives_every_item_its_own_result(start, tmp_path):
+    out, err = start(0.3, 0.0, 0.1).communicate(timeout=60)
+    assert (sorted(out.splitlines()), err) == (["0.0 0.0", "0.1 0.2", "0.3 0.6"], "")
+    assert not any(map(alive, pids(tmp_path)))
+
+
+@pytest.mark.parametrize(("bad", "said"), [(-1, "RunError a training's process ended"), (101, "ValueError too long")])
+def test_a_failure_ends_all(start, tmp_path, bad, said):
+    began = time.monotonic()
+    out, _ = start(60, bad, 60).communicate(timeout=50)
+    assert out.startswith(said)
+    assert time.monotonic() - began < 50
+    wait_until(lambda: not any(map(alive, pids(tmp_path))))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_the_first(start, tmp_path, how):
+    process = start(60, 60, 60)
+    wait_until(lambda: len(pids(tmp_path)) == 2)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as Ctrl-C in a terminal does
+    else:
+        process.send_signal(how)
+    out, err = process.communicate(timeout=30)
+    wait_until(lambda: not any(map(alive, pids(tmp_path))))
+    assert len(pids(tmp_path)) == 2  # nothing was begun after it
+    if how == signal.SIGINT:
+        assert (out, err) == ("KeyboardInterrupt \n", "")
