@@ -130,6 +130,22 @@ def additions(flow: Flow, block: Block) -> list[tuple[fx.Node, list[fx.Node]]] |
     return found
 
 
+def branch_values(flow: Flow, block: Block) -> tuple[fx.Node, ...]:
+    """Return what a residual block's addition adds to the shortcut: the last value of each branch.
+
+    Returns:
+        In execution order; empty for a plain unit.
+    """
+    if not block.join:
+        return ()
+    join = flow.place[block.join]
+    leaves, _ = _operands(flow, join)
+    entry = flow.dominator[join]
+    ordered = sorted(leaves, key=lambda leaf: _weight(flow, flow.between(entry, leaf)))
+    short = next((leaf for leaf in ordered if _is_linear(flow, flow.between(entry, leaf))), -1)
+    return tuple(flow.nodes[leaf] for leaf in sorted(leaves) if leaf != short)
+
+
 def _passes(flow: Flow, start: int, end: int, names: frozenset[str]) -> bool:
     return all(operator_name(flow.nodes[n]) in names for n in flow.between(start, end))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -119,7 +120,9 @@ class _Replacement:
     def act(self, model: nn.Module) -> Sequence[Succession]:
         """Build the operator from the layer of a copy, and put it there."""
         old = model.get_submodule(self.site.layer)
-        put(model, self.site.layer, build(self.edit.operator, old, self.site, self.edit.options))
+        kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), self.site.dtype)
+        site = dataclasses.replace(self.site, dtype=kind)  # the copy that is measured has float64
+        put(model, site.layer, build(self.edit.operator, old, site, self.edit.options))
         return ()
 
     def sketch(self, model: nn.Module) -> Sequence[Succession]:

@@ -1,0 +1,112 @@
+"""What techniques that edit the network share: sites that are tried, and those that an operator refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import ValidationError
+from torch import nn
+from typing_extensions import override
+
+from convwright.architecture import Architecture, Layer, read
+from convwright.edits import Edit, Replace
+from convwright.edits.replace import why_not_replaceable
+from convwright.errors import RecipeError
+from convwright.training.techniques.technique import Setting, Technique
+
+if TYPE_CHECKING:
+    from convwright.architecture.reading import InputLike
+
+_Kind = TypeVar("_Kind", bound=Technique)
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a technique changes a network.
+
+    Attributes:
+        edits: The replacements that can be made.
+        skipped: Layer or block -> why it stays as it is.
+    """
+
+    edits: tuple[Replace, ...]
+    skipped: Mapping[str, str]
+
+
+class Structural(Technique):
+    """Options of a technique that puts other operators in the place of layers."""
+
+    changes_network: ClassVar[bool] = True
+    nothing: ClassVar[str] = "the network has no layer that it could change"
+
+    def candidates(self, arch: Architecture) -> Iterator[Replace | tuple[str, str]]:
+        """Yield replacements to try, and layers or blocks that are left alone with the reason."""
+        raise NotImplementedError
+
+    def sites(self, arch: Architecture) -> Sites:
+        """Return the replacements that can be made, and what is skipped, with the reasons."""
+        edits: list[Replace] = []
+        skipped: dict[str, str] = {}
+        for found in self.candidates(arch):
+            if isinstance(found, tuple):
+                skipped[found[0]] = found[1]
+            elif (reason := why_not_replaceable(arch, found)) is not None:
+                skipped[found.target] = reason
+            else:
+                edits.append(found)
+        return Sites(tuple(edits), skipped)
+
+    @override
+    def edits(self, arch: Architecture) -> tuple[Edit, ...]:
+        """Return the replacements that can be made; see `sites` for the others."""
+        return self.sites(arch).edits
+
+    @override
+    def check(self, setting: Setting) -> tuple[str, ...]:
+        """Warn where the network stays as it is."""
+        found = self.sites(setting.arch)
+        if found.edits:
+            return ()
+        reason = next((f"{name}: {why}" for name, why in found.skipped.items()), self.nothing)
+        return (f"techniques.{self.name} has no effect: {reason}",)
+
+    def applied(self, network: Architecture | nn.Module | str, example_input: InputLike = None) -> Architecture:
+        """Return the changed network; what was given stays as it was.
+
+        Args:
+            network: A network that was read, or what `read` takes.
+            example_input: As for `read`, where `network` has not been read.
+        """
+        arch = as_architecture(network, example_input)
+        return arch.apply(*self.edits(arch))
+
+
+def as_architecture(network: Architecture | nn.Module | str, example_input: InputLike = None) -> Architecture:
+    """Return a network that was read, or read it."""
+    return network if isinstance(network, Architecture) else read(network, example_input)
+
+
+def options_of(kind: type[_Kind], **values: Any) -> _Kind:
+    """Return checked options of a technique.
+
+    Raises:
+        RecipeError: One is out of its range; one line.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        item = error.errors()[0]
+        option = ".".join(str(part) for part in item["loc"])
+        raise RecipeError(f"{kind.name}: {option}={item['input']!r}: {item['msg']}") from error
+
+
+def modules_called(arch: Architecture, kind: type[_Module]) -> Iterator[tuple[Layer, _Module]]:
+    """Yield the layers that are modules of a class, in execution order, each module once."""
+    modules = dict(arch.model.named_modules())
+    for layer in arch.layers:
+        module = modules.get(layer.name)
+        if isinstance(module, kind):
+            yield layer, module
