@@ -7,6 +7,8 @@ from PIL import Image
 
 from convwright.errors import DataError
 from convwright.training import ArrayImages, Loader, StreamImages, check_fits, load_data
+from convwright.training.data_sets import DATA_SETS, data_set
+from convwright.training.sources import npz_parts
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -287,3 +289,40 @@ def test_check_fits(write_npz):
         check_fits(data, (1, 1, 7, 5), 3)
     with pytest.raises(DataError, match=r"1 channels|3 channels"):
         load_data((pairs(8),), input_shape=(1, 6, 6))
+
+
+def test_data_sets_are_a_registry(monkeypatch, write_npz):
+    monkeypatch.setattr("convwright.training.data_sets.registry.DATA_SETS", dict(DATA_SETS))
+    assert {"fashion-mini", "mnist", "fashion-mnist", "cifar10"} <= set(DATA_SETS)
+    assert all(entry.about.endswith(".") for entry in DATA_SETS.values())
+
+    @data_set("mine")
+    def mine(request):
+        """Forty small images."""
+        return npz_parts(write_npz(), "mine", request.shape)
+
+    data = load_data("mine", input_shape=(3, 5, 5))
+    assert (data.name, data.shape, data.num_classes) == ("mine", (3, 5, 5), 4)
+    with pytest.raises(DataError, match=r"Did you mean mine\? Give one of .*mine"):
+        load_data("mien")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ([(torch.zeros(1, 4, 4), 0)] * 9, r"a list of 9 samples .*TensorDataset"),
+        ([(torch.zeros(1, 4, 4), 0)], r"a list of 1 sample "),
+        ((torch.zeros(5, 1, 4, 4), torch.zeros(5)), r"Tensor where a data set is wanted; .*TensorDataset"),
+        (np.zeros((5, 4, 4)), r"ndarray where"),
+        (None, r"data=None"),
+        ("set.npz", r"Did you mean npz:set.npz"),
+    ],
+)
+def test_what_was_meant_is_hinted_at(spec, message):
+    with pytest.raises(DataError, match=message):
+        load_data(spec)
+
+
+def test_a_folder_without_its_prefix(tmp_path):
+    with pytest.raises(DataError, match=r"Did you mean folder:"):
+        load_data(str(tmp_path))

@@ -108,7 +108,7 @@ def yaml_text(name: str) -> str:
 
 
 def validate(
-    file: str | Path,
+    file: Recipe | str | Path,
     data: Any = None,
     model: str | None = None,
     *,
@@ -118,7 +118,7 @@ def validate(
     """Check a recipe; with data and a network, all that `train` would refuse before the first batch.
 
     Args:
-        file: A .yaml file, or a preset's name.
+        file: A recipe, a .yaml file, or a preset's name.
         data: As for `load_data`; None: only the recipe itself is checked.
         model: As for `read`; None as `data`.
         input_shape: Images are resized to it.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convwright.errors import RecipeError, did_you_mean
 from convwright.training.recipe import Recipe
+from convwright.training.techniques import TECHNIQUES
 
 OptimizerState = Mapping[str, Mapping[str, Any]]
 _FIELDS = ("lr", "momentum", "weight_decay", "nesterov")  # of the recipe, given to each optimizer that has them
@@ -30,6 +31,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             f"{did_you_mean(name.lower(), (*known, *_timm_names()))} "
             "Names are those of torch.optim, timm.optim and pytorch_optimizer"
         )
+    if name.lower() in TECHNIQUES:  # pytorch_optimizer wraps some into optimizers around optimizers
+        lower = name.lower()
+        raise RecipeError(f"recipe field optimizer: {name!r} is a technique; write techniques: {{{lower}: {{}}}}")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise RecipeError(f"recipe field optimizer: {name!r} needs several passes per step; choose another one")

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from convwright.errors import RecipeError, did_you_mean
 from convwright.training import presets
@@ -27,6 +28,7 @@ from convwright.training.techniques import Technique, made, technique_named
 
 Precision = Literal["auto", "fp32", "bf16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+_ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "scheduler": "schedule", "amp": "precision"}  # other tools
 Option = bool | int | float | str | tuple[float, ...] | None
 
 
@@ -110,9 +112,7 @@ class Recipe(BaseModel):
     @classmethod
     def _no_switches(cls, given: Any, info: ValidationInfo) -> Any:
         """Refuse ``true`` where a number is meant: it would count as 1."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(given, bool) and {int, float} & {kind, *get_args(kind)}:
-            raise ValueError("give a number")
+        _check_numbers({str(info.field_name): given}, cls.model_fields)
         return given
 
     @field_validator("schedule")
@@ -133,6 +133,7 @@ class Recipe(BaseModel):
         schedule = schedule_named(name)
         if "warmup" in given:
             raise RecipeError("recipe field schedule_options.warmup: write it as the field warmup")
+        _check_numbers(given, schedule.options.model_fields, ("schedule_options",))
         try:
             return schedule.options.model_validate(given).model_dump()
         except ValidationError as error:
@@ -268,11 +269,14 @@ def as_recipe(recipe: Recipe | str | Path | None) -> Recipe:
 def _technique(name: str, options: Any) -> Technique | None:
     """Return one technique; what is wrong with it becomes one line that begins with its path."""
     try:
+        kind = technique_named(name).kind
+        if kind is not None and isinstance(options, Mapping):
+            _check_numbers(options, kind.model_fields, ("techniques", name))
         return made(name, options)
     except RecipeError as error:
-        raise RecipeError(f"recipe field techniques: {error}") from error
+        text = str(error)
+        raise RecipeError(text if text.startswith("recipe field") else f"recipe field techniques: {text}") from error
     except ValidationError as error:
-        kind = technique_named(name).kind
         assert kind is not None
         raise RecipeError(_one_line(error, kind.model_fields, ("techniques", name))) from error
 
@@ -283,10 +287,23 @@ def _one_line(error: ValidationError, known: Iterable[str], path: Sequence[str] 
         field = ".".join([*path, *(str(part) for part in item["loc"])])
         if item["type"] == "extra_forbidden":
             last = field.rpartition(".")[2]
-            parts.append(f"unknown recipe field {field!r}.{did_you_mean(last, known) or _all_of(path, known)}")
+            hint = f" Did you mean {_ELSEWHERE[field]}?" if field in _ELSEWHERE else did_you_mean(last, known)
+            parts.append(f"unknown recipe field {field!r}.{hint or _all_of(path, known)}")
         else:
             parts.append(f"recipe field {field}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(dict.fromkeys(parts))
+
+
+def _check_numbers(given: Mapping[str, Any], fields: Mapping[str, FieldInfo], path: Sequence[str] = ()) -> None:
+    """Refuse ``true`` (also written yes and on) where a number is meant: it would count as 1.
+
+    Raises:
+        RecipeError: Names the field.
+    """
+    for name, value in given.items():
+        kind = fields[name].annotation if name in fields else None
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)} and bool not in get_args(kind):
+            raise RecipeError(f"recipe field {'.'.join([*path, name])}={value}: give a number")
 
 
 def _all_of(path: Sequence[str], known: Iterable[str]) -> str:
