@@ -96,11 +96,7 @@ def test_commands_parse(page: Path) -> None:
         for words in (shlex.split(line, comments=True) for line in code.splitlines()):
             if words[:1] == ["convwright"] and "--help" not in words:
                 name, *arguments = [word for word in words[1:] if word != "--debug"]
-                command = group.commands[name]
-                while hasattr(command, "commands"):
-                    name, *arguments = arguments
-                    command = command.commands[name]
-                command.make_context(name, arguments)
+                group.commands[name].make_context(name, arguments)
             elif words[:1] == ["make"]:
                 targets = [word for word in words[1:] if "=" not in word]
                 makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -134,7 +130,9 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
     tables = generator()
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.TABLES["results"]() == "No result files are in this checkout."
-    for name in ("demo", "widths", "labels", "cost-model", "latency", "training"):
+    experiments = ("mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques")
+    measured = ("demo", "widths", "labels", "cost-model", "latency", "training", "pipeline")
+    for name in (*measured, *(f"reproduce-{name}" for name in experiments)):
         assert "Not measured in this checkout" in tables.TABLES[name]()
 
 

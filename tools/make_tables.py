@@ -373,30 +373,33 @@ def zoo() -> str:
 @table("support-summary")
 def support_summary() -> str:
     """How many networks each kind of edit works on."""
-    return _support().summary(markdown)
+    return _neighbour("support_page").summary(markdown)
 
 
 @table("support")
 def support() -> str:
     """The matrix itself, a line per network."""
-    return _support().table(markdown)
+    return _neighbour("support_page").table(markdown)
 
 
 @table("support-reasons")
 def support_reasons() -> str:
     """Why cells of the matrix are not exact."""
-    return _support().reasons()
+    return _neighbour("support_page").reasons()
 
 
-def _support() -> Any:
-    """Return the neighbour that knows the matrix's file, wherever this tool is run from."""
-    path = Path(__file__).with_name("support_page.py")
-    spec = importlib.util.spec_from_file_location("support_page", path)
+def _neighbour(name: str) -> Any:
+    """Return a file beside this one as a module, wherever this tool is run from."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+_neighbour("results_page").register(TABLES, load, missing, provenance, markdown)
 
 
 # ------------------------------------------------------------------ docs/cli.md
@@ -410,16 +413,7 @@ def command_line() -> str:
     from convwright.cli import app
 
     group: Any = typer.main.get_command(app)
-    return "\n\n".join(_command(name, command) for name, command in _leaves(group))
-
-
-def _leaves(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the commands of a group by their full names, those of groups in it included."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from _leaves(command, f"{above}{name} ")
-        else:
-            yield above + name, command
+    return "\n\n".join(_command(name, command) for name, command in group.commands.items())
 
 
 def _command(name: str, command: Any) -> str:
@@ -464,7 +458,7 @@ def pages() -> list[Path]:
 
 def updated(text: str) -> str:
     """Return a page with all of its tables made anew."""
-    for name in re.findall(r"<!-- ([a-z-]+):begin -->", text):
+    for name in re.findall(r"<!-- ([a-z0-9-]+):begin -->", text):
         if name not in TABLES:
             raise SystemExit(f"no table is called {name!r}; known are {', '.join(TABLES)}")
         between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)

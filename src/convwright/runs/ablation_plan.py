@@ -152,11 +152,20 @@ def _without(recipe: Recipe, named: set[str]) -> tuple[Recipe, tuple[str, ...]]:
     for entry in TECHNIQUES.values():
         if entry.name not in named and _KEPT & set(entry.fields):
             continue  # "the same schedule" is not "no schedule"
-        without = entry.switched(recipe, on=False)
-        if without != recipe:
+        if is_on(entry, recipe):
             off.append(entry.name)
-            recipe = without
+            recipe = entry.switched(recipe, on=False)
     return recipe, tuple(off)
+
+
+def is_on(entry: Entry, recipe: Recipe) -> bool:
+    """Say whether a recipe uses a technique."""
+    if entry.kind is not None:
+        return entry.name in recipe.techniques
+    # A field that holds a name, such as the schedule, belongs to several techniques: it is on if the name is its own.
+    names = {field: value for field, value in entry.fields.items() if isinstance(value, str)}
+    own = all(getattr(recipe, field) == value for field, value in names.items())
+    return own and entry.switched(recipe, on=False) != recipe
 
 
 def _on(base: Recipe, given: Recipe, technique: Chosen) -> Recipe:
@@ -167,11 +176,10 @@ def _on(base: Recipe, given: Recipe, technique: Chosen) -> Recipe:
 
 def _own_options(entry: Entry, given: Recipe) -> Mapping[str, Any]:
     """Return the options that a technique has in the given recipe; nothing where it is off there."""
-    if entry.kind is not None:
-        found = given.techniques.get(entry.name)
-        return {} if found is None else found.model_dump()
-    if entry.switched(given, on=False) == given:
+    if not is_on(entry, given):
         return {}
+    if entry.kind is not None:
+        return given.techniques[entry.name].model_dump()
     return {name: getattr(given, name) for name in entry.fields}
 
 
@@ -189,6 +197,9 @@ def _combined(
             made = _on(made, given, part)
     except RecipeError as error:
         return PlannedRow(name, tuple(parts), None, " ".join(str(error).split()))
+    undone = next((part for part in parts if _on(made, given, part) != made), None)
+    if undone is not None:
+        return PlannedRow(name, tuple(parts), None, f"{undone} is undone by the others: they set the same field")
     same = next((row.name for row in rows if row.recipe == made), None)
     return PlannedRow(name, tuple(parts), None, f"the same as {same}") if same else PlannedRow(name, tuple(parts), made)
 

@@ -43,7 +43,7 @@ class Sheet:
 
     def rich(self) -> Group:
         """Return it for a terminal."""
-        table = Table(title=self.title, title_justify="left", title_style="bold", header_style="bold")
+        table = Table(title=Text(self.title), title_justify="left", title_style="bold", header_style="bold")
         for place, column in enumerate(self.columns):
             table.add_column(column, justify="right" if place in self.right else "left", overflow="fold")
         for row in self.rows:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ import torch
 
 from convwright.architecture import create, read
 from convwright.cost import profile
-from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RunError
+from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
 from convwright.runs.experiments import Row
 from convwright.runs.files import read_json, save_weights, write_json
 from convwright.runs.machine import machine, versions
@@ -161,7 +162,8 @@ def carry_out(job: Job) -> dict[str, Any]:
         **_costs(trained.model, data),
         "validation": judged(trained.val),
         "test": judged(trained.test),
-        "warnings": list(getattr(trained, "warnings", ())),
+        "test_flip": judged(trained.test_flip),
+        "warnings": list(trained.warnings),
         "history": [asdict(record) for record in trained.history],
         "settings": {
             "precision": trained.settings.precision,
@@ -215,7 +217,9 @@ def _prepared(job: Job) -> bool:
 
 def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> TrainResult:
     recipe = job.row.recipe.updated(seed=job.seed)
-    return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecipeWarning)  # they are in the result, and in the table
+        return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test)
 
 
 def _model(job: Job) -> torch.nn.Module:

@@ -1,0 +1,64 @@
+"""Tables of docs/results.md and of the training pipeline, for make_tables.py: from result files and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Json = dict[str, Any]
+Load = Callable[[str], Json | None]
+
+EXPERIMENTS = ("mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques")
+
+
+def register(
+    tables: dict[str, Callable[[], str]],
+    load: Load,
+    missing: Callable[[str], str],
+    provenance: Callable[[Json], str],
+    markdown: Callable[..., str],
+) -> None:
+    """Put the tables of this file into the generator's."""
+    for name in EXPERIMENTS:
+        tables[f"reproduce-{name}"] = lambda name=name: experiment(load, missing, provenance, name)
+    tables["pipeline"] = lambda: pipeline(load, missing, provenance, markdown)
+
+
+def experiment(load: Load, missing: Callable[[str], str], provenance: Callable[[Json], str], name: str) -> str:
+    """Return an experiment's table, from a copy of the ``result.json`` that `convwright reproduce` wrote."""
+    data = load(f"reproduce/{name}")
+    if not data:
+        return missing(f"reproduce/{name}")
+    from convwright.runs.experiment_tables import reproduced
+
+    words = "" if data["size"] == "standard" else f"Size: {data['size']}.\n\n"
+    return f"{words}{reproduced(data).markdown()}\n\n{provenance(data)}"
+
+
+def pipeline(
+    load: Load, missing: Callable[[str], str], provenance: Callable[[Json], str], markdown: Callable[..., str]
+) -> str:
+    """Return the images per second of every way to train."""
+    data = load("pipeline")
+    if not data:
+        return missing("pipeline")
+    rows = [
+        (
+            row["name"],
+            f"{row['images_per_second']:,.0f}",
+            " to ".join(f"{rate:,.0f}" for rate in row["quartiles"]),
+            f"{row['against_usual']:.2f}",
+            " to ".join(f"{ratio:.2f}" for ratio in row["against_usual_quartiles"]),
+        )
+        for row in data["rows"]
+    ]
+    words = (
+        f"`{data['network']}`, {data['data']}, batches of {data['batch_size']}, {data['rounds']} rounds of "
+        f"{data['seconds']:g} s per way; our settings: {data['precision']}, {data['memory_format']}; "
+        f"{data['workers']} workers."
+    )
+    busy = data["machine"]["load_after"][0] - data["machine"]["threads"] - data["workers"]
+    if busy >= 0.5:
+        words += f" **Other processes were running**, about {busy:.1f} besides these."
+    head = ("way", "images per second", "quartiles", "against usual", "quartiles of it")
+    return f"{words}\n\n{markdown(head, rows, right=(1, 2, 3, 4))}\n\n{provenance(data)}"
