@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
+import multiprocessing
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +23,10 @@ if TYPE_CHECKING:
     from convwright.training.trainer import Order
 
 
-@dataclass(frozen=True, eq=False)
 class Work:
-    """What every process is given.
+    """What every process is given. No data class: Fabric would take one apart, and assign to its fields.
 
-    Attributes:
+    Args:
         model: The network; each process trains a copy of its own.
         order: What to do.
         settings: Precision and layout, settled once for all.
@@ -38,12 +35,17 @@ class Work:
         threads: Threads of each process.
     """
 
-    model: nn.Module
-    order: Order
-    settings: Settings
-    optimizer_state: OptimizerState | None
-    file: Path
-    threads: int
+    def __init__(
+        self,
+        model: nn.Module,
+        order: Order,
+        settings: Settings,
+        optimizer_state: OptimizerState | None,
+        file: Path,
+        threads: int,
+    ) -> None:
+        self.model, self.order, self.settings = model, order, settings
+        self.optimizer_state, self.file, self.threads = optimizer_state, file, threads
 
 
 def train_over(
@@ -58,7 +60,7 @@ def train_over(
         RecipeError: The batch cannot be divided, or a process failed.
     """
     _check_batches(devices, order)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         threads = max(1, torch.get_num_threads() // devices)
         # Test images are judged by the caller: what reads them may not travel to another process.
         sent = replace(order, data=replace(order.data, read_test=None), test=False)
@@ -94,18 +96,10 @@ def _check_batches(devices: int, order: Order) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Fabric's greetings to the processes out of the output, and find a free port on this machine."""
-    loggers = [logging.getLogger(name) for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    before = os.environ.get("MASTER_PORT")
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if before is None:
-            os.environ.pop("MASTER_PORT", None)
+def _silence() -> None:
+    """Leave out Fabric's greetings, one per process."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+if multiprocessing.parent_process() is not None:  # in a process that is to train: before Fabric greets
+    _silence()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +48,37 @@ def batch_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Gradients flow through all three sums, as they would in one process.
     """
-    from torch.distributed.nn.functional import all_reduce
-
     dims = [0, *range(2, values.ndim)]
     own = torch.tensor(float(values.numel() // values.shape[1]), device=values.device)
     # One message for sum and count; the squares are summed around the mean, else large means would cancel them.
-    summed = all_reduce(torch.cat([values.sum(dims), own.to(values.dtype)[None]]))  # type: ignore[no-untyped-call]
+    summed = _summed(torch.cat([values.sum(dims), own.to(values.dtype)[None]]))
     mean, count = summed[:-1] / summed[-1], summed[-1].detach()
     shape = (1, -1, *(1,) * (values.ndim - 2))
-    squares = all_reduce((values - mean.view(shape)).square().sum(dims))  # type: ignore[no-untyped-call]
+    squares = _summed((values - mean.view(shape)).square().sum(dims))
     return mean, squares / count, count
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; every process's loss depends on it, so gradients add up, too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return _added(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _added(gradient)
+
+
+def _summed(part: Tensor) -> Tensor:
+    result: Tensor = _Sum.apply(part)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _added(part: Tensor) -> Tensor:
+    whole = part.contiguous().clone()
+    torch.distributed.all_reduce(whole)
+    return whole
 
 
 def _update(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:

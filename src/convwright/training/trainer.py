@@ -275,10 +275,10 @@ class Run:
 
     def _more_batches(self) -> Iterator[Tensor]:
         """Yield the images of an epoch that no training reaches, in the order and augmentation of the seed."""
-        loader = self._training_loader((0, 1))
+        loader = self._training_loader((0, 1) if self.divides else self.rank)
         loader.epoch = _BEYOND
-        for index, (images, _) in enumerate(loader):
-            yield self._changed(images, torch.zeros(len(images), dtype=torch.int64), self.total + index)[0]
+        for index, (images, labels) in enumerate(loader):
+            yield self._batch(images, labels, self.total + index).images
 
     def close(self) -> None:
         """Take off the network what techniques put on it."""
@@ -336,7 +336,7 @@ class Run:
         first = self.step
         for index, (images, labels) in zip(range(steps), self.loader, strict=False):
             self._set_rates()
-            batch = self._batch(images, labels, self.loader.sizes[index])
+            batch = self._batch(images, labels, self.step)
             loss, hits = self._train_step(gradients, optimizer, batch)
             losses[index] = loss  # sums stay on the device: no wait per step
             right += hits
@@ -362,10 +362,12 @@ class Run:
             effect.after_step(self.step)
         return result
 
-    def _batch(self, images: Tensor, labels: Tensor, whole: int) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+        """Return this process's part of a batch, changed by the techniques."""
+        whole = self.loader.sizes[step % len(self.loader)]
         if not self.divides:
             return Batch(images, labels, labels, whole)
-        changed, targets = self._changed(images, labels, self.step)
+        changed, targets = self._changed(images, labels, step)
         return Batch(changed, targets, labels, whole).taken(*self.rank)
 
     def _changed(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,11 @@ All take 28x28 images and any larger size.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
-from convwright.zoo.parts import classify, max_pool
+from convwright.zoo.parts import check_stages, classify, max_pool
 from convwright.zoo.registry import register
 
 _SHAPE = (1, 28, 28)
@@ -250,21 +251,32 @@ def _unit(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 @register("mnist-b", input_shape=_SHAPE, num_classes=10, source="reconstructed for a 1,500 limit")
-def mnist_b(num_classes: int = 10, in_channels: int = 1, blur: bool = True) -> nn.Sequential:
+def mnist_b(
+    num_classes: int = 10, in_channels: int = 1, blur: bool = True, widths: Sequence[int] = (8, 14, 16)
+) -> nn.Sequential:
     """Build our own network for the same budget: 1,460 parameters.
 
     It spends what M3 gives to narrowing convolutions on wider separable ones, puts batch norm
     before the ReLU, and has no dropout: networks this small underfit.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        blur: anti-alias the two pools.
+        widths: channels of the first convolution, of the unit before the first pool, and of all later ones;
+            (6, 10, 12) makes 972 parameters.
     """
+    check_stages("mnist-b", 3, widths=widths)
+    first, second, last = widths
     return _network(
-        nn.Sequential(nn.Conv2d(in_channels, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        _unit(8, 14),
-        max_pool(14, blur),
-        _unit(14, 16),
-        _unit(16, 16),
-        max_pool(16, blur),
-        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        channels=16,
+        nn.Sequential(nn.Conv2d(in_channels, first, 3, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
+        _unit(first, second),
+        max_pool(second, blur),
+        _unit(second, last),
+        _unit(last, last),
+        max_pool(last, blur),
+        nn.Sequential(nn.Conv2d(last, last, 3, padding=1, groups=last, bias=False), nn.BatchNorm2d(last), nn.ReLU()),
+        channels=last,
         num_classes=num_classes,
         bias=True,
     )

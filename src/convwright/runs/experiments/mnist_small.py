@@ -5,13 +5,13 @@ from __future__ import annotations
 from convwright.runs.experiments.experiment import Row, Size, experiment
 from convwright.training import Recipe
 
-_EPOCHS = {"quick": 2, "standard": 40, "full": 70}
+_EPOCHS = {"quick": 2, "standard": 25, "full": 70}
 
 
-def small_recipe(size: Size) -> Recipe:
+def small_recipe(epochs: int) -> Recipe:
     """Return the recipe for networks of some 1,500 parameters: they underfit, so little is regularised."""
     return Recipe(
-        epochs=_EPOCHS[size],
+        epochs=epochs,
         batch_size=128,
         lr=0.3,
         warmup=0.2,
@@ -28,21 +28,46 @@ def small_recipe(size: Size) -> Recipe:
 
 @experiment(
     "mnist-1500",
-    title="MNIST with at most 1,500 trainable parameters",
-    source="Ethiraj and Bolla 2022; the networks for the hard limit are ours",
+    title="MNIST with at most 1,500 trainable parameters, batch norm included",
+    source="Ethiraj and Bolla 2022 (99.2 % with 1,560 parameters); the networks within the limits are ours",
 )
 def mnist_1500(size: Size) -> tuple[Row, ...]:
-    """Return the rows: ours for the limit, and the paper's own network."""
+    """Return the rows: ours for two limits, and the paper's own network with the same recipe."""
+    recipe = small_recipe(_EPOCHS[size])
     seeds = (0,) if size == "quick" else (0, 1, 2, 3, 4)
+    paper = {"accuracy": 0.992, "params": 1560}
     return (
         Row(
-            "mnist-b",
+            "ours-1460",
             "zoo:mnist-b",
             "mnist",
-            small_recipe(size),
+            recipe,
             seeds,
-            paper={"accuracy": 0.992, "params": 1560},
+            paper=paper,
             target=0.992,
             limit=1500,
+            note="one cycle, shifts by one pixel, no other regularisation",
+        ),
+        Row(
+            "ours-972",
+            "zoo:mnist-b",
+            "mnist",
+            recipe,
+            seeds,
+            options={"widths": (6, 10, 12)},
+            paper=paper,
+            target=0.992,
+            limit=1000,
+            note="the same, narrower",
+        ),
+        Row(
+            "paper-m3",
+            "zoo:mnist-m3",
+            "mnist",
+            recipe,
+            seeds[:3],
+            options={"blur": True},
+            paper={"accuracy": 0.9921, "params": 1570},
+            note="the paper's network, anti-aliased, with our recipe; the paper's figure is its best test epoch",
         ),
     )
