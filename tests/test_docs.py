@@ -96,7 +96,11 @@ def test_commands_parse(page: Path) -> None:
         for words in (shlex.split(line, comments=True) for line in code.splitlines()):
             if words[:1] == ["convwright"] and "--help" not in words:
                 name, *arguments = [word for word in words[1:] if word != "--debug"]
-                group.commands[name].make_context(name, arguments)
+                command = group.commands[name]
+                while hasattr(command, "commands"):
+                    name, *arguments = arguments
+                    command = command.commands[name]
+                command.make_context(name, arguments)
             elif words[:1] == ["make"]:
                 targets = [word for word in words[1:] if "=" not in word]
                 makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -413,7 +413,16 @@ def command_line() -> str:
     from convwright.cli import app
 
     group: Any = typer.main.get_command(app)
-    return "\n\n".join(_command(name, command) for name, command in group.commands.items())
+    return "\n\n".join(_command(name, command) for name, command in _leaves(group))
+
+
+def _leaves(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the commands of a group by their full names, those of groups in it included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, f"{above}{name} ")
+        else:
+            yield above + name, command
 
 
 def _command(name: str, command: Any) -> str:
