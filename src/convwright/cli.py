@@ -431,8 +431,10 @@ def _print_json(content: Any) -> None:
 def _show_result(result: Result, as_json: bool) -> None:
     if as_json:
         return _print_json({**result.data, "folder": str(result.folder)})
-    from convwright.runs.tables import result_table
+    from convwright.runs.tables import result_table, trials_table
 
+    if result.data.get("decisions"):
+        _out().print(trials_table(result.data))
     _out().print(result_table(result.data))
     _say(f"plan.json, model.safetensors and result.json are in {result.folder}")
     return None

@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> sorted(methods.METHODS)
-['auto', 'uniform']
+['auto', 'phased', 'uniform']
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ from convwright.methods.method import (
     method_named,
     register,
 )
+from convwright.methods.phase_techniques import Trying
+from convwright.methods.phases import Decision, PhasedDesign
 
 __all__ = [
     "METHODS",
     "Candidate",
+    "Decision",
     "Evidence",
     "Maker",
     "Method",
+    "PhasedDesign",
     "Stop",
+    "Trying",
     "Uniform",
     "method_named",
     "register",

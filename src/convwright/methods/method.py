@@ -49,6 +49,8 @@ class Candidate:
         role: ``base`` is what others start from, ``baseline`` is the untouched network trained as
             long as the candidates, ``candidate`` is a proposal.
         probes: What to observe during the training, by name.
+        recipe: Changes to the run's recipe as JSON values, such as ``{"label_smoothing": 0.1}``; techniques are
+            added to those of the run: ``{"techniques": {"mixup": {"alpha": 0.2}}}``.
     """
 
     plan: Plan
@@ -58,12 +60,15 @@ class Candidate:
     stop: Stop | None = None
     role: Role = "candidate"
     probes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; the plan as its own text."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """Return plain JSON values; the plan as its own text, the recipe where it changes something."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "recipe"}
         stop = dataclasses.asdict(self.stop) if self.stop is not None else None
-        return {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes)}
+        # Left out when empty, so that runs recorded before there was a recipe are resumed.
+        recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
+        return {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes), **recipe}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
@@ -74,9 +79,9 @@ class Candidate:
         """
         try:
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
-            plan = Plan.from_json(values["plan"])
-            return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"])})
-        except (KeyError, TypeError, ConvwrightError) as error:
+            plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
+            return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})
+        except (KeyError, TypeError, ValueError, ConvwrightError) as error:
             raise RunError(f"a recorded candidate is damaged ({error})") from error
 
 

@@ -1,4 +1,4 @@
-"""The widest network within a budget when all widths share one ratio."""
+"""The widest network within a budget when all widths share one ratio, or powers of one."""
 
 from __future__ import annotations
 
@@ -41,9 +41,37 @@ def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1)
     Raises:
         BudgetError: Even the smallest widths break a limit.
     """
-    search = _Search(architecture, limits, divisor)
+    return weighted_widths(architecture, limits, divisor)
+
+
+def weighted_widths(
+    architecture: Architecture,
+    limits: Limits,
+    divisor: int = 1,
+    weights: Mapping[str, float] | None = None,
+    fill: bool = True,
+) -> tuple[Width, ...]:
+    """Scale free groups by powers of the largest ratio that meets all limits: a group of weight w by ratio ** w.
+
+    Args:
+        architecture: The network.
+        limits: The budget in numbers.
+        divisor: Widths are rounded to multiples of this.
+        weights: Weight by group name, from 0 (stays) to 1; groups left out stay. None: 1 for every group.
+        fill: Spend what whole channels leave over on single groups. Without it, groups of one size and one weight
+            stay equal.
+
+    Returns:
+        One edit per group that changes.
+
+    Raises:
+        BudgetError: No ratio meets the limits.
+    """
+    search = _Search(architecture, limits, divisor, weights)
     ratio = search.largest_ratio()
     edits = search.edits(ratio)
+    if not fill:
+        return edits
     regrown = search.regrown(edits, ratio)
     return regrown if search.used(regrown) <= 1 else edits
 
@@ -51,8 +79,10 @@ def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1)
 class _Search:
     """Exact costs of sets of edits, remembered."""
 
-    def __init__(self, architecture: Architecture, limits: Limits, divisor: int) -> None:
-        self.architecture, self.limits, self.divisor = architecture, limits, divisor
+    def __init__(
+        self, architecture: Architecture, limits: Limits, divisor: int, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.architecture, self.limits, self.divisor, self.weights = architecture, limits, divisor, weights
         self.model = CostModel.of(architecture)
         self.full = _FULL_ESTIMATED if limits.estimates else _FULL
         self.original: Widths = {g.name: g.size for g in architecture.free_groups}
@@ -87,7 +117,12 @@ class _Search:
 
     def edits(self, ratio: float) -> tuple[Width, ...]:
         """Return the edits for a common ratio."""
-        return scale_widths(self.architecture, ratio, self.divisor, check=False)  # checked once, by the caller
+        ratios = ratio if self.weights is None else {name: ratio**weight for name, weight in self.weights.items()}
+        return scale_widths(self.architecture, ratios, self.divisor, check=False)  # checked once, by the caller
+
+    def share(self, group: ChannelGroup, ratio: float) -> float:
+        """Return what a group is scaled by at a common ratio."""
+        return ratio if self.weights is None else ratio ** self.weights.get(group.name, 0.0)
 
     def largest_ratio(self) -> float:
         """Bisect between a ratio that fits and one that does not."""
@@ -139,7 +174,7 @@ class _Search:
 
     def _steps(self, widths: Widths, ratio: float, used: float) -> Iterator[Widths]:
         """Yield widenings of one group that fit and cost something, the furthest behind first."""
-        for group in sorted(self._loose_groups, key=lambda g: widths[g.name] / g.size):
+        for group in sorted(self._loose_groups, key=lambda g: widths[g.name] / g.size / self.share(g, ratio)):
             wider = {group.name: widths[group.name] + self._step(group)}
             if wider[group.name] <= self._ceiling(group, ratio) and used < self.use(widths | wider) <= 1:
                 yield wider
@@ -154,7 +189,7 @@ class _Search:
 
     def _ceiling(self, group: ChannelGroup, ratio: float) -> int:
         """Return the largest width that still counts as near the common ratio."""
-        near = math.ceil(group.size * ratio * _SPREAD) + self._step(group)
+        near = math.ceil(group.size * self.share(group, ratio) * _SPREAD) + self._step(group)
         return min(near, group.size) if ratio < 1 else near
 
     def _as_edits(self, widths: Widths, edits: Sequence[Width]) -> tuple[Width, ...]:

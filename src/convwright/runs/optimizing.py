@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, fea
 from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence, method_named
-from convwright.runs.evaluate import Evaluator
+from convwright.runs.evaluate import Evaluator, changed_recipe, refuse_structural
 from convwright.runs.files import load_weights, read_json, save_weights, write, write_json
 from convwright.runs.latency import RunLatency, WithLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
@@ -90,7 +90,7 @@ def optimize(
         DataError: The data cannot be read or do not fit the network.
         BudgetError: The budget does not parse, cannot be met (before any training), or was not met
             (then no result is written).
-        RecipeError: The recipe is invalid.
+        RecipeError: The recipe is invalid, or has a technique that edits the network.
         RunError: The directory is damaged, in use, not empty, or was started with other settings.
     """
     asked = Asked(
@@ -161,8 +161,10 @@ class Asked:
 
         Raises:
             ConvwrightError: Unknown method, negative numbers.
+            RecipeError: A technique of the recipe edits the network.
         """
         method_named(self.method)
+        refuse_structural(self.recipe)
         for name, value, least in (
             ("epochs", self.base_epochs, 0),
             ("tune-epochs", self.later_epochs, 1),
@@ -241,7 +243,9 @@ class _Job:
             evaluator = self.evaluator(opened, study)
             with self.clock.part("search"):
                 found = search(method, study, self.evaluate(evaluator), asked.say)
-            return self.finish(_Ended(found, _chosen(method.best(), found), _baseline(found)), evaluator, limits)
+            decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
+            ended = _Ended(found, _chosen(method.best(), found), _baseline(found), decisions)
+            return self.finish(ended, evaluator, limits)
 
     # ------------------------------------------------------------------ before
 
@@ -367,7 +371,13 @@ class _Job:
     def content(self, ended: _Ended, evaluator: Evaluator, limits: Limits, met: dict[str, Any]) -> dict[str, Any]:
         """Return everything of ``result.json`` but the two sides that are compared."""
         trials = [
-            {**t.to_dict(), "role": t.candidate.role, "parent": t.candidate.parent, "epochs": t.candidate.epochs}
+            {
+                **t.to_dict(),
+                "role": t.candidate.role,
+                "parent": t.candidate.parent,
+                "epochs": t.candidate.epochs,
+                "recipe": dict(t.candidate.recipe),
+            }
             for t in ended.trials
         ]
         spent = {f"trial {t.trial}": t.seconds for t in ended.trials}
@@ -379,8 +389,10 @@ class _Job:
             "limits": dict(limits.limits),
             "budget_met": met,
             **measured,
-            "trained_with": evaluator.recipe.model_dump(mode="json"),
+            "trained_with": _recipe(ended.best, evaluator),
+            "baseline_trained_with": _recipe(ended.baseline, evaluator),
             "trials": trials,
+            "decisions": list(ended.decisions),
             "seconds": {**self.clock.seconds, **spent},
             "versions": versions(),
             "machine": machine(),
@@ -393,6 +405,12 @@ class _Ended:
     trials: tuple[Evidence, ...]
     best: Evidence
     baseline: Evidence
+    decisions: tuple[Mapping[str, Any], ...] = ()
+
+
+def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
+    """Return the recipe of a trial's last training."""
+    return changed_recipe(evaluator.recipe, trial.candidate.recipe).model_dump(mode="json")
 
 
 def _chosen(best: Evidence | None, trials: Sequence[Evidence]) -> Evidence:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from convwright.methods import Candidate, Evidence, Method
@@ -25,7 +26,9 @@ def search(method: Method, study: Study, evaluate: Evaluate, say: Say = lambda t
     """
     found: list[Evidence] = []
     asked: dict[int, Candidate] = {}
+    said = 0
     while batch := method.ask():
+        said = _decided(method, said, say)
         numbers = range(len(asked), len(asked) + len(batch))
         asked.update(zip(numbers, batch, strict=True))
         for number in numbers:
@@ -35,7 +38,16 @@ def search(method: Method, study: Study, evaluate: Evaluate, say: Say = lambda t
         for evidence in told:
             method.tell(evidence)
         found += told
+    _decided(method, said, say)
     return tuple(found)
+
+
+def _decided(method: Method, said: int, say: Say) -> int:
+    """Say what the method has decided since; only methods that keep a `log` tell it."""
+    log: Sequence[str] = getattr(method, "log", ())
+    for line in log[said:]:
+        say(line)
+    return len(log)
 
 
 def _evidence(number: int, asked: Mapping[int, Candidate], study: Study, evaluate: Evaluate, say: Say) -> Evidence:
@@ -60,7 +72,8 @@ def _words(candidate: Candidate) -> str:
     }[candidate.role]
     epochs = f"{candidate.epochs} epoch{'s' * (candidate.epochs != 1)}" if candidate.epochs else "only judged"
     origin = f", from trial {candidate.parent}" if candidate.parent is not None else ""
-    return f"{what}{origin}, {epochs}"
+    recipe = f", with {json.dumps(dict(candidate.recipe))}" if candidate.recipe else ""
+    return f"{what}{origin}, {epochs}{recipe}"
 
 
 def _outcome(evidence: Evidence) -> str:

@@ -177,6 +177,25 @@ def result_table(data: Mapping[str, Any]) -> Table:
     return table
 
 
+def trials_table(data: Mapping[str, Any]) -> Table:
+    """Return the trials of an `optimize` whose method says what it decided: phase, costs, accuracy, what was kept."""
+    columns = ("trial", "phase", "what", "params", "MACs", "validation", "kept")
+    table = _table("Trials", *columns, numbers=("trial", "params", "MACs", "validation"))
+    phases: dict[int, tuple[str, str, str]] = {}
+    for decision in data["decisions"]:
+        for number, words in decision["trials"].items():
+            kept = "yes" if decision["kept"] == int(number) else ""
+            phases[int(number)] = (decision["phase"], words, kept)
+    before = ""
+    for trial in data["trials"]:
+        phase, words, kept = phases.get(trial["trial"], ("", f"{trial['role']}, trained on", ""))
+        shown, before = (phase if phase != before else ""), phase or before
+        score = "failed" if trial["score"] is None else f"{trial['score']:.2%} ± {trial['stderr']:.2%}"
+        costs = [f"{trial['costs'][name]:,}" if name in trial["costs"] else "" for name in ("params", "macs")]
+        _add(table, str(trial["trial"]), shown, words, *costs, score, kept)
+    return table
+
+
 def training(content: Mapping[str, Any]) -> Table:
     """Return the table of a `train`."""
     table = _table(f"{content['model']} on {content['data']}", "", "value", numbers=("value",))
