@@ -6,7 +6,7 @@ from convwright.runs.experiments.experiment import Row, Size, experiment
 from convwright.training import Recipe
 
 _AUTHORS_EPOCHS = {"quick": 1, "standard": 20, "full": 100}
-_OURS_EPOCHS = {"quick": 1, "standard": 24, "full": 200}
+_OURS_EPOCHS = {"quick": 1, "standard": 28, "full": 200}
 
 
 def cifar_recipe(epochs: int, batch_size: int = 128, lr: float = 0.2) -> Recipe:
