@@ -48,8 +48,8 @@ def blurpool(
 
     Example:
         >>> from convwright.training.techniques.blurpool import blurpool
-        >>> [edit.target for edit in blurpool("zoo:mnist-m3").plan.edits]
-        ['pool1', 'pool2']
+        >>> len(blurpool("zoo:mnist-m3").plan.edits)
+        2
     """
     options = options_of(
         BlurPool, kernel=kernel, padding=padding, max_pools=max_pools, convolutions=convolutions, order=order,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from convwright.architecture.capture import first_line
@@ -100,7 +100,7 @@ class ProgressiveResizing(Technique):
 
     @override
     def check(self, setting: Setting) -> tuple[str, ...]:
-        """Run the network once at the smallest size; warn where all sizes are the full one.
+        """Run the network at the smallest size and at the full one; warn where all sizes are the full one.
 
         Raises:
             RecipeError: The network does not take images of the smallest size.
@@ -114,8 +114,8 @@ class ProgressiveResizing(Technique):
                 f"leave all images at {whole[0]}x{whole[1]}",
             )
         example = setting.arch.example_input
-        images = torch.zeros(2, channels, *smallest, dtype=example.dtype, device=example.device)
-        reason = _why_not(setting, images)
+        images = torch.zeros(2, channels, *whole, dtype=example.dtype, device=example.device)
+        reason = _why_not(setting.arch.model, images, smallest)
         if reason:
             raise RecipeError(
                 f"recipe field techniques.progressive_resizing.start={self.start:g}: the network does not take images "
@@ -143,16 +143,15 @@ class ResizingEffect(Effect):
         return resized(images, size), targets
 
 
-def _why_not(setting: Setting, images: Tensor) -> str:
-    """Return why a training step cannot take images; empty if it can. The network itself is left alone."""
-    model, _ = Structure(()).operate(setting.arch.model)
+def _why_not(network: nn.Module, images: Tensor, size: tuple[int, int]) -> str:
+    """Return why a network cannot be trained on images at a smaller size; empty if it can. A copy is run."""
+    model, _ = Structure(()).operate(network)
     model.train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            scores = model(images)
+            smaller, whole = model(resized(images, size)), model(images)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         return first_line(error).rstrip(".")
-    classes = setting.data.num_classes
-    if isinstance(scores, Tensor) and (scores.ndim != 2 or scores.shape[1] < classes):
-        return f"its scores have the shape {tuple(scores.shape)}, not (2, {classes})"
+    if isinstance(whole, Tensor) and smaller.shape != whole.shape:  # a head that keeps positions apart
+        return f"its scores have the shape {tuple(smaller.shape)} there, else {tuple(whole.shape)}"
     return ""
