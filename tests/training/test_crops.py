@@ -96,7 +96,7 @@ def test_streamed_folders_crop_whole_files(tmp_path):
     batches = [torch.cat([x for x, _ in Loader(data.train, 4, augment=a, workers=0)]) for a in (None, recipe.augment)]
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     red = [(b.movedim(1, -1) * std + mean)[..., 0] for b in batches]
-    assert red[0].max() < 0.01
+    assert red[0].max() < 0.1  # the resizing filter reaches a little beyond the middle
     assert red[1].max() > 0.9
     assert batches[1].shape == (8, 3, 8, 8)
     again = torch.cat([x for x, _ in Loader(data.train, 4, augment=recipe.augment, workers=1)])
