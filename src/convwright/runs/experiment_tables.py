@@ -26,6 +26,7 @@ class Sheet:
         rows: Cells, one per column.
         right: Columns that are set flush right.
         notes: Lines below the table.
+        spare: Columns for which a terminal has no room.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
     right: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """Return it as Markdown, without the title."""
@@ -44,10 +46,12 @@ class Sheet:
     def rich(self) -> Group:
         """Return it for a terminal."""
         table = Table(title=Text(self.title), title_justify="left", title_style="bold", header_style="bold")
-        for place, column in enumerate(self.columns):
+        shown = [place for place, column in enumerate(self.columns) if column not in self.spare]
+        for place in shown:
+            column = self.columns[place]
             table.add_column(column, justify="right" if place in self.right else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(*[Text(cell) for cell in row])  # brackets in names are no markup
+            table.add_row(*[Text(row[place]) for place in shown])  # brackets in names are no markup
         return Group(table, *[Text(note) for note in self.notes])
 
     def without_empty(self) -> Sheet:
@@ -59,6 +63,7 @@ class Sheet:
             tuple(tuple(row[i] for i in kept) for row in self.rows),
             tuple(new for new, old in enumerate(kept) if old in self.right),
             self.notes,
+            self.spare,
         )
 
 
@@ -157,15 +162,15 @@ def _each(values: Sequence[float]) -> str:
 def ablated(content: Json) -> Sheet:
     """Return an ablation's rows beside its control."""
     columns = (
-        "row", "validation accuracy", "gain, points", "95 % interval", "so it is", "test accuracy", "gain on test",
-        "parameters", "MACs", "time of an epoch", "peak memory, MB",
+        "row", "validation", "gain", "95 % interval", "so it is", "test", "gain on test", "parameters", "MACs", "time",
+        "memory, MB",
     )  # fmt: skip
     rows = tuple(tuple(_ablated_row(row)) for row in content["rows"])
     counts = sorted({len(row["seeds"]) for row in content["rows"] if row["seeds"]})
     seeds = " or ".join(map(str, counts)) or "no"
     notes = (
-        f"{seeds} seed{'s' * (counts != [1])} per row; mean ± standard deviation. "
-        "Gain: against the control, seed by seed, ± standard error.",
+        f"{seeds} seed{'s' * (counts != [1])} per row; accuracies: mean ± standard deviation. Gain: points against the "
+        "control, seed by seed, ± standard error. Time: of an epoch, against the control's.",
         *(f"{row['name']}: {row['status']}: {row['reason']}" for row in content["rows"] if row["reason"]),
         *(f"{row['name']}: warning: {text}" for row in content["rows"] for text in row["warnings"]),
         *content["notes"],
@@ -173,7 +178,7 @@ def ablated(content: Json) -> Sheet:
     steps = content["recipe"]["max_steps"]
     length = f"{content['recipe']['epochs']} epochs" if steps is None else f"at most {steps} steps"
     title = f"Ablation of {content['model']} on {content['data']}, {length}"
-    return Sheet(title, columns, rows, (7, 8, 9, 10), notes).without_empty()
+    return Sheet(title, columns, rows, (7, 8, 9, 10), notes, spare=("95 % interval",)).without_empty()
 
 
 def _ablated_row(row: Json) -> Iterator[str]:
