@@ -8,7 +8,6 @@ from convwright.runs import optimize
 from convwright.runs.evaluate import changed_recipe
 from convwright.training import Recipe
 
-
 # ------------------------------------------------------------------ the recipe of a candidate
 
 
