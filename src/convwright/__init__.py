@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convwright import cost, edits, layers, methods, runs, training, zoo
+    from convwright import cost, edits, layers, methods, runs, techniques, training, zoo
     from convwright.architecture import Architecture, Block, ChannelGroup, Layer, Stage, read
     from convwright.cost import CostModel, Profile, parse_budget
     from convwright.edits import (
@@ -62,7 +62,7 @@ _HOMES = {
     "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBPACKAGES = ("architecture", "cost", "edits", "layers", "methods", "runs", "training", "zoo")
+_SUBPACKAGES = ("architecture", "cost", "edits", "layers", "methods", "runs", "techniques", "training", "zoo")
 
 __all__ = [
     "AddBlock",
@@ -103,6 +103,7 @@ __all__ = [
     "read",
     "runs",
     "scale_widths",
+    "techniques",
     "train",
     "training",
     "zoo",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convwright.architecture import Architecture
 from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError
+from convwright.training.check_recipe import check_setting
 from convwright.training.data import ImageData
 from convwright.training.evaluate import eval_mode
 from convwright.training.loader import batch_sizes
@@ -55,10 +56,10 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
         RecipeError: A technique cannot work with this network, data or recipe.
         ReadError: A technique needs the network read, and it cannot be.
     """
-    if recipe.techniques:  # data that do not fit are said to be so, before a technique stumbles over them
-        check_forward(model, torch.zeros(2, *data.shape, device=_device(model)), data)
+    # First of all: data that do not fit are said to be so, before something else stumbles over them.
+    check_forward(model, torch.zeros(2, *data.shape, device=_device(model)), data)
     first = setting = setting_for(model, data, recipe)
-    notes: list[str] = []
+    notes = list(check_setting(setting))
     for technique in recipe.techniques.values():
         notes += technique.check(setting)
         edits = technique.edits(setting.arch) if technique.changes_network else ()

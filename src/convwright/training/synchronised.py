@@ -71,7 +71,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _summed(part: Tensor) -> Tensor:
-    result: Tensor = _Sum.apply(part)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sum.apply(part)
     return result
 
 

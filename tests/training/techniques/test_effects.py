@@ -68,7 +68,7 @@ COMBINATIONS = {
 def test_resume_equals_uninterrupted(
     small_data, small_recipe, make_network, tmp_path, techniques, precision, accumulate
 ):
-    recipe = small_recipe.updated(techniques=techniques, precision=precision, accumulate=accumulate)
+    recipe = small_recipe.updated(techniques=techniques, precision=precision, accumulate=accumulate, cutout=0)
     whole = train(make_network(), small_data, recipe, **QUIET)
     with pytest.raises(KilledError):
         train(make_network(), small_data, recipe, out=tmp_path, on_epoch=killed_after(2), **QUIET)

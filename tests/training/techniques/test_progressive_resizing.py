@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,14 +103,14 @@ def flattened() -> nn.Module:
 
 
 def recipe(**options: object) -> Recipe:
-    return Recipe(techniques={"progressive_resizing": options})
+    return Recipe(batch_size=16, techniques={"progressive_resizing": options})
 
 
 def test_a_head_that_flattens_is_refused_and_works_behind_global_pooling(small_data) -> None:
     net = flattened()
     with pytest.raises(cw.RecipeError, match=r"techniques\.progressive_resizing\.start=0\.5.* 4x4 .*mat1 and mat2"):
         prepare(net, small_data, recipe())
-    both = Recipe(techniques={"global_pool": {}, "progressive_resizing": {}})
+    both = Recipe(batch_size=16, techniques={"global_pool": {}, "progressive_resizing": {}})
     assert prepare(net, small_data, both).warnings == ()
 
 
@@ -130,8 +132,9 @@ def test_sizes_that_do_not_change_are_a_warning(options: dict[str, object], smal
 
 def test_scores_of_another_shape_are_refused(small_data) -> None:
     net = nn.Sequential(nn.Conv2d(3, 1, 3, 2, padding=1), nn.Flatten())  # 16 scores of 8x8 images, 4 of 4x4 ones
+    classes = replace(small_data, class_names=tuple("abcdefghijklmnop"))
     with pytest.raises(cw.RecipeError, match=r"its scores have the shape \(2, 4\) there, else \(2, 16\)"):
-        prepare(net, small_data, recipe())
+        prepare(net, classes, recipe())
 
 
 def test_the_network_sees_small_images_first(small_data, small_recipe) -> None:

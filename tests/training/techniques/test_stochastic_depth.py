@@ -228,5 +228,7 @@ def test_training_with_it_leaves_no_hook_and_differs(small_data, small_recipe) -
 
 
 def test_no_block_is_a_warning_in_a_recipe(small_data) -> None:
-    (warning,) = prepare(net(nn.ReLU()), small_data, Recipe(techniques={"stochastic_depth": {}})).warnings
+    (warning,) = prepare(
+        net(nn.ReLU()), small_data, Recipe(batch_size=16, techniques={"stochastic_depth": {}})
+    ).warnings
     assert warning == "techniques.stochastic_depth has no effect: the network has no residual block"

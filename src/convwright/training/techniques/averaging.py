@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from typing_extensions import override
 
 from convwright.training.techniques.technique import Effect, Training
@@ -49,12 +49,25 @@ class _Forward(nn.Module):
         return self.run(images)
 
 
+def averaged_copy(model: nn.Module, decay: float | None = None) -> AveragedModel:
+    """Return a copy of a network that averages weights: after each step or epoch, ``copy.update_parameters(model)``.
+
+    Before it is judged, `reestimate_batch_norm(copy.module, batches)` is compulsory.
+
+    Args:
+        model: The network in training.
+        decay: Weight of the average against the new weights (EMA); None: all count the same (SWA).
+    """
+    average = get_ema_multi_avg_fn(decay) if decay is not None else None  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average)
+
+
 class AveragingEffect(Effect):
     """Keeps averaged weights, and leaves them in the network at the end.
 
     Args:
         training: The training.
-        average: ``multi_avg_fn`` of torch's AveragedModel; None: equal weights.
+        decay: See `averaged_copy`.
         due: Whether the weights after a step (from 0) enter the average.
     """
 
@@ -63,11 +76,11 @@ class AveragingEffect(Effect):
     def __init__(
         self,
         training: Training,
-        average: Callable[..., None] | None,
+        decay: float | None,
         due: Callable[[int], bool],
     ) -> None:
         self.training = training
-        self.averaged = AveragedModel(training.model, multi_avg_fn=average)
+        self.averaged = averaged_copy(training.model, decay)
         self.due = due
 
     @override

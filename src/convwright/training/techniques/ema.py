@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from convwright.errors import RecipeError
@@ -62,7 +61,6 @@ class Ema(Technique):
     def effect(self, training: Training) -> AveragingEffect:
         """Return the effect on weights."""
         begin = round(self.start * training.setting.steps)
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         return AveragingEffect(
-            training, average, lambda step: step >= begin and (step + 1 - begin) % self.interval == 0
+            training, self.decay, lambda step: step >= begin and (step + 1 - begin) % self.interval == 0
         )

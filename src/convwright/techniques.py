@@ -1,0 +1,50 @@
+"""The training techniques as functions, for your own training loop.
+
+    from convwright import techniques
+
+    images, targets = techniques.mixup(images, labels, num_classes=10, alpha=0.2)
+
+As switches of a recipe they are described by `TECHNIQUES`: each entry has a card that says what the technique does,
+costs, and where it helps and where not. Rates that change per batch are torch's own `OneCycleLR` and `CyclicLR`; the
+recipe's `schedule` equals them step by step.
+"""
+
+from convwright.training.techniques.averaging import averaged_copy, reestimate_batch_norm
+from convwright.training.techniques.blurpool import blurpool
+from convwright.training.techniques.cutmix import cutmix
+from convwright.training.techniques.cutout import cutout
+from convwright.training.techniques.depthwise_separable import depthwise_separable
+from convwright.training.techniques.flip_test import Flipped
+from convwright.training.techniques.global_pool import global_pool
+from convwright.training.techniques.label_smoothing import smoothed
+from convwright.training.techniques.lookahead import lookahead
+from convwright.training.techniques.mixup import mixup
+from convwright.training.techniques.progressive_resizing import progressive_resizing
+from convwright.training.techniques.sam import frozen_statistics, sam_gradients
+from convwright.training.techniques.squeeze_excite import squeeze_excite
+from convwright.training.techniques.stochastic_depth import stochastic_depth
+from convwright.training.techniques.technique import TECHNIQUES, Card, Effect, Technique, technique
+
+__all__ = [
+    "TECHNIQUES",
+    "Card",
+    "Effect",
+    "Flipped",
+    "Technique",
+    "averaged_copy",
+    "blurpool",
+    "cutmix",
+    "cutout",
+    "depthwise_separable",
+    "frozen_statistics",
+    "global_pool",
+    "lookahead",
+    "mixup",
+    "progressive_resizing",
+    "reestimate_batch_norm",
+    "sam_gradients",
+    "smoothed",
+    "squeeze_excite",
+    "stochastic_depth",
+    "technique",
+]
