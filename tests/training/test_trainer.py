@@ -227,7 +227,7 @@ def test_checkpoints_of_something_else(small_data, small_recipe, make_network, t
     wider[0], wider[1], wider[6] = nn.Conv2d(3, 7, 3, padding=1), nn.BatchNorm2d(7), nn.Linear(28, 3)
     with pytest.raises(RecipeError, match=r"another network \(0.weight: \(5, 3, 3, 3\)"):
         train(wider, small_data, small_recipe, **again)
-    other = ImageData("others", small_data.val, small_data.train, ("a", "b", "c"))
+    other = ImageData("others", small_data.train, small_data.val, ("a", "b", "c"))
     with pytest.raises(RecipeError, match=r"trained on pictures .* not on others"):
         train(make_network(), other, small_recipe, **again)
     with pytest.raises(RecipeError, match=r"resume needs the folder"):
