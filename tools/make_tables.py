@@ -367,6 +367,31 @@ def zoo() -> str:
     return markdown(("name", "image", "classes", "parameters", "MACs", "source"), rows, right=(2, 3, 4))
 
 
+# ------------------------------------------------------------------ docs/techniques.md
+
+
+@table("techniques")
+def techniques() -> str:
+    """The card of every technique, with its options and their defaults."""
+    from convwright.techniques import TECHNIQUES
+
+    parts = []
+    for name, entry in sorted(TECHNIQUES.items()):
+        options = entry.fields if entry.kind is None else {k: f.default for k, f in entry.kind.model_fields.items()}
+        where = "fields of the recipe" if entry.kind is None else "options"
+        shown = ", ".join(f"`{key}: {_yaml(value)}`" for key, value in options.items()) or "none"
+        card = entry.card
+        lines = [f"### {name}", "", card.does, ""]
+        told = (("Cost", card.cost), ("Helps", card.helps), ("Does not help", card.hurts), ("Source", card.source))
+        lines += [f"- **{title}**: {text}" for title, text in told]
+        parts.append("\n".join([*lines, f"- **{where.capitalize()}**: {shown}"]))
+    return "\n\n".join(parts)
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
 # ------------------------------------------------------------------ docs/support.md
 
 
