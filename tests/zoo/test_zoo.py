@@ -52,6 +52,8 @@ PARAMS = [
     ("cifar-b", {}, 139_042),
     ("cifar-c", {}, 140_586),
     ("mnist-b", {"widths": (6, 10, 12)}, 972),
+    ("mnist-b", {"times": 2, "padding": 1}, 1_492),
+    ("mnist-b", {"times": 2, "padding": 1, "widths": (6, 10, 12)}, 996),
     ("cifar-b", {"squeeze": 8}, 146_093),
     ("cifar-b", {"widths": (32, 64, 128), "depths": (2, 2, 3)}, 147_658),
     # He et al. print 0.27M, 0.46M, 0.85M with padded shortcuts; two projections add 2,752.

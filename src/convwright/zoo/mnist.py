@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from convwright.zoo.parts import check_stages, classify, max_pool
@@ -240,19 +241,48 @@ def mnist_a(num_classes: int = 10, in_channels: int = 1, blur: bool = True, head
     return _m3(num_classes, in_channels, blur, head_bias, last=12)
 
 
-def _unit(in_channels: int, out_channels: int) -> nn.Sequential:
+def _unit(in_channels: int, out_channels: int, padding: int = 0) -> nn.Sequential:
     """Return depthwise 3x3, pointwise, batch norm, ReLU: the order that network B uses."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, in_channels, 3, padding=padding, groups=in_channels, bias=False),
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     )
 
 
+class SharedUnit(nn.Module):
+    """A depthwise separable convolution applied several times, each with a batch norm of its own, and ReLU.
+
+    Shapes: (N, C, H, W) -> (N, C, H, W), or two less along both sides each time with ``padding=0``.
+
+    Args:
+        channels: C.
+        times: how often.
+        padding: of the depthwise convolution.
+    """
+
+    def __init__(self, channels: int, times: int, padding: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=padding, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(times))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last application's output."""
+        for norm in self.norms:
+            x = torch.relu(norm(self.pointwise(self.depthwise(x))))
+        return x
+
+
 @register("mnist-b", input_shape=_SHAPE, num_classes=10, source="reconstructed for a 1,500 limit")
 def mnist_b(
-    num_classes: int = 10, in_channels: int = 1, blur: bool = True, widths: Sequence[int] = (8, 14, 16)
+    num_classes: int = 10,
+    in_channels: int = 1,
+    blur: bool = True,
+    widths: Sequence[int] = (8, 14, 16),
+    times: int = 1,
+    padding: int = 0,
 ) -> nn.Sequential:
     """Build our own network for the same budget: 1,460 parameters.
 
@@ -265,6 +295,9 @@ def mnist_b(
         blur: anti-alias the two pools.
         widths: channels of the first convolution, of the unit before the first pool, and of all later ones;
             (6, 10, 12) makes 972 parameters.
+        times: how often the unit before the second pool is applied, with the same weights but batch norms of its
+            own: depth for 2 * C parameters (1,492 with two).
+        padding: of the units between the pools; 1 keeps 12x12 positions instead of shrinking to 8x8.
     """
     check_stages("mnist-b", 3, widths=widths)
     first, second, last = widths
@@ -272,8 +305,8 @@ def mnist_b(
         nn.Sequential(nn.Conv2d(in_channels, first, 3, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
         _unit(first, second),
         max_pool(second, blur),
-        _unit(second, last),
-        _unit(last, last),
+        _unit(second, last, padding),
+        _unit(last, last, padding) if times == 1 else SharedUnit(last, times, padding),
         max_pool(last, blur),
         nn.Sequential(nn.Conv2d(last, last, 3, padding=1, groups=last, bias=False), nn.BatchNorm2d(last), nn.ReLU()),
         channels=last,

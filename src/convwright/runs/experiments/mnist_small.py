@@ -5,17 +5,20 @@ from __future__ import annotations
 from convwright.runs.experiments.experiment import Row, Size, experiment
 from convwright.training import Recipe
 
-_EPOCHS = {"quick": 2, "standard": 25, "full": 70}
+_EPOCHS = {"quick": 2, "standard": 30, "full": 70}
 
 
 def small_recipe(epochs: int) -> Recipe:
-    """Return the recipe for networks of some 1,500 parameters: they underfit, so little is regularised."""
+    """Return the recipe for networks of some 1,500 parameters: they underfit, so nothing but shifts is regularised.
+
+    Found on a validation part, one seed, 8 epochs: without weight decay the validation loss fell from 0.037 to 0.033.
+    """
     return Recipe(
         epochs=epochs,
         batch_size=128,
         lr=0.3,
         warmup=0.2,
-        weight_decay=1e-4,
+        weight_decay=0.0,
         crop_padding=1,
         padding_mode="zero",
         hflip=False,
@@ -38,23 +41,24 @@ def mnist_1500(size: Size) -> tuple[Row, ...]:
     paper = {"accuracy": 0.992, "params": 1560}
     return (
         Row(
-            "ours-1460",
+            "ours-1492",
             "zoo:mnist-b",
             "mnist",
             recipe,
             seeds,
             paper=paper,
+            options={"times": 2, "padding": 1},
             target=0.992,
             limit=1500,
-            note="one cycle, shifts by one pixel, no other regularisation",
+            note="one unit applied twice; one cycle, shifts by one pixel, no other regularisation",
         ),
         Row(
-            "ours-972",
+            "ours-996",
             "zoo:mnist-b",
             "mnist",
             recipe,
             seeds,
-            options={"widths": (6, 10, 12)},
+            options={"times": 2, "padding": 1, "widths": [6, 10, 12]},
             paper=paper,
             target=0.992,
             limit=1000,
