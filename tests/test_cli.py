@@ -185,6 +185,23 @@ def test_train(run, folder):
     assert "test accuracy" in run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "r.yaml")[1]
 
 
+def test_train_with_techniques_that_edit(run, folder):
+    """What is written is the network that was trained, and its plan replays on a fresh one."""
+    text = (folder / "r.yaml").read_text(encoding="utf-8")
+    (folder / "se.yaml").write_text(
+        text + "\ntechniques:\n  squeeze_excite: {min_channels: 1}\n  test_flip: {}\nhflip: true\n", encoding="utf-8"
+    )
+    code, out, _ = run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "se.yaml", "--out", "t", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["test_flip"]["samples"] == 30
+    words = ("apply", "t/plan.json", "net.py:Tiny", "--weights", "t/model.safetensors")
+    code, out, _ = run(*words, "--json")
+    replayed = json.loads(out)
+    assert code == 0
+    assert replayed["after"]["params"] == found["params"] > replayed["before"]["params"]
+
+
 def test_optimize_then_apply(run, folder):
     code, out, err = run(*OPTIMIZE, "--out", "run")
     assert code == 0

@@ -149,6 +149,7 @@ def train(
     input_shape: Input = None,
     data_dir: DataDir = None,
     weights: Weights = None,
+    devices: Annotated[int, typer.Option(help="Processes that train together, one per device.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
@@ -166,6 +167,7 @@ def train(
             input_shape=input_shape,
             data_dir=data_dir,
             weights=weights,
+            devices=devices,
         )
     if as_json:
         return _print_json(content)

@@ -129,7 +129,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(go, tmp_path, monkeypatch, nu
 
 
 def test_a_run_stopped_within_a_training_continues_its_checkpoint(go, tmp_path, monkeypatch):
-    import convwright.training.trainer as trainer
+    import convwright.training.run as trainer
 
     whole = go(tmp_path / "whole")
     honest, calls = trainer.write_checkpoint, []

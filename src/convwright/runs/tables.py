@@ -202,6 +202,8 @@ def training(content: Mapping[str, Any]) -> Table:
     for part in ("validation", "test"):
         if content[part] is not None:
             _add(table, f"{part} accuracy", f"{content[part]['accuracy']:.2%} ± {content[part]['stderr']:.2%}")
+    if content["test_flip"] is not None:
+        _add(table, "test accuracy, each image and its mirror image", f"{content['test_flip']['accuracy']:.2%}")
     _add(table, "MACs", f"{content['macs']:,}")
     _add(table, "parameters", f"{content['params']:,}")
     _add(table, "epochs", str(len(content["history"])))

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convwright.cost import profile
+from convwright.architecture import Architecture, read
+from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.runs.files import load_weights, save_weights, write_json
+from convwright.runs.files import load_weights, save_weights, write, write_json
 from convwright.runs.machine import machine, versions
-from convwright.runs.opening import Shape, open_both
+from convwright.runs.opening import Opened, Shape, open_both
 from convwright.runs.study import WEIGHTS
-from convwright.training import Metrics, train
+from convwright.training import Metrics, TrainResult, train
 from convwright.training.recipe import as_recipe
 
 FORMAT = "convwright training"
@@ -29,6 +30,7 @@ def train_named(
     input_shape: str | Shape | None = None,
     data_dir: Path | None = None,
     weights: Path | None = None,
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Train a network and judge it on the test part.
 
@@ -42,6 +44,7 @@ def train_named(
         input_shape: Images are resized to it.
         data_dir: Where named data sets lie.
         weights: What to start from.
+        devices: As for `train`.
 
     Returns:
         The content of ``training.json``.
@@ -62,8 +65,9 @@ def train_named(
     )
     if weights is not None:
         load_weights(opened.arch.model, weights)
-    trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume)
-    costs = profile(opened.arch)
+    trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume, devices=devices)
+    network = trained_network(opened, trained)
+    costs = network.profile()
     content = {
         "format": FORMAT,
         "version": 1,
@@ -75,6 +79,8 @@ def train_named(
         "params": costs.params,
         "validation": judged(trained.val),
         "test": judged(trained.test),
+        "test_flip": judged(trained.test_flip),
+        "warnings": list(trained.warnings),
         "history": [asdict(record) for record in trained.history],
         "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format},
         "seconds": trained.seconds,
@@ -82,9 +88,24 @@ def train_named(
         "machine": machine(),
     }
     if out is not None:
-        save_weights(opened.arch.model, out / WEIGHTS)
+        save_weights(network.model, out / WEIGHTS)
+        if network.plan.edits:
+            write(out / "plan.json", lambda to: to.write_text(network.plan.to_json(), encoding="utf-8"))
         write_json(out / "training.json", content)
     return content
+
+
+def trained_network(opened: Opened, trained: TrainResult) -> Architecture:
+    """Return what was trained: the network that was opened, or, where techniques edited it, that with its plan.
+
+    The techniques saw a module without its name; the plan gets the name, so that it replays on a fresh network.
+    """
+    if trained.plan is None:
+        return opened.arch
+    start = Plan.empty(opened.arch)
+    plan = start.with_edits(*trained.plan.edits)
+    changed = read(trained.model, opened.arch.example_input)
+    return changed.evolved(source=opened.arch.source, applied=plan, options=opened.arch.options)
 
 
 def judged(metrics: Metrics | None) -> dict[str, Any] | None:

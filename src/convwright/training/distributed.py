@@ -19,8 +19,8 @@ from convwright.training.loader import batch_sizes
 from convwright.training.optimizers import OptimizerState
 
 if TYPE_CHECKING:
+    from convwright.training.run import Order
     from convwright.training.settings import Settings
-    from convwright.training.trainer import Order
 
 
 class Work:
@@ -75,7 +75,7 @@ def train_over(
 
 def _train_part(fabric: Fabric, work: Work) -> None:
     """Do one process's part of a training."""
-    from convwright.training.trainer import train_prepared
+    from convwright.training.run import train_prepared
 
     torch.set_num_threads(work.threads)
     # What was sent lies in memory that all processes share: each needs weights of its own.

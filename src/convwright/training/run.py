@@ -1,0 +1,425 @@
+"""One training as it goes: steps, epochs, checkpoints, and what techniques do in between."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from convwright.errors import RecipeError
+from convwright.training.batches import Batch, Gradients
+from convwright.training.checkpoint import (
+    FILE,
+    load_model_state,
+    model_state,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+    write_checkpoint,
+)
+from convwright.training.data import ImageData
+from convwright.training.evaluate import Metrics, evaluate_batches
+from convwright.training.images import Images
+from convwright.training.loader import Loader, derived_seed
+from convwright.training.optimizers import (
+    OptimizerState,
+    build_optimizer,
+    load_state_by_name,
+    set_momentum,
+    state_by_name,
+)
+from convwright.training.outcome import EpochRecord, TrainResult
+from convwright.training.preflight import Prepared, make_fabric, setting_for
+from convwright.training.progress import ProgressLine
+from convwright.training.recipe import Recipe
+from convwright.training.schedules import Position, Rates
+from convwright.training.settings import (
+    Settings,
+    autocast,
+    single_tensor,
+    to_layout,
+    untouched_random,
+)
+from convwright.training.synchronised import synchronised
+from convwright.training.techniques import Effect, Setting, Training
+from convwright.training.techniques.flip_test import Flipped
+
+_BEYOND = 2**33  # beside every epoch number: a stream of random numbers of its own
+_CHECK_EVERY = 50  # steps between two looks at the losses: each look waits for the device
+_EVAL_BATCH = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What is to be trained on, and how; see `train`."""
+
+    data: ImageData
+    recipe: Recipe
+    folder: Path | None
+    resume: bool
+    accelerator: str
+    progress: bool
+    test: bool
+    workers: int | None
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return the checkpoint to continue from."""
+        return read_checkpoint(self.folder) if self.folder is not None and self.resume else None
+
+
+def train_prepared(
+    model: nn.Module,
+    order: Order,
+    settings: Settings,
+    fabric: Fabric | None,
+    optimizer_state: OptimizerState | None,
+    *,
+    on_epoch: Callable[[EpochRecord], object] | None = None,
+    setting: Setting | None = None,
+) -> Run:
+    """Train a network that needs no more edits, in this process; `fabric` is given where it is one of several."""
+    run = Run(model, setting or setting_for(model, order.data, order.recipe), order, settings, fabric)
+    found = order.checkpoint()
+    try:
+        if found is not None:
+            run.restore(found, order.folder)
+        else:
+            run.begin(optimizer_state)
+        with (
+            synchronised(model, run.fabric.world_size),
+            ProgressLine(run.total, run.step, order.progress and run.fabric.is_global_zero) as line,
+        ):
+            run.epochs(line, on_epoch)
+            run.finish()
+    finally:
+        run.close()
+    return run
+
+
+class Run:
+    """The moving parts of one training."""
+
+    def __init__(
+        self, model: nn.Module, setting: Setting, order: Order, settings: Settings, fabric: Fabric | None = None
+    ) -> None:
+        self.model, self.setting, self.order, self.settings = model, setting, order, settings
+        self.data, self.recipe = order.data, order.recipe
+        self.folder = order.folder
+        to_layout(self.model, settings.layout)
+        precision = "bf16-mixed" if settings.precision == "bf16" else "32-true"
+        self.fabric = fabric or make_fabric(order.accelerator, precision)
+        self.rank = (self.fabric.global_rank, self.fabric.world_size)
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
+        self.total = setting.steps
+        self.step = 0
+        self.effects = self._effects()
+        # What blends images needs the whole batch; else each process fetches its own part of it.
+        self.divides = any(type(effect).batch is not Effect.batch for effect in self.effects.values())
+        self.loader = self._training_loader((0, 1) if self.divides else self.rank)
+        self.val_loader = self._judge(self.data.val) if self.data.val is not None else None
+        self.history: list[EpochRecord] = []
+        self.val: Metrics | None = None
+        self.stopped = False
+
+    def _training_loader(self, shard: tuple[int, int]) -> Loader:
+        return Loader(
+            self.data.train,
+            self.recipe.batch_size,
+            augment=self.recipe.augment,
+            seed=self.recipe.seed,
+            device=self.fabric.device,
+            channels_last=self.settings.channels_last,
+            workers=self.order.workers,
+            shard=shard,
+        )
+
+    def _judge(self, images: Images) -> Loader:
+        return Loader(
+            images,
+            _EVAL_BATCH,
+            shuffle=False,
+            device=self.fabric.device,
+            channels_last=self.settings.channels_last,
+            workers=self.order.workers,
+            shard=self.rank,
+        )
+
+    def _judged(self, model: nn.Module, loader: Loader) -> Metrics:
+        total = self._total if self.fabric.world_size > 1 else None
+        return evaluate_batches(model, loader, self.settings.precision, total)
+
+    def _total(self, part: Tensor) -> Tensor:
+        summed = self.fabric.all_reduce(part, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    # ------------------------------------------------------------------------------------- techniques
+
+    def _effects(self) -> dict[str, Effect]:
+        training = Training(
+            self.model,
+            self.optimizer,
+            self.setting,
+            self.fabric.device,
+            self._forward,
+            self._scheduled,
+            self._more_batches,
+        )
+        made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
+        return {name: effect for name, effect in made.items() if effect is not None}
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with autocast(self.fabric.device, self.settings.precision):
+            return single_tensor(self.model(images))
+
+    def _scheduled(self, step: int) -> float:
+        """Return the schedule's own rate as a share of the highest."""
+        return self._rates(step).factor
+
+    def _rates(self, step: int) -> Rates:
+        return self.recipe.rates(Position(step, self.total, self.setting.steps_per_epoch))
+
+    def _more_batches(self) -> Iterator[Tensor]:
+        """Yield the images of an epoch that no training reaches, in the order and augmentation of the seed."""
+        loader = self._training_loader((0, 1) if self.divides else self.rank)
+        loader.epoch = _BEYOND
+        for index, (images, labels) in enumerate(loader):
+            yield self._batch(images, labels, self.total + index).images
+
+    def close(self) -> None:
+        """Take off the network what techniques put on it."""
+        for effect in reversed(self.effects.values()):
+            effect.close()
+
+    # ------------------------------------------------------------------------------------- training
+
+    def begin(self, optimizer_state: OptimizerState | None) -> None:
+        """Start anew: a checkpoint of an earlier training must not be resumed by mistake."""
+        torch.manual_seed(self.recipe.seed)
+        if optimizer_state is not None:
+            load_state_by_name(self.model, self.optimizer, optimizer_state)
+        if self.folder is not None and self.fabric.is_global_zero:
+            (self.folder / FILE).unlink(missing_ok=True)
+
+    def epochs(self, line: ProgressLine, on_epoch: Callable[[EpochRecord], object] | None) -> None:
+        """Train until the steps are used up, or `on_epoch` asks to stop."""
+        # Fabric wraps its own copies of the references; model and optimizer stay the user's.
+        module, optimizer = self.fabric.setup(self.model, self.optimizer)
+        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate)
+        optimizer.zero_grad()
+        while self.step < self.total and not self.stopped:
+            record = self._epoch(gradients, optimizer, line)
+            self.history.append(record)
+            if self.folder is not None and self.fabric.is_global_zero:
+                write_checkpoint(self.folder, self.checkpoint())
+            line.line(_describe(record, self.recipe.epochs))
+            _log.debug("%s", record)
+            self.stopped = on_epoch is not None and on_epoch(record) is True
+        optimizer.zero_grad()
+
+    def _epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> EpochRecord:
+        start = time.perf_counter()
+        loss, accuracy = self._train_epoch(gradients, optimizer, line)
+        self._check_weights()
+        if self.val_loader is not None:
+            self.val = self._judged(self.model, self.val_loader)
+        return EpochRecord(
+            epoch=len(self.history) + 1,
+            train_loss=loss,
+            train_acc=accuracy,
+            val_loss=self.val.loss if self.val is not None else None,
+            val_acc=self.val.accuracy if self.val is not None else None,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _train_epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> tuple[float, float]:
+        """Run the steps of one epoch; return mean loss and accuracy over its images."""
+        steps = min(len(self.loader), self.total - self.step)
+        losses = torch.zeros(steps, device=self.fabric.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.fabric.device)
+        gradients.module.train()
+        first = self.step
+        for index, (images, labels) in zip(range(steps), self.loader, strict=False):
+            self._set_rates()
+            batch = self._batch(images, labels, self.step)
+            loss, hits = self._train_step(gradients, optimizer, batch)
+            losses[index] = loss  # sums stay on the device: no wait per step
+            right += hits
+            self.step += 1
+            line.step(self.step)
+            if (index + 1) % _CHECK_EVERY == 0:
+                self._check_losses(losses[: index + 1], first)
+        self._check_losses(losses, first)
+        if self.fabric.world_size > 1:
+            losses, right = self._total(losses), self._total(right)
+        sizes = torch.tensor(self.loader.sizes[:steps], device=losses.device, dtype=losses.dtype)
+        return float((losses * sizes).sum() / sizes.sum()), float(right / sizes.sum())
+
+    def _train_step(self, gradients: Gradients, optimizer: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        result = gradients(batch)
+        for effect in self.effects.values():
+            effect.before_update(partial(gradients.again, batch), self.step)
+        if self.recipe.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        for effect in self.effects.values():
+            effect.after_step(self.step)
+        return result
+
+    def _batch(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+        """Return this process's part of a batch, changed by the techniques."""
+        whole = self.loader.sizes[step % len(self.loader)]
+        if not self.divides:
+            return Batch(images, labels, labels, whole)
+        changed, targets = self._changed(images, labels, step)
+        return Batch(changed, targets, labels, whole).taken(*self.rank)
+
+    def _changed(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Let the techniques change a batch; what they draw depends on seed and step only, in every process."""
+        with untouched_random(self.fabric.device):
+            torch.manual_seed(derived_seed(self.recipe.seed, _BEYOND, step))
+            for effect in self.effects.values():
+                images, targets = effect.batch(images, targets, step)
+        return images, targets
+
+    def _set_rates(self) -> None:
+        factor, momentum = self._rates(self.step)
+        for effect in self.effects.values():
+            factor = effect.rate(factor, self.step)
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = base * factor
+            if momentum is not None:
+                set_momentum(group, momentum)
+
+    def finish(self) -> None:
+        """Let the techniques leave the weights to hand back, and judge them if they changed."""
+        last = [effect for effect in self.effects.values() if effect.finishes]
+        for effect in last:
+            effect.finish()
+        if last and self.val_loader is not None:
+            self.val = self._judged(self.model, self.val_loader)
+
+    # ------------------------------------------------------------------------------------- failures
+
+    def _check_losses(self, losses: Tensor, first: int) -> None:
+        """Stop at the first loss that is not finite."""
+        if bool(torch.isfinite(losses).all()):
+            return
+        index = int((~torch.isfinite(losses)).nonzero()[0])
+        self._broken(f"the loss became {float(losses[index])} at step {first + index + 1}")
+
+    def _check_weights(self) -> None:
+        """Stop before a checkpoint if the epoch's last step spoiled the weights."""
+        state = model_state(self.model)
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                self._broken(f"{name} is no longer finite after step {self.step}")
+
+    def _broken(self, what: str) -> None:
+        kept = ""
+        if self.folder is not None and (self.folder / FILE).is_file():
+            kept = f"; the last good checkpoint is {self.folder / FILE}"
+        lower = f"lower lr (now {self.recipe.lr:g})"
+        remedy = f"{lower} or set grad_clip" if self.recipe.grad_clip is None else lower
+        epoch = len(self.history) + 1
+        raise RecipeError(f"training broke down in epoch {epoch}: {what}; {remedy}{kept}")
+
+    # ----------------------------------------------------------------------------------- checkpoint
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that the rest of the training depends on."""
+        return {
+            "recipe": self.recipe.model_dump_json(),
+            "data": _data_text(self.data),
+            "settings": json.dumps(asdict(self.settings)),
+            "step": self.step,
+            "history": [list(astuple(record)) for record in self.history],
+            "val": list(astuple(self.val)) if self.val is not None else [],
+            "model": model_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "effects": {name: effect.state_dict() for name, effect in self.effects.items()},
+            "loader": self.loader.state_dict(),
+            "random": random_state(self.fabric.device),
+        }
+
+    def restore(self, found: dict[str, Any], folder: Path | None) -> None:
+        """Continue from a checkpoint; `folder` is named in errors.
+
+        Raises:
+            RecipeError: It belongs to another recipe, data set or network.
+        """
+        path = (folder or Path()) / FILE
+        _check_recipe(self.recipe, json.loads(found["recipe"]), path)
+        if found["data"] != _data_text(self.data):
+            raise RecipeError(
+                f"{path}: trained on {found['data']}, not on {_data_text(self.data)}; "
+                "give the same data, or train without resume"
+            )
+        load_model_state(self.model, found["model"], path)
+        self.optimizer.load_state_dict(found["optimizer"])
+        for name, effect in self.effects.items():
+            effect.load_state_dict(found["effects"][name])
+        self.loader.load_state_dict(found["loader"])
+        self.step = int(found["step"])
+        self.history = [EpochRecord(*values) for values in found["history"]]
+        self.val = Metrics(*found["val"]) if found["val"] else None
+        set_random_state(found["random"], self.fabric.device)
+
+    def result(self, test: bool, prepared: Prepared) -> TrainResult:
+        """Judge the test part if asked, and wrap up."""
+        judged = flipped = None
+        if test and self.data.has_test:
+            judged = self._judged(self.model, self._judge(self.data.test))
+            if "test_flip" in self.recipe.techniques:
+                flipped = self._judged(Flipped(self.model), self._judge(self.data.test))
+        return TrainResult(
+            model=self.model,
+            history=tuple(self.history),
+            val=self.val,
+            test=judged,
+            seconds=sum(record.seconds for record in self.history),
+            settings=self.settings,
+            optimizer_state=state_by_name(self.model, self.optimizer),
+            test_flip=flipped,
+            plan=prepared.plan,
+            warnings=prepared.warnings,
+        )
+
+
+_log = logging.getLogger(__name__)
+
+
+def _describe(record: EpochRecord, epochs: int) -> str:
+    text = f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}  acc {record.train_acc:.2%}"
+    if record.val_loss is not None and record.val_acc is not None:
+        text += f"  val loss {record.val_loss:.4f}  val acc {record.val_acc:.2%}"
+    return f"{text}  lr {record.lr:.2g}  {record.seconds:.1f} s"
+
+
+def _data_text(data: ImageData) -> str:
+    size = "x".join(map(str, data.shape))
+    return f"{data.name} ({len(data.train)} images {size}, {data.num_classes} classes)"
+
+
+def _check_recipe(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
+    now = recipe.model_dump(mode="json")
+    changed = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
+    if changed:
+        name = changed[0]
+        raise RecipeError(
+            f"{path}: the checkpoint was trained with {name}={stored.get(name)}, not "
+            f"{now.get(name)}; give the same recipe, or train without resume"
+        )
