@@ -98,7 +98,16 @@ def accuracy(side: Json, part: str) -> str:
 @table("results")
 def results() -> str:
     """The short table of README: one line per claim, with where to look."""
-    rows = [row for rows in (_demo(), _widths(), _labels(), _cost_model(), _latency(), _training()) for row in rows]
+    parts = (
+        _demo(),
+        _results_page.headlines(load),
+        _widths(),
+        _labels(),
+        _cost_model(),
+        _latency(),
+        _training(),
+    )
+    rows = [row for part in parts for row in part]
     if not rows:
         return "No result files are in this checkout."
     return markdown(("what", "measured", "command"), rows)
@@ -367,31 +376,6 @@ def zoo() -> str:
     return markdown(("name", "image", "classes", "parameters", "MACs", "source"), rows, right=(2, 3, 4))
 
 
-# ------------------------------------------------------------------ docs/techniques.md
-
-
-@table("techniques")
-def techniques() -> str:
-    """The card of every technique, with its options and their defaults."""
-    from convwright.techniques import TECHNIQUES
-
-    parts = []
-    for name, entry in sorted(TECHNIQUES.items()):
-        options = entry.fields if entry.kind is None else {k: f.default for k, f in entry.kind.model_fields.items()}
-        where = "fields of the recipe" if entry.kind is None else "options"
-        shown = ", ".join(f"`{key}: {_yaml(value)}`" for key, value in options.items()) or "none"
-        card = entry.card
-        lines = [f"### {name}", "", card.does, ""]
-        told = (("Cost", card.cost), ("Helps", card.helps), ("Does not help", card.hurts), ("Source", card.source))
-        lines += [f"- **{title}**: {text}" for title, text in told]
-        parts.append("\n".join([*lines, f"- **{where.capitalize()}**: {shown}"]))
-    return "\n\n".join(parts)
-
-
-def _yaml(value: object) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
-
-
 # ------------------------------------------------------------------ docs/support.md
 
 
@@ -424,7 +408,8 @@ def _neighbour(name: str) -> Any:
     return module
 
 
-_neighbour("results_page").register(TABLES, load, missing, provenance, markdown)
+_results_page = _neighbour("results_page")
+_results_page.register(TABLES, load, missing, provenance, markdown)
 
 
 # ------------------------------------------------------------------ docs/cli.md

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Json = dict[str, Any]
@@ -21,6 +22,7 @@ def register(
     """Put the tables of this file into the generator's."""
     for name in EXPERIMENTS:
         tables[f"reproduce-{name}"] = lambda name=name: experiment(load, missing, provenance, name)
+    tables["techniques"] = techniques
     tables["pipeline"] = lambda: pipeline(load, missing, provenance, markdown)
 
 
@@ -62,3 +64,40 @@ def pipeline(
         words += f" **Other processes were running**, about {busy:.1f} besides these."
     head = ("way", "images per second", "quartiles", "against usual", "quartiles of it")
     return f"{words}\n\n{markdown(head, rows, right=(1, 2, 3, 4))}\n\n{provenance(data)}"
+
+
+def headlines(load: Load) -> Iterator[tuple[str, str, str]]:
+    """The rows of the papers' tables that were set a target."""
+    for name in ("mnist-1500", "cifar10-140k"):
+        for row in (load(f"reproduce/{name}") or {"rows": []})["rows"]:
+            if row["target"] is not None and row["mean"] is not None:
+                count = len(row["seeds"])
+                seeds = f"{count} seed{'s' * (count != 1)}"
+                spread = f" ± {100 * row['deviation']:.2f}" if row["deviation"] is not None else ""
+                yield (
+                    f"{row['data']} with {row['params']:,} parameters ({row['name']}); the paper "
+                    f"{100 * row['paper']['accuracy']:.2f} % with {row['paper']['params']:,}",
+                    f"{100 * row['mean']:.2f}{spread} %, last epoch, {seeds}",
+                    f"`convwright reproduce {name}`",
+                )
+
+
+def techniques() -> str:
+    """The card of every technique, with its options and their defaults."""
+    from convwright.techniques import TECHNIQUES
+
+    parts = []
+    for name, entry in sorted(TECHNIQUES.items()):
+        options = entry.fields if entry.kind is None else {k: f.default for k, f in entry.kind.model_fields.items()}
+        where = "fields of the recipe" if entry.kind is None else "options"
+        shown = ", ".join(f"`{key}: {_yaml(value)}`" for key, value in options.items()) or "none"
+        card = entry.card
+        lines = [f"### {name}", "", card.does, ""]
+        told = (("Cost", card.cost), ("Helps", card.helps), ("Does not help", card.hurts), ("Source", card.source))
+        lines += [f"- **{title}**: {text}" for title, text in told]
+        parts.append("\n".join([*lines, f"- **{where.capitalize()}**: {shown}"]))
+    return "\n\n".join(parts)
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value

@@ -7,7 +7,10 @@ it in one line and exits with code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_Found = TypeVar("_Found")
 
 
 class ConvwrightError(Exception):
@@ -40,6 +43,20 @@ class RecipeWarning(UserWarning):
 
 class RunError(ConvwrightError):
     """A run directory is damaged, in use by another process, or does not match the command."""
+
+
+def look_up(name: str, known: Mapping[str, _Found], what: str, error: type[ConvwrightError]) -> _Found:
+    """Return what is registered under a name.
+
+    Args:
+        name: As a person wrote it.
+        known: The registry.
+        what: What its entries are called, e.g. ``"technique"``.
+        error: Raised if there is none of that name; it lists the nearest ones, and all.
+    """
+    if name not in known:
+        raise error(f"unknown {what} {name!r}.{did_you_mean(name, known)} Give one of {', '.join(sorted(known))}")
+    return known[name]
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

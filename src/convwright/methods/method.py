@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from convwright.edits import Plan
-from convwright.errors import ConvwrightError, RunError, did_you_mean
+from convwright.errors import ConvwrightError, RunError, look_up
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -204,7 +204,4 @@ def method_named(name: str) -> Maker:
     Raises:
         ConvwrightError: There is none of that name; the nearest ones are listed.
     """
-    if name not in METHODS:
-        known = ", ".join(sorted(METHODS))
-        raise ConvwrightError(f"unknown method {name!r}.{did_you_mean(name, METHODS)} Give one of {known}")
-    return METHODS[name]
+    return look_up(name, METHODS, "method", ConvwrightError)

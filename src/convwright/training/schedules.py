@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from convwright.errors import RecipeError, did_you_mean
+from convwright.errors import RecipeError, look_up
 
 _START, _END = 1 / 25, 1 / 25 / 1e4  # the defaults of torch's OneCycleLR
 
@@ -138,10 +138,7 @@ def schedule_named(name: str) -> Schedule:
     Raises:
         RecipeError: There is none of that name; the nearest ones are listed.
     """
-    if name not in SCHEDULES:
-        known = ", ".join(sorted(SCHEDULES))
-        raise RecipeError(f"unknown schedule {name!r}.{did_you_mean(name, SCHEDULES)} Give one of {known}")
-    return SCHEDULES[name]
+    return look_up(name, SCHEDULES, "schedule", RecipeError)
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from convwright.errors import ConvwrightError, did_you_mean
+from convwright.errors import ConvwrightError, look_up
 from convwright.training import Recipe
 
 Size = Literal["quick", "standard", "full"]
@@ -87,7 +87,4 @@ def experiment_named(name: str) -> Experiment:
     Raises:
         ConvwrightError: There is none of that name; the nearest ones are listed.
     """
-    if name not in EXPERIMENTS:
-        known = ", ".join(EXPERIMENTS)
-        raise ConvwrightError(f"unknown experiment {name!r}.{did_you_mean(name, EXPERIMENTS)} Give one of {known}")
-    return EXPERIMENTS[name]
+    return look_up(name, EXPERIMENTS, "experiment", ConvwrightError)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from convwright.errors import RecipeError, did_you_mean
+from convwright.errors import RecipeError, did_you_mean, look_up
 
 if TYPE_CHECKING:
     import torch
@@ -231,10 +231,7 @@ def technique_named(name: str) -> Entry:
     Raises:
         RecipeError: There is none of that name; the nearest ones are listed.
     """
-    if name not in TECHNIQUES:
-        known = ", ".join(sorted(TECHNIQUES))
-        raise RecipeError(f"unknown technique {name!r}.{did_you_mean(name, TECHNIQUES)} Give one of {known}")
-    return TECHNIQUES[name]
+    return look_up(name, TECHNIQUES, "technique", RecipeError)
 
 
 def made(name: str, options: Any) -> Technique | None:
