@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import override
 
-from convwright.training.techniques.mixing import Mixing, MixingEffect, shares
-from convwright.training.techniques.technique import Card, Training, technique
+from convwright.training.techniques.mixing import Mixing, shares
+from convwright.training.techniques.technique import Card, technique
 
 
 def cutmix(images: Tensor, targets: Tensor, num_classes: int, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -45,10 +44,6 @@ class CutMix(Mixing):
         alpha: Of the Beta distribution.
     """
 
-    alpha: float = Field(1.0, gt=0, le=32, allow_inf_nan=False)
+    blend = staticmethod(cutmix)
 
-    @override
-    def effect(self, training: Training) -> MixingEffect:
-        """Return the effect on batches."""
-        classes = training.setting.data.num_classes
-        return MixingEffect(self, training.setting.steps, lambda x, y: cutmix(x, y, classes, self.alpha))
+    alpha: float = Field(1.0, gt=0, le=32, allow_inf_nan=False)

@@ -10,19 +10,26 @@ from torch import Tensor
 from typing_extensions import override
 
 from convwright.errors import RecipeError
-from convwright.training.techniques.technique import Effect, Setting, Technique
+from convwright.training.techniques.technique import Effect, Setting, Technique, Training
 
 
 class Mixing(Technique):
     """Options of a technique that blends images of a batch.
 
     Attributes:
+        alpha: Of the Beta distribution.
         until: Share of the training after which images stay whole.
         probability: Share of batches that are blended.
     """
 
+    alpha: float = Field(1.0, gt=0, le=32, allow_inf_nan=False)
     until: float = Field(1.0, gt=0, le=1)
     probability: float = Field(1.0, gt=0, le=1)
+
+    @staticmethod
+    def blend(images: Tensor, targets: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+        """Return blended images (n, c, h, w) and targets (n, num_classes)."""
+        raise NotImplementedError
 
     @override
     def check(self, setting: Setting) -> tuple[str, ...]:
@@ -32,6 +39,12 @@ class Mixing(Technique):
         if setting.data.num_classes < 2:
             raise RecipeError(f"recipe field techniques.{self.name}: the data have a single class")
         return ()
+
+    @override
+    def effect(self, training: Training) -> MixingEffect:
+        """Return the effect on batches."""
+        blend, classes = type(self).blend, training.setting.data.num_classes
+        return MixingEffect(self, training.setting.steps, lambda x, y: blend(x, y, classes, self.alpha))
 
 
 class MixingEffect(Effect):
