@@ -202,6 +202,16 @@ def test_train_with_techniques_that_edit(run, folder):
     assert replayed["after"]["params"] == found["params"] > replayed["before"]["params"]
 
 
+@pytest.mark.filterwarnings("default")
+def test_our_warnings_are_one_line(run, folder):
+    text = (folder / "r.yaml").read_text(encoding="utf-8")
+    (folder / "ema.yaml").write_text(text + "\ntechniques: {ema: {decay: 0.9999}}\n", encoding="utf-8")
+    code, _, err = run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "ema.yaml")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if "warning" in line.lower()]
+    assert line.startswith("convwright: warning: techniques.ema.decay=0.9999")
+
+
 def test_optimize_then_apply(run, folder):
     code, out, err = run(*OPTIMIZE, "--out", "run")
     assert code == 0

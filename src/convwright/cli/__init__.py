@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from convwright import __version__
-from convwright.errors import ConvwrightError
+from convwright.cli import leaving
 
 if TYPE_CHECKING:
     from convwright.runs import Result
@@ -34,7 +31,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        with _resumable(None, ""):
+        with leaving.resumable(None, ""):
             return super().invoke(ctx)
 
 
@@ -77,8 +74,6 @@ Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a sta
 Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-
-_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.callback()
@@ -156,7 +151,7 @@ def train(
     from convwright.runs.training import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
-    with _resumable(out, _command()):
+    with leaving.resumable(out, leaving.command()):
         content = train_named(
             model,
             data,
@@ -200,7 +195,7 @@ def optimize(
     from convwright.runs.optimizing import optimize as run
 
     folder = out if out is not None else default_folder(model, budget)
-    with _resumable(folder, _command()):
+    with leaving.resumable(folder, leaving.command()):
         result = run(
             model,
             data,
@@ -216,8 +211,8 @@ def optimize(
             weights=weights,
             input_shape=input_shape,
             data_dir=data_dir,
-            say=_say,
-            command=_command(),
+            say=leaving.say,
+            command=leaving.command(),
         )
     _show_result(result, as_json)
 
@@ -246,7 +241,7 @@ def ablate(
     from convwright.runs.experiment_tables import ablated
 
     folder = out if out is not None else default_folder(model, data)
-    with _resumable(folder, _command(), flag=""):
+    with leaving.resumable(folder, leaving.command(), flag=""):
         content = run(
             model,
             data,
@@ -262,13 +257,13 @@ def ablate(
             threads=threads,
             input_shape=input_shape,
             data_dir=data_dir,
-            say=_say,
-            command=_command(),
+            say=leaving.say,
+            command=leaving.command(),
         )
     if as_json:
         return _print_json({**content, "folder": str(folder)})
     _out().print(ablated(content).rich())
-    _say(f"table.md, picture.svg and result.json are in {folder}")
+    leaving.say(f"table.md, picture.svg and result.json are in {folder}")
     return None
 
 
@@ -294,7 +289,7 @@ def reproduce(
     if name is None:
         return _print_json(listed()) if as_json else _out().print(experiment_tables.experiments(listed()).rich())
     folder = out if out is not None else default_folder(name, size)
-    with _resumable(folder, _command(), flag=""):
+    with leaving.resumable(folder, leaving.command(), flag=""):
         content = run(
             name,
             folder,
@@ -304,13 +299,13 @@ def reproduce(
             threads=threads,
             only=only or (),
             seeds=seeds,
-            say=_say,
-            command=_command(),
+            say=leaving.say,
+            command=leaving.command(),
         )
     if as_json:
         return _print_json({**content, "folder": str(folder)})
     _out().print(experiment_tables.reproduced(content).rich())
-    _say(f"table.md and result.json are in {folder}")
+    leaving.say(f"table.md and result.json are in {folder}")
     return None
 
 
@@ -393,7 +388,7 @@ def recipe_validate(
     if as_json:
         return _print_json(found.as_dict())
     for line in found.warnings:
-        _say(f"warning: {line}")
+        leaving.say(f"warning: {line}")
     print(f"{file}: valid" + (f" for {found.against}" if found.against else ""))
     return None
 
@@ -409,8 +404,8 @@ def demo(
     from convwright.runs.demo import demo as run
 
     folder = out if out is not None else free_folder()
-    with _resumable(folder, command_line(folder, seed)):
-        result = run(folder, seed, _say)
+    with leaving.resumable(folder, command_line(folder, seed)):
+        result = run(folder, seed, leaving.say)
     _show_result(result, as_json)
 
 
@@ -420,10 +415,6 @@ def demo(
 def _out() -> Console:
     """Return a console on standard output, as it is now: tests and pipes replace it."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def _say(text: str) -> None:
-    _err.print(text)
 
 
 def _print_json(content: Any) -> None:
@@ -438,33 +429,11 @@ def _show_result(result: Result, as_json: bool) -> None:
     if result.data.get("decisions"):
         _out().print(trials_table(result.data))
     _out().print(result_table(result.data))
-    _say(f"plan.json, model.safetensors and result.json are in {result.folder}")
+    leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
     return None
 
 
 # ------------------------------------------------------------------ from command to exit code
-
-
-class _InterruptedError(Exception):
-    """Ctrl-C, with the command that goes on; empty if there is nothing to continue."""
-
-
-_arguments: list[str] = []  # of this call, without --debug: what the record and the resume command name
-
-
-def _command() -> str:
-    return shlex.join(["convwright", *_arguments])
-
-
-@contextmanager
-def _resumable(folder: Path | None, command: str, flag: str = "--resume") -> Iterator[None]:
-    """Turn Ctrl-C into the command that continues the work in a folder: with `flag`, or the same where it is empty."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        started = folder is not None and any((folder / name).exists() for name in ("run.json", "checkpoint.pt", "rows"))
-        again = command if not flag or flag in command.split() else f"{command} {flag}"
-        raise _InterruptedError(again if started else "") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -472,30 +441,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is loaded: on a machine that others use too, threads that spin while they wait for each other make a
     # training several times slower (a ResNet-20 step on two busy cores: 1.3 s, and 0.3 s where they sleep).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    _arguments[:] = [word for word in given if word != "--debug"]
-    sys.exit(_run(debug))
-
-
-def _run(debug: bool) -> int:
-    """Return the exit code; errors made on purpose become one line."""
-    try:
-        app(args=list(_arguments), prog_name="convwright")
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 0
-    except _InterruptedError as interrupted:
-        again = str(interrupted)
-        _err.print(f"convwright: interrupted; continue with: {again}" if again else "convwright: interrupted")
-        return 130
-    except ConvwrightError as error:
-        if debug:
-            traceback.print_exc()
-        _err.print(f"convwright: error: {' '.join(str(error).split())}")
-        return _exit_code(error)
-    return 0
-
-
-def _exit_code(error: ConvwrightError) -> int:
-    """A broken promise is not wrong input: 3 instead of 2."""
-    return 3 if type(error).__name__ == "BrokenBudgetError" else 2
+    sys.exit(leaving.run(app, list(sys.argv[1:] if arguments is None else arguments)))
