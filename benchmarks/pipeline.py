@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from convwright import zoo
-from convwright.runs.machine import machine, versions
+from convwright.runs.machine import machine, portable, versions
 from convwright.training import ArrayImages, ImageData, Recipe, load_data, train
 from convwright.training.optimizers import build_optimizer
 from convwright.training.preflight import settle
@@ -277,7 +277,7 @@ def main() -> None:
         table.add_row(each["name"], f"{rate:,.0f}", f"{low:,.0f} to {high:,.0f}", f"x {ratio:.2f}")
     Console(width=110).print(table)
     report = {
-        "command": f"python benchmarks/pipeline.py {' '.join(sys.argv[1:])}".strip(),
+        "command": portable(f"python benchmarks/pipeline.py {' '.join(sys.argv[1:])}".strip()),
         "network": arguments.network,
         "data": data.name,
         "batch_size": BATCH,

@@ -68,12 +68,9 @@ def provenance(data: Json) -> str:
         if part
     )
     names = ", ".join(f"{name} {number}" for name, number in data.get("versions", {}).items())
-    return f"- command: `{_portable(data.get('command') or 'not recorded')}`\n- machine: {where}\n- versions: {names}"
+    from convwright.runs.machine import portable
 
-
-def _portable(command: str) -> str:
-    """Leave the folder of one person's run out of a recorded command."""
-    return re.sub(r" --out \S+", "", command)
+    return f"- command: `{portable(data.get('command') or 'not recorded')}`\n- machine: {where}\n- versions: {names}"
 
 
 def missing(name: str) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 _PACKAGES = ("convwright", "torch", "torchvision", "timm", "numpy", "lightning-fabric", "optuna", "safetensors")
+
+
+def portable(command: str) -> str:
+    """Leave the folders of one person's machine out of a command: anybody can give it as it then stands."""
+    return re.sub(r" --(out|data-dir)[ =]\S+", "", command)
 
 
 def versions() -> dict[str, str]:

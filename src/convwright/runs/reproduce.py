@@ -23,7 +23,7 @@ from convwright.errors import RecipeError, RunError, did_you_mean
 from convwright.runs.experiment_tables import reproduced
 from convwright.runs.experiments import EXPERIMENTS, SIZES, Experiment, Row, Size, experiment_named
 from convwright.runs.files import write_json, write_text
-from convwright.runs.machine import machine, versions
+from convwright.runs.machine import machine, portable, versions
 from convwright.runs.rows import Job, carried_out, finished, owned
 
 FORMAT = "convwright experiment"
@@ -168,7 +168,7 @@ def summary(found: Experiment, size: Size, folder: Path, command: str) -> dict[s
         "title": found.title,
         "source": found.source,
         "size": size,
-        "command": command,
+        "command": portable(command),
         "rows": [_summed_up(row, _results(row, folder)) for row in found.rows(size)],
         "versions": versions(),
         "machine": machine(),
