@@ -5,7 +5,7 @@ from __future__ import annotations
 from convwright.runs.experiments.experiment import Row, Size, experiment
 from convwright.training import Recipe
 
-_AUTHORS_EPOCHS = {"quick": 1, "standard": 20, "full": 100}
+_AUTHORS_EPOCHS = {"quick": 1, "standard": 36, "full": 100}
 _OURS_EPOCHS = {"quick": 1, "standard": 28, "full": 200}
 
 
