@@ -21,7 +21,7 @@ from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence, method_named
 from convwright.runs.evaluate import Evaluator, changed_recipe, refuse_structural
-from convwright.runs.files import load_weights, read_json, save_weights, write, write_json
+from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.latency import RunLatency, WithLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both, parse_input
@@ -349,7 +349,7 @@ class _Job:
                 side["latency"] = times.latencies[name].as_dict()
         content = self.content(ended, evaluator, limits, met) | {"baseline": sides[0], "result": sides[1]}
         plan = ended.best.candidate.plan
-        write(study.folder / "plan.json", lambda to: to.write_text(plan.to_json(), encoding="utf-8"))
+        write_text(study.folder / "plan.json", plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
         write_json(study.folder / "result.json", content)  # last: it says that the others are whole
         return Result(study.folder, ended.best, ended.baseline, ended.trials, content)

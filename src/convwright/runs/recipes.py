@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from rich.text import Text
 
 from convwright.errors import RecipeError
 from convwright.runs.opening import Shape, open_both
 from convwright.training import Recipe, presets
-from convwright.training.check_recipe import check_alone, check_setting
-from convwright.training.preflight import check_forward, prepare, setting_for
+from convwright.training.check_recipe import check_alone
+from convwright.training.preflight import prepare
 from convwright.training.recipe import as_recipe
 from convwright.training.recipe_file import is_file_name
 from convwright.training.techniques import TECHNIQUES, Entry
@@ -145,9 +144,7 @@ def validate(
     )
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # inexact edits are warned about when they are made for good
-        network, images = opened.arch.model, opened.data
-        check_forward(network, torch.zeros(2, *images.shape), images)
-        found = (*check_setting(setting_for(network, images, recipe)), *prepare(network, images, recipe).warnings)
+        found = prepare(opened.arch.model, opened.data, recipe).warnings
     return Checked(recipe, f"{opened.arch.source} and {opened.data.name}", tuple(dict.fromkeys(found)))
 
 

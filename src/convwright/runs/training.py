@@ -9,7 +9,7 @@ from typing import Any
 from convwright.architecture import Architecture, read
 from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.runs.files import load_weights, save_weights, write, write_json
+from convwright.runs.files import load_weights, save_weights, write_json, write_text
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both
 from convwright.runs.study import WEIGHTS
@@ -90,7 +90,7 @@ def train_named(
     if out is not None:
         save_weights(network.model, out / WEIGHTS)
         if network.plan.edits:
-            write(out / "plan.json", lambda to: to.write_text(network.plan.to_json(), encoding="utf-8"))
+            write_text(out / "plan.json", network.plan.to_json())
         write_json(out / "training.json", content)
     return content
 

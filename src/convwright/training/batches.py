@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from convwright.training.evaluate import count_right
 from convwright.training.settings import single_tensor
 
 
@@ -70,9 +71,5 @@ class Gradients:
                 self.fabric.backward(mean if count == len(images) == batch.whole else mean * (share * processes))
             with torch.no_grad():
                 loss += mean.detach() * share
-                right += (scores.argmax(1) == labels).sum()
+                right += count_right(scores, labels)
         return loss, right
-
-    def again(self, batch: Batch) -> None:
-        """Compute the gradients of the same batch once more, for what needs a second look."""
-        self(batch)

@@ -65,7 +65,7 @@ def train_over(
         # Test images are judged by the caller: what reads them may not travel to another process.
         sent = replace(order, data=replace(order.data, read_test=None), test=False)
         work = Work(model, sent, settings, optimizer_state, Path(folder) / "state.pt", threads)
-        precision: Any = "bf16-mixed" if settings.precision == "bf16" else "32-true"
+        precision: Any = settings.fabric_precision
         accelerator = torch.device(settings.device).type
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_spawn", precision=precision)
         fabric.launch(_train_part, work)  # type: ignore[arg-type]  # its annotation leaves out the arguments
@@ -96,10 +96,5 @@ def _check_batches(devices: int, order: Order) -> None:
         )
 
 
-def _silence() -> None:
-    """Leave out Fabric's greetings, one per process."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-
-
 if multiprocessing.parent_process() is not None:  # in a process that is to train: before Fabric greets
-    _silence()
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

@@ -115,8 +115,7 @@ class Run:
         self.data, self.recipe = order.data, order.recipe
         self.folder = order.folder
         to_layout(self.model, settings.layout)
-        precision = "bf16-mixed" if settings.precision == "bf16" else "32-true"
-        self.fabric = fabric or make_fabric(order.accelerator, precision)
+        self.fabric = fabric or make_fabric(order.accelerator, settings.fabric_precision)
         self.rank = (self.fabric.global_rank, self.fabric.world_size)
         self.optimizer = build_optimizer(self.model, self.recipe)
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -270,7 +269,7 @@ class Run:
     def _train_step(self, gradients: Gradients, optimizer: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         result = gradients(batch)
         for effect in self.effects.values():
-            effect.before_update(partial(gradients.again, batch), self.step)
+            effect.before_update(partial(gradients, batch), self.step)
         if self.recipe.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
         optimizer.step()

@@ -65,6 +65,11 @@ class Settings:
         return _layout(self.memory_format)
 
     @property
+    def fabric_precision(self) -> str:
+        """The precision as Fabric names it."""
+        return "bf16-mixed" if self.precision == "bf16" else "32-true"
+
+    @property
     def channels_last(self) -> bool:
         """Whether the layout is channels_last."""
         return self.memory_format == "channels_last"

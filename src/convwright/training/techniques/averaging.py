@@ -28,13 +28,12 @@ def reestimate_batch_norm(
     """
     if forward is None:
         return update_bn(images, model)
+    # Here, not above: what judges networks knows recipes, and these know the techniques.
+    from convwright.training.evaluate import kept_modes
+
     # torch's own function puts the norms into the state that averages; it calls the "model" that it is given.
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with kept_modes(model):
         update_bn(images, _Forward(model, forward))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return None
 
 

@@ -114,6 +114,6 @@ class _SamEffect(Effect):
         self.perturbation = _perturbation(model.parameters(), options.rho, options.adaptive)
 
     @override
-    def before_update(self, again: Callable[[], None], step: int) -> None:
+    def before_update(self, again: Callable[[], object], step: int) -> None:
         if step % self.interval == 0:
             _sam_gradients(self.model, self.perturbation, again)

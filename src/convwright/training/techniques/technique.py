@@ -111,7 +111,7 @@ class Effect:
         """
         return images, targets
 
-    def before_update(self, again: Callable[[], None], step: int) -> None:
+    def before_update(self, again: Callable[[], object], step: int) -> None:
         """Change the gradients before the optimizer's step.
 
         Args:
