@@ -6,7 +6,7 @@ from convwright.runs.experiments.experiment import Row, Size, experiment
 from convwright.training import Recipe
 
 _AUTHORS_EPOCHS = {"quick": 1, "standard": 36, "full": 100}
-_OURS_EPOCHS = {"quick": 1, "standard": 28, "full": 200}
+_OURS_EPOCHS = {"quick": 1, "standard": 40, "full": 200}
 
 
 def cifar_recipe(epochs: int, batch_size: int = 128, lr: float = 0.2) -> Recipe:
@@ -52,6 +52,7 @@ def cifar10_140k(size: Size) -> tuple[Row, ...]:
             "zoo:cifar-c",
             "cifar10",
             cifar_recipe(_OURS_EPOCHS[size], batch_size=256, lr=0.4).updated(
+                cutout=8,
                 techniques={"test_flip": {}},
             ),
             seeds,
