@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import filelock
 import pytest
@@ -11,7 +12,7 @@ from convwright.edits import Plan
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs import Study, search
-from convwright.runs.files import load_weights, save_weights, write_json
+from convwright.runs.files import load_weights, owned, save_weights, write_json
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 SETTINGS = {"model": "zoo:x", "recipe": {"lr": 0.1}, "seed": 0}
@@ -119,6 +120,34 @@ def test_a_study_lets_go_of_the_directory_when_it_cannot_open(tmp_path):
         Study(tmp_path / "run", {**SETTINGS, "seed": 1}, resume=True)
     with filelock.FileLock(tmp_path / "run" / ".lock", timeout=0):
         pass
+
+
+@pytest.mark.parametrize("leave", [None, RunError("no"), KeyboardInterrupt()])
+def test_an_owned_folder_is_free_again_however_it_was_left(tmp_path, leave):
+    folder = tmp_path / "deep" / "run"
+    with suppress(RunError, KeyboardInterrupt), owned(folder):
+        with (
+            pytest.raises(RunError, match="another process is working in this run directory; wait for it"),
+            owned(folder),
+        ):
+            pass
+        if leave is not None:
+            raise leave
+    with owned(folder):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("file", "is a file; give a folder"), ("file/run", "cannot be made"), ("locked", "cannot be written")],
+)
+def test_a_folder_that_cannot_be_owned_is_named(tmp_path, path, said):
+    (tmp_path / "file").touch()
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    with pytest.raises(RunError, match=f"{path}: {said}.*with --out"), owned(tmp_path / path):
+        pass
+    with pytest.raises(RunError, match=f"{path}: {said}.*with --out"):
+        Study(tmp_path / path, SETTINGS)
 
 
 # ------------------------------------------------------------------ what does not fit

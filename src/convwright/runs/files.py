@@ -1,14 +1,15 @@
-"""Files of a run directory: written under a temporary name and renamed, so that none is ever half there."""
+"""Files of a run directory: one process at a time, and no file is ever half there."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
@@ -16,9 +17,49 @@ from torch import Tensor, nn
 
 from convwright.errors import RunError
 
+LOCK = ".lock"
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse a file where a folder is meant.
+
+    Raises:
+        RunError: It is one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; give a folder with --out")
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Make a folder if it is not there, and keep every other process out of it.
+
+    Raises:
+        RunError: It is a file, cannot be made or written, or another process is in it.
+    """
+    refuse_file(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made ({error.strerror}); choose another folder with --out") from error
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RunError(
+            f"{folder}: another process is working in this run directory; wait for it, "
+            "or choose another folder with --out"
+        ) from error
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
-    """Have `writer` write a temporary file, then give it its name.
+    """Have `writer` write a temporary file, then give it its name: the file is whole or not there.
 
     Raises:
         RunError: The disk is full or the folder cannot be written; a file of that name stays as it was.

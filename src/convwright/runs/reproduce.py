@@ -22,9 +22,9 @@ import torch
 from convwright.errors import RecipeError, RunError, did_you_mean
 from convwright.runs.experiment_tables import reproduced
 from convwright.runs.experiments import EXPERIMENTS, SIZES, Experiment, Row, Size, experiment_named
-from convwright.runs.files import write_json, write_text
+from convwright.runs.files import owned, write_json, write_text
 from convwright.runs.machine import machine, portable, versions
-from convwright.runs.rows import Job, carried_out, finished, owned
+from convwright.runs.rows import Job, carried_out, finished
 
 FORMAT = "convwright experiment"
 Say = Callable[[str], object]

@@ -13,13 +13,11 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from convwright.architecture import create, read
@@ -70,29 +68,6 @@ class Outcome:
 
     content: dict[str, Any] | None
     failure: str = ""
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder.
-
-    Raises:
-        RunError: It is a file, cannot be made, or is in use.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: is a file; give a folder with --out")
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise RunError(f"{folder}: another process is working in it; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be used ({error.strerror}); choose another folder with --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ------------------------------------------------------------------ one training

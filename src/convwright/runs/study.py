@@ -14,16 +14,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
-from convwright.runs.files import read_json, write_json
+from convwright.runs.files import LOCK, owned, read_json, refuse_file, write_json
 from convwright.runs.machine import machine, versions
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 FORMAT = "convwright run"
 VERSION = 1
 WEIGHTS = "model.safetensors"
-_LOCK = ".lock"
 _NAME = "run"
 
 
@@ -42,12 +39,11 @@ def check_folder(folder: Path, resume: bool) -> None:
     Raises:
         RunError: It holds something and `resume` is off, or holds no run and `resume` is on.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: is a file; give a folder with --out")
+    refuse_file(folder)
     if resume and not (folder / "run.json").is_file():
         raise RunError(f"{folder}: no run to resume (there is no run.json); start without --resume")
     # A process that was killed before it wrote anything leaves only its lock.
-    if not resume and folder.is_dir() and any(p.name != _LOCK for p in folder.iterdir()):
+    if not resume and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
         hint = "continue it with --resume, or" if (folder / "run.json").is_file() else "it is not empty:"
         raise RunError(f"{folder}: already exists; {hint} choose another folder with --out")
 
@@ -80,17 +76,14 @@ class Study:
         settled = {} if resume else settle()  # before the folder is made: what fails here leaves nothing behind
         self.folder = folder
         self.command = command
-        self._make()
-        self.lock = filelock.FileLock(folder / _LOCK, timeout=0)
-        self._acquire()
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(owned(folder))
             check_folder(folder, resume)  # another process may just have finished its run here
             self.settings = dict(settings)
             self.settled = self._stored() if resume else self._begin(settled)
             self.storage, self.study = _open_storage(folder / "run.db", resume)
-        except BaseException:
-            self.lock.release()
-            raise
+            stack.callback(_close, self.storage)
+            self._held = stack.pop_all()
 
     def __enter__(self) -> Study:
         """Return itself."""
@@ -100,27 +93,9 @@ class Study:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the storage and let the directory go."""
-        _close(self.storage)
-        self.lock.release()
+        self._held.close()
 
     # ------------------------------------------------------------------ opening
-
-    def _make(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be made ({error.strerror}); choose another folder") from error
-
-    def _acquire(self) -> None:
-        try:
-            self.lock.acquire()
-        except filelock.Timeout as error:
-            raise RunError(
-                f"{self.folder}: another process is working in this run directory; wait for it, "
-                "or choose another folder with --out"
-            ) from error
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from error
 
     def _begin(self, settled: Mapping[str, Any]) -> dict[str, Any]:
         content = {"format": FORMAT, "version": VERSION, "command": self.command, "settings": self.settings}

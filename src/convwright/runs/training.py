@@ -9,7 +9,7 @@ from typing import Any
 from convwright.architecture import Architecture, read
 from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.runs.files import load_weights, save_weights, write_json, write_text
+from convwright.runs.files import load_weights, refuse_file, save_weights, write_json, write_text
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both
 from convwright.runs.study import WEIGHTS
@@ -120,7 +120,6 @@ def _check_out(out: Path | None, resume: bool) -> None:
         if resume:
             raise RunError("--resume needs the folder of the checkpoint; give --out")
         return
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out}: is a file; give a folder with --out")
+    refuse_file(out)
     if not resume and out.is_dir() and any(out.iterdir()):
         raise RunError(f"{out}: already exists and is not empty; continue it with --resume, or choose another --out")
