@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from convwright.runs.experiments.experiment import Row, Size, experiment
+from collections.abc import Mapping
+from typing import Any
+
+from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of, start
 from convwright.training import Recipe
 
 _AUTHORS_EPOCHS = {"quick": 1, "standard": 36, "full": 100}
 _OURS_EPOCHS = {"quick": 1, "standard": 40, "full": 200}
 
+_COMMON: Mapping[str, Any] = {
+    "lr": 0.2,
+    "warmup": 0.3,
+    "weight_decay": 5e-4,
+    "crop_padding": 4,
+    "hflip": True,
+    "label_smoothing": 0.1,
+    "precision": "bf16",
+}
 
-def cifar_recipe(epochs: int, batch_size: int = 128, lr: float = 0.2) -> Recipe:
-    """Return crop, flip, label smoothing and one cycle of SGD: the recipe of all CIFAR-10 rows."""
-    return Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=0.3,
-        weight_decay=5e-4,
-        crop_padding=4,
-        hflip=True,
-        label_smoothing=0.1,
-        precision="bf16",
-        memory_format="channels_last",
-        val_fraction=0.0,
-    )
+
+def cifar_recipe(epochs: int, **fields: Any) -> Recipe:
+    """Return the recipe of all CIFAR-10 rows: crop, flip, label smoothing, one cycle of SGD; changed in some fields."""
+    return start(epochs, **{**_COMMON, **fields})
 
 
 @experiment(
@@ -33,7 +34,7 @@ def cifar_recipe(epochs: int, batch_size: int = 128, lr: float = 0.2) -> Recipe:
 )
 def cifar10_140k(size: Size) -> tuple[Row, ...]:
     """Return the rows: the authors' network, and the best that we know within its parameters."""
-    seeds = (0,) if size == "quick" else (0, 1, 2)
+    seeds = seeds_of(size)
     paper = {"accuracy": 0.8601, "params": 143396}
     return (
         Row(
@@ -51,10 +52,7 @@ def cifar10_140k(size: Size) -> tuple[Row, ...]:
             "ours",
             "zoo:cifar-c",
             "cifar10",
-            cifar_recipe(_OURS_EPOCHS[size], batch_size=256, lr=0.4).updated(
-                cutout=8,
-                techniques={"test_flip": {}},
-            ),
+            cifar_recipe(_OURS_EPOCHS[size], batch_size=256, lr=0.4, cutout=8, techniques={"test_flip": {}}),
             seeds,
             paper=paper,
             target=0.9,

@@ -47,6 +47,32 @@ class Row:
     control: str = ""
 
 
+# Written out, so that an experiment stays what it was when a default of `Recipe` changes.
+_START: Mapping[str, Any] = {
+    "batch_size": 128,
+    "weight_decay": 0.0,
+    "crop_padding": 0,
+    "hflip": False,
+    "label_smoothing": 0.0,
+    "precision": "fp32",
+    "memory_format": "channels_last",
+    "val_fraction": 0.0,
+}
+
+
+def start(epochs: int, **fields: Any) -> Recipe:
+    """Return what the recipes of all experiments begin with, changed in some fields.
+
+    Batches of 128, float32, no augmentation or regularisation, unless a recipe says otherwise; and all training images.
+    """
+    return Recipe(**{"epochs": epochs, **_START, **fields})
+
+
+def seeds_of(size: Size, count: int = 3) -> tuple[int, ...]:
+    """Return the seeds of a row: one at the size ``quick``, else `count`."""
+    return (0,) if size == "quick" else tuple(range(count))
+
+
 Rows = Callable[[Size], tuple[Row, ...]]
 
 

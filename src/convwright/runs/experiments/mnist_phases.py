@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convwright.runs.experiments.experiment import Row, Size, experiment
+from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of, start
 from convwright.training import Recipe
 
 _EPOCHS = {"quick": 1, "standard": 12, "full": 50}
@@ -23,21 +23,8 @@ def plain_recipe(epochs: int) -> Recipe:
 
     Shorter trainings keep the rates as long as they can: the paper's are spent after 20 epochs.
     """
-    return Recipe(
-        optimizer="adam",
-        lr=0.01,
-        weight_decay=0.0,
-        schedule="step",
-        schedule_options={"step_epochs": min(5, max(1, epochs // 3)), "gamma": 0.1},
-        epochs=epochs,
-        batch_size=128,
-        crop_padding=0,
-        hflip=False,
-        label_smoothing=0.0,
-        precision="fp32",
-        memory_format="channels_last",
-        val_fraction=0.0,
-    )
+    options = {"step_epochs": min(5, max(1, epochs // 3)), "gamma": 0.1}
+    return start(epochs, optimizer="adam", lr=0.01, schedule="step", schedule_options=options)
 
 
 @experiment(
@@ -48,14 +35,13 @@ def plain_recipe(epochs: int) -> Recipe:
 def mnist_phases(size: Size) -> tuple[Row, ...]:
     """Return one row per published network."""
     recipe = plain_recipe(_EPOCHS[size])
-    seeds = (0,) if size == "quick" else (0, 1, 2)
     return tuple(
         Row(
             name,
             f"zoo:mnist-{name}",
             "mnist",
             recipe,
-            seeds,
+            seeds_of(size),
             paper={"accuracy": last, "best_epoch": best, "epochs": epochs},
             note=f"the paper's best test epoch: {best:.2%}",
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convwright.runs.experiments.cifar_small import cifar_recipe
-from convwright.runs.experiments.experiment import Row, Size, experiment
+from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of
 from convwright.training import Recipe
 from convwright.training.techniques import technique_named
 
@@ -105,8 +105,7 @@ def mnist_techniques(size: Size) -> tuple[Row, ...]:
     """Return the control and one row per technique, in the paper's second loop (preset paper-mnist)."""
     epochs = {"quick": 2, "standard": 8, "full": 70}[size]
     recipe = Recipe.preset("paper-mnist").updated(epochs=epochs, memory_format="channels_last")
-    seeds = (0,) if size == "quick" else (0, 1, 2)
-    return _table("zoo:mnist-m3", "mnist", recipe, seeds, _MNIST, 0.9829)
+    return _table("zoo:mnist-m3", "mnist", recipe, seeds_of(size), _MNIST, 0.9829)
 
 
 @experiment(
@@ -118,6 +117,5 @@ def mnist_techniques(size: Size) -> tuple[Row, ...]:
 def cifar10_techniques(size: Size) -> tuple[Row, ...]:
     """Return the control, one row per technique, and all together."""
     epochs = {"quick": 2, "standard": 8, "full": 100}[size]
-    recipe = cifar_recipe(epochs).updated(label_smoothing=0.0)
-    seeds = (0,) if size == "quick" else (0, 1, 2)
-    return _table("zoo:cifar-dw", "cifar10", recipe, seeds, _CIFAR, 0.7990)
+    recipe = cifar_recipe(epochs, label_smoothing=0.0)
+    return _table("zoo:cifar-dw", "cifar10", recipe, seeds_of(size), _CIFAR, 0.7990)
