@@ -7,7 +7,7 @@ from torch import nn
 from convwright.errors import RecipeError
 from convwright.training import Recipe
 from convwright.training.check_recipe import check_alone, check_setting
-from convwright.training.preflight import setting_for
+from convwright.training.preflight import prepare, setting_for, settle
 from convwright.training.schedules import SCHEDULES, schedule
 
 
@@ -74,9 +74,25 @@ def test_edges_that_are_still_possible(small_data, small_recipe, make_network):
 
 def test_class_counts_have_to_agree(small_data, small_recipe, make_network):
     with pytest.raises(RecipeError, match=r"3 classes and the network has 5 outputs.*build it with 3"):
-        check_setting(setting_for(make_network(classes=5), small_data, small_recipe))
+        prepare(make_network(classes=5), small_data, small_recipe)
     with pytest.raises(RecipeError, match=r"no trainable parameter"):
-        check_setting(setting_for(nn.Flatten(), small_data, small_recipe))
+        prepare(nn.Flatten(), small_data, small_recipe)
+
+
+@pytest.mark.parametrize("techniques", [{}, {"sam": {}}, {"squeeze_excite": {"min_channels": 1}}])
+def test_each_network_runs_once_before_the_first_batch(techniques, small_data, small_recipe, make_network):
+    """The network given, and where techniques edited it, the edited one; its modules are copies with the same hook."""
+    model, runs = make_network(), []
+    model[6].register_forward_hook(lambda module, args, scores: runs.append(module))
+    recipe = small_recipe.updated(techniques=techniques)
+    prepared = prepare(model, small_data, recipe)
+    runs_before = len(runs)
+    settle(prepared.model, small_data, recipe, torch.device("cpu"), None)
+    assert runs_before == len(runs)
+    assert (prepared.plan is None) == ("squeeze_excite" not in techniques)
+    assert prepared.plan is not None or runs == [model[6]]
+    assert runs[0] is model[6]
+    assert runs[-1] is prepared.model.get_submodule("6")
 
 
 @pytest.mark.parametrize("factor", [-0.1, 1.5, float("nan")])

@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from convwright.errors import RecipeError
-from convwright.training.data import ImageData
-from convwright.training.evaluate import eval_mode
 from convwright.training.optimizers import build_optimizer, no_effect
 from convwright.training.recipe import Recipe
 from convwright.training.schedules import Position
-from convwright.training.settings import single_tensor
 from convwright.training.techniques import Setting
 
 _LOOKS = 1000  # positions at which a schedule is tried
@@ -39,7 +36,7 @@ def check_alone(recipe: Recipe) -> tuple[str, ...]:
 
 
 def check_setting(setting: Setting) -> tuple[str, ...]:
-    """Check a recipe against its data and network, all but the techniques, which check themselves.
+    """Check a recipe against its data and network, without running it; the techniques check themselves.
 
     Returns:
         Warnings, one line each.
@@ -47,13 +44,12 @@ def check_setting(setting: Setting) -> tuple[str, ...]:
     Raises:
         RecipeError: Names the field and the remedy.
     """
-    recipe, data, model = setting.recipe, setting.data, setting.arch.model
+    recipe, data = setting.recipe, setting.data
     warnings = check_alone(recipe)
     _check_batch(recipe, len(data.train))
     _check_schedule(setting)
     recipe.augment.check(*data.shape[1:])
-    build_optimizer(model, recipe)
-    _check_outputs(model, data, setting.arch.example_input.device)
+    build_optimizer(setting.arch.model, recipe)
     return warnings
 
 
@@ -83,22 +79,3 @@ def _check_schedule(setting: Setting) -> None:
                 f"recipe field schedule={recipe.schedule!r}: gives momentum {momentum:g} at step {step + 1} of "
                 f"{total}; it has to be in 0 <= value < 1"
             )
-
-
-def _check_outputs(model: nn.Module, data: ImageData, device: torch.device) -> None:
-    """Refuse a network with more outputs than classes; with fewer it is `check_forward` that refuses.
-
-    Raises:
-        RecipeError: Names both numbers.
-    """
-    try:
-        with eval_mode(model), torch.no_grad():
-            scores = single_tensor(model(torch.zeros(2, *data.shape, device=device)))
-    except (RuntimeError, ValueError):
-        return  # the trial with random images says what is wrong
-    if scores.ndim == 2 and scores.shape[1] > data.num_classes:
-        raise RecipeError(
-            f"{data.name}: {data.num_classes} classes and the network has {scores.shape[1]} outputs, so that some are "
-            f"never right; build it with {data.num_classes} outputs, or load the data with "
-            f"num_classes={scores.shape[1]}"
-        )

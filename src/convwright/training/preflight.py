@@ -55,17 +55,21 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
     Raises:
         RecipeError: A technique cannot work with this network, data or recipe.
         ReadError: A technique needs the network read, and it cannot be.
+        DataError: The network, as it came or as it was edited, does not take the images.
     """
     # First of all: data that do not fit are said to be so, before something else stumbles over them.
-    check_forward(model, torch.zeros(2, *data.shape, device=_device(model)), data)
+    outputs = check_forward(model, data)
     first = setting = setting_for(model, data, recipe)
     notes = list(check_setting(setting))
+    _check_outputs(outputs, data)
     for technique in recipe.techniques.values():
         notes += technique.check(setting)
         edits = technique.edits(setting.arch) if technique.changes_network else ()
         if edits:
             setting = replace(setting, arch=setting.arch.apply(*edits, verify=False))
     edited = setting.arch is not first.arch
+    if edited:
+        check_forward(setting.arch.model, data)
     return Prepared(setting.arch.model, setting, setting.arch.plan if edited else None, tuple(notes))
 
 
@@ -80,10 +84,9 @@ def settle(
     device: torch.device,
     found: dict[str, Any] | None,
 ) -> Settings:
-    """Take the settings of the checkpoint, else choose them; try one forward pass in both cases."""
-    images, labels = _sample(data, recipe, device)
-    check_forward(model, images, data)
+    """Take the settings of the checkpoint, else choose them for a network that is known to take the images."""
     if found is None:
+        images, labels = _sample(data, recipe, device)
         return choose_settings(model, images, labels, recipe, device)
     stored = json.loads(found["settings"])
     measured = tuple(Measurement(**values) for values in stored.pop("measured"))
@@ -98,16 +101,20 @@ def _sample(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[Tens
     return images, data.train.labels[:count].to(device)
 
 
-def check_forward(model: nn.Module, images: Tensor, data: ImageData) -> None:
+def check_forward(model: nn.Module, data: ImageData) -> int:
     """Try two images, so that data that do not fit end in one line before any training.
+
+    Returns:
+        How many scores the network gives per image.
 
     Raises:
         DataError: The network refuses the images, or has too few outputs.
     """
     shape = "x".join(map(str, data.shape))
+    images = torch.zeros(2, *data.shape, device=_device(model))
     try:
         with eval_mode(model), torch.no_grad():
-            scores = single_tensor(model(images[:2]))
+            scores = single_tensor(model(images))
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -118,6 +125,20 @@ def check_forward(model: nn.Module, images: Tensor, data: ImageData) -> None:
         raise DataError(
             f"{data.name}: {data.num_classes} classes and the network returns "
             f"{tuple(scores.shape[1:])} values per image; build it with {data.num_classes} outputs"
+        )
+    return scores.shape[1]
+
+
+def _check_outputs(count: int, data: ImageData) -> None:
+    """Refuse a network with more outputs than classes.
+
+    Raises:
+        RecipeError: Names both numbers.
+    """
+    if count > data.num_classes:
+        raise RecipeError(
+            f"{data.name}: {data.num_classes} classes and the network has {count} outputs, so that some are "
+            f"never right; build it with {data.num_classes} outputs, or load the data with num_classes={count}"
         )
 
 
