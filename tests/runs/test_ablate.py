@@ -6,15 +6,18 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convwright.architecture import create
 from convwright.cli import main
 from convwright.errors import ConvwrightError, RecipeError, RunError
 from convwright.runs import rows as rows_module
 from convwright.runs.ablate import ablate
 from convwright.runs.ablation_plan import CONTROL, TOGETHER, folder_names, is_on, parse_techniques, plan_ablation
 from convwright.runs.experiment_tables import ablated
+from convwright.runs.files import load_state, save_weights
 from convwright.runs.scatter import Point, scatter
 from convwright.training import Recipe, load_data
 from convwright.training.techniques import TECHNIQUES, technique_named
@@ -240,6 +243,68 @@ def test_what_does_not_fit_is_refused(run, options, said):
     assert Path("a/result.json").read_text() == before
 
 
+@pytest.fixture
+def trained_file(tiny):
+    """Write weights of the network, drawn from a seed that no row has."""
+
+    def write(seed, name="start.safetensors"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            save_weights(create(tiny, num_classes=3, in_channels=1)[0], Path(name))
+        return Path(name)
+
+    return write
+
+
+def test_every_row_starts_from_the_weights(run, trained_file, monkeypatch):
+    train, first = rows_module.train, []
+
+    def noted(model, *args, **options):
+        first.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return train(model, *args, **options)
+
+    monkeypatch.setattr(rows_module, "train", noted)
+    file = trained_file(7)
+    run("mixup", weights=file)
+    wanted = load_state(file)
+    assert len(first) == 4
+    assert all(torch.equal(wanted[name], state[name]) for state in first for name in wanted)
+    assert "Every row starts from start.safetensors." in Path("a/table.md").read_text()
+    first.clear()
+    run("mixup", weights=trained_file(7, "copy.safetensors"))
+    assert first == []  # the same weights under another name
+    for other in (trained_file(8), None):
+        with pytest.raises(RunError, match=r"holds an ablation with weights=sha256:\w{12}, not .*another --out"):
+            run("mixup", weights=other)
+
+
+def test_rows_are_trained_anew_from_other_weights(run, trained_file):
+    run("mixup", seeds=1, weights=trained_file(7))
+    Path("a/ablation.json").unlink()
+    before = {path: json.loads(path.read_text())["asked"] for path in Path("a").glob("rows/*/result.json")}
+    run("mixup", seeds=1, weights=trained_file(8))
+    assert len(before) == 2
+    assert all(json.loads(path.read_text())["asked"]["weights"] != asked["weights"] for path, asked in before.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "x.safetensors: no such file"), (b"nonsense", "x.safetensors: damaged")]
+)
+def test_weights_that_cannot_be_read_stop_it_first(run, text, said):
+    if text is not None:
+        Path("x.safetensors").write_bytes(text)
+    with pytest.raises(RunError, match=said):
+        run(weights=Path("x.safetensors"))
+    assert not Path("a").exists()
+
+
+def test_weights_of_another_network_stop_it_first(run):
+    save_weights(torch.nn.Linear(2, 3), Path("x.safetensors"))
+    with pytest.raises(RunError, match=r"x.safetensors: these weights do not fit the network"):
+        run(weights=Path("x.safetensors"))
+    assert not Path("a").exists()
+
+
 def test_no_validation_images_no_ablation(run, plain):
     with pytest.raises(ConvwrightError, match="no validation images"):
         run(recipe=plain.updated(val_fraction=0.0))
@@ -309,6 +374,12 @@ def test_command_refuses_in_one_line(command, techniques):
     code, out, err = command("--techniques", techniques)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert not Path("a").exists()
+
+
+def test_command_takes_weights(command):
+    code, out, err = command("--techniques", "mixup", "--weights", "gone.pt")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "gone.pt: no such file; check the path of the weights" in err
 
 
 def test_ctrl_c_names_the_same_command(command, monkeypatch):

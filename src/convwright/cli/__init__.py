@@ -233,6 +233,7 @@ def ablate(
     threads: Threads = None,
     input_shape: Input = None,
     data_dir: DataDir = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Say what each training technique is worth on a network and data, beside a control without any."""
@@ -257,6 +258,7 @@ def ablate(
             threads=threads,
             input_shape=input_shape,
             data_dir=data_dir,
+            weights=weights,
             say=leaving.say,
             command=leaving.command(),
         )

@@ -25,11 +25,11 @@ from convwright.errors import DataError, RecipeError, RunError
 from convwright.runs.ablation_plan import CONTROL, AblationPlan, PlannedRow, folder_names, plan_ablation
 from convwright.runs.experiment_tables import ablated
 from convwright.runs.experiments import Row
-from convwright.runs.files import owned, read_json, write_json, write_text
+from convwright.runs.files import load_weights, owned, read_json, write_json, write_text
 from convwright.runs.gains import gain
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both
-from convwright.runs.rows import Job, carried_out, finished, judged_on_test
+from convwright.runs.rows import Job, carried_out, digest, finished, judged_on_test
 from convwright.runs.scatter import Point, scatter
 from convwright.training import Recipe
 from convwright.training.preflight import make_fabric, settle
@@ -70,6 +70,7 @@ def ablate(
     threads: int | None = None,
     input_shape: str | Shape | None = None,
     data_dir: Path | None = None,
+    weights: Path | None = None,
     say: Say = print,
     command: str = "",
 ) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def ablate(
         threads: Threads of each training; None: torch's own number divided by `jobs`.
         input_shape: Images are resized to it.
         data_dir: As for `load_data`.
+        weights: What every row starts from: a .safetensors file or a torch state dict; None: drawn from the seed.
         say: Called with lines for a person.
         command: How this was called; recorded.
 
@@ -111,15 +113,18 @@ def ablate(
     opened = open_both(
         model, data, input_shape=input_shape, data_dir=data_dir, val_fraction=given.val_fraction, needs_val=True
     )
+    if weights is not None:
+        load_weights(opened.arch.model, weights)
     if test and not opened.data.has_test:
         raise DataError(f"{data}: no test part; leave out --test")
     folder = folder or default_folder(model, data)
     threads = threads or max(1, torch.get_num_threads() // jobs)
     with owned(folder):
-        settled = _settled(given, opened, model, data, folder, threads)
+        asked = _asked(given, opened, model, data, weights)
+        settled = _settled(given, opened, asked, folder, threads)
         plan = plan_ablation(settled, techniques, all_pairs=all_pairs, together=together)
-        work = _work(plan, opened, model, data, folder, range(seeds), data_dir, threads)
-        about = _about(model, opened, plan, settled, command)
+        work = _work(plan, opened, model, data, folder, range(seeds), data_dir, threads, weights)
+        about = _about(model, opened, plan, settled, weights, command)
         for _ in _trained(work, jobs, say):
             _record(folder, _summary(about, work))
         if test:
@@ -137,19 +142,25 @@ def default_folder(model: str, data: str) -> Path:
 # ------------------------------------------------------------------ before the first training
 
 
-def _settled(given: Recipe, opened: Opened, model: str, data: str, folder: Path, threads: int) -> Recipe:
+def _asked(given: Recipe, opened: Opened, model: str, data: str, weights: Path | None) -> dict[str, Any]:
+    """Return what all rows of a folder have in common, as plain values."""
+    asked: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "shape": list(opened.data.shape),
+        "recipe": given.model_dump(mode="json"),
+        "weights": None,
+    }
+    return asked if weights is None else {**asked, "weights": f"sha256:{digest(weights)[:12]}"}
+
+
+def _settled(given: Recipe, opened: Opened, asked: Mapping[str, Any], folder: Path, threads: int) -> Recipe:
     """Return the recipe with precision and layout chosen, the same for all rows and all calls.
 
     Raises:
         RunError: The folder holds another ablation.
     """
     path = folder / "ablation.json"
-    asked = {
-        "model": model,
-        "data": data,
-        "shape": list(opened.data.shape),
-        "recipe": given.model_dump(mode="json"),
-    }
     if path.is_file():
         found = read_json(path, NOTE_FORMAT)
         _check_same(found["asked"], asked, folder)
@@ -199,15 +210,14 @@ def _work(
     seeds: Sequence[int],
     data_dir: Path | None,
     threads: int,
+    weights: Path | None,
 ) -> _Work:
     def jobs(row: PlannedRow, name: str, recipe: Recipe) -> tuple[Job, ...]:
         control = "" if row.name == CONTROL else CONTROL
         asked = Row(row.name, model, data, recipe, tuple(seeds), opened.options, control=control)
         shape, held_out = opened.data.shape, recipe.val_fraction
-        return tuple(
-            Job(asked, seed, folder / "rows" / f"{name}-{seed}", data_dir, threads, shape, held_out, False, True)
-            for seed in seeds
-        )
+        common = (data_dir, threads, shape, held_out, False, True, weights)
+        return tuple(Job(asked, seed, folder / "rows" / f"{name}-{seed}", *common) for seed in seeds)
 
     names = zip(plan.rows, folder_names(plan.rows), strict=True)
     return _Work(plan, {row.name: jobs(row, name, row.recipe) for row, name in names if row.recipe is not None}, {})
@@ -248,8 +258,10 @@ def _judge(work: _Work, jobs: int, say: Say) -> None:
 # ------------------------------------------------------------------ the result
 
 
-def _about(model: str, opened: Opened, plan: AblationPlan, recipe: Recipe, command: str) -> dict[str, Any]:
-    notes = []
+def _about(
+    model: str, opened: Opened, plan: AblationPlan, recipe: Recipe, weights: Path | None, command: str
+) -> dict[str, Any]:
+    notes = [] if weights is None else [f"Every row starts from {weights}."]
     if plan.switched_off:
         off = ", ".join(plan.switched_off)
         notes.append(f"On in the recipe, but off in the control and in the rows that do not name it: {off}.")

@@ -24,7 +24,7 @@ from convwright.architecture import create, read
 from convwright.cost import profile
 from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
 from convwright.runs.experiments import Row
-from convwright.runs.files import read_json, save_weights, write_json
+from convwright.runs.files import load_weights, read_json, save_weights, write_json
 from convwright.runs.machine import machine, versions
 from convwright.runs.training import judged
 from convwright.runs.workers import in_turn_or_side_by_side
@@ -49,6 +49,7 @@ class Job:
         val_fraction: Share of the training images that is held out.
         test: Whether the result is judged on the test part as soon as it is trained.
         keep: Whether the checkpoint stays when the training is finished, so that `judge` can follow.
+        weights: What the network starts from; None: weights drawn from the seed.
     """
 
     row: Row
@@ -60,6 +61,7 @@ class Job:
     val_fraction: float = 0.0
     test: bool = True
     keep: bool = False
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def asked(job: Job) -> dict[str, Any]:
     if job.val_fraction:
         values["val_fraction"] = job.val_fraction
     if ".py:" in row.model:  # the file may change between two calls
-        values["file"] = _digest(Path(row.model.rpartition(":")[0]))
+        values["file"] = digest(Path(row.model.rpartition(":")[0]))
+    if job.weights is not None:
+        values["weights"] = digest(job.weights)
     return values
 
 
@@ -109,11 +113,12 @@ def _same(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return recipes and {**stored, "recipe": None} == {**wanted, "recipe": None}
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
+    """Return a digest of a file's content; "" if it cannot be read, which is reported when it is used."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError:
-        return ""  # `create` reports it
+        return ""
 
 
 def carry_out(job: Job) -> dict[str, Any]:
@@ -198,10 +203,12 @@ def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> T
 
 
 def _model(job: Job) -> torch.nn.Module:
-    """Create the network; its weights depend on the seed and on nothing else."""
+    """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         model, _, _ = create(job.row.model, **job.row.options)
+    if job.weights is not None:
+        load_weights(model, job.weights)
     return model
 
 
