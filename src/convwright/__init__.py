@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
+    from convwright.metrics.receptive_field import ReceptiveField, receptive_field
     from convwright.runs import Result, optimize
     from convwright.training import Recipe, TrainResult, load_data, train
 
@@ -58,11 +59,23 @@ _HOMES = {
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
     ),
+    "convwright.metrics": ("ReceptiveField", "receptive_field"),
     "convwright.runs": ("Result", "optimize"),
     "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBPACKAGES = ("architecture", "cost", "edits", "layers", "methods", "runs", "techniques", "training", "zoo")
+_SUBPACKAGES = (
+    "architecture",
+    "cost",
+    "edits",
+    "layers",
+    "methods",
+    "metrics",
+    "runs",
+    "techniques",
+    "training",
+    "zoo",
+)
 
 __all__ = [
     "AddBlock",
@@ -81,6 +94,7 @@ __all__ = [
     "Plan",
     "Profile",
     "ReadError",
+    "ReceptiveField",
     "Recipe",
     "RecipeError",
     "RemoveBlock",
@@ -98,9 +112,11 @@ __all__ = [
     "layers",
     "load_data",
     "methods",
+    "metrics",
     "optimize",
     "parse_budget",
     "read",
+    "receptive_field",
     "runs",
     "scale_widths",
     "techniques",

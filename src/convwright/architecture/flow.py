@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 from torch import fx
@@ -43,6 +43,10 @@ class Flow:
             meet = self._meet(meet, source)
         self.dominator.append(meet)
         self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
+
+    def meet(self, positions: Iterable[int]) -> int:
+        """Return the last value that every path to these positions passes (one of them, if the others need it)."""
+        return reduce(self._meet, sorted(positions))
 
     def _meet(self, a: int, b: int) -> int:
         """Return the nearest node that dominates both (-1: they come from different inputs)."""

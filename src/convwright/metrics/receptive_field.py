@@ -1,0 +1,384 @@
+"""The 3D receptive field (3DRF) of every layer and stage of a network.
+
+**Reconstructed.** Wang, Feng, Peng and Ding, "An Efficient Quantitative Approach for Optimizing Convolutional Neural
+Networks" (CIKM 2021, arXiv 2009.05236; also called Information Field) name a 3DRF and a 3DRF gain that judge a
+network without training. Their formulas could not be obtained. What is computed here is built from the name and the
+published abstract: the number of elements of a scope, rows times columns times channels, that a unit depends on.
+``oracle`` checks it against exact dependencies.
+
+Two scopes are used. On the *network* scope fields are measured on the network's input: a layer whose input already
+sees all rows and columns adds nothing new there. On the *stage* scope they are measured on the stage's own input,
+all of its channels included: this is what the organizer compares between stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from convwright.errors import EditError, did_you_mean
+from convwright.metrics import field_rules  # noqa: F401  (registers the rules)
+from convwright.metrics.extent import Extent, Position
+from convwright.metrics.field import Value
+from convwright.metrics.field_walk import FieldWalk
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, Layer, Stage
+
+Score = Literal["sum", "mean", "log"]
+_KINDS = frozenset({"conv", "linear", "matmul", "attention", "pool"})
+
+
+@dataclass(frozen=True)
+class LayerField:
+    """What one layer's units see of a scope.
+
+    Attributes:
+        name: of the layer.
+        kind: conv, linear, matmul, attention or pool.
+        stage: name of its stage; empty for the head.
+        size: rows and columns from the first to the last that an interior unit sees, over the widest branches and
+            whatever the scope's size: the usual receptive field.
+        least: the same over the narrowest branches.
+        seen: rows and columns that it sees, holes left out and never more than the scope has.
+        channels: scope channels that reach one of its output channels, on average.
+        value: 3DRF, the scope elements that an output sees, on average over output channels.
+        smallest: the same of the output channel that sees least.
+        largest: the same of the one that sees most.
+        share: ``value`` over all elements of the scope (rho).
+        gain: ``value`` minus that of what the layer reads (G).
+        share_gain: ``gain`` over all elements of the scope (gamma).
+        macs: its multiply-accumulates for one sample.
+        params: its parameters.
+        stride: effective stride along rows and columns.
+        padding: effective padding along rows and columns.
+        aligned: whether the fields of all branches lie around one centre.
+        exact: whether ``size`` is exact; an upper bound after resampling.
+        kernel: whether it has a kernel that could see more (larger than 1x1).
+        overall: how it sees everything (global pooling, attention), or came after that; empty for a local layer.
+        saturation: ``"all"`` if all branches into it see every row and column of the scope already, ``"some"`` if
+            the widest do, else empty. Where ``kernel`` is true, such a layer sees nothing new.
+        entered: rows and columns that the widest branch into it sees, whatever the scope's size.
+    """
+
+    name: str
+    kind: str
+    stage: str
+    size: tuple[int, ...]
+    least: tuple[int, ...]
+    seen: tuple[int, ...]
+    channels: float
+    value: float
+    smallest: int
+    largest: int
+    share: float
+    gain: float
+    share_gain: float
+    macs: int
+    params: int
+    stride: tuple[Position, ...]
+    padding: tuple[Position, ...]
+    aligned: bool
+    exact: bool
+    kernel: bool
+    overall: str
+    saturation: Literal["", "some", "all"]
+    entered: tuple[int, ...] = ()
+
+    @property
+    def wasted(self) -> bool:
+        """Whether its kernel sees nothing new: what it reads covers the scope already."""
+        return self.kernel and bool(self.saturation) and not self.overall
+
+    @property
+    def useful_from(self) -> tuple[int, ...]:
+        """Rows and columns from which on the layer's kernel sees something new."""
+        return tuple(before + 1 for before in self.entered)
+
+    @property
+    def gain_per_mac(self) -> float:
+        """Normalised gain per MAC; 0 for a layer without MACs."""
+        return self.share_gain / self.macs if self.macs else 0.0
+
+    @property
+    def gain_per_param(self) -> float:
+        """Normalised gain per parameter; 0 for a layer without parameters."""
+        return self.share_gain / self.params if self.params else 0.0
+
+
+@dataclass(frozen=True)
+class StageField:
+    """What a stage's output sees of the stage's input.
+
+    Attributes:
+        name: of the stage.
+        shape: of the scope, (channels, rows, columns): the stage's input.
+        size: rows and columns that an interior unit of the output spans, whatever the scope's size.
+        seen: rows and columns that it sees of the scope.
+        channels: scope channels that reach an output channel, on average.
+        value: 3DRF on the stage's input.
+        share: ``value`` over all elements of the scope (rho).
+        layers: the stage's layers, measured on the same scope.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: tuple[int, ...]
+    seen: tuple[int, ...]
+    channels: float
+    value: float
+    share: float
+    layers: tuple[LayerField, ...] = field(repr=False)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the output sees the whole scope."""
+        return self.share >= 1
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The receptive fields of a network.
+
+    Attributes:
+        source: name of the network.
+        input_shape: (channels, rows, columns) of the image.
+        clip: whether fields are cut at the scope's borders.
+        layers: each layer with a kernel or weights, on the network scope, in execution order.
+        stages: each stage that has weights, on its own scope.
+        overall: layers that see everything -> how (global pooling, attention).
+        returning: where what they saw is led back to local values (squeeze-and-excitation); it is left out there.
+        statistics: norms whose statistic runs over positions; their fields are not counted.
+        skipped: operators that could not be followed -> why; after them everything counts as seen.
+    """
+
+    source: str
+    input_shape: tuple[int, ...]
+    clip: bool
+    layers: tuple[LayerField, ...] = field(repr=False)
+    stages: tuple[StageField, ...]
+    overall: Mapping[str, str] = field(default_factory=dict)
+    returning: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def layer(self, name: str) -> LayerField:
+        """Return one layer's field on the network scope.
+
+        Raises:
+            EditError: there is none of that name; the nearest ones are listed.
+        """
+        found = next((each for each in self.layers if each.name == name), None)
+        if found is None:
+            known = [each.name for each in self.layers]
+            raise EditError(f"{self.source} has no layer {name!r} with a receptive field.{did_you_mean(name, known)}")
+        return found
+
+    @property
+    def wasted(self) -> tuple[LayerField, ...]:
+        """The layers whose kernels see nothing new at this resolution."""
+        return tuple(each for each in self.layers if each.wasted)
+
+    def score(self, how: Score = "sum") -> float:
+        """Return Q, the network's score from the shares of its stages (reconstructed).
+
+        Args:
+            how: ``sum`` or ``mean`` of the shares, or the sum of their ``log``.
+        """
+        return score([stage.share for stage in self.stages], how)
+
+
+def score(shares: Iterable[float], how: Score = "sum") -> float:
+    """Return Q from the shares of the stages.
+
+    Raises:
+        ValueError: there is no such score.
+    """
+    listed = list(shares)
+    if how == "sum":
+        return math.fsum(listed)
+    if how == "mean":
+        return math.fsum(listed) / max(len(listed), 1)
+    if how == "log":
+        return math.fsum(math.log(share) for share in listed)
+    raise ValueError(f"a score is 'sum', 'mean' or 'log', not {how!r}")
+
+
+def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
+    """Return the spatial and channel fields, 3DRF values and gains of a network's layers and stages.
+
+    Nothing is trained or executed: fields follow from the network's graph. Global operators (global pooling,
+    squeeze-and-excitation, attention) see everything; they are listed apart, and the local values that they meet
+    keep their local fields.
+
+    Args:
+        arch: the network.
+        clip: cut fields at the borders of the scope. Without it values keep growing after everything is seen,
+            and shares exceed 1.
+
+    Returns:
+        The fields; values are reconstructed, see the module.
+
+    Example:
+        >>> import convwright as cw
+        >>> field = cw.receptive_field(cw.read("zoo:mobilenet-v1"))
+        >>> field.stages[2].seen
+        (7, 7)
+    """
+    judge = _Judge(arch, clip)
+    whole = judge.walk(arch.capture.inputs[0], len(arch.flow.nodes))
+    names = {layer.node: layer.name for layer in arch.layers}
+    named = {names.get(node, whole.path(node)): how for node, how in whole.overall.items()}
+    return ReceptiveField(
+        source=arch.source,
+        input_shape=tuple(arch.example_input.shape[1:]),
+        clip=clip,
+        layers=tuple(judge.layers(whole, arch.layers)),
+        stages=tuple(judge.stage(stage) for stage in arch.stages if judge.weighs(stage)),
+        overall=named,
+        returning=tuple(dict.fromkeys(names.get(n, whole.path(n)) for n in whole.returning)),
+        statistics=tuple(dict.fromkeys(names.get(n, whole.path(n)) for n in whole.statistics)),
+        skipped={names.get(node, whole.path(node)): reason for node, reason in whole.skipped.items()},
+    )
+
+
+class _Judge:
+    """Makes the records of one network from walks over it."""
+
+    def __init__(self, arch: Architecture, clip: bool) -> None:
+        self.arch = arch
+        self.clip = clip
+        self.costs = {cost.name: cost for cost in arch.profile().layers}
+        self.stage_of = {name: stage.name for stage in arch.stages for name in stage.layers}
+
+    def walk(self, scope: str, end: int) -> FieldWalk:
+        start = self.arch.flow.place[scope] + 1
+        return FieldWalk(self.arch, scope).run(range(start, end))
+
+    def weighs(self, stage: Stage) -> bool:
+        """Whether a stage has weights: one that is a pool alone (before the classifier) is not judged."""
+        return any(self.arch.layer(name).kind in ("conv", "linear", "matmul") for name in stage.layers)
+
+    def stage(self, stage: Stage) -> StageField:
+        """Return one stage on its own scope."""
+        scope, end = stage_scope(self.arch, stage)
+        walk = self.walk(scope, end + 1)
+        output = stage_output(self.arch, stage, walk)
+        value, _, _, channels = self.measure(walk, output)
+        widest = _widest(output)
+        inside = set(stage.layers)
+        return StageField(
+            name=stage.name,
+            shape=(walk.channels, *walk.lengths),
+            size=tuple(e.size for e in widest),
+            seen=self.seen(walk, widest),
+            channels=channels,
+            value=value,
+            share=value / scope_size(walk),
+            layers=tuple(self.layers(walk, [layer for layer in self.arch.layers if layer.name in inside])),
+        )
+
+    def seen(self, walk: FieldWalk, extents: tuple[Extent, ...]) -> tuple[int, ...]:
+        return tuple(
+            e.inside(length) if self.clip else e.count for e, length in zip(extents, walk.lengths, strict=True)
+        )
+
+    def measure(self, walk: FieldWalk, value: Value) -> tuple[float, int, int, float]:
+        """Return the mean, smallest and largest 3DRF of a value's elements, and the mean number of channels."""
+        spatial = {id(f.extents): f.extents for f in value.fields}  # fields share them: count each once
+        counts = {key: math.prod(self.seen(walk, extents)) for key, extents in spatial.items()}
+        values = [counts[id(f.extents)] * f.channels.bit_count() for f in value.fields]
+        weights = shares_of(value)
+        mean = math.fsum(v * w for v, w in zip(values, weights, strict=True))
+        channels = math.fsum(f.channels.bit_count() * w for f, w in zip(value.fields, weights, strict=True))
+        return mean, min(values), max(values), channels
+
+    def layers(self, walk: FieldWalk, layers: Iterable[Layer]) -> Iterable[LayerField]:
+        for layer in layers:
+            value = walk.values.get(layer.node)
+            value = value[0] if isinstance(value, list) else value
+            if layer.kind in _KINDS and value is not None:
+                yield self.layer(walk, layer, value)
+
+    def layer(self, walk: FieldWalk, layer: Layer, value: Value) -> LayerField:
+        """Return the record of one layer."""
+        node = self.arch.flow.nodes[self.arch.flow.place[layer.node]]
+        entered = walk.entered.get(layer.node) or walk.input(node)
+        mean, smallest, largest, channels = self.measure(walk, value)
+        before = self.measure(walk, entered)[0]
+        widest, reads = _widest(value), _widest(entered)
+        whole = scope_size(walk)
+        cost = self.costs.get(layer.name)
+        overall = walk.overall.get(layer.node, "") or ("after a global operator" if value.whole else "")
+        return LayerField(
+            name=layer.name,
+            kind=layer.kind,
+            stage=self.stage_of.get(layer.name, ""),
+            size=tuple(e.size for e in widest),
+            least=tuple(e.least for e in widest),
+            seen=self.seen(walk, widest),
+            channels=channels,
+            value=mean,
+            smallest=smallest,
+            largest=largest,
+            share=mean / whole,
+            gain=mean - before,
+            share_gain=(mean - before) / whole,
+            macs=cost.macs if cost is not None else 0,
+            params=cost.params if cost is not None else 0,
+            stride=tuple(e.step for e in widest),
+            padding=tuple(e.padding for e in widest),
+            aligned=all(e.aligned for e in widest),
+            exact=all(e.exact for e in widest),
+            kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not entered.whole,
+            overall=overall,
+            saturation=_saturation(reads, walk.lengths),
+            entered=tuple(r.count for r in reads),
+        )
+
+
+def _saturation(reads: tuple[Extent, ...], lengths: tuple[int, ...]) -> Literal["", "some", "all"]:
+    if all(e.least >= length for e, length in zip(reads, lengths, strict=True)):
+        return "all"
+    return "some" if all(e.inside(length) >= length for e, length in zip(reads, lengths, strict=True)) else ""
+
+
+def _widest(value: Value) -> tuple[Extent, ...]:
+    """Return, per axis, the extent that sees most among a value's fields."""
+    extents = zip(*{id(f.extents): f.extents for f in value.fields}.values(), strict=True)
+    return tuple(max(row, key=lambda e: e.count) for row in extents)
+
+
+def shares_of(value: Value) -> list[float]:
+    """Return which part of a tensor's elements has each of its fields."""
+    if value.which is None:
+        return [1.0]
+    counts = torch.bincount(value.which.line(), minlength=len(value.fields))
+    return [float(share) for share in (counts / counts.sum()).tolist()]
+
+
+def scope_size(walk: FieldWalk) -> int:
+    """Return the number of elements of a walk's scope, for one sample."""
+    return walk.channels * math.prod(walk.lengths)
+
+
+def stage_scope(arch: Architecture, stage: Stage) -> tuple[str, int]:
+    """Return the node whose value is a stage's input, and the position of the stage's last node."""
+    flow = arch.flow
+    inside = {flow.place[arch.layer(name).node] for name in stage.layers}
+    outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
+    return flow.nodes[flow.meet(outside)].name, max(inside)
+
+
+def stage_output(arch: Architecture, stage: Stage, walk: FieldWalk) -> Value:
+    """Return the value that a stage hands on: its last one that is not a global operator's."""
+    place = arch.flow.place
+    nodes = sorted((arch.layer(name).node for name in stage.layers), key=lambda n: -place[n])
+    values = (walk.values.get(node) for node in nodes)
+    single = [v[0] if isinstance(v, list) else v for v in values]
+    known = [v for v in single if v is not None]
+    return next((v for v in known if not v.whole), known[0])
