@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,13 @@ class Field:
     Attributes:
         extents: along the spatial axes, e.g. (rows, columns).
         channels: bit c is set if it depends on channel c of the scope.
+        box: whether the set is this box; False where branches with different fields joined and the box is only the
+            smallest one around them (rows of one branch beside columns of another).
     """
 
     extents: tuple[Extent, ...]
     channels: int
+    box: bool = True
 
     def __hash__(self) -> int:
         return self._hash
@@ -42,12 +46,17 @@ class Field:
     @cached_property
     def _hash(self) -> int:  # remembered, since tensors with many fields are compared by it
         # Python's hash of an integer is a remainder by 2**61 - 1, which is the same for 1 << c and 1 << c + 61.
-        return hash((self.extents, self.channels, self.channels.bit_length()))
+        return hash((self.extents, self.channels, self.channels.bit_length(), self.box))
 
     @property
     def whole(self) -> bool:
         """Whether a global operator has made it the whole of a spatial axis."""
         return any(extent.whole for extent in self.extents)
+
+    @property
+    def exact(self) -> bool:
+        """Whether an interior unit depends on exactly this."""
+        return self.box and all(extent.exact for extent in self.extents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,7 @@ class Value:
                 done[id(field.extents)] = change(field.extents)
         if all(done[id(field.extents)] is field.extents for field in self.fields):
             return self
-        fields = tuple(Field(done[id(field.extents)], field.channels) for field in self.fields)
+        fields = tuple(Field(done[id(field.extents)], field.channels, field.box) for field in self.fields)
         return with_labels(replace(self, fields=fields), self.which)
 
 
@@ -127,6 +136,7 @@ def union(fields: Iterable[Field]) -> Field:
     do not count beside local ones: everything would be seen from there on, and nothing said.
     """
     listed = list(fields)
+    listed = [field for field in listed if field.channels] or listed  # zeros that were padded see nothing
     local = [field for field in listed if not field.whole] or listed
     channels = 0
     for field in local:
@@ -134,8 +144,16 @@ def union(fields: Iterable[Field]) -> Field:
     # Fields of one tensor mostly share their extents, so these are compared as objects before they are joined.
     extents = list({id(field.extents): field.extents for field in local}.values())
     if len(extents) == 1:
-        return Field(extents[0], channels)
-    return Field(tuple(join(along) for along in zip(*extents, strict=True)), channels)
+        box = all(field.box for field in local)
+        return Field(extents[0], channels, box)
+    around = tuple(join(along) for along in zip(*extents, strict=True))
+    # A box around several is one of them, or they differ along one axis alone, or it holds more than their union.
+    largest = [field for field in local if field.extents == around and field.channels == channels]
+    if largest:
+        return Field(around, channels, any(field.box for field in largest))
+    differing = sum(len(set(along)) > 1 for along in zip(*extents, strict=True))
+    alike = all(field.channels == channels and field.box for field in local)
+    return Field(around, channels, alike and differing == 1)
 
 
 def with_labels(value: Value, which: Plane | Tensor | None) -> Value:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Values = Value | None | list["Value | None"]  # None: does not depend on the scope
 Rule = Callable[["FieldWalk", fx.Node], Values]
 FIELD_RULES: dict[str, Rule] = {}
+APART = "the positions of what it joins do not lie alike"
 POINTWISE = "pointwise"  # the name of the rule for operators that torch tags so
 
 
@@ -267,6 +268,9 @@ class FieldWalk:
         ndim = len(shape)
         grids = next((_lifted(v, ndim) for v in values if v.ndim == ndim), _lifted(values[0], ndim))
         first = values[0]
+        if local and any(not agree(_lifted(v, ndim), grids) or _spreads(v, shape) for v in local):
+            self.skipped[node.name] = f"{describe(node)}: {APART}"
+            return self.everything(shape)
         if all(v.which is None for v in values):
             field = first.fields[0] if len(values) == 1 else union(f for v in values for f in v.fields)
             return Value(shape, (field,), None, grids)
@@ -286,7 +290,15 @@ class FieldWalk:
         for number in range(len(x.grids)):
             plane = x.plane(number)
             grids.append(None if plane is None else _grid(compact(run(plane)), shape, number, len(x.grids)))
-        return with_labels(Value(shape, x.fields, None, tuple(grids)), which)
+        return settled(with_labels(Value(shape, x.fields, None, tuple(grids)), which))
+
+
+def settled(x: Value) -> Value:
+    """Return a value in which units that were cut out of an axis, in equal steps, are numbered from zero again."""
+    for number, grid in enumerate(x.grids):
+        if isinstance(grid, Plane) and len(grid.axes) == 1:
+            x = _settled(x, number, grid.axes[0]) or x
+    return x
 
 
 @lru_cache(maxsize=4096)
@@ -330,6 +342,20 @@ def _lifted(value: Value, ndim: int) -> tuple[Grid, ...]:
     if not lift:
         return value.grids
     return tuple(g + lift if isinstance(g, int) else None for g in value.grids)
+
+
+def agree(a: tuple[Grid, ...], b: tuple[Grid, ...]) -> bool:
+    """Return whether the units of two values lie alike."""
+    return all(
+        torch.equal(one.labels, other.labels) if isinstance(one, Plane) and isinstance(other, Plane) else one == other
+        for one, other in zip(a, b, strict=True)
+    )
+
+
+def _spreads(x: Value, shape: tuple[int, ...]) -> bool:
+    """Return whether one position is broadcast over many."""
+    lift = len(shape) - x.ndim
+    return any(isinstance(g, int) and x.shape[g] == 1 < shape[g + lift] for g in x.grids)
 
 
 def _fitted(which: Plane | None, shape: tuple[int, ...]) -> Plane | None:
@@ -389,4 +415,4 @@ def _moved(field: Field, number: int, start: int, step: int) -> Field:
     old = extents[number]
     if not old.whole:
         extents[number] = replace(old, first=old.first + start * old.step, step=old.step * step)
-    return Field(tuple(extents), field.channels)
+    return Field(tuple(extents), field.channels, field.box)

@@ -57,7 +57,8 @@ class LayerField:
         stride: effective stride along rows and columns.
         padding: effective padding along rows and columns.
         aligned: whether the fields of all branches lie around one centre.
-        exact: whether ``size`` is exact; an upper bound after resampling.
+        exact: whether ``value`` is exact for an interior unit; an upper bound after resampling, and where branches
+            with different fields join to no box.
         kernel: whether it has a kernel that could see more (larger than 1x1).
         overall: how it sees everything (global pooling, attention), or came after that; empty for a local layer.
         saturation: ``"all"`` if all branches into it see every row and column of the scope already, ``"some"`` if
@@ -333,7 +334,7 @@ class _Judge:
             stride=tuple(e.step for e in widest),
             padding=tuple(e.padding for e in widest),
             aligned=all(e.aligned for e in widest),
-            exact=all(e.exact for e in widest),
+            exact=all(f.box and all(e.exact for e in f.extents) for f in value.fields),
             kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not entered.whole,
             overall=overall,
             saturation=_saturation(reads, walk.lengths),
