@@ -50,6 +50,11 @@ class Extent:
         return hash((self.seen, self.first, self.step, self.whole))
 
     @property
+    def pattern(self) -> Extent:
+        """What is seen and nothing else: equal for fields that are equal, however they came about."""
+        return Extent(self.seen, self.first, self.step, self.size, whole=self.whole)
+
+    @property
     def size(self) -> int:
         """Positions from the first to the last that is seen: the usual receptive field."""
         return self.seen.bit_length()
@@ -68,6 +73,10 @@ class Extent:
     def padding(self) -> Position:
         """Effective padding: how far the field of unit 0 begins before the scope."""
         return -self.first
+
+    def sees_as(self, other: Extent) -> bool:
+        """Whether both see the same positions, whichever branches lead there."""
+        return (self.seen, self.first, self.step) == (other.seen, other.first, other.step)
 
     def interval(self, unit: int) -> tuple[int, int]:
         """Return the first and the last position that a unit sees, whether or not they lie inside the scope."""
@@ -135,7 +144,9 @@ def _join(a: Extent, b: Extent) -> Extent:
     first = min(a.first, b.first)
     shifts = [e.first - first for e in (a, b)]
     whole_steps = all(shift.denominator == 1 for shift in shifts) and a.step == b.step
-    seen = (a.seen << math.floor(shifts[0])) | (b.seen << math.floor(shifts[1]))
+    seen = 0
+    for extent, shift in zip((a, b), shifts, strict=True):  # between two positions: it may round either way
+        seen |= extent.seen << math.floor(shift) | extent.seen << math.ceil(shift)
     return Extent(
         seen=seen,
         first=first,

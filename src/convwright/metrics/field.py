@@ -144,16 +144,29 @@ def union(fields: Iterable[Field]) -> Field:
     # Fields of one tensor mostly share their extents, so these are compared as objects before they are joined.
     extents = list({id(field.extents): field.extents for field in local}.values())
     if len(extents) == 1:
-        box = all(field.box for field in local)
+        box = all(field.box for field in local) or any(field.box and field.channels == channels for field in local)
         return Field(extents[0], channels, box)
-    around = tuple(join(along) for along in zip(*extents, strict=True))
-    # A box around several is one of them, or they differ along one axis alone, or it holds more than their union.
-    largest = [field for field in local if field.extents == around and field.channels == channels]
-    if largest:
-        return Field(around, channels, any(field.box for field in largest))
-    differing = sum(len(set(along)) > 1 for along in zip(*extents, strict=True))
-    alike = all(field.channels == channels and field.box for field in local)
-    return Field(around, channels, alike and differing == 1)
+    hull = tuple(join(along) for along in zip(*extents, strict=True))
+    return Field(hull, channels, _fill(local, hull, channels))
+
+
+def _fill(fields: Sequence[Field], hull: tuple[Extent, ...], channels: int) -> bool:
+    """Return whether fields can be seen to fill their hull: boxes that differ along one side only make one box."""
+    goal = (*(e.pattern for e in hull), channels)
+    boxes: set[tuple[Any, ...]] = {(*(e.pattern for e in f.extents), f.channels) for f in fields if f.box}
+    if goal in boxes:
+        return True
+    if not all(field.box for field in fields):
+        return False
+    for free in reversed(range(len(goal))):
+        alike: dict[tuple[Any, ...], Any] = {}
+        for box in boxes:
+            rest, side = (*box[:free], *box[free + 1 :]), box[free]
+            if rest in alike:
+                side = alike[rest] | side if free == len(hull) else join((alike[rest], side)).pattern
+            alike[rest] = side
+        boxes = {(*rest[:free], side, *rest[free:]) for rest, side in alike.items()}
+    return goal in boxes
 
 
 def with_labels(value: Value, which: Plane | Tensor | None) -> Value:
