@@ -282,6 +282,16 @@ def test_ctrl_c_before_anything_is_there(run, monkeypatch):
     assert run("analyze", "net.py:Tiny") == (130, "", "convwright: interrupted\n")
 
 
+def test_ctrl_c_before_a_command_began(run, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convwright.cli._Commands.make_context", stop)
+    code, out, err = run("version")
+    assert (code, out) == (130, "")
+    assert err.split() == ["convwright:", "interrupted"]
+
+
 # ------------------------------------------------------------------ bad input: one line, exit code 2, nothing written
 
 

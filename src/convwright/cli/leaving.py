@@ -15,6 +15,7 @@ from rich.console import Console
 from convwright.errors import ConvwrightError
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+_CTRL_C = 130
 _arguments: list[str] = []  # of this call, without --debug: what the record and the resume command name
 
 
@@ -51,11 +52,13 @@ def run(app: Callable[..., Any], given: list[str]) -> int:
         with _own_warnings():
             app(args=list(_arguments), prog_name="convwright")
     except SystemExit as leave:
+        if leave.code == _CTRL_C:  # while the words of the call were still read, typer leaves without a word
+            say("convwright: interrupted")
         return leave.code if isinstance(leave.code, int) else 0
     except _InterruptedError as interrupted:
         again = str(interrupted)
         say(f"convwright: interrupted; continue with: {again}" if again else "convwright: interrupted")
-        return 130
+        return _CTRL_C
     except ConvwrightError as error:
         if debug:
             traceback.print_exc()
