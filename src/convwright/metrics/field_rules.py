@@ -15,7 +15,19 @@ from convwright.architecture.rules import RULES, elementwise, executed
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
 from convwright.metrics.extent import Extent
 from convwright.metrics.field import Field, Grid, Value, with_labels
-from convwright.metrics.field_walk import FIELD_RULES, POINTWISE, FieldWalk, Kernel, Mixing, Values, field_rule
+from convwright.metrics.field_walk import (
+    APART,
+    FIELD_RULES,
+    POINTWISE,
+    FieldWalk,
+    Kernel,
+    Mixing,
+    Values,
+    agree,
+    field_rule,
+    settle,
+    settled,
+)
 
 _REARRANGED = "the positions of a map do not lie along the axes that it slides over"
 
@@ -32,9 +44,16 @@ def convolution(walk: FieldWalk, node: fx.Node) -> Values:
     rank = len(weight) - 2
     if x is None:
         return walk.skip(node, "its weight is computed from the input")
+    if walk.value_of(argument(node, "weight")) is not None:
+        walk.returning.setdefault(node.name)
     channel_axis = x.ndim - rank - 1
     axes = range(x.ndim - rank, x.ndim)
     kernels = kernels_of(node, weight[2:])
+    if not x.whole:
+        placed = walk.on_axes(x, axes)  # before channels mix: after space to depth each has a place of its own
+        if placed is None:
+            return walk.skip(node, _REARRANGED)
+        x = placed[0]
     mixing = Mixing(weight[0], int(argument(node, "groups", 1)), rolling_windows(walk, node))
     mixed = walk.mix(x, channel_axis, mixing)
     mixed = walk.merged(mixed, [a for a, k in zip(axes, kernels, strict=True) if k.size > 1])
@@ -74,10 +93,21 @@ def transposed_convolution(walk: FieldWalk, node: fx.Node) -> Values:
     weight = _shape(node, "weight")
     rank = len(weight) - 2
     groups = int(argument(node, "groups", 1))
+    if not x.whole:
+        placed = walk.on_axes(x, range(x.ndim - rank, x.ndim))
+        if placed is None:
+            return walk.skip(node, _REARRANGED)
+        x = placed[0]
     mixed = walk.mix(x, x.ndim - rank - 1, Mixing(weight[1] * groups, groups))
-    strides = _each(argument(node, "stride", 1), rank) or (1,) * rank
-    taps = [-(-k // s) for k, s in zip(weight[2:], strides, strict=True)]
-    return _resample(walk, node, mixed, range(x.ndim - rank, x.ndim), taps)
+    axes = range(x.ndim - rank, x.ndim)
+    kernels = kernels_of(node, weight[2:])
+    reaches = [k.dilation * (k.size - 1) for k in kernels]
+    if all(k.stride == 1 for k in kernels):  # a convolution with the kernel turned around
+        turned = [replace(k, padding=reach - k.padding) for k, reach in zip(kernels, reaches, strict=True)]
+        return _windowed(walk, node, mixed, axes, turned)
+    return _resample(
+        walk, node, mixed, axes, [reach // k.stride + 1 for k, reach in zip(kernels, reaches, strict=True)]
+    )
 
 
 @field_rule(
@@ -90,7 +120,8 @@ def pool(walk: FieldWalk, node: fx.Node) -> Values:
     rank = int(next(c for c in operator_name(node) if c.isdigit()))
     sizes = _each(argument(node, "kernel_size"), rank) or (1,) * rank
     axes = range(x.ndim - rank, x.ndim)
-    if all(k >= x.shape[a] > 1 for k, a in zip(sizes, axes, strict=True)):
+    whole = all(k >= x.shape[a] > 1 for k, a in zip(sizes, axes, strict=True))
+    if whole and all(shape_of(node)[a] == 1 for a in axes):
         return _pooled(walk, node, x, axes)
     return _windowed(walk, node, x, axes, kernels_of(node, sizes))
 
@@ -225,7 +256,13 @@ def pad(walk: FieldWalk, node: fx.Node) -> Values:
 
 
 def _padded(x: Value, axis: int, front: int, size: int) -> Value:
-    """Return a value with elements in front and behind that see no channel."""
+    """Return a value with elements in front and behind that see no channel (negative: some cut off)."""
+    behind = size - x.shape[axis] - front
+    if front < 0 or behind < 0:
+        kept = x.shape[axis] + min(front, 0) + min(behind, 0)
+        shape = tuple(kept if a == axis else s for a, s in enumerate(x.shape))
+        labels = x.labels().narrow(axis, max(-front, 0), kept)
+        return _padded(with_labels(replace(x, shape=shape, which=None), labels), axis, max(front, 0), size)
     empty = Field(x.fields[0].extents, 0)
     labels = x.labels().narrow(0, 0, 1)
     wide = list(labels.shape)
@@ -247,8 +284,15 @@ def linear(walk: FieldWalk, node: fx.Node) -> Values:
     return _contracted(walk, node, x, x.ndim - 1)
 
 
-def _contracted(walk: FieldWalk, node: fx.Node, x: Value, axis: int) -> Value:
+def _contracted(walk: FieldWalk, node: fx.Node, x: Value, axis: int) -> Values:
     shape = shape_of(node)
+    for number, grid in enumerate(x.grids):
+        if isinstance(grid, Plane) and axis in grid.axes and len(grid.axes) > 1 and not x.whole:
+            found = (settle(x, number, other) for other in grid.axes if other != axis)
+            x_or_none = next((f for f in found if f is not None), None)
+            if x_or_none is None:
+                return walk.skip(node, _REARRANGED)
+            x = x_or_none
     numbers = [k for k, grid in enumerate(x.grids) if isinstance(grid, Plane | int) and x.holds(grid, axis)]
     merged = walk.merged(replace(x, shape=shape), [axis], x)
     if not numbers:
@@ -298,14 +342,26 @@ def statistic(walk: FieldWalk, node: fx.Node) -> Values:
     return walk.input(node)
 
 
-@field_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "normalize", "cumsum", "cumprod")
+@field_rule("softmax", "log_softmax", "_softmax", "_log_softmax", "normalize")
 def softmax(walk: FieldWalk, node: fx.Node) -> Values:
     """Elements along the axis see each other."""
     x = walk.input(node)
-    (axis,) = as_dims(argument(node, "dim"), x.ndim)
-    if x.whole or not any(x.holds(grid, axis) for grid in x.grids):
-        return walk.merged(x, [axis])
+    axes = as_dims(argument(node, "dim"), x.ndim)
+    if x.whole or not any(x.holds(grid, axis) for grid in x.grids for axis in axes):
+        return walk.merged(x, axes)
     return walk.see_all(node, "softmax over positions")
+
+
+@field_rule("cumsum", "cumprod")
+def running(walk: FieldWalk, node: fx.Node) -> Values:
+    """Elements along the axis see those before them."""
+    x = walk.input(node)
+    (axis,) = as_dims(argument(node, "dim"), x.ndim)
+    if any(x.holds(grid, axis) for grid in x.grids) and not x.whole:
+        return walk.see_all(node, "running sum over positions")
+    size = x.shape[axis]
+    before = torch.arange(size).expand(size, -1)
+    return walk.mix(x, axis, Mixing(size, windows=torch.minimum(before, before.T)))
 
 
 @field_rule(
@@ -404,7 +460,7 @@ def _cut(walk: FieldWalk, x: Value, axis: int, start: int, shape: tuple[int, ...
         value = with_labels(replace(value, which=None), labels)
     if any(x.holds(grid, axis) for grid in x.grids):
         grids = tuple(_cut_grid(x, k, axis, start, shape[axis]) for k in range(len(x.grids)))
-        value = replace(value, grids=grids)
+        value = settled(replace(value, grids=grids))
     return value
 
 
@@ -463,9 +519,32 @@ def concatenate(walk: FieldWalk, node: fx.Node) -> Values:
         found.append((labels, shape))
     parts = [labels.expand([s if a in varying else 1 for a, s in enumerate(shape)]) for labels, shape in found]
     joined = torch.stack(parts, axis) if stacked else torch.cat(parts, axis)
-    first = (local or known)[0]
-    grids = tuple(g + (stacked and g >= axis) if isinstance(g, int) else None for g in first.grids)
+    grids = _grids_joined(local or known, values, found, axis, stacked)
+    if grids is None:
+        return walk.skip(node, APART)
     return with_labels(Value(shape_of(node), tuple(fields), None, grids), joined)
+
+
+def _grids_joined(
+    known: Sequence[Value], values: Sequence[Value | None], parts: Sequence[tuple[Tensor, list[int]]],
+    axis: int, stacked: bool,
+) -> tuple[Grid, ...] | None:  # fmt: skip
+    """Return where units lie after values were put one after another; None if they lay differently."""
+    first = known[0]
+    if any(not v.whole and not agree(v.grids, first.grids) for v in known):
+        return None
+    if stacked or first.whole or not any(first.holds(grid, axis) for grid in first.grids):
+        return tuple(g + (stacked and g >= axis) if isinstance(g, int) else None for g in first.grids)
+    grids: list[Grid] = list(first.grids)
+    for number in (k for k, grid in enumerate(first.grids) if first.holds(grid, axis)):
+        planes = [None if v is None else v.plane(number) for v in values]
+        varying = {axis}.union(*(p.axes for p in planes if p is not None))
+        lines = []
+        for plane, (_, shape) in zip(planes, parts, strict=True):
+            labels = torch.full([1] * len(shape), -1) if plane is None else plane.labels  # a class token has no place
+            lines.append(labels.expand([s if a in varying else 1 for a, s in enumerate(shape)]))
+        grids[number] = Plane(torch.cat(lines, axis), tuple(sorted(varying)))
+    return tuple(grids)
 
 
 @field_rule("roll", "flip", "rot90")

@@ -8,7 +8,6 @@ on it. It shares no code with the formula, which is checked against it.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,20 +22,21 @@ from convwright.errors import EditError
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
-# What a value becomes when only dependence counts: its first operand.
+# Operators that are no nonlinearity by torch's tag but keep each element's dependence as it is: norms among them,
+# whose statistics the formula reports apart.
 _IDENTITIES = frozenset({
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "hardtanh", "sigmoid", "tanh", "softplus", "prelu", "rrelu", "threshold", "log_sigmoid", "clamp", "clamp_min",
-    "clamp_max", "dropout", "feature_dropout", "alpha_dropout", "batch_norm", "layer_norm", "group_norm",
-    "instance_norm", "rms_norm", "local_response_norm", "_native_batch_norm_legit_no_training", "clone",
-    "contiguous", "detach", "alias", "to", "_to_copy", "exp", "sqrt", "rsqrt", "abs", "neg", "square", "pow", "log",
-    "float", "type_as", "reciprocal", "rsub", "softmax", "log_softmax", "normalize",
+    "dropout", "feature_dropout", "alpha_dropout", "batch_norm", "layer_norm", "group_norm", "instance_norm",
+    "rms_norm", "local_response_norm", "_native_batch_norm_legit_no_training", "clone", "contiguous", "detach",
+    "alias", "to", "_to_copy", "type_as", "float", "hardtanh", "relu6", "prelu", "rrelu", "hardswish", "hardsigmoid",
+    "relu", "celu", "selu", "log_sigmoid",
 })  # fmt: skip
-_SUMS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum"})
+_SUMS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "where", "masked_fill"})
+_NORMALISED = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "normalize"})
 _AVERAGES: Mapping[str, Callable[..., Tensor]] = {
     "max_pool1d": F.avg_pool1d, "max_pool2d": F.avg_pool2d, "max_pool3d": F.avg_pool3d,
+    "max_pool2d_with_indices": F.avg_pool2d, "max_pool3d_with_indices": F.avg_pool3d,
 }  # fmt: skip
-_REDUCTIONS = frozenset({"amax", "amin", "max", "min", "logsumexp", "norm", "linalg_vector_norm"})
+_REDUCTIONS = frozenset({"amax", "amin", "max", "min", "logsumexp", "norm", "linalg_vector_norm", "median"})
 
 
 @dataclass(frozen=True)
@@ -123,34 +123,68 @@ class Oracle:
         name = operator_name(node)
         if node.name in self.apart:
             return _like(node, 1.0)
+        if name == "_assert_tensor_metadata":
+            return None
         if name == "getitem":
             return arguments[0][arguments[1]]
+        tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+        if any(tensor.is_floating_point() for tensor in tensors):  # integers are positions to compute with
+            replaced = self._replaced(node, name, tensors)
+            if replaced is not None:
+                return replaced
+        if "dtype" in options:
+            options = {**options, "dtype": torch.float64}
+        return node.target(*arguments, **options)  # type: ignore[operator]
+
+    def _replaced(self, node: fx.Node, name: str, tensors: Sequence[Tensor]) -> Any:
+        """Return the value of an operator of which only the dependence counts; None if it runs as it is."""
+        x = tensors[0]
         if name in _IDENTITIES:
-            return arguments[0]
-        if name in ("view", "_unsafe_view"):
-            return arguments[0].reshape(shape_of(node))
-        if name in _SUMS:
-            tensors = [a for a in arguments if isinstance(a, Tensor)]
-            return tensors[0] + tensors[1] if len(tensors) > 1 else tensors[0]
+            return x
         if name in _AVERAGES:
-            return self._average(node, name, arguments[0])
-        if name in _REDUCTIONS:
-            return arguments[0].mean(argument(node, "dim"), keepdim=bool(argument(node, "keepdim", False)))
+            return _as_recorded(node, self._average(node, name, x))
+        if name in _NORMALISED:
+            return x.mean(argument(node, "dim"), keepdim=True).expand_as(x)
+        if name in _REDUCTIONS and len(tensors) == 1:
+            return _as_recorded(node, _mean(node, x))
+        if name in ("view", "_unsafe_view"):
+            return x.reshape(shape_of(node))
         if name.startswith("adaptive_max_pool"):
-            return getattr(F, name.replace("max", "avg"))(arguments[0], argument(node, "output_size"))
-        if node.target is operator.getitem or "dtype" not in options:
-            return node.target(*arguments, **options)  # type: ignore[operator]
-        return node.target(*arguments, **{**options, "dtype": torch.float64})  # type: ignore[operator]
+            pooled = getattr(F, name.replace("max", "avg"))(x, argument(node, "output_size"))
+            return _as_recorded(node, pooled)
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if name in _SUMS or pointwise or name in _REDUCTIONS:
+            return sum(tensor.double() for tensor in tensors)
+        return None
 
     def _average(self, node: fx.Node, name: str, x: Tensor) -> Tensor:
         """Return an average over the windows of a max pool (a dilated one as a convolution of ones)."""
         names = ("kernel_size", "stride", "padding", "ceil_mode")
         kernel, stride, padding, ceil = (argument(node, n) for n in names)
         dilation = argument(node, "dilation", 1)
-        if set(dilation if isinstance(dilation, Sequence) else [dilation]) != {1}:
-            weight = torch.ones(x.shape[1], 1, *kernel, dtype=x.dtype)
-            return F.conv2d(x, weight, None, stride, padding, dilation, groups=x.shape[1])
-        return _AVERAGES[name](x, kernel, stride or None, padding or 0, bool(ceil))
+        if set(dilation if isinstance(dilation, Sequence) else [dilation]) == {1}:
+            return _AVERAGES[name](x, kernel, stride or None, padding or 0, bool(ceil))
+        rank = int(next(c for c in name if c.isdigit()))
+        sizes = list(kernel) if isinstance(kernel, Sequence) else [kernel]
+        weight = torch.ones(x.shape[1], 1, *(sizes * rank)[:rank], dtype=x.dtype)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        return convolve(x, weight, None, stride or kernel, padding or 0, dilation, groups=x.shape[1])
+
+
+def _mean(node: fx.Node, x: Tensor) -> Tensor:
+    """Return the mean over what an operator reduces."""
+    has_dim = any(a.name == "dim" for a in node.target._schema.arguments)  # type: ignore[union-attr]
+    if not has_dim:
+        return x.mean()
+    return x.mean(argument(node, "dim"), keepdim=bool(argument(node, "keepdim", False)))
+
+
+def _as_recorded(node: fx.Node, value: Tensor) -> Any:
+    """Return a value, with zeros beside it where the operator gives indices, too."""
+    meta = node.meta.get("val")
+    if not isinstance(meta, Sequence):
+        return value
+    return [value, *(torch.zeros(tuple(m.shape), dtype=torch.int64) for m in meta[1:])]
 
 
 def _operands(node: fx.Node, values: Mapping[str, Any]) -> tuple[Any, Any]:

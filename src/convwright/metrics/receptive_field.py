@@ -124,6 +124,7 @@ class StageField:
         value: 3DRF on the stage's input.
         share: ``value`` over all elements of the scope (rho).
         layers: the stage's layers, measured on the same scope.
+        exact: whether ``value`` is exact for an interior unit; else it is an upper bound.
     """
 
     name: str
@@ -134,6 +135,7 @@ class StageField:
     value: float
     share: float
     layers: tuple[LayerField, ...] = field(repr=False)
+    exact: bool = True
 
     @property
     def saturated(self) -> bool:
@@ -234,16 +236,17 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
     whole = judge.walk(arch.capture.inputs[0], len(arch.flow.nodes))
     names = {layer.node: layer.name for layer in arch.layers}
     named = {names.get(node, whole.path(node)): how for node, how in whole.overall.items()}
+    stages = tuple(judge.stage(stage) for stage in arch.stages if judge.weighs(stage))
     return ReceptiveField(
         source=arch.source,
         input_shape=tuple(arch.example_input.shape[1:]),
         clip=clip,
         layers=tuple(judge.layers(whole, arch.layers)),
-        stages=tuple(judge.stage(stage) for stage in arch.stages if judge.weighs(stage)),
+        stages=stages,
         overall=named,
         returning=tuple(dict.fromkeys(names.get(n, whole.path(n)) for n in whole.returning)),
         statistics=tuple(dict.fromkeys(names.get(n, whole.path(n)) for n in whole.statistics)),
-        skipped={names.get(node, whole.path(node)): reason for node, reason in whole.skipped.items()},
+        skipped={names.get(node, whole.path(node)): reason for node, reason in judge.skipped.items()},
     )
 
 
@@ -253,12 +256,15 @@ class _Judge:
     def __init__(self, arch: Architecture, clip: bool) -> None:
         self.arch = arch
         self.clip = clip
+        self.skipped: dict[str, str] = {}
         self.costs = {cost.name: cost for cost in arch.profile().layers}
         self.stage_of = {name: stage.name for stage in arch.stages for name in stage.layers}
 
     def walk(self, scope: str, end: int) -> FieldWalk:
         start = self.arch.flow.place[scope] + 1
-        return FieldWalk(self.arch, scope).run(range(start, end))
+        walk = FieldWalk(self.arch, scope).run(range(start, end))
+        self.skipped.update(walk.skipped)
+        return walk
 
     def weighs(self, stage: Stage) -> bool:
         """Whether a stage has weights: one that is a pool alone (before the classifier) is not judged."""
@@ -281,6 +287,7 @@ class _Judge:
             value=value,
             share=value / scope_size(walk),
             layers=tuple(self.layers(walk, [layer for layer in self.arch.layers if layer.name in inside])),
+            exact=all(f.exact for f in output.fields),
         )
 
     def seen(self, walk: FieldWalk, extents: tuple[Extent, ...]) -> tuple[int, ...]:
@@ -334,7 +341,7 @@ class _Judge:
             stride=tuple(e.step for e in widest),
             padding=tuple(e.padding for e in widest),
             aligned=all(e.aligned for e in widest),
-            exact=all(f.box and all(e.exact for e in f.extents) for f in value.fields),
+            exact=all(f.exact for f in value.fields),
             kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not entered.whole,
             overall=overall,
             saturation=_saturation(reads, walk.lengths),
@@ -343,9 +350,9 @@ class _Judge:
 
 
 def _saturation(reads: tuple[Extent, ...], lengths: tuple[int, ...]) -> Literal["", "some", "all"]:
-    if all(e.least >= length for e, length in zip(reads, lengths, strict=True)):
-        return "all"
-    return "some" if all(e.inside(length) >= length for e, length in zip(reads, lengths, strict=True)) else ""
+    if any(e.inside(length) < length for e, length in zip(reads, lengths, strict=True)):
+        return ""
+    return "all" if all(e.least >= length for e, length in zip(reads, lengths, strict=True)) else "some"
 
 
 def _widest(value: Value) -> tuple[Extent, ...]:
