@@ -5,7 +5,7 @@ from __future__ import annotations
 from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of, start
 from convwright.training import Recipe
 
-_EPOCHS = {"quick": 1, "standard": 12, "full": 50}
+_EPOCHS = {"quick": 1, "standard": 6, "full": 50}
 
 # Network, then the paper's best and last test accuracy and its epochs.
 _PHASES: tuple[tuple[str, float, float, int], ...] = (
