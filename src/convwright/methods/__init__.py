@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> sorted(methods.METHODS)
-['auto', 'phased', 'uniform']
+['auto', 'kernel', 'phased', 'receptive-field', 'uniform']
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from convwright.methods.method import (
 )
 from convwright.methods.phase_techniques import Trying
 from convwright.methods.phases import Decision, PhasedDesign
+from convwright.methods.receptive_field import Organization, ReceptiveFieldOrganizer, Rule, organize
 
 __all__ = [
     "METHODS",
@@ -31,11 +32,15 @@ __all__ = [
     "Evidence",
     "Maker",
     "Method",
+    "Organization",
     "PhasedDesign",
+    "ReceptiveFieldOrganizer",
+    "Rule",
     "Stop",
     "Trying",
     "Uniform",
     "method_named",
+    "organize",
     "register",
 ]
 

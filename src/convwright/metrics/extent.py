@@ -29,6 +29,8 @@ class Extent:
         first: position of bit 0 for unit 0; negative where it lies in the padding.
         step: how far the field moves from one unit to the next (effective stride).
         least: positions that the narrowest branch spans, from its first to its last.
+        spread: twelve times the variance of a step of weight 1 that every kernel on the widest branch spreads evenly
+            over its taps.
         aligned: whether all branches have their fields around one centre and move in equal steps.
         exact: whether ``seen`` is exact; after resampling it is an upper bound.
         whole: whether a global operator has made it the whole axis.
@@ -38,6 +40,7 @@ class Extent:
     first: Position = 0
     step: Position = 1
     least: int = 1
+    spread: Position = 0
     aligned: bool = True
     exact: bool = True
     whole: bool = False
@@ -63,6 +66,14 @@ class Extent:
     def count(self) -> int:
         """Positions that are seen."""
         return self.seen.bit_count()
+
+    @property
+    def effective(self) -> float:
+        """Positions of an even field as wide as the weights really lie: ``sqrt(1 + spread)``, at most ``size``.
+
+        After one kernel it is the kernel; then it grows with the square root of the depth (Luo et al. 2016).
+        """
+        return min(float(self.size), math.sqrt(1 + self.spread))
 
     @property
     def centre(self) -> Position:
@@ -116,6 +127,7 @@ class Extent:
             first=_tidy(self.first - padding * self.step),
             step=_tidy(self.step * stride),
             least=self.least + math.ceil(reach),
+            spread=_tidy(self.spread + (kernel * kernel - 1) * (dilation * self.step) ** 2),
             exact=self.exact and exact,
         )
 
@@ -128,7 +140,7 @@ class Extent:
 
     def everything(self, length: int) -> Extent:
         """Return the extent of a unit that sees a whole axis of ``length`` positions."""
-        return Extent((1 << length) - 1, 0, 0, length, whole=True)
+        return Extent((1 << length) - 1, 0, 0, length, length * length - 1, whole=True)
 
 
 def join(extents: Iterable[Extent]) -> Extent:
@@ -152,6 +164,7 @@ def _join(a: Extent, b: Extent) -> Extent:
         first=first,
         step=max(a.step, b.step),
         least=min(a.least, b.least),
+        spread=max(a.spread, b.spread),
         aligned=a.aligned and b.aligned and a.step == b.step and 2 * a.first + a.size == 2 * b.first + b.size,
         exact=a.exact and b.exact and whole_steps,
     )

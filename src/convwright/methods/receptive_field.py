@@ -1,0 +1,503 @@
+"""The stage-level organizer: units move to the stages where they enlarge the 3D receptive field most.
+
+**Reconstructed.** Wang, Feng, Peng and Ding (CIKM 2021, arXiv 2009.05236) name a stage-level organizer that is led by
+a 3DRF gain; its algorithm could not be obtained. The rule here: a stage with n units has the share ``rho(n)`` of its
+scope; the next unit gains ``rho(n + 1) - rho(n)`` and the last one gained ``rho(n) - rho(n - 1)``; while some move of
+one unit gains more than it loses, the best such move is made. The modes ``spend`` and the options ``effective``,
+``score="log"`` and ``per_cost`` go beyond it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import Edit
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.method import register
+from convwright.methods.phases import Decision
+from convwright.methods.proposals import Proposal, Proposals
+from convwright.methods.stage_units import UnitCost, Units, UnitStage, find_units
+from convwright.metrics.receptive_field import Score, score
+from convwright.metrics.sight import Sight
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+Mode = Literal["greedy", "exhaustive", "spend"]
+Counts = tuple[int, ...]
+_NOTHING = 1e-12  # gains below it are rounding
+_MOST_DISTRIBUTIONS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How units are moved.
+
+    Attributes:
+        mode: ``greedy``: the best move of one unit, again and again. ``exhaustive``: the best distribution of all.
+            ``spend``: units that see nothing new go, then units come where their gain per cost is highest, up to
+            limits.
+        score: what is raised: the ``sum`` (or ``mean``) of the stages' shares, or the sum of their ``log``, to which
+            early stages with their small shares matter as much as late ones.
+        conservative: a stage gives away only units without any gain.
+        per_cost: moves are ranked by gain per cost instead of by gain.
+        macs_tolerance: MACs may grow by this part.
+        params_tolerance: parameters may grow by this part.
+    """
+
+    mode: Mode = "greedy"
+    score: Score = "sum"
+    conservative: bool = False
+    per_cost: bool = False
+    macs_tolerance: float = 0.2
+    params_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConvwrightError(f"mode is one of {', '.join(get_args(Mode))}, not {self.mode!r}")
+        if self.score not in get_args(Score):
+            raise ConvwrightError(f"score is one of {', '.join(get_args(Score))}, not {self.score!r}")
+        for name in ("macs_tolerance", "params_tolerance"):
+            if not getattr(self, name) >= 0:
+                raise ConvwrightError(f"{name} is at least 0, not {getattr(self, name)}")
+        if self.conservative and self.mode == "exhaustive":
+            raise ConvwrightError("conservative says which single moves are allowed: use it with mode 'greedy'")
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step of the organizer.
+
+    Attributes:
+        donor: the stage that loses a unit; empty if none does.
+        receiver: the stage that gets one; empty if none does.
+        loss: what the donor's last unit had gained.
+        gain: what the receiver's new unit gains.
+        before: units of each stage.
+        after: units of each stage after it.
+        shares: rho of the donor and the receiver, before and after.
+        score: Q after it.
+        cost: MACs and parameters after it.
+    """
+
+    donor: str
+    receiver: str
+    loss: float
+    gain: float
+    before: Counts
+    after: Counts
+    shares: Mapping[str, tuple[float, float]]
+    score: float
+    cost: UnitCost
+
+    def __str__(self) -> str:
+        told = {
+            (True, True): f"{self.donor} gives {self.receiver} a unit",
+            (True, False): f"{self.donor} loses a unit",
+            (False, True): f"{self.receiver} gets a unit",
+        }[bool(self.donor), bool(self.receiver)]
+        shares = "; ".join(_share_said(name, *ends) for name, ends in self.shares.items())
+        costs = f"{human(self.cost.macs)} MACs, {human(self.cost.params, 'params')} parameters"
+        return f"{told}: {shares}. Q is {self.score:.3f} now, at {costs}."
+
+
+def _share_said(stage: str, before: float, after: float) -> str:
+    if abs(after - before) < _NOTHING:
+        return f"{stage} goes on seeing {after:.1%} of its input, so that unit saw nothing new"
+    return f"{stage} sees {after:.1%} of its input instead of {before:.1%}"
+
+
+@dataclass(frozen=True)
+class Organization:
+    """What the organizer decided.
+
+    Attributes:
+        stages: names of the stages with units.
+        before: units of each.
+        after: units of each afterwards.
+        moves: how it came to that, in order.
+        score_before: Q of the network.
+        score_after: Q afterwards.
+        cost_before: MACs and parameters of the network.
+        cost_after: the same afterwards.
+        edits: from the network to the new one.
+        skipped: stages that could not take part, or only in part -> why.
+        reason: why it ended there.
+    """
+
+    stages: tuple[str, ...]
+    before: Counts
+    after: Counts
+    moves: tuple[Move, ...]
+    score_before: float
+    score_after: float
+    cost_before: UnitCost
+    cost_after: UnitCost
+    edits: tuple[Edit, ...]
+    skipped: Mapping[str, str]
+    reason: str
+
+    def log(self) -> tuple[str, ...]:
+        """Return the decision in sentences with numbers."""
+        counts = f"units per stage {list(self.before)} -> {list(self.after)}"
+        change = f"Q {self.score_before:.3f} -> {self.score_after:.3f}"
+        costs = (
+            f"MACs {human(self.cost_before.macs)} -> {human(self.cost_after.macs)}, "
+            f"parameters {human(self.cost_before.params, 'params')} -> {human(self.cost_after.params, 'params')}"
+        )
+        numbered = (f"{i}. {move}" for i, move in enumerate(self.moves, start=1))
+        left_out = (f"{name}: {reason.rstrip('.')}." for name, reason in self.skipped.items())
+        return (f"{counts}, {change}, {costs}.", *numbered, self.reason, *left_out)
+
+
+class _Desk:
+    """One organization in the making: the stages, the rule, and what is allowed."""
+
+    def __init__(self, units: Units, rule: Rule, base: UnitCost, limits: Mapping[str, int]) -> None:
+        self.units = units
+        self.rule = rule
+        self.base = base
+        self.limits = limits
+
+    def rated(self, stage: UnitStage, count: int) -> float:
+        """Return what a stage contributes to Q with this many units."""
+        return score((stage.share(count),), self.rule.score)
+
+    def q(self, counts: Counts) -> float:
+        """Return Q of a distribution, stages without units included."""
+        shares = [stage.share(n) for stage, n in zip(self.units.stages, counts, strict=True)]
+        return score((*self.units.rest, *shares), self.rule.score)
+
+    def cost(self, counts: Counts) -> UnitCost:
+        """Return the costs of the network with a distribution."""
+        more = self.units.costs(counts)
+        return UnitCost(self.base.macs + more.macs, self.base.params + more.params)
+
+    def fits(self, counts: Counts) -> bool:
+        """Whether a distribution keeps the limits."""
+        cost = self.cost(counts)
+        return all(getattr(cost, metric) <= limit for metric, limit in self.limits.items())
+
+    def use(self, cost: UnitCost) -> float:
+        """Return the share of the tightest limit that a cost is."""
+        return max(float(getattr(cost, metric) / max(limit, 1)) for metric, limit in self.limits.items())
+
+    def gain(self, number: int, count: int) -> float:
+        """Return what the next unit of a stage gains."""
+        stage = self.units.stages[number]
+        return self.rated(stage, count + 1) - self.rated(stage, count)
+
+    def moved(self, counts: Counts, donor: int | None, receiver: int | None) -> Move:
+        """Return a move as a record."""
+        after = list(counts)
+        names = []
+        for number, change in ((donor, -1), (receiver, 1)):
+            if number is not None:
+                after[number] += change
+            names.append("" if number is None else self.units.stages[number].name)
+        shares = {
+            self.units.stages[i].name: (self.units.stages[i].share(counts[i]), self.units.stages[i].share(after[i]))
+            for i in (donor, receiver)
+            if i is not None
+        }
+        loss = self.gain(donor, after[donor]) if donor is not None else 0.0
+        gain = self.gain(receiver, counts[receiver]) if receiver is not None else 0.0
+        new = tuple(after)
+        return Move(names[0], names[1], loss, gain, counts, new, shares, self.q(new), self.cost(new))
+
+
+def organize(
+    arch: Architecture, rule: Rule | None = None, limits: Limits | None = None, sight: Sight | None = None
+) -> Organization:
+    """Distribute a network's units over its stages by 3DRF gain.
+
+    Args:
+        arch: the network; its weights are not looked at.
+        rule: how.
+        limits: on MACs and parameters; those of the rule's tolerances if not given.
+        sight: how fields are counted.
+
+    Returns:
+        The decision; ``edits`` leads to the new network.
+
+    Raises:
+        BudgetError: no distribution keeps the limits, or ``spend`` has none.
+        ConvwrightError: the network has no stages with units, or too many distributions for ``exhaustive``.
+    """
+    rule = rule or Rule()
+    units = find_units(arch, sight)
+    if not units.stages:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in units.skipped.items()) or "no stage has blocks"
+        raise ConvwrightError(f"{arch.source} has no units to move between stages ({reasons}).")
+    profile = arch.profile()
+    base = UnitCost(profile.macs, profile.params)
+    desk = _Desk(units, rule, base, _numbers(base, rule, limits))
+    moves, after, reason = _MODES[rule.mode](desk)
+    return Organization(
+        stages=tuple(stage.name for stage in units.stages),
+        before=units.counts,
+        after=after,
+        moves=tuple(moves),
+        score_before=desk.q(units.counts),
+        score_after=desk.q(after),
+        cost_before=desk.base,
+        cost_after=desk.cost(after),
+        edits=units.edits(after),
+        skipped=units.skipped,
+        reason=reason,
+    )
+
+
+def _numbers(base: UnitCost, rule: Rule, limits: Limits | None) -> dict[str, int]:
+    if limits is not None:
+        return {m: limit for m, limit in limits.limits.items() if m in ("macs", "params")}
+    if rule.mode == "spend":
+        raise BudgetError("mode 'spend' needs a budget of MACs or parameters, such as macs<=120%")
+    return {
+        "macs": math.floor(base.macs * (1 + rule.macs_tolerance)),
+        "params": math.floor(base.params * (1 + rule.params_tolerance)),
+    }
+
+
+# ------------------------------------------------------------------ greedy
+
+
+def _greedy(desk: _Desk) -> tuple[list[Move], Counts, str]:
+    """Make the best move of one unit until none gains."""
+    counts, moves = desk.units.counts, []
+    while found := _best_move(desk, counts):
+        moves.append(found)
+        counts = found.after
+    if not desk.fits(counts):
+        raise BudgetError(_unreachable(desk, counts))
+    return moves, counts, "No other move of one unit gains more than it loses and keeps the limits."
+
+
+def _best_move(desk: _Desk, counts: Counts) -> Move | None:
+    """Return the allowed move with the largest net gain; of equal ones the latest receiver, then earliest donor."""
+    best: tuple[tuple[float, int, int], int, int] | None = None
+    for receiver, donor in _pairs(desk, counts):
+        loss, gain = desk.gain(donor, counts[donor] - 1), desk.gain(receiver, counts[receiver])
+        if gain - loss <= _NOTHING or (desk.rule.conservative and loss > _NOTHING):
+            continue
+        if not desk.fits(_shifted(counts, donor, receiver)):
+            continue
+        rank = gain - loss
+        if desk.rule.per_cost:
+            rank = gain / _unit_use(desk, receiver, counts[receiver]) - loss / _unit_use(desk, donor, counts[donor] - 1)
+        key = (round(rank, 12), receiver, -donor)
+        if best is None or key > best[0]:
+            best = (key, donor, receiver)
+    return desk.moved(counts, best[1], best[2]) if best else None
+
+
+def _pairs(desk: _Desk, counts: Counts) -> Iterator[tuple[int, int]]:
+    stages = desk.units.stages
+    for receiver, stage in enumerate(stages):
+        if stage.allows(counts[receiver] + 1):
+            for donor, other in enumerate(stages):
+                if donor != receiver and other.allows(counts[donor] - 1):
+                    yield receiver, donor
+
+
+def _shifted(counts: Counts, donor: int, receiver: int) -> Counts:
+    return tuple(n - (i == donor) + (i == receiver) for i, n in enumerate(counts))
+
+
+def _unit_use(desk: _Desk, number: int, count: int) -> float:
+    """Return the share of the tightest limit that the unit after ``count`` units of a stage takes."""
+    stage = desk.units.stages[number]
+    more, now = stage.cost_of(count + 1), stage.cost_of(count)
+    return max(desk.use(UnitCost(more.macs - now.macs, more.params - now.params)), _NOTHING)
+
+
+# ------------------------------------------------------------------ exhaustive
+
+
+def _exhaustive(desk: _Desk) -> tuple[list[Move], Counts, str]:
+    """Take the distribution of the same number of units with the highest Q that keeps the limits."""
+    total = sum(desk.units.counts)
+    stages = desk.units.stages
+    choices = [[n for n in range(1, total + 1) if stage.allows(n)] for stage in stages]
+    if math.comb(total - 1, len(stages) - 1) > _MOST_DISTRIBUTIONS:
+        raise ConvwrightError(
+            f"{total} units over {len(stages)} stages have {math.comb(total - 1, len(stages) - 1):,} distributions; "
+            "use mode 'greedy', which found the best one on all networks that were tried."
+        )
+    rated = [{n: desk.rated(stage, n) for n in ns} for stage, ns in zip(stages, choices, strict=True)]
+    tried, best = 0, None
+    for counts in _compositions(choices, total):
+        tried += 1
+        if desk.fits(counts):
+            gained = math.fsum(table[n] for table, n in zip(rated, counts, strict=True))
+            distance = sum(abs(a - b) for a, b in zip(counts, desk.units.counts, strict=True))
+            key = (round(gained, 12), -distance, -desk.cost(counts).params, counts)
+            best = max(best, key) if best is not None else key
+    if best is None:
+        raise BudgetError(_unreachable(desk, desk.units.counts))
+    return [], best[3], f"It has the highest Q of all {tried:,} distributions of {total} units that keep the limits."
+
+
+def _compositions(choices: Sequence[Sequence[int]], total: int) -> Iterator[Counts]:
+    """Yield one number from each list, adding up to a total."""
+    if len(choices) == 1:
+        if total in choices[0]:
+            yield (total,)
+        return
+    rest = sum(min(ns) for ns in choices[1:])
+    for n in choices[0]:
+        if n + rest <= total:
+            yield from ((n, *others) for others in _compositions(choices[1:], total - n))
+
+
+# ------------------------------------------------------------------ spend
+
+
+def _spend(desk: _Desk) -> tuple[list[Move], Counts, str]:
+    """Drop units that see nothing new, and more until the limits hold; then add where gain per cost is highest."""
+    counts, moves = desk.units.counts, []
+    while (move := _dropped(desk, counts)) is not None:
+        moves.append(move)
+        counts = move.after
+    if not desk.fits(counts):
+        raise BudgetError(_unreachable(desk, counts))
+    while (move := _added(desk, counts)) is not None:
+        moves.append(move)
+        counts = move.after
+    full = any(
+        stage.allows(n + 1) and desk.gain(i, n) > _NOTHING
+        for i, (stage, n) in enumerate(zip(desk.units.stages, counts, strict=True))
+    )
+    why = "no other unit fits the limits" if full else "every stage that can grow sees its whole input"
+    return moves, counts, f"It ends there since {why}."
+
+
+def _dropped(desk: _Desk, counts: Counts) -> Move | None:
+    """Return the drop with the least loss per saved cost, if the limits are broken or it loses nothing."""
+    fits = desk.fits(counts)
+    ranked = []
+    for donor, stage in enumerate(desk.units.stages):
+        if stage.allows(counts[donor] - 1):
+            loss = desk.gain(donor, counts[donor] - 1)
+            if loss <= _NOTHING or (not fits and not desk.rule.conservative):
+                ranked.append((loss / _unit_use(desk, donor, counts[donor] - 1), -donor))
+    return desk.moved(counts, -min(ranked)[1], None) if ranked else None
+
+
+def _added(desk: _Desk, counts: Counts) -> Move | None:
+    """Return the addition with the highest gain per cost that keeps the limits."""
+    ranked = []
+    for receiver, stage in enumerate(desk.units.stages):
+        more = tuple(n + (i == receiver) for i, n in enumerate(counts))
+        if stage.allows(counts[receiver] + 1) and desk.fits(more):
+            gain = desk.gain(receiver, counts[receiver])
+            if gain > _NOTHING:
+                ranked.append((gain / _unit_use(desk, receiver, counts[receiver]), receiver))
+    return desk.moved(counts, None, max(ranked)[1]) if ranked else None
+
+
+def _unreachable(desk: _Desk, counts: Counts) -> str:
+    cost = desk.cost(counts)
+    over = ", ".join(
+        f"{m} {human(getattr(cost, m), m)} instead of {human(limit, m)}"
+        for m, limit in desk.limits.items()
+        if getattr(cost, m) > limit
+    )
+    return (
+        f"moving units cannot keep the limits: the least it reaches is {list(counts)} units per stage with {over}. "
+        "Give a larger budget, or narrow the network as well."
+    )
+
+
+_MODES: Mapping[Mode, Callable[[_Desk], tuple[list[Move], Counts, str]]] = {
+    "greedy": _greedy,
+    "exhaustive": _exhaustive,
+    "spend": _spend,
+}
+
+
+# ------------------------------------------------------------------ as a method
+
+
+@register("receptive-field")
+class ReceptiveFieldOrganizer(Proposals):
+    """The stage-level organizer as a search method: one proposal, trained beside the untouched network.
+
+    Args:
+        arch: The network.
+        limits: A budget of MACs and parameters. With one, ``mode`` is ``spend`` if not given; without,
+            ``greedy`` within the rule's tolerances.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of the two trainings after it.
+        seed: Of the trainings.
+        divisor: Not used: widths stay.
+        mode: ``greedy``, ``exhaustive`` or ``spend``.
+        rule: Everything else about the moves.
+        sight: How fields are counted.
+
+    Attributes:
+        organization: The decision, known before any training.
+
+    Raises:
+        BudgetError: No distribution keeps the limits, or they limit something else than MACs and parameters.
+        ConvwrightError: The network has no stages with units.
+
+    Example:
+        >>> import convwright as cw
+        >>> organizer = cw.methods.ReceptiveFieldOrganizer(cw.read("zoo:mobilenet-v1"))
+        >>> organizer.organization.before, organizer.organization.after
+        ((1, 2, 2, 6, 2), (1, 2, 5, 3, 2))
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 0,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        mode: Mode | None = None,
+        rule: Rule | None = None,
+        sight: Sight | None = None,
+    ) -> None:
+        check_counted(limits)
+        chosen = rule or Rule()
+        if mode is not None or limits is not None:
+            chosen = replace(chosen, mode=mode or "spend")
+        self.organization = organize(arch, chosen, limits, sight)
+        if limits is not None and not self.organization.edits:
+            why = self.organization.reason
+            raise BudgetError(f"the organizer has nothing to move within {limits.describe()}: {why}")
+        proposals = [Proposal(self.words, self.organization.edits)] if self.organization.edits else []
+        super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
+
+    @property
+    def words(self) -> str:
+        """The proposal in a few words."""
+        return f"units {list(self.organization.before)} -> {list(self.organization.after)}"
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The decision, as a run records it."""
+        kept = 2 if self.proposals else None
+        return (Decision("stage-level organizer", {2: self.words}, kept, " ".join(self.organization.log())),)
+
+
+def check_counted(limits: Limits | None) -> None:
+    """Refuse limits that cannot be told from units and operators alone.
+
+    Raises:
+        BudgetError: a limit is on something else than MACs and parameters.
+    """
+    others = [m for m in (limits.limits if limits is not None else {}) if m not in ("macs", "params")]
+    if others:
+        raise BudgetError(
+            f"the receptive-field methods take budgets of macs and params, not of {', '.join(others)}. "
+            "Limit one of these, or use method 'uniform'."
+        )
