@@ -11,6 +11,8 @@ import importlib
 import pkgutil
 
 from convwright.methods.baselines import Uniform
+from convwright.methods.kernel_optimizer import KernelOptimizer, Kernels, optimize_kernels
+from convwright.methods.layer_operators import Menu
 from convwright.methods.method import (
     METHODS,
     Candidate,
@@ -30,7 +32,10 @@ __all__ = [
     "Candidate",
     "Decision",
     "Evidence",
+    "KernelOptimizer",
+    "Kernels",
     "Maker",
+    "Menu",
     "Method",
     "Organization",
     "PhasedDesign",
@@ -40,6 +45,7 @@ __all__ = [
     "Trying",
     "Uniform",
     "method_named",
+    "optimize_kernels",
     "organize",
     "register",
 ]

@@ -1,0 +1,244 @@
+"""The kernel-level optimizer: cheaper operators where no stage's 3D receptive field falls.
+
+**Reconstructed.** Wang, Feng, Peng and Ding (CIKM 2021, arXiv 2009.05236) replace kernels by depthwise plus rolling
+pointwise convolutions (DW+RPW) to save parameters and MACs; how they select could not be obtained. Placements follow
+the authors' related code (DSXplore). The rule here: of the operators considered, take the one with the fewest
+parameters with which the stage still sees at least the share ``tolerance`` of what it saw; of equal ones, the smallest
+overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import Edit
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.layer_operators import Choice, Menu, Place, choices, find_places
+from convwright.methods.method import register
+from convwright.methods.phases import Decision
+from convwright.methods.proposals import Proposal, Proposals
+from convwright.methods.receptive_field import check_counted
+from convwright.metrics.sight import Sight, walk_stage
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, Stage
+
+Chosen = dict[str, Choice]
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class StageKernels:
+    """What was chosen in one stage.
+
+    Attributes:
+        stage: its name.
+        share_before: rho of the stage as it was.
+        share_after: rho with the new operators.
+        chosen: new operator by layer; layers that stay are left out.
+    """
+
+    stage: str
+    share_before: float
+    share_after: float
+    chosen: Mapping[str, Choice]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the kernel-level optimizer decided.
+
+    Attributes:
+        stages: per stage with convolutions.
+        edits: from the network to the new one.
+        macs: MACs before and after.
+        params: parameters before and after.
+        stays: convolutions that were not considered -> why.
+    """
+
+    stages: tuple[StageKernels, ...]
+    edits: tuple[Edit, ...]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    stays: Mapping[str, str] = field(default_factory=dict)
+
+    def log(self) -> tuple[str, ...]:
+        """Return the decision in sentences with numbers."""
+        lines = [
+            f"{len(self.edits)} operators are replaced, MACs {human(self.macs[0])} -> {human(self.macs[1])}, "
+            f"parameters {human(self.params[0], 'params')} -> {human(self.params[1], 'params')}."
+        ]
+        for stage in self.stages:
+            seen = f"{stage.stage} sees {stage.share_after:.1%} of its input (before: {stage.share_before:.1%})"
+            chosen = "; ".join(f"{name}: {choice}" for name, choice in stage.chosen.items())
+            lines.append(f"{seen}. {chosen or 'Nothing cheaper keeps that'}.")
+        return tuple(lines)
+
+
+def optimize_kernels(
+    arch: Architecture, menu: Menu | None = None, tolerance: float = 1.0, sight: Sight | None = None
+) -> Kernels:
+    """Choose the cheapest operators with which no stage sees less.
+
+    Args:
+        arch: the network; its weights are not looked at.
+        menu: which operators are considered, and where.
+        tolerance: share of its field (tau) that a stage keeps at least; 1: no field is lost.
+        sight: how fields are counted.
+
+    Returns:
+        The decision; ``edits`` leads to the new network.
+
+    Raises:
+        ConvwrightError: the tolerance is out of range, or the network has no convolution that could change.
+    """
+    if not 0 < tolerance <= 1:
+        raise ConvwrightError(f"tolerance is above 0 and at most 1, not {tolerance}")
+    menu, sight = menu or Menu(), sight or Sight()
+    places, stays = find_places(arch, menu)
+    if not places:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(stays.items())[:3]) or "it has none"
+        raise ConvwrightError(f"{arch.source} has no convolution whose operator could change ({reasons}).")
+    by_name = {place.layer.name: place for place in places}
+    offers = {name: choices(arch, place, menu) for name, place in by_name.items()}
+    stages = tuple(
+        _Bench(arch, stage, by_name, offers, sight, tolerance).settle()
+        for stage in arch.stages
+        if any(name in by_name for name in stage.layers)
+    )
+    all_chosen = [choice for stage in stages for choice in stage.chosen.values()]
+    more_macs = sum(c.macs - by_name[c.layer].first.macs for c in all_chosen)
+    more_params = sum(c.params - by_name[c.layer].first.params for c in all_chosen)
+    profile = arch.profile()
+    edits = tuple(edit for c in all_chosen if (edit := c.edit(menu.order)) is not None)
+    macs, params = (profile.macs, profile.macs + more_macs), (profile.params, profile.params + more_params)
+    return Kernels(stages, edits, macs, params, stays)
+
+
+class _Bench:
+    """One stage, whose operators are tried by what it sees with them."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        stage: Stage,
+        places: Mapping[str, Place],
+        offers: Mapping[str, tuple[Choice, ...]],
+        sight: Sight,
+        tolerance: float,
+    ) -> None:
+        self.arch, self.stage, self.sight = arch, stage, sight
+        self.places = {name: places[name] for name in stage.layers if name in places}
+        self.offers = {name: offers[name] for name in self.places}
+        self.before = self.share({})
+        self.floor = self.before * tolerance - _ROUNDING
+
+    def share(self, chosen: Chosen) -> float:
+        """Return rho of the stage with some operators in place of its own."""
+        walk, positions = walk_stage(self.arch, self.stage)
+        walk.instead = {
+            self.places[name].layer.node: self.places[name].passing(walk, choice) for name, choice in chosen.items()
+        }
+        return self.sight.share(self.arch, self.stage, walk.run(positions))
+
+    def settle(self) -> StageKernels:
+        """Choose alike for all layers first, then cheaper ones layer by layer, the most expensive first."""
+        chosen = self._alike()
+        order = sorted(self.places, key=lambda name: -self.places[name].first.params)
+        for name in order:
+            present = chosen.get(name, self.places[name].first)
+            for offer in self.offers[name]:
+                if offer.params >= present.params:
+                    break
+                tried = {**chosen, name: offer}
+                if self.share(tried) >= self.floor:
+                    chosen = tried
+                    break
+        in_order = {name: chosen[name] for name in self.places if name in chosen}
+        return StageKernels(self.stage.name, self.before, self.share(chosen), in_order)
+
+    def _alike(self) -> Chosen:
+        """Return the cheapest choice of one kind for all layers that keeps the field; empty if none does.
+
+        A grouped operator alone loses reach that the next one brings back, so layers are not judged one by one.
+        """
+        kinds: dict[tuple[int, float], Chosen] = {}
+        for name, offers in self.offers.items():
+            for offer in offers:
+                if offer.operator in ("dw_separable", "dw_rpw", "rpw"):
+                    kinds.setdefault((offer.groups, offer.overlap), {})[name] = offer
+        ranked = sorted(kinds.items(), key=lambda kind: (self._params(kind[1]), kind[0][1]))
+        return next((chosen for _, chosen in ranked if self.share(chosen) >= self.floor), {})
+
+    def _params(self, chosen: Chosen) -> int:
+        return sum(chosen.get(name, place.first).params for name, place in self.places.items())
+
+
+@register("kernel")
+class KernelOptimizer(Proposals):
+    """The kernel-level optimizer as a search method: one proposal, trained beside the untouched network.
+
+    Args:
+        arch: The network.
+        limits: A budget of MACs and parameters that the cheapest operators must meet; None: as cheap as they are.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of the two trainings after it.
+        seed: Of the trainings.
+        divisor: Not used: widths stay.
+        menu: Which operators are considered, and where.
+        tolerance: Share of its field that a stage keeps at least.
+        sight: How fields are counted.
+
+    Attributes:
+        kernels: The decision, known before any training.
+
+    Raises:
+        BudgetError: The cheapest operators that keep the fields do not meet the limits, or these limit something
+            else than MACs and parameters.
+        ConvwrightError: No convolution could change.
+
+    Example:
+        >>> import convwright as cw
+        >>> optimizer = cw.methods.KernelOptimizer(cw.read("zoo:mobilenet-v1"))
+        >>> optimizer.kernels.params[1] < 0.35 * optimizer.kernels.params[0]
+        True
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 0,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        menu: Menu | None = None,
+        tolerance: float = 1.0,
+        sight: Sight | None = None,
+    ) -> None:
+        check_counted(limits)
+        self.kernels = optimize_kernels(arch, menu, tolerance, sight)
+        reached = {"macs": self.kernels.macs[1], "params": self.kernels.params[1]}
+        if limits is not None and not limits.met(reached):
+            said = ", ".join(f"{m} {human(reached[m], m)}" for m in limits.limits)
+            raise BudgetError(
+                f"the cheapest operators with which no stage sees less reach {said}, not {limits.describe()}. "
+                "Give a larger budget, or narrow the network as well."
+            )
+        proposals = [Proposal(self.words, self.kernels.edits)] if self.kernels.edits else []
+        super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
+
+    @property
+    def words(self) -> str:
+        """The proposal in a few words."""
+        return f"{len(self.kernels.edits)} operators replaced"
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The decision, as a run records it."""
+        kept = 2 if self.proposals else None
+        return (Decision("kernel-level optimizer", {2: self.words}, kept, " ".join(self.kernels.log())),)
