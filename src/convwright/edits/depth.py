@@ -145,6 +145,11 @@ def why_not_removable(architecture: Architecture, block: Block) -> str | None:
     return None
 
 
+def needs_measuring(architecture: Architecture, block: Block) -> bool:
+    """Whether only a measurement shows that a block's branch vanishes with its modules; the block is removable."""
+    return _removal(architecture, RemoveBlock(block.name)).silenced
+
+
 def _check_distinct(edits: Sequence[RemoveBlock] | Sequence[AddBlock]) -> None:
     names = [edit.target for edit in edits]
     twice = next((name for name in names if names.count(name) > 1), None)
