@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ class Choice:
             return None
         if self.operator == "kernel":
             return Kernel(self.layer, self.kernel[0])
-        options: dict[str, int | float | str] = {}
+        options: dict[str, Any] = {}
         if self.operator in ("rpw", "dw_rpw"):
             options = {"groups": self.groups, "overlap": self.overlap, "order": order}
         elif self.operator == "grouped":
