@@ -18,13 +18,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from convwright.errors import EditError, did_you_mean
 from convwright.metrics import field_rules  # noqa: F401  (registers the rules)
 from convwright.metrics.extent import Extent, Position
 from convwright.metrics.field import Value
 from convwright.metrics.field_walk import FieldWalk
+from convwright.metrics.sight import Sight, scope_size, stage_output, walk_stage
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer, Stage
@@ -255,7 +254,7 @@ class _Judge:
 
     def __init__(self, arch: Architecture, clip: bool) -> None:
         self.arch = arch
-        self.clip = clip
+        self.sight = Sight(clip)
         self.skipped: dict[str, str] = {}
         self.costs = {cost.name: cost for cost in arch.profile().layers}
         self.stage_of = {name: stage.name for stage in arch.stages for name in stage.layers}
@@ -272,10 +271,10 @@ class _Judge:
 
     def stage(self, stage: Stage) -> StageField:
         """Return one stage on its own scope."""
-        scope, end = stage_scope(self.arch, stage)
-        walk = self.walk(scope, end + 1)
+        walk, positions = walk_stage(self.arch, stage)
+        self.skipped.update(walk.run(positions).skipped)
         output = stage_output(self.arch, stage, walk)
-        value, _, _, channels = self.measure(walk, output)
+        measured = self.sight.measure(walk, output)
         widest = _widest(output)
         inside = set(stage.layers)
         return StageField(
@@ -283,27 +282,15 @@ class _Judge:
             shape=(walk.channels, *walk.lengths),
             size=tuple(e.size for e in widest),
             seen=self.seen(walk, widest),
-            channels=channels,
-            value=value,
-            share=value / scope_size(walk),
+            channels=measured.channels,
+            value=measured.mean,
+            share=measured.mean / scope_size(walk),
             layers=tuple(self.layers(walk, [layer for layer in self.arch.layers if layer.name in inside])),
             exact=all(f.exact for f in output.fields),
         )
 
     def seen(self, walk: FieldWalk, extents: tuple[Extent, ...]) -> tuple[int, ...]:
-        return tuple(
-            e.inside(length) if self.clip else e.count for e, length in zip(extents, walk.lengths, strict=True)
-        )
-
-    def measure(self, walk: FieldWalk, value: Value) -> tuple[float, int, int, float]:
-        """Return the mean, smallest and largest 3DRF of a value's elements, and the mean number of channels."""
-        spatial = {id(f.extents): f.extents for f in value.fields}  # fields share them: count each once
-        counts = {key: math.prod(self.seen(walk, extents)) for key, extents in spatial.items()}
-        values = [counts[id(f.extents)] * f.channels.bit_count() for f in value.fields]
-        weights = shares_of(value)
-        mean = math.fsum(v * w for v, w in zip(values, weights, strict=True))
-        channels = math.fsum(f.channels.bit_count() * w for f, w in zip(value.fields, weights, strict=True))
-        return mean, min(values), max(values), channels
+        return tuple(int(self.sight.positions(e, n)) for e, n in zip(extents, walk.lengths, strict=True))
 
     def layers(self, walk: FieldWalk, layers: Iterable[Layer]) -> Iterable[LayerField]:
         for layer in layers:
@@ -316,8 +303,8 @@ class _Judge:
         """Return the record of one layer."""
         node = self.arch.flow.nodes[self.arch.flow.place[layer.node]]
         entered = walk.entered.get(layer.node) or walk.input(node)
-        mean, smallest, largest, channels = self.measure(walk, value)
-        before = self.measure(walk, entered)[0]
+        measured = self.sight.measure(walk, value)
+        gain = measured.mean - self.sight.measure(walk, entered).mean
         widest, reads = _widest(value), _widest(entered)
         whole = scope_size(walk)
         cost = self.costs.get(layer.name)
@@ -329,13 +316,13 @@ class _Judge:
             size=tuple(e.size for e in widest),
             least=tuple(e.least for e in widest),
             seen=self.seen(walk, widest),
-            channels=channels,
-            value=mean,
-            smallest=smallest,
-            largest=largest,
-            share=mean / whole,
-            gain=mean - before,
-            share_gain=(mean - before) / whole,
+            channels=measured.channels,
+            value=measured.mean,
+            smallest=int(measured.smallest),
+            largest=int(measured.largest),
+            share=measured.mean / whole,
+            gain=gain,
+            share_gain=gain / whole,
             macs=cost.macs if cost is not None else 0,
             params=cost.params if cost is not None else 0,
             stride=tuple(e.step for e in widest),
@@ -359,34 +346,3 @@ def _widest(value: Value) -> tuple[Extent, ...]:
     """Return, per axis, the extent that sees most among a value's fields."""
     extents = zip(*{id(f.extents): f.extents for f in value.fields}.values(), strict=True)
     return tuple(max(row, key=lambda e: e.count) for row in extents)
-
-
-def shares_of(value: Value) -> list[float]:
-    """Return which part of a tensor's elements has each of its fields."""
-    if value.which is None:
-        return [1.0]
-    counts = torch.bincount(value.which.line(), minlength=len(value.fields))
-    return [float(share) for share in (counts / counts.sum()).tolist()]
-
-
-def scope_size(walk: FieldWalk) -> int:
-    """Return the number of elements of a walk's scope, for one sample."""
-    return walk.channels * math.prod(walk.lengths)
-
-
-def stage_scope(arch: Architecture, stage: Stage) -> tuple[str, int]:
-    """Return the node whose value is a stage's input, and the position of the stage's last node."""
-    flow = arch.flow
-    inside = {flow.place[arch.layer(name).node] for name in stage.layers}
-    outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
-    return flow.nodes[flow.meet(outside)].name, max(inside)
-
-
-def stage_output(arch: Architecture, stage: Stage, walk: FieldWalk) -> Value:
-    """Return the value that a stage hands on: its last one that is not a global operator's."""
-    place = arch.flow.place
-    nodes = sorted((arch.layer(name).node for name in stage.layers), key=lambda n: -place[n])
-    values = (walk.values.get(node) for node in nodes)
-    single = [v[0] if isinstance(v, list) else v for v in values]
-    known = [v for v in single if v is not None]
-    return next((v for v in known if not v.whole), known[0])

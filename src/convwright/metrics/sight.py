@@ -6,13 +6,32 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from convwright.metrics import field_rules  # noqa: F401  (registers the rules)
 from convwright.metrics.field_walk import FieldWalk
-from convwright.metrics.receptive_field import scope_size, shares_of, stage_output, stage_scope
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Stage
     from convwright.metrics.extent import Extent
     from convwright.metrics.field import Value
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The 3DRF of a tensor's elements.
+
+    Attributes:
+        mean: over the elements.
+        smallest: of the element that sees least.
+        largest: of the one that sees most.
+        channels: scope channels that reach an element, on average.
+    """
+
+    mean: float
+    smallest: float
+    largest: float
+    channels: float
 
 
 @dataclass(frozen=True)
@@ -35,20 +54,56 @@ class Sight:
             return min(extent.effective, length) if self.clip else extent.effective
         return extent.inside(length) if self.clip else extent.count
 
-    def value(self, walk: FieldWalk, value: Value) -> float:
-        """Return the 3DRF of a value on the walk's scope, the mean over its elements."""
-        total = 0.0
-        for field, weight in zip(value.fields, shares_of(value), strict=True):
-            seen = (self.positions(e, length) for e, length in zip(field.extents, walk.lengths, strict=True))
-            total += weight * math.prod(seen) * field.channels.bit_count()
-        return total
+    def measure(self, walk: FieldWalk, value: Value) -> Measured:
+        """Return the 3DRF of a value's elements on the walk's scope."""
+        spatial = {id(f.extents): f.extents for f in value.fields}  # fields share them: count each once
+        counts = {
+            key: math.prod(self.positions(e, n) for e, n in zip(extents, walk.lengths, strict=True))
+            for key, extents in spatial.items()
+        }
+        values = [counts[id(f.extents)] * f.channels.bit_count() for f in value.fields]
+        weights = shares_of(value)
+        mean = math.fsum(v * w for v, w in zip(values, weights, strict=True))
+        channels = math.fsum(f.channels.bit_count() * w for f, w in zip(value.fields, weights, strict=True))
+        return Measured(mean, min(values), max(values), channels)
 
     def share(self, arch: Architecture, stage: Stage, walk: FieldWalk) -> float:
         """Return rho of a stage from a walk over it: the share of its scope that its output sees."""
-        return self.value(walk, stage_output(arch, stage, walk)) / scope_size(walk)
+        return self.measure(walk, stage_output(arch, stage, walk)).mean / scope_size(walk)
 
 
 def walk_stage(arch: Architecture, stage: Stage) -> tuple[FieldWalk, range]:
     """Return a walk on a stage's own scope that has not begun, and the positions of the flow that it takes."""
     scope, end = stage_scope(arch, stage)
     return FieldWalk(arch, scope), range(arch.flow.place[scope] + 1, end + 1)
+
+
+def shares_of(value: Value) -> list[float]:
+    """Return which part of a tensor's elements has each of its fields."""
+    if value.which is None:
+        return [1.0]
+    counts = torch.bincount(value.which.line(), minlength=len(value.fields))
+    return [float(share) for share in (counts / counts.sum()).tolist()]
+
+
+def scope_size(walk: FieldWalk) -> int:
+    """Return the number of elements of a walk's scope, for one sample."""
+    return walk.channels * math.prod(walk.lengths)
+
+
+def stage_scope(arch: Architecture, stage: Stage) -> tuple[str, int]:
+    """Return the node whose value is a stage's input, and the position of the stage's last node."""
+    flow = arch.flow
+    inside = {flow.place[arch.layer(name).node] for name in stage.layers}
+    outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
+    return flow.nodes[flow.meet(outside)].name, max(inside)
+
+
+def stage_output(arch: Architecture, stage: Stage, walk: FieldWalk) -> Value:
+    """Return the value that a stage hands on: its last one that is not a global operator's."""
+    place = arch.flow.place
+    nodes = sorted((arch.layer(name).node for name in stage.layers), key=lambda n: -place[n])
+    values = (walk.values.get(node) for node in nodes)
+    single = [v[0] if isinstance(v, list) else v for v in values]
+    known = [v for v in single if v is not None]
+    return next((v for v in known if not v.whole), known[0])
