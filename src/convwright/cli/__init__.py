@@ -92,23 +92,29 @@ def analyze(
     model: Model,
     input_shape: Input = None,
     latency: Annotated[bool, typer.Option("--latency", help="Measure the network and each of its layers.")] = False,
+    input_range: Annotated[
+        str | None, typer.Option(help="Other resolutions: 32:224:32 (start:stop:step) or 32,64,128.", metavar="SIDES")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a network is made of and what it costs."""
+    """Show what a network is made of, what it costs, and which layers see nothing new."""
     from convwright.architecture import read
     from convwright.cost import layer_latencies
+    from convwright.runs.analysis import FieldReport, as_dict
     from convwright.runs.opening import parse_input
+    from convwright.runs.resolutions import parse_sides
 
+    sides = parse_sides(input_range)
     arch = read(model, parse_input(input_shape))
     latencies = layer_latencies(arch) if latency else None
+    fields = FieldReport.of(arch, sides)
     if as_json:
-        from convwright.runs.analysis import as_dict
-
-        return _print_json(as_dict(arch, latencies))
+        return _print_json(as_dict(arch, latencies, fields))
+    from convwright.runs.field_tables import field_tables
     from convwright.runs.tables import analysis
 
-    for table in analysis(arch, latencies):
-        _out().print(table)
+    for part in (*analysis(arch, latencies), *field_tables(arch, fields)):
+        _out().print(part)
     return None
 
 

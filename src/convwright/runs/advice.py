@@ -6,6 +6,7 @@ help as depth, as one more nonlinearity. What an edit costs in accuracy, only a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,11 @@ class Advice:
         values = [getattr(self.edit, item.name) for item in fields(self.edit)]
         words = [f'"{value}"' if isinstance(value, str) else repr(value) for value in values]
         return f"cw.{type(self.edit).__name__}({', '.join(words)})"
+
+    @property
+    def plan(self) -> str:
+        """The edit as a plan has it, one line of JSON; empty where nothing is named."""
+        return "" if self.edit is None else json.dumps(self.edit.to_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``edit`` is as a plan has it."""
@@ -148,13 +154,14 @@ def _is_shared(arch: Architecture, block: Block) -> bool:
 def _notes_on_block(arch: Architecture, block: Block, marked: Mapping[str, LayerField]) -> tuple[str, ...]:
     others = [arch.layer(name) for name in block.layers if name not in marked]
     mixing = [layer.name for layer in others if layer.kind in ("conv", "linear")]
-    along = (f"goes along, though it mixes channels: {', '.join(mixing)}",) if mixing else ()
+    count = f"{len(mixing)} layer{'' if len(mixing) == 1 else 's'}"
+    along = (f"{count} for channels alone go along",) if mixing else ()
     return (*_notes_on_branches(marked[name] for name in block.layers if name in marked), *along)
 
 
 def _notes_on_branches(layers: Iterable[LayerField]) -> tuple[str, ...]:
     narrow = any(each.saturation == "some" for each in layers)
-    return ("only the widest branches into it see all; narrower ones do not",) if narrow else ()
+    return ("by its widest branches only",) if narrow else ()
 
 
 # ------------------------------------------------------------------ kernels

@@ -103,5 +103,10 @@ def _at(arch: Architecture, side: int) -> AtResolution:
     try:
         there = arch if shape == tuple(example.shape) else read(arch.model, shape)
     except ReadError as error:
-        return AtResolution(side, refused=str(error))
+        return AtResolution(side, refused=_short(str(error)))
     return AtResolution(side, there.profile().macs, receptive_field(there))
+
+
+def _short(message: str) -> str:
+    """Return why reading failed, without what this call has said already: the network, the size, the flag."""
+    return re.sub(r"^.* does not run on an input of shape [\dx]+: (\w+Error: )?| Give the input shape .*$", "", message)
