@@ -314,7 +314,7 @@ class _Judge:
             kind=layer.kind,
             stage=self.stage_of.get(layer.name, ""),
             size=tuple(e.size for e in widest),
-            least=tuple(e.least for e in widest),
+            least=_narrowest(value),
             seen=self.seen(walk, widest),
             channels=measured.channels,
             value=measured.mean,
@@ -331,15 +331,24 @@ class _Judge:
             exact=all(f.exact for f in value.fields),
             kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not entered.whole,
             overall=overall,
-            saturation=_saturation(reads, walk.lengths),
+            saturation=_saturation(reads, _narrowest(entered), walk.lengths),
             entered=tuple(r.count for r in reads),
         )
 
 
-def _saturation(reads: tuple[Extent, ...], lengths: tuple[int, ...]) -> Literal["", "some", "all"]:
+def _saturation(
+    reads: tuple[Extent, ...], least: tuple[int, ...], lengths: tuple[int, ...]
+) -> Literal["", "some", "all"]:
     if any(e.inside(length) < length for e, length in zip(reads, lengths, strict=True)):
         return ""
-    return "all" if all(e.least >= length for e, length in zip(reads, lengths, strict=True)) else "some"
+    return "all" if all(e >= length for e, length in zip(least, lengths, strict=True)) else "some"
+
+
+def _narrowest(value: Value) -> tuple[int, ...]:
+    """Return, per axis, what the narrowest branch into any of a value's elements spans."""
+    seeing = [f for f in value.fields if f.channels] or value.fields
+    extents = zip(*{id(f.extents): f.extents for f in seeing}.values(), strict=True)
+    return tuple(min(e.least for e in row) for row in extents)
 
 
 def _widest(value: Value) -> tuple[Extent, ...]:

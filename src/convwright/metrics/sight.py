@@ -62,9 +62,10 @@ class Sight:
             for key, extents in spatial.items()
         }
         values = [counts[id(f.extents)] * f.channels.bit_count() for f in value.fields]
-        weights = shares_of(value)
-        mean = math.fsum(v * w for v, w in zip(values, weights, strict=True))
-        channels = math.fsum(f.channels.bit_count() * w for f, w in zip(value.fields, weights, strict=True))
+        often = amounts(value)
+        total = sum(often)
+        mean = sum(v * n for v, n in zip(values, often, strict=True)) / total
+        channels = sum(f.channels.bit_count() * n for f, n in zip(value.fields, often, strict=True)) / total
         return Measured(mean, min(values), max(values), channels)
 
     def share(self, arch: Architecture, stage: Stage, walk: FieldWalk) -> float:
@@ -78,12 +79,12 @@ def walk_stage(arch: Architecture, stage: Stage) -> tuple[FieldWalk, range]:
     return FieldWalk(arch, scope), range(arch.flow.place[scope] + 1, end + 1)
 
 
-def shares_of(value: Value) -> list[float]:
-    """Return which part of a tensor's elements has each of its fields."""
+def amounts(value: Value) -> list[int]:
+    """Return how often each of a tensor's fields occurs, as whole numbers: a share of 1 must come out as 1."""
     if value.which is None:
-        return [1.0]
-    counts = torch.bincount(value.which.line(), minlength=len(value.fields))
-    return [float(share) for share in (counts / counts.sum()).tolist()]
+        return [1]
+    counted: list[int] = torch.bincount(value.which.line(), minlength=len(value.fields)).tolist()
+    return counted
 
 
 def scope_size(walk: FieldWalk) -> int:
