@@ -300,6 +300,32 @@ def test_the_depthwise_start_is_the_best_of_rank_one_in_each_window(options: dic
     assert error(new, old) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("init", ["least_squares", "fresh"])
+@settings(max_examples=25, deadline=None)
+@given(drawn=convolutions(), groups=st.sampled_from([1, 2]))
+def test_the_bias_of_the_related_code_is_the_depthwise_ones(
+    init: str, drawn: tuple[nn.Conv2d, Tensor], groups: int
+) -> None:
+    old, x = drawn
+    new = replaced("dw_rpw", old, x, groups=groups, bias="depthwise", init=init)
+    assert (new.depthwise.bias is not None, new.pointwise.bias) == (True, None)
+    c, o, k = old.in_channels, old.out_channels, old.kernel_size[0] * old.kernel_size[1]
+    assert count(new) == k * c + c + c * o // groups
+    assert new(x).shape == old(x).shape
+    if init == "least_squares":  # the nearest bias: what is left over cannot be made by the pointwise convolution
+        mixing = new.pointwise.dense_weight().flatten(1)
+        wanted = old.bias if old.bias is not None else torch.zeros(o, dtype=torch.float64)
+        left = wanted - mixing @ new.depthwise.bias
+        torch.testing.assert_close(mixing.T @ left, torch.zeros(c, dtype=torch.float64))
+
+
+def test_a_depthwise_bias_keeps_the_old_one_where_channels_suffice() -> None:
+    torch.manual_seed(0)
+    old, x = nn.Conv2d(10, 6, 3, bias=True).double(), torch.randn(2, 10, 7, 5, dtype=torch.float64)
+    kinds = [replaced("dw_rpw", old, x, groups=2, bias=bias) for bias in ("like", "depthwise")]
+    torch.testing.assert_close(kinds[0](x), kinds[1](x))
+
+
 @pytest.mark.parametrize("name", ["dw_separable", "dw_rpw", "rpw", "grouped", "ghost"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_what_can_be_expressed_is_kept(name: str, bias: bool) -> None:
@@ -454,6 +480,7 @@ def hooked() -> nn.Module:
         ("dw_rpw", nn.Conv2d(6, 7, 3), {"order": "blocked"}, "needs output channels in multiples of its 3 windows"),
         ("dw_rpw", nn.Conv2d(6, 8, 3), {"overlap": 1}, "overlap is at least 0 and less than 1, not 1. Choose other"),
         ("dw_rpw", nn.Conv2d(6, 8, 3), {"order": "rolling"}, "is one of 'interleaved', 'blocked', not 'rolling'"),
+        ("dw_rpw", nn.Conv2d(6, 8, 3), {"bias": "none"}, "option 'bias' of 'dw_rpw' is one of 'like', 'depthwise'"),
         ("dw_rpw", nn.Conv2d(6, 8, 3), {"groups": 2.0}, "option 'groups' of 'dw_rpw' is a whole number, not 2.0"),
         ("dw_rpw", nn.Conv2d(6, 8, 3), {"groups": True}, "option 'groups' of 'dw_rpw' is a whole number, not True"),
         ("dw_rpw", nn.Conv2d(6, 8, 3), {"overlap": "half"}, "option 'overlap' of 'dw_rpw' is a number, not 'half'"),

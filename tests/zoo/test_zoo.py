@@ -72,6 +72,8 @@ PARAMS = [
     ("resnet18_cifar", {"depths": (1, 4, 2, 1)}, 6_970_186),
     ("resnet34_cifar", {}, 21_282_122),
     ("resnet34_cifar", {"depths": (7, 4, 3, 2)}, 13_315_402),
+    ("resnet50_cifar", {}, 23_520_842),
+    ("resnet50_cifar", {"depths": (1, 8, 4, 3)}, 22_265_930),
     ("mobilenet-v1", {}, 3_217_226),
     ("mobilenet-v1", {"depths": (1, 2, 5, 3, 2)}, 2_617_418),
     ("vgg16-bn", {}, 14_728_266),
@@ -141,6 +143,8 @@ MACS = [
     ("resnet34_cifar", {"depths": (7, 4, 3, 2)}, 32, 1159.4, 1),
     ("resnet18_cifar", {}, 32, 555.4, 1),
     ("resnet18_cifar", {"depths": (1, 4, 2, 1)}, 32, 555.4, 1),
+    ("resnet50_cifar", {}, 32, 1297.8, 1),
+    ("resnet50_cifar", {"depths": (1, 8, 4, 3)}, 32, 1297.8, 1),
     ("mobilenet-v1", {}, 32, 46.35, 2),
     ("mobilenet-v1", {"depths": (1, 2, 5, 3, 2)}, 32, 46.58, 2),
     ("vgg16-bn", {}, 32, 313.2, 1),
@@ -265,6 +269,22 @@ def test_width_multiplier_keeps_the_classifier(name, per_class):
     assert count_params(build(name, width=0.5)) < 0.6 * count_params(build(name))
     difference = count_params(build(name, num_classes=12)) - count_params(build(name, num_classes=11))
     assert difference == per_class + 1
+
+
+@pytest.mark.parametrize("name", ["resnet18_cifar", "resnet50_cifar"])
+def test_a_residual_block_whose_branch_is_zero_is_its_shortcut(name):
+    torch.manual_seed(0)
+    model = zoo.create(name, width=0.125).eval()
+    for block in model.layer2:
+        last = block.bn3 if hasattr(block, "bn3") else block.bn2
+        nn.init.zeros_(last.weight)
+    first, *rest = model.layer2
+    images = torch.randn(2, first.conv1.in_channels, 7, 11)
+    torch.testing.assert_close(first(images), first.downsample(images).relu())
+    assert first(images).shape == (2, rest[0].conv1.in_channels, 4, 6)
+    for block in rest:
+        wide = torch.randn(2, block.conv1.in_channels, 5, 3)
+        torch.testing.assert_close(block(wide), wide.relu())
 
 
 def test_discarded_sums_do_what_the_published_code_does():

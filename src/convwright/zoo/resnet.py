@@ -1,8 +1,8 @@
 """Residual networks for small images (He et al., "Deep Residual Learning", 2016).
 
 Two shapes of the same network: the thin three-stage ones of the CIFAR section (20, 32, 56 layers),
-and the ImageNet depths with a stem for small images, of which the 34-layer one is the network that
-the CONetV2 channel search starts from.
+and the ImageNet depths (18, 34, 50) with a stem for small images, of which the 34-layer one is the
+network that the CONetV2 channel search starts from.
 
 Shortcuts that change shape are a 1x1 convolution with batch norm ("option B"). The thin networks of
 the paper pad with zero channels instead ("option A", 2,752 parameters fewer); a padded shortcut
@@ -41,12 +41,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(mid)
         self.conv2 = nn.Conv2d(mid, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
+        self.downsample = shortcut(in_channels, out_channels, stride)
         self.relu = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,8 +52,48 @@ class BasicBlock(nn.Module):
         return out
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution with a shortcut around them; the 3x3 one carries the stride.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        stride: stride of the 3x3 convolution and of the shortcut.
+        mid_channels: width of the 3x3 convolution; a quarter of ``out_channels`` if None.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, mid_channels: int | None = None) -> None:
+        super().__init__()
+        mid = max(1, out_channels // 4) if mid_channels is None else mid_channels
+        self.conv1 = nn.Conv2d(in_channels, mid, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid)
+        self.conv2 = nn.Conv2d(mid, mid, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(mid)
+        self.conv3 = nn.Conv2d(mid, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return relu(branch(x) + shortcut(x))."""
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.relu(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(branch))
+        out: torch.Tensor = self.relu(branch + self.downsample(x))
+        return out
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Return what leads around a block: nothing, or a 1x1 convolution with batch norm where the shape changes."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
 class ResNet(nn.Sequential):
-    """3x3 stem, one stage of basic blocks per width, global average pool, linear classifier.
+    """3x3 stem, one stage of residual blocks per width, global average pool, linear classifier.
 
     Every stage but the first halves the image. Layers carry torchvision's names
     (``layer1.0.conv1``).
@@ -66,14 +101,23 @@ class ResNet(nn.Sequential):
     Shapes: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
 
     Args:
-        widths: channels of each stage; the stem has those of the first.
+        widths: channels of each stage; the stem has those of the first. Of bottlenecks, those in the middle.
         depths: blocks in each stage.
         num_classes: outputs.
         in_channels: channels of the image.
+        bottleneck: three convolutions in a block instead of two; its output is four times as wide.
     """
 
-    def __init__(self, widths: Sequence[int], depths: Sequence[int], num_classes: int, in_channels: int) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        num_classes: int,
+        in_channels: int,
+        bottleneck: bool = False,
+    ) -> None:
         check_stages("This ResNet", len(widths), depths=depths)
+        kind, expansion = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
         layers = OrderedDict[str, nn.Module](
             conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
             bn1=nn.BatchNorm2d(widths[0]),
@@ -81,10 +125,11 @@ class ResNet(nn.Sequential):
         )
         channels = widths[0]
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-            first = BasicBlock(channels, width, stride=1 if number == 1 else 2)
-            rest = (BasicBlock(width, width) for _ in range(depth - 1))
+            out = expansion * width
+            first = kind(channels, out, stride=1 if number == 1 else 2)
+            rest = (kind(out, out) for _ in range(depth - 1))
             layers[f"layer{number}"] = nn.Sequential(first, *rest)
-            channels = width
+            channels = out
         super().__init__(layers | classify(channels, num_classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -168,3 +213,24 @@ def resnet34_cifar(
     network that the CONetV2 search starts from.
     """
     return _resnet(widths, depths, width, num_classes, in_channels)
+
+
+@register(
+    "resnet50_cifar",
+    input_shape=(3, 32, 32),
+    num_classes=10,
+    source="He et al. 2016, with a 3x3 stem and no max pool",
+)
+def resnet50_cifar(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = (3, 4, 6, 3),
+) -> ResNet:
+    """Build ResNet-50 for small images: (N, in_channels, H, W) -> (N, num_classes).
+
+    Its blocks are bottlenecks with the stride on the 3x3 convolution, ``widths`` in the middle and
+    four times that at their ends.
+    """
+    return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels, bottleneck=True)

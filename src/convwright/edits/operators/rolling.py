@@ -60,8 +60,9 @@ def rolling_like(
     overlap: float,
     order: Order,
     stride: tuple[int, ...] = (1, 1),
+    bias: bool | None = None,
 ) -> RollingPointwiseConv2d:
-    """Return a rolling pointwise convolution between the channels of ``old``.
+    """Return a rolling pointwise convolution between the channels of ``old``, with a bias if it has one or as told.
 
     Raises:
         EditError: the channels do not divide.
@@ -74,7 +75,7 @@ def rolling_like(
         groups,
         overlap,
         order,
-        bias=old.bias is not None,
+        bias=old.bias is not None if bias is None else bias,
         stride=(stride[0], stride[1]),
         dtype=old.weight.dtype,
     )
