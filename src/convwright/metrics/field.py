@@ -139,24 +139,32 @@ def union(fields: Iterable[Field]) -> Field:
     listed = [field for field in listed if field.channels] or listed  # zeros that were padded see nothing
     local = [field for field in listed if not field.whole] or listed
     channels = 0
+    # Fields of one tensor mostly share their extents, so these are compared as objects before they are joined.
+    extents: dict[int, tuple[Extent, ...]] = {}
+    boxes: dict[int, int] = {}  # channels of the boxes that have these extents: side by side they are one box
     for field in local:
         channels |= field.channels
-    # Fields of one tensor mostly share their extents, so these are compared as objects before they are joined.
-    extents = list({id(field.extents): field.extents for field in local}.values())
+        key = id(field.extents)
+        extents[key] = field.extents
+        if field.box:
+            boxes[key] = boxes.get(key, 0) | field.channels
+    boxed = all(field.box for field in local)
     if len(extents) == 1:
-        box = all(field.box for field in local) or any(field.box and field.channels == channels for field in local)
-        return Field(extents[0], channels, box)
-    hull = tuple(join(along) for along in zip(*extents, strict=True))
-    return Field(hull, channels, _fill(local, hull, channels))
+        (only,) = extents.values()
+        return Field(only, channels, boxed or channels in boxes.values())
+    hull = tuple(join(along) for along in zip(*extents.values(), strict=True))
+    return Field(hull, channels, _fill([(extents[key], c) for key, c in boxes.items()], hull, channels, boxed))
 
 
-def _fill(fields: Sequence[Field], hull: tuple[Extent, ...], channels: int) -> bool:
-    """Return whether fields can be seen to fill their hull: boxes that differ along one side only make one box."""
+def _fill(
+    found: Sequence[tuple[tuple[Extent, ...], int]], hull: tuple[Extent, ...], channels: int, complete: bool
+) -> bool:
+    """Return whether boxes can be seen to fill their hull: boxes that differ along one side only make one box."""
     goal = (*(e.pattern for e in hull), channels)
-    boxes: set[tuple[Any, ...]] = {(*(e.pattern for e in f.extents), f.channels) for f in fields if f.box}
+    boxes: set[tuple[Any, ...]] = {(*(e.pattern for e in extents), c) for extents, c in found}
     if goal in boxes:
         return True
-    if not all(field.box for field in fields):
+    if not complete:  # others are no boxes
         return False
     for free in reversed(range(len(goal))):
         alike: dict[tuple[Any, ...], Any] = {}
