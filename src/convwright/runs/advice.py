@@ -155,7 +155,7 @@ def _notes_on_block(arch: Architecture, block: Block, marked: Mapping[str, Layer
     others = [arch.layer(name) for name in block.layers if name not in marked]
     mixing = [layer.name for layer in others if layer.kind in ("conv", "linear")]
     count = f"{len(mixing)} layer{'' if len(mixing) == 1 else 's'}"
-    along = (f"{count} for channels alone go along",) if mixing else ()
+    along = (f"with {count} for channels alone",) if mixing else ()
     return (*_notes_on_branches(marked[name] for name in block.layers if name in marked), *along)
 
 
