@@ -470,3 +470,23 @@ def test_least_is_that_of_the_narrowest_branch():
     found = fields((2, 7, 7), Two(conv(2, 3, 1), conv(2, 3, 7), "cat"), conv(6, 2), conv(2, 2))
     assert [found.layer(name).least for name in ("1", "2")] == [(3, 3), (5, 5)]
     assert [found.layer(name).saturation for name in ("1", "2")] == ["some", "some"]
+
+
+@pytest.mark.parametrize("joined", ["add", "cat"])
+def test_a_map_of_one_position_may_be_turned_and_joined(joined: str) -> None:
+    """Turning a 1x1 map loses its axes of one position; that is no reason to lose its fields."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Conv2d(3, 5, 3, stride=3)
+            self.mix = nn.Linear(5, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.down(x)
+            turned = self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return x + turned if joined == "add" else torch.cat([turned, x], 1)
+
+    field = cw.receptive_field(cw.read(Turned(), (1, 3, 3, 3)))
+    assert not field.skipped
+    assert field.stages[-1].seen == (3, 3)

@@ -530,8 +530,8 @@ def _grids_joined(
     axis: int, stacked: bool,
 ) -> tuple[Grid, ...] | None:  # fmt: skip
     """Return where units lie after values were put one after another; None if they lay differently."""
-    first = known[0]
-    if any(not v.whole and not agree(v.grids, first.grids) for v in known):
+    first = min(known, key=lambda v: v.grids.count(None))
+    if any(not v.whole and not agree(v.grids, first.grids, first.shape) for v in known):
         return None
     if stacked or first.whole or not any(first.holds(grid, axis) for grid in first.grids):
         return tuple(g + (stacked and g >= axis) if isinstance(g, int) else None for g in first.grids)

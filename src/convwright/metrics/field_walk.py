@@ -266,9 +266,10 @@ class FieldWalk:
             self.returning.setdefault(node.name)
         values = local or list(values)
         ndim = len(shape)
-        grids = next((_lifted(v, ndim) for v in values if v.ndim == ndim), _lifted(values[0], ndim))
+        lifted = [_lifted(v, ndim) for v in sorted(values, key=lambda v: v.ndim != ndim)]
+        grids = tuple(next((g for g in along if g is not None), None) for along in zip(*lifted, strict=True))
         first = values[0]
-        if local and any(not agree(_lifted(v, ndim), grids) or _spreads(v, shape) for v in local):
+        if local and any(not agree(_lifted(v, ndim), grids, shape) or _spreads(v, shape) for v in local):
             self.skipped[node.name] = f"{describe(node)}: {APART}"
             return self.everything(shape)
         if all(v.which is None for v in values):
@@ -344,12 +345,18 @@ def _lifted(value: Value, ndim: int) -> tuple[Grid, ...]:
     return tuple(g + lift if isinstance(g, int) else None for g in value.grids)
 
 
-def agree(a: tuple[Grid, ...], b: tuple[Grid, ...]) -> bool:
-    """Return whether the units of two values lie alike."""
-    return all(
-        torch.equal(one.labels, other.labels) if isinstance(one, Plane) and isinstance(other, Plane) else one == other
-        for one, other in zip(a, b, strict=True)
-    )
+def agree(a: tuple[Grid, ...], b: tuple[Grid, ...], shape: Sequence[int]) -> bool:
+    """Return whether the units of two values of a shape lie alike."""
+    return all(_alike(one, other, shape) for one, other in zip(a, b, strict=True))
+
+
+def _alike(a: Grid, b: Grid, shape: Sequence[int]) -> bool:
+    if isinstance(a, Plane) and isinstance(b, Plane):
+        return torch.equal(a.labels, b.labels)
+    if a is None or b is None:  # an axis of one position is lost where a shape operator moves it
+        known = b if a is None else a
+        return known is None or (isinstance(known, int) and shape[known] == 1)
+    return a == b
 
 
 def _spreads(x: Value, shape: tuple[int, ...]) -> bool:
