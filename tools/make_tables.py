@@ -265,6 +265,26 @@ def cost_model() -> str:
     return words + markdown(("costs evaluated", "candidates per second"), rows, right=(1,)) + "\n\n" + provenance(data)
 
 
+@table("receptive-field")
+def receptive_field() -> str:
+    """Receptive fields, network by network, beside gradients."""
+    data = load("receptive_field")
+    if not data:
+        return missing("receptive_field")
+    rows = [
+        (
+            row["network"],
+            row["layers"],
+            row["skipped"],
+            f"{row['fields']:.3f}",
+            f"{row['oracle']:.1f} ({row['oracle_units']} units)" if "oracle" in row else "",
+        )
+        for row in data["rows"]
+    ]
+    head = ("network", "layers", "not followed", "fields, s", "by gradients, s")
+    return markdown(head, rows, right=(1, 2, 3, 4)) + "\n\n" + provenance(data)
+
+
 @table("latency")
 def latency() -> str:
     """Sums against wholes, and halved networks against their estimates."""
