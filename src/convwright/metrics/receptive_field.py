@@ -329,7 +329,7 @@ class _Judge:
             padding=tuple(e.padding for e in widest),
             aligned=all(e.aligned for e in widest),
             exact=all(f.exact for f in value.fields),
-            kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not entered.whole,
+            kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not value.whole,
             overall=overall,
             saturation=_saturation(reads, _narrowest(entered), walk.lengths),
             entered=tuple(r.count for r in reads),
