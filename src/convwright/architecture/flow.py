@@ -159,7 +159,9 @@ class Flow:
         value = self.architecture.channels.follower.values.get(node.name)
         if value is None or isinstance(value, list):
             return False
-        return value.plane_at(1) is None and value.plane_at(value.ndim - 1) is not None
+        # A frozen value may vary along rows and columns alike: that is no channel axis in the last place.
+        before = (value.plane_at(axis) for axis in range(1, value.ndim - 1))
+        return all(plane is None for plane in before) and value.plane_at(value.ndim - 1) is not None
 
     def common_path(self, nodes: Iterable[int]) -> tuple[str, ...]:
         """Return the smallest module that holds all nodes."""

@@ -25,7 +25,7 @@ IMPLEMENTATIONS = ("auto", "windows", "dense")
 _DENSE_UP_TO = 128
 # Rolling copies each channel into every window that reads it. Overlaps up to 3/4 make up to four copies; an overlap
 # that does not divide the window can make as many as a window has channels, which costs more than it saves.
-_MOST_COPIES = 4
+MOST_COPIES = 4
 
 
 class RollingPointwiseConv2d(nn.Module):
@@ -171,7 +171,7 @@ class RollingPointwiseConv2d(nn.Module):
             return self.implementation == "dense"
         if self.windows == 1:
             return False
-        return self.copies > _MOST_COPIES or (self.training and self.in_channels <= _DENSE_UP_TO)
+        return self.copies > MOST_COPIES or (self.training and self.in_channels <= _DENSE_UP_TO)
 
     def _grouped(self, x: Tensor, start: int, end: int) -> Tensor:
         """Return outputs ``start`` to ``end`` by one grouped convolution, one group per window."""

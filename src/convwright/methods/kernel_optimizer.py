@@ -9,7 +9,7 @@ overlap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,17 @@ from convwright.methods.method import register
 from convwright.methods.phases import Decision
 from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field import check_counted
+from convwright.methods.stage_units import unjudged
 from convwright.metrics.sight import Sight, walk_stage
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Stage
+    from convwright.architecture import Architecture, Layer, Stage
+    from convwright.metrics.field_walk import FieldWalk
 
 Chosen = dict[str, Choice]
+_IN_HEAD = "it lies in no stage, so no field tells what another operator would lose"
+_AFTER_ALL = "it reads what sees everything already, as in a gate, so no field tells what another operator would lose"
+_NO_OFFER = "no operator of the menu fits it and has fewer parameters"
 _ROUNDING = 1e-9
 
 
@@ -57,6 +62,7 @@ class Kernels:
         macs: MACs before and after.
         params: parameters before and after.
         stays: convolutions that were not considered -> why.
+        unjudged: stages whose share does not tell everything -> what it leaves out.
     """
 
     stages: tuple[StageKernels, ...]
@@ -64,6 +70,7 @@ class Kernels:
     macs: tuple[int, int]
     params: tuple[int, int]
     stays: Mapping[str, str] = field(default_factory=dict)
+    unjudged: Mapping[str, str] = field(default_factory=dict)
 
     def log(self) -> tuple[str, ...]:
         """Return the decision in sentences with numbers."""
@@ -75,7 +82,18 @@ class Kernels:
             seen = f"{stage.stage} sees {stage.share_after:.1%} of its input (before: {stage.share_before:.1%})"
             chosen = "; ".join(f"{name}: {choice}" for name, choice in stage.chosen.items())
             lines.append(f"{seen}. {chosen or 'Nothing cheaper keeps that'}.")
+        lines += [f"{stage}: {what}." for stage, what in self.unjudged.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.stays.items():
+            by_reason.setdefault(reason.rstrip("."), []).append(name)
+        lines += [f"{_counted(names)}: {reason}." for reason, names in by_reason.items()]
         return tuple(lines)
+
+
+def _counted(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} stays"
+    return f"{len(names)} convolutions stay ({names[0]}, ..., {names[-1]})"
 
 
 def optimize_kernels(
@@ -95,15 +113,20 @@ def optimize_kernels(
     Raises:
         ConvwrightError: the tolerance is out of range, or the network has no convolution that could change.
     """
-    if not 0 < tolerance <= 1:
-        raise ConvwrightError(f"tolerance is above 0 and at most 1, not {tolerance}")
+    if not isinstance(tolerance, (int, float)) or not 0 < tolerance <= 1:
+        raise ConvwrightError(f"tolerance is a number above 0 and at most 1, not {tolerance!r}")
     menu, sight = menu or Menu(), sight or Sight()
     places, stays = find_places(arch, menu)
-    if not places:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(stays.items())[:3]) or "it has none"
-        raise ConvwrightError(f"{arch.source} has no convolution whose operator could change ({reasons}).")
-    by_name = {place.layer.name: place for place in places}
+    judged = _Judged(arch, places)
+    stays = {**stays, **judged.stays}
+    by_name = {place.layer.name: place for place in places if place.layer.name not in stays}
     offers = {name: choices(arch, place, menu) for name, place in by_name.items()}
+    stays |= {name: _NO_OFFER for name, offered in offers.items() if not offered}
+    if not any(offers.values()):
+        reasons = (
+            "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(stays.items())[:3]) or "it has none"
+        )
+        raise ConvwrightError(f"{arch.source} has no convolution whose operator could change ({reasons}).")
     stages = tuple(
         _Bench(arch, stage, by_name, offers, sight, tolerance).settle()
         for stage in arch.stages
@@ -115,7 +138,37 @@ def optimize_kernels(
     profile = arch.profile()
     edits = tuple(edit for c in all_chosen if (edit := c.edit(menu.order)) is not None)
     macs, params = (profile.macs, profile.macs + more_macs), (profile.params, profile.params + more_params)
-    return Kernels(stages, edits, macs, params, stays)
+    return Kernels(stages, edits, macs, params, stays, judged.unjudged)
+
+
+class _Judged:
+    """Which convolutions the fields of their stages say nothing about.
+
+    Attributes:
+        stays: such a convolution -> why.
+        unjudged: stage -> what its share leaves out.
+    """
+
+    def __init__(self, arch: Architecture, places: Sequence[Place]) -> None:
+        in_stage = {name for stage in arch.stages for name in stage.layers}
+        names = {place.layer.name for place in places}
+        self.stays = dict.fromkeys(names - in_stage, _IN_HEAD)
+        self.unjudged: dict[str, str] = {}
+        for stage in arch.stages:
+            inside = [name for name in stage.layers if name in names]
+            if inside:
+                walk, positions = walk_stage(arch, stage)
+                walk.run(positions)
+                self.stays |= {name: _AFTER_ALL for name in inside if _reads_everything(walk, arch.layer(name))}
+                if missing := unjudged(walk):
+                    self.unjudged[stage.name] = "; ".join(missing)
+
+
+def _reads_everything(walk: FieldWalk, layer: Layer) -> bool:
+    """Whether a layer reads what a global operator gives, or nothing of the stage's input."""
+    flow = walk.architecture.flow
+    read = walk.inputs(flow.nodes[flow.place[layer.node]])
+    return not read or read[0].whole
 
 
 class _Bench:
@@ -227,8 +280,11 @@ class KernelOptimizer(Proposals):
             said = ", ".join(f"{m} {human(reached[m], m)}" for m in limits.limits)
             raise BudgetError(
                 f"the cheapest operators with which no stage sees less reach {said}, not {limits.describe()}. "
-                "Give a larger budget, or narrow the network as well."
+                f"{len(self.kernels.edits)} are replaced. Give a larger budget, or narrow the network as well."
             )
+        if limits is not None and not self.kernels.edits:
+            why = " ".join(self.kernels.log()[1:])
+            raise BudgetError(f"no cheaper operator keeps what the stages see within {limits.describe()}. {why}")
         proposals = [Proposal(self.words, self.kernels.edits)] if self.kernels.edits else []
         super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -17,7 +17,8 @@ from convwright.architecture.capture import shape_of
 from convwright.edits import Edit, Kernel, Replace
 from convwright.edits.kernel import why_not_kernel
 from convwright.edits.replace import why_not_replaceable
-from convwright.layers.rolling_pointwise import ORDERS, RollingPointwiseConv2d, window_plan
+from convwright.errors import ConvwrightError
+from convwright.layers.rolling_pointwise import MOST_COPIES, ORDERS, RollingPointwiseConv2d, window_plan
 from convwright.metrics.field import Value
 from convwright.metrics.field_rules import kernels_of
 from convwright.metrics.field_walk import FieldWalk, Mixing
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer
 
 Passing = Callable[[FieldWalk, Value], Value]
+Operator = Literal["dw_separable", "dw_rpw", "rpw", "grouped", "kernel"]
+PLACEMENTS = ("published", "all")
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,9 @@ class Menu:
         placement: ``published``: never the first convolution; in a residual block the last dense one with a kernel
             larger than 1x1, elsewhere all of those; 1x1 convolutions where a depthwise one precedes them. So the
             related published code does it. ``all``: every dense convolution but the first.
+
+    Raises:
+        ConvwrightError: a value is none of these, or out of range.
     """
 
     operators: tuple[str, ...] = ("dw_separable", "dw_rpw", "rpw", "grouped", "kernel")
@@ -166,6 +172,18 @@ class Menu:
     overlaps: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75)
     order: str = ORDERS[0]
     placement: str = "published"
+
+    def __post_init__(self) -> None:
+        known = get_args(Operator)
+        if not self.operators or not set(self.operators) <= set(known):
+            raise ConvwrightError(f"operators are some of {', '.join(known)}, not {list(self.operators)}")
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in self.groups):
+            raise ConvwrightError(f"groups are whole numbers from 1 on, not {list(self.groups)}")
+        if any(not 0 <= overlap < 1 for overlap in self.overlaps):
+            raise ConvwrightError(f"overlaps are at least 0 and less than 1, not {list(self.overlaps)}")
+        for name, value, values in (("order", self.order, ORDERS), ("placement", self.placement, PLACEMENTS)):
+            if value not in values:
+                raise ConvwrightError(f"{name} is one of {', '.join(values)}, not {value!r}")
 
 
 def find_places(arch: Architecture, menu: Menu) -> tuple[tuple[Place, ...], Mapping[str, str]]:
@@ -216,12 +234,13 @@ def _published(arch: Architecture, places: Sequence[Place]) -> dict[str, str]:
 
 
 def _after_depthwise(arch: Architecture, name: str) -> bool:
-    """Whether the nearest convolution before a layer, along single operands, is depthwise."""
+    """Whether the nearest convolution before a layer, along the largest operands, is depthwise."""
     flow = arch.flow
     position = flow.place[arch.layer(name).node]
     by_node = {layer.node: layer for layer in arch.layers if layer.kind == "conv"}
     while flow.feeds[position]:
-        position = flow.feeds[position][0]
+        # Of a map and the gate it is multiplied with, the map; of equal operands the first.
+        position = max(flow.feeds[position], key=lambda source: math.prod(shape_of(flow.nodes[source])[2:]))
         layer = by_node.get(flow.nodes[position].name)
         if layer is not None:
             weight = arch.capture.tensor(layer.parameters[0])
@@ -231,7 +250,11 @@ def _after_depthwise(arch: Architecture, name: str) -> bool:
 
 def choices(arch: Architecture, place: Place, menu: Menu) -> tuple[Choice, ...]:
     """Return what a layer could become, the cheapest in parameters first; the layer itself is left out."""
-    found = [c for c in _all_choices(place, menu) if c.params < place.first.params and _accepted(arch, c)]
+    cheaper = [c for c in _all_choices(place, menu) if c.params < place.first.params]
+    # A layer accepts an operator or not, whatever its options: these were checked against the channels.
+    one_each = {(c.operator, c.kernel): c for c in cheaper}
+    accepted = {kind for kind, choice in one_each.items() if _accepted(arch, choice)}
+    found = [c for c in cheaper if (c.operator, c.kernel) in accepted]
     return tuple(sorted(found, key=lambda c: (c.params, c.macs, c.overlap)))
 
 
@@ -253,14 +276,19 @@ def _all_choices(place: Place, menu: Menu) -> Iterator[Choice]:
 
 
 def _overlaps(ins: int, outs: int, groups: int, menu: Menu) -> Iterator[float]:
-    """Yield the overlaps that make different windows: those of few channels round to the same."""
+    """Yield the overlaps that make different windows: those of few channels round to the same.
+
+    Windows that hold every channel more often than the layer copies it are left out: it then computes a dense
+    convolution, and would save parameters but no MACs.
+    """
     seen = set()
     for overlap in sorted(menu.overlaps):
         try:
             plan = window_plan(ins, outs, groups, overlap, menu.order)
         except ValueError:  # the blocked order does not fit these channels
             continue
-        if plan not in seen:
+        copied = plan[1] * (ins // groups) / ins
+        if plan not in seen and copied <= MOST_COPIES:
             seen.add(plan)
             yield overlap
 
@@ -269,5 +297,4 @@ def _accepted(arch: Architecture, choice: Choice) -> bool:
     edit = choice.edit()
     if isinstance(edit, Kernel):
         return why_not_kernel(arch, edit) is None
-    # A layer accepts an operator or not, whatever its options: they were checked against the channels.
     return isinstance(edit, Replace) and why_not_replaceable(arch, edit) is None

@@ -10,9 +10,11 @@ one unit gains more than it loses, the best such move is made. The modes ``spend
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit
@@ -25,12 +27,14 @@ from convwright.metrics.receptive_field import Score, score
 from convwright.metrics.sight import Sight
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from convwright.architecture import Architecture
 
 Mode = Literal["greedy", "exhaustive", "spend"]
 Counts = tuple[int, ...]
 _NOTHING = 1e-12  # gains below it are rounding
-_MOST_DISTRIBUTIONS = 2_000_000
+_MOST_DISTRIBUTIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,11 @@ class Rule:
             early stages with their small shares matter as much as late ones.
         conservative: a stage gives away only units without any gain.
         per_cost: moves are ranked by gain per cost instead of by gain.
-        macs_tolerance: MACs may grow by this part.
-        params_tolerance: parameters may grow by this part.
+        macs_tolerance: MACs may grow by this part; infinity: by any. Not used where limits are given.
+        params_tolerance: the same for parameters.
+
+    Raises:
+        ConvwrightError: a value is out of range, or two do not go together.
     """
 
     mode: Mode = "greedy"
@@ -62,10 +69,12 @@ class Rule:
         if self.score not in get_args(Score):
             raise ConvwrightError(f"score is one of {', '.join(get_args(Score))}, not {self.score!r}")
         for name in ("macs_tolerance", "params_tolerance"):
-            if not getattr(self, name) >= 0:
-                raise ConvwrightError(f"{name} is at least 0, not {getattr(self, name)}")
-        if self.conservative and self.mode == "exhaustive":
-            raise ConvwrightError("conservative says which single moves are allowed: use it with mode 'greedy'")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not value >= 0:
+                raise ConvwrightError(f"{name} is a number from 0 on, not {value!r}")
+        for name in ("conservative", "per_cost"):
+            if getattr(self, name) and self.mode == "exhaustive":
+                raise ConvwrightError(f"{name} is about single moves, and mode 'exhaustive' makes none: use 'greedy'")
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,8 @@ class _Desk:
 
     def rated(self, stage: UnitStage, count: int) -> float:
         """Return what a stage contributes to Q with this many units."""
-        return score((stage.share(count),), self.rule.score)
+        alone = score((stage.share(count),), self.rule.score)
+        return alone / (len(self.units.rest) + len(self.units.stages)) if self.rule.score == "mean" else alone
 
     def q(self, counts: Counts) -> float:
         """Return Q of a distribution, stages without units included."""
@@ -184,7 +194,7 @@ class _Desk:
 
     def use(self, cost: UnitCost) -> float:
         """Return the share of the tightest limit that a cost is."""
-        return max(float(getattr(cost, metric) / max(limit, 1)) for metric, limit in self.limits.items())
+        return max((float(getattr(cost, m) / max(limit, 1)) for m, limit in self.limits.items()), default=0.0)
 
     def gain(self, number: int, count: int) -> float:
         """Return what the next unit of a stage gains."""
@@ -225,10 +235,12 @@ def organize(
         The decision; ``edits`` leads to the new network.
 
     Raises:
-        BudgetError: no distribution keeps the limits, or ``spend`` has none.
+        BudgetError: no distribution keeps the limits, they limit something else than MACs and parameters, or
+            ``spend`` has none.
         ConvwrightError: the network has no stages with units, or too many distributions for ``exhaustive``.
     """
     rule = rule or Rule()
+    check_counted(limits)
     units = find_units(arch, sight)
     if not units.stages:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in units.skipped.items()) or "no stage has blocks"
@@ -254,13 +266,11 @@ def organize(
 
 def _numbers(base: UnitCost, rule: Rule, limits: Limits | None) -> dict[str, int]:
     if limits is not None:
-        return {m: limit for m, limit in limits.limits.items() if m in ("macs", "params")}
+        return dict(limits.limits)
     if rule.mode == "spend":
         raise BudgetError("mode 'spend' needs a budget of MACs or parameters, such as macs<=120%")
-    return {
-        "macs": math.floor(base.macs * (1 + rule.macs_tolerance)),
-        "params": math.floor(base.params * (1 + rule.params_tolerance)),
-    }
+    allowed = {"macs": base.macs * (1 + rule.macs_tolerance), "params": base.params * (1 + rule.params_tolerance)}
+    return {metric: math.floor(limit) for metric, limit in allowed.items() if limit < math.inf}
 
 
 # ------------------------------------------------------------------ greedy
@@ -273,7 +283,10 @@ def _greedy(desk: _Desk) -> tuple[list[Move], Counts, str]:
         moves.append(found)
         counts = found.after
     if not desk.fits(counts):
-        raise BudgetError(_unreachable(desk, counts))
+        raise BudgetError(
+            f"no single move from {list(counts)} units per stage keeps the limits ({_over(desk, counts)}). "
+            "Use mode 'spend', which may drop units, or give a larger budget."
+        )
     return moves, counts, "No other move of one unit gains more than it loses and keeps the limits."
 
 
@@ -321,37 +334,68 @@ def _unit_use(desk: _Desk, number: int, count: int) -> float:
 def _exhaustive(desk: _Desk) -> tuple[list[Move], Counts, str]:
     """Take the distribution of the same number of units with the highest Q that keeps the limits."""
     total = sum(desk.units.counts)
+    choices = _choices(desk, total)
+    _check_number(desk, choices, total)
+    rows = _distributions(choices, total)
+    tables = [_table(desk, number, ns) for number, ns in enumerate(choices)]
+    sums = np.zeros((len(rows), 4))
+    for place, table in enumerate(tables):
+        sums += table[rows[:, place]]
+    gained, macs, params, distance = sums.T
+    more = {"macs": macs + desk.base.macs, "params": params + desk.base.params}
+    fits = np.ones(len(rows), dtype=bool)
+    for metric, limit in desk.limits.items():
+        fits &= more[metric] <= limit
+    if not fits.any():
+        use = np.max([more[metric] / max(limit, 1) for metric, limit in desk.limits.items()], axis=0)
+        raise BudgetError(_unreachable(desk, tuple(rows[use.argmin()].tolist())))
+    # The highest Q, then the nearest to the present one, the fewest parameters, and units that stand early.
+    ranks = np.lexsort((*rows.T[::-1], -params, -distance, np.round(gained, 12), fits))
+    best = tuple(rows[ranks[-1]].tolist())
+    return [], best, f"It has the highest Q of all {len(rows):,} distributions of {total} units that keep the limits."
+
+
+def _choices(desk: _Desk, total: int) -> list[list[int]]:
+    """Return the numbers of units that each stage could have where there are so many in all."""
     stages = desk.units.stages
-    choices = [[n for n in range(1, total + 1) if stage.allows(n)] for stage in stages]
-    if math.comb(total - 1, len(stages) - 1) > _MOST_DISTRIBUTIONS:
+    least = sum(stage.least for stage in stages)
+    return [[n for n in range(s.least, total - least + s.least + 1) if s.allows(n)] for s in stages]
+
+
+def _check_number(desk: _Desk, choices: list[list[int]], total: int) -> None:
+    free = [stage for stage, ns in zip(desk.units.stages, choices, strict=True) if len(ns) > 1]
+    loose = sum(s.count - s.least for s in desk.units.stages)
+    number = math.comb(loose + len(free) - 1, len(free) - 1) if free else 1
+    if number > _MOST_DISTRIBUTIONS:
         raise ConvwrightError(
-            f"{total} units over {len(stages)} stages have {math.comb(total - 1, len(stages) - 1):,} distributions; "
+            f"{total} units over {len(choices)} stages have up to {number:,} distributions; "
             "use mode 'greedy', which found the best one on all networks that were tried."
         )
-    rated = [{n: desk.rated(stage, n) for n in ns} for stage, ns in zip(stages, choices, strict=True)]
-    tried, best = 0, None
-    for counts in _compositions(choices, total):
-        tried += 1
-        if desk.fits(counts):
-            gained = math.fsum(table[n] for table, n in zip(rated, counts, strict=True))
-            distance = sum(abs(a - b) for a, b in zip(counts, desk.units.counts, strict=True))
-            key = (round(gained, 12), -distance, -desk.cost(counts).params, counts)
-            best = max(best, key) if best is not None else key
-    if best is None:
-        raise BudgetError(_unreachable(desk, desk.units.counts))
-    return [], best[3], f"It has the highest Q of all {tried:,} distributions of {total} units that keep the limits."
 
 
-def _compositions(choices: Sequence[Sequence[int]], total: int) -> Iterator[Counts]:
-    """Yield one number from each list, adding up to a total."""
-    if len(choices) == 1:
-        if total in choices[0]:
-            yield (total,)
-        return
-    rest = sum(min(ns) for ns in choices[1:])
-    for n in choices[0]:
-        if n + rest <= total:
-            yield from ((n, *others) for others in _compositions(choices[1:], total - n))
+def _distributions(choices: list[list[int]], total: int) -> NDArray[np.int64]:
+    """Return all ways to take one number from each list so that they add up, one a row."""
+    rows = np.zeros((1, 0), dtype=np.int64)
+    for place, ns in enumerate(choices):
+        later = sum(ns[0] for ns in choices[place + 1 :])
+        taken = rows.sum(1)
+        # The last number follows from the others.
+        each = np.array(ns)[None, :] if place + 1 < len(choices) else (total - taken)[:, None]
+        allowed = np.isin(each, ns) & (taken[:, None] + each + later <= total)
+        which, column = np.nonzero(allowed)
+        new = np.broadcast_to(each, allowed.shape)[which, column]
+        rows = np.concatenate([rows[which], new[:, None]], 1)
+    return rows
+
+
+def _table(desk: _Desk, number: int, ns: list[int]) -> NDArray[np.float64]:
+    """Return per number of units of a stage what it adds to Q, to MACs, to parameters, and to the distance."""
+    stage = desk.units.stages[number]
+    table = np.zeros((max(ns) + 1, 4))
+    for n in ns:
+        cost = stage.cost_of(n)
+        table[n] = desk.rated(stage, n), cost.macs, cost.params, abs(n - stage.count)
+    return table
 
 
 # ------------------------------------------------------------------ spend
@@ -400,16 +444,19 @@ def _added(desk: _Desk, counts: Counts) -> Move | None:
     return desk.moved(counts, None, max(ranked)[1]) if ranked else None
 
 
-def _unreachable(desk: _Desk, counts: Counts) -> str:
+def _over(desk: _Desk, counts: Counts) -> str:
     cost = desk.cost(counts)
-    over = ", ".join(
+    return ", ".join(
         f"{m} {human(getattr(cost, m), m)} instead of {human(limit, m)}"
         for m, limit in desk.limits.items()
         if getattr(cost, m) > limit
     )
+
+
+def _unreachable(desk: _Desk, counts: Counts) -> str:
     return (
-        f"moving units cannot keep the limits: the least it reaches is {list(counts)} units per stage with {over}. "
-        "Give a larger budget, or narrow the network as well."
+        f"moving units cannot keep the limits: the nearest that it reaches is {list(counts)} units per stage with "
+        f"{_over(desk, counts)}. Give a larger budget, or narrow the network as well."
     )
 
 
@@ -429,13 +476,13 @@ class ReceptiveFieldOrganizer(Proposals):
 
     Args:
         arch: The network.
-        limits: A budget of MACs and parameters. With one, ``mode`` is ``spend`` if not given; without,
-            ``greedy`` within the rule's tolerances.
+        limits: A budget of MACs and parameters; None: the rule's tolerances.
         epochs: Epochs of the first training; 0 if the network comes trained.
         tune_epochs: Epochs of the two trainings after it.
         seed: Of the trainings.
         divisor: Not used: widths stay.
-        mode: ``greedy``, ``exhaustive`` or ``spend``.
+        mode: ``greedy``, ``exhaustive`` or ``spend``. If not given, the rule's; without a rule ``spend`` where there
+            are limits, else ``greedy``.
         rule: Everything else about the moves.
         sight: How fields are counted.
 
@@ -467,13 +514,13 @@ class ReceptiveFieldOrganizer(Proposals):
         sight: Sight | None = None,
     ) -> None:
         check_counted(limits)
-        chosen = rule or Rule()
-        if mode is not None or limits is not None:
-            chosen = replace(chosen, mode=mode or "spend")
+        chosen = rule or Rule("greedy" if limits is None else "spend")
+        if mode is not None:
+            chosen = replace(chosen, mode=mode)
         self.organization = organize(arch, chosen, limits, sight)
         if limits is not None and not self.organization.edits:
-            why = self.organization.reason
-            raise BudgetError(f"the organizer has nothing to move within {limits.describe()}: {why}")
+            why = " ".join(self.organization.log()[1:])
+            raise BudgetError(f"the organizer has nothing to move within {limits.describe()}. {why}")
         proposals = [Proposal(self.words, self.organization.edits)] if self.organization.edits else []
         super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
 

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from convwright.edits import AddBlock, Edit, RemoveBlock
-from convwright.edits.depth import why_not_removable, why_not_repeatable
+from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
+from convwright.errors import EditError
 from convwright.metrics.sight import Sight, walk_stage
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class UnitStage:
         removable: those of them that can go, in the order in which they would: from the last on.
         repeatable: the block that would be copied, behind which the copies stand; empty if there is none.
         costs: what each unit costs, by name.
-        reason: why units can be neither removed nor added, or only one of both; empty if both.
+        reason: why units can be neither removed nor added, or only one of both, and what its share does not tell;
+            empty if there is nothing to say.
         sight: how fields are measured.
     """
 
@@ -70,7 +72,9 @@ class UnitStage:
     def share(self, count: int) -> float:
         """Return rho of the stage with this many units, on its own scope."""
         if count not in self._shares:
-            self._shares[count] = self._measured(count)
+            # More units never see less: where fewer see everything, nothing is left to be measured.
+            full = self.sight.clip and any(n < count and seen >= 1 for n, seen in self._shares.items())
+            self._shares[count] = 1.0 if full else self._measured(count)
         return self._shares[count]
 
     def cost_of(self, count: int) -> UnitCost:
@@ -164,15 +168,28 @@ def find_units(arch: Architecture, sight: Sight | None = None) -> Units:
         elif any(arch.layer(name).kind == "conv" for name in stage.layers):
             walk, positions = walk_stage(arch, stage)
             rest.append(sight.share(arch, stage, walk.run(positions)))
-            skipped[stage.name] = "it has no blocks: nothing in it could be moved"
+            skipped[stage.name] = "; ".join(["it has no blocks: nothing in it could be moved", *unjudged(walk)])
     return Units(tuple(stages), tuple(rest), skipped)
+
+
+def unjudged(walk: FieldWalk) -> list[str]:
+    """Return what a stage's share does not tell: operators without a rule, and attention beside local layers."""
+    lost = [f"{reason}; what comes after it counts as seeing everything" for reason in walk.skipped.values()]
+    # Gates and poolings are no news: every layer behind them is counted by its local field.
+    attending = [walk.path(node) for node, how in walk.overall.items() if how.startswith("attention")]
+    if attending:
+        others = f" and {len(attending) - 1} others" if len(attending) > 1 else ""
+        lost.append(
+            f"attention ({attending[0]}{others}) sees everything; only what the layers beside it see is counted"
+        )
+    return lost
 
 
 def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | None:
     blocks = _outermost(arch, [arch.block(name) for name in stage.blocks])
     if not blocks:
         return None
-    removals = {b.name: why_not_removable(arch, b) for b in blocks}
+    removals = _removals(arch, blocks)
     removable = [b.name for b in reversed(blocks) if removals[b.name] is None]
     copies = {b.name: why_not_repeatable(arch, b) for b in reversed(blocks)}
     repeatable = next((name for name, reason in copies.items() if reason is None), "")
@@ -183,6 +200,8 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | N
         reasons.append(f"no unit can be removed: {str(removals[blocks[-1].name]).rstrip('.')}")
     if not repeatable:
         reasons.append(f"no unit can be repeated: {str(copies[blocks[-1].name]).rstrip('.')}")
+    walk, positions = walk_stage(arch, stage)
+    reasons += unjudged(walk.run(positions))
     profile = {cost.name: cost for cost in arch.profile().layers}
     costs = {
         b.name: UnitCost(
@@ -202,6 +221,18 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | N
         reason="; ".join(reasons),
         sight=sight,
     )
+
+
+def _removals(arch: Architecture, blocks: Sequence[Block]) -> dict[str, str | None]:
+    """Return per block why it cannot be removed; those that only a measurement tells about are measured."""
+    found = {block.name: why_not_removable(arch, block) for block in blocks}
+    for block in blocks:
+        if found[block.name] is None and needs_measuring(arch, block):
+            try:
+                arch.apply(RemoveBlock(block.name))
+            except EditError as error:
+                found[block.name] = str(error)
+    return found
 
 
 def _outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
