@@ -195,3 +195,16 @@ def with_labels(value: Value, which: Plane | Tensor | None) -> Value:
     merged = torch.tensor(places)[line]
     plane = Plane(merged, which.axes) if len(number) == len(places) else compact(merged)
     return replace(value, fields=tuple(number), which=plane)
+
+
+def without_axes(x: Value, dims: Sequence[int], shape: tuple[int, ...], keep: bool) -> Value:
+    """Return a reduced value without the reduced axes, or with them at size 1."""
+    if keep:
+        return replace(x, shape=shape)
+    places = {a: a - sum(d < a for d in dims) for a in range(x.ndim) if a not in dims}
+    grids = tuple(places.get(g) if isinstance(g, int) else None for g in x.grids)
+    which = None
+    if x.which is not None:
+        labels = x.which.labels.squeeze(tuple(dims)) if dims else x.which.labels
+        which = Plane(labels, tuple(places[a] for a in x.which.axes))
+    return replace(x, shape=shape, which=which, grids=grids)

@@ -93,18 +93,26 @@ def scope_size(walk: FieldWalk) -> int:
 
 
 def stage_scope(arch: Architecture, stage: Stage) -> tuple[str, int]:
-    """Return the node whose value is a stage's input, and the position of the stage's last node."""
+    """Return the node whose value is a stage's input, and the position of the last node of the stage.
+
+    A stage ends with what its last layer's value is put together to: a concatenation or a channel shuffle is no layer.
+    """
     flow = arch.flow
     inside = {flow.place[arch.layer(name).node] for name in stage.layers}
     outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
-    return flow.nodes[flow.meet(outside)].name, max(inside)
+    layers = {flow.place.get(layer.node) for layer in arch.layers}  # None: computed from weights alone
+    last = max(inside)
+    while len(flow.users[last]) == 1 and flow.users[last][0] not in layers:
+        last = flow.users[last][0]
+    return flow.nodes[flow.meet(outside)].name, last
 
 
 def stage_output(arch: Architecture, stage: Stage, walk: FieldWalk) -> Value:
     """Return the value that a stage hands on: its last one that is not a global operator's."""
-    place = arch.flow.place
-    nodes = sorted((arch.layer(name).node for name in stage.layers), key=lambda n: -place[n])
-    values = (walk.values.get(node) for node in nodes)
+    flow = arch.flow
+    _, last = stage_scope(arch, stage)
+    layers = sorted((flow.place[arch.layer(name).node] for name in stage.layers), reverse=True)
+    values = (walk.values.get(flow.nodes[n].name) for n in (last, *layers))
     single = [v[0] if isinstance(v, list) else v for v in values]
     known = [v for v in single if v is not None]
     return next((v for v in known if not v.whole), known[0])
