@@ -1,19 +1,35 @@
 """Experiments: every row trained once per seed, whatever happens in between; the table says what was measured."""
 
+import copy
 import json
+import pickle
+import random
 import statistics
+import time
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import ClassVar
 
 import filelock
+import numpy as np
 import pytest
+import torch
+from scipy.stats import spearmanr
 
 from convwright.cli import main
+from convwright.edits import Replace
 from convwright.errors import ConvwrightError, RecipeError, RunError
+from convwright.methods.receptive_field import Rule
+from convwright.runs import designs
 from convwright.runs import rows as rows_module
-from convwright.runs.experiment_tables import Sheet, reproduced
-from convwright.runs.experiments import EXPERIMENTS, Experiment, Row
+from convwright.runs.designs import Organized, RollingEverywhere, form_of, made
+from convwright.runs.experiment_tables import Sheet, counts_beside, reproduced
+from convwright.runs.experiments import EXPERIMENTS, Conclusion, Experiment, Row, field_rank
+from convwright.runs.experiments.receptive_field import counted_rows
 from convwright.runs.gains import gain
 from convwright.runs.reproduce import default_folder, listed, reproduce
+from convwright.runs.rows import Job
 
 SECONDS = ("seconds", "processor_seconds", "elapsed_seconds")
 
@@ -178,6 +194,176 @@ def test_a_row_that_breaks_down_does_not_stop_the_others(experiment, run):
 def test_side_by_side_is_the_same(experiment, run):
     alone, together = run("a", threads=1), run("b", threads=1, jobs=2)
     assert timeless(alone["rows"]) == timeless(together["rows"])
+
+
+# ------------------------------------------------------------------ counted rows, edits, designs
+
+
+def test_a_row_without_a_recipe_is_counted_once(experiment, run, no_training, monkeypatch):
+    good = Row("good", "zoo:mnist-m3", "", None, paper={"params": 1560, "mmacs": "0.254"})
+    bad = Row("bad", "zoo:mnist-m3", "", None, paper={"params": 1500, "macs": 253_782})
+    experiment(first=good, second=bad)
+    no_training()
+    content = run("a")
+    assert [(row["params"], row["macs"], row["seeds"]) for row in content["rows"]] == [(1560, 253_782, [])] * 2
+    assert [counts_beside(row, row["paper"]) for row in content["rows"]] == ["equal", "parameters +60"]
+    assert listed()[-1]["trainings"] == dict.fromkeys(("quick", "standard", "full"), 0)
+    assert set(stored("a")) == {"good", "bad"}
+    monkeypatch.setattr(rows_module, "opened", None)  # to count again would break
+    assert timeless(run("a")) == timeless(content)
+
+
+def test_edits_come_before_the_training_and_depend_on_the_seed(experiment, run):
+    row = EXPERIMENTS["small"].rows("standard")[0]
+    edit = Replace("conv2", "dw_separable")
+    experiment(second=Row("second", row.model, row.data, row.recipe, (0, 1), edits=(edit,), control="first"))
+    content = run("a")
+    assert content["rows"][1]["params"] == 8 * 9 + 16 + 8 * 9 + 8 * 12 + 12 + 12 * 3 + 3
+    assert content["rows"][1]["form"]["edits"] == [
+        {"edit": "replace", "target": "conv2", "operator": "dw_separable", "init": "fresh"}
+    ]
+    assert stored("a")["second-0"]["asked"]["edits"] == [edit.to_dict()]
+    assert "edits" not in stored("a")["first-0"]["asked"]  # so that older results stay those of their rows
+    assert pickle.loads(pickle.dumps(edit)) == copy.deepcopy(edit) == edit  # it goes to other processes
+
+
+def test_inserted_weights_are_drawn_from_the_seed(tiny):
+    form = form_of(Row("r", tiny, "", None, edits=(Replace("conv2", "dw_separable"),)))
+    weights = [made(tiny, form, (1, 8, 8), seed).conv2.pointwise.weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_every_result_has_the_facts(experiment, run):
+    known = run("a", seeds=1)["rows"][0]["facts"]
+    assert known["depth"] == 2
+    assert 0 < known["q_effective"] <= known["q_sum"]
+    assert known["q_log"] < 0
+    folder = Path("a/rows/first-0/result.json")
+    older = {key: value for key, value in json.loads(folder.read_text()).items() if key != "facts"}
+    folder.write_text(json.dumps(older))
+    assert run("a", seeds=1)["rows"][0]["facts"] is None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A design that finds nothing to change."""
+
+    kind: ClassVar[str] = "kept"
+
+    def settle(self, model, form, shape):
+        return form
+
+
+def test_a_design_that_leads_to_another_rows_network_is_not_trained_again(monkeypatch, recipe, no_training):
+    asked = recipe.updated(max_steps=2, batch_size=16, memory_format="contiguous")
+    model, options = "zoo:resnet18_cifar", {"width": 0.02, "in_channels": 1}
+    rows = [Row("before", model, "fashion-mini", asked, (0,), options)]
+    rows += [
+        Row(name, model, "fashion-mini", asked, (0,), options, design=(design,), control="before")
+        for name, design in (
+            ("moved", Organized()),
+            ("again", Organized(Rule(per_cost=True))),
+            ("kept", Kept()),
+        )
+    ]
+    monkeypatch.setitem(EXPERIMENTS, "levels", Experiment("levels", "t", "s", lambda size: tuple(rows)))
+    reproduce("levels", Path("a"), only=["before", "moved"], say=lambda text: None)
+    no_training()
+    content = reproduce("levels", Path("a"), say=lambda text: None)
+    assert [row["same_as"] for row in content["rows"]] == [None, None, "moved", "before"]
+    accuracies = [row["accuracies"] for row in content["rows"]]
+    assert (accuracies[2], accuracies[3]) == (accuracies[1], accuracies[0])
+    depths = (content["rows"][1]["form"] or {})["options"]["depths"]
+    assert sum(depths) == 8
+    assert depths != [2, 2, 2, 2]
+    assert "the same network as moved" in Path("a/table.md").read_text()
+
+
+def test_the_organizers_depths_come_first():
+    designs = (RollingEverywhere(2), Organized())
+    with pytest.raises(RunError, match="name it before what edits the network"):
+        form_of(Row("r", "zoo:resnet20", "", None, design=designs))
+
+
+def test_what_follows_is_recorded_and_shown(monkeypatch, experiment, run):
+    def conclude(content):
+        return Conclusion((Sheet("More", ("a",), (("b|c",),)),), {"rows": len(content["rows"])}, {"dots": "<svg/>"})
+
+    rows = EXPERIMENTS["small"].rows
+    monkeypatch.setitem(EXPERIMENTS, "small", Experiment("small", "A small one", "nobody", rows, conclude))
+    content = run("a", seeds=1)
+    assert content["conclusion"]["values"] == {"rows": 2}
+    assert Path("a/dots.svg").read_text() == "<svg/>"
+    assert "**More**\n\n| a |\n| --- |\n| b\\|c |" in Path("a/table.md").read_text()
+    assert reproduced(content).more == (Sheet("More", ("a",), (("b|c",),)),)
+
+
+# ------------------------------------------------------------------ the 3D receptive field
+
+
+COUNTED = {row.name: row for row in counted_rows()}
+FAST = ("mobilenet-organizer-count", "mobilenet-both-g4-count", "vgg16-organizer-count", "resnet18-both-g2-count")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in COUNTED])
+def test_every_count_is_the_expected_one(name, tmp_path):
+    row = COUNTED[name]
+    counts = rows_module.carry_out(Job(row, 0, tmp_path))
+    assert counts_beside(counts, row.paper) == "equal"
+    assert "params" in row.paper
+
+
+def test_experiments_are_listed_at_once(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("read a network")
+
+    for name in ("read", "create"):
+        monkeypatch.setattr(designs, name, refuse)
+    start = time.process_time()
+    found = {each["name"]: each for each in listed()}
+    assert time.process_time() - start < 1.0
+    assert found["3drf"]["trainings"]["standard"] == 2 * 8 * 3
+    assert found["3drf-rank"]["trainings"]["standard"] == 2 * 24 * 2
+
+
+@pytest.mark.parametrize(("family", "total", "stages"), [("plain", 13, 5), ("residual", 8, 4)])
+def test_the_distributions_are_those_that_were_drawn(family, total, stages):
+    cuts = combinations(range(1, total), stages - 1)
+    every = ["-".join(str(b - a) for a, b in zip((0, *cut), (*cut, total), strict=True)) for cut in cuts]
+    by_numbers = sorted(random.Random(2021).sample(every, 24), key=lambda text: [*map(int, text.split("-"))])
+    assert field_rank.FAMILIES[family][1] == tuple(by_numbers)
+
+
+def rank_row(units, q, mean, **changes):
+    facts = {"q_sum": q, "q_log": -q, "q_effective": q * 10, "depth": 9}
+    row = {"name": f"plain-{units}", "mean": mean, "deviation": 0.01, "seeds": [0, 1], "params": 7, "macs": 5}
+    return {**row, "facts": facts, **changes}
+
+
+def test_rank_correlations_are_scipys_and_left_out_where_nothing_differs():
+    rng = np.random.default_rng(3)
+    q = rng.integers(0, 9, 17) / 7
+    mean = q / 40 + rng.normal(0, 0.01, 17)
+    rows = [rank_row(i, a, b) for i, (a, b) in enumerate(zip(q.tolist(), mean.tolist(), strict=True))]
+    rows += [rank_row("x", 1.0, None, seeds=[]), rank_row("y", 1.0, 0.9, facts=None)]
+    found = field_rank.conclude({"rows": rows})
+    rho = {name: value and value["rho"] for name, value in found.values["plain"]["spearman"].items()}
+    expected = float(spearmanr(q, mean).statistic)
+    assert rho["Q, sum"] == rho["Q, effective fields"] == pytest.approx(expected)
+    assert rho["Q, sum of logarithms"] == pytest.approx(-expected)
+    assert rho["parameters"] is rho["MACs"] is rho["depth"] is None
+    interval = found.values["plain"]["spearman"]["Q, sum"]
+    assert -1 <= interval["low"] < expected < interval["high"] <= 1
+    assert found.values["plain"]["networks"] == 17
+    assert set(found.pictures) == {"3drf-rank-plain"}
+    assert found == field_rank.conclude({"rows": rows})  # drawn with a fixed seed
+    json.dumps(dict(found.values), allow_nan=False)
+
+
+def test_nothing_is_concluded_from_nothing():
+    rows = [rank_row(i, float(i), None, seeds=[]) for i in range(9)]
+    assert field_rank.conclude({"rows": rows}) == Conclusion()
 
 
 # ------------------------------------------------------------------ what is refused

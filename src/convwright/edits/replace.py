@@ -55,6 +55,9 @@ class Replace(Edit):
         object.__setattr__(self, "options", MappingProxyType(dict(options)))
         object.__setattr__(self, "approximate", approximate)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _replace, (self.target, self.operator, self.approximate, dict(self.options))
+
     def __hash__(self) -> int:
         return hash((self.target, self.operator, tuple(sorted(self.options.items())), self.approximate))
 
@@ -67,6 +70,11 @@ class Replace(Edit):
     def known_fields(cls) -> frozenset[str] | None:
         """Operators check their options themselves."""
         return None
+
+
+def _replace(target: str, operator: str, approximate: bool, options: Mapping[str, Any]) -> Replace:
+    """Build the edit again in another process, or in a copy: its read-only options cannot be pickled."""
+    return Replace(target, operator, approximate, **options)
 
 
 @carries_out(Replace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Group
@@ -27,6 +27,7 @@ class Sheet:
         right: Columns that are set flush right.
         notes: Lines below the table.
         spare: Columns for which a terminal has no room.
+        more: Further tables below it, each with its title.
     """
 
     title: str
@@ -35,13 +36,15 @@ class Sheet:
     right: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
+    more: tuple[Sheet, ...] = ()
 
     def markdown(self) -> str:
-        """Return it as Markdown, without the title."""
+        """Return it as Markdown, without its own title."""
         rule = ["---:" if i in self.right else "---" for i in range(len(self.columns))]
         cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
         lines = ["| " + " | ".join(line) + " |" for line in (self.columns, rule, *cells)]
-        return "\n".join(lines) + "".join(f"\n\n{note}" for note in self.notes)
+        below = (*self.notes, *(f"**{sheet.title}**\n\n{sheet.markdown()}" for sheet in self.more))
+        return "\n".join(lines) + "".join(f"\n\n{part}" for part in below)
 
     def rich(self) -> Group:
         """Return it for a terminal."""
@@ -52,18 +55,33 @@ class Sheet:
             table.add_column(column, justify="right" if place in self.right else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*[Text(row[place]) for place in shown])  # brackets in names are no markup
-        return Group(table, *[Text(note) for note in self.notes])
+        return Group(table, *[Text(note) for note in self.notes], *[sheet.rich() for sheet in self.more])
 
     def without_empty(self) -> Sheet:
         """Return it without the columns that say nothing in any row."""
         kept = [i for i in range(len(self.columns)) if not self.rows or any(row[i] for row in self.rows)]
+        return replace(
+            self,
+            columns=tuple(self.columns[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+            right=tuple(new for new, old in enumerate(kept) if old in self.right),
+        )
+
+    def as_dict(self) -> Json:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Json) -> Sheet:
+        """Return the sheet of such values."""
         return Sheet(
-            self.title,
-            tuple(self.columns[i] for i in kept),
-            tuple(tuple(row[i] for i in kept) for row in self.rows),
-            tuple(new for new, old in enumerate(kept) if old in self.right),
-            self.notes,
-            self.spare,
+            title=values["title"],
+            columns=tuple(values["columns"]),
+            rows=tuple(map(tuple, values["rows"])),
+            right=tuple(values["right"]),
+            notes=tuple(values["notes"]),
+            spare=tuple(values["spare"]),
+            more=tuple(map(Sheet.from_dict, values["more"])),
         )
 
 
@@ -71,20 +89,111 @@ class Sheet:
 
 
 def reproduced(content: Json) -> Sheet:
-    """Return an experiment's rows beside the paper's numbers."""
-    by_name = {row["name"]: row for row in content["rows"]}
+    """Return an experiment's rows beside the paper's numbers: those trained, those counted, and what follows."""
+    title = f"{content['name']} ({content['size']}): {content['title']}"
+    trained = [row for row in content["rows"] if not _only_counted(row)]
+    counted = [row for row in content["rows"] if _only_counted(row)]
+    concluded = content.get("conclusion") or {"tables": ()}
+    sheets = (
+        *([_trained(trained, title)] if trained or not counted else []),
+        *([_counted(counted, "Counted, not trained" if trained else title)] if counted else []),
+        *map(Sheet.from_dict, concluded["tables"]),
+    )
+    return replace(sheets[0], more=sheets[1:])
+
+
+def _only_counted(row: Json) -> bool:
+    return "recipe" in row and row["recipe"] is None
+
+
+def _trained(rows: Sequence[Json], title: str) -> Sheet:
+    by_name = {row["name"]: row for row in rows}
     columns = (
-        "row", "parameters", "limit", "MACs", "paper", "ours", "seeds", "target", "against its control, points",
-        "seconds per seed", "processor seconds per seed", "note",
+        "row", "made by", "parameters", "limit", "MACs", "paper", "ours", "seeds", "target",
+        "against its control, points", "seconds per seed", "processor seconds per seed", "note",
     )  # fmt: skip
-    rows = tuple(tuple(_reproduced_row(row, by_name)) for row in content["rows"])
+    cells = tuple(tuple(_reproduced_row(row, by_name)) for row in rows)
     notes = (
         "Ours: test accuracy of the last epoch, mean ± standard deviation over seeds. "
         "Against its control: mean difference seed by seed ± its standard error.",
     )
-    return Sheet(
-        f"{content['name']} ({content['size']}): {content['title']}", columns, rows, (1, 3, 6), notes
-    ).without_empty()
+    return Sheet(title, columns, cells, (2, 4, 7), notes).without_empty()
+
+
+def _counted(rows: Sequence[Json], title: str) -> Sheet:
+    columns = (
+        "row", "made by", "units", "Q", "parameters", "MACs", "expected parameters", "expected MACs",
+        "beside the expected", "note",
+    )  # fmt: skip
+    cells = tuple(
+        (
+            row["name"],
+            made_by(row),
+            "-".join(map(str, row["units"] or ())),
+            f"{row['facts']['q_sum']:.3f}" if row["facts"] else "",
+            _count(row["params"]),
+            _count(row["macs"]),
+            _count(row["paper"].get("params")),
+            f"{row['paper']['mmacs']} M" if "mmacs" in row["paper"] else _count(row["paper"].get("macs")),
+            counts_beside(row, row["paper"]) if row["params"] is not None else "not counted yet",
+            row["note"],
+        )
+        for row in rows
+    )
+    return Sheet(title, columns, cells, (3, 4, 5, 6, 7)).without_empty()
+
+
+def counts_beside(counts: Json, paper: Json) -> str:
+    """Say whether counts are the expected ones: ``equal``, or by how much each differs; "" if none was expected.
+
+    Args:
+        counts: Of a counted row: ``params``, ``macs``, ``units`` and ``facts``.
+        paper: What is expected: ``params``, ``macs`` and ``units`` exactly; ``mmacs`` (millions) and ``q_sum``, as
+            texts, to their digits.
+    """
+    told = [_difference(name, counts, paper[name]) for name in _COMPARED if name in paper]
+    different = [words for words in told if words]
+    return "; ".join(different) if different else "equal" if told else ""
+
+
+_COMPARED = ("params", "macs", "mmacs", "q_sum", "units")
+
+
+def _difference(name: str, counts: Json, wanted: Any) -> str:
+    """Say how one count differs from what is expected; "" if it does not."""
+    if name in ("params", "macs"):
+        return _apart("parameters" if name == "params" else "MACs", counts[name], wanted)
+    if name == "units":
+        return _other("units", "-".join(map(str, counts["units"])), "-".join(map(str, wanted)))
+    number = counts["macs"] / 1e6 if name == "mmacs" else counts["facts"]["q_sum"]
+    return _other("MMACs" if name == "mmacs" else "Q", _to_digits(number, wanted), wanted)
+
+
+def _apart(what: str, found: int, wanted: int) -> str:
+    return "" if found == wanted else f"{what} {found - wanted:+,}"
+
+
+def _other(what: str, found: str, wanted: str) -> str:
+    return "" if found == wanted else f"{what} {found}, not {wanted}"
+
+
+def _to_digits(number: float, like: str) -> str:
+    """Write a number with as many places as another has."""
+    return f"{number:.{len(like.partition('.')[2])}f}"
+
+
+def made_by(row: Json) -> str:
+    """Say how a row's network was made, where designs or edits had a part in it."""
+    form = row.get("form")
+    if not form:
+        return ""
+    if row.get("same_as"):
+        return f"the same network as {row['same_as']}"
+    depths = form["options"].get("depths")
+    units = [f"units {'-'.join(map(str, depths))}"] if depths else []
+    names = [edit["operator"] if edit["edit"] == "replace" else edit["edit"] for edit in form["edits"]]
+    edits = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
+    return ", ".join((*units, *edits)) or "nothing changed"
 
 
 def experiments(found: Sequence[Json]) -> Sheet:
@@ -106,6 +215,7 @@ def experiments(found: Sequence[Json]) -> Sheet:
 def _reproduced_row(row: Json, by_name: Mapping[str, Json]) -> Iterator[str]:
     done = bool(row["seeds"])
     yield row["name"]
+    yield made_by(row)
     yield _count(row["params"])
     yield _limit(row) if done else ""
     yield _count(row["macs"])

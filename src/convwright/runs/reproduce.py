@@ -1,10 +1,12 @@
-"""``convwright reproduce``: train the rows of an experiment and set them beside the paper's numbers.
+"""``convwright reproduce``: train or count the rows of an experiment and set them beside the paper's numbers.
 
 Layout of the folder::
 
     rows/NAME-SEED/     one training, see `convwright.runs.rows`
-    result.json         all rows, with what is finished of them
+    rows/NAME/          a row that is only counted
+    result.json         all rows, with what is finished of them, and what follows from them
     table.md            the same, for people
+    NAME.svg            pictures, where the experiment draws some
 
 A training is done once: a finished one with the same network, data and recipe is read, not repeated. So the
 command can be interrupted at any moment and given again.
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 
 from convwright.errors import RecipeError, RunError, did_you_mean
-from convwright.runs.experiment_tables import reproduced
+from convwright.runs.experiment_tables import counts_beside, reproduced
 from convwright.runs.experiments import EXPERIMENTS, SIZES, Experiment, Row, Size, experiment_named
 from convwright.runs.files import owned, write_json, write_text
 from convwright.runs.machine import machine, portable, versions
@@ -71,27 +73,24 @@ def reproduce(
     threads = threads or max(1, torch.get_num_threads() // jobs)
     failures = []
     with owned(folder):
-        work = [
-            Job(row, seed, folder / "rows" / f"{row.name}-{seed}", data_dir, threads)
-            for seed in _all_seeds(rows, seeds)
-            for row in rows
-            if seed in row.seeds[:seeds]
-        ]
+        work = _work(rows, seeds, folder, data_dir, threads)
         left = [job for job in work if finished(job) is None]
         if len(left) < len(work):
-            say(f"{len(work) - len(left)} of {len(work)} trainings are finished in {folder}")
+            say(f"{len(work) - len(left)} of {len(work)} {_called(rows)} are finished in {folder}")
         for done, (job, outcome) in enumerate(carried_out(left, jobs), start=1):
-            place = f"{done}/{len(left)}  {job.row.name} seed {job.seed}"
+            named = job.row.name if job.row.recipe is None else f"{job.row.name} seed {job.seed}"
+            place = f"{done}/{len(left)}  {named}"
             if outcome.content is None:
-                failures.append(f"{job.row.name} seed {job.seed}: {outcome.failure}")
+                failures.append(f"{named}: {outcome.failure}")
                 say(f"{place}: failed: {outcome.failure}")
             else:
                 say(f"{place}: {_said(outcome.content, job.row)}")
-            _record(folder, summary(found, size, folder, command))
-        content = summary(found, size, folder, command)
-        _record(folder, content)
+            _record(folder, found, summary(found, size, folder, command))
+        content = _record(folder, found, summary(found, size, folder, command))
     if failures:
-        raise RecipeError(f"{len(failures)} of {len(work)} trainings broke down, the others are kept; {failures[0]}")
+        raise RecipeError(
+            f"{len(failures)} of {len(work)} {_called(rows)} broke down, the others are kept; {failures[0]}"
+        )
     return content
 
 
@@ -119,7 +118,7 @@ def listed() -> list[dict[str, Any]]:
             "title": found.title,
             "source": found.source,
             "rows": [row.name for row in found.rows("standard")],
-            "trainings": {size: sum(len(row.seeds) for row in found.rows(size)) for size in SIZES},
+            "trainings": {size: sum(row.trainings for row in found.rows(size)) for size in SIZES},
         }
         for found in EXPERIMENTS.values()
     ]
@@ -141,19 +140,46 @@ def _check_counts(**counts: int | None) -> None:
             raise RunError(f"{name}={count}: give at least 1")
 
 
-def _all_seeds(rows: Sequence[Row], most: int | None) -> list[int]:
-    """Return the seeds in the order of work: every row once before any row twice."""
-    return sorted({seed for row in rows for seed in row.seeds[:most]})
+def _work(
+    rows: Sequence[Row], seeds: int | None, folder: Path, data_dir: Path | None, threads: int | None
+) -> list[Job]:
+    """Return what there is to do in its order: counts first, then every row once before any row twice."""
+    trained = [row for row in rows if row.recipe is not None]
+    pairs = [(row, 0) for row in rows if row.recipe is None]
+    every = sorted({seed for row in trained for seed in row.seeds[:seeds]})
+    pairs += [(row, seed) for seed in every for row in trained if seed in row.seeds[:seeds]]
+    return [Job(row, seed, _folder_of(row, seed, folder), data_dir, threads) for row, seed in pairs]
+
+
+def _folder_of(row: Row, seed: int, folder: Path) -> Path:
+    return folder / "rows" / (row.name if row.recipe is None else f"{row.name}-{seed}")
+
+
+def _called(rows: Sequence[Row]) -> str:
+    """Return what the work on these rows is called."""
+    counted = [row.recipe is None for row in rows]
+    return "counts" if all(counted) else "counts and trainings" if any(counted) else "trainings"
 
 
 def _said(content: Mapping[str, Any], row: Row) -> str:
+    if row.recipe is None:
+        told = counts_beside(content, row.paper)
+        return f"{content['params']:,} parameters, {content['macs']:,} MACs{f'; {told}' if told else ''}"
     paper = f", paper {row.paper['accuracy']:.2%}" if "accuracy" in row.paper else ""
     return f"{content['test']['accuracy']:.2%}{paper}, in {content['seconds']:.0f} s"
 
 
-def _record(folder: Path, content: dict[str, Any]) -> None:
+def _record(folder: Path, found: Experiment, content: dict[str, Any]) -> dict[str, Any]:
+    """Write the table and what follows from it; return the content with that."""
+    if found.conclude is not None:
+        concluded = found.conclude(content)
+        tables = [table.as_dict() for table in concluded.tables]
+        content = {**content, "conclusion": {"values": dict(concluded.values), "tables": tables}}
+        for name, text in concluded.pictures.items():
+            write_text(folder / f"{name}.svg", text)
     write_json(folder / "result.json", content)
     write_text(folder / "table.md", f"# {content['title']}\n\n{reproduced(content).markdown()}\n")
+    return content
 
 
 # ------------------------------------------------------------------ the table
@@ -176,33 +202,40 @@ def summary(found: Experiment, size: Size, folder: Path, command: str) -> dict[s
 
 
 def _results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    jobs = (Job(row, seed, folder / "rows" / f"{row.name}-{seed}") for seed in row.seeds)
+    seeds = row.seeds if row.recipe is not None else (0,)
+    jobs = (Job(row, seed, _folder_of(row, seed, folder)) for seed in seeds)
     return [content for content in map(finished, jobs) if content is not None]
 
 
 def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a row with mean and standard deviation over its seeds; no result is left out."""
-    accuracies = [content["test"]["accuracy"] for content in results]
+    trained = results if row.recipe is not None else ()
+    accuracies = [content["test"]["accuracy"] for content in trained]
+    first: Mapping[str, Any] = results[0] if results else {}
     return {
         "name": row.name,
         "model": row.model,
         "options": dict(row.options),
         "data": row.data,
-        "recipe": row.recipe.model_dump(mode="json", exclude={"seed"}),
+        "recipe": row.recipe.model_dump(mode="json", exclude={"seed"}) if row.recipe is not None else None,
         "note": row.note,
         "control": row.control,
         "paper": dict(row.paper),
         "target": row.target,
         "limit": row.limit,
-        "params": results[0]["params"] if results else None,
-        "macs": results[0]["macs"] if results else None,
-        "seeds": [content["seed"] for content in results],
+        "params": first.get("params"),
+        "macs": first.get("macs"),
+        "form": first.get("form"),
+        "units": first.get("units"),
+        "same_as": first.get("same_as"),
+        "facts": first.get("facts"),  # older results have none
+        "seeds": [content["seed"] for content in trained],
         "accuracies": accuracies,
         "mean": statistics.fmean(accuracies) if accuracies else None,
         "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "train_accuracies": [content["history"][-1]["train_acc"] for content in results],
-        "seconds": [content["seconds"] for content in results],
-        "processor_seconds": [content["processor_seconds"] for content in results],
-        "settings": results[0]["settings"] if results else None,
-        "machine": results[0]["machine"] if results else None,
+        "train_accuracies": [content["history"][-1]["train_acc"] for content in trained],
+        "seconds": [content["seconds"] for content in trained],
+        "processor_seconds": [content["processor_seconds"] for content in trained],
+        "settings": first.get("settings"),
+        "machine": first.get("machine"),
     }

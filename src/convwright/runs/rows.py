@@ -1,4 +1,4 @@
-"""Rows of a table, each trained once per seed: what `reproduce` and `ablate` share.
+"""Rows of a table, each trained once per seed, or counted: what `reproduce` and `ablate` share.
 
 Layout of one training's folder::
 
@@ -10,6 +10,7 @@ Layout of one training's folder::
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,12 @@ from typing import Any
 
 import torch
 
-from convwright.architecture import create, read
-from convwright.cost import profile
+from convwright.architecture import Architecture, read
+from convwright.cost import count_by_torch, profile
 from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
+from convwright.runs.designs import Form, as_dicts, depths_of, form_of, made, opened, plain
 from convwright.runs.experiments import Row
+from convwright.runs.facts import facts
 from convwright.runs.files import load_weights, read_json, save_weights, write_json
 from convwright.runs.machine import machine, versions
 from convwright.runs.training import judged
@@ -37,10 +40,10 @@ _OWN_FAILURES = (RecipeError, EditError, ReadError, BudgetError)  # of one row; 
 
 @dataclass(frozen=True)
 class Job:
-    """One training.
+    """One training, or one count.
 
     Attributes:
-        row: What to train.
+        row: What to train; without a recipe it is counted.
         seed: Of weights and training.
         folder: Where it is recorded.
         data_dir: As for `load_data`.
@@ -91,8 +94,12 @@ def asked(job: Job) -> dict[str, Any]:
         "model": row.model,
         "options": dict(row.options),
         "data": row.data,
-        "recipe": row.recipe.updated(seed=job.seed).model_dump(mode="json"),
+        "recipe": row.recipe.updated(seed=job.seed).model_dump(mode="json") if row.recipe is not None else None,
     }
+    if row.design:
+        values["design"] = as_dicts(row.design)
+    if row.edits:
+        values["edits"] = plain([edit.to_dict() for edit in row.edits])
     if job.input_shape is not None:
         values["input_shape"] = list(job.input_shape)
     if job.val_fraction:
@@ -105,6 +112,8 @@ def asked(job: Job) -> dict[str, Any]:
 
 
 def _same(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    if stored["recipe"] is None or wanted["recipe"] is None:
+        return stored == wanted
     # As recipes, not as texts: a field that was added since then has its default in both.
     try:
         recipes = Recipe(**stored["recipe"]) == Recipe(**wanted["recipe"])
@@ -127,9 +136,15 @@ def carry_out(job: Job) -> dict[str, Any]:
     Raises:
         ConvwrightError: As for `train`.
     """
+    if job.row.recipe is None:
+        return _counted(job)
     resumed = _prepared(job)
     data = _data(job)
-    model = _model(job)
+    form = form_of(job.row, data.shape)
+    if (twin := _twin(job, form)) is not None:
+        return _taken_over(job, form, twin)
+    model = _model(job, form, data)
+    known = _facts(model, data)  # before the training: what cannot be told must not cost one
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start, processor = time.perf_counter(), time.process_time()
@@ -139,7 +154,9 @@ def carry_out(job: Job) -> dict[str, Any]:
         "row": job.row.name,
         "seed": job.seed,
         "asked": asked(job),
+        **_form(job.row, form),
         **_costs(trained.model, data),
+        "facts": known,
         "validation": judged(trained.val),
         "test": judged(trained.test),
         "test_flip": judged(trained.test_flip),
@@ -166,6 +183,76 @@ def carry_out(job: Job) -> dict[str, Any]:
     return content
 
 
+def _counted(job: Job) -> dict[str, Any]:
+    """Count one row's network and record it.
+
+    Raises:
+        ConvwrightError: It cannot be made or read, or torch counts other MACs than convwright.
+    """
+    start = time.perf_counter()
+    form = form_of(job.row)
+    arch = opened(job.row.model, form, None)
+    costs, by_torch = profile(arch), count_by_torch(arch.model, arch.example_input)
+    if costs.macs != by_torch:
+        raise RunError(
+            f"{job.row.name}: {costs.macs:,} MACs, but torch counts {by_torch:,}; please report this network"
+        )
+    content = {
+        "format": ROW_FORMAT,
+        "row": job.row.name,
+        "seed": job.seed,
+        "asked": asked(job),
+        **_form(job.row, form),
+        "units": depths_of(job.row.model, form.options),
+        "params": sum(parameter.numel() for parameter in arch.model.parameters()),
+        "macs": costs.macs,
+        "facts": facts(arch),
+        "seconds": time.perf_counter() - start,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(job.folder / "result.json", content)
+    return content
+
+
+def _twin(job: Job, form: Form) -> Path | None:
+    """Return the folder of a finished training beside this one of the very network that a design led to."""
+    if not job.row.design:
+        return None
+    wanted = _as_made(asked(job), form.as_dict())
+    for path in sorted(job.folder.parent.glob("*/result.json")):
+        content = read_json(path, ROW_FORMAT)
+        if path.parent != job.folder and _same(_as_made(content["asked"], content.get("form")), wanted):
+            return path.parent
+    return None
+
+
+def _as_made(question: dict[str, Any], form: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a training depends on, with a design's answer in place of its question."""
+    rest = {key: value for key, value in question.items() if key not in ("design", "edits")}
+    return {**rest, **(form or {"options": question["options"], "edits": question.get("edits", [])})}
+
+
+def _taken_over(job: Job, form: Form, twin: Path) -> dict[str, Any]:
+    """Record another row's training as this one's: it would be repeated bit for bit."""
+    found = read_json(twin / "result.json", ROW_FORMAT)
+    content = {
+        **{key: value for key, value in found.items() if key != "form"},
+        "row": job.row.name,
+        "asked": asked(job),
+        **_form(job.row, form),
+        "same_as": found.get("same_as", found["row"]),
+    }
+    shutil.copyfile(twin / "model.safetensors", job.folder / "model.safetensors")
+    write_json(job.folder / "result.json", content)
+    return content
+
+
+def _form(row: Row, form: Form) -> dict[str, Any]:
+    """Return how the network was made, where that says more than the row does."""
+    return {"form": form.as_dict()} if row.design or row.edits else {}
+
+
 def judge(job: Job) -> dict[str, Any]:
     """Judge a finished training, whose checkpoint was kept, on the test part; once, the answer is recorded.
 
@@ -178,7 +265,8 @@ def judge(job: Job) -> dict[str, Any]:
     if content["test"] is None:
         _prepared(job)
         data = _data(job)
-        content = {**content, "test": judged(_trained(job, _model(job), data, test=True).test)}
+        model = _model(job, form_of(job.row, data.shape), data)
+        content = {**content, "test": judged(_trained(job, model, data, test=True).test)}
         write_json(job.folder / "result.json", content)
     return content
 
@@ -196,17 +284,16 @@ def _prepared(job: Job) -> bool:
 
 
 def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> TrainResult:
+    assert job.row.recipe is not None  # such rows are counted
     recipe = job.row.recipe.updated(seed=job.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecipeWarning)  # they are in the result, and in the table
         return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test)
 
 
-def _model(job: Job) -> torch.nn.Module:
+def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
     """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        model, _, _ = create(job.row.model, **job.row.options)
+    model = made(job.row.model, form, data.shape, job.seed)
     if job.weights is not None:
         load_weights(model, job.weights)
     return model
@@ -222,8 +309,16 @@ def _loaded(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None
 
 
 def _costs(model: torch.nn.Module, data: ImageData) -> dict[str, int]:
-    costs = profile(read(model, (1, *data.shape)))
+    costs = profile(_read(model, data))
     return {"params": costs.params, "macs": costs.macs}
+
+
+def _facts(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
+    return facts(_read(model, data))
+
+
+def _read(model: torch.nn.Module, data: ImageData) -> Architecture:
+    return read(model, (1, *data.shape))
 
 
 # ------------------------------------------------------------------ several

@@ -68,4 +68,5 @@ def _carried_back(mixing: Tensor, bias: Tensor | None) -> Tensor:
     """Return the bias per input channel that a pointwise weight, (out, in), turns into the one nearest to ``bias``."""
     if bias is None:
         return mixing.new_zeros(mixing.shape[1])
-    return torch.linalg.pinv(mixing) @ precise(bias)
+    inverse: Tensor = torch.linalg.pinv(mixing)
+    return inverse @ precise(bias)

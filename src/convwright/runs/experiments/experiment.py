@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from convwright.edits import Edit
 from convwright.errors import ConvwrightError, look_up
+from convwright.runs.designs import Design
+from convwright.runs.experiment_tables import Sheet
 from convwright.training import Recipe
 
 Size = Literal["quick", "standard", "full"]
@@ -18,16 +21,21 @@ SIZES: tuple[Size, ...] = get_args(Size)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a network, data and a recipe, trained once per seed.
+    """One line of the table: a network, data and a recipe, trained once per seed; or a network that is only counted.
 
     Attributes:
         name: Unique in its experiment; also names its folder.
         model: As for `read`.
-        data: As for `load_data`. All training images are used: nothing is selected by looking at results.
-        recipe: How it is trained; the seed in it is replaced.
+        data: As for `load_data`. All training images are used: nothing is selected by looking at results. "" for a
+            row that is only counted.
+        recipe: How it is trained; the seed in it is replaced. None: it is only counted, on its usual input.
         seeds: One training each.
         options: Arguments of the network, e.g. ``{"blur": True}``.
-        paper: What the source reports, by name: ``accuracy`` (0..1) and what else it gives.
+        design: What methods decide about the network when the row is carried out, in order.
+        edits: Applied to the created network before it is trained. Operators that replace layers are drawn, not
+            fitted to weights that mean nothing yet.
+        paper: What the source reports, by name: ``accuracy`` (0..1) and what else it gives. The counts of a row that
+            is only counted are compared: ``params`` and ``macs`` exactly, ``mmacs`` (a text, millions) to its digits.
         target: The accuracy (0..1) that the mean has to reach; None: none was set.
         limit: Most trainable parameters allowed; None: no limit.
         note: One line for the reader of the table.
@@ -37,14 +45,21 @@ class Row:
     name: str
     model: str
     data: str
-    recipe: Recipe
+    recipe: Recipe | None
     seeds: tuple[int, ...] = (0, 1, 2)
     options: Mapping[str, Any] = field(default_factory=dict)
+    design: tuple[Design, ...] = ()
+    edits: tuple[Edit, ...] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
     target: float | None = None
     limit: int | None = None
     note: str = ""
     control: str = ""
+
+    @property
+    def trainings(self) -> int:
+        """How often it is trained."""
+        return len(self.seeds) if self.recipe is not None else 0
 
 
 # Written out, so that an experiment stays what it was when a default of `Recipe` changes.
@@ -73,7 +88,23 @@ def seeds_of(size: Size, count: int = 3) -> tuple[int, ...]:
     return (0,) if size == "quick" else tuple(range(count))
 
 
+@dataclass(frozen=True)
+class Conclusion:
+    """What follows from all rows of an experiment together.
+
+    Attributes:
+        tables: Further tables.
+        values: The same as plain JSON values.
+        pictures: Name -> text of an SVG file.
+    """
+
+    tables: tuple[Sheet, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+
 Rows = Callable[[Size], tuple[Row, ...]]
+Conclude = Callable[[Mapping[str, Any]], Conclusion]
 
 
 @dataclass(frozen=True)
@@ -85,23 +116,25 @@ class Experiment:
         title: One line.
         source: The paper, and what of it is confirmed or reconstructed.
         rows: The rows at a size: ``quick`` takes minutes, ``standard`` hours on two cores, ``full`` is the
-            paper's own size.
+            paper's own size. It reads no network, so that experiments can be listed at once.
+        conclude: What follows from the content of ``result.json``, whatever is finished of it; None: nothing.
     """
 
     name: str
     title: str
     source: str
     rows: Rows
+    conclude: Conclude | None = None
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
-def experiment(name: str, *, title: str, source: str) -> Callable[[Rows], Rows]:
+def experiment(name: str, *, title: str, source: str, conclude: Conclude | None = None) -> Callable[[Rows], Rows]:
     """Return a decorator that files a function of the size as an experiment."""
 
     def file(rows: Rows) -> Rows:
-        EXPERIMENTS[name] = Experiment(name, title, source, rows)
+        EXPERIMENTS[name] = Experiment(name, title, source, rows, conclude)
         return rows
 
     return file

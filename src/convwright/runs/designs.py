@@ -1,0 +1,241 @@
+"""What methods decide about a row's network before it is trained, as data: a row names the question, not the answer.
+
+A design reads the network, which takes seconds; an experiment that is only listed asks none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from convwright import zoo
+from convwright.architecture import Architecture, create, read
+from convwright.cost.budget import parse_budget
+from convwright.edits import Edit, InexactEditWarning, Replace
+from convwright.edits.operators import OPERATORS
+from convwright.edits.plan_file import edits_of
+from convwright.errors import RunError
+from convwright.methods.kernel_optimizer import optimize_kernels
+from convwright.methods.layer_operators import Menu, find_places
+from convwright.methods.receptive_field import Rule, organize
+from convwright.metrics.sight import Sight
+
+if TYPE_CHECKING:
+    from convwright.runs.experiments import Row
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network is made: by its builder, then by edits.
+
+    Attributes:
+        options: Arguments of the builder.
+        edits: What is done to the result.
+    """
+
+    options: Mapping[str, Any]
+    edits: tuple[Edit, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"options": plain(dict(self.options)), "edits": plain([edit.to_dict() for edit in self.edits])}
+
+
+class Design(Protocol):
+    """A decision about a network, as data: a frozen dataclass."""
+
+    kind: ClassVar[str]
+
+    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+        """Return the form that it decides on, from the form so far."""
+
+
+@dataclass(frozen=True)
+class Organized:
+    """The stage-level organizer decides the units of each stage, which go into the builder's ``depths``.
+
+    So its result has fresh weights, like a network that was designed that way.
+
+    Attributes:
+        rule: How units move.
+        effective: Fields are counted by their effective width.
+        budget: Of a rule that spends one, e.g. ``macs<=100%``; "" for none.
+    """
+
+    kind: ClassVar[str] = "organizer"
+
+    rule: Rule = field(default_factory=Rule)
+    effective: bool = False
+    budget: str = ""
+
+    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+        """Return the form with other ``depths``.
+
+        Raises:
+            RunError: There are edits already, or the builder has no ``depths`` that are the network's units.
+        """
+        if form.edits:
+            raise RunError(f"{model}: the organizer's depths go to the builder: name it before what edits the network")
+        arch = opened(model, form, shape)
+        limits = parse_budget(self.budget).resolve(arch.profile()) if self.budget else None
+        found = organize(arch, self.rule, limits, Sight(effective=self.effective))
+        present = depths_of(model, form.options)
+        if present != found.before:
+            raise RunError(
+                f"{model}: its units per stage are {list(found.before)}, but its option 'depths' is {present}; "
+                "the organizer's result cannot be built"
+            )
+        if found.after == found.before:  # then it is the same network, by name too
+            return form
+        return Form({**form.options, "depths": list(found.after)})
+
+
+@dataclass(frozen=True)
+class OptimizedKernels:
+    """The kernel-level optimizer chooses operators.
+
+    Attributes:
+        menu: Which are considered, and where.
+        tolerance: Share of its field that a stage keeps at least.
+    """
+
+    kind: ClassVar[str] = "kernels"
+
+    menu: Menu = field(default_factory=Menu)
+    tolerance: float = 1.0
+
+    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+        """Return the form with the optimizer's edits at the end."""
+        found = optimize_kernels(opened(model, form, shape), self.menu, self.tolerance)
+        return Form(form.options, (*form.edits, *found.edits))
+
+
+@dataclass(frozen=True)
+class RollingEverywhere:
+    """One setting of (DW+)RPW wherever the authors' related code would place it.
+
+    Attributes:
+        groups: Of the rolling pointwise convolutions; 1: plain pointwise ones.
+        overlap: Of their windows.
+        bias: Of ``dw_rpw``.
+    """
+
+    kind: ClassVar[str] = "rolling"
+
+    groups: int = 2
+    overlap: float = 0.5
+    bias: str = "like"
+
+    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+        """Return the form with a replacement per place at the end."""
+        places, _ = find_places(opened(model, form, shape), Menu())
+        common: dict[str, Any] = {"groups": self.groups, "overlap": self.overlap}
+        edits = tuple(
+            Replace(place.layer.name, "dw_rpw", **common, bias=self.bias)
+            if max(place.module.kernel_size) > 1
+            else Replace(place.layer.name, "rpw", **common)
+            for place in places
+        )
+        return Form(form.options, (*form.edits, *edits))
+
+
+def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:
+    """Return designs as plain JSON values."""
+    listed: list[dict[str, Any]] = plain([{"design": each.kind, **asdict(each)} for each in designs])  # type: ignore[call-overload]
+    return listed
+
+
+def form_of(row: Row, shape: Shape | None = None) -> Form:
+    """Return how a row's network is made; what its designs decide comes before its own edits.
+
+    Args:
+        row: The row.
+        shape: (c, h, w) that the network is read at; None: its usual one.
+    """
+    form = Form(dict(row.options))
+    for design in row.design:
+        form = design.settle(row.model, form, shape)
+    return Form(form.options, tuple(_fresh(edit) for edit in (*form.edits, *row.edits)))
+
+
+def made(model: str, form: Form, shape: Shape | None, seed: int) -> nn.Module:
+    """Create a network; its weights depend on the seed and on nothing else, those of inserted operators included."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        created, usual, _ = create(model, **form.options)
+        if not form.edits:
+            return created
+        with warnings.catch_warnings():
+            # That drawn weights are drawn anew is no loss.
+            warnings.simplefilter("ignore", InexactEditWarning)
+            changed = read(created, _shape(model, shape, usual)).apply(*form.edits, verify=False).model
+        _drawn_anew(changed, form.edits)
+    return changed
+
+
+def opened(model: str, form: Form, shape: Shape | None) -> Architecture:
+    """Return a network of this form, read; weights are whatever comes, so ask for its structure only."""
+    return _opened(model, json.dumps(form.as_dict(), sort_keys=True), shape)
+
+
+@lru_cache(maxsize=4)
+def _opened(model: str, text: str, shape: Shape | None) -> Architecture:
+    values = json.loads(text)
+    edits = edits_of(values["edits"], model)
+    if not edits:
+        return read(made(model, Form(values["options"]), shape, 0), _shape(model, shape, None)).evolved(source=model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InexactEditWarning)
+        return opened(model, Form(values["options"]), shape).apply(*edits, verify=False)
+
+
+def _shape(model: str, shape: Shape | None, usual: tuple[int, ...] | None) -> tuple[int, ...]:
+    if shape is not None:
+        return (1, *shape)
+    if usual is None and model.startswith("zoo:"):
+        usual = zoo.entry(model.partition(":")[2]).input_shape
+    if usual is None:
+        raise RunError(
+            f"{model}: the shape of its input is not known; a row that is only counted takes a named network"
+        )
+    return (1, *usual)
+
+
+def depths_of(model: str, options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the builder's depths: the option, or its default; None if there is none."""
+    given = options.get("depths")
+    if given is None and model.startswith("zoo:"):
+        known = inspect.signature(zoo.entry(model.partition(":")[2]).build).parameters
+        given = known["depths"].default if "depths" in known else None
+    return tuple(given) if given is not None else None
+
+
+def _fresh(edit: Edit) -> Edit:
+    """Return an edit that fits nothing to weights that were drawn a moment ago."""
+    if isinstance(edit, Replace) and "init" in OPERATORS[edit.operator].options and "init" not in edit.options:
+        return Replace(edit.target, edit.operator, edit.approximate, **edit.options, init="fresh")
+    return edit
+
+
+def _drawn_anew(model: nn.Module, edits: tuple[Edit, ...]) -> None:
+    """Draw the weights of inserted operators: what an edit draws depends on the layer's name, not on the seed."""
+    for edit in edits:
+        if isinstance(edit, Replace) and edit.options.get("init") == "fresh":
+            for module in model.get_submodule(edit.target).modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,42 @@
+"""What is known of a network without training it: the numbers that could predict how well it will do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from convwright.metrics.receptive_field import receptive_field, score
+from convwright.metrics.sight import Sight, walk_stage
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+Facts = dict[str, float | int | None]
+
+
+def facts(arch: Architecture) -> Facts:
+    """Return the scores of a network, none of which looks at its weights.
+
+    Args:
+        arch: The network.
+
+    Returns:
+        ``q_sum`` and ``q_log``: the reconstructed score Q, the sum of its stages' shares and that of their logarithms
+        (None where a stage sees nothing); ``q_effective``: the sum, with fields counted by their effective width;
+        ``depth``: the number of convolutions.
+    """
+    stages = receptive_field(arch).stages
+    shares = [stage.share for stage in stages]
+    judged = {stage.name for stage in stages}
+    sight = Sight(effective=True)
+    effective = []
+    for stage in arch.stages:
+        if stage.name in judged:
+            walk, positions = walk_stage(arch, stage)
+            effective.append(sight.share(arch, stage, walk.run(positions)))
+    return {
+        "q_sum": score(shares),
+        "q_log": score(shares, "log") if all(share > 0 for share in shares) else None,
+        "q_effective": math.fsum(effective),
+        "depth": sum(layer.kind == "conv" for layer in arch.layers),
+    }
