@@ -295,7 +295,27 @@ def _layers(data: dict[str, Any]) -> list[tuple[str, tuple[int, int], tuple[int,
     return [(name, side, sides[1][name]) for name, side in sides[0].items()]
 
 
-PICTURES: dict[str, Callable[[], str | None]] = {"channel-groups": channel_groups, "demo": demo}
+# ------------------------------------------------------------------ experiments
+
+
+def concluded(experiment: str, name: str) -> str | None:
+    """Draw what an experiment concludes from benchmarks/results/reproduce; None without a result."""
+    path = RESULTS / "reproduce" / f"{experiment}.json"
+    if not path.is_file():
+        return None
+    from convwright.runs.experiments import experiment_named
+
+    conclude = experiment_named(experiment).conclude
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return None if conclude is None else conclude(content).pictures.get(name)
+
+
+PICTURES: dict[str, Callable[[], str | None]] = {
+    "channel-groups": channel_groups,
+    "demo": demo,
+    "3drf-rank-plain": lambda: concluded("3drf-rank", "3drf-rank-plain"),
+    "3drf-rank-residual": lambda: concluded("3drf-rank", "3drf-rank-residual"),
+}
 
 
 def main() -> None:

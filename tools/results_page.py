@@ -9,7 +9,9 @@ from typing import Any
 Json = dict[str, Any]
 Load = Callable[[str], Json | None]
 
-EXPERIMENTS = ("mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques")
+EXPERIMENTS = (
+    "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",
+)  # fmt: skip
 
 
 def register(
@@ -34,7 +36,16 @@ def experiment(load: Load, missing: Callable[[str], str], provenance: Callable[[
     from convwright.runs.experiment_tables import reproduced
 
     words = "" if data["size"] == "standard" else f"Size: {data['size']}.\n\n"
-    return f"{words}{reproduced(data).markdown()}\n\n{provenance(data)}"
+    shown = "".join(f"![Q beside accuracy](images/{drawn}.svg)\n\n" for drawn in pictures(data))
+    return f"{words}{reproduced(data).markdown()}\n\n{shown}{provenance(data)}"
+
+
+def pictures(data: Json) -> dict[str, str]:
+    """Return the pictures that follow from an experiment's result, as SVG by name."""
+    from convwright.runs.experiments import experiment_named
+
+    conclude = experiment_named(data["name"]).conclude
+    return dict(conclude(data).pictures) if conclude is not None else {}
 
 
 def pipeline(
