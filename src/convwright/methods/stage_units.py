@@ -226,13 +226,19 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | N
 def _removals(arch: Architecture, blocks: Sequence[Block]) -> dict[str, str | None]:
     """Return per block why it cannot be removed; those that only a measurement tells about are measured."""
     found = {block.name: why_not_removable(arch, block) for block in blocks}
-    for block in blocks:
-        if found[block.name] is None and needs_measuring(arch, block):
-            try:
-                arch.apply(RemoveBlock(block.name))
-            except EditError as error:
-                found[block.name] = str(error)
+    doubtful = [b.name for b in blocks if found[b.name] is None and needs_measuring(arch, b)]
+    if doubtful and _refused(arch, doubtful) is not None:  # measured together first: every measurement costs seconds
+        found |= {name: _refused(arch, [name]) for name in doubtful}
     return found
+
+
+def _refused(arch: Architecture, names: Sequence[str]) -> str | None:
+    """Return why blocks cannot be removed, by removing them; ``None`` if they can."""
+    try:
+        arch.apply(*(RemoveBlock(name) for name in names))
+    except EditError as error:
+        return str(error)
+    return None
 
 
 def _outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
