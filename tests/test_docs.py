@@ -134,7 +134,7 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
     tables = generator()
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.TABLES["results"]() == "No result files are in this checkout."
-    experiments = ("mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques")
+    experiments = ("mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf")
     measured = ("demo", "widths", "labels", "cost-model", "receptive-field", "latency", "training", "pipeline")
     for name in (*measured, *(f"reproduce-{name}" for name in experiments)):
         assert "Not measured in this checkout" in tables.TABLES[name]()
