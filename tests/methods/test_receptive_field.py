@@ -209,7 +209,7 @@ def test_predictions_hold_for_published_networks(name, shape):
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 24))
 def test_all_distributions_are_tried_once(least, extra):
-    from convwright.methods.receptive_field import _distributions
+    from convwright.methods.unit_moves import _distributions
 
     total = sum(least) + extra % 7
     choices = [list(range(n, total - sum(least) + n + 1)) for n in least]

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from convwright.cli import main
 from convwright.edits import Replace
 from convwright.errors import ConvwrightError, RecipeError, RunError
-from convwright.methods.receptive_field import Rule
+from convwright.methods.unit_moves import Rule
 from convwright.runs import designs
 from convwright.runs import rows as rows_module
 from convwright.runs.designs import Organized, RollingEverywhere, form_of, made

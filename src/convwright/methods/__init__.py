@@ -25,7 +25,8 @@ from convwright.methods.method import (
 )
 from convwright.methods.phase_techniques import Trying
 from convwright.methods.phases import Decision, PhasedDesign
-from convwright.methods.receptive_field import Organization, ReceptiveFieldOrganizer, Rule, organize
+from convwright.methods.receptive_field import Organization, ReceptiveFieldOrganizer, organize
+from convwright.methods.unit_moves import Rule
 
 __all__ = [
     "METHODS",

@@ -25,7 +25,8 @@ from convwright.edits.plan_file import edits_of
 from convwright.errors import RunError
 from convwright.methods.kernel_optimizer import optimize_kernels
 from convwright.methods.layer_operators import Menu, find_places
-from convwright.methods.receptive_field import Rule, organize
+from convwright.methods.receptive_field import organize
+from convwright.methods.unit_moves import Rule
 from convwright.metrics.sight import Sight
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convwright.methods.layer_operators import Menu
-from convwright.methods.receptive_field import Rule
+from convwright.methods.unit_moves import Rule
 from convwright.runs.designs import Design, OptimizedKernels, Organized, RollingEverywhere
 from convwright.runs.experiments.cifar_small import cifar_recipe
 from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of
