@@ -222,7 +222,8 @@ def test_products_have_the_values_and_gradients_of_a_dense_convolution(layer, ba
         ours, dense = both(layer, x, torch.randn_like(layer(x)))
     for one, other in zip(ours, dense, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-    if layer.stride == (1, 1):
+    both_formats = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)  # one channel, one position
+    if layer.stride == (1, 1) and not both_formats:
         assert ours[0].is_contiguous(memory_format=form)
         assert ours[1].is_contiguous(memory_format=form)
 
