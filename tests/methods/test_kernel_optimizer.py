@@ -223,3 +223,12 @@ def test_nothing_cheaper_is_refused_before_training(mobilenet):
     limits = parse_budget("macs<=100%").resolve(new.profile())
     with pytest.raises((BudgetError, ConvwrightError), match=r"no cheaper operator|could change"):
         cw.methods.KernelOptimizer(new, limits)
+
+
+def test_nothing_is_drawn_to_decide() -> None:
+    """A method only decides: the random numbers of the caller's program stay what they were."""
+    arch = cw.read("zoo:mobilenet-v1", width=0.375)  # sizes that no other test has asked for
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    cw.methods.optimize_kernels(arch)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -136,18 +136,15 @@ class RollingPointwiseConv2d(nn.Module):
 
     def window_of_output(self) -> Tensor:
         """Return the number of the window that each output reads, shape (out_channels,)."""
-        outputs = torch.arange(self.out_channels, device=self.weight.device)
-        if self.order == "interleaved":
-            return outputs % self.windows
-        return outputs // (self.out_channels // self.windows)
+        return windows_of_outputs(self.out_channels, self.windows, self.order, self.weight.device)
 
     def channels(self) -> Tensor:
         """Return the input channel behind each weight, shape (out_channels, window)."""
-        return self._channels(self.window_of_output())
+        return self.channels_of(self.window_of_output())
 
-    def _channels(self, windows: Tensor) -> Tensor:
-        inside = torch.arange(self.window, device=windows.device)
-        return (windows[:, None] * self.shift + inside) % self.in_channels
+    def channels_of(self, windows: Tensor) -> Tensor:
+        """Return the input channels in some windows, shape (len(windows), window)."""
+        return channels_of_windows(windows, self.window, self.shift, self.in_channels)
 
     def dense_weight(self) -> Tensor:
         """Return the equal weight of an ordinary 1x1 convolution, shape (out_channels, in_channels, 1, 1)."""
@@ -236,7 +233,7 @@ class RollingPointwiseConv2d(nn.Module):
     def _windows(self, x: Tensor, windows: int) -> Tensor:
         """Lay the first ``windows`` windows side by side: (N, C, H, W) -> (N, windows * w, H, W)."""
         if not self.regular:
-            return x.index_select(1, self._channels(torch.arange(windows, device=x.device)).flatten())
+            return x.index_select(1, self.channels_of(torch.arange(windows, device=x.device)).flatten())
         if self._blocks > 1:
             blocks = x.reshape(x.shape[0], self.windows, self.shift, *x.shape[2:])
             x = torch.cat([blocks, *(blocks.roll(-turn, 1) for turn in range(1, self._blocks))], 2).flatten(1, 2)
@@ -265,6 +262,18 @@ def _swap(x: Tensor, axis: int, rows: int) -> Tensor:
     """Take an axis as a table of ``rows`` rows and read it column by column."""
     table = x.reshape(*x.shape[:axis], rows, -1, *x.shape[axis + 1 :])
     return table.transpose(axis, axis + 1).flatten(axis, axis + 1)
+
+
+def windows_of_outputs(out_channels: int, windows: int, order: str, device: torch.device | str | None = None) -> Tensor:
+    """Return the number of the window that each output reads, shape (out_channels,)."""
+    outputs = torch.arange(out_channels, device=device)
+    return outputs % windows if order == "interleaved" else outputs // (out_channels // windows)
+
+
+def channels_of_windows(windows: Tensor, window: int, shift: int, in_channels: int) -> Tensor:
+    """Return the input channels in windows of ``window`` channels, shape (len(windows), window)."""
+    inside = torch.arange(window, device=windows.device)
+    return (windows[:, None] * shift + inside) % in_channels
 
 
 def window_plan(in_channels: int, out_channels: int, groups: int, overlap: float, order: str) -> tuple[int, int]:

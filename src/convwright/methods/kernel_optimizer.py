@@ -18,11 +18,10 @@ from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.layer_operators import Choice, Menu, Place, choices, find_places
 from convwright.methods.method import register
-from convwright.methods.phases import Decision
-from convwright.methods.proposals import Proposal, Proposals
+from convwright.methods.proposals import OneProposal, Proposal
 from convwright.methods.receptive_field import check_counted
 from convwright.methods.stage_units import unjudged
-from convwright.metrics.sight import Sight, walk_stage
+from convwright.metrics.sight import Sight, StagePart
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer, Stage
@@ -157,8 +156,7 @@ class _Judged:
         for stage in arch.stages:
             inside = [name for name in stage.layers if name in names]
             if inside:
-                walk, positions = walk_stage(arch, stage)
-                walk.run(positions)
+                walk = StagePart.of(arch, stage).walk()
                 self.stays |= {name: _AFTER_ALL for name in inside if _reads_everything(walk, arch.layer(name))}
                 if missing := unjudged(walk):
                     self.unjudged[stage.name] = "; ".join(missing)
@@ -183,7 +181,8 @@ class _Bench:
         sight: Sight,
         tolerance: float,
     ) -> None:
-        self.arch, self.stage, self.sight = arch, stage, sight
+        self.stage, self.sight = stage, sight
+        self.part = StagePart.of(arch, stage)
         self.places = {name: places[name] for name in stage.layers if name in places}
         self.offers = {name: offers[name] for name in self.places}
         self.before = self.share({})
@@ -191,11 +190,11 @@ class _Bench:
 
     def share(self, chosen: Chosen) -> float:
         """Return rho of the stage with some operators in place of its own."""
-        walk, positions = walk_stage(self.arch, self.stage)
+        walk = self.part.begin()
         walk.instead = {
             self.places[name].layer.node: self.places[name].passing(walk, choice) for name, choice in chosen.items()
         }
-        return self.sight.share(self.arch, self.stage, walk.run(positions))
+        return self.sight.share(self.part, walk.run(self.part.positions))
 
     def settle(self) -> StageKernels:
         """Choose alike for all layers first, then cheaper ones layer by layer, the most expensive first."""
@@ -231,7 +230,7 @@ class _Bench:
 
 
 @register("kernel")
-class KernelOptimizer(Proposals):
+class KernelOptimizer(OneProposal):
     """The kernel-level optimizer as a search method: one proposal, trained beside the untouched network.
 
     Args:
@@ -285,16 +284,14 @@ class KernelOptimizer(Proposals):
         if limits is not None and not self.kernels.edits:
             why = " ".join(self.kernels.log()[1:])
             raise BudgetError(f"no cheaper operator keeps what the stages see within {limits.describe()}. {why}")
-        proposals = [Proposal(self.words, self.kernels.edits)] if self.kernels.edits else []
-        super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
-
-    @property
-    def words(self) -> str:
-        """The proposal in a few words."""
-        return f"{len(self.kernels.edits)} operators replaced"
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """The decision, as a run records it."""
-        kept = 2 if self.proposals else None
-        return (Decision("kernel-level optimizer", {2: self.words}, kept, " ".join(self.kernels.log())),)
+        words = f"{len(self.kernels.edits)} operators replaced"
+        super().__init__(
+            arch,
+            limits,
+            Proposal(words, self.kernels.edits),
+            "kernel-level optimizer",
+            self.kernels.log(),
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            seed=seed,
+        )

@@ -18,7 +18,13 @@ from convwright.edits import Edit, Kernel, Replace
 from convwright.edits.kernel import why_not_kernel
 from convwright.edits.replace import why_not_replaceable
 from convwright.errors import ConvwrightError
-from convwright.layers.rolling_pointwise import MOST_COPIES, ORDERS, RollingPointwiseConv2d, window_plan
+from convwright.layers.rolling_pointwise import (
+    MOST_COPIES,
+    ORDERS,
+    channels_of_windows,
+    window_plan,
+    windows_of_outputs,
+)
 from convwright.metrics.field import Value
 from convwright.metrics.field_rules import kernels_of
 from convwright.metrics.field_walk import FieldWalk, Mixing
@@ -144,7 +150,8 @@ def _resized(window: Window, size: int) -> Window:
 @lru_cache(maxsize=256)
 def rolling_channels(ins: int, outs: int, groups: int, overlap: float, order: str) -> Tensor:
     """Return the input channels that each output of a rolling pointwise convolution reads, (outs, ins / groups)."""
-    return RollingPointwiseConv2d(ins, outs, groups, overlap, order, bias=False).channels()
+    shift, windows = window_plan(ins, outs, groups, overlap, order)  # no layer is made: it would draw weights
+    return channels_of_windows(windows_of_outputs(outs, windows, order), ins // groups, shift, ins)
 
 
 # ------------------------------------------------------------------ where, and what

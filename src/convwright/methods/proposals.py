@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from convwright.edits import Edit, Plan
 from convwright.methods.method import Candidate, Evidence
+from convwright.methods.phases import Decision
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -82,3 +83,37 @@ class Proposals:
         trained = [self.told[n] for n in range(2, 2 + len(self.proposals)) if n in self.told and self.told[n].usable]
         meeting = [e for e in trained if self.limits is None or self.limits.met(e.costs)]
         return max(meeting, key=lambda e: e.score, default=None)
+
+
+class OneProposal(Proposals):
+    """A method whose decision is known before any training: at most one proposal, told as a decision.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers; None: the proposal counts in any case.
+        proposal: What it decided; without edits nothing is proposed.
+        phase: What the decision is called.
+        log: The decision in sentences.
+        epochs: As for `Proposals`.
+        tune_epochs: As for `Proposals`.
+        seed: As for `Proposals`.
+
+    Attributes:
+        decisions: The decision, as a run records it.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None,
+        proposal: Proposal,
+        phase: str,
+        log: Sequence[str],
+        *,
+        epochs: int,
+        tune_epochs: int,
+        seed: int,
+    ) -> None:
+        proposals = [proposal] if proposal.edits else []
+        super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
+        self.decisions = (Decision(phase, {2: proposal.words}, 2 if proposals else None, " ".join(log)),)

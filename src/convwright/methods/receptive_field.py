@@ -18,8 +18,7 @@ from convwright.cost.budget import Limits, human
 from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.method import register
-from convwright.methods.phases import Decision
-from convwright.methods.proposals import Proposal, Proposals
+from convwright.methods.proposals import OneProposal, Proposal
 from convwright.methods.stage_units import UnitCost, find_units
 from convwright.methods.unit_moves import MODES, Counts, Desk, Mode, Move, Rule
 from convwright.metrics.sight import Sight
@@ -128,7 +127,7 @@ def _numbers(base: UnitCost, rule: Rule, limits: Limits | None) -> dict[str, int
 
 
 @register("receptive-field")
-class ReceptiveFieldOrganizer(Proposals):
+class ReceptiveFieldOrganizer(OneProposal):
     """The stage-level organizer as a search method: one proposal, trained beside the untouched network.
 
     Args:
@@ -178,19 +177,18 @@ class ReceptiveFieldOrganizer(Proposals):
         if limits is not None and not self.organization.edits:
             why = " ".join(self.organization.log()[1:])
             raise BudgetError(f"the organizer has nothing to move within {limits.describe()}. {why}")
-        proposals = [Proposal(self.words, self.organization.edits)] if self.organization.edits else []
-        super().__init__(arch, limits, proposals, epochs=epochs, tune_epochs=tune_epochs, seed=seed)
-
-    @property
-    def words(self) -> str:
-        """The proposal in a few words."""
-        return f"units {list(self.organization.before)} -> {list(self.organization.after)}"
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """The decision, as a run records it."""
-        kept = 2 if self.proposals else None
-        return (Decision("stage-level organizer", {2: self.words}, kept, " ".join(self.organization.log())),)
+        found = self.organization
+        words = f"units {list(found.before)} -> {list(found.after)}"
+        super().__init__(
+            arch,
+            limits,
+            Proposal(words, found.edits),
+            "stage-level organizer",
+            found.log(),
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            seed=seed,
+        )
 
 
 def check_counted(limits: Limits | None) -> None:

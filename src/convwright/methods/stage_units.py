@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from convwright.edits import AddBlock, Edit, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
 from convwright.errors import EditError
-from convwright.metrics.sight import Sight, walk_stage
+from convwright.metrics.sight import Sight, StagePart
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Block, Stage
@@ -45,7 +45,7 @@ class UnitStage:
     """
 
     arch: Architecture = field(repr=False)
-    stage: Stage = field(repr=False)
+    part: StagePart = field(repr=False)
     name: str
     units: tuple[str, ...]
     removable: tuple[str, ...]
@@ -93,11 +93,11 @@ class UnitStage:
         return tuple(RemoveBlock(name) for name in self.removable[: self.count - count])
 
     def _measured(self, count: int) -> float:
-        walk, positions = walk_stage(self.arch, self.stage)
+        walk = self.part.begin()
         removed = {self._blocks[name].exit: self._blocks[name] for name in self.removable[: max(0, self.count - count)]}
         gone = {n for block in removed.values() for n in self.arch.flow.span(block)}
         repeated = self._blocks.get(self.repeatable) if count > self.count else None
-        for position in positions:
+        for position in self.part.positions:
             name = self.arch.flow.nodes[position].name
             if name in removed:
                 walk.values[name] = walk.values.get(removed[name].entry)
@@ -105,7 +105,7 @@ class UnitStage:
                 walk.run([position])
             if repeated is not None and name == repeated.exit:
                 self._repeat(walk, repeated, count - self.count)
-        return self.sight.share(self.arch, self.stage, walk)
+        return self.sight.share(self.part, walk)
 
     def _repeat(self, walk: FieldWalk, block: Block, times: int) -> None:
         """Follow a block's nodes again, each time from where it ended."""
@@ -166,8 +166,9 @@ def find_units(arch: Architecture, sight: Sight | None = None) -> Units:
             if found.reason:
                 skipped[stage.name] = found.reason
         elif any(arch.layer(name).kind == "conv" for name in stage.layers):
-            walk, positions = walk_stage(arch, stage)
-            rest.append(sight.share(arch, stage, walk.run(positions)))
+            part = StagePart.of(arch, stage)
+            walk = part.walk()
+            rest.append(sight.share(part, walk))
             skipped[stage.name] = "; ".join(["it has no blocks: nothing in it could be moved", *unjudged(walk)])
     return Units(tuple(stages), tuple(rest), skipped)
 
@@ -200,8 +201,8 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | N
         reasons.append(f"no unit can be removed: {str(removals[blocks[-1].name]).rstrip('.')}")
     if not repeatable:
         reasons.append(f"no unit can be repeated: {str(copies[blocks[-1].name]).rstrip('.')}")
-    walk, positions = walk_stage(arch, stage)
-    reasons += unjudged(walk.run(positions))
+    part = StagePart.of(arch, stage)
+    reasons += unjudged(part.walk())
     profile = {cost.name: cost for cost in arch.profile().layers}
     costs = {
         b.name: UnitCost(
@@ -212,7 +213,7 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | N
     }
     return UnitStage(
         arch=arch,
-        stage=stage,
+        part=part,
         name=stage.name,
         units=tuple(b.name for b in blocks),
         removable=tuple(removable),

@@ -199,7 +199,7 @@ def index_select(walk: FieldWalk, node: fx.Node) -> Values:
         return replace(x, shape=shape)
     layer = walk.architecture.model.get_submodule(walk.path(node.name)) if module_class(node) else None
     if isinstance(layer, RollingPointwiseConv2d) and x.which is not None:
-        windows = layer._channels(torch.arange(layer.windows)).flatten()[: shape[axis]]
+        windows = layer.channels_of(torch.arange(layer.windows)).flatten()[: shape[axis]]
         labels = x.which.labels.index_select(axis, windows)
         return with_labels(replace(x, shape=shape, which=None), labels)
     return walk.skip(node, "it picks by numbers that the graph does not hold")

@@ -125,7 +125,11 @@ class FieldWalk:
 
     def value_of(self, operand: Any) -> Value | None:
         """Return the fields of an operand; None if it does not depend on the scope."""
-        found = self.values.get(operand.name) if isinstance(operand, fx.Node) else None
+        return self.value_at(operand.name) if isinstance(operand, fx.Node) else None
+
+    def value_at(self, name: str) -> Value | None:
+        """Return the fields of a node's (first) value; None if it does not depend on the scope."""
+        found = self.values.get(name)
         return found[0] if isinstance(found, list) else found
 
     def inputs(self, node: fx.Node) -> list[Value]:

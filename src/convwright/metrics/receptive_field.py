@@ -23,7 +23,7 @@ from convwright.metrics import field_rules  # noqa: F401  (registers the rules)
 from convwright.metrics.extent import Extent, Position
 from convwright.metrics.field import Value
 from convwright.metrics.field_walk import FieldWalk
-from convwright.metrics.sight import Sight, scope_size, stage_output, walk_stage
+from convwright.metrics.sight import Sight, StagePart, scope_size
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer, Stage
@@ -233,8 +233,11 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
     """
     judge = _Judge(arch, clip)
     whole = judge.walk(arch.capture.inputs[0], len(arch.flow.nodes))
-    names = {layer.node: layer.name for layer in arch.layers}
-    named = {names.get(node, whole.path(node)): how for node, how in whole.overall.items()}
+    layers = {layer.node: layer.name for layer in arch.layers}
+
+    def named(node: str) -> str:
+        return layers.get(node) or whole.path(node)
+
     stages = tuple(judge.stage(stage) for stage in arch.stages if judge.weighs(stage))
     return ReceptiveField(
         source=arch.source,
@@ -242,10 +245,10 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
         clip=clip,
         layers=tuple(judge.layers(whole, arch.layers)),
         stages=stages,
-        overall=named,
-        returning=tuple(dict.fromkeys(names.get(n, whole.path(n)) for n in whole.returning)),
-        statistics=tuple(dict.fromkeys(names.get(n, whole.path(n)) for n in whole.statistics)),
-        skipped={names.get(node, whole.path(node)): reason for node, reason in judge.skipped.items()},
+        overall={named(node): how for node, how in whole.overall.items()},
+        returning=tuple(dict.fromkeys(map(named, whole.returning))),
+        statistics=tuple(dict.fromkeys(map(named, whole.statistics))),
+        skipped={named(node): reason for node, reason in judge.skipped.items()},
     )
 
 
@@ -271,9 +274,10 @@ class _Judge:
 
     def stage(self, stage: Stage) -> StageField:
         """Return one stage on its own scope."""
-        walk, positions = walk_stage(self.arch, stage)
-        self.skipped.update(walk.run(positions).skipped)
-        output = stage_output(self.arch, stage, walk)
+        part = StagePart.of(self.arch, stage)
+        walk = part.walk()
+        self.skipped.update(walk.skipped)
+        output = part.output(walk)
         measured = self.sight.measure(walk, output)
         widest = _widest(output)
         inside = set(stage.layers)
@@ -294,8 +298,7 @@ class _Judge:
 
     def layers(self, walk: FieldWalk, layers: Iterable[Layer]) -> Iterable[LayerField]:
         for layer in layers:
-            value = walk.values.get(layer.node)
-            value = value[0] if isinstance(value, list) else value
+            value = walk.value_at(layer.node)
             if layer.kind in _KINDS and value is not None:
                 yield self.layer(walk, layer, value)
 

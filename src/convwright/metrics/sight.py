@@ -68,15 +68,57 @@ class Sight:
         channels = sum(f.channels.bit_count() * n for f, n in zip(value.fields, often, strict=True)) / total
         return Measured(mean, min(values), max(values), channels)
 
-    def share(self, arch: Architecture, stage: Stage, walk: FieldWalk) -> float:
+    def share(self, part: StagePart, walk: FieldWalk) -> float:
         """Return rho of a stage from a walk over it: the share of its scope that its output sees."""
-        return self.measure(walk, stage_output(arch, stage, walk)).mean / scope_size(walk)
+        return self.measure(walk, part.output(walk)).mean / scope_size(walk)
 
 
-def walk_stage(arch: Architecture, stage: Stage) -> tuple[FieldWalk, range]:
-    """Return a walk on a stage's own scope that has not begun, and the positions of the flow that it takes."""
-    scope, end = stage_scope(arch, stage)
-    return FieldWalk(arch, scope), range(arch.flow.place[scope] + 1, end + 1)
+@dataclass(frozen=True, eq=False)
+class StagePart:
+    """A stage as a part of the flow.
+
+    Attributes:
+        arch: the network.
+        scope: name of the node whose value is the stage's input.
+        positions: of the flow, from behind the scope to the end of the stage.
+        ends: names of the nodes that may be its output, the last one first.
+    """
+
+    arch: Architecture
+    scope: str
+    positions: range
+    ends: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arch: Architecture, stage: Stage) -> StagePart:
+        """Find a stage in the flow.
+
+        It ends with what its last layer's value is put together to: a concatenation or a channel shuffle is no layer.
+        """
+        flow = arch.flow
+        inside = {flow.place[arch.layer(name).node] for name in stage.layers}
+        outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
+        layers = {flow.place.get(layer.node) for layer in arch.layers}  # None: computed from weights alone
+        last = max(inside)
+        while len(flow.users[last]) == 1 and flow.users[last][0] not in layers:
+            last = flow.users[last][0]
+        entry = flow.meet(outside)
+        ends = dict.fromkeys([last, *sorted(inside, reverse=True)])
+        names = tuple(flow.nodes[n].name for n in ends)
+        return cls(arch, flow.nodes[entry].name, range(entry + 1, last + 1), names)
+
+    def begin(self) -> FieldWalk:
+        """Return a walk on the stage's own scope that has not begun."""
+        return FieldWalk(self.arch, self.scope)
+
+    def walk(self) -> FieldWalk:
+        """Return a walk over the whole stage."""
+        return self.begin().run(self.positions)
+
+    def output(self, walk: FieldWalk) -> Value:
+        """Return the value that the stage hands on: its last one that is not a global operator's."""
+        known = [v for v in map(walk.value_at, self.ends) if v is not None]
+        return next((v for v in known if not v.whole), known[0])
 
 
 def amounts(value: Value) -> list[int]:
@@ -90,29 +132,3 @@ def amounts(value: Value) -> list[int]:
 def scope_size(walk: FieldWalk) -> int:
     """Return the number of elements of a walk's scope, for one sample."""
     return walk.channels * math.prod(walk.lengths)
-
-
-def stage_scope(arch: Architecture, stage: Stage) -> tuple[str, int]:
-    """Return the node whose value is a stage's input, and the position of the last node of the stage.
-
-    A stage ends with what its last layer's value is put together to: a concatenation or a channel shuffle is no layer.
-    """
-    flow = arch.flow
-    inside = {flow.place[arch.layer(name).node] for name in stage.layers}
-    outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
-    layers = {flow.place.get(layer.node) for layer in arch.layers}  # None: computed from weights alone
-    last = max(inside)
-    while len(flow.users[last]) == 1 and flow.users[last][0] not in layers:
-        last = flow.users[last][0]
-    return flow.nodes[flow.meet(outside)].name, last
-
-
-def stage_output(arch: Architecture, stage: Stage, walk: FieldWalk) -> Value:
-    """Return the value that a stage hands on: its last one that is not a global operator's."""
-    flow = arch.flow
-    _, last = stage_scope(arch, stage)
-    layers = sorted((flow.place[arch.layer(name).node] for name in stage.layers), reverse=True)
-    values = (walk.values.get(flow.nodes[n].name) for n in (last, *layers))
-    single = [v[0] if isinstance(v, list) else v for v in values]
-    known = [v for v in single if v is not None]
-    return next((v for v in known if not v.whole), known[0])

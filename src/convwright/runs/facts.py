@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from convwright.metrics.receptive_field import receptive_field, score
-from convwright.metrics.sight import Sight, walk_stage
+from convwright.metrics.sight import Sight, StagePart
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -29,14 +29,10 @@ def facts(arch: Architecture) -> Facts:
     shares = [stage.share for stage in stages]
     judged = {stage.name for stage in stages}
     sight = Sight(effective=True)
-    effective = []
-    for stage in arch.stages:
-        if stage.name in judged:
-            walk, positions = walk_stage(arch, stage)
-            effective.append(sight.share(arch, stage, walk.run(positions)))
+    parts = [StagePart.of(arch, stage) for stage in arch.stages if stage.name in judged]
     return {
         "q_sum": score(shares),
         "q_log": score(shares, "log") if all(share > 0 for share in shares) else None,
-        "q_effective": math.fsum(effective),
+        "q_effective": math.fsum(sight.share(part, part.walk()) for part in parts),
         "depth": sum(layer.kind == "conv" for layer in arch.layers),
     }
