@@ -218,11 +218,30 @@ def test_a_budget_must_be_met_by_the_cheapest(mobilenet):
         cw.methods.KernelOptimizer(mobilenet, parse_budget("activations<=90%").resolve(profile))
 
 
-def test_nothing_cheaper_is_refused_before_training(mobilenet):
-    new = mobilenet.apply(*optimize_kernels(mobilenet).edits, verify=False)
-    limits = parse_budget("macs<=100%").resolve(new.profile())
-    with pytest.raises((BudgetError, ConvwrightError), match=r"no cheaper operator|could change"):
-        cw.methods.KernelOptimizer(new, limits)
+@pytest.mark.parametrize("budget", ["params<=80%", "params<=35%", "params<=23%", "macs<=60%", "macs<=50%,params<=50%"])
+def test_operators_get_no_cheaper_than_the_budget_needs(mobilenet, budget):
+    limits = parse_budget(budget.split(",")).resolve(mobilenet.profile())
+    cheapest, found = optimize_kernels(mobilenet), optimize_kernels(mobilenet, limits=limits)
+    new = check(mobilenet, found)
+    assert limits.met({"macs": new.profile().macs, "params": new.profile().params})
+    assert found.params[1] > cheapest.params[1]
+    assert len(found.edits) <= len(cheapest.edits)
+    # No layer can have its own operator back within the budget.
+    for edit in found.edits:
+        without = mobilenet.apply(*(other for other in found.edits if other is not edit), verify=False).profile()
+        assert not limits.met({"macs": without.macs, "params": without.params})
+
+
+def test_a_budget_that_only_the_cheapest_meet_takes_the_cheapest(mobilenet):
+    cheapest = optimize_kernels(mobilenet)
+    limits = parse_budget(f"params<={cheapest.params[1]}").resolve(mobilenet.profile())
+    assert optimize_kernels(mobilenet, limits=limits).edits == cheapest.edits
+
+
+def test_a_budget_that_is_met_is_refused_before_training(mobilenet):
+    limits = parse_budget("macs<=100%").resolve(mobilenet.profile())
+    with pytest.raises(BudgetError, match="as it is"):
+        cw.methods.KernelOptimizer(mobilenet, limits)
 
 
 def test_nothing_is_drawn_to_decide() -> None:

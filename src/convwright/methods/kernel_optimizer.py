@@ -4,7 +4,7 @@
 pointwise convolutions (DW+RPW) to save parameters and MACs; how they select could not be obtained. Placements follow
 the authors' related code (DSXplore). The rule here: of the operators considered, take the one with the fewest
 parameters with which the stage still sees at least the share ``tolerance`` of what it saw; of equal ones, the smallest
-overlap.
+overlap. That it stops at a budget, so that no layer becomes cheaper than it has to, is ours.
 """
 
 from __future__ import annotations
@@ -96,15 +96,21 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def optimize_kernels(
-    arch: Architecture, menu: Menu | None = None, tolerance: float = 1.0, sight: Sight | None = None
+    arch: Architecture,
+    menu: Menu | None = None,
+    tolerance: float = 1.0,
+    sight: Sight | None = None,
+    limits: Limits | None = None,
 ) -> Kernels:
-    """Choose the cheapest operators with which no stage sees less.
+    """Choose the cheapest operators with which no stage sees less, or just cheap enough ones for a budget.
 
     Args:
         arch: the network; its weights are not looked at.
         menu: which operators are considered, and where.
         tolerance: share of its field (tau) that a stage keeps at least; 1: no field is lost.
         sight: how fields are counted.
+        limits: on MACs and parameters. What the cheapest operators leave of it is given back to the layers that save
+            least, so that few layers change. None, or limits that even the cheapest break: the cheapest.
 
     Returns:
         The decision; ``edits`` leads to the new network.
@@ -126,18 +132,56 @@ def optimize_kernels(
             "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(stays.items())[:3]) or "it has none"
         )
         raise ConvwrightError(f"{arch.source} has no convolution whose operator could change ({reasons}).")
-    stages = tuple(
-        _Bench(arch, stage, by_name, offers, sight, tolerance).settle()
+    benches = [
+        _Bench(arch, stage, by_name, offers, sight, tolerance)
         for stage in arch.stages
         if any(name in by_name for name in stage.layers)
-    )
-    all_chosen = [choice for stage in stages for choice in stage.chosen.values()]
-    more_macs = sum(c.macs - by_name[c.layer].first.macs for c in all_chosen)
-    more_params = sum(c.params - by_name[c.layer].first.params for c in all_chosen)
-    profile = arch.profile()
-    edits = tuple(edit for c in all_chosen if (edit := c.edit(menu.order)) is not None)
-    macs, params = (profile.macs, profile.macs + more_macs), (profile.params, profile.params + more_params)
+    ]
+    bill = _Bill(arch, {name: place.first for name, place in by_name.items()})
+    chosen = {name: choice for bench in benches for name, choice in bench.settle().items()}
+    if limits is not None and limits.met(bill.costs(chosen)):
+        chosen = _given_back(chosen, benches, bill, limits)
+    stages = tuple(bench.record(chosen) for bench in benches)
+    edits = tuple(edit for c in chosen.values() if (edit := c.edit(menu.order)) is not None)
+    before, after = bill.costs({}), bill.costs(chosen)
+    macs, params = ((before[metric], after[metric]) for metric in ("macs", "params"))
     return Kernels(stages, edits, macs, params, stays, judged.unjudged)
+
+
+@dataclass(frozen=True)
+class _Bill:
+    """What the network costs with some operators in place of its own."""
+
+    arch: Architecture
+    first: Mapping[str, Choice]
+
+    def costs(self, chosen: Mapping[str, Choice]) -> dict[str, int]:
+        """Return MACs and parameters."""
+        profile = self.arch.profile()
+        costs = {"macs": profile.macs, "params": profile.params}
+        for name, choice in chosen.items():
+            costs["macs"] += choice.macs - self.first[name].macs
+            costs["params"] += choice.params - self.first[name].params
+        return costs
+
+    def saved(self, choice: Choice, limits: Limits) -> float:
+        """Return what an operator saves of what is limited, in shares of the limits."""
+        first = self.first[choice.layer]
+        return float(sum((getattr(first, m) - getattr(choice, m)) / limit for m, limit in limits.limits.items()))
+
+
+def _given_back(chosen: Chosen, benches: Sequence[_Bench], bill: _Bill, limits: Limits) -> Chosen:
+    """Return dearer operators up to the limits, for the layers that save least first."""
+    at = {name: bench for bench in benches for name in bench.places}
+    for name in sorted(chosen, key=lambda name: bill.saved(chosen[name], limits)):
+        first, present = bill.first[name], chosen[name]
+        dearer = [first, *(c for c in at[name].offers[name] if present.params < c.params < first.params)]
+        for offer in sorted(dearer, key=lambda c: -c.params):
+            tried = {**chosen, name: offer}
+            if limits.met(bill.costs(tried)) and at[name].keeps(tried):
+                chosen = tried
+                break
+    return {name: choice for name, choice in chosen.items() if choice != bill.first[name]}
 
 
 class _Judged:
@@ -196,7 +240,11 @@ class _Bench:
         }
         return self.sight.share(self.part, walk.run(self.part.positions))
 
-    def settle(self) -> StageKernels:
+    def keeps(self, chosen: Mapping[str, Choice]) -> bool:
+        """Whether the stage sees enough with some operators; those of other stages do not count."""
+        return self.share({name: chosen[name] for name in self.places if name in chosen}) >= self.floor
+
+    def settle(self) -> Chosen:
         """Choose alike for all layers first, then cheaper ones layer by layer, the most expensive first."""
         chosen = self._alike()
         order = sorted(self.places, key=lambda name: -self.places[name].first.params)
@@ -206,11 +254,15 @@ class _Bench:
                 if offer.params >= present.params:
                     break
                 tried = {**chosen, name: offer}
-                if self.share(tried) >= self.floor:
+                if self.keeps(tried):
                     chosen = tried
                     break
-        in_order = {name: chosen[name] for name in self.places if name in chosen}
-        return StageKernels(self.stage.name, self.before, self.share(chosen), in_order)
+        return {name: chosen[name] for name in self.places if name in chosen}
+
+    def record(self, chosen: Mapping[str, Choice]) -> StageKernels:
+        """Return what was chosen here of all that was chosen."""
+        own = {name: chosen[name] for name in self.places if name in chosen}
+        return StageKernels(self.stage.name, self.before, self.share(own), own)
 
     def _alike(self) -> Chosen:
         """Return the cheapest choice of one kind for all layers that keeps the field; empty if none does.
@@ -223,7 +275,7 @@ class _Bench:
                 if offer.operator in ("dw_separable", "dw_rpw", "rpw"):
                     kinds.setdefault((offer.groups, offer.overlap), {})[name] = offer
         ranked = sorted(kinds.items(), key=lambda kind: (self._params(kind[1]), kind[0][1]))
-        return next((chosen for _, chosen in ranked if self.share(chosen) >= self.floor), {})
+        return next((chosen for _, chosen in ranked if self.keeps(chosen)), {})
 
     def _params(self, chosen: Chosen) -> int:
         return sum(chosen.get(name, place.first).params for name, place in self.places.items())
@@ -235,7 +287,7 @@ class KernelOptimizer(OneProposal):
 
     Args:
         arch: The network.
-        limits: A budget of MACs and parameters that the cheapest operators must meet; None: as cheap as they are.
+        limits: A budget of MACs and parameters, up to which operators get cheaper; None: the cheapest are taken.
         epochs: Epochs of the first training; 0 if the network comes trained.
         tune_epochs: Epochs of the two trainings after it.
         seed: Of the trainings.
@@ -248,8 +300,8 @@ class KernelOptimizer(OneProposal):
         kernels: The decision, known before any training.
 
     Raises:
-        BudgetError: The cheapest operators that keep the fields do not meet the limits, or these limit something
-            else than MACs and parameters.
+        BudgetError: The cheapest operators that keep the fields do not meet the limits, the network meets them as it
+            is, or they limit something else than MACs and parameters.
         ConvwrightError: No convolution could change.
 
     Example:
@@ -273,7 +325,7 @@ class KernelOptimizer(OneProposal):
         sight: Sight | None = None,
     ) -> None:
         check_counted(limits)
-        self.kernels = optimize_kernels(arch, menu, tolerance, sight)
+        self.kernels = optimize_kernels(arch, menu, tolerance, sight, limits)
         reached = {"macs": self.kernels.macs[1], "params": self.kernels.params[1]}
         if limits is not None and not limits.met(reached):
             said = ", ".join(f"{m} {human(reached[m], m)}" for m in limits.limits)
@@ -282,8 +334,10 @@ class KernelOptimizer(OneProposal):
                 f"{len(self.kernels.edits)} are replaced. Give a larger budget, or narrow the network as well."
             )
         if limits is not None and not self.kernels.edits:
-            why = " ".join(self.kernels.log()[1:])
-            raise BudgetError(f"no cheaper operator keeps what the stages see within {limits.describe()}. {why}")
+            raise BudgetError(
+                f"{arch.source} meets {limits.describe()} as it is, and operators are made no cheaper than a budget "
+                "needs. Give a smaller budget."
+            )
         words = f"{len(self.kernels.edits)} operators replaced"
         super().__init__(
             arch,

@@ -18,7 +18,7 @@ from torch import nn
 
 from convwright import zoo
 from convwright.architecture import Architecture, create, read
-from convwright.cost.budget import parse_budget
+from convwright.cost.budget import Limits, parse_budget
 from convwright.edits import Edit, InexactEditWarning, Replace
 from convwright.edits.operators import OPERATORS
 from convwright.edits.plan_file import edits_of
@@ -57,8 +57,8 @@ class Design(Protocol):
 
     kind: ClassVar[str]
 
-    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
-        """Return the form that it decides on, from the form so far."""
+    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
+        """Return the form that it decides on, from the form so far and the one before any decision."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Organized:
     Attributes:
         rule: How units move.
         effective: Fields are counted by their effective width.
-        budget: Of a rule that spends one, e.g. ``macs<=100%``; "" for none.
+        budget: Of a rule that spends one, e.g. ``macs<=100%`` of the network before any decision; "" for none.
     """
 
     kind: ClassVar[str] = "organizer"
@@ -79,7 +79,7 @@ class Organized:
     effective: bool = False
     budget: str = ""
 
-    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
         """Return the form with other ``depths``.
 
         Raises:
@@ -88,7 +88,7 @@ class Organized:
         if form.edits:
             raise RunError(f"{model}: the organizer's depths go to the builder: name it before what edits the network")
         arch = opened(model, form, shape)
-        limits = parse_budget(self.budget).resolve(arch.profile()) if self.budget else None
+        limits = _limits(self.budget, model, start, shape)
         found = organize(arch, self.rule, limits, Sight(effective=self.effective))
         present = depths_of(model, form.options)
         if present != found.before:
@@ -108,16 +108,20 @@ class OptimizedKernels:
     Attributes:
         menu: Which are considered, and where.
         tolerance: Share of its field that a stage keeps at least.
+        budget: Operators get no cheaper than this needs, e.g. ``params<=35%`` of the network before any decision; "":
+            as cheap as they can be.
     """
 
     kind: ClassVar[str] = "kernels"
 
     menu: Menu = field(default_factory=Menu)
     tolerance: float = 1.0
+    budget: str = ""
 
-    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
         """Return the form with the optimizer's edits at the end."""
-        found = optimize_kernels(opened(model, form, shape), self.menu, self.tolerance)
+        limits = _limits(self.budget, model, start, shape)
+        found = optimize_kernels(opened(model, form, shape), self.menu, self.tolerance, limits=limits)
         return Form(form.options, (*form.edits, *found.edits))
 
 
@@ -137,7 +141,7 @@ class RollingEverywhere:
     overlap: float = 0.5
     bias: str = "like"
 
-    def settle(self, model: str, form: Form, shape: Shape | None) -> Form:
+    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
         """Return the form with a replacement per place at the end."""
         places, _ = find_places(opened(model, form, shape), Menu())
         common: dict[str, Any] = {"groups": self.groups, "overlap": self.overlap}
@@ -148,6 +152,10 @@ class RollingEverywhere:
             for place in places
         )
         return Form(form.options, (*form.edits, *edits))
+
+
+def _limits(budget: str, model: str, start: Form, shape: Shape | None) -> Limits | None:
+    return parse_budget(budget).resolve(opened(model, start, shape).profile()) if budget else None
 
 
 def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:
@@ -163,9 +171,9 @@ def form_of(row: Row, shape: Shape | None = None) -> Form:
         row: The row.
         shape: (c, h, w) that the network is read at; None: its usual one.
     """
-    form = Form(dict(row.options))
+    form = start = Form(dict(row.options))
     for design in row.design:
-        form = design.settle(row.model, form, shape)
+        form = design.settle(row.model, form, shape, start)
     return Form(form.options, tuple(_fresh(edit) for edit in (*form.edits, *row.edits)))
 
 

@@ -18,7 +18,7 @@ from convwright.runs.scatter import Point, scatter
 Json = Mapping[str, Any]
 Numbers = NDArray[np.float64]
 
-_EPOCHS = {"quick": 1, "standard": 5, "full": 30}
+_EPOCHS = {"quick": 1, "standard": 3, "full": 30}
 _OPTIONS = {"width": 0.125}
 _RESAMPLES = 2000
 _LEAST = 4  # networks, below which a rank correlation says nothing
