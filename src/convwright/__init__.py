@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
+    from convwright.metrics.bundles import Bundles, bundles
     from convwright.metrics.receptive_field import ReceptiveField, receptive_field
     from convwright.runs import Result, optimize
     from convwright.training import Recipe, TrainResult, load_data, train
@@ -59,7 +60,7 @@ _HOMES = {
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
     ),
-    "convwright.metrics": ("ReceptiveField", "receptive_field"),
+    "convwright.metrics": ("Bundles", "ReceptiveField", "bundles", "receptive_field"),
     "convwright.runs": ("Result", "optimize"),
     "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
 }  # fmt: skip
@@ -82,6 +83,7 @@ __all__ = [
     "Architecture",
     "Block",
     "BudgetError",
+    "Bundles",
     "Change",
     "ChannelGroup",
     "ConvwrightError",
@@ -107,6 +109,7 @@ __all__ = [
     "Width",
     "__version__",
     "apply",
+    "bundles",
     "cost",
     "edits",
     "layers",

@@ -1,0 +1,205 @@
+"""Bundles counted from row hashes: how many, which labels they mix, and what that costs.
+
+All counts are integers, and what is decided is decided from them; the entropy is computed from them at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+_PART = 1 << 14  # rows that are sorted at a time
+_LARGEST_BLOCK = 1 << 14
+
+
+@dataclass
+class KeyStore:
+    """What is kept of each sample: two hashes and the label, 20 bytes, on the device of the activations.
+
+    They lie in blocks, each at most a quarter of what came before, so that little is reserved and nothing is ever
+    copied to grow. A label is kept as its complement, a negative number, where the row holds a NaN.
+    """
+
+    rows: int = 0
+    blocks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    free: int = 0
+
+    def append(self, keys: Tensor, void: Tensor, labels: Tensor) -> None:
+        """Add rows: (n, 2) int64, (n,) bool, (n,) integers."""
+        labels = labels.to(keys.device, torch.int32)
+        labels = torch.where(void, ~labels, labels)
+        while len(keys):
+            if not self.free:
+                size = max(len(keys), min(self.rows // 4, _LARGEST_BLOCK))
+                self.blocks.append((keys.new_empty(size, 2), labels.new_empty(size)))
+                self.free = size
+            count = min(self.free, len(keys))
+            place = slice(len(self.blocks[-1][0]) - self.free, len(self.blocks[-1][0]) - self.free + count)
+            for kept, new in zip(self.blocks[-1], (keys, labels), strict=True):
+                kept[place] = new[:count]
+            keys, labels = keys[count:], labels[count:]
+            self.free -= count
+            self.rows += count
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield where rows from ``start`` to before ``stop`` are (counted from ``start``), and views of them."""
+        begin = 0
+        for keys, labels in self.blocks:
+            low, high = max(start - begin, 0), min(stop - begin, len(keys))
+            if low < high:
+                yield slice(begin + low - start, begin + high - start), keys[low:high], labels[low:high]
+            begin += len(keys)
+
+    def holds(self, start: int, keys: Tensor, void: Tensor) -> bool:
+        """Whether these are the rows kept from ``start`` on, NaN in the same places."""
+        for place, kept, labels in self.pieces(start, start + len(keys)):
+            same = (kept == keys[place].to(kept.device)).all(1) | (labels < 0)
+            if not bool((same & ((labels < 0) == void[place].to(labels.device))).all()):
+                return False
+        return True
+
+    def overwrite(self, start: int, keys: Tensor) -> None:
+        """Put other hashes of the same rows in place, from ``start`` on."""
+        for place, kept, _ in self.pieces(start, start + len(keys)):
+            kept.copy_(keys[place])
+
+    def parts(self) -> Iterator[tuple[Ints, Ints, Ints]]:
+        """Yield (rows, keys, labels) as NumPy arrays, split by the hash: a bundle lies in one part whole."""
+        bits = max(0, math.ceil(math.log2(max(self.rows, 1) / _PART)))
+        for part in range(1 << bits):
+            rows, keys, labels = [], [], []
+            for place, kept, marks in self.pieces(0, self.rows):
+                chosen = ((kept[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part if bits else slice(None)
+                numbers = np.arange(place.start, place.stop)
+                rows.append(numbers[chosen.cpu().numpy() if isinstance(chosen, Tensor) else chosen])
+                keys.append(kept[chosen].cpu().numpy())
+                labels.append(marks[chosen].cpu().numpy())
+            if rows:
+                yield np.concatenate(rows), np.concatenate(keys), np.concatenate(labels).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of one layer.
+
+    Attributes:
+        samples: all rows.
+        void: rows that hold a NaN; they are equal to nothing and count as a bundle each.
+        bundles: groups of equal rows, those of one row included.
+        conflicting: bundles with more than one label.
+        in_conflict: samples in those.
+        majority: samples that have the most frequent label of their bundle.
+        entropy: of the labels given the bundle, nats.
+        label_entropy: of all labels, nats.
+    """
+
+    samples: int
+    void: int
+    bundles: int
+    conflicting: int
+    in_conflict: int
+    majority: int
+    entropy: float
+    label_entropy: float
+
+
+def count(store: KeyStore, eps: float | None) -> Counts:
+    """Count what lies in a store.
+
+    Args:
+        store: the rows.
+        eps: None for the entropy itself (0 ln 0 = 0); else ``ln(p + eps)`` for ``ln p``, and no bundle below 0, as
+            in the published code (where eps is 1e-5).
+    """
+    void = bundles = conflicting = in_conflict = majority = 0
+    sums: list[float] = []
+    for _, keys, labels in store.parts():
+        numbers = labels >= 0
+        void += int((~numbers).sum())
+        if not numbers.any():
+            continue
+        sizes, largest, counts, owners = _grouped(keys[numbers], labels[numbers])
+        mixed = largest < sizes
+        bundles += len(sizes)
+        conflicting += int(mixed.sum())
+        in_conflict += int(sizes[mixed].sum())
+        majority += int(largest.sum())
+        chosen = mixed[owners]
+        sums.append(_entropy_sum(counts[chosen], sizes[owners[chosen]], owners[chosen], eps))
+    of_labels = _label_entropy(store)
+    return Counts(
+        samples=store.rows,
+        void=void,
+        bundles=bundles + void,
+        conflicting=conflicting,
+        in_conflict=in_conflict,
+        majority=majority,
+        entropy=min(math.fsum(sums) / store.rows, of_labels),  # knowing the bundle never adds; rounding could
+        label_entropy=of_labels,
+    )
+
+
+def _grouped(keys: Ints, labels: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Return sizes and largest label counts of bundles, counts of (bundle, label) pairs and the pairs' bundles."""
+    order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
+    keys, labels = keys[order], labels[order]
+    other = (keys[1:] != keys[:-1]).any(axis=1)
+    starts = _starts(other)
+    pairs = _starts(other | (labels[1:] != labels[:-1]))
+    sizes, counts = np.diff(starts, append=len(labels)), np.diff(pairs, append=len(labels))
+    owners = np.searchsorted(starts, pairs, side="right") - 1
+    largest = np.maximum.reduceat(counts, np.searchsorted(pairs, starts))
+    return sizes, largest, counts, owners
+
+
+def _starts(change: NDArray[np.bool_]) -> Ints:
+    return np.flatnonzero(np.concatenate(([True], change)))
+
+
+def _entropy_sum(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> float:
+    """Return the sum over conflicting bundles of size times entropy, from their (bundle, label) counts.
+
+    Bundles of one label add nothing: exactly without eps, by the clipping with it.
+    """
+    if eps is None:
+        return math.fsum(counts * np.log(sizes / counts))
+    if not len(counts):
+        return 0.0
+    shares = counts / sizes
+    firsts = _starts(owners[1:] != owners[:-1])
+    per_bundle = np.add.reduceat(-shares * np.log(shares + eps), firsts)
+    return math.fsum(sizes[firsts] * np.maximum(per_bundle, 0))
+
+
+def _label_entropy(store: KeyStore) -> float:
+    found: dict[int, int] = {}
+    for _, _, labels in store.pieces(0, store.rows):
+        kept = torch.where(labels < 0, ~labels, labels).cpu().numpy()
+        for label, number in zip(*np.unique(kept, return_counts=True), strict=True):
+            found[label] = found.get(label, 0) + number
+    counts = np.array(list(found.values()), dtype=np.int64)
+    return math.fsum(counts * np.log(store.rows / counts)) / store.rows
+
+
+def groups(store: KeyStore) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return, per row, the first and the last row of its group; for a row alone or with a NaN, itself."""
+    first = np.arange(store.rows, dtype=np.int32)
+    last = first.copy()
+    for rows, keys, labels in store.parts():
+        rows, keys = rows[labels >= 0], keys[labels >= 0]
+        if not len(rows):
+            continue
+        order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: rows of a group stay in order
+        rows, keys = rows[order], keys[order]
+        starts = _starts((keys[1:] != keys[:-1]).any(axis=1))
+        sizes = np.diff(starts, append=len(rows))
+        first[rows] = np.repeat(rows[starts], sizes)
+        last[rows] = np.repeat(rows[starts + sizes - 1], sizes)
+    return first, last

@@ -1,0 +1,107 @@
+"""Two 64-bit hashes per row, computed where the rows are.
+
+A hash is the sum of a row's 32-bit words, each times a random odd number of its column, modulo 2^64, and a final mix.
+Words of 32 bits matter: with words of 64, two sign changes (2^63 each) would cancel under *all* odd multipliers. Two
+rows that differ agree in one hash with a probability of 2^-32 at most (2^-63 unless they differ in high bits only),
+in both with 2^-64 at most; rows that are equal always agree. So grouping by hashes can only be too coarse, and
+comparing the rows of each group once makes it exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+_WORD = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele, Lea and Flood, 2014)
+_COLUMNS = 1 << 12
+_ELEMENTS = 1 << 16  # of a piece that is worked on: small enough for a processor's cache
+_LEAST_ROWS = 8
+
+
+@torch.no_grad()
+def row_keys(activations: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
+    """Return the hashes of what ``see`` makes of each row, and which rows hold a NaN after it.
+
+    Memory beyond the activations is bounded by a piece of them, whatever their size, if they are contiguous; by a
+    piece of at least eight rows else.
+
+    Args:
+        activations: (N, ...), any layout in memory; what counts is the order of elements, not their layout.
+        see: elementwise; gives float32, float64, int32 or int64, without -0.0.
+        seed: of the multipliers.
+
+    Returns:
+        Hashes, (N, 2), int64; and (N,), bool; on the same device. A NaN equals nothing: its row's hashes are void.
+    """
+    if activations.is_contiguous():
+        return _keys(activations.flatten(1), see, seed)
+    step = max(_LEAST_ROWS, _ELEMENTS // max(activations[0].numel(), 1))
+    parts = [_keys(part.flatten(1), see, seed) for part in torch.split(activations, step)]
+    return torch.cat([keys for keys, _ in parts]), torch.cat([void for _, void in parts])
+
+
+def pieces(activations: Tensor) -> Iterator[Tensor]:
+    """Yield runs of rows, small enough to work on without regard to memory."""
+    yield from torch.split(activations, max(1, _ELEMENTS // max(activations[0].numel(), 1)))
+
+
+def _keys(rows: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
+    void = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    sums = torch.zeros(len(rows), 2, dtype=torch.int64, device=rows.device)
+    start = 0
+    for columns in torch.split(rows, _COLUMNS, dim=1):
+        multipliers: tuple[Tensor, ...] = ()
+        for place, part in _row_pieces(columns):
+            seen = see(part)
+            if seen.is_floating_point():
+                void[place] |= seen.amax(1).isnan()  # a maximum is NaN where any number is
+            words = _words(seen)
+            if not multipliers:
+                multipliers = tuple(_multipliers(start, words.shape[1], 2 * seed + i, rows.device) for i in range(2))
+            for i, factors in enumerate(multipliers):
+                sums[place, i] += (words * factors).sum(1)
+        start += 2 * columns.shape[1]  # a column is two words at most: no multiplier is used twice
+    return _mixed(sums), void
+
+
+def _row_pieces(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    step = max(1, _ELEMENTS // rows.shape[1])
+    for start in range(0, len(rows), step):
+        place = slice(start, start + step)
+        yield place, rows[place]
+
+
+def _words(seen: Tensor) -> Tensor:
+    """Return the 32-bit words of each row as int64: (N, D) or (N, 2 D)."""
+    return seen.contiguous().view(torch.int32).to(torch.int64)
+
+
+def _multipliers(start: int, count: int, stream: int, device: torch.device) -> Tensor:
+    """Return random odd numbers for some columns: SplitMix64's, the same on every device."""
+    places = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
+    return _mixed(places * _signed(_GOLDEN) + _signed(_mixed_number(stream))) | 1
+
+
+def _mixed(words: Tensor) -> Tensor:
+    words = (words ^ _shifted(words, 30)) * _signed(_FIRST)
+    words = (words ^ _shifted(words, 27)) * _signed(_SECOND)
+    return words ^ _shifted(words, 31)
+
+
+def _mixed_number(number: int) -> int:
+    number = (number + 1) * _GOLDEN % _WORD
+    number = (number ^ number >> 30) * _FIRST % _WORD
+    number = (number ^ number >> 27) * _SECOND % _WORD
+    return number ^ number >> 31
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    return (words >> bits) & ((1 << (64 - bits)) - 1)  # torch's shift keeps the sign
+
+
+def _signed(number: int) -> int:
+    return number - _WORD if number >= _WORD // 2 else number
