@@ -18,6 +18,7 @@ from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.kernel import Kernel, why_not_kernel
 from convwright.edits.rehearsal import Stage
 from convwright.runs.opening import model_options, parse_input
+from convwright.runs.table_parts import brief
 
 if TYPE_CHECKING:
     from torch import fx
@@ -392,12 +393,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
                 where = f", see {obstacle.line}"
             if obstacle.advice:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
-
-
-def brief(names: Sequence[str], count: int = 3) -> str:
-    """Return the first names, and how many more there are."""
-    shown = ", ".join(names[:count])
-    return f"{shown} and {len(names) - count} more" if len(names) > count else shown
 
 
 def _side(name: str) -> str:

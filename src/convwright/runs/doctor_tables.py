@@ -11,8 +11,7 @@ from rich.tree import Tree
 
 from convwright.edits import Plan, Step
 from convwright.edits.preview import total
-from convwright.runs.doctor import brief
-from convwright.runs.tables import _add, _table
+from convwright.runs.table_parts import add_row, brief, new_table
 
 if TYPE_CHECKING:
     from convwright.runs.doctor import Diagnosis, Obstacle, Part
@@ -31,26 +30,26 @@ def diagnosed(found: Diagnosis) -> Iterator[Table | Text]:
 
 
 def _reading(found: Diagnosis) -> Table:
-    table = _table(f"{found.model}, input {_x(found.input_shape)}", "reading", "")
+    table = new_table(f"{found.model}, input {_x(found.input_shape)}", "reading", "")
     costs = f"{found.macs:,} MACs, {found.params:,} parameters"
-    _add(table, "costs per image", costs if found.complete else f"{costs}; not counted: {brief(found.uncounted)}")
-    _add(table, "MACs in convolutions", f"{found.conv_share:.0%}")
+    add_row(table, "costs per image", costs if found.complete else f"{costs}; not counted: {brief(found.uncounted)}")
+    add_row(table, "MACs in convolutions", f"{found.conv_share:.0%}")
     shares = f"{found.macs_share:.0%} of the MACs, {found.params_share:.0%} of the parameters"
-    _add(table, "in layers whose width can change", shares)
+    add_row(table, "in layers whose width can change", shares)
     if found.unused:
-        _add(table, "parameters without use", brief(found.unused))
+        add_row(table, "parameters without use", brief(found.unused))
     if found.stored:
         stored = brief([name.removeprefix(".") for name in found.stored])
-        _add(table, "sizes stored on modules", f"{len(found.stored)}, which edits keep in step: {stored}")
+        add_row(table, "sizes stored on modules", f"{len(found.stored)}, which edits keep in step: {stored}")
     if not found.rehearsed:
-        _add(table, "not tried", "widths and input sizes: the network does not run on fake tensors")
+        add_row(table, "not tried", "widths and input sizes: the network does not run on fake tensors")
     if found.seconds:
-        _add(table, "seconds", f"{found.seconds:.1f}")
+        add_row(table, "seconds", f"{found.seconds:.1f}")
     return table
 
 
 def _free(found: Diagnosis) -> Table:
-    table = _table(
+    table = new_table(
         f"Widths that can change: {len(found.free)} of {found.groups} groups",
         "group",
         "size",
@@ -62,16 +61,16 @@ def _free(found: Diagnosis) -> Table:
         words = [f"in steps of {group.step}"] if group.step > 1 else []
         words += [f"in proportion with {brief(group.tied)}"] if group.tied else []
         words += [f"exact in whole multiples only: {', '.join(group.across)}"] if group.across else []
-        _add(table, group.name, str(group.size), str(group.layers), ", ".join(words) or "freely")
+        add_row(table, group.name, str(group.size), str(group.layers), ", ".join(words) or "freely")
     rest = found.free[_MOST_GROUPS:]
     if rest:
-        _add(table, f"and {len(rest)} more (--json lists all)", "", "", "")
+        add_row(table, f"and {len(rest)} more (--json lists all)", "", "", "")
     return table
 
 
 def _others(found: Diagnosis) -> Table:
     """What can be done besides, and all that cannot be, with the reason and the line."""
-    table = _table("What can be done, and what stands in the way", "change", "possible", "not", "why not")
+    table = new_table("What can be done, and what stands in the way", "change", "possible", "not", "why not")
     width = f"{len(found.free)} of {found.groups}"
     _rows(table, "width", width, found.frozen)
     for name, part in (
@@ -92,10 +91,10 @@ def _possible(name: str, part: Part) -> str:
 
 def _rows(table: Table, name: str, possible: str, obstacles: Sequence[Obstacle]) -> None:
     if not obstacles:
-        _add(table, name, possible, "", "")
+        add_row(table, name, possible, "", "")
     for number, obstacle in enumerate(obstacles):
         head = (name, possible) if number == 0 else ("", "")
-        _add(table, *head, brief(obstacle.names), obstacle.reason)
+        add_row(table, *head, brief(obstacle.names), obstacle.reason)
 
 
 def _x(shape: Sequence[int]) -> str:

@@ -15,22 +15,33 @@ from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
 from convwright.edits.edit import Options
-from convwright.edits.plan import passages
+from convwright.edits.fresh import draw_anew
+from convwright.edits.plan import Plan, passages
+from convwright.edits.transfer import check_widths_only, fill_convolutions, widened
 from convwright.errors import EditError, RecipeError, RunError
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Status
 from convwright.runs.files import load_weights, save_weights
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
 from convwright.training.images import Images
+from convwright.training.probes import Moment, Probes, Watched, check_observed
 from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
 
 if TYPE_CHECKING:
-    from convwright.edits import Plan
     from convwright.runs.study import Study
 
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
 _NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction")
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What training a candidate, or only judging it, gave."""
+
+    judged: Metrics
+    probes: Mapping[str, Any]
+    status: Status = "done"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,29 +75,42 @@ class Evaluator:
         Raises:
             RunError: The candidate asks for something that cannot be observed here.
         """
-        if candidate.stop is not None or candidate.probes:
-            raise RunError(f"trial {number} asks for probes or an early stop, which are not observed yet")
+        _check_observed(number, candidate)
         start = time.perf_counter()
         try:
             recipe = changed_recipe(self.recipe, candidate.recipe)
             network = self.build(candidate, parents)
-            judged = self._trained(network.model, number, candidate, recipe)
+            outcome = self._trained(network.model, number, candidate, recipe)
         except (RecipeError, EditError) as error:  # a recipe or a plan that does not work here: the search goes on
             return Evidence(
                 candidate, number, float("nan"), 0.0, {}, status="failed", seconds=_since(start), message=str(error)
             )
         save_weights(network.model, self.study.weights(number))
-        costs = costs_of(profile(network))
-        return Evidence(candidate, number, judged.accuracy, judged.stderr, costs, seconds=_since(start))
+        return Evidence(
+            candidate,
+            number,
+            outcome.judged.accuracy,
+            outcome.judged.stderr,
+            costs_of(profile(network)),
+            outcome.probes,
+            outcome.status,
+            seconds=_since(start),
+        )
 
     # ------------------------------------------------------------------ building
 
     def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate with inherited weights; the network of the run stays as it is.
+        """Build a candidate with the weights that it asks for; the network of the run stays as it is.
 
         Raises:
-            RunError: Its plan does not begin with its parent's.
+            RunError: It inherits, and its plan does not begin with its parent's; or its weights are to be carried,
+                and the two plans differ in more than widths.
+            EditError: Its weights cannot be carried or drawn anew.
         """
+        if candidate.weights == "fresh":
+            return drawn_anew(reshaped(self.arch, candidate.plan), candidate.seed)
+        if candidate.weights != "inherit":
+            return self._carried(candidate, parents)
         if candidate.parent is None:
             return reshaped(self.arch, candidate.plan)
         inherited = parents[candidate.parent].plan
@@ -94,16 +118,42 @@ class Evaluator:
         if candidate.plan.edits[:given] != inherited.edits:
             raise RunError(f"the plan of a child of trial {candidate.parent} does not begin with its parent's plan")
         # Which channels stay is decided below, on the trained weights; here only the shapes matter.
-        parent = reshaped(self.arch, inherited)
+        return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
+
+    def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Return the network that a candidate gets its weights from, with its trained weights."""
+        if candidate.parent is None:
+            return reshaped(self.arch, Plan.empty(self.arch))
+        parent = reshaped(self.arch, parents[candidate.parent].plan)
         load_weights(parent.model, self.study.weights(candidate.parent))
-        return parent.apply(*candidate.plan.edits[given:])
+        return parent
+
+    def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Build a candidate of the same layers as its parent and other widths."""
+        before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
+        try:
+            check_widths_only(before, candidate.plan)
+        except EditError as error:
+            origin = "the run's network" if candidate.parent is None else f"trial {candidate.parent}"
+            raise RunError(
+                f"a candidate with weights={candidate.weights!r} may differ from {origin} in widths only: {error}"
+            ) from error
+        network = reshaped(self.arch, candidate.plan)
+        parent = self._parent(candidate, parents)
+        if candidate.weights == "net2wider":
+            grown = widened(parent, network, seed=candidate.seed)
+            network.model.load_state_dict(grown.model.state_dict())
+            return network
+        network = drawn_anew(network, candidate.seed)
+        fill_convolutions(parent.model, network.model)
+        return network
 
     # ------------------------------------------------------------------ training
 
-    def _trained(self, model: nn.Module, number: int, candidate: Candidate, recipe: Recipe) -> Metrics:
+    def _trained(self, model: nn.Module, number: int, candidate: Candidate, recipe: Recipe) -> _Outcome:
         assert self.data.val is not None
         if not candidate.epochs:
-            return self.judge(model, self.data.val)
+            return _Outcome(self.judge(model, self.data.val), self._looked(model, candidate, recipe))
         result = train(
             model,
             self.data,
@@ -113,9 +163,19 @@ class Evaluator:
             progress=self.progress,
             test=False,
             workers=self.workers,
+            probes=candidate.probes,
+            stop=candidate.stop,
         )
         assert result.val is not None
-        return result.val
+        return _Outcome(result.val, result.probes, "stopped" if result.stopped else "done")
+
+    def _looked(self, model: nn.Module, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+        """Observe a network that is not trained once, as it is."""
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        recipe = recipe.updated(seed=candidate.seed)
+        with Probes(candidate.probes, Watched(model, self.data, recipe, device, workers=self.workers)) as probes:
+            probes.observe(Moment("epoch", 0, 0, 0.0))
+            return probes.found()
 
     def judge(self, model: nn.Module, images: Images) -> Metrics:
         """Judge a network in the precision and layout of the training."""
@@ -174,6 +234,19 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
         done = list(passages(arch, plan.edits, Options(importance="first", verify=False), numbered=True))
         return done[-1].after
     return read(copy.deepcopy(arch.model), arch.example_input).evolved(source=arch.source)
+
+
+def drawn_anew(arch: Architecture, seed: int) -> Architecture:
+    """Draw all parameters of a network anew, in place; returns the network."""
+    draw_anew(arch.model, seed)
+    return arch
+
+
+def _check_observed(number: int, candidate: Candidate) -> None:
+    try:
+        check_observed(candidate.probes, candidate.stop)
+    except RecipeError as error:  # the method's mistake, not the candidate's
+        raise RunError(f"trial {number}: {error}") from error
 
 
 def _since(start: float) -> float:

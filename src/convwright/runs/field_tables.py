@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from convwright.runs.advice import Advice
-from convwright.runs.tables import _add, _brief, _table
+from convwright.runs.table_parts import add_row, brief, folded, new_table
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from convwright.runs.resolutions import AtResolution
 
 _LONG = 20  # rows from which a table is folded: fields all differ in size, so neighbours are joined more freely
-_Row = TypeVar("_Row")
 
 
 def field_tables(arch: Architecture, report: FieldReport) -> Iterator[Table | Text]:
@@ -50,10 +48,10 @@ def _layers(field: ReceptiveField) -> Table:
         f"({len(field.wasted)} of {len(kernels)} kernels larger than 1x1 see nothing new)"
     )
     numbers = ("size", "of the image", "stride")
-    table = _table(title, "layer", "kind", *numbers, "new positions", "useful from", numbers=numbers)
-    for alike in _folded(rows, lambda each: (each.kind, each.stage, each.stride, _state(field, each))):
+    table = new_table(title, "layer", "kind", *numbers, "new positions", "useful from", numbers=numbers)
+    for alike in folded(rows, lambda each: (each.kind, each.stage, each.stride, _state(field, each)), _LONG):
         first, last = alike[0], alike[-1]
-        _add(
+        add_row(
             table,
             _names([each.name for each in alike]),
             first.kind,
@@ -98,10 +96,10 @@ def _from(layer: LayerField) -> str:
 
 def _stages(field: ReceptiveField) -> Table:
     numbers = ("size", "sees", "channels", "3DRF", "rho")
-    table = _table("3DRF of stages on their own inputs (reconstructed)", "stage", "input", *numbers, numbers=numbers)
+    table = new_table("3DRF of stages on their own inputs (reconstructed)", "stage", "input", *numbers, numbers=numbers)
     for stage in field.stages:
         shares = (f"{stage.channels:g}", f"{stage.value:,.0f}", f"{stage.share:.4f}")
-        _add(table, stage.name, _x(stage.shape), _x(stage.size), _x(stage.seen), *shares)
+        add_row(table, stage.name, _x(stage.shape), _x(stage.size), _x(stage.seen), *shares)
     return table
 
 
@@ -110,15 +108,15 @@ def _left_out(field: ReceptiveField) -> Iterator[tuple[str, str]]:
     if field.overall:
         yield "Global operators", _reasons(field.overall)
     if field.returning:
-        yield "Of them, gates that are led back to local values and are left out there", _brief(field.returning)
+        yield "Of them, gates that are led back to local values and are left out there", brief(field.returning)
     if field.statistics:
-        yield "Statistics over positions, not counted", _brief(field.statistics)
+        yield "Statistics over positions, not counted", brief(field.statistics)
     if field.skipped:
         yield "Not followed, counted as seeing everything from there on", _reasons(field.skipped)
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:
-    return _brief([f"{name} ({reason})" for name, reason in reasons.items()])
+    return brief([f"{name} ({reason})" for name, reason in reasons.items()])
 
 
 # ------------------------------------------------------------------ advice
@@ -128,21 +126,23 @@ def _advice(arch: Architecture, advice: Sequence[Advice]) -> Table:
     costs = arch.profile()
     numbers = ("MACs saved", "params saved")
     title = "Kernels that see no new positions at this resolution, and the edit that takes them out"
-    table = _table(title, "edit, in Python and in a plan", *numbers, "note", numbers=numbers)
+    table = new_table(title, "edit, in Python and in a plan", *numbers, "note", numbers=numbers)
     table.columns[0].no_wrap = True
-    for alike in _folded(advice, lambda each: (type(each.edit), each.macs, each.params, each.reason, len(each.layers))):
+    for alike in folded(
+        advice, lambda each: (type(each.edit), each.macs, each.params, each.reason, len(each.layers)), _LONG
+    ):
         first, last = alike[0], alike[-1]
         if first.edit is None:
-            _add(table, _names([name for each in alike for name in each.layers]), "", "", f"none: {first.reason}")
+            add_row(table, _names([name for each in alike for name in each.layers]), "", "", f"none: {first.reason}")
             continue
         several = f"... {last.python} ({len(alike)} alike, each)"
         edit = f"{first.python}\n{first.plan if len(alike) == 1 else several}"
         notes = dict.fromkeys(note for each in alike for note in each.notes)
-        _add(table, edit, f"{first.macs:,}", f"{first.params:,}", "; ".join(notes) if len(alike) == 1 else "")
+        add_row(table, edit, f"{first.macs:,}", f"{first.params:,}", "; ".join(notes) if len(alike) == 1 else "")
     macs, params = sum(each.macs for each in advice), sum(each.params for each in advice)
     shares = f"{macs / max(costs.macs, 1):.0%} of the MACs, {params / max(costs.params, 1):.0%} of the parameters"
     count = sum(each.edit is not None for each in advice)
-    _add(table, f"all edits together: {count}", f"{macs:,}", f"{params:,}", shares)
+    add_row(table, f"all edits together: {count}", f"{macs:,}", f"{params:,}", shares)
     return table
 
 
@@ -151,7 +151,7 @@ def _advice(arch: Architecture, advice: Sequence[Advice]) -> Table:
 
 def _resolutions(sweep: Sequence[AtResolution]) -> Table:
     numbers = ("kernels that see nothing new", "of", "their share of the MACs", "Q")
-    table = _table("At other resolutions", "resolution", *numbers, numbers=numbers)
+    table = new_table("At other resolutions", "resolution", *numbers, numbers=numbers)
     for at in sweep:
         if at.field is not None:
             counts = (
@@ -160,35 +160,26 @@ def _resolutions(sweep: Sequence[AtResolution]) -> Table:
                 f"{at.wasted_share:.1%}",
                 f"{at.field.score():.4f}",
             )
-            _add(table, f"{at.side}x{at.side}", *counts)
+            add_row(table, f"{at.side}x{at.side}", *counts)
     return table
 
 
 def _useful(report: FieldReport) -> Table:
-    table = _table("From which resolution kernels see something new", "layer", "useful from", "nothing new at")
+    table = new_table("From which resolution kernels see something new", "layer", "useful from", "nothing new at")
     known = [at for at in report.sweep if at.field is not None]
     wasted = {at.side: {each.name for each in at.wasted} for at in known}
 
     def idle(layer: LayerField) -> tuple[int, ...]:
         return tuple(side for side, names in wasted.items() if layer.name in names)
 
-    for alike in _folded(_kernels(report.field), lambda each: (each.stage, idle(each))):
+    for alike in folded(_kernels(report.field), lambda each: (each.stage, idle(each)), _LONG):
         first, last = alike[0], alike[-1]
         sides = ", ".join(map(str, idle(first))) or "none of these"
-        _add(table, _names([each.name for each in alike]), _span(_from(first), _from(last)), sides)
+        add_row(table, _names([each.name for each in alike]), _span(_from(first), _from(last)), sides)
     return table
 
 
 # ------------------------------------------------------------------ rows and words
-
-
-def _folded(rows: Sequence[_Row], key: Callable[[_Row], Hashable]) -> Iterator[list[_Row]]:
-    """Join neighbours with one key, where a table would be too long to read."""
-    if len(rows) <= _LONG:
-        yield from ([row] for row in rows)
-        return
-    for _, alike in groupby(rows, key=key):
-        yield list(alike)
 
 
 def _names(names: Sequence[str]) -> str:
