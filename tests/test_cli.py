@@ -442,3 +442,25 @@ def test_debug_shows_the_traceback(run):
     assert "Traceback" not in run("analyze", "zoo:x")[2]
     assert "Traceback" in run("analyze", "zoo:x", "--debug")[2]
     assert "Traceback" in run("--debug", "analyze", "zoo:x")[2]
+
+
+def test_ctrl_c_while_the_command_line_is_loaded():
+    start = """
+import sys
+
+class Impatient:
+    def find_spec(self, name, *rest):
+        if name == "convwright.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Impatient())
+from convwright.__main__ import main
+main()
+"""
+    found = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "convwright: interrupted\n")
+
+
+def test_the_package_runs_as_a_module():
+    found = subprocess.run([sys.executable, "-m", "convwright", "version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"convwright {__version__}\n"
