@@ -1,0 +1,365 @@
+"""Widths on a budget's surface: proportional to what is wanted, within all limits, and using them up.
+
+For any wanted widths there is one common factor at which the network just fits its budget. Whole channels leave some
+of the budget over; it is spent on the widths that fell furthest short of what was wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convwright.cost.budget import MEASURED, human
+from convwright.cost.cost_model import CostModel
+from convwright.cost.forms import Ints
+from convwright.edits import Width, solve
+from convwright.edits.room import MOST_CHANNELS
+from convwright.errors import BudgetError, ConvwrightError, EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.cost.budget import Limits
+
+Widths = dict[str, int]
+Shape = Mapping[str, float]
+
+FULL = 0.99  # share of the tightest limit from which nothing more is added
+_FULL_ESTIMATED = 0.97  # the same for estimates, such as latency: finer than this is noise
+_HALVINGS = 24  # bisections of the scale: finer than one channel in ten million
+_SMALLEST, _LARGEST = 1e-6, 1e4  # scales at which a bracket is given up: what is limited does not answer to widths
+_OFF = 1.15  # to use up the budget, a width may be so many times what was wanted, or as much below, and one step
+_MOST_PAIRS = 200  # families up to which exchanges of channels between two of them are tried
+_ROUNDS = 400  # steps of filling; each uses more of the budget than the one before
+
+
+@dataclass(frozen=True)
+class Family:
+    """Channel groups with one width among them: one group, or several that are tied in size.
+
+    Attributes:
+        name: The group that stands for all: the largest. Widths of a family are its widths.
+        groups: All of them.
+        size: Its present width.
+        step: Widths are multiples of this.
+        least: Smallest width that may be proposed.
+        most: Largest.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    size: int
+    step: int
+    least: int
+    most: int
+
+    @property
+    def tied(self) -> bool:
+        """Whether several groups change together."""
+        return len(self.groups) > 1
+
+    def rounded(self, width: float) -> int:
+        """Return the nearest width that may be proposed."""
+        return min(max(int(width / self.step + 0.5) * self.step, self.least), self.most)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A point on the surface.
+
+    Attributes:
+        widths: Width by family.
+        shape: The wanted widths at the scale that fits, before rounding.
+        use: Share of the tightest limit that is used.
+    """
+
+    widths: Widths
+    shape: dict[str, float]
+    use: float
+
+
+class Surface:
+    """The networks that differ from one in width only, and a budget.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers; None: nothing is limited, and the network's own costs are the scale.
+        divisor: Widths are multiples of this, too; groups that are smaller than it keep their own step.
+        least: Smallest width of a group; None: one step.
+        most: Largest; None: none.
+
+    Raises:
+        ConvwrightError: No group is free to change, or none has a width between `least` and `most`.
+        BudgetError: Even the smallest widths break a limit.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits,
+        *,
+        divisor: int = 1,
+        least: int | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.arch, self.limits, self.divisor = arch, limits, divisor
+        self.model = CostModel.of(arch)
+        self.full = _FULL_ESTIMATED if limits.estimates else FULL
+        self.families = tuple(_families(arch, divisor, least, most))
+        self._places: dict[tuple[str, int], dict[str, int]] = {}
+        self.smallest: Widths = {f.name: f.least for f in self.families}
+        self._refuse_out_of_reach(least)
+
+    def _refuse_out_of_reach(self, least: int | None) -> None:
+        costs = self.costs(self.smallest)
+        for metric, by in self.limits.excess(costs).items():
+            limit = self.limits.limits[metric]
+            bound = "" if least is None else f" of {least} channels (min_width); allow less"
+            raise BudgetError(
+                f"{metric}<={human(limit, metric)} cannot be met: the smallest widths{bound or ' of all groups'} need "
+                f"{human(limit + by, metric)}. Raise the budget"
+            )
+
+    # ------------------------------------------------------------------ sizes and costs
+
+    @cached_property
+    def _column(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.model.groups)}
+
+    def sizes(self, widths: Mapping[str, int]) -> Widths:
+        """Return the size of every free group under the families' widths."""
+        row = self._table([widths])[0]
+        return dict(zip(self.model.groups, row.tolist(), strict=True))
+
+    def costs(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Return the limited metrics under the families' widths."""
+        return self.limits.costs(self.model, self.sizes(widths))
+
+    def counted(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Return MACs and parameters."""
+        row = self._table([widths])[0]
+        return {"macs": int(self.model.macs(row)), "params": int(self.model.params(row))}
+
+    def use(self, widths: Mapping[str, int]) -> float:
+        """Return the share of the tightest limit that is used; above 1 it is broken."""
+        return float(self.uses([widths])[0])
+
+    def uses(self, rows: Sequence[Mapping[str, int]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Return `use` of several sets of widths, shape (n,)."""
+        table = self._table(rows)
+        shares = [self._metric(metric, table) / limit for metric, limit in self.limits.limits.items()]
+        return np.asarray(np.max(np.stack(shares), axis=0), dtype=np.float64)
+
+    def _metric(self, metric: str, table: Ints) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        model = self.model
+        known = {"macs": model.macs, "params": model.params, "weights": model.weight_bytes}
+        if metric in MEASURED:
+            rows = [dict(zip(model.groups, row, strict=True)) for row in table.tolist()]
+            found = [self.limits.costs(model, row)[metric] for row in rows]
+        else:
+            found = known.get(metric, model.activation_bytes)(table)
+        return np.asarray(found, dtype=np.float64)
+
+    def _table(self, rows: Sequence[Mapping[str, int]]) -> Ints:
+        """Return the sizes of all free groups for several sets of widths, shape (n, groups)."""
+        table = np.tile(self.model.sizes, (len(rows), 1))
+        for family in self.families:
+            if not family.tied:
+                table[:, self._column[family.name]] = [row[family.name] for row in rows]
+                continue
+            for i, row in enumerate(rows):
+                for name, size in self._placed(family, row[family.name]).items():
+                    table[i, self._column[name]] = size
+        return table
+
+    def _placed(self, family: Family, width: int) -> dict[str, int]:
+        """Return the sizes of a tied family's groups near a width, found once per width."""
+        key = family.name, width
+        if key not in self._places:
+            self._places[key] = self._solved(family, width)
+        return self._places[key]
+
+    def _solved(self, family: Family, width: int) -> dict[str, int]:
+        for offset in (0, -1, 1, -2, 2, -3, 3):
+            size = width + offset * family.step
+            if family.least <= size <= family.most and (found := self._tried(family, size)):
+                return found
+        if found := self._tried(family, family.size):
+            return found
+        raise EditError(f"no width near {width} lets the groups tied to {family.name} change together.")
+
+    def _tried(self, family: Family, size: int) -> dict[str, int] | None:
+        """Return the sizes of a tied family, None where they do not fit or some would move the other way."""
+        graph = self.arch.channels
+        if size == family.size:
+            return {name: graph.group(name).size for name in family.groups}
+        try:
+            units = solve(self.arch, [Width(family.name, size)]).units
+        except EditError:
+            return None
+        if ((units - graph.units) * (size - family.size) < 0).any():
+            return None
+        return {name: int(units[graph.index[name]]) * graph.group(name).step for name in family.groups}
+
+    # ------------------------------------------------------------------ plans
+
+    def edits(self, widths: Mapping[str, int]) -> tuple[Width, ...]:
+        """Return one edit per family that changes, in the network's order."""
+        wanted = {f.name: self._placed(f, widths[f.name])[f.name] if f.tied else widths[f.name] for f in self.families}
+        order = self.arch.channels.index
+        changed = [Width(f.name, wanted[f.name]) for f in self.families if wanted[f.name] != f.size]
+        return tuple(sorted(changed, key=lambda edit: order[edit.target]))
+
+    def carried_out(self, widths: Mapping[str, int]) -> bool:
+        """Return whether all edits at once give the sizes that were reckoned with family by family."""
+        edits = self.edits(widths)
+        if not edits or not any(f.tied for f in self.families):
+            return True
+        try:
+            units = solve(self.arch, edits).units
+        except EditError:
+            return False
+        graph = self.arch.channels
+        return all(units[graph.index[n]] * graph.group(n).step == s for n, s in self.sizes(widths).items())
+
+    # ------------------------------------------------------------------ the surface
+
+    def project(self, wanted: Shape, target: float = 1.0) -> Place:
+        """Return the widths in the wanted proportions that fit, and use what there is.
+
+        Args:
+            wanted: Widths by family; only their proportions count.
+            target: Share of the budget that may be used, up to 1.
+
+        Returns:
+            Widths that use at most `target` of the tightest limit, and at least 99 % of that where steps and bounds
+            allow. Where even the smallest widths use more than `target`, these.
+
+        Raises:
+            BudgetError: Tied groups do not fit together at any scale.
+        """
+        scale = self._scale(wanted, target)
+        for _ in range(60):
+            shape = {f.name: min(max(wanted[f.name] * scale, f.least), f.most) for f in self.families}
+            widths = self._filled(self._at(wanted, scale), shape, target)
+            if self.carried_out(widths):
+                return Place(widths, shape, self.use(widths))
+            scale *= 0.97  # ties between families that only show when all change at once
+        raise BudgetError(f"no widths of {self.arch.source} fit together near {self.limits.describe()}")
+
+    def _at(self, wanted: Shape, scale: float) -> Widths:
+        return {f.name: f.rounded(wanted[f.name] * scale) for f in self.families}
+
+    def _scale(self, wanted: Shape, target: float) -> float:
+        """Return the largest factor at which the wanted widths fit: bracketed by doubling, then bisected."""
+        low, high = self._bracket(wanted, target)
+        for _ in range(_HALVINGS):
+            if self._at(wanted, low) == self._at(wanted, high):
+                break
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._fits(wanted, middle, target) else (low, middle)
+        return low
+
+    def _bracket(self, wanted: Shape, target: float) -> tuple[float, float]:
+        """Return a factor that fits and one that does not; the same twice where a bound of all widths is met."""
+        scale, fits = 1.0, self._fits(wanted, 1.0, target)
+        edge = {f.name: f.most if fits else f.least for f in self.families}
+        while self._at(wanted, scale) != edge and _SMALLEST < scale < _LARGEST:
+            further = scale * 2 if fits else scale / 2
+            if self._fits(wanted, further, target) != fits:
+                return min(scale, further), max(scale, further)
+            scale = further
+        return scale, scale
+
+    def _fits(self, wanted: Shape, scale: float, target: float) -> bool:
+        return self.use(self._at(wanted, scale)) <= target
+
+    def _filled(self, widths: Widths, shape: Shape, target: float) -> Widths:
+        """Spend what is left over: on single families, then by exchanges between two."""
+        used = self.use(widths)
+        for _ in range(_ROUNDS):
+            if not self.full * target > used:
+                break
+            better = self._wider(widths, shape, used, target) or self._exchanged(widths, shape, used, target)
+            if better is None:
+                break
+            widths, used = better
+        return widths
+
+    def _wider(self, widths: Widths, shape: Shape, used: float, target: float) -> tuple[Widths, float] | None:
+        """Widen the family that falls furthest short of what was wanted, of those that fit and cost something."""
+        grown = [f for f in self.families if widths[f.name] + f.step <= _ceiling(f, shape[f.name])]
+        rows = [{**widths, f.name: widths[f.name] + f.step} for f in grown]
+        fitting = [(widths[f.name] / shape[f.name], i) for i, f in enumerate(grown)]
+        uses = self.uses(rows) if rows else []
+        fitting = [(short, i) for short, i in fitting if used < uses[i] <= target]
+        if not fitting:
+            return None
+        i = min(fitting)[1]
+        return rows[i], float(uses[i])
+
+    def _exchanged(self, widths: Widths, shape: Shape, used: float, target: float) -> tuple[Widths, float] | None:
+        """Widen one family and narrow another by a step each; the pair that uses most."""
+        if len(self.families) > _MOST_PAIRS or self.limits.estimates:
+            return None
+        rows = list(self._pairs(widths, shape))
+        if not rows:
+            return None
+        uses = self.uses(rows)
+        uses[uses > target] = 0.0
+        best = int(np.argmax(uses))
+        return (rows[best], float(uses[best])) if uses[best] > used else None
+
+    def _pairs(self, widths: Widths, shape: Shape) -> Iterator[Widths]:
+        for up in self.families:
+            wider = widths[up.name] + up.step
+            if wider > _ceiling(up, shape[up.name]):
+                continue
+            for down in self.families:
+                narrower = widths[down.name] - down.step
+                if down is not up and narrower >= max(down.least, shape[down.name] / _OFF - down.step):
+                    yield {**widths, up.name: wider, down.name: narrower}
+
+
+def _ceiling(family: Family, wanted: float) -> float:
+    return min(family.most, wanted * _OFF + family.step)
+
+
+# ------------------------------------------------------------------ families
+
+
+def _families(arch: Architecture, divisor: int, least: int | None, most: int | None) -> Iterator[Family]:
+    """Yield the families that can change, in the network's order.
+
+    Raises:
+        ConvwrightError: There is none, or one has no width within the bounds.
+    """
+    if least is not None and most is not None and least > most:
+        raise ConvwrightError(f"min_width={least} is above max_width={most}; give a smaller min_width")
+    covered: set[str] = set()
+    found = []
+    for group in sorted(arch.free_groups, key=lambda g: -g.size):
+        if group.name in covered:
+            continue
+        covered |= {group.name, *group.tied}
+        if any(arch.channels.group(name).frozen for name in group.tied):
+            continue
+        step = math.lcm(group.step, divisor) if group.size >= divisor else group.step
+        low = max(step, math.ceil((least or 1) / step) * step)
+        high = (most or MOST_CHANNELS) // step * step
+        if low > high:
+            raise ConvwrightError(
+                f"{group.name} has widths that are multiples of {step}: none lies from {least or 1} to {most} "
+                "(min_width, max_width); widen these bounds"
+            )
+        found.append(Family(group.name, (group.name, *group.tied), group.size, step, low, high))
+    if not found:
+        reasons = dict.fromkeys(f"{g.name}: {g.reason or 'tied to frozen channels'}" for g in arch.groups)
+        shown = "; ".join(list(reasons)[:6]) or "it has no channels"
+        raise ConvwrightError(f"{arch.source} has no channel group whose width can change ({shown}).")
+    order = arch.channels.index
+    yield from sorted(found, key=lambda family: order[family.name])
