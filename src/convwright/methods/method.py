@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 
 Role = Literal["base", "baseline", "candidate"]
 Status = Literal["done", "stopped", "failed"]
+Weights = Literal["inherit", "net2wider", "svd", "fresh"]
 
 
 @dataclass(frozen=True)
 class Stop:
-    """End a training early: when `probe` passes `threshold` after `epoch` epochs or later."""
+    """End a training early: when `probe` passes `threshold` after `epoch` epochs or later.
+
+    Attributes:
+        probe: ``train_loss``, ``train_acc``, ``val_loss`` or ``val_acc``, or one of the candidate's probes, or a
+            number that it tells: ``channel-quality.rank`` (the mean over the network).
+        threshold: What it must pass.
+        above: Whether it passes upwards.
+        epoch: Not before so many epochs.
+    """
 
     probe: str
     threshold: float
@@ -41,8 +50,7 @@ class Candidate:
 
     Attributes:
         plan: Edits from the user's network to this one.
-        parent: Number of the trial whose weights it inherits; its plan is the beginning of this one.
-            None: the weights that the run started with.
+        parent: Number of the trial whose weights it gets. None: the weights that the run started with.
         epochs: Passes over the training images; 0 only judges.
         seed: Of the training.
         stop: When to end the training early.
@@ -51,6 +59,11 @@ class Candidate:
         probes: What to observe during the training, by name.
         recipe: Changes to the run's recipe as JSON values, such as ``{"label_smoothing": 0.1}``; techniques are
             added to those of the run: ``{"techniques": {"mixup": {"alpha": 0.2}}}``.
+        weights: How it gets them. ``inherit``: its plan begins with its parent's, and the edits after that are
+            applied to the parent's trained network. ``net2wider`` and ``svd``: both plans are whole plans that differ
+            in widths only; ``net2wider`` keeps the function where it widens, the norms and the classifier, ``svd``
+            carries the convolutions alone, as the published channel search does, and draws the rest anew.
+            ``fresh``: all parameters are drawn anew from `seed`; the parent does not matter.
     """
 
     plan: Plan
@@ -61,14 +74,17 @@ class Candidate:
     role: Role = "candidate"
     probes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    weights: Weights = "inherit"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the plan as its own text, the recipe where it changes something."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "recipe"}
+        later = ("recipe", "weights")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in later}
         stop = dataclasses.asdict(self.stop) if self.stop is not None else None
-        # Left out when empty, so that runs recorded before there was a recipe are resumed.
+        # Left out when they say nothing, so that runs recorded before there were such fields are resumed.
         recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
-        return {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes), **recipe}
+        weights = {"weights": self.weights} if self.weights != "inherit" else {}
+        return {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes), **recipe, **weights}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
@@ -78,6 +94,8 @@ class Candidate:
             RunError: It is damaged.
         """
         try:
+            if values.get("weights", "inherit") not in get_args(Weights):
+                raise RunError(f"a recorded candidate is damaged (weights {values['weights']!r})")
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
             plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
             return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})

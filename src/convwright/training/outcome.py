@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -51,6 +53,8 @@ class TrainResult:
             ``test_flip``.
         plan: What the recipe's techniques edited before training; None for nothing.
         warnings: Settings of the recipe that have no effect here, one line each.
+        probes: What the probes found, by name, as plain JSON values.
+        stopped: Whether the training was ended before its last step, by the rule to stop or by `on_epoch`.
         optimizer_state: The optimizer's state by parameter name, for `train(optimizer_state=...)`.
     """
 
@@ -64,6 +68,8 @@ class TrainResult:
     test_flip: Metrics | None = None
     plan: Plan | None = None
     warnings: tuple[str, ...] = ()
+    probes: Mapping[str, Any] = field(default_factory=dict)
+    stopped: bool = False
 
     @property
     def last(self) -> EpochRecord:

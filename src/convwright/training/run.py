@@ -39,6 +39,7 @@ from convwright.training.optimizers import (
 )
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.preflight import Prepared, make_fabric, setting_for
+from convwright.training.probes import Moment, Probes, StopRule, Watched, reached
 from convwright.training.progress import ProgressLine
 from convwright.training.recipe import Recipe
 from convwright.training.schedules import Position, Rates
@@ -70,6 +71,8 @@ class Order:
     progress: bool
     test: bool
     workers: int | None
+    probes: tuple[str, ...] = ()
+    stop: StopRule | None = None
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from."""
@@ -95,6 +98,7 @@ def train_prepared(
         else:
             run.begin(optimizer_state)
         with (
+            run.probes,
             synchronised(model, run.fabric.world_size),
             ProgressLine(run.total, run.step, order.progress and run.fabric.is_global_zero) as line,
         ):
@@ -130,6 +134,7 @@ class Run:
         self.history: list[EpochRecord] = []
         self.val: Metrics | None = None
         self.stopped = False
+        self.probes = Probes(order.probes, self._watched())
 
     def _training_loader(self, shard: tuple[int, int]) -> Loader:
         return Loader(
@@ -142,6 +147,10 @@ class Run:
             workers=self.order.workers,
             shard=shard,
         )
+
+    def _watched(self) -> Watched:
+        workers = self.order.workers
+        return Watched(self.model, self.data, self.recipe, self.fabric.device, self.settings.channels_last, workers)
 
     def _judge(self, images: Images) -> Loader:
         return Loader(
@@ -217,15 +226,24 @@ class Run:
         module, optimizer = self.fabric.setup(self.model, self.optimizer)
         gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate)
         optimizer.zero_grad()
+        if not self.step:
+            self.probes.observe(Moment("start", 0, 0, 0.0))
         while self.step < self.total and not self.stopped:
             record = self._epoch(gradients, optimizer, line)
             self.history.append(record)
+            self.probes.observe(Moment("epoch", record.epoch, self.step, record.lr))
             if self.folder is not None and self.fabric.is_global_zero:
                 write_checkpoint(self.folder, self.checkpoint())
             line.line(_describe(record, self.recipe.epochs))
             _log.debug("%s", record)
-            self.stopped = on_epoch is not None and on_epoch(record) is True
+            asked = on_epoch is not None and on_epoch(record) is True
+            self.stopped = asked or self._ends()
         optimizer.zero_grad()
+
+    def _ends(self) -> bool:
+        """Whether the rule to stop says so; of what a checkpoint holds, so that a resumed training agrees."""
+        stop = self.order.stop
+        return stop is not None and bool(self.history) and reached(stop, self.history[-1], self.probes)
 
     def _epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> EpochRecord:
         start = time.perf_counter()
@@ -239,7 +257,7 @@ class Run:
             train_acc=accuracy,
             val_loss=self.val.loss if self.val is not None else None,
             val_acc=self.val.accuracy if self.val is not None else None,
-            lr=float(self.optimizer.param_groups[0]["lr"]),
+            lr=self._lr(),
             seconds=time.perf_counter() - start,
         )
 
@@ -257,6 +275,7 @@ class Run:
             losses[index] = loss  # sums stay on the device: no wait per step
             right += hits
             self.step += 1
+            self.probes.observe(Moment("step", len(self.history), self.step, self._lr()))
             line.step(self.step)
             if (index + 1) % _CHECK_EVERY == 0:
                 self._check_losses(losses[: index + 1], first)
@@ -293,6 +312,9 @@ class Run:
             for effect in self.effects.values():
                 images, targets = effect.batch(images, targets, step)
         return images, targets
+
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _set_rates(self) -> None:
         factor, momentum = self._rates(self.step)
@@ -352,6 +374,7 @@ class Run:
             "effects": {name: effect.state_dict() for name, effect in self.effects.items()},
             "loader": self.loader.state_dict(),
             "random": random_state(self.fabric.device),
+            "probes": self.probes.to_json(),
         }
 
     def restore(self, found: dict[str, Any], folder: Path | None) -> None:
@@ -375,6 +398,8 @@ class Run:
         self.step = int(found["step"])
         self.history = [EpochRecord(*values) for values in found["history"]]
         self.val = Metrics(*found["val"]) if found["val"] else None
+        self.probes.restore(found.get("probes", "{}"), str(path))
+        self.stopped = self._ends()
         set_random_state(found["random"], self.fabric.device)
 
     def result(self, test: bool, prepared: Prepared) -> TrainResult:
@@ -395,6 +420,8 @@ class Run:
             test_flip=flipped,
             plan=prepared.plan,
             warnings=prepared.warnings,
+            probes=self.probes.found(),
+            stopped=self.step < self.total,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from convwright.training.evaluate import kept_modes
 from convwright.training.optimizers import OptimizerState
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.preflight import make_fabric, prepare, settle
+from convwright.training.probes import StopRule, check_observed
 from convwright.training.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
@@ -37,6 +38,8 @@ def train(
     test: bool = True,
     workers: int | None = None,
     devices: int = 1,
+    probes: Sequence[str] = (),
+    stop: StopRule | None = None,
 ) -> TrainResult:
     """Train `model` in place.
 
@@ -62,6 +65,8 @@ def train(
             part of every batch, and batch norm normalises by the whole, so that the losses are those of a single
             process up to rounding; what draws random numbers inside the network (dropout) draws others. They are
             started anew: a script must guard its own start by ``if __name__ == "__main__":``.
+        probes: What to observe, by name: ``channel-quality``, ...; found in `TrainResult.probes`.
+        stop: When to end the training early, such as a `convwright.methods.Stop`.
 
     Raises:
         RecipeError: Bad recipe, a loss that is not finite (the last good checkpoint stays), or a
@@ -74,10 +79,11 @@ def train(
         data = load_data(data, val_fraction=recipe.val_fraction)
     if resume and out is None:
         raise RecipeError("resume needs the folder of the checkpoint; give out=")
-    if devices > 1 and on_epoch is not None:
-        raise RecipeError(f"on_epoch cannot be called from {devices} processes; use devices=1")
+    check_observed(probes, stop)
+    if devices > 1 and (on_epoch is not None or probes or stop is not None):
+        raise RecipeError(f"on_epoch, probes and stop cannot be called from {devices} processes; use devices=1")
     folder = Path(out) if out is not None else None
-    order = Order(data, recipe, folder, resume, accelerator, progress, test, workers)
+    order = Order(data, recipe, folder, resume, accelerator, progress, test, workers, tuple(probes), stop)
     device = make_fabric(accelerator, "32-true").device
     with ExitStack() as stack:
         stack.enter_context(kept_modes(model))
