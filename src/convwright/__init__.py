@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         RunError,
     )
     from convwright.metrics.bundles import Bundles, bundles
+    from convwright.metrics.quality import ChannelQuality, channel_quality
+    from convwright.metrics.rank import Evbmf, evbmf
     from convwright.metrics.receptive_field import ReceptiveField, receptive_field
     from convwright.runs import Result, optimize
     from convwright.training import Recipe, TrainResult, load_data, train
@@ -60,7 +62,10 @@ _HOMES = {
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
     ),
-    "convwright.metrics": ("Bundles", "ReceptiveField", "bundles", "receptive_field"),
+    "convwright.metrics": (
+        "Bundles", "ChannelQuality", "Evbmf", "ReceptiveField", "bundles", "channel_quality", "evbmf",
+        "receptive_field",
+    ),
     "convwright.runs": ("Result", "optimize"),
     "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
 }  # fmt: skip
@@ -86,10 +91,12 @@ __all__ = [
     "Bundles",
     "Change",
     "ChannelGroup",
+    "ChannelQuality",
     "ConvwrightError",
     "CostModel",
     "DataError",
     "EditError",
+    "Evbmf",
     "InexactEditWarning",
     "Kernel",
     "Layer",
@@ -110,8 +117,10 @@ __all__ = [
     "__version__",
     "apply",
     "bundles",
+    "channel_quality",
     "cost",
     "edits",
+    "evbmf",
     "layers",
     "load_data",
     "methods",
