@@ -1,12 +1,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convwright import __version__
 from convwright.cli import main
+from convwright.runs.files import owned
 
 NETWORK = """
 import torch
@@ -209,7 +211,8 @@ def test_train(run, folder):
     assert code == 0
     assert "epoch 1/1" in err
     assert found["test"]["samples"] == 30
-    assert sorted(p.name for p in (folder / "t").iterdir()) == ["checkpoint.pt", "model.safetensors", "training.json"]
+    written = {"checkpoint.pt", "model.safetensors", "training.json"}
+    assert {path.name for path in (folder / "t").iterdir()} == {*written, ".lock"}
     assert "test accuracy" in run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "r.yaml")[1]
 
 
@@ -442,6 +445,14 @@ def test_debug_shows_the_traceback(run):
     assert "Traceback" not in run("analyze", "zoo:x")[2]
     assert "Traceback" in run("analyze", "zoo:x", "--debug")[2]
     assert "Traceback" in run("--debug", "analyze", "zoo:x")[2]
+
+
+def test_one_training_per_folder(run):
+    with owned(Path("t")):
+        code, out, err = run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "r.yaml", "--out", "t")
+    assert (code, out) == (2, "")
+    assert "another process is working" in err
+    assert run("train", "net.py:Tiny", "--data", "npz:set.npz", "--recipe", "r.yaml", "--out", "t")[0] == 0
 
 
 def test_ctrl_c_while_the_command_line_is_loaded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from convwright.architecture import Architecture, read
 from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.runs.files import load_weights, refuse_file, save_weights, write_json, write_text
+from convwright.runs.files import LOCK, load_weights, owned, refuse_file, save_weights, write_json, write_text
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both
 from convwright.runs.study import WEIGHTS
-from convwright.training import Metrics, TrainResult, train
+from convwright.training import Metrics, Recipe, TrainResult, train
 from convwright.training.recipe import as_recipe
 
 FORMAT = "convwright training"
@@ -50,7 +51,7 @@ def train_named(
         The content of ``training.json``.
 
     Raises:
-        ConvwrightError: Whatever is wrong with network, data, recipe or folder.
+        ConvwrightError: Whatever is wrong with network, data, recipe or folder, or another process works in it.
     """
     chosen = as_recipe(recipe).updated(**changes)
     _check_out(out, resume)
@@ -65,16 +66,27 @@ def train_named(
     )
     if weights is not None:
         load_weights(opened.arch.model, weights)
-    trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume, devices=devices)
-    network = trained_network(opened, trained)
+    with nullcontext() if out is None else owned(out):
+        trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume, devices=devices)
+        network = trained_network(opened, trained)
+        content = _content(opened, chosen, trained, network)
+        if out is not None:
+            save_weights(network.model, out / WEIGHTS)
+            if network.plan.edits:
+                write_text(out / "plan.json", network.plan.to_json())
+            write_json(out / "training.json", content)
+    return content
+
+
+def _content(opened: Opened, recipe: Recipe, trained: TrainResult, network: Architecture) -> dict[str, Any]:
     costs = network.profile()
-    content = {
+    return {
         "format": FORMAT,
         "version": 1,
         "model": opened.arch.source,
         "options": opened.options,
         "data": opened.data.name,
-        "recipe": chosen.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
         "macs": costs.macs,
         "params": costs.params,
         "validation": judged(trained.val),
@@ -87,12 +99,6 @@ def train_named(
         "versions": versions(),
         "machine": machine(),
     }
-    if out is not None:
-        save_weights(network.model, out / WEIGHTS)
-        if network.plan.edits:
-            write_text(out / "plan.json", network.plan.to_json())
-        write_json(out / "training.json", content)
-    return content
 
 
 def trained_network(opened: Opened, trained: TrainResult) -> Architecture:
@@ -121,5 +127,5 @@ def _check_out(out: Path | None, resume: bool) -> None:
             raise RunError("--resume needs the folder of the checkpoint; give --out")
         return
     refuse_file(out)
-    if not resume and out.is_dir() and any(out.iterdir()):
+    if not resume and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         raise RunError(f"{out}: already exists and is not empty; continue it with --resume, or choose another --out")
