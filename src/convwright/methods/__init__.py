@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> sorted(methods.METHODS)
-['auto', 'kernel', 'phased', 'receptive-field', 'uniform']
+['auto', 'channel-search', 'kernel', 'phased', 'receptive-field', 'uniform']
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 
 from convwright.methods.baselines import Uniform
+from convwright.methods.channel_search import ChannelSearch
 from convwright.methods.kernel_optimizer import KernelOptimizer, Kernels, optimize_kernels
 from convwright.methods.layer_operators import Menu
 from convwright.methods.method import (
@@ -33,6 +34,7 @@ from convwright.methods.unit_moves import Rule
 __all__ = [
     "METHODS",
     "Candidate",
+    "ChannelSearch",
     "Decision",
     "Evidence",
     "KernelOptimizer",

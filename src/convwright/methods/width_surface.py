@@ -87,10 +87,11 @@ class Surface:
 
     Args:
         arch: The network.
-        limits: The budget in numbers; None: nothing is limited, and the network's own costs are the scale.
+        limits: The budget in numbers.
         divisor: Widths are multiples of this, too; groups that are smaller than it keep their own step.
         least: Smallest width of a group; None: one step.
         most: Largest; None: none.
+        checked: Refuse limits that even the smallest widths break.
 
     Raises:
         ConvwrightError: No group is free to change, or none has a width between `least` and `most`.
@@ -105,6 +106,7 @@ class Surface:
         divisor: int = 1,
         least: int | None = None,
         most: int | None = None,
+        checked: bool = True,
     ) -> None:
         self.arch, self.limits, self.divisor = arch, limits, divisor
         self.model = CostModel.of(arch)
@@ -112,7 +114,8 @@ class Surface:
         self.families = tuple(_families(arch, divisor, least, most))
         self._places: dict[tuple[str, int], dict[str, int]] = {}
         self.smallest: Widths = {f.name: f.least for f in self.families}
-        self._refuse_out_of_reach(least)
+        if checked:
+            self._refuse_out_of_reach(least)
 
     def _refuse_out_of_reach(self, least: int | None) -> None:
         costs = self.costs(self.smallest)
@@ -159,20 +162,18 @@ class Surface:
         known = {"macs": model.macs, "params": model.params, "weights": model.weight_bytes}
         if metric in MEASURED:
             rows = [dict(zip(model.groups, row, strict=True)) for row in table.tolist()]
-            found = [self.limits.costs(model, row)[metric] for row in rows]
-        else:
-            found = known.get(metric, model.activation_bytes)(table)
-        return np.asarray(found, dtype=np.float64)
+            return np.array([self.limits.costs(model, row)[metric] for row in rows], dtype=np.float64)
+        return np.asarray(known.get(metric, model.activation_bytes)(table), dtype=np.float64)
 
     def _table(self, rows: Sequence[Mapping[str, int]]) -> Ints:
         """Return the sizes of all free groups for several sets of widths, shape (n, groups)."""
         table = np.tile(self.model.sizes, (len(rows), 1))
         for family in self.families:
             if not family.tied:
-                table[:, self._column[family.name]] = [row[family.name] for row in rows]
+                table[:, self._column[family.name]] = [widths[family.name] for widths in rows]
                 continue
-            for i, row in enumerate(rows):
-                for name, size in self._placed(family, row[family.name]).items():
+            for i, widths in enumerate(rows):
+                for name, size in self._placed(family, widths[family.name]).items():
                     table[i, self._column[name]] = size
         return table
 
@@ -294,13 +295,12 @@ class Surface:
         """Widen the family that falls furthest short of what was wanted, of those that fit and cost something."""
         grown = [f for f in self.families if widths[f.name] + f.step <= _ceiling(f, shape[f.name])]
         rows = [{**widths, f.name: widths[f.name] + f.step} for f in grown]
-        fitting = [(widths[f.name] / shape[f.name], i) for i, f in enumerate(grown)]
-        uses = self.uses(rows) if rows else []
-        fitting = [(short, i) for short, i in fitting if used < uses[i] <= target]
+        uses = self.uses(rows).tolist() if rows else []
+        fitting = [i for i in range(len(rows)) if used < uses[i] <= target]
         if not fitting:
             return None
-        i = min(fitting)[1]
-        return rows[i], float(uses[i])
+        i = min(fitting, key=lambda i: widths[grown[i].name] / shape[grown[i].name])
+        return rows[i], uses[i]
 
     def _exchanged(self, widths: Widths, shape: Shape, used: float, target: float) -> tuple[Widths, float] | None:
         """Widen one family and narrow another by a step each; the pair that uses most."""
