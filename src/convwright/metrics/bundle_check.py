@@ -97,6 +97,8 @@ class BundleCheck:
         """Yield the open bundles that have rows in a batch, by their first row, and which rows."""
         firsts = self._first[self._start : self._start + rows]
         open_rows = np.flatnonzero(self._last[firsts] > firsts)
+        if not len(open_rows):
+            return
         order = open_rows[np.argsort(firsts[open_rows], kind="stable")]
         found, starts = np.unique(firsts[order], return_index=True)
         for first, members in zip(found.tolist(), np.split(order, starts[1:]), strict=True):

@@ -10,6 +10,7 @@ comparing the rows of each group once makes it exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -80,6 +81,7 @@ def _words(seen: Tensor) -> Tensor:
     return seen.contiguous().view(torch.int32).to(torch.int64)
 
 
+@lru_cache(maxsize=16)
 def _multipliers(start: int, count: int, stream: int, device: torch.device) -> Tensor:
     """Return random odd numbers for some columns: SplitMix64's, the same on every device."""
     places = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)

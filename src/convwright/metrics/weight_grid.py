@@ -11,6 +11,7 @@ published code; the forms for other dtypes are reconstructed.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def _own_values(activations: Tensor) -> Tensor:
 
 
 def _float32(number: float) -> float:
-    return float(torch.tensor(number, dtype=torch.float32))
+    return ctypes.c_float(number).value  # to nearest, infinite beyond the largest
 
 
 def _number(value: object, name: str, what: str) -> float:
