@@ -147,6 +147,7 @@ class _Problem:
     def __init__(self, alpha: float, y: Floats) -> None:
         self.alpha, self.y = alpha, y
         self.count, self.size = y.shape
+        self.rest = np.cumsum(np.pad(y, ((0, 0), (0, 1)))[:, ::-1], axis=1)[:, ::-1]  # sum from each on
         tau = _TAU * math.sqrt(alpha)
         self.threshold = (1 + tau) * (1 + alpha / tau)
 
@@ -192,18 +193,22 @@ class _Problem:
 
     def _evaluate(self, z: Floats, kept: Ints) -> tuple[Floats, Floats, Floats]:
         """Return the objective at ``z`` (matrix, piece), its slope and the slope's slope."""
-        out = np.arange(int(kept.max(initial=0))) < kept[:, None]
-        return self._sums(self.y[:, None, : out.shape[1]], z, out)
+        rest = self.rest[:, : len(kept)]
+        return self._sums(self.y[:, None, : len(kept) - 1], rest, z, kept)
 
-    def _sums(self, y: Floats, z: Floats, out: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-        """Sum over the last axis of ``y`` what stands ``out``; noise adds up in closed form."""
-        alpha, noise = self.alpha, self.size * np.exp(-z)
+    def _sums(self, y: Floats, rest: Floats, z: Floats, kept: Ints) -> tuple[Floats, Floats, Floats]:
+        """Sum over the last axis of ``y``, as far as values are kept; ``rest`` is the sum of the others.
+
+        A large x and its tau nearly cancel: what is left of them is written out, x - tau = 1 + alpha + alpha / tau.
+        """
+        alpha, noise = self.alpha, rest * np.exp(-z)
+        out = np.arange(y.shape[-1]) < kept[:, None]
         x = np.maximum(y * np.exp(-z)[..., None], self.threshold)  # those that do not stand out count for nothing
         tau = _tau(x, alpha)
-        gain = (np.log1p(tau) + alpha * np.log1p(tau / alpha) - tau) * out
-        bend = x * tau**2 / (tau**2 - alpha) * out
+        gain = (np.log1p(tau) + alpha * np.log1p(tau / alpha) + (1 + alpha) + alpha / tau) * out
         value = noise + self.size * z + gain.sum(axis=-1)
-        return value, self.size - noise + (tau * out).sum(axis=-1), noise - bend.sum(axis=-1)
+        slope = self.size - kept - noise - (alpha * (1 + 1 / tau) * out).sum(axis=-1)
+        return value, slope, noise - (alpha * x / (tau**2 - alpha) * out).sum(axis=-1)
 
     def _stationary(self, which: tuple[Ints, ...], z: Floats, right: Floats) -> Floats:
         """Return the minimum inside each piece, NaN where there is none.
@@ -212,14 +217,15 @@ class _Problem:
         """
         z, found = z.copy(), np.full_like(z, np.nan)
         rows, kept = which
-        out = np.arange(int(kept.max(initial=0))) < kept[:, None]
+        rest, most = self.rest[rows, kept], int(kept.max(initial=0))
         active = np.arange(len(z))
         for _ in range(_STEPS):
-            _, slope, bend = self._sums(self.y[rows[active], : out.shape[1]], z[active], out[active])
+            y = self.y[rows[active], :most]
+            _, slope, bend = self._sums(y, rest[active], z[active], kept[active])
             with np.errstate(divide="ignore"):
                 step = np.where(bend > 0, -slope / bend, np.inf)
             z[active] += step
-            arrived = np.abs(step) < 1e-14 * (1 + np.abs(z[active]))
+            arrived = (slope >= 0) | (step < 1e-14 * (1 + np.abs(z[active])))  # a slope above 0 is rounding
             found[active[arrived]] = z[active[arrived]]
             active = active[~arrived & (z[active] < right[active])]
             if not len(active):
