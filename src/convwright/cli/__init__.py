@@ -191,12 +191,16 @@ def optimize(
     epochs: Annotated[int | None, typer.Option(help="Of the first training; default: the recipe's.")] = None,
     tune_epochs: Annotated[int | None, typer.Option(help="Of every later one; default: half of it.")] = None,
     divisor: Annotated[int, typer.Option(help="Widths are rounded to multiples of this.")] = 1,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the method, such as trials=12; several times.", metavar="NAME=VALUE")
+    ] = None,
     input_shape: Input = None,
     data_dir: DataDir = None,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
+    from convwright.runs.method_options import parse_options
     from convwright.runs.optimizing import default_folder
     from convwright.runs.optimizing import optimize as run
 
@@ -214,6 +218,7 @@ def optimize(
             epochs=epochs,
             tune_epochs=tune_epochs,
             divisor=divisor,
+            options=parse_options(option or ()),
             weights=weights,
             input_shape=input_shape,
             data_dir=data_dir,

@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,11 +19,12 @@ from convwright.cost import Comparison, profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human, parse_budget
 from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
-from convwright.methods import Evidence, method_named
+from convwright.methods import Evidence, Method, method_named
 from convwright.runs.evaluate import Evaluator, changed_recipe, refuse_structural
 from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.latency import RunLatency, WithLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
+from convwright.runs.method_options import checked_options
 from convwright.runs.opening import Opened, Shape, open_both, parse_input
 from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.result import FORMAT, Result, load_result
@@ -58,6 +59,7 @@ def optimize(
     workers: int | None = None,
     say: Say | None = None,
     command: str = "",
+    options: Mapping[str, Any] | None = None,
 ) -> Result:
     """Redesign a network to a budget, and prove the result.
 
@@ -81,6 +83,7 @@ def optimize(
         workers: Processes that read a streamed data set.
         say: Called with lines for a person; None: they are printed to standard error, if `progress`.
         command: What was typed, for the record.
+        options: Of the method, by the names of its keyword arguments, as JSON values: ``{"trials": 12}``.
 
     Returns:
         The proved result; its files are in the run directory.
@@ -111,6 +114,7 @@ def optimize(
         workers=workers,
         say=say or (_to_stderr if progress else lambda text: None),
         command=command,
+        options=dict(options or {}),
     )
     return _Job(asked).run(resume)
 
@@ -144,6 +148,7 @@ class Asked:
     workers: int | None
     say: Say
     command: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def base_epochs(self) -> int:
@@ -160,10 +165,10 @@ class Asked:
         """Refuse what is wrong whatever the network and the data are.
 
         Raises:
-            ConvwrightError: Unknown method, negative numbers.
+            ConvwrightError: Unknown method or option of it, negative numbers.
             RecipeError: A technique of the recipe edits the network.
         """
-        method_named(self.method)
+        checked_options(self.method, self.options)
         refuse_structural(self.recipe)
         for name, value, least in (
             ("epochs", self.base_epochs, 0),
@@ -191,6 +196,8 @@ class Asked:
             "divisor": self.divisor,
             "seed": self.seed,
             "weights": str(self.weights) if self.weights is not None else None,
+            # Left out when there are none, so that runs started before there were such options are resumed.
+            **({"method_options": dict(self.options)} if self.options else {}),
         }
 
 
@@ -228,7 +235,7 @@ class _Job:
             self.latency = self.measured(opened.arch, resume)
         limits = self.terms.resolve(profile(opened.arch), self.latency.present if self.latency else None)
         aims = self.aims(opened.arch, limits, resume)
-        make = method_named(asked.method)
+        make: Callable[..., Method] = method_named(asked.method)
         with self.clock.part("plan"):
             method = make(
                 opened.arch,
@@ -237,6 +244,7 @@ class _Job:
                 tune_epochs=asked.later_epochs,
                 seed=asked.seed,
                 divisor=asked.divisor,
+                **checked_options(asked.method, asked.options),
             )
         settings = asked.settings(opened, limits)
         with Study(asked.out, settings, lambda: self.settle(opened), resume=resume, command=asked.command) as study:
