@@ -232,7 +232,7 @@ def _mode(found: Evbmf, parity: bool = False) -> Mode:
     size, kept = found.shape[0], found.values
     if not kept:
         return Mode(0.0, 0, size, 0.0, 0.0, 0.0, 0.0, found.variance, found.problem)
-    rank, gain, condition = len(kept) / size, sum(kept) / (size * kept[0]), kept[0] / kept[-1]
+    rank, gain, condition = len(kept) / size, sum(value / kept[0] for value in kept) / size, kept[0] / kept[-1]
     below = _denominator(condition, len(kept), parity)
     qc, new_qc = math.atan2(rank, below), math.atan2(gain, below)
     return Mode(rank, len(kept), size, gain, condition, qc, new_qc, found.variance)
