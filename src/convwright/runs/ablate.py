@@ -25,11 +25,11 @@ from convwright.errors import DataError, RecipeError, RunError
 from convwright.runs.ablation_plan import CONTROL, AblationPlan, PlannedRow, folder_names, plan_ablation
 from convwright.runs.experiment_tables import ablated
 from convwright.runs.experiments import Row
-from convwright.runs.files import load_weights, owned, read_json, write_json, write_text
+from convwright.runs.files import digest, load_weights, owned, read_json, write_json, write_text
 from convwright.runs.gains import gain
 from convwright.runs.machine import machine, versions
 from convwright.runs.opening import Opened, Shape, open_both
-from convwright.runs.rows import Job, carried_out, digest, finished, judged_on_test
+from convwright.runs.rows import Job, carried_out, finished, judged_on_test
 from convwright.runs.scatter import Point, scatter
 from convwright.training import Recipe
 from convwright.training.preflight import make_fabric, settle

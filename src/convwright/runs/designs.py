@@ -9,8 +9,9 @@ import inspect
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -19,7 +20,8 @@ from torch import nn
 from convwright import zoo
 from convwright.architecture import Architecture, create, read
 from convwright.cost.budget import Limits, parse_budget
-from convwright.edits import Edit, InexactEditWarning, Replace
+from convwright.edits import Edit, InexactEditWarning, Replace, Width
+from convwright.edits.fresh import draw_anew
 from convwright.edits.operators import OPERATORS
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RunError
@@ -32,6 +34,7 @@ from convwright.metrics.sight import Sight
 if TYPE_CHECKING:
     from convwright.runs.experiments import Row
 
+SEARCH_FORMAT = "convwright experiment search"
 Shape = tuple[int, int, int]
 
 
@@ -42,14 +45,43 @@ class Form:
     Attributes:
         options: Arguments of the builder.
         edits: What is done to the result.
+        searches: Folders of the searches that this rests upon; another one that led here would do as well.
     """
 
     options: Mapping[str, Any]
     edits: tuple[Edit, ...] = ()
+    searches: tuple[Path, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return how the network is made, as plain JSON values; equal for equal networks."""
         return {"options": plain(dict(self.options)), "edits": plain([edit.to_dict() for edit in self.edits])}
+
+    def joined(self, edits: tuple[Edit, ...], *searches: Path) -> Form:
+        """Return the form with more edits; of two widths of one group the later one counts."""
+        again = {edit.target for edit in edits if isinstance(edit, Width)}
+        kept = tuple(edit for edit in self.edits if not (isinstance(edit, Width) and edit.target in again))
+        return replace(self, edits=(*kept, *edits), searches=(*self.searches, *searches))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a design is asked, and what it may use.
+
+    Attributes:
+        shape: (c, h, w) that the network is read at; None: its usual one.
+        start: The form before any decision: budgets in percent are of this.
+        searches: The folder in which searches that train are recorded; None: nothing may be trained.
+        data: What a search trains on, as for `load_data`; "" for none.
+        data_dir: Where named data sets lie.
+        threads: Threads of torch; None: as they are.
+    """
+
+    shape: Shape | None = None
+    start: Form = field(default_factory=lambda: Form({}))
+    searches: Path | None = None
+    data: str = ""
+    data_dir: Path | None = None
+    threads: int | None = None
 
 
 class Design(Protocol):
@@ -57,8 +89,8 @@ class Design(Protocol):
 
     kind: ClassVar[str]
 
-    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
-        """Return the form that it decides on, from the form so far and the one before any decision."""
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+        """Return the form that it decides on, from the form so far."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +111,7 @@ class Organized:
     effective: bool = False
     budget: str = ""
 
-    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
         """Return the form with other ``depths``.
 
         Raises:
@@ -87,8 +119,8 @@ class Organized:
         """
         if form.edits:
             raise RunError(f"{model}: the organizer's depths go to the builder: name it before what edits the network")
-        arch = opened(model, form, shape)
-        limits = _limits(self.budget, model, start, shape)
+        arch = opened(model, form, setting.shape)
+        limits = limits_of(self.budget, model, setting)
         found = organize(arch, self.rule, limits, Sight(effective=self.effective))
         present = depths_of(model, form.options)
         if present != found.before:
@@ -98,7 +130,7 @@ class Organized:
             )
         if found.after == found.before:  # then it is the same network, by name too
             return form
-        return Form({**form.options, "depths": list(found.after)})
+        return replace(form, options={**form.options, "depths": list(found.after)})
 
 
 @dataclass(frozen=True)
@@ -118,11 +150,11 @@ class OptimizedKernels:
     tolerance: float = 1.0
     budget: str = ""
 
-    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
         """Return the form with the optimizer's edits at the end."""
-        limits = _limits(self.budget, model, start, shape)
-        found = optimize_kernels(opened(model, form, shape), self.menu, self.tolerance, limits=limits)
-        return Form(form.options, (*form.edits, *found.edits))
+        limits = limits_of(self.budget, model, setting)
+        found = optimize_kernels(opened(model, form, setting.shape), self.menu, self.tolerance, limits=limits)
+        return replace(form, edits=(*form.edits, *found.edits))
 
 
 @dataclass(frozen=True)
@@ -141,9 +173,9 @@ class RollingEverywhere:
     overlap: float = 0.5
     bias: str = "like"
 
-    def settle(self, model: str, form: Form, shape: Shape | None, start: Form) -> Form:
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
         """Return the form with a replacement per place at the end."""
-        places, _ = find_places(opened(model, form, shape), Menu())
+        places, _ = find_places(opened(model, form, setting.shape), Menu())
         common: dict[str, Any] = {"groups": self.groups, "overlap": self.overlap}
         edits = tuple(
             Replace(place.layer.name, "dw_rpw", **common, bias=self.bias)
@@ -151,11 +183,14 @@ class RollingEverywhere:
             else Replace(place.layer.name, "rpw", **common)
             for place in places
         )
-        return Form(form.options, (*form.edits, *edits))
+        return replace(form, edits=(*form.edits, *edits))
 
 
-def _limits(budget: str, model: str, start: Form, shape: Shape | None) -> Limits | None:
-    return parse_budget(budget).resolve(opened(model, start, shape).profile()) if budget else None
+def limits_of(budget: str, model: str, setting: Setting) -> Limits | None:
+    """Return a budget in numbers, percentages being of the network before any decision; None for ""."""
+    if not budget:
+        return None
+    return parse_budget(budget).resolve(opened(model, setting.start, setting.shape).profile())
 
 
 def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:
@@ -164,21 +199,37 @@ def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:
     return listed
 
 
-def form_of(row: Row, shape: Shape | None = None) -> Form:
+def form_of(row: Row, setting: Setting | None = None) -> Form:
     """Return how a row's network is made; what its designs decide comes before its own edits.
 
     Args:
         row: The row.
-        shape: (c, h, w) that the network is read at; None: its usual one.
+        setting: Where it is asked; its start is the row's own network.
     """
-    form = start = Form(dict(row.options))
+    form = Form(dict(row.options))
+    setting = replace(setting or Setting(), start=form)
     for design in row.design:
-        form = design.settle(row.model, form, shape, start)
-    return Form(form.options, tuple(_fresh(edit) for edit in (*form.edits, *row.edits)))
+        form = design.settle(row.model, form, setting)
+    return replace(form, edits=tuple(_fresh(edit) for edit in (*form.edits, *row.edits)))
 
 
-def made(model: str, form: Form, shape: Shape | None, seed: int) -> nn.Module:
-    """Create a network; its weights depend on the seed and on nothing else, those of inserted operators included."""
+def made(model: str, form: Form, shape: Shape | None, seed: int, fresh: bool = False) -> nn.Module:
+    """Create a network; its weights depend on the seed and on nothing else, those of inserted operators included.
+
+    Args:
+        model: As for `create`.
+        form: How it is made.
+        shape: (c, h, w) that it is read at, where there are edits; None: its usual one.
+        seed: Of the weights.
+        fresh: All weights are drawn after the edits, at their final shapes, as `draw_anew` does.
+    """
+    network = _created(model, form, shape, seed)
+    if fresh:
+        draw_anew(network, seed)
+    return network
+
+
+def _created(model: str, form: Form, shape: Shape | None, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         created, usual, _ = create(model, **form.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -100,6 +101,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != what:
         raise RunError(f"{path}: damaged, it does not hold {what}; start anew in another folder")
     return content
+
+
+def digest(file: Path) -> str:
+    """Return a digest of a file's content; "" if it cannot be read, which is reported when it is used."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -9,7 +9,6 @@ Layout of one training's folder::
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 import warnings
@@ -24,10 +23,10 @@ import torch
 from convwright.architecture import Architecture, read
 from convwright.cost import count_by_torch, profile
 from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
-from convwright.runs.designs import Form, as_dicts, depths_of, form_of, made, opened, plain
+from convwright.runs.designs import SEARCH_FORMAT, Form, Setting, as_dicts, depths_of, form_of, made, opened, plain
 from convwright.runs.experiments import Row
 from convwright.runs.facts import facts
-from convwright.runs.files import load_weights, read_json, save_weights, write_json
+from convwright.runs.files import digest, load_weights, read_json, save_weights, write_json
 from convwright.runs.machine import machine, versions
 from convwright.runs.training import judged
 from convwright.runs.workers import in_turn_or_side_by_side
@@ -98,6 +97,8 @@ def asked(job: Job) -> dict[str, Any]:
     }
     if row.design:
         values["design"] = as_dicts(row.design)
+    if row.fresh:
+        values["fresh"] = True
     if row.edits:
         values["edits"] = plain([edit.to_dict() for edit in row.edits])
     if job.input_shape is not None:
@@ -122,14 +123,6 @@ def _same(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return recipes and {**stored, "recipe": None} == {**wanted, "recipe": None}
 
 
-def digest(file: Path) -> str:
-    """Return a digest of a file's content; "" if it cannot be read, which is reported when it is used."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return ""
-
-
 def carry_out(job: Job) -> dict[str, Any]:
     """Train one row with one seed and record it; an unfinished training of the same is continued.
 
@@ -140,7 +133,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         return _counted(job)
     resumed = _prepared(job)
     data = _data(job)
-    form = form_of(job.row, data.shape)
+    form = _settled(job, data.shape)
     if (twin := _twin(job, form)) is not None:
         return _taken_over(job, form, twin)
     model = _model(job, form, data)
@@ -190,7 +183,9 @@ def _counted(job: Job) -> dict[str, Any]:
         ConvwrightError: It cannot be made or read, or torch counts other MACs than convwright.
     """
     start = time.perf_counter()
-    form = form_of(job.row)
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    form = _settled(job)
     arch = opened(job.row.model, form, None)
     costs, by_torch = profile(arch), count_by_torch(arch.model, arch.example_input)
     if costs.macs != by_torch:
@@ -237,7 +232,7 @@ def _taken_over(job: Job, form: Form, twin: Path) -> dict[str, Any]:
     """Record another row's training as this one's: it would be repeated bit for bit."""
     found = read_json(twin / "result.json", ROW_FORMAT)
     content = {
-        **{key: value for key, value in found.items() if key != "form"},
+        **{key: value for key, value in found.items() if key not in ("form", "searches")},
         "row": job.row.name,
         "asked": asked(job),
         **_form(job.row, form),
@@ -248,9 +243,18 @@ def _taken_over(job: Job, form: Form, twin: Path) -> dict[str, Any]:
     return content
 
 
+def _settled(job: Job, shape: tuple[int, int, int] | None = None) -> Form:
+    """Return how the network is made; searches that this needs are carried out, or read where they were before."""
+    searches = job.folder.parent.parent / "searches"
+    return form_of(job.row, Setting(shape, Form({}), searches, job.row.data, job.data_dir, job.threads))
+
+
 def _form(row: Row, form: Form) -> dict[str, Any]:
     """Return how the network was made, where that says more than the row does."""
-    return {"form": form.as_dict()} if row.design or row.edits else {}
+    content: dict[str, Any] = {"form": form.as_dict()} if row.design or row.edits else {}
+    if form.searches:
+        content["searches"] = [read_json(folder / "result.json", SEARCH_FORMAT) for folder in form.searches]
+    return content
 
 
 def judge(job: Job) -> dict[str, Any]:
@@ -265,7 +269,7 @@ def judge(job: Job) -> dict[str, Any]:
     if content["test"] is None:
         _prepared(job)
         data = _data(job)
-        model = _model(job, form_of(job.row, data.shape), data)
+        model = _model(job, _settled(job, data.shape), data)
         content = {**content, "test": judged(_trained(job, model, data, test=True).test)}
         write_json(job.folder / "result.json", content)
     return content
@@ -293,7 +297,7 @@ def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> T
 
 def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
     """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
-    model = made(job.row.model, form, data.shape, job.seed)
+    model = made(job.row.model, form, data.shape, job.seed, job.row.fresh)
     if job.weights is not None:
         load_weights(model, job.weights)
     return model

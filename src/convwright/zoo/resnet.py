@@ -131,6 +131,10 @@ class ResNet(nn.Sequential):
             layers[f"layer{number}"] = nn.Sequential(first, *rest)
             channels = out
         super().__init__(layers | classify(channels, num_classes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the convolutions' weights; all other layers are as PyTorch initialises them."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
