@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from convwright.errors import ConvwrightError, DataError
-from convwright.metrics.bundle_counts import groups
+from convwright.metrics.bundle_counts import Groups
 from convwright.metrics.bundle_inputs import Numbers
-from convwright.metrics.row_hash import pieces, row_keys
+from convwright.metrics.row_hash import row_keys, rows_at_a_time
 
 if TYPE_CHECKING:
     from convwright.metrics.bundles import BundleCounter
@@ -37,10 +37,9 @@ class BundleCheck:
         self.passes = 0
         self._counter = counter
         self._limit = rows
-        self._first, self._last = groups(counter._store)
-        places = np.arange(len(self._first))
-        # A bundle is open as long as its first row has a last row behind itself.
-        self._open = int(np.count_nonzero((self._first == places) & (self._last > places)))
+        # A bundle is open, that is to be compared, as long as its first row has a last row behind itself.
+        self._groups = Groups.of(counter._store)
+        self._open = self._groups.several
         self._held: dict[int, Tensor] = {}
         self._start = 0
         counter.verified = self.complete
@@ -66,7 +65,7 @@ class BundleCheck:
         self.passes += self._start == 0
         for first, members in self._bundles(len(rows)):
             self._compare(first, rows, members)
-        self._start = (self._start + len(rows)) % len(self._first)
+        self._start = (self._start + len(rows)) % len(self._groups.links)
         self._counter.verified = self.complete
 
     def run(self, batches: Iterable[Numbers]) -> None:
@@ -84,8 +83,8 @@ class BundleCheck:
 
     def _check_same(self, rows: Tensor) -> None:
         counter, stop = self._counter, self._start + len(rows)
-        if stop > len(self._first) or counter.samples != len(self._first):
-            raise DataError(other_count(counter._what, stop, len(self._first)))
+        if stop > len(self._groups.links) or counter.samples != len(self._groups.links):
+            raise DataError(other_count(counter._what, stop, len(self._groups.links)))
         if not counter._store.holds(self._start, *row_keys(rows, counter.grid, counter.seed)):
             raise DataError(
                 f"{counter._what} of samples {self._start} to {stop - 1} are not those that were counted. A check "
@@ -95,8 +94,8 @@ class BundleCheck:
 
     def _bundles(self, rows: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the open bundles that have rows in a batch, by their first row, and which rows."""
-        firsts = self._first[self._start : self._start + rows]
-        open_rows = np.flatnonzero(self._last[firsts] > firsts)
+        firsts = self._groups.firsts(self._start, self._start + rows)
+        open_rows = np.flatnonzero(self._groups.lasts(firsts) > firsts)
         if not len(open_rows):
             return
         order = open_rows[np.argsort(firsts[open_rows], kind="stable")]
@@ -106,18 +105,18 @@ class BundleCheck:
 
     def _compare(self, first: int, rows: Tensor, members: Tensor) -> None:
         """Compare the rows of one bundle in a batch with its first row, if that one is held or can be."""
-        grid, ends = self._counter.grid, self._last[first] < self._start + len(rows)
+        grid, ends = self._counter.grid, ~int(self._groups.links[first]) < self._start + len(rows)
         if first >= self._start and (ends or len(self._held) < self._limit):
             self._held[first] = grid(rows[first - self._start])
         if first not in self._held:
             return  # no room in this pass
         held = self._held[first].to(rows.device)
-        step = len(next(pieces(rows)))
+        step = rows_at_a_time(rows)
         if not all(bool((grid(rows[some]) == held).all()) for some in torch.split(members.to(rows.device), step)):
             self.collision = True
         if ends:
             del self._held[first]
-            self._last[first] = first
+            self._groups.links[first] = ~first  # as if it were alone
             self._open -= 1
 
 

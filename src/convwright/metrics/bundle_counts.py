@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
-_PART = 1 << 14  # rows that are sorted at a time
-_LARGEST_BLOCK = 1 << 14
+_PART = 1 << 11  # rows that are sorted at a time
+_LARGEST_BLOCK = 1 << 11
 
 
 @dataclass
@@ -188,18 +188,42 @@ def _label_entropy(store: KeyStore) -> float:
     return math.fsum(counts * np.log(store.rows / counts)) / store.rows
 
 
-def groups(store: KeyStore) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return, per row, the first and the last row of its group; for a row alone or with a NaN, itself."""
-    first = np.arange(store.rows, dtype=np.int32)
-    last = first.copy()
-    for rows, keys, labels in store.parts():
-        rows, keys = rows[labels >= 0], keys[labels >= 0]
-        if not len(rows):
-            continue
-        order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: rows of a group stay in order
-        rows, keys = rows[order], keys[order]
-        starts = _starts((keys[1:] != keys[:-1]).any(axis=1))
-        sizes = np.diff(starts, append=len(rows))
-        first[rows] = np.repeat(rows[starts], sizes)
-        last[rows] = np.repeat(rows[starts + sizes - 1], sizes)
-    return first, last
+@dataclass(frozen=True)
+class Groups:
+    """Which rows have equal hashes, in one 32-bit number per row.
+
+    Attributes:
+        links: of a row that is not the first of its group, the first row; of the first, the complement (< 0) of the
+            last. A row with a NaN is a group of itself.
+        several: how many groups have two rows or more.
+    """
+
+    links: NDArray[np.int32]
+    several: int
+
+    @classmethod
+    def of(cls, store: KeyStore) -> Groups:
+        """Group the rows of a store."""
+        links = ~np.arange(store.rows, dtype=np.int32)
+        several = 0
+        for rows, keys, labels in store.parts():
+            rows, keys = rows[labels >= 0], keys[labels >= 0]
+            if not len(rows):
+                continue
+            order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: rows of a group stay in order
+            rows, keys = rows[order], keys[order]
+            starts = _starts((keys[1:] != keys[:-1]).any(axis=1))
+            sizes = np.diff(starts, append=len(rows))
+            links[rows] = np.repeat(rows[starts], sizes)
+            links[rows[starts]] = ~rows[starts + sizes - 1]
+            several += int((sizes > 1).sum())
+        return cls(links, several)
+
+    def firsts(self, start: int, stop: int) -> Ints:
+        """Return the first row of the groups of rows from ``start`` to before ``stop``."""
+        links = self.links[start:stop].astype(np.int64)
+        return np.where(links < 0, np.arange(start, start + len(links)), links)
+
+    def lasts(self, firsts: Ints) -> Ints:
+        """Return the last row of groups, by their first."""
+        return ~self.links[firsts].astype(np.int64)

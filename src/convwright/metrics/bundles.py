@@ -19,17 +19,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from convwright.errors import ConvwrightError, DataError
 from convwright.metrics.bundle_check import BundleCheck, other_count
-from convwright.metrics.bundle_counts import Counts, KeyStore, count, groups
+from convwright.metrics.bundle_counts import Counts, Groups, KeyStore, count
 from convwright.metrics.bundle_inputs import Numbers, as_labels, as_rows
-from convwright.metrics.row_hash import pieces, row_keys
+from convwright.metrics.row_hash import row_keys, rows_at_a_time
 from convwright.metrics.weight_grid import Mode, WeightGrid
 
 _SEEDS = 8
+_ROWS = 1 << 12  # of a whole array, hashed at a time
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,8 @@ def bundles(
     marks = as_labels(labels, len(rows), "activations")
     for attempt in range(seed, seed + _SEEDS):
         store = KeyStore()
-        keys, void = row_keys(rows, grid, attempt)
-        store.append(keys, void, marks)
-        del keys, void
+        for part, own in zip(torch.split(rows, _ROWS), torch.split(marks, _ROWS), strict=True):
+            store.append(*row_keys(part, grid, attempt), own)
         if _rows_agree(rows, grid, store):
             return Bundles._of(count(store, eps), grid, True, eps)
     raise _no_hash("activations")
@@ -166,15 +167,17 @@ def bundles(
 
 def _rows_agree(rows: Tensor, grid: WeightGrid, store: KeyStore) -> bool:
     """Whether each row of a group is equal to the first."""
-    first, _ = groups(store)
-    place = torch.arange(len(first), dtype=torch.int32)
-    firsts = torch.from_numpy(first)
-    others = (firsts != place).nonzero().flatten().to(rows.device)
-    firsts = firsts.to(rows.device)
-    step = len(next(pieces(rows)))
-    return all(
-        torch.equal(grid(rows[some]), grid(rows[firsts[some].to(torch.int64)])) for some in torch.split(others, step)
-    )
+    groups = Groups.of(store)
+    step = rows_at_a_time(rows)
+    for start in range(0, len(rows), step):
+        firsts = groups.firsts(start, start + step)
+        places = np.arange(start, start + len(firsts))
+        some = places != firsts
+        if some.any():
+            one, other = (torch.from_numpy(each[some]).to(rows.device) for each in (places, firsts))
+            if not torch.equal(grid(rows[one]), grid(rows[other])):
+                return False
+    return True
 
 
 class BundleCounter:
