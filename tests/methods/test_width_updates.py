@@ -1,6 +1,7 @@
 """Traces of the published updates, worked out by hand, and laws of ours."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -163,7 +164,7 @@ def test_only_relations_count(shape, values, scale):
 def test_the_higher_quality_gains(shape, values):
     relative, pull = relative_values(values), Need({}).joined(shape, values, 0.8).pull(shape)
     order = sorted(shape, key=lambda n: relative[n])
-    assert all(pull[a] <= pull[b] + 1e-8 for a, b in zip(order, order[1:], strict=False))
+    assert all(pull[a] <= pull[b] + 1e-8 for a, b in pairwise(order))
     moved = pulled(shape, pull, 1.0)
     assert all(0.5 <= moved[n] / shape[n] <= 2 for n in shape)
 

@@ -342,13 +342,13 @@ class ChannelSearch:
         reading: Reading | None = None,
         verdict: Verdict | None = None,
     ) -> None:
-        accepted = verdict is not None and verdict.accepted
+        accepted, sizes = verdict is not None and verdict.accepted, self.surface.sizes(widths)
         decision = WidthDecision(
             phase=f"channel search, trial {turn + 1} of {self.trials}",
-            trials={evidence.trial: "widths on trial"},
+            trials={evidence.trial: f"widths {min(sizes.values())} to {max(sizes.values())}"},
             kept=evidence.trial if accepted else None,
             reason=reason,
-            widths=self.surface.sizes(widths),
+            widths=sizes,
             values=dict(reading.groups) if reading is not None else {},
             network=reading.network if reading is not None else None,
             score=evidence.score if evidence.usable and math.isfinite(evidence.score) else None,

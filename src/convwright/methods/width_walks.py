@@ -210,7 +210,12 @@ class _Spot:
     trial: int
     energy: float
     stderr: float
-    whole: bool  # whether it was allowed the whole budget
+    share: float  # of the budget that it was allowed
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was allowed the whole budget."""
+        return self.share >= 1
 
 
 class OnBudget:
@@ -288,8 +293,7 @@ class OnBudget:
         need = known.joined(self._next.shape, seen.values, self.gamma) if answers else known
         score = self.energy == "score"
         stderr = seen.stderr if score else _QUALITY_NOISE * abs(seen.network)
-        whole = self._share >= 1
-        return _Spot(self._next, need, seen.trial, seen.score if score else seen.network, stderr, whole)
+        return _Spot(self._next, need, seen.trial, seen.score if score else seen.network, stderr, self._share)
 
     def _judged(self, spot: _Spot, turn: int, draw: float) -> Verdict:
         here, name = self._at, _WORDS[self.energy]
@@ -334,8 +338,7 @@ class OnBudget:
     def back(self) -> None:
         """Try the widths of the last accepted trial again."""
         if self._at is not None:
-            self._next = self._at.place
-            self._share = 1.0 if self._at.whole else self._share
+            self._next, self._share = self._at.place, self._at.share
 
     # ------------------------------------------------------------------ the end
 
