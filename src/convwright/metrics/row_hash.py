@@ -19,7 +19,9 @@ _WORD = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele, Lea and Flood, 2014)
 _COLUMNS = 1 << 12
-_ELEMENTS = 1 << 16  # of a piece that is worked on: small enough for a processor's cache
+# Elements of a piece that is worked on: few where memory counts and calls cost little.
+_ELEMENTS = {"cpu": 1 << 14}
+_ELEMENTS_ELSEWHERE = 1 << 20
 _LEAST_ROWS = 8
 
 
@@ -40,14 +42,14 @@ def row_keys(activations: Tensor, see: Callable[[Tensor], Tensor], seed: int) ->
     """
     if activations.is_contiguous():
         return _keys(activations.flatten(1), see, seed)
-    step = max(_LEAST_ROWS, _ELEMENTS // max(activations[0].numel(), 1))
+    step = max(_LEAST_ROWS, rows_at_a_time(activations))
     parts = [_keys(part.flatten(1), see, seed) for part in torch.split(activations, step)]
     return torch.cat([keys for keys, _ in parts]), torch.cat([void for _, void in parts])
 
 
-def pieces(activations: Tensor) -> Iterator[Tensor]:
-    """Yield runs of rows, small enough to work on without regard to memory."""
-    yield from torch.split(activations, max(1, _ELEMENTS // max(activations[0].numel(), 1)))
+def rows_at_a_time(activations: Tensor) -> int:
+    """Return how many rows of (N, ...) can be worked on at a time without regard to memory; 1 at least."""
+    return max(1, _ELEMENTS.get(activations.device.type, _ELEMENTS_ELSEWHERE) // max(activations[0].numel(), 1))
 
 
 def _keys(rows: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ def _keys(rows: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Ten
 
 
 def _row_pieces(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    step = max(1, _ELEMENTS // rows.shape[1])
+    step = rows_at_a_time(rows)
     for start in range(0, len(rows), step):
         place = slice(start, start + step)
         yield place, rows[place]
