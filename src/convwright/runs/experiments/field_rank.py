@@ -7,21 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from convwright.runs.experiment_tables import Sheet
 from convwright.runs.experiments.cifar_small import cifar_recipe
 from convwright.runs.experiments.experiment import Conclusion, Row, Size, experiment
+from convwright.runs.rank_correlation import LEAST, NOTE, correlated, said
 from convwright.runs.scatter import Point, scatter
 
 Json = Mapping[str, Any]
-Numbers = NDArray[np.float64]
 
 _EPOCHS = {"quick": 1, "standard": 3, "full": 30}
 _OPTIONS = {"width": 0.125}
-_RESAMPLES = 2000
-_LEAST = 4  # networks, below which a rank correlation says nothing
 
 # Family -> network, and units per stage: 24 of all distributions (495 and 35), drawn without looking at anything, by
 # random.Random(2021).sample over all of them in lexical order; written out, so that they stay.
@@ -48,6 +44,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 _PREDICTORS: Mapping[str, Callable[[Json], float | None]] = {
     "Q, sum": lambda row: row["facts"]["q_sum"],
     "Q, sum of logarithms": lambda row: row["facts"]["q_log"],
+    "Q, mean logarithm over positions": lambda row: row["facts"].get("q_positions"),
     "Q, effective fields": lambda row: row["facts"]["q_effective"],
     "parameters": lambda row: row["params"],
     "MACs": lambda row: row["macs"],
@@ -69,52 +66,20 @@ def conclude(content: Json) -> Conclusion:
     pictures = {}
     for family in FAMILIES:
         rows = [row for row in content["rows"] if row["name"].startswith(f"{family}-") and _complete(row)]
-        if len(rows) < _LEAST:
+        if len(rows) < LEAST:
             continue
         accuracy = np.array([row["mean"] for row in rows])
-        found = {name: _judged([value(row) for row in rows], accuracy) for name, value in _PREDICTORS.items()}
+        found = {name: correlated([value(row) for row in rows], accuracy) for name, value in _PREDICTORS.items()}
         values[family] = {"networks": len(rows), "spearman": found}
-        cells += [(family, str(len(rows)), name, *_said(rho)) for name, rho in found.items()]
+        cells += [(family, str(len(rows)), name, *said(rho)) for name, rho in found.items()]
         pictures[f"3drf-rank-{family}"] = _picture(family, rows, found["Q, sum"])
-    notes = (
-        "Spearman's rank correlation with the mean accuracy over seeds; 1: the same order, -1: the reverse order. "
-        f"Interval: 95 %, by {_RESAMPLES:,} bootstrap samples of networks. Noise between seeds lowers every value.",
-    )
     columns = ("family", "networks", "predictor", "rank correlation", "95 % interval")
-    table = Sheet("What predicts accuracy", columns, tuple(cells), (1, 3), notes)
+    table = Sheet("What predicts accuracy", columns, tuple(cells), (1, 3), (NOTE,))
     return Conclusion((table,) if cells else (), values, pictures)
 
 
 def _complete(row: Json) -> bool:
     return row["mean"] is not None and bool(row.get("facts"))
-
-
-def _judged(predictor: Sequence[float | None], accuracy: Numbers) -> dict[str, float] | None:
-    """Return rho and its interval; None where the predictor says nothing: one value for all, or none for some."""
-    if any(value is None for value in predictor) or len(set(predictor)) == 1:
-        return None
-    numbers = np.array(predictor, dtype=np.float64)
-    chosen = np.random.default_rng(0).integers(0, len(numbers), (_RESAMPLES, len(numbers)))
-    drawn = spearman(numbers[chosen], accuracy[chosen])
-    drawn = drawn[np.isfinite(drawn)]  # a sample of equal values has none
-    if not len(drawn):
-        return None
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"rho": float(spearman(numbers[None], accuracy[None])[0]), "low": float(low), "high": float(high)}
-
-
-def spearman(x: Numbers, y: Numbers) -> Numbers:
-    """Return Spearman's rank correlation of each row, (samples, n) twice -> (samples,); nan where a row is constant."""
-    one, two = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
-    scale = np.sqrt((one**2).sum(1) * (two**2).sum(1))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((one * two).sum(1) / np.where(scale > 0, scale, np.nan), dtype=np.float64)
-
-
-def _said(found: Mapping[str, float] | None) -> tuple[str, str]:
-    if found is None:
-        return "the same for all", ""
-    return f"{found['rho']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}"
 
 
 def _picture(family: str, rows: Sequence[Json], found: Mapping[str, float] | None) -> str:
