@@ -285,6 +285,41 @@ def receptive_field() -> str:
     return markdown(head, rows, right=(1, 2, 3, 4)) + "\n\n" + provenance(data)
 
 
+@table("bundles")
+def bundles() -> str:
+    """Conflicting bundles beside the published loop, and what the streamed count holds."""
+    data = load("bundles")
+    if not data:
+        return missing("bundles")
+    rows = [
+        (
+            row["array"],
+            f"{row['bundles']:.3f}",
+            *(f"{row[way]:.1f}" if way in row else "" for way in ("published_loop", "lean_loop", "unique")),
+        )
+        for row in data["time"]
+    ]
+    head = ("rows x numbers", "`cw.bundles`, s", "published loop in NumPy, s", "without its mask, s", "`np.unique`, s")
+    held = [
+        (
+            f"{row['samples']:,} x {row['layers']}",
+            f"{row['bundles']:,}",
+            f"{row['kept_per_sample']:.1f}",
+            f"{max(row['growth_per_sample'].values()):.1f}",
+            f"{max(row['fixed'].values()) / 1e6:.1f}",
+        )
+        for row in data["memory"]
+    ]
+    words = "Seconds of processor time on one thread. All ways give the same number of bundles."
+    more = (
+        "Streamed, bytes per sample and layer beyond the batch: what is kept, and by how much the peak of counting, "
+        "`result` and `verify` grows. The last column is what does not grow with the samples."
+    )
+    kept = ("samples x layers", "bundles", "kept, bytes", "peak, bytes", "besides, MB")
+    shown = (markdown(head, rows, right=(1, 2, 3, 4)), more, markdown(kept, held, right=(1, 2, 3, 4)))
+    return "\n\n".join((words, *shown, provenance(data)))
+
+
 @table("latency")
 def latency() -> str:
     """Sums against wholes, and halved networks against their estimates."""
