@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.methods import Stop
-from convwright.training import train
+from convwright.training import StreamImages, train
 from convwright.training.checkpoint import FILE, read_checkpoint, write_checkpoint
-from convwright.training.probes import PROBES, Probe, check_observed, probe
+from convwright.training.probes import PROBES, Probe, Watched, check_observed, probe
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 METRICS = ("rank", "knowledge_gain", "condition", "qc", "new_qc")
@@ -280,3 +281,18 @@ def test_a_checkpoint_holds_plain_text(small_data, recipe, tmp_path):
     state = json.loads(read_checkpoint(tmp_path)["probes"])
     assert len(state["channel-quality"]["metrics"]["qc"]) == recipe.epochs
     assert (tmp_path / FILE).is_file()
+
+
+def test_a_sample_is_the_same_from_memory_and_from_a_stream(small_data, recipe, make_network):
+    held = small_data.train
+    stream = StreamImages(
+        lambda i: held.images[i], torch.arange(len(held)), held.labels, held.shape, held.mean, held.std
+    )
+    model, device = make_network(), torch.device("cpu")
+    images, labels = Watched(model, small_data, recipe, device).sample(13)
+    streamed = Watched(model, replace(small_data, train=stream), recipe, device, workers=0)
+    assert images.shape == (13, 3, 8, 8)
+    assert all(torch.equal(*pair) for pair in zip(streamed.sample(13), (images, labels), strict=True))
+    assert len(Watched(model, small_data, recipe, device).sample(1000)[1]) == len(held)
+    other = Watched(model, small_data, recipe.updated(seed=1), device).sample(13)[0]
+    assert not torch.equal(other, images)

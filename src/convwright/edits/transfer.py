@@ -246,21 +246,23 @@ def _share(old: Tensor, successor: Moved, axis: int, generator: torch.Generator)
     new = successor.new.detach()
     size, shape = old.shape[axis], [1] * old.ndim
     shape[axis] = size
-    places = successor.take(torch.arange(size, device=old.device).view(shape).expand(old.shape))
-    behind = places.movedim(axis, 0).flatten(1)[:, 0]  # the old index behind each new one
+    places = successor.take(torch.arange(size, device=old.device, dtype=torch.int32).view(shape).expand(old.shape))
+    behind = places.movedim(axis, 0).flatten(1)[:, 0].long()  # the old index behind each new one
     copies = torch.bincount(behind, minlength=size)
     if int(copies.max()) < 2 or not _divided(new, successor.take(old), copies[behind], axis):
         return
-    drawn = (torch.rand(new.shape, generator=generator, dtype=torch.float64) * 2 - 1).to(old.device)
-    sums = torch.zeros([*new.shape[:axis], size, *new.shape[axis + 1 :]], dtype=drawn.dtype, device=old.device)
+    exact = torch.float64 if new.dtype == torch.float64 else torch.float32  # also for weights of half precision
+    drawn = (torch.rand(new.shape, generator=generator, dtype=exact) * 2 - 1).to(old.device)
+    sums = torch.zeros([*new.shape[:axis], size, *new.shape[axis + 1 :]], dtype=exact, device=old.device)
     means = sums.index_add_(axis, behind, drawn) / _along(copies.clamp_min(1), axis, new.ndim)
     shares = 1 + _SPREAD * (drawn - means.index_select(axis, behind))
-    new.copy_((new.double() * shares).to(new.dtype))
+    new.copy_(new * shares)
 
 
 def _divided(new: Tensor, taken: Tensor, copies: Tensor, axis: int) -> bool:
     """Whether the edit shared a weight equally among copies: only then do uneven shares keep the sum."""
-    return torch.allclose(new * _along(copies, axis, new.ndim).to(new.dtype), taken, rtol=1e-5)
+    rounding = max(1e-5, 4 * torch.finfo(new.dtype).eps)
+    return torch.allclose(new * _along(copies, axis, new.ndim).to(new.dtype), taken, rtol=rounding)
 
 
 def _along(values: Tensor, axis: int, ndim: int) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.errors import RecipeError, did_you_mean, look_up
+from convwright.metrics.quality import channel_qualities, kernels
 from convwright.training.data import ImageData
 from convwright.training.evaluate import kept_modes
 from convwright.training.loader import Loader, derived_seed
@@ -69,6 +70,8 @@ class Watched:
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the same training images at every call and in a resumed training: drawn by the seed, not augmented.
+
+        They are read at every call: keep them where that is often.
 
         Args:
             count: How many; all of them where there are not so many.
@@ -331,16 +334,12 @@ class ChannelQuality(Probe):
     parity: ClassVar[bool] = False
 
     def __init__(self, watched: Watched) -> None:
-        from convwright.metrics.quality import kernels
-
         super().__init__(watched)
         self.layers = tuple(kernels(watched.model))
         self.rows: dict[str, list[list[list[float | None]]]] = {metric: [] for metric in self.metrics}
 
     def measure(self, moment: Moment) -> None:
         """Add a row to every metric."""
-        from convwright.metrics.quality import channel_qualities, kernels
-
         qualities = channel_qualities(kernels(self.watched.model), parity=self.parity)
         for metric, rows in self.rows.items():
             rows.append([[_number(qualities[layer], mode, metric) for mode in _MODES] for layer in self.layers])
