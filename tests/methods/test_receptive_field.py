@@ -1,5 +1,6 @@
 """The stage-level organizer: the traces that were computed by hand, and laws over many networks."""
 
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from convwright.cost import parse_budget
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import Rule, organize
 from convwright.methods.stage_units import find_units
+from convwright.methods.unit_moves import Desk
 from convwright.metrics.sight import Sight
 
 FREE = {"macs_tolerance": math.inf, "params_tolerance": math.inf}
@@ -67,13 +69,13 @@ class Stages(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
-def check(arch, found):
+def check(arch, found, score="sum"):
     """Predictions are what the applied network has; units and limits are kept."""
     new = arch.apply(*found.edits, verify=False) if found.edits else arch
     profile, field = new.profile(), cw.receptive_field(new)
     assert (profile.macs, profile.params) == (found.cost_after.macs, found.cost_after.params)
-    assert field.score() == pytest.approx(found.score_after, abs=1e-12)
-    assert cw.receptive_field(arch).score() == pytest.approx(found.score_before, abs=1e-12)
+    assert field.score(score) == pytest.approx(found.score_after, abs=1e-12)
+    assert cw.receptive_field(arch).score(score) == pytest.approx(found.score_before, abs=1e-12)
     units = {stage.name: stage for stage in find_units(arch).stages}
     counts = dict(zip(found.stages, found.after, strict=True))
     for seen in field.stages:
@@ -146,7 +148,9 @@ def test_greedy_finds_the_best_distribution(nets, name):
 # ------------------------------------------------------------------ laws
 
 
-@pytest.mark.parametrize("rule", [Rule(), Rule(score="log"), Rule(score="mean"), Rule(per_cost=True), Rule(**FREE)])
+@pytest.mark.parametrize(
+    "rule", [Rule(), Rule(score="log"), Rule(score="mean"), Rule(score="positions"), Rule(per_cost=True), Rule(**FREE)]
+)
 @pytest.mark.parametrize("name", ["zoo:mobilenet-v1", "zoo:resnet18-cifar"])
 def test_every_move_raises_the_score_and_keeps_the_units(nets, name, rule):
     found = organize(nets[name], rule)
@@ -246,6 +250,27 @@ def test_spend_keeps_the_limits_and_leaves_no_room_for_another_unit(mobilenet, b
         u.allows(n - 1) and u.share(n - 1) >= u.share(n)
         for u, n in zip(find_units(mobilenet).stages, found.after, strict=True)
     )
+
+
+@pytest.mark.parametrize("score", ["sum", "log", "positions"])
+def test_spend_leaves_no_move_that_gains(mobilenet, score):
+    limits = parse_budget("macs<=100%").resolve(mobilenet.profile())
+    found = organize(mobilenet, Rule("spend", score=score), limits)
+    check(mobilenet, found, score)
+    units = find_units(mobilenet)
+    desk = Desk(units, Rule("spend", score=score), found.cost_before, limits.limits)
+    for donor, receiver in itertools.permutations(range(len(units.stages)), 2):
+        after = [n - (i == donor) + (i == receiver) for i, n in enumerate(found.after)]
+        allowed = all(unit.allows(n) for unit, n in zip(units.stages, after, strict=True))
+        if allowed and desk.fits(tuple(after)):
+            assert desk.q(tuple(after)) <= found.score_after + 1e-9
+
+
+def test_by_positions_early_stages_get_the_units(mobilenet):
+    limits = parse_budget("macs<=100%").resolve(mobilenet.profile())
+    found = organize(mobilenet, Rule("spend", score="positions"), limits)
+    assert found.after == (1, 7, 2, 1, 1)
+    assert found.cost_after.params < 0.35 * found.cost_before.params
 
 
 def test_a_budget_that_cannot_be_met_says_what_is_nearest(mobilenet):

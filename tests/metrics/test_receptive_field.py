@@ -122,6 +122,10 @@ def test_scores_of_the_zoo(name, q):
     shares = [stage.share for stage in found.stages]
     assert found.score("mean") == pytest.approx(math.fsum(shares) / len(shares))
     assert found.score("log") == pytest.approx(sum(map(math.log, shares)))
+    sides = [32, 16, 8, 4, 2][: len(shares)]
+    assert [stage.positions for stage in found.stages] == [side**2 for side in sides]
+    weighted = sum(side**2 * math.log(share) for side, share in zip(sides, shares, strict=True))
+    assert found.score("positions") == pytest.approx(weighted / sum(side**2 for side in sides))
     assert all(stage.exact for stage in found.stages)
 
 
@@ -135,8 +139,10 @@ def test_score_of_resnet50_on_small_images():
 
 
 def test_an_unknown_score_is_refused():
-    with pytest.raises(ValueError, match=r"'sum', 'mean' or 'log', not 'max'"):
+    with pytest.raises(ValueError, match=r"'log' or 'positions', not 'max'"):
         score([0.5], "max")
+    with pytest.raises(ValueError, match="zip"):
+        score([0.5, 0.5], "positions", [3])
 
 
 # ------------------------------------------------------------------ laws

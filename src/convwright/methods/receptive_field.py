@@ -4,7 +4,7 @@
 a 3DRF gain; its algorithm could not be obtained. The rule here: a stage with n units has the share ``rho(n)`` of its
 scope; the next unit gains ``rho(n + 1) - rho(n)`` and the last one gained ``rho(n) - rho(n - 1)``; while some move of
 one unit gains more than it loses, the best such move is made. The modes ``spend`` and the options ``effective``,
-``score="log"`` and ``per_cost`` go beyond it.
+``score="log"`` or ``"positions"`` and ``per_cost`` go beyond it.
 """
 
 from __future__ import annotations

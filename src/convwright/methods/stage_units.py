@@ -55,6 +55,11 @@ class UnitStage:
     sight: Sight
     _shares: dict[int, float] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def positions(self) -> int:
+        """Rows times columns of its output map."""
+        return self.part.map_size
+
     @property
     def count(self) -> int:
         """Units that the stage has (n)."""
@@ -128,11 +133,13 @@ class Units:
     Attributes:
         stages: those whose units can be counted.
         rest: shares of the other stages (stems): the same whatever is moved.
+        rest_positions: of the output maps of these.
         skipped: what was left out -> why.
     """
 
     stages: tuple[UnitStage, ...]
     rest: tuple[float, ...]
+    rest_positions: tuple[int, ...]
     skipped: Mapping[str, str]
 
     @property
@@ -158,7 +165,7 @@ def find_units(arch: Architecture, sight: Sight | None = None) -> Units:
         sight: how fields are measured; clipped 3DRF if not given.
     """
     sight = sight or Sight()
-    stages, rest, skipped = [], [], {}
+    stages, rest, positions, skipped = [], [], [], {}
     for stage in arch.stages:
         found = _unit_stage(arch, stage, sight)
         if found is not None:
@@ -169,8 +176,9 @@ def find_units(arch: Architecture, sight: Sight | None = None) -> Units:
             part = StagePart.of(arch, stage)
             walk = part.walk()
             rest.append(sight.share(part, walk))
+            positions.append(part.map_size)
             skipped[stage.name] = "; ".join(["it has no blocks: nothing in it could be moved", *unjudged(walk)])
-    return Units(tuple(stages), tuple(rest), skipped)
+    return Units(tuple(stages), tuple(rest), tuple(positions), skipped)
 
 
 def unjudged(walk: FieldWalk) -> list[str]:

@@ -34,9 +34,10 @@ class Rule:
     Attributes:
         mode: ``greedy``: the best move of one unit, again and again. ``exhaustive``: the best distribution of all.
             ``spend``: units that see nothing new go, then units come where their gain per cost is highest, up to
-            limits.
-        score: what is raised: the ``sum`` (or ``mean``) of the stages' shares, or the sum of their ``log``, to which
-            early stages with their small shares matter as much as late ones.
+            limits; where none fits, one is moved, and so on.
+        score: what is raised: the ``sum`` (or ``mean``) of the stages' shares; the sum of their ``log``, to which
+            early stages with their small shares matter as much as late ones; or the mean logarithm over all
+            ``positions`` of all stages' maps, to which early stages with their large maps matter most.
         conservative: a stage gives away only units without any gain.
         per_cost: moves are ranked by gain per cost instead of by gain.
         macs_tolerance: MACs may grow by this part; infinity: by any. Not used where limits are given.
@@ -121,13 +122,24 @@ class Desk:
 
     def rated(self, stage: UnitStage, count: int) -> float:
         """Return what a stage contributes to Q with this many units."""
-        alone = score((stage.share(count),), self.rule.score)
-        return alone / (len(self.units.rest) + len(self.units.stages)) if self.rule.score == "mean" else alone
+        alone = score((stage.share(count),), self.rule.score, (stage.positions,))
+        return alone * self.weight(stage)
+
+    def weight(self, stage: UnitStage) -> float:
+        """Return the part that a stage has in Q, where Q is a mean."""
+        if self.rule.score == "mean":
+            return 1 / (len(self.units.rest) + len(self.units.stages))
+        return stage.positions / sum(self.positions) if self.rule.score == "positions" else 1.0
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Sizes of all output maps, those of stages without units first."""
+        return (*self.units.rest_positions, *(stage.positions for stage in self.units.stages))
 
     def q(self, counts: Counts) -> float:
         """Return Q of a distribution, stages without units included."""
         shares = [stage.share(n) for stage, n in zip(self.units.stages, counts, strict=True)]
-        return score((*self.units.rest, *shares), self.rule.score)
+        return score((*self.units.rest, *shares), self.rule.score, self.positions)
 
     def cost(self, counts: Counts) -> UnitCost:
         """Return the costs of the network with a distribution."""
@@ -296,21 +308,25 @@ def _table(desk: Desk, number: int, ns: list[int]) -> NDArray[np.float64]:
 
 
 def _spend(desk: Desk) -> tuple[list[Move], Counts, str]:
-    """Drop units that see nothing new, and more until the limits hold; then add where gain per cost is highest."""
+    """Drop units that see nothing new, and more until the limits hold; then add where gain per cost is highest.
+
+    Where no unit fits any more, one is moved if that gains, and adding goes on with what this leaves.
+    """
     counts, moves = desk.units.counts, []
     while (move := _dropped(desk, counts)) is not None:
         moves.append(move)
         counts = move.after
     if not desk.fits(counts):
         raise BudgetError(_unreachable(desk, counts))
-    while (move := _added(desk, counts)) is not None:
+    while (move := _added(desk, counts) or _best_move(desk, counts)) is not None:
         moves.append(move)
         counts = move.after
     full = any(
         stage.allows(n + 1) and desk.gain(i, n) > _NOTHING
         for i, (stage, n) in enumerate(zip(desk.units.stages, counts, strict=True))
     )
-    why = "no other unit fits the limits" if full else "every stage that can grow sees its whole input"
+    fit = "no other unit fits the limits, and no move gains"
+    why = fit if full else "every stage that can grow sees its whole input"
     return moves, counts, f"It ends there since {why}."
 
 

@@ -14,7 +14,7 @@ all of its channels included: this is what the organizer compares between stages
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,7 @@ from convwright.metrics.sight import Sight, StagePart, scope_size
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer, Stage
 
-Score = Literal["sum", "mean", "log"]
+Score = Literal["sum", "mean", "log", "positions"]
 _KINDS = frozenset({"conv", "linear", "matmul", "attention", "pool"})
 
 
@@ -123,6 +123,7 @@ class StageField:
         value: 3DRF on the stage's input.
         share: ``value`` over all elements of the scope (rho).
         layers: the stage's layers, measured on the same scope.
+        positions: rows times columns of its output map; 1 where no convolution makes one.
         exact: whether ``value`` is exact for an interior unit; else it is an upper bound.
     """
 
@@ -134,6 +135,7 @@ class StageField:
     value: float
     share: float
     layers: tuple[LayerField, ...] = field(repr=False)
+    positions: int = 1
     exact: bool = True
 
     @property
@@ -191,14 +193,20 @@ class ReceptiveField:
         Args:
             how: ``sum`` or ``mean`` of the shares, or the sum of their ``log``.
         """
-        return score([stage.share for stage in self.stages], how)
+        return score([stage.share for stage in self.stages], how, [stage.positions for stage in self.stages])
 
 
-def score(shares: Iterable[float], how: Score = "sum") -> float:
+def score(shares: Iterable[float], how: Score = "sum", positions: Sequence[int] = ()) -> float:
     """Return Q from the shares of the stages.
 
+    Args:
+        shares: of each stage.
+        how: ``sum`` (reconstructed), ``mean``, the sum of logarithms (``log``), or the mean logarithm over all
+            ``positions`` instead of over stages, in which a stage counts by the size of its map.
+        positions: of each stage's output map; for the score of that name.
+
     Raises:
-        ValueError: there is no such score.
+        ValueError: there is no such score, or no number of positions for each share.
     """
     listed = list(shares)
     if how == "sum":
@@ -207,7 +215,10 @@ def score(shares: Iterable[float], how: Score = "sum") -> float:
         return math.fsum(listed) / max(len(listed), 1)
     if how == "log":
         return math.fsum(math.log(share) for share in listed)
-    raise ValueError(f"a score is 'sum', 'mean' or 'log', not {how!r}")
+    if how == "positions":
+        weighted = math.fsum(n * math.log(share) for n, share in zip(positions, listed, strict=True))
+        return weighted / max(sum(positions), 1)
+    raise ValueError(f"a score is 'sum', 'mean', 'log' or 'positions', not {how!r}")
 
 
 def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
@@ -290,6 +301,7 @@ class _Judge:
             value=measured.mean,
             share=measured.mean / scope_size(walk),
             layers=tuple(self.layers(walk, [layer for layer in self.arch.layers if layer.name in inside])),
+            positions=part.map_size,
             exact=all(f.exact for f in output.fields),
         )
 

@@ -82,12 +82,14 @@ class StagePart:
         scope: name of the node whose value is the stage's input.
         positions: of the flow, from behind the scope to the end of the stage.
         ends: names of the nodes that may be its output, the last one first.
+        map_size: rows times columns of the last convolution's output; 1 where there is none.
     """
 
     arch: Architecture
     scope: str
     positions: range
     ends: tuple[str, ...]
+    map_size: int = 1
 
     @classmethod
     def of(cls, arch: Architecture, stage: Stage) -> StagePart:
@@ -105,7 +107,9 @@ class StagePart:
         entry = flow.meet(outside)
         ends = dict.fromkeys([last, *sorted(inside, reverse=True)])
         names = tuple(flow.nodes[n].name for n in ends)
-        return cls(arch, flow.nodes[entry].name, range(entry + 1, last + 1), names)
+        shapes = [arch.layer(name).output_shape for name in stage.layers if arch.layer(name).kind == "conv"]
+        size = math.prod(shapes[-1][2:]) if shapes else 1
+        return cls(arch, flow.nodes[entry].name, range(entry + 1, last + 1), names, size)
 
     def begin(self) -> FieldWalk:
         """Return a walk on the stage's own scope that has not begun."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from convwright.metrics.receptive_field import receptive_field, score
+from convwright.metrics.receptive_field import receptive_field
 from convwright.metrics.sight import Sight, StagePart
 
 if TYPE_CHECKING:
@@ -22,17 +22,19 @@ def facts(arch: Architecture) -> Facts:
 
     Returns:
         ``q_sum`` and ``q_log``: the reconstructed score Q, the sum of its stages' shares and that of their logarithms
-        (None where a stage sees nothing); ``q_effective``: the sum, with fields counted by their effective width;
+        (None where a stage sees nothing); ``q_positions``: their mean logarithm over all positions; ``q_effective``: the sum, with fields counted by their effective width;
         ``depth``: the number of convolutions.
     """
-    stages = receptive_field(arch).stages
-    shares = [stage.share for stage in stages]
+    field = receptive_field(arch)
+    stages = field.stages
+    seeing = all(stage.share > 0 for stage in stages)
     judged = {stage.name for stage in stages}
     sight = Sight(effective=True)
     parts = [StagePart.of(arch, stage) for stage in arch.stages if stage.name in judged]
     return {
-        "q_sum": score(shares),
-        "q_log": score(shares, "log") if all(share > 0 for share in shares) else None,
+        "q_sum": field.score(),
+        "q_log": field.score("log") if seeing else None,
+        "q_positions": field.score("positions") if seeing else None,
         "q_effective": math.fsum(sight.share(part, part.walk()) for part in parts),
         "depth": sum(layer.kind == "conv" for layer in arch.layers),
     }
