@@ -228,7 +228,7 @@ def main() -> int:
     cases = ((2048, 4096, 2048, True), (2048, 4096, 32, True), (16384, 4096, 16384, False))
     times = [timed(*case) for case in cases]
     n = options.samples
-    memory = [measured(n, 256, 256, layers, different) for layers, different in ((1, None), (1, 32), (4, None))]
+    memory = [measured(n, 256, 256, layers, different) for layers, different in ((1, None), (1, 32), (1, 1), (4, None))]
     summary = {
         "speedup": next(row["speedup"] for row in times if row["array"] == NAMED),
         "kept_per_sample": max(row["kept_per_sample"] for row in memory),

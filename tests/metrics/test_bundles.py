@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -611,6 +612,36 @@ def test_many_samples_are_sorted_in_parts(monkeypatch):
     parts = exact(a, y)
     assert dataclasses.replace(parts, entropy=whole.entropy) == whole
     assert parts.entropy == pytest.approx(whole.entropy, abs=1e-12)
+
+
+def test_equal_rows_in_many_pieces_with_nan_among_them(monkeypatch):
+    monkeypatch.setattr(counting, "_PART", 32)
+    rng = np.random.default_rng(19)
+    for different in (1, 3, 500):
+        a, y = rng.integers(0, different, (501, 1)).astype(np.float32), rng.integers(0, 5, 501)
+        clean = exact(a, y)
+        assert agrees(clean, grouped_by_numpy(a, y))
+        a[[7, 300]] = NAN
+        kept = ~np.isnan(a).any(1)
+        found, rest = exact(a, y), exact(a[kept], y[kept])
+        assert found.count == rest.count + 2
+        assert found.samples_in_conflict == rest.samples_in_conflict
+
+
+def test_one_bundle_of_all_needs_little_memory():
+    """Sorting all rows of one hash at once would need several times what is kept of them."""
+    rows = 60_000
+    counter = BundleCounter(mode="exact")
+    for _ in range(10):
+        counter.add(torch.zeros(rows // 10, 1), torch.arange(rows // 10) % 3)
+    counter.result()
+    tracemalloc.start()
+    try:
+        assert counter.result().count == 1
+        counter.check()
+        assert tracemalloc.get_traced_memory()[1] < 12 * rows
+    finally:
+        tracemalloc.stop()
 
 
 # ------------------------------------------------------------------ verification

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
+Piece = tuple[Ints, Ints, Ints]  # rows, keys and labels; a label is negative where the row holds a NaN
 _PART = 1 << 11  # rows that are sorted at a time
 _LARGEST_BLOCK = 1 << 11
 
@@ -70,19 +71,41 @@ class KeyStore:
         for place, kept, _ in self.pieces(start, start + len(keys)):
             kept.copy_(keys[place])
 
-    def parts(self) -> Iterator[tuple[Ints, Ints, Ints]]:
-        """Yield (rows, keys, labels) as NumPy arrays, split by the hash: a bundle lies in one part whole."""
+    def parts(self) -> Iterator[Iterator[Piece]]:
+        """Yield parts split by the hash, so that a bundle lies in one part whole, each as pieces of bounded size.
+
+        A part has few different rows. It may have many equal ones: with one bundle it is everything.
+        """
         bits = max(0, math.ceil(math.log2(max(self.rows, 1) / _PART)))
         for part in range(1 << bits):
-            rows, keys, labels = [], [], []
-            for place, kept, marks in self.pieces(0, self.rows):
-                chosen = ((kept[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part if bits else slice(None)
-                numbers = np.arange(place.start, place.stop)
-                rows.append(numbers[chosen.cpu().numpy() if isinstance(chosen, Tensor) else chosen])
-                keys.append(kept[chosen].cpu().numpy())
-                labels.append(marks[chosen].cpu().numpy())
-            if rows:
-                yield np.concatenate(rows), np.concatenate(keys), np.concatenate(labels).astype(np.int64)
+            yield _gathered(self._chosen(part, bits))
+
+    def _chosen(self, part: int, bits: int) -> Iterator[Piece]:
+        for start in range(0, self.rows, _PART):
+            for place, kept, marks in self.pieces(start, min(start + _PART, self.rows)):
+                rows = np.arange(start + place.start, start + place.stop)
+                if bits:
+                    chosen = ((kept[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part
+                    kept, marks, rows = kept[chosen], marks[chosen], rows[chosen.cpu().numpy()]
+                yield rows, kept.cpu().numpy(), marks.cpu().numpy().astype(np.int64)
+
+
+def _gathered(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Join pieces to some of about equal size; empty ones vanish."""
+    waiting: list[Piece] = []
+    for piece in pieces:
+        if len(piece[0]):
+            waiting.append(piece)
+        if sum(len(rows) for rows, _, _ in waiting) >= _PART:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    rows, keys, labels = (np.concatenate(each) for each in zip(*pieces, strict=True))
+    return rows, keys, labels
 
 
 @dataclass(frozen=True)
@@ -120,12 +143,19 @@ def count(store: KeyStore, eps: float | None) -> Counts:
     """
     void = bundles = conflicting = in_conflict = majority = 0
     sums: list[float] = []
-    for _, keys, labels in store.parts():
-        numbers = labels >= 0
-        void += int((~numbers).sum())
-        if not numbers.any():
+    for part in store.parts():
+        keys, labels, counts = _no_pairs()
+        for _, own_keys, own_labels in part:
+            numbers = own_labels >= 0
+            void += int((~numbers).sum())
+            keys, labels, counts = _pairs(
+                np.concatenate([keys, own_keys[numbers]]),
+                np.concatenate([labels, own_labels[numbers]]),
+                np.concatenate([counts, np.ones(int(numbers.sum()), dtype=np.int64)]),
+            )
+        if not len(keys):
             continue
-        sizes, largest, counts, owners = _grouped(keys[numbers], labels[numbers])
+        sizes, largest, owners = _bundles(keys, counts)
         mixed = largest < sizes
         bundles += len(sizes)
         conflicting += int(mixed.sum())
@@ -146,17 +176,32 @@ def count(store: KeyStore, eps: float | None) -> Counts:
     )
 
 
-def _grouped(keys: Ints, labels: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """Return sizes and largest label counts of bundles, counts of (bundle, label) pairs and the pairs' bundles."""
+def _no_pairs() -> tuple[Ints, Ints, Ints]:
+    return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
+
+def _pairs(keys: Ints, labels: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the different pairs of key and label in order, and the sums of their counts."""
+    if not len(keys):
+        return keys, labels, counts
     order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
-    keys, labels = keys[order], labels[order]
-    other = (keys[1:] != keys[:-1]).any(axis=1)
-    starts = _starts(other)
-    pairs = _starts(other | (labels[1:] != labels[:-1]))
-    sizes, counts = np.diff(starts, append=len(labels)), np.diff(pairs, append=len(labels))
-    owners = np.searchsorted(starts, pairs, side="right") - 1
-    largest = np.maximum.reduceat(counts, np.searchsorted(pairs, starts))
-    return sizes, largest, counts, owners
+    keys, labels, counts = keys[order], labels[order], counts[order]
+    starts = _starts((keys[1:] != keys[:-1]).any(axis=1) | (labels[1:] != labels[:-1]))
+    return keys[starts], labels[starts], np.add.reduceat(counts, starts)
+
+
+def _bundles(keys: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the sizes and the largest label counts of bundles, and the bundle of each pair."""
+    starts = _starts((keys[1:] != keys[:-1]).any(axis=1))
+    owners = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
+    return np.add.reduceat(counts, starts), np.maximum.reduceat(counts, starts), owners
+
+
+def _sorted(keys: Ints) -> tuple[Ints, Ints]:
+    """Return the stable order of keys, and where in it another key begins."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    return order, _starts((ordered[1:] != ordered[:-1]).any(axis=1)) if len(keys) else order
 
 
 def _starts(change: NDArray[np.bool_]) -> Ints:
@@ -206,17 +251,23 @@ class Groups:
         """Group the rows of a store."""
         links = ~np.arange(store.rows, dtype=np.int32)
         several = 0
-        for rows, keys, labels in store.parts():
-            rows, keys = rows[labels >= 0], keys[labels >= 0]
-            if not len(rows):
-                continue
-            order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: rows of a group stay in order
-            rows, keys = rows[order], keys[order]
-            starts = _starts((keys[1:] != keys[:-1]).any(axis=1))
-            sizes = np.diff(starts, append=len(rows))
-            links[rows] = np.repeat(rows[starts], sizes)
-            links[rows[starts]] = ~rows[starts + sizes - 1]
-            several += int((sizes > 1).sum())
+        for part, again in zip(store.parts(), store.parts(), strict=True):
+            table, firsts, lasts = np.empty((0, 2), dtype=np.int64), *(np.empty(0, dtype=np.int64) for _ in range(2))
+            for rows, keys, labels in part:
+                rows, keys = rows[labels >= 0], keys[labels >= 0]
+                table = np.concatenate([table, keys])
+                order, starts = _sorted(table)
+                firsts = np.minimum.reduceat(np.concatenate([firsts, rows])[order], starts) if len(order) else firsts
+                lasts = np.maximum.reduceat(np.concatenate([lasts, rows])[order], starts) if len(order) else lasts
+                table = table[order][starts]
+            for rows, keys, labels in again:
+                rows, keys = rows[labels >= 0], keys[labels >= 0]
+                order, starts = _sorted(np.concatenate([table, keys]))  # the table's key is the first of its kind
+                owners = np.repeat(order[starts], np.diff(starts, append=len(order)))
+                own = order >= len(table)
+                links[rows[order[own] - len(table)]] = firsts[owners[own]]
+            links[firsts] = ~lasts
+            several += int((lasts > firsts).sum())
         return cls(links, several)
 
     def firsts(self, start: int, stop: int) -> Ints:
