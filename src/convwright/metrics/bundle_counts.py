@@ -16,7 +16,8 @@ from torch import Tensor
 
 Ints = NDArray[np.int64]
 Piece = tuple[Ints, Ints, Ints]  # rows, keys and labels; a label is negative where the row holds a NaN
-_PART = 1 << 11  # rows that are sorted at a time
+_PART = 1 << 11  # rows that are sorted at a time,
+_BITS = 6  # or a 64th of all, if that is more
 _LARGEST_BLOCK = 1 << 11
 
 
@@ -76,7 +77,7 @@ class KeyStore:
 
         A part has few different rows. It may have many equal ones: with one bundle it is everything.
         """
-        bits = max(0, math.ceil(math.log2(max(self.rows, 1) / _PART)))
+        bits = min(max(0, math.ceil(math.log2(max(self.rows, 1) / _PART))), _BITS)
         for part in range(1 << bits):
             yield _gathered(self._chosen(part, bits))
 
@@ -233,6 +234,21 @@ def _label_entropy(store: KeyStore) -> float:
     return math.fsum(counts * np.log(store.rows / counts)) / store.rows
 
 
+def _ends(part: Iterator[Piece]) -> tuple[Ints, Ints, Ints]:
+    """Return the different keys of a part in order, and the first and the last row of each."""
+    table, firsts, lasts = _no_pairs()
+    for rows, keys, labels in part:
+        numbers = labels >= 0
+        table, firsts, lasts = (
+            np.concatenate([known, own[numbers]]) for known, own in ((table, keys), (firsts, rows), (lasts, rows))
+        )
+        if len(table):
+            order, starts = _sorted(table)
+            table = table[order][starts]
+            firsts, lasts = np.minimum.reduceat(firsts[order], starts), np.maximum.reduceat(lasts[order], starts)
+    return table, firsts, lasts
+
+
 @dataclass(frozen=True)
 class Groups:
     """Which rows have equal hashes, in one 32-bit number per row.
@@ -252,14 +268,7 @@ class Groups:
         links = ~np.arange(store.rows, dtype=np.int32)
         several = 0
         for part, again in zip(store.parts(), store.parts(), strict=True):
-            table, firsts, lasts = np.empty((0, 2), dtype=np.int64), *(np.empty(0, dtype=np.int64) for _ in range(2))
-            for rows, keys, labels in part:
-                rows, keys = rows[labels >= 0], keys[labels >= 0]
-                table = np.concatenate([table, keys])
-                order, starts = _sorted(table)
-                firsts = np.minimum.reduceat(np.concatenate([firsts, rows])[order], starts) if len(order) else firsts
-                lasts = np.maximum.reduceat(np.concatenate([lasts, rows])[order], starts) if len(order) else lasts
-                table = table[order][starts]
+            table, firsts, lasts = _ends(part)
             for rows, keys, labels in again:
                 rows, keys = rows[labels >= 0], keys[labels >= 0]
                 order, starts = _sorted(np.concatenate([table, keys]))  # the table's key is the first of its kind
