@@ -320,6 +320,20 @@ def bundles() -> str:
     return "\n\n".join((words, *shown, provenance(data)))
 
 
+@table("channel-quality")
+def channel_quality() -> str:
+    """The channel quality of a whole network, beside the published procedure."""
+    data = load("channel_quality")
+    if not data:
+        return missing("channel_quality")
+    rows = [(row["what"], f"{row['processor_seconds']:.2f}", f"{row['seconds']:.2f}") for row in data["rows"]]
+    found, rounds = data["agreement"], len(data["rows"][0]["seconds_all"])
+    words = f"All {data['kernels']} kernels of `{data['network']}`, the least of {rounds} rounds:\n\n"
+    same = f"{found['ranks_equal']} of {found['modes']} unfoldings"
+    after = f"\n\nParity and the published procedure agree on the rank in {same}.\n\n"
+    return words + markdown(("what", "processor time, s", "clock, s"), rows, right=(1, 2)) + after + provenance(data)
+
+
 @table("latency")
 def latency() -> str:
     """Sums against wholes, and halved networks against their estimates."""

@@ -19,6 +19,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 _NUMBERS = 1 << 22  # of one batch in double precision: 32 MB
+_BLOCK = 128  # rows
 _SINGLE = frozenset({"mps"})  # devices without double precision
 
 
@@ -104,12 +105,22 @@ def _singular_values(stacked: Tensor) -> Tensor:
     matrices = stacked.to(wanted, memory_format=torch.contiguous_format).flatten(2)
     if matrices.shape[1] > matrices.shape[2]:
         matrices = matrices.mT
-    gram = matrices @ matrices.mT
+    gram = _lower_gram(matrices)
     # The squares on the diagonal are finite only where all entries are. LAPACK may refuse anything else.
     finite = gram.diagonal(dim1=1, dim2=2).isfinite().all(dim=1)
-    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0.0))
+    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0.0), UPLO="L")
     values = values.clamp(min=0).sqrt().flip(1)
     return torch.where(finite[:, None], values, math.nan)
+
+
+def _lower_gram(matrices: Tensor) -> Tensor:
+    """Return the Gram matrices of the rows, by blocks; above the diagonal, where nobody looks, mostly zeros."""
+    count, rows, _ = matrices.shape
+    gram = matrices.new_zeros(count, rows, rows)
+    for start in range(0, rows, _BLOCK):
+        stop = min(start + _BLOCK, rows)
+        gram[:, start:stop, :stop] = matrices[:, start:stop] @ matrices[:, :stop].mT
+    return gram
 
 
 def _to_host(results: Sequence[Tensor]) -> list[npt.NDArray[np.float64]]:
