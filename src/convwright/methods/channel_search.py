@@ -237,6 +237,7 @@ class ChannelSearch:
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
         """What each trial was and showed: its number, and the fields of a `WidthDecision` as plain data."""
+        self.ask()  # decides what can be decided
         names = ("widths", "values", "network", "score", "costs", "accepted", "heat")
         found = []
         for decision in self.decisions:
