@@ -24,7 +24,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -191,7 +190,7 @@ def main() -> int:
     found = measure(options.rounds, options.seed)
     summary = summarise(found)
     print(json.dumps(summary | found["agreement"], indent=2))
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--out")]
+    arguments = ["--rounds", str(options.rounds)] + (["--seed", str(options.seed)] if options.seed else [])
     packages = ("convwright", "torch", "numpy", "scipy")
     record = {
         "command": " ".join(["python benchmarks/channel_quality.py", *arguments]),

@@ -328,7 +328,8 @@ def channel_quality() -> str:
         return missing("channel_quality")
     rows = [(row["what"], f"{row['processor_seconds']:.2f}", f"{row['seconds']:.2f}") for row in data["rows"]]
     found, rounds = data["agreement"], len(data["rows"][0]["seconds_all"])
-    words = f"All {data['kernels']} kernels of `{data['network']}`, the least of {rounds} rounds:\n\n"
+    words = f"All {data['kernels']} kernels of `{data['network']}`, the least of {rounds} rounds, "
+    words += f"beside other work (load {data['load'][0]:.0f}):\n\n"
     same = f"{found['ranks_equal']} of {found['modes']} unfoldings"
     after = f"\n\nParity and the published procedure agree on the rank in {same}.\n\n"
     return words + markdown(("what", "processor time, s", "clock, s"), rows, right=(1, 2)) + after + provenance(data)
