@@ -82,13 +82,14 @@ class KeyStore:
             yield _gathered(self._chosen(part, bits))
 
     def _chosen(self, part: int, bits: int) -> Iterator[Piece]:
-        for start in range(0, self.rows, _PART):
-            for place, kept, marks in self.pieces(start, min(start + _PART, self.rows)):
-                rows = np.arange(start + place.start, start + place.stop)
+        for place, all_keys, all_labels in self.pieces(0, self.rows):
+            for start in range(0, len(all_keys), _PART):
+                keys, labels = all_keys[start : start + _PART], all_labels[start : start + _PART]
+                rows = np.arange(place.start + start, place.start + start + len(keys))
                 if bits:
-                    chosen = ((kept[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part
-                    kept, marks, rows = kept[chosen], marks[chosen], rows[chosen.cpu().numpy()]
-                yield rows, kept.cpu().numpy(), marks.cpu().numpy().astype(np.int64)
+                    chosen = ((keys[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part
+                    keys, labels, rows = keys[chosen], labels[chosen], rows[chosen.cpu().numpy()]
+                yield rows, keys.cpu().numpy(), labels.cpu().numpy().astype(np.int64)
 
 
 def _gathered(pieces: Iterator[Piece]) -> Iterator[Piece]:
