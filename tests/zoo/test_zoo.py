@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convwright import zoo
+from convwright.edits.fresh import draw_anew
 from convwright.errors import ReadError
 from convwright.zoo import registry
 from convwright.zoo.ghostnet import GhostModule
@@ -76,6 +77,7 @@ PARAMS = [
     ("resnet50_cifar", {"depths": (1, 8, 4, 3)}, 22_265_930),
     ("mobilenet-v1", {}, 3_217_226),
     ("mobilenet-v1", {"depths": (1, 2, 5, 3, 2)}, 2_617_418),
+    ("mobilenet-v2", {}, 2_236_682),  # as torchvision counts its own
     ("vgg16-bn", {}, 14_728_266),
     ("vgg16-bn", {"depths": (1, 5, 4, 2, 1)}, 8_642_826),
     # GhostNet and the generator of the enlarging work.
@@ -242,7 +244,9 @@ def test_every_builder_takes_classes_and_input_channels(name):
     assert model(torch.empty(1, 4, height, width, device="meta")).shape == (1, 7)
 
 
-@pytest.mark.parametrize("name", ["mnist-b", "cifar-a", "cifar-b", "resnet20", "mobilenet-v1", "vgg16-bn", "ghostnet"])
+@pytest.mark.parametrize(
+    "name", ["mnist-b", "cifar-a", "cifar-b", "resnet20", "mobilenet-v1", "mobilenet-v2", "vgg16-bn", "ghostnet"]
+)
 def test_can_be_captured(name):
     torch.manual_seed(0)
     model = zoo.create(name).eval()
@@ -253,7 +257,7 @@ def test_can_be_captured(name):
     torch.testing.assert_close(program.module()(images), model(images))
 
 
-@pytest.mark.parametrize("name", ["mnist-a", "cifar-dw", "resnet20", "mobilenet-v1"])
+@pytest.mark.parametrize("name", ["mnist-a", "cifar-dw", "resnet20", "mobilenet-v1", "mobilenet-v2"])
 def test_trains_on_real_tensors(name):
     torch.manual_seed(0)
     model = zoo.create(name).train()
@@ -369,3 +373,29 @@ def test_a_name_is_registered_once(monkeypatch):
     assert isinstance(zoo.create("tiny"), nn.Sequential)
     with pytest.raises(ValueError, match="is taken by"):
         zoo.register("tiny", **facts)(tiny)
+
+
+def test_mobilenet_v2_is_torchvisions():
+    import torchvision
+
+    ours, theirs = zoo.create("mobilenet-v2", num_classes=7), torchvision.models.mobilenet_v2(num_classes=7)
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    stage = theirs.features
+    for module in (stage[0][0], stage[2].conv[1][0]):  # the strides for 32 pixels
+        module.stride = (1, 1)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet-v2"])
+def test_networks_that_draw_their_own_way_are_drawn_anew_that_way(name):
+    width = {"width": 0.25} if name == "resnet20" else {"width": 0.25, "divisor": 4}
+    model = zoo.create(name, **width)
+    convs = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 1000]
+    before = [weight.detach().clone() for weight in convs]
+    draw_anew(model, 3)
+    for old, new in zip(before, convs, strict=True):
+        assert not torch.equal(old, new)
+        fan_out = new.shape[0] * new[0, 0].numel()
+        assert new.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
