@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> sorted(methods.METHODS)
-['auto', 'channel-search', 'kernel', 'phased', 'receptive-field', 'uniform']
+['auto', 'channel-search', 'kernel', 'phased', 'random', 'receptive-field', 'uniform']
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from convwright.methods.method import (
 )
 from convwright.methods.phase_techniques import Trying
 from convwright.methods.phases import Decision, PhasedDesign
+from convwright.methods.random_widths import RandomWidths
 from convwright.methods.receptive_field import Organization, ReceptiveFieldOrganizer, organize
 from convwright.methods.unit_moves import Rule
 
@@ -44,6 +45,7 @@ __all__ = [
     "Method",
     "Organization",
     "PhasedDesign",
+    "RandomWidths",
     "ReceptiveFieldOrganizer",
     "Rule",
     "Status",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from convwright.cost.budget import Limits
-from convwright.edits import Width
 from convwright.errors import BudgetError
+from convwright.methods.random_widths import drawn
 from convwright.methods.uniform_widths import uniform_widths
 from convwright.methods.width_surface import Surface
 from convwright.runs.designs import Form, Setting, limits_of, opened
@@ -68,23 +67,6 @@ class Drawn:
         limits = limits_of(self.budget, model, setting)
         surface = Surface(arch, limits or _unlimited(arch), checked=limits is not None)
         return form.joined(drawn(surface, random.Random(self.seed), self.low, self.high, scaled=limits is not None))
-
-
-def drawn(surface: Surface, rng: random.Random, low: float, high: float, scaled: bool) -> tuple[Width, ...]:
-    """Return widths drawn at random.
-
-    Args:
-        surface: The network and its budget.
-        rng: Draws one number per family of tied groups, in the network's order.
-        low: Smallest factor.
-        high: Largest.
-        scaled: Whether the widths are then scaled to the budget, which they use as well as steps allow.
-    """
-    factors = {f.name: math.exp(rng.uniform(math.log(low), math.log(high))) for f in surface.families}
-    wanted = {f.name: f.size * factors[f.name] for f in surface.families}
-    if scaled:
-        return surface.edits(surface.project(wanted).widths)
-    return surface.edits({f.name: f.rounded(wanted[f.name]) for f in surface.families})
 
 
 def _unlimited(arch: Architecture) -> Limits:
