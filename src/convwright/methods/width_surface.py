@@ -6,6 +6,7 @@ of the budget over; it is spent on the widths that fell furthest short of what w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _HALVINGS = 24  # bisections of the scale: finer than one channel in ten million
 _SMALLEST, _LARGEST = 1e-6, 1e4  # scales at which a bracket is given up: what is limited does not answer to widths
 _OFF = 1.15  # to use up the budget, a width may be so many times what was wanted, or as much below, and one step
 _MOST_PAIRS = 200  # families up to which exchanges of channels between two of them are tried
+_FEW = 6  # families up to which all combinations of nearby widths are tried
 _ROUNDS = 400  # steps of filling; each uses more of the budget than the one before
 
 
@@ -280,12 +282,16 @@ class Surface:
         return self.use(self._at(wanted, scale)) <= target
 
     def _filled(self, widths: Widths, shape: Shape, target: float) -> Widths:
-        """Spend what is left over: on single families, then by exchanges between two."""
+        """Spend what is left over: on single families, by exchanges between two, or of few by all combinations."""
         used = self.use(widths)
         for _ in range(_ROUNDS):
             if not self.full * target > used:
                 break
-            better = self._wider(widths, shape, used, target) or self._exchanged(widths, shape, used, target)
+            better = (
+                self._wider(widths, shape, used, target)
+                or self._exchanged(widths, shape, used, target)
+                or self._around(widths, shape, used, target)
+            )
             if better is None:
                 break
             widths, used = better
@@ -314,6 +320,22 @@ class Surface:
         best = int(np.argmax(uses))
         return (rows[best], float(uses[best])) if uses[best] > used else None
 
+    def _around(self, widths: Widths, shape: Shape, used: float, target: float) -> tuple[Widths, float] | None:
+        """Of few families, try all combinations near what was wanted: the closest that uses enough, or uses most."""
+        families = self.families
+        if len(families) > _FEW or self.limits.estimates or any(f.tied for f in families):
+            return None
+        choices = [[w for w in _near(f, shape[f.name]) if _floor(f, shape[f.name]) <= w] for f in families]
+        names = [f.name for f in families]
+        rows = [dict(zip(names, row, strict=True)) for row in itertools.product(*choices)] or [widths]
+        uses = self.uses(rows)
+        uses[uses > target] = 0.0
+        if uses.max() <= used:
+            return None
+        enough = np.flatnonzero(uses >= min(self.full * target, uses.max())).tolist()
+        best = min(enough, key=lambda i: sum(math.log(rows[i][n] / shape[n]) ** 2 for n in shape))
+        return rows[best], float(uses[best])
+
     def _pairs(self, widths: Widths, shape: Shape) -> Iterator[Widths]:
         for up in self.families:
             wider = widths[up.name] + up.step
@@ -321,12 +343,23 @@ class Surface:
                 continue
             for down in self.families:
                 narrower = widths[down.name] - down.step
-                if down is not up and narrower >= max(down.least, shape[down.name] / _OFF - down.step):
+                if down is not up and narrower >= _floor(down, shape[down.name]):
                     yield {**widths, up.name: wider, down.name: narrower}
 
 
 def _ceiling(family: Family, wanted: float) -> float:
     return min(family.most, wanted * _OFF + family.step)
+
+
+def _floor(family: Family, wanted: float) -> float:
+    return max(family.least, wanted / _OFF - family.step)
+
+
+def _near(family: Family, wanted: float) -> list[int]:
+    """Return the widths nearest to what was wanted, up to two steps either way."""
+    middle = family.rounded(wanted)
+    steps = (middle + offset * family.step for offset in range(-2, 3))
+    return [width for width in steps if family.least <= width <= _ceiling(family, wanted)]
 
 
 # ------------------------------------------------------------------ families
