@@ -384,6 +384,7 @@ class _Job:
                 "role": t.candidate.role,
                 "parent": t.candidate.parent,
                 "epochs": t.candidate.epochs,
+                "weights": t.candidate.weights,
                 "recipe": dict(t.candidate.recipe),
             }
             for t in ended.trials

@@ -72,8 +72,9 @@ def _words(candidate: Candidate) -> str:
     }[candidate.role]
     epochs = f"{candidate.epochs} epoch{'s' * (candidate.epochs != 1)}" if candidate.epochs else "only judged"
     origin = f", from trial {candidate.parent}" if candidate.parent is not None else ""
+    carried = f" ({candidate.weights} weights)" if candidate.weights != "inherit" else ""
     recipe = f", with {json.dumps(dict(candidate.recipe))}" if candidate.recipe else ""
-    return f"{what}{origin}, {epochs}{recipe}"
+    return f"{what}{origin}{carried}, {epochs}{recipe}"
 
 
 def _outcome(evidence: Evidence) -> str:
