@@ -259,6 +259,21 @@ def test_any_floating_type(dtype):
     assert one.rank == 3
 
 
+def test_any_layout_of_an_array():
+    matrix = low_rank(np.random.default_rng(5), 37, 101, 3, 0.2)
+    fixed = matrix.copy()
+    fixed.flags.writeable = False
+    whole = np.round(10 * matrix).astype(np.int64)
+    for view, same in [
+        (matrix[::-1], matrix),
+        (fixed, matrix),
+        (matrix[:, ::3], matrix[:, ::3].copy()),
+        (whole, 1.0 * whole),
+    ]:
+        assert cw.evbmf(view).rank == cw.evbmf(same).rank == 3
+        assert cw.evbmf(view).values == pytest.approx(cw.evbmf(same).values, rel=1e-9)
+
+
 def test_weights_that_train_can_be_given_and_are_left_alone():
     weight = torch.randn(11, 13, requires_grad=True)
     before, state = weight.detach().clone(), torch.get_rng_state()

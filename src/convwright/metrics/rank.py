@@ -82,7 +82,8 @@ def evbmf(matrix: Tensor | npt.NDArray[np.floating], *, parity: bool = False) ->
         >>> cw.evbmf(noisy).rank
         2
     """
-    given = torch.as_tensor(matrix)
+    # torch refuses negative strides, and warns of arrays that are read-only
+    given = matrix if isinstance(matrix, Tensor) else torch.from_numpy(np.array(matrix, np.float64, order="C"))
     if given.ndim != 2 or not given.numel():
         raise ValueError(f"evbmf takes a matrix with entries, not shape {tuple(given.shape)}; unfold the tensor first.")
     spectrum = spectra([given])[0]
