@@ -109,7 +109,7 @@ def _only_counted(row: Json) -> bool:
 def _trained(rows: Sequence[Json], title: str) -> Sheet:
     by_name = {row["name"]: row for row in rows}
     columns = (
-        "row", "made by", "parameters", "limit", "MACs", "paper", "ours", "seeds", "target",
+        "row", "made by", "search", "parameters", "limit", "MACs", "paper", "ours", "seeds", "target",
         "against its control, points", "seconds per seed", "processor seconds per seed", "note",
     )  # fmt: skip
     cells = tuple(tuple(_reproduced_row(row, by_name)) for row in rows)
@@ -117,18 +117,19 @@ def _trained(rows: Sequence[Json], title: str) -> Sheet:
         "Ours: test accuracy of the last epoch, mean ± standard deviation over seeds. "
         "Against its control: mean difference seed by seed ± its standard error.",
     )
-    return Sheet(title, columns, cells, (2, 4, 7), notes).without_empty()
+    return Sheet(title, columns, cells, (3, 5, 8), notes).without_empty()
 
 
 def _counted(rows: Sequence[Json], title: str) -> Sheet:
     columns = (
-        "row", "made by", "units", "Q", "parameters", "MACs", "expected parameters", "expected MACs",
+        "row", "made by", "search", "units", "Q", "parameters", "MACs", "expected parameters", "expected MACs",
         "beside the expected", "note",
     )  # fmt: skip
     cells = tuple(
         (
             row["name"],
             made_by(row),
+            searched_by(row),
             "-".join(map(str, row["units"] or ())),
             f"{row['facts']['q_sum']:.3f}" if row["facts"] else "",
             _count(row["params"]),
@@ -140,7 +141,7 @@ def _counted(rows: Sequence[Json], title: str) -> Sheet:
         )
         for row in rows
     )
-    return Sheet(title, columns, cells, (3, 4, 5, 6, 7)).without_empty()
+    return Sheet(title, columns, cells, (4, 5, 6, 7, 8)).without_empty()
 
 
 def counts_beside(counts: Json, paper: Json) -> str:
@@ -196,6 +197,18 @@ def made_by(row: Json) -> str:
     return ", ".join((*units, *edits)) or "nothing changed"
 
 
+def searched_by(row: Json) -> str:
+    """Say what the searches that decided a row's network cost, all trials together; "" where there was none."""
+    told = []
+    for found in row.get("searches") or ():
+        trials = len(found["trials"])
+        told.append(
+            f"{found['method']}, {trials} trial{'s' * (trials != 1)}: {found['seconds']:,.0f} s, {found['images']:,} "
+            f"images, {found['image_macs'] / 1e12:,.2f} T image-MACs"
+        )
+    return "; ".join(told)
+
+
 def experiments(found: Sequence[Json]) -> Sheet:
     """Return what can be reproduced."""
     columns = ("name", "what", "rows", "trainings: quick", "standard", "full", "source")
@@ -216,6 +229,7 @@ def _reproduced_row(row: Json, by_name: Mapping[str, Json]) -> Iterator[str]:
     done = bool(row["seeds"])
     yield row["name"]
     yield made_by(row)
+    yield searched_by(row)
     yield _count(row["params"])
     yield _limit(row) if done else ""
     yield _count(row["macs"])

@@ -4,6 +4,7 @@ Layout of the folder::
 
     rows/NAME-SEED/     one training, see `convwright.runs.rows`
     rows/NAME/          a row that is only counted
+    searches/NAME/      a search that decides the network of rows, see `convwright.runs.searched`
     result.json         all rows, with what is finished of them, and what follows from them
     table.md            the same, for people
     NAME.svg            pictures, where the experiment draws some
@@ -229,6 +230,7 @@ def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "units": first.get("units"),
         "same_as": first.get("same_as"),
         "facts": first.get("facts"),  # older results have none
+        **_of_searches(row, results),
         "seeds": [content["seed"] for content in trained],
         "accuracies": accuracies,
         "mean": statistics.fmean(accuracies) if accuracies else None,
@@ -239,3 +241,14 @@ def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "settings": first.get("settings"),
         "machine": first.get("machine"),
     }
+
+
+def _of_searches(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what only some rows have: the searches that decided the network, and the quality of trained kernels."""
+    content: dict[str, Any] = {}
+    if row.design and results:
+        content["searches"] = results[0].get("searches", [])
+    if row.quality:
+        content["qualities"] = [result.get("quality") for result in results]
+        content["train_losses"] = [result["history"][-1]["train_loss"] for result in results]
+    return content

@@ -28,6 +28,7 @@ from convwright.runs.experiments import Row
 from convwright.runs.facts import facts
 from convwright.runs.files import digest, load_weights, read_json, save_weights, write_json
 from convwright.runs.machine import machine, versions
+from convwright.runs.quality_facts import quality_facts
 from convwright.runs.training import judged
 from convwright.runs.workers import in_turn_or_side_by_side
 from convwright.training import ImageData, Recipe, TrainResult, load_data, train
@@ -150,6 +151,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         **_form(job.row, form),
         **_costs(trained.model, data),
         "facts": known,
+        **({"quality": quality_facts(_read(trained.model, data))} if job.row.quality else {}),
         "validation": judged(trained.val),
         "test": judged(trained.test),
         "test_flip": judged(trained.test_flip),

@@ -2,6 +2,9 @@
 
 from convwright.runs.experiments import (
     cifar_small,
+    conetv2,
+    conetv2_rank,
+    conetv2_transfer,
     field_rank,
     mnist_phases,
     mnist_small,
@@ -26,6 +29,9 @@ __all__ = [
     "Row",
     "Size",
     "cifar_small",
+    "conetv2",
+    "conetv2_rank",
+    "conetv2_transfer",
     "experiment_named",
     "field_rank",
     "mnist_phases",

@@ -35,6 +35,7 @@ class Row:
         edits: Applied to the created network before it is trained. Operators that replace layers are drawn, not
             fitted to weights that mean nothing yet.
         fresh: All weights are drawn after the edits, so that an edited network begins like any other of its shape.
+        quality: Whether the quality of its trained kernels is recorded.
         paper: What the source reports, by name: ``accuracy`` (0..1) and what else it gives. The counts of a row that
             is only counted are compared: ``params`` and ``macs`` exactly, ``mmacs`` (a text, millions) to its digits.
         target: The accuracy (0..1) that the mean has to reach; None: none was set.
@@ -52,6 +53,7 @@ class Row:
     design: tuple[Design, ...] = ()
     edits: tuple[Edit, ...] = ()
     fresh: bool = False
+    quality: bool = False
     paper: Mapping[str, Any] = field(default_factory=dict)
     target: float | None = None
     limit: int | None = None
