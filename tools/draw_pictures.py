@@ -315,6 +315,13 @@ PICTURES: dict[str, Callable[[], str | None]] = {
     "demo": demo,
     "3drf-rank-plain": lambda: concluded("3drf-rank", "3drf-rank-plain"),
     "3drf-rank-residual": lambda: concluded("3drf-rank", "3drf-rank-residual"),
+    "conetv2-resnet20-macs": lambda: concluded("conetv2", "conetv2-resnet20-macs"),
+    "conetv2-mobilenet-macs": lambda: concluded("conetv2", "conetv2-mobilenet-macs"),
+    "conetv2-resnet20-search-macs-widths": lambda: concluded("conetv2", "conetv2-resnet20-search-macs-widths"),
+    "conetv2-resnet20-search-macs-quality": lambda: concluded("conetv2", "conetv2-resnet20-search-macs-quality"),
+    "conetv2-resnet20-parity-macs-score": lambda: concluded("conetv2", "conetv2-resnet20-parity-macs-score"),
+    "conetv2-rank": lambda: concluded("conetv2-rank", "conetv2-rank"),
+    "conetv2-transfer": lambda: concluded("conetv2-transfer", "conetv2-transfer"),
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from html import unescape
 from typing import Any
 
 Json = dict[str, Any]
@@ -11,7 +13,18 @@ Load = Callable[[str], Json | None]
 
 EXPERIMENTS = (
     "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",
+    "conetv2", "conetv2-rank", "conetv2-transfer",
 )  # fmt: skip
+# Of an experiment that draws more than a page can show; the others show all.
+SHOWN = {
+    "conetv2": (
+        "conetv2-resnet20-macs",
+        "conetv2-mobilenet-macs",
+        "conetv2-resnet20-search-macs-widths",
+        "conetv2-resnet20-search-macs-quality",
+        "conetv2-resnet20-parity-macs-score",
+    ),
+}
 
 
 def register(
@@ -36,16 +49,23 @@ def experiment(load: Load, missing: Callable[[str], str], provenance: Callable[[
     from convwright.runs.experiment_tables import reproduced
 
     words = "" if data["size"] == "standard" else f"Size: {data['size']}.\n\n"
-    shown = "".join(f"![Q beside accuracy](images/{drawn}.svg)\n\n" for drawn in pictures(data))
+    shown = "".join(f"![{_title(text)}](images/{drawn}.svg)\n\n" for drawn, text in pictures(data).items())
     return f"{words}{reproduced(data).markdown()}\n\n{shown}{provenance(data)}"
 
 
 def pictures(data: Json) -> dict[str, str]:
-    """Return the pictures that follow from an experiment's result, as SVG by name."""
+    """Return the pictures of an experiment's result that its page shows, as SVG by name."""
     from convwright.runs.experiments import experiment_named
 
     conclude = experiment_named(data["name"]).conclude
-    return dict(conclude(data).pictures) if conclude is not None else {}
+    drawn = dict(conclude(data).pictures) if conclude is not None else {}
+    return {name: drawn[name] for name in SHOWN.get(data["name"], tuple(drawn)) if name in drawn}
+
+
+def _title(picture: str) -> str:
+    """Return what a picture says of itself."""
+    found = re.search(r'aria-label="([^"]*)"', picture)
+    return unescape(found[1]) if found else ""
 
 
 def pipeline(

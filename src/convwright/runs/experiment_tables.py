@@ -204,7 +204,7 @@ def searched_by(row: Json) -> str:
         trials = len(found["trials"])
         told.append(
             f"{found['method']}, {trials} trial{'s' * (trials != 1)}: {found['seconds']:,.0f} s, {found['images']:,} "
-            f"images, {found['image_macs'] / 1e12:,.2f} T image-MACs"
+            f"images, {found['image_macs'] / 1e12:.3g} T image-MACs"
         )
     return "; ".join(told)
 

@@ -24,5 +24,7 @@ def quality_facts(arch: Architecture) -> dict[str, float]:
     """
     known, weights = members(arch), kernels(arch.model)
     corrected, published = channel_qualities(weights), channel_qualities(weights, parity=True)
-    values = {name: network_quality(group_qualities(known, of_metric(corrected, name))) for name in _CORRECTED}
+    values: dict[str, float] = {
+        name: network_quality(group_qualities(known, of_metric(corrected, name))) for name in _CORRECTED
+    }
     return {**values, "qc_parity": network_quality(group_qualities(known, of_metric(published, "qc")))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convwright.runs.charts import Series, lines
@@ -44,7 +44,7 @@ NETWORKS: Mapping[str, _Network] = {
 }
 
 _EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 4, "full": 200}
-_TRIALS: Mapping[Size, int] = {"quick": 2, "standard": 12, "full": 36}
+_TRIALS: Mapping[Size, int] = {"quick": 3, "standard": 12, "full": 36}
 _TRIAL_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 1, "full": 2}
 _QUICK_STEPS = 8
 _VALIDATION = 0.1  # share of the training images that trials are judged on, and not trained on
@@ -143,16 +143,15 @@ def conetv2(size: Size) -> tuple[Row, ...]:
 
 def _rows(name: str, size: Size) -> Iterator[Row]:
     network = NETWORKS[name]
-    common: tuple[Any, ...] = (network.model, "cifar10", recipe_of(size, _EPOCHS[size], network.precision))
-    options = network.options[size]
-    before = f"{name}-before"
-    yield Row(before, *common, seeds_of(size), options, fresh=True, note="the network as it is")
+    recipe, options = recipe_of(size, _EPOCHS[size], network.precision), network.options[size]
+    before = Row(
+        f"{name}-before", network.model, "cifar10", recipe, seeds_of(size), options, fresh=True,
+        note="the network as it is",
+    )  # fmt: skip
+    yield before
     for short, budget in BUDGETS.items():
         control = f"{name}-uniform-{short}"
         for kind, design, note in _designs(name, size, budget):
             label = f"{name}-{kind}-{short}"
-            compared = before if label == control else control
-            yield Row(
-                label, *common, seeds_of(size), options, design=design, fresh=True, note=f"{budget}: {note}",
-                control=compared,
-            )  # fmt: skip
+            compared = before.name if label == control else control
+            yield replace(before, name=label, design=design, note=f"{budget}: {note}", control=compared)
