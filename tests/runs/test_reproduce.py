@@ -323,7 +323,7 @@ def test_experiments_are_listed_at_once(monkeypatch):
     start = time.process_time()
     found = {each["name"]: each for each in listed()}
     assert time.process_time() - start < 1.0
-    assert found["3drf"]["trainings"]["standard"] == (2 * 7 + 4) * 3
+    assert found["3drf"]["trainings"]["standard"] == (2 * 7 + 5) * 3
     assert found["3drf-rank"]["trainings"]["standard"] == 2 * 24 * 2
 
 
