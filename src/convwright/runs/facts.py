@@ -22,8 +22,8 @@ def facts(arch: Architecture) -> Facts:
 
     Returns:
         ``q_sum`` and ``q_log``: the reconstructed score Q, the sum of its stages' shares and that of their logarithms
-        (None where a stage sees nothing); ``q_positions``: their mean logarithm over all positions; ``q_effective``: the sum, with fields counted by their effective width;
-        ``depth``: the number of convolutions.
+        (None where a stage sees nothing); ``q_positions``: their mean logarithm over positions; ``q_effective``: the
+        sum, with fields counted by their effective width; ``depth``: the number of convolutions.
     """
     field = receptive_field(arch)
     stages = field.stages
