@@ -106,8 +106,8 @@ _LEVELS: tuple[tuple[str, tuple[Design, ...], str], ...] = (
 )
 
 
-# Only these of VGG16: it was added after the first networks of `3drf-rank` had shown, on its plain family, that accuracy
-# goes with the units of the first stage. So it tells what the rules are worth where that was found, and the other two
+# Only these of VGG16: it was added after the first rows of `3drf-rank` had shown, on its plain family, that accuracy
+# goes with the units of the first stage. It tells what the rules are worth where that was found, and the other two
 # whether it carries over. Likewise the rows "log" and "log-35" were added after one seed of the others.
 _OF_VGG = ("before", "organizer", "log", "log-35", "positions")
 
