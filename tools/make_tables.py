@@ -98,6 +98,7 @@ def results() -> str:
     parts = (
         _demo(),
         _results_page.headlines(load),
+        _results_page.compared(load),
         _widths(),
         _labels(),
         _cost_model(),

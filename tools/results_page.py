@@ -26,6 +26,14 @@ SHOWN = {
     ),
 }
 
+# Shown in README where they are trained with so many seeds: experiment, row, words.
+COMPARED = (
+    ("3drf", "mobilenet-log-35", "units moved and operators made cheaper by 3D receptive field"),
+    ("3drf", "resnet18-log", "units moved by 3D receptive field"),
+)
+_SEEDS = 3
+_COSTS = (("params", "parameters"), ("macs", "MACs"))
+
 
 def register(
     tables: dict[str, Callable[[], str]],
@@ -132,3 +140,28 @@ def techniques() -> str:
 
 def _yaml(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
+
+
+def compared(load: Load) -> Iterator[tuple[str, str, str]]:
+    """Rows beside their control, trained alike: what a change of the network did to costs and accuracy."""
+    for name, chosen, words in COMPARED:
+        rows = {row["name"]: row for row in (load(f"reproduce/{name}") or {"rows": []})["rows"]}
+        if chosen not in rows or len(rows[chosen]["seeds"]) < _SEEDS:
+            continue
+        row, control = rows[chosen], rows[rows[chosen]["control"]]
+        network = row["model"].partition(":")[2]
+        costs = ", ".join(f"{_share(row, control, metric)} {said}" for metric, said in _COSTS)
+        yield (
+            f"{network} on {row['data']}, {words}: {costs}",
+            f"{_spread(control)} → {_spread(row)}, {len(row['seeds'])} seeds each",
+            f"`convwright reproduce {name}`",
+        )
+
+
+def _share(row: Json, control: Json, metric: str) -> str:
+    change = 100 * (row[metric] / control[metric] - 1)
+    return f"{change:+.1f} %"
+
+
+def _spread(row: Json) -> str:
+    return f"{100 * row['mean']:.2f} ± {100 * row['deviation']:.2f} %"
