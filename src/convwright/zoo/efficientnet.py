@@ -1,0 +1,182 @@
+"""EfficientNet (Tan and Le 2019): B0, and B1 to B7 by the rule that scales it.
+
+A block widens its input, filters it depthwise, gates it by squeeze-and-excitation and narrows it again. B1 to B7 have
+more blocks and channels by one factor each, and larger images; the published factors are set by hand, not the exact
+powers of compound scaling. The resolution of all is the size of the image that is fed: nothing fixes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torchvision.ops import SqueezeExcitation, StochasticDepth
+
+from convwright.zoo.parts import check_stages, conv_bn, divisible
+from convwright.zoo.registry import register
+
+_SOURCE = "Tan and Le 2019, with padding as in the PyTorch ports"
+_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
+_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_KERNELS = (3, 3, 5, 3, 5, 5, 3)
+_EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
+_STEM, _HEAD, _DIVISOR = 32, 1280, 8
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one of the family differs from B0.
+
+    Attributes:
+        width: factor of all widths, the results rounded to multiples of 8.
+        depth: factor of all depths, rounded up.
+        resolution: side of the image.
+        dropout: before the classifier.
+    """
+
+    width: float
+    depth: float
+    resolution: int
+    dropout: float
+
+
+SCALINGS = (
+    Scaling(1.0, 1.0, 224, 0.2),
+    Scaling(1.0, 1.1, 240, 0.2),
+    Scaling(1.1, 1.2, 260, 0.3),
+    Scaling(1.2, 1.4, 300, 0.3),
+    Scaling(1.4, 1.8, 380, 0.4),
+    Scaling(1.6, 2.2, 456, 0.4),
+    Scaling(1.8, 2.6, 528, 0.5),
+    Scaling(2.0, 3.1, 600, 0.5),
+)
+
+
+class MBConv(nn.Module):
+    """Pointwise up, depthwise, squeeze-and-excitation, pointwise down; a shortcut where the shape stays.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        kernel_size: of the depthwise convolution.
+        stride: of the depthwise convolution.
+        expansion: width inside, in units of `in_channels`; with 1 there is no first convolution.
+        drop_path: probability with which the branch is left out in training, per image.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        expansion: int,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        unit = partial(conv_bn, activation=nn.SiLU)
+        layers = OrderedDict[str, nn.Module]()
+        if expansion != 1:
+            layers["expand"] = unit(in_channels, wide)
+        layers["depthwise"] = unit(wide, wide, kernel_size, stride, groups=wide)
+        # The squeeze is a quarter of what enters the block, not of what is squeezed.
+        layers["squeeze"] = SqueezeExcitation(wide, max(1, in_channels // 4), activation=nn.SiLU)
+        layers["project"] = conv_bn(wide, out_channels, activation=None)
+        self.residual = stride == 1 and in_channels == out_channels
+        if self.residual and drop_path:
+            layers["drop_path"] = StochasticDepth(drop_path, "row")
+        self.branch = nn.Sequential(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x + branch(x), or the branch alone where shapes differ."""
+        out: torch.Tensor = x + self.branch(x) if self.residual else self.branch(x)
+        return out
+
+
+def efficientnet(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    widths: Sequence[int] = _WIDTHS,
+    depths: Sequence[int] = _DEPTHS,
+    depth: float = 1.0,
+    dropout: float = 0.2,
+    drop_path: float = 0.0,
+) -> nn.Sequential:
+    """Build a network of the family: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        width: multiplier of stem, stages and head, rounded to multiples of 8.
+        widths: output channels of the seven stages, before scaling; rounded to multiples of 8 only where `width`
+            scales them.
+        depths: blocks in each stage, before scaling.
+        depth: multiplier of the depths, rounded up.
+        dropout: probability before the classifier.
+        drop_path: of the last block; it grows linearly from 0 at the first. Published: 0.2.
+    """
+    check_stages("efficientnet", len(_WIDTHS), widths=widths, depths=depths)
+    outs = [_scaled(out, width) for out in widths]
+    counts = [math.ceil(count * depth) for count in depths]
+    channels, done = _scaled(_STEM, width), 0
+    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, channels, 3, 2, activation=nn.SiLU))
+    for i, (out, count) in enumerate(zip(outs, counts, strict=True)):
+        stage = nn.Sequential()
+        for number in range(count):
+            stride, drop = (1 if number else _STRIDES[i]), drop_path * done / sum(counts)
+            stage.append(MBConv(channels, out, _KERNELS[i], stride, _EXPANSIONS[i], drop))
+            channels, done = out, done + 1
+        layers[f"stage{i + 1}"] = stage
+    layers["head"] = conv_bn(channels, _scaled(_HEAD, width), activation=nn.SiLU)
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten(1)
+    layers["dropout"] = nn.Dropout(dropout)
+    layers["fc"] = nn.Linear(_scaled(_HEAD, width), num_classes)
+    return nn.Sequential(layers)
+
+
+def _scaled(channels: int, width: float) -> int:
+    return channels if width == 1 else divisible(channels * width, _DIVISOR)
+
+
+def _register(number: int, scaling: Scaling) -> None:
+    def build(
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: float = 1.0,
+        widths: Sequence[int] = _WIDTHS,
+        depths: Sequence[int] = _DEPTHS,
+        dropout: float = scaling.dropout,
+        drop_path: float = 0.0,
+    ) -> nn.Sequential:
+        factor = scaling.width * width
+        return efficientnet(num_classes, in_channels, factor, widths, depths, scaling.depth, dropout, drop_path)
+
+    build.__name__ = build.__qualname__ = f"efficientnet_b{number}"
+    build.__doc__ = f"""Build EfficientNet-B{number}: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        width: further multiplier of all widths.
+        widths: output channels of B0's seven stages, which B{number} scales.
+        depths: blocks in each of B0's stages, which B{number} scales.
+        dropout: probability before the classifier.
+        drop_path: of the last block. Published: 0.2.
+    """
+    side = scaling.resolution
+    register(f"efficientnet-b{number}", input_shape=(3, side, side), num_classes=1000, source=_SOURCE)(build)
+
+
+for _number, _scaling in enumerate(SCALINGS):
+    _register(_number, _scaling)
