@@ -208,6 +208,38 @@ def _large_stage(index: int, depth: int, before: int, out: int) -> list[BlockSpe
     return specs
 
 
+def large_stages(widths: Sequence[int], depths: Sequence[int]) -> list[list[BlockSpec]]:
+    """Return the blocks of the generator's six stages for widths that are multiples of 4."""
+    # The stem is as wide as stage 1, so stage 1 expands its own width like the others do.
+    return [_large_stage(i, depth, widths[max(0, i - 1)], widths[i]) for i, depth in enumerate(depths)]
+
+
+def _large_ends(widths: Sequence[int], dropout: float) -> Ends:
+    return Ends(widths[0], 6 * widths[-1], max(1280, 5 * widths[-1]), nn.Hardswish, dropout=dropout)
+
+
+def large_layers(widths: Sequence[int], depths: Sequence[int]) -> dict[str, int]:
+    """Return the output channels of every layer of `ghostnet_large` that carries channels of its own, by name.
+
+    What a width search needs to follow the generator: expansions, squeezes and the head are not in proportion to the
+    stages' widths, since each is rounded by itself, and squeezes to multiples of 8.
+
+    Args:
+        widths: output channels of the six stages, multiples of 4.
+        depths: blocks in each stage.
+    """
+    ends = _large_ends(widths, 0.0)
+    layers = {"stem.conv": ends.stem, "head.conv": ends.pooled, "hidden": ends.hidden}
+    for number, specs in enumerate(large_stages(widths, depths), start=1):
+        for index, spec in enumerate(specs):
+            branch = f"stage{number}.{index}.branch"
+            for half in ("primary.conv", "cheap.conv"):
+                layers[f"{branch}.expand.{half}"] = spec.expansion // 2
+                layers[f"{branch}.project.{half}"] = spec.out_channels // 2
+            layers[f"{branch}.squeeze.fc1"] = spec.squeeze
+    return layers
+
+
 @register("ghostnet-large", input_shape=(3, 224, 224), num_classes=1000, source=_ENLARGING)
 def ghostnet_large(
     num_classes: int = 1000,
@@ -231,14 +263,7 @@ def ghostnet_large(
     """
     check_stages("ghostnet-large", 6, widths=widths, depths=depths)
     outs = [divisible(base * width, 4) for base in widths]
-    stages = [
-        # The stem is as wide as stage 1, so stage 1 expands its own width like the others do.
-        _large_stage(index, depth, outs[max(0, index - 1)], outs[index])
-        for index, depth in enumerate(depths)
-    ]
-    pooled = 6 * outs[-1]
-    ends = Ends(outs[0], pooled, max(1280, 5 * outs[-1]), nn.Hardswish, dropout=dropout)
-    return _network(stages, ends, num_classes, in_channels)
+    return _network(large_stages(outs, depths), _large_ends(outs, dropout), num_classes, in_channels)
 
 
 @register("s-ghostnet-b1", input_shape=(3, 240, 240), num_classes=1000, source=_ENLARGING)
@@ -259,3 +284,23 @@ def s_ghostnet_b4(
 ) -> nn.Sequential:
     """Build the larger released network, meant for 384 pixels."""
     return ghostnet_large(num_classes, in_channels, width, (36, 60, 108, 168, 232, 336), (3, 5, 5, 12, 6, 14), dropout)
+
+
+@register("s-ghostnet-eval-b1", input_shape=(3, 248, 248), num_classes=1000, source=_ENLARGING)
+def s_ghostnet_eval_b1(
+    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2
+) -> nn.Sequential:
+    """Build the network that the release's evaluation script for b1 has by default, meant for 248 pixels.
+
+    Its widths and depths differ from the base by other ratios in each stage, as those of a greedy search would. The
+    release gives no accuracy for it.
+    """
+    return ghostnet_large(num_classes, in_channels, width, (24, 32, 64, 112, 160, 280), (2, 2, 5, 10, 2, 10), dropout)
+
+
+@register("s-ghostnet-example", input_shape=(3, 384, 384), num_classes=1000, source=_ENLARGING)
+def s_ghostnet_example(
+    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.3
+) -> nn.Sequential:
+    """Build the network of the release's single-device example; its resolution is not given, 384 is that of b4."""
+    return ghostnet_large(num_classes, in_channels, width, (36, 68, 108, 164, 216, 336), (2, 4, 5, 12, 6, 14), dropout)

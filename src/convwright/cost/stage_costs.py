@@ -1,0 +1,353 @@
+"""Costs as functions of widths, repeated blocks and resolution together: exact, without building networks.
+
+Every product of sizes that a network's cost is made of belongs to one operator or one parameter. Widths change its
+factors; the resolution changes how many positions its operator works on; a block that is repeated n times has its
+products n times. So one reading of a network at one resolution gives its costs everywhere::
+
+    MACs = sum over products of  (1 + copies of its block) * positions at the resolution * factor * factor * ...
+
+Positions are followed through convolutions, pools and whatever leaves maps as they are, with each operator's own
+rounding. Where an operator has no such rule, the network is read anew at that resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import fx, nn
+
+from convwright.architecture import Architecture, read
+from convwright.architecture.blocks import Block
+from convwright.architecture.capture import argument, operator_name, shape_of
+from convwright.architecture.labels import Value
+from convwright.architecture.layers import kind_of
+from convwright.cost.cost_model import CostModel, _names_in_graph
+from convwright.cost.counts import weight_tensors
+from convwright.cost.forms import Basis, Form, Ints, Monomial, Polynomial, Sizes
+from convwright.cost.memory import done_once
+from convwright.cost.work import Factor, Numel, work_of
+from convwright.errors import BudgetError, EditError, ReadError
+
+Side = tuple[int, ...]
+_ALIKE = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias",
+                    "batch_norm", "group_norm", "instance_norm"})  # fmt: skip
+_ALIKE_KINDS = frozenset({"activation", "elementwise"})
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One product: of a coefficient, forms, and the positions of the value ``over``, in a repeated block or in none."""
+
+    coefficient: int
+    forms: Monomial
+    block: int
+    positions: int = 1
+    over: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Products:
+    """Products of forms, one a column: coefficient, factors, and the block that each belongs to.
+
+    Attributes:
+        coefficients: shape (t,).
+        factors: each shape (V, t): coefficients of the variables, as many as the longest product has factors.
+        blocks: shape (t,): index of the repeated block, or -1.
+    """
+
+    coefficients: Ints
+    factors: tuple[Ints, ...]
+    blocks: Ints
+
+    @classmethod
+    def of(cls, basis: Basis, terms: Sequence[_Term]) -> _Products:
+        """Compile terms."""
+        most = max((len(term.forms) for term in terms), default=0)
+        rows = [[basis.row(f) for f in t.forms] + [basis.one()] * (most - len(t.forms)) for t in terms]
+        factors = tuple(np.array([row[i] for row in rows], dtype=np.int64).T for i in range(most))
+        coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
+        return cls(coefficients, factors, np.array([t.block for t in terms], np.int64))
+
+    def __call__(self, variables: Ints, copies: Ints) -> Ints:
+        """Return the sums for candidates.
+
+        Args:
+            variables: shape (n, V).
+            copies: further copies of each repeated block, shape (n, B).
+
+        Returns:
+            Shape (n,).
+        """
+        values = np.broadcast_to(self.coefficients, (len(variables), len(self.coefficients))).copy()
+        for factor in self.factors:
+            values *= variables @ factor
+        times = np.concatenate([copies + 1, np.ones((len(copies), 1), np.int64)], axis=1)
+        result: Ints = (values * times[:, self.blocks]).sum(axis=1)  # block -1: the last column
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """The multiply-accumulates at one resolution."""
+
+    basis: Basis
+    macs: _Products
+
+
+@dataclass(frozen=True, eq=False)
+class StageCosts:
+    """MACs and parameters of one network for any widths, copies of blocks, and resolution; per sample.
+
+    Attributes:
+        model: the cost model of the widths, which checks them.
+        blocks: names of the blocks that may be repeated (or, with -1 copies, be absent), columns of ``copies``.
+        side: the spatial size that the network was read with.
+
+    Example:
+        >>> import convwright as cw
+        >>> from convwright.cost.stage_costs import StageCosts
+        >>> costs = StageCosts.of(cw.read("zoo:resnet20"), ("layer2.1",))
+        >>> deeper = cw.read("zoo:resnet20").apply(cw.AddBlock("layer2.1", copies=2), cw.Resolution(24)).profile()
+        >>> costs.costs({}, {"layer2.1": 2}, 24) == {"macs": deeper.macs, "params": deeper.params}
+        True
+    """
+
+    model: CostModel
+    blocks: tuple[str, ...]
+    side: Side
+    arch: Architecture = field(repr=False)
+    _basis: Basis = field(repr=False)
+    _params: _Products = field(repr=False)
+    _terms: tuple[_Term, ...] = field(repr=False)
+    _readings: dict[Side, _Reading | str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, arch: Architecture, blocks: Sequence[str] = ()) -> StageCosts:
+        """Read the products of a network.
+
+        Args:
+            arch: the network.
+            blocks: names of blocks that may be repeated; none inside another.
+
+        Raises:
+            EditError: there is no block of a name.
+        """
+        found = [arch.block(name) for name in blocks]
+        sizes = Sizes(arch.channels)
+        terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
+        basis = _basis_of(sizes, [*terms, *params])
+        side = tuple(arch.example_input.shape[2:])
+        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _Products.of(basis, params), tuple(terms))
+
+    def costs(self, widths: Mapping[str, int], copies: Mapping[str, int], resolution: int | Side) -> dict[str, int]:
+        """Return ``macs`` and ``params`` of one candidate.
+
+        Args:
+            widths: sizes of free groups by name; those left out stay.
+            copies: copies of each block beyond the one that is there, by name; -1: it is absent.
+            resolution: height and width, as one number or two.
+
+        Raises:
+            BudgetError: a width, a name or a number is wrong, or the network does not take this resolution.
+        """
+        unknown = [name for name in copies if name not in self.blocks]
+        if unknown:
+            raise BudgetError(f"{unknown[0]} is none of the blocks that may be repeated: {', '.join(self.blocks)}.")
+        self.model._check_names(widths)
+        row = [widths.get(name, int(size)) for name, size in zip(self.model.groups, self.model.sizes, strict=True)]
+        table = np.array([row], np.int64).reshape(1, -1)
+        counts = np.array([[copies.get(name, 0) for name in self.blocks]], np.int64).reshape(1, -1)
+        found = self.table(table, counts, resolution)
+        return {name: int(values[0]) for name, values in found.items()}
+
+    def table(self, widths: Ints, copies: Ints, resolution: int | Side) -> dict[str, Ints]:
+        """Return the costs of candidates at one resolution.
+
+        Args:
+            widths: sizes of all free groups, shape (n, G), in the order of ``model.groups``.
+            copies: further copies of each block, shape (n, B).
+            resolution: height and width, as one number or two.
+
+        Returns:
+            ``macs`` and ``params``, each shape (n,).
+
+        Raises:
+            BudgetError: a width or a number is wrong, or the network does not take this resolution.
+        """
+        self.model._check(widths)
+        if copies.size and copies.min() < -1:
+            raise BudgetError(f"a block has {copies.min()} further copies; -1 takes it out, and no more can go.")
+        units = widths // self.model.steps
+        reading = self._reading(resolution)
+        batch = max(int(self.arch.example_input.shape[0]), 1)
+        macs = reading.macs(reading.basis.variables(units), copies) // batch
+        return {"macs": macs, "params": self._params(self._basis.variables(units), copies)}
+
+    def refusal(self, resolution: int | Side) -> str:
+        """Return why the network does not take a resolution; empty if it does."""
+        side = (resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)
+        if side not in self._readings:
+            self._readings[side] = self._found(side)
+        found = self._readings[side]
+        return found if isinstance(found, str) else ""
+
+    def _reading(self, resolution: int | Side) -> _Reading:
+        refused = self.refusal(resolution)
+        found = self._readings[(resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)]
+        if isinstance(found, str):
+            raise BudgetError(refused)
+        return found
+
+    def _found(self, side: Side) -> _Reading | str:
+        if len(side) != len(self.side) or min(side) < 1:
+            return f"a resolution of {side} does not suit inputs of {self.side}."
+        shapes = _followed(self.arch, side)
+        if shapes is not None:
+            terms = [t if t.over is None else replace(t, positions=math.prod(shapes[t.over])) for t in self._terms]
+            return _Reading(self._basis, _Products.of(self._basis, terms))
+        try:
+            there = read(self.arch.model, (*self.arch.example_input.shape[:2], *side))
+            sizes = Sizes(there.channels)
+            terms = _work_terms(there, sizes, [there.block(name) for name in self.blocks])
+        except (ReadError, EditError) as error:
+            return f"{self.arch.source} does not take inputs of {'x'.join(map(str, side))}: {error}"
+        if tuple(group.name for group in there.free_groups) != self.model.groups:
+            return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
+        basis = _basis_of(sizes, terms)
+        return _Reading(basis, _Products.of(basis, terms))
+
+
+# ------------------------------------------------------------------ what the costs are made of
+
+
+def _basis_of(sizes: Sizes, terms: Sequence[_Term]) -> Basis:
+    polynomial = Polynomial()
+    for term in terms:
+        polynomial.add(term.forms, term.coefficient)
+    return Basis(sizes.units, [polynomial])
+
+
+def _work_terms(arch: Architecture, sizes: Sizes, blocks: Sequence[Block]) -> list[_Term]:
+    """Return the products of the multiply-accumulates; of convolutions with the positions apart."""
+    owner = {arch.flow.nodes[n].name: i for i, block in enumerate(blocks) for n in arch.flow.span(block)}
+    batch, once = max(int(arch.example_input.shape[0]), 1), done_once(arch.capture)
+    terms = []
+    for node in arch.capture.graph.nodes:
+        for work in (work_of(node) if node.op == "call_function" else None) or ():
+            forms = [form for factor in work for form in _forms(arch, sizes, factor)]
+            constant = math.prod(form.constant for form in forms if not form.shares)
+            varying = tuple(form for form in forms if form.shares)
+            over = next((f.node for f in work if isinstance(f, Numel)), None) if kind_of(node) == "conv" else None
+            positions = math.prod(shape_of(over)[2:]) if over is not None else 1
+            times = constant * (batch if node.name in once else 1) // positions
+            name = over.name if over is not None else None
+            terms.append(_Term(times, varying, owner.get(node.name, -1), positions, name))
+    return terms
+
+
+def _forms(arch: Architecture, sizes: Sizes, factor: Factor) -> list[Form]:
+    if isinstance(factor, int):
+        return [Form(factor)]
+    value = arch.channels.follower.values[factor.node.name]
+    first: Value = value[0] if isinstance(value, list) else value
+    return sizes.numel(first) if isinstance(factor, Numel) else [sizes.length(first, factor.axis)]
+
+
+def _parameter_terms(arch: Architecture, sizes: Sizes, blocks: Sequence[Block]) -> list[_Term]:
+    terms = []
+    names = _names_in_graph(arch)
+    for name, tensor in weight_tensors(arch.model).items():
+        if isinstance(tensor, nn.Parameter):
+            forms = sizes.parameter(names.get(id(tensor), name), tensor.shape)
+            constant = math.prod(form.constant for form in forms if not form.shares)
+            terms.append(_Term(constant, tuple(f for f in forms if f.shares), _holder(blocks, name)))
+    return terms
+
+
+def _holder(blocks: Sequence[Block], parameter: str) -> int:
+    """Return which block a parameter belongs to; -1 if to none."""
+    inside = (i for i, b in enumerate(blocks) if any(parameter.startswith(f"{path}.") for path in b.modules))
+    return next(inside, -1)
+
+
+# ------------------------------------------------------------------ positions at another resolution
+
+
+def _followed(arch: Architecture, side: Side) -> dict[str, Side] | None:
+    """Return the spatial size of every value at another resolution; None where an operator has no rule."""
+    shapes: dict[str, Side] = {}
+    moved: set[str] = set()
+    inputs = set(arch.capture.inputs)
+    for node in arch.capture.graph.nodes:
+        before = shape_of(node)[2:]
+        shapes[node.name] = before
+        if node.name in inputs:
+            shapes[node.name] = side
+        elif node.op == "call_function" and any(n.name in moved for n in node.all_input_nodes):
+            found = _size_after(node, shapes, moved)
+            if found is None or (found and min(found) < 1):
+                return None
+            shapes[node.name] = found
+        if shapes[node.name] != before:
+            moved.add(node.name)
+    return shapes
+
+
+def _size_after(node: fx.Node, shapes: Mapping[str, Side], moved: set[str]) -> Side | None:
+    """Return the spatial size of an operator's value, given those of its operands; None if there is no rule."""
+    name, sources = operator_name(node), [n for n in node.all_input_nodes if len(shape_of(n)) > 2]
+    first = shapes[sources[0].name] if sources else ()
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return _slid(node, first, shape_of(node.all_input_nodes[1])[2:], has_ceil=False)
+    if name.startswith(("max_pool", "avg_pool")) and "indices" not in name:
+        return _slid(node, first, argument(node, "kernel_size"), has_ceil=True)
+    if name.startswith("adaptive_avg_pool"):
+        return shape_of(node)[2:]
+    if name in ("mean", "amax"):
+        return _reduced(node)
+    if name in ("cat", "concat"):
+        same = len({shapes[n.name] for n in sources}) == 1
+        return first if same and argument(node, "dim", 0) == 1 else None
+    if name in _ALIKE or kind_of(node) in _ALIKE_KINDS:
+        return _broadcast(node, [shapes[n.name] for n in sources if n.name in moved or len(shape_of(n)) > 2])
+    return None
+
+
+def _broadcast(node: fx.Node, sides: Sequence[Side]) -> Side | None:
+    """Return what maps and single positions give together, if their operator treats positions alike."""
+    if operator_name(node) in ("softmax", "log_softmax", "_softmax", "_log_softmax", "pad", "constant_pad_nd"):
+        return None
+    maps = {side for side in sides if set(side) != {1}}
+    return maps.pop() if len(maps) == 1 else (sides[0] if sides and not maps else None)
+
+
+def _reduced(node: fx.Node) -> Side | None:
+    """Return the size after a reduction over all positions."""
+    axes = argument(node, "dim")
+    rank = len(shape_of(node.all_input_nodes[0]))
+    given = [axes] if isinstance(axes, int) else list(axes or ())
+    if sorted(axis % rank for axis in given) != list(range(2, rank)):
+        return None
+    return shape_of(node)[2:]
+
+
+def _slid(node: fx.Node, side: Side, kernel: int | Sequence[int], has_ceil: bool) -> Side | None:
+    """Return the size after a kernel that slides, with its own rounding."""
+    if has_ceil and argument(node, "ceil_mode", False):
+        return None
+    if isinstance(argument(node, "padding", 0), str):
+        return None
+    rank = len(side)
+    sizes, padding = _each(kernel, rank), _each(argument(node, "padding", 0), rank)
+    dilation = _each(argument(node, "dilation", 1), rank)
+    stride = _each(argument(node, "stride", 1) or kernel, rank)
+    each = zip(side, sizes, padding, dilation, stride, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, d, s in each)
+
+
+def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values

@@ -1,0 +1,383 @@
+"""Greedy enlarging: where should more MACs go, into width, depth or resolution, and in which stage?
+
+After Greedy Network Enlarging (Liu et al. 2021). What is known of it: a network is enlarged stage by stage in width and
+depth, and in resolution, in steps that each spend a part of the MACs. How a step is decided is reconstructed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.enlarging_space import EnlargingSpace, Metric
+from convwright.methods.greedy_growth import Growth, Level, Pairs, Schedule, Score, Step, budgets, enlarge, trimmed
+from convwright.methods.method import Candidate, Evidence, Weights, register
+from convwright.methods.phases import Decision
+from convwright.methods.stage_knobs import Layers, Stages
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+Transfer = Literal["fresh", "inherit"]
+Batch = tuple[Candidate, ...]
+Script = Generator[Batch, tuple[Evidence, ...], None]
+_USUAL_GROWTH = 1.1  # of the budget per step: 20 % in one stage is a violent move
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of the family that a run leaves behind.
+
+    Attributes:
+        widths: channels that leave each stage.
+        depths: blocks of each stage.
+        resolution: side of the input.
+        costs: MACs and parameters.
+        score: validation accuracy after its short training, 0..1.
+        trial: its number.
+        plan: how it comes from the untouched network.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    resolution: int
+    costs: Mapping[str, int]
+    score: float
+    trial: int
+    plan: Plan
+
+
+@register("greedy")
+class GreedyEnlarging:
+    """Enlarges a network step by step: each spends an increment of the budget where it was found to help most.
+
+    Level k has the budget T_k, from the present cost up to the limit. At each level every stage's width, every
+    stage's depth and the resolution are turned, one at a time (or two, half each), until the cost is nearest to the
+    budget by exact costs; each such network is trained for a few epochs, and the best is gone on from. Accuracies that
+    differ by no more than their standard error are equal; then the cheaper network is taken.
+
+    Budgets are absolute, so what one step leaves over the next one has. A knob that is too coarse for one increment
+    (eight more pixels cost GhostNet 17 %) spans several: it is judged at the level where it lands, beside the networks
+    that other steps made of the same budget. Where no candidate comes near a budget, or all of them fail, the budget is
+    carried over to the next level, and that is said. At the end the widths are trimmed so that the network uses
+    98 to 100 % of the limit, and it is trained beside the untouched network.
+
+    The one limit of the method is that it never takes back: it finds the best network only if the best small networks
+    lie within the best large ones (the paper's assumption). ``beam`` loosens that.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers: what it is enlarged to. Limits on other metrics are kept, too.
+        epochs: Epochs of the final training, and of the untouched network's beside it; with ``weights="inherit"`` of
+            the first training of the untouched network. 0: the network comes trained.
+        tune_epochs: Epochs of the final trainings where `epochs` is 0 or weights are inherited.
+        seed: Of the trainings; the same for all candidates.
+        divisor: Widths, also those inside blocks, are rounded to multiples of this.
+        objective: ``macs``, ``params`` or ``latency`` (then the limits must carry an estimate, and only widths grow:
+            the estimate knows nothing of other layers or inputs). None: the first of these that is limited.
+        steps: Increments. None: as many as make each at most 10 % of the network.
+        schedule: ``geometric`` (equal ratios) or ``arithmetic`` (equal increments).
+        pairs: Also spend an increment on two knobs, half each: ``none``, ``stage`` (its width and depth), ``all``.
+        beam: Networks per level that are gone on from.
+        tolerance: A candidate lies within this part of its budget.
+        span: Increments that one knob may take at once.
+        width_growth: A width grows by at most this factor in a step.
+        depth_growth: A depth grows at most to this times itself and 1 more.
+        resolution: Whether the resolution may grow.
+        resolution_step: Resolutions are multiples of this.
+        quantum: Widths of stages are multiples of this; None: as in `Stages.of`.
+        merge_equal_resolution: Blocks at one spatial size are one stage, whatever their widths.
+        trial_epochs: Epochs of each candidate.
+        weights: ``fresh``: each candidate is trained from scratch, the paper's reading. ``inherit``: it begins with
+            its parent's weights; widths grow by Net2Wider, blocks begin as the identity.
+        final_tolerance: The result uses at least 1 - this of the limit.
+        layers: How wide each layer is for given stage widths; None: in proportion, or the zoo's own rule.
+
+    Attributes:
+        dropped: Knobs that this network does not have -> why.
+        levels: The budgets, the present cost first.
+        decisions: What was decided so far.
+
+    Raises:
+        BudgetError: There is nothing to enlarge: no limit, one below the present cost, or no knob; or a metric is
+            limited that cannot be followed.
+        ConvwrightError: An option is wrong.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20", "3x32x32")
+        >>> limits = cw.parse_budget("macs<=60M").resolve(arch.profile())
+        >>> search = cw.methods.GreedyEnlarging(arch, limits, steps=4)
+        >>> [round(budget / 1e6, 1) for budget in search.levels]
+        [40.8, 44.9, 49.5, 54.5, 60.0]
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 1,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        objective: Metric | None = None,
+        steps: int | None = None,
+        schedule: Schedule = "geometric",
+        pairs: Pairs = "none",
+        beam: int = 1,
+        tolerance: float = 0.05,
+        span: int = 4,
+        width_growth: float = 1.5,
+        depth_growth: float = 1.5,
+        resolution: bool = True,
+        resolution_step: int = 8,
+        quantum: int | None = None,
+        merge_equal_resolution: bool = False,
+        trial_epochs: int = 1,
+        weights: Transfer = "fresh",
+        final_tolerance: float = 0.02,
+        layers: Layers | None = None,
+    ) -> None:
+        _check(weights, pairs, trial_epochs, final_tolerance, quantum, divisor)
+        self.growth = Growth(tolerance, beam, pairs, span)
+        self.limits = _given(limits)
+        self.stages = Stages.of(
+            arch, quantum=quantum, divisor=divisor, merge_equal_resolution=merge_equal_resolution, layers=layers
+        )
+        self.space = EnlargingSpace.of(
+            self.stages,
+            self.limits,
+            objective,
+            width_growth=width_growth,
+            depth_growth=depth_growth,
+            resolution_step=resolution_step if resolution else 0,
+        )
+        self.dropped = self.space.dropped
+        start, target = self.space.cost(self.space.start), self.limits.limits[self.space.metric]
+        count = (
+            steps
+            if steps is not None
+            else max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
+        )
+        self.levels = budgets(start, target, count, schedule)
+        self.epochs, self.tune_epochs, self.seed, self.weights = epochs, tune_epochs, seed, weights
+        self.trial_epochs, self.final_tolerance = trial_epochs, final_tolerance
+        self.untouched = Plan.empty(arch)
+        self.decisions: tuple[Decision, ...] = ()
+        self.told: dict[int, Evidence] = {}
+        self._found: dict[tuple[int, tuple[int, ...]], Evidence] = {}
+        self._best: Step | None = None
+        self._base: int | None = None
+        self._final: int | None = None
+        self._offset = 0
+        self._script = self._run()
+        self._batch = next(self._script)
+
+    # ------------------------------------------------------------------ ask, tell, best
+
+    def ask(self) -> Batch:
+        """Return the candidates of the present level that are not told yet."""
+        while self._batch and all(self._offset + i in self.told for i in range(len(self._batch))):
+            evidence = tuple(self.told[self._offset + i] for i in range(len(self._batch)))
+            self._offset += len(self._batch)
+            try:
+                self._batch = self._script.send(evidence)
+            except StopIteration:
+                self._batch = ()
+        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.told)
+
+    def tell(self, evidence: Evidence) -> None:
+        """Note the evidence."""
+        self.told[evidence.trial] = evidence
+
+    def best(self) -> Evidence | None:
+        """Return the trained final network; before or without it, the most accurate candidate within the limits."""
+        self.ask()  # decides what can be decided
+        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
+        final = [e for e in fit if e.trial == self._final]
+        return final[0] if final else max(fit, key=lambda e: e.score, default=None)
+
+    def _meets(self, evidence: Evidence) -> bool:
+        costs = {**evidence.costs}
+        # What is measured is not among the counted costs: it is estimated again when the run ends.
+        counted = Limits({m: v for m, v in self.limits.limits.items() if m in costs})
+        return evidence.usable and counted.met(costs)
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """One sentence per decision so far."""
+        return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
+
+    @property
+    def family(self) -> tuple[Member, ...]:
+        """The networks on the way to the best one so far, from small to large."""
+        self.ask()
+        steps = self._best.line[1:] if self._best is not None else ()
+        return tuple(self._member(step) for step in steps)
+
+    def _member(self, step: Step) -> Member:
+        evidence = self._found[step.level, step.point]
+        widths, depths, side = self.space.parts(step.point)
+        costs = self.stages.costs(widths, depths, side)
+        return Member(widths, depths, side, costs, evidence.score, evidence.trial, evidence.candidate.plan)
+
+    # ------------------------------------------------------------------ the course of the search
+
+    def _run(self) -> Script:
+        if self.dropped:
+            left = "; ".join(f"{name} ({why})" for name, why in self.dropped.items())
+            self._note("knobs", {}, None, f"left out: {left}")
+        if self.weights == "inherit":
+            (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base"),)
+            if not base.usable:
+                words = {base.trial: "the untouched network"}
+                self._note("base", words, None, f"there is nothing to begin with, {base.message}")
+                return
+            self._base = base.trial
+        yield from self._levels()
+        if self._best is None:
+            self._note(
+                "enlarging, end", {}, None, "no final network: no candidate came near any budget and was trained"
+            )
+            return
+        yield from self._end(self._best)
+
+    def _levels(self) -> Script:
+        course = enlarge(self.space, self.levels, self.growth, self._seen)
+        pool = next(course, None)
+        while pool is not None:
+            evidence = yield tuple(self._candidate(step) for step in pool)
+            for step, found in zip(pool, evidence, strict=True):
+                self._found[step.level, step.point] = found
+            try:
+                pool = course.send([_score(found) for found in evidence])
+            except StopIteration:
+                return
+
+    def _seen(self, level: Level) -> None:
+        """Note what happened at a level."""
+        phase = f"level {level.number} of {len(self.levels) - 1}, {human(level.budget, self.space.metric)}"
+        words = {self._found[s.level, s.point].trial: self.space.words(s) for s in level.judged}
+        if not level.kept:
+            failed = [self._found[s.level, s.point] for s in level.judged]
+            why = "; ".join(f"{words[e.trial]} failed ({e.message})" for e in failed)
+            reason = f"all candidates failed: {why}" if why else "no knob comes near it by a whole step"
+            self._note(phase, words, None, f"{reason}; the budget is carried over")
+            return
+        best = self._best = level.kept[0]
+        found = self._found[best.level, best.point]
+        others = [
+            f"{words[e.trial]} {f'{e.score:.2%}' if e.usable else f'failed ({e.message})'}"
+            for s in level.judged
+            if (e := self._found[s.level, s.point]) is not found
+        ]
+        told = f"{words[found.trial]}, {found.score:.2%} ± {found.stderr:.2%}, {self._sizes(best)}"
+        against = f", against {'; '.join(others)}" if others else ""
+        self._note(phase, words, found.trial, told + against)
+
+    def _sizes(self, step: Step) -> str:
+        widths, depths, side = self.space.parts(step.point)
+        cost = human(step.cost, self.space.metric)
+        return f"widths {_row(widths)}, depths {_row(depths)}, {side} pixels, {cost} {self.space.metric}"
+
+    def _end(self, best: Step) -> Script:
+        """Trim the last network to the limit, and train it, and the untouched one beside it."""
+        target = self.limits.limits[self.space.metric]
+        point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
+        last = Step(point, len(self.levels), self.space.cost(point), (), best)
+        final, epochs = self._final_candidate(last), self.epochs or self.tune_epochs
+        if self.weights == "inherit":  # the untouched network has as many epochs behind it as the result
+            epochs = sum(self._found[s.level, s.point].candidate.epochs for s in best.line[1:]) + final.epochs
+        made: Weights = "fresh" if self.weights == "fresh" else "inherit"
+        baseline = Candidate(self.untouched, self._base, epochs, self.seed, role="baseline", weights=made)
+        evidence, _ = yield (final, baseline)
+        self._found[last.level, last.point] = evidence
+        words = {evidence.trial: "the last network, trimmed and trained"}
+        used = f"{self._sizes(last)} ({last.cost / target:.1%} of the limit)"
+        if not evidence.usable:
+            self._note("enlarging, end", words, None, f"{used}; its training failed, {evidence.message}")
+            return
+        self._final = evidence.trial
+        self._note("enlarging, end", words, evidence.trial, f"{used}; accuracy {evidence.score:.2%}")
+
+    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
+        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+
+    # ------------------------------------------------------------------ candidates
+
+    def _final_candidate(self, step: Step) -> Candidate:
+        if self.weights == "inherit":
+            return self._inheriting(step, self.tune_epochs)
+        return Candidate(self._plan(step), None, self.epochs or self.tune_epochs, self.seed, weights="fresh")
+
+    def _candidate(self, step: Step) -> Candidate:
+        if self.weights == "inherit":
+            return self._inheriting(step, self.trial_epochs)
+        return Candidate(self._plan(step), None, self.trial_epochs, self.seed, weights="fresh")
+
+    def _plan(self, step: Step) -> Plan:
+        return self.untouched.with_edits(*self.stages.edits(*self.space.parts(step.point)))
+
+    def _inheriting(self, step: Step, epochs: int) -> Candidate:
+        """Return a candidate with its parent's weights: widths by whole plans, all else by further edits."""
+        assert step.parent is not None
+        above = self._found.get((step.parent.level, step.parent.point))
+        parent = self._base if above is None else above.trial
+        before = self.untouched if above is None else above.candidate.plan
+        wide, deep, side = self.space.parts(step.point)
+        old_wide, old_deep, old_side = self.space.parts(step.parent.point)
+        added: list[Edit] = [
+            AddBlock(knob.template, copies=new - old)
+            for knob, new, old in zip(self.stages.knobs, deep, old_deep, strict=True)
+            if new > old
+        ]
+        added += [Resolution(side)] if side != old_side else []
+        if wide == old_wide:
+            return Candidate(before.with_edits(*added), parent, epochs, self.seed)
+        widths = [e for e in self.stages.edits(wide, self.stages.depths, self.stages.resolution)]
+        kept = [e for e in before.edits if not isinstance(e, Width)]
+        plan = self.untouched.with_edits(*widths, *kept, *added)
+        return Candidate(plan, parent, epochs, self.seed, weights="net2wider")
+
+
+# ------------------------------------------------------------------ checks and words
+
+
+def _score(evidence: Evidence) -> Score:
+    return Score(evidence.score, evidence.stderr) if evidence.usable else Score(float("nan"))
+
+
+def _row(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _given(limits: Limits | None) -> Limits:
+    if limits is None or not limits.limits:
+        raise BudgetError('method greedy enlarges a network to a budget; give one above its present cost: "macs<=200%"')
+    return limits
+
+
+def _check(
+    weights: str, pairs: str, trial_epochs: int, final_tolerance: float, quantum: int | None, divisor: int
+) -> None:
+    if weights not in get_args(Transfer):
+        raise ConvwrightError(f"weights={weights!r} is unknown to greedy; give {', '.join(get_args(Transfer))}")
+    if weights == "inherit" and pairs != "none":
+        raise ConvwrightError(
+            f"pairs={pairs!r} changes widths and depths at once, and weights cannot follow that: use fresh"
+        )
+    if not isinstance(trial_epochs, int) or isinstance(trial_epochs, bool) or trial_epochs < 1:
+        raise ConvwrightError(f"trial_epochs={trial_epochs!r} must be a whole number from 1 on")
+    if not 0 < final_tolerance < 1:
+        raise ConvwrightError(f"final_tolerance={final_tolerance!r} must lie between 0 and 1")
+    if quantum is not None and divisor > 1 and quantum % divisor:
+        raise ConvwrightError(
+            f"quantum={quantum} is no multiple of divisor={divisor}, so stages would have widths that break it; "
+            f"give a multiple of {divisor}"
+        )

@@ -1,0 +1,376 @@
+"""Growing by budgets: the greedy core, on any space of whole numbers with a cost.
+
+Reconstructed: of Greedy Network Enlarging (Liu et al. 2021) the abstract is known (stages are enlarged in width, depth and
+resolution, step by step, each step spending part of the budget), not its algorithm. Level k has the budget T_k. From
+each of the best points of a level every knob is turned until the cost is nearest to the next budget. A knob too coarse
+for one increment spans several: it is then judged at the level where it lands, beside what other paths made of the same
+budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+from convwright.errors import BudgetError, ConvwrightError
+
+Point = tuple[int, ...]
+Schedule = Literal["arithmetic", "geometric"]
+Pairs = Literal["none", "stage", "all"]
+_FURTHEST = 1 << 20  # steps of a knob: beyond, it is taken not to cost anything
+
+
+@dataclass(frozen=True)
+class Knob:
+    """Something that can grow.
+
+    Attributes:
+        name: in words: ``width of stage1``.
+        kind: ``width``, ``depth``, ``resolution``, or any other word.
+        stage: index of the stage; -1: none.
+        quantum: values are the multiples of this, and the first value.
+        growth: in one step a value may at most be multiplied by this, and become larger by `slack`.
+        slack: see `growth`.
+    """
+
+    name: str
+    kind: str = "unit"
+    stage: int = -1
+    quantum: int = 1
+    growth: float = math.inf
+    slack: int = 0
+
+    def above(self, value: int, steps: int) -> int:
+        """Return the value so many steps above another."""
+        return value if not steps else (value // self.quantum + steps) * self.quantum
+
+    def most(self, value: int) -> int:
+        """Return how many steps one move may make."""
+        if math.isinf(self.growth):
+            return _FURTHEST
+        return max(1, int((value * self.growth + self.slack) // self.quantum) - value // self.quantum)
+
+
+class Space(Protocol):
+    """What can grow, and what it costs."""
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The knobs."""
+        ...
+
+    @property
+    def start(self) -> Point:
+        """Their first values."""
+        ...
+
+    def cost(self, point: Point) -> int:
+        """Return the cost of a point; it grows with every value."""
+        ...
+
+    def allows(self, point: Point) -> bool:
+        """Return whether a point may be proposed: whether it keeps all other limits."""
+        ...
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the greedy core moves.
+
+    Attributes:
+        tolerance: a candidate's cost lies within this part of its budget.
+        beam: so many points of a level are gone on from.
+        pairs: also spend an increment on two knobs, half each: width and depth of one ``stage``, ``all`` pairs (without
+            the resolution), or ``none``.
+        span: a knob may take so many increments at once.
+
+    Raises:
+        ConvwrightError: a value is out of its range.
+    """
+
+    tolerance: float = 0.05
+    beam: int = 1
+    pairs: Pairs = "none"
+    span: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ConvwrightError(f"tolerance={self.tolerance!r} must lie from 0 to below 1")
+        for name in ("beam", "span"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConvwrightError(f"{name}={value!r} must be a whole number from 1 on")
+        if self.pairs not in get_args(Pairs):
+            raise ConvwrightError(f"pairs={self.pairs!r} is unknown; give {', '.join(get_args(Pairs))}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a point was found to be worth; NaN: it failed."""
+
+    value: float
+    stderr: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a number."""
+        return math.isfinite(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A point that was or will be judged.
+
+    Attributes:
+        point: the values.
+        level: the budget that it spends.
+        cost: what it costs.
+        turned: indices of the knobs that led here from `parent`.
+        parent: where it came from; None for the first point.
+        score: what it was found to be worth, once it was.
+    """
+
+    point: Point
+    level: int
+    cost: int
+    turned: tuple[int, ...] = ()
+    parent: Step | None = None
+    score: Score | None = None
+
+    def judged(self, score: Score) -> Step:
+        """Return it with a score."""
+        return Step(self.point, self.level, self.cost, self.turned, self.parent, score)
+
+    @property
+    def line(self) -> tuple[Step, ...]:
+        """All steps from the first point to this one."""
+        return (*(self.parent.line if self.parent is not None else ()), self)
+
+
+@dataclass(frozen=True)
+class Level:
+    """What happened at one budget.
+
+    Attributes:
+        number: from 1 on.
+        budget: the cost that was aimed at.
+        judged: all candidates with their scores.
+        kept: the best of them, best first; empty: none landed here, or all failed, and the budget is carried over.
+    """
+
+    number: int
+    budget: int
+    judged: tuple[Step, ...]
+    kept: tuple[Step, ...]
+
+
+Course = Generator[tuple[Step, ...], Sequence[Score], None]
+
+
+def budgets(start: int, target: int, steps: int, schedule: Schedule = "arithmetic") -> tuple[int, ...]:
+    """Return T_0 = start, ..., T_steps = target.
+
+    Args:
+        start: present cost.
+        target: cost to come to.
+        steps: how many increments.
+        schedule: ``arithmetic``: equal increments; ``geometric``: equal ratios.
+
+    Raises:
+        BudgetError: the target is not above the start.
+        ConvwrightError: `steps` or `schedule` is wrong.
+
+    >>> budgets(100, 400, 2), budgets(100, 400, 2, "geometric")
+    ((100, 250, 400), (100, 200, 400))
+    """
+    if schedule not in get_args(Schedule):
+        raise ConvwrightError(f"schedule={schedule!r} is unknown; give {', '.join(get_args(Schedule))}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ConvwrightError(f"steps={steps!r} must be a whole number from 1 on")
+    if not 0 < start < target:
+        raise BudgetError(
+            f"a target of {target:,} is not above the present cost of {start:,}; there is nothing to enlarge"
+        )
+    if schedule == "arithmetic":
+        return tuple(start + (target - start) * k // steps for k in range(steps + 1))
+    inner = (round(start * (target / start) ** (k / steps)) for k in range(1, steps))
+    return (start, *inner, target)
+
+
+def nearest(space: Space, point: Point, knob: int, budget: float, capped: bool = True) -> Point | None:
+    """Return the point nearest in cost to a budget that one knob leads to; None if a single step costs nothing.
+
+    Args:
+        space: the space.
+        point: where it starts.
+        knob: index of the knob.
+        budget: the cost to come to; of two points equally near, the cheaper.
+        capped: whether the knob's caps hold.
+    """
+    turn = space.knobs[knob]
+    most = turn.most(point[knob]) if capped else _FURTHEST
+
+    def at(steps: int) -> Point:
+        return (*point[:knob], turn.above(point[knob], steps), *point[knob + 1 :])
+
+    high = 1
+    while high < most and space.cost(at(high)) < budget:
+        high = min(2 * high, most)
+    if high >= _FURTHEST:
+        return None
+    low = 1
+    while low < high:  # the first that reaches the budget, or the cap
+        middle = (low + high) // 2
+        low, high = (low, middle) if space.cost(at(middle)) >= budget else (middle + 1, high)
+    found = [at(n) for n in (low - 1, low) if n > 0]
+    return min(found, key=lambda p: (abs(space.cost(p) - budget), space.cost(p)))
+
+
+def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[[Level], None]) -> Course:
+    """Go from budget to budget.
+
+    Yields tuples of steps to be judged, and is sent their scores in the same order. After each budget `seen` is
+    told what happened.
+
+    Args:
+        space: what grows.
+        levels: budgets, the present cost first.
+        growth: how.
+        seen: takes what happened at each level.
+    """
+    walk = _Walk(space, levels, growth)
+    walk.depart(Step(space.start, 0, space.cost(space.start)))
+    for number in range(1, len(levels)):
+        pool = walk.pool(number)
+        scores = (yield pool) if pool else ()
+        judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
+        kept = tuple(ranked(judged, space)[: growth.beam])
+        for step in kept:
+            walk.depart(step)
+        seen(Level(number, levels[number], judged, kept))
+
+
+def ranked(judged: Sequence[Step], space: Space) -> list[Step]:
+    """Return usable steps, best first.
+
+    Scores that differ by no more than the standard error of the difference are equal: then the cheaper comes first,
+    then the one whose first turned knob comes first. Without errors only equal scores are equal.
+    """
+    left, order = [s for s in judged if s.score is not None and s.score.usable], []
+    while left:
+        top = max(left, key=lambda s: _score(s).value)
+        tied = [s for s in left if _tied(_score(s), _score(top))]
+        best = min(tied, key=lambda s: (s.cost, s.turned, s.point))
+        order.append(best)
+        left.remove(best)
+    return order
+
+
+def _score(step: Step) -> Score:
+    assert step.score is not None
+    return step.score
+
+
+def _tied(one: Score, top: Score) -> bool:
+    return top.value - one.value <= math.hypot(one.stderr, top.stderr)
+
+
+@dataclass(eq=False)
+class _Walk:
+    """Candidates by the level that they land on."""
+
+    space: Space
+    levels: Sequence[int]
+    growth: Growth
+    waiting: dict[int, list[Step]] = field(default_factory=dict)
+
+    def pool(self, number: int) -> tuple[Step, ...]:
+        """Return the candidates of a level, each point once."""
+        return tuple({step.point: step for step in reversed(self.waiting.pop(number, []))}.values())[::-1]
+
+    def depart(self, step: Step) -> None:
+        """Put all moves from a point to the levels where they land."""
+        if step.level + 1 >= len(self.levels):
+            return
+        moves = list(self._moves(step))
+        near = [m for m in moves if m.level - step.level <= self.growth.span]
+        # Where every knob is too coarse, the nearest landing is taken, however far.
+        first = min((m.level for m in moves), default=0)
+        for move in near or [m for m in moves if m.level == first]:
+            self.waiting.setdefault(move.level, []).append(move)
+
+    def _moves(self, step: Step) -> Iterator[Step]:
+        for knob in range(len(self.space.knobs)):
+            landed = (self._lands(step, knob, level) for level in range(step.level + 1, len(self.levels)))
+            move = next((m for m in landed if m is not None), None)
+            if move is not None:
+                yield move
+        for one, two in self._pairs():
+            move = self._pair(step, one, two)
+            if move is not None:
+                yield move
+
+    def _lands(self, step: Step, knob: int, level: int) -> Step | None:
+        point = nearest(self.space, step.point, knob, self.levels[level])
+        return None if point is None else self._checked(step, point, (knob,), level)
+
+    def _pair(self, step: Step, one: int, two: int) -> Step | None:
+        """Spend half of the next increment on one knob and the rest on another."""
+        level = step.level + 1
+        half = nearest(self.space, step.point, one, (step.cost + self.levels[level]) / 2)
+        point = None if half is None else nearest(self.space, half, two, self.levels[level])
+        return None if point is None else self._checked(step, point, (one, two), level)
+
+    def _checked(self, step: Step, point: Point, turned: tuple[int, ...], level: int) -> Step | None:
+        cost, budget = self.space.cost(point), self.levels[level]
+        if cost <= step.cost or abs(cost - budget) > self.growth.tolerance * budget or not self.space.allows(point):
+            return None
+        return Step(point, level, cost, turned, step)
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        knobs = self.space.knobs
+        for one in range(len(knobs)):
+            for two in range(one + 1, len(knobs)):
+                mates = knobs[one].stage == knobs[two].stage >= 0
+                apart = "resolution" not in (knobs[one].kind, knobs[two].kind)
+                if (self.growth.pairs == "stage" and mates) or (self.growth.pairs == "all" and apart):
+                    yield one, two
+
+
+def trimmed(space: Space, point: Point, target: int, tolerance: float, knobs: Sequence[int]) -> Point:
+    """Return the point near another that spends a target and no more.
+
+    Args:
+        space: the space.
+        point: where it starts.
+        target: the most that it may cost.
+        tolerance: it spends at least 1 - `tolerance` of the target, where steps allow.
+        knobs: which knobs may be turned, finest ones are found among them.
+
+    Returns:
+        The allowed point that spends most. Values are lowered one step at a time where it costs too much (none below
+        the space's start), the smallest saving that suffices first; then raised as long as that fits.
+    """
+    while space.cost(point) > target:
+        lower = [p for k in knobs if (p := _turned(space, point, k, -1)) is not None]
+        if not lower:
+            return point
+        enough = [p for p in lower if space.cost(p) <= target]
+        point = max(enough, key=space.cost) if enough else min(lower, key=space.cost)
+    while space.cost(point) < (1 - tolerance) * target:
+        higher = [p for k in knobs if (p := _turned(space, point, k, 1)) is not None]
+        fitting = [p for p in higher if space.cost(point) < space.cost(p) <= target and space.allows(p)]
+        if not fitting:
+            break
+        point = max(fitting, key=space.cost)
+    return point
+
+
+def _turned(space: Space, point: Point, knob: int, by: int) -> Point | None:
+    turn, value = space.knobs[knob], point[knob]
+    new = turn.above(value, 1) if by > 0 else (value - 1) // turn.quantum * turn.quantum
+    if new < space.start[knob]:
+        new = space.start[knob]
+    return None if new == value else (*point[:knob], new, *point[knob + 1 :])

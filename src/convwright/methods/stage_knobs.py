@@ -1,0 +1,366 @@
+"""Stages as knobs: one width and one depth each, and what they do to every channel group and block.
+
+A stage is a run of blocks at one spatial size whose outputs have one width (GhostNet has six). Its *width* is the
+number of channels that leave it. What lies inside its blocks goes along in proportion: with the width that enters the
+block where the network's expansions are multiples of that (inverted residuals), else with the width that leaves it.
+Stem and head stay, unless they carry a stage's own channels. A network's generator may say it otherwise (`Layers`).
+
+Which inner width follows which is our reading of the network, not something that the papers state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from convwright.architecture.stages import find_stages
+from convwright.cost.forms import Sizes
+from convwright.cost.stage_costs import Side, StageCosts
+from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
+from convwright.edits.depth import why_not_removable, why_not_repeatable
+from convwright.errors import BudgetError, ConvwrightError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture, Block
+
+Layers = Callable[[Sequence[int]], Mapping[str, int]]  # widths of the stages -> output channels of layers by name
+_NOBODY = -1  # what no stage's width moves
+
+
+@dataclass(frozen=True)
+class StageKnob:
+    """A stage whose width, depth or both can change.
+
+    Attributes:
+        name: of the stage: ``stage1``, ...
+        blocks: its blocks, in execution order.
+        width: channels that leave it.
+        quantum: widths are multiples of this; 0: the width cannot change.
+        template: the block that is copied to make it deeper; empty if none can be.
+        removable: blocks that can go, from the last on.
+        reasons: why a knob is missing, by ``width`` and ``depth``.
+        fan: channel groups that leave it, with how many of its channels each holds.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    width: int
+    quantum: int
+    template: str
+    removable: tuple[str, ...]
+    reasons: Mapping[str, str]
+    fan: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """A network as stages with a width and a depth each, at one resolution.
+
+    Attributes:
+        arch: the network.
+        knobs: its stages, from input to output.
+        costs: exact costs of any setting.
+        drivers: free group -> the stage whose width moves it, or -1.
+        layers: the generator's own rule for the widths of layers, if there is one.
+        divisor: inner widths are rounded to multiples of this.
+    """
+
+    arch: Architecture
+    knobs: tuple[StageKnob, ...]
+    stage_costs: StageCosts
+    drivers: Mapping[str, int]
+    layers: Layers | None = None
+    divisor: int = 1
+    _sizes: dict[tuple[tuple[int, ...], float], dict[str, int]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        arch: Architecture,
+        *,
+        quantum: int | None = None,
+        divisor: int = 1,
+        merge_equal_resolution: bool = False,
+        layers: Layers | None = None,
+    ) -> Stages:
+        """Find the stages of a network.
+
+        Args:
+            arch: the network.
+            quantum: widths of stages are multiples of this; None: of `divisor`, and where that is 1, of 4 (of 2 or 1
+                in networks narrower than 16 or 8).
+            divisor: widths inside the blocks are rounded to multiples of this.
+            merge_equal_resolution: all blocks at one spatial size are one stage, whatever their widths; then its
+                width is that of its last block, and those of the others stay.
+            layers: how wide each layer is for given widths of the stages; what it leaves out stays.
+
+        Raises:
+            ConvwrightError: the network has no stages with blocks, or a number is out of its range.
+        """
+        for name, value in (("quantum", quantum), ("divisor", divisor)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConvwrightError(f"{name}={value!r} must be a whole number from 1 on")
+        found = [s for s in find_stages(arch, split_by_width=not merge_equal_resolution) if s.blocks]
+        runs = [_outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
+        if not runs:
+            raise ConvwrightError(f"{arch.source} has no blocks, so it has no stages that could be enlarged.")
+        fans = _fans(arch, runs)
+        step = quantum or (divisor if divisor > 1 else _usual_quantum([_width(arch, run[-1]) for run in runs]))
+        drivers = _drivers(arch, runs, fans)
+        knobs = tuple(
+            _knob(arch, stage.name, run, fan, step) for stage, run, fan in zip(found, runs, fans, strict=True)
+        )
+        names = [
+            n for knob in knobs for n in dict.fromkeys((*([knob.template] if knob.template else []), *knob.removable))
+        ]
+        return cls(arch, knobs, StageCosts.of(arch, names), drivers, layers, divisor)
+
+    # ------------------------------------------------------------------ where it stands
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Present widths."""
+        return tuple(knob.width for knob in self.knobs)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Present depths."""
+        return tuple(knob.depth for knob in self.knobs)
+
+    @property
+    def resolution(self) -> int:
+        """Present side of the input: its height."""
+        return self.stage_costs.side[0]
+
+    @cached_property
+    def fixed_resolution(self) -> str:
+        """Why the resolution cannot change; empty if it can."""
+        side = self.stage_costs.side
+        if len(set(side)) != 1:
+            return f"inputs of {'x'.join(map(str, side))} are not square"
+        return self.stage_costs.refusal(side[0] + 8)
+
+    # ------------------------------------------------------------------ another setting
+
+    def sizes(self, widths: Sequence[int], ends: float = 1.0) -> dict[str, int]:
+        """Return the sizes of all free groups.
+
+        Args:
+            widths: of the stages, each a multiple of the stage's quantum or the present one.
+            ends: what stem and head are multiplied by, as far as no stage moves them.
+
+        Raises:
+            BudgetError: a width is none that its stage can have.
+        """
+        key = tuple(widths), ends
+        if key not in self._sizes:
+            self._sizes[key] = self._found_sizes(tuple(widths), ends)
+        return self._sizes[key]
+
+    def _found_sizes(self, widths: tuple[int, ...], ends: float) -> dict[str, int]:
+        self._check(widths)
+        named = self.layers(widths) if self.layers is not None else {}
+        sizes = {}
+        for group in self.arch.free_groups:
+            driver = self.drivers[group.name]
+            ratio = ends if driver == _NOBODY else widths[driver] / self.knobs[driver].width
+            layer = group.name.partition("[")[0]
+            if layer in named:
+                ratio = named[layer] / self._channels(layer)
+            step = group.step
+            if driver == _NOBODY or group.name not in self.knobs[driver].fan:
+                step = math.lcm(step, self.divisor) if group.size >= self.divisor and layer not in named else step
+            sizes[group.name] = group.size if ratio == 1 else max(step, int(group.size * ratio / step + 0.5) * step)
+        return sizes
+
+    def _channels(self, layer: str) -> int:
+        return self.arch.layer(layer).output_shape[1]
+
+    def _check(self, widths: Sequence[int]) -> None:
+        if len(widths) != len(self.knobs):
+            raise BudgetError(f"{len(widths)} widths are given for {len(self.knobs)} stages; give one per stage.")
+        for knob, width in zip(self.knobs, widths, strict=True):
+            if width == knob.width:
+                continue
+            if not knob.quantum:
+                raise BudgetError(f"the width of {knob.name} cannot change: {knob.reasons['width']}.")
+            if width < 1 or width % knob.quantum:
+                raise BudgetError(
+                    f"{knob.name} cannot have {width} channels; it takes positive multiples of {knob.quantum}."
+                )
+
+    def copies(self, depths: Sequence[int]) -> dict[str, int]:
+        """Return further copies of each block (-1: it is absent) that give the stages these depths.
+
+        Raises:
+            BudgetError: a depth is none that its stage can have.
+        """
+        if len(depths) != len(self.knobs):
+            raise BudgetError(f"{len(depths)} depths are given for {len(self.knobs)} stages; give one per stage.")
+        found = {}
+        for knob, depth in zip(self.knobs, depths, strict=True):
+            more = depth - knob.depth
+            if more > 0 and not knob.template:
+                raise BudgetError(f"{knob.name} cannot be deeper: {knob.reasons['depth']}.")
+            if -more > len(knob.removable) or depth < 1:
+                raise BudgetError(f"{knob.name} cannot have {depth} blocks: at most {len(knob.removable)} can go.")
+            found |= {knob.template: more} if more > 0 else dict.fromkeys(knob.removable[:-more] if more else (), -1)
+        return found
+
+    def costs(
+        self, widths: Sequence[int], depths: Sequence[int], resolution: int | Side, ends: float = 1.0
+    ) -> dict[str, int]:
+        """Return the ``macs`` and ``params`` of a setting, per sample, as the built network is counted.
+
+        Args:
+            widths: channels that leave each stage.
+            depths: blocks of each stage.
+            resolution: side of the input.
+            ends: what stem and head are multiplied by, as far as no stage moves them.
+
+        Raises:
+            BudgetError: the network cannot be had like this; the message names the stage.
+        """
+        return self.stage_costs.costs(self.sizes(widths, ends), self.copies(depths), resolution)
+
+    def edits(
+        self, widths: Sequence[int], depths: Sequence[int], resolution: int, ends: float = 1.0
+    ) -> tuple[Edit, ...]:
+        """Return the edits that lead there: widths, then blocks, then the resolution."""
+        sizes = self.sizes(widths, ends)
+        changed = [Width(g.name, sizes[g.name]) for g in self.arch.free_groups if sizes[g.name] != g.size]
+        copies = self.copies(depths)
+        gone = [RemoveBlock(name) for name, more in copies.items() if more < 0]
+        added = [AddBlock(name, copies=more) for name, more in copies.items() if more > 0]
+        sized = [Resolution(resolution)] if resolution != self.resolution else []
+        return (*changed, *gone, *added, *sized)
+
+
+# ------------------------------------------------------------------ finding them
+
+
+def _outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks that lie in no other one."""
+    spans = {b.name: arch.flow.span(b) for b in blocks}
+    return [b for b in blocks if not any(spans[b.name] < spans[other.name] for other in blocks)]
+
+
+def _usual_quantum(widths: Sequence[int]) -> int:
+    return 4 if min(widths) >= 16 else 2 if min(widths) >= 8 else 1
+
+
+def _width(arch: Architecture, block: Block) -> int:
+    return arch.flow.width(arch.flow.place[block.exit])
+
+
+def _leaving(arch: Architecture, node: str) -> dict[str, int]:
+    """Return how many of a value's channels lie in each free group."""
+    value = arch.channels.follower.values[node]
+    first = value[0] if isinstance(value, list) else value
+    form = Sizes(arch.channels).length(first, 1)
+    free = arch.free_groups
+    return {free[column].name: count for column, count in form.shares}
+
+
+def _fans(arch: Architecture, runs: Sequence[Sequence[Block]]) -> list[dict[str, int]]:
+    """Return what leaves each stage and no earlier one, by group."""
+    taken: set[str] = set()
+    fans = []
+    for run in runs:
+        fan = {name: n for name, n in _leaving(arch, run[-1].exit).items() if name not in taken}
+        taken |= fan.keys()
+        fans.append(fan)
+    return fans
+
+
+def _knob(arch: Architecture, name: str, run: Sequence[Block], fan: Mapping[str, int], quantum: int) -> StageKnob:
+    reasons = {}
+    width = _width(arch, run[-1])
+    step, reason = _width_step(arch, width, fan, quantum)
+    if reason:
+        reasons["width"] = reason
+    refusals = {b.name: why_not_repeatable(arch, b) for b in reversed(run)}
+    template = next((block for block, why in refusals.items() if why is None), "")
+    if not template:
+        reasons["depth"] = str(refusals[run[-1].name]).rstrip(".")
+    removable = tuple(b.name for b in reversed(run) if why_not_removable(arch, b) is None)[: len(run) - 1]
+    return StageKnob(name, tuple(b.name for b in run), width, step, template, removable, reasons, dict(fan))
+
+
+def _width_step(arch: Architecture, width: int, fan: Mapping[str, int], quantum: int) -> tuple[int, str]:
+    """Return what the width must be a multiple of so that every group on it is whole; 0 and why, if it is stuck."""
+    if sum(fan.values()) != width:
+        return 0, "some channels that leave it are frozen, or are those of an earlier stage"
+    tied = next((name for name in fan if arch.group(name).tied), None)
+    if tied is not None:
+        return 0, f"the channels of {tied} are tied in size to other channels"
+    units = math.gcd(width, *(arch.group(name).units for name in fan))
+    return math.lcm(quantum, width // units), ""
+
+
+def _drivers(arch: Architecture, runs: Sequence[Sequence[Block]], fans: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return which stage's width moves each free group."""
+    leaving = {name: i for i, fan in enumerate(fans) for name in fan}
+    entering = _votes(arch, runs, leaving)
+    drivers = {}
+    for group in arch.free_groups:
+        home = _home(runs, group.name.partition("[")[0])
+        if group.name in leaving:
+            drivers[group.name] = leaving[group.name]
+        elif home is None or group.tied:
+            drivers[group.name] = _NOBODY
+        else:
+            stage, block, rest = home
+            drivers[group.name] = _entering_stage(arch, block, leaving) if entering[rest] and _changes(block) else stage
+    return drivers
+
+
+def _home(runs: Sequence[Sequence[Block]], layer: str) -> tuple[int, Block, str] | None:
+    """Return the stage and block that a layer lies in, and its name there."""
+    for i, run in enumerate(runs):
+        for block in run:
+            if layer in block.layers:
+                return i, block, layer.removeprefix(block.name)
+    return None
+
+
+def _entering_stage(arch: Architecture, block: Block, leaving: Mapping[str, int]) -> int:
+    """Return the stage whose width enters a block; nobody's if these are channels of the stem."""
+    groups = _leaving(arch, block.entry)
+    return max((leaving.get(name, _NOBODY) for name in groups), default=_NOBODY)
+
+
+def _changes(block: Block) -> bool:
+    return block.input_shape[1] != block.output_shape[1]
+
+
+def _votes(arch: Architecture, runs: Sequence[Sequence[Block]], leaving: Mapping[str, int]) -> dict[str, bool]:
+    """Return, per place within a block, whether its width is a multiple of what enters rather than of what leaves.
+
+    Blocks that change the width tell, beside a block of the same stage that does not: which of the two ratios is
+    nearer to the one there? The majority decides for the whole network.
+    """
+    votes: dict[str, int] = defaultdict(int)
+    inner = [g for g in arch.free_groups if g.name not in leaving]
+    sizes = {(b.name, g.name.partition("[")[0].removeprefix(b.name)): g.size for run in runs for b in run for g in inner
+             if g.name.partition("[")[0] in b.layers}  # fmt: skip
+    for run in runs:
+        steady = next((b for b in run if not _changes(b)), None)
+        for block in run:
+            if steady is None or not _changes(block):
+                continue
+            for (name, rest), size in sizes.items():
+                if name == block.name and (steady.name, rest) in sizes:
+                    usual = sizes[steady.name, rest] / steady.output_shape[1]
+                    off = [abs(math.log(size / shape[1] / usual)) for shape in (block.input_shape, block.output_shape)]
+                    votes[rest] += 1 if off[0] < off[1] else -1
+    return defaultdict(bool, {rest: count > 0 for rest, count in votes.items()})
