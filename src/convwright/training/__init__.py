@@ -1,6 +1,7 @@
 """Training: data, recipes, the trainer and its judge."""
 
 from convwright.training.augment import Augment
+from convwright.training.conflict_probe import ConflictProbe, ConflictSettings, conflict_probe
 from convwright.training.data import ImageData, check_fits, load_data
 from convwright.training.evaluate import Metrics, evaluate
 from convwright.training.images import ArrayImages, StreamImages
@@ -13,6 +14,8 @@ from convwright.training.trainer import train
 __all__ = [
     "ArrayImages",
     "Augment",
+    "ConflictProbe",
+    "ConflictSettings",
     "EpochRecord",
     "ImageData",
     "Loader",
@@ -23,6 +26,7 @@ __all__ = [
     "StreamImages",
     "TrainResult",
     "check_fits",
+    "conflict_probe",
     "evaluate",
     "load_data",
     "train",
