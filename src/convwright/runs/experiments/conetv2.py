@@ -47,9 +47,9 @@ _EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 4, "full": 200}
 _TRIALS: Mapping[Size, int] = {"quick": 3, "standard": 12, "full": 36}
 _TRIAL_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 1, "full": 2}
 _QUICK_STEPS = 8
-# The published rate is 0.03, for weights that begin as PyTorch draws them. The zoo's begin 2.4 times as large, and behind
-# batch norm a rate counts relative to the squared weights. At 0.05 a whole epoch left no layer of the half-width ResNet-20
-# with a rank above its initial noise; at 0.2 the mean QC is 0.22 (0.41 with PyTorch's draw and 0.1).
+# The published rate is 0.03, for weights that begin as PyTorch draws them. The zoo's begin 2.4 times as large, and
+# behind batch norm a rate counts relative to the squared weights. At 0.05 a whole epoch left no layer of the half-width
+# ResNet-20 with a rank above its initial noise; at 0.2 the mean QC is 0.22 (0.41 with PyTorch's draw and 0.1).
 _TRIAL_RATE = 0.2
 _VALIDATION = 0.1  # share of the training images that trials are judged on, and not trained on
 
