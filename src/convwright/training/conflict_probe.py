@@ -64,10 +64,10 @@ class ConflictProbe(Probe):
     """Bundles of each block's branch and output on the same training images: at the start and after every epoch.
 
     Found: ``points`` (``block``, ``role``), ``own`` (per block the point that judges it), ``times`` (event, epoch,
-    step), ``samples``, ``learning_rate``, ``batch_size``, ``amplitude`` per time, ``skipped`` (block -> why it is not looked
-    at), ``inputs`` (samples that conflict in the images themselves), and per time a row over the points of ``count``,
-    ``conflicting`` (bundles), ``in_conflict`` (samples), ``excess`` (share of samples in conflict beyond those of the
-    inputs), ``entropy`` (nats), ``ceiling`` (accuracy that is left) and ``diverged`` (samples with a NaN).
+    step), ``samples``, ``learning_rate``, ``batch_size``, ``amplitude`` per time, ``skipped`` (block -> why it is not
+    looked at), ``inputs`` (samples that conflict in the images themselves), and per time a row over the points of
+    ``count``, ``conflicting`` (bundles), ``in_conflict`` (samples), ``excess`` (share of samples in conflict beyond
+    those of the inputs), ``entropy`` (nats), ``ceiling`` (accuracy that is left) and ``diverged`` (samples with a NaN).
 
     A rule to stop can name ``last``, the excess of the last block, or ``any``, the highest of all blocks; ``last-3``
     and ``any-3`` are these within the first three epochs, and nothing later. A network that diverged counts as

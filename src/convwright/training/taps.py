@@ -158,8 +158,8 @@ class Tapped:
             tap = self.taps[odd]
             raise ReadError(
                 f"the value {tap.node!r} in {tap.module or 'the network'} appeared {self._seen[odd]} times in one "
-                "forward pass, but once when the network was read: its code depends on more than the images. Name layers that "
-                "are modules called once"
+                "forward pass, but once when the network was read: its code depends on more than the images. Name "
+                "layers that are modules called once"
             )
         return output
 
