@@ -68,3 +68,9 @@ def test_the_rule_of_the_generator_is_what_it_builds(widths, depths):
     assert rule == {name: built[name] for name in rule}
     # What it leaves out has the channels of something else: depthwise layers, gates and shortcuts.
     assert all("depthwise" in n or "fc2" in n or "shortcut" in n for n in built.keys() - rule.keys())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "more"), [(232, 16.7), (240, 19.2), (256, 29.7)])
+def test_resolution_is_lumpy(side, more):
+    assert 100 * (macs(build("ghostnet"), side) / 141_150_512 - 1) == pytest.approx(more, abs=0.06)

@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> sorted(methods.METHODS)
-['auto', 'channel-search', 'kernel', 'phased', 'random', 'receptive-field', 'uniform']
+['auto', 'channel-search', 'conflicts', 'greedy', 'kernel', 'phased', 'random', 'receptive-field', 'scaling', 'uniform']
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import pkgutil
 
 from convwright.methods.baselines import Uniform
 from convwright.methods.channel_search import ChannelSearch
+from convwright.methods.conflicts import ConflictDecision, ConflictRemoval
+from convwright.methods.enlarging import GreedyEnlarging
 from convwright.methods.kernel_optimizer import KernelOptimizer, Kernels, optimize_kernels
 from convwright.methods.layer_operators import Menu
 from convwright.methods.method import (
@@ -30,14 +32,18 @@ from convwright.methods.phase_techniques import Trying
 from convwright.methods.phases import Decision, PhasedDesign
 from convwright.methods.random_widths import RandomWidths
 from convwright.methods.receptive_field import Organization, ReceptiveFieldOrganizer, organize
+from convwright.methods.scaling import Scaling
 from convwright.methods.unit_moves import Rule
 
 __all__ = [
     "METHODS",
     "Candidate",
     "ChannelSearch",
+    "ConflictDecision",
+    "ConflictRemoval",
     "Decision",
     "Evidence",
+    "GreedyEnlarging",
     "KernelOptimizer",
     "Kernels",
     "Maker",
@@ -48,6 +54,7 @@ __all__ = [
     "RandomWidths",
     "ReceptiveFieldOrganizer",
     "Rule",
+    "Scaling",
     "Status",
     "Stop",
     "Trying",

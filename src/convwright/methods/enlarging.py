@@ -340,7 +340,7 @@ class GreedyEnlarging:
         added += [Resolution(side)] if side != old_side else []
         if wide == old_wide:
             return Candidate(before.with_edits(*added), parent, epochs, self.seed)
-        widths = [e for e in self.stages.edits(wide, self.stages.depths, self.stages.resolution)]
+        widths = self.stages.edits(wide, self.stages.depths, self.stages.resolution)
         kept = [e for e in before.edits if not isinstance(e, Width)]
         plan = self.untouched.with_edits(*widths, *kept, *added)
         return Candidate(plan, parent, epochs, self.seed, weights="net2wider")
@@ -351,6 +351,10 @@ class GreedyEnlarging:
 
 def _score(evidence: Evidence) -> Score:
     return Score(evidence.score, evidence.stderr) if evidence.usable else Score(float("nan"))
+
+
+def _usual_steps(start: int, target: int) -> int:
+    return max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
 
 
 def _row(numbers: Sequence[int]) -> str:

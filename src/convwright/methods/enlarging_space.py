@@ -65,7 +65,7 @@ class EnlargingSpace:
                 raise ConvwrightError(f"{name}={value!r} must be above 1")
         metric = _metric(limits, objective)
         widths_only = (
-            "its cost is an estimate, which is for the present layers and inputs" if _estimated(limits) else ""
+            "the latency is estimated for the present layers and inputs only" if _estimated(limits) else ""
         )
         knobs, dropped = [], {}
         for i, stage in enumerate(stages.knobs):

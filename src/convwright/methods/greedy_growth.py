@@ -1,10 +1,9 @@
 """Growing by budgets: the greedy core, on any space of whole numbers with a cost.
 
-Reconstructed: of Greedy Network Enlarging (Liu et al. 2021) the abstract is known (stages are enlarged in width, depth and
-resolution, step by step, each step spending part of the budget), not its algorithm. Level k has the budget T_k. From
-each of the best points of a level every knob is turned until the cost is nearest to the next budget. A knob too coarse
-for one increment spans several: it is then judged at the level where it lands, beside what other paths made of the same
-budget.
+Reconstructed: of Greedy Network Enlarging (Liu et al. 2021) the aim is known (stages are enlarged in width, depth and
+resolution, greedily, step by step), not its algorithm. Level k has the budget T_k. From each of the best points of a
+level every knob is turned until the cost is nearest to the next budget. A knob too coarse for one increment spans
+several: it is then judged at the level where it lands, beside what other paths made of the same budget.
 """
 
 from __future__ import annotations

@@ -23,11 +23,15 @@ from convwright.cost.stage_costs import Side, StageCosts
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
 from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.errors import BudgetError, ConvwrightError
+from convwright.zoo.ghostnet import large_layers
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Block
 
 Layers = Callable[[Sequence[int]], Mapping[str, int]]  # widths of the stages -> output channels of layers by name
+_GENERATED = frozenset(
+    f"zoo:{n}" for n in ("ghostnet-large", "s-ghostnet-b1", "s-ghostnet-b4", "s-ghostnet-eval-b1", "s-ghostnet-example")
+)
 _NOBODY = -1  # what no stage's width moves
 
 
@@ -101,7 +105,8 @@ class Stages:
             divisor: widths inside the blocks are rounded to multiples of this.
             merge_equal_resolution: all blocks at one spatial size are one stage, whatever their widths; then its
                 width is that of its last block, and those of the others stay.
-            layers: how wide each layer is for given widths of the stages; what it leaves out stays.
+            layers: how wide each layer is for given widths of the stages, by name; groups that no such layer makes
+                first follow as ever. None: the zoo's own rule, if it has one for this network.
 
         Raises:
             ConvwrightError: the network has no stages with blocks, or a number is out of its range.
@@ -122,7 +127,8 @@ class Stages:
         names = [
             n for knob in knobs for n in dict.fromkeys((*([knob.template] if knob.template else []), *knob.removable))
         ]
-        return cls(arch, knobs, StageCosts.of(arch, names), drivers, layers, divisor)
+        rule = layers or (_zoo_rule(arch, knobs) if not merge_equal_resolution else None)
+        return cls(arch, knobs, StageCosts.of(arch, names), drivers, rule, divisor)
 
     # ------------------------------------------------------------------ where it stands
 
@@ -246,6 +252,20 @@ class Stages:
 
 
 # ------------------------------------------------------------------ finding them
+
+
+def _zoo_rule(arch: Architecture, knobs: Sequence[StageKnob]) -> Layers | None:
+    """Return the rule of a zoo network's generator, if it gives the widths that the network has now."""
+    depths = [knob.depth for knob in knobs]
+    if arch.source not in _GENERATED or len(knobs) != 6 or any(not k.quantum or k.quantum % 4 for k in knobs):
+        return None
+
+    def rule(widths: Sequence[int]) -> Mapping[str, int]:
+        return large_layers(widths, depths)
+
+    known = {layer.name: layer.output_shape[1] for layer in arch.layers if layer.kind == "conv"}
+    named = rule([knob.width for knob in knobs])
+    return rule if all(known.get(name) == width for name, width in named.items()) else None
 
 
 def _outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:

@@ -24,6 +24,7 @@ from convwright.runs.files import load_weights, save_weights
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
 from convwright.training.images import Images
 from convwright.training.probes import Moment, Probes, Watched, check_observed
+from convwright.training.resized import resized_data
 from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
 
@@ -80,7 +81,8 @@ class Evaluator:
         try:
             recipe = changed_recipe(self.recipe, candidate.recipe)
             network = self.build(candidate, parents)
-            outcome = self._trained(network.model, number, candidate, recipe)
+            data = resized_data(self.data, _size(network))  # what a candidate at another resolution sees
+            outcome = self._trained(network.model, data, number, candidate, recipe)
         except (RecipeError, EditError) as error:  # a recipe or a plan that does not work here: the search goes on
             return Evidence(
                 candidate, number, float("nan"), 0.0, {}, status="failed", seconds=_since(start), message=str(error)
@@ -150,13 +152,15 @@ class Evaluator:
 
     # ------------------------------------------------------------------ training
 
-    def _trained(self, model: nn.Module, number: int, candidate: Candidate, recipe: Recipe) -> _Outcome:
-        assert self.data.val is not None
+    def _trained(
+        self, model: nn.Module, data: ImageData, number: int, candidate: Candidate, recipe: Recipe
+    ) -> _Outcome:
+        assert data.val is not None
         if not candidate.epochs:
-            return _Outcome(self.judge(model, self.data.val), self._looked(model, candidate, recipe))
+            return _Outcome(self.judge(model, data.val), self._looked(model, data, candidate, recipe))
         result = train(
             model,
-            self.data,
+            data,
             recipe.updated(epochs=candidate.epochs, seed=candidate.seed),
             out=self.study.trial_folder(number),
             resume=True,
@@ -169,11 +173,11 @@ class Evaluator:
         assert result.val is not None
         return _Outcome(result.val, result.probes, "stopped" if result.stopped else "done")
 
-    def _looked(self, model: nn.Module, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+    def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)
-        with Probes(candidate.probes, Watched(model, self.data, recipe, device, workers=self.workers)) as probes:
+        with Probes(candidate.probes, Watched(model, data, recipe, device, workers=self.workers)) as probes:
             probes.observe(Moment("epoch", 0, 0, 0.0))
             return probes.found()
 
@@ -186,6 +190,11 @@ class Evaluator:
         )
         to_layout(model, torch.contiguous_format)
         return metrics
+
+
+def _size(network: Architecture) -> tuple[int, int]:
+    height, width = network.example_input.shape[-2:]
+    return int(height), int(width)
 
 
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -35,6 +35,7 @@ from convwright.training import Metrics, Recipe
 from convwright.training.images import Images
 from convwright.training.preflight import make_fabric, settle
 from convwright.training.recipe import as_recipe
+from convwright.training.resized import resized_images
 
 INITIAL = "initial.safetensors"
 
@@ -373,7 +374,8 @@ class _Job:
     def test(self, proof: Proof, evaluator: Evaluator) -> Metrics | None:
         if not evaluator.data.has_test:
             return None
-        images: Images = evaluator.data.test
+        height, width = proof.arch.example_input.shape[-2:]
+        images: Images = resized_images(evaluator.data.test, (int(height), int(width)))
         return evaluator.judge(proof.arch.model, images)
 
     def content(self, ended: _Ended, evaluator: Evaluator, limits: Limits, met: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,284 @@
+"""Scaling rules: one formula for the whole network. What greedy enlarging is compared with.
+
+Each rule turns a factor into stage widths, stage depths and a resolution; the factor is found by bisection on exact
+costs. Rules are pure functions of numbers and need no network.
+
+Sources: EfficientNet (Tan and Le 2019) for compound scaling, Dollar et al. 2021 for fast compound scaling, Radosavovic
+et al. 2020 for RegNet, Han et al. 2020 for TinyNet. Random and equal shares are ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from convwright.errors import ConvwrightError
+
+Rule = Literal["width", "depth", "resolution", "compound", "fast", "uniform", "random", "equal"]
+Cost = Callable[["Setting"], int]
+_LARGEST = 1e4  # factor
+_HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network as a rule sees it.
+
+    Attributes:
+        widths: channels that leave each stage.
+        depths: blocks of each stage.
+        resolution: side of the input.
+        ends: what stem and head are multiplied by.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    resolution: int
+    ends: float = 1.0
+
+
+def round_width(value: float, quantum: int) -> int:
+    """Return the multiple of a quantum nearest to a width, but never below 90 % of it.
+
+    >>> round_width(19.7, 4), round_width(11, 8), round_width(9.0, 8)
+    (20, 16, 16)
+    """
+    nearest = max(quantum, int(value + quantum / 2) // quantum * quantum)
+    return nearest if nearest >= 0.9 * value else nearest + quantum
+
+
+def scaled(
+    base: Setting,
+    *,
+    width: float = 1.0,
+    depth: float = 1.0,
+    resolution: float = 1.0,
+    quantum: int | Sequence[int] = 8,
+    step: int = 8,
+    depth_rounding: Literal["up", "nearest"] = "up",
+) -> Setting:
+    """Multiply all widths, all depths and the resolution.
+
+    Args:
+        base: what is scaled.
+        width: factor of the widths, and of stem and head.
+        depth: factor of the depths.
+        resolution: factor of the resolution.
+        quantum: widths become multiples of it: one number, or one per stage. A width whose factor is 1 stays.
+        step: the resolution becomes a multiple of it.
+        depth_rounding: ``up`` or to the ``nearest`` (half away from zero); at least 1 either way.
+    """
+    quanta = [quantum] * len(base.widths) if isinstance(quantum, int) else list(quantum)
+    wide = tuple(round_width(w * width, q) if width != 1 else w for w, q in zip(base.widths, quanta, strict=True))
+    blocks = tuple(max(1, _rounded(d * depth, depth_rounding)) for d in base.depths)
+    side = base.resolution if resolution == 1 else max(step, step * int(base.resolution * resolution / step + 0.5))
+    return Setting(wide, blocks, side, base.ends * width)
+
+
+def _rounded(value: float, how: Literal["up", "nearest"]) -> int:
+    return math.ceil(value - 1e-9) if how == "up" else int(value + 0.5)
+
+
+# ------------------------------------------------------------------ rules with one factor
+
+
+def single(base: Setting, kind: Literal["width", "depth", "resolution"], factor: float, quantum: int = 4) -> Setting:
+    """Scale in one dimension only."""
+    factors = {"width": 1.0, "depth": 1.0, "resolution": 1.0, kind: factor}
+    return scaled(base, **factors, quantum=quantum)
+
+
+def compound(
+    base: Setting, phi: float, coefficients: tuple[float, float, float] = (1.2, 1.1, 1.15), quantum: int = 8
+) -> Setting:
+    """Scale as EfficientNet does: depth alpha^phi, width beta^phi, resolution gamma^phi.
+
+    Args:
+        base: what is scaled.
+        phi: 0 changes nothing; MACs grow by about (alpha * beta^2 * gamma^2)^phi.
+        coefficients: alpha, beta, gamma.
+        quantum: of the widths.
+    """
+    alpha, beta, gamma = coefficients
+    return scaled(base, depth=alpha**phi, width=beta**phi, resolution=gamma**phi, quantum=quantum)
+
+
+def fast(base: Setting, factor: float, weights: tuple[float, float, float] = (1, 8, 1), quantum: int = 8) -> Setting:
+    """Scale as Dollar et al. do: MACs by a factor, shared out by weights.
+
+    Depth grows by s^(e_d / E), width by s^(e_w / 2E), resolution by s^(e_r / 2E), with E the sum of the weights.
+
+    Args:
+        base: what is scaled.
+        factor: s, what MACs are multiplied by, before rounding.
+        weights: of depth, width and resolution: (1, 8, 1) is fast ("dWr"), (1, 1, 1) uniform ("dwr").
+        quantum: of the widths.
+    """
+    total = sum(weights)
+    depth, width, side = (factor ** (e / total) for e in weights)
+    return scaled(
+        base, depth=depth, width=width**0.5, resolution=side**0.5, quantum=quantum, step=4, depth_rounding="nearest"
+    )
+
+
+def to_cost(made: Callable[[float], Setting], cost: Cost, target: int, start: float = 1.0) -> Setting:
+    """Return the setting of a rule whose cost is nearest to a target, by bisection of its factor.
+
+    Args:
+        made: factor -> setting; its cost must not fall with the factor.
+        cost: exact cost of a setting.
+        target: what it should cost.
+        start: a factor at which it costs no more than the target.
+
+    Raises:
+        ConvwrightError: the target cannot be reached: the rule changes nothing that costs.
+    """
+    low, high = start, start + 1
+    while cost(made(high)) < target:
+        low, high = high, start + 2 * (high - start)
+        if high > _LARGEST:
+            raise ConvwrightError(f"the rule cannot bring the cost to {target:,}: what it scales costs nothing here")
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(made(middle)) >= target else (middle, high)
+    return min((made(low), made(high)), key=lambda s: abs(cost(s) - target))
+
+
+def coefficients(
+    score: Callable[[tuple[float, float, float]], float],
+    *,
+    product: float = 2.0,
+    tolerance: float = 0.05,
+    step: float = 0.05,
+    most: float = 2.0,
+) -> tuple[float, float, float]:
+    """Return the best (alpha, beta, gamma) of compound scaling, by grid search at phi = 1.
+
+    Args:
+        score: what a triple is worth, such as the accuracy of the scaled network.
+        product: what alpha * beta^2 * gamma^2 should be: the factor of the MACs.
+        tolerance: by how much of it the product may be off.
+        step: of the grid.
+        most: largest coefficient.
+
+    Returns:
+        The best triple; of equal ones the one with the nearest product, then the smallest.
+
+    Raises:
+        ConvwrightError: no triple of the grid has the product.
+    """
+    found = list(coefficient_grid(product=product, tolerance=tolerance, step=step, most=most))
+    if not found:
+        raise ConvwrightError(f"no coefficients on a grid of {step} have the product {product}; give a finer step")
+    return max(found, key=lambda c: (score(c), -abs(_product(c) - product), [-x for x in c]))
+
+
+def coefficient_grid(
+    *, product: float = 2.0, tolerance: float = 0.05, step: float = 0.05, most: float = 2.0
+) -> Iterator[tuple[float, float, float]]:
+    """Yield the triples from 1 on whose product alpha * beta^2 * gamma^2 is near enough; arguments as above."""
+    values = [round(1 + step * i, 10) for i in range(int((most - 1) / step + 1e-9) + 1)]
+    for one in itertools.product(values, repeat=3):
+        if abs(_product(one) - product) <= tolerance * product:
+            yield one
+
+
+def _product(c: tuple[float, float, float]) -> float:
+    return c[0] * c[1] ** 2 * c[2] ** 2
+
+
+# ------------------------------------------------------------------ rules with tables of their own
+
+TINYNETS = {
+    "a": (0.86, 1.0, 1.2),
+    "b": (0.84, 0.75, 1.1),
+    "c": (0.825, 0.54, 0.85),
+    "d": (0.68, 0.54, 0.695),
+    "e": (0.475, 0.51, 0.6),
+}
+
+
+def tinynet(base: Setting, letter: str) -> Setting:
+    """Scale EfficientNet-B0 down as TinyNet-A to E do: depths to the nearest, stem as it is, any side.
+
+    Args:
+        base: of EfficientNet-B0.
+        letter: a to e.
+
+    Raises:
+        ConvwrightError: there is no such TinyNet.
+    """
+    if letter not in TINYNETS:
+        raise ConvwrightError(f"there is no TinyNet {letter!r}; there are {', '.join(TINYNETS)}")
+    resolution, width, depth = TINYNETS[letter]
+    made = scaled(base, width=width, depth=depth, depth_rounding="nearest", quantum=8)
+    return Setting(made.widths, made.depths, int(base.resolution * resolution), base.ends)
+
+
+@dataclass(frozen=True)
+class RegNet:
+    """Parameters of a RegNet: block j of D is about w_0 + w_a * j wide.
+
+    Attributes:
+        initial: w_0.
+        slope: w_a.
+        multiplier: w_m: between two stages.
+        group: width of the groups of its 3x3 convolutions.
+        depth: D, blocks in all.
+    """
+
+    initial: int
+    slope: float
+    multiplier: float
+    group: int
+    depth: int
+
+
+REGNETS = {
+    "x-200mf": RegNet(24, 36.44, 2.49, 8, 13),
+    "x-400mf": RegNet(24, 24.48, 2.54, 16, 22),
+    "x-600mf": RegNet(48, 36.97, 2.24, 24, 16),
+    "x-800mf": RegNet(56, 35.73, 2.28, 16, 16),
+    "x-1.6gf": RegNet(80, 34.01, 2.25, 24, 18),
+    "x-3.2gf": RegNet(88, 26.31, 2.25, 48, 25),
+    "x-4.0gf": RegNet(96, 38.65, 2.43, 40, 23),
+    "y-600mf": RegNet(48, 32.54, 2.32, 16, 15),
+    "y-4.0gf": RegNet(96, 31.41, 2.24, 64, 22),
+}
+
+
+def regnet(parameters: RegNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the widths and depths of the stages of a RegNet.
+
+    >>> regnet(REGNETS["x-200mf"])
+    ((24, 56, 152, 368), (1, 1, 4, 7))
+    """
+    p = parameters
+    powers = [round(math.log((p.initial + p.slope * j) / p.initial) / math.log(p.multiplier)) for j in range(p.depth)]
+    wide = [8 * round(p.initial * p.multiplier**power / 8) for power in powers]
+    stages = {width: wide.count(width) for width in wide}
+    groups = [min(p.group, width) for width in stages]
+    widths = (round(w / g) * g for w, g in zip(stages, groups, strict=True))
+    return tuple(widths), tuple(stages.values())
+
+
+# ------------------------------------------------------------------ shares of the increment
+
+
+def shares(stages: int, how: Literal["equal", "random"], seed: int = 0) -> tuple[float, ...]:
+    """Return what part of the further MACs each stage gets, first by width, then by depth: 2 * `stages` parts.
+
+    Args:
+        stages: how many.
+        how: ``equal``: all alike; ``random``: drawn evenly from all ways to share (a flat Dirichlet distribution).
+        seed: of the draw.
+    """
+    if how == "equal":
+        return (1 / (2 * stages),) * (2 * stages)
+    drawn = np.random.default_rng(seed).dirichlet(np.ones(2 * stages))
+    return tuple(float(part) for part in drawn)
