@@ -17,6 +17,7 @@ from convwright.errors import ConvwrightError
 from convwright.methods.channel_readings import Reading, check_measurable, read_trial
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phases import Decision
+from convwright.methods.scripted import Batch, Script, Scripted
 from convwright.methods.width_surface import Surface, Widths
 from convwright.methods.width_walks import Energy, OnBudget, Published, Rule, Seen, Verdict, Walk
 from convwright.metrics.quality import members
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 Mode = Literal["corrected", "parity"]
 Transfer = Literal["net2wider", "svd", "fresh"]
 Metric = Literal["qc", "new_qc", "rank", "knowledge_gain"]
-Batch = tuple[Candidate, ...]
-Script = Generator[Batch, tuple[Evidence, ...], None]
 
 TINY = 16  # the published first width, and the published step
 _PROBES: dict[Mode, str] = {"corrected": "channel-quality", "parity": "channel-quality-parity"}
@@ -62,7 +61,7 @@ class WidthDecision(Decision):
 
 
 @register("channel-search")
-class ChannelSearch:
+class ChannelSearch(Scripted):
     """Trials of a few epochs, each with the weights of the one before; after each the widths answer what was seen.
 
     What is seen is a quality of the kernels that write and read each channel group: how many of their singular values
@@ -160,7 +159,8 @@ class ChannelSearch:
         _check_words(mode=(mode, Mode), rule=(rule, Rule), transfer=(transfer, Transfer), energy=(energy, Energy))
         _check_words(metric=(metric, Metric))
         _check_numbers(trials, trial_epochs, gamma, start, step, min_width, max_width, temperature, spread)
-        self.limits, self.mode, self.transfer, self.metric = limits, mode, transfer, metric
+        super().__init__(limits)
+        self.mode, self.transfer, self.metric = mode, transfer, metric
         self.trials, self.trial_epochs = trials, trial_epochs
         self.epochs, self.tune_epochs, self.seed = epochs, tune_epochs, seed
         least, most = _PUBLISHED_BOUNDS if parity else (None, None)
@@ -187,13 +187,8 @@ class ChannelSearch:
                 self.surface, first, trials=trials, gamma=gamma, rule=rule, energy=energy, heat=temperature,
                 spread=spread, seed=seed,
             )  # fmt: skip
-        self.decisions: tuple[Decision, ...] = ()
-        self.told: dict[int, Evidence] = {}
         self._base: int | None = None
-        self._final: int | None = None
-        self._offset = 0
-        self._script = self._run()
-        self._batch = next(self._script)
+        self._begin()
 
     def _first(self, start: Literal["tiny", "given"] | int) -> Widths:
         """Return the first widths by family."""
@@ -202,37 +197,7 @@ class ChannelSearch:
         width = TINY if start == "tiny" else start
         return {f.name: f.rounded(width) for f in self.surface.families}
 
-    # ------------------------------------------------------------------ ask, tell, best
-
-    def ask(self) -> Batch:
-        """Return the candidates of the present step that are not told yet."""
-        while self._batch and all(self._offset + i in self.told for i in range(len(self._batch))):
-            evidence = tuple(self.told[self._offset + i] for i in range(len(self._batch)))
-            self._offset += len(self._batch)
-            try:
-                self._batch = self._script.send(evidence)
-            except StopIteration:
-                self._batch = ()
-        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.told)
-
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.told[evidence.trial] = evidence
-
-    def best(self) -> Evidence | None:
-        """Return the trained final network; before or without it, the most accurate trial within the limits."""
-        self.ask()  # decides what can be decided
-        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
-        final = [e for e in fit if e.trial == self._final]
-        return final[0] if final else max(fit, key=lambda e: e.score, default=None)
-
-    def _meets(self, evidence: Evidence) -> bool:
-        return evidence.usable and (self.limits is None or self.limits.met(evidence.costs))
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """One sentence per decision so far."""
-        return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
+    # ------------------------------------------------------------------ what it did
 
     @property
     def history(self) -> tuple[dict[str, Any], ...]:

@@ -17,13 +17,12 @@ from convwright.errors import BudgetError, EditError
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phase_moves import PHASES, Draft, Phase, Scene
 from convwright.methods.phase_techniques import Trying, default_techniques, joined, technique_edits
+from convwright.methods.scripted import Batch, Script, Scripted
 from convwright.methods.uniform_widths import uniform_widths, weighted_widths
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
-Batch = tuple[Candidate, ...]
-Script = Generator[Batch, tuple[Evidence, ...], None]
 Answers = Generator[Batch, tuple[Evidence, ...], tuple[Evidence, ...]]
 
 
@@ -68,7 +67,7 @@ class _Option:
 
 
 @register("phased")
-class PhasedDesign:
+class PhasedDesign(Scripted):
     """Phases that cut parameters until the budget holds, then techniques one by one and together.
 
     The phases, each trained with the weights of the one before:
@@ -113,6 +112,8 @@ class PhasedDesign:
         BudgetError: Even the smallest widths break a limit, or latency is limited.
     """
 
+    limits: Limits  # never None here
+
     def __init__(
         self,
         arch: Architecture,
@@ -129,31 +130,16 @@ class PhasedDesign:
                 "method phased cannot hold a limit on latency: its estimate is for the layers that are there now, "
                 "and the phases put others in; limit macs or params, or use --method uniform"
             )
-        self.limits, self.divisor, self.seed = limits, divisor, seed
+        super().__init__(limits)
+        self.divisor, self.seed = divisor, seed
         self.epochs, self.tune_epochs = epochs, tune_epochs
         self.techniques = default_techniques(arch) if techniques is None else tuple(techniques)
         self.original, self.untouched = Scene(arch, limits), Plan.empty(arch)
         # Refused here, before any training; and what is fallen back on where all trials of the last phase fail.
         self.narrowed = uniform_widths(arch, limits, divisor) if self.original.use > 1 else ()
-        self.decisions: tuple[Decision, ...] = ()
-        self.told: dict[int, Evidence] = {}
         self.at: _Stand | None = None  # where the last decision led to
         self._links: list[int] = []  # trials of the untouched network, each the parent of the next
-        self._first = 0
-        self._script = self._run()
-        self._batch = next(self._script)
-
-    # ------------------------------------------------------------------ ask, tell, best
-
-    def ask(self) -> Batch:
-        """Return the candidates of the present phase that are not told yet."""
-        while self._batch and all(self._first + i in self.told for i in range(len(self._batch))):
-            self._advance()
-        return tuple(c for n, c in enumerate(self._batch, start=self._first) if n not in self.told)
-
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.told[evidence.trial] = evidence
+        self._begin()
 
     def best(self) -> Evidence | None:
         """Return what the last decision kept; where that breaks a limit, the most accurate trial within the limits."""
@@ -162,22 +148,6 @@ class PhasedDesign:
         if self.at is not None and self.at.evidence in fit:
             return self.at.evidence
         return max(fit, key=lambda e: e.score, default=None)
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """One sentence per decision so far."""
-        return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
-
-    def _advance(self) -> None:
-        evidence = tuple(self.told[self._first + i] for i in range(len(self._batch)))
-        self._first += len(self._batch)
-        try:
-            self._batch = self._script.send(evidence)
-        except StopIteration:
-            self._batch = ()
-
-    def _meets(self, evidence: Evidence) -> bool:
-        return evidence.usable and self.limits.met(evidence.costs)
 
     # ------------------------------------------------------------------ the course of the search
 
