@@ -89,8 +89,8 @@ def _rounded(value: float, how: Literal["up", "nearest"]) -> int:
 
 def single(base: Setting, kind: Literal["width", "depth", "resolution"], factor: float, quantum: int = 4) -> Setting:
     """Scale in one dimension only."""
-    factors = {"width": 1.0, "depth": 1.0, "resolution": 1.0, kind: factor}
-    return scaled(base, **factors, quantum=quantum)
+    wide, deep, side = (factor if kind == name else 1.0 for name in ("width", "depth", "resolution"))
+    return scaled(base, width=wide, depth=deep, resolution=side, quantum=quantum)
 
 
 def compound(
@@ -183,7 +183,7 @@ def coefficient_grid(
 ) -> Iterator[tuple[float, float, float]]:
     """Yield the triples from 1 on whose product alpha * beta^2 * gamma^2 is near enough; arguments as above."""
     values = [round(1 + step * i, 10) for i in range(int((most - 1) / step + 1e-9) + 1)]
-    for one in itertools.product(values, repeat=3):
+    for one in itertools.product(values, values, values):
         if abs(_product(one) - product) <= tolerance * product:
             yield one
 

@@ -212,7 +212,7 @@ class Stages:
         """
         if len(depths) != len(self.knobs):
             raise BudgetError(f"{len(depths)} depths are given for {len(self.knobs)} stages; give one per stage.")
-        found = {}
+        found: dict[str, int] = {}
         for knob, depth in zip(self.knobs, depths, strict=True):
             more = depth - knob.depth
             if more > 0 and not knob.template:
