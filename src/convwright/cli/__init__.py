@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from convwright import __version__
 from convwright.cli import leaving
+from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
     from convwright.runs import Result
@@ -95,9 +96,30 @@ def analyze(
     input_range: Annotated[
         str | None, typer.Option(help="Other resolutions: 32:224:32 (start:stop:step) or 32,64,128.", metavar="SIDES")
     ] = None,
+    conflicts: Annotated[
+        bool, typer.Option("--conflicts", help="Train briefly on --data and show which layers conflict, and when.")
+    ] = False,
+    data: Annotated[str | None, typer.Option(help="For --conflicts; as for `train`.", metavar="DATA")] = None,
+    epochs: Annotated[int, typer.Option(help="Of that training.", min=1)] = 1,
+    recipe: RecipeName = None,
+    data_dir: DataDir = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Show what a network is made of, what it costs, and which layers see nothing new."""
+    if conflicts:
+        return _conflicts(
+            model,
+            data,
+            as_json,
+            epochs=epochs,
+            recipe=recipe,
+            input_shape=input_shape,
+            data_dir=data_dir,
+            weights=weights,
+        )
+    if data is not None:
+        raise ConvwrightError("analyze reads images only with --conflicts; give it, or leave --data out")
     from convwright.architecture import read
     from convwright.cost import layer_latencies
     from convwright.runs.analysis import FieldReport, as_dict
@@ -114,6 +136,19 @@ def analyze(
     from convwright.runs.tables import analysis
 
     for part in (*analysis(arch, latencies), *field_tables(arch, fields)):
+        _out().print(part)
+    return None
+
+
+def _conflicts(model: str, data: str | None, as_json: bool, **options: Any) -> None:
+    from convwright.runs.conflict_map import conflict_map, conflict_tables
+
+    if data is None:
+        raise ConvwrightError("analyze --conflicts trains the network briefly; give --data, such as fashion-mini")
+    found = conflict_map(model, data, **options)
+    if as_json:
+        return _print_json(found)
+    for part in conflict_tables(found):
         _out().print(part)
     return None
 
