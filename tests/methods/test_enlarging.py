@@ -7,8 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 
 import convwright as cw
+from convwright import zoo
+from convwright.cost import count_by_torch
 from convwright.cost.budget import Limits
 from convwright.edits.transfer import check_widths_only
 from convwright.errors import BudgetError, ConvwrightError
@@ -347,6 +350,30 @@ def test_a_fixed_resolution_is_dropped_and_named():
     assert "resolution" in search.log[0]
 
 
+class Halves(torch.nn.Module):
+    """Takes apart rows in pairs, as the code says: inputs must be even."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(1, 8, 3, padding=1)
+        self.blocks = torch.nn.Sequential(
+            *(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1), torch.nn.ReLU()) for _ in "ab")
+        )
+        self.fc = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        n, c, h, w = x.shape
+        return self.fc(x.view(n, c, h // 2, 2, w).sum(3).mean((2, 3)))
+
+
+def test_resolutions_that_the_network_does_not_take_are_no_candidates():
+    arch = cw.read(Halves(), "1x1x8x8")
+    search = GreedyEnlarging(arch, times(arch, 2.0), steps=3, resolution_step=3)
+    told(search, liking("resolution"))
+    assert all(member.resolution % 2 == 0 for member in search.family)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -455,3 +482,57 @@ def test_the_whole_run_of_ghostnet_is_planned_fast(ghost):
     asked = told(search, lambda c: zlib.crc32(c.plan.to_json().encode()) / 2**32)
     assert time.process_time() - begun < 10
     assert len(asked) > 150
+
+
+# ------------------------------------------------------------------ stage widths, stage depths, resolution
+
+
+def counted_by_torch(model, side):
+    macs = count_by_torch(model, torch.empty(1, 3, side, side))
+    return {"macs": macs, "params": sum(p.numel() for p in model.parameters())}
+
+
+@pytest.mark.parametrize(
+    ("widths", "depths", "side"),
+    [((36, 28, 44, 92, 124, 196), (3, 2, 1, 5, 2, 7), 248), ((16, 60, 40, 100, 116, 160), (1, 3, 2, 4, 1, 5), 233)],
+)
+def test_ghostnet_costs_what_its_generator_builds(ghost, widths, depths, side):
+    with torch.device("meta"):
+        model = zoo.create("ghostnet-large", widths=widths, depths=depths)
+    assert Stages.of(ghost).costs(widths, depths, side) == counted_by_torch(model, side)
+
+
+@pytest.mark.slow
+def test_a_released_network_is_a_plan_from_the_base(ghost):
+    with torch.device("meta"):
+        model = zoo.create("s-ghostnet-b4")
+    found = Stages.of(ghost).costs((36, 60, 108, 168, 232, 336), (3, 5, 5, 12, 6, 14), 384)
+    assert found == counted_by_torch(model, 384)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_settings_are_built_as_costed(tiny, seed):
+    stages, random = Stages.of(tiny), np.random.default_rng(seed)
+    widths = tuple(int(k.quantum * random.integers(1, 12)) for k in stages.knobs)
+    depths = tuple(int(random.integers(max(1, k.depth - len(k.removable)), 5)) for k in stages.knobs)
+    depths = tuple(d if k.template else min(d, k.depth) for k, d in zip(stages.knobs, depths, strict=True))
+    side, ends = int(random.integers(9, 40)), float(random.uniform(0.5, 2))
+    edits = [e for e in stages.edits(widths, depths, side, ends) if not isinstance(e, cw.Resolution)]
+    built = tiny.apply(*edits, importance="first", verify=False)
+    assert stages.costs(widths, depths, side, ends) == counted_by_torch(built.model, side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet-v2", "ghostnet", "efficientnet-b0", "vgg16-bn", "resnet50_cifar"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_random_settings_of_the_zoo(name, merged):
+    arch = cw.read(f"zoo:{name}", "3x32x32")
+    stages, random = Stages.of(arch, merge_equal_resolution=merged), np.random.default_rng(len(name))
+    widths = tuple(
+        int(k.quantum * max(1, round(k.width * random.uniform(0.5, 1.5) / k.quantum))) if k.quantum else k.width
+        for k in stages.knobs
+    )
+    depths = tuple(k.depth + int(random.integers(0, 3)) * bool(k.template) for k in stages.knobs)
+    edits = [e for e in stages.edits(widths, depths, 48) if not isinstance(e, cw.Resolution)]
+    built = arch.apply(*edits, importance="first", verify=False)
+    assert stages.costs(widths, depths, 48) == counted_by_torch(built.model, 48)

@@ -211,6 +211,7 @@ def test_proposals_are_built_as_they_were_costed(tiny):
         ({"factor": 0.5}, "nothing to enlarge"),
         ({"rule": "magic"}, "rule='magic'"),
         ({"samples": 0}, "samples=0"),
+        ({"limits": Limits({"latency": 10**9}, {"latency": lambda widths: 5})}, "cannot follow a limit on latency"),
         ({"alpha": 0.9}, "alpha, beta, gamma"),
     ],
 )

@@ -64,9 +64,7 @@ class EnlargingSpace:
             if not value > 1:
                 raise ConvwrightError(f"{name}={value!r} must be above 1")
         metric = _metric(limits, objective)
-        widths_only = (
-            "the latency is estimated for the present layers and inputs only" if _estimated(limits) else ""
-        )
+        widths_only = "the latency is estimated for the present layers and inputs only" if _estimated(limits) else ""
         knobs, dropped = [], {}
         for i, stage in enumerate(stages.knobs):
             if stage.quantum:
@@ -128,7 +126,7 @@ class EnlargingSpace:
 
     def _found(self, point: Point) -> dict[str, int]:
         widths, depths, side = self.parts(point)
-        if side > _LARGEST_SIDE:
+        if side > _LARGEST_SIDE or (side != self.stages.resolution and self.stages.stage_costs.refusal(side)):
             return dict.fromkeys((*_COUNTED, *self.limits.limits), 2**62)
         costs = self.stages.costs(widths, depths, side)
         measured = {m: self.limits.estimates[m](self.stages.sizes(widths)) for m in self.limits.limits if m in MEASURED}

@@ -85,6 +85,8 @@ class Scaling:
         self.limits, self.rule, self.seed = limits, rule, seed
         self.stages = Stages.of(arch, quantum=quantum, divisor=divisor, layers=layers)
         self.space = EnlargingSpace.of(self.stages, limits)
+        if self.space.metric == "latency":
+            raise BudgetError("method scaling cannot follow a limit on latency; limit macs or params.")
         self.target, self.final_tolerance = limits.limits[self.space.metric], final_tolerance
         if self.space.cost(self.space.start) >= self.target:
             raise BudgetError(f"a budget of {human(self.target)} is not above the present cost: nothing to enlarge")

@@ -104,7 +104,7 @@ class Stages:
                 in networks narrower than 16 or 8).
             divisor: widths inside the blocks are rounded to multiples of this.
             merge_equal_resolution: all blocks at one spatial size are one stage, whatever their widths; then its
-                width is that of its last block, and those of the others stay.
+                width is that of its last block, and the others go along in proportion.
             layers: how wide each layer is for given widths of the stages, by name; groups that no such layer makes
                 first follow as ever. None: the zoo's own rule, if it has one for this network.
 
