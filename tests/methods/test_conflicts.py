@@ -220,6 +220,11 @@ def test_a_trained_network_is_judged_first(arch):
     assert [e.target for e in found[1].candidate.plan.edits] == ["layer1.2"]
     assert found[1].candidate.parent == found[3].candidate.parent == 0
     assert method.best() is found[2]
+    anew = run(ConflictRemoval(arch, epochs=0, restart="fresh"), World(arch))
+    assert [(e.candidate.role, e.candidate.weights) for e in anew[1:]] == [
+        ("candidate", "fresh"),
+        ("baseline", "fresh"),
+    ]
 
 
 def test_what_conflicts_and_cannot_go_is_trained_to_its_end(arch):
@@ -309,7 +314,7 @@ def test_failures(plain):
 def test_replay(arch, options):
     """A new method that is told the old evidence asks for the same."""
     world = World(arch, hurts=("layer1.1", "layer2.2", "layer3.0"), depth=6)
-    limits = Limits({"macs": arch.profile().macs // 2})
+    limits = None if options else Limits({"macs": arch.profile().macs * 7 // 10})
     whole = ConflictRemoval(arch, limits, epochs=4, **options)
     found = run(whole, world)
     again = ConflictRemoval(arch, limits, epochs=4, **options)

@@ -20,15 +20,14 @@ from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.conflict_rules import BlockGroups, Conflicts, PruneRule, Watch, read_conflicts
 from convwright.methods.method import Candidate, Evidence, Stop, Weights, register
 from convwright.methods.phases import Decision
+from convwright.methods.scripted import Batch, Script, Scripted
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 Check = Literal["after", "before", "start"]
 Restart = Literal["fresh", "inherit"]
-Batch = tuple[Candidate, ...]
 Answers = Generator[Batch, tuple[Evidence, ...], Evidence]
-Script = Generator[Batch, tuple[Evidence, ...], None]
 
 _MOST_WINDOW = 100
 _FAILURES = 2
@@ -55,7 +54,7 @@ class ConflictDecision(Decision):
 
 
 @register("conflicts")
-class ConflictRemoval:
+class ConflictRemoval(Scripted):
     """Train; where a conflict is seen in the first epochs, remove blocks and begin anew; end when none is seen.
 
     A stage of the network is a group. A plain block is judged by its output, a residual block by its branch before the
@@ -125,7 +124,8 @@ class ConflictRemoval:
             _check_words(restart=(restart, Restart))
         _check_number("window", window, 1, _MOST_WINDOW)
         _check_number("restarts", restarts, 1, 1000)
-        self.arch, self.limits = arch, limits
+        super().__init__(limits)
+        self.arch = arch
         self.epochs, self.tune_epochs, self.seed = epochs, tune_epochs, seed
         self.rule, self.check, self.window, self.restarts, self.probe = rule, check, window, restarts, probe
         self.groups = BlockGroups.of(arch)
@@ -137,47 +137,14 @@ class ConflictRemoval:
         self.restart: Restart = restart or ("fresh" if epochs else "inherit")
         self.untouched = Plan.empty(arch)
         self._check_limits()
-        self.decisions: tuple[Decision, ...] = ()
-        self.told: dict[int, Evidence] = {}
-        self._result: int | None = None
         self._diverged: set[int] = set()
-        self._offset = 0
-        self._script = self._run()
-        self._batch = next(self._script)
+        self._begin()
 
-    # ------------------------------------------------------------------ ask, tell, best
-
-    def ask(self) -> Batch:
-        """Return the candidates of the present step that are not told yet."""
-        while self._batch and all(self._offset + i in self.told for i in range(len(self._batch))):
-            evidence = tuple(self.told[self._offset + i] for i in range(len(self._batch)))
-            self._offset += len(self._batch)
-            try:
-                self._batch = self._script.send(evidence)
-            except StopIteration:
-                self._batch = ()
-        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.told)
-
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.told[evidence.trial] = evidence
-
-    def best(self) -> Evidence | None:
-        """Return the trial that ended clean; before or without it, the most accurate whole training in the limits."""
-        self.ask()
-        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._fits(e)]
-        result = [e for e in fit if e.trial == self._result]
-        return result[0] if result else max(fit, key=lambda e: e.score, default=None)
-
-    def _fits(self, evidence: Evidence) -> bool:
+    def _meets(self, evidence: Evidence) -> bool:
+        """Whether a trial was trained to its end, stayed finite, and meets the limits."""
         whole = evidence.status == "done" and evidence.candidate.epochs > 0
         trained = whole and math.isfinite(evidence.score) and evidence.trial not in self._diverged
-        return trained and (self.limits is None or self.limits.met(evidence.costs))
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """One sentence per decision so far."""
-        return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
+        return trained and super()._meets(evidence)
 
     # ------------------------------------------------------------------ the course
 
@@ -309,10 +276,11 @@ class ConflictRemoval:
     def _end(self, evidence: Evidence) -> Script:
         """Train the untouched network for as long, with the same seed."""
         given = evidence.candidate
-        weights: Weights = "fresh" if self.epochs else "inherit"
-        origin = None if self.epochs else 0
+        kept = not self.epochs and self.restart == "inherit"
+        weights: Weights = "inherit" if kept else "fresh"
+        origin = 0 if kept else None
         yield (Candidate(self.untouched, origin, given.epochs, given.seed, role="baseline", weights=weights),)
-        self._result = evidence.trial
+        self._final = evidence.trial
         left = sum(map(len, self.groups.left(self.gone)))
         total = sum(map(len, self.groups.stages))
         reason = f"{left} of {total} blocks are left, {self._sizes()}; accuracy {evidence.score:.2%}"
