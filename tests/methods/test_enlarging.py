@@ -271,6 +271,19 @@ def test_a_run_keeps_its_budgets_and_its_predictions(tiny):
     assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.parametrize("weights", ["fresh", "inherit"])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_course_of_one_coarse_knob_ends_within_the_limit(tiny, weights, steps):
+    # Widths that never grew cannot be lowered, so the last budget must not be exceeded by the resolution.
+    for factor in (1.6, 2.3):
+        limits = times(tiny, factor)
+        search = GreedyEnlarging(tiny, limits, steps=steps, weights=weights, resolution_step=1)
+        asked = told(search, liking("resolution"))
+        assert any(isinstance(e, cw.Resolution) for e in asked[-2].plan.edits)
+        last = search.decisions[-1].reason
+        assert 94 <= float(last.partition("(")[2].partition("%")[0]) <= 100, last
+
+
 def test_a_run_is_resumed_by_replay_and_repeats_itself(tiny):
     def made():
         return GreedyEnlarging(tiny, times(tiny, 1.6), steps=3, beam=2, seed=7)

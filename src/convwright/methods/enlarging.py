@@ -95,7 +95,7 @@ class GreedyEnlarging:
         trial_epochs: Epochs of each candidate.
         weights: ``fresh``: each candidate is trained from scratch, the paper's reading. ``inherit``: it begins with
             its parent's weights; widths grow by Net2Wider, blocks begin as the identity.
-        final_tolerance: The result uses at least 1 - this of the limit.
+        final_tolerance: The result uses at least 1 - this of the limit, where steps allow.
         layers: How wide each layer is for given stage widths; None: in proportion, or the zoo's own rule.
 
     Attributes:
@@ -290,6 +290,12 @@ class GreedyEnlarging:
         """Trim the last network to the limit, and train it, and the untouched one beside it."""
         target = self.limits.limits[self.space.metric]
         point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
+        if self.weights == "inherit":  # blocks and resolutions are not taken back: the network before them is taken
+            while self.space.cost(point) > target and best.parent is not None and best.parent.parent is not None:
+                best = best.parent
+                point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
+        elif self.space.cost(point) > target:
+            point = trimmed(self.space, point, target, self.final_tolerance, range(len(self.space.knobs)))
         last = Step(point, len(self.levels), self.space.cost(point), (), best)
         final, epochs = self._final_candidate(last), self.epochs or self.tune_epochs
         if self.weights == "inherit":  # the untouched network has as many epochs behind it as the result

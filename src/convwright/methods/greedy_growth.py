@@ -198,7 +198,9 @@ def budgets(start: int, target: int, steps: int, schedule: Schedule = "arithmeti
     return (start, *inner, target)
 
 
-def nearest(space: Space, point: Point, knob: int, budget: float, capped: bool = True) -> Point | None:
+def nearest(
+    space: Space, point: Point, knob: int, budget: float, capped: bool = True, below: bool = False
+) -> Point | None:
     """Return the point nearest in cost to a budget that one knob leads to; None if a single step costs nothing.
 
     Args:
@@ -207,6 +209,7 @@ def nearest(space: Space, point: Point, knob: int, budget: float, capped: bool =
         knob: index of the knob.
         budget: the cost to come to; of two points equally near, the cheaper.
         capped: whether the knob's caps hold.
+        below: only points within the budget.
     """
     turn = space.knobs[knob]
     most = turn.most(point[knob]) if capped else _FURTHEST
@@ -224,7 +227,8 @@ def nearest(space: Space, point: Point, knob: int, budget: float, capped: bool =
         middle = (low + high) // 2
         low, high = (low, middle) if space.cost(at(middle)) >= budget else (middle + 1, high)
     found = [at(n) for n in (low - 1, low) if n > 0]
-    return min(found, key=lambda p: (abs(space.cost(p) - budget), space.cost(p)))
+    fitting = [p for p in found if not below or space.cost(p) <= budget]
+    return min(fitting, key=lambda p: (abs(space.cost(p) - budget), space.cost(p)), default=None)
 
 
 def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[[Level], None]) -> Course:
@@ -312,14 +316,15 @@ class _Walk:
                 yield move
 
     def _lands(self, step: Step, knob: int, level: int) -> Step | None:
-        point = nearest(self.space, step.point, knob, self.levels[level])
+        point = nearest(self.space, step.point, knob, self.levels[level], below=self._is_last(level))
         return None if point is None else self._checked(step, point, (knob,), level)
 
     def _pair(self, step: Step, one: int, two: int) -> Step | None:
         """Spend half of the next increment on one knob and the rest on another."""
         level = step.level + 1
         half = nearest(self.space, step.point, one, (step.cost + self.levels[level]) / 2)
-        point = None if half is None else nearest(self.space, half, two, self.levels[level])
+        last = self._is_last(level)
+        point = None if half is None else nearest(self.space, half, two, self.levels[level], below=last)
         return None if point is None else self._checked(step, point, (one, two), level)
 
     def _checked(self, step: Step, point: Point, turned: tuple[int, ...], level: int) -> Step | None:
@@ -327,6 +332,10 @@ class _Walk:
         if cost <= step.cost or abs(cost - budget) > self.growth.tolerance * budget or not self.space.allows(point):
             return None
         return Step(point, level, cost, turned, step)
+
+    def _is_last(self, level: int) -> bool:
+        """Whether a budget is the last: it is not exceeded, since a coarse knob could not be turned back a little."""
+        return level == len(self.levels) - 1
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
         knobs = self.space.knobs
