@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convwright import __version__
+from convwright import __version__, cli
 from convwright.cli import main
+from convwright.methods import METHODS
 from convwright.runs.files import owned
 
 NETWORK = """
@@ -445,6 +446,10 @@ def test_debug_shows_the_traceback(run):
     assert "Traceback" not in run("analyze", "zoo:x")[2]
     assert "Traceback" in run("analyze", "zoo:x", "--debug")[2]
     assert "Traceback" in run("--debug", "analyze", "zoo:x")[2]
+
+
+def test_help_names_every_method():
+    assert ", ".join(sorted(METHODS)) == cli._METHODS
 
 
 def test_one_training_per_folder(run):

@@ -61,6 +61,9 @@ recipes = typer.Typer(
 )
 app.add_typer(recipes, name="recipe")
 
+# Written out, since to ask the registry is to load torch; a test compares the two.
+_METHODS = "auto, channel-search, conflicts, greedy, kernel, phased, random, receptive-field, scaling, uniform"
+
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
     str,
@@ -218,7 +221,7 @@ def optimize(
     model: Model,
     data: Data,
     budget: Annotated[list[str], typer.Option(help="Such as macs<=50%, params<=1500; may be given several times.")],
-    method: Annotated[str, typer.Option(help="The search method.")] = "auto",
+    method: Annotated[str, typer.Option(help=f"One of {_METHODS}.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/MODEL-BUDGET.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     seed: Seed = 0,
