@@ -131,8 +131,9 @@ def test_wrong_names_and_numbers_are_refused():
 
 def test_pools_round_as_they_do():
     model = nn.Sequential(
-        nn.Conv2d(3, 5, 5, stride=3, padding=1), nn.MaxPool2d(3, stride=2, padding=1), nn.Conv2d(5, 7, 3, dilation=2, padding=1),
-        nn.AvgPool2d(2), nn.Conv2d(7, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+        nn.Conv2d(3, 5, 5, stride=3, padding=1), nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Conv2d(5, 7, 3, dilation=2, padding=1), nn.AvgPool2d(2),
+        nn.Conv2d(7, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
     )  # fmt: skip
     arch = cw.read(model, "1x3x41x41")
     costs = StageCosts.of(arch)

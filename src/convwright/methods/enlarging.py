@@ -7,7 +7,7 @@ depth, and in resolution, in steps that each spend a part of the MACs. How a ste
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,14 +18,13 @@ from convwright.methods.enlarging_space import EnlargingSpace, Metric
 from convwright.methods.greedy_growth import Growth, Level, Pairs, Schedule, Score, Step, budgets, enlarge, trimmed
 from convwright.methods.method import Candidate, Evidence, Weights, register
 from convwright.methods.phases import Decision
+from convwright.methods.scripted import Script, Scripted
 from convwright.methods.stage_knobs import Layers, Stages
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 Transfer = Literal["fresh", "inherit"]
-Batch = tuple[Candidate, ...]
-Script = Generator[Batch, tuple[Evidence, ...], None]
 _USUAL_GROWTH = 1.1  # of the budget per step: 20 % in one stage is a violent move
 
 
@@ -53,7 +52,7 @@ class Member:
 
 
 @register("greedy")
-class GreedyEnlarging:
+class GreedyEnlarging(Scripted):
     """Enlarges a network step by step: each spends an increment of the budget where it was found to help most.
 
     Level k has the budget T_k, from the present cost up to the limit. At each level every stage's width, every
@@ -117,6 +116,8 @@ class GreedyEnlarging:
         [40.8, 44.9, 49.5, 54.5, 60.0]
     """
 
+    limits: Limits  # never None here
+
     def __init__(
         self,
         arch: Architecture,
@@ -146,7 +147,7 @@ class GreedyEnlarging:
     ) -> None:
         _check(weights, pairs, trial_epochs, final_tolerance, quantum, divisor)
         self.growth = Growth(tolerance, beam, pairs, span)
-        self.limits = _given(limits)
+        super().__init__(_given(limits))
         self.stages = Stages.of(
             arch, quantum=quantum, divisor=divisor, merge_equal_resolution=merge_equal_resolution, layers=layers
         )
@@ -169,50 +170,16 @@ class GreedyEnlarging:
         self.epochs, self.tune_epochs, self.seed, self.weights = epochs, tune_epochs, seed, weights
         self.trial_epochs, self.final_tolerance = trial_epochs, final_tolerance
         self.untouched = Plan.empty(arch)
-        self.decisions: tuple[Decision, ...] = ()
-        self.told: dict[int, Evidence] = {}
         self._found: dict[tuple[int, tuple[int, ...]], Evidence] = {}
         self._best: Step | None = None
         self._base: int | None = None
-        self._final: int | None = None
-        self._offset = 0
-        self._script = self._run()
-        self._batch = next(self._script)
-
-    # ------------------------------------------------------------------ ask, tell, best
-
-    def ask(self) -> Batch:
-        """Return the candidates of the present level that are not told yet."""
-        while self._batch and all(self._offset + i in self.told for i in range(len(self._batch))):
-            evidence = tuple(self.told[self._offset + i] for i in range(len(self._batch)))
-            self._offset += len(self._batch)
-            try:
-                self._batch = self._script.send(evidence)
-            except StopIteration:
-                self._batch = ()
-        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.told)
-
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.told[evidence.trial] = evidence
-
-    def best(self) -> Evidence | None:
-        """Return the trained final network; before or without it, the most accurate candidate within the limits."""
-        self.ask()  # decides what can be decided
-        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
-        final = [e for e in fit if e.trial == self._final]
-        return final[0] if final else max(fit, key=lambda e: e.score, default=None)
+        self._begin()
 
     def _meets(self, evidence: Evidence) -> bool:
         costs = {**evidence.costs}
         # What is measured is not among the counted costs: it is estimated again when the run ends.
         counted = Limits({m: v for m, v in self.limits.limits.items() if m in costs})
         return evidence.usable and counted.met(costs)
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """One sentence per decision so far."""
-        return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
 
     @property
     def family(self) -> tuple[Member, ...]:

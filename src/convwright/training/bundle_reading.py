@@ -165,7 +165,8 @@ def _some(value: Tensor) -> Tensor:
     """Return some numbers of each row, at places that depend on its shape alone; (n, 256)."""
     shape = tuple(value.shape[1:])
     places = torch.unravel_index(_places(value[0].numel()).to(value.device), shape)
-    return value[(slice(None), *places)]
+    index: tuple[slice | Tensor, ...] = (slice(None), *places)
+    return value[index]
 
 
 @lru_cache(maxsize=64)
