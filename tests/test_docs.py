@@ -134,13 +134,16 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
     tables = generator()
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.TABLES["results"]() == "No result files are in this checkout."
-    experiments = ("mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf")
+    experiments = (
+        "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",
+        "conetv2", "conetv2-rank", "conetv2-transfer",
+    )  # fmt: skip
     measured = ("demo", "widths", "labels", "cost-model", "receptive-field", "latency", "training", "pipeline")
     for name in (*measured, *(f"reproduce-{name}" for name in experiments)):
         assert "Not measured in this checkout" in tables.TABLES[name]()
 
 
-@pytest.mark.parametrize("name", ["channel-groups", "demo"])
+@pytest.mark.parametrize("name", ["channel-groups", "demo", "3drf-rank-plain", "3drf-rank-residual"])
 def test_pictures_are_those_of_the_drawing_tool(name: str, tmp_path: Path) -> None:
     if name == "demo" and not (ROOT / "benchmarks" / "results" / "demo.json").is_file():
         pytest.skip("the demonstration has no result file")
