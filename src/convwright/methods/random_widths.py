@@ -10,6 +10,7 @@ from convwright.cost.budget import Limits
 from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError
 from convwright.methods.method import Candidate, Evidence, register
+from convwright.methods.scripted import Script, Scripted
 from convwright.methods.width_surface import Surface
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @register("random")
-class RandomWidths:
+class RandomWidths(Scripted):
     """Trials with widths drawn at random and scaled to the budget, from new weights; the most accurate is trained.
 
     Each group's width is its own times a factor, log-uniform from 1 / ``spread`` to ``spread``; then all are scaled to
@@ -39,6 +40,8 @@ class RandomWidths:
         BudgetError: No widths meet the limits.
         ConvwrightError: No group can change, or an option is wrong.
     """
+
+    limits: Limits  # never None here
 
     def __init__(
         self,
@@ -63,38 +66,27 @@ class RandomWidths:
         rng = random.Random(seed)
         empty = Plan.empty(arch)
         plans = [empty.with_edits(*drawn(surface, rng, 1 / spread, spread, scaled=True)) for _ in range(trials)]
-        self.limits, self.seed, self.epochs = limits, seed, epochs or tune_epochs
+        super().__init__(limits)
+        self.seed, self.epochs = seed, epochs or tune_epochs
         self.trials = tuple(
             Candidate(plan, None, trial_epochs, seed + turn, weights="fresh") for turn, plan in enumerate(plans)
         )
         self.baseline = Candidate(empty, None, self.epochs, seed, role="baseline", weights="fresh")
-        self.told: dict[int, Evidence] = {}
+        self._begin()
 
-    def ask(self) -> tuple[Candidate, ...]:
-        """Return all draws that are not told yet; then the best of them and the untouched network, trained."""
-        left = tuple(c for number, c in enumerate(self.trials) if number not in self.told)
+    def _run(self) -> Script:
+        yield self.trials
         found = self._chosen()
-        if left or found is None:
-            return left
+        if found is None:
+            return
         final = Candidate(found.candidate.plan, None, self.epochs, self.seed, weights="fresh")
-        last = (final, self.baseline)
-        return tuple(c for number, c in enumerate(last, start=len(self.trials)) if number not in self.told)
-
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.told[evidence.trial] = evidence
-
-    def best(self) -> Evidence | None:
-        """Return the final training; before it, the most accurate draw."""
-        final = self.told.get(len(self.trials))
-        return final if final is not None and self._meets(final) else self._chosen()
+        evidence, _ = yield (final, self.baseline)
+        self._final = evidence.trial
 
     def _chosen(self) -> Evidence | None:
+        """Return the most accurate draw."""
         known = [self.told[number] for number in range(len(self.trials)) if number in self.told]
         return max((e for e in known if self._meets(e)), key=lambda e: e.score, default=None)
-
-    def _meets(self, evidence: Evidence) -> bool:
-        return evidence.usable and self.limits.met(evidence.costs)
 
     @property
     def log(self) -> tuple[str, ...]:

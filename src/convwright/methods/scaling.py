@@ -11,9 +11,10 @@ from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.enlarging_space import EnlargingSpace
 from convwright.methods.greedy_growth import Point, nearest, trimmed
-from convwright.methods.method import Candidate, Evidence, register
+from convwright.methods.method import Candidate, register
 from convwright.methods.phases import Decision
 from convwright.methods.scaling_rules import Rule, Setting, compound, fast, shares, single, to_cost
+from convwright.methods.scripted import Script, Scripted
 from convwright.methods.stage_knobs import Layers, Stages
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @register("scaling")
-class Scaling:
+class Scaling(Scripted):
     """One rule for the whole network, scaled to the budget, then trimmed in width to 98 to 100 % of it.
 
     Without the trim, rounding leaves gaps of several per cent between rules, and they could not be compared.
@@ -61,6 +62,8 @@ class Scaling:
         40
     """
 
+    limits: Limits  # never None here
+
     def __init__(
         self,
         arch: Architecture,
@@ -82,7 +85,8 @@ class Scaling:
         _check(rule, samples, (alpha, beta, gamma))
         if limits is None or not limits.limits:
             raise BudgetError("method scaling enlarges a network to a budget; give one above its present cost")
-        self.limits, self.rule, self.seed = limits, rule, seed
+        super().__init__(limits)
+        self.rule, self.seed = rule, seed
         self.stages = Stages.of(arch, quantum=quantum, divisor=divisor, layers=layers)
         self.space = EnlargingSpace.of(self.stages, limits)
         if self.space.metric == "latency":
@@ -96,46 +100,22 @@ class Scaling:
         )
         self.epochs, self.tune_epochs = epochs, tune_epochs
         self.untouched = Plan.empty(arch)
-        self.told: dict[int, Evidence] = {}
         words = {i + 1 + (not epochs): f"{rule}: {_said(s)}" for i, s in enumerate(self.settings)}
         told = "; ".join(f"{_said(s)}, {self._cost(s) / self.target:.1%} of the limit" for s in self.settings)
         self.decisions = (Decision(f"scaling by {rule}", words, next(iter(words)), told),)
+        self._begin()
 
-    # ------------------------------------------------------------------ ask, tell, best
-
-    def ask(self) -> tuple[Candidate, ...]:
-        """Return the untouched network and, beside it, what the rule made of it."""
-        number = 0
-        for batch in self._batches():
-            open_ones = tuple(c for n, c in enumerate(batch, start=number) if n not in self.told)
-            if open_ones:
-                return open_ones
-            if number == 0 and not self.epochs and not self.told[0].usable:
-                return ()
-            number += len(batch)
-        return ()
-
-    def _batches(self) -> tuple[tuple[Candidate, ...], ...]:
+    def _run(self) -> Script:
+        """Train the untouched network and, beside it, what the rule made of it."""
         plans = [self.untouched.with_edits(*self._edits(s)) for s in self.settings]
         if self.epochs:
             baseline = Candidate(self.untouched, None, self.epochs, self.seed, role="baseline", weights="fresh")
-            return ((baseline, *(Candidate(p, None, self.epochs, self.seed, weights="fresh") for p in plans)),)
-        base = Candidate(self.untouched, None, 0, self.seed, role="base")
-        baseline = Candidate(self.untouched, 0, self.tune_epochs, self.seed, role="baseline")
-        return ((base,), (baseline, *(Candidate(p, 0, self.tune_epochs, self.seed) for p in plans)))
-
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.told[evidence.trial] = evidence
-
-    def best(self) -> Evidence | None:
-        """Return the best trained proposal that meets the limits."""
-        fit = [
-            e
-            for _, e in sorted(self.told.items())
-            if e.candidate.role == "candidate" and e.usable and self.limits.met(e.costs)
-        ]
-        return max(fit, key=lambda e: e.score, default=None)
+            yield (baseline, *(Candidate(p, None, self.epochs, self.seed, weights="fresh") for p in plans))
+            return
+        (base,) = yield (Candidate(self.untouched, None, 0, self.seed, role="base"),)
+        if base.usable:
+            baseline = Candidate(self.untouched, 0, self.tune_epochs, self.seed, role="baseline")
+            yield (baseline, *(Candidate(p, 0, self.tune_epochs, self.seed) for p in plans))
 
     # ------------------------------------------------------------------ what the rule makes
 
