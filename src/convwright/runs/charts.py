@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convwright.runs.svg import Axis, axis, line, picture, text
+from convwright.runs.svg import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axis, axis, grid, picture, plot, text
 
-_WIDTH, _LEFT, _TOP, _BOTTOM, _PLOT, _HEIGHT, _LINE = 860, 64, 44, 52, 520, 340, 16
+_PLOT, _LINE = 520, 16
 _NAMES, _MOST_CELL, _CELL_HEIGHT = 190, 40.0, 16
 _COLOURS = ("#2f6fd0", "#d9822b", "#2c9f6b", "#c23b5e", "#7d5bd1", "#148a9c", "#9c7a1c", "#8a8f99")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -36,26 +36,10 @@ def lines(series: Sequence[Series], title: str, x_words: str, y_words: str) -> s
         The text of an SVG file.
     """
     points = [point for each in series for point in each.points]
-    x = axis([point[0] for point in points], _LEFT, _PLOT)
-    y = axis([point[1] for point in points], _TOP + _HEIGHT, -_HEIGHT)
-    height = max(_TOP + _HEIGHT + _BOTTOM, _TOP + _LINE * (len(series) + 1))
-    return picture(
-        _WIDTH,
-        height,
-        title,
-        text(16, _TOP - 6, y_words),
-        text(_LEFT + _PLOT / 2, _TOP + _HEIGHT + 38, x_words, anchor="middle"),
-        *_grid(x, y),
-        *(mark for number, each in enumerate(series) for mark in _drawn(number, each, x, y)),
-    )
-
-
-def _grid(x: Axis, y: Axis) -> list[str]:
-    bottom, right = _TOP + _HEIGHT, _LEFT + _PLOT
-    across = [line("grid", x.at(value), _TOP, x.at(value), bottom) for value in x.marks()]
-    down = [line("grid", _LEFT, y.at(value), right, y.at(value)) for value in y.marks()]
-    words = [text(x.at(value), bottom + 18, x.text(value), anchor="middle") for value in x.marks()]
-    return [*across, *down, *words, *(text(_LEFT - 8, y.at(v) + 4, y.text(v), anchor="end") for v in y.marks())]
+    x = axis([point[0] for point in points], LEFT, _PLOT)
+    y = axis([point[1] for point in points], TOP + HEIGHT, -HEIGHT)
+    marks = (mark for number, each in enumerate(series) for mark in _drawn(number, each, x, y))
+    return plot(x, y, title, x_words, y_words, [*grid(x, y), *marks], _LINE * (len(series) + 1))
 
 
 def _drawn(number: int, series: Series, x: Axis, y: Axis) -> list[str]:
@@ -65,7 +49,7 @@ def _drawn(number: int, series: Series, x: Axis, y: Axis) -> list[str]:
     style = f'stroke="{colour}" stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
     places = [(x.at(a), y.at(b)) for a, b in series.points]
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-    top, left = _TOP + _LINE * number + 8, _LEFT + _PLOT + 20
+    top, left = TOP + _LINE * number + 8, LEFT + _PLOT + 20
     return [
         *([f'<polyline fill="none" {style} points="{path}"/>'] if series.joined else []),
         *(f'<circle fill="{colour}" cx="{a:.1f}" cy="{b:.1f}" r="{2.2 if series.joined else 4}"/>' for a, b in places),
@@ -86,22 +70,22 @@ def heat(rows: Sequence[tuple[str, Sequence[float | None]]], title: str, x_words
         The text of an SVG file.
     """
     columns = len(rows[0][1])
-    width = min(_MOST_CELL, (_WIDTH - _NAMES - 90) / columns)
+    width = min(_MOST_CELL, (WIDTH - _NAMES - 90) / columns)
     known = [value for _, values in rows for value in values if value is not None]
     most = max(known, default=0.0) or 1.0
-    bottom = _TOP + _CELL_HEIGHT * len(rows)
+    bottom = TOP + _CELL_HEIGHT * len(rows)
     every = max(1, round(columns / 12))
     marks = [
         text(_NAMES + width * (i + 0.5), bottom + 16, str(i + 1), anchor="middle") for i in range(0, columns, every)
     ]
     cells = [part for place, row in enumerate(rows) for part in _shades(place, row, width, most)]
     words = text(_NAMES + width * columns / 2, bottom + 36, x_words, anchor="middle")
-    return picture(_WIDTH, bottom + _BOTTOM + 30, title, *cells, *marks, words, *_scale(bottom + 56, most))
+    return picture(WIDTH, bottom + BOTTOM + 30, title, *cells, *marks, words, *_scale(bottom + 56, most))
 
 
 def _shades(place: int, row: tuple[str, Sequence[float | None]], width: float, most: float) -> list[str]:
     name, values = row
-    top = _TOP + _CELL_HEIGHT * place
+    top = TOP + _CELL_HEIGHT * place
     parts = [text(_NAMES - 8, top + 12, name, anchor="end")]
     for number, value in enumerate(values):
         left = _NAMES + width * number

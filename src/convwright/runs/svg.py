@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+WIDTH, LEFT, TOP, BOTTOM, HEIGHT = 860, 64, 44, 52, 340  # of a picture with a plot, and of the plot in it
+
 STYLE = """
 text { font-family: system-ui, -apple-system, "Segoe UI", Helvetica, Arial, "DejaVu Sans", sans-serif; font-size: 12px;
 fill: #1d2633 } .title { font-size: 15px; font-weight: 600 } .back { fill: #ffffff } .grid { stroke: #e3e7ed }
@@ -61,6 +63,42 @@ def picture(width: float, height: float, title: str, *parts: str) -> str:
             "</svg>\n",
         )
     )
+
+
+def plot(x: Axis, y: Axis, title: str, x_words: str, y_words: str, parts: Sequence[str], listed: float) -> str:
+    """Return the text of an SVG file with a plot at the left, and room for a list of names beside it.
+
+    Args:
+        x: From the plot's left.
+        y: From its bottom, upwards.
+        title: Above the picture; also what a screen reader says.
+        x_words: Below the horizontal axis.
+        y_words: Above the vertical axis.
+        parts: What is drawn, in order.
+        listed: Height of the list.
+    """
+    return picture(
+        WIDTH,
+        max(TOP + HEIGHT + BOTTOM, TOP + listed),
+        title,
+        text(16, TOP - 6, y_words),
+        text(x.start + x.length / 2, TOP + HEIGHT + 38, x_words, anchor="middle"),
+        *parts,
+    )
+
+
+def grid(x: Axis, y: Axis, zero: bool = False) -> list[str]:
+    """Return lines and numbers at the marks of both axes; with `zero`, the line at 0 stands out."""
+    bottom, top, left, right = y.start, y.start + y.length, x.start, x.start + x.length
+    lines = []
+    for value in x.marks():
+        lines.append(line("grid", x.at(value), top, x.at(value), bottom))
+        lines.append(text(x.at(value), bottom + 18, x.text(value), anchor="middle"))
+    for value in y.marks():
+        nought = zero and abs(value) < y.step / 2
+        lines.append(line("zero" if nought else "grid", left, y.at(value), right, y.at(value)))
+        lines.append(text(left - 8, y.at(value) + 4, y.text(abs(value) if nought else value), anchor="end"))
+    return lines
 
 
 def axis(values: Sequence[float], start: float, length: float) -> Axis:
