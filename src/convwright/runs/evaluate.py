@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,17 +22,23 @@ from convwright.edits.plan import Plan, passages
 from convwright.edits.transfer import check_widths_only, fill_convolutions, widened
 from convwright.errors import EditError, RecipeError, RunError
 from convwright.methods import Candidate, Evidence, Status
-from convwright.runs.files import load_weights, save_weights
+from convwright.runs import memory
+from convwright.runs.files import load_weights, save_weights, write_json
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
+from convwright.training.checkpoint import FILE as CHECKPOINT
+from convwright.training.checkpoint import read_checkpoint
 from convwright.training.images import Images
+from convwright.training.outcome import EpochRecord
 from convwright.training.probes import Moment, Probes, Watched, check_observed
 from convwright.training.resized import resized_data
 from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
 
 if TYPE_CHECKING:
-    from convwright.runs.study import Study
+    from convwright.runs.executors.executor import Store
 
+
+HISTORY = "history.json"  # of a trial: one record per epoch
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
 _NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction")
@@ -53,7 +61,7 @@ class Evaluator:
         arch: The network as it was read, with the weights that the run starts from.
         data: Training and validation images.
         recipe: Precision and layout are settled in it, so that all trials are trained alike.
-        study: Where weights and checkpoints lie.
+        study: Where weights and checkpoints lie: the study, or what a worker knows of it.
         progress: Whether training shows how far it is.
         workers: Processes that read a streamed data set.
     """
@@ -61,7 +69,7 @@ class Evaluator:
     arch: Architecture
     data: ImageData
     recipe: Recipe
-    study: Study
+    study: Store
     progress: bool = True
     workers: int | None = None
 
@@ -80,9 +88,7 @@ class Evaluator:
         start = time.perf_counter()
         try:
             recipe = changed_recipe(self.recipe, candidate.recipe)
-            network = self.build(candidate, parents)
-            data = resized_data(self.data, _size(network))  # what a candidate at another resolution sees
-            outcome = self._trained(network.model, data, number, candidate, recipe)
+            network, outcome, parts = self._within_memory(number, candidate, parents, recipe)
         except (RecipeError, EditError) as error:  # a recipe or a plan that does not work here: the search goes on
             return Evidence(
                 candidate, number, float("nan"), 0.0, {}, status="failed", seconds=_since(start), message=str(error)
@@ -94,10 +100,32 @@ class Evaluator:
             outcome.judged.accuracy,
             outcome.judged.stderr,
             costs_of(profile(network)),
-            outcome.probes,
+            outcome.probes if parts == 1 else {**outcome.probes, memory.PROBE: parts},
             outcome.status,
             seconds=_since(start),
+            message="" if parts == 1 else f"out of memory at first; trained with batches in {parts} parts",
         )
+
+    def _within_memory(
+        self, number: int, candidate: Candidate, parents: Mapping[int, Candidate], recipe: Recipe
+    ) -> tuple[Architecture, _Outcome, int]:
+        """Train a candidate, in smaller parts of its batches where memory runs out; return into how many."""
+        folder = self.study.trial_folder(number)
+        parts = memory.parts_so_far(folder)
+        while True:
+            try:
+                network = self.build(candidate, parents)
+                data = resized_data(self.data, _size(network))  # what a candidate at another resolution sees
+                tried = memory.in_parts(recipe, parts)
+                return network, self._trained(network.model, data, number, candidate, tried), parts
+            except (MemoryError, RuntimeError) as error:
+                if not memory.out_of_memory(error):
+                    raise
+                if not candidate.epochs:
+                    raise RecipeError(f"out of memory without any training: {error}") from None
+                parts = memory.smaller(folder, recipe, parts, error)
+            network = None  # type: ignore[assignment]  # before the next one is built
+            memory.let_go()
 
     # ------------------------------------------------------------------ building
 
@@ -156,6 +184,7 @@ class Evaluator:
         self, model: nn.Module, data: ImageData, number: int, candidate: Candidate, recipe: Recipe
     ) -> _Outcome:
         assert data.val is not None
+        remove_damaged(self.study.trial_folder(number))
         if not candidate.epochs:
             return _Outcome(self.judge(model, data.val), self._looked(model, data, candidate, recipe))
         result = train(
@@ -171,6 +200,7 @@ class Evaluator:
             stop=candidate.stop,
         )
         assert result.val is not None
+        write_json(self.study.trial_folder(number) / HISTORY, [_plain(record) for record in result.history])
         return _Outcome(result.val, result.probes, "stopped" if result.stopped else "done")
 
     def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
@@ -190,6 +220,14 @@ class Evaluator:
         )
         to_layout(model, torch.contiguous_format)
         return metrics
+
+
+def remove_damaged(folder: Path) -> None:
+    """Remove a checkpoint that cannot be read: the training then begins anew and comes to the same end."""
+    try:
+        read_checkpoint(folder)
+    except RunError:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _size(network: Architecture) -> tuple[int, int]:
@@ -256,6 +294,12 @@ def _check_observed(number: int, candidate: Candidate) -> None:
         check_observed(candidate.probes, candidate.stop)
     except RecipeError as error:  # the method's mistake, not the candidate's
         raise RunError(f"trial {number}: {error}") from error
+
+
+def _plain(record: EpochRecord) -> dict[str, Any]:
+    """Return an epoch as plain JSON values; what is not finite is None."""
+    finite = {name: value is not None and math.isfinite(value) for name, value in asdict(record).items()}
+    return {name: value if finite[name] else None for name, value in asdict(record).items()}
 
 
 def _since(start: float) -> float:

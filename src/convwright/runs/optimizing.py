@@ -25,6 +25,8 @@ from convwright.runs.files import load_weights, read_json, save_weights, write_j
 from convwright.runs.latency import RunLatency, WithLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
 from convwright.runs.method_options import checked_options
+from convwright.runs.networks import FILE as NETWORKS
+from convwright.runs.networks import networks
 from convwright.runs.opening import Opened, Shape, open_both, parse_input
 from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.result import FORMAT, Result, load_result
@@ -253,7 +255,8 @@ class _Job:
             with self.clock.part("search"):
                 found = search(method, study, self.evaluate(evaluator), asked.say)
             decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
-            ended = _Ended(found, _chosen(method.best(), found), _baseline(found), decisions)
+            log = tuple(getattr(method, "log", ()))
+            ended = _Ended(found, _chosen(method.best(), found), _baseline(found), decisions, log)
             return self.finish(ended, evaluator, limits)
 
     # ------------------------------------------------------------------ before
@@ -360,6 +363,7 @@ class _Job:
         plan = ended.best.candidate.plan
         write_text(study.folder / "plan.json", plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
+        write_json(study.folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, self.latency))
         write_json(study.folder / "result.json", content)  # last: it says that the others are whole
         return Result(study.folder, ended.best, ended.baseline, ended.trials, content)
 
@@ -404,6 +408,7 @@ class _Job:
             "baseline_trained_with": _recipe(ended.baseline, evaluator),
             "trials": trials,
             "decisions": list(ended.decisions),
+            "log": list(ended.log),
             "seconds": {**self.clock.seconds, **spent},
             "versions": versions(),
             "machine": machine(),
@@ -417,6 +422,7 @@ class _Ended:
     best: Evidence
     baseline: Evidence
     decisions: tuple[Mapping[str, Any], ...] = ()
+    log: tuple[str, ...] = ()
 
 
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
