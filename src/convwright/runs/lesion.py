@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.errors import ConvwrightError
 from convwright.runs.charts import Series, lines
 from convwright.training.bundle_points import Points, branch_tap, find_points, outermost
 from convwright.training.bundle_reading import Reading, read_bundles
-from convwright.training.evaluate import count_right, eval_mode
+from convwright.training.evaluate import Metrics, count_right, eval_mode
 from convwright.training.images import Images
 from convwright.training.loader import Loader, derived_seed
-from convwright.training.settings import single_tensor
+from convwright.training.settings import autocast, single_tensor
 from convwright.training.taps import Tap, Tapped
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _HELD = 1 << 27  # numbers: so many are kept in memory as batches
 _BATCH = 500
+_IDLE = (nn.Conv2d, _BatchNorm)  # what is not computed in a branch that is left out
 ORDERS = ("conflict", "loss", "random", "among conflicting", "among others")
 
 
@@ -247,6 +250,7 @@ class _Draws:
 # ------------------------------------------------------------------ leaving blocks out
 
 Judge = Callable[[frozenset[str]], float]
+Measure = Callable[[frozenset[str]], Metrics]
 
 
 class Lesions:
@@ -281,18 +285,35 @@ class Lesions:
     @contextmanager
     def judging(self, images: Images) -> Iterator[Judge]:
         """Give a function from names of blocks to the accuracy without them; equal sets are judged once."""
-        known: dict[frozenset[str], float] = {}
-        batches = _batches(self.arch.model, images)
-        with eval_mode(self.arch.model), torch.no_grad():
+        with self.measuring(images) as judge:
+            yield lambda removed: judge(removed).accuracy
 
-            def accuracy(removed: frozenset[str]) -> float:
+    @contextmanager
+    def measuring(
+        self, images: Images, *, precision: str = "fp32", channels_last: bool = False, anew: Images | None = None
+    ) -> Iterator[Measure]:
+        """Give a function from names of blocks to accuracy and loss without them; equal sets are judged once.
+
+        Args:
+            images: To judge on.
+            precision: fp32 or bf16 (mixed).
+            channels_last: Layout of the batches; the network's own has to be the same to gain by it.
+            anew: Images from which the statistics of batch norms are taken anew after the blocks were left out; no
+                weight is trained. None: they stay.
+        """
+        known: dict[frozenset[str], Metrics] = {}
+        batches = _batches(self.arch.model, images, channels_last)
+        again = _batches(self.arch.model, anew, channels_last) if anew is not None else None
+        device = next((p.device for p in self.arch.model.parameters()), torch.device("cpu"))
+        with eval_mode(self.arch.model), torch.no_grad(), autocast(device, precision):
+
+            def measure(removed: frozenset[str]) -> Metrics:
                 if removed not in known:
-                    with self.without(removed) as run:
-                        right = sum(int(count_right(single_tensor(run(x)).float(), y)) for x, y in batches)
-                    known[removed] = right / len(images)
+                    with self.without(removed) as run, _statistics_anew(self.arch.model, run, again):
+                        known[removed] = _measured(run, batches, len(images))
                 return known[removed]
 
-            yield accuracy
+            yield measure
 
     @contextmanager
     def without(self, removed: Collection[str]) -> Iterator[Callable[[Tensor], Any]]:
@@ -318,25 +339,64 @@ class Lesions:
 
 
 def _idle(arch: Architecture, block: Block) -> dict[nn.Module, tuple[int, ...]]:
-    """Return the convolutions of a branch that are modules called once, with the shape of what they give."""
+    """Return what a branch computes in modules that are called once, with the shape of what they give."""
     modules, names = dict(arch.model.named_modules()), {layer.name for layer in arch.layers}
     flow, span = arch.flow, arch.flow.span(block)
     found = {}
     for name in block.branch:
         layer, module = arch.layer(name), modules.get(name)
         inside = set(flow.users[flow.place[layer.node]]) <= span
-        once = isinstance(module, nn.Conv2d) and f"{name}#2" not in names and "forward" not in vars(module)
+        once = isinstance(module, _IDLE) and f"{name}#2" not in names and "forward" not in vars(module)
         if module is not None and inside and once:
             found[module] = tuple(layer.output_shape[1:])
     return found
 
 
 def _nothing(shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    return lambda images: images.new_zeros(len(images), *shape)
+    """Return what gives zeros in the layout of its input, so that what follows stays as quick as it was."""
+
+    def forward(images: Tensor) -> Tensor:
+        last = images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last and not images.is_contiguous() else torch.contiguous_format
+        return images.new_zeros((len(images), *shape)).contiguous(memory_format=layout)
+
+    return forward
 
 
-def _batches(model: nn.Module, images: Images) -> Any:
+def _measured(run: Callable[[Tensor], Any], batches: Any, count: int) -> Metrics:
+    loss, right = 0.0, 0
+    for images, labels in batches:
+        scores = single_tensor(run(images)).float()
+        loss += float(F.cross_entropy(scores, labels, reduction="sum"))
+        right += int(count_right(scores, labels))
+    return Metrics(right / count, loss / count, count)
+
+
+@contextmanager
+def _statistics_anew(model: nn.Module, run: Callable[[Tensor], Any], batches: Any) -> Iterator[None]:
+    """Hold statistics of batch norms that are means over some batches; None: those that there are."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if batches else []
+    kept = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for images, _ in batches or ():
+            run(images)
+        for norm in norms:
+            norm.eval()
+        yield
+    finally:
+        for norm, (buffers, momentum) in zip(norms, kept, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+            for name, value in buffers.items():
+                norm.get_buffer(name).copy_(value)
+
+
+def _batches(model: nn.Module, images: Images, channels_last: bool = False) -> Any:
     """Return the batches to judge on: kept in memory where they are few, else read each time."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loader = Loader(images, _BATCH, shuffle=False, device=device, channels_last=False)
+    loader = Loader(images, _BATCH, shuffle=False, device=device, channels_last=channels_last)
     return list(loader) if len(images) * math.prod(images.shape) <= _HELD else loader

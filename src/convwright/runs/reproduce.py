@@ -251,4 +251,6 @@ def _of_searches(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, An
     if row.quality:
         content["qualities"] = [result.get("quality") for result in results]
         content["train_losses"] = [result["history"][-1]["train_loss"] for result in results]
+    if row.study is not None:
+        content["studies"] = [result.get("study") for result in results]
     return content

@@ -104,8 +104,12 @@ def asked(job: Job) -> dict[str, Any]:
         values["edits"] = plain([edit.to_dict() for edit in row.edits])
     if job.input_shape is not None:
         values["input_shape"] = list(job.input_shape)
-    if job.val_fraction:
-        values["val_fraction"] = job.val_fraction
+    if held := job.val_fraction or row.held:
+        values["val_fraction"] = held
+    if row.probes:
+        values["probes"] = list(row.probes)
+    if row.study is not None:
+        values["study"] = plain({"study": row.study.kind, **asdict(row.study)})  # type: ignore[call-overload]
     if ".py:" in row.model:  # the file may change between two calls
         values["file"] = digest(Path(row.model.rpartition(":")[0]))
     if job.weights is not None:
@@ -170,12 +174,22 @@ def carry_out(job: Job) -> dict[str, Any]:
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "versions": versions(),
         "machine": machine(),
+        **_studied(job, trained, data),
     }
     save_weights(trained.model, job.folder / "model.safetensors")
     write_json(job.folder / "result.json", content)
     if not job.keep:
         (job.folder / "checkpoint.pt").unlink(missing_ok=True)
     return content
+
+
+def _studied(job: Job, trained: TrainResult, data: ImageData) -> dict[str, Any]:
+    row = job.row
+    if row.study is None or row.recipe is None:
+        return {}
+    start = time.process_time()
+    found = row.study.carry_out(trained.model, data, row.recipe.updated(seed=job.seed), trained.probes)
+    return {"study": found, "study_processor_seconds": time.process_time() - start}
 
 
 def _counted(job: Job) -> dict[str, Any]:
@@ -294,7 +308,7 @@ def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> T
     recipe = job.row.recipe.updated(seed=job.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecipeWarning)  # they are in the result, and in the table
-        return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test)
+        return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test, probes=job.row.probes)
 
 
 def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
@@ -306,7 +320,7 @@ def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
 
 
 def _data(job: Job) -> ImageData:
-    return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction)
+    return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction or job.row.held)
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from convwright.edits import Edit
 from convwright.errors import ConvwrightError, look_up
@@ -15,8 +15,22 @@ from convwright.runs.designs import Design
 from convwright.runs.experiment_tables import Sheet
 from convwright.training import Recipe
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convwright.training import ImageData
+
 Size = Literal["quick", "standard", "full"]
 SIZES: tuple[Size, ...] = get_args(Size)
+
+
+class Study(Protocol):
+    """What is done with a network after its training, as data: a frozen dataclass."""
+
+    kind: ClassVar[str]
+
+    def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
+        """Return what is found, as plain JSON values; `model` stays as it is, `found` is what the probes saw."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,9 @@ class Row:
             fitted to weights that mean nothing yet.
         fresh: All weights are drawn after the edits, so that an edited network begins like any other of its shape.
         quality: Whether the quality of its trained kernels is recorded.
+        held: Share of the training images that is held out, for a study to decide on.
+        probes: What is observed during the training.
+        study: What is done with the trained network.
         paper: What the source reports, by name: ``accuracy`` (0..1) and what else it gives. The counts of a row that
             is only counted are compared: ``params`` and ``macs`` exactly, ``mmacs`` (a text, millions) to its digits.
         target: The accuracy (0..1) that the mean has to reach; None: none was set.
@@ -54,6 +71,9 @@ class Row:
     edits: tuple[Edit, ...] = ()
     fresh: bool = False
     quality: bool = False
+    held: float = 0.0
+    probes: tuple[str, ...] = ()
+    study: Study | None = None
     paper: Mapping[str, Any] = field(default_factory=dict)
     target: float | None = None
     limit: int | None = None

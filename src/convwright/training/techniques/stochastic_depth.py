@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -128,14 +128,17 @@ class StochasticDepth(Technique):
 
     Attributes:
         rate: Share of images for which the last block's branch is left out.
+        profile: `linear`: block l of L has rate * l / L; `uniform`: every block has the rate.
     """
 
     rate: float = Field(0.2, gt=0, lt=1)
+    profile: Literal["linear", "uniform"] = "linear"
 
     def rates(self, arch: Architecture) -> dict[str, float]:
         """Return the rate of each branch, by the module at its end, in execution order."""
         blocks = [block.name for block in arch.blocks if block.join]
-        rates = {name: self.rate * number / len(blocks) for number, name in enumerate(blocks, start=1)}
+        shares = {name: number / len(blocks) for number, name in enumerate(blocks, start=1)}
+        rates = {name: self.rate * (share if self.profile == "linear" else 1) for name, share in shares.items()}
         return {end.module: rates[end.block] for end in branch_ends(arch) if end.module}
 
     def remarks(self, arch: Architecture) -> tuple[str, ...]:
