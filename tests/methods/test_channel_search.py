@@ -181,6 +181,20 @@ def test_widths_move_to_the_needy_groups_at_equal_macs(networks, network, rule):
     assert end[emptier] < start[emptier]
 
 
+def test_a_group_without_quality_keeps_channels_enough_to_go_on_from(networks):
+    arch = networks["mobile"]
+    starved = arch.free_groups[0].name
+
+    def quality(number, name, size):
+        return 0.0 if name == starved else 0.5
+
+    method = ChannelSearch(arch, limits_of(arch, "macs<=60%"), epochs=2, trials=9, rule="greedy", spread=64.0)
+    world = World(arch, quality).play(method)
+    sizes = [world.sizes(evidence.candidate.plan)[starved] for evidence in world.evidence[:-1]]
+    assert min(sizes) == 2, "weights cannot be carried on from a group of one channel"
+    assert sizes[0] > 2
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 0.9])
 def test_gamma_does_not_set_the_size(plain, gamma):
     method = ChannelSearch(plain, limits_of(plain, "macs<=70%"), epochs=2, trials=12, gamma=gamma)

@@ -32,6 +32,7 @@ Metric = Literal["qc", "new_qc", "rank", "knowledge_gain"]
 TINY = 16  # the published first width, and the published step
 _PROBES: dict[Mode, str] = {"corrected": "channel-quality", "parity": "channel-quality-parity"}
 _PUBLISHED_BOUNDS = (16, 256)
+_CARRIED = 2  # fewest channels whose weights a later trial can take over: one alone carries no labels
 _FAILURES = 2  # so many failed trials in a row end the search
 _SILENT = 3  # and so many in a row in which no kernel has any quality
 _SHOWN = 3  # widths named in a sentence
@@ -102,7 +103,8 @@ class ChannelSearch(Scripted):
             of channels; None: ``given``, in parity mode ``tiny``. A start below the budget comes up to it
             geometrically over the first third of the trials.
         step: Added to all widths after the first trial; parity mode only.
-        min_width: Smallest width; None: one step of the group, in parity mode 16.
+        min_width: Smallest width; None: one step of the group and at least 2, in parity mode 16. Weights cannot be
+            carried on from a group of one channel.
         max_width: Largest width; None: none, in parity mode 256.
         metric: ``qc``, ``new_qc``, ``rank`` or ``knowledge_gain``.
         transfer: How a trial gets the weights of the one before: ``net2wider``, ``svd`` or ``fresh`` (not at all);
@@ -163,7 +165,7 @@ class ChannelSearch(Scripted):
         self.mode, self.transfer, self.metric = mode, transfer, metric
         self.trials, self.trial_epochs = trials, trial_epochs
         self.epochs, self.tune_epochs, self.seed = epochs, tune_epochs, seed
-        least, most = _PUBLISHED_BOUNDS if parity else (None, None)
+        least, most = _PUBLISHED_BOUNDS if parity else (_CARRIED, None)
         self.surface = Surface(
             arch,
             limits if limits is not None else _own_costs(arch),
