@@ -1,0 +1,332 @@
+"""The code of one call of a module: which lines, and what the values in them are called."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from convwright.architecture.capture import operator_name
+from convwright.errors import ConvwrightError
+from convwright.export.source.operators import written
+from convwright.export.source.regions import SIZES, Network, Region
+from convwright.export.source.text import Attr, Call, Expr, Joined, Text, positional, template
+
+_NAMES = ("x", "y", "z", "u", "v", "w", "r", "s", "t")
+_MOST_PARTS = 6  # of a list that are unpacked
+_FOREVER = 10**9
+
+Dims = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """``targets = expr``, once or for each module of a list.
+
+    Attributes:
+        targets: what is assigned to; () for a call whose value nobody needs.
+        expr: what is assigned.
+        dims: sizes of the first target's axes; () if they are those of the first argument.
+        loop: the list that is gone through; then `expr` calls ``layer``.
+        child: path of the module that the line calls; "" if it is an operator.
+        unpacks: whether the value is a list, unpacked into the targets.
+    """
+
+    targets: tuple[str, ...]
+    expr: Expr
+    dims: Dims = ()
+    loop: Expr | None = None
+    child: str = ""
+    unpacks: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What two lines have in common that differ in constants only."""
+        return self.targets, template(self.expr), None if self.loop is None else template(self.loop), self.unpacks
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A method: its arguments, its lines, and what it returns.
+
+    Attributes:
+        params: names of the arguments after ``self``.
+        lines: the lines.
+        returns: names of the values returned.
+        entry: sizes of the first argument's axes.
+    """
+
+    params: tuple[str, ...]
+    lines: tuple[Line, ...]
+    returns: tuple[str, ...]
+    entry: Dims = ()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What two methods have in common that differ in constants only."""
+        return self.params, tuple(line.key for line in self.lines), self.returns
+
+
+class Flow:
+    """Which values enter and leave the calls of a network's modules."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self.users: dict[fx.Node, list[fx.Node | None]] = {}
+        self.place = {node: at for at, node in enumerate(net.root.nodes())}
+        for node in self.place:
+            for source in node.all_input_nodes:
+                self.users.setdefault(net.real(source), []).append(node)
+        named = {node.name: node for node in net.capture.graph.nodes}
+        self.results = [net.real(named[name]) for name in net.capture.outputs if name in named]
+        for node in self.results:
+            self.users.setdefault(node, []).append(None)
+
+    def inside(self, node: fx.Node | None, path: str) -> bool:
+        """Whether a node stands for a tensor of a module or of one inside it."""
+        name = self.net.places.get(node) if node is not None else None
+        return name is not None and (not path or name.startswith(f"{path}."))
+
+    def inputs(self, item: fx.Node | Region, path: str) -> list[fx.Node]:
+        """Return the values that enter an item, tensors of the module `path` left out."""
+        nodes = [item] if isinstance(item, fx.Node) else list(item.nodes())
+        own = set(nodes)
+        found: dict[fx.Node, None] = {}
+        for node in nodes:
+            for source in node.all_input_nodes:
+                real = self.net.real(source)
+                if real not in own and not self.inside(real, path):
+                    found[real] = None
+        return list(found)
+
+    def outputs(self, region: Region) -> list[fx.Node]:
+        """Return the values that leave a call."""
+        own = set(region.nodes())
+        return [node for node in region.nodes() if any(user not in own for user in self.users.get(node, []))]
+
+
+Access = Callable[[str], Expr]  # from a qualified name below the module to an expression
+
+
+class _Writer:
+    """One call of a module while its lines are written."""
+
+    def __init__(self, flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None):
+        self.flow, self.region, self.access, self.method, self.special = flow, region, access, method, special
+        self.net = flow.net
+        self.names: dict[fx.Node, str] = {}
+        self.last: dict[fx.Node, int] = {}
+        self.now = 0
+
+    def body(self) -> Body:
+        inputs = self.flow.inputs(self.region, self.region.path)
+        returns = self.flow.outputs(self.region) if self.region.path else self.flow.results
+        self._last_uses(returns)
+        for node in inputs:
+            self.names[node] = self._new()
+        params = tuple(self.names[node] for node in inputs)
+        entry = self.net.dims(inputs[0]) if inputs else ()
+        lines = list(self._lines())
+        results = tuple(self.names[node] for node in returns)
+        return Body(params, _folded(lines), results, entry)
+
+    def _last_uses(self, returns: Sequence[fx.Node]) -> None:
+        for at, item in enumerate(self.region.items):
+            for node in self.flow.inputs(item, self.region.path):
+                self.last[node] = at
+        self.last.update(dict.fromkeys(returns, _FOREVER))
+
+    def _lines(self) -> Iterator[Line]:
+        for at, item in enumerate(self.region.items):
+            self.now = at
+            if isinstance(item, Region):
+                yield self._called(item)
+            elif item not in self.names:  # the parts of an unpacked list have their names already
+                yield self._operator(item)
+
+    def _called(self, item: Region) -> Line:
+        inputs = self.flow.inputs(item, item.path)
+        outputs = self.flow.outputs(item)
+        target = self.access(item.path)
+        method = self.method(item)
+        called = target if method == "forward" else Attr(target, method)
+        expr = Call(called, positional(*(self.value(node) for node in inputs)))
+        return self._assigned(outputs, inputs, expr, child=item.path)
+
+    def _operator(self, node: fx.Node) -> Line:
+        inputs = self.flow.inputs(node, self.region.path)
+        if node is self.special:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            expr: Expr = Call(Text("super().forward"), positional(self.value(source)))
+        else:
+            expr = written(node, self)
+        if not self.flow.users.get(node):
+            return Line((), expr)
+        parts = self._parts(node)
+        return self._assigned(parts or [node], inputs, expr, unpacks=bool(parts))
+
+    def _parts(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes that take a list apart, if there are few and nothing else uses the list."""
+        value = node.meta.get("val")
+        users = [user for user in self.flow.users.get(node, []) if user is not None]
+        if not isinstance(value, (list, tuple)) or not 0 < len(value) <= _MOST_PARTS:
+            return []
+        if len(users) != len(self.flow.users[node]) or any(operator_name(u) != "getitem" for u in users):
+            return []
+        by_place = {int(user.args[1]): user for user in users}  # type: ignore[arg-type]
+        return [by_place[i] for i in range(len(value))] if len(by_place) == len(value) == len(users) else []
+
+    def _assigned(
+        self, outputs: Sequence[fx.Node], inputs: Sequence[fx.Node], expr: Expr, child: str = "", unpacks: bool = False
+    ) -> Line:
+        dying = [node for node in inputs if self.last.get(node) == self.now and node in self.names]
+        free = sorted((self.names[node] for node in dying), key=_rank)
+        for node in dying:
+            del self.names[node]
+        targets = []
+        for node in outputs:
+            name = free.pop(0) if free else self._new()
+            self.names[node] = name
+            targets.append(name)
+        dims = self.net.dims(outputs[0]) if outputs else ()
+        before = next((self.net.dims(node) for node in inputs if self.net.dims(node)), ())
+        return Line(tuple(targets), expr, () if dims == before else dims, child=child, unpacks=unpacks)
+
+    def _new(self) -> str:
+        used = set(self.names.values())
+        more = (f"x{i}" for i in itertools.count(1))
+        return next(name for name in itertools.chain(_NAMES, more) if name not in used)
+
+    # -------------------------------------------------------------- what operators ask
+
+    def value(self, node: fx.Node) -> Expr:
+        real = self.net.real(node)
+        if real in self.names:
+            return Text(self.names[real])
+        if real in self.net.places:
+            return self.access(self.net.places[real])
+        raise ConvwrightError(f"the value {node.name} is used where it is not known; export with --to pt2 or onnx")
+
+    def twin(self, node: fx.Node) -> fx.Node:
+        return self.net.twins[node]
+
+    def is_fresh(self, node: fx.Node) -> bool:
+        return node in self.net.fresh
+
+    def batch(self, node: fx.Node) -> Expr:
+        named = [self.net.real(n) for n in node.all_input_nodes if self.net.real(n) in self.names]
+        for known in (*named, *self.names):
+            dims = self.net.dims(known)
+            for axis, pair in enumerate(dims):
+                if pair == SIZES:
+                    return Joined((Text(self.names[known]), Text(f".shape[{axis}]")))
+        where = self.region.path or "the network itself"
+        raise ConvwrightError(
+            f"{operator_name(node)} in {where} depends on the batch size, which no value there has; "
+            "export with --to pt2 or onnx"
+        )
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (_NAMES.index(name), "") if name in _NAMES else (len(_NAMES) + len(name), name)
+
+
+def body(
+    flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None = None
+) -> Body:
+    """Write one call of a module.
+
+    Args:
+        flow: the values of the network.
+        region: the call.
+        access: from a qualified name to the expression for it.
+        method: from the call of another module to the name of the method that it means.
+        special: an operator that the base class carries out.
+    """
+    return _Writer(flow, region, access, method, special).body()
+
+
+def is_chain(flow: Flow, region: Region) -> bool:
+    """Whether a call hands one value through modules directly below it, each once and in the order of their names."""
+    prefix = f"{region.path}." if region.path else ""
+    seen: list[str] = []
+    value: fx.Node | None = None
+    for item in region.items:
+        if not isinstance(item, Region) or "." in item.path.removeprefix(prefix) or item.path in seen:
+            return False
+        inputs, outputs = flow.inputs(item, item.path), flow.outputs(item)
+        if len(inputs) != 1 or len(outputs) != 1 or (value is not None and inputs[0] is not value):
+            return False
+        users = [u for u in flow.users[outputs[0]]]
+        following = region.items[region.items.index(item) + 1 :]
+        if following and any(u is None or u not in set(following[0].nodes() if isinstance(following[0], Region) else ())
+                             for u in users):  # fmt: skip
+            return False
+        value = outputs[0]
+        seen.append(item.path)
+    return bool(seen)
+
+
+# ------------------------------------------------------------------ loops
+
+
+def _folded(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Return ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
+    result: list[Line] = []
+    at = 0
+    while at < len(lines):
+        run = _run(lines[at:])
+        if run < 2:
+            result.append(lines[at])
+            at += 1
+            continue
+        result.append(_loop(lines[at : at + run]))
+        at += run
+    return tuple(result)
+
+
+def _entry(line: Line) -> tuple[str, int] | None:
+    """Return (text of the list, index) of a line ``x = self.layers[i](x)``."""
+    if not isinstance(line.expr, Call) or not line.child or len(line.targets) != 1:
+        return None
+    called, args = line.expr.function, line.expr.args
+    if not isinstance(called, Joined) or len(args) != 1 or not isinstance(called.parts[-1], Text):
+        return None
+    name = args[0].value
+    index = called.parts[-1].text
+    if not isinstance(name, Text) or (name.text,) != line.targets or not index.strip("[]").isdigit():
+        return None
+    return template(Joined(called.parts[:-1])), int(index.strip("[]"))
+
+
+def _run(lines: Sequence[Line]) -> int:
+    first = _entry(lines[0])
+    count = 0
+    for line in lines:
+        entry = _entry(line)
+        if first is None or entry != (first[0], first[1] + count) or line.targets != lines[0].targets:
+            break
+        count += 1
+    return count
+
+
+def _loop(lines: Sequence[Line]) -> Line:
+    expr = lines[0].expr
+    assert isinstance(expr, Call)
+    assert isinstance(expr.function, Joined)
+    base = Joined(expr.function.parts[:-1])
+    first = _entry(lines[0])
+    assert first is not None
+    span = (first[1], first[1] + len(lines))
+    return Line(
+        lines[0].targets,
+        Call(Text("layer"), expr.args),
+        lines[-1].dims,
+        loop=Joined((base, Text(f"[{span[0]}:{span[1]}]"))),
+        child=lines[0].child,
+    )
+
+

@@ -1,0 +1,315 @@
+"""From the modules of a network to drafts of classes: what each one is built of and what its methods do."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from convwright.architecture.capture import operator_name
+from convwright.export.source.bodies import Body, Flow, Line, body, is_chain
+from convwright.export.source.layers import base_constructor, constructor
+from convwright.export.source.regions import Network, Region
+from convwright.export.source.text import Arg, Attr, Call, Expr, Hole, Joined, Many, Repeat, Text, flat, holes, positional, template
+
+_LISTS = (nn.Sequential, nn.ModuleList)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_SMALL = 16  # elements of a constant that is written into the program
+
+
+@dataclass(eq=False)
+class Part:
+    """A module that is written: a layer of torch, a list, a chain, or a class of its own.
+
+    Attributes:
+        path: its qualified name.
+        kind: ``"layer"``, ``"list"``, ``"chain"``, ``"dict"`` or ``"class"``.
+        expr: what constructs it; of a class, once the classes are decided.
+        calls: its calls.
+        children: names of the modules directly below that are written, as they are registered.
+        tensors: names of the tensors that it holds itself.
+    """
+
+    path: str
+    kind: str = "class"
+    expr: Expr | None = None
+    calls: list[Region] = field(default_factory=list)
+    children: list[str] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """One module's class before it is known which modules share it.
+
+    Attributes:
+        path: the module's qualified name.
+        hint: the name of its class in the original.
+        base: the class that it is derived from.
+        base_args: arguments of ``super().__init__``.
+        attributes: (name, expression): modules, parameters and buffers.
+        methods: its methods; the first is ``forward``.
+        children: names of its modules.
+    """
+
+    path: str
+    hint: str
+    base: str
+    base_args: tuple[Arg, ...]
+    attributes: tuple[tuple[str, Expr], ...]
+    methods: tuple[Body, ...]
+    children: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What modules that may share a class have in common."""
+        built = tuple((name, template(expr)) for name, expr in self.attributes)
+        super_call = template(Call(Text(self.base), self.base_args))
+        return self.hint, super_call, built, tuple(method.key for method in self.methods)
+
+    def holes(self) -> list[Hole]:
+        """Return all constants, in reading order."""
+        found = [hole for arg in self.base_args for hole in holes(arg.value)]
+        found += [hole for _, expr in self.attributes for hole in holes(expr)]
+        for method in self.methods:
+            found += [hole for line in method.lines for hole in holes(line.expr)]
+        return found
+
+    def built_with(self) -> int:
+        """Return how many of the constants stand in ``__init__``."""
+        found = [hole for arg in self.base_args for hole in holes(arg.value)]
+        return len(found + [hole for _, expr in self.attributes for hole in holes(expr)])
+
+
+class Parts:
+    """All modules of a network that are written."""
+
+    def __init__(self, net: Network) -> None:
+        self.net, self.flow = net, Flow(net)
+        self.known: dict[str, Part] = {"": Part("")}
+        self.methods: dict[Region, str] = {}
+        self._collect(net.root)
+        for name in net.tensors:
+            holder, _, own = name.rpartition(".")
+            if (part := self._part(holder)).kind != "layer" and own not in part.tensors:
+                part.tensors.append(own)
+        for part in self.known.values():
+            part.children = self._children(part.path)
+            part.kind = self._kind(part)
+        self.module_of = {path: net.model.get_submodule(path) for path in self.known}
+
+    # -------------------------------------------------------------- which modules there are
+
+    def _collect(self, region: Region) -> None:
+        part = self._part(region.path)
+        part.calls.append(region)
+        layer = self._layer(region)
+        if layer is not None:
+            part.kind, part.expr = "layer", layer
+            return
+        for item in region.items:
+            if isinstance(item, Region):
+                self._collect(item)
+
+    def _part(self, path: str) -> Part:
+        if path not in self.known:
+            self.known[path] = Part(path)
+            holder = path.rpartition(".")[0]
+            self._part(holder)
+            module = self.net.model.get_submodule(path)
+            built = constructor(module, path.rpartition(".")[2])
+            if built is not None and not self._is_called(path):
+                self.known[path].kind, self.known[path].expr = "layer", built
+        return self.known[path]
+
+    def _is_called(self, path: str) -> bool:
+        return any(region.path == path for region in _all(self.net.root))
+
+    def _layer(self, region: Region) -> Expr | None:
+        """Return what constructs a layer of torch that is called like one: one value in, one out."""
+        if not region.path:
+            return None
+        if len(self.flow.inputs(region, region.path)) != 1 or len(self.flow.outputs(region)) > 1:
+            return None
+        return constructor(self.net.model.get_submodule(region.path), region.path.rpartition(".")[2])
+
+    def _children(self, path: str) -> list[str]:
+        prefix = f"{path}." if path else ""
+        below = {p.removeprefix(prefix).partition(".")[0] for p in self.known if p.startswith(prefix) and p != path}
+        order = [name for name, _ in self.net.model.get_submodule(path).named_children()]
+        return sorted(below, key=order.index)
+
+    def _kind(self, part: Part) -> str:
+        if part.kind == "layer":
+            return "layer"
+        module = self.net.model.get_submodule(part.path)
+        digits = bool(part.children) and all(name.isdigit() for name in part.children)
+        if part.path and not part.tensors and not part.calls:
+            if digits:
+                return "list"
+            return "dict" if part.children else "class"
+        one_way = part.path and type(module) is nn.Sequential and not part.tensors
+        if one_way and all(is_chain(self.flow, call) for call in part.calls):
+            return "chain"
+        return "class"
+
+    # -------------------------------------------------------------- expressions
+
+    def access(self, origin: str, name: str) -> Expr:
+        """Return the expression by which the module `origin` reaches what has a qualified name below it."""
+        relative = name.removeprefix(f"{origin}.") if origin else name
+        found: Expr = Text("self")
+        at = origin
+        for piece in relative.split("."):
+            found = self._step(found, at, piece)
+            at = f"{at}.{piece}" if at else piece
+        return found
+
+    def _step(self, base: Expr, holder: str, name: str) -> Expr:
+        part = self.known.get(holder)
+        if name.isdigit() and part is not None and self.indexable(part):
+            return Joined((base, Text(f"[{name}]")))
+        if part is not None and part.kind == "dict":
+            return Joined((base, Text(f'["{name}"]')))
+        if is_name(name):
+            return Attr(base, name)
+        return Call(Text("getattr"), positional(base, Text(f'"{name}"')))
+
+    def indexable(self, part: Part) -> bool:
+        """Whether a module's children are reached as ``self[0]``."""
+        return part.kind in ("list", "chain") or (bool(part.children) and all(c.isdigit() for c in part.children))
+
+    def build(self, path: str) -> Expr:
+        """Return what constructs a module; those of a list that are equal are written as one."""
+        part = self.known[path]
+        if part.expr is not None:
+            return part.expr
+        items = {name: self.build(f"{path}.{name}" if path else name) for name in part.children}
+        if part.kind == "dict":
+            return Call(Text("nn.ModuleDict"), positional(Many(tuple(items.values()), "{}", tuple(items))))
+        is_sequence = part.kind == "chain" or isinstance(self.module_of[path], nn.Sequential)
+        if not all(name.isdigit() for name in items):
+            listed = Many(tuple(items.values()), "{}", tuple(items))
+            return Call(Text("nn.Sequential"), positional(Call(Text("OrderedDict"), positional(listed))))
+        sequence = self.sequence(items)
+        if is_sequence:
+            return Call(Text("nn.Sequential"), positional(*sequence))
+        return Call(Text("nn.ModuleList"), positional(Many(tuple(sequence))))
+
+    @staticmethod
+    def sequence(items: dict[str, Expr]) -> list[Expr]:
+        """Return the modules of a list in order, with ``nn.Identity()`` where the original has what does nothing."""
+        numbered = {int(name): expr for name, expr in items.items()}
+        full = [numbered.get(i, Text("nn.Identity()")) for i in range(max(numbered) + 1)]
+        result: list[Expr] = []
+        at = 0
+        while at < len(full):
+            run = 1
+            while at + run < len(full) and flat(full[at + run]) == flat(full[at]):
+                run += 1
+            result.append(full[at] if run == 1 else Repeat(full[at], Hole(run, "depth", "depth", "blocks")))
+            at += run
+        return result
+
+    # -------------------------------------------------------------- classes
+
+    def height(self, path: str) -> int:
+        """Return how many levels of classes a module is above torch's layers."""
+        part = self.known[path]
+        below = [self.height(f"{path}.{name}" if path else name) for name in part.children]
+        return (0 if part.kind == "layer" else max(below, default=0)) + (part.kind == "class")
+
+    def draft(self, path: str) -> Draft:
+        """Write the class of a module; the modules below must have their expressions."""
+        part = self.known[path]
+        module = self.module_of[path]
+        base, base_call, special = self._base(part, module)
+        chained = base == "nn.Sequential" and all(is_chain(self.flow, call) for call in part.calls)
+        methods = [] if chained or not part.calls else self._methods(part, special)
+        base_args = base_call.args if isinstance(base_call, Call) else ()
+        attributes = self._attributes(part, module, base)
+        hint = type(module).__name__
+        return Draft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
+
+    def _base(self, part: Part, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
+        if self.indexable(part):
+            items = {name: self.build(f"{part.path}.{name}" if part.path else name) for name in part.children}
+            return "nn.Sequential", Call(Text(""), positional(*self.sequence(items))), None
+        special = self._normalisation(part, module)
+        if special is not None:
+            kind = next(k for k in _NORMS if isinstance(module, k))
+            built = base_constructor(module, kind, part.path.rpartition(".")[2])
+            if built is not None:
+                return f"nn.{kind.__name__}", built, special
+        return "nn.Module", None, None
+
+    def _normalisation(self, part: Part, module: nn.Module) -> fx.Node | None:
+        """Return the one batch norm in a module derived from torch's, which its base class carries out."""
+        if not isinstance(module, _NORMS) or len(part.calls) != 1:
+            return None
+        found = [n for n in part.calls[0].items if isinstance(n, fx.Node) and operator_name(n) == "batch_norm"]
+        names = [f"{part.path}.{t}" for t in ("weight", "bias", "running_mean", "running_var")]
+        if len(found) != 1 or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        read = [self.net.places.get(n) for n in found[0].args[1:5] if isinstance(n, fx.Node)]
+        return found[0] if all(name in names for name in read) and len(read) in (2, 4) else None
+
+    def _methods(self, part: Part, special: fx.Node | None) -> list[Body]:
+        """Write a method for each call; calls that do the same share one."""
+        found: dict[str, Body] = {}
+        texts: dict[str, str] = {}
+        for call in part.calls:
+            written = body(
+                self.flow, call, lambda name: self.access(part.path, name), lambda r: self.methods.get(r, "forward"), special
+            )
+            written = Body(written.params, tuple(self._loop(line) for line in written.lines), written.returns, written.entry)
+            text = "\n".join([str(written.key), *(flat(line.expr) for line in written.lines)])
+            name = texts.setdefault(text, "forward" if not texts else f"forward_{len(texts) + 1}")
+            self.methods[call] = name
+            found.setdefault(name, written)
+        return list(found.values())
+
+    def _loop(self, line: Line) -> Line:
+        """Leave the range out of a loop over a whole list."""
+        if line.loop is None:
+            return line
+        listed = self.known[line.child.rpartition(".")[0]].children
+        assert isinstance(line.loop, Joined)
+        whole = Text(f"[0:{len(listed)}]") == line.loop.parts[-1] and listed == [str(i) for i in range(len(listed))]
+        if not whole:
+            return line
+        return Line(line.targets, line.expr, line.dims, Joined(line.loop.parts[:-1]), line.child, line.unpacks)
+
+    def _attributes(self, part: Part, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
+        own: list[tuple[str, Expr]] = []
+        inherited = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"} if "BatchNorm" in base else ()
+        for name in part.tensors:
+            if name not in inherited:
+                full = f"{part.path}.{name}" if part.path else name
+                own.append((name, self._tensor(self.net.tensors[full], getattr(module, name, None), name)))
+        if base != "nn.Sequential":
+            own += [(name, self.build(f"{part.path}.{name}" if part.path else name)) for name in part.children]
+        return tuple(own)
+
+    def _tensor(self, tensor: Tensor, original: object, name: str) -> Expr:
+        sizes = Many(tuple(Hole(int(s), "channels", name, name) for s in tensor.shape), "()")
+        args = list(positional(*sizes.items)) if tensor.ndim else list(positional(Text("()")))
+        if tensor.dtype is not torch.float32:
+            args.append(Arg("dtype", Text(str(tensor.dtype))))
+        zeros = Call(Text("torch.zeros"), tuple(args))
+        if isinstance(original, nn.Parameter):
+            frozen = () if original.requires_grad else (Arg("requires_grad", Text("False")),)
+            return Call(Text("nn.Parameter"), (*positional(zeros), *frozen))
+        return zeros
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may stand behind a dot."""
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _all(region: Region) -> list[Region]:
+    inner = [item for item in region.items if isinstance(item, Region)]
+    return [region, *(deeper for item in inner for deeper in _all(item))]

@@ -1,0 +1,462 @@
+"""Operators, written as the calls of torch that a person would write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from convwright.architecture.capture import argument, operator_name
+from convwright.export.source.regions import constant, mutates
+from convwright.export.source.text import MISSING, Arg, Attr, Call, Expr, Hole, Joined, Many, Text, positional
+
+_END = 2**63 - 1  # of a slice without an end
+
+
+class Scope(Protocol):
+    """What an operator's arguments are called where it is written."""
+
+    def value(self, node: fx.Node) -> Expr:
+        """Return the name of a value."""
+        ...
+
+    def twin(self, node: fx.Node) -> fx.Node:
+        """Return the same operator with another batch size."""
+        ...
+
+    def batch(self, node: fx.Node) -> Expr:
+        """Return the batch size, as an expression for an argument of `node`."""
+        ...
+
+    def is_fresh(self, node: fx.Node) -> bool:
+        """Whether an in-place operator may make a new value."""
+        ...
+
+
+Writer = Callable[["Writing"], Expr]
+_WRITERS: dict[str, Writer] = {}
+
+
+class Writing:
+    """One operator while it is written."""
+
+    def __init__(self, node: fx.Node, scope: Scope) -> None:
+        self.node, self.scope = node, scope
+        self.name = operator_name(node)
+        self.schema = getattr(node.target, "_schema", None)
+
+    def given(self, name: str, default: Any = None) -> Any:
+        """Return an argument as it stands in the graph."""
+        return argument(self.node, name, default)
+
+    def arg(self, name: str, kind: str = "") -> Expr:
+        """Return an argument as an expression."""
+        return self.expr(self.given(name), argument(self.scope.twin(self.node), name), kind or name)
+
+    def expr(self, one: Any, two: Any, kind: str) -> Expr:
+        """Return an argument as an expression, from its values with both batch sizes."""
+        if isinstance(one, fx.Node):
+            return self.scope.value(one)
+        depends = constant(one, two)
+        if depends is not None:
+            return self.by_batch(*depends)
+        if isinstance(one, (list, tuple)):
+            return self.listed(one, two, kind)
+        return _plain(one, kind, self.name)
+
+    def by_batch(self, slope: int, intercept: int) -> Expr:
+        """Return ``slope * batch + intercept``."""
+        batch = self.scope.batch(self.node)
+        scaled = batch if slope == 1 else Joined((Text(f"{slope} * "), batch))
+        return scaled if intercept == 0 else Joined((scaled, Text(f" + {intercept}")))
+
+    def listed(self, one: Sequence[Any], two: Sequence[Any], kind: str) -> Expr:
+        """Return a list of arguments."""
+        if any(isinstance(v, fx.Node) or v is None for v in one) or list(one) != list(two):
+            return Many(tuple(self.expr(a, b, kind) for a, b in zip(one, two, strict=True)))
+        if one and all(v == one[0] for v in one) and kind in _SAME_ON_ALL_AXES and type(one[0]) is int:
+            return Hole(one[0], kind, kind, self.name)
+        return Hole(tuple(one), kind, kind, self.name)
+
+    @property
+    def first(self) -> Expr:
+        """The first argument."""
+        return self.expr(self.node.args[0], self.scope.twin(self.node).args[0], "size")
+
+    def source(self) -> fx.Node:
+        """Return the node of the first argument."""
+        found = self.node.args[0]
+        assert isinstance(found, fx.Node)
+        return found
+
+
+_SAME_ON_ALL_AXES = frozenset({"stride", "padding", "dilation", "kernel_size"})
+
+
+def _plain(value: Any, kind: str, owner: str) -> Expr:
+    if value is None or isinstance(value, bool):
+        return Text(repr(value))
+    if isinstance(value, (int, float, str)):
+        return Hole(value, kind, kind, owner)
+    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
+        return Text(str(value))
+    return Text(f'torch.device("{value}")' if isinstance(value, torch.device) else repr(value))
+
+
+def written(node: fx.Node, scope: Scope) -> Expr:
+    """Return an operator as an expression.
+
+    Args:
+        node: the operator.
+        scope: what its arguments are called.
+    """
+    writing = Writing(node, scope)
+    if mutates(node) and not scope.is_fresh(node):
+        return _in_place(writing)
+    return _WRITERS.get(writing.name, _generic)(writing)
+
+
+def _in_place(w: Writing) -> Expr:
+    bare = str(w.schema.name).rpartition("::")[2] if w.schema is not None else w.name
+    return Call(Attr(w.first, bare) if hasattr(Tensor, bare) else Text(str(w.node.target)), _arguments(w, skip=1))
+
+
+def writes(*names: str) -> Callable[[Writer], Writer]:
+    """Register what writes operators of these names."""
+
+    def register(writer: Writer) -> Writer:
+        _WRITERS.update(dict.fromkeys(names, writer))
+        return writer
+
+    return register
+
+
+# ------------------------------------------------------------------ any operator
+
+_FUNCTIONAL = frozenset(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d celu conv1d conv2d "
+    "conv3d conv_transpose1d conv_transpose2d elu embedding fold gelu glu hardsigmoid hardswish hardtanh instance_norm "
+    "leaky_relu linear local_response_norm log_softmax logsigmoid max_pool1d max_pool2d max_pool3d mish "
+    "one_hot pixel_shuffle pixel_unshuffle prelu relu relu6 rms_norm rrelu scaled_dot_product_attention selu silu "
+    "softplus softsign threshold".split()
+)
+_METHODS = frozenset(
+    "chunk clone contiguous cumsum detach expand expand_as flatten flip masked_fill mean movedim narrow numel permute "
+    "repeat repeat_interleave roll select softmax sort split sum argmax squeeze t tile topk transpose type_as "
+    "unbind unflatten unsqueeze std var amax amin clamp clamp_min clamp_max norm".split()
+)
+
+
+def _generic(w: Writing) -> Expr:
+    """Write the operator as a function or method of torch by its name, else by its full name."""
+    if w.name in _FUNCTIONAL and hasattr(functional, w.name):
+        return Call(Text(f"F.{w.name}"), _arguments(w))
+    if w.name in _METHODS and isinstance(w.node.args[0], fx.Node):
+        return Call(Attr(w.first, w.name), _arguments(w, skip=1))
+    if callable(getattr(torch, w.name, None)) and not w.name.startswith("_"):
+        return Call(Text(f"torch.{w.name}"), _arguments(w))
+    if isinstance(w.node.args[0] if w.node.args else None, fx.Node) and hasattr(Tensor, w.name):
+        return Call(Attr(w.first, w.name), _arguments(w, skip=1))
+    return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w))
+
+
+def _arguments(w: Writing, skip: int = 0) -> tuple[Arg, ...]:
+    """Return the arguments that are given, by place where the schema has them by place."""
+    twin = w.scope.twin(w.node)
+    pairs = list(zip(w.node.args, twin.args, strict=True))[skip:]
+    declared = [a for a in w.schema.arguments if not a.kwarg_only][skip:] if w.schema is not None else []
+    names = [a.name for a in declared] + [""] * len(pairs)
+    found = [
+        Arg("", w.expr(one, two, _kind(name)), _default_of(declared, at))
+        for at, ((one, two), name) in enumerate(zip(pairs, names, strict=False))
+    ]
+    while found and _at_default(found[-1]):
+        found.pop()
+    named = _by_name(w, found, declared, skip)
+    for name, value in w.node.kwargs.items():
+        if name in ("layout", "pin_memory") or value is None:
+            continue
+        if name == "device":
+            named.append(Arg("device", _device(w)))
+            continue
+        named.append(Arg(name, w.expr(value, twin.kwargs[name], name)))
+    return tuple(named)
+
+
+def _by_name(w: Writing, found: list[Arg], declared: Sequence[Any], skip: int) -> list[Arg]:
+    """Give options of torch.nn.functional by name, and leave defaults out: ``F.conv2d(x, w, groups=4)``."""
+    plain = [Arg(a.name, a.value) for a in found]
+    if w.name not in _FUNCTIONAL or skip:
+        return plain
+    result: list[Arg] = []
+    named = False
+    for arg, parameter in zip(found, declared, strict=False):
+        if _at_default(arg):
+            named = True
+            continue
+        result.append(Arg(parameter.name if named else "", arg.value))
+    return result
+
+
+def _default_of(declared: Sequence[Any], at: int) -> Any:
+    if at >= len(declared) or not declared[at].has_default_value():
+        return MISSING
+    return declared[at].default_value
+
+
+def _at_default(arg: Arg) -> bool:
+    if arg.default is MISSING:
+        return False
+    if isinstance(arg.value, Text):
+        return arg.value.text == repr(arg.default)
+    if not isinstance(arg.value, Hole):
+        return False
+    value, default = arg.value.value, arg.default
+    if isinstance(default, (list, tuple)):
+        listed = value if isinstance(value, tuple) else (value,) * len(default)
+        return len(listed) > 0 and tuple(default) == listed
+    return bool(value == default) and type(value) is type(default)
+
+
+def _kind(name: str) -> str:
+    return "size" if name in ("size", "shape", "self", "sizes", "") else name
+
+
+def _device(w: Writing) -> Expr:
+    """Return the device of the batch: new tensors lie where the images lie."""
+    batch = w.scope.batch(w.node)
+    assert isinstance(batch, Joined)
+    name = batch.parts[0]
+    return Attr(name, "device")
+
+
+# ------------------------------------------------------------------ arithmetic
+
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "eq": "==", "gt": ">", "lt": "<",
+          "ge": ">=", "le": "<=", "ne": "!=", "__add__": "+", "__iadd__": "+", "true_divide": "/",
+          "multiply": "*", "subtract": "-", "divide": "/"}  # fmt: skip
+
+
+@writes(*_SIGNS)
+def _sign(w: Writing) -> Expr:
+    if w.node.kwargs or len(w.node.args) != 2:
+        return _generic(w)
+    return Joined((w.first, Text(f" {_SIGNS[w.name]} "), _second(w)))
+
+
+def _second(w: Writing) -> Expr:
+    return w.expr(w.node.args[1], w.scope.twin(w.node).args[1], "number")
+
+
+@writes("rsub")
+def _reversed(w: Writing) -> Expr:
+    if w.node.kwargs or len(w.node.args) != 2:
+        return _generic(w)
+    return Joined((_second(w), Text(" - "), w.first))
+
+
+@writes("neg")
+def _minus(w: Writing) -> Expr:
+    return Joined((Text("-"), w.first))
+
+
+# ------------------------------------------------------------------ parts and shapes
+
+
+@writes("getitem")
+def _item(w: Writing) -> Expr:
+    return Joined((w.first, Text(f"[{w.node.args[1]}]")))
+
+
+@writes("slice")
+def _slice(w: Writing) -> Expr:
+    dim, ndim = int(w.given("dim", 0)), _ndim(w)
+    start, stop, step = (w.given(n) for n in ("start", "end", "step"))
+    twin = w.scope.twin(w.node)
+    first: Expr = Text("") if start in (None, 0) else w.expr(start, argument(twin, "start"), "size")
+    last: Expr = Text("") if stop in (None, _END) else w.expr(stop, argument(twin, "end"), "size")
+    steps: tuple[Expr, ...] = () if step in (None, 1) else (Text(":"), w.expr(step, step, "step"))
+    return _at(w, dim % ndim, ndim, (first, Text(":"), last, *steps))
+
+
+@writes("select")
+def _select(w: Writing) -> Expr:
+    ndim = _ndim(w)
+    return _at(w, int(w.given("dim")) % ndim, ndim, (w.arg("index", "size"),))
+
+
+def _at(w: Writing, dim: int, ndim: int, parts: tuple[Expr, ...]) -> Expr:
+    """Return ``x[:, parts]``, from the front or, for the last axes, from the back."""
+    if dim >= ndim - 2 and ndim > 3:
+        opening, closing = "[..., ", ", :" * (ndim - 1 - dim) + "]"
+    else:
+        opening, closing = "[" + ":, " * dim, "]"
+    return Joined((w.first, Text(opening), *parts, Text(closing)))
+
+
+def _ndim(w: Writing) -> int:
+    value = w.source().meta.get("val")
+    assert isinstance(value, Tensor)
+    return value.ndim
+
+
+@writes("index")
+def _index(w: Writing) -> Expr:
+    indices = w.node.args[1]
+    assert isinstance(indices, (list, tuple))
+    parts: list[Expr] = []
+    for at, index in enumerate(indices):
+        parts += [Text(", " if at else ""), w.scope.value(index) if isinstance(index, fx.Node) else Text(":")]
+    return Joined((w.first, Text("["), *parts, Text("]")))
+
+
+@writes("view", "reshape", "_unsafe_view")
+def _view(w: Writing) -> Expr:
+    if w.node.kwargs or not isinstance(w.node.args[1], (list, tuple)):
+        return _generic(w)
+    name = "view" if w.name == "view" else "reshape"
+    return Call(Attr(w.first, name), _sizes(w, minus_one=True))
+
+
+@writes("expand", "repeat")
+def _expand(w: Writing) -> Expr:
+    if w.node.kwargs or not isinstance(w.node.args[1], (list, tuple)):
+        return _generic(w)
+    return Call(Attr(w.first, w.name), _sizes(w, minus_one=False))
+
+
+@writes("permute")
+def _permute(w: Writing) -> Expr:
+    dims = w.node.args[1]
+    assert isinstance(dims, (list, tuple))
+    return Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in dims)))
+
+
+def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
+    one, two = w.node.args[1], w.scope.twin(w.node).args[1]
+    assert isinstance(one, (list, tuple))
+    assert isinstance(two, (list, tuple))
+    by_batch = [constant(a, b) is not None for a, b in zip(one, two, strict=True)]
+    inferred = minus_one and sum(by_batch) == 1 and -1 not in one
+    found: list[Expr] = []
+    for a, b, depends in zip(one, two, by_batch, strict=True):
+        found.append(Text("-1") if a == -1 or (depends and inferred) else w.expr(a, b, "size"))
+    return positional(*found)
+
+
+@writes("flatten", "transpose", "unsqueeze", "squeeze", "chunk", "movedim", "mean", "sum", "softmax", "amax", "amin", "var")
+def _dims(w: Writing) -> Expr:
+    """Write an operator along axes: which ones is never an argument of a class."""
+    twin = w.scope.twin(w.node)
+    args: list[Arg] = []
+    parameters = [a.name for a in w.schema.arguments][1:] if w.schema is not None else []
+    values = dict(zip(parameters, zip(w.node.args[1:], twin.args[1:], strict=True), strict=False))
+    values.update({k: (v, twin.kwargs[k]) for k, v in w.node.kwargs.items()})
+    defaults = {a.name: a.default_value for a in w.schema.arguments if a.has_default_value()} if w.schema else {}
+    for name, (one, two) in values.items():
+        if one is None or (name in defaults and defaults[name] == one):
+            continue
+        by_name = name not in parameters[:2] or name in ("keepdim", "dtype") or len(args) != parameters.index(name)
+        public = {"self": "input"}.get(name, name)
+        args.append(Arg(public if by_name or public == "dim" and w.name != "unsqueeze" else "", _fixed(w, one, two, name)))
+    return Call(Attr(w.first, w.name), tuple(args))
+
+
+def _fixed(w: Writing, one: Any, two: Any, name: str) -> Expr:
+    if isinstance(one, (list, tuple)) and list(one) == list(two):
+        listed = ", ".join(map(str, one))
+        return Text(listed if len(one) == 1 else f"({listed})")
+    return Text(repr(one)) if type(one) in (int, bool) and one == two else w.expr(one, two, name)
+
+
+@writes("cat", "concat", "concatenate", "stack")
+def _cat(w: Writing) -> Expr:
+    tensors = w.node.args[0]
+    assert isinstance(tensors, (list, tuple))
+    items = Many(tuple(w.scope.value(t) for t in tensors if isinstance(t, fx.Node)))
+    dim = int(w.given("dim", 0))
+    name = "stack" if w.name == "stack" else "cat"
+    return Call(Text(f"torch.{name}"), (Arg("", items), *((Arg("dim", Text(str(dim))),) if dim else ())))
+
+
+@writes("split", "split_with_sizes")
+def _split(w: Writing) -> Expr:
+    dim = int(w.given("dim", 0))
+    sizes = w.expr(w.node.args[1], w.scope.twin(w.node).args[1], "size")
+    return Call(Attr(w.first, "split"), (Arg("", sizes), *((Arg("dim", Text(str(dim))),) if dim else ())))
+
+
+@writes("to", "_to_copy")
+def _to(w: Writing) -> Expr:
+    value = w.node.meta.get("val")
+    if isinstance(value, Tensor) and value.dtype != w.source().meta["val"].dtype:
+        return Call(Attr(w.first, "to"), positional(Text(str(value.dtype))))
+    return Call(Attr(w.first, "clone"), ())
+
+
+# ------------------------------------------------------------------ torch.nn.functional
+
+
+@writes("batch_norm")
+def _batch_norm(w: Writing) -> Expr:
+    mean, var = w.arg("running_mean"), w.arg("running_var")
+    weight, bias = w.arg("weight"), w.arg("bias")
+    running = w.given("running_mean") is not None and not w.given("training")
+    training = Text("self.training") if running else Text("True")
+    args = [Arg("", w.first), Arg("", mean), Arg("", var), Arg("", weight), Arg("", bias), Arg("", training)]
+    return Call(Text("F.batch_norm"), (*args, Arg("momentum", w.arg("momentum")), Arg("eps", w.arg("eps"))))
+
+
+@writes("layer_norm", "group_norm")
+def _norm(w: Writing) -> Expr:
+    what = "normalized_shape" if w.name == "layer_norm" else "num_groups"
+    sizes = w.given(what)
+    shape: Expr = w.arg(what)
+    if isinstance(sizes, (list, tuple)):
+        shape = Many(tuple(Hole(int(s), "channels", what, w.name) for s in sizes), "()")
+    args = [Arg("", w.first), Arg("", shape)]
+    args += [Arg("", w.arg("weight")), Arg("", w.arg("bias")), Arg("eps", w.arg("eps"))]
+    return Call(Text(f"F.{w.name}"), tuple(args))
+
+
+@writes("dropout", "feature_dropout", "alpha_dropout")
+def _dropout(w: Writing) -> Expr:
+    name = {"feature_dropout": "dropout2d"}.get(w.name, w.name)
+    return Call(Text(f"F.{name}"), (Arg("", w.first), Arg("", w.arg("p")), Arg("", Text("self.training"))))
+
+
+@writes("pad", "constant_pad_nd")
+def _pad(w: Writing) -> Expr:
+    args = [Arg("", w.first), Arg("", w.arg("pad"))]
+    mode, value = w.given("mode", "constant"), w.given("value")
+    if mode != "constant":
+        args.append(Arg("mode", Text(f'"{mode}"')))
+    if value not in (None, 0, 0.0):
+        args.append(Arg("value", w.arg("value", "number")))
+    return Call(Text("F.pad"), tuple(args))
+
+
+@writes("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
+def _upsample(w: Writing) -> Expr:
+    mode = w.name.removeprefix("upsample_").removesuffix("2d")
+    size, scales = w.given("output_size"), w.given("scale_factors")
+    if (size is None) == (scales is None):
+        return _full_name(w)
+    args = [Arg("", w.first), Arg("size", w.arg("output_size", "size")) if size is not None else
+            Arg("scale_factor", w.arg("scale_factors", "scale"))]  # fmt: skip
+    args.append(Arg("mode", Text(f'"{mode}"')))
+    if mode != "nearest":
+        args.append(Arg("align_corners", w.arg("align_corners")))
+    return Call(Text("F.interpolate"), tuple(args))
+
+
+def _full_name(w: Writing) -> Expr:
+    return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w))
+
+
+@writes("zeros", "ones", "full", "arange", "linspace", "empty", "eye", "scalar_tensor")
+def _made(w: Writing) -> Expr:
+    return Call(Text(f"torch.{w.name}"), _arguments(w))

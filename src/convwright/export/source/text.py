@@ -1,0 +1,238 @@
+"""Expressions of the program that is written, and how they are laid out in lines.
+
+The layout is that of ``ruff format`` with its usual width: a call that does not fit in its line gets its arguments
+into the next one, and, if they do not fit there either, one line for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH = 88  # of a line: ruff's and black's own
+_STEP = 4
+
+
+class _Missing:
+    """No default value."""
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of program that is never split."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Hole:
+    """A constant; where several modules share a class, it becomes an argument if they differ in it.
+
+    Attributes:
+        value: int, float, bool, str or a tuple of these.
+        kind: what it may be merged with: ``"channels"``, ``"size"``, ``"depth"`` or the name of an option.
+        name: what it is called where it is used, e.g. ``"in_channels"``.
+        owner: name of the attribute that it belongs to, e.g. ``"conv1"``.
+    """
+
+    value: Any
+    kind: str
+    name: str
+    owner: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Arg:
+    """An argument of a call; left out where its value turns out to be the default."""
+
+    name: str  # "" if it is given by position
+    value: Expr
+    default: Any = MISSING
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """``function(args)``."""
+
+    function: Expr
+    args: tuple[Arg, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Attr:
+    """``base.name``."""
+
+    base: Expr
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Many:
+    """``[a, b]``, ``(a, b)`` or ``{"a": a}``; keys make it a dictionary."""
+
+    items: tuple[Expr, ...]
+    brackets: str = "[]"
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Pieces side by side, never split: ``x + y``, ``x[:, 3:5]``."""
+
+    parts: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Repeat:
+    """``*[item for _ in range(count)]``."""
+
+    item: Expr
+    count: Hole
+
+
+Expr = Text | Hole | Call | Attr | Many | Joined | Repeat
+Names = Mapping[int, str]  # id of a hole -> the program text that stands for it
+
+
+def literal(value: Any) -> str:
+    """Return a constant as program text."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return f'float("{value}")'
+    if isinstance(value, str):
+        return '"' + repr(value)[1:-1].replace('"', '\\"') + '"'
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(literal(v) for v in value)
+        closing = "," if len(value) == 1 and isinstance(value, tuple) else ""
+        return f"({inner}{closing})" if isinstance(value, tuple) else f"[{inner}]"
+    return repr(value)
+
+
+def positional(*values: Expr) -> tuple[Arg, ...]:
+    """Return arguments that are given by position."""
+    return tuple(Arg("", value) for value in values)
+
+
+def holes(expr: Expr) -> Iterator[Hole]:
+    """Yield the constants of an expression, in reading order."""
+    if isinstance(expr, Hole):
+        yield expr
+        return
+    for part in _parts(expr):
+        yield from holes(part)
+
+
+def _parts(expr: Expr) -> Sequence[Expr]:
+    if isinstance(expr, Call):
+        return (expr.function, *(arg.value for arg in expr.args))
+    if isinstance(expr, Attr):
+        return (expr.base,)
+    if isinstance(expr, Many):
+        return expr.items
+    if isinstance(expr, Joined):
+        return expr.parts
+    if isinstance(expr, Repeat):
+        return (expr.item, expr.count)
+    return ()
+
+
+# ------------------------------------------------------------------ one line
+
+
+def flat(expr: Expr, names: Names | None = None) -> str:
+    """Return an expression in one line; constants stand for themselves where `names` has nothing else."""
+    known = names or {}
+    return _flat(expr, lambda hole: known.get(id(hole), literal(hole.value)), known)
+
+
+def template(expr: Expr) -> str:
+    """Return what an expression looks like apart from its constants: equal text, equal code."""
+    return _flat(expr, lambda hole: f"<{hole.kind}>", None)
+
+
+def _flat(expr: Expr, name: Callable[[Hole], str], known: Names | None) -> str:
+    if isinstance(expr, Text):
+        return expr.text
+    if isinstance(expr, Hole):
+        return name(expr)
+    if isinstance(expr, Call):
+        return f"{_flat(expr.function, name, known)}({', '.join(_arguments(expr, name, known))})"
+    if isinstance(expr, Attr):
+        return f"{_flat(expr.base, name, known)}.{expr.name}"
+    if isinstance(expr, Many):
+        inner = ", ".join(_entries(expr, name, known))
+        return f"{expr.brackets[0]}{inner}{expr.brackets[1]}"
+    if isinstance(expr, Joined):
+        return "".join(_flat(part, name, known) for part in expr.parts)
+    return f"*[{_flat(expr.item, name, known)} for _ in range({name(expr.count)})]"
+
+
+def shown(call: Call, known: Names | None) -> list[Arg]:
+    """Return the arguments of a call that are not at their defaults; all of them for a template."""
+    return [arg for arg in call.args if known is None or not _is_default(arg, known)]
+
+
+def _is_default(arg: Arg, known: Names) -> bool:
+    if isinstance(arg.default, _Missing) or not isinstance(arg.value, Hole) or id(arg.value) in known:
+        return False
+    return type(arg.value.value) is type(arg.default) and bool(arg.value.value == arg.default)
+
+
+def _arguments(call: Call, name: Callable[[Hole], str], known: Names | None) -> list[str]:
+    return [(f"{arg.name}=" if arg.name else "") + _flat(arg.value, name, known) for arg in shown(call, known)]
+
+
+def _entries(many: Many, name: Callable[[Hole], str], known: Names | None) -> list[str]:
+    items = [_flat(item, name, known) for item in many.items]
+    if many.keys:
+        return [f'"{key}": {item}' for key, item in zip(many.keys, items, strict=True)]
+    if many.brackets == "()" and len(items) == 1:
+        return [items[0] + ","]
+    return items
+
+
+# ------------------------------------------------------------------ several lines
+
+
+def laid_out(prefix: str, expr: Expr, indent: int, names: Names, suffix: str = "") -> list[str]:
+    """Return ``prefix expr suffix`` as lines that are no longer than `WIDTH` where that is possible."""
+    line = " " * indent + prefix + flat(expr, names) + suffix
+    parts = _splittable(expr, names)
+    if len(line) <= WIDTH or parts is None:
+        return [line]
+    opening, inner, closing = parts
+    head, tail = " " * indent + prefix + opening, " " * indent + closing + suffix
+    deeper = indent + _STEP
+    one_line = " " * deeper + ", ".join(lead + flat(item, names) for lead, item in inner)
+    if len(one_line) <= WIDTH and "*" not in one_line[: deeper + 1] or len(inner) == 1 and len(one_line) <= WIDTH:
+        return [head, one_line, tail]
+    body: list[str] = []
+    for lead, item in inner:
+        body += _item(lead, item, deeper, names, "," if len(inner) > 1 or not isinstance(item, Repeat) else "")
+    return [head, *body, tail]
+
+
+def _item(lead: str, item: Expr, indent: int, names: Names, suffix: str) -> list[str]:
+    if not isinstance(item, Repeat):
+        return laid_out(lead, item, indent, names, suffix)
+    line = " " * indent + flat(item, names) + suffix
+    if len(line) <= WIDTH:
+        return [line]
+    inner = laid_out("", item.item, indent + _STEP, names)
+    count = names.get(id(item.count), literal(item.count.value))
+    loop = " " * (indent + _STEP) + f"for _ in range({count})"
+    return [" " * indent + "*[", *inner, loop, " " * indent + "]" + suffix]
+
+
+def _splittable(expr: Expr, names: Names) -> tuple[str, list[tuple[str, Expr]], str] | None:
+    """Return the opening, the items with what stands before each, and the closing of a call or list."""
+    if isinstance(expr, Call):
+        args = [(f"{arg.name}=" if arg.name else "", arg.value) for arg in shown(expr, names)]
+        return (flat(expr.function, names) + "(", args, ")") if args else None
+    if isinstance(expr, Many) and expr.items:
+        leads = [f'"{key}": ' for key in expr.keys] or [""] * len(expr.items)
+        return expr.brackets[0], list(zip(leads, expr.items, strict=True)), expr.brackets[1]
+    return None
