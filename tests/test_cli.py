@@ -88,7 +88,8 @@ def run(capsys):
     return command
 
 
-OPTIMIZE = ("optimize", "net.py:Tiny", "--data", "npz:set.npz", "--budget", "macs<=50%", "--recipe", "r.yaml")
+OPTIMIZE = ("optimize", "net.py:Tiny", "--data", "npz:set.npz", "--budget", "macs<=50%", "--recipe", "r.yaml",
+            "--method", "uniform")  # fmt: skip
 
 
 # ------------------------------------------------------------------ what works

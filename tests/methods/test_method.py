@@ -5,7 +5,7 @@ import pytest
 
 from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError, RunError
-from convwright.methods import METHODS, Candidate, Evidence, Stop, Uniform, method_named, register
+from convwright.methods import METHODS, Auto, Candidate, Evidence, Stop, Uniform, method_named, register
 
 PLAN = Plan((Width("conv1", 8), Width("conv2", 4, keep={"conv2": [0, 2, 3, 5]})), "zoo:x", (1, 3, 8, 8), 100, 1000)
 
@@ -47,7 +47,7 @@ def test_damaged_evidence_is_refused(damage):
 
 def test_methods_are_found_by_name():
     assert method_named("uniform") is Uniform
-    assert method_named("auto") is Uniform
+    assert method_named("auto") is Auto
     with pytest.raises(ConvwrightError, match=r"unknown method 'unifrom'\. Did you mean uniform\?"):
         method_named("unifrom")
 

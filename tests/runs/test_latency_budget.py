@@ -84,7 +84,7 @@ def go(world, tiny, pictures, plain):
 
     def run(out, **changes):
         usual = {"model": tiny, "data": pictures, "budget": "latency<=60%", "recipe": plain, "progress": False}
-        return optimize(**{**usual, "out": out, "epochs": 1, "tune_epochs": 1, **changes})
+        return optimize(**{**usual, "method": "uniform", "out": out, "epochs": 1, "tune_epochs": 1, **changes})
 
     return run
 

@@ -24,8 +24,8 @@ def go(tiny, pictures, plain):
     """Optimize the tiny network; keyword arguments replace the usual ones."""
 
     def run(out, **changes):
-        usual = {"model": tiny, "data": pictures, "budget": "macs<=50%", "recipe": plain, "progress": False}
-        return optimize(**{**usual, "out": out, "tune_epochs": 1, **changes})
+        usual = {"model": tiny, "data": pictures, "budget": "macs<=50%", "method": "uniform", "recipe": plain}
+        return optimize(**{**usual, "progress": False, "out": out, "tune_epochs": 1, **changes})
 
     return run
 
@@ -153,7 +153,7 @@ def test_killed_and_resumed(go, tiny, pictures, plain, tmp_path):
     whole = go(tmp_path / "whole", command="x")
     plain.save(tmp_path / "plain.yaml")
     words = ["optimize", tiny, "--data", pictures, "--budget", "macs<=50%", "--recipe", "plain.yaml"]
-    words += ["--tune-epochs", "1", "--out", "killed"]
+    words += ["--tune-epochs", "1", "--method", "uniform", "--out", "killed"]
     start = "import torch; torch.set_num_threads(1); from convwright.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", start, *words], stderr=subprocess.DEVNULL, cwd=tmp_path)
     first = tmp_path / "killed" / "trials" / "0000" / "checkpoint.pt"
@@ -163,7 +163,7 @@ def test_killed_and_resumed(go, tiny, pictures, plain, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (tmp_path / "killed" / "run.json").is_file()
-    result = go(tmp_path / "killed", resume=True, method="auto", recipe=plain)
+    result = go(tmp_path / "killed", resume=True, recipe=plain)
     assert numbers(result) == numbers(whole)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from convwright.methods.auto import Auto
 from convwright.methods.baselines import Uniform
 from convwright.methods.channel_search import ChannelSearch
 from convwright.methods.conflicts import ConflictDecision, ConflictRemoval
@@ -37,6 +38,7 @@ from convwright.methods.unit_moves import Rule
 
 __all__ = [
     "METHODS",
+    "Auto",
     "Candidate",
     "ChannelSearch",
     "ConflictDecision",

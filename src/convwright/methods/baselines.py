@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from convwright.cost.budget import Limits
 
 
-# Until there is a method that chooses among methods, the baseline is what it would have to beat.
-@register("auto")
 @register("uniform")
 class Uniform(Proposals):
     """One ratio for all widths, channels by importance, then fine-tuning.

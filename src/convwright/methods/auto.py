@@ -1,0 +1,363 @@
+"""The method that combines the others: proposals by all of them, a race by short trainings, then small steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import Plan
+from convwright.errors import BudgetError, ConvwrightError, RunError
+from convwright.methods.auto_designs import Bench, Design
+from convwright.methods.auto_proposals import Findings, neighbours, proposals, qualities, structure_of
+from convwright.methods.channel_readings import PROBE, check_measurable, read_trial
+from convwright.methods.conflict_rules import read_conflicts
+from convwright.methods.halving import Rung, Scored, ranking, rungs, survivors, tied
+from convwright.methods.method import Candidate, Evidence, register
+from convwright.methods.phases import Decision
+from convwright.methods.scripted import Batch, Script, Scripted
+from convwright.methods.width_surface import Surface
+from convwright.metrics.quality import members
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+Runners = Generator[Batch, tuple[Evidence, ...], "tuple[_Runner, ...]"]
+
+_PER_TUNING = 16  # epochs of the search for each epoch of the final training
+_HALVING = 0.75  # share of the search's epochs that the race of the proposals gets; neighbours get the rest
+_FINALISTS = 2
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class _Runner:
+    """A design in the race.
+
+    Attributes:
+        words: What it is.
+        plan: All its edits.
+        trial: Its last training.
+        epochs: Of all trainings after the first one of the untouched network.
+        scored: Its last score.
+    """
+
+    words: str
+    plan: Plan
+    trial: int
+    epochs: int = 0
+    scored: Scored = field(default_factory=lambda: Scored(float("nan")))
+
+
+@register("auto")
+class Auto(Scripted):
+    """Proposes what every method would do with the network, and finds by short trainings which of it is best here.
+
+    1. The untouched network is trained. Its structure tells which layers see nothing new (3D receptive field), the
+       training which blocks make samples of several labels one (conflicting bundles) and which kernels carry signal
+       (channel quality).
+    2. Proposals: uniform widths; fewer blocks that are wider and more that are narrower; without the blocks in
+       conflict or that see nothing new; widths by channel quality, or moved to small or large maps or into the blocks;
+       other resolutions; the stage and the kernel optimizer; and pairs of these. Each is brought to the budget
+       by its widths, so that all cost the same.
+    3. Successive halving: all get a short training from the untouched network's weights, as far as they inherit them;
+       the best third is trained on, three times as long, until few are left. Scores that differ by no more than their
+       standard error are equal, and where epochs are left over those equal to the last that goes on go on, too.
+    4. Around the best one neighbours are tried: width moved, a block less or more, widths by its own channel quality.
+       One is taken if it beats the present network, trained on as long, by more than the standard error.
+    5. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
+       for as many epochs as it had after the first training.
+
+    No training is thrown away on the way to the result: its weights come from the first one through all others.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of the final training.
+        seed: Of the trainings; each step takes the next.
+        divisor: Widths are rounded to multiples of this.
+        search_epochs: Epochs of all candidates before the final training; None: 16 times `tune_epochs`.
+        proposals: How many are tried at most; None: as many as the epochs allow.
+        eta: One in so many goes on.
+        rounds: Rounds of neighbours at most.
+
+    Attributes:
+        decisions: What was decided so far.
+        findings: What is known of the network so far.
+
+    Raises:
+        BudgetError: No proposal meets the limits.
+        ConvwrightError: The network has nothing that could change, or an option is out of its range.
+
+    Example:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:mnist-a")
+        >>> limits = cw.parse_budget("macs<=50%").resolve(arch.profile())
+        >>> method = cw.methods.Auto(arch, limits, epochs=2, tune_epochs=1)
+        >>> [(c.role, c.epochs, c.probes) for c in method.ask()]
+        [('base', 2, ('channel-quality',))]
+    """
+
+    limits: Limits  # never None here
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 1,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        search_epochs: int | None = None,
+        proposals: int | None = None,
+        eta: int = 3,
+        rounds: int = 2,
+    ) -> None:
+        if limits is None or not limits.limits:
+            raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
+        for name, value, least in (("search_epochs", search_epochs, 1), ("proposals", proposals, 1), ("eta", eta, 2),
+                                   ("rounds", rounds, 0)):  # fmt: skip
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
+        super().__init__(limits)
+        self.arch, self.seed, self.eta, self.rounds = arch, seed, eta, rounds
+        self.epochs, self.tune_epochs = epochs, tune_epochs
+        self.left = search_epochs if search_epochs is not None else _PER_TUNING * tune_epochs
+        self.most = proposals
+        self.bench = Bench(arch, limits, divisor)
+        self.findings: Findings = structure_of(arch)
+        self.untouched = Plan.empty(arch)
+        self._step = 0
+        self._check()
+        self._begin()
+
+    def _check(self) -> None:
+        """Refuse, before any training, what no training could help."""
+        found = proposals(self.bench, self.findings, most=2)
+        if any(design.edits for design in found):
+            return
+        why = "; ".join(f"{words}: {reason}" for words, reason in list(self.bench.dropped.items())[:_SHOWN])
+        if found:
+            raise ConvwrightError(
+                f"{self.arch.source} has nothing that method auto could change within {self.limits.describe()}"
+                + (f" ({why})" if why else "")
+            )
+        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
+
+    # ------------------------------------------------------------------ the course of the search
+
+    def _run(self) -> Script:
+        (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=self._probes()),)
+        if not base.usable:
+            words = {base.trial: "the untouched network"}
+            self._note("network", words, None, f"there is nothing to begin with, {base.message}")
+            return
+        self.findings = self._found(base)
+        self._note("network", {base.trial: "the untouched network"}, None, self._diagnosis(base))
+        share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
+        begun = proposals(self.bench, self.findings, self._at_most(share))
+        self._propose(begun)
+        racing = tuple(_Runner(d.words, self.untouched.with_edits(*d.edits), base.trial) for d in begun)
+        racing = yield from self._race(racing, share)
+        for number in range(1, self.rounds + 1):
+            if not racing:
+                break
+            found = yield from self._round(number, racing)
+            if not found:
+                break
+            racing = found
+        yield from self._end(base, racing)
+
+    def _at_most(self, share: int) -> int:
+        most = self.most if self.most is not None else 64
+        return rungs(most, share, self.eta)[0].count
+
+    def _race(self, racing: tuple[_Runner, ...], share: int) -> Runners:
+        """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
+        course = rungs(len(racing), share, self.eta)
+        spare = share - sum(rung.cost for rung in course)
+        for number, rung in enumerate(course, start=1):
+            last = number == len(course)
+            found = yield from self._trained(racing, rung.epochs, (PROBE,) if last and self._measured() else ())
+            keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
+            kept = survivors([r.scored for r in found], keep, most)
+            if not last:
+                spare -= max(0, len(kept) - course[number].count) * course[number].epochs
+            after = tuple(found[i] for i in kept)
+            self._raced(f"rung {number} of {len(course)}, {_epochs(rung)}", found, after, last)
+            racing = after
+            if not racing:
+                return ()
+        return racing
+
+    def _round(self, number: int, racing: tuple[_Runner, ...]) -> Runners:
+        """Try neighbours of the best; return what is gone on with, nothing where the search should end."""
+        present = racing[0]
+        bench = self._bench_at(present)
+        quality = self._quality(self.told[present.trial], bench)
+        near = neighbours(bench, Design(present.words, (), (), 1.0), quality) if self.left >= 2 else ()
+        spent = self.told[present.trial].candidate.epochs
+        count = min(len(near), max(1, self.left // spent - 1))
+        if not count or not self.left // (count + 1):
+            return ()
+        epochs = min(spent, self.left // (count + 1))
+        plans = [present.plan, *(present.plan.with_edits(*d.edits) for d in near[:count])]
+        words = [present.words, *(d.words for d in near[:count])]
+        runners = tuple(replace(present, words=w, plan=p) for w, p in zip(words, plans, strict=True))
+        found = yield from self._trained(runners, epochs, (PROBE,) if self._measured() else ())
+        return self._moved(number, found)
+
+    def _moved(self, number: int, found: tuple[_Runner, ...]) -> tuple[_Runner, ...]:
+        """Decide a round: the present network is left only for one that is better by more than noise."""
+        order = ranking([r.scored for r in found])
+        phase = f"neighbours, round {number}"
+        if not order:
+            self._raced(phase, found, (), last=True)
+            return ()
+        present, best = found[0], found[order[0]]
+        stays = present.scored.usable and (best is present or tied(best.scored, present.scored))
+        first = present if stays else best
+        rest = [found[i] for i in order if found[i] is not first and tied(found[i].scored, first.scored)]
+        after = (first, *rest[: _FINALISTS - 1])
+        self._raced(phase, found, after, last=True)
+        return after
+
+    def _end(self, base: Evidence, racing: tuple[_Runner, ...]) -> Script:
+        """Train the best to the end, and the untouched network for as long."""
+        if not racing:
+            self._note("end", {}, None, "no final network: no proposal could be trained")
+            return
+        epochs = racing[0].epochs + self.tune_epochs
+        self._step += 1
+        finals = [Candidate(r.plan, r.trial, self.tune_epochs, self.seed + self._step) for r in racing]
+        baseline = Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline")
+        *found, _ = yield (*finals, baseline)
+        usable = [e for e in found if self._meets(e)]
+        words = {e.trial: r.words for e, r in zip(found, racing, strict=True)}
+        best = max(usable, key=lambda e: e.score, default=None)
+        if best is None:
+            self._note("end", words, None, f"no final network: {found[0].message or 'it breaks the limits'}")
+            return
+        self._final = best.trial
+        costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
+        others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
+        self._note("end", words, best.trial, f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}")
+
+    # ------------------------------------------------------------------ one batch
+
+    def _trained(self, racing: Sequence[_Runner], epochs: int, probes: tuple[str, ...]) -> Runners:
+        """Train all on by some epochs, with one seed; return them as they are afterwards."""
+        self._step += 1
+        self.left -= len(racing) * epochs
+        seed = self.seed + self._step
+        evidence = yield tuple(Candidate(r.plan, r.trial, epochs, seed, probes=probes) for r in racing)
+        return tuple(
+            replace(r, trial=e.trial, epochs=r.epochs + epochs, scored=_scored(e, self._meets(e)))
+            for r, e in zip(racing, evidence, strict=True)
+        )
+
+    def _bench_at(self, runner: _Runner) -> Bench:
+        """Return what makes designs from a runner's own network."""
+        arch = self.bench.scene(runner.plan.edits).arch if runner.plan.edits else self.arch
+        return Bench(arch, self.limits, self.bench.divisor)
+
+    # ------------------------------------------------------------------ what trainings show
+
+    def _probes(self) -> tuple[str, ...]:
+        free = any(name not in self.findings.groups.fixed for stage in self.findings.groups.stages for name in stage)
+        return (*(("bundles",) if free else ()), *((PROBE,) if self._measured() else ()))
+
+    def _measured(self) -> bool:
+        """Whether there are kernels whose quality could be measured."""
+        try:
+            check_measurable(self.arch, members(self.arch))
+        except ConvwrightError:
+            return False
+        return True
+
+    def _found(self, base: Evidence) -> Findings:
+        """Return what is known after the first training."""
+        residual = any(block.kind == "residual" for block in self.arch.blocks)
+        read = read_conflicts(base, "any" if residual else "last", 1)
+        hit = {n: v for n, v in read.blocks.items() if v > 0} if read is not None and read.seen else {}
+        ordered = dict(sorted(hit.items(), key=lambda item: -item[1]))
+        return replace(self.findings, conflicts=ordered, quality=self._quality(base, self.bench))
+
+    def _quality(self, evidence: Evidence, bench: Bench) -> dict[str, float]:
+        """Return the relative quality of each channel group; nothing where none was measured or all is noise."""
+        if PROBE not in evidence.probes:
+            return {}
+        try:
+            families = Surface(bench.arch, self.limits, divisor=bench.divisor, checked=False).families
+            reading = read_trial(evidence, members(bench.arch), families, "qc", highest=False)
+        except (ConvwrightError, RunError):
+            return {}
+        return qualities(reading.families) if reading is not None and any(reading.groups.values()) else {}
+
+    # ------------------------------------------------------------------ what is recorded
+
+    def _diagnosis(self, base: Evidence) -> str:
+        known, profile = self.findings, self.arch.profile()
+        parts = [
+            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
+            f"{base.stderr:.2%}; budget {self.limits.describe()}",
+            f"{known.blind_layers} layers see nothing new",
+            f"{len(known.conflicts)} blocks in conflict"
+            + (f" ({', '.join(f'{n} {v:.0%}' for n, v in list(known.conflicts.items())[:_SHOWN])})"
+               if known.conflicts else ""),
+            _quality_words(known.quality),
+            *known.notes,
+        ]  # fmt: skip
+        return "; ".join(parts)
+
+    def _propose(self, begun: Sequence[Design]) -> None:
+        uses = [d.use for d in begun]
+        listed = ", ".join(d.words for d in begun)
+        told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
+        dropped = "; ".join(f"{words}: {why}" for words, why in self.bench.dropped.items())
+        self._note("proposals", {}, None, told + (f". Left out: {dropped}" if dropped else ""))
+
+    def _raced(self, phase: str, found: Sequence[_Runner], after: Sequence[_Runner], last: bool) -> None:
+        words = {r.trial: r.words for r in found}
+        if not after:
+            why = "; ".join(dict.fromkeys(self.told[r.trial].message or "it breaks the limits" for r in found))
+            self._note(phase, words, None, f"all {len(found)} failed: {why}")
+            return
+        gone = [r for r in found if r not in after]
+        failed = [r for r in gone if not r.scored.usable]
+        parts = [f"{'kept' if last else 'on go'} {'; '.join(map(_said, after))}"]
+        order = ranking([r.scored for r in gone])
+        if order:
+            parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
+        parts += [f"{r.words} failed ({self.told[r.trial].message or 'it breaks the limits'})" for r in failed]
+        self._note(phase, words, after[0].trial, ", ".join(parts))
+
+    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
+        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+
+
+def _kept(after: Rung, spare: int) -> tuple[int, int]:
+    """Return how many go on to a rung, and how many with those that are equal, as far as spare epochs pay for them."""
+    return after.count, after.count + spare // after.epochs
+
+
+def _scored(evidence: Evidence, meets: bool) -> Scored:
+    return Scored(evidence.score, evidence.stderr) if meets else Scored(float("nan"))
+
+
+def _said(runner: _Runner) -> str:
+    return f"{runner.words} {runner.scored.score:.2%} ± {runner.scored.stderr:.2%}"
+
+
+def _epochs(rung: Rung) -> str:
+    return f"{rung.count} networks for {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
+
+
+def _quality_words(quality: Mapping[str, float]) -> str:
+    if not quality:
+        return "channel quality says nothing: all kernels show noise, or were not measured"
+    low, high = min(quality, key=lambda n: quality[n]), max(quality, key=lambda n: quality[n])
+    return f"channel quality from {quality[low]:.2f} ({low}) to {quality[high]:.2f} ({high}) times the mean"

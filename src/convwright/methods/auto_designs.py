@@ -1,0 +1,172 @@
+"""Designs for one network and budget: a structure, and the widths that use the budget up with it.
+
+Pure functions of the network's structure, the budget and what the first training showed; nothing here trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from convwright.architecture import Architecture
+from convwright.cost.budget import MEASURED, Limits
+from convwright.edits import Edit, Resolution
+from convwright.errors import BudgetError, ConvwrightError, EditError, ReadError
+from convwright.methods.phase_moves import Scene
+from convwright.methods.width_surface import Surface
+
+Shape = Callable[[Surface], Mapping[str, float]]  # wanted proportions of the families' widths
+
+
+@dataclass(frozen=True)
+class Design:
+    """A network within the budget.
+
+    Attributes:
+        words: What it is, for a person.
+        structure: Edits of depth, operators and resolution, as words say.
+        edits: All edits, widths last.
+        use: Share of the tightest limit that it uses.
+        ratio: Its widths over those of the network with this structure, as a geometric mean.
+    """
+
+    words: str
+    structure: tuple[Edit, ...]
+    edits: tuple[Edit, ...]
+    use: float
+    ratio: float = 1.0
+
+
+@dataclass(eq=False)
+class Bench:
+    """Makes designs from one network, with exact costs.
+
+    Args:
+        arch: The network that edits are for.
+        limits: The budget in numbers.
+        divisor: Widths are rounded to multiples of this.
+
+    Attributes:
+        dropped: What could not be made -> why.
+    """
+
+    arch: Architecture
+    limits: Limits
+    divisor: int = 1
+    dropped: dict[str, str] = field(default_factory=dict)
+    _scenes: dict[tuple[Edit, ...], Scene | str] = field(default_factory=dict, repr=False)
+
+    @property
+    def widths_only(self) -> bool:
+        """Whether an estimate, such as latency, knows the present layers and inputs only."""
+        return any(metric in MEASURED for metric in self.limits.limits)
+
+    def scene(self, structure: Sequence[Edit]) -> Scene:
+        """Return the network after edits of structure, found once.
+
+        Raises:
+            EditError: One is refused, or a limit is on what is estimated for the present layers only.
+        """
+        key = tuple(structure)
+        if key not in self._scenes:
+            try:
+                self._scenes[key] = self._built(key)
+            except (EditError, ReadError) as error:
+                self._scenes[key] = str(error)
+        found = self._scenes[key]
+        if isinstance(found, str):
+            raise EditError(found)
+        return found
+
+    def _built(self, structure: tuple[Edit, ...]) -> Scene:
+        if not structure:
+            return Scene(self.arch, self.limits)
+        if self.widths_only:
+            raise EditError("latency is estimated for the present layers and inputs only.")
+        if isinstance(structure[0], Resolution) and structure[1:]:  # the network is read anew once per resolution
+            return self.scene(structure[:1]).after(structure[1:])
+        return self.scene(()).after(structure)
+
+    def design(self, words: str, structure: Sequence[Edit] = (), shape: Shape | None = None) -> Design | None:
+        """Make a design: the structure, with widths in the given proportions that use the budget up.
+
+        Args:
+            words: What it is.
+            structure: Edits of depth, operators and resolution.
+            shape: Proportions of the widths; None: those that the structure has.
+
+        Returns:
+            None where it cannot be made; then `dropped` says why.
+        """
+        try:
+            return self._made(words, tuple(structure), shape)
+        except (BudgetError, EditError, ReadError, ConvwrightError) as error:
+            self.dropped[words] = str(error).rstrip(".")
+            return None
+
+    def _made(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> Design:
+        scene = self.scene(structure)
+        if not scene.arch.free_groups:
+            return self._fixed(words, structure, scene)
+        surface = Surface(scene.arch, self.limits, divisor=self.divisor)
+        present = {f.name: float(f.size) for f in surface.families}
+        place = surface.project(present if shape is None else shape(surface))
+        if place.use > 1:
+            raise BudgetError(f"no widths of it meet {self.limits.describe()}")
+        edits = surface.edits(place.widths)
+        logs = [math.log(place.widths[name] / size) for name, size in present.items()]
+        return Design(words, structure, (*structure, *edits), place.use, math.exp(math.fsum(logs) / len(logs)))
+
+    def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> Design:
+        if not self.limits.met(scene.costs):
+            raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
+        return Design(words, structure, structure, scene.use)
+
+
+# ------------------------------------------------------------------ proportions of widths
+
+
+def tapered(power: float) -> Shape:
+    """Return proportions that give layers on smaller maps more (power above 0) or less (below 0).
+
+    A width is multiplied by (side of the input / side of the layer's map) ** power.
+    """
+
+    def shape(surface: Surface) -> dict[str, float]:
+        sides = {f.name: _side(surface.arch, f.name) for f in surface.families}
+        top = max(sides.values())
+        return {f.name: f.size * (top / sides[f.name]) ** power for f in surface.families}
+
+    return shape
+
+
+def inner(factor: float) -> Shape:
+    """Return proportions that multiply the widths inside blocks, and leave those that pass between blocks."""
+
+    def shape(surface: Surface) -> dict[str, float]:
+        inside = inner_groups(surface.arch)
+        return {f.name: f.size * (factor if f.name in inside else 1.0) for f in surface.families}
+
+    return shape
+
+
+def weighed(values: Mapping[str, float]) -> Shape:
+    """Return proportions that multiply widths by given values; those without one stay."""
+
+    def shape(surface: Surface) -> dict[str, float]:
+        return {f.name: f.size * values.get(f.name, 1.0) for f in surface.families}
+
+    return shape
+
+
+def inner_groups(arch: Architecture) -> frozenset[str]:
+    """Return the free groups that no block hands on: their members lie in one block."""
+    homes = {layer: block.name for block in arch.blocks for layer in block.layers}
+    places = {group.name: {homes.get(layer, "") for layer in group.layers} for group in arch.free_groups}
+    return frozenset(name for name, found in places.items() if len(found) == 1 and "" not in found)
+
+
+def _side(arch: Architecture, group: str) -> float:
+    shape = arch.layer(group.partition("[")[0]).output_shape
+    return float(max(1, math.prod(shape[2:]))) ** 0.5 if len(shape) > 2 else 1.0

@@ -1,0 +1,308 @@
+"""What `Auto` proposes for a network, a budget and a first training: designs in the order of what is expected of them.
+
+Every method of the package has a say: uniform widths, depth by conflicts and by receptive fields, widths by channel
+quality, the stage and the kernel optimizer, enlarging. Each proposal is a structure brought to the budget by widths,
+so all cost the same and accuracy alone decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from convwright.architecture import Architecture
+from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution
+from convwright.edits.depth import why_not_removable
+from convwright.errors import BudgetError, ConvwrightError, EditError
+from convwright.methods.auto_designs import Bench, Design, Shape, inner, tapered, weighed
+from convwright.methods.conflict_rules import BlockGroups
+from convwright.methods.kernel_optimizer import optimize_kernels
+from convwright.methods.receptive_field import organize
+from convwright.methods.stage_knobs import Stages
+from convwright.methods.uniform_widths import uniform_widths
+from convwright.methods.unit_moves import Rule
+from convwright.methods.width_updates import relative_values
+from convwright.metrics.receptive_field import receptive_field
+
+_TAPER = 0.25  # widths times the fourth root of (side of the image / side of the map): about MACs to later stages
+_INNER = 1.4  # widths inside blocks against those between blocks
+_LOWER, _HIGHER = 0.75, 1.25  # sides of the input that are tried, over the present one
+_NARROWEST, _WIDEST = 0.3, 3.0  # mean ratio of widths beyond which a structure is out of proportion to the budget
+_ROUND = 4  # sides are multiples of this
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of the network before anything is proposed.
+
+    Attributes:
+        groups: Its blocks by stage, and which cannot go.
+        blind: Blocks that keep their shape and whose kernels all see nothing new, by the 3D receptive field.
+        blind_layers: How many layers see nothing new.
+        conflicts: Block -> share of samples in conflict in the first epochs; those above 0.
+        quality: Channel group -> quality of its kernels over the mean, 0.5 to 2; empty where nothing was measured.
+        notes: What could not be found out, and why.
+    """
+
+    groups: BlockGroups
+    blind: tuple[str, ...] = ()
+    blind_layers: int = 0
+    conflicts: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def structure_of(arch: Architecture) -> Findings:
+    """Find what the structure alone tells: blocks, and which of them see nothing new."""
+    groups = BlockGroups.of(arch)
+    try:
+        fields = receptive_field(arch)
+    except ConvwrightError as error:
+        return Findings(groups, notes=(f"receptive fields are not known: {error}",))
+    marked = {each.name for each in fields.wasted}
+    kernels = {each.name for each in fields.layers if each.kernel}
+    inside = {name: kernels & set(arch.block(name).layers) for stage in groups.stages for name in stage}
+    blind = tuple(n for n, layers in inside.items() if layers and layers <= marked and n not in groups.fixed)
+    return Findings(groups, blind, len(marked))
+
+
+def qualities(values: Mapping[str, float]) -> dict[str, float]:
+    """Return qualities over their mean, held within 0.5 and 2; empty where all kernels show noise only."""
+    return relative_values(values) if values and any(value > 0 for value in values.values()) else {}
+
+
+# ------------------------------------------------------------------ the proposals
+
+
+def proposals(bench: Bench, findings: Findings, most: int | None = None) -> tuple[Design, ...]:
+    """Return the designs worth a training, the most promising first; equal networks once.
+
+    Those whose widths are out of proportion (the structure is far too large or small for the budget) are dropped.
+
+    Args:
+        bench: The network and the budget.
+        findings: What is known of it.
+        most: So many at most; None: all.
+    """
+    uniform = _uniform(bench)
+    distinct = {_key(uniform): uniform} if uniform else {}
+    for design in _drafts(bench, findings):
+        if most is not None and len(distinct) >= most:
+            break
+        if design is None:
+            continue
+        if not _in_proportion(design, uniform):
+            bench.dropped[design.words] = f"its widths would be {design.ratio:.2f} times those of the network"
+            continue
+        distinct.setdefault(_key(design), design)
+    return tuple(distinct.values())
+
+
+def _key(design: Design) -> frozenset[str]:
+    return frozenset(map(str, design.edits))
+
+
+def _in_proportion(design: Design, uniform: Design | None) -> bool:
+    usual = uniform.ratio if uniform is not None else 1.0
+    return min(_NARROWEST, usual) <= design.ratio <= max(_WIDEST, usual)
+
+
+def _uniform(bench: Bench) -> Design | None:
+    """Return what method `uniform` proposes, to the channel, so that the result is never behind it for a rounding."""
+    words = "uniform widths"
+    design = bench.design(words)
+    if design is None:
+        return None
+    try:
+        edits = uniform_widths(bench.arch, bench.limits, bench.divisor)
+    except (BudgetError, EditError):
+        return design
+    return Design(words, (), edits, design.use, design.ratio)
+
+
+def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
+    depths = _cuts(bench, findings)
+    sized = tuple(_sizes(bench))
+    shallow = depths.get("fewer blocks", ())
+    quality: Shape | None = weighed(findings.quality) if findings.quality else None
+    growing = _grows(bench)
+    late = tapered(_TAPER)
+    if growing:
+        yield from _deeper(bench, "more blocks")
+    if shallow:
+        yield bench.design(_said("fewer blocks", shallow), shallow)
+    yield bench.design("wider on small maps", shape=late)
+    for side, edit in sized:
+        yield bench.design(f"{side} pixels", (edit,))
+    if quality:
+        yield bench.design("widths by channel quality", shape=quality)
+    if shallow:
+        yield bench.design(_said("fewer blocks, wider on small maps", shallow), shallow, late)
+        for side, edit in sized[:1]:
+            yield bench.design(_said(f"{side} pixels, fewer blocks", shallow), (edit, *shallow))
+    for side, edit in sized[:1]:
+        yield bench.design(f"{side} pixels, wider on small maps", (edit,), late)
+    if shallow and quality:
+        yield bench.design(_said("fewer blocks, widths by channel quality", shallow), shallow, quality)
+    for words in ("without blocks in conflict", "without blocks that see nothing new", "fewest blocks"):
+        if words in depths:
+            yield bench.design(_said(words, depths[words]), depths[words])
+    if not bench.widths_only:
+        yield _organized(bench)
+        yield _operators(bench)
+    yield bench.design("wider inside blocks", shape=inner(_INNER))
+    yield bench.design("wider on large maps", shape=tapered(-_TAPER))
+    if not growing:
+        yield from _deeper(bench, "more blocks, narrower")
+
+
+def _said(words: str, cut: Sequence[Edit]) -> str:
+    names = [edit.target for edit in cut if isinstance(edit, RemoveBlock)]
+    return f"{words} ({len(names)} removed: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+
+
+def _grows(bench: Bench) -> bool:
+    """Whether the budget leaves room for more than the network is."""
+    try:
+        return bench.scene(()).use < 0.95
+    except KeyError:  # a limit on what is not counted
+        return False
+
+
+# ------------------------------------------------------------------ depth
+
+
+def _cuts(bench: Bench, findings: Findings) -> dict[str, tuple[Edit, ...]]:
+    """Return which blocks go, by what decides it."""
+    if bench.widths_only:
+        return {}
+    third, most = (_cut(findings, share) for share in (1 / 3, 1.0))
+    conflicting = tuple(n for n in findings.conflicts if n not in findings.groups.fixed)
+    named = {
+        "fewer blocks": third,
+        "without blocks in conflict": _kept_apart(findings.groups, conflicting),
+        "without blocks that see nothing new": _kept_apart(findings.groups, findings.blind),
+        "fewest blocks": most,
+    }
+    return {words: tuple(RemoveBlock(n) for n in names) for words, names in named.items() if names}
+
+
+def _cut(findings: Findings, share: float) -> tuple[str, ...]:
+    """Return a share of each stage's removable blocks: first those in conflict, then those that see nothing new."""
+    chosen = []
+    for stage in findings.groups.stages:
+        free = [n for n in reversed(stage) if n not in findings.groups.fixed]
+        order = sorted(free, key=lambda n: (-findings.conflicts.get(n, 0.0), n not in findings.blind))
+        count = min(math.ceil(len(free) * share), len(stage) - 1)
+        gone = set(order[:count])
+        chosen += [name for name in stage if name in gone]
+    return tuple(chosen)
+
+
+def _kept_apart(groups: BlockGroups, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the blocks that can go of some; a stage keeps one."""
+    gone: list[str] = []
+    for name in names:
+        if name in groups.removable(gone):
+            gone.append(name)
+    return tuple(gone)
+
+
+def _deeper(bench: Bench, words: str) -> Iterator[Design | None]:
+    if bench.widths_only:
+        return
+    try:
+        knobs = Stages.of(bench.arch).knobs
+    except ConvwrightError:
+        return
+    more = tuple(AddBlock(knob.template, copies=max(1, round(knob.depth / 3))) for knob in knobs if knob.template)
+    if more:
+        yield bench.design(f"{words} (after {', '.join(e.target for e in more[:4])})", more)
+
+
+# ------------------------------------------------------------------ resolution and operators
+
+
+def _sizes(bench: Bench) -> Iterator[tuple[int, Edit]]:
+    """Yield resolutions to try, the nearest first."""
+    shape = bench.arch.example_input.shape
+    if bench.widths_only or len(shape) != 4 or shape[-1] != shape[-2]:
+        return
+    side = int(shape[-1])
+    wanted = [_HIGHER, _LOWER] if _grows(bench) else [_LOWER]
+    for factor in wanted:
+        new = int(side * factor / _ROUND + 0.5) * _ROUND
+        if new < 8 or new == side:
+            continue
+        try:
+            bench.scene((Resolution(new),))
+        except EditError as error:
+            bench.dropped[f"{new} pixels"] = str(error).rstrip(".")
+            continue
+        yield new, Resolution(new)
+
+
+def _organized(bench: Bench) -> Design | None:
+    words = "blocks by 3D receptive field"
+    try:
+        edits = organize(bench.arch, Rule("greedy", score="log")).edits
+    except ConvwrightError as error:
+        bench.dropped[words] = str(error).rstrip(".")
+        return None
+    return bench.design(words, edits) if edits else None
+
+
+def _operators(bench: Bench) -> Design | None:
+    words = "cheaper operators where no field is lost"
+    counted = all(metric in ("macs", "params") for metric in bench.limits.limits)
+    try:
+        edits = optimize_kernels(bench.arch, limits=bench.limits if counted else None).edits
+    except ConvwrightError as error:
+        bench.dropped[words] = str(error).rstrip(".")
+        return None
+    return bench.design(f"{words} ({len(edits)} replaced)", edits) if edits else None
+
+
+# ------------------------------------------------------------------ neighbours
+
+
+def neighbours(bench: Bench, design: Design, quality: Mapping[str, float]) -> tuple[Design, ...]:
+    """Return designs near one: some of its width moved, or one block more or less, back on the budget.
+
+    Args:
+        bench: Whose network is the design's own, so that edits come after the design's.
+        design: Where they are near to.
+        quality: Channel group -> relative quality, where it was measured.
+    """
+    found = [
+        bench.design(f"{design.words}; some width moved to smaller maps", shape=tapered(_TAPER / 2)),
+        bench.design(f"{design.words}; some width moved to larger maps", shape=tapered(-_TAPER / 2)),
+        *_other_depths(bench, design),
+        bench.design(f"{design.words}; wider inside blocks", shape=inner(1.2)),
+        bench.design(f"{design.words}; narrower inside blocks", shape=inner(1 / 1.2)),
+    ]
+    if quality:
+        mild = {name: math.sqrt(value) for name, value in quality.items()}
+        found.insert(0, bench.design(f"{design.words}; widths moved by channel quality", shape=weighed(mild)))
+    distinct = {each.edits: each for each in found if each is not None and each.edits}
+    return tuple(distinct.values())
+
+
+def _other_depths(bench: Bench, design: Design) -> list[Design | None]:
+    """Return one block less where most are, and one more there where fewest are, with the widths solved again."""
+    if bench.widths_only:
+        return []
+    try:
+        knobs = Stages.of(bench.arch).knobs
+    except ConvwrightError:
+        return []
+    less = max((k for k in knobs if k.removable), key=lambda k: k.depth, default=None)
+    more = min((k for k in knobs if k.template), key=lambda k: k.depth, default=None)
+    found: list[Design | None] = []
+    if less is not None and why_not_removable(bench.arch, bench.arch.block(less.removable[0])) is None:
+        edit = RemoveBlock(less.removable[0])
+        found.append(bench.design(f"{design.words}; without {edit.target}", (edit,)))
+    if more is not None:
+        found.append(bench.design(f"{design.words}; a block more after {more.template}", (AddBlock(more.template),)))
+    return found

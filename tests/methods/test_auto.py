@@ -1,0 +1,418 @@
+"""`Auto` in made-up worlds, where accuracy is a known function of the plan."""
+
+import math
+import random
+import zlib
+from functools import cache
+
+import pytest
+import torch
+from channel_worlds import chain, limits_of, small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from convwright.architecture import read
+from convwright.cost.budget import costs_of
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods import METHODS, Auto, Evidence
+from convwright.methods.auto_designs import Bench, inner, inner_groups, tapered, weighed
+from convwright.methods.auto_proposals import neighbours, proposals, qualities, structure_of
+from convwright.methods.halving import Scored, ranking, rungs, survivors, tied
+from convwright.methods.phase_moves import Scene
+from convwright.metrics.quality import members
+
+
+class Block(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(width, hidden, 3, padding=1), nn.Conv2d(hidden, width, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.b(torch.relu(self.a(x)))
+
+
+class Residual(nn.Module):
+    """Two stages of residual blocks; widths are primes."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 13, 3, padding=1)
+        self.one = nn.Sequential(Block(13, 11), Block(13, 17), Block(13, 13))
+        self.down = nn.Conv2d(13, 23, 3, stride=2, padding=1)
+        self.two = nn.Sequential(Block(23, 19), Block(23, 29))
+        self.fc = nn.Linear(23, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.two(self.down(self.one(self.stem(x)))).mean((2, 3)))
+
+
+@cache
+def residual():
+    torch.manual_seed(0)
+    return read(Residual(), (1, 1, 16, 16))
+
+
+def depth(arch):
+    return len(arch.blocks)
+
+
+class World:
+    """Answers with the costs of the plan's network and an accuracy that is a function of it; longer is better."""
+
+    def __init__(self, arch, truth, noise=0.0, fails=lambda number, candidate: False, seed=0, quality=None):
+        self.arch, self.truth, self.noise, self.fails, self.quality = arch, truth, noise, fails, quality
+        self.random, self.scenes = random.Random(seed), {}
+        self.evidence, self.batches = [], []
+
+    def built(self, plan):
+        key = plan.to_json()
+        if key not in self.scenes:
+            self.scenes[key] = self.arch.apply(*plan.edits, importance="first", verify=False) if plan.edits else self.arch
+        return self.scenes[key]
+
+    def answer(self, candidate):
+        number = len(self.evidence)
+        if self.fails(number, candidate):
+            return Evidence(candidate, number, math.nan, 0.0, {}, status="failed", message="it broke")
+        arch = self.built(candidate.plan)
+        trained = self.trained(candidate)
+        score = self.truth(arch) - 0.3 / (1 + trained) + self.random.gauss(0, self.noise)
+        probes = {}
+        if "channel-quality" in candidate.probes and self.quality:
+            layers = [m.layer for listed in members(arch).values() for m in listed]
+            row = [[self.quality(name)] * 2 for name in dict.fromkeys(layers)]
+            probes = {"channel-quality": {"layers": list(dict.fromkeys(layers)), "metrics": {"qc": [row]}}}
+        return Evidence(candidate, number, score, max(self.noise, 1e-4), costs_of(arch.profile()), probes)
+
+    def trained(self, candidate):
+        before = self.trained(self.evidence[candidate.parent].candidate) if candidate.parent is not None else 0
+        return before + candidate.epochs
+
+    def play(self, method):
+        while batch := method.ask():
+            self.batches.append(batch)
+            for candidate in batch:
+                if candidate.parent is not None:
+                    parent = self.evidence[candidate.parent].candidate.plan
+                    assert candidate.plan.edits[: len(parent.edits)] == parent.edits
+                self.evidence.append(self.answer(candidate))
+                method.tell(self.evidence[-1])
+        return self
+
+
+def auto(arch, budget="macs<=50%", **options):
+    return Auto(arch, limits_of(arch, budget), **{"epochs": 3, "tune_epochs": 2, **options})
+
+
+def shallow_is_best(arch):
+    return 0.9 - 0.05 * depth(arch)
+
+
+def deep_is_best(arch):
+    return 0.2 + 0.05 * depth(arch)
+
+
+def small_is_best(arch):
+    return 0.9 - arch.example_input.shape[-1] / 100
+
+
+def late_is_best(arch):
+    """Accuracy by the share of parameters behind the reduction."""
+    late = sum(p.numel() for n, p in arch.model.named_parameters() if n.startswith("two"))
+    return 0.5 + 0.4 * late / sum(p.numel() for p in arch.model.parameters())
+
+
+# ------------------------------------------------------------------ the race
+
+
+@pytest.mark.parametrize("budget", ["macs<=50%", "macs<=31%", "params<=43%", "macs<=100%", "macs<=173%"])
+@pytest.mark.parametrize("truth", [shallow_is_best, deep_is_best, small_is_best, late_is_best])
+def test_the_best_of_all_proposals_is_found(truth, budget):
+    arch = residual()
+    method = auto(arch, budget, search_epochs=60)
+    world = World(arch, truth).play(method)
+    bench = Bench(arch, method.limits)
+    best = max(truth(Scene(arch, method.limits).after(d.edits).arch) for d in proposals(bench, structure_of(arch)))
+    assert truth(world.built(method.best().candidate.plan)) >= best - 1e-4
+    assert method.limits.met(method.best().costs)
+    assert method.best().costs[next(iter(method.limits.limits))] >= 0.9 * next(iter(method.limits.limits.values()))
+    assert all(method.limits.met(e.costs) for e in world.evidence if e.candidate.role == "candidate")
+
+
+def test_the_course_in_trials():
+    arch = residual()
+    method = auto(arch, search_epochs=24, epochs=4, tune_epochs=3, seed=5)
+    world = World(arch, shallow_is_best).play(method)
+    base, first, *_, last = world.batches
+    assert [(c.role, c.parent, c.epochs, c.seed) for c in base] == [("base", None, 4, 5)]
+    assert all(c.parent == 0 and c.epochs == first[0].epochs and c.seed == 6 for c in first)
+    *finals, baseline = last
+    assert baseline.role == "baseline"
+    assert all(c.epochs == 3 for c in finals)
+    # The untouched network has as many epochs behind it as the result, and the search keeps to its own.
+    assert world.trained(baseline) == world.trained(finals[0])
+    searched = sum(c.epochs for batch in world.batches[1:-1] for c in batch)
+    assert searched <= 24
+    assert method.best().candidate in finals
+    assert method.ask() == ()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), noise=st.sampled_from([0.0, 0.01, 0.1]), spent=st.integers(1, 70))
+def test_any_noise_any_failures_any_budget(seed, noise, spent):
+    """Under noise and failures: limits hold, epochs are kept to, the result is the last training of a survivor."""
+    arch = residual()
+
+    def fails(number, candidate):
+        return candidate.role == "candidate" and zlib.crc32(f"{seed}{number}".encode()) % 4 == 0
+
+    method = auto(arch, search_epochs=spent)
+    world = World(arch, late_is_best, noise, fails, seed).play(method)
+    assert sum(c.epochs for batch in world.batches[1:-1] for c in batch) <= spent
+    best = method.best()
+    if best is not None:
+        assert best.usable
+        assert method.limits.met(best.costs)
+    assert len(method.log) == len(method.decisions)
+    replayed = auto(arch, search_epochs=spent)
+    told = iter(world.evidence)
+    while batch := replayed.ask():
+        for candidate in batch:
+            evidence = next(told)
+            assert evidence.candidate == candidate
+            replayed.tell(evidence)
+    assert replayed.log == method.log
+    assert replayed.best() == best
+
+
+def test_noise_is_no_reason_to_leave_the_present_network():
+    """Neighbours that are better by less than the standard error are not taken."""
+    arch = residual()
+    method = auto(arch, search_epochs=60)
+    found = [d for d in play_flat(arch, method).decisions if d.phase.startswith("neighbours")]
+    assert found
+    assert all(min(d.trials) == d.kept for d in found)
+
+
+def play_flat(arch, method):
+    World(arch, lambda built: 0.5, 0.02, seed=3).play(method)
+    return method
+
+
+def test_two_that_cannot_be_told_apart_are_both_trained():
+    arch = residual()
+    method = auto(arch, search_epochs=40, rounds=0)
+    world = World(arch, lambda built: 0.5).play(method)
+    *finals, _ = world.batches[-1]
+    assert len(finals) == 2
+    assert method.best().candidate in finals
+
+
+def test_neighbours_improve_on_all_proposals():
+    """The optimum lies beyond the tapers that are proposed: small steps lead towards it."""
+    arch = residual()
+    plain, further = auto(arch, search_epochs=200, rounds=0), auto(arch, search_epochs=200, rounds=4)
+    first, second = World(arch, late_is_best).play(plain), World(arch, late_is_best).play(further)
+    gains = [late_is_best(w.built(m.best().candidate.plan)) for w, m in ((first, plain), (second, further))]
+    assert gains[1] > gains[0] + 1e-3
+
+
+def test_channel_quality_sets_proportions():
+    """Groups of high quality get more of the budget than uniform widths give them, in a proposal that wins."""
+    arch = residual()
+
+    def quality(layer):
+        return 0.9 if layer == "two.1.a" else 0.3
+
+    def truth(built):
+        return 0.3 + built.group("two.1.a").size / 100 if any(b.name == "two.1" for b in built.blocks) else 0.0
+
+    method = auto(arch, search_epochs=60)
+    world = World(arch, truth, quality=quality).play(method)
+    assert method.findings.quality["two.1.a"] > 1
+    assert any("widths by channel quality" in d.reason for d in method.decisions)
+    uniform = world.built(world.batches[1][0].plan).group("two.1.a").size
+    assert world.built(method.best().candidate.plan).group("two.1.a").size > 1.2 * uniform
+
+
+# ------------------------------------------------------------------ what does not work
+
+
+def test_without_a_first_training_there_is_nothing():
+    arch = residual()
+    method = auto(arch)
+    World(arch, shallow_is_best, fails=lambda number, candidate: True).play(method)
+    assert method.best() is None
+    assert method.log == ("network: there is nothing to begin with, it broke",)
+
+
+def test_all_proposals_fail():
+    arch = residual()
+    method = auto(arch)
+    world = World(arch, shallow_is_best, fails=lambda number, candidate: candidate.role == "candidate").play(method)
+    assert len(world.batches) == 2
+    assert method.best() is None
+    assert "all" in method.log[-2]
+    assert "failed: it broke" in method.log[-2]
+    assert method.log[-1] == "end: no final network: no proposal could be trained"
+
+
+def test_failures_of_some_are_told_and_do_not_win():
+    arch = residual()
+    method = auto(arch, search_epochs=40)
+    world = World(arch, deep_is_best, fails=lambda number, candidate: number == 1).play(method)
+    assert not world.evidence[1].usable
+    assert any("uniform widths failed (it broke)" in line for line in method.log)
+    assert method.best().usable
+
+
+def test_a_budget_that_no_proposal_reaches_ends_before_any_training():
+    with pytest.raises(BudgetError, match=r"no proposal meets macs <= 5 .*Raise the budget"):
+        Auto(residual(), limits_of(residual(), "macs<=5"), epochs=1, tune_epochs=1)
+
+
+def test_a_network_with_nothing_to_change():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(49, 3))
+    arch = read(model, (1, 1, 7, 7))
+    with pytest.raises(ConvwrightError, match="has nothing that method auto could change within macs"):
+        Auto(arch, limits_of(arch, "macs<=100%"), epochs=1, tune_epochs=1)
+    with pytest.raises(BudgetError, match="no proposal meets macs"):
+        Auto(arch, limits_of(arch, "macs<=50%"), epochs=1, tune_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"search_epochs": 0}, "search_epochs=0 must be a whole number from 1 on"),
+        ({"proposals": True}, "proposals=True must be"),
+        ({"eta": 1}, "eta=1 must be a whole number from 2 on"),
+        ({"rounds": -1}, "rounds=-1 must be a whole number from 0 on"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ConvwrightError, match=message):
+        auto(small("chain"), **options)
+
+
+def test_without_a_budget():
+    with pytest.raises(BudgetError, match="give one, such as"):
+        Auto(small("chain"), None, epochs=1, tune_epochs=1)
+
+
+@pytest.mark.parametrize("name", ["mobile", "concat", "shuffle", "chain"])
+@pytest.mark.parametrize("budget", ["macs<=37%", "params<=61%", "macs<=150%"])
+def test_networks_without_blocks_too(name, budget):
+    arch = small(name)
+    method = auto(arch, budget, search_epochs=12)
+    world = World(arch, lambda built: 0.5).play(method)
+    assert method.limits.met(method.best().costs)
+    assert all(method.limits.met(e.costs) for e in world.evidence if e.candidate.role == "candidate")
+
+
+def test_estimated_latency_changes_widths_only():
+    arch = residual()
+    limits = limits_of(arch, "macs<=60%")
+    slow = type(limits)({"latency": 1000}, {"latency": lambda widths: int(20 * sum(widths.values()))})
+    bench = Bench(arch, slow)
+    found = proposals(bench, structure_of(arch))
+    assert len(found) >= 3
+    assert {edit.kind for design in found for edit in design.edits} == {"width"}
+
+
+def test_auto_is_the_method_of_that_name():
+    assert METHODS["auto"] is Auto
+
+
+# ------------------------------------------------------------------ designs
+
+
+def test_designs_are_distinct_use_the_budget_and_begin_with_uniform():
+    arch = residual()
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    found = proposals(bench, structure_of(arch))
+    assert found[0].words == "uniform widths"
+    assert len({frozenset(map(str, d.edits)) for d in found}) == len(found) >= 8
+    for design in found:
+        costs = Scene(arch, bench.limits).after(design.edits).costs
+        assert 0.9 <= costs["macs"] / bench.limits.limits["macs"] <= 1
+
+
+def test_shapes_say_what_they_do():
+    arch = residual()
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    usual, late, early = (bench.design("x", shape=s) for s in (None, tapered(0.3), tapered(-0.3)))
+    size = {n: {e.target: e.size for e in d.edits} for n, d in (("usual", usual), ("late", late), ("early", early))}
+    assert size["late"]["stem"] < size["usual"]["stem"] < size["early"]["stem"]
+    assert size["late"].get("down", 23) > size["usual"]["down"] > size["early"]["down"]
+    assert inner_groups(arch) == {"one.0.a", "one.1.a", "one.2.a", "two.0.a", "two.1.a"}
+    wide = {e.target: e.size for e in bench.design("x", shape=inner(1.5)).edits}
+    assert wide["stem"] < size["usual"]["stem"]
+    assert wide.get("two.1.a", 29) > size["usual"]["two.1.a"]
+    named = {e.target: e.size for e in bench.design("x", shape=weighed({"stem": 2.0})).edits}
+    assert named.get("stem", 13) > size["usual"]["stem"]
+
+
+def test_what_cannot_be_made_says_why():
+    arch = read(nn.Sequential(*chain(23, 29)[:-3], nn.Flatten(), nn.Linear(29 * 49, 3)), (1, 1, 7, 7))
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    found = proposals(bench, structure_of(arch))
+    assert found
+    assert "flatten" in bench.dropped["8 pixels"] or "8 pixels" not in bench.dropped
+
+
+def test_neighbours_come_after_the_design_and_keep_the_budget():
+    arch = residual()
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    design = proposals(bench, structure_of(arch))[1]
+    after = Scene(arch, bench.limits).after(design.edits)
+    found = neighbours(Bench(after.arch, bench.limits), design, {"stem": 1.5})
+    assert len(found) >= 5
+    for near in found:
+        costs = Scene(arch, bench.limits).after((*design.edits, *near.edits)).costs
+        assert costs["macs"] <= bench.limits.limits["macs"]
+
+
+def test_qualities_of_noise_say_nothing():
+    assert qualities({}) == {}
+    assert qualities({"a": 0.0, "b": 0.0}) == {}
+    assert qualities({"a": 1.0, "b": 3.0}) == {"a": 0.5, "b": 1.5}
+
+
+# ------------------------------------------------------------------ halving
+
+
+@given(count=st.integers(1, 60), budget=st.integers(1, 500), eta=st.integers(2, 5), last=st.integers(1, 4))
+def test_rungs_keep_the_budget_and_narrow(count, budget, eta, last):
+    found = rungs(count, budget, eta, last)
+    assert sum(r.cost for r in found) <= budget
+    assert found[0].count <= count
+    assert found[-1].count <= last
+    assert all(b.count == math.ceil(a.count / eta) and b.epochs == a.epochs * eta
+               for a, b in zip(found, found[1:], strict=False))  # fmt: skip
+    if found[0].count < count:  # one more would not be paid for
+        with pytest.raises(StopIteration):
+            next(n for n in [found[0].count + 1] if rungs(n, budget, eta, last)[0].count == n)
+
+
+@pytest.mark.parametrize("given_", [(0, 5, 3, 3), (5, 0, 3, 3), (5, 5, 1, 3), (5, 5, 3, 0)])
+def test_rungs_refuse(given_):
+    with pytest.raises(ConvwrightError, match="give at least 1 of each"):
+        rungs(*given_)
+
+
+_SCORES = st.lists(st.one_of(st.just(math.nan), st.floats(0, 1)), max_size=12)
+
+
+@given(scores=_SCORES, keep=st.integers(0, 13), more=st.integers(0, 5), stderr=st.floats(0, 0.3))
+def test_survivors_are_the_best_and_those_equal_to_the_last(scores, keep, more, stderr):
+    scored = [Scored(s, stderr) for s in scores]
+    kept = survivors(scored, keep, keep + more)
+    usable = [i for i, s in enumerate(scored) if s.usable]
+    assert min(keep, len(usable)) <= len(kept) <= keep + more
+    assert len(set(kept)) == len(kept)
+    assert set(kept) <= set(usable)
+    assert list(kept) == list(ranking(scored)[: len(kept)])
+    for extra in kept[keep:]:
+        assert tied(scored[extra], scored[kept[keep - 1]])
+    assert survivors(scored, keep) == kept[: min(keep, len(usable))]
