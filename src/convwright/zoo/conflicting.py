@@ -1,4 +1,4 @@
-"""The deep networks of the conflicting-layer papers (Peer, Stabinger and Rodriguez-Sanchez, 2021), up to 120 layers.
+"""The deep networks of the conflicting-layer papers (Peer, Stabinger and Rodriguez-Sanchez, 2021), up to 150 layers.
 
 Blocks of two convolutions in four groups, without shortcuts (VGG-type) or with (ResNet-type). Shapes and counts are
 those of the published code; it pads strided convolutions at the right and below only, here it is half a kernel at
@@ -137,3 +137,33 @@ def resnet120(
         zero_last: whether each branch begins as 0: its last batch norm's scales do.
     """
     return _network("resnet120", depths, width, num_classes, in_channels, residual=True, zero_last=zero_last)
+
+
+@register("perceptron", input_shape=(1, 28, 28), num_classes=10, source=_SOURCE)
+def perceptron(
+    num_classes: int = 10, in_channels: int = 1, width: int = 50, depth: int = 50, side: int = 28
+) -> nn.Sequential:
+    """Build a fully connected network: (N, in_channels, side, side) -> (N, num_classes).
+
+    Weights are uniform after He, those of the classifier after Glorot, biases 0, as published.
+
+    Args:
+        num_classes: outputs.
+        in_channels: channels of the image.
+        width: of each hidden layer.
+        depth: hidden layers.
+        side: of the image.
+    """
+    layers = OrderedDict[str, nn.Module](flatten=nn.Flatten(1))
+    features = in_channels * side * side
+    for number in range(1, depth + 1):
+        layer = nn.Linear(features, width)
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+        layers[f"fc{number}"], layers[f"relu{number}"] = layer, nn.ReLU()
+        features = width
+    last = nn.Linear(features, num_classes)
+    nn.init.xavier_uniform_(last.weight)
+    nn.init.zeros_(last.bias)
+    layers["classifier"] = last
+    return nn.Sequential(layers)
