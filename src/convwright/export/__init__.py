@@ -1,0 +1,41 @@
+"""SHOW: a run's network as plain Python, ONNX, a ``torch.export`` program, or safetensors with a plan and a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from convwright.export import card, programs, python  # noqa: F401 - each registers its targets
+from convwright.export.opened import Exportable, open_run
+from convwright.export.python import Program, python_source
+from convwright.export.registry import TARGETS, Exported, ExportError, target_named
+from convwright.runs.files import refuse_file
+
+__all__ = ["TARGETS", "ExportError", "Exportable", "Exported", "Program", "export_run", "open_run", "python_source"]
+
+
+def export_run(
+    folder: str | Path, to: str, out: str | Path | None = None, *, model: nn.Module | str | None = None
+) -> Exported:
+    """Export the network of a run, and check that what was written computes the same.
+
+    Args:
+        folder: Run directory of `optimize` or `train`. Of an unfinished search, the best trained trial is exported,
+            and marked so.
+        to: ``"python"``, ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
+        out: Where to write; None: ``export/TARGET`` in the run directory.
+        model: The original network, where the run cannot name it.
+
+    Returns:
+        The files, and the largest difference found.
+
+    Raises:
+        ExportError: The target is unknown or not installed, or the network cannot be exported to it.
+        RunError: There is no run, or nothing trained in it.
+    """
+    write = target_named(to)
+    run = open_run(Path(folder), model)
+    where = Path(out) if out is not None else Path(folder) / "export" / to
+    refuse_file(where)
+    return write(run, where)

@@ -86,6 +86,7 @@ def _content(opened: Opened, recipe: Recipe, trained: TrainResult, network: Arch
         "model": opened.arch.source,
         "options": opened.options,
         "data": opened.data.name,
+        "input_shape": list(network.example_input.shape),
         "recipe": recipe.model_dump(mode="json"),
         "macs": costs.macs,
         "params": costs.params,

@@ -113,7 +113,9 @@ Access = Callable[[str], Expr]  # from a qualified name below the module to an e
 class _Writer:
     """One call of a module while its lines are written."""
 
-    def __init__(self, flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None):
+    def __init__(
+        self, flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
+    ):
         self.flow, self.region, self.access, self.method, self.special = flow, region, access, method, special
         self.net = flow.net
         self.names: dict[fx.Node, str] = {}
@@ -328,5 +330,3 @@ def _loop(lines: Sequence[Line]) -> Line:
         loop=Joined((base, Text(f"[{span[0]}:{span[1]}]"))),
         child=lines[0].child,
     )
-
-

@@ -204,7 +204,9 @@ def _named(
     return result
 
 
-def _wanted(kind: str, places: Sequence[int], first: Sequence[Hole], entry: Sequence[int], leaving: Sequence[int]) -> str:
+def _wanted(
+    kind: str, places: Sequence[int], first: Sequence[Hole], entry: Sequence[int], leaving: Sequence[int]
+) -> str:
     enters, leaves = bool({*entry} & {*places}), bool({*leaving} & {*places})
     names = [first[i].name for i in places]
     if enters and (leaves or all(n in ("num_features", "channels") for n in names)):
@@ -255,7 +257,7 @@ def _expressions(
     kept: dict[str, None] = {}
     texts = {place: (argument.name, "{}") for argument, places in arguments for place in places}
     for places, base, form in derived:
-        texts.update({place: (texts[base][0], form) for place in places})
+        texts.update(dict.fromkeys(places, (texts[base][0], form)))
     for place, (name, form) in texts.items():
         in_method = place >= built
         if in_method:

@@ -12,7 +12,21 @@ from convwright.architecture.capture import operator_name
 from convwright.export.source.bodies import Body, Flow, Line, body, is_chain
 from convwright.export.source.layers import base_constructor, constructor
 from convwright.export.source.regions import Network, Region
-from convwright.export.source.text import Arg, Attr, Call, Expr, Hole, Joined, Many, Repeat, Text, flat, holes, positional, template
+from convwright.export.source.text import (
+    Arg,
+    Attr,
+    Call,
+    Expr,
+    Hole,
+    Joined,
+    Many,
+    Repeat,
+    Text,
+    flat,
+    holes,
+    positional,
+    template,
+)
 
 _LISTS = (nn.Sequential, nn.ModuleList)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -262,9 +276,15 @@ class Parts:
         texts: dict[str, str] = {}
         for call in part.calls:
             written = body(
-                self.flow, call, lambda name: self.access(part.path, name), lambda r: self.methods.get(r, "forward"), special
+                self.flow,
+                call,
+                lambda name: self.access(part.path, name),
+                lambda r: self.methods.get(r, "forward"),
+                special,
             )
-            written = Body(written.params, tuple(self._loop(line) for line in written.lines), written.returns, written.entry)
+            written = Body(
+                written.params, tuple(self._loop(line) for line in written.lines), written.returns, written.entry
+            )
             text = "\n".join([str(written.key), *(flat(line.expr) for line in written.lines)])
             name = texts.setdefault(text, "forward" if not texts else f"forward_{len(texts) + 1}")
             self.methods[call] = name
@@ -284,7 +304,9 @@ class Parts:
 
     def _attributes(self, part: Part, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
         own: list[tuple[str, Expr]] = []
-        inherited = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"} if "BatchNorm" in base else ()
+        inherited = (
+            {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"} if "BatchNorm" in base else ()
+        )
         for name in part.tensors:
             if name not in inherited:
                 full = f"{part.path}.{name}" if part.path else name

@@ -137,16 +137,10 @@ def writes(*names: str) -> Callable[[Writer], Writer]:
 # ------------------------------------------------------------------ any operator
 
 _FUNCTIONAL = frozenset(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d celu conv1d conv2d "
-    "conv3d conv_transpose1d conv_transpose2d elu embedding fold gelu glu hardsigmoid hardswish hardtanh instance_norm "
-    "leaky_relu linear local_response_norm log_softmax logsigmoid max_pool1d max_pool2d max_pool3d mish "
-    "one_hot pixel_shuffle pixel_unshuffle prelu relu relu6 rms_norm rrelu scaled_dot_product_attention selu silu "
-    "softplus softsign threshold".split()
+    ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "celu", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "elu", "embedding", "fold", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "instance_norm", "leaky_relu", "linear", "local_response_norm", "log_softmax", "logsigmoid", "max_pool1d", "max_pool2d", "max_pool3d", "mish", "one_hot", "pixel_shuffle", "pixel_unshuffle", "prelu", "relu", "relu6", "rms_norm", "rrelu", "scaled_dot_product_attention", "selu", "silu", "softplus", "softsign", "threshold"]
 )
 _METHODS = frozenset(
-    "chunk clone contiguous cumsum detach expand expand_as flatten flip masked_fill mean movedim narrow numel permute "
-    "repeat repeat_interleave roll select softmax sort split sum argmax squeeze t tile topk transpose type_as "
-    "unbind unflatten unsqueeze std var amax amin clamp clamp_min clamp_max norm".split()
+    ["chunk", "clone", "contiguous", "cumsum", "detach", "expand", "expand_as", "flatten", "flip", "masked_fill", "mean", "movedim", "narrow", "numel", "permute", "repeat", "repeat_interleave", "roll", "select", "softmax", "sort", "split", "sum", "argmax", "squeeze", "t", "tile", "topk", "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "std", "var", "amax", "amin", "clamp", "clamp_min", "clamp_max", "norm"]
 )
 
 
@@ -347,7 +341,9 @@ def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
     return positional(*found)
 
 
-@writes("flatten", "transpose", "unsqueeze", "squeeze", "chunk", "movedim", "mean", "sum", "softmax", "amax", "amin", "var")
+@writes(
+    "flatten", "transpose", "unsqueeze", "squeeze", "chunk", "movedim", "mean", "sum", "softmax", "amax", "amin", "var"
+)
 def _dims(w: Writing) -> Expr:
     """Write an operator along axes: which ones is never an argument of a class."""
     twin = w.scope.twin(w.node)
@@ -361,7 +357,9 @@ def _dims(w: Writing) -> Expr:
             continue
         by_name = name not in parameters[:2] or name in ("keepdim", "dtype") or len(args) != parameters.index(name)
         public = {"self": "input"}.get(name, name)
-        args.append(Arg(public if by_name or public == "dim" and w.name != "unsqueeze" else "", _fixed(w, one, two, name)))
+        args.append(
+            Arg(public if by_name or (public == "dim" and w.name != "unsqueeze") else "", _fixed(w, one, two, name))
+        )
     return Call(Attr(w.first, w.name), tuple(args))
 
 

@@ -18,9 +18,7 @@ from convwright.errors import ConvwrightError
 
 SIZES = (2, 3)  # the two batch sizes
 _VIEWS = frozenset(
-    "alias chunk contiguous detach diagonal dropout expand expand_as feature_dropout flatten getitem lift_fresh_copy "
-    "movedim narrow numpy_T permute ravel reshape select slice split split_with_sizes squeeze swapaxes t tensor_split to "
-    "transpose type_as unbind unflatten unsqueeze view view_as".split()
+    ["alias", "chunk", "contiguous", "detach", "diagonal", "dropout", "expand", "expand_as", "feature_dropout", "flatten", "getitem", "lift_fresh_copy", "movedim", "narrow", "numpy_T", "permute", "ravel", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "tensor_split", "to", "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view", "view_as"]
 )
 _NOTHING = frozenset({"alias", "lift_fresh_copy", "detach_"})
 _CHECKS = frozenset({"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"})
@@ -127,7 +125,9 @@ def mutates(node: fx.Node) -> bool:
 def _live(capture: Capture) -> frozenset[fx.Node]:
     outputs = set(capture.outputs)
     waiting = [n for n in capture.graph.nodes if n.name in outputs]
-    waiting += [n for n in capture.graph.nodes if n.op == "call_function" and mutates(n) and operator_name(n) != "detach"]
+    waiting += [
+        n for n in capture.graph.nodes if n.op == "call_function" and mutates(n) and operator_name(n) != "detach"
+    ]
     live: set[fx.Node] = set()
     while waiting:
         node = waiting.pop()
@@ -268,5 +268,3 @@ def constant(one: Any, two: Any) -> tuple[int, int] | None:
         return None
     slope = (two - one) // (SIZES[1] - SIZES[0])
     return slope, one - slope * SIZES[0]
-
-

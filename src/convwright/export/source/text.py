@@ -207,7 +207,7 @@ def laid_out(prefix: str, expr: Expr, indent: int, names: Names, suffix: str = "
     head, tail = " " * indent + prefix + opening, " " * indent + closing + suffix
     deeper = indent + _STEP
     one_line = " " * deeper + ", ".join(lead + flat(item, names) for lead, item in inner)
-    if len(one_line) <= WIDTH and "*" not in one_line[: deeper + 1] or len(inner) == 1 and len(one_line) <= WIDTH:
+    if (len(one_line) <= WIDTH and "*" not in one_line[: deeper + 1]) or (len(inner) == 1 and len(one_line) <= WIDTH):
         return [head, one_line, tail]
     body: list[str] = []
     for lead, item in inner:

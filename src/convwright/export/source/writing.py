@@ -54,7 +54,9 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
     root = found[-1]
     known = set(model.state_dict())
     constants = {name: tensor for name, tensor in net.tensors.items() if name not in known}
-    body = [line for made in found for line in ["", "", *_class(made, made is root, _ties(parts) if made is root else [])]]
+    body = [
+        line for made in found for line in ["", "", *_class(made, made is root, _ties(parts) if made is root else [])]
+    ]
     shape = tuple(example_input.shape[1:])
     loading = _loader(root.name).splitlines()
     head = _head(title, notes, body)
@@ -82,7 +84,8 @@ def _ties(parts: Parts) -> list[str]:
 
 
 def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
-    lines = ['"""' + title, "", *notes, '"""', "", "from __future__ import annotations", ""]
+    said = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']
+    lines = [*said, "", "from __future__ import annotations", ""]
     text = "\n".join(body)
     if "OrderedDict(" in text:
         lines.append("from collections import OrderedDict")
@@ -147,10 +150,7 @@ def _constructor(made: Class, ties: Sequence[str]) -> list[str]:
     draft = made.drafts[0]
     params = [_parameter(a.name, a.values, a.default) for a in made.arguments]
     lines = _definition("__init__", params, "None")
-    lines += [" " * 8 + f"self.{name} = {name}" for name in made.kept] if draft.base == "nn.Module" else []
-    call = Call(Text("super().__init__"), draft.base_args)
-    above = laid_out("", call, 8, made.names)
-    lines = [*lines[: len(lines) - (len(made.kept) if draft.base == "nn.Module" else 0)], *above]
+    lines += laid_out("", Call(Text("super().__init__"), draft.base_args), 8, made.names)
     lines += [" " * 8 + f"self.{name} = {name}" for name in made.kept]
     for name, expr in draft.attributes:
         lines += _attribute(name, expr, made.names)

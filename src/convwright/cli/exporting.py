@@ -1,0 +1,32 @@
+"""``convwright export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of `optimize` or `train`.")],
+    to: Annotated[str, typer.Option(help="python, onnx, pt2 or safetensors.", metavar="TARGET")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: export/TARGET in DIR.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The original network, where the run was made with one that has no name.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+) -> None:
+    """Write a run's network as plain Python, ONNX, pt2 or safetensors, and check that it computes the same."""
+    from convwright.export import export_run
+
+    done = export_run(folder, to, out, model=model)
+    if as_json:
+        print(json.dumps(done.as_dict(), indent=2, allow_nan=False))
+        return
+    for file in done.files:
+        print(file)
+    print(f"largest difference to the network: {done.difference:.1e}")
+    for note in done.notes:
+        print(f"note: {note}")

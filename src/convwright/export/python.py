@@ -1,0 +1,137 @@
+"""Plain Python source: ``model.py`` and ``weights.pt``, which need torch and nothing else."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convwright.export.opened import Exportable
+from convwright.export.registry import Exported, ExportError, difference, target
+from convwright.export.source import Source, source_of
+from convwright.runs.files import write, write_text
+
+LIMIT = 1e-6  # of the difference to the network, in float32
+_DROPS = ("DropPath", "StochasticDepth", "DropBlock2d", "DropBlock2D")
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A network as a program, tried out.
+
+    Attributes:
+        source: the program.
+        state: the weights that it loads.
+        model: the network that it makes, with its weights, in eval mode.
+        difference: largest absolute difference of an output to the original's.
+    """
+
+    source: Source
+    state: dict[str, Tensor]
+    model: nn.Module
+    difference: float
+
+
+def python_source(model: nn.Module, example_input: Tensor, title: str = "", notes: Sequence[str] = ()) -> Program:
+    """Write a network as Python that needs torch alone, run it, and compare.
+
+    Args:
+        model: any network that `convwright.read` reads; on the CPU.
+        example_input: shape (n, c, h, w). The program takes any batch size.
+        title: first line of the program's docstring.
+        notes: further lines of it.
+
+    Raises:
+        ConvwrightError: it cannot be captured, or depends on the batch size in a way that cannot be written.
+        ExportError: the program does not run.
+    """
+    name = title or f"{type(model).__name__}, as plain PyTorch."
+    source = source_of(model, example_input, name, notes)
+    original = {**model.state_dict(), **source.constants}
+    try:
+        made = _run(source)()
+        state = {key: original[key].detach().clone() for key in made.state_dict()}
+        made.load_state_dict(state)
+    except Exception as error:  # whatever the written program raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise ExportError(
+            f"{name}: the written source does not run ({type(error).__name__}: {reason}); export with --to pt2 or onnx"
+        ) from error
+    made.eval()
+    return Program(source, state, made, difference(model, made, example_input))
+
+
+def _run(source: Source) -> type[nn.Module]:
+    """Execute the program as a module of its own, and return the network's class."""
+    module = types.ModuleType("convwright_exported")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source.text, "model.py", "exec"), module.__dict__)
+    finally:
+        del sys.modules[module.__name__]
+    made: type[nn.Module] = module.__dict__[source.name]
+    return made
+
+
+def training_only(model: nn.Module) -> tuple[str, ...]:
+    """Return the classes of layers that act in training only and are no layers of torch: the program lacks them."""
+    found = {
+        type(module).__name__
+        for module in model.modules()
+        if type(module).__name__ in _DROPS and (getattr(module, "drop_prob", None) or getattr(module, "p", None))
+    }
+    return tuple(sorted(found))
+
+
+@target("python")
+def export_python(run: Exportable, folder: Path) -> Exported:
+    """Write ``model.py`` and ``weights.pt``; the program's outputs equal the network's.
+
+    Raises:
+        ExportError: they differ by more than 1e-6 times the largest output; nothing is written.
+    """
+    notes = _notes(run)
+    program = python_source(run.arch.model, run.arch.example_input, f"{run.title}, as plain PyTorch.", _docstring(run))
+    if not program.difference <= LIMIT * max(1.0, _scale(program.model, run.arch.example_input)):
+        raise ExportError(
+            f"{run.folder}: the written source differs from the network by {program.difference:.1e}; "
+            "export with --to pt2 or onnx"
+        )
+    if program.source.operators:
+        notes.append(f"called by their full names: {', '.join(program.source.operators)}")
+    write(folder / "weights.pt", lambda to: torch.save(program.state, to))
+    write_text(folder / "model.py", program.source.text)
+    return Exported("python", (folder / "model.py", folder / "weights.pt"), program.difference, tuple(notes))
+
+
+def _scale(model: nn.Module, example: Tensor) -> float:
+    with torch.no_grad():
+        found = model(torch.zeros_like(example))
+    return float(found.abs().max()) if isinstance(found, Tensor) else 1.0
+
+
+def _docstring(run: Exportable) -> list[str]:
+    shape = ", ".join(["n", *map(str, run.arch.example_input.shape[1:])])
+    lines = [f"Input: images of shape ({shape}), of any number n.", "Written by convwright; it needs torch only:", ""]
+    lines += ["    from model import load", "", "    model = load()"]
+    missing = training_only(run.arch.model)
+    if missing:
+        lines += ["", f"Left out, since it acts in training only: {', '.join(missing)}."]
+    if run.kind == "unfinished":
+        lines += ["", f"From an unfinished run: trial {run.trial}."]
+    return lines
+
+
+def _notes(run: Exportable) -> list[str]:
+    notes = []
+    missing = training_only(run.arch.model)
+    if missing:
+        notes.append(f"{', '.join(missing)} acts in training only and is not in the source")
+    if run.kind == "unfinished":
+        notes.append(f"the run is unfinished; trial {run.trial} is exported")
+    return notes

@@ -1,0 +1,106 @@
+"""The targets of an export, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convwright.errors import ConvwrightError, look_up
+from convwright.export.opened import Exportable
+from convwright.training.evaluate import eval_mode
+
+BATCHES = (1, 3)  # sizes of the batches that an export is checked with
+
+
+class ExportError(ConvwrightError):
+    """A network could not be exported, or what was exported does not compute the same."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        target: e.g. ``"onnx"``.
+        files: the files, the main one first.
+        difference: largest absolute difference of an output to the network's, on random images; None where
+            nothing was computed.
+        notes: what a user should know, one sentence each.
+    """
+
+    target: str
+    files: tuple[Path, ...]
+    difference: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "target": self.target,
+            "files": [str(file) for file in self.files],
+            "max_difference": self.difference,
+            "notes": list(self.notes),
+        }
+
+
+Target = Callable[[Exportable, Path], Exported]
+TARGETS: dict[str, Target] = {}
+
+
+def target(name: str) -> Callable[[Target], Target]:
+    """Register a target under a name."""
+
+    def register(function: Target) -> Target:
+        TARGETS[name] = function
+        return function
+
+    return register
+
+
+def target_named(name: str, known: Mapping[str, Target] = TARGETS) -> Target:
+    """Return a target.
+
+    Raises:
+        ExportError: there is none of that name; lists those there are.
+    """
+    return look_up(name, known, "export target", ExportError)
+
+
+def images(example: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Return `count` random images like an example, on the CPU: shape (count, ...)."""
+    generator = torch.Generator().manual_seed(seed + count)
+    return torch.randn((count, *example.shape[1:]), generator=generator, dtype=example.dtype)
+
+
+def difference(model: nn.Module, other: Callable[[Tensor], Any], example: Tensor) -> float:
+    """Return the largest absolute difference between a network's outputs and another's, over several batch sizes.
+
+    Args:
+        model: the network; it is judged in eval mode.
+        other: what was exported, called with images of shape (n, ...).
+        example: the network's example input.
+    """
+    worst = 0.0
+    with eval_mode(model), torch.no_grad():
+        for count in BATCHES:
+            batch = images(example, count)
+            wanted, found = _flat(model(batch.clone())), _flat(other(batch.clone()))
+            if len(wanted) != len(found) or any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
+                return float("inf")
+            gaps = [(a.double() - b.double()).abs().max().item() for a, b in zip(wanted, found, strict=True)]
+            worst = max(worst, *(gap if gap == gap else float("inf") for gap in gaps))
+    return worst
+
+
+def _flat(value: Any) -> list[Tensor]:
+    """Return the tensors in an output, in order."""
+    if isinstance(value, Tensor):
+        return [value.detach().cpu()]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in _flat(item)]
+    return [tensor for item in value for tensor in _flat(item)] if isinstance(value, (list, tuple)) else []
