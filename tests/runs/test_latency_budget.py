@@ -115,8 +115,8 @@ def test_a_share_of_the_latency_is_met_and_recorded(go, tmp_path):
     assert data["latency"]["rounds"]
     assert result.best.costs["latency"] <= (1 - MARGIN) * data["limits"]["latency"]
     assert result.best in result.pareto
-    assert "latency, measured in turns" in result.report()
-    assert "latency <= " in result.report()
+    assert "latency, measured in turns" in str(result.report())
+    assert "latency <= " in str(result.report())
 
 
 @pytest.mark.parametrize("budget", [["latency<=60%", "macs<=30%"], "latency<=90% and params<=50%", "latency<=200%"])

@@ -66,7 +66,7 @@ def test_a_network_is_halved_and_proved(go, tiny, tmp_path):
     assert result.best.trial == 2
     assert result.baseline.trial == 1
     assert result.best in result.pareto
-    assert "budget" in result.report()
+    assert "budget" in str(result.report())
     assert {"seconds", "versions", "machine", "command", "recipe"} <= set(data)
 
     plan = Plan.load(tmp_path / "run" / "plan.json")

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import MEASURED, human
 from convwright.methods import Evidence
+
+if TYPE_CHECKING:
+    from convwright.report.content import Report
 
 FORMAT = "convwright result"
 
@@ -37,21 +40,18 @@ class Result:
         """Trials that no other beats in score and in every limited cost at once, cheapest first."""
         metrics = list(self.data["limits"])
         usable = [t for t in self.trials if t.usable]
-        front = [t for t in usable if not any(_beats(other, t, metrics) for other in usable)]
+        front = [t for t in usable if not any(beats(other, t, metrics) for other in usable)]
         return tuple(sorted(front, key=lambda t: [t.costs[m] for m in metrics]))
 
-    def report(self) -> str:
-        """Return the table of baseline and result as plain text."""
-        lines = [[row.name, row.baseline, row.result, row.change] for row in rows(self.data)]
-        table = [["", "baseline", "result", "change"], *lines]
-        widths = [max(len(line[i]) for line in table) for i in range(4)]
-        return "\n".join(
-            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-            for line in table
-        )
+    def report(self) -> Report:
+        """Return the report: ``print`` it for the table, or ``.save()`` it as a page, ``.html()``, ``.markdown()``."""
+        from convwright.report import report_of
+
+        return report_of(self.folder)
 
 
-def _beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
+def beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
+    """Return whether a trial is no worse in score and in every cost, and better in one of them."""
     no_worse = one.score >= other.score and all(one.costs[m] <= other.costs[m] for m in metrics)
     better = one.score > other.score or any(one.costs[m] < other.costs[m] for m in metrics)
     return no_worse and better

@@ -1,0 +1,45 @@
+"""``convwright report``: the report of a run; ``optimize`` writes the page at its end, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convwright.cli import leaving
+from convwright.cli.printing import print_json
+from convwright.errors import ConvwrightError
+
+if TYPE_CHECKING:
+    from convwright.runs import Result
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run directory; the run may be unfinished.", metavar="DIR")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the page; default: DIR/report.html.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print it as Markdown instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON document instead.")] = False,
+) -> None:
+    """Write the report of a run: one HTML file that needs no network."""
+    if out is not None and (markdown or as_json):
+        raise ConvwrightError("--out names the page; --markdown and --json print: send their output to a file")
+    if markdown and as_json:
+        raise ConvwrightError("--markdown and --json exclude each other; give one of them")
+    from convwright.report import report_of
+
+    found = report_of(folder)
+    if as_json:
+        return print_json(found.as_dict())
+    if markdown:
+        return print(found.markdown(), end="")
+    leaving.say(found.status)
+    return print(found.save(out))
+
+
+def write_report(result: Result) -> None:
+    """Write the page of a finished run beside its result; a run is not lost because of it."""
+    try:
+        leaving.say(f"report: {result.report().save()}")
+    except ConvwrightError as error:
+        leaving.say(f"convwright: warning: the report was not written ({' '.join(str(error).split())})")

@@ -1,0 +1,352 @@
+"""From what a run directory holds to what a report says."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convwright.architecture import read
+from convwright.cost import profile
+from convwright.cost.budget import costs_of, human
+from convwright.edits import Plan
+from convwright.errors import ConvwrightError, RunError
+from convwright.methods import Evidence
+from convwright.report.changes import compared_networks
+from convwright.report.content import Compared, Curve, Decision, Fact, Limit, Networks, Report
+from convwright.report.observed import conflicts, quality, widths
+from convwright.report.recorded import Json, Recorded, read_run
+from convwright.report.trials import costs_limited, described, fastest, leading
+from convwright.runs.evaluate import reshaped
+from convwright.runs.networks import FILE as NETWORKS
+from convwright.runs.networks import networks as networks_of
+
+_NAMES = {
+    "macs": "multiply-accumulates (MACs)",
+    "params": "parameters",
+    "activations": "activation memory at the peak",
+    "weights": "weights in memory",
+}
+_BYTES = ("activations", "weights")
+
+
+def report_of(folder: str | Path) -> Report:
+    """Make the report of a run directory; nothing in it is changed.
+
+    Args:
+        folder: Of an ``optimize``, finished or not, or of a ``train``.
+
+    Returns:
+        The report; ``finished`` says whether the run is.
+
+    Raises:
+        RunError: It is no run directory, or a file in it is damaged; names the file.
+    """
+    recorded = read_run(folder)
+    try:
+        return _optimized(recorded) if recorded.kind == "optimize" else _trained(recorded)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise RunError(
+            f"{recorded.folder}: damaged, its record cannot be understood ({type(error).__name__}: {error}); "
+            "start anew in another folder"
+        ) from error
+
+
+# ------------------------------------------------------------------ optimize
+
+
+def _optimized(recorded: Recorded) -> Report:
+    settings, result = recorded.run["settings"], recorded.result
+    limited = costs_limited(settings)
+    chosen = result["result"]["trial"] if result is not None else None
+    trials = described(recorded, limited, chosen)
+    best = None if result is not None else leading(recorded.trials, settings.get("limits", {}))
+    found, why = _networks(recorded, best)
+    shown_conflicts, shown_quality = conflicts(recorded.trials), quality(recorded.trials)
+    shown_widths, curves = widths(recorded.trials, found), _curves(recorded, result)
+    decisions = _decisions(result)
+    plan = recorded.plan if result is not None else (best.candidate.plan if best is not None else None)
+    missing = {
+        "networks": why,
+        "widths": "" if shown_widths else "No trial changed a width.",
+        "conflicts": "" if shown_conflicts else "No trial looked at conflicting bundles.",
+        "quality": "" if shown_quality else "No trial looked at channel quality (QC).",
+        "curves": ""
+        if curves
+        else "No training left its epochs: the run is older than their record, or did not train.",
+        "decisions": "" if decisions else _no_decisions(settings["method"], result),
+        "compared": "" if result is not None else "The run is not finished: nothing was proved or judged yet.",
+        "plan": "" if plan is not None and plan.edits else "Nothing is edited.",
+        "latency": "" if "latency" in settings.get("limits", {}) else "Latency is measured where the budget limits it.",
+    }
+    return Report(
+        title=settings["model"],
+        folder=recorded.folder,
+        finished=result is not None,
+        status=_status(recorded, result, best),
+        asked=tuple(_asked(settings)),
+        limits=tuple(_limits(settings, result)),
+        compared=() if result is None else tuple(_compared(result)),
+        deviation=_deviation(result),
+        networks=found,
+        metrics=limited,
+        trials=trials,
+        widths=shown_widths,
+        conflicts=shown_conflicts,
+        quality=shown_quality,
+        curves=curves,
+        decisions=decisions,
+        plan=str(plan) if plan is not None and plan.edits else "",
+        uncounted=() if result is None else tuple(result["result"].get("uncounted", ())),
+        recipe=_recipe((result or {}).get("trained_with", settings["recipe"])),
+        provenance=tuple(_provenance(recorded)),
+        missing={name: sentence for name, sentence in missing.items() if sentence},
+    )
+
+
+def _status(recorded: Recorded, result: Json | None, best: Evidence | None) -> str:
+    if result is None:
+        done = sum(t.evidence is not None for t in recorded.trials)
+        seen = f"{done} trial{'s' * (done != 1)} finished"
+        so_far = f"; the best within the budget so far is trial {best.trial} with {best.score:.2%}" if best else ""
+        return f"Unfinished: {seen}{so_far}. Continue with --resume; validation numbers only."
+    met = all(values["met"] for values in result["budget_met"].values())
+    macs = result["result"]["costs"]["macs"] / max(1, result["baseline"]["costs"]["macs"])
+    part = next((p for p in ("test", "validation") if result["result"].get(p) and result["baseline"].get(p)), None)
+    if part is None:
+        return f"Budget {'met' if met else 'broken'}: {macs:.1%} of the MACs."
+    points = 100 * (result["result"][part]["accuracy"] - result["baseline"][part]["accuracy"])
+    return f"Budget {'met' if met else 'broken'}: {macs:.1%} of the MACs, {points:+.2f} points of {part} accuracy."
+
+
+def _asked(settings: Json) -> Iterator[Fact]:
+    yield Fact("network", settings["model"])
+    yield Fact("data", settings["data"])
+    yield Fact("budget", ", ".join(settings["budget"]))
+    yield Fact("method", settings["method"])
+    for name, value in settings.get("method_options", {}).items():
+        yield Fact(f"option {name}", str(value))
+    yield Fact("epochs", f"{settings['epochs']} at first, {settings['tune_epochs']} for each later training")
+    yield Fact("seed", str(settings["seed"]))
+    if settings.get("divisor", 1) != 1:
+        yield Fact("divisor of widths", str(settings["divisor"]))
+    if settings.get("weights"):
+        yield Fact("weights from", str(settings["weights"]))
+
+
+def _limits(settings: Json, result: Json | None) -> Iterator[Limit]:
+    for metric, limit in settings.get("limits", {}).items():
+        said = _amount(metric, limit)
+        if result is None:
+            yield Limit(metric, said, "", None)
+            continue
+        values = result["budget_met"][metric]
+        found = values.get("measured", values.get("convwright"))
+        yield Limit(metric, said, _amount(metric, found), bool(values["met"]))
+
+
+def _amount(metric: str, value: int) -> str:
+    if metric == "latency":
+        return human(value, "latency")
+    return f"{value:,} bytes" if metric in _BYTES else f"{value:,}"
+
+
+def _compared(result: Json) -> Iterator[Compared]:
+    before, after = result["baseline"], result["result"]
+    for part in ("test", "validation"):
+        if before.get(part) and after.get(part):
+            yield _accuracy(part, before[part], after[part])
+    for metric, name in _NAMES.items():
+        if metric in before["costs"]:
+            one, two = before["costs"][metric], after["costs"][metric]
+            yield _cost(name, _amount(metric, one), _amount(metric, two), one, two)
+    if "latency" in before and "latency" in after:
+        one, two = before["latency"], after["latency"]
+        yield _cost("latency, measured in turns", _interval(one), _interval(two), one["median"], two["median"])
+
+
+def _accuracy(part: str, before: Json, after: Json) -> Compared:
+    points = 100 * (after["accuracy"] - before["accuracy"])
+    noise = 100 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5
+    sure = abs(points) > 2 * noise  # less is what two draws of the same images may differ by
+    one, two = (f"{side['accuracy']:.2%} ± {side['stderr']:.2%}" for side in (before, after))
+    return Compared(f"{part} accuracy", one, two, f"{points:+.2f} points", None, points > 0 if sure else None)
+
+
+def _cost(name: str, before: str, after: str, one: float, two: float) -> Compared:
+    share = two / one if one else None
+    change = f"{share - 1:+.1%}" if share is not None else ""
+    return Compared(name, before, after, change, share, None if two == one else two < one)
+
+
+def _interval(found: Json) -> str:
+    median, low, high = (human(round(1e9 * found[name]), "latency") for name in ("median", "lower", "upper"))
+    return f"{median} ({low} to {high})"
+
+
+def _deviation(result: Json | None) -> str:
+    if result is None:
+        return ""
+    test = result["baseline"].get("test") or {}
+    over = f" over {test['samples']:,} test images" if "samples" in test else ""
+    return (
+        f"± is the binomial standard error{over}, from one seed ({result['seed']}); differences below two standard "
+        "errors are not coloured. The untouched network was trained by the same recipe for as long."
+    )
+
+
+# ------------------------------------------------------------------ networks
+
+
+def _networks(recorded: Recorded, best: Evidence | None) -> tuple[Networks | None, str]:
+    """Return both networks, or why they cannot be shown."""
+    if recorded.networks is not None:
+        return compared_networks(recorded.networks, recorded.folder / NETWORKS), ""
+    plan = best.candidate.plan if best is not None else recorded.plan
+    plan = plan if plan is not None else next((t.candidate.plan for t in recorded.trials), None)
+    if plan is None:
+        return None, "There is no trial yet, so there is no network to show."
+    try:
+        content = _rebuilt(plan)
+    except (ConvwrightError, OSError, ImportError, TypeError) as error:
+        return None, f"The networks are not recorded yet, and cannot be built anew here ({error})."
+    if content is None:
+        return None, "The networks are not recorded yet, and building them anew gives others than those of the run."
+    return compared_networks(content, recorded.folder), ""
+
+
+def _rebuilt(plan: Plan) -> dict[str, Any] | None:
+    """Build the networks of a plan by name; None where what that name means now is another network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = read(plan.model, plan.input_shape, **plan.options)
+        costs = profile(before)
+        if (costs.macs, costs.params) != (plan.macs, plan.params):
+            return None
+        return networks_of(before, reshaped(before, plan))
+
+
+# ------------------------------------------------------------------ the rest
+
+
+def _curves(recorded: Recorded, result: Json | None) -> tuple[Curve, ...]:
+    """Return the last trainings of the untouched network and of the result; unfinished: those of all trials."""
+    if result is None:
+        return tuple(_curve(f"trial {n}", epochs) for n, epochs in list(recorded.histories.items())[-4:])
+    sides = {"untouched network": result["baseline"]["trial"], "result": result["result"]["trial"]}
+    found = [(name, number, recorded.histories.get(number)) for name, number in sides.items()]
+    return tuple(_curve(f"{name} (trial {number})", epochs) for name, number, epochs in found if epochs)
+
+
+def _curve(name: str, epochs: Sequence[Json]) -> Curve:
+    columns = {key: tuple(e[key] for e in epochs) for key in ("train_loss", "val_loss", "train_acc", "val_acc")}
+    return Curve(name, **columns)
+
+
+def _decisions(result: Json | None) -> tuple[Decision, ...]:
+    if result is None:
+        return ()
+    recorded = [Decision(str(d["phase"]), str(d["reason"])) for d in result.get("decisions", ())]
+    return tuple(recorded or [Decision("", str(line)) for line in result.get("log", ())])
+
+
+def _no_decisions(method: str, result: Json | None) -> str:
+    if result is None:
+        return "The method's sentences are written when the run ends."
+    return f"The method {method} says nothing about its decisions."
+
+
+def _recipe(recipe: Mapping[str, Any]) -> tuple[Fact, ...]:
+    return tuple(Fact(name.replace("_", " "), _plain(value)) for name, value in recipe.items() if value not in _NOTHING)
+
+
+_NOTHING: tuple[Any, ...] = (None, {}, [], "", False, 0)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}".strip() for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _provenance(recorded: Recorded) -> Iterator[Fact]:
+    content = recorded.result or recorded.run
+    if content.get("command"):
+        yield Fact("command", str(content["command"]))
+    if isinstance(content.get("seconds"), Mapping):
+        yield Fact("seconds", fastest(content["seconds"]))
+    elif content.get("seconds"):
+        yield Fact("seconds", f"{content['seconds']:,.1f}")
+    settled = recorded.run.get("settled") or content.get("settings") or {}
+    shown = {name: settled[name] for name in ("precision", "memory_format") if name in settled}
+    if shown:
+        yield Fact("precision and layout", ", ".join(map(str, shown.values())))
+    if content.get("machine"):
+        yield Fact("machine", ", ".join(f"{name} {value}" for name, value in content["machine"].items() if value))
+    if content.get("versions"):
+        yield Fact("versions", ", ".join(f"{name} {value}" for name, value in content["versions"].items()))
+
+
+# ------------------------------------------------------------------ train
+
+
+def _trained(recorded: Recorded) -> Report:
+    epochs = recorded.histories.get(-1, ())
+    curves = (_curve("training", epochs),) if epochs else ()
+    content = recorded.result
+    if content is None:
+        said = f"Unfinished: {len(epochs)} epoch{'s' * (len(epochs) != 1)} trained. Continue with --resume."
+        missing = {"networks": "What is trained is recorded when the training ends."}
+        return Report("training", recorded.folder, False, said, (), curves=curves, missing=missing)
+    found, why = _trained_network(recorded, content)
+    recipe = content["recipe"]
+    facts = [Fact("network", content["model"]), Fact("data", content["data"])]
+    facts += [Fact("epochs", str(len(epochs))), Fact("seed", str(recipe.get("seed", 0)))]
+    part = next((p for p in ("test", "validation") if content.get(p)), None)
+    shown = f"{part} accuracy {content[part]['accuracy']:.2%} ± {content[part]['stderr']:.2%}" if part else "trained"
+    return Report(
+        title=content["model"],
+        folder=recorded.folder,
+        finished=True,
+        status=f"Trained: {shown}.",
+        asked=tuple(facts),
+        compared=tuple(_values(content)),
+        deviation="± is the binomial standard error over the images, from one seed.",
+        networks=found,
+        curves=curves,
+        plan=str(recorded.plan) if recorded.plan is not None and recorded.plan.edits else "",
+        recipe=_recipe(recipe),
+        provenance=tuple(_provenance(recorded)),
+        missing={"networks": why} if why else {},
+    )
+
+
+def _values(content: Json) -> Iterator[Compared]:
+    for part in ("test", "validation"):
+        if content.get(part):
+            judged = content[part]
+            yield Compared(f"{part} accuracy", "", f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}", "")
+    for metric in ("macs", "params"):
+        yield Compared(_NAMES[metric], "", f"{content[metric]:,}", "")
+
+
+def _trained_network(recorded: Recorded, content: Json) -> tuple[Networks | None, str]:
+    """Read the network by its name, if that still is the network that was trained."""
+    if ":" not in str(content["model"]):
+        return None, f"The network {content['model']} has no name to build it by."
+    try:
+        if recorded.plan is not None:
+            rebuilt = _rebuilt(recorded.plan)
+        else:
+            arch = read(content["model"], **content.get("options", {}))
+            costs = costs_of(profile(arch))
+            same = all(costs[metric] == content[metric] for metric in ("macs", "params"))
+            rebuilt = networks_of(arch, None) if same else None
+    except (ConvwrightError, OSError, ImportError, TypeError) as error:
+        return None, f"The network cannot be built anew here ({error})."
+    if rebuilt is None:
+        return None, "Building the network anew by its name gives another one than was trained (or another input)."
+    return compared_networks(rebuilt, recorded.folder), ""
