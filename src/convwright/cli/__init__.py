@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from convwright import __version__
 from convwright.cli import leaving
+from convwright.cli.exporting import export
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ recipes = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes, name="recipe")
+app.command()(export)
 
 # Written out, since to ask the registry is to load torch; a test compares the two.
 _METHODS = "auto, channel-search, conflicts, greedy, kernel, phased, random, receptive-field, scaling, uniform"
