@@ -130,7 +130,7 @@ class _Study:
         self._to_layout(True)
         results = self._curves(sequences)
         self._to_layout(False)
-        content = {
+        content: dict[str, Any] = {
             "removable": list(self.names),
             "residual_blocks": len(self.surgery.taps),
             "layers": sum(layer.kind in ("conv", "linear") for layer in self.arch.layers),
@@ -192,7 +192,7 @@ class _Study:
                 held[name] = _along(tried, measure, range(1, len(self.names) + 1), whole - _FALL)
             chosen[name] = {str(tolerance): most(held[name], whole - tolerance) for tolerance in self.asked.tolerances}
         as_lists = {name: [list(each) for each in tried] for name, tried in sequences.items()}
-        return {"held_whole": whole, "held": held, "sequences": as_lists} | self._tested(sequences, chosen)
+        return {"held_whole": whole, "held": held, "sequences": as_lists, **self._tested(sequences, chosen)}
 
     def _tested(self, sequences: Mapping[str, Sequences], chosen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         test, curves, read_off = self.data.test, dict[str, Any](), dict[str, Any]()

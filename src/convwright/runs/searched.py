@@ -77,7 +77,7 @@ class Searched:
 
     def _method(self, arch: Architecture, limits: Limits | None) -> Method:
         make: Any = method_named(self.method)
-        return _UpToTheEnd(make(arch, limits, epochs=1, tune_epochs=1, seed=self.seed, **self.options))
+        return _UpToTheEnd(make(arch, limits, **{"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}))
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,21 @@ class _UpToTheEnd:
     def __init__(self, method: Method) -> None:
         self.method = method
         self.found: Candidate | None = None
+        self._trained: Candidate | None = None  # the last one
 
     def ask(self) -> tuple[Candidate, ...]:
         """Return the next batch; none where the result is known."""
         batch = self.method.ask()
         if not any(candidate.role == "baseline" for candidate in batch):
             return batch
-        self.found = next((candidate for candidate in batch if candidate.role == "candidate"), None)
+        # A method that has trained its result already asks for the untouched network alone.
+        self.found = next((candidate for candidate in batch if candidate.role == "candidate"), self._trained)
         return ()
 
     def tell(self, evidence: Evidence) -> None:
         """Pass it on."""
+        if evidence.usable and evidence.candidate.epochs:
+            self._trained = evidence.candidate
         self.method.tell(evidence)
 
     def best(self) -> Evidence | None:

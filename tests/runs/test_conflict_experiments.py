@@ -1,0 +1,389 @@
+"""Experiments of the conflicting layers: choices rest on held-out images, and tables say what the records say."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import convwright as cw
+from convwright import zoo
+from convwright.errors import ConvwrightError
+from convwright.methods import Candidate, Evidence
+from convwright.runs import removal_orders as orders
+from convwright.runs.boundary import boundary
+from convwright.runs.conflict_facts import LayerConflicts, at
+from convwright.runs.experiments import EXPERIMENTS, conflicts_boundary, conflicts_lesion, conflicts_tune
+from convwright.runs.lesion import Lesions
+from convwright.runs.removal_study import RemovalStudy, flags_of, most, parts
+from convwright.runs.searched import _UpToTheEnd
+from convwright.training import ArrayImages, ImageData, Metrics, Recipe
+from convwright.training.techniques.stochastic_depth import StochasticDepth
+
+RECIPE = Recipe(epochs=1, batch_size=16, precision="fp32", memory_format="channels_last", lr=0.1)
+
+
+def images(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return ArrayImages(
+        pixels.contiguous(memory_format=torch.channels_last), torch.arange(count) % 3, (0.5,) * 3, (0.3,) * 3
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = zoo.create("resnet120", num_classes=3, width=0.0625, depths=(2, 3, 2, 1)).eval()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2)
+        nn.init.zeros_(network.layer2[1].bn2.weight)  # it changes nothing: the first to go
+    return network
+
+
+# ------------------------------------------------------------------ networks
+
+
+@pytest.mark.parametrize(
+    ("name", "depths", "params"),
+    [
+        ("vgg120", (1, 1, 1, 1), 4_739_082),
+        ("vgg120", (2, 2, 3, 2), 12_192_906),
+        ("vgg120", (3, 12, 41, 3), 64_830_474),
+        ("resnet120", (1, 1, 1, 1), 4_913_802),
+        ("resnet120", (3, 6, 12, 3), 28_976_778),
+        ("resnet120", (3, 12, 41, 3), 65_005_194),
+    ],
+)
+def test_parameters_are_those_of_the_published_networks(name, depths, params):
+    with torch.device("meta"):
+        network = zoo.create(name, depths=depths)
+    assert sum(p.numel() for p in network.parameters()) == params
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "params"), [(10, 50, 13_350), (25, 50, 51_735), (50, 50, 164_710), (10, 150, 24_350)]
+)
+def test_parameters_of_perceptrons(width, depth, params):
+    with torch.device("meta"):
+        network = zoo.create("perceptron", width=width, depth=depth)
+    assert sum(p.numel() for p in network.parameters()) == params
+
+
+def test_branches_that_begin_as_zero():
+    network = zoo.create("resnet120", width=0.0625, depths=(1, 1, 1, 1), zero_last=True).eval()
+    assert all(not network.get_submodule(f"layer{n}")[0].bn2.weight.any() for n in range(1, 5))
+
+
+def test_one_rate_for_all_blocks(model):
+    arch = cw.read(model, (3, 16, 16))
+    linear, uniform = (StochasticDepth(rate=0.4, profile=each).rates(arch) for each in ("linear", "uniform"))
+    assert list(linear) == list(uniform)
+    assert set(uniform.values()) == {0.4}
+    assert sorted(linear.values()) == list(linear.values()) == pytest.approx([0.05 * n for n in range(1, 9)])
+
+
+# ------------------------------------------------------------------ orders
+
+
+def world(costs, pairs=()):
+    """A network whose blocks cost something alone, and more in certain pairs."""
+    asked = []
+
+    def measure(removed):
+        asked.append(removed)
+        loss = sum(costs[name] for name in removed) + sum(cost for pair, cost in pairs if pair <= removed)
+        return Metrics(max(0.0, 1 - loss), loss, 100)
+
+    return measure, asked
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 0.05), min_size=1, max_size=7))
+def test_without_interaction_greedy_is_the_order_by_own_loss(values):
+    costs = {f"b{n}": value for n, value in enumerate(values)}
+    measure, _ = world(costs)
+    found = orders.greedily(tuple(costs), measure, fall=2.0)
+    assert sorted(found) == sorted(costs)
+    # Sums of floats can tie where their parts do not.
+    assert [costs[name] for name in found] == pytest.approx(sorted(values), abs=1e-12)
+
+
+def test_greedy_sees_what_blocks_cost_together():
+    measure, _ = world({"a": 0.01, "b": 0.02, "c": 0.03}, [({"a", "b"}, 0.5)])
+    assert orders.by_own_loss(("a", "b", "c"), measure) == ("a", "b", "c")
+    assert orders.greedily(("a", "b", "c"), measure) == ("a", "c", "b")
+
+
+def test_greedy_ends_where_nobody_would_go_on():
+    measure, asked = world({f"b{n}": 0.2 for n in range(9)})
+    found = orders.greedily(tuple(f"b{n}" for n in range(9)), measure, fall=0.3)
+    assert len(set(found)) == 9
+    assert max(map(len, asked)) == 2
+
+
+def test_random_orders_depend_on_the_seed_alone():
+    names = tuple("abcdefg")
+    assert orders.at_random(names, 3, 5) == orders.at_random(names, 4, 5)[:3]
+    assert len(set(orders.at_random(names, 5, 5))) > 1
+    assert orders.at_random(names, 3, 5) != orders.at_random(names, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("values", "least", "count"), [((0.9, 0.8, 0.85, 0.2), 0.85, 3), ((0.9, 0.8), 0.95, 0), ((), 0.1, 0)]
+)
+def test_the_most_blocks_within_a_tolerance(values, least, count):
+    assert most(values, least) == count
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**40))
+def test_parts_share_no_image(count, one, two, seed):
+    whole = ArrayImages(torch.arange(count).view(-1, 1, 1, 1), torch.arange(count), (0.0,), (1.0,))
+    first, second = parts(whole, one, two, seed)
+    assert not set(first.labels.tolist()) & set(second.labels.tolist())
+    assert 1 <= len(first) <= one
+    assert 1 <= len(second) <= two
+
+
+# ------------------------------------------------------------------ blocks left out
+
+
+def test_statistics_anew_are_those_of_the_network_that_is_left(model):
+    arch = cw.read(model, (3, 16, 16))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    judged, again = images(11), images(13, 1)
+    surgery = Lesions(arch)
+    with surgery.measuring(judged, anew=again) as measure:
+        shown = measure(frozenset({"layer2.1", "layer3.1"}))
+        plain = measure(frozenset())
+    assert all(torch.equal(value, before[name]) for name, value in arch.model.state_dict().items())
+    assert [m.momentum for m in arch.model.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
+    smaller = arch.apply(cw.RemoveBlock("layer2.1"), cw.RemoveBlock("layer3.1"), verify=False).model
+    for module in smaller.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    pixels = (again.images.float() / 255 - 0.5) / 0.3
+    with torch.no_grad():
+        smaller.train()(pixels)
+        scores = smaller.eval()((judged.images.float() / 255 - 0.5) / 0.3)
+    assert shown.loss == pytest.approx(float(nn.functional.cross_entropy(scores, judged.labels)), rel=1e-4)
+    assert plain.loss != pytest.approx(shown.loss, rel=1e-4)
+
+
+def test_layouts_and_inplace_activations_agree():
+    for spec in ("zoo:resnet20", "torchvision:resnet18"):
+        arch = cw.read(spec, (3, 16, 16), num_classes=3) if spec.startswith("zoo") else cw.read(spec, (3, 32, 32))
+        block = arch.blocks[1].name
+        some = torch.randn(2, *arch.example_input.shape[1:])
+        arch.model.eval()
+        with torch.no_grad():
+            wanted = arch.apply(cw.RemoveBlock(block), verify=False).model.eval()(some)
+            with Lesions(arch).without({block}) as run:
+                assert torch.equal(run(some), wanted)
+                fast = run(some.contiguous(memory_format=torch.channels_last))
+        assert torch.allclose(fast, wanted, atol=1e-4)
+
+
+# ------------------------------------------------------------------ the study
+
+
+@pytest.fixture(scope="module")
+def studied(model):
+    data = ImageData("noise", images(48), images(24, 5), ("a", "b", "c"), lambda: images(30, 7))
+    asked = RemovalStudy(8, 16, 10, 12, 16, draws=2, tolerances=(0.005, 0.01, 1.0), tune_steps=1, every=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = asked.carry_out(model, data, RECIPE, {})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return found
+
+
+def test_a_study_holds_what_its_words_say(studied):
+    json.dumps(studied, allow_nan=False)
+    assert studied["images"] == {"deciding": 8, "counting": 16, "test": 30}
+    assert studied["removable"] == ["layer1.0", "layer1.1", "layer2.1", "layer2.2", "layer3.1"]
+    assert studied["residual_blocks"] == 8
+    for name, tried in studied["sequences"].items():
+        assert all(sorted(each) == sorted(studied["removable"]) for each in tried), name
+    assert {key: len(value) for key, value in studied["sequences"].items()} == {
+        "conflict": 1, "graded conflict": 1, "own loss": 1, "greedy": 1, "random": 2
+    }  # fmt: skip
+    # A branch that gives one number for all conflicts, and costs nothing: its shift is 0.
+    assert {name: tried[0][0] for name, tried in studied["sequences"].items() if "conflict" in name} == dict.fromkeys(
+        ("conflict", "graded conflict"), "layer2.1"
+    )
+    assert studied["held"]["conflict"][0] == pytest.approx(studied["held_whole"])
+    for name, chosen in studied["chosen"].items():
+        for tolerance, one in chosen.items():
+            assert one["blocks"] == most(studied["held"][name], studied["held_whole"] - float(tolerance))
+            if not one["blocks"] and "anew" not in name:
+                assert one["test"] == studied["test"]
+
+
+def test_what_is_removed_for_good_is_what_was_left_out(studied):
+    done = studied["removed"]
+    count = studied["chosen"]["greedy"]["1.0"]["blocks"]
+    assert done["blocks"] == studied["sequences"]["greedy"][0][:count]
+    assert done["before"]["layers"] - done["after"]["layers"] == 2 * count > 0
+    assert done["before"]["macs"] > done["after"]["macs"]
+    # One image may be on an edge: the study multiplies zeros where the removed network has nothing.
+    assert done["after"]["test"] == pytest.approx(studied["chosen"]["greedy"]["1.0"]["test"], abs=1 / 30 + 1e-9)
+    assert done["before"]["test"] == pytest.approx(studied["test"])
+
+
+def test_nothing_is_decided_on_test_images(model):
+    def unread():
+        raise AssertionError("the test images were read")
+
+    data = ImageData("noise", images(48), images(24, 5), ("a", "b", "c"), unread)
+    plain = zoo.create("vgg120", num_classes=3, width=0.0625, depths=(1, 2, 1, 1))
+    assert RemovalStudy().carry_out(plain, data, RECIPE, {}) == {"flags": None}
+    with pytest.raises(AssertionError, match="were read"):
+        RemovalStudy(8, 16, 10, 12, 16).carry_out(model, data, RECIPE, {})
+    unheld = ImageData("noise", images(48), None, ("a", "b", "c"), unread)
+    with pytest.raises(ConvwrightError, match="held out"):
+        RemovalStudy().carry_out(model, unheld, RECIPE, {})
+
+
+# ------------------------------------------------------------------ conclusions
+
+
+def test_conclusion_of_a_study(studied):
+    flags = {"steps": [0, 5, 5], "blocks": ["x", "y"], "excess": [[0.0, 0.5], [0.25, 0.0], [0.1, 0.0]], "samples": 16}
+    row = {"name": "residual", "seeds": [0, 1], "studies": [{**studied, "flags": flags}] * 2}
+    found = conflicts_lesion.conclude({"rows": [row, {"name": "later", "seeds": [], "studies": []}]})
+    assert [table.title for table in found.tables] == [
+        "What can go without fine-tuning", "Removed for good", "How early conflicts show"
+    ]  # fmt: skip
+    shares = found.values["removable"]["residual"]["greedy"]["0.01"]
+    assert shares["layers"] == [2 * n / studied["layers"] for n in shares["blocks"]]
+    assert found.values["settled"]["residual"][0] == {
+        "start": 1, "end": 1, "most": 1, "blocks": 2, "step": 5, "steps": 5
+    }  # fmt: skip
+    assert {"reached" in found.tables[0].notes[1]} == {True}
+    for text in found.pictures.values():
+        ElementTree.fromstring(text)
+    assert set(found.pictures) == {"conflicts-lesion-residual", "conflicts-flags-residual"}
+    assert conflicts_lesion.conclude({"rows": []}).tables == ()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.3, None]), min_size=2, max_size=2), min_size=1, max_size=7))
+def test_flags_are_settled_from_the_first_of_the_equal_ones_at_the_end(excess):
+    steps = list(range(0, 3 * len(excess), 3))
+    found = conflicts_lesion.settled({"steps": steps, "blocks": ["x", "y"], "excess": excess})
+    marks = [[value != 0.0 for value in row] for row in excess]
+    first = steps.index(found["step"])
+    assert all(row == marks[-1] for row in marks[first:])
+    assert not first or marks[first - 1] != marks[-1]
+
+
+def bundles(excess, entropy):
+    return {
+        "own": {"a": 1, "b": 2}, "times": [{"step": n} for n in range(len(excess))], "samples": 9,
+        "excess": excess, "entropy": entropy,
+    }  # fmt: skip
+
+
+def test_where_layers_conflict():
+    found = bundles(
+        [[9.0, 0.0, 0.5], [9.0, 0.0, 0.0], [0.0, math.nan, 0.0]], [[9.0, 0.0, 0.7]] * 2 + [[0, 0, math.nan]]
+    )
+    assert at(found, 0) == {"first": 2, "layers": 1, "of": 2, "entropy": 0.7, "excess": 0.5}
+    assert at(found, 1)["first"] is None
+    assert at(found, -1) == {"first": 1, "layers": 1, "of": 2, "entropy": None, "excess": 0.0}
+    assert flags_of(found)["excess"][2] == [None, 0.0]
+    with pytest.raises(ConvwrightError, match="probe 'bundles'"):
+        LayerConflicts().carry_out(None, None, None, {})
+
+
+def test_the_boundary():
+    clean, bad = ({"first": first, "entropy": 0.0 if first is None else None} for first in (None, 3))
+    rows = [
+        {"name": "x", "options": {"depth": depth, "width": width}, "mean": mean, "studies": [{"start": s, "end": e}]}
+        for depth, width, mean, s, e in ((5, 7, 0.9, clean, clean), (50, 7, 0.1, bad, bad), (50, 9, 0.3, bad, clean))
+    ]
+    found = conflicts_boundary.conclude({"rows": [*rows, {**rows[0], "mean": None}]})
+    assert found.values["start"]["conflicting"] == {
+        "networks": 2,
+        "mean": pytest.approx(0.2),
+        "most": 0.3,
+        "least": 0.1,
+    }
+    assert found.values["end"]["clean"]["networks"] == 2
+    assert found.tables[0].rows == (
+        ("5", "90.0; 0.00 → 0.00; - → -", ""),
+        ("50", "10.0; ! → !; 3 → 3", "30.0; ! → 0.00; 3 → -"),
+    )
+    ElementTree.fromstring(found.pictures["conflicts-boundary"])
+    assert conflicts_boundary.conclude({"rows": []}).tables == ()
+
+
+@pytest.mark.parametrize(("cells", "edges"), [({(0, 0)}, 4), ({(0, 0), (0, 1)}, 6), ({(0, 0), (1, 1)}, 8), (set(), 0)])
+def test_lines_run_between_a_group_and_the_rest(cells, edges):
+    text = boundary((1, 2), (3, 4), {(0, 0): 1.0, (1, 0): 0.0}, [("some", cells)], "t & u")
+    ElementTree.fromstring(text)
+    assert text.count("#c23b5e") == edges + 1  # and one in the list of names
+
+
+def test_conclusion_of_tuning():
+    costs = {"layers": 50, "params": 10, "macs": 100, "activations": 5, "weights": 1, "latency": 7, "ratio": 1.0}
+    start = {
+        "name": "start", "mean": 0.5, "accuracies": [0.4, 0.6], "studies": [costs, costs], "macs": 100,
+        "options": {"depths": [2, 5, 3, 1]},
+    }  # fmt: skip
+    edits = [{"edit": "remove_block", "target": f"layer{n}.1"} for n in (2, 3, 3)]
+    search = {"trials": [0, 0, 0], "seconds": 4.0, "log": ["trial: something"]}
+    tuned = [
+        {**start, "name": f"tuned-{n}", "accuracies": [0.7], "studies": [{**costs, "params": 5}],
+         "form": {"edits": edits}, "searches": [search]}
+        for n in range(3)
+    ]  # fmt: skip
+    found = conflicts_tune.conclude({"rows": [start, *tuned, {**start, "name": "hand-1-1-1-1", "mean": None}]})
+    assert list(found.values) == ["start", "tuned"]
+    assert found.values["tuned"]["groups"] == [[2, 4, 1, 1]] * 3
+    assert found.values["tuned"]["params"] == 5
+    assert len(found.tables[0].notes) == 1 + 3
+    ElementTree.fromstring(found.pictures["conflicts-tune"])
+    assert conflicts_tune.conclude({"rows": []}).tables == ()
+
+
+def test_a_search_that_has_trained_its_result_already():
+    empty = cw.Plan.empty(cw.read("zoo:mnist-a"))
+
+    class Removal:
+        def __init__(self):
+            self.told = []
+
+        def ask(self):
+            steps = [Candidate(empty, None, 2, 5), Candidate(empty, None, 0, 6)]
+            last = Candidate(empty, None, 2, 5, role="baseline")
+            return (steps[len(self.told)],) if len(self.told) < 2 else (last,)
+
+        def tell(self, evidence):
+            self.told.append(evidence)
+
+    method = _UpToTheEnd(Removal())
+    while batch := method.ask():
+        method.tell(Evidence(batch[0], len(method.method.told), 0.5, 0.1, {}))
+    assert method.found.seed == 5  # what was only looked at is no result
+
+
+def test_experiments_are_data():
+    for name in ("conflicts-lesion", "conflicts-tune", "conflicts-boundary"):
+        for size in ("quick", "standard", "full"):
+            rows = EXPERIMENTS[name].rows(size)
+            assert len({row.name for row in rows}) == len(rows)
+            assert all(not row.control or row.control in {r.name for r in rows} for row in rows)
+    lesion = {row.name: row for row in EXPERIMENTS["conflicts-lesion"].rows("standard")}
+    assert sum(2 * n for n in lesion["residual"].options["depths"]) + 2 == 50
+    assert lesion["residual-dropped"].recipe.techniques["stochastic_depth"].profile == "uniform"
+    assert sum(row.trainings for row in EXPERIMENTS["conflicts-boundary"].rows("full")) >= 176
