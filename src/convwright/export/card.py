@@ -18,7 +18,7 @@ _TITLES = {"result": "result of a search", "training": "trained", "unfinished": 
 
 @target("safetensors")
 def export_safetensors(run: Exportable, folder: Path) -> Exported:
-    """Write ``model.safetensors``, ``plan.json`` and a card, ``README.md``; the weights are loaded again and compared."""
+    """Write ``model.safetensors``, ``plan.json`` and a card, ``README.md``."""
     import copy
 
     from convwright.runs.files import load_weights
@@ -116,13 +116,12 @@ def _versions(run: Exportable) -> str:
 
 
 def _loading(run: Exportable) -> str:
-    options = "".join(f", {name}={value!r}" for name, value in run.plan.options.items())
     name = f'"{run.plan.model}"' if ":" in run.plan.model else f"{run.plan.model}()"
     note = "" if ":" in run.plan.model else f"{run.plan.model} is the original network's class.\n\n"
     return (
         "## How to load it\n\n" + note + "```python\nimport convwright as cw\n"
         "from safetensors.torch import load_model\n\n"
-        f'arch = cw.apply(cw.Plan.load("plan.json"), {name}{options if ":" not in run.plan.model else ""}, verify=False)\n'
+        f'arch = cw.apply(cw.Plan.load("plan.json"), {name}, verify=False)\n'
         'load_model(arch.model, "model.safetensors")\n'
         "model = arch.model.eval()\n```\n\n"
         "`convwright export DIR --to python` writes the same network as plain PyTorch, which loads without convwright."

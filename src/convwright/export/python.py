@@ -54,7 +54,7 @@ def python_source(model: nn.Module, example_input: Tensor, title: str = "", note
     source = source_of(model, example_input, name, notes)
     original = {**model.state_dict(), **source.constants}
     try:
-        made = _run(source)()
+        made = _run(source)().to(source.dtype)
         state = {key: original[key].detach().clone() for key in made.state_dict()}
         made.load_state_dict(state)
     except Exception as error:  # whatever the written program raises

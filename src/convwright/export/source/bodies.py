@@ -115,7 +115,7 @@ class _Writer:
 
     def __init__(
         self, flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
-    ):
+    ) -> None:
         self.flow, self.region, self.access, self.method, self.special = flow, region, access, method, special
         self.net = flow.net
         self.names: dict[fx.Node, str] = {}
@@ -262,11 +262,12 @@ def is_chain(flow: Flow, region: Region) -> bool:
         inputs, outputs = flow.inputs(item, item.path), flow.outputs(item)
         if len(inputs) != 1 or len(outputs) != 1 or (value is not None and inputs[0] is not value):
             return False
-        users = [u for u in flow.users[outputs[0]]]
         following = region.items[region.items.index(item) + 1 :]
-        if following and any(u is None or u not in set(following[0].nodes() if isinstance(following[0], Region) else ())
-                             for u in users):  # fmt: skip
-            return False
+        allowed: set[fx.Node | None] = set()
+        if following:
+            allowed = set(following[0].nodes()) if isinstance(following[0], Region) else {following[0]}
+            if not allowed.issuperset(flow.users[outputs[0]]):
+                return False
         value = outputs[0]
         seen.append(item.path)
     return bool(seen)

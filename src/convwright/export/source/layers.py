@@ -20,7 +20,7 @@ _POSITIONAL = 3  # of a constructor: channels in, channels out, kernel size
 
 
 def constructor(module: nn.Module, owner: str) -> Call | None:
-    """Return the call that constructs a layer of torch like `module`; None if it is none, or none that plain calls make.
+    """Return the call that constructs a layer of torch like `module`; None if there is no such call.
 
     Args:
         module: any module.

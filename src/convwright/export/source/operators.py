@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from convwright.architecture.capture import argument, operator_name
 from convwright.export.source.regions import constant, mutates
-from convwright.export.source.text import MISSING, Arg, Attr, Call, Expr, Hole, Joined, Many, Text, positional
+from convwright.export.source.text import MISSING, Arg, Attr, Call, Expr, Hole, Joined, Many, Text, positional, words
 
 _END = 2**63 - 1  # of a slice without an end
 
@@ -136,11 +136,18 @@ def writes(*names: str) -> Callable[[Writer], Writer]:
 
 # ------------------------------------------------------------------ any operator
 
-_FUNCTIONAL = frozenset(
-    ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "celu", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "elu", "embedding", "fold", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "instance_norm", "leaky_relu", "linear", "local_response_norm", "log_softmax", "logsigmoid", "max_pool1d", "max_pool2d", "max_pool3d", "mish", "one_hot", "pixel_shuffle", "pixel_unshuffle", "prelu", "relu", "relu6", "rms_norm", "rrelu", "scaled_dot_product_attention", "selu", "silu", "softplus", "softsign", "threshold"]
+_FUNCTIONAL = words(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d "
+    "celu conv1d conv2d conv3d conv_transpose1d conv_transpose2d elu embedding fold gelu glu "
+    "hardsigmoid hardswish hardtanh instance_norm leaky_relu linear local_response_norm log_softmax "
+    "logsigmoid max_pool1d max_pool2d max_pool3d mish one_hot pixel_shuffle pixel_unshuffle prelu "
+    "relu relu6 rms_norm rrelu scaled_dot_product_attention selu silu softplus softsign threshold"
 )
-_METHODS = frozenset(
-    ["chunk", "clone", "contiguous", "cumsum", "detach", "expand", "expand_as", "flatten", "flip", "masked_fill", "mean", "movedim", "narrow", "numel", "permute", "repeat", "repeat_interleave", "roll", "select", "softmax", "sort", "split", "sum", "argmax", "squeeze", "t", "tile", "topk", "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "std", "var", "amax", "amin", "clamp", "clamp_min", "clamp_max", "norm"]
+_METHODS = words(
+    "chunk clone contiguous cumsum detach expand expand_as flatten flip masked_fill mean movedim "
+    "narrow numel permute repeat repeat_interleave roll select softmax sort split sum argmax squeeze "
+    "t tile topk transpose type_as unbind unflatten unsqueeze std var amax amin clamp clamp_min "
+    "clamp_max norm"
 )
 
 

@@ -15,10 +15,13 @@ from torch import Tensor, fx, nn
 
 from convwright.architecture.capture import Capture, capture, operator_name
 from convwright.errors import ConvwrightError
+from convwright.export.source.text import words
 
 SIZES = (2, 3)  # the two batch sizes
-_VIEWS = frozenset(
-    ["alias", "chunk", "contiguous", "detach", "diagonal", "dropout", "expand", "expand_as", "feature_dropout", "flatten", "getitem", "lift_fresh_copy", "movedim", "narrow", "numpy_T", "permute", "ravel", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "swapaxes", "t", "tensor_split", "to", "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view", "view_as"]
+_VIEWS = words(
+    "alias chunk contiguous detach diagonal dropout expand expand_as feature_dropout flatten getitem "
+    "lift_fresh_copy movedim narrow numpy_T permute ravel reshape select slice split split_with_sizes "
+    "squeeze swapaxes t tensor_split to transpose type_as unbind unflatten unsqueeze view view_as"
 )
 _NOTHING = frozenset({"alias", "lift_fresh_copy", "detach_"})
 _CHECKS = frozenset({"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"})

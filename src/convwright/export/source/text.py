@@ -111,6 +111,11 @@ def literal(value: Any) -> str:
     return repr(value)
 
 
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text as a set."""
+    return frozenset(text.split())
+
+
 def positional(*values: Expr) -> tuple[Arg, ...]:
     """Return arguments that are given by position."""
     return tuple(Arg("", value) for value in values)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from convwright.export.source.bodies import Body, Line
-from convwright.export.source.classes import Class, classes, size_text
+from convwright.export.source.classes import Class, classes
 from convwright.export.source.drafts import Parts, is_name
 from convwright.export.source.regions import network
 from convwright.export.source.text import WIDTH, Arg, Call, Expr, Text, flat, laid_out, literal, positional, template
@@ -27,6 +28,7 @@ class Source:
         constants: tensors of the graph that are not in the original's state dict, by their new names.
         classes: names of all classes.
         operators: operators that are called by their full name, since torch has no function for them.
+        dtype: of the weights.
     """
 
     text: str
@@ -34,6 +36,7 @@ class Source:
     constants: dict[str, Tensor]
     classes: tuple[str, ...]
     operators: tuple[str, ...]
+    dtype: torch.dtype
 
 
 def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequence[str] = ()) -> Source:
@@ -58,11 +61,12 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
         line for made in found for line in ["", "", *_class(made, made is root, _ties(parts) if made is root else [])]
     ]
     shape = tuple(example_input.shape[1:])
-    loading = _loader(root.name).splitlines()
+    dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
+    loading = _loader(root.name, dtype).splitlines()
     head = _head(title, notes, body)
     text = "\n".join([*head, *body, "", "", *loading, "", "", *_main(shape)]) + "\n"
     full = tuple(sorted({w.partition("(")[0] for line in body for w in line.split() if "torch.ops." in w}))
-    return Source(text, root.name, constants, tuple(made.name for made in found), full)
+    return Source(text, root.name, constants, tuple(made.name for made in found), full, dtype)
 
 
 def _ties(parts: Parts) -> list[str]:
@@ -96,7 +100,8 @@ def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
     return lines
 
 
-def _loader(name: str) -> str:
+def _loader(name: str, dtype: torch.dtype) -> str:
+    cast = "" if dtype is torch.float32 else f".to({dtype})"
     return f'''def load(weights: str | Path | None = None) -> {name}:
     """Return the network with its weights, in eval mode.
 
@@ -110,7 +115,7 @@ def _loader(name: str) -> str:
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    model = {name}()
+    model = {name}(){cast}
     model.load_state_dict(state)
     return model.eval()'''
 
@@ -213,6 +218,3 @@ def _commented(lines: list[str], comment: str) -> list[str]:
     if comment and len(lines) == 1 and len(lines[0]) + len(comment) + 4 <= WIDTH:
         return [f"{lines[0]}  # {comment}"]
     return lines
-
-
-__all__ = ["Source", "size_text", "source_of"]
