@@ -200,6 +200,7 @@ def _named(
         name = _unused(wanted, first[places[0]], used)
         used.add(name)
         values = vectors[places[0]]
+        kind = "groups" if name == "groups" else kind  # most have one group: that is the default
         result.append((Argument(name, values, kind, _usual(kind, values)), places))
     return result
 

@@ -362,11 +362,9 @@ def _dims(w: Writing) -> Expr:
     for name, (one, two) in values.items():
         if one is None or (name in defaults and defaults[name] == one):
             continue
-        by_name = name not in parameters[:2] or name in ("keepdim", "dtype") or len(args) != parameters.index(name)
-        public = {"self": "input"}.get(name, name)
-        args.append(
-            Arg(public if by_name or (public == "dim" and w.name != "unsqueeze") else "", _fixed(w, one, two, name))
-        )
+        by_place = (name in parameters[:2] and name not in ("dim", "keepdim", "dtype")) or w.name == "unsqueeze"
+        by_place = by_place and len(args) == parameters.index(name)
+        args.append(Arg("" if by_place else str(name), _fixed(w, one, two, str(name))))
     return Call(Attr(w.first, w.name), tuple(args))
 
 

@@ -1,0 +1,191 @@
+"""Runs are exported to every target, checked, and refused by name where they cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from convwright.architecture import read
+from convwright.cli import main
+from convwright.cost import profile
+from convwright.edits import Plan, Width
+from convwright.errors import RunError
+from convwright.export import ExportError, export_run, open_run, programs
+from convwright.runs.files import save_weights, write_json, write_text
+
+NETWORK = """
+from torch import nn
+
+
+class Tiny(nn.Sequential):
+    def __init__(self, num_classes=3, in_channels=1):
+        super().__init__(
+            nn.Conv2d(in_channels, 7, 3, padding=1),
+            nn.BatchNorm2d(7),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(7, num_classes),
+        )
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NETWORK)
+    return "net.py:Tiny"
+
+
+@pytest.fixture
+def training(source: str, tmp_path: Path) -> Path:
+    """The directory of a training that changed a width."""
+    torch.manual_seed(0)
+    arch = read(source, (1, 11, 13), num_classes=3).apply(Width("0", 5))
+    folder = tmp_path / "run"
+    save_weights(arch.model, folder / "model.safetensors")
+    write_text(folder / "plan.json", arch.plan.to_json())
+    judged = {"accuracy": 0.75, "stderr": 0.01, "samples": 97}
+    content = {"format": "convwright training", "version": 1, "model": source, "options": {"num_classes": 3}}
+    more = {"data": "synthetic", "recipe": {"epochs": 2, "seed": 5}, "validation": judged, "test": judged}
+    write_json(folder / "training.json", content | more | {"versions": {"torch": torch.__version__}})
+    return folder
+
+
+def test_python_runs_without_convwright(training: Path) -> None:
+    done = export_run(training, "python")
+    assert done.difference is not None
+    assert done.difference <= 1e-6
+    folder = training / "export" / "python"
+    assert {file.name for file in done.files} == {"model.py", "weights.pt"}
+    code = "import sys, torch, model; print(tuple(model.load()(torch.zeros(3, 1, 11, 13)).shape)); "
+    code += "print([m for m in ('convwright', 'timm', 'torchvision') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["(3, 3)", "[]"]
+
+
+def test_safetensors_has_a_card(training: Path) -> None:
+    done = export_run(training, "safetensors")
+    assert done.difference == 0.0
+    folder = training / "export" / "safetensors"
+    card = (folder / "README.md").read_text()
+    arch = open_run(training).arch
+    for words in (
+        f"{profile(arch).params:,}",
+        f"{arch.plan.params:,}",
+        "75.00%",
+        "synthetic",
+        "not counted",
+        "seed `5`",
+    ):
+        assert words in card
+    assert Plan.load(folder / "plan.json").edits == arch.plan.edits
+
+
+def test_pt2_is_loaded_again(training: Path) -> None:
+    done = export_run(training, "pt2")
+    assert done.difference is not None
+    assert done.difference <= 1e-6
+    loaded = torch.export.load(done.files[0]).module()
+    assert tuple(loaded(torch.zeros(5, 1, 11, 13)).shape) == (5, 3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
+def test_onnx_takes_any_batch(training: Path) -> None:
+    done = export_run(training, "onnx")
+    assert done.difference is not None
+    assert done.difference <= 1e-4
+
+
+def test_onnx_says_which_extra(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_ONNX", ("a_package_that_is_not_there",))
+    with pytest.raises(ExportError, match=r"convwright\[onnx\]"):
+        export_run(training, "onnx")
+    assert not (training / "export" / "onnx" / "model.onnx").exists()
+
+
+def test_unknown_targets_name_the_known(training: Path) -> None:
+    with pytest.raises(ExportError, match=r"pyhton.*Did you mean python.*onnx, pt2, python, safetensors"):
+        export_run(training, "pyhton")
+
+
+def test_no_run_and_nothing_trained(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such folder"):
+        export_run(tmp_path / "none", "python")
+    with pytest.raises(RunError, match="holds no run"):
+        export_run(tmp_path, "python")
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(RunError, match="--resume"):
+        export_run(tmp_path, "python")
+
+
+def test_a_network_without_a_name_is_asked_for(training: Path, source: str) -> None:
+    for file in ("plan.json", "training.json"):
+        content = json.loads((training / file).read_text())
+        (training / file).write_text(json.dumps({**content, "model": "Tiny"}))
+    with pytest.raises(RunError, match="--model"):
+        export_run(training, "python")
+    assert export_run(training, "python", model=source).difference == 0.0
+
+
+def unfinished(folder: Path, source: str, scores: list[float | None]) -> None:
+    """Write what a search that was killed leaves."""
+    import optuna
+
+    arch = read(source, (1, 11, 13), num_classes=3)
+    settings = {"model": source, "options": {"num_classes": 3}, "data": "synthetic", "budget": ["macs<=50%"]}
+    write_json(folder / "run.json", {"format": "convwright run", "version": 1, "settings": settings, "settled": {}})
+    study = optuna.create_study(study_name="run", storage=f"sqlite:///{folder / 'run.db'}", direction="maximize")
+    for number, score in enumerate(scores):
+        changed = arch.apply(Width("0", 3 + number))
+        candidate = {"plan": changed.plan.to_json(), "parent": None, "epochs": 1, "seed": 0, "stop": None}
+        trial = study.ask()
+        trial.set_user_attr("candidate", {**candidate, "role": "candidate", "probes": []})
+        if score is not None:
+            trial.set_user_attr("evidence", {"score": score})
+            save_weights(changed.model, folder / "trials" / f"{number:04d}" / "model.safetensors")
+
+
+def test_the_best_trial_of_an_unfinished_search_is_marked(source: str, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    unfinished(folder, source, [0.25, 0.75, 0.5, None])
+    run = open_run(folder)
+    assert (run.kind, run.trial, run.trial_score) == ("unfinished", 1, 0.75)
+    conv = run.arch.model[0]
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.out_channels == 4
+    done = export_run(folder, "python")
+    assert "unfinished" in (folder / "export" / "python" / "model.py").read_text()
+    assert any("trial 1" in note for note in done.notes)
+    export_run(folder, "safetensors")
+    assert "not finished" in (folder / "export" / "safetensors" / "README.md").read_text()
+
+
+def test_an_unfinished_search_without_weights_is_refused(source: str, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    unfinished(folder, source, [None])
+    with pytest.raises(RunError, match="no trial has weights"):
+        export_run(folder, "python")
+
+
+def test_command_line(training: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["export", str(training), "--to", "python", "--json"])
+    assert left.value.code == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["max_difference"] <= 1e-6
+    shutil.rmtree(training / "export")
+    with pytest.raises(SystemExit) as left:
+        main(["export", str(training), "--to", "tflite"])
+    assert left.value.code == 2
+    assert "unknown export target" in capsys.readouterr().err
