@@ -323,6 +323,28 @@ def bundles() -> str:
     return "\n\n".join((words, *shown, provenance(data)))
 
 
+@table("conflict-probe")
+def conflict_probe() -> str:
+    """What the probe of conflicts costs beside bare passes."""
+    data = load("conflict_probe")
+    if not data:
+        return missing("conflict_probe")
+    rows = [
+        (
+            row["case"],
+            row["points"],
+            f"{row['bare_seconds']:.2f}",
+            f"{row['probed_seconds']:.2f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in data["cases"]
+    ]
+    head = ("weights", "values looked at", "bare passes, s", "probed, s", "ratio")
+    words = f"Processor time of `{data['model']}` on {data['samples']} images, batches of {data['batch_size']}."
+    made = f"- command: `{data['command']}`\n- versions: python {data['python']}, torch {data['torch']}"
+    return f"{words}\n\n{markdown(head, rows, right=(1, 2, 3, 4))}\n\n{made}"
+
+
 @table("channel-quality")
 def channel_quality() -> str:
     """The channel quality of a whole network, beside the published procedure."""

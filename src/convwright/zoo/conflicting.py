@@ -143,7 +143,7 @@ def resnet120(
 def perceptron(
     num_classes: int = 10, in_channels: int = 1, width: int = 50, depth: int = 50, side: int = 28
 ) -> nn.Sequential:
-    """Build a fully connected network: (N, in_channels, side, side) -> (N, num_classes).
+    """Build a fully connected network: (N, in_channels, H, W) -> (N, num_classes).
 
     Weights are uniform after He, those of the classifier after Glorot, biases 0, as published.
 
@@ -152,9 +152,9 @@ def perceptron(
         in_channels: channels of the image.
         width: of each hidden layer.
         depth: hidden layers.
-        side: of the image.
+        side: of the image; others are averaged to it.
     """
-    layers = OrderedDict[str, nn.Module](flatten=nn.Flatten(1))
+    layers = OrderedDict[str, nn.Module](resize=nn.AdaptiveAvgPool2d(side), flatten=nn.Flatten(1))
     features = in_channels * side * side
     for number in range(1, depth + 1):
         layer = nn.Linear(features, width)
