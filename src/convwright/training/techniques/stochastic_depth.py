@@ -115,7 +115,7 @@ def stochastic_depth(
     "stochastic_depth",
     Card(
         does="Leaves the branch of each residual block out for a random part of the images in each step; the share "
-        "rises linearly over the depth. Evaluation uses all blocks.",
+        "rises linearly over the depth, or is the same for all. Evaluation uses all blocks.",
         cost="None that can be measured; the branches are computed and multiplied by zero. More epochs pay.",
         helps="Deep residual networks that overfit.",
         hurts="Networks of few blocks and short trainings, which underfit. Networks without residual blocks: no "
