@@ -245,7 +245,8 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul":
 def _sign(w: Writing) -> Expr:
     if w.node.kwargs or len(w.node.args) != 2:
         return _generic(w)
-    return Joined((w.first, Text(f" {_SIGNS[w.name]} "), _second(w)))
+    sign = _SIGNS[w.name]
+    return Joined((w.first, Text(sign if sign == "**" else f" {sign} "), _second(w)))
 
 
 def _second(w: Writing) -> Expr:

@@ -212,11 +212,12 @@ def laid_out(prefix: str, expr: Expr, indent: int, names: Names, suffix: str = "
     head, tail = " " * indent + prefix + opening, " " * indent + closing + suffix
     deeper = indent + _STEP
     one_line = " " * deeper + ", ".join(lead + flat(item, names) for lead, item in inner)
-    if (len(one_line) <= WIDTH and "*" not in one_line[: deeper + 1]) or (len(inner) == 1 and len(one_line) <= WIDTH):
+    if len(one_line) <= WIDTH:
         return [head, one_line, tail]
     body: list[str] = []
+    comma = "," if len(inner) > 1 else ""
     for lead, item in inner:
-        body += _item(lead, item, deeper, names, "," if len(inner) > 1 or not isinstance(item, Repeat) else "")
+        body += _item(lead, item, deeper, names, comma)
     return [head, *body, tail]
 
 

@@ -88,6 +88,7 @@ def _ties(parts: Parts) -> list[str]:
 
 
 def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
+    title = title.replace("\\", "/").replace('"', "'")
     said = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']
     lines = [*said, "", "from __future__ import annotations", ""]
     text = "\n".join(body)
