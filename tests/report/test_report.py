@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -199,7 +200,7 @@ def test_the_three_forms_say_the_same(report, page):
     for decision in report.decisions:
         assert decision.reason in page
         assert decision.reason in markdown
-    assert report.plan.splitlines()[1] in page
+    assert escape(report.plan.splitlines()[1]) in page
     assert json.loads(as_json)["trials"][3]["costs"]["macs"] == report.trials[3].costs["macs"]
 
 
