@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
-from convwright.errors import BudgetError, ConvwrightError, RunError
+from convwright.errors import BudgetError, ConvwrightError, EditError, RunError
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.auto_proposals import Findings, neighbours, proposals, qualities, structure_of
 from convwright.methods.channel_readings import PROBE, check_measurable, read_trial
@@ -36,18 +36,32 @@ class _Runner:
     """A design in the race.
 
     Attributes:
-        words: What it is.
-        plan: All its edits.
+        origin: What made its design, from the network that the design's edits are for.
+        design: What it is.
+        plan: All edits, from the untouched network on.
         trial: Its last training.
         epochs: Of all trainings after the first one of the untouched network.
         scored: Its last score.
     """
 
-    words: str
+    origin: Bench
+    design: Design
     plan: Plan
     trial: int
     epochs: int = 0
     scored: Scored = field(default_factory=lambda: Scored(float("nan")))
+
+    @property
+    def words(self) -> str:
+        """What it is, for a person."""
+        return self.design.words
+
+    @property
+    def bench(self) -> Bench:
+        """What makes designs from its own network."""
+        if not self.design.edits:
+            return self.origin
+        return Bench(self.origin.scene(self.design.edits).arch, self.origin.limits, self.origin.divisor)
 
 
 @register("auto")
@@ -86,6 +100,8 @@ class Auto(Scripted):
     Attributes:
         decisions: What was decided so far.
         findings: What is known of the network so far.
+        measured: Whether there are kernels whose quality is observed.
+        left: Epochs that the search has left.
 
     Raises:
         BudgetError: No proposal meets the limits.
@@ -130,7 +146,9 @@ class Auto(Scripted):
         self.bench = Bench(arch, limits, divisor)
         self.findings: Findings = structure_of(arch)
         self.untouched = Plan.empty(arch)
+        self.measured = _measured(arch)
         self._step = 0
+        self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
         self._check()
         self._begin()
 
@@ -160,7 +178,7 @@ class Auto(Scripted):
         share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
         begun = proposals(self.bench, self.findings, self._at_most(share))
         self._propose(begun)
-        racing = tuple(_Runner(d.words, self.untouched.with_edits(*d.edits), base.trial) for d in begun)
+        racing = tuple(_Runner(self.bench, d, self.untouched.with_edits(*d.edits), base.trial) for d in begun)
         racing = yield from self._race(racing, share)
         for number in range(1, self.rounds + 1):
             if not racing:
@@ -181,7 +199,7 @@ class Auto(Scripted):
         spare = share - sum(rung.cost for rung in course)
         for number, rung in enumerate(course, start=1):
             last = number == len(course)
-            found = yield from self._trained(racing, rung.epochs, (PROBE,) if last and self._measured() else ())
+            found = yield from self._trained(racing, rung.epochs, (PROBE,) if last and self.measured else ())
             keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
             kept = survivors([r.scored for r in found], keep, most)
             if not last:
@@ -196,18 +214,26 @@ class Auto(Scripted):
     def _round(self, number: int, racing: tuple[_Runner, ...]) -> Runners:
         """Try neighbours of the best; return what is gone on with, nothing where the search should end."""
         present = racing[0]
-        bench = self._bench_at(present)
-        quality = self._quality(self.told[present.trial], bench)
-        near = neighbours(bench, Design(present.words, (), (), 1.0), quality) if self.left >= 2 else ()
         spent = self.told[present.trial].candidate.epochs
-        count = min(len(near), max(1, self.left // spent - 1))
-        if not count or not self.left // (count + 1):
+        most = max(1, self.left // spent - 1)
+        if self.left < 2:
             return ()
-        epochs = min(spent, self.left // (count + 1))
-        plans = [present.plan, *(present.plan.with_edits(*d.edits) for d in near[:count])]
-        words = [present.words, *(d.words for d in near[:count])]
-        runners = tuple(replace(present, words=w, plan=p) for w, p in zip(words, plans, strict=True))
-        found = yield from self._trained(runners, epochs, (PROBE,) if self._measured() else ())
+        try:
+            bench = present.bench
+        except EditError as error:
+            self._note(f"neighbours, round {number}", {}, None, f"none: {error}")
+            return ()
+        found_near = neighbours(bench, present.design, self._quality(self.told[present.trial], bench))
+        near = [design for design in found_near if design.words not in self._near][:most]
+        if not near:
+            return ()
+        self._near |= {design.words for design in near}
+        epochs = min(spent, self.left // (len(near) + 1))
+        runners = (
+            present,
+            *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in near),
+        )
+        found = yield from self._trained(runners, epochs, (PROBE,) if self.measured else ())
         return self._moved(number, found)
 
     def _moved(self, number: int, found: tuple[_Runner, ...]) -> tuple[_Runner, ...]:
@@ -259,24 +285,11 @@ class Auto(Scripted):
             for r, e in zip(racing, evidence, strict=True)
         )
 
-    def _bench_at(self, runner: _Runner) -> Bench:
-        """Return what makes designs from a runner's own network."""
-        arch = self.bench.scene(runner.plan.edits).arch if runner.plan.edits else self.arch
-        return Bench(arch, self.limits, self.bench.divisor)
-
     # ------------------------------------------------------------------ what trainings show
 
     def _probes(self) -> tuple[str, ...]:
         free = any(name not in self.findings.groups.fixed for stage in self.findings.groups.stages for name in stage)
-        return (*(("bundles",) if free else ()), *((PROBE,) if self._measured() else ()))
-
-    def _measured(self) -> bool:
-        """Whether there are kernels whose quality could be measured."""
-        try:
-            check_measurable(self.arch, members(self.arch))
-        except ConvwrightError:
-            return False
-        return True
+        return (*(("bundles",) if free else ()), *((PROBE,) if self.measured else ()))
 
     def _found(self, base: Evidence) -> Findings:
         """Return what is known after the first training."""
@@ -337,6 +350,15 @@ class Auto(Scripted):
 
     def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
         self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+
+
+def _measured(arch: Architecture) -> bool:
+    """Whether there are kernels whose quality could be measured."""
+    try:
+        check_measurable(arch, members(arch))
+    except ConvwrightError:
+        return False
+    return True
 
 
 def _kept(after: Rung, spare: int) -> tuple[int, int]:

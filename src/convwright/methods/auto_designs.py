@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from convwright.architecture import Architecture
 from convwright.cost.budget import MEASURED, Limits
-from convwright.edits import Edit, Resolution
+from convwright.edits import Edit, Resolution, Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, ReadError
 from convwright.methods.phase_moves import Scene
+from convwright.methods.uniform_widths import uniform_widths
 from convwright.methods.width_surface import Surface
 
 Shape = Callable[[Surface], Mapping[str, float]]  # wanted proportions of the families' widths
@@ -56,6 +57,7 @@ class Bench:
     divisor: int = 1
     dropped: dict[str, str] = field(default_factory=dict)
     _scenes: dict[tuple[Edit, ...], Scene | str] = field(default_factory=dict, repr=False)
+    _designs: dict[tuple[str, tuple[Edit, ...]], Design | None] = field(default_factory=dict, repr=False)
 
     @property
     def widths_only(self) -> bool:
@@ -82,7 +84,7 @@ class Bench:
     def _built(self, structure: tuple[Edit, ...]) -> Scene:
         if not structure:
             return Scene(self.arch, self.limits)
-        if self.widths_only:
+        if self.widths_only and any(not isinstance(edit, Width) for edit in structure):
             raise EditError("latency is estimated for the present layers and inputs only.")
         if isinstance(structure[0], Resolution) and structure[1:]:  # the network is read anew once per resolution
             return self.scene(structure[:1]).after(structure[1:])
@@ -92,15 +94,35 @@ class Bench:
         """Make a design: the structure, with widths in the given proportions that use the budget up.
 
         Args:
-            words: What it is.
+            words: What it is; of one name and structure there is one design.
             structure: Edits of depth, operators and resolution.
             shape: Proportions of the widths; None: those that the structure has.
 
         Returns:
             None where it cannot be made; then `dropped` says why.
         """
+        key = words, tuple(structure)
+        if key not in self._designs:
+            self._designs[key] = self._tried(*key, shape)
+        return self._designs[key]
+
+    def uniform(self, words: str) -> Design | None:
+        """Return what method `uniform` proposes, to the channel, so that nothing is lost to a rounding."""
+        key = f"{words}, as method uniform", ()
+        if key not in self._designs:
+            design = self.design(words)
+            if design is not None:
+                try:
+                    edits = uniform_widths(self.arch, self.limits, self.divisor)
+                    design = replace(design, edits=edits)
+                except (BudgetError, EditError) as error:
+                    self.dropped[key[0]] = str(error).rstrip(".")
+            self._designs[key] = design
+        return self._designs[key]
+
+    def _tried(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> Design | None:
         try:
-            return self._made(words, tuple(structure), shape)
+            return self._made(words, structure, shape)
         except (BudgetError, EditError, ReadError, ConvwrightError) as error:
             self.dropped[words] = str(error).rstrip(".")
             return None
@@ -119,7 +141,7 @@ class Bench:
         return Design(words, structure, (*structure, *edits), place.use, math.exp(math.fsum(logs) / len(logs)))
 
     def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> Design:
-        if not self.limits.met(scene.costs):
+        if self.widths_only or not self.limits.met(scene.costs):
             raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
         return Design(words, structure, structure, scene.use)
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from convwright.architecture import Architecture
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution
 from convwright.edits.depth import why_not_removable
-from convwright.errors import BudgetError, ConvwrightError, EditError
+from convwright.errors import ConvwrightError, EditError
 from convwright.methods.auto_designs import Bench, Design, Shape, inner, tapered, weighed
 from convwright.methods.conflict_rules import BlockGroups
 from convwright.methods.kernel_optimizer import optimize_kernels
 from convwright.methods.receptive_field import organize
 from convwright.methods.stage_knobs import Stages
-from convwright.methods.uniform_widths import uniform_widths
 from convwright.methods.unit_moves import Rule
 from convwright.methods.width_updates import relative_values
 from convwright.metrics.receptive_field import receptive_field
@@ -85,7 +84,7 @@ def proposals(bench: Bench, findings: Findings, most: int | None = None) -> tupl
         findings: What is known of it.
         most: So many at most; None: all.
     """
-    uniform = _uniform(bench)
+    uniform = bench.uniform("uniform widths")
     distinct = {_key(uniform): uniform} if uniform else {}
     for design in _drafts(bench, findings):
         if most is not None and len(distinct) >= most:
@@ -106,19 +105,6 @@ def _key(design: Design) -> frozenset[str]:
 def _in_proportion(design: Design, uniform: Design | None) -> bool:
     usual = uniform.ratio if uniform is not None else 1.0
     return min(_NARROWEST, usual) <= design.ratio <= max(_WIDEST, usual)
-
-
-def _uniform(bench: Bench) -> Design | None:
-    """Return what method `uniform` proposes, to the channel, so that the result is never behind it for a rounding."""
-    words = "uniform widths"
-    design = bench.design(words)
-    if design is None:
-        return None
-    try:
-        edits = uniform_widths(bench.arch, bench.limits, bench.divisor)
-    except (BudgetError, EditError):
-        return design
-    return Design(words, (), edits, design.use, design.ratio)
 
 
 def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
