@@ -549,3 +549,80 @@ def test_random_settings_of_the_zoo(name, merged):
     edits = [e for e in stages.edits(widths, depths, 48) if not isinstance(e, cw.Resolution)]
     built = arch.apply(*edits, importance="first", verify=False)
     assert stages.costs(widths, depths, 48) == counted_by_torch(built.model, 48)
+
+
+# ------------------------------------------------------------------ scores of several seeds
+
+
+def noisy(search, truth, sigma, seed):
+    """Answer a search with accuracies that depend on the plan and, a little, on the seed of the training."""
+    rng = np.random.default_rng(seed)
+    asked = []
+    while batch := search.ask():
+        for candidate in batch:
+            score = truth(candidate) + sigma * rng.standard_normal()
+            search.tell(Evidence(candidate, len(asked), score, 0.005, {"macs": 0, "params": 0}))
+            asked.append(candidate)
+    return asked
+
+
+def test_a_mean_is_not_beaten_by_a_lucky_draw():
+    def step(place, value, times):
+        return Step((place,), 1, 100, (place,), None, Score(value, 0.005, times))
+
+    judged = [step(0, 0.700, 1), step(1, 0.690, 3), step(2, 0.692, 3), step(3, 0.60, 1)]
+    assert [s.point[0] for s in ranked(judged, Units((0,)), "score")] == [2, 1, 0, 3]
+    assert [s.point[0] for s in ranked(judged, Units((0,)))] == [1, 2, 0, 3]  # equal within errors: the earlier knob
+
+
+@pytest.mark.parametrize("weights", ["fresh", "inherit"])
+def test_ties_are_trained_again_with_the_same_further_seeds(tiny, weights):
+    options = {
+        "steps": 2,
+        "seed": 5,
+        "tolerance": 0.2,
+        "trial_steps": 11,
+        "rescore": 2,
+        "contenders": 3,
+        "weights": weights,
+    }
+    search = GreedyEnlarging(tiny, times(tiny, 1.7), ties="score", **options)
+    asked = noisy(search, lambda c: 0.5, 0.001, 1)  # all are equal, so three of each level come again
+    trials = [c for c in asked if c.role == "candidate"][:-1]
+    assert all(c.recipe == {"max_steps": 11} for c in trials)
+    by_seed = {seed: [c for c in trials if c.seed == seed] for seed in (5, 6, 7)}
+    levels = search.history[1:-1]
+    often = [[c["score"] for c in level["candidates"] if c["times"] == 3] for level in levels]
+    wanted = [min(3, len(level["candidates"])) for level in levels]
+    assert [len(scores) for scores in often] == [count if count > 1 else 0 for count in wanted]
+    again = sum(map(len, often))
+    assert again > 1
+    assert len(by_seed[6]) == len(by_seed[7]) == again
+    assert all(level["score"] == max(scores) for level, scores in zip(levels, often, strict=True) if scores)
+    assert "(3 seeds)" in " ".join(search.log)
+    for candidate in by_seed[6]:
+        assert any(c.plan == candidate.plan and c.parent == candidate.parent for c in by_seed[5])
+
+
+def test_a_run_with_further_seeds_is_replayed(tiny):
+    def made():
+        return GreedyEnlarging(tiny, times(tiny, 1.7), steps=2, rescore=1, ties="score")
+
+    assert noisy(made(), lambda c: 0.5, 0.002, 3) == noisy(made(), lambda c: 0.5, 0.002, 3)
+
+
+def test_the_history_tells_the_course(tiny):
+    search = GreedyEnlarging(tiny, times(tiny, 2.0), steps=3)
+    told(search, liking("layer2"))
+    first, *levels, last = search.history
+    assert (tuple(first["stage_widths"]), tuple(first["depths"]), first["resolution"]) == ((8, 12, 16), (1, 2, 1), 16)
+    known = [(tuple(level["stage_widths"]), tuple(level["depths"]), level["resolution"]) for level in levels]
+    assert all((m.widths, m.depths, m.resolution) in known for m in search.family)
+    assert 0.98 * search.limits.limits["macs"] <= last["cost"] <= search.limits.limits["macs"]
+    assert last["turned"] == "trimmed"
+
+
+@pytest.mark.parametrize("wrong", [{"rescore": -1}, {"contenders": 1}, {"trial_steps": 0}, {"ties": "coin"}])
+def test_options_of_repeated_scores_are_checked(tiny, wrong):
+    with pytest.raises(ConvwrightError, match=next(iter(wrong))):
+        GreedyEnlarging(tiny, times(tiny, 2.0), **wrong)

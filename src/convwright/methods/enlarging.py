@@ -7,15 +7,29 @@ depth, and in resolution, in steps that each spend a part of the MACs. How a ste
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.enlarging_space import EnlargingSpace, Metric
-from convwright.methods.greedy_growth import Growth, Level, Pairs, Schedule, Score, Step, budgets, enlarge, trimmed
+from convwright.methods.greedy_growth import (
+    Growth,
+    Level,
+    Pairs,
+    Point,
+    Schedule,
+    Score,
+    Step,
+    Ties,
+    budgets,
+    enlarge,
+    level_with_the_best,
+    trimmed,
+)
 from convwright.methods.method import Candidate, Evidence, Weights, register
 from convwright.methods.phases import Decision
 from convwright.methods.scripted import Script, Scripted
@@ -92,6 +106,11 @@ class GreedyEnlarging(Scripted):
         quantum: Widths of stages are multiples of this; None: as in `Stages.of`.
         merge_equal_resolution: Blocks at one spatial size are one stage, whatever their widths.
         trial_epochs: Epochs of each candidate.
+        trial_steps: Most steps of each candidate's training, where an epoch is too long; None: whole epochs.
+        rescore: So many further seeds for those candidates of a level that a single training cannot tell apart; they
+            are then compared by their means. 0: one training each.
+        contenders: At most so many candidates of a level are trained again.
+        ties: What decides where scores are equal within their errors: the ``cheaper`` network, or the ``score``.
         weights: ``fresh``: each candidate is trained from scratch, the paper's reading. ``inherit``: it begins with
             its parent's weights; widths grow by Net2Wider, blocks begin as the identity.
         final_tolerance: The result uses at least 1 - this of the limit, where steps allow.
@@ -141,12 +160,18 @@ class GreedyEnlarging(Scripted):
         quantum: int | None = None,
         merge_equal_resolution: bool = False,
         trial_epochs: int = 1,
+        trial_steps: int | None = None,
+        rescore: int = 0,
+        contenders: int = 3,
+        ties: Ties = "cheaper",
         weights: Transfer = "fresh",
         final_tolerance: float = 0.02,
         layers: Layers | None = None,
     ) -> None:
-        _check(weights, pairs, trial_epochs, final_tolerance, quantum, divisor)
-        self.growth = Growth(tolerance, beam, pairs, span)
+        _check(weights, pairs, final_tolerance, quantum, divisor)
+        _check_counts(trial_epochs=(trial_epochs, 1), rescore=(rescore, 0), contenders=(contenders, 2))
+        _check_counts(**({"trial_steps": (trial_steps, 1)} if trial_steps is not None else {}))
+        self.growth = Growth(tolerance, beam, pairs, span, ties)
         super().__init__(_given(limits))
         self.stages = Stages.of(
             arch, quantum=quantum, divisor=divisor, merge_equal_resolution=merge_equal_resolution, layers=layers
@@ -169,8 +194,12 @@ class GreedyEnlarging(Scripted):
         self.levels = budgets(start, target, count, schedule)
         self.epochs, self.tune_epochs, self.seed, self.weights = epochs, tune_epochs, seed, weights
         self.trial_epochs, self.final_tolerance = trial_epochs, final_tolerance
+        self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
+        self.rescore, self.contenders = rescore, contenders
         self.untouched = Plan.empty(arch)
-        self._found: dict[tuple[int, tuple[int, ...]], Evidence] = {}
+        self._found: dict[tuple[int, Point], Evidence] = {}
+        self._scores: dict[tuple[int, Point], Score] = {}
+        self._course: tuple[Mapping[str, Any], ...] = ()
         self._best: Step | None = None
         self._base: int | None = None
         self._begin()
@@ -222,10 +251,29 @@ class GreedyEnlarging(Scripted):
             evidence = yield tuple(self._candidate(step) for step in pool)
             for step, found in zip(pool, evidence, strict=True):
                 self._found[step.level, step.point] = found
+                self._scores[step.level, step.point] = _score(found)
+            yield from self._again(pool)
             try:
-                pool = course.send([_score(found) for found in evidence])
+                pool = course.send([self._scores[step.level, step.point] for step in pool])
             except StopIteration:
                 return
+
+    def _again(self, pool: Sequence[Step]) -> Script:
+        """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""
+        scored = [step.judged(self._scores[step.level, step.point]) for step in pool]
+        close = level_with_the_best(scored, self.space)[: self.contenders]
+        if not self.rescore or len(close) < 2:
+            return
+        batch = [
+            replace(self._candidate(step), seed=self.seed + turn)
+            for turn in range(1, self.rescore + 1)
+            for step in close
+        ]
+        evidence = yield tuple(batch)
+        for place, step in enumerate(close):
+            key = step.level, step.point
+            told = [self._found[key], *evidence[place :: len(close)]]
+            self._scores[key] = _mean([e for e in told if e.usable])
 
     def _seen(self, level: Level) -> None:
         """Note what happened at a level."""
@@ -238,15 +286,52 @@ class GreedyEnlarging(Scripted):
             self._note(phase, words, None, f"{reason}; the budget is carried over")
             return
         best = self._best = level.kept[0]
-        found = self._found[best.level, best.point]
+        found, score = self._found[best.level, best.point], self._scores[best.level, best.point]
+        self._course = (*self._course, self._judged(level, best))
         others = [
-            f"{words[e.trial]} {f'{e.score:.2%}' if e.usable else f'failed ({e.message})'}"
+            f"{words[e.trial]} {_said(self._scores[s.level, s.point]) if e.usable else f'failed ({e.message})'}"
             for s in level.judged
             if (e := self._found[s.level, s.point]) is not found
         ]
-        told = f"{words[found.trial]}, {found.score:.2%} ± {found.stderr:.2%}, {self._sizes(best)}"
+        told = f"{words[found.trial]}, {_said(score)} ± {score.stderr:.2%}, {self._sizes(best)}"
         against = f", against {'; '.join(others)}" if others else ""
         self._note(phase, words, found.trial, told + against)
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """What was decided at each level, as plain values: the network, what was turned, every candidate's score.
+
+        The first entry is the untouched network, the last one the network that was trimmed to the limit.
+        """
+        start = self.space.start
+        return (self._record(Step(start, 0, self.space.cost(start)), "nothing"), *self._course)
+
+    def _record(self, step: Step, turned: str) -> dict[str, Any]:
+        widths, depths, side = self.space.parts(step.point)
+        return {
+            "level": step.level,
+            "turned": turned,
+            "stage_widths": list(widths),
+            "depths": list(depths),
+            "resolution": side,
+            "cost": step.cost,
+        }
+
+    def _judged(self, level: Level, best: Step) -> Mapping[str, Any]:
+        return {
+            **self._record(best, self.space.words(best)),
+            "budget": level.budget,
+            "score": self._scores[best.level, best.point].value,
+            "candidates": [
+                {
+                    "turned": self.space.words(s),
+                    "trial": self._found[s.level, s.point].trial,
+                    "score": score.value if (score := self._scores[s.level, s.point]).usable else None,
+                    "times": score.times,
+                }
+                for s in level.judged
+            ],
+        }
 
     def _sizes(self, step: Step) -> str:
         widths, depths, side = self.space.parts(step.point)
@@ -265,6 +350,7 @@ class GreedyEnlarging(Scripted):
             point = trimmed(self.space, point, target, self.final_tolerance, range(len(self.space.knobs)))
         last = Step(point, len(self.levels), self.space.cost(point), (), best)
         final, epochs = self._final_candidate(last), self.epochs or self.tune_epochs
+        self._course = (*self._course, self._record(last, "trimmed"))
         if self.weights == "inherit":  # the untouched network has as many epochs behind it as the result
             epochs = sum(self._found[s.level, s.point].candidate.epochs for s in best.line[1:]) + final.epochs
         made: Weights = "fresh" if self.weights == "fresh" else "inherit"
@@ -291,8 +377,9 @@ class GreedyEnlarging(Scripted):
 
     def _candidate(self, step: Step) -> Candidate:
         if self.weights == "inherit":
-            return self._inheriting(step, self.trial_epochs)
-        return Candidate(self._plan(step), None, self.trial_epochs, self.seed, weights="fresh")
+            return replace(self._inheriting(step, self.trial_epochs), recipe=self.shortened)
+        plan = self._plan(step)
+        return Candidate(plan, None, self.trial_epochs, self.seed, weights="fresh", recipe=self.shortened)
 
     def _plan(self, step: Step) -> Plan:
         return self.untouched.with_edits(*self.stages.edits(*self.space.parts(step.point)))
@@ -326,8 +413,15 @@ def _score(evidence: Evidence) -> Score:
     return Score(evidence.score, evidence.stderr) if evidence.usable else Score(float("nan"))
 
 
-def _usual_steps(start: int, target: int) -> int:
-    return max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
+def _mean(told: Sequence[Evidence]) -> Score:
+    """Return the mean of repeated trainings; its error falls with their number, as they share the images judged on."""
+    count = len(told)
+    error = statistics.fmean(e.stderr for e in told) / math.sqrt(count)
+    return Score(statistics.fmean(e.score for e in told), error, count)
+
+
+def _said(score: Score) -> str:
+    return f"{score.value:.2%}{f' ({score.times} seeds)' if score.times > 1 else ''}"
 
 
 def _row(numbers: Sequence[int]) -> str:
@@ -340,17 +434,19 @@ def _given(limits: Limits | None) -> Limits:
     return limits
 
 
-def _check(
-    weights: str, pairs: str, trial_epochs: int, final_tolerance: float, quantum: int | None, divisor: int
-) -> None:
+def _check_counts(**counts: tuple[int, int]) -> None:
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
+
+
+def _check(weights: str, pairs: str, final_tolerance: float, quantum: int | None, divisor: int) -> None:
     if weights not in get_args(Transfer):
         raise ConvwrightError(f"weights={weights!r} is unknown to greedy; give {', '.join(get_args(Transfer))}")
     if weights == "inherit" and pairs != "none":
         raise ConvwrightError(
             f"pairs={pairs!r} changes widths and depths at once, and weights cannot follow that: use fresh"
         )
-    if not isinstance(trial_epochs, int) or isinstance(trial_epochs, bool) or trial_epochs < 1:
-        raise ConvwrightError(f"trial_epochs={trial_epochs!r} must be a whole number from 1 on")
     if not 0 < final_tolerance < 1:
         raise ConvwrightError(f"final_tolerance={final_tolerance!r} must lie between 0 and 1")
     if quantum is not None and divisor > 1 and quantum % divisor:

@@ -18,6 +18,7 @@ from convwright.errors import BudgetError, ConvwrightError
 Point = tuple[int, ...]
 Schedule = Literal["arithmetic", "geometric"]
 Pairs = Literal["none", "stage", "all"]
+Ties = Literal["cheaper", "score"]
 _FURTHEST = 1 << 20  # steps of a knob: beyond, it is taken not to cost anything
 
 
@@ -84,6 +85,8 @@ class Growth:
         pairs: also spend an increment on two knobs, half each: width and depth of one ``stage``, ``all`` pairs (without
             the resolution), or ``none``.
         span: a knob may take so many increments at once.
+        ties: what decides between scores that are equal within their errors: the ``cheaper`` point, or the ``score``
+            itself.
 
     Raises:
         ConvwrightError: a value is out of its range.
@@ -93,6 +96,7 @@ class Growth:
     beam: int = 1
     pairs: Pairs = "none"
     span: int = 4
+    ties: Ties = "cheaper"
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:
@@ -103,14 +107,23 @@ class Growth:
                 raise ConvwrightError(f"{name}={value!r} must be a whole number from 1 on")
         if self.pairs not in get_args(Pairs):
             raise ConvwrightError(f"pairs={self.pairs!r} is unknown; give {', '.join(get_args(Pairs))}")
+        if self.ties not in get_args(Ties):
+            raise ConvwrightError(f"ties={self.ties!r} is unknown; give {', '.join(get_args(Ties))}")
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a point was found to be worth; NaN: it failed."""
+    """What a point was found to be worth; NaN: it failed.
+
+    Attributes:
+        value: the mean over all times that it was judged.
+        stderr: standard error of `value`.
+        times: how often it was judged.
+    """
 
     value: float
     stderr: float = 0.0
+    times: int = 1
 
     @property
     def usable(self) -> bool:
@@ -249,26 +262,41 @@ def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[
         pool = walk.pool(number)
         scores = (yield pool) if pool else ()
         judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
-        kept = tuple(ranked(judged, space)[: growth.beam])
+        kept = tuple(ranked(judged, space, growth.ties)[: growth.beam])
         for step in kept:
             walk.depart(step)
         seen(Level(number, levels[number], judged, kept))
 
 
-def ranked(judged: Sequence[Step], space: Space) -> list[Step]:
+def ranked(judged: Sequence[Step], space: Space, ties: Ties = "cheaper") -> list[Step]:
     """Return usable steps, best first.
 
-    Scores that differ by no more than the standard error of the difference are equal: then the cheaper comes first,
-    then the one whose first turned knob comes first. Without errors only equal scores are equal.
+    Steps that were judged more often come first: they were chosen for that, and their means are not to be beaten by the
+    lucky draw of one that was left behind. Scores that differ by no more than the standard error of the difference are
+    equal: then the cheaper comes first, then the one whose first turned knob comes first. Without errors, or with ties
+    decided by ``score``, only equal scores are equal.
     """
     left, order = [s for s in judged if s.score is not None and s.score.usable], []
     while left:
-        top = max(left, key=lambda s: _score(s).value)
-        tied = [s for s in left if _tied(_score(s), _score(top))]
+        most = max(_score(s).times for s in left)
+        often = [s for s in left if _score(s).times == most]
+        top = max(often, key=lambda s: _score(s).value)
+        tied = [s for s in often if _tied(_score(s), _score(top)) and (ties == "cheaper" or s.score == top.score)]
         best = min(tied, key=lambda s: (s.cost, s.turned, s.point))
         order.append(best)
         left.remove(best)
     return order
+
+
+def level_with_the_best(judged: Sequence[Step], space: Space) -> list[Step]:
+    """Return the steps whose scores equal the highest one within the standard error of the difference, best first.
+
+    Args:
+        judged: steps with scores.
+        space: the space.
+    """
+    order = ranked(judged, space, "score")
+    return [step for step in order if _tied(_score(step), _score(order[0]))]
 
 
 def _score(step: Step) -> Score:

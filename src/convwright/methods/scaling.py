@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.enlarging_space import EnlargingSpace
 from convwright.methods.greedy_growth import Point, nearest, trimmed
-from convwright.methods.method import Candidate, register
+from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phases import Decision
 from convwright.methods.scaling_rules import Rule, Setting, compound, fast, shares, single, to_cost
 from convwright.methods.scripted import Script, Scripted
@@ -38,6 +38,11 @@ class Scaling(Scripted):
             (Dollar et al.'s dWr and dwr); ``equal``: each stage gets an equal part of the further MACs, half by width
             and half by depth; ``random``: the parts are drawn.
         samples: How many random allocations are tried; only for ``random``.
+        trial_epochs: Of ``random``: each allocation is trained for so many epochs first, and only the most accurate one
+            to the end, as a search would; 0: all are trained to the end.
+        trial_steps: Most steps of each of these short trainings; None: whole epochs.
+        trial_weights: ``fresh``: they begin anew; ``inherit``: the untouched network is trained first, for `epochs`,
+            and they begin with its function.
         alpha: Depth coefficient of ``compound``.
         beta: Its width coefficient.
         gamma: Its resolution coefficient.
@@ -75,6 +80,9 @@ class Scaling(Scripted):
         divisor: int = 1,
         rule: Rule = "compound",
         samples: int = 4,
+        trial_epochs: int = 0,
+        trial_steps: int | None = None,
+        trial_weights: Literal["fresh", "inherit"] = "fresh",
         alpha: float = 1.2,
         beta: float = 1.1,
         gamma: float = 1.15,
@@ -83,6 +91,7 @@ class Scaling(Scripted):
         layers: Layers | None = None,
     ) -> None:
         _check(rule, samples, (alpha, beta, gamma))
+        _check_trials(rule, trial_epochs, trial_steps, trial_weights)
         if limits is None or not limits.limits:
             raise BudgetError("method scaling enlarges a network to a budget; give one above its present cost")
         super().__init__(limits)
@@ -100,14 +109,26 @@ class Scaling(Scripted):
         )
         self.epochs, self.tune_epochs = epochs, tune_epochs
         self.untouched = Plan.empty(arch)
-        words = {i + 1 + (not epochs): f"{rule}: {_said(s)}" for i, s in enumerate(self.settings)}
+        self.trial_epochs, self.trial_weights = trial_epochs, trial_weights
+        self._chosen = self.settings[0]
+        self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
+        first = int(trial_weights == "inherit") if trial_epochs else 1 + (not epochs)
+        words = {i + first: f"{rule}: {_said(s)}" for i, s in enumerate(self.settings)}
         told = "; ".join(f"{_said(s)}, {self._cost(s) / self.target:.1%} of the limit" for s in self.settings)
         self.decisions = (Decision(f"scaling by {rule}", words, next(iter(words)), told),)
         self._begin()
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """How each proposal comes from the untouched network."""
+        return tuple(self.untouched.with_edits(*self._edits(s)) for s in self.settings)
+
     def _run(self) -> Script:
         """Train the untouched network and, beside it, what the rule made of it."""
-        plans = [self.untouched.with_edits(*self._edits(s)) for s in self.settings]
+        plans = self.plans
+        if self.trial_epochs:
+            yield from self._best_of(plans)
+            return
         if self.epochs:
             baseline = Candidate(self.untouched, None, self.epochs, self.seed, role="baseline", weights="fresh")
             yield (baseline, *(Candidate(p, None, self.epochs, self.seed, weights="fresh") for p in plans))
@@ -116,6 +137,48 @@ class Scaling(Scripted):
         if base.usable:
             baseline = Candidate(self.untouched, 0, self.tune_epochs, self.seed, role="baseline")
             yield (baseline, *(Candidate(p, 0, self.tune_epochs, self.seed) for p in plans))
+
+    def _best_of(self, plans: Sequence[Plan]) -> Script:
+        """Train all for a short time, and the most accurate one, beside the untouched network, to the end."""
+        parent = None
+        if self.trial_weights == "inherit":
+            (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", weights="fresh"),)
+            parent = base.trial if base.usable else None
+        trials: tuple[Evidence, ...] = ()
+        if self.trial_weights == "fresh" or parent is not None:
+            trials = yield tuple(
+                Candidate(p, parent, self.trial_epochs, self.seed, weights=self.trial_weights, recipe=self.shortened)
+                for p in plans
+            )
+        best = max((e for e in trials if e.usable), key=lambda e: e.score, default=None)
+        if best is None:
+            self.decisions = (*self.decisions, Decision("scaling, end", {}, None, "no allocation could be trained"))
+            return
+        self._chosen = self.settings[plans.index(best.candidate.plan)]
+        epochs = self.epochs or self.tune_epochs
+        final = Candidate(best.candidate.plan, None, epochs, self.seed, weights="fresh")
+        baseline = Candidate(self.untouched, None, epochs, self.seed, role="baseline", weights="fresh")
+        evidence, _ = yield (final, baseline)
+        self._final = evidence.trial
+        told = f"trial {best.trial} of {len(plans)}, {_said(self._chosen)}, accuracy {best.score:.2%}"
+        self.decisions = (*self.decisions, Decision("scaling, end", {best.trial: "the best"}, evidence.trial, told))
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """The untouched network and the one that is proposed, as `GreedyEnlarging.history` records networks."""
+        stages = self.stages
+        both = Setting(stages.widths, stages.depths, stages.resolution), self._chosen
+        return tuple(
+            {
+                "level": number,
+                "turned": ("nothing", self.rule)[number],
+                "stage_widths": list(s.widths),
+                "depths": list(s.depths),
+                "resolution": s.resolution,
+                "cost": self._cost(s),
+            }
+            for number, s in enumerate(both)
+        )
 
     # ------------------------------------------------------------------ what the rule makes
 
@@ -201,6 +264,15 @@ def _nearer(space: EnlargingSpace, before: Point, after: Point, more: float) -> 
 def _said(setting: Setting) -> str:
     row = [",".join(map(str, numbers)) for numbers in (setting.widths, setting.depths)]
     return f"widths {row[0]}, depths {row[1]}, {setting.resolution} pixels"
+
+
+def _check_trials(rule: str, epochs: int, steps: int | None, weights: str) -> None:
+    if weights not in ("fresh", "inherit"):
+        raise ConvwrightError(f"trial_weights={weights!r} is unknown to scaling; give fresh, inherit")
+    if epochs and rule != "random":
+        raise ConvwrightError(f"trial_epochs={epochs} with rule={rule!r}: a rule proposes one network; leave it 0")
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0 or (steps is not None and steps < 1):
+        raise ConvwrightError(f"trial_epochs={epochs!r}, trial_steps={steps!r}: give whole numbers from 0 and 1 on")
 
 
 def _check(rule: str, samples: int, coefficients: tuple[float, float, float]) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from convwright import zoo
 from convwright.architecture import Architecture, create, read
 from convwright.cost.budget import Limits, parse_budget
-from convwright.edits import Edit, InexactEditWarning, Replace, Width
+from convwright.edits import Edit, InexactEditWarning, Replace, Resolution, Width
 from convwright.edits.fresh import draw_anew
 from convwright.edits.operators import OPERATORS
 from convwright.edits.plan_file import edits_of
@@ -51,6 +51,15 @@ class Form:
     options: Mapping[str, Any]
     edits: tuple[Edit, ...] = ()
     searches: tuple[Path, ...] = ()
+
+    @property
+    def resolution(self) -> tuple[int, int] | None:
+        """Height and width that the last edit of them gives its input; None: they stay."""
+        sizes = [edit.size for edit in self.edits if isinstance(edit, Resolution)]
+        if not sizes:
+            return None
+        height, width = (sizes[-1],) * 2 if isinstance(sizes[-1], int) else sizes[-1]
+        return int(height), int(width)
 
     def as_dict(self) -> dict[str, Any]:
         """Return how the network is made, as plain JSON values; equal for equal networks."""

@@ -32,6 +32,7 @@ from convwright.runs.quality_facts import quality_facts
 from convwright.runs.training import judged
 from convwright.runs.workers import in_turn_or_side_by_side
 from convwright.training import ImageData, Recipe, TrainResult, load_data, train
+from convwright.training.resized import resized_data
 
 ROW_FORMAT = "convwright experiment row"
 ASKED_FORMAT = "convwright experiment asked"
@@ -142,6 +143,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     if (twin := _twin(job, form)) is not None:
         return _taken_over(job, form, twin)
     model = _model(job, form, data)
+    data = _at(form, data)
     known = _facts(model, data)  # before the training: what cannot be told must not cost one
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -285,8 +287,9 @@ def judge(job: Job) -> dict[str, Any]:
     if content["test"] is None:
         _prepared(job)
         data = _data(job)
-        model = _model(job, _settled(job, data.shape), data)
-        content = {**content, "test": judged(_trained(job, model, data, test=True).test)}
+        form = _settled(job, data.shape)
+        model = _model(job, form, data)
+        content = {**content, "test": judged(_trained(job, model, _at(form, data), test=True).test)}
         write_json(job.folder / "result.json", content)
     return content
 
@@ -321,6 +324,12 @@ def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
 
 def _data(job: Job) -> ImageData:
     return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction or job.row.held)
+
+
+def _at(form: Form, data: ImageData) -> ImageData:
+    """Return the data at the resolution that a form's edits lead to."""
+    side = form.resolution
+    return data if side is None else resized_data(data, side)
 
 
 @lru_cache(maxsize=2)

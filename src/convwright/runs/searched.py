@@ -72,10 +72,11 @@ class Searched:
             RecipeError: The search ended without a result.
         """
         question = Question(self, model, form, setting)
-        folder = question.answered(lambda arch, limits: self._method(arch, limits))
+        folder = question.answered(lambda arch, limits: self.method_for(arch, limits))
         return form.joined(_edits(read_json(folder / "result.json", SEARCH_FORMAT)["edits"]), folder)
 
-    def _method(self, arch: Architecture, limits: Limits | None) -> Method:
+    def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
+        """Return the method that searches, without its last batch."""
         make: Any = method_named(self.method)
         return _UpToTheEnd(make(arch, limits, **{"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}))
 
@@ -97,7 +98,7 @@ class Walked:
     def settle(self, model: str, form: Form, setting: Setting) -> Form:
         """Return the form of the last trial; the walk is recorded like a search."""
         first = Question(self.search, model, form, setting)
-        folder = first.answered(lambda arch, limits: self.search._method(arch, limits))
+        folder = first.answered(lambda arch, limits: self.search.method_for(arch, limits))
         steps = read_json(folder / "result.json", SEARCH_FORMAT)["trials"]
         tried = [_edits(step["edits"]) for step in steps]
         walk = Question(self, model, form, setting)
@@ -308,8 +309,9 @@ def _trial(trial: Evidence, recipe: Recipe, images: int) -> dict[str, Any]:
     """Return what one trial was and cost: images of its training, MACs of one image forwards."""
     candidate, costs = trial.candidate, trial.costs
     seen = candidate.epochs * images
-    if recipe.max_steps is not None:
-        seen = min(seen, recipe.max_steps * recipe.batch_size)
+    steps = candidate.recipe.get("max_steps", recipe.max_steps)
+    if steps is not None:
+        seen = min(seen, steps * recipe.batch_size)
     return {
         "trial": trial.trial,
         "parent": candidate.parent,
