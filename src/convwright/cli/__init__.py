@@ -6,7 +6,6 @@ JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result th
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,27 +13,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from typer.core import TyperGroup
 
 from convwright import __version__
 from convwright.cli import leaving
 from convwright.cli.exporting import export
+from convwright.cli.options import (
+    CpusPerTrial,
+    Data,
+    DataDir,
+    GpusPerTrial,
+    Input,
+    Jobs,
+    Json,
+    Model,
+    Ray,
+    RecipeName,
+    Seed,
+    Storage,
+    Threads,
+    Time,
+    Weights,
+    with_addresses,
+)
+from convwright.cli.printing import Commands as _Commands
+from convwright.cli.printing import out as _out
+from convwright.cli.printing import print_json as _print_json
+from convwright.cli.recipes import recipes
+from convwright.cli.reporting import report, write_report
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:
     from convwright.runs import Result
 
 # torch and everything built on it are imported where they are used: `version` and `--help` answer at once.
-
-
-class _Commands(TyperGroup):
-    """The sub-commands; Ctrl-C in any of them leaves by our own way, not by typer's."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
-        with leaving.resumable(None, ""):
-            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -54,31 +65,13 @@ plans = typer.Typer(
 )
 app.add_typer(plans, name="plan")
 
-recipes = typer.Typer(
-    cls=_Commands,
-    help="Show and check training recipes: `convwright recipe show` lists the presets.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
 app.add_typer(recipes, name="recipe")
 app.command()(export)
+app.command()(report)
 
 # Written out, since to ask the registry is to load torch; a test compares the two.
 _METHODS = "auto, channel-search, conflicts, greedy, kernel, phased, random, receptive-field, scaling, uniform"
 
-Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
-Data = Annotated[
-    str,
-    typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA"),
-]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist.npz, cifar10.npz and the like.")]
-Input = Annotated[str | None, typer.Option("--input", help="Shape of an image, such as 3x224x224.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-RecipeName = Annotated[str | None, typer.Option(help="A preset (default, fast-cpu, small-net) or a .yaml file.")]
-Seed = Annotated[int, typer.Option(help="Of weights, choices and trainings.")]
-Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a state dict saved by torch.")]
-Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
-Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -226,6 +219,13 @@ def optimize(
     method: Annotated[str, typer.Option(help=f"One of {_METHODS}.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/MODEL-BUDGET.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    time: Time = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    ray: Ray = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = 0.0,
+    storage: Storage = None,
     seed: Seed = 0,
     recipe: RecipeName = None,
     epochs: Annotated[int | None, typer.Option(help="Of the first training; default: the recipe's.")] = None,
@@ -240,6 +240,7 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
+    from convwright.runs.executors import Placement
     from convwright.runs.method_options import parse_options
     from convwright.runs.optimizing import default_folder
     from convwright.runs.optimizing import optimize as run
@@ -264,6 +265,9 @@ def optimize(
             data_dir=data_dir,
             say=leaving.say,
             command=leaving.command(),
+            time=time,
+            placement=Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial),
+            storage=storage,
         )
     _show_result(result, as_json)
 
@@ -403,49 +407,6 @@ def plan_show(
     return None
 
 
-@recipes.command("show")
-def recipe_show(
-    name: Annotated[str | None, typer.Argument(help="A preset or a .yaml file; without it, all are listed.")] = None,
-    techniques: Annotated[bool, typer.Option("--techniques", help="Also print the techniques' cards.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Print a recipe as complete YAML, ready to be edited; or list the presets."""
-    from convwright.runs import recipes as known
-    from convwright.training.recipe import as_recipe
-
-    recipe = None if name is None else as_recipe(name)
-    if as_json:
-        return _print_json(known.as_dict(recipe, techniques))
-    if name is not None:
-        print(known.yaml_text(name), end="")
-    elif not techniques:
-        _out().print(known.preset_table())
-    if techniques:
-        _out().print(known.card_table(recipe))
-    return None
-
-
-@recipes.command("validate")
-def recipe_validate(
-    file: Annotated[str, typer.Argument(help="A .yaml file, or a preset.")],
-    data: Annotated[str | None, typer.Option(help="Check it with these data, too; needs --model.")] = None,
-    model: Annotated[str | None, typer.Option(help="Check it with this network, too; needs --data.")] = None,
-    input_shape: Input = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Check a recipe; with --data and --model, all that training would refuse before its first batch."""
-    from convwright.runs.recipes import validate
-
-    found = validate(file, data, model, input_shape=input_shape, data_dir=data_dir)
-    if as_json:
-        return _print_json(found.as_dict())
-    for line in found.warnings:
-        leaving.say(f"warning: {line}")
-    print(f"{file}: valid" + (f" for {found.against}" if found.against else ""))
-    return None
-
-
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Run directory; default: a new one in runs/.")] = None,
@@ -465,16 +426,8 @@ def demo(
 # ------------------------------------------------------------------ printing
 
 
-def _out() -> Console:
-    """Return a console on standard output, as it is now: tests and pipes replace it."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))
-
-
 def _show_result(result: Result, as_json: bool) -> None:
+    write_report(result)
     if as_json:
         return _print_json({**result.data, "folder": str(result.folder)})
     from convwright.runs.tables import result_table, trials_table
@@ -494,4 +447,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is loaded: on a machine that others use too, threads that spin while they wait for each other make a
     # training several times slower (a ResNet-20 step on two busy cores: 1.3 s, and 0.3 s where they sleep).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(leaving.run(app, list(sys.argv[1:] if arguments is None else arguments)))
+    sys.exit(leaving.run(app, with_addresses(list(sys.argv[1:] if arguments is None else arguments))))

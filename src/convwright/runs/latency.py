@@ -20,11 +20,11 @@ from convwright.cost.latency_model import LatencyModel, layer_latencies
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width, solve
 from convwright.errors import RunError
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Evidence
 from convwright.methods.uniform_widths import uniform_widths
 from convwright.runs.evaluate import reshaped
 from convwright.runs.files import read_json, write_json
-from convwright.runs.search import Evaluate, Say
+from convwright.runs.search import Say
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -94,6 +94,12 @@ class RunLatency:
         built = reshaped(self.arch, plan)  # other edits make other operators
         found = layer_latencies(built, self.model.table, self.model.whole)
         return max(1, round(1e9 * self.model.calibration * found.sum))
+
+    def completed(self, evidence: Evidence) -> Evidence:
+        """Return evidence with an estimate of the latency among the costs."""
+        if not evidence.usable:
+            return evidence
+        return replace(evidence, costs={**evidence.costs, "latency": self.estimate(evidence.candidate.plan)})
 
     # -------------------------------------------------------------- calibration
 
@@ -230,27 +236,7 @@ def _solved(arch: Architecture, edits: list[Width]) -> dict[str, int]:
     return {g.name: int(u) * g.step for g, u in zip(arch.groups, units, strict=True) if not g.frozen}
 
 
-# ------------------------------------------------------------------ evidence and proof
-
-
-@dataclass(frozen=True, eq=False)
-class WithLatency:
-    """An evaluator whose evidence has an estimate of the latency among the costs.
-
-    Attributes:
-        evaluate: what trains and judges.
-        latency: what estimates.
-    """
-
-    evaluate: Evaluate
-    latency: RunLatency
-
-    def __call__(self, number: int, candidate: Candidate, parents: Mapping[int, Candidate]) -> Evidence:
-        """Return the evidence with the estimate."""
-        found = self.evaluate(number, candidate, parents)
-        if not found.usable:
-            return found
-        return replace(found, costs={**found.costs, "latency": self.latency.estimate(candidate.plan)})
+# ------------------------------------------------------------------ proof
 
 
 def judged_latency(term: Term, found: Comparison) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import time
@@ -18,21 +17,25 @@ from convwright.architecture import Architecture
 from convwright.cost import Comparison, profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human, parse_budget
 from convwright.edits import check_execution
-from convwright.errors import ConvwrightError, RunError
-from convwright.methods import Evidence, Method, method_named
-from convwright.runs.evaluate import Evaluator, changed_recipe, refuse_structural
+from convwright.errors import RunError
+from convwright.methods import Candidate, Evidence, Method, method_named
+from convwright.runs.asked import Asked
+from convwright.runs.evaluate import Evaluator, changed_recipe
+from convwright.runs.executors import Completed, Executor, Placement, threads_of
 from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
-from convwright.runs.latency import RunLatency, WithLatency, judged_latency, measured_latency, recorded_latency
+from convwright.runs.latency import RunLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
+from convwright.runs.memory import PROBE, in_parts
 from convwright.runs.method_options import checked_options
 from convwright.runs.networks import FILE as NETWORKS
 from convwright.runs.networks import networks
 from convwright.runs.opening import Opened, Shape, open_both, parse_input
 from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.result import FORMAT, Result, load_result
-from convwright.runs.search import Evaluate, Say, search
+from convwright.runs.search import Say, carried_out, search
 from convwright.runs.study import FORMAT as RUN
 from convwright.runs.study import WEIGHTS, Study, check_folder
+from convwright.runs.time_budget import TimeBudget, baseline_of, epoch_seconds
 from convwright.training import Metrics, Recipe
 from convwright.training.images import Images
 from convwright.training.preflight import make_fabric, settle
@@ -40,6 +43,7 @@ from convwright.training.recipe import as_recipe
 from convwright.training.resized import resized_images
 
 INITIAL = "initial.safetensors"
+_OF_RECIPE = ("precision", "memory_format")  # of what a run settles
 
 
 def optimize(
@@ -63,6 +67,9 @@ def optimize(
     say: Say | None = None,
     command: str = "",
     options: Mapping[str, Any] | None = None,
+    time: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+    storage: str | None = None,
 ) -> Result:
     """Redesign a network to a budget, and prove the result.
 
@@ -75,7 +82,8 @@ def optimize(
         out: Run directory; None: named after model and budget, in ``runs/``.
         seed: Of initial weights, choices and trainings.
         recipe: How to train: a recipe, a preset's name or a .yaml file.
-        resume: Continue the run in `out`, which must have been started with the same settings.
+        resume: Continue the run in `out`, which must have been started with the same settings; only budget and time
+            may be others: what was tried already is not tried again.
         epochs: Of the first training of the untouched network; None: the recipe's; with `weights`: none.
         tune_epochs: Of every training after that, of the baseline's, too; None: half the recipe's.
         divisor: Widths are rounded to multiples of this.
@@ -87,6 +95,9 @@ def optimize(
         say: Called with lines for a person; None: they are printed to standard error, if `progress`.
         command: What was typed, for the record.
         options: Of the method, by the names of its keyword arguments, as JSON values: ``{"trials": 12}``.
+        time: Of all trials together, such as ``30m``; then the search ends with its best so far. None: no limit.
+        placement: Where candidates are worked on, and how many at a time.
+        storage: URL of a database for the trials, such as ``postgresql://user@host/runs``; None: a file in `out`.
 
     Returns:
         The proved result; its files are in the run directory.
@@ -118,6 +129,9 @@ def optimize(
         say=say or (_to_stderr if progress else lambda text: None),
         command=command,
         options=dict(options or {}),
+        time=TimeBudget.parse(time) if time is not None else None,
+        placement=placement,
+        storage=storage,
     )
     return _Job(asked).run(resume)
 
@@ -128,80 +142,6 @@ def default_folder(model: nn.Module | str, budget: str | Sequence[str]) -> Path:
     parts = [name, *([budget] if isinstance(budget, str) else budget)]
     words = "-".join(part.replace("<=", "").replace("%", "pct") for part in parts)
     return Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.").lower()
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What `optimize` was called with, defaults filled in."""
-
-    model: nn.Module | str
-    data: Any
-    budget: tuple[str, ...]
-    method: str
-    out: Path
-    seed: int
-    recipe: Recipe
-    epochs: int | None
-    tune_epochs: int | None
-    divisor: int
-    weights: Path | None
-    input_shape: Shape | None
-    data_dir: str | Path | None
-    progress: bool
-    workers: int | None
-    say: Say
-    command: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def base_epochs(self) -> int:
-        """Epochs of trial 0."""
-        given = 0 if self.weights is not None else self.recipe.epochs
-        return self.epochs if self.epochs is not None else given
-
-    @property
-    def later_epochs(self) -> int:
-        """Epochs of every other trial."""
-        return self.tune_epochs if self.tune_epochs is not None else max(1, self.recipe.epochs // 2)
-
-    def check(self) -> None:
-        """Refuse what is wrong whatever the network and the data are.
-
-        Raises:
-            ConvwrightError: Unknown method or option of it, negative numbers.
-            RecipeError: A technique of the recipe edits the network.
-        """
-        checked_options(self.method, self.options)
-        refuse_structural(self.recipe)
-        for name, value, least in (
-            ("epochs", self.base_epochs, 0),
-            ("tune-epochs", self.later_epochs, 1),
-            ("divisor", self.divisor, 1),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise ConvwrightError(f"{name}={value} must be a whole number from {least} on")
-
-    def settings(self, opened: Opened, limits: Limits) -> dict[str, Any]:
-        """Return what the results depend on, as plain JSON values."""
-        shape = "x".join(map(str, opened.data.shape))
-        return {
-            "model": opened.arch.source,
-            "options": opened.options,
-            "architecture": _digest(opened.arch),
-            "data": f"{opened.data.name} ({len(opened.data.train)} training images {shape})",
-            "budget": list(self.budget),
-            "limits": dict(limits.limits),
-            "method": self.method,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "epochs": self.base_epochs,
-            "tune_epochs": self.later_epochs,
-            "divisor": self.divisor,
-            "seed": self.seed,
-            "weights": str(self.weights) if self.weights is not None else None,
-            # Left out when there are none, so that runs started before there were such options are resumed.
-            **({"method_options": dict(self.options)} if self.options else {}),
-        }
 
 
 @dataclass
@@ -226,6 +166,7 @@ class _Job:
         self.clock = _Clock()
         self.terms = Budget(())
         self.latency: RunLatency | None = None  # only where the budget limits it
+        self.threads = 1
 
     def run(self, resume: bool) -> Result:
         asked = self.asked
@@ -250,14 +191,44 @@ class _Job:
                 **checked_options(asked.method, asked.options),
             )
         settings = asked.settings(opened, limits)
-        with Study(asked.out, settings, lambda: self.settle(opened), resume=resume, command=asked.command) as study:
+        with Study(
+            asked.out,
+            settings,
+            lambda: self.settle(opened),
+            resume=resume,
+            command=asked.command,
+            storage=asked.storage,
+        ) as study:
             evaluator = self.evaluator(opened, study)
-            with self.clock.part("search"):
-                found = search(method, study, self.evaluate(evaluator), asked.say)
+            self.threads = asked.placement.threads_in(study.settled, study.folder)
+            found = self.search(method, evaluator, study)
             decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
             log = tuple(getattr(method, "log", ()))
             ended = _Ended(found, _chosen(method.best(), found), _baseline(found), decisions, log)
-            return self.finish(ended, evaluator, limits)
+            return self.finish(ended, evaluator, study, limits)
+
+    def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Evidence, ...]:
+        """Search until the method or the time ends; what it ends with has a baseline."""
+        asked, unasked = self.asked, list[Sequence[Candidate]]()
+
+        def ends(found: Sequence[Evidence], batch: Sequence[Candidate]) -> str:
+            why = asked.time.ends(found, batch) if asked.time is not None else ""
+            if why:
+                unasked.append(batch)
+            return why
+
+        with self.clock.part("search"), self.executor(evaluator, study) as executor:
+            found = search(method, study, executor, asked.say, ends)
+            if asked.time is None or not unasked:
+                return found
+            best = method.best()
+            if best is None:
+                raise asked.time.too_short(found, unasked[0])
+            missing = baseline_of(best, found)
+            if missing is None:
+                return found
+            known = {evidence.trial: evidence.candidate for evidence in found}
+            return (*found, *carried_out((missing,), known, study, executor, asked.say))
 
     # ------------------------------------------------------------------ before
 
@@ -285,13 +256,31 @@ class _Job:
 
     def measured(self, arch: Architecture, resume: bool) -> RunLatency | None:
         """Measure the latency where the budget limits it; a resumed run keeps what it measured."""
+        folder = self.asked.out
+        if resume:
+            self.check_measured(folder)
         if not self.terms.measures:
             return None
-        folder = self.asked.out
         settled = read_json(folder / "run.json", RUN).get("settled") if resume else None
         if isinstance(settled, dict) and "latency" in settled:
             return recorded_latency(arch, settled["latency"], folder)
         return measured_latency(arch, self.asked.say)
+
+    def check_measured(self, folder: Path) -> None:
+        """Refuse to change a limit on latency: the estimate was calibrated for the one that the run was started with.
+
+        Raises:
+            RunError: It is another one.
+        """
+        settings = read_json(folder / "run.json", RUN).get("settings")
+        before = settings.get("budget") if isinstance(settings, dict) else None
+        if not isinstance(before, list) or before == list(self.asked.budget):
+            return
+        if self.terms.measures or parse_budget(before).measures:
+            raise RunError(
+                f"{folder}: a budget on latency cannot be changed when a run is resumed (it was {', '.join(before)}); "
+                "start anew with another --out"
+            )
 
     def aims(self, arch: Architecture, limits: Limits, resume: bool) -> Limits:
         """Show the limits, refuse what cannot be met, and return what the search is to keep to."""
@@ -321,7 +310,17 @@ class _Job:
         device = make_fabric("auto", "32-true").device
         chosen = settle(opened.arch.model.to(device), opened.data, self.asked.recipe, device, None)
         settled: dict[str, Any] = {"precision": chosen.precision, "memory_format": chosen.memory_format}
+        self.check_time(opened, settled)
+        settled["threads"] = self.asked.placement.settled()
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
+
+    def check_time(self, opened: Opened, settled: Mapping[str, Any]) -> None:
+        """Refuse a time in which nothing can be trained."""
+        asked = self.asked
+        if asked.time is not None:
+            with threads_of(asked.placement.settled()):
+                epoch = epoch_seconds(opened.arch.model, opened.data, asked.recipe.updated(**settled))
+            asked.time.check(epoch, asked.base_epochs, asked.later_epochs)
 
     def evaluator(self, opened: Opened, study: Study) -> Evaluator:
         """Return what evaluates candidates, from the weights that the run started with."""
@@ -332,19 +331,25 @@ class _Job:
             save_weights(opened.arch.model, initial)
         if self.latency is not None:
             self.latency.keep_in(study.folder)
-        settled = {name: value for name, value in study.settled.items() if name != "latency"}
+        settled = {name: study.settled[name] for name in _OF_RECIPE if name in study.settled}
         recipe = self.asked.recipe.updated(**settled)
         return Evaluator(opened.arch, opened.data, recipe, study, self.asked.progress, self.asked.workers)
 
-    def evaluate(self, evaluator: Evaluator) -> Evaluate:
-        """Return what the search calls: the evaluator, with latency among the costs where the budget limits it."""
-        return evaluator if self.latency is None else WithLatency(evaluator, self.latency)
+    @contextmanager
+    def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
+        """Start what works on the candidates; latency is among their costs where the budget limits it."""
+        asked = self.asked
+        initial = study.folder / INITIAL
+        made = asked.placement.executor(evaluator, asked.model, study.folder, initial, self.threads, asked.say)
+        try:
+            yield made if self.latency is None else Completed(made, self.latency.completed)
+        finally:
+            made.close()
 
     # ------------------------------------------------------------------ after
 
-    def finish(self, ended: _Ended, evaluator: Evaluator, limits: Limits) -> Result:
+    def finish(self, ended: _Ended, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
         """Prove, judge on the test part, and write the result's files."""
-        study = evaluator.study
         old = load_result(study.folder)
         if old is not None:  # a finished run: the test part is not read again
             return Result(study.folder, ended.best, ended.baseline, ended.trials, old)
@@ -352,14 +357,14 @@ class _Job:
             proofs = [self.proof(trial, evaluator) for trial in (ended.baseline, ended.best)]
             times = self.latency.compare(proofs[0].arch, proofs[1].arch) if self.latency else None
             met = check_budget(proofs[1], limits, self.judged(times))
-        with self.clock.part("test"):
+        with self.clock.part("test"), threads_of(self.threads):
             judged = [self.test(proof, evaluator) for proof in proofs]
         trials = (ended.baseline, ended.best)
         sides = [_side(*of) for of in zip(trials, proofs, judged, strict=True)]
         if times is not None:
             for side, name in zip(sides, ("before", "after"), strict=True):
                 side["latency"] = times.latencies[name].as_dict()
-        content = self.content(ended, evaluator, limits, met) | {"baseline": sides[0], "result": sides[1]}
+        content = self.content(ended, evaluator, study, limits, met) | {"baseline": sides[0], "result": sides[1]}
         plan = ended.best.candidate.plan
         write_text(study.folder / "plan.json", plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
@@ -382,7 +387,9 @@ class _Job:
         images: Images = resized_images(evaluator.data.test, (int(height), int(width)))
         return evaluator.judge(proof.arch.model, images)
 
-    def content(self, ended: _Ended, evaluator: Evaluator, limits: Limits, met: dict[str, Any]) -> dict[str, Any]:
+    def content(
+        self, ended: _Ended, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return everything of ``result.json`` but the two sides that are compared."""
         trials = [
             {
@@ -400,7 +407,7 @@ class _Job:
         return {
             "format": FORMAT,
             "version": 1,
-            **evaluator.study.settings,
+            **study.settings,
             "limits": dict(limits.limits),
             "budget_met": met,
             **measured,
@@ -427,7 +434,8 @@ class _Ended:
 
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
     """Return the recipe of a trial's last training."""
-    return changed_recipe(evaluator.recipe, trial.candidate.recipe).model_dump(mode="json")
+    changed = changed_recipe(evaluator.recipe, trial.candidate.recipe)
+    return in_parts(changed, int(trial.probes.get(PROBE, 1))).model_dump(mode="json")
 
 
 def _chosen(best: Evidence | None, trials: Sequence[Evidence]) -> Evidence:
@@ -456,12 +464,6 @@ def _judged(metrics: Metrics | None) -> dict[str, Any] | None:
     if metrics is None:
         return None
     return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}
-
-
-def _digest(arch: Architecture) -> str:
-    """Return a digest of the structure and of all shapes, without the weights."""
-    state = [(name, tuple(tensor.shape)) for name, tensor in arch.model.state_dict().items()]
-    return hashlib.sha256(f"{arch.model}{state}".encode()).hexdigest()[:16]
 
 
 def _to_stderr(text: str) -> None:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from convwright.methods import Candidate, Evidence, Method
+from convwright.runs.executors import Executor, InProcess, Task
+from convwright.runs.executors.in_process import Evaluate
 
 if TYPE_CHECKING:
     from convwright.runs.study import Study
 
-Evaluate = Callable[[int, Candidate, Mapping[int, Candidate]], Evidence]
+__all__ = ["Ends", "Evaluate", "Say", "search"]
+
 Say = Callable[[str], object]
+Ends = Callable[[Sequence[Evidence], Sequence[Candidate]], str]
 
 
-def search(method: Method, study: Study, evaluate: Evaluate, say: Say = lambda text: None) -> tuple[Evidence, ...]:
+def search(
+    method: Method,
+    study: Study,
+    evaluate: Evaluate | Executor,
+    say: Say = lambda text: None,
+    ends: Ends = lambda found, batch: "",
+) -> tuple[Evidence, ...]:
     """Run a method to its end; what the study holds already is told again instead of done again.
+
+    Args:
+        method: Asks and is told.
+        study: Where everything is recorded.
+        evaluate: A function for one candidate after the other, or an executor.
+        say: Called with lines for a person.
+        ends: Called with the evidence so far and the next batch; what it returns ends the search before that batch,
+            and is said.
 
     Returns:
         All evidence, in the order of asking.
@@ -24,22 +42,57 @@ def search(method: Method, study: Study, evaluate: Evaluate, say: Say = lambda t
     Raises:
         RunError: The study holds other candidates than the method asks for.
     """
+    executor = evaluate if isinstance(evaluate, Executor) else InProcess(evaluate)
     found: list[Evidence] = []
     asked: dict[int, Candidate] = {}
     said = 0
     while batch := method.ask():
         said = _decided(method, said, say)
-        numbers = range(len(asked), len(asked) + len(batch))
-        asked.update(zip(numbers, batch, strict=True))
-        for number in numbers:
-            study.enter(number, asked[number])
-        told = [_evidence(number, asked, study, evaluate, say) for number in numbers]
+        if why := ends(found, batch):
+            say(why)
+            return tuple(found)
         # In the order of the batch, whatever order they were finished in.
-        for evidence in told:
+        for evidence in carried_out(batch, asked, study, executor, say):
             method.tell(evidence)
-        found += told
+            found.append(evidence)
     _decided(method, said, say)
     return tuple(found)
+
+
+def carried_out(
+    batch: Sequence[Candidate], asked: dict[int, Candidate], study: Study, executor: Executor, say: Say
+) -> list[Evidence]:
+    """Return the evidence on a batch, in its order.
+
+    Args:
+        batch: Independent candidates.
+        asked: The candidates before them by number; these are added.
+        study: Where everything is recorded, each as soon as it is finished.
+        executor: Works on what is not recorded yet.
+        say: Called with lines for a person.
+    """
+    numbers = range(len(asked), len(asked) + len(batch))
+    asked.update(zip(numbers, batch, strict=True))
+    for number in numbers:
+        study.enter(number, asked[number])
+    told: dict[int, Evidence] = {}
+    for number in numbers:
+        old = study.finished(number, asked[number])
+        if old is not None:
+            say(f"trial {number} ({_words(asked[number])}): done earlier, {_outcome(old)}")
+            told[number] = old
+    left = [Task(number, asked[number], asked) for number in numbers if number not in told]
+    for evidence in executor.carry_out(_begun(left, say)):
+        study.finish(evidence)
+        say(f"trial {evidence.trial}: {_outcome(evidence)}")
+        told[evidence.trial] = evidence
+    return [told[number] for number in numbers]
+
+
+def _begun(tasks: Sequence[Task], say: Say) -> Iterator[Task]:
+    for task in tasks:
+        say(f"trial {task.number}: {_words(task.candidate)}")
+        yield task
 
 
 def _decided(method: Method, said: int, say: Say) -> int:
@@ -48,19 +101,6 @@ def _decided(method: Method, said: int, say: Say) -> int:
     for line in log[said:]:
         say(line)
     return len(log)
-
-
-def _evidence(number: int, asked: Mapping[int, Candidate], study: Study, evaluate: Evaluate, say: Say) -> Evidence:
-    candidate = asked[number]
-    old = study.finished(number, candidate)
-    if old is not None:
-        say(f"trial {number} ({_words(candidate)}): done earlier, {_outcome(old)}")
-        return old
-    say(f"trial {number}: {_words(candidate)}")
-    new = evaluate(number, candidate, asked)
-    study.finish(new)
-    say(f"trial {number}: {_outcome(new)}")
-    return new
 
 
 def _words(candidate: Candidate) -> str:
@@ -80,4 +120,5 @@ def _words(candidate: Candidate) -> str:
 def _outcome(evidence: Evidence) -> str:
     if not evidence.usable:
         return f"failed: {evidence.message}"
-    return f"validation accuracy {evidence.score:.2%} in {evidence.seconds:.1f} s"
+    noted = f" ({evidence.message})" if evidence.message else ""
+    return f"validation accuracy {evidence.score:.2%} in {evidence.seconds:.1f} s{noted}"

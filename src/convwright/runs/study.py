@@ -7,30 +7,36 @@ Layout::
     initial.safetensors   the weights that the run started from
     trials/0003/          weights of a finished trial; the training checkpoint of an unfinished one
     plan.json model.safetensors result.json   the result, once it is proved
+    earlier/0/            the result for another budget or time, before it was changed
+
+A run that is continued with another budget or time takes another course: its method asks for other candidates. Each
+course numbers them anew; one that was tried in another course is found again by its content, and not tried again.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
+from convwright.runs.courses import CHANGEABLE, Courses
 from convwright.runs.files import LOCK, owned, read_json, refuse_file, write_json
 from convwright.runs.machine import machine, versions
-
-if TYPE_CHECKING:
-    import optuna
+from convwright.runs.storage import Storage, check_url
 
 FORMAT = "convwright run"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 _NAME = "run"
+_RESULT = ("result.json", "plan.json", WEIGHTS, "networks.json", "report.html")  # first what says that all are whole
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -53,14 +59,17 @@ class Study:
 
     Args:
         folder: The directory; made if it is not there.
-        settings: Plain JSON values that the results depend on. A resumed run must have the same.
+        settings: Plain JSON values that the results depend on. A resumed run must have the same; only ``budget``,
+            ``limits`` and ``time`` may be others.
         settle: Returns what a new run settles once for all trials, by measurement: plain JSON values. A
             resumed run keeps what was settled.
         resume: Continue the run that is there.
         command: How to name this run to a person.
+        storage: URL of a database for the trials; None: ``run.db`` in the directory.
 
     Raises:
-        RunError: Another process owns it; it is damaged; it was started with other settings.
+        RunError: Another process owns it; it is damaged; it was started with other settings; the database does not
+            answer.
     """
 
     def __init__(
@@ -71,8 +80,10 @@ class Study:
         *,
         resume: bool = False,
         command: str = "",
+        storage: str | None = None,
     ) -> None:
         check_folder(folder, resume)
+        called = check_url(storage) if storage is not None else None
         settled = {} if resume else settle()  # before the folder is made: what fails here leaves nothing behind
         self.folder = folder
         self.command = command
@@ -80,10 +91,14 @@ class Study:
             stack.enter_context(owned(folder))
             check_folder(folder, resume)  # another process may just have finished its run here
             self.settings = dict(settings)
-            self.settled = self._stored() if resume else self._begin(settled)
-            self.storage, self.study = _open_storage(folder / "run.db", resume)
-            stack.callback(_close, self.storage)
+            content = self._stored() if resume else self._begun(settled, called)
+            self.settled: dict[str, Any] = content["settled"]
+            self._storage = self._opened(content, storage, called, resume)
+            stack.callback(self._storage.close)
+            course = self._course(content, resume)
+            self._courses = Courses(self._storage, course, self._damaged)
             self._held = stack.pop_all()
+        self.storage, self.study = self._storage.storage, self._storage.study
 
     def __enter__(self) -> Study:
         """Return itself."""
@@ -97,82 +112,120 @@ class Study:
 
     # ------------------------------------------------------------------ opening
 
-    def _begin(self, settled: Mapping[str, Any]) -> dict[str, Any]:
+    def _begun(self, settled: Mapping[str, Any], called: str | None) -> dict[str, Any]:
         content = {"format": FORMAT, "version": VERSION, "command": self.command, "settings": self.settings}
         more = {"settled": dict(settled), "versions": versions(), "machine": machine()}
-        write_json(self.folder / "run.json", content | more)
-        return dict(settled)
+        where = {"storage": {"url": called, "study": f"convwright-{uuid.uuid4().hex[:12]}"}} if called else {}
+        write_json(self.folder / "run.json", content | more | where)
+        return content | more | where
 
     def _stored(self) -> dict[str, Any]:
-        """Check the stored settings and return what was settled."""
+        """Check the stored settings and return all that is stored."""
         path = self.folder / "run.json"
         content = read_json(path, FORMAT)
         stored, settled = content.get("settings"), content.get("settled")
         if not isinstance(stored, dict) or not isinstance(settled, dict):
             raise RunError(f"{path}: damaged, it has no settings; start anew in another folder")
         now = json.loads(json.dumps(self.settings))
-        names = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
+        names = [name for name in {**now, **stored} if now.get(name) != stored.get(name) and name not in CHANGEABLE]
         if names:
             said = "; ".join(_difference(name, stored.get(name), now.get(name)) for name in names)
             raise RunError(f"{self.folder}: the run was started with {said}; give the same, or another --out")
-        return settled
+        return content
+
+    def _opened(self, content: Mapping[str, Any], url: str | None, called: str | None, resume: bool) -> Storage:
+        """Open the storage that the run was started with."""
+        where = content.get("storage")
+        file = self.folder / "run.db"
+        anew = "start anew in another folder"
+        if not where:
+            if url is not None:
+                raise RunError(f"{self.folder}: the trials of this run are in {file}; leave --storage out")
+            if resume and not file.is_file() and (self.folder / "trials").is_dir():
+                raise RunError(f"{file}: missing; {anew}")
+            return Storage(f"sqlite:///{file}", _NAME, str(file), anew)
+        if url is None or called is None:
+            raise RunError(f"{self.folder}: the trials of this run are in {where['url']}; give it with --storage")
+        opened = Storage(url, where["study"], called, anew, shared=True)
+        if resume and not opened.trials() and (self.folder / "trials").is_dir():
+            opened.close()
+            raise RunError(f"{called}: has no trials of study {where['study']!r}; give the --storage of this run")
+        return opened
+
+    def _course(self, content: dict[str, Any], resume: bool) -> int:
+        """Return the number of the course with these budgets and this time; put results of another one aside."""
+        changeable = [name for name in CHANGEABLE if name in {**self.settings, **content["settings"]}]
+        wanted = json.loads(json.dumps({name: self.settings.get(name) for name in changeable}))
+        known = content.get("courses") or [{name: content["settings"].get(name) for name in changeable}]
+        known = [{name: course.get(name) for name in changeable} for course in known]
+        if resume:
+            self._clean()
+        before = json.loads(json.dumps({name: content["settings"].get(name) for name in changeable}))
+        if wanted == before:
+            return int(known.index(wanted)) if wanted in known else 0
+        self._put_aside(known.index(before) if before in known else 0)
+        known = known if wanted in known else [*known, wanted]
+        write_json(self.folder / "run.json", {**content, "settings": self.settings, "courses": known})
+        return int(known.index(wanted))
+
+    def _put_aside(self, course: int) -> None:
+        aside = self.folder / "earlier" / str(course)
+        for name in _RESULT:
+            if (self.folder / name).is_file():
+                aside.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).replace(aside / name)
+
+    def _clean(self) -> None:
+        """Remove what killed processes were writing."""
+        for file in (*self.folder.glob(".*"), *self.folder.glob("trials/*/.*")):
+            if re.fullmatch(r"\..+\.\d+", file.name):
+                with suppress(OSError):
+                    file.unlink()
 
     # ------------------------------------------------------------------ trials
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
-        return self.folder / "trials" / f"{number:04d}"
+        return self.folder / "trials" / f"{self._courses.record(number):04d}"
 
     def weights(self, number: int) -> Path:
         """Return the file of a finished trial's weights."""
         return self.trial_folder(number) / WEIGHTS
 
     def enter(self, number: int, candidate: Candidate) -> None:
-        """Record that a candidate is asked for: as a new trial, or as the one of an earlier process.
+        """Record that a candidate is asked for: as a new trial, or as one of an earlier process or course.
 
         Raises:
             RunError: The trial of that number was another candidate.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        if number == len(trials):
-            self.study.ask()
-            trials = self.study.get_trials(deepcopy=False)
-        if number >= len(trials):
-            raise self._damaged(f"trial {len(trials)} is missing")
-        found = trials[number].user_attrs.get("candidate")
-        if found is None:  # killed between the two writes
-            self._note(number, "candidate", candidate.to_dict())
-        elif found != json.loads(json.dumps(candidate.to_dict())):
-            raise self._damaged(f"trial {number} is another candidate than the method now asks for")
+        self._storage.check()
+        self._courses.enter(number, candidate)
 
     def finished(self, number: int, candidate: Candidate) -> Evidence | None:
         """Return what was found out about a candidate earlier; None if it is still to be done."""
-        trial = self.study.get_trials(deepcopy=False)[number]
-        if not trial.state.is_finished():
-            return None
+        trial = self._storage.trials()[self._courses.record(number)]
+        done = trial.state.is_finished()
         if "evidence" not in trial.user_attrs:
-            raise self._damaged(f"trial {number} is finished and has no evidence")
-        evidence = Evidence.from_dict(trial.user_attrs["evidence"], candidate)
+            if done:
+                raise self._damaged(f"trial {number} is finished and has no evidence")
+            return None
+        evidence = replace(Evidence.from_dict(trial.user_attrs["evidence"], candidate), trial=number)
         if evidence.usable and not self.weights(number).is_file():
             raise self._damaged(f"the weights of trial {number} are missing")
+        if not done:  # killed between the two writes
+            self._told(evidence)
         return evidence
 
     def finish(self, evidence: Evidence) -> None:
         """Record evidence, and remove the checkpoint that is no longer needed."""
-        from optuna.trial import TrialState
+        self._storage.check()
+        self._storage.note(self._courses.record(evidence.trial), "evidence", evidence.to_dict())
+        self._told(evidence)
 
-        number = evidence.trial
-        self._note(number, "evidence", evidence.to_dict())
-        if evidence.usable:
-            self.study.tell(number, evidence.score)
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
-        for file in self.trial_folder(number).glob("checkpoint*"):
+    def _told(self, evidence: Evidence) -> None:
+        self._storage.tell(self._courses.record(evidence.trial), evidence.score if evidence.usable else None)
+        for file in self.trial_folder(evidence.trial).glob("checkpoint*"):
             file.unlink()
-
-    def _note(self, number: int, name: str, value: Any) -> None:
-        trial = self.study.get_trials(deepcopy=False)[number]
-        self.storage.set_trial_user_attr(trial._trial_id, name, value)
 
     def _damaged(self, what: str) -> RunError:
         return RunError(f"{self.folder}: damaged, {what}; start anew in another folder")
@@ -188,43 +241,3 @@ def _difference(name: str, then: Any, now: Any) -> str:
 def _brief(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-# ------------------------------------------------------------------ Optuna
-
-
-def _open_storage(path: Path, resume: bool) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    if resume and not path.is_file() and (path.parent / "trials").is_dir():
-        raise RunError(f"{path}: missing; start anew in another folder")
-    storage = None
-    try:
-        with _quiet():
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-            study = optuna.create_study(storage=storage, study_name=_NAME, direction="maximize", load_if_exists=True)
-            study.get_trials(deepcopy=False)
-    except (SQLAlchemyError, RuntimeError, AssertionError, KeyError, ValueError) as error:
-        if storage is not None:
-            _close(storage)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path}: damaged ({reason}); start anew in another folder") from error
-    return storage, study
-
-
-def _close(storage: optuna.storages.RDBStorage) -> None:
-    storage.remove_session()
-    storage.engine.dispose()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's notice about a new study to itself; its level is the user's afterwards."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -40,8 +40,8 @@ def in_turn_or_side_by_side(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     try:
-        with ProcessPoolExecutor(jobs, context, initializer=_live_as_long_as, initargs=(theirs,)) as pool:
-            with _interrupts_held_back():
+        with ProcessPoolExecutor(jobs, context, initializer=live_as_long_as, initargs=(theirs,)) as pool:
+            with interrupts_held_back():
                 futures = {pool.submit(function, item): item for item in items}
             try:
                 for future in as_completed(futures):
@@ -61,7 +61,7 @@ def in_turn_or_side_by_side(
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Start processes that do not hear Ctrl-C, which reaches every process of a terminal: the first one decides."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -73,7 +73,7 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _live_as_long_as(connection: Connection) -> None:
+def live_as_long_as(connection: Connection) -> None:
     """Begin a worker: it ends as soon as the other side of the connection is gone, by Ctrl-C or by any kill."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,0 +1,41 @@
+"""Options that several sub-commands have, each with its help in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
+Data = Annotated[
+    str,
+    typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA"),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist.npz, cifar10.npz and the like.")]
+Input = Annotated[str | None, typer.Option("--input", help="Shape of an image, such as 3x224x224.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+RecipeName = Annotated[str | None, typer.Option(help="A preset (default, fast-cpu, small-net) or a .yaml file.")]
+Seed = Annotated[int, typer.Option(help="Of weights, choices and trainings.")]
+Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a state dict saved by torch.")]
+Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
+Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
+
+Time = Annotated[str | None, typer.Option(help="Of all trials together, such as 30m or 1h30m.", metavar="LENGTH")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Trials on Ray: alone, it is started here; else a cluster's address.", metavar="[ADDRESS]"),
+]
+CpusPerTrial = Annotated[float | None, typer.Option(help="With --ray; default: --threads.")]
+GpusPerTrial = Annotated[float, typer.Option(help="With --ray.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Database of the trials, such as postgresql://user@host/runs.", metavar="URL")
+]
+
+
+def with_addresses(words: Sequence[str]) -> list[str]:
+    """Return the words of a call with `--ray` alone written out as ``--ray local``: typer knows no optional values."""
+    following = [*words[1:], "--"]
+    pairs = zip(words, following, strict=True)
+    return [w for word, after in pairs for w in ([word, "local"] if word == "--ray" and after[:1] == "-" else [word])]

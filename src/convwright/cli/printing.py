@@ -1,0 +1,31 @@
+"""What all sub-commands share: how they print, and how they leave."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from typer.core import TyperGroup
+
+from convwright.cli import leaving
+
+
+class Commands(TyperGroup):
+    """The sub-commands; Ctrl-C in any of them leaves by our own way, not by typer's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        with leaving.resumable(None, ""):
+            return super().invoke(ctx)
+
+
+def out() -> Console:
+    """Return a console on standard output, as it is now: tests and pipes replace it."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(content, indent=2, allow_nan=False))
