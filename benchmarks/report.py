@@ -49,7 +49,8 @@ for(const k of ["error","warn"])console[k]=(...a)=>{window.seen.push(k+": "+a.jo
 TELL = """<script>(()=>{const d=document.documentElement,b=document.createElement("meta");
 const tell={ms:performance.now(),seen:window.seen,inner:window.innerWidth,scroll:d.scrollWidth,shown:d.dataset.shown,
 drawn:document.querySelectorAll(".plot .main-svg").length,plots:document.querySelectorAll(".plot").length,
-fetched:performance.getEntriesByType("resource").map(e=>e.name).filter(n=>!n.startsWith("data:"))};
+unfilled:[...document.querySelectorAll(".plot")].flatMap(p=>p.data.flatMap(t=>t.colorscale||[]))
+.filter(c=>c[1][0]==="$").length,fetched:performance.getEntriesByType("resource").map(e=>e.name).filter(n=>!n.startsWith("data:"))};
 b.name="told";b.content=JSON.stringify(tell);document.head.append(b);})()</script>"""
 
 

@@ -33,5 +33,6 @@ def test_it_opens_without_errors_requests_or_overflow(bench, page, width, dark):
     assert seen["fetched"] == []
     assert seen["inner"] == width
     assert seen["scroll"] <= width
+    assert seen["unfilled"] == 0, "every colour is one of the page's"
     assert seen["drawn"] == seen["plots"] * 3 == 21, "plotly draws three layers per chart"
     assert seen["shown"] == ("dark" if dark else "light")

@@ -15,6 +15,7 @@ from convwright.report.changes import compared_networks, letter_of
 from convwright.report.content import Report
 from convwright.report.figures import charts
 from convwright.report.html import _count, _for_script
+from convwright.report.observed import _distinct
 from convwright.runs.networks import networks
 
 
@@ -283,6 +284,10 @@ def test_letters_go_on_after_z():
     letters = [letter_of(n) for n in range(800)]
     assert letters[:2] + letters[25:28] + [letters[701], letters[702]] == ["A", "B", "Z", "AA", "AB", "ZZ", "AAA"]
     assert len(set(letters)) == 800
+
+
+def test_columns_of_one_name_stay_apart():
+    assert _distinct(["a", "b", "a", "a"]) == ("a", "b", "a (2)", "a (3)")
 
 
 # ------------------------------------------------------------------ networks

@@ -195,7 +195,7 @@ def _widths(heat: Heat) -> Chart:
     trace["colorbar"] |= {"tickformat": ".0%", "title": {"text": "of before", "side": "right"}}
     layout = _layout("trial", "")
     words = f"Widths of {len(heat.rows)} channel groups over {len(heat.columns)} trials."
-    return Chart("widths", "Widths over the trials", _height(heat), (Variant("", [trace], _rows(layout)),), words)
+    return Chart("widths", "Share of the untouched width", _height(heat), (Variant("", [trace], _rows(layout)),), words)
 
 
 def _conflicts(heats: Sequence[Heat]) -> Chart:
@@ -282,7 +282,8 @@ def _epochs(
                     }
                 )
     layout = _layout("epoch", unit)
-    layout["xaxis"] |= {"tickformat": "d"}
+    most = max(len(curve.train_loss) for curve in curves)
+    layout["xaxis"] |= {"tickformat": "d", "range": [0.5, most + 0.5]} | ({"dtick": 1} if most <= 12 else {})
     words = f"{title} of {len(curves)} trainings over their epochs."
     return Chart(name, title, 360, (Variant("", data, layout),), words)
 

@@ -45,8 +45,17 @@ def _conflicts(trial: RecordedTrial, found: Mapping[str, Any]) -> Heat:
     own: Mapping[str, int] = found["own"]  # per block, the point that judges it
     rows = tuple(own)
     values = tuple(tuple(_rounded(row[own[block]]) for row in found["excess"]) for block in rows)
-    columns = tuple(f"step {time['step']}" for time in found["times"])
+    columns = _distinct([_moment(time) for time in found["times"]])
     return Heat(f"trial {trial.number}", rows, columns, values)
+
+
+def _moment(time: Mapping[str, Any]) -> str:
+    return f"epoch {time['epoch']}" if time["event"] == "epoch" else f"step {time['step']}"
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of which no two are equal: charts join columns of one name."""
+    return tuple(f"{name} ({names[:n].count(name) + 1})" if name in names[:n] else name for n, name in enumerate(names))
 
 
 def quality(trials: Sequence[RecordedTrial]) -> tuple[Heat, ...]:

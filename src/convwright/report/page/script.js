@@ -16,11 +16,11 @@
       return value[0] === "$" ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
     }
     if (Array.isArray(value)) {
-      return value.length && typeof value[0] === "number" ? value : value.map((each) => filled(each, style));
+      return value.map((each) => filled(each, style));
     }
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, each]) =>
-        [key, ["x", "y", "z", "text", "customdata"].includes(key) ? each : filled(each, style)]));
+        [key, ["x", "y", "z", "text", "customdata", "array"].includes(key) && Array.isArray(each) ? each : filled(each, style)]));
     }
     return value;
   }
