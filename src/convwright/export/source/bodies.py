@@ -220,11 +220,14 @@ class _Writer:
 
     def batch(self, node: fx.Node) -> Expr:
         named = [self.net.real(n) for n in node.all_input_nodes if self.net.real(n) in self.names]
-        for known in (*named, *self.names):
-            dims = self.net.dims(known)
-            for axis, pair in enumerate(dims):
-                if pair == SIZES:
-                    return Joined((Text(self.names[known]), Text(f".shape[{axis}]")))
+        axes = [(k, a, pair) for k in (*named, *self.names) for a, pair in enumerate(self.net.dims(k))]
+        for known, axis, pair in axes:
+            if pair == SIZES:
+                return Joined((Text(self.names[known]), Text(f".shape[{axis}]")))
+        for known, axis, (one, two) in axes:  # images and heads on one axis
+            if one != two and one * SIZES[1] == two * SIZES[0]:
+                factor = Text(f" // {one // SIZES[0]}")
+                return Joined((Text(self.names[known]), Text(f".shape[{axis}]"), factor))
         where = self.region.path or "the network itself"
         raise ConvwrightError(
             f"{operator_name(node)} in {where} depends on the batch size, which no value there has; "

@@ -11,7 +11,20 @@ from torch.nn import functional
 
 from convwright.architecture.capture import argument, operator_name
 from convwright.export.source.regions import constant, mutates
-from convwright.export.source.text import MISSING, Arg, Attr, Call, Expr, Hole, Joined, Many, Text, positional, words
+from convwright.export.source.text import (
+    MISSING,
+    Arg,
+    Attr,
+    Call,
+    Expr,
+    Hole,
+    Joined,
+    Many,
+    Text,
+    flat,
+    positional,
+    words,
+)
 
 _END = 2**63 - 1  # of a slice without an end
 
@@ -70,6 +83,8 @@ class Writing:
     def by_batch(self, slope: int, intercept: int) -> Expr:
         """Return ``slope * batch + intercept``."""
         batch = self.scope.batch(self.node)
+        if isinstance(batch, Joined) and batch.parts[2:] and flat(batch.parts[2]) == f" // {slope}":
+            batch, slope = Joined(batch.parts[:2]), 1
         scaled = batch if slope == 1 else Joined((Text(f"{slope} * "), batch))
         return scaled if intercept == 0 else Joined((scaled, Text(f" + {intercept}")))
 
