@@ -180,8 +180,20 @@ def test_other_settings_do_not_resume(go, tmp_path):
     go(tmp_path / "run")
     with pytest.raises(RunError, match=r"started with seed=0, not 1"):
         go(tmp_path / "run", resume=True, seed=1)
-    with pytest.raises(RunError, match=r"budget=.*macs<=50%.*not .*macs<=40%"):
-        go(tmp_path / "run", resume=True, budget="macs<=40%")
+    with pytest.raises(RunError, match=r"started with divisor=1, not 2"):
+        go(tmp_path / "run", resume=True, budget="macs<=40%", divisor=2)
+
+
+def test_another_budget_on_resume_keeps_what_was_tried(go, tmp_path, monkeypatch):
+    alone = numbers(go(tmp_path / "alone", budget="macs<=40%"))
+    go(tmp_path / "run")
+    begun = []
+    honest = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, n, c, p: (begun.append(n), honest(self, n, c, p))[1])
+    again = go(tmp_path / "run", budget="macs<=40%", resume=True)
+    assert begun == [2]  # base and baseline are the same for every budget
+    assert numbers(again) == alone
+    assert json.loads((tmp_path / "run" / "earlier" / "0" / "result.json").read_text())["budget"] == ["macs<=50%"]
 
 
 # ------------------------------------------------------------------ honesty

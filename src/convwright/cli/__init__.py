@@ -33,7 +33,7 @@ from convwright.cli.options import (
     Threads,
     Time,
     Weights,
-    with_addresses,
+    WithAddresses,
 )
 from convwright.cli.printing import Commands as _Commands
 from convwright.cli.printing import out as _out
@@ -211,7 +211,7 @@ def train(
     return None
 
 
-@app.command()
+@app.command(cls=WithAddresses)
 def optimize(
     model: Model,
     data: Data,
@@ -447,4 +447,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is loaded: on a machine that others use too, threads that spin while they wait for each other make a
     # training several times slower (a ResNet-20 step on two busy cores: 1.3 s, and 0.3 s where they sleep).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(leaving.run(app, with_addresses(list(sys.argv[1:] if arguments is None else arguments))))
+    sys.exit(leaving.run(app, list(sys.argv[1:] if arguments is None else arguments)))

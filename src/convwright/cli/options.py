@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
@@ -34,8 +34,11 @@ Storage = Annotated[
 ]
 
 
-def with_addresses(words: Sequence[str]) -> list[str]:
-    """Return the words of a call with `--ray` alone written out as ``--ray local``: typer knows no optional values."""
-    following = [*words[1:], "--"]
-    pairs = zip(words, following, strict=True)
-    return [w for word, after in pairs for w in ([word, "local"] if word == "--ray" and after[:1] == "-" else [word])]
+class WithAddresses(TyperCommand):
+    """A command in which `--ray` alone means ``--ray local``: typer knows no optional values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse with the value written out."""
+        pairs = zip(args, [*args[1:], "--"], strict=True)
+        written = [[word, "local"] if word == "--ray" and after[:1] == "-" else [word] for word, after in pairs]
+        return super().parse_args(ctx, [word for words in written for word in words])

@@ -211,14 +211,15 @@ class _Job:
         """Search until the method or the time ends; what it ends with has a baseline."""
         asked, unasked = self.asked, list[Sequence[Candidate]]()
 
-        def ends(found: Sequence[Evidence], batch: Sequence[Candidate]) -> str:
-            why = asked.time.ends(found, batch) if asked.time is not None else ""
-            if why:
+        def fits(found: Sequence[Evidence], batch: Sequence[Candidate]) -> int:
+            count = asked.time.fits(found, batch) if asked.time is not None else len(batch)
+            if asked.time is not None and not count:
+                asked.say(asked.time.ended(found, batch))
                 unasked.append(batch)
-            return why
+            return count
 
         with self.clock.part("search"), self.executor(evaluator, study) as executor:
-            found = search(method, study, executor, asked.say, ends)
+            found = search(method, study, executor, asked.say, fits)
             if asked.time is None or not unasked:
                 return found
             best = method.best()

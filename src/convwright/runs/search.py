@@ -13,10 +13,10 @@ from convwright.runs.executors.in_process import Evaluate
 if TYPE_CHECKING:
     from convwright.runs.study import Study
 
-__all__ = ["Ends", "Evaluate", "Say", "search"]
+__all__ = ["Evaluate", "Fits", "Say", "search"]
 
 Say = Callable[[str], object]
-Ends = Callable[[Sequence[Evidence], Sequence[Candidate]], str]
+Fits = Callable[[Sequence[Evidence], Sequence[Candidate]], int]
 
 
 def search(
@@ -24,7 +24,7 @@ def search(
     study: Study,
     evaluate: Evaluate | Executor,
     say: Say = lambda text: None,
-    ends: Ends = lambda found, batch: "",
+    fits: Fits = lambda found, batch: len(batch),
 ) -> tuple[Evidence, ...]:
     """Run a method to its end; what the study holds already is told again instead of done again.
 
@@ -33,8 +33,8 @@ def search(
         study: Where everything is recorded.
         evaluate: A function for one candidate after the other, or an executor.
         say: Called with lines for a person.
-        ends: Called with the evidence so far and the next batch; what it returns ends the search before that batch,
-            and is said.
+        fits: Called with the evidence so far and the next batch; returns how many of it are begun now, the others being
+            asked for again after those. 0 ends the search.
 
     Returns:
         All evidence, in the order of asking.
@@ -48,8 +48,8 @@ def search(
     said = 0
     while batch := method.ask():
         said = _decided(method, said, say)
-        if why := ends(found, batch):
-            say(why)
+        batch = batch[: fits(found, batch)]
+        if not batch:
             return tuple(found)
         # In the order of the batch, whatever order they were finished in.
         for evidence in carried_out(batch, asked, study, executor, say):

@@ -50,16 +50,26 @@ class TimeBudget:
             raise ConvwrightError(f"--time {text!r}: not a length of time; write it like 90s, 30m, 1h30m or 2d")
         return cls(seconds, text.strip())
 
-    def ends(self, found: Sequence[Evidence], batch: Sequence[Candidate]) -> str:
-        """Return why a search ends before a batch; "" where by the seconds per epoch so far the batch still fits."""
-        if not found:
-            return ""
-        spent, needed = _spent(found), _needed(found, batch)
-        if spent < self.seconds and spent + needed <= self.seconds:
-            return ""
+    def fits(self, found: Sequence[Evidence], batch: Sequence[Candidate]) -> int:
+        """Return how many candidates of a batch would end in time by the mean epoch so far; before any, one.
+
+        Args:
+            found: The evidence so far.
+            batch: Independent candidates.
+        """
+        spent = _spent(found)
+        if spent >= self.seconds:
+            return 0
+        if not any(e.usable and e.candidate.epochs for e in found):
+            return min(1, len(batch))
+        counts = range(len(batch), 0, -1)
+        return next((count for count in counts if spent + _needed(found, batch[:count]) <= self.seconds), 0)
+
+    def ended(self, found: Sequence[Evidence], batch: Sequence[Candidate]) -> str:
+        """Return the sentence that tells why no candidate of a batch is begun."""
         return (
-            f"the search ends: {length(spent)} of {self.text} are used, and the next {len(batch)} would take about "
-            f"{length(needed)}"
+            f"the search ends: {length(_spent(found))} of {self.text} are used, and the next candidate would take "
+            f"about {length(_needed(found, batch[:1]))}"
         )
 
     def too_short(self, found: Sequence[Evidence], batch: Sequence[Candidate]) -> RunError:
