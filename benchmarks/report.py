@@ -44,14 +44,15 @@ from convwright.runs.study import Study
 
 RESULTS = Path(__file__).parent / "results" / "report.json"
 LIMIT = 0.5  # of the MACs
+LEAST = 500  # pixels: Chromium's windows are not narrower
 WATCH = """<script>window.seen=[];window.onerror=(m)=>{window.seen.push(String(m))};
 for(const k of ["error","warn"])console[k]=(...a)=>{window.seen.push(k+": "+a.join(" "))};</script>"""
-TELL = """<script>(()=>{const d=document.documentElement,b=document.createElement("meta");
+TELL = """<script>(()=>{const d=document.documentElement,b=parent.document.createElement("meta");
 const tell={ms:performance.now(),seen:window.seen,inner:window.innerWidth,scroll:d.scrollWidth,shown:d.dataset.shown,
 drawn:document.querySelectorAll(".plot .main-svg").length,plots:document.querySelectorAll(".plot").length,
 unfilled:[...document.querySelectorAll(".plot")].flatMap(p=>p.data.flatMap(t=>t.colorscale||[]))
 .filter(c=>c[1][0]==="$").length,fetched:performance.getEntriesByType("resource").map(e=>e.name).filter(n=>!n.startsWith("data:"))};
-b.name="told";b.content=JSON.stringify(tell);document.head.append(b);})()</script>"""
+b.name="told";b.content=JSON.stringify(tell);parent.document.head.append(b);})()</script>"""
 
 
 # ------------------------------------------------------------------ a made-up run
@@ -165,6 +166,14 @@ def browser() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+def framed(page: str, width: int, height: int) -> str:
+    """Return a page that shows another one in a frame, as narrow as asked for."""
+    text = json.dumps(page).replace("<", "\\u003c")
+    style = f"width:{width}px;height:{height}px;border:0"
+    script = f"const f=document.createElement('iframe');f.style='{style}';f.srcdoc={text};document.body.append(f)"
+    return f"<!doctype html><html><head></head><body><script>{script}</script></body></html>"
+
+
 def opened(page: str, width: int = 1400, height: int = 1000, dark: bool = False) -> dict[str, Any]:
     """Open a page without network and return what happened.
 
@@ -177,7 +186,8 @@ def opened(page: str, width: int = 1400, height: int = 1000, dark: bool = False)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
         head, tail = page.index("<head>") + 6, page.rindex("</body>")
-        file.write_text(page[:head] + WATCH + page[head:tail] + TELL + page[tail:], encoding="utf-8")
+        watched = page[:head] + WATCH + page[head:tail] + TELL + page[tail:]
+        file.write_text(watched if width >= LEAST else framed(watched, width, height), encoding="utf-8")
         command = [
             program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
             f"--window-size={width},{height}", f"--user-data-dir={folder}/profile",
