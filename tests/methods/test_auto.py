@@ -67,10 +67,13 @@ def _shared_benches(monkeypatch):
 class World:
     """Answers with the costs of the plan's network and an accuracy that is a function of it; longer is better."""
 
-    def __init__(self, arch, truth, noise=0.0, fails=lambda number, candidate: False, seed=0, quality=None):
+    def __init__(
+        self, arch, truth, noise=0.0, fails=lambda number, candidate: False, seed=0, quality=None, stderr=None
+    ):
         self.arch, self.truth, self.noise, self.fails, self.quality = arch, truth, noise, fails, quality
         self.random, self.scenes = random.Random(seed), BUILT.setdefault(id(arch), {})
         self.evidence, self.batches = [], []
+        self.stderr = stderr if stderr is not None else max(noise, 1e-4)
 
     def built(self, candidate):
         """Return the network of a candidate, from its parent's."""
@@ -104,7 +107,7 @@ class World:
             layers = [m.layer for listed in members(self.arch).values() for m in listed]
             row = [[self.quality(name)] * 2 for name in dict.fromkeys(layers)]
             probes = {"channel-quality": {"layers": list(dict.fromkeys(layers)), "metrics": {"qc": [row]}}}
-        return Evidence(candidate, number, score, max(self.noise, 1e-4), scene.costs, probes)
+        return Evidence(candidate, number, score, self.stderr, scene.costs, probes)
 
     def trained(self, candidate):
         before = self.trained(self.evidence[candidate.parent].candidate) if candidate.parent is not None else 0
@@ -190,8 +193,8 @@ def test_the_course_in_trials():
     assert method.ask() == ()
 
 
-@settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 2**32), noise=st.sampled_from([0.0, 0.01, 0.1]), spent=st.integers(1, 50))
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**32), noise=st.sampled_from([0.0, 0.01, 0.1]), spent=st.integers(1, 40))
 def test_any_noise_any_failures_any_budget(seed, noise, spent):
     """Under noise and failures: limits hold, epochs are kept to, the result is the last training of a survivor."""
     arch = residual()
@@ -199,7 +202,7 @@ def test_any_noise_any_failures_any_budget(seed, noise, spent):
     def fails(number, candidate):
         return candidate.role == "candidate" and zlib.crc32(f"{seed}{number}".encode()) % 4 == 0
 
-    method = auto(arch, search_epochs=spent)
+    method = auto(arch, search_epochs=spent, rounds=1)
     world = World(arch, late_is_best, noise, fails, seed).play(method)
     assert sum(c.epochs for batch in world.batches[1:-1] for c in batch) <= spent
     best = method.best()
@@ -207,7 +210,7 @@ def test_any_noise_any_failures_any_budget(seed, noise, spent):
         assert best.usable
         assert method.limits.met(best.costs)
     assert len(method.log) == len(method.decisions)
-    replayed = auto(arch, search_epochs=spent)
+    replayed = auto(arch, search_epochs=spent, rounds=1)
     told = iter(world.evidence)
     while batch := replayed.ask():
         for candidate in batch:
@@ -218,18 +221,13 @@ def test_any_noise_any_failures_any_budget(seed, noise, spent):
     assert replayed.best() == best
 
 
-def test_noise_is_no_reason_to_leave_the_present_network():
-    """Neighbours that are better by less than the standard error are not taken."""
+def test_less_than_the_standard_error_is_no_reason_to_leave_the_present_network():
     arch = residual()
     method = auto(arch, search_epochs=60)
-    found = [d for d in play_flat(arch, method).decisions if d.phase.startswith("neighbours")]
+    World(arch, lambda built: late_is_best(built) / 100, stderr=0.02).play(method)
+    found = [d for d in method.decisions if d.phase.startswith("neighbours")]
     assert found
     assert all(min(d.trials) == d.kept for d in found)
-
-
-def play_flat(arch, method):
-    World(arch, lambda built: 0.5, 0.02, seed=3).play(method)
-    return method
 
 
 def test_two_that_cannot_be_told_apart_are_both_trained():
@@ -372,7 +370,7 @@ def test_designs_are_distinct_use_the_budget_and_begin_with_uniform():
     found = proposals(bench, structure_of(arch))
     assert found[0].words == "uniform widths"
     assert len({frozenset(map(str, d.edits)) for d in found}) == len(found) >= 8
-    for design in found:
+    for design in found[::4]:
         costs = Scene(arch, bench.limits).after(design.edits).costs
         assert 0.9 <= costs["macs"] / bench.limits.limits["macs"] <= 1
 
@@ -380,24 +378,24 @@ def test_designs_are_distinct_use_the_budget_and_begin_with_uniform():
 def test_shapes_say_what_they_do():
     arch = residual()
     bench = Bench(arch, limits_of(arch, "macs<=50%"))
-    usual, late, early = (bench.design("x", shape=s) for s in (None, tapered(0.3), tapered(-0.3)))
+    shapes = {"usual": None, "late": tapered(0.3), "early": tapered(-0.3)}
+    usual, late, early = (bench.design(words, shape=shape) for words, shape in shapes.items())
     size = {n: {e.target: e.size for e in d.edits} for n, d in (("usual", usual), ("late", late), ("early", early))}
     assert size["late"]["stem"] < size["usual"]["stem"] < size["early"]["stem"]
     assert size["late"].get("down", 23) > size["usual"]["down"] > size["early"]["down"]
     assert inner_groups(arch) == {"one.0.a", "one.1.a", "one.2.a", "two.0.a", "two.1.a"}
-    wide = {e.target: e.size for e in bench.design("x", shape=inner(1.5)).edits}
+    wide = {e.target: e.size for e in bench.design("inner", shape=inner(1.5)).edits}
     assert wide["stem"] < size["usual"]["stem"]
     assert wide.get("two.1.a", 29) > size["usual"]["two.1.a"]
-    named = {e.target: e.size for e in bench.design("x", shape=weighed({"stem": 2.0})).edits}
+    named = {e.target: e.size for e in bench.design("named", shape=weighed({"stem": 2.0})).edits}
     assert named.get("stem", 13) > size["usual"]["stem"]
 
 
 def test_what_cannot_be_made_says_why():
-    arch = read(nn.Sequential(*chain(23, 29)[:-3], nn.Flatten(), nn.Linear(29 * 49, 3)), (1, 1, 7, 7))
+    arch = read(nn.Sequential(*chain(23, 29)[:-3], nn.Flatten(), nn.Linear(29 * 256, 3)), (1, 1, 16, 16))
     bench = Bench(arch, limits_of(arch, "macs<=50%"))
-    found = proposals(bench, structure_of(arch))
-    assert found
-    assert "flatten" in bench.dropped["8 pixels"] or "8 pixels" not in bench.dropped
+    assert proposals(bench, structure_of(arch))
+    assert "flatten" in bench.dropped["12 pixels"]
 
 
 def test_neighbours_come_after_the_design_and_keep_the_budget():
@@ -408,8 +406,7 @@ def test_neighbours_come_after_the_design_and_keep_the_budget():
     found = neighbours(Bench(after.arch, bench.limits), design, {"stem": 1.5})
     assert len(found) >= 5
     for near in found:
-        costs = Scene(arch, bench.limits).after((*design.edits, *near.edits)).costs
-        assert costs["macs"] <= bench.limits.limits["macs"]
+        assert after.after(near.edits).costs["macs"] <= bench.limits.limits["macs"]
 
 
 def test_qualities_of_noise_say_nothing():
