@@ -161,7 +161,9 @@ def _connect(ray: Any, address: str, resources: Resources) -> None:
     cpus = {"num_cpus": max(os.cpu_count() or 1, round(resources.cpus))} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=None, logging_level="ERROR", **cpus)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises bare exceptions here, too, such as for a node that starts too slowly
+        if address == LOCAL:
+            raise RunError(f"--ray: Ray could not be started here ({_line(error)}); try --jobs instead") from error
         raise RunError(f"--ray {address}: no Ray cluster answers there ({_line(error)}); {remedy}") from error
 
 
