@@ -206,6 +206,14 @@ def test_trimming_ends_within_the_target():
         assert 0.97 * target <= cost <= target
 
 
+def test_where_no_step_fits_one_knob_is_lowered_for_another():
+    space = Units((1, 1), lambda p: 10 * p[0] + 7 * p[1])
+    assert trimmed(space, (5, 6), 97, 0.02, (0, 1)) == (4, 8)  # 92, one step of 10 down and two of 7 up
+    for target in range(60, 200):
+        cost = space.cost(trimmed(space, (3, 4), target, 0.02, (0, 1)))
+        assert min(0.98 * target, target - 2) <= cost <= target
+
+
 # ------------------------------------------------------------------ real networks
 
 

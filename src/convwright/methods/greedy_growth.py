@@ -8,6 +8,7 @@ several: it is then judged at the level where it lands, beside what other paths 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ Point = tuple[int, ...]
 Schedule = Literal["arithmetic", "geometric"]
 Pairs = Literal["none", "stage", "all"]
 Ties = Literal["cheaper", "score"]
+_SWAPS = 3  # steps up for one step down, where a trim comes to no end by steps up alone
 _FURTHEST = 1 << 20  # steps of a knob: beyond, it is taken not to cost anything
 
 
@@ -387,7 +389,8 @@ def trimmed(space: Space, point: Point, target: int, tolerance: float, knobs: Se
 
     Returns:
         The allowed point that spends most. Values are lowered one step at a time where it costs too much (none below
-        the space's start), the smallest saving that suffices first; then raised as long as that fits.
+        the space's start), the smallest saving that suffices first; then raised as long as that fits, and where no step
+        fits, one is lowered by a step and another raised.
     """
     while space.cost(point) > target:
         lower = [p for k in knobs if (p := _turned(space, point, k, -1)) is not None]
@@ -398,10 +401,21 @@ def trimmed(space: Space, point: Point, target: int, tolerance: float, knobs: Se
     while space.cost(point) < (1 - tolerance) * target:
         higher = [p for k in knobs if (p := _turned(space, point, k, 1)) is not None]
         fitting = [p for p in higher if space.cost(point) < space.cost(p) <= target and space.allows(p)]
+        fitting = fitting or list(_swapped(space, point, target, knobs))
         if not fitting:
             break
         point = max(fitting, key=space.cost)
     return point
+
+
+def _swapped(space: Space, point: Point, target: int, knobs: Sequence[int]) -> Iterator[Point]:
+    """Yield points that one knob's step down and another's steps up lead to, if they spend more of a target."""
+    for one, two in itertools.permutations(knobs, 2):
+        found = _turned(space, point, one, -1)
+        for _ in range(_SWAPS):
+            found = None if found is None else _turned(space, found, two, 1)
+            if found is not None and space.cost(point) < space.cost(found) <= target and space.allows(found):
+                yield found
 
 
 def _turned(space: Space, point: Point, knob: int, by: int) -> Point | None:
