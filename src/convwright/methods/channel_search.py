@@ -18,14 +18,16 @@ from convwright.methods.channel_readings import Reading, check_measurable, read_
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phases import Decision
 from convwright.methods.scripted import Batch, Script, Scripted
+from convwright.methods.width_response import Response, trends_of
 from convwright.methods.width_surface import Surface, Widths
-from convwright.methods.width_walks import Energy, OnBudget, Published, Rule, Seen, Verdict, Walk
+from convwright.methods.width_walks import Energy, OnBudget, Published, Seen, Verdict, Walk
 from convwright.metrics.quality import members
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 Mode = Literal["corrected", "parity"]
+Rule = Literal["greedy", "annealing", "response"]
 Transfer = Literal["net2wider", "svd", "fresh"]
 Metric = Literal["qc", "new_qc", "rank", "knowledge_gain"]
 
@@ -36,6 +38,7 @@ _CARRIED = 2  # fewest channels whose weights a later trial can take over: one a
 _FAILURES = 2  # so many failed trials in a row end the search
 _SILENT = 3  # and so many in a row in which no kernel has any quality
 _SHOWN = 3  # widths named in a sentence
+_SPREAD: dict[Rule, float] = {"greedy": 4.0, "annealing": 4.0, "response": 3.0}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,10 @@ class ChannelSearch(Scripted):
     probability, else the search goes back. What is annealed is the validation ``score``: on the budget all trials cost
     the same, so it compares like with like, and it is what the result is judged by, while the network's ``quality``
     can be raised by narrowing what is wide and has not been shown to mean accuracy. A child has been trained longer
-    than the trial it is compared with, so a rejection means that its widths lost in spite of that.
+    than the trial it is compared with, so a rejection means that its widths lost in spite of that. With
+    ``rule="response"`` accuracy alone decides: all trials begin with new weights, their accuracies are fitted as a
+    function of the widths, and the next trial goes where the fit is most promising (see `width_response`); qualities
+    are only recorded.
 
     ``parity``: the published code. All groups begin with 16 channels and get 16 more; from then on a momentum that is
     not normalised, ``M = gamma * M + max over the epochs``, changes each width by the factor ``1 + M - M_before``,
@@ -95,7 +101,7 @@ class ChannelSearch(Scripted):
         seed: Of draws, new weights and trainings.
         divisor: Widths are rounded to multiples of this.
         mode: ``corrected`` or ``parity``.
-        rule: ``greedy`` or ``annealing``; None: annealing, in parity mode greedy.
+        rule: ``greedy``, ``annealing``, or in corrected mode ``response``; None: annealing, in parity mode greedy.
         trials: Of the search. Published: 36.
         trial_epochs: Epochs of each. Published: 2.
         gamma: Weight of earlier trials. Published: 0.6 to 0.9, 0.8 by default.
@@ -108,12 +114,12 @@ class ChannelSearch(Scripted):
         max_width: Largest width; None: none, in parity mode 256.
         metric: ``qc``, ``new_qc``, ``rank`` or ``knowledge_gain``.
         transfer: How a trial gets the weights of the one before: ``net2wider``, ``svd`` or ``fresh`` (not at all);
-            None: ``net2wider``, in parity mode ``svd``.
+            None: ``net2wider``, in parity mode ``svd``; rule ``response`` compares trials, so there it is ``fresh``.
         energy: What is annealed: ``score`` or ``quality``; corrected mode only.
         temperature: At the beginning, in units of the energy's noise (for ``score`` the standard error of the
             difference, for ``quality`` 2 %, a guess); it falls linearly. Corrected mode only.
         spread: A width may be so many times what one common ratio of the start would give, or one over it; corrected
-            mode only.
+            mode only. None: 4, with rule ``response`` 3.
 
     Attributes:
         decisions: What was decided so far, one per trial.
@@ -152,17 +158,23 @@ class ChannelSearch(Scripted):
         transfer: Transfer | None = None,
         energy: Energy = "score",
         temperature: float = 1.0,
-        spread: float = 4.0,
+        spread: float | None = None,
     ) -> None:
         parity = mode == "parity"
         rule = rule or ("greedy" if parity else "annealing")
-        transfer = transfer or ("svd" if parity else "net2wider")
+        transfer = transfer or ("svd" if parity else "fresh" if rule == "response" else "net2wider")
         start = start if start is not None else ("tiny" if parity else "given")
         _check_words(mode=(mode, Mode), rule=(rule, Rule), transfer=(transfer, Transfer), energy=(energy, Energy))
         _check_words(metric=(metric, Metric))
+        if rule == "response" and (parity or transfer != "fresh"):
+            raise ConvwrightError(
+                "rule='response' compares trials that are trained alike from new weights: it is of mode 'corrected', "
+                "with transfer 'fresh'"
+            )
+        spread = _SPREAD[rule] if spread is None else spread
         _check_numbers(trials, trial_epochs, gamma, start, step, min_width, max_width, temperature, spread)
         super().__init__(limits)
-        self.mode, self.transfer, self.metric = mode, transfer, metric
+        self.mode, self.rule, self.transfer, self.metric = mode, rule, transfer, metric
         self.trials, self.trial_epochs = trials, trial_epochs
         self.epochs, self.tune_epochs, self.seed = epochs, tune_epochs, seed
         least, most = _PUBLISHED_BOUNDS if parity else (_CARRIED, None)
@@ -179,7 +191,10 @@ class ChannelSearch(Scripted):
         self.untouched = Plan.empty(arch)
         first = self._first(start)
         self.walk: Walk
-        if parity:
+        if rule == "response":
+            trends = trends_of(arch, self.surface, self.members)
+            self.walk = Response(self.surface, first, trends, trials=trials, spread=spread, seed=seed)
+        elif parity:
             self.walk = Published(
                 self.surface, first, trials=trials, gamma=gamma, rule=rule, step=step, seed=seed,
                 limited=limits is not None,
@@ -248,7 +263,7 @@ class ChannelSearch(Scripted):
             failed, silent = 0, 0 if reading.network > 0 else silent + 1
             seen = Seen(evidence.trial, turn, reading.families, reading.network, evidence.score, evidence.stderr)
             self._seen(turn, evidence, widths, reading, self.walk.take(seen))
-            if silent == _SILENT:
+            if silent == _SILENT and self.rule != "response":
                 return f"ended after {turn + 1} trials: no kernel had any quality in {silent} trials in a row"
         return ""
 

@@ -67,19 +67,30 @@ def recipe_of(size: Size, epochs: int, precision: str = "bf16") -> Recipe:
     return cifar_recipe(epochs, precision=precision, **({"max_steps": _QUICK_STEPS} if size == "quick" else {}))
 
 
-def trial_recipe(size: Size, precision: str = "bf16") -> dict[str, Any]:
-    """Return the fields of the recipe of trials: constant rates, as published; a part of the images is held out."""
+def trial_recipe(size: Size, precision: str = "bf16", *, constant: bool = True) -> dict[str, Any]:
+    """Return the fields of the recipe of trials; a part of the images is held out.
+
+    Args:
+        size: Of the experiment.
+        precision: Of the trainings.
+        constant: Constant rates, as published, for trials that go on from each other; else the cycle of the final
+            trainings, whose accuracy says more of the widths and less of where the last steps led.
+    """
     recipe = recipe_of(size, _TRIAL_EPOCHS[size], precision)
     fields: dict[str, Any] = recipe.model_dump(mode="json", exclude_unset=True)
-    fields |= {"schedule": "constant", "warmup": 0.0, "lr": _TRIAL_RATE, "val_fraction": _VALIDATION}
+    fields["val_fraction"] = _VALIDATION
+    if constant:
+        fields |= {"schedule": "constant", "warmup": 0.0, "lr": _TRIAL_RATE}
     del fields["epochs"]  # each trial says itself how long it is
     return fields
 
 
-def search_of(size: Size, method: str, budget: str, precision: str = "bf16", **options: Any) -> Searched:
-    """Return a search of as many trials as the size has."""
+def search_of(
+    size: Size, method: str, budget: str, precision: str = "bf16", *, constant: bool = True, **options: Any
+) -> Searched:
+    """Return a search of as many trials as the size has; see `trial_recipe` for the rates."""
     common = {"trials": _TRIALS[size], "trial_epochs": _TRIAL_EPOCHS[size]}
-    return Searched(method, {**common, **options}, budget, trial_recipe(size, precision))
+    return Searched(method, {**common, **options}, budget, trial_recipe(size, precision, constant=constant))
 
 
 def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[Design, ...], str]]:
@@ -90,9 +101,11 @@ def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[De
     yield "search", (search,), "corrected: qualities set the proportions, the budget the size"
     annealing = search_of(size, "channel-search", budget, precision, rule="annealing")
     yield "annealing", (annealing,), "corrected, with shaken widths and Metropolis' acceptance by validation"
-    chance = search_of(size, "random", budget, precision)
-    yield "random", (chance,), "the most accurate of as many random widths as the searches have trials"
-    if name == "resnet20" or size == "full":
+    response = search_of(size, "channel-search", budget, precision, constant=False, rule="response")
+    yield "response", (response,), "ours: trials from new weights, their accuracy fitted as a function of all widths"
+    chance = search_of(size, "random", budget, precision, constant=False)
+    yield "random", (chance,), "the most accurate of as many random widths, trained as in response"
+    if (name == "resnet20" and budget == BUDGETS["macs"]) or size == "full":
         published = search_of(size, "channel-search", "", precision, mode="parity", **_PARITY[size])
         words = "as published, no budget; narrowed by one ratio if it breaks it"
         yield "parity", (published, Uniform(budget, widen=False)), words
@@ -137,7 +150,7 @@ def _beside_cost(rows: list[Json], network: str, cost: str, title: str, words: s
     "conetv2",
     title="Channel searches at half the MACs or parameters, CIFAR-10, beside uniform and random widths",
     source="Wang et al. 2021 (arXiv 2110.06830): algorithm read from the published code, tables not available; rows "
-    "search and annealing are ours, parity is the published search",
+    "search, annealing and response are ours, parity is the published search",
     conclude=conclude,
 )
 def conetv2(size: Size) -> tuple[Row, ...]:
