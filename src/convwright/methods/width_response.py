@@ -244,7 +244,8 @@ class Response:
         return np.array([self._logs(place) - self._origin for place in self._places])
 
     def _logs(self, place: Place) -> Floats:
-        return np.log(np.array([float(place.widths[name]) for name in self.base]))
+        found: Floats = np.log(np.array([float(place.widths[name]) for name in self.base]))
+        return found
 
     def _fitted(self) -> Fit:
         scores = np.array([s.score for s in self._seen])

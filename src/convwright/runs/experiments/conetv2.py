@@ -55,7 +55,7 @@ _VALIDATION = 0.1  # share of the training images that trials are judged on, and
 
 # The published search begins with 16 channels, adds 16 and stays below 256, for a network of 64 to 512. The narrow
 # ResNet-20 has 8 to 32: the same numbers to its scale.
-_PARITY: Mapping[Size, Mapping[str, int]] = {
+_PARITY: Mapping[Size, Mapping[str, Any]] = {
     "quick": {"start": 2, "step": 2, "min_width": 2, "max_width": 8},
     "standard": {"start": 4, "step": 4, "min_width": 4, "max_width": 32},
     "full": {"start": 16, "step": 16, "min_width": 16, "max_width": 256},
