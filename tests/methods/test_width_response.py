@@ -40,7 +40,7 @@ def test_the_fit_finds_slopes_that_are_there(seed):
     points = rng.standard_normal((29, 5)) * 0.5
     slopes = rng.choice([-1.0, 1.0], 5) * rng.uniform(0.02, 0.06, 5)
     found = fit(points, np.zeros((0, 5)), 0.6 + points @ slopes, np.full(29, 0.001))
-    assert np.allclose(found.slopes(), slopes, atol=0.01)
+    assert np.allclose(found.slopes(), slopes, rtol=0.5, atol=0.005)  # shrunk, as few trials should be
     expected, deviation = found.expected(points)
     assert np.allclose(expected, 0.6 + points @ slopes, atol=0.01)
     assert (deviation < 0.02).all()

@@ -354,7 +354,7 @@ def test_a_training_is_reported(tmp_path):
     labels = np.arange(60) % 3
     images = np.random.default_rng(0).integers(0, 255, (60, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
-    changes = {"epochs": 1, "seed": 0}
+    changes = {"epochs": 1, "seed": 0, "batch_size": 20}
     train_named("zoo:mnist-a", "npz:set.npz", "fast-cpu", changes, out=tmp_path / "t")
     report = report_of(tmp_path / "t")
     assert isinstance(report, Report)

@@ -200,7 +200,7 @@ def test_damaged_latencies_are_named(go, tmp_path, damage):
 
 def test_another_budget_on_resume_is_named(go, tmp_path):
     go(tmp_path / "run", budget="macs<=50%")
-    with pytest.raises(RunError, match="the run was started with budget="):
+    with pytest.raises(RunError, match="a budget on latency cannot be changed when a run is resumed"):
         go(tmp_path / "run", budget="latency<=50%", resume=True)
 
 

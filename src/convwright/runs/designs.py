@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +19,11 @@ from torch import nn
 from convwright import zoo
 from convwright.architecture import Architecture, create, read
 from convwright.cost.budget import Limits, parse_budget
-from convwright.edits import Edit, InexactEditWarning, Replace, Resolution, Width
+from convwright.edits import Edit, Replace, Resolution, Width
+from convwright.edits.edit import Options
 from convwright.edits.fresh import draw_anew
 from convwright.edits.operators import OPERATORS
+from convwright.edits.plan import passages
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RunError
 from convwright.methods.kernel_optimizer import optimize_kernels
@@ -244,10 +245,7 @@ def _created(model: str, form: Form, shape: Shape | None, seed: int) -> nn.Modul
         created, usual, _ = create(model, **form.options)
         if not form.edits:
             return created
-        with warnings.catch_warnings():
-            # That drawn weights are drawn anew is no loss.
-            warnings.simplefilter("ignore", InexactEditWarning)
-            changed = read(created, _shape(model, shape, usual)).apply(*form.edits, verify=False).model
+        changed = _replayed(read(created, _shape(model, shape, usual)), form.edits).model
         _drawn_anew(changed, form.edits)
     return changed
 
@@ -263,9 +261,14 @@ def _opened(model: str, text: str, shape: Shape | None) -> Architecture:
     edits = edits_of(values["edits"], model)
     if not edits:
         return read(made(model, Form(values["options"]), shape, 0), _shape(model, shape, None)).evolved(source=model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InexactEditWarning)
-        return opened(model, Form(values["options"]), shape).apply(*edits, verify=False)
+    return _replayed(opened(model, Form(values["options"]), shape), edits)
+
+
+def _replayed(arch: Architecture, edits: Sequence[Edit]) -> Architecture:
+    """Apply edits as a plan is replayed: a later one may repeat a block again. Weights do not matter: no warnings."""
+    for passage in passages(arch, edits, Options(verify=False), numbered=True):
+        arch = passage.after
+    return arch
 
 
 def _shape(model: str, shape: Shape | None, usual: tuple[int, ...] | None) -> tuple[int, ...]:

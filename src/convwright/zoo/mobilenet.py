@@ -114,13 +114,21 @@ class MobileNetV2(nn.Sequential):
         last: channels of the last convolution.
         num_classes: outputs.
         in_channels: channels of the image.
+        stem_stride: stride of the stem.
     """
 
     def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], stem: int, last: int, num_classes: int, in_channels: int
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        stem: int,
+        last: int,
+        num_classes: int,
+        in_channels: int,
+        stem_stride: int = 1,
     ) -> None:
         check_stages("mobilenet-v2", len(_STRIDES), widths=widths, depths=depths)
-        layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, activation=nn.ReLU6))
+        layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, stem_stride, activation=nn.ReLU6))
         channels = stem
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             stage = nn.Sequential()
@@ -156,6 +164,7 @@ def mobilenet_v2(
     widths: Sequence[int] = (16, 24, 32, 64, 96, 160, 320),
     depths: Sequence[int] = (1, 2, 3, 4, 3, 3, 1),
     divisor: int = 8,
+    stem_stride: int = 1,
 ) -> MobileNetV2:
     """Build MobileNet v2: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
 
@@ -166,7 +175,9 @@ def mobilenet_v2(
         widths: output channels of each stage.
         depths: blocks in each stage.
         divisor: widths are rounded to multiples of it; small networks take a smaller one.
+        stem_stride: stride of the stem; 2 as in the original makes all maps a quarter as large.
     """
     sizes = [divisible(base * width, divisor) for base in widths]
     last = divisible(_LAST * max(1.0, width), divisor)
-    return MobileNetV2(sizes, depths, divisible(_STEM * width, divisor), last, num_classes, in_channels)
+    stem = divisible(_STEM * width, divisor)
+    return MobileNetV2(sizes, depths, stem, last, num_classes, in_channels, stem_stride)

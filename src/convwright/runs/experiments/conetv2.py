@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convwright.runs.charts import Series, lines
@@ -20,16 +20,24 @@ Json = Mapping[str, Any]
 BUDGETS: Mapping[str, str] = {"macs": "macs<=50%", "params": "params<=50%"}
 
 
+_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 4, "full": 200}
+_TRIALS: Mapping[Size, int] = {"quick": 3, "standard": 12, "full": 36}
+_TRIAL_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 1, "full": 2}
+
+
 @dataclass(frozen=True)
 class _Network:
-    """A network, how it is made at each size, and the precision in which it is faster on the processors at hand."""
+    """A network, how it is made at each size, how long it is trained, and the precision in which it is faster here."""
 
     model: str
     options: Mapping[Size, Mapping[str, Any]]
     precision: str
+    epochs: Mapping[Size, int] = field(default_factory=lambda: _EPOCHS)
+    trials: Mapping[Size, int] = field(default_factory=lambda: _TRIALS)
 
 
-_NARROW_MOBILENET: Mapping[str, Any] = {"width": 0.25, "divisor": 4, "depths": [1, 1, 2, 2, 1, 2, 1]}
+# At standard size its many small layers cost more time than their MACs say: smaller maps, fewer epochs and trials.
+_NARROW_MOBILENET: Mapping[str, Any] = {"width": 0.25, "depths": [1, 1, 2, 2, 1, 1, 1], "stem_stride": 2}
 NETWORKS: Mapping[str, _Network] = {
     "resnet20": _Network("zoo:resnet20", {"quick": {"width": 0.25}, "standard": {"width": 0.5}, "full": {}}, "bf16"),
     "mobilenet": _Network(
@@ -40,12 +48,11 @@ NETWORKS: Mapping[str, _Network] = {
             "full": {},
         },
         "fp32",
+        {**_EPOCHS, "standard": 3},
+        {**_TRIALS, "standard": 8},
     ),
 }
 
-_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 4, "full": 200}
-_TRIALS: Mapping[Size, int] = {"quick": 3, "standard": 12, "full": 36}
-_TRIAL_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 1, "full": 2}
 _QUICK_STEPS = 8
 # The published rate is 0.03, for weights that begin as PyTorch draws them. The zoo's begin 2.4 times as large, and
 # behind batch norm a rate counts relative to the squared weights. At 0.05 a whole epoch left no layer of the half-width
@@ -95,15 +102,15 @@ def search_of(
 
 def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[Design, ...], str]]:
     """Yield name, design and note of each row with a budget."""
-    precision = NETWORKS[name].precision
+    precision, trials = NETWORKS[name].precision, NETWORKS[name].trials[size]
     yield "uniform", (Uniform(budget),), "one ratio for all widths"
-    search = search_of(size, "channel-search", budget, precision, rule="greedy")
+    search = search_of(size, "channel-search", budget, precision, trials=trials, rule="greedy")
     yield "search", (search,), "corrected: qualities set the proportions, the budget the size"
-    annealing = search_of(size, "channel-search", budget, precision, rule="annealing")
+    annealing = search_of(size, "channel-search", budget, precision, trials=trials, rule="annealing")
     yield "annealing", (annealing,), "corrected, with shaken widths and Metropolis' acceptance by validation"
-    response = search_of(size, "channel-search", budget, precision, constant=False, rule="response")
+    response = search_of(size, "channel-search", budget, precision, constant=False, trials=trials, rule="response")
     yield "response", (response,), "ours: trials from new weights, their accuracy fitted as a function of all widths"
-    chance = search_of(size, "random", budget, precision, constant=False)
+    chance = search_of(size, "random", budget, precision, constant=False, trials=trials)
     yield "random", (chance,), "the most accurate of as many random widths, trained as in response"
     if (name == "resnet20" and budget == BUDGETS["macs"]) or size == "full":
         published = search_of(size, "channel-search", "", precision, mode="parity", **_PARITY[size])
@@ -160,7 +167,7 @@ def conetv2(size: Size) -> tuple[Row, ...]:
 
 def _rows(name: str, size: Size) -> Iterator[Row]:
     network = NETWORKS[name]
-    recipe, options = recipe_of(size, _EPOCHS[size], network.precision), network.options[size]
+    recipe, options = recipe_of(size, network.epochs[size], network.precision), network.options[size]
     before = Row(
         f"{name}-before", network.model, "cifar10", recipe, seeds_of(size), options, fresh=True,
         note="the network as it is",
