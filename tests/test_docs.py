@@ -132,7 +132,7 @@ def test_tables_are_those_of_the_result_files() -> None:
 
 def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = generator()
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr("table_kit.RESULTS", tmp_path)
     assert tables.TABLES["results"]() == "No result files are in this checkout."
     experiments = (
         "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",

@@ -1,0 +1,362 @@
+"""Tables of README.md and of what is measured: from ``benchmarks/results/*.json`` and from nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import results_page
+from table_kit import ROOT, Json, accuracy, load, markdown, missing, percent, provenance, table
+
+# ------------------------------------------------------------------ README
+
+
+@table("results")
+def results() -> str:
+    """The short table of README: one line per claim, with where to look."""
+    parts = (
+        _demo(),
+        results_page.headlines(load),
+        results_page.compared(load),
+        _widths(),
+        _labels(),
+        _cost_model(),
+        _latency(),
+        _training(),
+    )
+    rows = [row for part in parts for row in part]
+    if not rows:
+        return "No result files are in this checkout."
+    return markdown(("what", "measured", "command"), rows)
+
+
+def _demo() -> Iterator[tuple[str, str, str]]:
+    data = load("demo")
+    if data:
+        one, two = data["baseline"], data["result"]
+        yield (
+            f"{data['model']} on {data['data'].split()[0]}, {', '.join(data['budget'])}: MACs",
+            f"{one['costs']['macs']:,} → {two['costs']['macs']:,}, both counts",
+            "`make demo`",
+        )
+        if one.get("test"):
+            yield (
+                "the same: test accuracy, equal training",
+                f"{accuracy(one, 'test')} → {accuracy(two, 'test')}",
+                "`make demo`",
+            )
+
+
+def _widths() -> Iterator[tuple[str, str, str]]:
+    data = load("widths")
+    if not data:
+        return
+    found = data["summary"]
+    for key, words in (("x0.5", "halved"), ("x2.0", "doubled"), ("x1.5", "grown by half")):
+        cell = found.get(key)
+        if cell:
+            inexact, statistic = cell["ran"] - cell["exact"], cell["inexact_with_statistic"]
+            rest = f", {inexact} marked inexact ({statistic} by a statistic across channels)" if inexact else ""
+            yield (
+                f"torchvision convnets with every free group {words}",
+                f"{cell['ran']} of {found['networks']} ran: {cell['exact']} exact to 1e-10{rest}",
+                "`benchmarks/widths.py`",
+            )
+
+
+def _labels() -> Iterator[tuple[str, str, str]]:
+    data = load("labels")
+    if data:
+        found = data["summary"]
+        yield (
+            f"channel analysis of {found['networks']} torchvision convnets, after export",
+            f"median {found['labels_median']:.3f} s, slowest {found['labels_max']:.2f} s",
+            "`benchmarks/labels.py`",
+        )
+
+
+def _cost_model() -> Iterator[tuple[str, str, str]]:
+    data = load("cost_model")
+    if data:
+        rate = data["candidates_per_second"]["macs_and_params"]
+        name = data["network"].partition(":")[2]
+        yield f"{name} width candidates costed, exactly", f"{rate:,} per second", "`benchmarks/cost_model.py`"
+
+
+def _latency() -> Iterator[tuple[str, str, str]]:
+    data = load("latency")
+    if data and _besides(data) < 0.5:  # measured beside other work, it is no claim
+        row = data["rows"][0]
+        left = row["counts"]["counted"]["macs"] / row["counts"]["before"]["macs"]
+        yield (
+            f"{row['network'].partition(':')[2]} with all widths halved: MACs left, time left",
+            f"{percent(left, 0)}, {percent(row['ratio']['median'], 0)}; estimated without building it "
+            f"{100 * row['estimate_error']:+.0f} %",
+            "`benchmarks/latency.py`",
+        )
+
+
+def _training() -> Iterator[tuple[str, str, str]]:
+    data = load("training")
+    if data:
+        over, load_ = data["overhead"][0], data["loading"][0]
+        yield (
+            f"trainer against a bare loop, {data['network']}, {over['precision']}",
+            f"{100 * (over['cpu_ratio'] - 1):+.1f} % processor time (median; quartiles "
+            f"{', '.join(f'{100 * (q - 1):+.1f} %' for q in over['cpu_ratio_quartiles'])}); "
+            f"loading is {percent(load_['share'])} of a step",
+            "`benchmarks/training.py`",
+        )
+
+
+# ------------------------------------------------------------------ docs/benchmarks.md, docs/quickstart.md
+
+
+@table("demo")
+def demo() -> str:
+    """The table that the demonstration ends with."""
+    data = load("demo")
+    if not data:
+        return missing("demo")
+    from convwright.runs.result import rows
+
+    lines = [(row.name, row.baseline, row.result, row.change) for row in rows(data)]
+    shown = markdown(("", "baseline", "result", "change"), lines, right=(1, 2, 3)) + "\n\n" + provenance(data)
+    drawn = (ROOT / "docs" / "images" / "demo.svg").is_file()  # by tools/draw_pictures.py
+    return shown + ("\n\n![MACs and channels per layer, before and after](images/demo.svg)" if drawn else "")
+
+
+@table("widths")
+def widths() -> str:
+    """Every network of the width sweep."""
+    data = load("widths")
+    if not data:
+        return missing("widths")
+    ratios = ("x0.5", "x2.0", "x1.5")
+    rows = [
+        (row["network"], row.get("statistics", ""), *(_cell(row.get(r)) for r in ratios), _share(row.get("x0.5")))
+        for row in data["rows"]
+    ]
+    head = ("network", "statistics across channels", "halved", "doubled", "grown by half", "parameters when halved")
+    return markdown(head, rows, right=(1, 5)) + "\n\n" + provenance(data)
+
+
+def _cell(cell: Json | None) -> str:
+    if cell is None:
+        return "not run"
+    if not cell.get("ok"):
+        return f"failed: {cell.get('error', 'no reason recorded')[:80]}"
+    return "exact" if cell["exact"] else f"inexact, {cell['max_difference']:.2g}"
+
+
+def _share(cell: Json | None) -> str:
+    return percent(cell["params_share"]) if cell and cell.get("ok") else ""
+
+
+@table("labels")
+def labels() -> str:
+    """The analysis times, network by network."""
+    data = load("labels")
+    if not data:
+        return missing("labels")
+    rows = [
+        (
+            row["network"],
+            row["groups"],
+            row["free_groups"],
+            f"{row['export']:.2f}",
+            f"{row['labels']:.3f}",
+            f"{row['torch_pruning']:.3f}" if isinstance(row.get("torch_pruning"), float) else "did not finish",
+        )
+        for row in data["rows"]
+    ]
+    head = ("network", "groups", "free", "export, s", "labels, s", "torch-pruning, s")
+    return markdown(head, rows, right=(1, 2, 3, 4, 5)) + "\n\n" + provenance(data)
+
+
+@table("cost-model")
+def cost_model() -> str:
+    """Candidates per second."""
+    data = load("cost_model")
+    if not data:
+        return missing("cost_model")
+    rows = [(what.replace("_", " "), f"{rate:,}") for what, rate in data["candidates_per_second"].items()]
+    words = f"`{data['network']}`, {data['groups']} free groups, arrays of {data['candidates']:,} candidates:\n\n"
+    return words + markdown(("costs evaluated", "candidates per second"), rows, right=(1,)) + "\n\n" + provenance(data)
+
+
+@table("receptive-field")
+def receptive_field() -> str:
+    """Receptive fields, network by network, beside gradients."""
+    data = load("receptive_field")
+    if not data:
+        return missing("receptive_field")
+    rows = [
+        (
+            row["network"],
+            row["layers"],
+            row["skipped"],
+            f"{row['fields']:.3f}",
+            f"{row['oracle']:.1f} ({row['oracle_units']} units)" if "oracle" in row else "",
+        )
+        for row in data["rows"]
+    ]
+    head = ("network", "layers", "not followed", "fields, s", "by gradients, s")
+    return markdown(head, rows, right=(1, 2, 3, 4)) + "\n\n" + provenance(data)
+
+
+@table("bundles")
+def bundles() -> str:
+    """Conflicting bundles beside the published loop, and what the streamed count holds."""
+    data = load("bundles")
+    if not data:
+        return missing("bundles")
+    rows = [
+        (
+            row["array"],
+            f"{row['bundles']:.3f}",
+            *(f"{row[way]:.1f}" if way in row else "" for way in ("published_loop", "lean_loop", "unique")),
+        )
+        for row in data["time"]
+    ]
+    head = ("rows x numbers", "`cw.bundles`, s", "published loop in NumPy, s", "without its mask, s", "`np.unique`, s")
+    held = [
+        (
+            f"{row['samples']:,} x {row['layers']}",
+            f"{row['bundles']:,}",
+            f"{row['kept_per_sample']:.1f}",
+            f"{max(row['growth_per_sample'].values()):.1f}",
+            f"{max(row['fixed'].values()) / 1e6:.1f}",
+        )
+        for row in data["memory"]
+    ]
+    words = "Seconds of processor time on one thread. All ways give the same number of bundles."
+    more = (
+        "Streamed, bytes per sample and layer beyond the batch: what is kept, and by how much the peak of counting, "
+        "`result` and `verify` grows from a fifth of the samples to all. The last column is what does not grow with "
+        "the samples."
+    )
+    kept = ("samples x layers", "bundles", "kept, bytes", "growth of the peak, bytes", "besides, MB")
+    shown = (markdown(head, rows, right=(1, 2, 3, 4)), more, markdown(kept, held, right=(1, 2, 3, 4)))
+    return "\n\n".join((words, *shown, provenance(data)))
+
+
+@table("conflict-probe")
+def conflict_probe() -> str:
+    """What the probe of conflicts costs beside bare passes."""
+    data = load("conflict_probe")
+    if not data:
+        return missing("conflict_probe")
+    rows = [
+        (
+            row["case"],
+            row["points"],
+            f"{row['bare_seconds']:.2f}",
+            f"{row['probed_seconds']:.2f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in data["cases"]
+    ]
+    head = ("weights", "values looked at", "bare passes, s", "probed, s", "ratio")
+    words = f"Processor time of `{data['model']}` on {data['samples']} images, batches of {data['batch_size']}."
+    made = f"- command: `{data['command']}`\n- versions: python {data['python']}, torch {data['torch']}"
+    return f"{words}\n\n{markdown(head, rows, right=(1, 2, 3, 4))}\n\n{made}"
+
+
+@table("channel-quality")
+def channel_quality() -> str:
+    """The channel quality of a whole network, beside the published procedure."""
+    data = load("channel_quality")
+    if not data:
+        return missing("channel_quality")
+    rows = [(row["what"], f"{row['processor_seconds']:.2f}", f"{row['seconds']:.2f}") for row in data["rows"]]
+    found, rounds = data["agreement"], len(data["rows"][0]["seconds_all"])
+    words = f"All {data['kernels']} kernels of `{data['network']}`, the least of {rounds} rounds, "
+    words += f"beside other work (load {data['load'][0]:.0f}):\n\n"
+    same = f"{found['ranks_equal']} of {found['modes']} unfoldings"
+    after = f"\n\nParity and the published procedure agree on the rank in {same}.\n\n"
+    return words + markdown(("what", "processor time, s", "clock, s"), rows, right=(1, 2)) + after + provenance(data)
+
+
+@table("latency")
+def latency() -> str:
+    """Sums against wholes, and halved networks against their estimates."""
+    data = load("latency")
+    if not data:
+        return missing("latency")
+    rows = [
+        (
+            row["network"].partition(":")[2],
+            f"{row['operators']} in {row['table_seconds']:.0f} s",
+            f"{row['whole']['median_ms']:.1f}",
+            f"{row['sum_over_whole']:.2f}",
+            _milliseconds(row["before"]),
+            _milliseconds(row["after"]),
+            f"{row['estimate_in_turns_ms']:.1f} ({100 * row['estimate_error']:+.0f} %)",
+            percent(row["counts"]["counted"]["macs"] / row["counts"]["before"]["macs"], 0),
+            percent(row["ratio"]["median"], 0),
+        )
+        for row in data["rows"]
+    ]
+    head = (
+        "network", "operators measured", "whole, ms", "sum / whole", "in turns: original, ms", "halved, ms",
+        "halved, estimated, ms", "MACs left", "time left",
+    )  # fmt: skip
+    shown = markdown(head, rows, right=tuple(range(2, 9)))
+    words = "In brackets: the 95% interval of the median."
+    if _besides(data) >= 0.5:
+        words += (
+            f" **Other processes were running**, about {_besides(data):.1f} besides this one on "
+            f"{data['machine']['cores']} cores. Long operators were interrupted more often than short ones, so the "
+            "sums and estimates show the load as well as the networks."
+        )
+    return f"{shown}\n\n{words}\n\n{provenance(data)}"
+
+
+def _besides(data: Json) -> float:
+    """Return how many other processes were running, by the load average."""
+    return float(data["machine"]["load_after"][0]) - float(data["machine"]["threads_used"])
+
+
+def _milliseconds(found: Json) -> str:
+    low, high = found["interval_ms"]
+    return f"{found['median_ms']:.1f} ({low:.1f} to {high:.1f})"
+
+
+@table("training")
+def training() -> str:
+    """What the trainer adds to a bare loop."""
+    data = load("training")
+    if not data:
+        return missing("training")
+    over = [
+        (
+            f"{row['precision']}, {row['memory_format']}",
+            f"{row['cpu_ratio']:.3f}",
+            " to ".join(f"{q:.3f}" for q in row["cpu_ratio_quartiles"]),
+            f"{row['wall_ratio']:.3f}",
+            "yes" if row["same_weights"] else "no",
+        )
+        for row in data["overhead"]
+    ]
+    loading = [
+        (
+            f"{row['precision']}, {row['memory_format']}",
+            f"{row['load_ms']:.1f}",
+            f"{row['step_ms']:.1f}",
+            percent(row["share"]),
+        )
+        for row in data["loading"]
+    ]
+    return "\n\n".join(
+        (
+            f"`{data['network']}`, batches of {data['batch_size']}, {data['repeats']} interleaved pairs. "
+            "A ratio of 1 means no overhead; below 1 is noise of a shared machine, not a gain.",
+            markdown(
+                ("settings", "processor time ratio", "quartiles", "wall ratio", "same weights as the bare loop"),
+                over,
+                right=(1, 2, 3),
+            ),
+            markdown(("settings", "loading and augmentation, ms", "whole step, ms", "share"), loading, right=(1, 2, 3)),
+            provenance(data),
+        )
+    )
