@@ -15,8 +15,8 @@ def results() -> str:
     """The short table of README: one line per claim, with where to look."""
     parts = (
         _demo(),
-        results_page.headlines(load),
-        results_page.compared(load),
+        results_page.headlines(),
+        results_page.compared(),
         _widths(),
         _labels(),
         _cost_model(),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from html import unescape
-from typing import Any
 
-Json = dict[str, Any]
-Load = Callable[[str], Json | None]
+from table_kit import Json, load, markdown, missing, provenance, table
 
 EXPERIMENTS = (
     "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",
@@ -37,21 +36,7 @@ _SEEDS = 3
 _COSTS = (("params", "parameters"), ("macs", "MACs"))
 
 
-def register(
-    tables: dict[str, Callable[[], str]],
-    load: Load,
-    missing: Callable[[str], str],
-    provenance: Callable[[Json], str],
-    markdown: Callable[..., str],
-) -> None:
-    """Put the tables of this file into the generator's."""
-    for name in EXPERIMENTS:
-        tables[f"reproduce-{name}"] = lambda name=name: experiment(load, missing, provenance, name)
-    tables["techniques"] = techniques
-    tables["pipeline"] = lambda: pipeline(load, missing, provenance, markdown)
-
-
-def experiment(load: Load, missing: Callable[[str], str], provenance: Callable[[Json], str], name: str) -> str:
+def experiment(name: str) -> str:
     """Return an experiment's table, from a copy of the ``result.json`` that `convwright reproduce` wrote."""
     data = load(f"reproduce/{name}")
     if not data:
@@ -78,9 +63,8 @@ def _title(picture: str) -> str:
     return unescape(found[1]) if found else ""
 
 
-def pipeline(
-    load: Load, missing: Callable[[str], str], provenance: Callable[[Json], str], markdown: Callable[..., str]
-) -> str:
+@table("pipeline")
+def pipeline() -> str:
     """Return the images per second of every way to train."""
     data = load("pipeline")
     if not data:
@@ -107,7 +91,7 @@ def pipeline(
     return f"{words}\n\n{markdown(head, rows, right=(1, 2, 3, 4))}\n\n{provenance(data)}"
 
 
-def headlines(load: Load) -> Iterator[tuple[str, str, str]]:
+def headlines() -> Iterator[tuple[str, str, str]]:
     """The rows of the papers' tables that were set a target."""
     for name in ("mnist-1500", "cifar10-140k"):
         for row in (load(f"reproduce/{name}") or {"rows": []})["rows"]:
@@ -123,6 +107,7 @@ def headlines(load: Load) -> Iterator[tuple[str, str, str]]:
                 )
 
 
+@table("techniques")
 def techniques() -> str:
     """The card of every technique, with its options and their defaults."""
     from convwright.techniques import TECHNIQUES
@@ -144,7 +129,7 @@ def _yaml(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
-def compared(load: Load) -> Iterator[tuple[str, str, str]]:
+def compared() -> Iterator[tuple[str, str, str]]:
     """Rows beside their control, trained alike: what a change of the network did to costs and accuracy."""
     for name, chosen, words in COMPARED:
         rows = {row["name"]: row for row in (load(f"reproduce/{name}") or {"rows": []})["rows"]}
@@ -167,3 +152,7 @@ def _share(row: Json, control: Json, metric: str) -> str:
 
 def _spread(row: Json) -> str:
     return f"{100 * row['mean']:.2f} ± {100 * row['deviation']:.2f} %"
+
+
+for _name in EXPERIMENTS:
+    table(f"reproduce-{_name}")(partial(experiment, _name))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from small_pictures import pictures
 from torch import nn
 
 import convwright as cw
@@ -15,7 +16,7 @@ from convwright.methods import Candidate, Evidence, Stop
 from convwright.runs import Evaluator, Study, search
 from convwright.runs.evaluate import reshaped
 from convwright.runs.files import load_weights
-from convwright.training import ArrayImages, ImageData
+from convwright.training import ImageData
 
 SETTINGS = {"model": "own", "seed": 0}
 METRICS = ("rank", "knowledge_gain", "condition", "qc", "new_qc")
@@ -35,14 +36,6 @@ class Tiny(nn.Module):
         x = torch.relu(self.bn(self.stem(x)))
         x = x + self.b(torch.relu(self.bn_a(self.a(x))))
         return self.fc(torch.relu(self.head(x)).mean((2, 3)))
-
-
-def pictures(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 3
-    noise = torch.randint(0, 110, (count, 1, 8, 8), generator=generator)
-    images = (noise + labels.view(-1, 1, 1, 1) * 60).to(torch.uint8)
-    return ArrayImages(images.contiguous(memory_format=torch.channels_last), labels, (0.4,), (0.3,))
 
 
 @pytest.fixture(scope="module")

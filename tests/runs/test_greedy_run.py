@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_pictures import pictures
 from torch import nn
 
 import convwright as cw
@@ -9,7 +10,7 @@ from convwright.cost.budget import Limits
 from convwright.edits import Plan, Resolution
 from convwright.methods import Candidate, GreedyEnlarging
 from convwright.runs import Evaluator, Study, search
-from convwright.training import ArrayImages, ImageData
+from convwright.training import ImageData
 
 SETTINGS = {"model": "own", "seed": 0}
 
@@ -37,14 +38,6 @@ class Sized(nn.Module):
     def forward(self, x):
         x = torch.relu(self.down(self.one(torch.relu(self.stem(x)))))
         return self.fc(self.two(x).mean((2, 3)))
-
-
-def pictures(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 3
-    noise = torch.randint(0, 110, (count, 1, 8, 8), generator=generator)
-    images = (noise + labels.view(-1, 1, 1, 1) * 60).to(torch.uint8)
-    return ArrayImages(images.contiguous(memory_format=torch.channels_last), labels, (0.4,), (0.3,))
 
 
 @pytest.fixture(scope="module")

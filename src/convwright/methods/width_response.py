@@ -202,19 +202,20 @@ class Response:
         if not self._seen:
             return "nothing is known yet"
         found = self._fitted()
-        drawn = self._drawn()
-        expected, deviation = found.expected(drawn - self._shift(drawn)[:, None])
+        slopes = found.slopes()
+        drawn = self._drawn(slopes)
+        # Scaled to the budget, all widths fall by the same factor: to first order, by what the step adds to the cost.
+        expected, deviation = found.expected(drawn - (drawn @ self._shares)[:, None])
         bold = _BOLD if self._asked <= 0.75 * self.trials else 0.0
         best = int((expected + bold * deviation).argmax())
         self._next = self._placed(drawn[best])
-        slopes = found.slopes()
         most = int(np.abs(slopes).argmax())
         return (
             f"{expected[best]:.4f} ± {deviation[best]:.4f} expected next; most depends on {list(self.base)[most]}, "
             f"{100 * slopes[most] * math.log(2):+.2f} points if it is twice as wide"
         )
 
-    def _drawn(self) -> Floats:
+    def _drawn(self, slopes: Floats) -> Floats:
         """Return steps to compare: trends of any strength with some scatter, and steps from the best trials."""
         rng = np.random.default_rng([self.seed, self._asked])
         groups = len(self.base)
@@ -222,15 +223,9 @@ class Response:
         scatter = rng.standard_normal((_DRAWS, groups)) * rng.uniform(0, 0.5, (_DRAWS, 1))
         best = sorted(range(len(self._seen)), key=lambda n: -self._seen[n].score)[:3]
         from_best = self._points[rng.choice(best, _DRAWS)] + 0.5 * self.reach * scatter
-        ascent = self._fitted().slopes()
-        along = rng.uniform(0.2, 3, (_DRAWS, 1)) * ascent / max(float(np.abs(ascent).max()), 1e-12)
+        along = rng.uniform(0.2, 3, (_DRAWS, 1)) * slopes / max(float(np.abs(slopes).max()), 1e-12)
         wide = self.reach * np.concatenate([trends + scatter, along + 0.3 * scatter])
         found: Floats = np.clip(np.concatenate([wide, from_best]), -self.reach, self.reach)
-        return found
-
-    def _shift(self, steps: Floats) -> Floats:
-        """Return by how much the logarithms of all widths fall when steps are scaled to the budget, to first order."""
-        found: Floats = steps @ self._shares
         return found
 
     def _placed(self, step: Floats) -> Place:
