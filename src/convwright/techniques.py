@@ -11,6 +11,7 @@ recipe's `schedule` equals them step by step.
 
 from convwright.training.techniques.averaging import averaged_copy, reestimate_batch_norm
 from convwright.training.techniques.blurpool import blurpool
+from convwright.training.techniques.branch_sparsity import branch_scales, shrink_groups, zero_branches
 from convwright.training.techniques.cutmix import cutmix
 from convwright.training.techniques.cutout import cutout
 from convwright.training.techniques.depthwise_separable import depthwise_separable
@@ -33,6 +34,7 @@ __all__ = [
     "Technique",
     "averaged_copy",
     "blurpool",
+    "branch_scales",
     "cutmix",
     "cutout",
     "depthwise_separable",
@@ -43,8 +45,10 @@ __all__ = [
     "progressive_resizing",
     "reestimate_batch_norm",
     "sam_gradients",
+    "shrink_groups",
     "smoothed",
     "squeeze_excite",
     "stochastic_depth",
     "technique",
+    "zero_branches",
 ]

@@ -102,7 +102,7 @@ def search_of(base: Base, size: Size, method: str, seed: int = 0, **options: Any
 
 def greedy_of(base: Base, size: Size, weights: str) -> Searched:
     """Return the search from new weights, or from inherited ones with a quarter of the steps."""
-    steps = base.trial_steps[size] if weights == "fresh" else max(1, base.trial_steps[size] // LESS)
+    steps = base.trial_steps[size] if weights == "fresh" else max(2, base.trial_steps[size] // LESS)
     short = _QUICK if size == "quick" else {}
     common = {**base.knobs, "trial_epochs": _epochs_for(steps), "trial_steps": steps, "weights": weights}
     return search_of(base, size, "greedy", **{**common, "rescore": 1, "contenders": 3, "ties": "score", **short})

@@ -2,6 +2,7 @@
 
 from convwright.training.techniques import (
     blurpool,
+    branch_sparsity,
     cutmix,
     cutout,
     cyclical,
@@ -41,6 +42,7 @@ __all__ = [
     "Technique",
     "Training",
     "blurpool",
+    "branch_sparsity",
     "cutmix",
     "cutout",
     "cyclical",

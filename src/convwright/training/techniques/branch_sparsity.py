@@ -1,0 +1,155 @@
+"""Branch sparsity: residual branches that training can do without shrink to exactly 0, and can then be removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from convwright.architecture.branches import branch_ends
+from convwright.training.techniques.structural import as_architecture
+from convwright.training.techniques.technique import Card, Effect, Setting, Technique, Training, technique
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.architecture.reading import InputLike
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def shrink_groups(groups: Iterable[Sequence[Tensor]], threshold: float) -> None:
+    """Shorten each group of tensors, as one vector, by `threshold` times the root of its size; short ones become 0.
+
+    This is the proximal step of the group lasso (Yuan and Lin, 2006), whose zeros are exact.
+
+    Args:
+        groups: The tensors of each group, changed in place.
+        threshold: At least 0, per element.
+
+    Example:
+        >>> scale, shift = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+        >>> shrink_groups([(scale, shift)], 0.5)  # the norm is 5, the root of the size 2
+        >>> scale.tolist(), [round(value, 3) for value in shift.tolist()]
+        ([2.4, 0.0], [0.0, 3.2])
+    """
+    with torch.no_grad():
+        for group in groups:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in group]))
+            by = threshold * math.sqrt(sum(each.numel() for each in group))
+            factor = torch.where(norm > by, 1 - by / norm, torch.zeros_like(norm))
+            for each in group:
+                each.mul_(factor)
+
+
+def branch_scales(
+    network: Architecture | nn.Module | str, example_input: InputLike = None
+) -> dict[str, tuple[nn.Parameter, ...]]:
+    """Return block -> the scales and shifts (channels,) of the normalisation that ends its residual branch.
+
+    Blocks whose branch ends otherwise, or whose scales are not trained, are left out.
+
+    Args:
+        network: A network, or its `Architecture`; the parameters are the network's own.
+        example_input: As for `read`, where `network` has not been read.
+
+    Example:
+        >>> import convwright as cw
+        >>> scales = branch_scales("zoo:resnet20")
+        >>> len(scales), [tuple(each.shape) for each in scales["layer3.2"]]
+        (9, [(64,), (64,)])
+    """
+    arch = as_architecture(network, example_input)
+    return {
+        block: tuple(arch.model.get_submodule(name).parameters(recurse=False))
+        for block, name in _ends(arch)[0].items()
+    }  # fmt: skip
+
+
+def zero_branches(network: Architecture | nn.Module | str, example_input: InputLike = None) -> tuple[str, ...]:
+    """Return the blocks whose branch gives exactly 0: `RemoveBlock` of these leaves the function as it is.
+
+    Args:
+        network: A network, or its `Architecture`.
+        example_input: As for `read`, where `network` has not been read.
+    """
+    scales = branch_scales(network, example_input)
+    return tuple(block for block, group in scales.items() if not any(bool(each.any()) for each in group))
+
+
+@technique(
+    "branch_sparsity",
+    Card(
+        does="After each step, shortens the scales and shifts of the batch norm that ends a residual branch, as one "
+        "vector; branches that the loss does not hold up become exactly 0, and their blocks are then removed without "
+        "any change to the function.",
+        cost="A few vector operations per block and step. Some accuracy, by the strength.",
+        helps="Deep residual networks from which blocks shall go without fine-tuning.",
+        hurts="Networks with no block to spare. Networks without residual blocks, or whose branches do not end in a "
+        "normalisation with a scale: no effect.",
+        source="Huang and Wang 2018 (sparse structure selection; there with one factor per block), by a group lasso.",
+    ),
+)
+class BranchSparsity(Technique):
+    """Options of branch sparsity.
+
+    Attributes:
+        strength: Weight of the penalty: per branch, this times the root of the number of its scales and shifts times
+            their norm is added to the loss.
+    """
+
+    strength: float = Field(0.005, gt=0)
+
+    @override
+    def check(self, setting: Setting) -> tuple[str, ...]:
+        """Warn of branches that it cannot shorten."""
+        found, missed = _ends(setting.arch)
+        if not found:
+            why = missed[0] if missed else "the network has no residual block"
+            return (f"techniques.branch_sparsity has no effect: {why}",)
+        if missed:
+            return (f"techniques.branch_sparsity leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
+        return ()
+
+    @override
+    def effect(self, training: Training) -> Effect:
+        """Return the effect on the scales and shifts."""
+        ends = _ends(training.setting.arch)[0].values()
+        groups = [tuple(training.model.get_submodule(name).parameters(recurse=False)) for name in ends]
+        return _BranchSparsityEffect(self.strength, training.optimizer, groups)
+
+
+class _BranchSparsityEffect(Effect):
+    def __init__(
+        self, strength: float, optimizer: torch.optim.Optimizer, groups: Sequence[tuple[nn.Parameter, ...]]
+    ) -> None:
+        self.strength, self.groups = strength, groups
+        options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
+        self.options = [options_of[id(group[0])] for group in groups]
+
+    @override
+    def after_step(self, step: int) -> None:
+        for group, options in zip(self.groups, self.options, strict=True):
+            shrink_groups([group], self.strength * float(options["lr"]))
+
+
+def _ends(arch: Architecture) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return block -> normalisation that ends its branch, and the blocks that have none, with reasons."""
+    found, missed = dict[str, str](), list[str]()
+    for end in branch_ends(arch):
+        if end.module and _scaled(arch.model.get_submodule(end.module)):
+            found[end.block] = end.module
+        else:
+            why = end.reason or f"its branch ends in {end.module}, which has no scales in training"
+            missed.append(f"{end.block} ({why})")
+    return found, tuple(missed)
+
+
+def _scaled(module: nn.Module) -> bool:
+    """Whether a module is a normalisation with scales in training."""
+    scale = getattr(module, "weight", None)
+    return isinstance(module, _NORMS) and scale is not None and scale.requires_grad

@@ -1,0 +1,117 @@
+"""Branch sparsity: the proximal step against its definition, and what a training with it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import convwright as cw
+from convwright.edits import RemoveBlock
+from convwright.techniques import branch_scales, shrink_groups, zero_branches
+from convwright.training import Recipe, train
+from convwright.training.preflight import prepare
+
+QUIET = {"progress": False, "accelerator": "cpu"}
+
+
+class Block(nn.Module):
+    """A residual block; `norm` ends its branch."""
+
+    def __init__(self, channels: int, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = norm or nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)) + x)
+
+
+def net(*blocks: nn.Module, channels: int = 5, classes: int = 3, colours: int = 1) -> nn.Sequential:
+    stem = nn.Conv2d(colours, channels, 3, 2, padding=1), nn.BatchNorm2d(channels), nn.ReLU()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+@given(
+    seed=st.integers(0, 2**31), sizes=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    threshold=st.floats(0, 3, allow_subnormal=False),
+)  # fmt: skip
+def test_the_step_minimises_distance_plus_penalty(seed, sizes, threshold):
+    """The result x of the proximal step of v satisfies v - x = t * x / |x|, or is 0 where |v| <= t."""
+    generator = torch.Generator().manual_seed(seed)
+    before = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    after = [each.clone() for each in before]
+    shrink_groups([after], threshold)
+    v, x, t = torch.cat(before), torch.cat(after), threshold * math.sqrt(sum(sizes))
+    if v.norm() <= t:
+        assert not x.any()
+    else:
+        torch.testing.assert_close(v - x, t * x / x.norm())
+
+
+def test_groups_are_shortened_each_by_itself_and_parameters_keep_their_gradients():
+    long, short = nn.Parameter(torch.full((3,), 5.0)), nn.Parameter(torch.full((2,), 0.1))
+    long.grad = torch.ones(3)
+    shrink_groups([(long,), (short,)], 1.0)
+    assert torch.equal(long, torch.full((3,), 4.0))
+    assert not short.any()
+    assert long.grad is not None
+
+
+@pytest.mark.parametrize("norm", [None, nn.GroupNorm(1, 5)])
+def test_blocks_at_zero_are_removed_without_a_change_to_the_function(norm):
+    torch.manual_seed(0)
+    model = net(Block(5), Block(5, norm), Block(5))
+    for parameter in model[4].norm.parameters():
+        nn.init.zeros_(parameter)
+    arch = cw.read(model.eval(), (1, 1, 13, 11))
+    assert zero_branches(arch) == ("4",)
+    smaller = arch.apply(*(RemoveBlock(name) for name in zero_branches(arch)))
+    images = torch.randn(3, 1, 13, 11)
+    torch.testing.assert_close(smaller.model(images), arch.model(images))
+
+
+def test_a_training_that_is_pulled_hard_loses_all_branches_and_one_without_keeps_them(small_data):
+    def trained(**options):
+        torch.manual_seed(1)
+        recipe = Recipe(epochs=1, max_steps=8, batch_size=16, lr=0.1, precision="fp32", techniques=options)
+        shape = (1, *small_data.shape)
+        found = train(net(Block(5), Block(5), colours=small_data.shape[0]), small_data, recipe, **QUIET)
+        return zero_branches(found.model, shape)
+
+    assert trained(branch_sparsity={"strength": 5.0}) == ("3", "4")
+    assert trained(branch_sparsity={"strength": 1e-4}) == ()
+    assert trained() == ()
+
+
+def test_scales_are_the_networks_own_and_frozen_ones_are_left_out():
+    model = net(Block(5), Block(5))
+    model[4].norm.weight.requires_grad_(False)
+    scales = branch_scales(model, (1, 1, 13, 11))
+    assert list(scales) == ["3"]
+    assert scales["3"][0] is model[3].norm.weight
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ((nn.ReLU(),), "has no effect: the network has no residual block"),
+        ((Block(5, nn.Conv2d(5, 5, 1)),), r"has no effect: 3 \(its branch ends in 3.norm, which has no scales"),
+        ((Block(5), Block(5, nn.BatchNorm2d(5, affine=False))), r"leaves 1 of 2: 4 \("),
+    ],
+)
+def test_branches_that_it_cannot_shorten_are_named(small_data, blocks, said):
+    recipe = Recipe(batch_size=16, techniques={"branch_sparsity": {}})
+    (warning,) = prepare(net(*blocks, colours=small_data.shape[0]), small_data, recipe).warnings
+    assert re.match(f"techniques.branch_sparsity {said}", warning)
+
+
+@pytest.mark.parametrize("strength", [0, -1, "much"])
+def test_a_strength_out_of_range_is_refused(strength):
+    with pytest.raises(cw.RecipeError, match=r"techniques\.branch_sparsity\.strength="):
+        Recipe(techniques={"branch_sparsity": {"strength": strength}})
