@@ -266,7 +266,7 @@ def test_conclusion_of_a_study(studied):
     shares = found.values["removable"]["residual"]["greedy"]["0.01"]
     assert shares["layers"] == [2 * n / studied["layers"] for n in shares["blocks"]]
     assert found.values["settled"]["residual"][0] == {
-        "start": 1, "end": 1, "most": 1, "blocks": 2, "step": 5, "steps": 5
+        "start": 1, "end": 1, "most": 1, "blocks": 2, "alike": 0.0, "nearly": 5, "step": 5, "steps": 5
     }  # fmt: skip
     assert {"reached" in found.tables[0].notes[1]} == {True}
     for text in found.pictures.values():
@@ -284,6 +284,8 @@ def test_flags_are_settled_from_the_first_of_the_equal_ones_at_the_end(excess):
     first = steps.index(found["step"])
     assert all(row == marks[-1] for row in marks[first:])
     assert not first or marks[first - 1] != marks[-1]
+    assert found["alike"] == sum(a == b for a, b in zip(marks[0], marks[-1], strict=True)) / 2
+    assert found["nearly"] == found["step"]  # of two blocks, nine in ten are both
 
 
 def bundles(excess, entropy):

@@ -34,6 +34,7 @@ _STUDIES: Mapping[Size, RemovalStudy] = {
     "standard": RemovalStudy(tune_steps=175),
     "full": RemovalStudy(2000, 3000, 10000, 2000, draws=15, tune_steps=1000, every=1),
 }
+_NEARLY = 0.9  # share of the blocks whose flags are those of the end
 GOAL = 0.6  # share of the layers, after the paper's "around 60 %"
 _ORDERS = ("conflict", "graded conflict", "own loss", "greedy", "greedy, statistics anew", "random")
 
@@ -88,6 +89,11 @@ def conflicts_lesion(size: Size) -> tuple[Row, ...]:
             "residual-zero", network, "cifar10", _recipe(size), seeds[: len(seeds) if size == "full" else 1],
             {**options, "zero_last": True}, **common,
             control="residual", note="each branch begins as 0",
+        ),
+        Row(
+            "residual-sparse", network, "cifar10", _recipe(size, branch_sparsity={"strength": 0.02}), seeds,
+            {**options, "zero_last": True}, **common, control="residual",
+            note="each branch begins as 0 and is pulled back to 0 (ours: branch_sparsity)",
         ),
         Row(
             "no-shortcuts", "zoo:vgg120", "cifar10", _published(size, _PLAIN_EPOCHS[size]), seeds,
@@ -236,17 +242,22 @@ def settled(flags: Json) -> dict[str, Any]:
         flags: ``steps`` and, per step, ``excess`` of each block; None counts as a conflict.
     """
     marks = [[value is None or value > 0 for value in row] for row in flags["excess"]]
-    first = len(marks) - 1
-    while first and marks[first - 1] == marks[-1]:
-        first -= 1
+    alike = [statistics.fmean(a == b for a, b in zip(row, marks[-1], strict=True)) for row in marks]
     return {
         "start": sum(marks[0]),
         "end": sum(marks[-1]),
         "most": max(map(sum, marks)),
         "blocks": len(flags["blocks"]),
-        "step": flags["steps"][first],
+        "step": flags["steps"][_since(alike, 1.0)],
+        "alike": alike[0],
+        "nearly": flags["steps"][_since(alike, _NEARLY)],
         "steps": flags["steps"][-1],
     }
+
+
+def _since(values: Sequence[float], least: float) -> int:
+    """Return the place from which on all values are at least so much; the last place if only that one is."""
+    return max((place + 1 for place, value in enumerate(values[:-1]) if value < least), default=0)
 
 
 def _early(flagged: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
@@ -258,16 +269,21 @@ def _early(flagged: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
         cells.append(
             (
                 row["name"], str(found[0]["blocks"]),
-                *(_numbers([each[key] for each in found]) for key in ("start", "most", "end", "step")),
+                *(_numbers([each[key] for each in found]) for key in ("start", "most", "end")),
+                _numbers([round(100 * each["alike"]) for each in found]),
+                *(_numbers([each[key] for each in found]) for key in ("nearly", "step")),
                 str(found[0]["steps"]),
             )
         )  # fmt: skip
-    columns = ("row", "blocks", "conflict before training", "at most", "at the end", "settled after step", "of steps")
+    columns = (
+        "row", "blocks", "conflict before training", "at most", "at the end", "alike before training, %",
+        f"{_NEARLY:.0%} alike after step".replace("%", " %"), "settled after step", "of steps",
+    )  # fmt: skip
     notes = (
-        "Blocks that conflict, one number per seed. Settled: the first measurement from which on the same blocks "
-        "conflict as at the end.",
+        "Blocks that conflict, one number per seed. Alike: share of blocks whose flag is the one that it has at the "
+        "end. Settled: the first measurement from which on all are.",
     )
-    return Sheet("How early conflicts show", columns, tuple(cells), (1, 6), notes)
+    return Sheet("How early conflicts show", columns, tuple(cells), (1, 8), notes)
 
 
 def _curves(row: Json, studies: Sequence[Json]) -> str:
