@@ -26,6 +26,8 @@ from convwright.cli.options import (
     Jobs,
     Json,
     Model,
+    ProxyClasses,
+    ProxySamples,
     Ray,
     RecipeName,
     Seed,
@@ -234,6 +236,8 @@ def optimize(
     option: Annotated[
         list[str] | None, typer.Option(help="Of the method, such as trials=12; several times.", metavar="NAME=VALUE")
     ] = None,
+    proxy_classes: ProxyClasses = None,
+    proxy_samples: ProxySamples = None,
     input_shape: Input = None,
     data_dir: DataDir = None,
     weights: Weights = None,
@@ -268,6 +272,8 @@ def optimize(
             time=time,
             placement=Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial),
             storage=storage,
+            proxy_classes=proxy_classes,
+            proxy_samples=proxy_samples,
         )
     _show_result(result, as_json)
 

@@ -32,6 +32,10 @@ GpusPerTrial = Annotated[float, typer.Option(help="With --ray.")]
 Storage = Annotated[
     str | None, typer.Option(help="Database of the trials, such as postgresql://user@host/runs.", metavar="URL")
 ]
+ProxyClasses = Annotated[
+    int | None, typer.Option(help="Rank candidates on so many classes; the result is trained on all.", metavar="N")
+]
+ProxySamples = Annotated[int | None, typer.Option(help="Rank candidates on so many training images.", metavar="N")]
 
 
 class WithAddresses(TyperCommand):

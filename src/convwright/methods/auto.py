@@ -117,6 +117,7 @@ class Auto(Scripted):
     """
 
     limits: Limits  # never None here
+    ranks = True
 
     def __init__(
         self,

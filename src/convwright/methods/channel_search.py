@@ -136,6 +136,8 @@ class ChannelSearch(Scripted):
         (('channel-quality',), 'fresh')
     """
 
+    ranks = True
+
     def __init__(
         self,
         arch: Architecture,

@@ -136,6 +136,7 @@ class GreedyEnlarging(Scripted):
     """
 
     limits: Limits  # never None here
+    ranks = True
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Role = Literal["base", "baseline", "candidate"]
 Status = Literal["done", "stopped", "failed"]
 Weights = Literal["inherit", "net2wider", "svd", "fresh"]
+JudgedOn = Literal["all", "proxy"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Candidate:
             in widths only; ``net2wider`` keeps the function where it widens, the norms and the classifier, ``svd``
             carries the convolutions alone, as the published channel search does, and draws the rest anew.
             ``fresh``: all parameters are drawn anew from `seed`; the parent does not matter.
+        images: What it is trained and judged on: ``all`` images, or the ``proxy`` of the data that the run was given.
+            Set by the run, not by methods.
+        short: Whether it is only the first part of a training that the best of its batch get whole: recorded as pruned.
     """
 
     plan: Plan
@@ -75,16 +79,23 @@ class Candidate:
     probes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
     weights: Weights = "inherit"
+    images: JudgedOn = "all"
+    short: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the plan as its own text, the recipe where it changes something."""
-        later = ("recipe", "weights")
+        later = ("recipe", "weights", "images", "short")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in later}
         stop = dataclasses.asdict(self.stop) if self.stop is not None else None
         # Left out when they say nothing, so that runs recorded before there were such fields are resumed.
         recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
         weights = {"weights": self.weights} if self.weights != "inherit" else {}
-        return {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes), **recipe, **weights}
+        more = {
+            **({"images": self.images} if self.images != "all" else {}),
+            **({"short": True} if self.short else {}),
+        }
+        plain = {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes)}
+        return {**plain, **recipe, **weights, **more}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
@@ -96,6 +107,8 @@ class Candidate:
         try:
             if values.get("weights", "inherit") not in get_args(Weights):
                 raise RunError(f"a recorded candidate is damaged (weights {values['weights']!r})")
+            if values.get("images", "all") not in get_args(JudgedOn):
+                raise RunError(f"a recorded candidate is damaged (images {values['images']!r})")
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
             plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
             return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})

@@ -42,6 +42,7 @@ class RandomWidths(Scripted):
     """
 
     limits: Limits  # never None here
+    ranks = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class Scaling(Scripted):
     """
 
     limits: Limits  # never None here
+    ranks = True
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ is at the same place. So a new method resumes an old run.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from convwright.methods.method import Candidate, Evidence
 
@@ -26,10 +26,14 @@ class Scripted:
         limits: The budget in numbers; None: every trial counts.
 
     Attributes:
+        ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
+            beside it at the end: then those batches may be judged on a part of the data.
         limits: The same.
         told: The evidence so far, by trial.
         decisions: What was decided so far, in order.
     """
+
+    ranks: ClassVar[bool] = False
 
     def __init__(self, limits: Limits | None) -> None:
         self.limits = limits

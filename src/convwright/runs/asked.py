@@ -17,9 +17,11 @@ from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
 from convwright.runs.method_options import checked_options
 from convwright.runs.opening import Opened, Shape
+from convwright.runs.proxies import ProxyAsked
 from convwright.runs.search import Say
 from convwright.runs.time_budget import TimeBudget
 from convwright.training import Recipe
+from convwright.training.proxy import Proxy
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class Asked:
     time: TimeBudget | None = None
     placement: Placement = field(default_factory=Placement)
     storage: str | None = None
+    proxy: ProxyAsked | None = None
 
     @property
     def base_epochs(self) -> int:
@@ -78,7 +81,7 @@ class Asked:
             if value < least:
                 raise ConvwrightError(f"{name}={value} must be a whole number from {least} on")
 
-    def settings(self, opened: Opened, limits: Limits) -> dict[str, Any]:
+    def settings(self, opened: Opened, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
         """Return what the results depend on, as plain JSON values."""
         shape = "x".join(map(str, opened.data.shape))
         return {
@@ -98,6 +101,7 @@ class Asked:
             # Left out when there are none, so that runs started before there were such options are resumed.
             **({"method_options": dict(self.options)} if self.options else {}),
             **({"time": self.time.text} if self.time is not None else {}),
+            **({"proxy": self.proxy.settings(proxy)} if self.proxy is not None and proxy is not None else {}),
         }
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from convwright.training.checkpoint import read_checkpoint
 from convwright.training.images import Images
 from convwright.training.outcome import EpochRecord
 from convwright.training.probes import Moment, Probes, Watched, check_observed
+from convwright.training.proxy import Proxy
 from convwright.training.resized import resized_data
 from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
@@ -64,6 +66,7 @@ class Evaluator:
         study: Where weights and checkpoints lie: the study, or what a worker knows of it.
         progress: Whether training shows how far it is.
         workers: Processes that read a streamed data set.
+        proxy: The part of the data for candidates that are judged on a proxy.
     """
 
     arch: Architecture
@@ -72,6 +75,7 @@ class Evaluator:
     study: Store
     progress: bool = True
     workers: int | None = None
+    proxy: Proxy | None = None
 
     def __call__(self, number: int, candidate: Candidate, parents: Mapping[int, Candidate]) -> Evidence:
         """Return evidence on trial `number`; its weights are in the run directory afterwards.
@@ -115,7 +119,8 @@ class Evaluator:
         while True:
             try:
                 network = self.build(candidate, parents)
-                data = resized_data(self.data, _size(network))  # what a candidate at another resolution sees
+                seen = self._part if candidate.images == "proxy" else self.data
+                data = resized_data(seen, _size(network))  # what a candidate at another resolution sees
                 tried = memory.in_parts(recipe, parts)
                 return network, self._trained(network.model, data, number, candidate, tried), parts
             except (MemoryError, RuntimeError) as error:
@@ -126,6 +131,12 @@ class Evaluator:
                 parts = memory.smaller(folder, recipe, parts, error)
             network = None  # type: ignore[assignment]  # before the next one is built
             memory.let_go()
+
+    @cached_property
+    def _part(self) -> ImageData:
+        if self.proxy is None:
+            raise RunError("a candidate is to be judged on a proxy of the data, and this run has none")
+        return self.proxy.of(self.data)
 
     # ------------------------------------------------------------------ building
 

@@ -31,6 +31,7 @@ from convwright.runs.networks import FILE as NETWORKS
 from convwright.runs.networks import networks
 from convwright.runs.opening import Opened, Shape, open_both, parse_input
 from convwright.runs.prove import Proof, check_budget, prove
+from convwright.runs.proxies import ProxyAsked, proxied, whole_trainings
 from convwright.runs.result import FORMAT, Result, load_result
 from convwright.runs.search import Say, carried_out, search
 from convwright.runs.study import FORMAT as RUN
@@ -39,10 +40,12 @@ from convwright.runs.time_budget import TimeBudget, baseline_of, epoch_seconds
 from convwright.training import Metrics, Recipe
 from convwright.training.images import Images
 from convwright.training.preflight import make_fabric, settle
+from convwright.training.proxy import Proxy
 from convwright.training.recipe import as_recipe
 from convwright.training.resized import resized_images
 
 INITIAL = "initial.safetensors"
+Found = tuple[Evidence, ...]
 _OF_RECIPE = ("precision", "memory_format")  # of what a run settles
 
 
@@ -70,6 +73,8 @@ def optimize(
     time: str | None = None,
     placement: Placement = Placement(),  # noqa: B008 - frozen
     storage: str | None = None,
+    proxy_classes: int | None = None,
+    proxy_samples: int | None = None,
 ) -> Result:
     """Redesign a network to a budget, and prove the result.
 
@@ -98,13 +103,15 @@ def optimize(
         time: Of all trials together, such as ``30m``; then the search ends with its best so far. None: no limit.
         placement: Where candidates are worked on, and how many at a time.
         storage: URL of a database for the trials, such as ``postgresql://user@host/runs``; None: a file in `out`.
+        proxy_classes: Candidates are ranked on so many classes; result and untouched network are trained on all data.
+        proxy_samples: Likewise on so many training images.
 
     Returns:
         The proved result; its files are in the run directory.
 
     Raises:
         ReadError: The network cannot be read.
-        DataError: The data cannot be read or do not fit the network.
+        DataError: The data cannot be read, do not fit the network, or have less than a proxy was to have.
         BudgetError: The budget does not parse, cannot be met (before any training), or was not met
             (then no result is written).
         RecipeError: The recipe is invalid, or has a technique that edits the network.
@@ -132,6 +139,7 @@ def optimize(
         time=TimeBudget.parse(time) if time is not None else None,
         placement=placement,
         storage=storage,
+        proxy=ProxyAsked.of(proxy_classes, proxy_samples, seed),
     )
     return _Job(asked).run(resume)
 
@@ -190,7 +198,9 @@ class _Job:
                 divisor=asked.divisor,
                 **checked_options(asked.method, asked.options),
             )
-        settings = asked.settings(opened, limits)
+        run = asked.method, asked.out, asked.recipe.batch_size
+        method, proxy = proxied(method, asked.proxy, opened.data, run, asked.say)
+        settings = asked.settings(opened, limits, proxy)
         with Study(
             asked.out,
             settings,
@@ -199,16 +209,20 @@ class _Job:
             command=asked.command,
             storage=asked.storage,
         ) as study:
-            evaluator = self.evaluator(opened, study)
+            evaluator = self.evaluator(opened, study, proxy)
             self.threads = asked.placement.threads_in(study.settled, study.folder)
-            found = self.search(method, evaluator, study)
+            found, best = self.search(method, evaluator, study)
             decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
             log = tuple(getattr(method, "log", ()))
-            ended = _Ended(found, _chosen(method.best(), found), _baseline(found), decisions, log)
+            ended = _Ended(found, _chosen(best, found), _baseline(found), decisions, log)
             return self.finish(ended, evaluator, study, limits)
 
-    def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Evidence, ...]:
-        """Search until the method or the time ends; what it ends with has a baseline."""
+    def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Found, Evidence | None]:
+        """Search until the method or the time ends; what it ends with is trained on all data and has a baseline.
+
+        Returns:
+            All trials, and the best one.
+        """
         asked, unasked = self.asked, list[Sequence[Candidate]]()
 
         def fits(found: Sequence[Evidence], batch: Sequence[Candidate]) -> int:
@@ -220,16 +234,18 @@ class _Job:
 
         with self.clock.part("search"), self.executor(evaluator, study) as executor:
             found = search(method, study, executor, asked.say, fits)
-            if asked.time is None or not unasked:
-                return found
             best = method.best()
             if best is None:
-                raise asked.time.too_short(found, unasked[0])
-            missing = baseline_of(best, found)
-            if missing is None:
-                return found
+                if asked.time is not None and unasked:
+                    raise asked.time.too_short(found, unasked[0])
+                return found, None
+            missing = whole_trainings(best, found, asked.later_epochs)
+            if not missing and unasked and (baseline := baseline_of(best, found)) is not None:
+                missing = (baseline,)
             known = {evidence.trial: evidence.candidate for evidence in found}
-            return (*found, *carried_out((missing,), known, study, executor, asked.say))
+            last = tuple(carried_out(missing, known, study, executor, asked.say))
+            whole = next((e for e in last if e.candidate.role == "candidate"), best)
+            return (*found, *last), whole if whole.usable else None
 
     # ------------------------------------------------------------------ before
 
@@ -323,7 +339,7 @@ class _Job:
                 epoch = epoch_seconds(opened.arch.model, opened.data, asked.recipe.updated(**settled))
             asked.time.check(epoch, asked.base_epochs, asked.later_epochs)
 
-    def evaluator(self, opened: Opened, study: Study) -> Evaluator:
+    def evaluator(self, opened: Opened, study: Study, proxy: Proxy | None = None) -> Evaluator:
         """Return what evaluates candidates, from the weights that the run started with."""
         initial = study.folder / INITIAL
         if initial.is_file():
@@ -332,9 +348,11 @@ class _Job:
             save_weights(opened.arch.model, initial)
         if self.latency is not None:
             self.latency.keep_in(study.folder)
+        if self.asked.proxy is not None and proxy is not None:
+            self.asked.proxy.keep(proxy, study.folder)
         settled = {name: study.settled[name] for name in _OF_RECIPE if name in study.settled}
         recipe = self.asked.recipe.updated(**settled)
-        return Evaluator(opened.arch, opened.data, recipe, study, self.asked.progress, self.asked.workers)
+        return Evaluator(opened.arch, opened.data, recipe, study, self.asked.progress, self.asked.workers, proxy)
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
@@ -399,6 +417,7 @@ class _Job:
                 "parent": t.candidate.parent,
                 "epochs": t.candidate.epochs,
                 "weights": t.candidate.weights,
+                "images": t.candidate.images,
                 "recipe": dict(t.candidate.recipe),
             }
             for t in ended.trials

@@ -114,7 +114,8 @@ def _words(candidate: Candidate) -> str:
     origin = f", from trial {candidate.parent}" if candidate.parent is not None else ""
     carried = f" ({candidate.weights} weights)" if candidate.weights != "inherit" else ""
     recipe = f", with {json.dumps(dict(candidate.recipe))}" if candidate.recipe else ""
-    return f"{what}{origin}{carried}, {epochs}{recipe}"
+    images = " of the proxy" if candidate.images == "proxy" else ""
+    return f"{what}{origin}{carried}, {epochs}{images}{recipe}"
 
 
 def _outcome(evidence: Evidence) -> str:

@@ -25,6 +25,7 @@ from convwright.runs.executors.executor import Task
 from convwright.runs.executors.in_process import threads_of
 from convwright.runs.files import load_weights
 from convwright.training import ImageData, Recipe
+from convwright.training.proxy import Proxy
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -46,6 +47,7 @@ class Setup:
         recipe: Precision and layout are settled in it.
         threads: Of each training.
         workers: Processes that read a streamed data set.
+        proxy: The part of the data for candidates that are judged on a proxy.
     """
 
     model: str | nn.Module
@@ -57,6 +59,7 @@ class Setup:
     recipe: Recipe
     threads: int
     workers: int | None = None
+    proxy: Proxy | None = None
 
     @classmethod
     def of(cls, evaluator: Evaluator, model: str | nn.Module, weights: Path, threads: int) -> Setup:
@@ -82,6 +85,7 @@ class Setup:
             evaluator.recipe,
             threads,
             evaluator.workers,
+            evaluator.proxy,
         )
 
     def packed(self, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
@@ -220,7 +224,7 @@ def answered(packed: bytes, errand: Errand) -> Answer:
     try:
         setup, arch = _opened(packed)
         candidate = Candidate.from_dict(errand.candidate)
-        evaluator = Evaluator(arch, setup.data, setup.recipe, errand, progress=False, workers=setup.workers)
+        evaluator = Evaluator(arch, setup.data, setup.recipe, errand, False, setup.workers, setup.proxy)
         with threads_of(setup.threads):
             found = evaluator(errand.number, candidate, errand.parents())
         return Answer("found", found.to_dict())
