@@ -551,6 +551,17 @@ def test_any_widths_have_the_shapes_of_the_rebuilt_network(arch, tmp_path_factor
     assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in _working(built)}
 
 
+def test_another_network_is_estimated_by_the_share_of_its_operators_whatever_the_calibration(tmp_path):
+    arch = cw.read("zoo:resnet20", (1, 3, 16, 16))
+    smaller = arch.apply(cw.edits.RemoveBlock("layer1.1"), cw.edits.RemoveBlock("layer2.2"))
+    model = model_of(arch, tmp_path)
+    assert model.nanoseconds_of(arch) == model.whole.nanoseconds
+    left = layer_latencies(smaller, model.table, model.whole).sum / model.sum({})
+    assert 0.5 < left < 0.9
+    expected = round(left * 1e9 * model.whole.median)
+    assert model.nanoseconds_of(smaller) == model.calibrated(7.0).nanoseconds_of(smaller) == expected
+
+
 def test_estimates_are_remembered_and_build_no_networks(arch, tmp_path, monkeypatch):
     counting = Counting()
     model = model_of(arch, tmp_path, counting)

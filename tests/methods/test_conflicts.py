@@ -279,8 +279,34 @@ def test_conflicts_alone_may_meet_the_budget(arch, metric):
 def test_budgets_that_cannot_be_met_are_refused_at_once(arch):
     with pytest.raises(BudgetError, match="removing blocks cannot meet params <= 100"):
         ConflictRemoval(arch, Limits({"params": 100}), epochs=3)
-    with pytest.raises(BudgetError, match="latency"):
+    with pytest.raises(BudgetError, match="a limit on latency needs an estimate"):
         ConflictRemoval(arch, Limits({"latency": 100}), epochs=3)
+    with pytest.raises(BudgetError, match=r"with all that can go removed, latency is still \d+ns"):
+        ConflictRemoval(arch, Limits({"latency": 500}, networks={"latency": by_convolutions}), epochs=3)
+
+
+def by_convolutions(network):
+    """Say that each convolution takes 0.1 microseconds."""
+    return 100 * sum(layer.kind == "conv" for layer in network.layers)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75])
+def test_blocks_go_until_an_estimate_of_the_latency_is_met(arch, share):
+    limit = int(share * by_convolutions(arch))
+    limits = Limits({"latency": limit}, networks={"latency": by_convolutions})
+    method = ConflictRemoval(arch, limits, epochs=3)
+    world = World(arch)
+    spent = []
+
+    def judged(number, candidate):
+        evidence = world(number, candidate)
+        spent.append(by_convolutions(arch.apply(*candidate.plan.edits)))
+        return replace(evidence, costs={**evidence.costs, "latency": spent[-1]})
+
+    run(method, judged)
+    best = method.best()
+    assert limit - 2 * 100 < best.costs["latency"] <= limit  # a block has two convolutions: no more go than must
+    assert best.costs["latency"] == min(spent)
 
 
 # ------------------------------------------------------------------ failures, replay

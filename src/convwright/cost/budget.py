@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -24,6 +24,7 @@ from convwright.errors import BudgetError, did_you_mean
 
 METRICS = ("macs", "params", "activations", "weights")  # counted
 MEASURED = ("latency",)
+NetworkEstimate = Callable[[Architecture], int]  # a network -> a cost that is measured, not counted
 Estimate = Callable[[Mapping[str, int]], int]  # widths of free groups by name -> a cost that is measured, not counted
 
 _IN_BYTES = ("activations", "weights")
@@ -125,10 +126,12 @@ class Limits:
     Attributes:
         limits: metric -> limit.
         estimates: for metrics that no cost model counts: what they are expected to be, as a function of the widths.
+        networks: for the same metrics: what they are expected to be of another network, such as one with fewer blocks.
     """
 
     limits: dict[str, int]
     estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False, compare=False)
+    networks: Mapping[str, NetworkEstimate] = field(default_factory=dict, repr=False, compare=False)
 
     def costs(self, model: CostModel, widths: Mapping[str, int]) -> dict[str, int]:
         """Return the limited metrics of one set of widths: counted, or estimated where they are measured.
@@ -136,11 +139,24 @@ class Limits:
         Raises:
             BudgetError: if a width is wrong, or nothing estimates a limited metric.
         """
-        unknown = [m for m in self.limits if m in MEASURED and m not in self.estimates]
-        if unknown:
-            raise BudgetError(f"a limit on {unknown[0]} needs an estimate of it: make a LatencyModel.")
+        self._check_known(self.estimates)
         counted = model.costs(widths)
         return {m: self.estimates[m](widths) if m in MEASURED else int(counted[m]) for m in self.limits}
+
+    def costs_of(self, network: Architecture) -> dict[str, int]:
+        """Return the limited metrics of a network: counted, or estimated where they are measured.
+
+        Raises:
+            BudgetError: if nothing estimates a limited metric of whole networks.
+        """
+        self._check_known(self.networks)
+        counted = costs_of(network.profile())
+        return {m: self.networks[m](network) if m in MEASURED else counted[m] for m in self.limits}
+
+    def _check_known(self, known: Collection[str]) -> None:
+        unknown = [m for m in self.limits if m in MEASURED and m not in known]
+        if unknown:
+            raise BudgetError(f"a limit on {unknown[0]} needs an estimate of it: make a LatencyModel.")
 
     def met(self, costs: Mapping[str, int]) -> bool:
         """Return whether all limits hold."""

@@ -13,8 +13,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from convwright.cost import profile
-from convwright.cost.budget import Limits, costs_of
+from convwright.cost.budget import Limits, costs_of, human
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.conflict_rules import BlockGroups, Conflicts, PruneRule, Watch, read_conflicts
@@ -67,7 +66,8 @@ class ConflictRemoval(Scripted):
 
     Args:
         arch: The network.
-        limits: The budget in numbers (macs, params, activations, weights); None: only conflicts are removed.
+        limits: The budget in numbers (macs, params, activations, weights; latency where they estimate networks); None:
+            only conflicts are removed.
         epochs: Epochs of a training that is not ended by a conflict. Published: 120. 0: the network comes trained;
             then its conflicts are removed first and it is trained on.
         tune_epochs: Epochs of each training where `epochs` is 0.
@@ -90,7 +90,7 @@ class ConflictRemoval(Scripted):
         groups: The stages' blocks, and why some cannot be removed.
 
     Raises:
-        BudgetError: Even with one block per stage a limit is broken, or latency is limited.
+        BudgetError: Even with one block per stage a limit is broken, or latency is limited and nothing estimates it.
         ConvwrightError: An option is out of its range, or the network has no blocks that could be removed.
 
     Example:
@@ -296,7 +296,8 @@ class ConflictRemoval(Scripted):
         if key not in self._known:
             edits = [RemoveBlock(name) for name in gone]
             network = self.arch.apply(*edits, verify=False) if edits else self.arch
-            self._known[key] = costs_of(profile(network))
+            limited = self.limits.costs_of(network) if self.limits is not None else {}
+            self._known[key] = {**costs_of(network.profile()), **limited}
         return self._known[key]
 
     def _check_groups(self) -> None:
@@ -310,19 +311,14 @@ class ConflictRemoval(Scripted):
     def _check_limits(self) -> None:
         if self.limits is None:
             return
-        if "latency" in self.limits.limits:
-            raise BudgetError(
-                "method conflicts cannot hold a limit on latency: its estimate is for the layers that are there now, "
-                "and blocks are removed; limit macs or params, or use --method uniform"
-            )
         least = self._costs(self._allowed([n for stage in self.groups.stages for n in reversed(stage)]))
         over = self.limits.excess(least)
         if over:
             metric = next(iter(over))
             raise BudgetError(
                 f"removing blocks cannot meet {self.limits.describe()}: with all that can go removed, {metric} is "
-                f"still {least[metric]}; {len(self.groups.fixed)} blocks cannot be removed. Allow more, or use method "
-                "'uniform'"
+                f"still {human(least[metric], metric)}; {len(self.groups.fixed)} blocks cannot be removed. Allow more, "
+                "or use method 'uniform'"
             )
 
     # ------------------------------------------------------------------ what is recorded

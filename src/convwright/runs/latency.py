@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convwright.cost.budget import Limits, Term, human
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
-from convwright.cost.latency_model import LatencyModel, layer_latencies
+from convwright.cost.latency_model import LatencyModel
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width, solve
 from convwright.errors import RunError
@@ -82,7 +82,7 @@ class RunLatency:
     def aimed(self, limits: Limits) -> Limits:
         """Return the limits that a search gets: less by the margin, with the estimate."""
         aims = {**limits.limits, "latency": round(limits.limits["latency"] * (1 - MARGIN))}
-        return Limits(aims, {"latency": self.model.nanoseconds})
+        return Limits(aims, {"latency": self.model.nanoseconds}, {"latency": self.model.nanoseconds_of})
 
     def estimate(self, plan: Plan) -> int:
         """Return the estimate of the network that a plan makes, in nanoseconds."""
@@ -91,9 +91,7 @@ class RunLatency:
         widths = [edit for edit in plan.edits if isinstance(edit, Width)]
         if len(widths) == len(plan.edits):
             return self.model.nanoseconds(_solved(self.arch, widths))
-        built = reshaped(self.arch, plan)  # other edits make other operators
-        found = layer_latencies(built, self.model.table, self.model.whole)
-        return max(1, round(1e9 * self.model.calibration * found.sum))
+        return self.model.nanoseconds_of(reshaped(self.arch, plan))  # other edits make other operators
 
     def completed(self, evidence: Evidence) -> Evidence:
         """Return evidence with an estimate of the latency among the costs."""
