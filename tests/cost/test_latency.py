@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import convwright as cw
 from convwright.architecture import read
 from convwright.cost import (
     Latency,
