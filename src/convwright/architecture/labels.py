@@ -238,7 +238,7 @@ def reshape_blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[tu
         Pairs (axes before, axes after) with equal products, in order. Axes of size 1 join the
         part at their left.
 
-    Example:
+    Examples:
         >>> reshape_blocks((1, 6, 5), (1, 2, 3, 5))
         [((0,), (0,)), ((1,), (1, 2)), ((2,), (3,))]
     """

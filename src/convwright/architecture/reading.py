@@ -38,7 +38,7 @@ def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> 
     Raises:
         ReadError: if the name is unknown, the input does not fit, or the network cannot be captured.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> arch.group("layer1.0.conv1").size

@@ -37,7 +37,7 @@ class CostModel:
         steps: what their widths must be multiples of, shape (G,).
         least: the smallest widths they can have, shape (G,).
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> model = cw.read("zoo:resnet20").cost_model()
         >>> model.macs({"layer1.0.conv1": 8}) < model.macs({})

@@ -150,7 +150,7 @@ class LatencyModel:
         whole: its measured latency.
         calibration: what the sum is multiplied by: measured whole over sum of the present network, until `calibrated`.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> from convwright.cost import LatencyModel
         >>> model = LatencyModel.of(cw.read("zoo:resnet20"))

@@ -106,7 +106,7 @@ class StageCosts:
         blocks: names of the blocks that may be repeated (or, with -1 copies, be absent), columns of ``copies``.
         side: the spatial size that the network was read with.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> from convwright.cost.stage_costs import StageCosts
         >>> costs = StageCosts.of(cw.read("zoo:resnet20"), ("layer2.1",))

@@ -56,7 +56,7 @@ class RemoveBlock(Edit):
     Attributes:
         target: the block, by the name in ``Architecture.blocks`` or of its module.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> new = arch.apply(cw.RemoveBlock("layer2.1"))
@@ -83,7 +83,7 @@ class AddBlock(Edit):
         copies: how many copies are put behind it.
         approximate: the copies change the function a little; set when the edit is applied.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> arch.apply(cw.AddBlock("layer2.1", copies=2)).changes[0].exact

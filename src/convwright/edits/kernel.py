@@ -37,7 +37,7 @@ class Kernel(Edit):
         target: the convolution.
         size: the new size, for all spatial axes or for each.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> arch.apply(cw.Kernel("layer1.0.conv1", 5)).changes[0].exact

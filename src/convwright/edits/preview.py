@@ -135,7 +135,7 @@ def preview(architecture: Architecture, edits: Plan | Sequence[Edit]) -> tuple[S
     Raises:
         EditError: if an edit is refused, with its number; or if the plan is for another network.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> step, = cw.edits.preview(arch, [cw.Width("layer1.0.conv1", 8)])

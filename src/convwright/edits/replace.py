@@ -34,7 +34,7 @@ class Replace(Edit):
         options: the operator's options, given as keyword arguments.
         approximate: the result differs from the original; set when the edit is applied.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> new = arch.apply(cw.Replace("layer2.1.conv2", "dw_separable"))

@@ -29,7 +29,7 @@ class Resolution(Edit):
     Attributes:
         size: the new height and width, as one number or two (one number per axis for other inputs).
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> new = arch.apply(cw.Resolution(24))

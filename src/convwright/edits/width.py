@@ -42,7 +42,7 @@ class Width(Edit):
         repairs: sizes that modules store beside their tensors and that had to follow, as
             ``{"module.attribute": value}``. Found when the edit is applied; part of the resulting plan.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20")
         >>> new = arch.apply(cw.Width("layer1.0.conv1", 24))

@@ -128,7 +128,7 @@ class ChannelSearch(Scripted):
         BudgetError: No widths meet the limits.
         ConvwrightError: No group can change, no convolution writes or reads one, or an option is wrong.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> search = cw.methods.ChannelSearch(cw.read("zoo:mnist-base"), epochs=2, tune_epochs=1, trials=4)
         >>> (first,) = search.ask()

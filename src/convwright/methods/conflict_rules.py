@@ -39,7 +39,7 @@ def pruned(
         off_by_one: With ``truncate``, as the first version was coded: a block is judged by the one after it, the last
             by the pooled features, whose number is that of all blocks.
 
-    Example:
+    Examples:
         >>> from convwright.methods.conflict_rules import pruned
         >>> [pruned((3, 12, 41, 3), {1, 16, 57}, rule) for rule in ("truncate", "all_groups", "first_group")]
         [(1, 12, 41, 3), (2, 12, 40, 2), (2, 12, 41, 3)]

@@ -93,7 +93,7 @@ class ConflictRemoval(Scripted):
         BudgetError: Even with one block per stage a limit is broken, or latency is limited and nothing estimates it.
         ConvwrightError: An option is out of its range, or the network has no blocks that could be removed.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> method = cw.methods.ConflictRemoval(cw.read("zoo:resnet20"), epochs=12)
         >>> [(c.epochs, c.stop.probe) for c in method.ask()]

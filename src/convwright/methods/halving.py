@@ -61,7 +61,7 @@ def rungs(count: int, budget: int, eta: int = 3, last: int = 3) -> tuple[Rung, .
     Raises:
         ConvwrightError: A number is out of its range, or there is not one epoch.
 
-    Example:
+    Examples:
         >>> [(rung.count, rung.epochs) for rung in rungs(9, 18)], [(r.count, r.epochs) for r in rungs(12, 90)]
         ([(9, 1), (3, 3)], [(12, 2), (4, 6), (2, 18)])
     """
@@ -102,7 +102,7 @@ def survivors(scored: Sequence[Scored], keep: int, most: int | None = None) -> t
         keep: So many of those that have a score.
         most: And so many at most with those after them that are tied with the last of them; None: `keep`.
 
-    Example:
+    Examples:
         >>> survivors([Scored(0.70, 0.01), Scored(0.9, 0.01), Scored(0.69, 0.01)], keep=2, most=3)
         (1, 0, 2)
     """

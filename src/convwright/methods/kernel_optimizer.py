@@ -304,7 +304,7 @@ class KernelOptimizer(OneProposal):
             is, or they limit something else than MACs and parameters.
         ConvwrightError: No convolution could change.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> optimizer = cw.methods.KernelOptimizer(cw.read("zoo:mobilenet-v1"))
         >>> optimizer.kernels.params[1] < 0.35 * optimizer.kernels.params[0]

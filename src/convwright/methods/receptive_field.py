@@ -149,7 +149,7 @@ class ReceptiveFieldOrganizer(OneProposal):
         BudgetError: No distribution keeps the limits, or they limit something else than MACs and parameters.
         ConvwrightError: The network has no stages with units.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> organizer = cw.methods.ReceptiveFieldOrganizer(cw.read("zoo:mobilenet-v1"))
         >>> organizer.organization.before, organizer.organization.after

@@ -58,7 +58,7 @@ class Scaling(Scripted):
         BudgetError: There is nothing to enlarge, or a rule needs a knob that the network does not have.
         ConvwrightError: An option is wrong.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20", "3x32x32")
         >>> limits = cw.parse_budget("macs<=200%").resolve(arch.profile())

@@ -146,7 +146,7 @@ def bundles(
         DataError: activations or labels do not have these shapes and types, or there is no sample.
         ConvwrightError: a setting is missing, negative, or does not fit the mode.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> found = cw.bundles([1.0, 1.0, 2.0], [0, 1, 1], learning_rate=1e-3, batch_size=64, amplitude=1.0)
         >>> found.count, found.conflicting, round(found.entropy, 6)
@@ -198,7 +198,7 @@ class BundleCounter:
     Raises:
         ConvwrightError: a setting is missing, negative, or does not fit the mode.
 
-    Example:
+    Examples:
         >>> import torch
         >>> counter = BundleCounter(mode="exact", name="layer4")
         >>> for batch in (torch.zeros(2, 5), torch.ones(1, 5)):

@@ -49,7 +49,7 @@ def members(arch: Architecture) -> dict[str, tuple[Member, ...]]:
     Returns:
         Group name -> its members in execution order; empty where none could be found.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> from convwright.metrics.quality import members
         >>> [(m.layer, m.mode) for m in members(cw.read("zoo:resnet20"))["layer1.0.conv1"]]

@@ -115,7 +115,7 @@ def channel_quality(weight: Tensor, *, transposed: bool = False, parity: bool = 
     Raises:
         ValueError: the weight has less than two axes, or no entries.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> conv = cw.zoo.create("resnet20").layer1[0].conv1
         >>> cw.channel_quality(conv.weight).output.qc  # before any training

@@ -74,7 +74,7 @@ def evbmf(matrix: Tensor | npt.NDArray[np.floating], *, parity: bool = False) ->
     Raises:
         ValueError: it is no matrix, or an empty one.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import convwright as cw
         >>> draw = np.random.default_rng(0)

@@ -236,7 +236,7 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
     Returns:
         The fields; values are reconstructed, see the module.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> field = cw.receptive_field(cw.read("zoo:mobilenet-v1"))
         >>> field.stages[2].seen

@@ -86,7 +86,7 @@ def advise(arch: Architecture, field: ReceptiveField) -> tuple[Advice, ...]:
         Removals of blocks, then kernels, then layers for which nothing is named, each in execution order. Each
         marked layer stands in exactly one.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> from convwright.runs.advice import advise
         >>> arch = cw.read("zoo:mobilenet-v1")

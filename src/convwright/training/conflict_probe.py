@@ -200,7 +200,7 @@ def conflict_probe(name: str, settings: ConflictSettings | None = None, **change
         settings: What it measures, and when.
         changes: Fields of the settings.
 
-    Example:
+    Examples:
         >>> from convwright.training.conflict_probe import conflict_probe
         >>> conflict_probe("bundles-often", every=10)
     """

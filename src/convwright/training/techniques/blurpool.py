@@ -46,7 +46,7 @@ def blurpool(
     Returns:
         The changed network as `.model`.
 
-    Example:
+    Examples:
         >>> from convwright.training.techniques.blurpool import blurpool
         >>> len(blurpool("zoo:mnist-m3").plan.edits)
         2

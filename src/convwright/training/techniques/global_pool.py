@@ -32,7 +32,7 @@ def global_pool(
     Returns:
         The changed network as `.model`; unchanged where no layer reads a flattened map.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from convwright.training.techniques.global_pool import global_pool
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
