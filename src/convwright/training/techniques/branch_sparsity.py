@@ -31,7 +31,7 @@ def shrink_groups(groups: Iterable[Sequence[Tensor]], threshold: float) -> None:
         groups: The tensors of each group, changed in place.
         threshold: At least 0, per element.
 
-    Example:
+    Examples:
         >>> scale, shift = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
         >>> shrink_groups([(scale, shift)], 0.5)  # the norm is 5, the root of the size 2
         >>> scale.tolist(), [round(value, 3) for value in shift.tolist()]
@@ -57,7 +57,7 @@ def branch_scales(
         network: A network, or its `Architecture`; the parameters are the network's own.
         example_input: As for `read`, where `network` has not been read.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> scales = branch_scales("zoo:resnet20")
         >>> len(scales), [tuple(each.shape) for each in scales["layer3.2"]]

@@ -36,7 +36,7 @@ def depthwise_separable(
     Returns:
         The changed network as `.model`.
 
-    Example:
+    Examples:
         >>> from convwright.training.techniques.depthwise_separable import depthwise_separable
         >>> len(depthwise_separable("zoo:resnet20").plan.edits)
         18

@@ -33,7 +33,7 @@ def progressive_resizing(
     Raises:
         RecipeError: An option is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from convwright.training.techniques.progressive_resizing import progressive_resizing
         >>> batch = torch.zeros(2, 3, 32, 32)

@@ -48,7 +48,7 @@ def squeeze_excite(
     Returns:
         The changed network as `.model`.
 
-    Example:
+    Examples:
         >>> from convwright.training.techniques.squeeze_excite import squeeze_excite
         >>> paper = squeeze_excite("zoo:mnist-m3", latent_channels=2, min_channels=5, bias=False)
         >>> len(paper.plan.edits), paper.changes[0].exact

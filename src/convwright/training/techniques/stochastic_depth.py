@@ -96,7 +96,7 @@ def stochastic_depth(
     Raises:
         RecipeError: The rate is out of its range.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> from convwright.training.techniques.stochastic_depth import stochastic_depth
         >>> arch = cw.read("zoo:resnet20")
