@@ -1,6 +1,6 @@
 """Redesign convolutional networks to a budget, with the trained weights kept and every number proved.
 
-Example:
+Examples:
     >>> import convwright as cw
     >>> arch = cw.read("zoo:resnet20")
     >>> arch.profile().macs
