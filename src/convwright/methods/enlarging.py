@@ -7,14 +7,20 @@ depth, and in resolution, in steps that each spend a part of the MACs. How a ste
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.enlarging_checks import (
+    Transfer,
+    check_counts,
+    check_options,
+    check_quantum,
+    given_limits,
+)
+from convwright.methods.enlarging_scores import mean_of, row, said, score_of, told_of
 from convwright.methods.enlarging_space import EnlargingSpace, Metric
 from convwright.methods.greedy_growth import (
     Growth,
@@ -28,17 +34,23 @@ from convwright.methods.greedy_growth import (
     budgets,
     enlarge,
     level_with_the_best,
+    moves_between,
+    ranked,
     trimmed,
 )
+from convwright.methods.greedy_halving import Halving
 from convwright.methods.method import Candidate, Evidence, Weights, register
 from convwright.methods.phases import Decision
-from convwright.methods.scripted import Script, Scripted
+from convwright.methods.scripted import Batch, Script, Scripted
 from convwright.methods.stage_knobs import Layers, Stages
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
-Transfer = Literal["fresh", "inherit"]
+# Parts of the script that end with an answer.
+Judgements = Generator[Batch, tuple[Evidence, ...], list[Score]]
+Chosen = Generator[Batch, tuple[Evidence, ...], tuple[Step, ...]]
+Refined = Generator[Batch, tuple[Evidence, ...], bool]
 _USUAL_GROWTH = 1.1  # of the budget per step: 20 % in one stage is a violent move
 
 
@@ -107,6 +119,10 @@ class GreedyEnlarging(Scripted):
         merge_equal_resolution: Blocks at one spatial size are one stage, whatever their widths.
         trial_epochs: Epochs of each candidate.
         trial_steps: Most steps of each candidate's training, where an epoch is too long; None: whole epochs.
+        halving: All candidates of a level get one part in so many of their training first, and only the best one in so
+            many, and those equal to them, the whole of it. None: all are trained whole.
+        refine: At most so many rounds at the end in which MACs of the last increment are taken from one place and given
+            to another, as long as that is better by more than the standard error. 0: none.
         rescore: So many further seeds for those candidates of a level that a single training cannot tell apart; they
             are then compared by their means. 0: one training each.
         contenders: At most so many candidates of a level are trained again.
@@ -126,7 +142,7 @@ class GreedyEnlarging(Scripted):
             limited that cannot be followed.
         ConvwrightError: An option is wrong.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:resnet20", "3x32x32")
         >>> limits = cw.parse_budget("macs<=60M").resolve(arch.profile())
@@ -162,6 +178,8 @@ class GreedyEnlarging(Scripted):
         merge_equal_resolution: bool = False,
         trial_epochs: int = 1,
         trial_steps: int | None = None,
+        halving: int | None = None,
+        refine: int = 0,
         rescore: int = 0,
         contenders: int = 3,
         ties: Ties = "cheaper",
@@ -169,11 +187,14 @@ class GreedyEnlarging(Scripted):
         final_tolerance: float = 0.02,
         layers: Layers | None = None,
     ) -> None:
-        _check(weights, pairs, final_tolerance, quantum, divisor)
-        _check_counts(trial_epochs=(trial_epochs, 1), rescore=(rescore, 0), contenders=(contenders, 2))
-        _check_counts(**({"trial_steps": (trial_steps, 1)} if trial_steps is not None else {}))
+        check_counts(trial_epochs=(trial_epochs, 1), refine=(refine, 0))
+        check_counts(rescore=(rescore, 0), contenders=(contenders, 2))
+        check_counts(**({"trial_steps": (trial_steps, 1)} if trial_steps is not None else {}))
+        check_options(weights, pairs, refine, final_tolerance)
+        check_quantum(quantum, divisor)
         self.growth = Growth(tolerance, beam, pairs, span, ties)
-        super().__init__(_given(limits))
+        self.halving = None if halving is None else Halving(halving, trial_epochs, trial_steps, beam)
+        super().__init__(given_limits(limits))
         self.stages = Stages.of(
             arch, quantum=quantum, divisor=divisor, merge_equal_resolution=merge_equal_resolution, layers=layers
         )
@@ -196,7 +217,7 @@ class GreedyEnlarging(Scripted):
         self.epochs, self.tune_epochs, self.seed, self.weights = epochs, tune_epochs, seed, weights
         self.trial_epochs, self.final_tolerance = trial_epochs, final_tolerance
         self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
-        self.rescore, self.contenders = rescore, contenders
+        self.rescore, self.contenders, self.refine = rescore, contenders, refine
         self.untouched = Plan.empty(arch)
         self._found: dict[tuple[int, Point], Evidence] = {}
         self._scores: dict[tuple[int, Point], Score] = {}
@@ -243,21 +264,78 @@ class GreedyEnlarging(Scripted):
                 "enlarging, end", {}, None, "no final network: no candidate came near any budget and was trained"
             )
             return
+        for turn in range(1, self.refine + 1):
+            if not (yield from self._refined(turn, self._best)):
+                break
         yield from self._end(self._best)
 
     def _levels(self) -> Script:
         course = enlarge(self.space, self.levels, self.growth, self._seen)
         pool = next(course, None)
         while pool is not None:
-            evidence = yield tuple(self._candidate(step) for step in pool)
-            for step, found in zip(pool, evidence, strict=True):
-                self._found[step.level, step.point] = found
-                self._scores[step.level, step.point] = _score(found)
-            yield from self._again(pool)
+            scores = yield from self._judgements(self._phase(pool[0].level), pool)
             try:
-                pool = course.send([self._scores[step.level, step.point] for step in pool])
+                pool = course.send(scores)
             except StopIteration:
                 return
+
+    def _judgements(self, phase: str, pool: Sequence[Step]) -> Judgements:
+        """Train candidates; return their scores."""
+        whole = yield from self._first_parts(phase, pool)
+        evidence = (yield tuple(self._candidate(step) for step in whole)) if whole else ()
+        for step, found in zip(whole, evidence, strict=True):
+            self._found[step.level, step.point] = found
+            self._scores[step.level, step.point] = score_of(found)
+        yield from self._again(whole)
+        return [self._scores[step.level, step.point] for step in pool]
+
+    def _first_parts(self, phase: str, pool: Sequence[Step]) -> Chosen:
+        """Train all for a first part; return those that are to be trained whole."""
+        if self.halving is None or not self.halving.helps(len(pool)):
+            return tuple(pool)
+        epochs, recipe = self.halving.first_part
+        evidence = yield tuple(
+            replace(self._candidate(step), epochs=epochs, recipe=recipe, short=True) for step in pool
+        )
+        scores = [replace(score_of(found), times=0) for found in evidence]
+        for step, found, score in zip(pool, evidence, scores, strict=True):
+            self._found[step.level, step.point] = found
+            self._scores[step.level, step.point] = score
+        whole = self.halving.going_on(scores)
+        words = {found.trial: self.space.words(step) for step, found in zip(pool, evidence, strict=True)}
+        told = [f"{words[e.trial]} {told_of(e, s)}" for e, s in zip(evidence, scores, strict=True)]
+        kept = f"{len(whole)} of {len(pool)} get the whole training"
+        self._note(f"{phase}, first part", words, None, f"{kept}: {'; '.join(told)}")
+        return tuple(pool[place] for place in whole)
+
+    def _refined(self, turn: int, present: Step) -> Refined:
+        """Move MACs of the last increment between two knobs; return whether that was better."""
+        number = min(present.level, len(self.levels) - 1)
+        target, increment = self.levels[number], self.levels[number] - self.levels[number - 1]
+        level = len(self.levels) + turn
+        pool = tuple(moves_between(self.space, present, target, increment, self.growth.tolerance, level))
+        pool = tuple(step for step in pool if all(step.point != point for _, point in self._found))
+        phase = f"refine, round {turn} of {self.refine}"
+        if not pool:
+            self._note(phase, {}, None, "no move keeps to the budget that was not tried")
+            return False
+        scores = yield from self._judgements(phase, pool)
+        judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
+        words = {self._found[s.level, s.point].trial: self.space.words(s) for s in judged}
+        before = self._scores[present.level, present.point]
+        best = next(iter(ranked(judged, self.space, self.growth.ties)), present)
+        after = self._scores[best.level, best.point]
+        if not after.times or after.value - before.value <= math.hypot(after.stderr, before.stderr):
+            self._note(
+                phase, words, None, f"none of {len(pool)} moves is better than {said(before)} by more than noise"
+            )
+            return False
+        self._best = best
+        told = Level(level, target, judged, (best,))
+        self._course = (*self._course, self._judged(told, best))
+        trial = self._found[best.level, best.point].trial
+        self._note(phase, words, trial, f"{words[trial]}, {said(after)} against {said(before)}, {self._sizes(best)}")
+        return True
 
     def _again(self, pool: Sequence[Step]) -> Script:
         """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""
@@ -274,11 +352,14 @@ class GreedyEnlarging(Scripted):
         for place, step in enumerate(close):
             key = step.level, step.point
             told = [self._found[key], *evidence[place :: len(close)]]
-            self._scores[key] = _mean([e for e in told if e.usable])
+            self._scores[key] = mean_of([e for e in told if e.usable])
+
+    def _phase(self, number: int) -> str:
+        return f"level {number} of {len(self.levels) - 1}, {human(self.levels[number], self.space.metric)}"
 
     def _seen(self, level: Level) -> None:
         """Note what happened at a level."""
-        phase = f"level {level.number} of {len(self.levels) - 1}, {human(level.budget, self.space.metric)}"
+        phase = self._phase(level.number)
         words = {self._found[s.level, s.point].trial: self.space.words(s) for s in level.judged}
         if not level.kept:
             failed = [self._found[s.level, s.point] for s in level.judged]
@@ -290,11 +371,11 @@ class GreedyEnlarging(Scripted):
         found, score = self._found[best.level, best.point], self._scores[best.level, best.point]
         self._course = (*self._course, self._judged(level, best))
         others = [
-            f"{words[e.trial]} {_said(self._scores[s.level, s.point]) if e.usable else f'failed ({e.message})'}"
+            f"{words[e.trial]} {told_of(e, self._scores[s.level, s.point])}"
             for s in level.judged
             if (e := self._found[s.level, s.point]) is not found
         ]
-        told = f"{words[found.trial]}, {_said(score)} ± {score.stderr:.2%}, {self._sizes(best)}"
+        told = f"{words[found.trial]}, {said(score)} ± {score.stderr:.2%}, {self._sizes(best)}"
         against = f", against {'; '.join(others)}" if others else ""
         self._note(phase, words, found.trial, told + against)
 
@@ -337,7 +418,7 @@ class GreedyEnlarging(Scripted):
     def _sizes(self, step: Step) -> str:
         widths, depths, side = self.space.parts(step.point)
         cost = human(step.cost, self.space.metric)
-        return f"widths {_row(widths)}, depths {_row(depths)}, {side} pixels, {cost} {self.space.metric}"
+        return f"widths {row(widths)}, depths {row(depths)}, {side} pixels, {cost} {self.space.metric}"
 
     def _end(self, best: Step) -> Script:
         """Trim the last network to the limit, and train it, and the untouched one beside it."""
@@ -405,53 +486,3 @@ class GreedyEnlarging(Scripted):
         kept = [e for e in before.edits if not isinstance(e, Width)]
         plan = self.untouched.with_edits(*widths, *kept, *added)
         return Candidate(plan, parent, epochs, self.seed, weights="net2wider")
-
-
-# ------------------------------------------------------------------ checks and words
-
-
-def _score(evidence: Evidence) -> Score:
-    return Score(evidence.score, evidence.stderr) if evidence.usable else Score(float("nan"))
-
-
-def _mean(told: Sequence[Evidence]) -> Score:
-    """Return the mean of repeated trainings; its error falls with their number, as they share the images judged on."""
-    count = len(told)
-    error = statistics.fmean(e.stderr for e in told) / math.sqrt(count)
-    return Score(statistics.fmean(e.score for e in told), error, count)
-
-
-def _said(score: Score) -> str:
-    return f"{score.value:.2%}{f' ({score.times} seeds)' if score.times > 1 else ''}"
-
-
-def _row(numbers: Sequence[int]) -> str:
-    return ",".join(map(str, numbers))
-
-
-def _given(limits: Limits | None) -> Limits:
-    if limits is None or not limits.limits:
-        raise BudgetError('method greedy enlarges a network to a budget; give one above its present cost: "macs<=200%"')
-    return limits
-
-
-def _check_counts(**counts: tuple[int, int]) -> None:
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
-
-
-def _check(weights: str, pairs: str, final_tolerance: float, quantum: int | None, divisor: int) -> None:
-    if weights not in get_args(Transfer):
-        raise ConvwrightError(f"weights={weights!r} is unknown to greedy; give {', '.join(get_args(Transfer))}")
-    if weights == "inherit" and pairs != "none":
-        raise ConvwrightError(
-            f"pairs={pairs!r} changes widths and depths at once, and weights cannot follow that: use fresh"
-        )
-    if not 0 < final_tolerance < 1:
-        raise ConvwrightError(f"final_tolerance={final_tolerance!r} must lie between 0 and 1")
-    if quantum is not None and divisor > 1 and quantum % divisor:
-        raise ConvwrightError(
-            f"quantum={quantum} is no multiple of divisor={divisor}, so stages would have widths that break it; "
-            f"give a multiple of {divisor}"
-        )

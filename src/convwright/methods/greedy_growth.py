@@ -120,7 +120,7 @@ class Score:
     Attributes:
         value: the mean over all times that it was judged.
         stderr: standard error of `value`.
-        times: how often it was judged.
+        times: how often it was judged; 0: only after a first part of its training.
     """
 
     value: float
@@ -416,6 +416,35 @@ def _swapped(space: Space, point: Point, target: int, knobs: Sequence[int]) -> I
             found = None if found is None else _turned(space, found, two, 1)
             if found is not None and space.cost(point) < space.cost(found) <= target and space.allows(found):
                 yield found
+
+
+def moves_between(space: Space, step: Step, target: int, share: int, tolerance: float, level: int) -> Iterator[Step]:
+    """Yield what taking a share of the cost from one knob and giving it to another leads to.
+
+    Args:
+        space: the space.
+        step: where it starts.
+        target: the most that a point may cost.
+        share: what is taken: the knob is lowered to the point nearest in cost, not below the space's start.
+        tolerance: a point costs at least 1 - `tolerance` of the target.
+        level: of the yielded steps.
+    """
+    for giver, taker in itertools.permutations(range(len(space.knobs)), 2):
+        lower = _lowered(space, step.point, giver, space.cost(step.point) - share)
+        point = None if lower is None else nearest(space, lower, taker, target, below=True)
+        if point is not None and (1 - tolerance) * target <= space.cost(point) and space.allows(point):
+            yield Step(point, level, space.cost(point), (giver, taker), step)
+
+
+def _lowered(space: Space, point: Point, knob: int, cost: int) -> Point | None:
+    """Return the point nearest to a cost that lowering a knob leads to; None if it cannot be lowered."""
+    found = _turned(space, point, knob, -1)
+    while found is not None and space.cost(found) > cost:
+        further = _turned(space, found, knob, -1)
+        if further is None or abs(space.cost(further) - cost) > abs(space.cost(found) - cost):
+            break
+        found = further
+    return found
 
 
 def _turned(space: Space, point: Point, knob: int, by: int) -> Point | None:

@@ -115,7 +115,8 @@ def _words(candidate: Candidate) -> str:
     carried = f" ({candidate.weights} weights)" if candidate.weights != "inherit" else ""
     recipe = f", with {json.dumps(dict(candidate.recipe))}" if candidate.recipe else ""
     images = " of the proxy" if candidate.images == "proxy" else ""
-    return f"{what}{origin}{carried}, {epochs}{images}{recipe}"
+    short = " (first part)" if candidate.short else ""
+    return f"{what}{origin}{carried}, {epochs}{images}{recipe}{short}"
 
 
 def _outcome(evidence: Evidence) -> str:

@@ -98,13 +98,23 @@ class Storage:
         with self.named():
             return self.study.user_attrs
 
-    def tell(self, number: int, score: float | None) -> None:
-        """Finish a trial; None: it failed."""
+    def tell(self, number: int, score: float | None, *, pruned: bool = False) -> None:
+        """Finish a trial.
+
+        Args:
+            number: The trial.
+            score: What it was found to be worth; None: it failed.
+            pruned: Whether it was only the first part of a training: the score is not to be compared with others'.
+        """
         from optuna.trial import TrialState
 
         with self.named():
             if score is None:
                 self.study.tell(number, state=TrialState.FAIL)
+            elif pruned:
+                trial = self.study.get_trials(deepcopy=False)[number]
+                self.storage.set_trial_intermediate_value(trial._trial_id, 1, score)
+                self.study.tell(number, state=TrialState.PRUNED)
             else:
                 self.study.tell(number, score)
 

@@ -223,7 +223,8 @@ class Study:
         self._told(evidence)
 
     def _told(self, evidence: Evidence) -> None:
-        self._storage.tell(self._courses.record(evidence.trial), evidence.score if evidence.usable else None)
+        score = evidence.score if evidence.usable else None
+        self._storage.tell(self._courses.record(evidence.trial), score, pruned=evidence.candidate.short)
         for file in self.trial_folder(evidence.trial).glob("checkpoint*"):
             file.unlink()
 
