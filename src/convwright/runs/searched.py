@@ -269,20 +269,10 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
     with Study(folder, question.asked(), lambda: _settled(arch, data, recipe), resume=resume) as study:
         evaluator = Evaluator(arch, data, recipe.updated(**study.settled), study, progress=False)
         trials = search(method, study, evaluator)
-        if method.found is not None:
-            _keep_weights(evaluator, method.found, trials, folder)
     if method.found is None:
         why = why_none(getattr(method, "log", ()), trials)
         raise RecipeError(f"search {folder.name} ended without a result: it asked for no final network{why}")
     write_json(folder / "result.json", _result(question, method, trials, evaluator.recipe, len(data.train)))
-
-
-def _keep_weights(evaluator: Evaluator, found: Candidate, trials: Sequence[Evidence], folder: Path) -> None:
-    """Save what the found network inherits from its parent, for rows whose training goes on from there."""
-    if found.parent is None or found.weights != "inherit":
-        return
-    network = evaluator.build(found, {trial.trial: trial.candidate for trial in trials})
-    save_weights(network.model, folder / FOUND)
 
 
 def why_none(log: Sequence[str], trials: Sequence[Evidence]) -> str:
