@@ -126,6 +126,16 @@ def test_rules_agree_where_conflicts_are_a_step_in_depth():
         assert pruned(PUBLISHED, bad, "truncate", least=0) == pruned(PUBLISHED, bad, "first_group", least=0)
 
 
+def test_a_group_at_its_guard_does_not_keep_the_others_from_losing_blocks(arch):
+    """Found on a network of 120 layers: its second stage was down to one block, which conflicted, and all ended there."""
+    assert pruned((3, 1, 1, 3), {3, 4, 6, 7}, "first_group") == (3, 1, 1, 1)
+    assert pruned((3, 2, 1, 3), {3, 4, 6, 7}, "first_group", least=(1, 2, 1, 1)) == (3, 2, 1, 1)
+    assert pruned((2, 1, 4), {2, 3, 5}, "truncate") == (2, 1, 1)
+    groups = BlockGroups.of(arch)
+    gone = ("layer2.1", "layer2.2")
+    assert groups.cut(gone, {"layer2.0", "layer3.1"}, "first_group", exact=False) == (("layer3.1",), "")
+
+
 def test_groups_of_a_network(arch, plain):
     groups = BlockGroups.of(arch)
     assert [len(stage) for stage in groups.stages] == [3, 3, 3]

@@ -24,7 +24,7 @@ def pruned(
     conflicting: Collection[int],
     rule: PruneRule = "first_group",
     *,
-    least: int = 1,
+    least: int | Sequence[int] = 1,
     off_by_one: bool = False,
 ) -> tuple[int, ...]:
     """Return how many blocks each group keeps.
@@ -34,8 +34,8 @@ def pruned(
         conflicting: Numbers of those that conflict, from 0, counted through all groups.
         rule: ``truncate``: the group of the first conflicting block ends before it (the first version, as meant);
             ``all_groups``: each group keeps as many as do not conflict (the second); ``first_group``: the first group
-            that has a conflict does, the others stay (the third).
-        least: A group keeps so many at least. The published code has no such guard: 0.
+            that has a conflict does, the others stay (the third). With a guard, the first group that can lose one.
+        least: A group keeps so many at least; one number, or one per group. The published code has no such guard: 0.
         off_by_one: With ``truncate``, as the first version was coded: a block is judged by the one after it, the last
             by the pooled features, whose number is that of all blocks.
 
@@ -46,13 +46,15 @@ def pruned(
     """
     bad = {n - 1 for n in conflicting} if off_by_one else set(conflicting)
     kept, start, changed = list(groups), 0, False
-    for number, size in enumerate(groups):
+    floors = [least] * len(groups) if isinstance(least, int) else least
+    for number, (size, floor) in enumerate(zip(groups, floors, strict=True)):
         hit = [n - start for n in range(start, start + size) if n in bad]
         start += size
         if hit and not changed:
             new = hit[0] if rule == "truncate" else size - len(hit)
-            kept[number] = max(new, min(least, size))
-            changed = rule != "all_groups"
+            kept[number] = max(new, min(floor, size))
+            # A group that is down to its guard must not keep the others from losing what conflicts in them.
+            changed = rule != "all_groups" and kept[number] < size
     return tuple(kept)
 
 
@@ -105,7 +107,8 @@ class BlockGroups:
         """
         stages, out, remarks = self.left(gone), [], []
         numbers = {n for n, name in enumerate(n for stage in stages for n in stage) if name in set(conflicting)}
-        counts = pruned([len(stage) for stage in stages], numbers, rule)
+        least = [max(1, sum(name in self.fixed for name in stage)) for stage in stages]
+        counts = pruned([len(stage) for stage in stages], numbers, rule, least=least)
         for stage, count in zip(stages, counts, strict=True):
             excess = len(stage) - count
             free = [name for name in stage if name not in self.fixed]
