@@ -20,7 +20,7 @@ from convwright.runs.conflict_facts import LayerConflicts, at
 from convwright.runs.experiments import EXPERIMENTS, conflicts_boundary, conflicts_lesion, conflicts_tune
 from convwright.runs.lesion import Lesions
 from convwright.runs.removal_study import RemovalStudy, flags_of, most, parts
-from convwright.runs.searched import _UpToTheEnd
+from convwright.runs.searched import UpToTheEnd
 from convwright.training import ArrayImages, ImageData, Metrics, Recipe
 from convwright.training.techniques.stochastic_depth import StochasticDepth
 
@@ -373,7 +373,7 @@ def test_a_search_that_has_trained_its_result_already():
         def tell(self, evidence):
             self.told.append(evidence)
 
-    method = _UpToTheEnd(Removal())
+    method = UpToTheEnd(Removal())
     while batch := method.ask():
         method.tell(Evidence(batch[0], len(method.method.told), 0.5, 0.1, {}))
     assert method.found.seed == 5  # what was only looked at is no result

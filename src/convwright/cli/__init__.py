@@ -335,7 +335,9 @@ def reproduce(
     name: Annotated[str | None, typer.Argument(help="The experiment; without it, all are listed.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes: few epochs, to see that all works.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The paper's own size.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="A row; may be given several times.", metavar="ROW")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A row, or a pattern ('a-*'); may be given several times.", metavar="ROW")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="At most so many trainings per row.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/reproduce/NAME[-quick|-full].")] = None,
     jobs: Jobs = 1,

@@ -47,11 +47,15 @@ class Form:
         options: Arguments of the builder.
         edits: What is done to the result.
         searches: Folders of the searches that this rests upon; another one that led here would do as well.
+        weights: The file that the network's training begins with, in the folder of a search; None: drawn weights.
+        epochs: Of that training; None: as the recipe says.
     """
 
     options: Mapping[str, Any]
     edits: tuple[Edit, ...] = ()
     searches: tuple[Path, ...] = ()
+    weights: Path | None = None
+    epochs: int | None = None
 
     @property
     def resolution(self) -> tuple[int, int] | None:
@@ -64,7 +68,11 @@ class Form:
 
     def as_dict(self) -> dict[str, Any]:
         """Return how the network is made, as plain JSON values; equal for equal networks."""
-        return {"options": plain(dict(self.options)), "edits": plain([edit.to_dict() for edit in self.edits])}
+        # What only some forms have is left out of the others, so that what was recorded before stays the same.
+        begun = {"weights": f"{self.weights.parent.name}/{self.weights.name}"} if self.weights is not None else {}
+        trained = {"epochs": self.epochs} if self.epochs is not None else {}
+        made_by = {"options": plain(dict(self.options)), "edits": plain([edit.to_dict() for edit in self.edits])}
+        return {**made_by, **begun, **trained}
 
     def joined(self, edits: tuple[Edit, ...], *searches: Path) -> Form:
         """Return the form with more edits; of two widths of one group the later one counts."""

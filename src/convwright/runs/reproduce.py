@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def reproduce(
         data_dir: As for `load_data`.
         jobs: Trainings side by side, each in a process of its own.
         threads: Threads of each training; None: torch's own number divided by `jobs`.
-        only: Names of rows; none: all.
+        only: Names of rows, or patterns such as ``resnet50-*``; none: all.
         seeds: At most so many seeds per row; None: as many as the row has.
         say: Called with lines for a person.
         command: How this was called; recorded.
@@ -129,10 +130,10 @@ def _chosen(found: Experiment, size: Size, only: Sequence[str]) -> tuple[Row, ..
     rows = found.rows(size)
     known = [row.name for row in rows]
     for name in only:
-        if name not in known:
+        if not any(fnmatchcase(row, name) for row in known):
             hint = did_you_mean(name, known)
             raise RunError(f"{found.name} has no row {name!r}.{hint} Its rows are {', '.join(known)}")
-    return tuple(row for row in rows if not only or row.name in only)
+    return tuple(row for row in rows if not only or any(fnmatchcase(row.name, name) for name in only))
 
 
 def _check_counts(**counts: int | None) -> None:

@@ -13,7 +13,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -137,13 +137,14 @@ def carry_out(job: Job) -> dict[str, Any]:
     """
     if job.row.recipe is None:
         return _counted(job)
-    resumed = _prepared(job)
+    resumed, question = _prepared(job), asked(job)
     data = _data(job)
     form = _settled(job, data.shape)
     if (twin := _twin(job, form)) is not None:
         return _taken_over(job, form, twin)
     model = _model(job, form, data)
     data = _at(form, data)
+    job = replace(job, row=_as_long(job.row, form))
     known = _facts(model, data)  # before the training: what cannot be told must not cost one
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -153,7 +154,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         "format": ROW_FORMAT,
         "row": job.row.name,
         "seed": job.seed,
-        "asked": asked(job),
+        "asked": question,
         **_form(job.row, form),
         **_costs(trained.model, data),
         "facts": known,
@@ -289,7 +290,8 @@ def judge(job: Job) -> dict[str, Any]:
         data = _data(job)
         form = _settled(job, data.shape)
         model = _model(job, form, data)
-        content = {**content, "test": judged(_trained(job, model, _at(form, data), test=True).test)}
+        as_long = replace(job, row=_as_long(job.row, form))
+        content = {**content, "test": judged(_trained(as_long, model, _at(form, data), test=True).test)}
         write_json(job.folder / "result.json", content)
     return content
 
@@ -314,11 +316,19 @@ def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> T
         return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test, probes=job.row.probes)
 
 
+def _as_long(row: Row, form: Form) -> Row:
+    """Return a row with the epochs that its designs decided on, if they did."""
+    if form.epochs is None or row.recipe is None:
+        return row
+    return replace(row, recipe=row.recipe.updated(epochs=form.epochs))
+
+
 def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
     """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
     model = made(job.row.model, form, data.shape, job.seed, job.row.fresh)
-    if job.weights is not None:
-        load_weights(model, job.weights)
+    weights = job.weights or form.weights
+    if weights is not None:
+        load_weights(model, weights)
     return model
 
 

@@ -3,6 +3,7 @@
 Layout of the folder of one search, beside the rows of its experiment::
 
     searches/NETWORK-METHOD-DIGEST/   run.json, run.db and trials, as in any run directory; see `convwright.runs.study`
+    searches/.../found.safetensors    the found network with its inherited weights, where it inherits any
     searches/.../result.json          what it found and what that cost, once it is finished
 
 The digest is of everything that the search depends on, so that rows with the same question share the answer: who comes
@@ -27,7 +28,7 @@ from convwright.errors import RecipeError, RunError
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.runs.designs import SEARCH_FORMAT, Form, Setting, limits_of, opened, plain
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.files import digest, read_json, write_json
+from convwright.runs.files import digest, read_json, save_weights, write_json
 from convwright.runs.machine import machine, versions
 from convwright.runs.search import search
 from convwright.runs.study import Study
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from convwright.training import ImageData
 
 Transfer = Literal["svd", "net2wider", "fresh"]
+FOUND = "found.safetensors"  # the weights that a found network inherits, where it does
 _DIGITS = 5  # of recorded qualities and scores
 
 
@@ -73,12 +75,12 @@ class Searched:
         """
         question = Question(self, model, form, setting)
         folder = question.answered(lambda arch, limits: self.method_for(arch, limits))
-        return form.joined(_edits(read_json(folder / "result.json", SEARCH_FORMAT)["edits"]), folder)
+        return form.joined(edits_of_record(read_json(folder / "result.json", SEARCH_FORMAT)["edits"]), folder)
 
     def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
         """Return the method that searches, without its last batch."""
         make: Any = method_named(self.method)
-        return _UpToTheEnd(make(arch, limits, **{"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}))
+        return UpToTheEnd(make(arch, limits, **{"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}))
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Walked:
         first = Question(self.search, model, form, setting)
         folder = first.answered(lambda arch, limits: self.search.method_for(arch, limits))
         steps = read_json(folder / "result.json", SEARCH_FORMAT)["trials"]
-        tried = [_edits(step["edits"]) for step in steps]
+        tried = [edits_of_record(step["edits"]) for step in steps]
         walk = Question(self, model, form, setting)
         epochs = [int(step["epochs"]) for step in steps]
         folder = walk.answered(lambda arch, limits: _Walk(arch, tried, epochs, self.weights, self.search.seed))
@@ -110,7 +112,7 @@ class Walked:
 # ------------------------------------------------------------------ methods
 
 
-class _UpToTheEnd:
+class UpToTheEnd:
     """A method without its last batch, in which the result is trained beside the untouched network."""
 
     def __init__(self, method: Method) -> None:
@@ -245,14 +247,14 @@ class Question:
             make: Returns the method, from the network and the limits.
         """
         folder = self.folder
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):
             if not (folder / "result.json").is_file():
                 _carry_out(self, make, folder)
         return folder
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait for the process that is at this search; the lock of one that was killed is free."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -269,10 +271,20 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
     with Study(folder, question.asked(), lambda: _settled(arch, data, recipe), resume=resume) as study:
         evaluator = Evaluator(arch, data, recipe.updated(**study.settled), study, progress=False)
         trials = search(method, study, evaluator)
+        if method.found is not None:
+            _keep_weights(evaluator, method.found, trials, folder)
     if method.found is None:
         why = why_none(getattr(method, "log", ()), trials)
         raise RecipeError(f"search {folder.name} ended without a result: it asked for no final network{why}")
     write_json(folder / "result.json", _result(question, method, trials, evaluator.recipe, len(data.train)))
+
+
+def _keep_weights(evaluator: Evaluator, found: Candidate, trials: Sequence[Evidence], folder: Path) -> None:
+    """Save what the found network inherits from its parent, for rows whose training goes on from there."""
+    if found.parent is None or found.weights != "inherit":
+        return
+    network = evaluator.build(found, {trial.trial: trial.candidate for trial in trials})
+    save_weights(network.model, folder / FOUND)
 
 
 def why_none(log: Sequence[str], trials: Sequence[Evidence]) -> str:
@@ -361,5 +373,6 @@ def _rounded(value: Any) -> Any:
     return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _edits(values: Sequence[Mapping[str, Any]]) -> tuple[Edit, ...]:
+def edits_of_record(values: Sequence[Mapping[str, Any]]) -> tuple[Edit, ...]:
+    """Return the edits that a search recorded."""
     return tuple(edits_of([dict(value) for value in values], "a recorded search"))

@@ -14,6 +14,7 @@ from convwright.runs.experiments import (
     mnist_phases,
     mnist_small,
     receptive_field,
+    rivals,
     technique_tables,
 )
 from convwright.runs.experiments.experiment import (
@@ -47,5 +48,6 @@ __all__ = [
     "mnist_phases",
     "mnist_small",
     "receptive_field",
+    "rivals",
     "technique_tables",
 ]

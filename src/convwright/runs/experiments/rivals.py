@@ -1,0 +1,217 @@
+"""``rivals``: method auto beside each method alone and beside other tools, at one budget and one total of compute.
+
+What is equal. Every row of a table is within the same budget of MACs, is trained by the same recipe, and sees the same
+number of images times MACs of its networks, search and final training together (`Rest`): a row that searches less
+trains longer. The total is what method auto is planned to spend: a first training of the untouched network, its search
+and a final training. Rows that keep trained weights begin with the first training, which counts; the others begin with
+new weights and save it. Searches are carried out once: the seeds are those of the final trainings, so the deviation
+does not say how much another search would have found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convwright.runs.designs import Design, OptimizedKernels
+from convwright.runs.experiments.cifar_small import cifar_recipe
+from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of
+from convwright.runs.experiments.rivals_designs import Kept, Latency, Phases, Rest, Units
+from convwright.runs.experiments.rivals_pruning import Pruned
+from convwright.runs.experiments.rivals_tables import conclude
+from convwright.runs.experiments.rivals_tpe import Tpe
+from convwright.runs.searched import Searched
+from convwright.runs.width_designs import Uniform
+from convwright.training import Recipe
+
+PERCENTS = (50, 25)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A network to be made smaller.
+
+    Attributes:
+        model: Its name.
+        options: Of its builder, at each size.
+        data: What it is trained on, at each size.
+        shapes: (c, h, w) of the images, at each size.
+        precision: In which it is faster on the processors at hand.
+        without: Rows that say nothing here.
+    """
+
+    model: str
+    options: Mapping[Size, Mapping[str, Any]]
+    data: Mapping[Size, str]
+    shapes: Mapping[Size, tuple[int, int, int]]
+    precision: str
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long is trained at a size.
+
+    Attributes:
+        first: Epochs of the first training of the untouched network.
+        search: Epochs of all candidates of a search, each about as large as the budget.
+        trial: Epochs of a trial, where all are equally long.
+        final: Epochs of the final training that the total is planned for.
+        held: Share of the training images that searches are judged on, and do not train on.
+        seconds: How long a latency is measured.
+        percents: Budgets, in percent of the MACs.
+    """
+
+    first: int
+    search: int
+    trial: int
+    final: int
+    held: float
+    seconds: float
+    percents: tuple[int, ...] = PERCENTS
+
+    def total(self, percent: int) -> int:
+        """Return what each row may spend, in whole epochs of the untouched network over all training images."""
+        share = percent / 100
+        return math.ceil((1 - self.held) * (self.first + self.search * share) + self.final * share - 1e-9)
+
+    @property
+    def trials(self) -> int:
+        """How many trials a search of equally long ones has."""
+        return self.search // self.trial
+
+
+COURSES: Mapping[Size, Course] = {
+    "quick": Course(1, 3, 1, 1, 0.2, 0.1, (50,)),
+    "standard": Course(3, 20, 1, 4, 0.1, 2.0),
+    "full": Course(60, 400, 10, 80, 0.1, 6.0),
+}
+
+_QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
+_MINI, _GREY, _COLOUR = "fashion-mini", (1, 28, 28), (3, 32, 32)
+BASES: Mapping[str, Base] = {
+    "resnet": Base(
+        "zoo:resnet20",
+        {"quick": _QUICK, "standard": {"width": 0.5}, "full": {}},
+        {"quick": _MINI, "standard": "cifar10", "full": "cifar10"},
+        {"quick": _GREY, "standard": _COLOUR, "full": _COLOUR},
+        "bf16",
+    ),
+    # At standard size its many small layers cost more time than their MACs say: a narrow one, on smaller maps.
+    "mobilenet": Base(
+        "zoo:mobilenet-v2",
+        {
+            "standard": {"width": 0.25, "depths": [1, 1, 2, 2, 1, 1, 1], "stem_stride": 2},
+            "full": {},
+        },
+        {"standard": "cifar10", "full": "cifar10"},
+        {"standard": _COLOUR, "full": _COLOUR},
+        "fp32",
+    ),
+    "fashion": Base(
+        "zoo:resnet20",
+        {"standard": {"width": 0.5, "in_channels": 1}, "full": {"in_channels": 1}},
+        {"standard": "fashion-mnist", "full": "fashion-mnist"},
+        {"standard": _GREY, "full": _GREY},
+        "bf16",
+    ),
+}
+
+
+def recipe_of(base: Base, epochs: int) -> Recipe:
+    """Return the recipe of all trainings; only their length differs."""
+    return cifar_recipe(epochs, precision=base.precision)
+
+
+def trial_recipe(base: Base, course: Course) -> dict[str, Any]:
+    """Return the fields of the recipe of a search's trainings; a part of the images is held out."""
+    fields: dict[str, Any] = recipe_of(base, 1).model_dump(mode="json", exclude_unset=True)
+    del fields["epochs"]  # each trial says itself how long it is
+    return {**fields, "val_fraction": course.held}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A row to be: its name, what decides its network, and a note."""
+
+    kind: str
+    design: tuple[Design, ...]
+    note: str
+
+
+def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
+    """Yield the rows of one base and budget; what spends the rest comes later."""
+    budget, recipe, first = f"macs<={percent}%", trial_recipe(base, course), course.first
+    equal: dict[str, Any] = {"trials": course.trials, "trial_epochs": course.trial}
+    to_budget = Uniform(budget)
+
+    def search(method: str, within: str = budget, **options: Any) -> Searched:
+        return Searched(method, options, within, recipe)
+
+    yield _Made("auto", (Kept(search("auto", epochs=first, search_epochs=course.search)),), "all methods' proposals")
+    response = search("channel-search", rule="response", **equal)
+    yield _Made("channel-search", (response,), "rule response: trials from new weights")
+    greedy = search("greedy", trial_epochs=course.trial, weights="fresh", **GREEDY[course.search])
+    yield _Made("greedy", (Uniform(f"macs<={percent / 2:g}%"), greedy), "half the budget by one ratio, then enlarged")
+    phased = Phases(budget=budget, recipe=recipe, options={"epochs": first, "tune_epochs": course.trial})
+    yield _Made("phased", (Kept(phased),), "the phases, without techniques")
+    conflicts = search("conflicts", within="", epochs=first)
+    yield _Made("conflicts", (conflicts, to_budget), "blocks in conflict removed; then one ratio for all widths")
+    yield _Made("receptive-field", (Units(), to_budget), "units moved between stages; then one ratio")
+    yield _Made("kernel", (OptimizedKernels(budget=budget), to_budget), "cheaper operators; then one ratio")
+    one_ratio = search("uniform", epochs=first)
+    yield _Made("uniform", (Kept(one_ratio),), "one ratio for all widths, trained weights kept")
+    yield _Made("uniform-new", (to_budget,), "one ratio for all widths, from new weights")
+    for importance, words in (("magnitude", "L1 norm of filters"), ("group-norm", "L2 norm of groups")):
+        pruned = Pruned(
+            first=one_ratio, budget=budget, recipe=recipe, importance=importance, epochs=course.trial  # type: ignore[arg-type]
+        )  # fmt: skip
+        yield _Made(f"torch-pruning-{importance}", (pruned,), f"{words}, in {pruned.steps} steps, fine-tuned")
+    tpe = Tpe(budget=budget, recipe=recipe, options=equal)
+    yield _Made("tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights")
+
+
+# Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
+GREEDY: Mapping[int, Mapping[str, Any]] = {
+    3: {"steps": 1, "tolerance": 0.5, "width_growth": 2.0, "resolution_step": 4},
+    20: {"steps": 3, "tolerance": 0.2, "width_growth": 2.0, "resolution_step": 4},
+    400: {"steps": 6, "tolerance": 0.1, "width_growth": 2.0, "resolution_step": 4},
+}
+
+
+@experiment(
+    "rivals",
+    title="Method auto, each method alone and other tools at 50 % and 25 % of the MACs, at equal total compute",
+    source="a comparison of ours: no paper has these rows; torch-pruning 1.6 and Optuna as published",
+    conclude=conclude,
+)
+def rivals(size: Size) -> tuple[Row, ...]:
+    """Return per network and budget the untouched network and what each method and tool makes of it."""
+    course = COURSES[size]
+    return tuple(
+        row
+        for name, base in BASES.items()
+        if size in base.options
+        for percent in course.percents
+        for row in rows_of(name, base, size, course, percent)
+    )
+
+
+def rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
+    """Yield the rows of one network and budget, the two untouched ones first."""
+    options, total = base.options[size], course.total(percent)
+    study = Latency(base.model, options, base.shapes[size], course.seconds)
+    start = Row(
+        "", base.model, base.data[size], recipe_of(base, 1), seeds_of(size), options, fresh=True, study=study
+    )  # fmt: skip
+    table = f"{name}{percent}"
+    long = f"{table}-baseline-long"
+    words = f"untouched, {course.first} epochs"
+    yield replace(start, name=f"{table}-baseline", design=(Rest(course.first),), note=words, control=long)
+    yield replace(start, name=long, design=(Rest(total),), note="untouched, with all the compute")
+    for made in _made(base, course, percent):
+        if made.kind not in base.without:
+            design = (*made.design, Rest(total))
+            yield replace(start, name=f"{table}-{made.kind}", design=design, note=made.note, control=f"{table}-auto")

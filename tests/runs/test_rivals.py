@@ -1,0 +1,317 @@
+"""Method auto beside its rivals: all rows of a table within one budget, at one total of compute."""
+
+import dataclasses
+import json
+import re
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convwright.architecture import read
+from convwright.cost import count_by_torch
+from convwright.cost.budget import parse_budget
+from convwright.edits import Plan, RemoveBlock
+from convwright.errors import ConvwrightError
+from convwright.methods import Candidate, Evidence
+from convwright.runs.designs import Form, Setting, made, opened
+from convwright.runs.experiments import EXPERIMENTS, rivals
+from convwright.runs.experiments.rivals_designs import Kept, Latency, Phases, Rest, WithoutBaselines
+from convwright.runs.experiments.rivals_pruning import Pruned, narrowed, widths_of
+from convwright.runs.experiments.rivals_tables import clear, compute, conclude, verdict
+from convwright.runs.experiments.rivals_tpe import TpeSearch
+from convwright.runs.reproduce import reproduce
+from convwright.runs.searched import FOUND, Question, Searched
+from convwright.training.resized import resized_data
+
+OPTIONS = {"widths": [5, 7, 11], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}
+SHAPE = (1, 8, 8)
+TRAINED = ("baseline", "baseline-long", "auto", "uniform", "torch-pruning-group-norm")
+
+
+@pytest.fixture
+def small(monkeypatch, pictures):
+    """Make the quick size of the experiment one tiny network on a few pictures."""
+    base = rivals.Base("zoo:resnet20", {"quick": OPTIONS}, {"quick": pictures}, {"quick": SHAPE}, "fp32")
+    monkeypatch.setattr(rivals, "BASES", {"tiny": base})
+    monkeypatch.setitem(rivals.COURSES, "quick", dataclasses.replace(rivals.COURSES["quick"], seconds=0.02))
+    return base
+
+
+def run(*only, **options):
+    content = reproduce(
+        "rivals", Path("a"), size="quick", only=only, threads=1, **{"say": lambda text: None, **options}
+    )
+    return content, {row["name"].partition("-")[2]: row for row in content["rows"] if row["seeds"]}
+
+
+def test_every_row_keeps_the_budget_and_the_compute(small):
+    content, rows = run(*(f"tiny50-{kind}" for kind in TRAINED))
+    assert set(rows) == set(TRAINED)
+    untouched = rows["baseline"]["macs"]
+    total = rivals.COURSES["quick"].total(50)
+    for kind, row in rows.items():
+        spent = compute(row)
+        own = row["macs"] / untouched
+        if kind == "baseline":
+            assert spent["total"] == rivals.COURSES["quick"].first
+            continue
+        assert spent["total"] <= total + 1e-9 or row["form"]["epochs"] == 1, kind
+        assert spent["total"] > total - own - 1e-9, kind  # not one more epoch would fit
+        assert (spent["search"] > 0) == (kind not in ("baseline-long",)), kind
+        if kind != "baseline-long":
+            assert 0.25 < own <= 0.5, kind
+        assert row["studies"][0]["ratio"] > 0
+    kept = {kind for kind, row in rows.items() if "weights" in row["form"]}
+    assert kept == {"auto", "uniform", "torch-pruning-group-norm"}
+    assert len(rows["torch-pruning-group-norm"]["searches"]) == 2  # the first training is uniform's
+    assert rows["torch-pruning-group-norm"]["searches"][0] == rows["uniform"]["searches"][0]
+    (table,) = content["conclusion"]["tables"]
+    assert [len(row) for row in table["rows"]] == [len(table["columns"])] * len(TRAINED)
+    assert content["conclusion"]["values"]["tiny50"]["auto_above_every_row"] is False  # one seed proves nothing
+    xml.etree.ElementTree.fromstring(Path("a/rivals-tiny.svg").read_text())
+    json.dumps(content, allow_nan=False)
+    said = []
+    again, _ = run("tiny50-baseline*", say=said.append)
+    assert len(said) == 1  # that both are finished: nothing is done twice
+    assert again["rows"] == content["rows"]
+
+
+def test_a_row_goes_on_from_the_weights_of_its_search(small, plain):
+    fields = {**rivals.trial_recipe(small, rivals.COURSES["quick"]), "batch_size": 32}
+    setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
+    phased = Kept(Phases(budget="macs<=50%", recipe=fields)).settle(small.model, setting.start, setting)
+    folder = phased.searches[-1]
+    trials = json.loads((folder / "result.json").read_text())["trials"]
+    assert phased.weights == folder / FOUND
+    kept = load_file(phased.weights)
+    files = [folder / "trials" / f"{n:04d}" / "model.safetensors" for n in range(len(trials))]
+    assert any(same(kept, load_file(file)) for file in files[1:])  # the result itself, as it was trained
+    assert all(trial["images"] for trial in trials)  # the trainings beside the phases were left out
+    uniform = Kept(Searched("uniform", {"epochs": 1}, "macs<=50%", fields)).settle(small.model, setting.start, setting)
+    network = made(small.model, uniform, SHAPE, 7)
+    network.load_state_dict(load_file(uniform.weights))
+    fresh = Searched("random", {"trials": 2, "trial_epochs": 1}, "macs<=50%", fields)
+    with pytest.raises(ConvwrightError, match="inherits no weights"):
+        Kept(fresh).settle(small.model, setting.start, setting)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("total", [1, 2.5, 7])
+@pytest.mark.parametrize("removed", [0, 1])
+def test_the_rest_is_spent_to_less_than_an_epoch(small, total, removed):
+    edits = (RemoveBlock("layer2.1"), RemoveBlock("layer3.1"))[:removed]
+    setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
+    form = Rest(total).settle(small.model, Form(OPTIONS, edits), setting)
+    share = opened(small.model, form, SHAPE).profile().macs / opened(small.model, Form(OPTIONS), SHAPE).profile().macs
+    assert form.epochs * share <= total + 1e-9 < (form.epochs + 1) * share
+
+
+# ------------------------------------------------------------------ rivals
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "importance"),
+    [
+        ("zoo:resnet20", {**OPTIONS, "widths": [11, 17, 23]}, "magnitude"),
+        (
+            "zoo:mobilenet-v2",
+            {"width": 0.25, "depths": [1, 2, 1, 1, 1, 1, 1], "in_channels": 1, "num_classes": 3},
+            "group-norm",
+        ),
+    ],
+)
+def test_torch_pruning_ends_in_a_network_of_ours(model, options, importance):
+    pytest.importorskip("torch_pruning")
+    form, setting = Form(options), Setting(SHAPE, Form(options))
+    network, image = made(model, form, SHAPE, 3), torch.zeros(1, *SHAPE)
+    before = count_by_torch(network, image)
+    narrowed(network, image, before, importance)
+    assert count_by_torch(network, image) == before  # it is within the target as it is
+    narrowed(network, image, 0.4 * before, importance)
+    assert 0.25 * before < count_by_torch(network, image) <= 0.4 * before
+    edits = widths_of(network, Question(Searched(), model, form, setting))
+    built = made(model, form.joined(edits), SHAPE, 0)
+    built.load_state_dict(network.state_dict())
+    x = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(built.eval()(x), network.eval()(x))
+    assert built(x).shape == (2, 3)
+
+
+def test_without_torch_pruning_its_rows_say_so_and_the_others_run(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    said = []
+    with pytest.raises(ConvwrightError, match="pip install torch-pruning"):
+        run("tiny50-torch-pruning-magnitude", "tiny50-baseline", say=said.append)
+    (line,) = [line for line in said if "pruning" in line]
+    assert line.endswith("this row needs it: pip install torch-pruning")
+    _, rows = run("tiny50-baseline")
+    assert rows["baseline"]["seeds"] == [0]
+
+
+def test_tpe_tries_networks_on_the_budget():
+    arch = read("zoo:resnet20", (1, *SHAPE), **OPTIONS)
+    limits = parse_budget("macs<=50%").resolve(arch.profile())
+
+    def course(better, trials=5):
+        search = TpeSearch(arch, limits, seed=1, trials=trials)
+        depths, plans = [], []
+        for number in range(trials):
+            (candidate,) = search.ask()
+            assert candidate.weights == "fresh"
+            assert candidate.parent is None
+            network = opened("zoo:resnet20", Form(OPTIONS, candidate.plan.edits), SHAPE)
+            macs = network.profile().macs
+            assert 0.85 * limits.limits["macs"] < macs <= limits.limits["macs"]
+            depths.append(sum(isinstance(edit, RemoveBlock) for edit in candidate.plan.edits))
+            plans.append(candidate.plan)
+            search.tell(Evidence(candidate, number, better(depths[-1]), 0.01, {"macs": macs}))
+        final, baseline = search.ask()
+        assert baseline.role == "baseline"
+        scores = [better(depth) for depth in depths]
+        assert final.plan == plans[scores.index(max(scores))]
+        return plans
+
+    one, two = course(lambda n: 0.1 * n), course(lambda n: 0.1 * n, trials=2)
+    assert one[:2] == two  # so a search that was killed goes on
+    assert len(set(one)) == 5
+
+
+def test_baselines_are_left_out_of_a_search():
+    empty = Plan.empty(read("zoo:mnist-a"))
+    plans = [empty.with_edits(RemoveBlock(name)) for name in "abc"]
+
+    class Told:
+        def __init__(self):
+            base, beside = Candidate(empty, None, 2, 0, role="base"), Candidate(empty, 0, 1, 1, role="baseline")
+            self.batches = [
+                (base,),
+                (Candidate(plans[0], 0, 1, 1), beside, Candidate(plans[1], 0, 1, 1)),
+                (beside,),
+                (Candidate(plans[2], 3, 1, 2),),
+            ]
+            self.told = {}
+
+        def ask(self):
+            numbers = [list(range(sum(map(len, self.batches[:i])), sum(map(len, self.batches[: i + 1]))))
+                       for i in range(4)]  # fmt: skip
+            for batch, own in zip(self.batches, numbers, strict=True):
+                if left := tuple(c for c, n in zip(batch, own, strict=True) if n not in self.told):
+                    return left
+            return ()
+
+        def tell(self, evidence):
+            assert evidence.trial not in self.told
+            self.told[evidence.trial] = evidence
+
+        def best(self):
+            return self.told.get(5)
+
+    inner = Told()
+    outer = WithoutBaselines(inner)
+    asked, number = [], 0
+    while batch := outer.ask():
+        for candidate in batch:
+            asked.append(candidate)
+            outer.tell(Evidence(candidate, number, 0.5, 0.0, {}))
+            number += 1
+    assert [(c.role, c.parent) for c in asked] == [("base", None), ("candidate", 0), ("candidate", 0), ("candidate", 2)]
+    assert {n: e.usable for n, e in inner.told.items()} == {0: True, 1: True, 2: False, 3: True, 4: False, 5: True}
+    assert all(e.trial == n for n, e in inner.told.items())
+    assert inner.told[5].candidate.parent == 3
+    assert (outer.found.plan, outer.found.parent, outer.best().trial) == (plans[2], 3, 3)
+
+
+def test_a_latency_is_taken_at_each_networks_own_resolution(monkeypatch, small):
+    from convwright.runs.experiments import rivals_designs
+    from convwright.training import load_data
+
+    seen = {}
+
+    def compared(models, seconds):
+        seen.update({name: tuple(image.shape) for name, (_, image) in models.items()})
+        return real(models, seconds=0.01)
+
+    real = rivals_designs.compare_latency
+    monkeypatch.setattr(rivals_designs, "compare_latency", compared)
+    data = resized_data(load_data(small.data["quick"], val_fraction=0.0), (5, 5))
+    network = made(small.model, Form(OPTIONS), SHAPE, 0)
+    found = Latency(small.model, OPTIONS, SHAPE).carry_out(network, data, None, {})
+    assert seen == {"untouched": (1, 1, 8, 8), "own": (1, 1, 5, 5)}
+    assert found["macs"] == opened(small.model, Form(OPTIONS), SHAPE).profile().macs
+    assert found["images"] == len(data.train)
+
+
+# ------------------------------------------------------------------ what follows
+
+
+def row(name, accuracies, macs=50, searched=0.0, ratio=0.5):
+    mean = sum(accuracies) / len(accuracies)
+    spread = (sum((a - mean) ** 2 for a in accuracies) / (len(accuracies) - 1)) ** 0.5 if len(accuracies) > 1 else None
+    return {
+        "name": name, "mean": mean, "deviation": spread, "seeds": list(range(len(accuracies))), "macs": macs,
+        "params": 7, "accuracies": accuracies, "form": {"epochs": 3}, "searches": [{"image_macs": searched}],
+        "studies": [{"ratio": ratio, "images": 10, "macs": 100}],
+    }  # fmt: skip
+
+
+def test_a_lead_counts_beyond_its_deviation():
+    rows = [row("a50-auto", [0.8, 0.82, 0.84]), row("a50-uniform", [0.70, 0.72, 0.74]), row("a50-tpe", [0.6, 0.6, 0.9])]
+    found = verdict(rows)
+    assert found["first"] == "auto"
+    assert clear(found["auto_ahead"]["uniform"])
+    assert not clear(found["auto_ahead"]["tpe"])
+    assert found["auto_above_every_row"] is False
+    assert verdict(rows[:2])["auto_above_every_row"] is True
+    long = row("a50-baseline-long", [0.81, 0.82, 0.83], macs=100, ratio=1.0)
+    assert verdict([*rows[:2], long])["as_accurate"] == {"auto": 0.5}
+    single = [row("a50-auto", [0.9]), row("a50-uniform", [0.1])]
+    assert verdict(single)["auto_above_every_row"] is False
+
+
+def test_tables_are_sorted_and_count_the_compute():
+    rows = [row("a50-uniform", [0.7, 0.71]), row("a50-auto", [0.8, 0.82], searched=2500.0), row("a25-auto", [0.6, 0.6])]
+    none = {"name": "a25-tpe", "mean": None}
+    concluded = conclude({"rows": [*rows, none]})
+    first, second = concluded.tables
+    assert [cells[0] for cells in first.rows] == ["auto", "uniform"]
+    assert first.rows[0][6:9] == ("2.50", "1.50", "4.00")
+    assert "a at 25 %" in second.title
+    assert set(concluded.values) == {"a50", "a25"}
+    assert list(concluded.pictures) == ["rivals-a"]
+    assert conclude({"rows": []}).tables == ()
+
+
+def test_rows_are_data():
+    for size, tables in (("quick", 1), ("standard", 6), ("full", 6)):
+        rows = EXPERIMENTS["rivals"].rows(size)
+        assert len(rows) == 14 * tables
+        for name in {row.name.partition("-")[0] for row in rows}:
+            own = {r.name.partition("-")[2]: r for r in rows if r.name.startswith(f"{name}-")}
+            assert len({json.dumps(r.recipe.model_dump(mode="json")) for r in own.values()}) == 1
+            totals = {kind: r.design[-1].total for kind, r in own.items()}
+            assert totals.pop("baseline") < min(totals.values())
+            assert len(set(totals.values())) == 1
+            percent = int(re.sub(r"\D", "", name))
+            given = [budget(design) for r in own.values() for design in r.design]
+            assert {b for b in given if b} <= {f"macs<={percent}%", f"macs<={percent / 2:g}%"}
+            assert all(len(r.seeds) == (1 if size == "quick" else 3) for r in own.values())
+
+
+def budget(design):
+    return design.search.budget if isinstance(design, Kept) else getattr(design, "budget", "")
+
+
+def test_pruning_wants_a_limit_on_macs(small):
+    pytest.importorskip("torch_pruning")
+    fields = rivals.trial_recipe(small, rivals.COURSES["quick"])
+    setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
+    pruned = Pruned(first=Searched("uniform", {"epochs": 0}, "macs<=50%", fields), budget="params<=50%", recipe=fields)
+    with pytest.raises(ConvwrightError, match="a limit on MACs"):
+        pruned.settle(small.model, setting.start, setting)
