@@ -12,6 +12,7 @@ from convwright.cost.budget import Limits
 from convwright.edits import AddBlock, Resolution, Width
 from convwright.errors import ConvwrightError
 from convwright.methods import Evidence, Scaling
+from convwright.methods.stage_knobs import Stages
 from convwright.runs.designs import Form, made, opened
 from convwright.runs.enlarging_designs import At, Tried
 from convwright.runs.experiments import EXPERIMENTS, Experiment, Row, greedy
@@ -177,3 +178,22 @@ def test_experiments_are_data():
 
 def _hashable(row):
     return dataclasses.replace(row, recipe=json.dumps(row.recipe.model_dump(mode="json")))
+
+
+def test_the_ghost_base_fits_small_images():
+    base = greedy.BASES["ghostnet"]
+    arch = read(base.model, (1, 3, base.side, base.side), **base.options)
+    limit = float(base.budget.partition("<=")[2].rstrip("M")) * 1e6
+    assert 1.8e6 <= arch.profile().macs <= 2.2e6
+    assert 3.98 <= limit / arch.profile().macs <= 4
+    sides = [
+        layer.output_shape[-1]
+        for layer in arch.layers
+        if layer.name.startswith("stage6") and "squeeze" not in layer.name
+    ]
+    assert min(sides) == 4
+    stages = Stages.of(arch)
+    wide, depths = tuple(2 * w for w in stages.widths), stages.depths
+    options = {**base.options, "widths": wide}
+    built = read(base.model, (1, 3, base.side, base.side), **options).profile()
+    assert stages.costs(wide, depths, base.side) == {"macs": built.macs, "params": built.params}  # head included

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convwright import zoo
+from convwright.errors import ReadError
 from convwright.zoo.ghostnet import large_layers
 
 BASE = ((16, 24, 40, 80, 112, 160), (1, 2, 2, 4, 2, 5))
@@ -74,3 +75,37 @@ def test_the_rule_of_the_generator_is_what_it_builds(widths, depths):
 @pytest.mark.parametrize(("side", "more"), [(232, 16.7), (240, 19.2), (256, 29.7)])
 def test_resolution_is_lumpy(side, more):
     assert 100 * (macs(build("ghostnet"), side) / 141_150_512 - 1) == pytest.approx(more, abs=0.06)
+
+
+def test_small_images_keep_their_maps():
+    options = {
+        "width": 0.5,
+        "depths": (1, 2, 2, 2, 2, 2),
+        "stem_stride": 1,
+        "strides": (1, 2, 2, 2, 1, 1),
+        "head_width": 64,
+    }
+    with torch.no_grad():
+        model = zoo.create("ghostnet-large", num_classes=10, **options).eval()
+        maps = {}
+        for name in ("stem", "stage4", "stage6"):
+            getattr(model, name).register_forward_hook(lambda m, i, out, name=name: maps.update({name: out.shape[-1]}))
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert maps == {"stem": 32, "stage4": 4, "stage6": 4}
+    assert model.hidden.out_channels == 5 * 80  # five times the last stage, which is more than 64
+    narrow = build("ghostnet-large", width=0.1, head_width=7)
+    assert narrow.hidden.out_channels == 5 * 16
+    published = build("ghostnet-large", stem_stride=2, strides=(1, 2, 2, 2, 1, 2), head_width=1280)
+    assert params(published) == 4_691_824
+    with pytest.raises(ReadError, match="strides"):
+        build("ghostnet-large", strides=(1, 2))
+
+
+@pytest.mark.parametrize("head_width", [7, 99, 1280, 2000])
+def test_the_rule_follows_the_least_width_of_the_head(head_width):
+    widths, depths = (8, 12, 16, 20, 24, 28), (1, 1, 2, 1, 1, 1)
+    model = build("ghostnet-large", widths=widths, depths=depths, head_width=head_width)
+    built = {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert large_layers(widths, depths, head_width) == {
+        name: built[name] for name in large_layers(widths, depths, head_width)
+    }

@@ -260,10 +260,14 @@ def _zoo_rule(arch: Architecture, knobs: Sequence[StageKnob]) -> Layers | None:
     if arch.source not in _GENERATED or len(knobs) != 6 or any(not k.quantum or k.quantum % 4 for k in knobs):
         return None
 
-    def rule(widths: Sequence[int]) -> Mapping[str, int]:
-        return large_layers(widths, depths)
-
     known = {layer.name: layer.output_shape[1] for layer in arch.layers if layer.kind == "conv"}
+    present, hidden = large_layers([knob.width for knob in knobs], depths)["hidden"], known.get("hidden", 0)
+    # A head of another width than published was built with a least width of its own.
+    head = {"head_width": hidden} if hidden != present else {}
+
+    def rule(widths: Sequence[int]) -> Mapping[str, int]:
+        return large_layers(widths, depths, **head)
+
     named = rule([knob.width for knob in knobs])
     return rule if all(known.get(name) == width for name, width in named.items()) else None
 

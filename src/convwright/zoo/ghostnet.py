@@ -23,6 +23,7 @@ from convwright.zoo.registry import register
 
 _KERNELS = (3, 3, 5, 3, 3, 5)
 _STRIDES = (1, 2, 2, 2, 1, 2)
+_HEAD = 1280  # the least width of the hidden layer of the generator's head
 _HAN = "Han et al. 2020"
 _ENLARGING = "S-GhostNet release of Greedy Network Enlarging (Liu et al. 2021)"
 
@@ -119,6 +120,7 @@ class Ends:
         hidden: channels between pooling and the classifier.
         activation: nonlinearity of the stem and of the hidden layer.
         dropout: probability before the classifier.
+        stem_stride: of the stem convolution.
     """
 
     stem: int
@@ -126,11 +128,13 @@ class Ends:
     hidden: int
     activation: type[nn.Module]
     dropout: float
+    stem_stride: int = 2
 
 
 def _network(stages: Sequence[Sequence[BlockSpec]], ends: Ends, num_classes: int, in_channels: int) -> nn.Sequential:
     """Return stem, stages and head: (N, in_channels, H, W) -> (N, num_classes) for any H and W."""
-    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, ends.stem, 3, 2, activation=ends.activation))
+    stem = conv_bn(in_channels, ends.stem, 3, ends.stem_stride, activation=ends.activation)
+    layers = OrderedDict[str, nn.Module](stem=stem)
     channels = ends.stem
     for number, specs in enumerate(stages, start=1):
         stage = nn.Sequential()
@@ -196,29 +200,32 @@ _FIRST_RATIOS = (1.0, 3.0, 3.0, 6.0, 6.0, 6.0)
 _LATER_RATIOS = (1.0, 3.0, 3.0, 2.5, 6.0, 6.0)
 
 
-def _large_stage(index: int, depth: int, before: int, out: int) -> list[BlockSpec]:
+def _large_stage(index: int, depth: int, before: int, out: int, first_stride: int) -> list[BlockSpec]:
     """Return the blocks of one stage of the generator; ``before`` is the width that comes in."""
     specs = []
     for block in range(depth):
         wide = _LATER_RATIOS[index] * out if block else _FIRST_RATIOS[index] * before
         expansion = divisible(wide, 4)
-        stride = 1 if block else _STRIDES[index]
+        stride = 1 if block else first_stride
         squeeze = divisible(expansion * 0.1, 8)
         specs.append(BlockSpec(expansion, out, _KERNELS[index], stride, squeeze))
     return specs
 
 
-def large_stages(widths: Sequence[int], depths: Sequence[int]) -> list[list[BlockSpec]]:
+def large_stages(
+    widths: Sequence[int], depths: Sequence[int], strides: Sequence[int] = _STRIDES
+) -> list[list[BlockSpec]]:
     """Return the blocks of the generator's six stages for widths that are multiples of 4."""
     # The stem is as wide as stage 1, so stage 1 expands its own width like the others do.
-    return [_large_stage(i, depth, widths[max(0, i - 1)], widths[i]) for i, depth in enumerate(depths)]
+    return [_large_stage(i, depth, widths[max(0, i - 1)], widths[i], strides[i]) for i, depth in enumerate(depths)]
 
 
-def _large_ends(widths: Sequence[int], dropout: float) -> Ends:
-    return Ends(widths[0], 6 * widths[-1], max(1280, 5 * widths[-1]), nn.Hardswish, dropout=dropout)
+def _large_ends(widths: Sequence[int], dropout: float, head_width: int = _HEAD, stem_stride: int = 2) -> Ends:
+    hidden = max(head_width, 5 * widths[-1])
+    return Ends(widths[0], 6 * widths[-1], hidden, nn.Hardswish, dropout, stem_stride)
 
 
-def large_layers(widths: Sequence[int], depths: Sequence[int]) -> dict[str, int]:
+def large_layers(widths: Sequence[int], depths: Sequence[int], head_width: int = _HEAD) -> dict[str, int]:
     """Return the output channels of every layer of `ghostnet_large` that carries channels of its own, by name.
 
     What a width search needs to follow the generator: expansions, squeezes and the head are not in proportion to the
@@ -227,8 +234,9 @@ def large_layers(widths: Sequence[int], depths: Sequence[int]) -> dict[str, int]
     Args:
         widths: output channels of the six stages, multiples of 4.
         depths: blocks in each stage.
+        head_width: the head's hidden layer is at least so wide.
     """
-    ends = _large_ends(widths, 0.0)
+    ends = _large_ends(widths, 0.0, head_width)
     layers = {"stem.conv": ends.stem, "head.conv": ends.pooled, "hidden": ends.hidden}
     for number, specs in enumerate(large_stages(widths, depths), start=1):
         for index, spec in enumerate(specs):
@@ -248,6 +256,9 @@ def ghostnet_large(
     widths: Sequence[int] = (16, 24, 40, 80, 112, 160),
     depths: Sequence[int] = (1, 2, 2, 4, 2, 5),
     dropout: float = 0.2,
+    stem_stride: int = 2,
+    strides: Sequence[int] = _STRIDES,
+    head_width: int = _HEAD,
 ) -> nn.Sequential:
     """Build a ghost network with free stage widths and depths, all blocks squeezed and excited.
 
@@ -260,10 +271,14 @@ def ghostnet_large(
         widths: output channels of the six stages, rounded to multiples of 4 after scaling.
         depths: blocks in each stage, at least one.
         dropout: probability before the classifier.
+        stem_stride: of the stem convolution; 1 keeps maps of small images twice as large. Published: 2.
+        strides: of the first block of each stage, 1 or 2. Published: 1, 2, 2, 2, 1, 2.
+        head_width: the hidden layer of the head is at least so wide, and 5 times the last stage. Published: 1280.
     """
-    check_stages("ghostnet-large", 6, widths=widths, depths=depths)
+    check_stages("ghostnet-large", 6, widths=widths, depths=depths, strides=strides)
     outs = [divisible(base * width, 4) for base in widths]
-    return _network(large_stages(outs, depths), _large_ends(outs, dropout), num_classes, in_channels)
+    ends = _large_ends(outs, dropout, head_width, stem_stride)
+    return _network(large_stages(outs, depths, strides), ends, num_classes, in_channels)
 
 
 @register("s-ghostnet-b1", input_shape=(3, 240, 240), num_classes=1000, source=_ENLARGING)
