@@ -90,10 +90,13 @@ def conflicts_lesion(size: Size) -> tuple[Row, ...]:
             {**options, "zero_last": True}, **common,
             control="residual", note="each branch begins as 0",
         ),
-        Row(
-            "residual-sparse", network, "cifar10", _recipe(size, branch_sparsity={"strength": 0.02}), seeds,
-            {**options, "zero_last": True}, **common, control="residual",
-            note="each branch begins as 0 and is pulled back to 0 (ours: branch_sparsity)",
+        *(
+            Row(
+                f"residual-{word}", network, "cifar10", _recipe(size, branch_sparsity={"strength": strength}), seeds,
+                {**options, "zero_last": True}, **common, control="residual",
+                note=f"each branch begins as 0 and is pulled back to 0, strength {strength} (ours: branch_sparsity)",
+            )
+            for word, strength in (("sparse", 0.02), ("sparser", 0.03))
         ),
         Row(
             "no-shortcuts", "zoo:vgg120", "cifar10", _published(size, _PLAIN_EPOCHS[size]), seeds,
