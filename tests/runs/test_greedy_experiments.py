@@ -192,7 +192,7 @@ def test_the_ghost_base_fits_small_images():
         if layer.name.startswith("stage6") and "squeeze" not in layer.name
     ]
     assert min(sides) == 4
-    stages = Stages.of(arch)
+    stages = Stages.of(arch, quantum=base.knobs["quantum"])
     wide, depths = tuple(2 * w for w in stages.widths), stages.depths
     options = {**base.options, "widths": wide}
     built = read(base.model, (1, 3, base.side, base.side), **options).profile()

@@ -75,7 +75,7 @@ BASES: Mapping[str, Base] = {
         },
         32,
         "macs<=7.71M",
-        {"steps": 4, "tolerance": 0.1, "width_growth": 2.5, "depth_growth": 2.0, "resolution_step": 8},
+        {"steps": 4, "tolerance": 0.1, "width_growth": 2.5, "depth_growth": 2.0, "resolution_step": 8, "quantum": 4},
         "fp32",
         {"quick": 1, "standard": 1, "full": 100},
         {"quick": 6, "standard": 200, "full": 7000},
