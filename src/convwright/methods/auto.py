@@ -107,7 +107,7 @@ class Auto(Scripted):
         BudgetError: No proposal meets the limits.
         ConvwrightError: The network has nothing that could change, or an option is out of its range.
 
-    Example:
+    Examples:
         >>> import convwright as cw
         >>> arch = cw.read("zoo:mnist-a")
         >>> limits = cw.parse_budget("macs<=50%").resolve(arch.profile())
