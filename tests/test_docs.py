@@ -144,7 +144,7 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
         assert "Not measured in this checkout" in tables.TABLES[name]()
 
 
-@pytest.mark.parametrize("name", ["channel-groups", "demo", "3drf-rank-plain", "3drf-rank-residual"])
+@pytest.mark.parametrize("name", ["channel-groups", "demo", "3drf-rank-plain", "conflicts-tune"])
 def test_pictures_are_those_of_the_drawing_tool(name: str, tmp_path: Path) -> None:
     if name == "demo" and not (ROOT / "benchmarks" / "results" / "demo.json").is_file():
         pytest.skip("the demonstration has no result file")

@@ -15,6 +15,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from results_page import EXPERIMENTS, pictures
+from table_kit import load
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -298,48 +301,42 @@ def _layers(data: dict[str, Any]) -> list[tuple[str, tuple[int, int], tuple[int,
 # ------------------------------------------------------------------ experiments
 
 
-def concluded(experiment: str, name: str) -> str | None:
-    """Draw what an experiment concludes from benchmarks/results/reproduce; None without a result."""
-    path = RESULTS / "reproduce" / f"{experiment}.json"
-    if not path.is_file():
-        return None
-    from convwright.runs.experiments import experiment_named
-
-    conclude = experiment_named(experiment).conclude
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return None if conclude is None else conclude(content).pictures.get(name)
+def of_experiments() -> dict[str, str]:
+    """Return what experiments conclude from benchmarks/results/reproduce, as their pages show it, by picture."""
+    found: dict[str, str] = {}
+    for name in EXPERIMENTS:
+        data = load(f"reproduce/{name}")
+        found |= pictures(data) if data else {}
+    return found
 
 
-PICTURES: dict[str, Callable[[], str | None]] = {
-    "channel-groups": channel_groups,
-    "demo": demo,
-    "3drf-rank-plain": lambda: concluded("3drf-rank", "3drf-rank-plain"),
-    "3drf-rank-residual": lambda: concluded("3drf-rank", "3drf-rank-residual"),
-    "conetv2-resnet20-macs": lambda: concluded("conetv2", "conetv2-resnet20-macs"),
-    "conetv2-mobilenet-macs": lambda: concluded("conetv2", "conetv2-mobilenet-macs"),
-    "conetv2-resnet20-search-macs-widths": lambda: concluded("conetv2", "conetv2-resnet20-search-macs-widths"),
-    "conetv2-resnet20-search-macs-quality": lambda: concluded("conetv2", "conetv2-resnet20-search-macs-quality"),
-    "conetv2-resnet20-parity-macs-score": lambda: concluded("conetv2", "conetv2-resnet20-parity-macs-score"),
-    "conetv2-rank": lambda: concluded("conetv2-rank", "conetv2-rank"),
-    "conetv2-transfer": lambda: concluded("conetv2-transfer", "conetv2-transfer"),
-}
+def drawn(only: str | None = None) -> dict[str, str]:
+    """Return the pictures asked for, or all, as SVG by name; what has no result is left out."""
+    examples = {name: draw() for name, draw in EXAMPLES.items() if only in (None, name)}
+    found = {name: text for name, text in examples.items() if text is not None}
+    if only in EXAMPLES:
+        return found
+    return {name: text for name, text in (found | of_experiments()).items() if only in (None, name)}
+
+
+EXAMPLES: dict[str, Callable[[], str | None]] = {"channel-groups": channel_groups, "demo": demo}
 
 
 def main() -> None:
     """Draw what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--only", choices=PICTURES)
+    parser.add_argument("--only", help="one of channel-groups, demo, and those of experiments")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    for name, draw in PICTURES.items():
-        if given.only in (None, name):
-            text = draw()
-            if text is None:
-                print(f"{name}: no result to draw")
-                continue
-            (given.out / f"{name}.svg").write_text(text, encoding="utf-8")
-            print(f"drew {name}.svg")
+    found = drawn(given.only)
+    if not found:
+        parser.error(
+            f"--only {given.only}: there is no such picture, or no result to draw; known: {', '.join(drawn())}"
+        )
+    for name, text in found.items():
+        (given.out / f"{name}.svg").write_text(text, encoding="utf-8")
+        print(f"drew {name}.svg")
 
 
 if __name__ == "__main__":

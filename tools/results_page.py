@@ -24,6 +24,11 @@ SHOWN = {
         "conetv2-resnet20-search-macs-quality",
         "conetv2-resnet20-parity-macs-score",
     ),
+    "conflicts-lesion": (
+        "conflicts-lesion-residual",
+        "conflicts-lesion-residual-sparse",
+        "conflicts-flags-no-shortcuts",
+    ),
 }
 
 # Shown in README where they are trained with so many seeds: experiment, row, words.

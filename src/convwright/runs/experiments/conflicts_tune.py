@@ -186,8 +186,10 @@ def _cells(found: Json, base: Json | None) -> tuple[str, ...]:
 
 
 def _said(kinds: Mapping[str, Sequence[Json]]) -> Iterator[str]:
-    """Yield what the searches say of their decisions."""
-    for rows in kinds.values():
-        for row in rows:
-            for found in row.get("searches") or ():
-                yield f"{row['name']}: {'; '.join(found['log'])}."
+    """Yield what the searches say of their decisions; those that say the same, once."""
+    named: dict[str, list[str]] = {}
+    for row in (row for rows in kinds.values() for row in rows):
+        for found in row.get("searches") or ():
+            named.setdefault("; ".join(found["log"]), []).append(row["name"])
+    for words, names in named.items():
+        yield f"{', '.join(names)}: {words}."
