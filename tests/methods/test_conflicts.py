@@ -127,7 +127,7 @@ def test_rules_agree_where_conflicts_are_a_step_in_depth():
 
 
 def test_a_group_at_its_guard_does_not_keep_the_others_from_losing_blocks(arch):
-    """Found on a network of 120 layers: its second stage was down to one block, which conflicted, and all ended there."""
+    """Found on 120 layers: the second stage was down to one block, which conflicted, and all ended there."""
     assert pruned((3, 1, 1, 3), {3, 4, 6, 7}, "first_group") == (3, 1, 1, 1)
     assert pruned((3, 2, 1, 3), {3, 4, 6, 7}, "first_group", least=(1, 2, 1, 1)) == (3, 2, 1, 1)
     assert pruned((2, 1, 4), {2, 3, 5}, "truncate") == (2, 1, 1)
