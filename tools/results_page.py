@@ -36,6 +36,7 @@ COMPARED = (
     ("3drf", "vgg16-log", "units moved by 3D receptive field"),
     ("3drf", "vgg16-log-35", "units moved, operators made cheaper"),
     ("conetv2", "resnet20-response-macs", "half the MACs, widths searched instead of one ratio"),
+    ("greedy", "resnet-greedy", "a small one, 4 times the MACs step by step instead of by compound scaling"),
 )
 _SEEDS = 3
 _COSTS = (("params", "parameters"), ("macs", "MACs"))
