@@ -89,12 +89,30 @@ def test_a_training_that_is_pulled_hard_loses_all_branches_and_one_without_keeps
     assert trained() == ()
 
 
-def test_scales_are_the_networks_own_and_frozen_ones_are_left_out():
+def test_scales_are_the_networks_own():
     model = net(Block(5), Block(5))
-    model[4].norm.weight.requires_grad_(False)
     scales = branch_scales(model, (1, 1, 13, 11))
-    assert list(scales) == ["3"]
+    assert list(scales) == ["3", "4"]
     assert scales["3"][0] is model[3].norm.weight
+
+
+def test_what_is_frozen_stays_and_is_named(small_data):
+    """Frozen scales leave their branch alone, a frozen shift only itself; branches at 0 are found all the same."""
+    model = net(Block(5), Block(5), Block(5), colours=small_data.shape[0])
+    model[3].norm.weight.requires_grad_(False)
+    model[4].norm.bias.requires_grad_(False)
+    nn.init.constant_(model[4].norm.bias, 0.5)
+    nn.init.zeros_(model[5].norm.weight)
+    model[5].norm.requires_grad_(False)
+    recipe = Recipe(
+        epochs=1, max_steps=4, batch_size=16, precision="fp32", techniques={"branch_sparsity": {"strength": 9.0}}
+    )
+    with pytest.warns(cw.errors.RecipeWarning, match=r"branch_sparsity leaves 2 of 3: 3 \("):
+        found = train(model, small_data, recipe, **QUIET)
+    assert bool(found.model[3].norm.weight.all())
+    assert not found.model[4].norm.weight.any()
+    assert torch.equal(found.model[4].norm.bias, torch.full((5,), 0.5))
+    assert zero_branches(found.model, (1, *small_data.shape)) == ("5",)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def branch_scales(
 ) -> dict[str, tuple[nn.Parameter, ...]]:
     """Return block -> the scales and shifts (channels,) of the normalisation that ends its residual branch.
 
-    Blocks whose branch ends otherwise, or whose scales are not trained, are left out.
+    Blocks whose branch ends otherwise are left out.
 
     Args:
         network: A network, or its `Architecture`; the parameters are the network's own.
@@ -107,7 +107,7 @@ class BranchSparsity(Technique):
     @override
     def check(self, setting: Setting) -> tuple[str, ...]:
         """Warn of branches that it cannot shorten."""
-        found, missed = _ends(setting.arch)
+        found, missed = _ends(setting.arch, trained=True)
         if not found:
             why = missed[0] if missed else "the network has no residual block"
             return (f"techniques.branch_sparsity has no effect: {why}",)
@@ -118,8 +118,8 @@ class BranchSparsity(Technique):
     @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales and shifts."""
-        ends = _ends(training.setting.arch)[0].values()
-        groups = [tuple(training.model.get_submodule(name).parameters(recurse=False)) for name in ends]
+        ends = (training.model.get_submodule(name) for name in _ends(training.setting.arch, trained=True)[0].values())
+        groups = [tuple(each for each in end.parameters(recurse=False) if each.requires_grad) for end in ends]
         return _BranchSparsityEffect(self.strength, training.optimizer, groups)
 
 
@@ -137,11 +137,11 @@ class _BranchSparsityEffect(Effect):
             shrink_groups([group], self.strength * float(options["lr"]))
 
 
-def _ends(arch: Architecture) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return block -> normalisation that ends its branch, and the blocks that have none, with reasons."""
+def _ends(arch: Architecture, trained: bool = False) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return block -> normalisation that ends its branch, and the blocks that have none (in training), with reasons."""
     found, missed = dict[str, str](), list[str]()
     for end in branch_ends(arch):
-        if end.module and _scaled(arch.model.get_submodule(end.module)):
+        if end.module and _scaled(arch.model.get_submodule(end.module), trained):
             found[end.block] = end.module
         else:
             why = end.reason or f"its branch ends in {end.module}, which has no scales in training"
@@ -149,7 +149,7 @@ def _ends(arch: Architecture) -> tuple[dict[str, str], tuple[str, ...]]:
     return found, tuple(missed)
 
 
-def _scaled(module: nn.Module) -> bool:
-    """Whether a module is a normalisation with scales in training."""
+def _scaled(module: nn.Module, trained: bool) -> bool:
+    """Whether a module is a normalisation with scales, and with scales in training where that is asked."""
     scale = getattr(module, "weight", None)
-    return isinstance(module, _NORMS) and scale is not None and scale.requires_grad
+    return isinstance(module, _NORMS) and scale is not None and (scale.requires_grad or not trained)
