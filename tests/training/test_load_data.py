@@ -78,6 +78,18 @@ def test_named_set_is_found_in_a_folder(write_npz, monkeypatch):
     assert load_data("fashion-mnist", path.parent).test.shape == (1, 7, 5)
 
 
+def test_the_first_images_of_a_named_set(write_npz, monkeypatch):
+    path = write_npz()
+    path.rename(path.parent / "cifar10.npz")
+    monkeypatch.setattr("convwright.training.data_sets.first_images.COUNT", 5)
+    whole, first = (load_data(name, path.parent, val_fraction=0) for name in ("cifar10", "cifar10-10k"))
+    assert (len(whole.train), len(first.train)) == (40, 5)
+    assert torch.equal(first.train.images, whole.train.images[:5])
+    assert first.train.mean == whole.train.mean  # normalised alike
+    assert len(first.test) == len(whole.test)
+    assert first.class_names == whole.class_names
+
+
 def test_input_shape_converts(write_npz):
     data = load_data(f"npz:{write_npz()}", input_shape=(3, 14, 10))
     assert data.shape == data.test.shape == (3, 14, 10)
