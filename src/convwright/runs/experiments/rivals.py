@@ -85,7 +85,7 @@ class Course:
 
 COURSES: Mapping[Size, Course] = {
     "quick": Course(1, 3, 1, 1, 0.2, 0.1, (50,)),
-    "standard": Course(3, 20, 1, 4, 0.1, 2.0),
+    "standard": Course(2, 16, 1, 14, 0.1, 2.0),
     "full": Course(60, 400, 10, 80, 0.1, 6.0),
 }
 
@@ -95,7 +95,7 @@ BASES: Mapping[str, Base] = {
     "resnet": Base(
         "zoo:resnet20",
         {"quick": _QUICK, "standard": {"width": 0.5}, "full": {}},
-        {"quick": _MINI, "standard": "cifar10", "full": "cifar10"},
+        {"quick": _MINI, "standard": "cifar10-10k", "full": "cifar10"},
         {"quick": _GREY, "standard": _COLOUR, "full": _COLOUR},
         "bf16",
     ),
@@ -106,14 +106,14 @@ BASES: Mapping[str, Base] = {
             "standard": {"width": 0.25, "depths": [1, 1, 2, 2, 1, 1, 1], "stem_stride": 2},
             "full": {},
         },
-        {"standard": "cifar10", "full": "cifar10"},
+        {"standard": "cifar10-10k", "full": "cifar10"},
         {"standard": _COLOUR, "full": _COLOUR},
         "fp32",
     ),
     "fashion": Base(
         "zoo:resnet20",
         {"standard": {"width": 0.5, "in_channels": 1}, "full": {"in_channels": 1}},
-        {"standard": "fashion-mnist", "full": "fashion-mnist"},
+        {"standard": "fashion-mnist-10k", "full": "fashion-mnist"},
         {"standard": _GREY, "full": _GREY},
         "bf16",
     ),
@@ -176,7 +176,7 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
 # Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
 GREEDY: Mapping[int, Mapping[str, Any]] = {
     3: {"steps": 1, "tolerance": 0.5, "width_growth": 2.0, "resolution_step": 4},
-    20: {"steps": 3, "tolerance": 0.2, "width_growth": 2.0, "resolution_step": 4},
+    16: {"steps": 3, "tolerance": 0.2, "width_growth": 2.0, "resolution_step": 4},
     400: {"steps": 6, "tolerance": 0.1, "width_growth": 2.0, "resolution_step": 4},
 }
 
