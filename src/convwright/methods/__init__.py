@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> sorted(methods.METHODS)
-['auto', 'channel-search', 'conflicts', 'greedy', 'kernel', 'phased', 'random', 'receptive-field', 'scaling', 'uniform']
+['auto', 'channel-search', 'conflicts', 'greedy', 'kernel', 'pareto', 'phased', 'random', 'receptive-field', 'scaling', 'uniform']
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from convwright.methods.method import (
     method_named,
     register,
 )
+from convwright.methods.pareto import ParetoSearch
 from convwright.methods.phase_techniques import Trying
 from convwright.methods.phases import Decision, PhasedDesign
 from convwright.methods.random_widths import RandomWidths
@@ -52,6 +53,7 @@ __all__ = [
     "Menu",
     "Method",
     "Organization",
+    "ParetoSearch",
     "PhasedDesign",
     "RandomWidths",
     "ReceptiveFieldOrganizer",

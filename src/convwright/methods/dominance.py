@@ -91,7 +91,7 @@ def spread(points: Sequence[Point], count: int) -> tuple[int, ...]:
 
     Examples:
         >>> spread([(0, 9), (1, 8), (1.1, 7.9), (5, 4), (9, 0)], 4)
-        (0, 1, 3, 4)
+        (0, 2, 3, 4)
     """
     if count < 1 or not points:
         return ()
