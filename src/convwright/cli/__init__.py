@@ -72,7 +72,7 @@ app.command()(export)
 app.command()(report)
 
 # Written out, since to ask the registry is to load torch; a test compares the two.
-_METHODS = "auto, channel-search, conflicts, greedy, kernel, phased, random, receptive-field, scaling, uniform"
+_METHODS = "auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, scaling, uniform"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -217,8 +217,17 @@ def train(
 def optimize(
     model: Model,
     data: Data,
-    budget: Annotated[list[str], typer.Option(help="Such as macs<=50%, params<=1500; may be given several times.")],
-    method: Annotated[str, typer.Option(help=f"One of {_METHODS}.")] = "auto",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as macs<=50%, params<=1500; several times. Needed without --objective."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {_METHODS}. Default: auto; with --objective pareto.")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="Accuracy and one or two costs: accuracy,macs,params. Several networks are sought."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/MODEL-BUDGET.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     time: Time = None,
@@ -249,12 +258,13 @@ def optimize(
     from convwright.runs.optimizing import default_folder
     from convwright.runs.optimizing import optimize as run
 
-    folder = out if out is not None else default_folder(model, budget)
+    limits = budget or ()
+    folder = out if out is not None else default_folder(model, limits, objective or ())
     with leaving.resumable(folder, leaving.command()):
         result = run(
             model,
             data,
-            budget,
+            limits,
             method,
             folder,
             seed,
@@ -274,6 +284,7 @@ def optimize(
             storage=storage,
             proxy_classes=proxy_classes,
             proxy_samples=proxy_samples,
+            objective=objective,
         )
     _show_result(result, as_json)
 
@@ -438,10 +449,13 @@ def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
         return _print_json({**result.data, "folder": str(result.folder)})
-    from convwright.runs.tables import result_table, trials_table
+    from convwright.runs.tables import front_table, result_table, trials_table
 
     if result.data.get("decisions"):
         _out().print(trials_table(result.data))
+    if result.data.get("front"):
+        _out().print(front_table(result.data))
+        leaving.say(f"each of them but the untouched network is in {result.folder / 'front'}")
     _out().print(result_table(result.data))
     leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
     return None

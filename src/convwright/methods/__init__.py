@@ -1,8 +1,8 @@
 """DECIDE: search methods, pure ask/tell state machines.
 
 >>> from convwright import methods
->>> sorted(methods.METHODS)
-['auto', 'channel-search', 'conflicts', 'greedy', 'kernel', 'pareto', 'phased', 'random', 'receptive-field', 'scaling', 'uniform']
+>>> ", ".join(sorted(methods.METHODS))
+'auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, scaling, uniform'
 """
 
 from __future__ import annotations

@@ -169,7 +169,8 @@ class Trial:
         epochs: Asked for.
         parent: The trial that it started from.
         seconds: Wall time.
-        front: Whether no other beats it in score and in every limited cost at once.
+        front: Whether no other beats it in score and in every cost of the objective, or every limited one, at once.
+        ended: Whether a search for several networks trained it to the end.
         chosen: Whether it is the result.
         note: Why it failed, or the like.
     """
@@ -185,6 +186,7 @@ class Trial:
     parent: int | None
     seconds: float
     front: bool = False
+    ended: bool = False
     chosen: bool = False
     note: str = ""
 
@@ -241,7 +243,7 @@ class Report:
         compared: The result beside the untouched network.
         deviation: What the ± stands for.
         networks: Before and after.
-        metrics: Costs that the trials can be drawn over, the limited ones first.
+        metrics: Costs that the trials can be drawn over, those of the objective and the limited ones first.
         trials: All of them.
         widths: Sizes of the channel groups by trial; None where a trial leaves a group as it was.
         conflicts: Share of the samples in conflict, by block and time; one per observed trial.

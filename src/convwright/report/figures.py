@@ -131,8 +131,10 @@ def _front(trials: Sequence[Trial], metric: str) -> list[Trial]:
 
 def _points(trials: Sequence[Trial], x: Any) -> Iterator[Json]:
     """Yield the trials as points with their errors, by what they are."""
+    tried = [t for t in trials if t.role == "candidate" and not t.chosen]
     kinds = {
-        "candidates": ([t for t in trials if t.role == "candidate" and not t.chosen], "circle", "$point", 7),
+        "candidates": ([t for t in tried if not t.ended], "circle", "$point", 7),
+        "trained to the end": ([t for t in tried if t.ended], "circle", "$after", 11),
         "untouched network": ([t for t in trials if t.role != "candidate"], "diamond", "$before", 10),
         "result": ([t for t in trials if t.chosen and t.role == "candidate"], "star", "$result", 15),
     }

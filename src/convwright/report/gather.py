@@ -111,21 +111,26 @@ def _status(recorded: Recorded, result: Json | None, best: Evidence | None) -> s
         seen = f"{done} trial{'s' * (done != 1)} finished"
         so_far = f"; the best within the budget so far is trial {best.trial} with {best.score:.2%}" if best else ""
         return f"Unfinished: {seen}{so_far}. Continue with --resume; validation numbers only."
-    met = all(values["met"] for values in result["budget_met"].values())
+    judged = [values["met"] for values in result["budget_met"].values()]
+    budget = f"Budget {'met' if all(judged) else 'broken'}" if judged else "No budget"
     macs = result["result"]["costs"]["macs"] / max(1, result["baseline"]["costs"]["macs"])
     part = next((p for p in ("test", "validation") if result["result"].get(p) and result["baseline"].get(p)), None)
     if part is None:
-        return f"Budget {'met' if met else 'broken'}: {macs:.1%} of the MACs."
+        return f"{budget}: {macs:.1%} of the MACs."
     points = 100 * (result["result"][part]["accuracy"] - result["baseline"][part]["accuracy"])
-    return f"Budget {'met' if met else 'broken'}: {macs:.1%} of the MACs, {points:+.2f} points of {part} accuracy."
+    return f"{budget}: {macs:.1%} of the MACs, {points:+.2f} points of {part} accuracy."
 
 
 def _asked(settings: Json) -> Iterator[Fact]:
     yield Fact("network", settings["model"])
     yield Fact("data", settings["data"])
-    yield Fact("budget", ", ".join(settings["budget"]))
+    yield Fact("budget", ", ".join(settings["budget"]) or "none")
+    if settings.get("objective"):
+        yield Fact("objective", ", ".join(["accuracy", *settings["objective"]]))
     yield Fact("method", settings["method"])
     for name, value in settings.get("method_options", {}).items():
+        if name == "objective" and settings.get("objective"):
+            continue  # said above
         yield Fact(f"option {name}", str(value))
     yield Fact("epochs", f"{settings['epochs']} at first, {settings['tune_epochs']} for each later training")
     yield Fact("seed", str(settings["seed"]))

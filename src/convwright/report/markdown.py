@@ -100,7 +100,8 @@ def _pair(before: int | None, after: int | None) -> str:
 def _trial(trial: Trial, metrics: Sequence[str]) -> tuple[str, ...]:
     score = trial.status if trial.score is None else f"{trial.score:.2%} ± {trial.stderr:.2%}"
     costs = [f"{trial.costs[m]:,}" if m in trial.costs else "" for m in metrics]
-    mark = "result" if trial.chosen else "front" if trial.front else ""
+    marks = {"result": trial.chosen, "trained to the end": trial.ended, "front": trial.front and not trial.chosen}
+    mark = ", ".join(name for name, holds in marks.items() if holds)
     return (str(trial.number), trial.words, score, *costs, str(trial.epochs), f"{trial.seconds:.1f}", mark)
 
 

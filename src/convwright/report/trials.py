@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from convwright.methods import Candidate, Evidence
 from convwright.report.content import Trial
 from convwright.report.recorded import Json, Recorded, RecordedTrial
-from convwright.runs.result import beats
+from convwright.runs.result import non_dominated
 
 _ROLES = {"base": "the untouched network", "baseline": "the untouched network, trained further"}
 _METRICS = ("macs", "params", "latency", "activations", "weights")
@@ -16,9 +17,9 @@ _LONGEST = 3  # edits named in words
 
 
 def costs_limited(settings: Json) -> tuple[str, ...]:
-    """Return the costs that trials can be drawn over, the limited ones first."""
+    """Return the costs that trials can be drawn over: those of the objective first, then the limited ones."""
     limited = [metric for metric in _METRICS if metric in settings.get("limits", {})]
-    return tuple(dict.fromkeys([*limited, "macs", "params"]))
+    return tuple(dict.fromkeys([*settings.get("objective", ()), *limited, "macs", "params"]))
 
 
 def described(recorded: Recorded, metrics: Sequence[str], chosen: int | None) -> tuple[Trial, ...]:
@@ -26,18 +27,27 @@ def described(recorded: Recorded, metrics: Sequence[str], chosen: int | None) ->
 
     Args:
         recorded: The run.
-        metrics: Costs, the limited ones first.
+        metrics: Costs, those of the objective and the limited ones first.
         chosen: Number of the result's trial.
     """
-    limited = [metric for metric in metrics if metric in recorded.run["settings"].get("limits", {})]
+    settings = recorded.run["settings"]
+    counted = settings.get("objective") or [metric for metric in metrics if metric in settings.get("limits", {})]
     usable = [t.evidence for t in recorded.trials if t.evidence is not None and t.evidence.usable]
-    judged = [e for e in usable if all(m in e.costs for m in limited)]
-    front = {e.trial for e in judged if not any(beats(other, e, limited) for other in judged)}
+    front = {e.trial for e in non_dominated([e for e in usable if all(m in e.costs for m in counted)], counted)}
+    ended = {entry["trial"] for entry in (recorded.result or {}).get("front", ()) if entry["finished"]}
     words = phases(recorded.result)
-    return tuple(_trial(t, words.get(t.number, ""), t.number in front, t.number == chosen) for t in recorded.trials)
+    return tuple(
+        replace(
+            _trial(t, words.get(t.number, "")),
+            front=t.number in front,
+            ended=t.number in ended,
+            chosen=t.number == chosen,
+        )
+        for t in recorded.trials
+    )
 
 
-def _trial(recorded: RecordedTrial, words: str, front: bool, chosen: bool) -> Trial:
+def _trial(recorded: RecordedTrial, words: str) -> Trial:
     candidate, evidence = recorded.candidate, recorded.evidence
     known: dict[str, Any] = {"score": None, "stderr": 0.0, "costs": {}, "seconds": 0.0, "status": "unfinished"}
     if evidence is not None:
@@ -50,8 +60,6 @@ def _trial(recorded: RecordedTrial, words: str, front: bool, chosen: bool) -> Tr
         words=words or _words(candidate),
         epochs=candidate.epochs,
         parent=candidate.parent,
-        front=front,
-        chosen=chosen,
         **known,
     )
 

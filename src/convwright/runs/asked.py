@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from convwright.architecture import Architecture
-from convwright.cost.budget import Limits
-from convwright.errors import ConvwrightError
+from convwright.cost.budget import Budget, Limits, parse_budget
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.pareto import objective_costs
 from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
 from convwright.runs.method_options import checked_options
@@ -22,6 +23,8 @@ from convwright.runs.search import Say
 from convwright.runs.time_budget import TimeBudget
 from convwright.training import Recipe
 from convwright.training.proxy import Proxy
+
+PARETO = "pareto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,16 @@ class Asked:
     proxy: ProxyAsked | None = None
 
     @property
+    def terms(self) -> Budget:
+        """The budget as it is written; empty where there is none."""
+        return terms_of(self.budget)
+
+    @property
+    def objective(self) -> tuple[str, ...]:
+        """The costs of a Pareto search; none of any other method."""
+        return objective_costs(self.options.get("objective", "macs")) if self.method == PARETO else ()
+
+    @property
     def base_epochs(self) -> int:
         """Epochs of trial 0."""
         given = 0 if self.weights is not None else self.recipe.epochs
@@ -67,8 +80,14 @@ class Asked:
 
         Raises:
             ConvwrightError: Unknown method or option of it, negative numbers.
+            BudgetError: There is no budget, and the method needs one.
             RecipeError: A technique of the recipe edits the network.
         """
+        if not self.budget and self.method != PARETO:
+            raise BudgetError(
+                f"method {self.method} redesigns a network to a budget; give --budget, such as macs<=50%, or an "
+                "objective, such as --objective accuracy,macs"
+            )
         checked_options(self.method, self.options)
         refuse_structural(self.recipe)
         self.placement.check()
@@ -100,9 +119,49 @@ class Asked:
             "weights": str(self.weights) if self.weights is not None else None,
             # Left out when there are none, so that runs started before there were such options are resumed.
             **({"method_options": dict(self.options)} if self.options else {}),
+            **({"objective": list(self.objective)} if self.objective else {}),
             **({"time": self.time.text} if self.time is not None else {}),
             **({"proxy": self.proxy.settings(proxy)} if self.proxy is not None and proxy is not None else {}),
         }
+
+
+def terms_of(budget: Sequence[str]) -> Budget:
+    """Read the texts of a budget; none of them is no limit.
+
+    Raises:
+        BudgetError: One does not parse.
+    """
+    return parse_budget(list(budget)) if budget else Budget(())
+
+
+def sought(
+    method: str | None, objective: str | Sequence[str] | None, options: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    """Return the method of a run and its options.
+
+    Args:
+        method: As given; None: `auto`, or `pareto` where there is an objective.
+        objective: Accuracy and one or two costs, as given.
+        options: As given.
+
+    Raises:
+        ConvwrightError: The objective is wrong, is given twice, or is given to another method.
+
+    Examples:
+        >>> sought(None, "accuracy,macs", {"points": 3}), sought(None, None, None)
+        (('pareto', {'points': 3, 'objective': ['macs']}), ('auto', {}))
+    """
+    given = dict(options or {})
+    if objective is None:
+        return method or "auto", given
+    if method not in (None, PARETO):
+        raise ConvwrightError(
+            f"an objective is for method {PARETO}, which seeks several networks; method {method} seeks one: leave "
+            "--objective or --method out"
+        )
+    if "objective" in given:
+        raise ConvwrightError("the objective is given twice, as --objective and as an option; give it once")
+    return PARETO, {**given, "objective": list(objective_costs(objective))}
 
 
 def _digest(arch: Architecture) -> str:

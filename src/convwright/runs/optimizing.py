@@ -15,14 +15,16 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.cost import Comparison, profile
-from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human, parse_budget
+from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import check_execution
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence, Method, method_named
-from convwright.runs.asked import Asked
+from convwright.runs.asked import Asked, sought, terms_of
+from convwright.runs.ended import Ended, side, trial_entry
 from convwright.runs.evaluate import Evaluator, changed_recipe
 from convwright.runs.executors import Completed, Executor, Placement, threads_of
 from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
+from convwright.runs.front import write_front
 from convwright.runs.latency import RunLatency, judged_latency, measured_latency, recorded_latency
 from convwright.runs.machine import machine, versions
 from convwright.runs.memory import PROBE, in_parts
@@ -52,8 +54,8 @@ _OF_RECIPE = ("precision", "memory_format")  # of what a run settles
 def optimize(
     model: nn.Module | str,
     data: Any,
-    budget: str | Sequence[str],
-    method: str = "auto",
+    budget: str | Sequence[str] = (),
+    method: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     recipe: Recipe | str | Path | None = None,
@@ -75,6 +77,7 @@ def optimize(
     storage: str | None = None,
     proxy_classes: int | None = None,
     proxy_samples: int | None = None,
+    objective: str | Sequence[str] | None = None,
 ) -> Result:
     """Redesign a network to a budget, and prove the result.
 
@@ -82,8 +85,9 @@ def optimize(
         model: As for `convwright.read`; a named network is created with as many outputs as the data
             have classes.
         data: As for `convwright.training.load_data`.
-        budget: One or several, such as ``"macs<=50%"``, ``["macs<=600M", "params<=1500"]``, ``"latency<=3ms"``.
-        method: Name of a search method.
+        budget: One or several, such as ``"macs<=50%"``, ``["macs<=600M", "params<=1500"]``, ``"latency<=3ms"``; with
+            an objective it may be left out.
+        method: Name of a search method; None: ``auto``, or ``pareto`` where there is an objective.
         out: Run directory; None: named after model and budget, in ``runs/``.
         seed: Of initial weights, choices and trainings.
         recipe: How to train: a recipe, a preset's name or a .yaml file.
@@ -105,6 +109,8 @@ def optimize(
         storage: URL of a database for the trials, such as ``postgresql://user@host/runs``; None: a file in `out`.
         proxy_classes: Candidates are ranked on so many classes; result and untouched network are trained on all data.
         proxy_samples: Likewise on so many training images.
+        objective: Accuracy and one or two costs, such as ``"accuracy,macs"``: several networks are sought, of which
+            none is beaten in all of them; they are in ``front/`` of the run directory.
 
     Returns:
         The proved result; its files are in the run directory.
@@ -117,12 +123,13 @@ def optimize(
         RecipeError: The recipe is invalid, or has a technique that edits the network.
         RunError: The directory is damaged, in use, not empty, or was started with other settings.
     """
+    method, given = sought(method, objective, options)
     asked = Asked(
         model=model,
         data=data,
         budget=(budget,) if isinstance(budget, str) else tuple(budget),
         method=method,
-        out=Path(out) if out is not None else default_folder(model, budget),
+        out=Path(out) if out is not None else default_folder(model, budget, objective or ()),
         seed=seed,
         recipe=as_recipe(recipe),
         epochs=epochs,
@@ -135,7 +142,7 @@ def optimize(
         workers=workers,
         say=say or (_to_stderr if progress else lambda text: None),
         command=command,
-        options=dict(options or {}),
+        options=given,
         time=TimeBudget.parse(time) if time is not None else None,
         placement=placement,
         storage=storage,
@@ -144,10 +151,13 @@ def optimize(
     return _Job(asked).run(resume)
 
 
-def default_folder(model: nn.Module | str, budget: str | Sequence[str]) -> Path:
-    """Return ``runs/MODEL-BUDGET`` with nothing in it that a file system minds."""
+def default_folder(
+    model: nn.Module | str, budget: str | Sequence[str] = (), objective: str | Sequence[str] = ()
+) -> Path:
+    """Return ``runs/MODEL-BUDGET`` with nothing in it that a file system minds; costs sought come last."""
     name = model if isinstance(model, str) else type(model).__name__
     parts = [name, *([budget] if isinstance(budget, str) else budget)]
+    parts += [objective] if isinstance(objective, str) else objective
     words = "-".join(part.replace("<=", "").replace("%", "pct") for part in parts)
     return Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.").lower()
 
@@ -179,7 +189,7 @@ class _Job:
     def run(self, resume: bool) -> Result:
         asked = self.asked
         asked.check()
-        self.terms = parse_budget(list(asked.budget))
+        self.terms = asked.terms
         check_folder(asked.out, resume)
         with self.clock.part("read"):
             opened = self.open()
@@ -212,10 +222,7 @@ class _Job:
             evaluator = self.evaluator(opened, study, proxy)
             self.threads = asked.placement.threads_in(study.settled, study.folder)
             found, best = self.search(method, evaluator, study)
-            decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
-            log = tuple(getattr(method, "log", ()))
-            ended = _Ended(found, _chosen(best, found), _baseline(found), decisions, log)
-            return self.finish(ended, evaluator, study, limits)
+            return self.finish(Ended.of(method, found, best), evaluator, study, limits)
 
     def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Found, Evidence | None]:
         """Search until the method or the time ends; what it ends with is trained on all data and has a baseline.
@@ -293,7 +300,7 @@ class _Job:
         before = settings.get("budget") if isinstance(settings, dict) else None
         if not isinstance(before, list) or before == list(self.asked.budget):
             return
-        if self.terms.measures or parse_budget(before).measures:
+        if self.terms.measures or terms_of(before).measures:
             raise RunError(
                 f"{folder}: a budget on latency cannot be changed when a run is resumed (it was {', '.join(before)}); "
                 "start anew with another --out"
@@ -320,7 +327,7 @@ class _Job:
             else:
                 reach = f"from {least:,} to {most:,}"
             self.asked.say(f"feasible {metric}: {reach} by changing widths")
-        self.asked.say(f"budget: {limits.describe()}")
+        self.asked.say(f"budget: {limits.describe() or 'none'}")
 
     def settle(self, opened: Opened) -> dict[str, Any]:
         """Choose precision and layout once, so that all trials are trained alike."""
@@ -367,7 +374,7 @@ class _Job:
 
     # ------------------------------------------------------------------ after
 
-    def finish(self, ended: _Ended, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
+    def finish(self, ended: Ended, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
         """Prove, judge on the test part, and write the result's files."""
         old = load_result(study.folder)
         if old is not None:  # a finished run: the test part is not read again
@@ -379,17 +386,34 @@ class _Job:
         with self.clock.part("test"), threads_of(self.threads):
             judged = [self.test(proof, evaluator) for proof in proofs]
         trials = (ended.baseline, ended.best)
-        sides = [_side(*of) for of in zip(trials, proofs, judged, strict=True)]
+        sides = [side(*of) for of in zip(trials, proofs, judged, strict=True)]
         if times is not None:
-            for side, name in zip(sides, ("before", "after"), strict=True):
-                side["latency"] = times.latencies[name].as_dict()
+            for one, name in zip(sides, ("before", "after"), strict=True):
+                one["latency"] = times.latencies[name].as_dict()
         content = self.content(ended, evaluator, study, limits, met) | {"baseline": sides[0], "result": sides[1]}
+        if self.asked.objective:
+            content["front"] = self.front(ended, evaluator, study, limits, content)
         plan = ended.best.candidate.plan
         write_text(study.folder / "plan.json", plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
         write_json(study.folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, self.latency))
         write_json(study.folder / "result.json", content)  # last: it says that the others are whole
         return Result(study.folder, ended.best, ended.baseline, ended.trials, content)
+
+    def front(
+        self, ended: Ended, evaluator: Evaluator, study: Study, limits: Limits, content: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Prove, judge and write the networks of a Pareto search."""
+        with self.clock.part("front"), threads_of(self.threads):
+            return write_front(
+                study.folder,
+                ended,
+                self.asked.objective,
+                content,
+                limits,
+                lambda trial: self.proof(trial, evaluator),
+                lambda proof: self.test(proof, evaluator),
+            )
 
     def proof(self, trial: Evidence, evaluator: Evaluator) -> Proof:
         return prove(evaluator.arch, trial.candidate.plan, evaluator.study.weights(trial.trial))
@@ -407,21 +431,10 @@ class _Job:
         return evaluator.judge(proof.arch.model, images)
 
     def content(
-        self, ended: _Ended, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
+        self, ended: Ended, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
     ) -> dict[str, Any]:
         """Return everything of ``result.json`` but the two sides that are compared."""
-        trials = [
-            {
-                **t.to_dict(),
-                "role": t.candidate.role,
-                "parent": t.candidate.parent,
-                "epochs": t.candidate.epochs,
-                "weights": t.candidate.weights,
-                "images": t.candidate.images,
-                "recipe": dict(t.candidate.recipe),
-            }
-            for t in ended.trials
-        ]
+        trials = [trial_entry(t) for t in ended.trials]
         spent = {f"trial {t.trial}": t.seconds for t in ended.trials}
         measured = {} if self.latency is None else {"latency": self.latency.summary()}
         return {
@@ -443,47 +456,10 @@ class _Job:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class _Ended:
-    trials: tuple[Evidence, ...]
-    best: Evidence
-    baseline: Evidence
-    decisions: tuple[Mapping[str, Any], ...] = ()
-    log: tuple[str, ...] = ()
-
-
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
     """Return the recipe of a trial's last training."""
     changed = changed_recipe(evaluator.recipe, trial.candidate.recipe)
     return in_parts(changed, int(trial.probes.get(PROBE, 1))).model_dump(mode="json")
-
-
-def _chosen(best: Evidence | None, trials: Sequence[Evidence]) -> Evidence:
-    if best is not None:
-        return best
-    failed = [t for t in trials if not t.usable]
-    why = f"trial {failed[0].trial}: {failed[0].message}" if failed else "no trial meets the budget"
-    raise RunError(f"the search found nothing: {why}")
-
-
-def _baseline(trials: Sequence[Evidence]) -> Evidence:
-    """Return the untouched network trained as long as the result; without one, as it was at first."""
-    by_role = {t.candidate.role: t for t in trials if t.usable}
-    found = by_role.get("baseline") or by_role.get("base")
-    if found is None:
-        raise RunError("the untouched network could not be trained: there is nothing to compare with")
-    return found
-
-
-def _side(trial: Evidence, proof: Proof, test: Metrics | None) -> dict[str, Any]:
-    validation = {"accuracy": trial.score, "stderr": trial.stderr}
-    return {"trial": trial.trial, **proof.as_dict(), "validation": validation, "test": _judged(test)}
-
-
-def _judged(metrics: Metrics | None) -> dict[str, Any] | None:
-    if metrics is None:
-        return None
-    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}
 
 
 def _to_stderr(text: str) -> None:

@@ -37,11 +37,11 @@ class Result:
 
     @property
     def pareto(self) -> tuple[Evidence, ...]:
-        """Trials that no other beats in score and in every limited cost at once, cheapest first."""
-        metrics = list(self.data["limits"])
-        usable = [t for t in self.trials if t.usable]
-        front = [t for t in usable if not any(beats(other, t, metrics) for other in usable)]
-        return tuple(sorted(front, key=lambda t: [t.costs[m] for m in metrics]))
+        """Trials that no other beats in score and in every cost of the objective at once, cheapest first.
+
+        Without an objective the costs are those that the budget limits.
+        """
+        return non_dominated(self.trials, self.data.get("objective") or list(self.data["limits"]))
 
     def report(self) -> Report:
         """Return the report: ``print`` it for the table, or ``.save()`` it as a page, ``.html()``, ``.markdown()``."""
@@ -55,6 +55,16 @@ def beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
     no_worse = one.score >= other.score and all(one.costs[m] <= other.costs[m] for m in metrics)
     better = one.score > other.score or any(one.costs[m] < other.costs[m] for m in metrics)
     return no_worse and better
+
+
+def non_dominated(trials: Sequence[Evidence], metrics: Sequence[str]) -> tuple[Evidence, ...]:
+    """Return the trials that no other beats in score and in every cost at once, cheapest first.
+
+    Those that were judged on a part of the data are left out: their scores do not compare.
+    """
+    usable = [t for t in trials if t.usable and t.candidate.images == "all"]
+    front = [t for t in usable if not any(beats(other, t, metrics) for other in usable)]
+    return tuple(sorted(front, key=lambda t: [t.costs[m] for m in metrics]))
 
 
 # ------------------------------------------------------------------ the table
@@ -120,7 +130,7 @@ def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
         f"{metric} <= {_amount(metric, values['limit'])} {'met' if values['met'] else 'BROKEN'}"
         for metric, values in met.items()
     ]
-    return ", ".join(parts)
+    return ", ".join(parts) or "none"
 
 
 def _amount(metric: str, limit: int) -> str:

@@ -7,6 +7,7 @@ Layout::
     initial.safetensors   the weights that the run started from
     trials/0003/          weights of a finished trial; the training checkpoint of an unfinished one
     plan.json model.safetensors result.json   the result, once it is proved
+    front/0012/           the same three of each network that a Pareto search trained to the end
     earlier/0/            the result for another budget or time, before it was changed
 
 A run that is continued with another budget or time takes another course: its method asks for other candidates. Each
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -36,7 +38,8 @@ FORMAT = "convwright run"
 VERSION = 1
 WEIGHTS = "model.safetensors"
 _NAME = "run"
-_RESULT = ("result.json", "plan.json", WEIGHTS, "networks.json", "report.html")  # first what says that all are whole
+# First what says that all are whole.
+_RESULT = ("result.json", "plan.json", WEIGHTS, "networks.json", "report.html", "front")
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -171,8 +174,10 @@ class Study:
     def _put_aside(self, course: int) -> None:
         aside = self.folder / "earlier" / str(course)
         for name in _RESULT:
-            if (self.folder / name).is_file():
+            if (self.folder / name).exists():
                 aside.mkdir(parents=True, exist_ok=True)
+                if (aside / name).is_dir():  # a folder is not replaced by another, as a file is
+                    shutil.rmtree(aside / name)
                 (self.folder / name).replace(aside / name)
 
     def _clean(self) -> None:

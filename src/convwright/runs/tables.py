@@ -144,7 +144,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 def result_table(data: Mapping[str, Any]) -> Table:
     """Return the table of an `optimize`: the result beside the baseline."""
-    title = f"{data['model']} on {data['data']}, budget {', '.join(data['budget'])}"
+    title = f"{data['model']} on {data['data']}, budget {', '.join(data['budget']) or 'none'}"
     table = new_table(title, "", "baseline", "result", "change", numbers=("baseline", "result", "change"))
     for row in rows(data):
         add_row(table, row.name, row.baseline, row.result, row.change)
@@ -167,6 +167,24 @@ def trials_table(data: Mapping[str, Any]) -> Table:
         score = "failed" if trial["score"] is None else f"{trial['score']:.2%} ± {trial['stderr']:.2%}"
         costs = [f"{trial['costs'][name]:,}" if name in trial["costs"] else "" for name in ("params", "macs")]
         add_row(table, str(trial["trial"]), shown, words, *costs, score, kept)
+    return table
+
+
+def front_table(data: Mapping[str, Any]) -> Table:
+    """Return the networks that a Pareto search trained to the end, the cheapest first."""
+    costs = list(data["objective"])
+    columns = ("trial", "what", *costs, "validation", "test", "in")
+    title = f"Trained to the end: accuracy and {', '.join(costs)}"
+    table = new_table(title, *columns, numbers=("trial", *costs, "validation", "test"))
+    for entry in data["front"]:
+        if not entry["finished"]:
+            continue
+        amounts = [human(entry["costs"][metric], metric) for metric in costs]
+        test = entry["test"]
+        judged = f"{test['accuracy']:.2%} ± {test['stderr']:.2%}" if test else ""
+        what = f"{entry['what']}, the result" if entry["result"] else entry["what"]
+        score = f"{entry['score']:.2%} ± {entry['stderr']:.2%}"
+        add_row(table, str(entry["trial"]), what, *amounts, score, judged, entry.get("folder", ""))
     return table
 
 

@@ -1,0 +1,92 @@
+"""What a search ended with, and the parts of ``result.json`` that tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convwright.errors import RunError
+from convwright.methods import Evidence
+from convwright.runs.prove import Proof
+from convwright.training import Metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """The end of a search.
+
+    Attributes:
+        trials: All, in the order of asking.
+        best: What is handed back.
+        baseline: The untouched network trained as long.
+        decisions: Of the method, as JSON values.
+        log: Of the method, one sentence each.
+        finals: Trials of candidates that were trained to the end, where a method seeks several networks.
+    """
+
+    trials: tuple[Evidence, ...]
+    best: Evidence
+    baseline: Evidence
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    log: tuple[str, ...] = ()
+    finals: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, method: object, trials: tuple[Evidence, ...], best: Evidence | None) -> Ended:
+        """Gather what a method tells at its end.
+
+        Raises:
+            RunError: There is no result, or nothing to compare it with.
+        """
+        decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
+        log, finals = tuple(getattr(method, "log", ())), tuple(getattr(method, "finals", ()))
+        return cls(trials, _chosen(best, trials), _baseline(trials), decisions, log, finals)
+
+    @property
+    def words(self) -> dict[int, str]:
+        """What the method says that each trial was; the last word counts."""
+        return {int(n): str(words) for decision in self.decisions for n, words in decision["trials"].items()}
+
+
+def side(trial: Evidence, proof: Proof, test: Metrics | None) -> dict[str, Any]:
+    """Return one of the two sides that ``result.json`` compares, as JSON values."""
+    validation = {"accuracy": trial.score, "stderr": trial.stderr}
+    return {"trial": trial.trial, **proof.as_dict(), "validation": validation, "test": _judged(test)}
+
+
+def trial_entry(trial: Evidence) -> dict[str, Any]:
+    """Return a trial as JSON values, with what of its candidate is not in the plan."""
+    candidate = trial.candidate
+    return {
+        **trial.to_dict(),
+        "role": candidate.role,
+        "parent": candidate.parent,
+        "epochs": candidate.epochs,
+        "weights": candidate.weights,
+        "images": candidate.images,
+        "recipe": dict(candidate.recipe),
+    }
+
+
+def _chosen(best: Evidence | None, trials: Sequence[Evidence]) -> Evidence:
+    if best is not None:
+        return best
+    failed = [t for t in trials if not t.usable]
+    why = f"trial {failed[0].trial}: {failed[0].message}" if failed else "no trial meets the budget"
+    raise RunError(f"the search found nothing: {why}")
+
+
+def _baseline(trials: Sequence[Evidence]) -> Evidence:
+    """Return the untouched network trained as long as the result; without one, as it was at first."""
+    by_role = {t.candidate.role: t for t in trials if t.usable}
+    found = by_role.get("baseline") or by_role.get("base")
+    if found is None:
+        raise RunError("the untouched network could not be trained: there is nothing to compare with")
+    return found
+
+
+def _judged(metrics: Metrics | None) -> dict[str, Any] | None:
+    if metrics is None:
+        return None
+    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}

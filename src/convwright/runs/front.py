@@ -1,0 +1,91 @@
+"""The networks of a Pareto search: what ``result.json`` says of each, and a folder for each that is finished.
+
+``front/0012`` holds plan, weights and a result of its own, so that ``convwright export`` takes it as it takes a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convwright.cost.budget import Limits
+from convwright.methods import Evidence
+from convwright.runs.ended import Ended, side
+from convwright.runs.files import save_weights, write_json, write_text
+from convwright.runs.prove import Proof, check_budget
+from convwright.runs.result import non_dominated
+from convwright.runs.study import WEIGHTS
+from convwright.training import Metrics
+
+FOLDER = "front"
+_LEFT_OUT = ("trials", "decisions", "log", "seconds", FOLDER)  # of the run, not of one network
+
+Prove = Callable[[Evidence], Proof]
+Test = Callable[[Proof], Metrics | None]
+
+
+def write_front(
+    folder: Path, ended: Ended, objective: Sequence[str], content: Mapping[str, Any], limits: Limits, prove: Prove,
+    test: Test,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Prove and write each network that was trained to the end, and return the front.
+
+    Args:
+        folder: The run directory.
+        ended: The end of the search.
+        objective: The costs.
+        content: Of ``result.json``, with both sides.
+        limits: The budget in numbers.
+        prove: Builds a trial's network anew and counts it.
+        test: Judges it on the test part.
+
+    Returns:
+        One entry for each network that was trained to the end and for every other trial that no other beats, the
+        cheapest first: ``trial``, ``what``, ``score``, ``stderr``, ``costs``, ``finished``, ``result``; of those that
+        were trained to the end ``counts``, ``test`` and, but for the untouched network, ``folder``, too.
+
+    Raises:
+        BrokenBudgetError: The two counts of one differ, or it breaks the budget.
+    """
+    finals = {*ended.finals, ended.best.trial}
+    known = {content[name]["trial"]: content[name] for name in ("baseline", "result")}
+    listed = {t.trial: t for t in non_dominated(ended.trials, objective)}
+    listed |= {t.trial: t for t in ended.trials if t.trial in finals or t.trial == ended.baseline.trial}
+    entries = []
+    for trial in sorted(listed.values(), key=lambda t: [*(t.costs[m] for m in objective), t.score]):
+        entry = _entry(trial, ended)
+        if trial.trial in finals:
+            proof = prove(trial)
+            met = check_budget(proof, limits)
+            told = known.get(trial.trial) or side(trial, proof, test(proof))
+            where = f"{FOLDER}/{trial.trial:04d}"
+            own = {name: value for name, value in content.items() if name not in _LEFT_OUT}
+            _write(folder / where, trial, proof, {**own, "budget_met": met, "result": told})
+            entry |= {"finished": True, "counts": told["counts"], "test": told["test"], "folder": where}
+        elif trial is ended.baseline:
+            told = known[trial.trial]
+            entry |= {"finished": True, "counts": told["counts"], "test": told["test"]}
+        entries.append(entry)
+    return entries
+
+
+def _entry(trial: Evidence, ended: Ended) -> dict[str, Any]:
+    role = trial.candidate.role
+    untouched = {"base": "the untouched network", "baseline": "the untouched network, trained as long"}
+    return {
+        "trial": trial.trial,
+        "what": untouched.get(role) or ended.words.get(trial.trial, f"{len(trial.candidate.plan.edits)} edits"),
+        "score": trial.score,
+        "stderr": trial.stderr,
+        "costs": dict(trial.costs),
+        "finished": False,
+        "result": trial is ended.best,
+    }
+
+
+def _write(folder: Path, trial: Evidence, proof: Proof, content: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "plan.json", trial.candidate.plan.to_json())
+    save_weights(proof.arch.model, folder / WEIGHTS)
+    write_json(folder / "result.json", dict(content))  # last: it says that the others are whole
