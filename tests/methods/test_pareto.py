@@ -15,10 +15,12 @@ from torch import nn
 
 from convwright.architecture import read
 from convwright.cost import costs_of
+from convwright.cost.cost_model import CostModel
+from convwright.edits import RemoveBlock, solve
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, ParetoSearch
 from convwright.methods.auto_designs import Bench
-from convwright.methods.dominance import dominates, fronts
+from convwright.methods.dominance import dominates
 from convwright.methods.halving import rungs
 from convwright.methods.pareto import Level, course, objective_costs
 from convwright.methods.phase_moves import Scene
@@ -58,31 +60,58 @@ def shared(made, arch, limits, divisor, **more):
     return BENCHES.setdefault(key, made(arch, limits, divisor, **more))
 
 
-class Shared(World):
-    """Networks built once for all tests."""
+class Net:
+    """A network and widths that are counted, not built."""
 
-    def __init__(self, arch, truth, *args, **options):
-        super().__init__(arch, truth, *args, **options)
-        self.scenes = FOUND.setdefault(id(arch), {})
+    def __init__(self, scene, widths=()):
+        self.scene, self.widths = scene, {edit.target: edit for edit in widths}
+        solved = solve(scene.arch, list(self.widths.values())).units
+        index = scene.arch.channels.index
+        self.sizes = {g.name: int(solved[index[g.name]]) * g.step for g in scene.arch.free_groups}
+        self.costs = {m: int(cost) for m, cost in CostModel.of(scene.arch).costs(self.sizes).items()}
+
+    @property
+    def arch(self):
+        """What `World` gives to the truth."""
+        return self
+
+
+class Shared(World):
+    """Networks are built for structure only, and once for all tests."""
+
+    def after(self, done, edits):
+        scene, widths = Scene(self.arch, limits_of(self.arch, "macs<=50%")), []
+        for edit in (*done, *edits):
+            if edit.kind == "width":
+                widths.append(edit)
+                continue
+            scene = self.structure(scene, (*widths, edit))
+            widths = []
+        return Net(scene, widths)
+
+    def built(self, candidate):
+        return self.after((), candidate.plan.edits)
+
+    def structure(self, scene, edits):
+        key = id(scene.arch), tuple(map(str, edits))
+        if key not in FOUND:
+            FOUND[key] = scene, scene.after(edits)  # with the first, so that no other gets its id
+        return FOUND[key][1]
 
 
 def pareto(arch, budget=None, **options):
     limits = limits_of(arch, budget) if budget else None
-    return ParetoSearch(arch, limits, **{"epochs": 3, "tune_epochs": 2, "search_epochs": 24, "rounds": 1, **options})
+    return ParetoSearch(arch, limits, **{"epochs": 3, "tune_epochs": 2, "search_epochs": 24, "rounds": 0, **options})
 
 
-def params(arch):
-    return arch.profile().params
-
-
-def saturating(arch):
+def saturating(net):
     """Accuracy rises with the parameters, slower and slower."""
-    return 0.9 - 0.3 * math.exp(-params(arch) / 3000)
+    return 0.9 - 0.3 * math.exp(-net.costs["params"] / 3000)
 
 
-def saturating_and_late(arch):
+def saturating_and_late(net):
     """The same; and the wider the last layers against the first, the better."""
-    return saturating(arch) + 0.002 * arch.layer("down").output_shape[1] / arch.layer("stem").output_shape[1]
+    return saturating(net) + 0.002 * net.sizes["down"] / net.sizes["stem"]
 
 
 def play(method, truth=saturating_and_late, **options):
@@ -139,7 +168,7 @@ def test_latency_is_a_cost_where_the_budget_limits_it():
 
 @pytest.mark.parametrize("objective", [("macs",), ("params", "macs")])
 def test_the_course_in_trials(objective):
-    method = pareto(residual(), objective=objective, epochs=4, tune_epochs=3, seed=5, points=3)
+    method = pareto(residual(), objective=objective, epochs=4, tune_epochs=3, seed=5, points=3, rounds=1)
     world = play(method)
     base, first, *_, last = world.batches
     assert [(c.role, c.parent, c.epochs, c.seed) for c in base] == [("base", None, 4, 5)]
@@ -163,14 +192,18 @@ def test_the_first_population_lies_along_the_front():
     """Without a budget the networks cost about 1, 0.71, 0.5 and 0.35 times the untouched one; with one, of it."""
     for budget, cost in ((None, "macs"), ("params<=61%", "params"), ("params<=83%", "macs")):
         method = pareto(residual(), budget, objective=(cost,))
-        world = play(method)
-        present = costs_of(residual().profile())[cost]
-        top = method.limits.limits.get(cost, present)
-        shares = [e.costs[cost] / top for e in world.evidence[1 : len(world.batches[1]) + 1]]
+        world = Shared(residual(), saturating)
+        for _ in range(2):
+            batch = method.ask()
+            for candidate in batch:
+                world.evidence.append(world.answer(candidate))
+                method.tell(world.evidence[-1])
+        top = method.limits.limits.get(cost, costs_of(residual().profile())[cost])
+        shares = [e.costs[cost] / top for e in world.evidence[1:]]
         assert max(shares) <= 1
         for level in (0.5**0.5, 0.5, 0.5**1.5):
             assert any(0.93 * level < share <= level for share in shares), (budget, level)
-        assert all(method.limits.met(e.costs) for e in world.evidence if e.candidate.role == "candidate")
+        assert all(method.limits.met(e.costs) for e in world.evidence[1:])
 
 
 def test_what_is_trained_to_the_end_is_spread_and_not_beaten_by_more_than_a_rounding():
@@ -189,15 +222,15 @@ def test_what_is_trained_to_the_end_is_spread_and_not_beaten_by_more_than_a_roun
 
 
 def test_the_result_is_the_most_accurate_within_the_budget_or_else_the_knee():
-    limited, free = pareto(residual(), "macs<=80%"), pareto(residual())
+    limited, free = pareto(residual(), "macs<=80%"), pareto(residual(), objective="params")
     world = play(limited)
     assert limited.best().score == max(world.evidence[n].score for n in limited.finals)
     assert "the most accurate within macs <=" in limited.log[-1]
     # A bend: half of the network is as good as all of it, less is far worse.
-    most = params(residual())
-    world = play(free, lambda arch: 0.8 + 0.01 * params(arch) / most - max(0, 0.47 - params(arch) / most))
+    most = residual().profile().params
+    world = play(free, lambda net: 0.8 + 0.01 * net.costs["params"] / most - max(0, 0.47 - net.costs["params"] / most))
     best, ended = free.best(), [world.evidence[n] for n in free.finals]
-    assert 0.4 < best.costs["params"] / most < 0.6
+    assert 0.47 < best.costs["params"] / most <= 0.5
     assert best.score < max(e.score for e in ended)
     assert "the knee of the front" in free.log[-1]
 
@@ -222,7 +255,7 @@ def test_neighbours_are_tried_at_their_own_cost():
 
 def test_a_rounding_cheaper_is_no_reason_to_stay():
     """Of two networks at one level the worse one is dominated, though it may cost less by one per cent."""
-    method = pareto(residual(), rounds=0)
+    method = pareto(residual())
     world = play(method)
     race = next(d for d in method.decisions if d.phase.startswith("rung 1"))
     levels = {}
@@ -236,7 +269,7 @@ def test_a_rounding_cheaper_is_no_reason_to_stay():
             assert not going or max(found, key=lambda e: e.score) in going
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**32), noise=st.sampled_from([0.0, 0.01, 0.1]), spent=st.integers(1, 40), two=st.booleans())
 def test_any_noise_any_failures_any_budget(seed, noise, spent, two):
     """Limits hold, epochs are kept to, the result is a final training; told again, all is decided again."""
@@ -244,7 +277,7 @@ def test_any_noise_any_failures_any_budget(seed, noise, spent, two):
     def fails(number, candidate):
         return candidate.role == "candidate" and zlib.crc32(f"{seed}{number}".encode()) % 4 == 0
 
-    given_ = {"search_epochs": spent, "objective": ("macs", "params") if two else ("params",)}
+    given_ = {"rounds": 1, "search_epochs": spent, "objective": ("macs", "params") if two else ("params",)}
     method = pareto(residual(), "macs<=70%", **given_)
     world = play(method, noise=noise, fails=fails, seed=seed)
     assert sum(c.epochs for batch in world.batches[1:] for c in batch if c.role == "candidate" and c not in
@@ -309,11 +342,9 @@ def test_options_out_of_range(options, message):
         pareto(residual(), **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "budget"), [("mobile", None), ("concat", "params<=61%"), ("shuffle", "macs<=53%"), ("chain", None)]
-)
+@pytest.mark.parametrize(("name", "budget"), [("mobile", None), ("concat", "params<=61%")])
 def test_networks_without_blocks_too(name, budget):
-    method = pareto(small(name), budget, search_epochs=9)
+    method = pareto(small(name), budget, search_epochs=8)
     world = play(method, lambda built: 0.5)
     assert method.limits.met(method.best().costs)
     assert all(method.limits.met(e.costs) for e in world.evidence if e.candidate.role == "candidate")
@@ -353,10 +384,7 @@ def test_a_level_makes_what_a_bench_makes():
     first, limits = Bench(arch, limits_of(arch, "macs<=90%")), limits_of(arch, "macs<=47%")
     level, alone = Level(arch, limits, top=first), Bench(arch, limits)
     block = next(b.name for b in arch.blocks if b.kind == "residual")
-    for structure in ((), ("remove",)):
-        from convwright.edits import RemoveBlock
-
-        edits = tuple(RemoveBlock(block) for _ in structure)
+    for edits in ((), (RemoveBlock(block),)):
         assert level.design("it", edits) == alone.design("it", edits)
         assert level.scene(edits).use == pytest.approx(alone.scene(edits).use)
     width = level.uniform("uniform").edits
@@ -366,4 +394,3 @@ def test_a_level_makes_what_a_bench_makes():
 def test_pareto_is_the_method_of_that_name():
     assert METHODS["pareto"] is ParetoSearch
     assert ParetoSearch.ranks
-    assert fronts([(1.0, 2.0)]) == ((0,),)

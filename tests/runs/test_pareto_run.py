@@ -99,10 +99,9 @@ def test_a_killed_search_resumes_to_the_same_front_and_another_budget_puts_it_as
     assert {path.name for path in (tmp_path / "run" / "front").iterdir()} == {
         f"{entry['trial']:04d}" for entry in again.data["front"] if "folder" in entry
     }
-    back = optimize(tiny, pictures, "macs<=80%", resume=True, **run)
-    assert [e["costs"] for e in back.data["front"]] == [e["costs"] for e in whole.data["front"]]
-    optimize(tiny, pictures, "macs<=70%", resume=True, **run)
-    assert not list((tmp_path / "run" / "earlier" / "0" / "front").glob("front"))
+    for budget in ("macs<=80%", "macs<=70%"):  # what is put aside twice replaces what was put aside before
+        optimize(tiny, pictures, budget, resume=True, **run)
+    assert not (tmp_path / "run" / "earlier" / "0" / "front" / "front").exists()
 
 
 def test_candidates_ranked_on_a_proxy_are_not_on_the_front(tiny, pictures, plain, tmp_path):
