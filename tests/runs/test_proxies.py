@@ -115,7 +115,7 @@ def test_another_list_is_refused(tiny, pictures, plain, tmp_path, monkeypatch):
         (
             {"method": "phased", "options": {}},
             ConvwrightError,
-            "or use one of auto, channel-search, greedy, random, sc",
+            "or use one of auto, channel-search, greedy, pareto, random, sc",
         ),
     ],
 )
