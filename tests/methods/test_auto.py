@@ -16,10 +16,11 @@ from torch import nn
 from convwright.architecture import read
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, Auto, Evidence
-from convwright.methods.auto_designs import Bench, inner, inner_groups, tapered, weighed
-from convwright.methods.auto_proposals import neighbours, proposals, qualities, structure_of
+from convwright.methods.auto_designs import Bench, inner, inner_groups, tapered, together, weighed
+from convwright.methods.auto_proposals import combinations, neighbours, proposals, qualities, structure_of
 from convwright.methods.halving import Scored, ranking, rungs, survivors, tied
 from convwright.methods.phase_moves import Scene
+from convwright.methods.width_surface import Surface
 from convwright.metrics.quality import members
 
 
@@ -246,6 +247,68 @@ def test_neighbours_improve_on_all_proposals():
     first, second = World(arch, late_is_best).play(plain), World(arch, late_is_best).play(further)
     gains = [late_is_best(w.built(m.best().candidate).arch) for w, m in ((first, plain), (second, further))]
     assert gains[1] > gains[0] + 1e-3
+
+
+def shallow_and_late_is_best(arch):
+    return late_is_best(arch) - 0.03 * depth(arch)
+
+
+def test_what_proves_good_alone_is_combined():
+    """No proposal changes depth and the division of widths at once; what is found does."""
+    arch = residual()
+    method = auto(arch, search_epochs=64, rounds=1)
+    world = World(arch, shallow_and_late_is_best).play(method)
+    alone = max(
+        shallow_and_late_is_best(world.after((), d.edits).arch) for d in proposals(method.bench, structure_of(arch))
+    )
+    best = shallow_and_late_is_best(world.built(method.best().candidate).arch)
+    assert best > alone + 1e-3
+    assert any(d.phase.startswith("combinations") for d in method.decisions)
+
+
+def test_what_did_worse_than_uniform_widths_is_not_combined():
+    arch = residual()
+    method = auto(arch, search_epochs=64, rounds=1)
+    World(arch, lambda built: 0.5 if built is not None else 0.0).play(method)  # all alike: nothing is better
+    assert not any(d.phase.startswith("combinations") for d in method.decisions)
+
+
+def test_a_search_too_short_for_halving_gives_all_one_training():
+    arch = residual()
+    method = auto(arch, search_epochs=16)
+    world = World(arch, shallow_is_best).play(method)
+    first = world.batches[1]
+    assert len(first) == 8
+    assert {c.epochs for c in first} == {1}
+    assert len(world.batches[2]) <= 4
+    assert all(c.parent != 0 for c in world.batches[2])  # none goes back to the untouched network
+
+
+def test_combinations_change_each_thing_once():
+    arch = residual()
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    found = {d.words.partition(" (")[0]: d for d in proposals(bench, structure_of(arch))}
+    present = found["fewer blocks"]
+    others = [found[w] for w in ("fewest blocks", "wider on small maps", "wider on large maps", "12 pixels")]
+    after = Scene(arch, bench.limits).after(present.edits)
+    joined = combinations(Bench(after.arch, bench.limits), present, others, 9)
+    words = [d.words.removeprefix(present.words).strip("; ") for d in joined]
+    assert words == ["wider on small maps", "wider on small maps; 12 pixels", "12 pixels"]
+    assert [d.words for d in combinations(Bench(after.arch, bench.limits), present, others, 1)] == [joined[0].words]
+    for design in joined:
+        built = after.after(design.edits)
+        assert built.costs["macs"] <= bench.limits.limits["macs"]
+        assert depth(built.arch) == depth(after.arch)
+
+
+def test_shapes_together_multiply():
+    surface = Surface(residual(), limits_of(residual(), "macs<=50%"))
+    one, two = tapered(0.3), weighed({"stem": 2.0})
+    both, plain = together([one, two])(surface), one(surface)
+    assert both["stem"] == pytest.approx(2 * plain["stem"])
+    assert {n: v for n, v in both.items() if n != "stem"} == pytest.approx(
+        {n: v for n, v in plain.items() if n != "stem"}
+    )
 
 
 def width_of(built):

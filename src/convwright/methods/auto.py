@@ -10,7 +10,7 @@ from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
 from convwright.errors import BudgetError, ConvwrightError, EditError, RunError
 from convwright.methods.auto_designs import Bench, Design
-from convwright.methods.auto_proposals import Findings, neighbours, proposals, qualities, structure_of
+from convwright.methods.auto_proposals import Findings, combinations, neighbours, proposals, qualities, structure_of
 from convwright.methods.channel_readings import PROBE, check_measurable, read_trial
 from convwright.methods.conflict_rules import read_conflicts
 from convwright.methods.halving import Rung, Scored, ranking, rungs, survivors, tied
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 Runners = Generator[Batch, tuple[Evidence, ...], "tuple[_Runner, ...]"]
 
 _PER_TUNING = 16  # epochs of the search for each epoch of the final training
-_HALVING = 0.75  # share of the search's epochs that the race of the proposals gets; neighbours get the rest
+_RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
 _FINALISTS = 2
+_JOINED = "combinations"
 _SHOWN = 3
 
 
@@ -71,16 +72,20 @@ class Auto(Scripted):
     1. The untouched network is trained. Its structure tells which layers see nothing new (3D receptive field), the
        training which blocks make samples of several labels one (conflicting bundles) and which kernels carry signal
        (channel quality).
-    2. Proposals: uniform widths; fewer blocks that are wider and more that are narrower; without the blocks in
-       conflict or that see nothing new; widths by channel quality, or moved to small or large maps or into the blocks;
-       other resolutions; the stage and the kernel optimizer; and pairs of these. Each is brought to the budget
-       by its widths, so that all cost the same.
+    2. Proposals that change one thing each: uniform widths; fewer blocks that are wider and more that are narrower;
+       without the blocks in conflict or that see nothing new; widths by channel quality, or moved to small or large
+       maps or into or out of the blocks; other resolutions; the stage and the kernel optimizer. Each is brought to
+       the budget by its widths, so that all cost the same.
     3. Successive halving: all get a short training from the untouched network's weights, as far as they inherit them;
        the best third is trained on, three times as long, until few are left. Scores that differ by no more than their
-       standard error are equal, and where epochs are left over those equal to the last that goes on go on, too.
-    4. Around the best one neighbours are tried: width moved, a block less or more, widths by its own channel quality.
-       One is taken if it beats the present network, trained on as long, by more than the standard error.
-    5. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
+       standard error are equal: the one proposed first wins (uniform widths are last), and where epochs are left over
+       those equal to the last that goes on go on, too. A search that cannot pay for that gives each proposal one
+       training of the same length.
+    4. Combinations: to the best one is joined what else did better than uniform widths, one thing and several.
+    5. Around the best one of these neighbours are tried: width moved, a block less or more, widths by its own channel
+       quality. In both steps the present network is trained on beside the new ones. A combination is taken if it is
+       better at all, since its parts were, too; a neighbour if it is better by more than the standard error.
+    6. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
        for as many epochs as it had after the first training.
 
     No training is thrown away on the way to the result: its weights come from the first one through all others.
@@ -95,7 +100,7 @@ class Auto(Scripted):
         search_epochs: Epochs of all candidates before the final training; None: 16 times `tune_epochs`.
         proposals: How many are tried at most; None: as many as the epochs allow.
         eta: One in so many goes on.
-        rounds: Rounds of neighbours at most.
+        rounds: Rounds after the race at most: the first tries combinations, the others neighbours.
 
     Attributes:
         decisions: What was decided so far.
@@ -149,6 +154,7 @@ class Auto(Scripted):
         self.untouched = Plan.empty(arch)
         self.measured = _measured(arch)
         self._step = 0
+        self._first: tuple[_Runner, ...] = ()  # the race's first rung, as it was scored
         self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
         self._check()
         self._begin()
@@ -176,34 +182,32 @@ class Auto(Scripted):
             return
         self.findings = self._found(base)
         self._note("network", {base.trial: "the untouched network"}, None, self._diagnosis(base))
-        share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
+        share = max(1, int(self.left * _RACE)) if self.rounds else self.left
         begun = proposals(self.bench, self.findings, self._at_most(share))
         self._propose(begun)
         racing = tuple(_Runner(self.bench, d, self.untouched.with_edits(*d.edits), base.trial) for d in begun)
         racing = yield from self._race(racing, share)
-        for number in range(1, self.rounds + 1):
-            if not racing:
-                break
-            found = yield from self._round(number, racing)
-            if not found:
-                break
-            racing = found
+        for number in range(self.rounds):
+            if racing:
+                racing = yield from self._round(number, racing)
         yield from self._end(base, racing)
 
     def _at_most(self, share: int) -> int:
-        most = self.most if self.most is not None else 64
-        return rungs(most, share, self.eta)[0].count
+        return min(self.most if self.most is not None else 64, share)
 
     def _race(self, racing: tuple[_Runner, ...], share: int) -> Runners:
         """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
-        course = rungs(len(racing), share, self.eta)
+        course = _course(len(racing), share, self.eta)
         spare = share - sum(rung.cost for rung in course)
         for number, rung in enumerate(course, start=1):
             last = number == len(course)
             found = yield from self._trained(racing, rung.epochs, (PROBE,) if last and self.measured else ())
+            self._first = self._first or found
             keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
             kept = survivors([r.scored for r in found], keep, most)
-            if not last:
+            if last:
+                kept = _expected_first(found, kept)
+            else:
                 spare -= max(0, len(kept) - course[number].count) * course[number].epochs
             after = tuple(found[i] for i in kept)
             self._raced(f"rung {number} of {len(course)}, {_epochs(rung)}", found, after, last)
@@ -213,39 +217,47 @@ class Auto(Scripted):
         return racing
 
     def _round(self, number: int, racing: tuple[_Runner, ...]) -> Runners:
-        """Try neighbours of the best; return what is gone on with, nothing where the search should end."""
-        present = racing[0]
+        """Try what may be better than the best; return what is gone on with."""
+        present, share = racing[0], self.left // (self.rounds - number)
+        if share < 2:
+            return racing
         spent = self.told[present.trial].candidate.epochs
-        most = max(1, self.left // spent - 1)
-        if self.left < 2:
-            return ()
+        most = max(1, share // spent - 1)
         try:
             bench = present.bench
         except EditError as error:
-            self._note(f"neighbours, round {number}", {}, None, f"none: {error}")
-            return ()
-        found_near = neighbours(bench, present.design, self._quality(self.told[present.trial], bench))
-        near = [design for design in found_near if design.words not in self._near][:most]
-        if not near:
-            return ()
-        self._near |= {design.words for design in near}
-        epochs = min(spent, self.left // (len(near) + 1))
+            self._note(f"round {number + 1}", {}, None, f"nothing is tried near {present.words}: {error}")
+            return racing
+        what, found = self._new(bench, present, most)
+        if not found:
+            return racing
+        self._near |= {design.words for design in found}
+        epochs = min(spent, share // (len(found) + 1))
         runners = (
             present,
-            *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in near),
+            *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in found),
         )
-        found = yield from self._trained(runners, epochs, (PROBE,) if self.measured else ())
-        return self._moved(number, found)
+        trained = yield from self._trained(runners, epochs, (PROBE,) if self.measured else ())
+        phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
+        return self._moved(phase, trained, stays_if_tied=what != _JOINED)
 
-    def _moved(self, number: int, found: tuple[_Runner, ...]) -> tuple[_Runner, ...]:
-        """Decide a round: the present network is left only for one that is better by more than noise."""
+    def _new(self, bench: Bench, present: _Runner, most: int) -> tuple[str, tuple[Design, ...]]:
+        """Return what is tried beside the present network: combinations once, then neighbours."""
+        first, self._first = self._first, ()
+        joined = combinations(bench, present.design, _better(first), most)
+        if joined:
+            return _JOINED, joined
+        near = neighbours(bench, present.design, self._quality(self.told[present.trial], bench))
+        return "neighbours", tuple(design for design in near if design.words not in self._near)[:most]
+
+    def _moved(self, phase: str, found: tuple[_Runner, ...], stays_if_tied: bool) -> tuple[_Runner, ...]:
+        """Decide a round: the first is the present network."""
         order = ranking([r.scored for r in found])
-        phase = f"neighbours, round {number}"
         if not order:
             self._raced(phase, found, (), last=True)
             return ()
         present, best = found[0], found[order[0]]
-        stays = present.scored.usable and (best is present or tied(best.scored, present.scored))
+        stays = best is present or (stays_if_tied and present.scored.usable and tied(best.scored, present.scored))
         first = present if stays else best
         rest = [found[i] for i in order if found[i] is not first and tied(found[i].scored, first.scored)]
         after = (first, *rest[: _FINALISTS - 1])
@@ -360,6 +372,33 @@ def _measured(arch: Architecture) -> bool:
     except ConvwrightError:
         return False
     return True
+
+
+def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:
+    """Return the rungs of a race in which all take part: one of equal lengths, where halving is too dear for all."""
+    course = rungs(count, budget, eta)
+    return course if course[0].count == count else (Rung(count, max(1, budget // count)),)
+
+
+def _better(first: Sequence[_Runner]) -> tuple[Design, ...]:
+    """Return what did better than uniform widths, the first of all, in one training of the same length."""
+    if not first or not first[0].scored.usable:
+        return ()
+    order = ranking([r.scored for r in first])
+    return tuple(first[i].design for i in order if first[i].scored.score > first[0].scored.score)
+
+
+def _expected_first(found: Sequence[_Runner], kept: tuple[int, ...]) -> tuple[int, ...]:
+    """Put first, of those that cannot be told apart from the best, the one that more was expected of.
+
+    Where short trainings say nothing, the order of the proposals does: uniform widths are what others are to beat.
+    """
+    if not kept:
+        return ()
+    best = found[kept[0]].scored
+    equal = [i for i, r in enumerate(found) if r.scored.usable and tied(r.scored, best)]
+    first = min(equal, key=lambda i: (not found[i].design.factor, i))
+    return (first, *(i for i in kept if i != first))[: max(len(kept), 1)]
 
 
 def _kept(after: Rung, spare: int) -> tuple[int, int]:

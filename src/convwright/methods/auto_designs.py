@@ -30,6 +30,8 @@ class Design:
         edits: All edits, widths last.
         use: Share of the tightest limit that it uses.
         ratio: Its widths over those of the network with this structure, as a geometric mean.
+        factor: What it changes against uniform widths: ``depth``, ``maps``, ``resolution`` and so on.
+        shape: The proportions of its widths; None: those of the structure.
     """
 
     words: str
@@ -37,6 +39,8 @@ class Design:
     edits: tuple[Edit, ...]
     use: float
     ratio: float = 1.0
+    factor: str = ""
+    shape: Shape | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(eq=False)
@@ -90,20 +94,24 @@ class Bench:
             return self.scene(structure[:1]).after(structure[1:])
         return self.scene(()).after(structure)
 
-    def design(self, words: str, structure: Sequence[Edit] = (), shape: Shape | None = None) -> Design | None:
+    def design(
+        self, words: str, structure: Sequence[Edit] = (), shape: Shape | None = None, factor: str = ""
+    ) -> Design | None:
         """Make a design: the structure, with widths in the given proportions that use the budget up.
 
         Args:
             words: What it is; of one name and structure there is one design.
             structure: Edits of depth, operators and resolution.
             shape: Proportions of the widths; None: those that the structure has.
+            factor: See `Design`.
 
         Returns:
             None where it cannot be made; then `dropped` says why.
         """
         key = words, tuple(structure)
         if key not in self._designs:
-            self._designs[key] = self._tried(*key, shape)
+            design = self._tried(*key, shape)
+            self._designs[key] = replace(design, factor=factor, shape=shape) if design is not None else None
         return self._designs[key]
 
     def uniform(self, words: str) -> Design | None:
@@ -169,6 +177,16 @@ def inner(factor: float) -> Shape:
     def shape(surface: Surface) -> dict[str, float]:
         inside = inner_groups(surface.arch)
         return {f.name: f.size * (factor if f.name in inside else 1.0) for f in surface.families}
+
+    return shape
+
+
+def together(shapes: Sequence[Shape]) -> Shape:
+    """Return the proportions that several ask for at once: a family's factors are multiplied."""
+
+    def shape(surface: Surface) -> dict[str, float]:
+        asked = [each(surface) for each in shapes]
+        return {f.name: f.size * math.prod(values[f.name] / f.size for values in asked) for f in surface.families}
 
     return shape
 

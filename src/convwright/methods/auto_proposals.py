@@ -2,7 +2,7 @@
 
 Every method of the package has a say: uniform widths, depth by conflicts and by receptive fields, widths by channel
 quality, the stage and the kernel optimizer, enlarging. Each proposal is a structure brought to the budget by widths,
-so all cost the same and accuracy alone decides.
+so all cost the same and accuracy alone decides. A proposal changes one thing; those that prove good are combined.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from convwright.architecture import Architecture
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution
 from convwright.edits.depth import why_not_removable
 from convwright.errors import ConvwrightError, EditError
-from convwright.methods.auto_designs import Bench, Design, Shape, inner, tapered, weighed
+from convwright.methods.auto_designs import Bench, Design, Shape, inner, tapered, together, weighed
 from convwright.methods.conflict_rules import BlockGroups
 from convwright.methods.kernel_optimizer import optimize_kernels
 from convwright.methods.receptive_field import organize
@@ -28,6 +28,8 @@ _TAPER = 0.25  # widths times the fourth root of (side of the image / side of th
 _INNER = 1.4  # widths inside blocks against those between blocks
 _LOWER, _HIGHER = 0.75, 1.25  # sides of the input that are tried, over the present one
 _NARROWEST, _WIDEST = 0.3, 3.0  # mean ratio of widths beyond which a structure is out of proportion to the budget
+_TINY = 4  # side of a map
+_CROWDED = 1 / 3  # share of MACs on tiny maps from which on larger maps and images are expected to be better
 _ROUND = 4  # sides are multiples of this
 
 
@@ -108,37 +110,29 @@ def _in_proportion(design: Design, uniform: Design | None) -> bool:
 
 
 def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
+    """Yield designs that change one thing against uniform widths; `combinations` joins those that proved good."""
     depths = _cuts(bench, findings)
-    sized = tuple(_sizes(bench))
-    shallow = depths.get("fewer blocks", ())
-    quality: Shape | None = weighed(findings.quality) if findings.quality else None
     growing = _grows(bench)
-    late = tapered(_TAPER)
     if growing:
         yield from _deeper(bench, "more blocks")
-    if shallow:
-        yield bench.design(_said("fewer blocks", shallow), shallow)
-    yield bench.design("wider on small maps", shape=late)
-    for side, edit in sized:
-        yield bench.design(f"{side} pixels", (edit,))
-    if quality:
-        yield bench.design("widths by channel quality", shape=quality)
-    if shallow:
-        yield bench.design(_said("fewer blocks, wider on small maps", shallow), shallow, late)
-        for side, edit in sized[:1]:
-            yield bench.design(_said(f"{side} pixels, fewer blocks", shallow), (edit, *shallow))
-    for side, edit in sized[:1]:
-        yield bench.design(f"{side} pixels, wider on small maps", (edit,), late)
-    if shallow and quality:
-        yield bench.design(_said("fewer blocks, widths by channel quality", shallow), shallow, quality)
+    if "fewer blocks" in depths:
+        yield bench.design(_said("fewer blocks", depths["fewer blocks"]), depths["fewer blocks"], factor="depth")
+    crowded = _on_tiny_maps(bench.arch) > _CROWDED
+    for power in (-_TAPER, _TAPER) if crowded else (_TAPER, -_TAPER):
+        words = "wider on large maps" if power < 0 else "wider on small maps"
+        yield bench.design(words, shape=tapered(power), factor="maps")
+    for side, edit in _sizes(bench, crowded):
+        yield bench.design(f"{side} pixels", (edit,), factor="resolution")
+    if findings.quality:
+        yield bench.design("widths by channel quality", shape=weighed(findings.quality), factor="quality")
+    yield bench.design("narrower inside blocks", shape=inner(1 / _INNER), factor="inside")
+    yield bench.design("wider inside blocks", shape=inner(_INNER), factor="inside")
     for words in ("without blocks in conflict", "without blocks that see nothing new", "fewest blocks"):
         if words in depths:
-            yield bench.design(_said(words, depths[words]), depths[words])
+            yield bench.design(_said(words, depths[words]), depths[words], factor="depth")
     if not bench.widths_only:
         yield _organized(bench)
         yield _operators(bench)
-    yield bench.design("wider inside blocks", shape=inner(_INNER))
-    yield bench.design("wider on large maps", shape=tapered(-_TAPER))
     if not growing:
         yield from _deeper(bench, "more blocks, narrower")
 
@@ -204,20 +198,26 @@ def _deeper(bench: Bench, words: str) -> Iterator[Design | None]:
         return
     more = tuple(AddBlock(knob.template, copies=max(1, round(knob.depth / 3))) for knob in knobs if knob.template)
     if more:
-        yield bench.design(f"{words} (after {', '.join(e.target for e in more[:4])})", more)
+        yield bench.design(f"{words} (after {', '.join(e.target for e in more[:4])})", more, factor="depth")
 
 
-# ------------------------------------------------------------------ resolution and operators
+# ------------------------------------------------------------------ maps and resolution, operators
 
 
-def _sizes(bench: Bench) -> Iterator[tuple[int, Edit]]:
-    """Yield resolutions to try, the nearest first."""
+def _on_tiny_maps(arch: Architecture) -> float:
+    """Return the share of MACs on maps of at most 4 x 4: there a kernel of 3 x 3 sees more padding than image."""
+    macs = {layer.name: layer.macs for layer in arch.profile().layers}
+    tiny = [n.name for n in arch.layers if 1 < math.prod(n.output_shape[2:]) <= _TINY**2]
+    return sum(macs.get(name, 0) for name in tiny) / max(1, sum(macs.values()))
+
+
+def _sizes(bench: Bench, larger_first: bool) -> Iterator[tuple[int, Edit]]:
+    """Yield resolutions to try."""
     shape = bench.arch.example_input.shape
     if bench.widths_only or len(shape) != 4 or shape[-1] != shape[-2]:
         return
     side = int(shape[-1])
-    wanted = [_HIGHER, _LOWER] if _grows(bench) else [_LOWER]
-    for factor in wanted:
+    for factor in (_HIGHER, _LOWER) if larger_first else (_LOWER, _HIGHER):
         new = int(side * factor / _ROUND + 0.5) * _ROUND
         if new < 8 or new == side:
             continue
@@ -236,7 +236,7 @@ def _organized(bench: Bench) -> Design | None:
     except ConvwrightError as error:
         bench.dropped[words] = str(error).rstrip(".")
         return None
-    return bench.design(words, edits) if edits else None
+    return bench.design(words, edits, factor="depth") if edits else None
 
 
 def _operators(bench: Bench) -> Design | None:
@@ -247,10 +247,52 @@ def _operators(bench: Bench) -> Design | None:
     except ConvwrightError as error:
         bench.dropped[words] = str(error).rstrip(".")
         return None
-    return bench.design(f"{words} ({len(edits)} replaced)", edits) if edits else None
+    return bench.design(f"{words} ({len(edits)} replaced)", edits, factor="operators") if edits else None
 
 
-# ------------------------------------------------------------------ neighbours
+# ------------------------------------------------------------------ combinations and neighbours
+
+
+def combinations(bench: Bench, present: Design, others: Sequence[Design], most: int) -> tuple[Design, ...]:
+    """Return designs that join to a design what made others better, back on the budget.
+
+    The first is joined by the best of the others, the next by the two best, then by the second alone, and so on.
+
+    Args:
+        bench: Whose network is the design's own, so that edits come after the design's.
+        present: What is joined.
+        others: Designs for the network before, the best first; those that change what `present` changes, or what a
+            better one does, are left out.
+        most: So many at most.
+    """
+    known, distinct = {present.factor}, list[Design]()
+    for design in others:
+        if design.factor not in known:
+            known.add(design.factor)
+            distinct.append(design)
+    orders = [distinct[i:end] for end in range(1, len(distinct) + 1) for i in range(end)]
+    found = dict[frozenset[str], Design]()
+    for joined in orders:
+        if len(found) >= most:
+            break
+        words = "; ".join((present.words, *(each.words for each in joined)))
+        made = bench.design(words, _structure(present, joined), _shape(joined), factor="joined")
+        if made is not None and made.edits:
+            found.setdefault(_key(made), made)
+    return tuple(found.values())
+
+
+def _structure(present: Design, joined: Sequence[Design]) -> tuple[Edit, ...]:
+    """Return the structure of several: a new resolution first, and nothing for blocks that are gone."""
+    edits = [edit for each in joined for edit in each.structure]
+    gone = tuple(f"{e.target}." for e in (*present.structure, *edits) if isinstance(e, RemoveBlock))
+    left = [e for e in edits if isinstance(e, RemoveBlock) or not str(getattr(e, "target", "")).startswith(gone)]
+    return tuple(sorted(left, key=lambda edit: not isinstance(edit, Resolution)))
+
+
+def _shape(joined: Sequence[Design]) -> Shape | None:
+    shapes = [each.shape for each in joined if each.shape is not None]
+    return together(shapes) if shapes else None
 
 
 def neighbours(bench: Bench, design: Design, quality: Mapping[str, float]) -> tuple[Design, ...]:

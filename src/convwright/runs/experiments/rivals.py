@@ -56,21 +56,25 @@ class Course:
 
     Attributes:
         first: Epochs of the first training of the untouched network.
-        search: Epochs of all candidates of a search, each about as large as the budget.
+        auto: Epochs of all candidates of method auto's search, each about as large as the budget.
+        search: The same, of the other searches.
         trial: Epochs of a trial, where all are equally long.
         final: Epochs of the final training that the total is planned for.
         held: Share of the training images that searches are judged on, and do not train on.
         seconds: How long a latency is measured.
         percents: Budgets, in percent of the MACs.
+        rounds: Of method auto, after its race.
     """
 
     first: int
+    auto: int
     search: int
     trial: int
     final: int
     held: float
     seconds: float
     percents: tuple[int, ...] = PERCENTS
+    rounds: int = 2
 
     def total(self, percent: int) -> int:
         """Return what each row may spend, in whole epochs of the untouched network over all training images."""
@@ -84,9 +88,9 @@ class Course:
 
 
 COURSES: Mapping[Size, Course] = {
-    "quick": Course(1, 3, 1, 1, 0.2, 0.1, (50,)),
-    "standard": Course(2, 16, 1, 14, 0.1, 2.0),
-    "full": Course(60, 400, 10, 80, 0.1, 6.0),
+    "quick": Course(1, 3, 3, 1, 1, 0.2, 0.1, (50,)),
+    "standard": Course(2, 10, 16, 1, 14, 0.1, 2.0, rounds=1),
+    "full": Course(60, 400, 400, 10, 80, 0.1, 6.0),
 }
 
 _QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
@@ -150,7 +154,8 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
     def search(method: str, within: str = budget, **options: Any) -> Searched:
         return Searched(method, options, within, recipe)
 
-    yield _Made("auto", (Kept(search("auto", epochs=first, search_epochs=course.search)),), "all methods' proposals")
+    auto = search("auto", epochs=first, search_epochs=course.auto, rounds=course.rounds)
+    yield _Made("auto", (Kept(auto),), "all methods' proposals")
     response = search("channel-search", rule="response", **equal)
     yield _Made("channel-search", (response,), "rule response: trials from new weights")
     greedy = search("greedy", trial_epochs=course.trial, weights="fresh", **GREEDY[course.search])
