@@ -72,10 +72,11 @@ class Auto(Scripted):
     1. The untouched network is trained. Its structure tells which layers see nothing new (3D receptive field), the
        training which blocks make samples of several labels one (conflicting bundles) and which kernels carry signal
        (channel quality).
-    2. Proposals that change one thing each: uniform widths; fewer blocks that are wider and more that are narrower;
-       without the blocks in conflict or that see nothing new; widths by channel quality, or moved to small or large
-       maps or into or out of the blocks; other resolutions; the stage and the kernel optimizer. Each is brought to
-       the budget by its widths, so that all cost the same.
+    2. Proposals. One is what is expected to be best: fewer blocks, and widths moved to small maps, or to large ones and
+       more pixels where most work is done on tiny maps. The others change one thing each: uniform widths; fewer blocks
+       that are wider and more that are narrower; without the blocks in conflict or that see nothing new; widths by
+       channel quality, or moved to small or large maps or into or out of the blocks; other resolutions; the stage and
+       the kernel optimizer. Each is brought to the budget by its widths, so that all cost the same.
     3. Successive halving: all get a short training from the untouched network's weights, as far as they inherit them;
        the best third is trained on, three times as long, until few are left. Scores that differ by no more than their
        standard error are equal: the one proposed first wins (uniform widths are last), and where epochs are left over

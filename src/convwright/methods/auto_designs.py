@@ -30,7 +30,7 @@ class Design:
         edits: All edits, widths last.
         use: Share of the tightest limit that it uses.
         ratio: Its widths over those of the network with this structure, as a geometric mean.
-        factor: What it changes against uniform widths: ``depth``, ``maps``, ``resolution`` and so on.
+        factor: What it changes against uniform widths: ``depth``, ``maps``, ``resolution``; several as ``depth+maps``.
         shape: The proportions of its widths; None: those of the structure.
     """
 

@@ -2,7 +2,8 @@
 
 Every method of the package has a say: uniform widths, depth by conflicts and by receptive fields, widths by channel
 quality, the stage and the kernel optimizer, enlarging. Each proposal is a structure brought to the budget by widths,
-so all cost the same and accuracy alone decides. A proposal changes one thing; those that prove good are combined.
+so all cost the same and accuracy alone decides. One is what is expected to be best, fewer blocks together with the maps
+that widths move to; each of the others changes one thing, and those that prove good are combined.
 """
 
 from __future__ import annotations
@@ -110,18 +111,26 @@ def _in_proportion(design: Design, uniform: Design | None) -> bool:
 
 
 def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
-    """Yield designs that change one thing against uniform widths; `combinations` joins those that proved good."""
+    """Yield what is expected to be best, then designs that change one thing each; `combinations` joins those."""
     depths = _cuts(bench, findings)
+    few = depths.get("fewer blocks", ())
+    crowded = _on_tiny_maps(bench.arch) > _CROWDED
+    tapers = {"wider on large maps": tapered(-_TAPER), "wider on small maps": tapered(_TAPER)}
+    order = sorted(tapers, reverse=not crowded)
+    sizes = tuple(_sizes(bench, crowded))
     growing = _grows(bench)
     if growing:
         yield from _deeper(bench, "more blocks")
-    if "fewer blocks" in depths:
-        yield bench.design(_said("fewer blocks", depths["fewer blocks"]), depths["fewer blocks"], factor="depth")
-    crowded = _on_tiny_maps(bench.arch) > _CROWDED
-    for power in (-_TAPER, _TAPER) if crowded else (_TAPER, -_TAPER):
-        words = "wider on large maps" if power < 0 else "wider on small maps"
-        yield bench.design(words, shape=tapered(power), factor="maps")
-    for side, edit in _sizes(bench, crowded):
+    elif few:
+        first = sizes[:1] if crowded else ()
+        words = ", ".join((*(f"{side} pixels" for side, _ in first), "fewer blocks", order[0]))
+        factor = "+".join((*("resolution" for _ in first), "depth", "maps"))
+        yield bench.design(_said(words, few), (*(edit for _, edit in first), *few), tapers[order[0]], factor)
+    if few:
+        yield bench.design(_said("fewer blocks", few), few, factor="depth")
+    for words in order:
+        yield bench.design(words, shape=tapers[words], factor="maps")
+    for side, edit in sizes:
         yield bench.design(f"{side} pixels", (edit,), factor="resolution")
     if findings.quality:
         yield bench.design("widths by channel quality", shape=weighed(findings.quality), factor="quality")
@@ -265,10 +274,10 @@ def combinations(bench: Bench, present: Design, others: Sequence[Design], most: 
             better one does, are left out.
         most: So many at most.
     """
-    known, distinct = {present.factor}, list[Design]()
+    known, distinct = _factors(present), list[Design]()
     for design in others:
-        if design.factor not in known:
-            known.add(design.factor)
+        if not known & _factors(design):
+            known |= _factors(design)
             distinct.append(design)
     orders = [distinct[i:end] for end in range(1, len(distinct) + 1) for i in range(end)]
     found = dict[frozenset[str], Design]()
@@ -276,10 +285,15 @@ def combinations(bench: Bench, present: Design, others: Sequence[Design], most: 
         if len(found) >= most:
             break
         words = "; ".join((present.words, *(each.words for each in joined)))
-        made = bench.design(words, _structure(present, joined), _shape(joined), factor="joined")
+        factor = "+".join(each.factor for each in (present, *joined) if each.factor)
+        made = bench.design(words, _structure(present, joined), _shape(joined), factor)
         if made is not None and made.edits:
             found.setdefault(_key(made), made)
     return tuple(found.values())
+
+
+def _factors(design: Design) -> set[str]:
+    return set(design.factor.split("+"))
 
 
 def _structure(present: Design, joined: Sequence[Design]) -> tuple[Edit, ...]:

@@ -89,7 +89,7 @@ class Course:
 
 COURSES: Mapping[Size, Course] = {
     "quick": Course(1, 3, 3, 1, 1, 0.2, 0.1, (50,)),
-    "standard": Course(2, 10, 16, 1, 14, 0.1, 2.0, rounds=1),
+    "standard": Course(2, 3, 16, 1, 14, 0.1, 2.0, rounds=0),
     "full": Course(60, 400, 400, 10, 80, 0.1, 6.0),
 }
 
