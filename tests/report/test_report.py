@@ -112,6 +112,26 @@ def test_an_unfinished_run_is_reported_as_such(unfinished):
     assert "Unfinished" in report.markdown()
 
 
+def test_an_unfinished_run_tells_what_was_decided(unfinished, tmp_path):
+    folder = tmp_path / "on its way"
+    shutil.copytree(unfinished, folder)
+    assert report_of(folder).missing["decisions"] == "The method has not decided anything yet."
+    decision = {"phase": "rung 1", "trials": {"1": "narrow"}, "kept": 1, "reason": "narrow 71.00%"}
+    content = {
+        "format": "convwright decisions",
+        "version": 1,
+        "decisions": [decision],
+        "log": ["rung 1: narrow 71.00%"],
+    }
+    (folder / "decisions.json").write_text(json.dumps(content))
+    report = report_of(folder)
+    assert [(d.phase, d.reason) for d in report.decisions] == [("rung 1", "narrow 71.00%")]
+    assert "narrow 71.00%" in report.html()
+    (folder / "decisions.json").write_text("{")
+    with pytest.raises(RunError, match=r"decisions\.json"):
+        report_of(folder)
+
+
 def test_a_run_without_any_trial_is_reported(unfinished, tmp_path):
     folder = tmp_path / "begun"
     folder.mkdir()

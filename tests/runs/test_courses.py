@@ -9,10 +9,11 @@ import torch
 
 from convwright.edits import Plan, Width
 from convwright.errors import RunError
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Decision, Evidence
 from convwright.runs import Study, search
 from convwright.runs.courses import key_of
 from convwright.runs.files import save_weights
+from convwright.runs.study import DECISIONS
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 
@@ -189,3 +190,34 @@ def test_a_key_depends_on_everything_but_number_and_role():
     ]
     assert len({key_of(c.to_dict(), None) for c in (base, *same)}) == 1
     assert len({key_of(c.to_dict(), None) for c in (base, *other)} | {key_of(base.to_dict(), "x")}) == 8
+
+
+class Deciding(Asking):
+    """Decides something after each batch."""
+
+    @property
+    def decisions(self):
+        return tuple(Decision("step", {e.trial: "a width"}, e.trial, f"{e.score:.2f}") for e in self.told)
+
+    @property
+    def log(self):
+        return tuple(f"{d.phase}: {d.reason}" for d in self.decisions)
+
+
+def test_decisions_are_recorded_as_they_are_taken(tmp_path):
+    method, read = Deciding(*grown(2)), []
+    with Study(tmp_path / "run", settings(2)) as study:
+
+        def evaluate(number, candidate, parents):
+            file = study.folder / DECISIONS
+            read.append(json.loads(file.read_text())["log"] if file.exists() else [])
+            save_weights(torch.nn.Linear(1, 1), study.weights(number))
+            return Evidence(candidate, number, number / 10, 0.0, {})
+
+        search(method, study, evaluate)
+    assert read == [[f"step: {i / 10:.2f}" for i in range(n)] for n in range(9)]
+    recorded = json.loads((tmp_path / "run" / DECISIONS).read_text())
+    assert recorded["decisions"] == [d.to_dict() for d in method.decisions]
+    with Study(tmp_path / "run", settings(3), resume=True) as study:  # another budget decides anew
+        assert not (study.folder / DECISIONS).exists()
+        assert (study.folder / "earlier" / "0" / DECISIONS).exists()

@@ -8,24 +8,21 @@ from typing import TYPE_CHECKING
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
-from convwright.errors import BudgetError, ConvwrightError, EditError, RunError
+from convwright.errors import BudgetError, ConvwrightError, EditError
 from convwright.methods.auto_designs import Bench, Design
-from convwright.methods.auto_proposals import Findings, combinations, neighbours, proposals, qualities, structure_of
-from convwright.methods.channel_readings import PROBE, check_measurable, read_trial
-from convwright.methods.conflict_rules import read_conflicts
+from convwright.methods.auto_proposals import Findings, combinations, neighbours, proposals
+from convwright.methods.first_training import FirstTraining, quality_of
 from convwright.methods.halving import Rung, Scored, ranking, rungs, survivors, tied
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phases import Decision
 from convwright.methods.scripted import Batch, Script, Scripted
-from convwright.methods.width_surface import Surface
-from convwright.metrics.quality import members
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 Runners = Generator[Batch, tuple[Evidence, ...], "tuple[_Runner, ...]"]
 
-_PER_TUNING = 16  # epochs of the search for each epoch of the final training
+_PER_TUNING = 4  # epochs of the search for each epoch of the final training
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
 _FINALISTS = 2
 _JOINED = "combinations"
@@ -98,7 +95,7 @@ class Auto(Scripted):
         tune_epochs: Epochs of the final training.
         seed: Of the trainings; each step takes the next.
         divisor: Widths are rounded to multiples of this.
-        search_epochs: Epochs of all candidates before the final training; None: 16 times `tune_epochs`.
+        search_epochs: Epochs of all candidates before the final training; None: 4 times `tune_epochs`.
         proposals: How many are tried at most; None: as many as the epochs allow.
         eta: One in so many goes on.
         rounds: Rounds after the race at most: the first tries combinations, the others neighbours.
@@ -106,7 +103,6 @@ class Auto(Scripted):
     Attributes:
         decisions: What was decided so far.
         findings: What is known of the network so far.
-        measured: Whether there are kernels whose quality is observed.
         left: Epochs that the search has left.
 
     Raises:
@@ -151,9 +147,9 @@ class Auto(Scripted):
         self.left = search_epochs if search_epochs is not None else _PER_TUNING * tune_epochs
         self.most = proposals
         self.bench = Bench(arch, limits, divisor)
-        self.findings: Findings = structure_of(arch)
+        self.first_training = FirstTraining.of(arch)
+        self.findings: Findings = self.first_training.known
         self.untouched = Plan.empty(arch)
-        self.measured = _measured(arch)
         self._step = 0
         self._first: tuple[_Runner, ...] = ()  # the race's first rung, as it was scored
         self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
@@ -176,12 +172,14 @@ class Auto(Scripted):
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
-        (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=self._probes()),)
+        (base,) = yield (
+            Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=self.first_training.probes),
+        )
         if not base.usable:
             words = {base.trial: "the untouched network"}
             self._note("network", words, None, f"there is nothing to begin with, {base.message}")
             return
-        self.findings = self._found(base)
+        self.findings = self.first_training.found(base, self.bench)
         self._note("network", {base.trial: "the untouched network"}, None, self._diagnosis(base))
         share = max(1, int(self.left * _RACE)) if self.rounds else self.left
         begun = proposals(self.bench, self.findings, self._at_most(share))
@@ -202,7 +200,7 @@ class Auto(Scripted):
         spare = share - sum(rung.cost for rung in course)
         for number, rung in enumerate(course, start=1):
             last = number == len(course)
-            found = yield from self._trained(racing, rung.epochs, (PROBE,) if last and self.measured else ())
+            found = yield from self._trained(racing, rung.epochs, self.first_training.later_probes if last else ())
             self._first = self._first or found
             keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
             kept = survivors([r.scored for r in found], keep, most)
@@ -238,7 +236,7 @@ class Auto(Scripted):
             present,
             *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in found),
         )
-        trained = yield from self._trained(runners, epochs, (PROBE,) if self.measured else ())
+        trained = yield from self._trained(runners, epochs, self.first_training.later_probes)
         phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
         return self._moved(phase, trained, stays_if_tied=what != _JOINED)
 
@@ -248,7 +246,8 @@ class Auto(Scripted):
         joined = combinations(bench, present.design, _better(first), most)
         if joined:
             return _JOINED, joined
-        near = neighbours(bench, present.design, self._quality(self.told[present.trial], bench))
+        quality = quality_of(self.told[present.trial], bench.arch, bench.limits, bench.divisor)
+        near = neighbours(bench, present.design, quality)
         return "neighbours", tuple(design for design in near if design.words not in self._near)[:most]
 
     def _moved(self, phase: str, found: tuple[_Runner, ...], stays_if_tied: bool) -> tuple[_Runner, ...]:
@@ -299,31 +298,6 @@ class Auto(Scripted):
             for r, e in zip(racing, evidence, strict=True)
         )
 
-    # ------------------------------------------------------------------ what trainings show
-
-    def _probes(self) -> tuple[str, ...]:
-        free = any(name not in self.findings.groups.fixed for stage in self.findings.groups.stages for name in stage)
-        return (*(("bundles",) if free else ()), *((PROBE,) if self.measured else ()))
-
-    def _found(self, base: Evidence) -> Findings:
-        """Return what is known after the first training."""
-        residual = any(block.kind == "residual" for block in self.arch.blocks)
-        read = read_conflicts(base, "any" if residual else "last", 1)
-        hit = {n: v for n, v in read.blocks.items() if v > 0} if read is not None and read.seen else {}
-        ordered = dict(sorted(hit.items(), key=lambda item: -item[1]))
-        return replace(self.findings, conflicts=ordered, quality=self._quality(base, self.bench))
-
-    def _quality(self, evidence: Evidence, bench: Bench) -> dict[str, float]:
-        """Return the relative quality of each channel group; nothing where none was measured or all is noise."""
-        if PROBE not in evidence.probes:
-            return {}
-        try:
-            families = Surface(bench.arch, self.limits, divisor=bench.divisor, checked=False).families
-            reading = read_trial(evidence, members(bench.arch), families, "qc", highest=False)
-        except (ConvwrightError, RunError):
-            return {}
-        return qualities(reading.families) if reading is not None and any(reading.groups.values()) else {}
-
     # ------------------------------------------------------------------ what is recorded
 
     def _diagnosis(self, base: Evidence) -> str:
@@ -364,15 +338,6 @@ class Auto(Scripted):
 
     def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
         self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
-
-
-def _measured(arch: Architecture) -> bool:
-    """Whether there are kernels whose quality could be measured."""
-    try:
-        check_measurable(arch, members(arch))
-    except ConvwrightError:
-        return False
-    return True
 
 
 def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:

@@ -65,7 +65,7 @@ def _optimized(recorded: Recorded) -> Report:
     found, why = _networks(recorded, best)
     shown_conflicts, shown_quality = conflicts(recorded.trials), quality(recorded.trials)
     shown_widths, curves = widths(recorded.trials, found), _curves(recorded, result)
-    decisions = _decisions(result)
+    decisions = _decisions(recorded.decided)
     plan = recorded.plan if result is not None else (best.candidate.plan if best is not None else None)
     missing = {
         "networks": why,
@@ -249,16 +249,16 @@ def _curve(name: str, epochs: Sequence[Json]) -> Curve:
     return Curve(name, **columns)
 
 
-def _decisions(result: Json | None) -> tuple[Decision, ...]:
-    if result is None:
+def _decisions(decided: Json | None) -> tuple[Decision, ...]:
+    if decided is None:
         return ()
-    recorded = [Decision(str(d["phase"]), str(d["reason"])) for d in result.get("decisions", ())]
-    return tuple(recorded or [Decision("", str(line)) for line in result.get("log", ())])
+    recorded = [Decision(str(d["phase"]), str(d["reason"])) for d in decided.get("decisions", ())]
+    return tuple(recorded or [Decision("", str(line)) for line in decided.get("log", ())])
 
 
 def _no_decisions(method: str, result: Json | None) -> str:
     if result is None:
-        return "The method's sentences are written when the run ends."
+        return "The method has not decided anything yet."
     return f"The method {method} says nothing about its decisions."
 
 

@@ -17,6 +17,7 @@ from convwright.runs.files import read_json
 from convwright.runs.networks import FILE as NETWORKS
 from convwright.runs.networks import FORMAT as NETWORKS_FORMAT
 from convwright.runs.result import FORMAT as RESULT
+from convwright.runs.study import DECISIONS, DECISIONS_FORMAT
 from convwright.runs.study import FORMAT as RUN
 from convwright.runs.training import FORMAT as TRAINING
 from convwright.training.checkpoint import FILE as CHECKPOINT
@@ -47,6 +48,7 @@ class Recorded:
         trials: In the order of asking.
         networks: The content of ``networks.json``, if there is one.
         plan: The result's plan, if there is one.
+        decided: Where the method's decisions are: the result, or the record on the way to it; None: there is none.
         histories: Epochs by trial; a training's own go by -1.
     """
 
@@ -57,6 +59,7 @@ class Recorded:
     trials: tuple[RecordedTrial, ...] = ()
     networks: Json | None = None
     plan: Plan | None = None
+    decided: Json | None = None
     histories: Mapping[int, tuple[Json, ...]] = field(default_factory=dict)
 
 
@@ -99,6 +102,7 @@ def _optimize(folder: Path) -> Recorded:
         trials,
         read_json(folder / NETWORKS, NETWORKS_FORMAT) if (folder / NETWORKS).is_file() else None,
         _plan(folder / "plan.json"),
+        _decided(folder / DECISIONS) if result is None else result,
         {trial.number: found for trial in trials if (found := _history(folder, trial.number))},
     )
 
@@ -110,6 +114,11 @@ def _result(path: Path) -> Json:
     if lacking:
         raise RunError(f"{path}: damaged, it has no {lacking[0]}; start anew in another folder")
     return found
+
+
+def _decided(path: Path) -> Json | None:
+    """Return what an unfinished run's method has decided so far; None: nothing yet."""
+    return read_json(path, DECISIONS_FORMAT) if path.is_file() else None
 
 
 def _plan(path: Path) -> Plan | None:

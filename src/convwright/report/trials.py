@@ -35,7 +35,7 @@ def described(recorded: Recorded, metrics: Sequence[str], chosen: int | None) ->
     usable = [t.evidence for t in recorded.trials if t.evidence is not None and t.evidence.usable]
     front = {e.trial for e in non_dominated([e for e in usable if all(m in e.costs for m in counted)], counted)}
     ended = {entry["trial"] for entry in (recorded.result or {}).get("front", ()) if entry["finished"]}
-    words = phases(recorded.result)
+    words = phases(recorded.decided)
     return tuple(
         replace(
             _trial(t, words.get(t.number, "")),
@@ -83,9 +83,9 @@ def _edit(values: Mapping[str, Any]) -> str:
     return " ".join([str(values["edit"]).replace("_", " "), *known])
 
 
-def phases(result: Json | None) -> dict[int, str]:
+def phases(decided: Json | None) -> dict[int, str]:
     """Return what a method says that each trial was, by number."""
-    decisions = () if result is None else result.get("decisions", ())
+    decisions = () if decided is None else decided.get("decisions", ())
     return {
         int(number): f"{decision['phase']}: {words}" if decision["phase"] else str(words)
         for decision in decisions

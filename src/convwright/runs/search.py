@@ -47,7 +47,7 @@ def search(
     asked: dict[int, Candidate] = {}
     said = 0
     while batch := method.ask():
-        said = _decided(method, said, say)
+        said = _decided(method, said, study, say)
         batch = batch[: fits(found, batch)]
         if not batch:
             return tuple(found)
@@ -55,7 +55,7 @@ def search(
         for evidence in carried_out(batch, asked, study, executor, say):
             method.tell(evidence)
             found.append(evidence)
-    _decided(method, said, say)
+    _decided(method, said, study, say)
     return tuple(found)
 
 
@@ -95,11 +95,13 @@ def _begun(tasks: Sequence[Task], say: Say) -> Iterator[Task]:
         yield task
 
 
-def _decided(method: Method, said: int, say: Say) -> int:
-    """Say what the method has decided since; only methods that keep a `log` tell it."""
+def _decided(method: Method, said: int, study: Study, say: Say) -> int:
+    """Say and record what the method has decided since; only methods that keep a `log` tell it."""
     log: Sequence[str] = getattr(method, "log", ())
     for line in log[said:]:
         say(line)
+    if len(log) > said:
+        study.decided([decision.to_dict() for decision in getattr(method, "decisions", ())], log)
     return len(log)
 
 

@@ -6,6 +6,7 @@ Layout::
     run.db                Optuna's SQLite storage: one trial per candidate, plan and evidence as attributes
     initial.safetensors   the weights that the run started from
     trials/0003/          weights of a finished trial; the training checkpoint of an unfinished one
+    decisions.json        what the method has decided so far, for a report on the way
     plan.json model.safetensors result.json   the result, once it is proved
     front/0012/           the same three of each network that a Pareto search trained to the end
     earlier/0/            the result for another budget or time, before it was changed
@@ -20,7 +21,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +37,12 @@ from convwright.runs.storage import Storage, check_url
 
 FORMAT = "convwright run"
 VERSION = 1
+DECISIONS = "decisions.json"
+DECISIONS_FORMAT = "convwright decisions"
 WEIGHTS = "model.safetensors"
 _NAME = "run"
 # First what says that all are whole.
-_RESULT = ("result.json", "plan.json", WEIGHTS, "networks.json", "report.html", "front")
+_RESULT = ("result.json", "plan.json", WEIGHTS, DECISIONS, "networks.json", "report.html", "front")
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -226,6 +229,16 @@ class Study:
         self._storage.check()
         self._storage.note(self._courses.record(evidence.trial), "evidence", evidence.to_dict())
         self._told(evidence)
+
+    def decided(self, decisions: Sequence[Mapping[str, Any]], log: Sequence[str]) -> None:
+        """Record what the method has decided so far: of a run that is not finished nothing else tells it.
+
+        Args:
+            decisions: As JSON values.
+            log: The same in sentences, also of methods that say no more.
+        """
+        content = {"format": DECISIONS_FORMAT, "version": VERSION, "decisions": list(decisions), "log": list(log)}
+        write_json(self.folder / DECISIONS, content)
 
     def _told(self, evidence: Evidence) -> None:
         score = evidence.score if evidence.usable else None

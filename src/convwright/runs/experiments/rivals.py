@@ -56,8 +56,9 @@ class Course:
 
     Attributes:
         first: Epochs of the first training of the untouched network.
-        auto: Epochs of all candidates of method auto's search, each about as large as the budget.
-        search: The same, of the other searches.
+        auto: Of method auto: epochs of its first training, and of all its candidates, each about as large as the
+            budget.
+        search: Epochs of all candidates of the other searches.
         trial: Epochs of a trial, where all are equally long.
         final: Epochs of the final training that the total is planned for.
         held: Share of the training images that searches are judged on, and do not train on.
@@ -67,7 +68,7 @@ class Course:
     """
 
     first: int
-    auto: int
+    auto: tuple[int, int]
     search: int
     trial: int
     final: int
@@ -88,9 +89,9 @@ class Course:
 
 
 COURSES: Mapping[Size, Course] = {
-    "quick": Course(1, 3, 3, 1, 1, 0.2, 0.1, (50,)),
-    "standard": Course(2, 3, 16, 1, 14, 0.1, 2.0, rounds=0),
-    "full": Course(60, 400, 400, 10, 80, 0.1, 6.0),
+    "quick": Course(1, (1, 3), 3, 1, 1, 0.2, 0.1, (50,)),
+    "standard": Course(2, (1, 2), 16, 1, 14, 0.1, 2.0, rounds=0),
+    "full": Course(60, (60, 400), 400, 10, 80, 0.1, 6.0),
 }
 
 _QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
@@ -154,7 +155,8 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
     def search(method: str, within: str = budget, **options: Any) -> Searched:
         return Searched(method, options, within, recipe)
 
-    auto = search("auto", epochs=first, search_epochs=course.auto, rounds=course.rounds)
+    begun, searched = course.auto
+    auto = search("auto", epochs=begun, search_epochs=searched, rounds=course.rounds)
     yield _Made("auto", (Kept(auto),), "all methods' proposals")
     response = search("channel-search", rule="response", **equal)
     yield _Made("channel-search", (response,), "rule response: trials from new weights")
