@@ -137,7 +137,7 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
     experiments = (
         "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",
         "conetv2", "conetv2-rank", "conetv2-transfer", "conflicts-lesion", "conflicts-tune",
-        "conflicts-boundary", "greedy", "greedy-rank",
+        "conflicts-boundary", "greedy", "greedy-rank", "rivals",
     )  # fmt: skip
     measured = ("demo", "widths", "labels", "cost-model", "receptive-field", "latency", "training", "pipeline")
     for name in (*measured, *(f"reproduce-{name}" for name in experiments)):

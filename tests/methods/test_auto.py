@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import zlib
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 from convwright.architecture import read
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, Auto, Evidence
-from convwright.methods.auto_designs import Bench, inner, inner_groups, tapered, together, weighed
+from convwright.methods.auto_designs import Bench, inner, inner_groups, ranked, tapered, together, weighed
 from convwright.methods.auto_proposals import combinations, neighbours, proposals, qualities, structure_of
 from convwright.methods.halving import Scored, ranking, rungs, survivors, tied
 from convwright.methods.phase_moves import Scene
@@ -299,6 +300,36 @@ def test_combinations_change_each_thing_once():
         built = after.after(design.edits)
         assert built.costs["macs"] <= bench.limits.limits["macs"]
         assert depth(built.arch) == depth(after.arch)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**32), percent=st.sampled_from([23, 47, 71]))
+def test_ranked_widths_are_those_above_one_bar(seed, percent):
+    """Of all channels of the network those above a bar are left: the lowest one that the budget allows."""
+    arch, draw = residual(), random.Random(seed)
+    surface = Surface(arch, limits_of(arch, f"macs<={percent}%"))
+    norms = {
+        f.name: sorted((draw.lognormvariate(0, 0.5) for _ in range(f.size)), reverse=True) for f in surface.families
+    }
+    widths = ranked(norms)(surface)
+    assert surface.use({n: int(w) for n, w in widths.items()}) <= 1
+    gone = [norms[n][int(w) :] for n, w in widths.items()]
+    bar = max(v for values in gone for v in values)
+    for name, values in norms.items():
+        assert widths[name] == max(1, sum(v > bar for v in values))
+    least = min(v for n, w in widths.items() for v in norms[n][: int(w)] if v > bar)
+    higher = {n: max(1, sum(v >= bar for v in values)) for n, values in norms.items()}
+    assert surface.use(higher) > 1 or least <= bar
+
+
+def test_widths_by_channel_norms_are_proposed_after_the_first_training():
+    arch = residual()
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    norms = {g.name: tuple(1 + 0.1 * i for i in reversed(range(g.size))) for g in arch.free_groups}
+    found = proposals(bench, replace(structure_of(arch), norms=norms))
+    assert [d.factor for d in found if d.words == "widths by channel norms"] == ["norms"]
+    asked = auto(arch).ask()[0]
+    assert "channel-norms" in asked.probes
 
 
 def test_shapes_together_multiply():

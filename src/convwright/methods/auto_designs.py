@@ -181,6 +181,32 @@ def inner(factor: float) -> Shape:
     return shape
 
 
+def ranked(norms: Mapping[str, Sequence[float]]) -> Shape:
+    """Return the widths that are left where all channels of the network are ranked together, and the least ones go.
+
+    The rule of a pruner: one bar for all channels, as low as the budget allows.
+
+    Args:
+        norms: Group -> norm of each of its channels over their mean; groups that are not named stay as they are.
+    """
+
+    def shape(surface: Surface) -> dict[str, float]:
+        bars = sorted({0.0, *(value for f in surface.families for value in norms.get(f.name, ()))})
+        low, high = 0, len(bars) - 1  # bars[high] leaves the fewest channels
+        while low < high:
+            middle = (low + high) // 2
+            left = {f.name: f.rounded(_left(f.size, norms.get(f.name, ()), bars[middle])) for f in surface.families}
+            low, high = (low, middle) if surface.use(left) <= 1 else (middle + 1, high)
+        return {f.name: max(1.0, _left(f.size, norms.get(f.name, ()), bars[low])) for f in surface.families}
+
+    return shape
+
+
+def _left(size: int, norms: Sequence[float], bar: float) -> float:
+    """Return how many channels of a group are above a bar; a norm may stand for several channels."""
+    return size * sum(norm > bar for norm in norms) / len(norms) if norms else float(size)
+
+
 def together(shapes: Sequence[Shape]) -> Shape:
     """Return the proportions that several ask for at once: a family's factors are multiplied."""
 

@@ -16,7 +16,7 @@ from convwright.architecture import Architecture
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution
 from convwright.edits.depth import why_not_removable
 from convwright.errors import ConvwrightError, EditError
-from convwright.methods.auto_designs import Bench, Design, Shape, inner, tapered, together, weighed
+from convwright.methods.auto_designs import Bench, Design, Shape, inner, ranked, tapered, together, weighed
 from convwright.methods.conflict_rules import BlockGroups
 from convwright.methods.kernel_optimizer import optimize_kernels
 from convwright.methods.receptive_field import organize
@@ -44,6 +44,7 @@ class Findings:
         blind_layers: How many layers see nothing new.
         conflicts: Block -> share of samples in conflict in the first epochs; those above 0.
         quality: Channel group -> quality of its kernels over the mean, 0.5 to 2; empty where nothing was measured.
+        norms: Channel group -> norms of its channels over their mean; empty where none were looked at.
         notes: What could not be found out, and why.
     """
 
@@ -52,6 +53,7 @@ class Findings:
     blind_layers: int = 0
     conflicts: Mapping[str, float] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
+    norms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -132,6 +134,8 @@ def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
         yield bench.design(words, shape=tapers[words], factor="maps")
     for side, edit in sizes:
         yield bench.design(f"{side} pixels", (edit,), factor="resolution")
+    if findings.norms and not growing:
+        yield bench.design("widths by channel norms", shape=ranked(findings.norms), factor="norms")
     if findings.quality:
         yield bench.design("widths by channel quality", shape=weighed(findings.quality), factor="quality")
     yield bench.design("narrower inside blocks", shape=inner(1 / _INNER), factor="inside")

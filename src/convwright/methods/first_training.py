@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from convwright.methods.method import Evidence
 
 BUNDLES = "bundles"
+NORMS = "channel-norms"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class FirstTraining:
         """What to observe in the first training: conflicts where a block can go, quality where there are kernels."""
         groups = self.known.groups
         free = any(name not in groups.fixed for stage in groups.stages for name in stage)
-        return (*((BUNDLES,) if free else ()), *self.later_probes)
+        return (*((BUNDLES,) if free else ()), *((NORMS,) if self.arch.free_groups else ()), *self.later_probes)
 
     @property
     def later_probes(self) -> tuple[str, ...]:
@@ -62,7 +63,11 @@ class FirstTraining:
         read = read_conflicts(base, "any" if residual else "last", 1)
         hit = {n: v for n, v in read.blocks.items() if v > 0} if read is not None and read.seen else {}
         ordered = dict(sorted(hit.items(), key=lambda item: -item[1]))
-        return replace(self.known, conflicts=ordered, quality=quality_of(base, bench.arch, bench.limits, bench.divisor))
+        quality = quality_of(base, bench.arch, bench.limits, bench.divisor)
+        norms = base.probes.get(NORMS, {}).get("norms", {})
+        return replace(
+            self.known, conflicts=ordered, quality=quality, norms={name: tuple(each) for name, each in norms.items()}
+        )
 
 
 def quality_of(evidence: Evidence, arch: Architecture, limits: Limits, divisor: int = 1) -> dict[str, float]:

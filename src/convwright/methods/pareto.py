@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.edits import Edit
 
-_PER_TUNING = 32  # epochs of the search for each epoch of a final training: twice Auto's, as several are sought
+_PER_TUNING = 16  # epochs of the search for each epoch of a final training: four times Auto's, as several are sought
 _HALVING = 0.75  # share of the search's epochs that the race of the proposals gets; neighbours get the rest
 _LEVELS = 4  # costs at which networks are proposed, each the one before over the square root of 2
 _CELLS = 28  # costs within the 28th root of 2 (2.5%) count as equal: designs use up their level to about one per cent

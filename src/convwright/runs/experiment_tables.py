@@ -94,6 +94,9 @@ def reproduced(content: Json) -> Sheet:
     trained = [row for row in content["rows"] if not _only_counted(row)]
     counted = [row for row in content["rows"] if _only_counted(row)]
     concluded = content.get("conclusion") or {"tables": ()}
+    if concluded.get("complete") and concluded["tables"]:
+        first, *more = map(Sheet.from_dict, concluded["tables"])
+        return replace(first, title=f"{title}; {first.title}", more=tuple(more))
     sheets = (
         *([_trained(trained, title)] if trained or not counted else []),
         *([_counted(counted, "Counted, not trained" if trained else title)] if counted else []),

@@ -177,6 +177,8 @@ def _record(folder: Path, found: Experiment, content: dict[str, Any]) -> dict[st
         concluded = found.conclude(content)
         tables = [table.as_dict() for table in concluded.tables]
         content = {**content, "conclusion": {"values": dict(concluded.values), "tables": tables}}
+        if concluded.complete:
+            content["conclusion"]["complete"] = True
         for name, text in concluded.pictures.items():
             write_text(folder / f"{name}.svg", text)
     write_json(folder / "result.json", content)

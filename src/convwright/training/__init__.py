@@ -6,6 +6,7 @@ from convwright.training.data import ImageData, check_fits, load_data
 from convwright.training.evaluate import Metrics, evaluate
 from convwright.training.images import ArrayImages, StreamImages
 from convwright.training.loader import Loader
+from convwright.training.norm_probe import ChannelNorms
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.recipe import Recipe
 from convwright.training.settings import Measurement, Settings
@@ -14,6 +15,7 @@ from convwright.training.trainer import train
 __all__ = [
     "ArrayImages",
     "Augment",
+    "ChannelNorms",
     "ConflictProbe",
     "ConflictSettings",
     "EpochRecord",

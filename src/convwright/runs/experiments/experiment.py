@@ -120,11 +120,13 @@ class Conclusion:
         tables: Further tables.
         values: The same as plain JSON values.
         pictures: Name -> text of an SVG file.
+        complete: Whether the tables tell all trained rows, so that the usual table of rows is left out.
     """
 
     tables: tuple[Sheet, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
+    complete: bool = False
 
 
 Rows = Callable[[Size], tuple[Row, ...]]

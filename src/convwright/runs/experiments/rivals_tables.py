@@ -34,7 +34,7 @@ def conclude(content: Json) -> Conclusion:
     for name, rows in tables.items():
         networks.setdefault(name.rstrip("0123456789"), []).extend(rows)
     pictures = {f"rivals-{name}": _picture(name, rows) for name, rows in networks.items() if len(rows) > 1}
-    return Conclusion(sheets, values, pictures)
+    return Conclusion(sheets, values, pictures, complete=True)
 
 
 def _split(row: Json) -> tuple[str, str]:
