@@ -111,7 +111,7 @@ def compared(options: argparse.Namespace, folder: Path, number: int) -> dict[str
     process = started(folder, whole, number, jobs)
     if process.wait():
         raise SystemExit(f"the undisturbed search failed:\n{(folder / f'{whole.name}.log').read_text()[-2000:]}")
-    span = 1.5 * (time.monotonic() - begun)
+    span = 0.6 * (time.monotonic() - begun)  # starting takes about half of it: several kills hit one search
     draw, total = random.Random(number), {"driver": 0, "worker": 0, "starts": 0}
     equal, rounds = True, 0
     while sum(total[name] for name in ("driver", "worker")) < options.kills:
