@@ -17,6 +17,7 @@ from pathlib import Path
 import benchmark_tables  # noqa: F401  (these register their tables)
 import reference_tables  # noqa: F401
 import results_page  # noqa: F401
+import run_tables  # noqa: F401
 from table_kit import ROOT, TABLES
 
 
