@@ -45,6 +45,27 @@ class RunError(ConvwrightError):
     """A run directory is damaged, in use by another process, or does not match the command."""
 
 
+def check_counts(least: int = 1, /, **counts: object) -> None:
+    """Refuse options that are no whole numbers from a least one on; None is an option that was not given.
+
+    Args:
+        least: The smallest that is allowed.
+        counts: Values by the name of their option.
+
+    Raises:
+        ConvwrightError: Names the option.
+
+    Examples:
+        >>> check_counts(2, eta=3, points=None)
+        >>> check_counts(rounds=True)
+        Traceback (most recent call last):
+        convwright.errors.ConvwrightError: rounds=True must be a whole number from 1 on
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
+
+
 def look_up(name: str, known: Mapping[str, _Found], what: str, error: type[ConvwrightError]) -> _Found:
     """Return what is registered under a name.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
-from convwright.errors import BudgetError, ConvwrightError, EditError
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.auto_proposals import Findings, combinations, neighbours, proposals
 from convwright.methods.first_training import FirstTraining, quality_of
@@ -137,10 +137,9 @@ class Auto(Scripted):
     ) -> None:
         if limits is None or not limits.limits:
             raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
-        for name, value, least in (("search_epochs", search_epochs, 1), ("proposals", proposals, 1), ("eta", eta, 2),
-                                   ("rounds", rounds, 0)):  # fmt: skip
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
+        check_counts(search_epochs=search_epochs, proposals=proposals)
+        check_counts(2, eta=eta)
+        check_counts(0, rounds=rounds)
         super().__init__(limits)
         self.arch, self.seed, self.eta, self.rounds = arch, seed, eta, rounds
         self.epochs, self.tune_epochs = epochs, tune_epochs

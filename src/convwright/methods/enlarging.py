@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
+from convwright.errors import check_counts
 from convwright.methods.enlarging_checks import (
     Transfer,
-    check_counts,
     check_options,
     check_quantum,
     given_limits,
@@ -187,9 +187,9 @@ class GreedyEnlarging(Scripted):
         final_tolerance: float = 0.02,
         layers: Layers | None = None,
     ) -> None:
-        check_counts(trial_epochs=(trial_epochs, 1), refine=(refine, 0))
-        check_counts(rescore=(rescore, 0), contenders=(contenders, 2))
-        check_counts(**({"trial_steps": (trial_steps, 1)} if trial_steps is not None else {}))
+        check_counts(trial_epochs=trial_epochs, trial_steps=trial_steps)
+        check_counts(0, refine=refine, rescore=rescore)
+        check_counts(2, contenders=contenders)
         check_options(weights, pairs, refine, final_tolerance)
         check_quantum(quantum, divisor)
         self.growth = Growth(tolerance, beam, pairs, span, ties)

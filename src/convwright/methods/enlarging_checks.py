@@ -21,20 +21,6 @@ def given_limits(limits: Limits | None) -> Limits:
     return limits
 
 
-def check_counts(**counts: tuple[int, int]) -> None:
-    """Refuse what is no whole number from a least one on.
-
-    Args:
-        counts: By the name of the option its value and the least one.
-
-    Raises:
-        ConvwrightError: Names the option.
-    """
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
-
-
 def check_options(weights: str, pairs: str, refine: int, final_tolerance: float) -> None:
     """Refuse options that are unknown or do not go together.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.errors import BudgetError, ConvwrightError, check_counts
 
 Point = tuple[int, ...]
 Schedule = Literal["arithmetic", "geometric"]
@@ -103,10 +103,7 @@ class Growth:
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:
             raise ConvwrightError(f"tolerance={self.tolerance!r} must lie from 0 to below 1")
-        for name in ("beam", "span"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConvwrightError(f"{name}={value!r} must be a whole number from 1 on")
+        check_counts(beam=self.beam, span=self.span)
         if self.pairs not in get_args(Pairs):
             raise ConvwrightError(f"pairs={self.pairs!r} is unknown; give {', '.join(get_args(Pairs))}")
         if self.ties not in get_args(Ties):
@@ -201,8 +198,7 @@ def budgets(start: int, target: int, steps: int, schedule: Schedule = "arithmeti
     """
     if schedule not in get_args(Schedule):
         raise ConvwrightError(f"schedule={schedule!r} is unknown; give {', '.join(get_args(Schedule))}")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ConvwrightError(f"steps={steps!r} must be a whole number from 1 on")
+    check_counts(steps=steps)
     if not 0 < start < target:
         raise BudgetError(
             f"a target of {target:,} is not above the present cost of {start:,}; there is nothing to enlarge"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.enlarging_space import EnlargingSpace
 from convwright.methods.greedy_growth import Point, nearest, trimmed
 from convwright.methods.method import Candidate, Evidence, register
@@ -279,7 +279,6 @@ def _check_trials(rule: str, epochs: int, steps: int | None, weights: str) -> No
 def _check(rule: str, samples: int, coefficients: tuple[float, float, float]) -> None:
     if rule not in get_args(Rule):
         raise ConvwrightError(f"rule={rule!r} is unknown to scaling; give {', '.join(get_args(Rule))}")
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-        raise ConvwrightError(f"samples={samples!r} must be a whole number from 1 on")
+    check_counts(samples=samples)
     if not all(c >= 1 for c in coefficients) or max(coefficients) == 1:
         raise ConvwrightError(f"alpha, beta, gamma={coefficients} must be 1 or more, and not all 1")

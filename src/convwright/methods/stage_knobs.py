@@ -22,7 +22,7 @@ from convwright.cost.forms import Sizes
 from convwright.cost.stage_costs import Side, StageCosts
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.zoo.ghostnet import large_layers
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class Stages:
         Raises:
             ConvwrightError: the network has no stages with blocks, or a number is out of its range.
         """
-        for name, value in (("quantum", quantum), ("divisor", divisor)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConvwrightError(f"{name}={value!r} must be a whole number from 1 on")
+        check_counts(quantum=quantum, divisor=divisor)
         found = [s for s in find_stages(arch, split_by_width=not merge_equal_resolution) if s.blocks]
         runs = [_outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
         if not runs:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convwright.errors import ConvwrightError
+from convwright.errors import ConvwrightError, check_counts
 from convwright.runs.charts import Series, lines
 from convwright.training.bundle_points import Points, branch_tap, find_points, outermost
 from convwright.training.bundle_reading import Reading, read_bundles
@@ -189,8 +189,7 @@ def _check(repeats: int, orders: Sequence[str]) -> None:
     unknown = [order for order in orders if order not in ORDERS]
     if unknown:
         raise ConvwrightError(f"order {unknown[0]!r} is unknown to the lesion study; give some of {', '.join(ORDERS)}")
-    if isinstance(repeats, bool) or repeats < 1:
-        raise ConvwrightError(f"repeats={repeats!r} must be a whole number from 1 on")
+    check_counts(repeats=repeats)
 
 
 def _facts(surgery: Lesions, points: Points, reading: Reading, name: str, accuracy: Judge) -> BlockFacts:
