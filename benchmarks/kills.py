@@ -103,6 +103,15 @@ def facts(out: Path) -> dict[str, Any]:
     return {**kept, "trials": trials, "plan": (out / "plan.json").read_text(), "weights": weights}
 
 
+def differences(whole: Path, killed: Path) -> list[str]:
+    """Return what differs between an undisturbed run and one that was killed; its last words where it has no result."""
+    if not (killed / "result.json").is_file():
+        log = killed.with_name(f"{killed.name}.log").read_text(errors="replace").strip().splitlines()
+        return [f"no result: {(log or ['no output'])[-1][:200]}"]
+    one, other = facts(whole), facts(killed)
+    return [name for name in one if one[name] != other.get(name)]
+
+
 def compared(options: argparse.Namespace, folder: Path, number: int) -> dict[str, Any]:
     """Do one search undisturbed and one killed; return whether they agree."""
     jobs = 1 + number % 2
@@ -113,15 +122,15 @@ def compared(options: argparse.Namespace, folder: Path, number: int) -> dict[str
         raise SystemExit(f"the undisturbed search failed:\n{(folder / f'{whole.name}.log').read_text()[-2000:]}")
     span = 0.6 * (time.monotonic() - begun)  # starting takes about half of it: several kills hit one search
     draw, total = random.Random(number), {"driver": 0, "worker": 0, "starts": 0}
-    equal, rounds = True, 0
+    differs, rounds = list[str](), 0
     while sum(total[name] for name in ("driver", "worker")) < options.kills:
         this = out.with_name(f"{out.name}-{rounds}")
         left = options.kills - total["driver"] - total["worker"]
         counts = killed(folder, this, number, jobs, left, draw, span)
         total = {name: total[name] + counts[name] for name in total}
-        equal = equal and (this / "result.json").is_file() and facts(this) == facts(whole)
+        differs += [f"{this.name}: {what}" for what in differences(whole, this)]
         rounds += 1
-    return {"run": number, "jobs": jobs, "kills": total, "searches": rounds, "equal": equal}
+    return {"run": number, "jobs": jobs, "kills": total, "searches": rounds, "equal": not differs, "differs": differs}
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,14 @@ def onnx_bytes(model: nn.Module, example_input: Tensor) -> bytes:
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # whatever the exporter, the network or a limit of the format raises
-        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}") from error
+        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return what an exporter failed at: its own error only tells how to file a bug, in colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
 
 
 def onnx_runner(content: bytes | str) -> Callable[[Tensor], list[Tensor]]:

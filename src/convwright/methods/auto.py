@@ -115,7 +115,7 @@ class Auto(Scripted):
         >>> limits = cw.parse_budget("macs<=50%").resolve(arch.profile())
         >>> method = cw.methods.Auto(arch, limits, epochs=2, tune_epochs=1)
         >>> [(c.role, c.epochs, c.probes) for c in method.ask()]
-        [('base', 2, ('channel-quality',))]
+        [('base', 2, ('bundles', 'channel-norms', 'channel-quality'))]
     """
 
     limits: Limits  # never None here

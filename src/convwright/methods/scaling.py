@@ -63,8 +63,8 @@ class Scaling(Scripted):
         >>> arch = cw.read("zoo:resnet20", "3x32x32")
         >>> limits = cw.parse_budget("macs<=200%").resolve(arch.profile())
         >>> method = cw.methods.Scaling(arch, limits, rule="compound")
-        >>> method.settings[0].resolution
-        40
+        >>> method.settings[0].depths
+        (3, 4, 4)
     """
 
     limits: Limits  # never None here

@@ -34,8 +34,8 @@ def shrink_groups(groups: Iterable[Sequence[Tensor]], threshold: float) -> None:
     Examples:
         >>> scale, shift = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
         >>> shrink_groups([(scale, shift)], 0.5)  # the norm is 5, the root of the size 2
-        >>> scale.tolist(), [round(value, 3) for value in shift.tolist()]
-        ([2.4, 0.0], [0.0, 3.2])
+        >>> [round(value, 3) for value in (*scale.tolist(), *shift.tolist())]
+        [2.4, 0.0, 0.0, 3.2]
     """
     with torch.no_grad():
         for group in groups:

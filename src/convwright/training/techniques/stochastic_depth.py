@@ -101,7 +101,7 @@ def stochastic_depth(
         >>> from convwright.training.techniques.stochastic_depth import stochastic_depth
         >>> arch = cw.read("zoo:resnet20")
         >>> with stochastic_depth(arch, rate=0.18) as dropped:
-        ...     list(dropped.rates.items())[:2]
+        ...     [(name, round(rate, 3)) for name, rate in dropped.rates.items()][:2]
         [('layer1.0.bn2', 0.02), ('layer1.1.bn2', 0.04)]
     """
     options = options_of(StochasticDepth, rate=rate)
