@@ -118,7 +118,7 @@ def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
     few = depths.get("fewer blocks", ())
     crowded = _on_tiny_maps(bench.arch) > _CROWDED
     tapers = {"wider on large maps": tapered(-_TAPER), "wider on small maps": tapered(_TAPER)}
-    order = sorted(tapers, reverse=not crowded)
+    order = tuple(tapers) if crowded else tuple(tapers)[::-1]
     sizes = tuple(_sizes(bench, crowded))
     growing = _grows(bench)
     if growing:

@@ -167,7 +167,7 @@ class ParetoSearch(Scripted):
         divisor: Widths are rounded to multiples of this.
         objective: One or two of macs, params, activations, weights and, where the budget limits it, latency.
         points: How many networks are trained to the end, from 2 on; fewer where the front has fewer.
-        search_epochs: Epochs of all candidates before the final trainings; None: 32 times `tune_epochs`.
+        search_epochs: Epochs of all candidates before the final trainings; None: 16 times `tune_epochs`.
         eta: One in so many goes on.
         rounds: Rounds of neighbours at most.
 
