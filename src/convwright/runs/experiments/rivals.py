@@ -4,8 +4,9 @@ What is equal. Every row of a table is within the same budget of MACs, is traine
 number of images times MACs of its networks, search and final training together (`Rest`): a row that searches less
 trains longer. The total is that of a first training of the untouched network, a search and a final training, as
 `Course` plans them. Rows that keep trained weights begin with the first training, which counts; the others begin with
-new weights and save it. Method auto has a first training and a search of its own lengths within the total. Searches are carried out once: the seeds are those of the final trainings, so the deviation
-does not say how much another search would have found.
+new weights and save it. Method auto has a first training and a search of its own lengths within the total. Searches
+are carried out once: the seeds are those of the final trainings, so the deviation does not say how much another search
+would have found.
 """
 
 from __future__ import annotations
