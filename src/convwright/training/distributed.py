@@ -85,6 +85,9 @@ def _train_part(fabric: Fabric, work: Work) -> None:
     if fabric.is_global_zero:
         torch.save(run.checkpoint(), work.file)
     fabric.barrier()
+    if torch.distributed.is_initialized():
+        # A process that ends with the group's threads still at work is aborted now and then.
+        torch.distributed.destroy_process_group()
 
 
 def _check_batches(devices: int, order: Order) -> None:
