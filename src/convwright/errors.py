@@ -46,7 +46,7 @@ class RunError(ConvwrightError):
 
 
 def check_counts(least: int = 1, /, **counts: object) -> None:
-    """Refuse options that are no whole numbers from a least one on; None is an option that was not given.
+    """Refuse options that are no whole numbers from a least one on.
 
     Args:
         least: The smallest that is allowed.
@@ -56,14 +56,19 @@ def check_counts(least: int = 1, /, **counts: object) -> None:
         ConvwrightError: Names the option.
 
     Examples:
-        >>> check_counts(2, eta=3, points=None)
+        >>> check_counts(2, eta=3, points=4)
         >>> check_counts(rounds=True)
         Traceback (most recent call last):
         convwright.errors.ConvwrightError: rounds=True must be a whole number from 1 on
     """
     for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
+
+
+def check_given_counts(least: int = 1, /, **counts: object) -> None:
+    """Refuse as `check_counts` does; None is an option that was not given."""
+    check_counts(least, **{name: value for name, value in counts.items() if value is not None})
 
 
 def look_up(name: str, known: Mapping[str, _Found], what: str, error: type[ConvwrightError]) -> _Found:

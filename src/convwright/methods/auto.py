@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
-from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, check_given_counts
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.auto_proposals import Findings, combinations, neighbours, proposals
 from convwright.methods.first_training import FirstTraining, quality_of
@@ -137,7 +137,7 @@ class Auto(Scripted):
     ) -> None:
         if limits is None or not limits.limits:
             raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
-        check_counts(search_epochs=search_epochs, proposals=proposals)
+        check_given_counts(search_epochs=search_epochs, proposals=proposals)
         check_counts(2, eta=eta)
         check_counts(0, rounds=rounds)
         super().__init__(limits)
@@ -363,7 +363,7 @@ def _expected_first(found: Sequence[_Runner], kept: tuple[int, ...]) -> tuple[in
     best = found[kept[0]].scored
     equal = [i for i, r in enumerate(found) if r.scored.usable and tied(r.scored, best)]
     first = min(equal, key=lambda i: (not found[i].design.factor, i))
-    return (first, *(i for i in kept if i != first))[: max(len(kept), 1)]
+    return (first, *(i for i in kept if i != first))[: len(kept)]
 
 
 def _kept(after: Rung, spare: int) -> tuple[int, int]:

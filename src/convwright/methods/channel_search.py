@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
-from convwright.errors import ConvwrightError, check_counts
+from convwright.errors import ConvwrightError, check_given_counts
 from convwright.methods.channel_readings import Reading, check_measurable, read_trial
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phases import Decision
@@ -386,8 +386,8 @@ def _check_numbers(
 ) -> None:
     if isinstance(start, str) and start not in ("tiny", "given"):
         raise ConvwrightError(f"start={start!r} is unknown to channel-search; give tiny, given or a number of channels")
-    check_counts(trials=trials, trial_epochs=trial_epochs, step=step, min_width=min_width)
-    check_counts(max_width=max_width, start=start if not isinstance(start, str) else None)
+    check_given_counts(trials=trials, trial_epochs=trial_epochs, step=step, min_width=min_width)
+    check_given_counts(max_width=max_width, start=start if not isinstance(start, str) else None)
     if min_width is not None and max_width is not None and min_width > max_width:
         raise ConvwrightError(f"min_width={min_width} is above max_width={max_width}; give a smaller min_width")
     if not 0 <= gamma < 1:

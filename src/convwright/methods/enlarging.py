@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
-from convwright.errors import check_counts
+from convwright.errors import check_counts, check_given_counts
 from convwright.methods.enlarging_checks import (
     Transfer,
     check_options,
@@ -187,7 +187,8 @@ class GreedyEnlarging(Scripted):
         final_tolerance: float = 0.02,
         layers: Layers | None = None,
     ) -> None:
-        check_counts(trial_epochs=trial_epochs, trial_steps=trial_steps)
+        check_counts(trial_epochs=trial_epochs)
+        check_given_counts(trial_steps=trial_steps)
         check_counts(0, refine=refine, rescore=rescore)
         check_counts(2, contenders=contenders)
         check_options(weights, pairs, refine, final_tolerance)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from convwright.cost.budget import MEASURED, METRICS, Limits, costs_of, feasible_range, human
 from convwright.edits import Plan, Width
-from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, did_you_mean
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, check_given_counts, did_you_mean
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.auto_proposals import Findings, neighbours, proposals
 from convwright.methods.dominance import Point, chosen, crowding, fronts, knee, spread
@@ -205,7 +205,7 @@ class ParetoSearch(Scripted):
         eta: int = 3,
         rounds: int = 2,
     ) -> None:
-        check_counts(search_epochs=search_epochs)
+        check_given_counts(search_epochs=search_epochs)
         check_counts(2, points=points, eta=eta)
         check_counts(0, rounds=rounds)
         super().__init__(limits if limits is not None else Limits({}))

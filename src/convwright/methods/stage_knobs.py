@@ -22,7 +22,7 @@ from convwright.cost.forms import Sizes
 from convwright.cost.stage_costs import Side, StageCosts
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.errors import BudgetError, ConvwrightError, check_counts
+from convwright.errors import BudgetError, ConvwrightError, check_given_counts
 from convwright.zoo.ghostnet import large_layers
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Stages:
         Raises:
             ConvwrightError: the network has no stages with blocks, or a number is out of its range.
         """
-        check_counts(quantum=quantum, divisor=divisor)
+        check_given_counts(quantum=quantum, divisor=divisor)
         found = [s for s in find_stages(arch, split_by_width=not merge_equal_resolution) if s.blocks]
         runs = [_outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
         if not runs:

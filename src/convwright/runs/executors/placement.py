@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convwright.errors import ConvwrightError, RunError, check_counts
+from convwright.errors import ConvwrightError, RunError, check_given_counts
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors.errand import Setup
 from convwright.runs.executors.executor import Executor
@@ -44,7 +44,7 @@ class Placement:
         Raises:
             ConvwrightError: Names the option.
         """
-        check_counts(jobs=self.jobs, threads=self.threads)
+        check_given_counts(jobs=self.jobs, threads=self.threads)
         if self.ray is None and (self.cpus is not None or self.gpus):
             raise ConvwrightError("--cpus-per-trial and --gpus-per-trial are Ray's; give --ray, too")
         if self.ray is not None and self.jobs > 1:
