@@ -82,7 +82,8 @@ def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
     """Choose precision and layout for training `model` on batches like this one.
 
     What the recipe leaves at `auto` is measured on a copy: weights, buffers and random states stay
-    as they are. The result is kept for the process, by network, batch shape and device.
+    as they are. The result is kept for the process, by network, batch shape and device. Float32 on a CPU is contiguous,
+    whatever the recipe says, for a network with `narrow_strided` convolutions.
 
     Args:
         model: The network, on `device`.
@@ -91,7 +92,36 @@ def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
         recipe: Its `precision` and `memory_format` count.
         device: Where training will run.
     """
-    choices = [
+    choices = _choices(recipe, sound=device.type != "cpu" or not narrow_strided(model))
+    measured: tuple[Measurement, ...] = ()
+    best = choices[0]
+    if len(choices) > 1:
+        measured = _measured(model, images, labels, choices, device)
+        best = _fastest(measured)
+    return Settings(*best, str(device), torch.get_num_threads(), measured)
+
+
+def narrow_strided(model: nn.Module) -> tuple[str, ...]:
+    """Return the convolutions whose weight gradient oneDNN may compute wrong in float32 and channels_last.
+
+    Of a 1x1 convolution with a stride and fewer input channels than a register holds, the gradient's workspace is too
+    small (https://github.com/uxlfoundation/oneDNN/issues/6035): the process is ended by the system, hangs, or goes on
+    with wrong gradients. Seen with torch 2.14 on a processor with AVX2 and 2 to 7 channels.
+    """
+    register = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < register
+    )
+
+
+def _choices(recipe: Recipe, *, sound: bool) -> list[Choice]:
+    """Return what a recipe allows; float32 in channels_last only where it is sound, else contiguous in its place."""
+    allowed = [
         choice
         for choice in _CHOICES
         if recipe.precision in ("auto", choice[0])
@@ -99,12 +129,10 @@ def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
         # bf16 in the contiguous layout is never the fastest: tried only where asked for.
         and (choice != ("bf16", "contiguous") or recipe.memory_format == "contiguous")
     ]
-    measured: tuple[Measurement, ...] = ()
-    best = choices[0]
-    if len(choices) > 1:
-        measured = _measured(model, images, labels, choices, device)
-        best = _fastest(measured)
-    return Settings(*best, str(device), torch.get_num_threads(), measured)
+    if sound:
+        return allowed
+    plain = _CHOICES[0]
+    return list(dict.fromkeys(plain if choice == ("fp32", "channels_last") else choice for choice in allowed))
 
 
 def _fastest(measured: tuple[Measurement, ...]) -> Choice:
