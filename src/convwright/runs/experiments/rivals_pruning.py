@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Importance = Literal["magnitude", "group-norm"]
 _FINE = 200  # steps of the pruner from nothing to almost everything: it stops at the first that meets the target
-_MOST = 0.95  # share of a layer's channels that may go
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Pruned(Searched):
         importance: What is ranked.
         steps: How many; MACs fall by the same factor in each.
         epochs: Of the training after a step.
+        most: Share of a layer's channels that may go at most.
     """
 
     kind: ClassVar[str] = "pruned"
@@ -56,6 +56,7 @@ class Pruned(Searched):
     importance: Importance = "magnitude"
     steps: int = 3
     epochs: int = 1
+    most: float = 0.95
 
     def settle(self, model: str, form: Form, setting: Setting) -> Form:
         """Return the form with the widths that are left, and the weights.
@@ -95,7 +96,7 @@ def _carry_out(design: Pruned, question: Question, trained: Path) -> None:
     limit, begun = limits.limits["macs"], count_by_torch(model, image)
     rows: list[dict[str, Any]] = []
     for step in range(1, design.steps + 1):
-        narrowed(model, image, begun * (limit / begun) ** (step / design.steps), design.importance)
+        narrowed(model, image, begun * (limit / begun) ** (step / design.steps), design.importance, design.most)
         if step < design.steps:
             rows.append(_tuned(model, data, recipe.updated(seed=design.seed + step), question.folder / str(step)))
     edits = widths_of(model, question)
@@ -104,7 +105,7 @@ def _carry_out(design: Pruned, question: Question, trained: Path) -> None:
     write_json(question.folder / "result.json", _result(design, question, edits, rows))
 
 
-def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: Importance) -> None:
+def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: Importance, most: float = 0.95) -> None:
     """Let torch-pruning narrow a network, in place, until it needs no more MACs than `target`.
 
     Args:
@@ -112,6 +113,7 @@ def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: I
         image: An example input, (1, c, h, w).
         target: MACs of one image.
         importance: See `Pruned`.
+        most: See `Pruned`.
 
     Raises:
         RecipeError: There is no torch-pruning, or it gets no further.
@@ -129,8 +131,8 @@ def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: I
         image,
         ranked[importance](),
         global_pruning=True,
-        pruning_ratio=_MOST,
-        max_pruning_ratio=_MOST,
+        pruning_ratio=most,
+        max_pruning_ratio=most,
         iterative_steps=_FINE,
         ignored_layers=[outputs],
     )
