@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from convwright.cost.budget import Limits, human
-from convwright.edits import Plan
-from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, check_given_counts
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
 from convwright.methods.auto_designs import Bench, Design
-from convwright.methods.auto_proposals import Findings, combinations, neighbours, proposals
-from convwright.methods.first_training import FirstTraining, quality_of
-from convwright.methods.halving import Rung, Scored, ranking, rungs, survivors, tied
+from convwright.methods.auto_proposals import combinations, neighbours, proposals
+from convwright.methods.design_search import DesignSearch, Runner, Runners, reasons
+from convwright.methods.first_training import quality_of
+from convwright.methods.halving import Rung, ranking, rungs, survivors, tied
 from convwright.methods.method import Candidate, Evidence, register
-from convwright.methods.phases import Decision
-from convwright.methods.scripted import Batch, Script, Scripted
+from convwright.methods.scripted import Script
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
-
-Runners = Generator[Batch, tuple[Evidence, ...], "tuple[_Runner, ...]"]
 
 _PER_TUNING = 4  # epochs of the search for each epoch of the final training
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
@@ -29,41 +26,8 @@ _JOINED = "combinations"
 _SHOWN = 3
 
 
-@dataclass(frozen=True, eq=False)
-class _Runner:
-    """A design in the race.
-
-    Attributes:
-        origin: What made its design, from the network that the design's edits are for.
-        design: What it is.
-        plan: All edits, from the untouched network on.
-        trial: Its last training.
-        epochs: Of all trainings after the first one of the untouched network.
-        scored: Its last score.
-    """
-
-    origin: Bench
-    design: Design
-    plan: Plan
-    trial: int
-    epochs: int = 0
-    scored: Scored = field(default_factory=lambda: Scored(float("nan")))
-
-    @property
-    def words(self) -> str:
-        """What it is, for a person."""
-        return self.design.words
-
-    @property
-    def bench(self) -> Bench:
-        """What makes designs from its own network."""
-        if not self.design.edits:
-            return self.origin
-        return Bench(self.origin.scene(self.design.edits).arch, self.origin.limits, self.origin.divisor)
-
-
 @register("auto")
-class Auto(Scripted):
+class Auto(DesignSearch):
     """Proposes what every method would do with the network, and finds by short trainings which of it is best here.
 
     1. The untouched network is trained. Its structure tells which layers see nothing new (3D receptive field), the
@@ -118,9 +82,6 @@ class Auto(Scripted):
         [('base', 2, ('bundles', 'channel-norms', 'channel-quality'))]
     """
 
-    limits: Limits  # never None here
-    ranks = True
-
     def __init__(
         self,
         arch: Architecture,
@@ -137,20 +98,22 @@ class Auto(Scripted):
     ) -> None:
         if limits is None or not limits.limits:
             raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
-        check_given_counts(search_epochs=search_epochs, proposals=proposals)
-        check_counts(2, eta=eta)
-        check_counts(0, rounds=rounds)
-        super().__init__(limits)
-        self.arch, self.seed, self.eta, self.rounds = arch, seed, eta, rounds
-        self.epochs, self.tune_epochs = epochs, tune_epochs
-        self.left = search_epochs if search_epochs is not None else _PER_TUNING * tune_epochs
+        check_given_counts(proposals=proposals)
+        super().__init__(
+            arch,
+            limits,
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            seed=seed,
+            divisor=divisor,
+            search_epochs=search_epochs,
+            per_tuning=_PER_TUNING,
+            eta=eta,
+            rounds=rounds,
+        )
         self.most = proposals
         self.bench = Bench(arch, limits, divisor)
-        self.first_training = FirstTraining.of(arch)
-        self.findings: Findings = self.first_training.known
-        self.untouched = Plan.empty(arch)
-        self._step = 0
-        self._first: tuple[_Runner, ...] = ()  # the race's first rung, as it was scored
+        self._first: tuple[Runner, ...] = ()  # the race's first rung, as it was scored
         self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
         self._check()
         self._begin()
@@ -160,7 +123,7 @@ class Auto(Scripted):
         found = proposals(self.bench, self.findings, most=2)
         if any(design.edits for design in found):
             return
-        why = "; ".join(f"{words}: {reason}" for words, reason in list(self.bench.dropped.items())[:_SHOWN])
+        why = reasons(self.bench.dropped)
         if found:
             raise ConvwrightError(
                 f"{self.arch.source} has nothing that method auto could change within {self.limits.describe()}"
@@ -171,19 +134,13 @@ class Auto(Scripted):
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
-        (base,) = yield (
-            Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=self.first_training.probes),
-        )
-        if not base.usable:
-            words = {base.trial: "the untouched network"}
-            self._note("network", words, None, f"there is nothing to begin with, {base.message}")
+        base = yield from self._base(self.bench)
+        if base is None:
             return
-        self.findings = self.first_training.found(base, self.bench)
-        self._note("network", {base.trial: "the untouched network"}, None, self._diagnosis(base))
         share = max(1, int(self.left * _RACE)) if self.rounds else self.left
         begun = proposals(self.bench, self.findings, self._at_most(share))
         self._propose(begun)
-        racing = tuple(_Runner(self.bench, d, self.untouched.with_edits(*d.edits), base.trial) for d in begun)
+        racing = tuple(self._begun(self.bench, design, base) for design in begun)
         racing = yield from self._race(racing, share)
         for number in range(self.rounds):
             if racing:
@@ -193,7 +150,7 @@ class Auto(Scripted):
     def _at_most(self, share: int) -> int:
         return min(self.most if self.most is not None else 64, share)
 
-    def _race(self, racing: tuple[_Runner, ...], share: int) -> Runners:
+    def _race(self, racing: tuple[Runner, ...], share: int) -> Runners:
         """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
         course = _course(len(racing), share, self.eta)
         spare = share - sum(rung.cost for rung in course)
@@ -214,7 +171,7 @@ class Auto(Scripted):
                 return ()
         return racing
 
-    def _round(self, number: int, racing: tuple[_Runner, ...]) -> Runners:
+    def _round(self, number: int, racing: tuple[Runner, ...]) -> Runners:
         """Try what may be better than the best; return what is gone on with."""
         present, share = racing[0], self.left // (self.rounds - number)
         if share < 2:
@@ -239,7 +196,7 @@ class Auto(Scripted):
         phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
         return self._moved(phase, trained, stays_if_tied=what != _JOINED)
 
-    def _new(self, bench: Bench, present: _Runner, most: int) -> tuple[str, tuple[Design, ...]]:
+    def _new(self, bench: Bench, present: Runner, most: int) -> tuple[str, tuple[Design, ...]]:
         """Return what is tried beside the present network: combinations once, then neighbours."""
         first, self._first = self._first, ()
         joined = combinations(bench, present.design, _better(first), most)
@@ -249,7 +206,7 @@ class Auto(Scripted):
         near = neighbours(bench, present.design, quality)
         return "neighbours", tuple(design for design in near if design.words not in self._near)[:most]
 
-    def _moved(self, phase: str, found: tuple[_Runner, ...], stays_if_tied: bool) -> tuple[_Runner, ...]:
+    def _moved(self, phase: str, found: tuple[Runner, ...], stays_if_tied: bool) -> tuple[Runner, ...]:
         """Decide a round: the first is the present network."""
         order = ranking([r.scored for r in found])
         if not order:
@@ -263,14 +220,14 @@ class Auto(Scripted):
         self._raced(phase, found, after, last=True)
         return after
 
-    def _end(self, base: Evidence, racing: tuple[_Runner, ...]) -> Script:
+    def _end(self, base: Evidence, racing: tuple[Runner, ...]) -> Script:
         """Train the best to the end, and the untouched network for as long."""
         if not racing:
             self._note("end", {}, None, "no final network: no proposal could be trained")
             return
         epochs = racing[0].epochs + self.tune_epochs
         self._step += 1
-        finals = [Candidate(r.plan, r.trial, self.tune_epochs, self.seed + self._step) for r in racing]
+        finals = [self._candidate(runner, self.tune_epochs) for runner in racing]
         baseline = Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline")
         *found, _ = yield (*finals, baseline)
         usable = [e for e in found if self._meets(e)]
@@ -283,19 +240,6 @@ class Auto(Scripted):
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
         others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
         self._note("end", words, best.trial, f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}")
-
-    # ------------------------------------------------------------------ one batch
-
-    def _trained(self, racing: Sequence[_Runner], epochs: int, probes: tuple[str, ...]) -> Runners:
-        """Train all on by some epochs, with one seed; return them as they are afterwards."""
-        self._step += 1
-        self.left -= len(racing) * epochs
-        seed = self.seed + self._step
-        evidence = yield tuple(Candidate(r.plan, r.trial, epochs, seed, probes=probes) for r in racing)
-        return tuple(
-            replace(r, trial=e.trial, epochs=r.epochs + epochs, scored=_scored(e, self._meets(e)))
-            for r, e in zip(racing, evidence, strict=True)
-        )
 
     # ------------------------------------------------------------------ what is recorded
 
@@ -317,13 +261,13 @@ class Auto(Scripted):
         uses = [d.use for d in begun]
         listed = ", ".join(d.words for d in begun)
         told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
-        dropped = "; ".join(f"{words}: {why}" for words, why in self.bench.dropped.items())
+        dropped = reasons(self.bench.dropped, most=len(self.bench.dropped))
         self._note("proposals", {}, None, told + (f". Left out: {dropped}" if dropped else ""))
 
-    def _raced(self, phase: str, found: Sequence[_Runner], after: Sequence[_Runner], last: bool) -> None:
+    def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
         words = {r.trial: r.words for r in found}
         if not after:
-            why = "; ".join(dict.fromkeys(self.told[r.trial].message or "it breaks the limits" for r in found))
+            why = "; ".join(dict.fromkeys(map(self._why_not, found)))
             self._note(phase, words, None, f"all {len(found)} failed: {why}")
             return
         gone = [r for r in found if r not in after]
@@ -332,11 +276,8 @@ class Auto(Scripted):
         order = ranking([r.scored for r in gone])
         if order:
             parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
-        parts += [f"{r.words} failed ({self.told[r.trial].message or 'it breaks the limits'})" for r in failed]
+        parts += [f"{r.words} failed ({self._why_not(r)})" for r in failed]
         self._note(phase, words, after[0].trial, ", ".join(parts))
-
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
 
 
 def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:
@@ -345,7 +286,7 @@ def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:
     return course if course[0].count == count else (Rung(count, max(1, budget // count)),)
 
 
-def _better(first: Sequence[_Runner]) -> tuple[Design, ...]:
+def _better(first: Sequence[Runner]) -> tuple[Design, ...]:
     """Return what did better than uniform widths, the first of all, in one training of the same length."""
     if not first or not first[0].scored.usable:
         return ()
@@ -353,7 +294,7 @@ def _better(first: Sequence[_Runner]) -> tuple[Design, ...]:
     return tuple(first[i].design for i in order if first[i].scored.score > first[0].scored.score)
 
 
-def _expected_first(found: Sequence[_Runner], kept: tuple[int, ...]) -> tuple[int, ...]:
+def _expected_first(found: Sequence[Runner], kept: tuple[int, ...]) -> tuple[int, ...]:
     """Put first, of those that cannot be told apart from the best, the one that more was expected of.
 
     Where short trainings say nothing, the order of the proposals does: uniform widths are what others are to beat.
@@ -371,11 +312,7 @@ def _kept(after: Rung, spare: int) -> tuple[int, int]:
     return after.count, after.count + spare // after.epochs
 
 
-def _scored(evidence: Evidence, meets: bool) -> Scored:
-    return Scored(evidence.score, evidence.stderr) if meets else Scored(float("nan"))
-
-
-def _said(runner: _Runner) -> str:
+def _said(runner: Runner) -> str:
     return f"{runner.words} {runner.scored.score:.2%} ± {runner.scored.stderr:.2%}"
 
 

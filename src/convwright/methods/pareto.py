@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
 from convwright.cost.budget import MEASURED, METRICS, Limits, costs_of, feasible_range, human
-from convwright.edits import Plan, Width
-from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, check_given_counts, did_you_mean
+from convwright.edits import Width
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, did_you_mean
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.auto_proposals import Findings, neighbours, proposals
+from convwright.methods.design_search import DesignSearch, Runner, Runners, reasons
 from convwright.methods.dominance import Point, chosen, crowding, fronts, knee, spread
-from convwright.methods.first_training import FirstTraining, quality_of
-from convwright.methods.halving import Rung, Scored
+from convwright.methods.first_training import quality_of
+from convwright.methods.halving import Rung
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phase_moves import Scene
-from convwright.methods.phases import Decision
-from convwright.methods.scripted import Batch, Script, Scripted
+from convwright.methods.scripted import Batch, Script
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -32,7 +32,6 @@ _CELLS = 28  # costs within the 28th root of 2 (2.5%) count as equal: designs us
 _MOST = 64  # proposals
 _CENTRES = 3  # networks around which a round tries neighbours
 _COSTS = 2  # beside accuracy
-_SHOWN = 3
 
 
 @dataclass(eq=False)
@@ -57,31 +56,7 @@ class Level(Bench):
         return replace(found, limits=self.limits, known=found.costs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A network in the race.
-
-    Attributes:
-        origin: What made its design, from the network that the design's edits are for.
-        design: What it is.
-        plan: All edits, from the untouched network on.
-        trial: Its last training.
-        costs: Counted there.
-        epochs: Of all trainings after the first one of the untouched network.
-        scored: Its last score.
-    """
-
-    origin: Bench
-    design: Design
-    plan: Plan
-    trial: int
-    costs: Mapping[str, int] = field(default_factory=dict)
-    epochs: int = 0
-    scored: Scored = field(default_factory=lambda: Scored(float("nan")))
-
-
-_Members = tuple[_Member, ...]
-_Trained = Generator[Batch, tuple[Evidence, ...], _Members]
+_Members = tuple[Runner, ...]
 
 
 def objective_costs(objective: str | Sequence[str]) -> tuple[str, ...]:
@@ -141,7 +116,7 @@ def course(count: int, budget: int, eta: int, points: int) -> tuple[Rung, ...]:
 
 
 @register("pareto")
-class ParetoSearch(Scripted):
+class ParetoSearch(DesignSearch):
     """Finds networks of which none is beaten in accuracy and cost at once, and trains a few of them to the end.
 
     1. The untouched network is trained, and read as `Auto` does.
@@ -187,9 +162,6 @@ class ParetoSearch(Scripted):
         ([('base', 2)], ('macs',))
     """
 
-    limits: Limits  # never None here
-    ranks = True
-
     def __init__(
         self,
         arch: Architecture,
@@ -205,18 +177,21 @@ class ParetoSearch(Scripted):
         eta: int = 3,
         rounds: int = 2,
     ) -> None:
-        check_given_counts(search_epochs=search_epochs)
-        check_counts(2, points=points, eta=eta)
-        check_counts(0, rounds=rounds)
-        super().__init__(limits if limits is not None else Limits({}))
-        self.objective = objective_costs(objective)
-        self.arch, self.seed, self.eta, self.rounds, self.points = arch, seed, eta, rounds, points
-        self.epochs, self.tune_epochs, self.divisor = epochs, tune_epochs, divisor
-        self.left = search_epochs if search_epochs is not None else _PER_TUNING * tune_epochs
-        self.first = FirstTraining.of(arch)
-        self.untouched = Plan.empty(arch)
+        check_counts(2, points=points)
+        super().__init__(
+            arch,
+            limits if limits is not None else Limits({}),
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            seed=seed,
+            divisor=divisor,
+            search_epochs=search_epochs,
+            per_tuning=_PER_TUNING,
+            eta=eta,
+            rounds=rounds,
+        )
+        self.objective, self.points = objective_costs(objective), points
         self.benches, self._unreached = self._levels()
-        self._step = 0
         self._tried: set[frozenset[str]] = set()  # networks by their edits: none is proposed twice
         self._ends: range = range(0)  # trials of the final trainings
         self._check()
@@ -252,7 +227,7 @@ class ParetoSearch(Scripted):
         limit = min(most, self.limits.limits.get(metric, most))
         return replace(self.limits, limits={**self.limits.limits, metric: limit})
 
-    def _point(self, member: _Member) -> Point:
+    def _point(self, member: Runner) -> Point:
         """Return accuracy and costs as they are compared: costs by cells of 2.5 per cent that end at the levels."""
         top = {**costs_of(self.arch.profile()), **self.limits.limits}
         cells = (math.ceil(_CELLS * math.log2(max(member.costs[m], 1) / top[m]) - 1e-9) for m in self.objective)
@@ -261,10 +236,10 @@ class ParetoSearch(Scripted):
     def _check(self) -> None:
         """Refuse, before any training, what no training could help."""
         for bench in self.benches:
-            if any(design.edits for design in proposals(bench, self.first.known, most=2)):
+            if any(design.edits for design in proposals(bench, self.first_training.known, most=2)):
                 return
-        dropped = {words: why for bench in self.benches for words, why in bench.dropped.items()}
-        why = "; ".join(f"{words}: {reason}" for words, reason in list(dropped.items())[:_SHOWN])
+        dropped = self._dropped()
+        why = reasons(dropped)
         if not dropped or self.limits.met(costs_of(self.arch.profile()) | dict.fromkeys(MEASURED, 0)):
             raise ConvwrightError(
                 f"{self.arch.source} has nothing that method pareto could change" + (f" ({why})" if why else "")
@@ -274,19 +249,13 @@ class ParetoSearch(Scripted):
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
-        (base,) = yield (
-            Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=self.first.probes),
-        )
-        words = {base.trial: "the untouched network"}
-        if not base.usable:
-            self._note("network", words, None, f"there is nothing to begin with, {base.message}")
+        base = yield from self._base(self.benches[0])
+        if base is None:
             return
-        found = self.first.found(base, self.benches[0])
-        self._note("network", words, None, self._diagnosis(base, found))
         share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
-        begun = self._population(found, course(_MOST, share, self.eta, self.points)[0].count)
+        begun = self._population(self.findings, course(_MOST, share, self.eta, self.points)[0].count)
         self._propose(begun)
-        members = tuple(_Member(bench, d, self.untouched.with_edits(*d.edits), base.trial) for bench, d in begun)
+        members = tuple(Runner(bench, d, self.untouched.with_edits(*d.edits), base.trial) for bench, d in begun)
         members = yield from self._race(members, share)
         for number in range(1, self.rounds + 1):
             if not members:
@@ -315,12 +284,12 @@ class ParetoSearch(Scripted):
         self._tried.add(key)
         return not known
 
-    def _race(self, members: _Members, share: int) -> _Trained:
+    def _race(self, members: _Members, share: int) -> Runners:
         """Train all, those on the front on, and so forth; return those of the last rung, chosen likewise."""
         rungs = course(len(members), share, self.eta, self.points) if members else ()
         for number, rung in enumerate(rungs, start=1):
             last = number == len(rungs)
-            members = yield from self._trained(members, rung.epochs, self.first.later_probes if last else ())
+            members = yield from self._trained(members, rung.epochs, self.first_training.later_probes if last else ())
             for_epochs = f"{len(members)} networks for {rung.epochs} epoch{'s' * (rung.epochs > 1)}"
             keep = self.points if last else rungs[number].count
             members = self._chosen(f"rung {number} of {len(rungs)}, {for_epochs}", members, keep)
@@ -341,7 +310,7 @@ class ParetoSearch(Scripted):
             return None
         everyone = (*members, *near)
         epochs = min(spent, share // len(everyone))
-        everyone = yield from self._trained(everyone, epochs, self.first.later_probes)
+        everyone = yield from self._trained(everyone, epochs, self.first_training.later_probes)
         return self._chosen(f"neighbours, round {number}", everyone, max(self.points, size))
 
     def _neighbours(self, members: _Members, metric: str, most: int, number: int) -> _Members:
@@ -354,12 +323,12 @@ class ParetoSearch(Scripted):
         in_turn = (each for row in zip_longest(*columns) for each in row if each is not None)
         return tuple(islice((each for each in in_turn if self._is_new(each.plan.edits)), most))
 
-    def _near_to(self, member: _Member, metric: str, number: int) -> list[_Member]:
+    def _near_to(self, member: Runner, metric: str, number: int) -> list[Runner]:
         """Return the neighbours of one, back at its own cost."""
         try:
             origin = member.origin.scene(member.design.edits).arch if member.design.edits else member.origin.arch
         except EditError as error:
-            self._note(f"neighbours, round {number}", {}, None, f"none of {member.design.words}: {error}")
+            self._note(f"neighbours, round {number}", {}, None, f"none of {member.words}: {error}")
             return []
         bench = Bench(origin, self._limited(metric, member.costs[metric]), self.divisor)
         quality = quality_of(self.told[member.trial], origin, bench.limits, self.divisor)
@@ -378,22 +347,20 @@ class ParetoSearch(Scripted):
         finals = [members[front[i]] for i in spread([points[i] for i in front], self.points)]
         epochs = finals[0].epochs + self.tune_epochs
         self._step += 1
-        seed = self.seed + self._step
         self._ends = range(len(self.told), len(self.told) + len(finals))
         *found, _ = yield (
-            *(Candidate(m.plan, m.trial, self.tune_epochs, seed) for m in finals),
-            Candidate(self.untouched, base.trial, epochs, seed, role="baseline"),
+            *(self._candidate(member, self.tune_epochs) for member in finals),
+            Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline"),
         )
         ended = [self._after(m, e, self.tune_epochs) for m, e in zip(finals, found, strict=True)]
         self._decide(ended)
 
-    def _decide(self, ended: Sequence[_Member]) -> None:
+    def _decide(self, ended: Sequence[Runner]) -> None:
         """Take the most accurate within the budget, or without one the knee."""
-        words = {member.trial: member.design.words for member in ended}
+        words = {member.trial: member.words for member in ended}
         usable = [member for member in ended if member.scored.usable]
         if not usable:
-            why = self.told[ended[0].trial].message or "it breaks the limits"
-            self._note("end", words, None, f"no final network: {why}")
+            self._note("end", words, None, f"no final network: {self._why_not(ended[0])}")
             return
         best = max(usable, key=lambda m: m.scored.score)
         rule = f"the most accurate within {self.limits.describe()}"
@@ -409,24 +376,11 @@ class ParetoSearch(Scripted):
 
     # ------------------------------------------------------------------ one batch
 
-    def _trained(self, members: _Members, epochs: int, probes: tuple[str, ...]) -> _Trained:
-        """Train all on by some epochs, with one seed; return them as they are afterwards."""
-        self._step += 1
-        self.left -= len(members) * epochs
-        seed = self.seed + self._step
-        evidence = yield tuple(Candidate(m.plan, m.trial, epochs, seed, probes=probes) for m in members)
-        return tuple(self._after(m, e, epochs) for m, e in zip(members, evidence, strict=True))
-
-    def _after(self, member: _Member, evidence: Evidence, epochs: int) -> _Member:
-        scored = Scored(evidence.score, evidence.stderr) if self._meets(evidence) else Scored(float("nan"))
-        return replace(member, trial=evidence.trial, costs=evidence.costs, epochs=member.epochs + epochs, scored=scored)
-
     def _chosen(self, phase: str, members: _Members, count: int) -> _Members:
         """Return those that go on, and note why."""
         usable = [m for m in members if m.scored.usable]
-        words = {m.trial: m.design.words for m in members}
-        failed = [f"{m.design.words} failed ({self.told[m.trial].message or 'it breaks the limits'})" for m in members
-                  if not m.scored.usable]  # fmt: skip
+        words = {m.trial: m.words for m in members}
+        failed = [f"{m.words} failed ({self._why_not(m)})" for m in members if not m.scored.usable]
         if not usable:
             self._note(phase, words, None, f"all {len(members)} failed: {'; '.join(dict.fromkeys(failed))}")
             return ()
@@ -440,17 +394,17 @@ class ParetoSearch(Scripted):
         self._note(phase, words, max(after, key=lambda m: m.scored.score).trial, ", ".join([*parts, *failed]))
         return after
 
-    def _by_cost(self, members: Sequence[_Member]) -> list[_Member]:
+    def _by_cost(self, members: Sequence[Runner]) -> list[Runner]:
         return sorted(members, key=lambda m: [-m.costs[name] for name in self.objective])
 
     # ------------------------------------------------------------------ what is recorded
 
-    def _said(self, member: _Member) -> str:
+    def _said(self, member: Runner) -> str:
         costs = ", ".join(f"{human(member.costs[m], m)} {m}" for m in self.objective)
-        return f"{member.design.words} {member.scored.score:.2%} ± {member.scored.stderr:.2%} at {costs}"
+        return f"{member.words} {member.scored.score:.2%} ± {member.scored.stderr:.2%} at {costs}"
 
-    def _diagnosis(self, base: Evidence, known: Findings) -> str:
-        profile = self.arch.profile()
+    def _diagnosis(self, base: Evidence) -> str:
+        known, profile = self.findings, self.arch.profile()
         levels = ", ".join(human(bench.limits.limits[self.objective[0]], self.objective[0]) for bench in self.benches)
         unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
         parts = [
@@ -466,10 +420,11 @@ class ParetoSearch(Scripted):
     def _propose(self, begun: Sequence[tuple[Bench, Design]]) -> None:
         metric = self.objective[0]
         listed = ", ".join(f"{d.words} at {human(bench.limits.limits[metric], metric)}" for bench, d in begun)
-        dropped = {words: why for bench in self.benches for words, why in bench.dropped.items()}
-        left_out = "; ".join(f"{words}: {why}" for words, why in dropped.items())
+        dropped = self._dropped()
+        left_out = reasons(dropped, most=len(dropped))
         told = f"{len(begun)} of them: {listed}" + (f". Left out: {left_out}" if left_out else "")
         self._note("proposals", {}, None, told)
 
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+    def _dropped(self) -> dict[str, str]:
+        """Return what could not be made at some level, and why."""
+        return {words: why for bench in self.benches for words, why in bench.dropped.items()}
