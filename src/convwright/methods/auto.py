@@ -10,14 +10,17 @@ from convwright.cost.budget import Limits, human
 from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.auto_proposals import combinations, neighbours, proposals
+from convwright.methods.auto_recipe import default_recipe, gaining, recipe_course, reserved, together, with_techniques
 from convwright.methods.design_search import DesignSearch, Runner, Runners, reasons
 from convwright.methods.first_training import quality_of
 from convwright.methods.halving import Rung, ranking, rungs, survivors, tied
 from convwright.methods.method import Candidate, Evidence, register
+from convwright.methods.phase_techniques import techniques_named
 from convwright.methods.scripted import Script
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
+    from convwright.methods.phase_techniques import Trying
 
 _PER_TUNING = 4  # epochs of the search for each epoch of the final training
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
@@ -47,8 +50,10 @@ class Auto(DesignSearch):
     5. Around the best one of these neighbours are tried: width moved, a block less or more, widths by its own channel
        quality. In both steps the present network is trained on beside the new ones. A combination is taken if it is
        better at all, since its parts were, too; a neighbour if it is better by more than the standard error.
-    6. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
-       for as many epochs as it had after the first training.
+    6. The recipe, where the search is long enough to tell: the best network is trained on with each technique alone,
+       and with none. Those that gain more than twice the standard error are tried together, too.
+    7. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
+       for as many epochs as it had after the first training, with the same recipe.
 
     No training is thrown away on the way to the result: its weights come from the first one through all others.
 
@@ -63,6 +68,9 @@ class Auto(DesignSearch):
         proposals: How many are tried at most; None: as many as the epochs allow.
         eta: One in so many goes on.
         rounds: Rounds after the race at most: the first tries combinations, the others neighbours.
+        techniques: What is tried of the recipe, by name or as it is; None: `default_techniques`, what is no operator
+            first. A quarter of `search_epochs` is for them, each is trained for 3 epochs or more, and as many are tried
+            as that pays for.
 
     Attributes:
         decisions: What was decided so far.
@@ -95,6 +103,7 @@ class Auto(DesignSearch):
         proposals: int | None = None,
         eta: int = 3,
         rounds: int = 2,
+        techniques: str | Sequence[str | Trying] | None = None,
     ) -> None:
         if limits is None or not limits.limits:
             raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
@@ -113,6 +122,7 @@ class Auto(DesignSearch):
         )
         self.most = proposals
         self.bench = Bench(arch, limits, divisor)
+        self.techniques = default_recipe(arch) if techniques is None else techniques_named(arch, techniques)
         self._first: tuple[Runner, ...] = ()  # the race's first rung, as it was scored
         self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
         self._check()
@@ -137,6 +147,8 @@ class Auto(DesignSearch):
         base = yield from self._base(self.bench)
         if base is None:
             return
+        for_recipe = reserved(self.left, len(self.techniques))
+        self.left -= for_recipe
         share = max(1, int(self.left * _RACE)) if self.rounds else self.left
         begun = proposals(self.bench, self.findings, self._at_most(share))
         self._propose(begun)
@@ -145,6 +157,9 @@ class Auto(DesignSearch):
         for number in range(self.rounds):
             if racing:
                 racing = yield from self._round(number, racing)
+        if racing and for_recipe:
+            self.left += for_recipe
+            racing = yield from self._recipe(racing[0], for_recipe)
         yield from self._end(base, racing)
 
     def _at_most(self, share: int) -> int:
@@ -220,6 +235,26 @@ class Auto(DesignSearch):
         self._raced(phase, found, after, last=True)
         return after
 
+    def _recipe(self, present: Runner, share: int) -> Runners:
+        """Train on with none, with each technique, and with those together that gain; return what is gone on with."""
+        count, epochs = recipe_course(share, len(self.techniques))
+        tried, refused = with_techniques(present, self.techniques[:count])
+        found = yield from self._trained((present, *tried), epochs, ())
+        if not found[0].scored.usable:
+            self._note(
+                "recipe", {}, None, f"it stays as it was: without a technique it failed ({self._why_not(found[0])})"
+            )
+            return (present,)
+        won = gaining(found)
+        joint = together(present, won) if len(won) > 1 else None
+        if joint is not None:
+            added = yield from self._trained((joint,), epochs, ())
+            found, won = (*found, *added), (*won, *(r for r in added if r.scored.usable))
+        after = (max(won or found[:1], key=lambda r: r.scored.score),)
+        words = f"recipe, {len(tried)} technique{'s' * (len(tried) != 1)} beside none for {epochs} epochs"
+        self._raced("; ".join((words, *refused)), found, after, last=True)
+        return after
+
     def _end(self, base: Evidence, racing: tuple[Runner, ...]) -> Script:
         """Train the best to the end, and the untouched network for as long."""
         if not racing:
@@ -228,7 +263,8 @@ class Auto(DesignSearch):
         epochs = racing[0].epochs + self.tune_epochs
         self._step += 1
         finals = [self._candidate(runner, self.tune_epochs) for runner in racing]
-        baseline = Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline")
+        seed, recipe = self.seed + self._step, racing[0].recipe
+        baseline = Candidate(self.untouched, base.trial, epochs, seed, role="baseline", recipe=recipe)
         *found, _ = yield (*finals, baseline)
         usable = [e for e in found if self._meets(e)]
         words = {e.trial: r.words for e, r in zip(found, racing, strict=True)}

@@ -84,9 +84,9 @@ def _shape(count: int, eta: int, last: int) -> tuple[Rung, ...]:
     return tuple(shape)
 
 
-def tied(one: Scored, other: Scored) -> bool:
-    """Return whether two scores differ by no more than the standard error of their difference."""
-    return abs(one.score - other.score) <= math.hypot(one.stderr, other.stderr)
+def tied(one: Scored, other: Scored, errors: float = 1.0) -> bool:
+    """Return whether two scores differ by no more than so many standard errors of their difference."""
+    return abs(one.score - other.score) <= errors * math.hypot(one.stderr, other.stderr)
 
 
 def ranking(scored: Sequence[Scored]) -> tuple[int, ...]:

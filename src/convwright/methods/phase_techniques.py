@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from convwright.edits import Edit, Replace
 from convwright.edits.operators import OPERATORS
+from convwright.errors import ConvwrightError, EditError, did_you_mean
 from convwright.methods.phase_moves import accepted
 
 if TYPE_CHECKING:
@@ -53,6 +54,35 @@ def default_techniques(arch: Architecture) -> tuple[Trying, ...]:
     )
 
 
+def techniques_named(arch: Architecture, given: str | Sequence[str | Trying]) -> tuple[Trying, ...]:
+    """Return what is to be tried: names are those of `default_techniques`.
+
+    Args:
+        arch: The network.
+        given: Names, or ``"mixup,sam"``, or techniques as they are.
+
+    Raises:
+        ConvwrightError: A name is unknown, or what is given is neither names nor techniques.
+
+    Examples:
+        >>> import convwright as cw
+        >>> [tried.name for tried in techniques_named(cw.read("zoo:mnist-a"), "mixup, sam")]
+        ['mixup', 'sam']
+    """
+    named = given.split(",") if isinstance(given, str) else given
+    if not isinstance(named, Sequence) or not all(isinstance(each, str | Trying) for each in named):
+        raise ConvwrightError(f"techniques: {given!r} is no list of names, such as mixup,sam")
+    known = {tried.name: tried for tried in default_techniques(arch)}
+    found: list[Trying] = []
+    for each in named:
+        name = each.strip() if isinstance(each, str) else each.name
+        if isinstance(each, str) and name not in known:
+            hint = did_you_mean(name, known)
+            raise ConvwrightError(f"techniques: {name!r} is unknown; give some of {', '.join(known)}.{hint}")
+        found.append(known[name] if isinstance(each, str) else each)
+    return tuple(found)
+
+
 def joined(recipes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Join changes of a recipe; techniques are gathered, of one field the last value holds."""
     together: dict[str, Any] = {}
@@ -61,6 +91,17 @@ def joined(recipes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         together |= recipe
         techniques |= recipe.get("techniques", {})
     return {**together, "techniques": techniques} if techniques else together
+
+
+def tried_on(scene: Scene, tried: Trying) -> tuple[tuple[Edit, ...], Scene | None]:
+    """Return a technique's edits and the network after them; no network where it finds no layer to change."""
+    edits = technique_edits(scene, tried)
+    if tried.operator and not edits:
+        return (), None
+    try:
+        return edits, scene.after(edits)
+    except EditError:
+        return edits, None
 
 
 def technique_edits(scene: Scene, tried: Trying) -> tuple[Edit, ...]:

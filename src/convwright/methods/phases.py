@@ -16,7 +16,7 @@ from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, EditError
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phase_moves import PHASES, Draft, Phase, Scene
-from convwright.methods.phase_techniques import Trying, default_techniques, joined, technique_edits
+from convwright.methods.phase_techniques import Trying, default_techniques, joined, techniques_named, tried_on
 from convwright.methods.scripted import Batch, Script, Scripted
 from convwright.methods.uniform_widths import uniform_widths, weighted_widths
 
@@ -103,7 +103,7 @@ class PhasedDesign(Scripted):
         tune_epochs: Epochs of each training after it.
         seed: Of the trainings; each phase takes the next.
         divisor: Widths are rounded to multiples of this.
-        techniques: What to try at the end; None: `default_techniques`.
+        techniques: What to try at the end, by name or as it is; None: `default_techniques`.
 
     Attributes:
         decisions: What was decided so far.
@@ -123,7 +123,7 @@ class PhasedDesign(Scripted):
         tune_epochs: int,
         seed: int = 0,
         divisor: int = 1,
-        techniques: Sequence[Trying] | None = None,
+        techniques: str | Sequence[str | Trying] | None = None,
     ) -> None:
         if limits.estimates:
             raise BudgetError(
@@ -133,7 +133,7 @@ class PhasedDesign(Scripted):
         super().__init__(limits)
         self.divisor, self.seed = divisor, seed
         self.epochs, self.tune_epochs = epochs, tune_epochs
-        self.techniques = default_techniques(arch) if techniques is None else tuple(techniques)
+        self.techniques = default_techniques(arch) if techniques is None else techniques_named(arch, techniques)
         self.original, self.untouched = Scene(arch, limits), Plan.empty(arch)
         # Refused here, before any training; and what is fallen back on where all trials of the last phase fail.
         self.narrowed = uniform_widths(arch, limits, divisor) if self.original.use > 1 else ()
@@ -284,8 +284,7 @@ class PhasedDesign(Scripted):
         """Return the control and what is tried, and why the rest is not."""
         options, refused = [_Option("no technique", (), at.scene)], []
         for tried in self.techniques:
-            edits = technique_edits(at.scene, tried)
-            after = _after(at.scene, Draft(tried.name, edits)) if edits or not tried.operator else None
+            edits, after = tried_on(at.scene, tried)
             if after is None:
                 refused.append(f"{tried.name} finds no layer here")
             elif not self.limits.met(after.costs):
