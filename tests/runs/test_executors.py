@@ -157,6 +157,7 @@ def slow_answer(packed, errand):
     """Stands for training: kills itself as often as the file says, then answers."""
     folder = errand.trial_folder(errand.number)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
     left = folder / "kills"
     count = int(left.read_text()) if left.exists() else 0
     if count:
@@ -202,7 +203,53 @@ def test_a_killed_worker_is_replaced_a_bounded_number_of_times(forked, tmp_path,
     assert usable or "lost 5 times" in found[1].message
 
 
+def test_a_process_that_takes_the_place_of_another_takes_its_gpu(forked, monkeypatch, tmp_path):
+    import convwright.runs.executors.processes as module
+
+    monkeypatch.setattr(module, "gpus", lambda: ("5", "2"))
+    with Study(tmp_path / "run", {}) as study:
+        for number in (0, 1):
+            study.trial_folder(number).mkdir(parents=True)
+            (study.trial_folder(number) / "kills").write_text("3")
+        executor = Processes(2, Kept(), study)
+        try:
+            carried_out([Candidate(PLAN, None, 1, n) for n in range(7)], {}, study, executor, str)
+            assert sorted(worker.number for worker in executor.workers) == [0, 1]
+        finally:
+            executor.close()
+        assert {(study.trial_folder(n) / "gpu").read_text() for n in range(7)} <= {"5", "2"}
+
+
 # ------------------------------------------------------------------ Ray
+
+
+class BusyRay:
+    """A cluster that answers at the third time of asking."""
+
+    def __init__(self, free):
+        self.free, self.asked = free, 0
+
+    def wait(self, sent, num_returns, timeout):
+        self.asked += 1
+        return (sent[:1], sent[1:]) if self.asked > 2 else ([], sent)
+
+    def available_resources(self):
+        return {"CPU": self.free} if self.free else {}
+
+    def cluster_resources(self):
+        return {"CPU": 3.0}
+
+
+@pytest.mark.parametrize(("free", "lines"), [(3.0, 2), (2.0, 0), (0.0, 0)])
+def test_workers_that_do_not_start_are_told_of(monkeypatch, free, lines):
+    said = []
+    executor = object.__new__(OnRay)  # without a cluster
+    executor.ray, executor.say = BusyRay(free), said.append
+    monkeypatch.setattr(OnRay, "_sent", lambda self, task: task)
+    monkeypatch.setattr(OnRay, "_evidence", lambda self, ready, task: task)
+    assert list(executor.carry_out([5, 7])) == [5, 7]
+    assert len(said) == lines
+    assert all("begun none of 2 candidates" in line for line in said)
 
 
 def test_without_ray_its_extra_is_named(monkeypatch, tmp_path):

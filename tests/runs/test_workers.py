@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convwright.runs.workers import in_turn_or_side_by_side
+from convwright.runs.workers import gpus, in_turn_or_side_by_side, take_gpu
 
 SCRIPT = """
 import os, sys, time, types
@@ -117,3 +117,29 @@ def test_no_process_outlives_the_first(start, tmp_path, how):
     assert len(pids(tmp_path)) == 2  # nothing was begun after it
     if how == signal.SIGINT:
         assert (out, err) == ("KeyboardInterrupt \n", "")
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "found"),
+    [(None, 0, ()), (None, 3, ("0", "1", "2")), ("5,2", 2, ("5", "2")), ("", 0, ()), ("5,2,nonsense", 2, ("5", "2"))],
+)
+def test_gpus_are_named_as_cuda_names_them(monkeypatch, visible, count, found):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus() == found
+
+
+@pytest.mark.parametrize(
+    ("devices", "seen"), [((), ["kept"] * 4), (("7",), ["kept"] * 4), (("5", "2", "3"), ["5", "2", "3", "5"])]
+)
+def test_processes_take_gpus_by_turns(monkeypatch, devices, seen):
+    found = []
+    for number in range(4):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "kept")
+        take_gpu(number, devices)
+        found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert found == seen

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
 from convwright.errors import RunError
@@ -40,7 +42,8 @@ def in_turn_or_side_by_side(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     try:
-        with ProcessPoolExecutor(jobs, context, initializer=live_as_long_as, initargs=(theirs,)) as pool:
+        begun = (theirs, context.Value("i", 0), gpus())
+        with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begun) as pool:
             with interrupts_held_back():
                 futures = {pool.submit(function, item): item for item in items}
             try:
@@ -71,6 +74,33 @@ def interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def gpus() -> tuple[str, ...]:
+    """Return the CUDA devices that this process sees, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
+    torch = sys.modules.get("torch")  # where nobody has imported it nobody trains
+    count = torch.cuda.device_count() if torch is not None else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(named.split(",")[:count]) if named else tuple(map(str, range(count)))
+
+
+def take_gpu(number: int, devices: Sequence[str]) -> None:
+    """Let this process see one GPU, by turns; to be called before CUDA is used.
+
+    Args:
+        number: Of the process, from 0.
+        devices: See `gpus`; where there are fewer than two, nothing changes.
+    """
+    if len(devices) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+
+
+def _begin(lifeline: Connection, begun: Synchronized[int], devices: Sequence[str]) -> None:
+    live_as_long_as(lifeline)
+    with begun.get_lock():
+        number = begun.value
+        begun.value += 1
+    take_gpu(number, devices)
 
 
 def live_as_long_as(connection: Connection) -> None:

@@ -20,6 +20,7 @@ from convwright.training.checkpoint import FILE as CHECKPOINT
 
 LOCAL = "local"
 _PATIENCE = 5.0  # seconds in which a cluster must answer
+_QUIET = 60.0  # seconds without an answer after which it is looked whether anything was begun
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,23 @@ class OnRay:
         store: Where their weights lie.
         mark: A file of the run directory that tells it from others, ``run.json``.
         resources: What one candidate takes.
+        say: Called with lines for a person.
 
     Raises:
         RunError: Ray is not installed, does not answer, or has not the resources.
     """
 
-    def __init__(self, address: str, setup: Setup, store: Store, mark: Path, resources: Resources) -> None:
+    def __init__(
+        self,
+        address: str,
+        setup: Setup,
+        store: Store,
+        mark: Path,
+        resources: Resources,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
         self.ray = _imported()
-        self.store = store
+        self.store, self.say = store, say
         self.mark = (str(mark.resolve()), digest(mark))
         self.started = not self.ray.is_initialized()
         if self.started:
@@ -76,9 +86,11 @@ class OnRay:
         under_way = {self._sent(task): task for task in tasks}
         try:
             while under_way:
-                (ready, *_), _ = self.ray.wait(list(under_way), num_returns=1)
-                task = under_way.pop(ready)
-                yield self._evidence(ready, task)
+                found, _ = self.ray.wait(list(under_way), num_returns=1, timeout=_QUIET)
+                if not found:
+                    self._say_if_starved(len(under_way))
+                for ready in found:
+                    yield self._evidence(ready, under_way.pop(ready))
         finally:
             for left in under_way:
                 with suppress(Exception):  # what is given up may be gone already
@@ -117,6 +129,15 @@ class OnRay:
         for name, content in answer.files.items():
             write(self.store.trial_folder(task.number) / name, _writer(content))
         return answer.evidence(task)
+
+    def _say_if_starved(self, waiting: int) -> None:
+        """Say so where no processor of the cluster is taken: then no candidate has begun."""
+        free, owned = (found().get("CPU", 0.0) for found in (self.ray.available_resources, self.ray.cluster_resources))
+        if free >= owned:
+            self.say(
+                f"Ray has begun none of {waiting} candidates in {_QUIET:.0f} s: its workers need processor time to "
+                "start, and the machine may have none to spare; waiting"
+            )
 
     def _check(self, wanted: Resources) -> None:
         """Refuse what no machine has: Ray would wait for it for ever."""

@@ -103,4 +103,4 @@ class Placement:
         if self.ray is None:
             return Processes(self.jobs, setup, evaluator.study, say)
         resources = Resources(float(threads) if self.cpus is None else self.cpus, self.gpus)
-        return OnRay(self.ray or LOCAL, setup, evaluator.study, folder / "run.json", resources)
+        return OnRay(self.ray or LOCAL, setup, evaluator.study, folder / "run.json", resources, say)

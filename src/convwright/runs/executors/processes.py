@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -13,15 +13,16 @@ from typing import Any
 from convwright.methods import Evidence
 from convwright.runs.executors.errand import Answer, Errand, Setup, answered
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
-from convwright.runs.workers import interrupts_held_back, live_as_long_as
+from convwright.runs.workers import gpus, interrupts_held_back, live_as_long_as, take_gpu
 
 _ENOUGH = 5.0  # seconds in which an idle process ends by itself
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, and what it is working on."""
+    """A process, its number among those at work, and what it is working on."""
 
+    number: int
     process: SpawnProcess
     connection: Connection
     task: Task | None = None
@@ -43,7 +44,8 @@ class Processes:
     """Works on `jobs` candidates at a time, each in a process of its own.
 
     A process that was killed, by the system when memory is short or by a person, is replaced. Its candidate goes on
-    from its last checkpoint, at most `ATTEMPTS` times; after that it has failed and the search goes on.
+    from its last checkpoint, at most `ATTEMPTS` times; after that it has failed and the search goes on. Of several GPUs
+    each process uses one, by turns.
 
     Args:
         jobs: Processes.
@@ -57,7 +59,7 @@ class Processes:
 
     def __init__(self, jobs: int, setup: Setup, store: Store, say: Callable[[str], object] = lambda text: None) -> None:
         self.jobs, self.store, self.say = jobs, store, say
-        self.packed = setup.packed()
+        self.packed, self.gpus = setup.packed(), gpus()
         # Spawned, not forked: torch's threads do not survive a fork.
         self.context = multiprocessing.get_context("spawn")
         self.ours, self.theirs = self.context.Pipe()
@@ -123,11 +125,13 @@ class Processes:
 
     def _hired(self) -> _Worker:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(theirs, self.theirs, self.packed), daemon=True)
+        number = next(n for n in range(self.jobs) if n not in {worker.number for worker in self.workers})
+        given = (theirs, self.theirs, self.packed, number, self.gpus)
+        process = self.context.Process(target=_serve, args=given, daemon=True)
         with interrupts_held_back():
             process.start()
         theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(number, process, ours)
         self.workers.append(worker)
         return worker
 
@@ -141,9 +145,10 @@ class Processes:
         return f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
 
 
-def _serve(connection: Connection, lifeline: Connection, packed: bytes) -> Any:
+def _serve(connection: Connection, lifeline: Connection, packed: bytes, number: int, devices: Sequence[str]) -> Any:
     """Do errands until there are no more."""
     live_as_long_as(lifeline)
+    take_gpu(number, devices)
     while True:
         try:
             errand: Errand = connection.recv()
