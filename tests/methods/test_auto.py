@@ -69,7 +69,10 @@ def test_the_course_in_trials():
     world = World(arch, shallow_is_best).play(method)
     base, first, *_, last = world.batches
     assert [(c.role, c.parent, c.epochs, c.seed) for c in base] == [("base", None, 4, 5)]
-    assert all(c.parent == 0 and c.epochs == first[0].epochs and c.seed == 6 for c in first)
+    assert all(c.epochs == first[0].epochs and c.seed == 6 for c in first)
+    assert [(c.parent, c.weights) for c in first[:3]] == [(0, "inherit"), (None, "fresh"), (0, "inherit")]
+    assert first[1].plan == first[2].plan
+    assert all((c.parent, c.weights) == (0, "inherit") for c in first[2:])
     *finals, baseline = last
     assert baseline.role == "baseline"
     assert all(c.epochs == 3 for c in finals)
@@ -118,9 +121,36 @@ def test_less_than_the_standard_error_is_no_reason_to_leave_the_present_network(
     assert all(min(d.trials) == d.kept for d in found)
 
 
+@pytest.mark.parametrize(("worth", "kept"), [(-0.05, "inherit"), (0.0, "fresh"), (0.05, "fresh")])
+def test_new_weights_that_are_as_good_with_less_training_are_kept(worth, kept):
+    """The expected best enters twice; after the first training it must be better to be worth its start."""
+
+    class Fresh(World):
+        def answer(self, candidate):
+            found = super().answer(candidate)
+            return replace(found, score=0.5 + worth * (candidate.weights == "fresh"))
+
+    method = auto(residual(), search_epochs=6, rounds=0)
+    world = Fresh(residual(), late_is_best, stderr=0.01).play(method)
+    *finals, baseline = world.batches[-1]
+    trial = world.evidence[finals[0].parent]
+    assert trial.candidate.weights == kept
+    assert all(c.weights == "inherit" for c in (*finals, baseline))
+    told = " ".join(d.reason for d in method.decisions if d.phase.startswith("rung"))
+    assert told.startswith("kept")
+    assert ("from new weights" in told.split(", against")[0]) == (kept == "fresh")
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0, "search_epochs": 24}, {"search_epochs": 2}])
+def test_a_network_that_comes_trained_and_the_shortest_search_begin_from_its_weights(options):
+    method = auto(residual(), **{"rounds": 0, **options})
+    world = World(residual(), late_is_best).play(method)
+    assert all(c.weights == "inherit" for batch in world.batches for c in batch)
+
+
 def test_two_that_cannot_be_told_apart_are_both_trained():
     arch = residual()
-    method = auto(arch, search_epochs=40, rounds=0)
+    method = auto(arch, search_epochs=40, rounds=0, techniques=())
     world = World(arch, lambda built: 0.5).play(method)
     *finals, _ = world.batches[-1]
     assert len(finals) == 2

@@ -26,6 +26,7 @@ _PER_TUNING = 4  # epochs of the search for each epoch of the final training
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
 _FINALISTS = 2
 _JOINED = "combinations"
+_WITH_ANEW = 3  # epochs of a race from which one entrant has new weights: two others are there, too
 _SHOWN = 3
 
 
@@ -37,10 +38,12 @@ class Auto(DesignSearch):
        training which blocks make samples of several labels one (conflicting bundles) and which kernels carry signal
        (channel quality).
     2. Proposals. One is what is expected to be best: fewer blocks, and widths moved to small maps, or to large ones and
-       more pixels where most work is done on tiny maps. The others change one thing each: uniform widths; fewer blocks
-       that are wider and more that are narrower; without the blocks in conflict or that see nothing new; widths by
-       channel quality, or moved to small or large maps or into or out of the blocks; other resolutions; the stage and
-       the kernel optimizer. Each is brought to the budget by its widths, so that all cost the same.
+       more pixels where most work is done on tiny maps. It enters twice, with the trained weights and with new ones: if
+       these are as good after their first epochs, the first training was no start. The others change one thing each:
+       uniform widths; fewer blocks that are wider and more that are narrower; without the blocks in conflict or that
+       see nothing new; widths by channel quality, or moved to small or large maps or into or out of the blocks; other
+       resolutions; the stage and the kernel optimizer. Each is brought to the budget by its widths, so that all cost
+       the same.
     3. Successive halving: all get a short training from the untouched network's weights, as far as they inherit them;
        the best third is trained on, three times as long, until few are left. Scores that differ by no more than their
        standard error are equal: the one proposed first wins (uniform widths are last), and where epochs are left over
@@ -55,7 +58,8 @@ class Auto(DesignSearch):
     7. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
        for as many epochs as it had after the first training, with the same recipe.
 
-    No training is thrown away on the way to the result: its weights come from the first one through all others.
+    No training is thrown away on the way to the result: its weights come through all of them, from the first one on or
+    from new weights.
 
     Args:
         arch: The network.
@@ -150,9 +154,12 @@ class Auto(DesignSearch):
         for_recipe = reserved(self.left, len(self.techniques))
         self.left -= for_recipe
         share = max(1, int(self.left * _RACE)) if self.rounds else self.left
-        begun = proposals(self.bench, self.findings, self._at_most(share))
+        anew = self.epochs > 0 and share >= _WITH_ANEW
+        begun = proposals(self.bench, self.findings, self._at_most(share - anew))
         self._propose(begun)
         racing = tuple(self._begun(self.bench, design, base) for design in begun)
+        if anew and len(racing) > 1:
+            racing = (racing[0], _anew(racing[1]), *racing[1:])
         racing = yield from self._race(racing, share)
         for number in range(self.rounds):
             if racing:
@@ -172,7 +179,7 @@ class Auto(DesignSearch):
         for number, rung in enumerate(course, start=1):
             last = number == len(course)
             found = yield from self._trained(racing, rung.epochs, self.first_training.later_probes if last else ())
-            self._first = self._first or found
+            self._first = self._first or tuple(r for r in found if not r.anew)
             keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
             kept = survivors([r.scored for r in found], keep, most)
             if last:
@@ -314,6 +321,12 @@ class Auto(DesignSearch):
             parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
         parts += [f"{r.words} failed ({self._why_not(r)})" for r in failed]
         self._note(phase, words, after[0].trial, ", ".join(parts))
+
+
+def _anew(runner: Runner) -> Runner:
+    """Return a proposal with new weights instead of those of the first training."""
+    design = replace(runner.design, words=f"{runner.words}, from new weights")
+    return replace(runner, design=design, weights="fresh", anew=True)
 
 
 def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:

@@ -11,7 +11,7 @@ from convwright.errors import check_counts, check_given_counts
 from convwright.methods.auto_designs import Bench, Design
 from convwright.methods.first_training import FirstTraining
 from convwright.methods.halving import Scored
-from convwright.methods.method import Candidate, Evidence
+from convwright.methods.method import Candidate, Evidence, Weights
 from convwright.methods.phases import Decision
 from convwright.methods.scripted import Batch, Scripted
 
@@ -36,6 +36,8 @@ class Runner:
         epochs: Of all trainings after the first one of the untouched network.
         scored: Its last score.
         recipe: Changes of the recipe, as in `Candidate.recipe`.
+        weights: How its next training gets them, as in `Candidate.weights`.
+        anew: Whether it began with new weights.
     """
 
     origin: Bench
@@ -46,6 +48,8 @@ class Runner:
     epochs: int = 0
     scored: Scored = field(default_factory=lambda: Scored(float("nan")))
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    weights: Weights = "inherit"
+    anew: bool = False
 
     @property
     def words(self) -> str:
@@ -143,14 +147,21 @@ class DesignSearch(Scripted):
 
     def _candidate(self, runner: Runner, epochs: int, probes: tuple[str, ...] = ()) -> Candidate:
         """Return the next training of a runner, with the seed of this step."""
-        seed = self.seed + self._step
-        return Candidate(runner.plan, runner.trial, epochs, seed, probes=probes, recipe=runner.recipe)
+        return Candidate(
+            runner.plan,
+            None if runner.weights == "fresh" else runner.trial,
+            epochs,
+            self.seed + self._step,
+            probes=probes,
+            recipe=runner.recipe,
+            weights=runner.weights,
+        )
 
     def _after(self, runner: Runner, evidence: Evidence, epochs: int) -> Runner:
-        """Return a runner after a training; without a score where it failed or breaks the limits."""
+        """Return a runner after a training, whose weights it keeps; without a score where that failed."""
         scored = Scored(evidence.score, evidence.stderr) if self._meets(evidence) else Scored(float("nan"))
-        trained = runner.epochs + epochs
-        return replace(runner, trial=evidence.trial, costs=evidence.costs, epochs=trained, scored=scored)
+        after = replace(runner, trial=evidence.trial, costs=evidence.costs, weights="inherit")
+        return replace(after, epochs=runner.epochs + epochs, scored=scored)
 
     def _why_not(self, runner: Runner) -> str:
         """Return why a runner has no score."""

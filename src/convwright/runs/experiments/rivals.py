@@ -93,7 +93,7 @@ class Course:
 
 COURSES: Mapping[Size, Course] = {
     "quick": Course(1, (1, 3), 3, 1, 1, 0.2, 0.1, (50,)),
-    "standard": Course(2, (1, 2), 16, 1, 14, 0.1, 2.0, rounds=0),
+    "standard": Course(2, (1, 3), 16, 1, 14, 0.1, 2.0, rounds=0),
     "full": Course(60, (60, 400), 400, 10, 80, 0.1, 6.0),
 }
 
