@@ -130,7 +130,7 @@ def test_new_weights_that_are_as_good_with_less_training_are_kept(worth, kept):
             found = super().answer(candidate)
             return replace(found, score=0.5 + worth * (candidate.weights == "fresh"))
 
-    method = auto(residual(), search_epochs=6, rounds=0)
+    method = auto(residual(), search_epochs=6, rounds=0, tune_epochs=3)
     world = Fresh(residual(), late_is_best, stderr=0.01).play(method)
     *finals, baseline = world.batches[-1]
     trial = world.evidence[finals[0].parent]
@@ -139,6 +139,22 @@ def test_new_weights_that_are_as_good_with_less_training_are_kept(worth, kept):
     told = " ".join(d.reason for d in method.decisions if d.phase.startswith("rung"))
     assert told.startswith("kept")
     assert ("from new weights" in told.split(", against")[0]) == (kept == "fresh")
+
+
+@pytest.mark.parametrize(("tune_epochs", "weights"), [(3, "inherit"), (4, "fresh"), (40, "fresh")])
+def test_after_a_few_epochs_a_long_training_begins_anew(tune_epochs, weights):
+    class Fresh(World):
+        def answer(self, candidate):
+            return replace(super().answer(candidate), score=0.5 + 0.1 * (candidate.weights == "fresh"))
+
+    method = auto(residual(), search_epochs=6, rounds=0, tune_epochs=tune_epochs)
+    world = Fresh(residual(), late_is_best, stderr=0.01).play(method)
+    *finals, baseline = world.batches[-1]
+    assert [c.weights for c in finals] == [weights]
+    assert (finals[0].parent is None) == (weights == "fresh")
+    assert finals[0].seed != next(c.seed for batch in world.batches[:-1] for c in batch if c.weights == "fresh")
+    assert baseline.parent == 0
+    assert world.trained(baseline) >= world.trained(finals[0])
 
 
 @pytest.mark.parametrize("options", [{"epochs": 0, "search_epochs": 24}, {"search_epochs": 2}])

@@ -26,6 +26,7 @@ _PER_TUNING = 4  # epochs of the search for each epoch of the final training
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
 _FINALISTS = 2
 _JOINED = "combinations"
+_RESTART = 4  # so many times as long as before the final training must be to begin anew
 _WITH_ANEW = 3  # epochs of a race from which one entrant has new weights: two others are there, too
 _SHOWN = 3
 
@@ -58,8 +59,8 @@ class Auto(DesignSearch):
     7. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
        for as many epochs as it had after the first training, with the same recipe.
 
-    No training is thrown away on the way to the result: its weights come through all of them, from the first one on or
-    from new weights.
+    No training is thrown away on the way to the result: its weights come through all of them. Only a network that began
+    with new weights begins anew with others, where the final training is 4 times as long as all its own before.
 
     Args:
         arch: The network.
@@ -269,7 +270,7 @@ class Auto(DesignSearch):
             return
         epochs = racing[0].epochs + self.tune_epochs
         self._step += 1
-        finals = [self._candidate(runner, self.tune_epochs) for runner in racing]
+        finals = [self._candidate(self._restarted(runner), self.tune_epochs) for runner in racing]
         seed, recipe = self.seed + self._step, racing[0].recipe
         baseline = Candidate(self.untouched, base.trial, epochs, seed, role="baseline", recipe=recipe)
         *found, _ = yield (*finals, baseline)
@@ -283,6 +284,14 @@ class Auto(DesignSearch):
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
         others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
         self._note("end", words, best.trial, f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}")
+
+    def _restarted(self, runner: Runner) -> Runner:
+        """Return a network that began with new weights as it begins anew, if it had few epochs against those to come.
+
+        A short schedule is at its highest rate almost from the start, and what that spoils stays spoilt.
+        """
+        few = runner.anew and _RESTART * runner.epochs <= self.tune_epochs
+        return replace(runner, weights="fresh") if few else runner
 
     # ------------------------------------------------------------------ what is recorded
 

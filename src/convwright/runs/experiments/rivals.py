@@ -160,7 +160,7 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
         return Searched(method, options, within, recipe)
 
     begun, searched = course.auto
-    auto = search("auto", epochs=begun, search_epochs=searched, rounds=course.rounds)
+    auto = search("auto", epochs=begun, search_epochs=searched, tune_epochs=course.final, rounds=course.rounds)
     yield _Made("auto", (Kept(auto),), "all methods' proposals")
     response = search("channel-search", rule="response", **equal)
     yield _Made("channel-search", (response,), "rule response: trials from new weights")

@@ -12,7 +12,6 @@ import torch
 from convwright.architecture import create
 from convwright.cost import count_by_torch
 from convwright.cost.latency import compare_latency
-from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
 from convwright.methods.phases import PhasedDesign
 from convwright.methods.receptive_field import organize
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kept:
-    """A search decides the edits, and the row's training goes on from the weights that its result inherited.
+    """A search decides the edits, and the row's training goes on from the weights that its result inherits, if any.
 
     Attributes:
-        search: A search whose result inherits weights.
+        search: The search.
     """
 
     kind: ClassVar[str] = "kept"
@@ -49,13 +48,10 @@ class Kept:
 
         Raises:
             RecipeError: The search ended without a result.
-            RunError: Its result begins with new weights.
         """
         found = self.search.settle(model, form, setting)
         weights = found.searches[-1] / FOUND
-        if not weights.is_file():
-            raise RunError(f"{found.searches[-1].name}: its result inherits no weights; ask the search without Kept")
-        return replace(found, weights=weights)
+        return replace(found, weights=weights if weights.is_file() else None)
 
 
 @dataclass(frozen=True)
