@@ -3,9 +3,9 @@
 import pytest
 
 from convwright.errors import RecipeError
-from convwright.methods import METHODS, Candidate, Uniform
+from convwright.methods import METHODS, Candidate, Trying, Uniform
 from convwright.runs import optimize
-from convwright.runs.evaluate import changed_recipe
+from convwright.runs.evaluate import changed_recipe, leave_out_known_techniques
 from convwright.training import Recipe
 
 # ------------------------------------------------------------------ the recipe of a candidate
@@ -33,6 +33,24 @@ def test_changes_join_the_techniques_of_the_run():
 def test_impossible_changes_are_refused(changes, message):
     with pytest.raises(RecipeError, match=message):
         changed_recipe(Recipe(), changes)
+
+
+def test_techniques_that_the_recipe_has_are_not_tried():
+    class Tries:
+        techniques = (
+            Trying("label_smoothing", {"label_smoothing": 0.1}),
+            Trying("mixup", {"techniques": {"mixup": {"alpha": 0.2}}}),
+            Trying("cutout", {"cutout": 7}),
+            Trying("blurpool", operator="blurpool"),
+        )
+
+    method = Tries()
+    leave_out_known_techniques(method, Recipe(label_smoothing=0.1, techniques={"mixup": {"alpha": 0.5}}))
+    assert [tried.name for tried in method.techniques] == ["mixup", "cutout", "blurpool"]
+    leave_out_known_techniques(method, Recipe(cutout=7, techniques={"mixup": {"alpha": 0.2}}))
+    assert [tried.name for tried in method.techniques] == ["blurpool"]
+    untouched = object()
+    leave_out_known_techniques(untouched, Recipe())
 
 
 def test_a_bad_change_fails_its_trial_and_not_the_run(tiny, pictures, plain, tmp_path, monkeypatch):

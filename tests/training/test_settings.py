@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import convwright.training.settings as settings_module
-from convwright.training import Recipe, train
+from convwright.training import ArrayImages, ImageData, Recipe, train
 from convwright.training.settings import choose_settings, narrow_strided
 
 CPU = torch.device("cpu")
@@ -64,3 +64,25 @@ def test_asked_for_channels_last_they_learn_as_in_the_other_layout(channels, sma
     one, two = (model.state_dict() for model in models)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["2.weight"], before["2.weight"])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_batches_have_the_layout_of_the_settings(channels, layout, small_recipe):
+    """The strides of grey images fit both layouts; the network runs in the one that they say."""
+    seen = []
+
+    class Watching(nn.Conv2d):
+        def forward(self, x):
+            found = super().forward(x)
+            seen.append((self.training, found.is_contiguous(), found.is_contiguous(memory_format=torch.channels_last)))
+            return found
+
+    model = nn.Sequential(Watching(channels, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
+    images = torch.randint(0, 255, (33, channels, 9, 9), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    part = ArrayImages(images, torch.arange(33) % 3, (0.4,) * channels, (0.3,) * channels)
+    data = ImageData("noise", part, part, ("a", "b", "c"))
+    train(model, data, small_recipe.updated(epochs=1, memory_format=layout), progress=False, accelerator="cpu")
+    in_training = {(plain, last) for training, plain, last in seen if training}
+    assert in_training == {(layout == "contiguous", layout == "channels_last")}

@@ -37,6 +37,8 @@ from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
 
 if TYPE_CHECKING:
+    from convwright.methods import Method
+    from convwright.methods.phase_techniques import Trying
     from convwright.runs.executors.executor import Store
 
 
@@ -268,6 +270,26 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     changed = recipe.updated(**{**changes, "techniques": techniques})
     refuse_structural(changed)
     return changed
+
+
+def leave_out_known_techniques(method: Method, recipe: Recipe) -> None:
+    """Take from what a method will try the techniques that the recipe has: they would repeat the training with none.
+
+    Args:
+        method: One that has `techniques` to try; any other stays as it is.
+        recipe: The run's.
+    """
+    tried: tuple[Trying, ...] | None = getattr(method, "techniques", None)
+    if tried is not None:
+        new = tuple(each for each in tried if each.operator or _changes(recipe, each.recipe))
+        method.techniques = new  # type: ignore[attr-defined]
+
+
+def _changes(recipe: Recipe, changes: Mapping[str, Any]) -> bool:
+    try:
+        return changed_recipe(recipe, changes) != recipe
+    except RecipeError:  # its trial will say so
+        return True
 
 
 def refuse_structural(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.runs.asked import Asked, sought, terms_of
 from convwright.runs.ended import Ended, side, trial_entry
-from convwright.runs.evaluate import Evaluator, changed_recipe
+from convwright.runs.evaluate import Evaluator, changed_recipe, leave_out_known_techniques
 from convwright.runs.executors import Completed, Executor, Placement, threads_of
 from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.front import write_front
@@ -208,6 +208,7 @@ class _Job:
                 divisor=asked.divisor,
                 **checked_options(asked.method, asked.options),
             )
+        leave_out_known_techniques(method, asked.recipe)
         run = asked.method, asked.out, asked.recipe.batch_size
         method, proxy = proxied(method, asked.proxy, opened.data, run, asked.say)
         settings = asked.settings(opened, limits, proxy)

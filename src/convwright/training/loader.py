@@ -157,7 +157,8 @@ class Loader:
             everything = torch.arange(len(part), device=self.device)
             pixels = gather(raw.to(self.device), everything, self.augment, draws)
         if not self.channels_last:
-            pixels = pixels.contiguous()
+            # Strides of one channel fit both layouts, and torch takes them for channels_last: a view writes them anew.
+            pixels = pixels.contiguous().flatten().view(pixels.shape)
         batch = normalise(pixels, self._mean, self._std)
         if self.augment is not None and draws is not None and self.augment.cutout:
             batch.masked_fill_(cutout_mask(self.augment, draws, *size).to(self.device), 0.0)
