@@ -85,6 +85,7 @@ def test_annealing_probabilities(trial, expected):
 
 def test_no_change_gives_no_kick():
     assert kick_probability(0.0, 5.0) == 0.0
+    assert kick_probability(5e-324, 0.5) == kick_probability(5e-324, 1.0) == 0.0
     assert annealed(0.0, 5.0, 0.0) == 0.0
     assert kick_probability(0.5, 0.0) == 0.0
 

@@ -63,9 +63,8 @@ def temperature(trial: int, trials: int, alpha: float = ALPHA) -> float:
 
 def kick_probability(delta: float, heat: float) -> float:
     """Return how likely a group is widened on top: ``exp(-(1 / |delta|) / heat)``, 0 for no change."""
-    if not delta or heat <= 0:
-        return 0.0
-    return math.exp(-1 / (abs(delta) * heat))
+    scaled = abs(delta) * heat  # 0 by rounding, too
+    return math.exp(-1 / scaled) if scaled > 0 else 0.0
 
 
 def annealed(delta: float, heat: float, draw: float) -> float:
