@@ -267,6 +267,8 @@ def test_tables_are_sorted_and_count_the_compute():
     assert [cells[0] for cells in first.rows] == ["auto", "uniform"]
     assert first.rows[0][6:9] == ("2.50", "1.50", "4.00")
     assert "a at 25 %" in second.title
+    assert second.notes[-1] == "Not trained, so not compared: tpe."
+    assert not any("Not trained" in note for note in first.notes)
     assert set(concluded.values) == {"a50", "a25"}
     assert list(concluded.pictures) == ["rivals-a"]
     assert conclude({"rows": []}).tables == ()

@@ -28,7 +28,11 @@ def conclude(content: Json) -> Conclusion:
     for row in content["rows"]:
         if row["mean"] is not None:
             tables.setdefault(_split(row)[0], []).append(row)
-    sheets = tuple(_sheet(name, rows) for name, rows in tables.items())
+    untrained: dict[str, list[str]] = {}
+    for row in content["rows"]:
+        if row["mean"] is None:
+            untrained.setdefault(_split(row)[0], []).append(_split(row)[1])
+    sheets = tuple(_sheet(name, rows, untrained.get(name, ())) for name, rows in tables.items())
     values = {name: verdict(rows) for name, rows in tables.items()}
     networks: dict[str, list[Json]] = {}
     for name, rows in tables.items():
@@ -139,7 +143,7 @@ def _told(found: Json) -> tuple[str, ...]:
 # ------------------------------------------------------------------ tables and pictures
 
 
-def _sheet(name: str, rows: Sequence[Json]) -> Sheet:
+def _sheet(name: str, rows: Sequence[Json], untrained: Sequence[str]) -> Sheet:
     network, percent = re.sub(r"\d+$", "", name), re.sub(r"^\D+", "", name)
     columns = (
         "row", "accuracy", "seeds", "MACs", "parameters", "latency", "search", "final", "total", "final, own epochs",
@@ -150,6 +154,7 @@ def _sheet(name: str, rows: Sequence[Json]) -> Sheet:
         "untouched network, measured in turns. Search, final and total: images seen times MACs of the network, in "
         "epochs of the untouched network over all training images.",
         *_told(verdict(rows)),
+        *([f"Not trained, so not compared: {', '.join(untrained)}."] if untrained else []),
     )
     return Sheet(f"{network} at {percent} % of its MACs", columns, cells, tuple(range(2, len(columns))), notes)
 
