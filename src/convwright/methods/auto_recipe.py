@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convwright.errors import EditError
 from convwright.methods.halving import ranking, tied
@@ -61,7 +61,7 @@ def with_techniques(present: Runner, techniques: Sequence[Trying]) -> tuple[tupl
         if isinstance(edits, str):
             refused.append(f"{tried.name} is not tried, {edits}")
         else:
-            found.append(_changed(present, tried.name, edits, [present, replace(present, recipe=tried.recipe)]))
+            found.append(_changed(present, tried.name, edits, [present.recipe, tried.recipe]))
     return tuple(found), tuple(refused)
 
 
@@ -71,7 +71,7 @@ def together(present: Runner, gained: Sequence[Runner]) -> Runner | None:
     if edits and not _fits(present, edits):
         return None
     words = " + ".join(runner.words.removeprefix(f"{present.words}, ") for runner in gained)
-    return _changed(present, words, edits, gained)
+    return _changed(present, words, edits, [runner.recipe for runner in gained])
 
 
 def gaining(found: Sequence[Runner]) -> tuple[Runner, ...]:
@@ -86,10 +86,9 @@ def _trainings(techniques: int) -> int:
     return techniques + 2
 
 
-def _changed(present: Runner, words: str, edits: Sequence[Edit], recipes: Sequence[Runner]) -> Runner:
+def _changed(present: Runner, words: str, edits: Sequence[Edit], recipes: Sequence[Mapping[str, Any]]) -> Runner:
     design = replace(present.design, words=f"{present.words}, {words}")
-    recipe = joined(runner.recipe for runner in recipes)
-    return replace(present, design=design, plan=present.plan.with_edits(*edits), recipe=recipe)
+    return replace(present, design=design, plan=present.plan.with_edits(*edits), recipe=joined(recipes))
 
 
 def _edits(present: Runner, tried: Trying) -> tuple[Edit, ...] | str:
