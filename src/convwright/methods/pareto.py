@@ -255,7 +255,7 @@ class ParetoSearch(DesignSearch):
         share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
         begun = self._population(self.findings, course(_MOST, share, self.eta, self.points)[0].count)
         self._propose(begun)
-        members = tuple(Runner(bench, d, self.untouched.with_edits(*d.edits), base.trial) for bench, d in begun)
+        members = tuple(self._begun(bench, design, base) for bench, design in begun)
         members = yield from self._race(members, share)
         for number in range(1, self.rounds + 1):
             if not members:

@@ -101,6 +101,11 @@ def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
     return Settings(*best, str(device), torch.get_num_threads(), measured)
 
 
+def has_avx512() -> bool:
+    """Return whether torch uses this processor's AVX-512 instructions, without which bf16 is not computed on x86."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def narrow_strided(model: nn.Module) -> tuple[str, ...]:
     """Return the convolutions whose weight gradient oneDNN may compute wrong in float32 and channels_last.
 
@@ -108,7 +113,7 @@ def narrow_strided(model: nn.Module) -> tuple[str, ...]:
     small (https://github.com/uxlfoundation/oneDNN/issues/6035): the process is ended by the system, hangs, or goes on
     with wrong gradients. Seen with torch 2.14 on a processor with AVX2 and 2 to 7 channels.
     """
-    register = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
+    register = 16 if has_avx512() else 8
     return tuple(
         name
         for name, module in model.named_modules()

@@ -9,6 +9,7 @@ import torch
 
 from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of, start
 from convwright.training import Recipe
+from convwright.training.settings import has_avx512
 
 _AUTHORS_EPOCHS = {"quick": 1, "standard": 36, "full": 100}
 _OURS_EPOCHS = {"quick": 1, "standard": 40, "full": 200}
@@ -38,7 +39,7 @@ def _computed(precision: str) -> str:
 
     A rule instead of the measurement of precision "auto", so that all rows of a table have one precision.
     """
-    native = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    native = torch.cuda.is_available() or has_avx512()
     return precision if native or precision != "bf16" else "fp32"
 
 

@@ -20,7 +20,7 @@ from convwright.runs.designs import Design, OptimizedKernels
 from convwright.runs.experiments.cifar_small import cifar_recipe
 from convwright.runs.experiments.experiment import Row, Size, experiment, seeds_of
 from convwright.runs.experiments.rivals_designs import Kept, Latency, Phases, Rest, Units
-from convwright.runs.experiments.rivals_pruning import Pruned
+from convwright.runs.experiments.rivals_pruning import MOST, Pruned
 from convwright.runs.experiments.rivals_tables import conclude
 from convwright.runs.experiments.rivals_tpe import Tpe
 from convwright.runs.searched import Searched
@@ -50,7 +50,7 @@ class Base:
     shapes: Mapping[Size, tuple[int, int, int]]
     precision: str
     without: tuple[str, ...] = ()
-    most_pruned: float = 0.95
+    most_pruned: float = MOST
 
 
 @dataclass(frozen=True)

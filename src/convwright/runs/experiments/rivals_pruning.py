@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from convwright.training import ImageData
 
 Importance = Literal["magnitude", "group-norm"]
+MOST = 0.95  # share of a layer's channels that may go, where nothing else is said
 _FINE = 200  # steps of the pruner from nothing to almost everything: it stops at the first that meets the target
 
 
@@ -56,7 +57,7 @@ class Pruned(Searched):
     importance: Importance = "magnitude"
     steps: int = 3
     epochs: int = 1
-    most: float = 0.95
+    most: float = MOST
 
     def settle(self, model: str, form: Form, setting: Setting) -> Form:
         """Return the form with the widths that are left, and the weights.
@@ -105,7 +106,7 @@ def _carry_out(design: Pruned, question: Question, trained: Path) -> None:
     write_json(question.folder / "result.json", _result(design, question, edits, rows))
 
 
-def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: Importance, most: float = 0.95) -> None:
+def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: Importance, most: float = MOST) -> None:
     """Let torch-pruning narrow a network, in place, until it needs no more MACs than `target`.
 
     Args:
