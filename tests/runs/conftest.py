@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+from latency_world import World
 
 from convwright.training import Recipe
 
@@ -77,3 +78,13 @@ def pictures(tmp_path):
 def plain():
     """A recipe in which nothing is left to a measurement."""
     return Recipe(epochs=2, batch_size=32, lr=0.05, crop_padding=1, precision="fp32", memory_format="contiguous")
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """A made-up machine in the place of this one, for whole runs."""
+    world = World(tmp_path / "latencies")
+    monkeypatch.setattr("convwright.runs.latency.LatencyTable", world.table)
+    monkeypatch.setattr("convwright.runs.latency.measure_latency", world.measure)
+    monkeypatch.setattr("convwright.runs.latency.compare_latency", world.compare)
+    return world

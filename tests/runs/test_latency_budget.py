@@ -3,79 +3,16 @@
 import json
 
 import pytest
+from latency_world import PER_NETWORK
 from torch import nn
 
 from convwright.architecture import read
 from convwright.cli import main
-from convwright.cost import Comparison, Latency, LatencyTable, Spread, layer_latencies
-from convwright.cost.timing import spread
+from convwright.cost import Comparison
 from convwright.errors import BudgetError, RunError
 from convwright.methods import Uniform
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.latency import MARGIN
-
-PER_ELEMENT, PER_NETWORK = 1e-6, 2e-4
-
-
-def operator_time(call):
-    """What an operator takes: in proportion to what it reads and writes."""
-    seconds = PER_ELEMENT * (call.outputs + sum(spec.storage_size() for spec in call.tensors))
-    return Spread(seconds, seconds, seconds, 6)
-
-
-def operator_times(calls):
-    return {call.key: operator_time(call) for call in calls}
-
-
-class World:
-    """A machine on which everything takes a known time.
-
-    Attributes:
-        table: how operators are measured there.
-        speed: what all times are multiplied by.
-        overhead: what a whole network takes beyond its operators; a sum of operators does not know of it.
-        asked: the operators measured.
-        turns: how often networks were compared.
-    """
-
-    def __init__(self, folder):
-        self.folder, self.speed, self.overhead = folder, 1.0, PER_NETWORK
-        self.asked, self.turns = [], 0
-        self.sums = {}
-
-    def operators(self, calls):
-        self.asked += [call.key for call in calls]
-        return operator_times(calls)
-
-    def table(self, device="cpu", **arguments):
-        return LatencyTable(device, **{"folder": self.folder, "measure": self.operators, **arguments})
-
-    def seconds(self, model, example):
-        key = tuple(p.shape for p in model.parameters())
-        if key not in self.sums:
-            table = LatencyTable(folder=self.folder / "truth", measure=operator_times)
-            nothing = Latency(1.0, 1.0, 1.0, 6, 1, "cpu", "float32")
-            self.sums[key] = layer_latencies(read(model, example), table, nothing).sum
-        return self.speed * (1.2 * self.sums[key] + self.overhead)
-
-    def measure(self, model, example):
-        seconds = self.seconds(model, example)
-        return Latency(seconds, seconds * 0.99, seconds * 1.01, 6, 1, "cpu", "float32")
-
-    def compare(self, models):
-        self.turns += 1
-        found = {name: self.measure(*of) for name, of in models.items()}
-        first = next(iter(found.values())).median
-        return Comparison(found, {name: spread([one.median / first] * 6) for name, one in found.items()})
-
-
-@pytest.fixture
-def world(monkeypatch, tmp_path):
-    world = World(tmp_path / "latencies")
-    monkeypatch.setattr("convwright.runs.latency.LatencyTable", world.table)
-    monkeypatch.setattr("convwright.runs.latency.measure_latency", world.measure)
-    monkeypatch.setattr("convwright.runs.latency.compare_latency", world.compare)
-    return world
 
 
 @pytest.fixture

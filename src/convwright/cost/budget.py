@@ -26,6 +26,8 @@ METRICS = ("macs", "params", "activations", "weights")  # counted
 MEASURED = ("latency",)
 NetworkEstimate = Callable[[Architecture], int]  # a network -> a cost that is measured, not counted
 Estimate = Callable[[Mapping[str, int]], int]  # widths of free groups by name -> a cost that is measured, not counted
+Choice = Callable[["Limits"], Architecture]  # limits with estimates -> the network that is chosen within them
+Fitting = Callable[["Limits", Architecture, Choice], "Limits"]
 
 _IN_BYTES = ("activations", "weights")
 
@@ -127,11 +129,42 @@ class Limits:
         limits: metric -> limit.
         estimates: for metrics that no cost model counts: what they are expected to be, as a function of the widths.
         networks: for the same metrics: what they are expected to be of another network, such as one with fewer blocks.
+        fitting: makes limits with estimates for another network; see `fitted`. None: there are none.
     """
 
     limits: dict[str, int]
     estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False, compare=False)
     networks: Mapping[str, NetworkEstimate] = field(default_factory=dict, repr=False, compare=False)
+    fitting: Fitting | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def measures(self) -> bool:
+        """Whether a limit is on what is measured, not counted."""
+        return any(metric in MEASURED for metric in self.limits)
+
+    @property
+    def counted(self) -> Limits:
+        """The limits on what is counted, alone."""
+        return Limits({metric: limit for metric, limit in self.limits.items() if metric not in MEASURED})
+
+    def fitted(self, network: Architecture, choose: Choice) -> Limits:
+        """Return limits whose estimates are for another network, corrected by measuring what is chosen by them.
+
+        Args:
+            network: such as one with fewer blocks.
+            choose: widths for it within limits; called until its choice meets the limits when it is measured.
+
+        Returns:
+            Limits by which the same choice takes a network that was measured. These limits, if all are counted.
+
+        Raises:
+            BudgetError: nothing that was chosen meets the limits, or nothing can estimate another network.
+        """
+        if not self.measures:
+            return self
+        if self.fitting is None:
+            raise BudgetError("latency is estimated for the present layers and inputs only.")
+        return self.fitting(self, network, choose)
 
     def costs(self, model: CostModel, widths: Mapping[str, int]) -> dict[str, int]:
         """Return the limited metrics of one set of widths: counted, or estimated where they are measured.

@@ -121,6 +121,11 @@ def _working(arch: Architecture) -> list[fx.Node]:
     return [n for n in arch.capture.graph.nodes if not is_free(n) and is_operator(n)]
 
 
+def operator_calls(arch: Architecture) -> tuple[OperatorCall, ...]:
+    """Return what a network runs, operator by operator, without what does no work."""
+    return tuple(call_of(node) for node in _working(arch))
+
+
 def _unmeasured(arch: Architecture) -> tuple[str, ...]:
     names = (str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
     return tuple(dict.fromkeys(names))
@@ -142,13 +147,14 @@ class LatencyModel:
     """Estimates the latency of one network for any widths of its free channel groups; builds no networks.
 
     The shapes of all operators under new widths come from a second walk of the channel labels, the times from a
-    table that measures on demand. Estimate = calibration x sum of operators.
+    table that measures on demand. Estimate = fixed + calibration x sum of operators.
 
     Attributes:
         arch: the network.
         table: times of operators.
         whole: its measured latency.
         calibration: what the sum is multiplied by: measured whole over sum of the present network, until `calibrated`.
+        fixed: seconds that no width changes, such as those that calls of operators take; 0 until `calibrated`.
 
     Examples:
         >>> import convwright as cw
@@ -164,6 +170,7 @@ class LatencyModel:
     calibration: float
     _costs: CostModel = field(repr=False)
     _sums: dict[bytes, float] = field(repr=False, default_factory=dict)
+    fixed: float = 0.0
 
     @classmethod
     def of(
@@ -197,7 +204,7 @@ class LatencyModel:
         Raises:
             BudgetError: if a name or a width is wrong, or the widths do not fit together.
         """
-        return self.calibration * self.sum(widths)
+        return self.fixed + self.calibration * self.sum(widths)
 
     def nanoseconds(self, widths: Mapping[str, int]) -> int:
         """Return the estimate as budgets hold it; as `seconds`."""
@@ -215,9 +222,9 @@ class LatencyModel:
         ratio = layer_latencies(network, self.table, self.whole).sum / self.sum({})
         return max(1, round(1e9 * self.whole.median * ratio))
 
-    def calibrated(self, calibration: float) -> LatencyModel:
-        """Return the same model with another calibration."""
-        return replace(self, calibration=calibration)
+    def calibrated(self, calibration: float, fixed: float = 0.0) -> LatencyModel:
+        """Return the same model with another calibration, and seconds that no width changes."""
+        return replace(self, calibration=calibration, fixed=fixed)
 
     def sum(self, widths: Mapping[str, int]) -> float:
         """Return the seconds of all operators, each run by itself; as `seconds`."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from convwright.architecture import Architecture
-from convwright.cost.budget import MEASURED, Limits
+from convwright.cost.budget import Limits
 from convwright.edits import Edit, Resolution, Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, ReadError
 from convwright.methods.phase_moves import Scene
@@ -62,11 +62,14 @@ class Bench:
     dropped: dict[str, str] = field(default_factory=dict)
     _scenes: dict[tuple[Edit, ...], Scene | str] = field(default_factory=dict, repr=False)
     _designs: dict[tuple[str, tuple[Edit, ...]], Design | None] = field(default_factory=dict, repr=False)
+    _built_widths: dict[tuple[tuple[Edit, ...], tuple[Width, ...]], Architecture] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def widths_only(self) -> bool:
-        """Whether an estimate, such as latency, knows the present layers and inputs only."""
-        return any(metric in MEASURED for metric in self.limits.limits)
+        """Whether a limit is on what is measured, such as latency, and only estimated for the present layers."""
+        return self.limits.measures and self.limits.fitting is None
 
     def scene(self, structure: Sequence[Edit]) -> Scene:
         """Return the network after edits of structure, found once.
@@ -110,7 +113,9 @@ class Bench:
         """
         key = words, tuple(structure)
         if key not in self._designs:
-            design = self._tried(*key, shape)
+            same = (d for (_, known), d in self._designs.items() if d is not None and known == key[1])
+            equal = next((d for d in same if d.shape is None), None) if shape is None else None
+            design = replace(equal, words=words) if equal is not None else self._tried(*key, shape)
             self._designs[key] = replace(design, factor=factor, shape=shape) if design is not None else None
         return self._designs[key]
 
@@ -119,7 +124,7 @@ class Bench:
         key = f"{words}, as method uniform", ()
         if key not in self._designs:
             design = self.design(words)
-            if design is not None:
+            if design is not None and not self.limits.measures:
                 try:
                     edits = uniform_widths(self.arch, self.limits, self.divisor)
                     design = replace(design, edits=edits)
@@ -139,19 +144,60 @@ class Bench:
         scene = self.scene(structure)
         if not scene.arch.free_groups:
             return self._fixed(words, structure, scene)
-        surface = Surface(scene.arch, self.limits, divisor=self.divisor)
+        limits = self.limits
+        if structure or limits.fitting is not None:
+            limits = limits.fitted(scene.arch, lambda within: self._chosen(structure, scene, shape, within))
+        placed = self._place(scene, shape, limits)
+        ratio = math.exp(math.fsum(placed.logs) / len(placed.logs))
+        return Design(words, structure, (*structure, *placed.edits), placed.use, ratio)
+
+    def _chosen(self, structure: tuple[Edit, ...], scene: Scene, shape: Shape | None, limits: Limits) -> Architecture:
+        """Return the network with the widths that limits choose; it is built once."""
+        edits = self._place(scene, shape, limits).edits
+        key = structure, edits
+        if key not in self._built_widths:
+            self._built_widths[key] = scene.narrowed(edits).arch
+        return self._built_widths[key]
+
+    def _place(self, scene: Scene, shape: Shape | None, limits: Limits) -> _Placed:
+        """Return the widths in given proportions that use limits up."""
+        surface = Surface(scene.arch, limits, divisor=self.divisor)
         present = {f.name: float(f.size) for f in surface.families}
         place = surface.project(present if shape is None else shape(surface))
         if place.use > 1:
             raise BudgetError(f"no widths of it meet {self.limits.describe()}")
-        edits = surface.edits(place.widths)
-        logs = [math.log(place.widths[name] / size) for name, size in present.items()]
-        return Design(words, structure, (*structure, *edits), place.use, math.exp(math.fsum(logs) / len(logs)))
+        logs = tuple(math.log(place.widths[name] / size) for name, size in present.items())
+        return _Placed(surface.edits(place.widths), place.use, logs)
 
     def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> Design:
-        if self.widths_only or not self.limits.met(scene.costs):
+        if not self.meets(scene):
             raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
         return Design(words, structure, structure, scene.use)
+
+    def meets(self, scene: Scene) -> bool:
+        """Return whether a network keeps the budget as it is: counted, and measured where a limit is on that."""
+        if not self.limits.measures:
+            return self.limits.met(scene.costs)
+        try:
+            self.limits.fitted(scene.arch, lambda within: scene.arch)
+        except BudgetError:
+            return False
+        return self.limits.counted.met(scene.costs)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Widths on a budget's surface.
+
+    Attributes:
+        edits: To what.
+        use: Share of the tightest limit.
+        logs: Of each width over the one before.
+    """
+
+    edits: tuple[Width, ...]
+    use: float
+    logs: tuple[float, ...]
 
 
 # ------------------------------------------------------------------ proportions of widths

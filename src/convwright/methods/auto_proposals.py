@@ -33,6 +33,8 @@ _TINY = 4  # side of a map
 _CROWDED = 1 / 3  # share of MACs on tiny maps from which on larger maps and images are expected to be better
 _ROUND = 4  # sides are multiples of this
 
+_Cut = tuple[RemoveBlock, ...]
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -82,6 +84,8 @@ def qualities(values: Mapping[str, float]) -> dict[str, float]:
 def proposals(bench: Bench, findings: Findings, most: int | None = None) -> tuple[Design, ...]:
     """Return the designs worth a training, the most promising first; equal networks once.
 
+    The first is one ratio for all widths. Where widths alone do not bring the network to the budget (as with latency:
+    a call of a layer takes its time, however narrow), it has as few blocks less as that takes, and so have all others.
     Those whose widths are out of proportion (the structure is far too large or small for the budget) are dropped.
 
     Args:
@@ -89,32 +93,51 @@ def proposals(bench: Bench, findings: Findings, most: int | None = None) -> tupl
         findings: What is known of it.
         most: So many at most; None: all.
     """
-    uniform = bench.uniform("uniform widths")
-    distinct = {_key(uniform): uniform} if uniform else {}
-    for design in _drafts(bench, findings):
+    plain, base = _plain(bench, findings)
+    distinct = {_key(plain): plain} if plain else {}
+    for design in _drafts(bench, findings, base):
         if most is not None and len(distinct) >= most:
             break
         if design is None:
             continue
-        if not _in_proportion(design, uniform):
+        if not _in_proportion(design, plain):
             bench.dropped[design.words] = f"its widths would be {design.ratio:.2f} times those of the network"
             continue
         distinct.setdefault(_key(design), design)
     return tuple(distinct.values())
 
 
+def _plain(bench: Bench, findings: Findings) -> tuple[Design | None, _Cut]:
+    """Return what the others are to beat, and the blocks that all of them are without."""
+    uniform = bench.uniform("uniform widths")
+    if uniform is not None and not (bench.limits.measures and uniform.ratio < _NARROWEST):
+        return uniform, ()
+    for share in () if bench.widths_only else (1 / 3, 2 / 3, 1.0):
+        cut = tuple(map(RemoveBlock, _cut(findings, share)))
+        design = bench.design(_said("uniform widths, fewer blocks", cut), cut) if cut else None
+        if design is not None and design.ratio >= _NARROWEST:
+            return design, cut
+    return uniform, ()
+
+
 def _key(design: Design) -> frozenset[str]:
     return frozenset(map(str, design.edits))
 
 
-def _in_proportion(design: Design, uniform: Design | None) -> bool:
-    usual = uniform.ratio if uniform is not None else 1.0
+def _in_proportion(design: Design, plain: Design | None) -> bool:
+    usual = plain.ratio if plain is not None else 1.0
     return min(_NARROWEST, usual) <= design.ratio <= max(_WIDEST, usual)
 
 
-def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
-    """Yield what is expected to be best, then designs that change one thing each; `combinations` joins those."""
-    depths = _cuts(bench, findings)
+def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | None]:
+    """Yield what is expected to be best, then designs that change one thing each; `combinations` joins those.
+
+    Args:
+        bench: The network and the budget.
+        findings: What is known of it.
+        base: Blocks that all designs are without.
+    """
+    depths = _cuts(bench, findings, base)
     few = depths.get("fewer blocks", ())
     crowded = _on_tiny_maps(bench.arch) > _CROWDED
     tapers = {"wider on large maps": tapered(-_TAPER), "wider on small maps": tapered(_TAPER)}
@@ -130,16 +153,20 @@ def _drafts(bench: Bench, findings: Findings) -> Iterator[Design | None]:
         yield bench.design(_said(words, few), (*(edit for _, edit in first), *few), tapers[order[0]], factor)
     if few:
         yield bench.design(_said("fewer blocks", few), few, factor="depth")
+
+    def widths(words: str, shape: Shape, factor: str) -> Design | None:
+        return bench.design(_said(words, base) if base else words, base, shape, factor)
+
     for words in order:
-        yield bench.design(words, shape=tapers[words], factor="maps")
+        yield widths(words, tapers[words], "maps")
     for side, edit in sizes:
-        yield bench.design(f"{side} pixels", (edit,), factor="resolution")
+        yield bench.design(f"{side} pixels", (edit, *base), factor="resolution")
     if findings.norms and not growing:
-        yield bench.design("widths by channel norms", shape=ranked(findings.norms), factor="norms")
+        yield widths("widths by channel norms", ranked(findings.norms), "norms")
     if findings.quality:
-        yield bench.design("widths by channel quality", shape=weighed(findings.quality), factor="quality")
-    yield bench.design("narrower inside blocks", shape=inner(1 / _INNER), factor="inside")
-    yield bench.design("wider inside blocks", shape=inner(_INNER), factor="inside")
+        yield widths("widths by channel quality", weighed(findings.quality), "quality")
+    yield widths("narrower inside blocks", inner(1 / _INNER), "inside")
+    yield widths("wider inside blocks", inner(_INNER), "inside")
     for words in ("without blocks in conflict", "without blocks that see nothing new", "fewest blocks"):
         if words in depths:
             yield bench.design(_said(words, depths[words]), depths[words], factor="depth")
@@ -166,19 +193,20 @@ def _grows(bench: Bench) -> bool:
 # ------------------------------------------------------------------ depth
 
 
-def _cuts(bench: Bench, findings: Findings) -> dict[str, tuple[Edit, ...]]:
-    """Return which blocks go, by what decides it."""
+def _cuts(bench: Bench, findings: Findings, base: _Cut) -> dict[str, _Cut]:
+    """Return which blocks go, by what decides it; those of `base` go in any case."""
     if bench.widths_only:
         return {}
+    gone = tuple(edit.target for edit in base)
     third, most = (_cut(findings, share) for share in (1 / 3, 1.0))
     conflicting = tuple(n for n in findings.conflicts if n not in findings.groups.fixed)
     named = {
-        "fewer blocks": third,
-        "without blocks in conflict": _kept_apart(findings.groups, conflicting),
-        "without blocks that see nothing new": _kept_apart(findings.groups, findings.blind),
+        "fewer blocks": third if len(third) > len(gone) else gone,
+        "without blocks in conflict": _kept_apart(findings.groups, (*gone, *conflicting)),
+        "without blocks that see nothing new": _kept_apart(findings.groups, (*gone, *findings.blind)),
         "fewest blocks": most,
     }
-    return {words: tuple(RemoveBlock(n) for n in names) for words, names in named.items() if names}
+    return {words: tuple(map(RemoveBlock, names)) for words, names in named.items() if names}
 
 
 def _cut(findings: Findings, share: float) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ def _edits(present: Runner, tried: Trying) -> tuple[Edit, ...] | str:
     edits, after = tried_on(scene, tried)
     if after is None:
         return "it finds no layer"
-    return edits if after.limits.met(after.costs) else "the budget has no room"
+    return edits if present.origin.meets(after) else "the budget has no room"
 
 
 def _fits(present: Runner, edits: Sequence[Edit]) -> bool:
@@ -110,4 +110,4 @@ def _fits(present: Runner, edits: Sequence[Edit]) -> bool:
         after = present.bench.scene(()).after(edits)
     except EditError:
         return False
-    return after.limits.met(after.costs)
+    return present.origin.meets(after)

@@ -100,6 +100,8 @@ class ConflictRemoval(Scripted):
         [(12, 'bundles.any-10')]
     """
 
+    beyond_widths = True
+
     def __init__(
         self,
         arch: Architecture,

@@ -91,6 +91,7 @@ class DesignSearch(Scripted):
 
     limits: Limits  # never None here
     ranks = True
+    beyond_widths = True
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class Level(Bench):
         if self.top is None or any(isinstance(edit, Width) for edit in structure):
             return super().scene(structure)
         found = self.top.scene(structure)
-        return replace(found, limits=self.limits, known=found.costs)
+        return replace(found, limits=self.limits, known=found.counted)
 
 
 _Members = tuple[Runner, ...]

@@ -60,9 +60,15 @@ class Scene:
     known: Mapping[str, int] | None = None
 
     @cached_property
-    def costs(self) -> Mapping[str, int]:
-        """What it costs, by metric."""
+    def counted(self) -> Mapping[str, int]:
+        """What it costs, by metric, but for what is measured."""
         return costs_of(self.arch.profile()) if self.known is None else self.known
+
+    @cached_property
+    def costs(self) -> Mapping[str, int]:
+        """What it costs, by metric; estimated where that is measured and something estimates it."""
+        unknown = [m for m in self.limits.limits if m not in self.counted and m in self.limits.networks]
+        return {**self.counted, **{metric: self.limits.networks[metric](self.arch) for metric in unknown}}
 
     @property
     def use(self) -> float:
@@ -89,7 +95,7 @@ class Scene:
         built = self.arch.apply(*map(sketched, edits), importance="first", verify=False)
         try:
             after = Scene(built, self.limits)
-            after.costs  # noqa: B018 - reads it
+            after.counted  # noqa: B018 - reads it
         except ReadError as error:
             raise EditError(f"the changed network cannot be read: {error}") from error
         return after.checked() if self.arch.fixed else after

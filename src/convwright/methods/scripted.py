@@ -28,12 +28,14 @@ class Scripted:
     Attributes:
         ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
             beside it at the end: then those batches may be judged on a part of the data.
+        beyond_widths: Whether it may keep a limit on latency that no widths keep, as blocks or images may change.
         limits: The same.
         told: The evidence so far, by trial.
         decisions: What was decided so far, in order.
     """
 
     ranks: ClassVar[bool] = False
+    beyond_widths: ClassVar[bool] = False
 
     def __init__(self, limits: Limits | None) -> None:
         self.limits = limits

@@ -204,11 +204,18 @@ class RollingEverywhere:
         return replace(form, edits=(*form.edits, *edits))
 
 
-def limits_of(budget: str, model: str, setting: Setting) -> Limits | None:
-    """Return a budget in numbers, percentages being of the network before any decision; None for ""."""
+def limits_of(budget: str, model: str, setting: Setting, latency: int | None = None) -> Limits | None:
+    """Return a budget in numbers, percentages being of the network before any decision; None for "".
+
+    Args:
+        budget: E.g. ``macs<=50%``.
+        model: The network's name.
+        setting: Of the row.
+        latency: Nanoseconds, where the budget limits it.
+    """
     if not budget:
         return None
-    return parse_budget(budget).resolve(opened(model, setting.start, setting.shape).profile())
+    return parse_budget(budget).resolve(opened(model, setting.start, setting.shape).profile(), latency)
 
 
 def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:

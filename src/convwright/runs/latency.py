@@ -7,52 +7,47 @@ directory, so that a run that is continued decides as it did.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from convwright.cost.budget import Limits, Term, human
+from convwright.cost.budget import Choice, Limits, Term, human
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
-from convwright.cost.latency_model import LatencyModel
+from convwright.cost.latency_model import LatencyModel, operator_calls
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width, solve
-from convwright.errors import RunError
+from convwright.errors import BudgetError, RunError
 from convwright.methods import Evidence
 from convwright.methods.uniform_widths import uniform_widths
 from convwright.runs.evaluate import reshaped
 from convwright.runs.files import read_json, write_json
+from convwright.runs.latency_rounds import Calibration, Round
 from convwright.runs.search import Say
+from convwright.runs.study import FORMAT as RUN
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 MARGIN = 0.05  # of a limit on latency, left free by the search: two measurements of one network differ by some percent
-ROUNDS = 4  # of calibration, at most
-_CLOSE = 0.9  # share of the aim from which a calibrated network uses the budget well enough
 _JOURNAL = "latency.json"
 _FORMAT = "convwright latency of a run"
 
 
-@dataclass(frozen=True)
-class Round:
-    """One calibration: a network chosen by the estimate, built and measured beside the original.
+@dataclass
+class Ratios:
+    """The measured times of networks over the untouched one's, so that what was decided on them is decided again.
 
     Attributes:
-        edits: number of changed groups.
-        estimate: nanoseconds, of the chosen network.
-        measured: nanoseconds: the present latency times the measured ratio.
-        ratio: its time over the original's, measured in turns.
-        calibration: what the estimate was made with.
+        known: By what the networks run, as of `fingerprint`.
+        keep: Called after each measurement, before anything is decided on it.
     """
 
-    edits: int
-    estimate: int
-    measured: int
-    ratio: float
-    calibration: float
+    known: dict[str, float] = field(default_factory=dict)
+    keep: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +57,15 @@ class RunLatency:
     Attributes:
         model: estimates it for widths; holds the network, its present latency, and the times of operators.
         rounds: how it was calibrated.
+        ratios: what was measured of networks with other structures, and in the rounds.
+        say: told what was measured.
     """
 
     model: LatencyModel
     rounds: tuple[Round, ...] = field(default=())
+    ratios: Ratios = field(default_factory=Ratios)
+    say: Say = print
+    _fitted: dict[str, int] = field(default_factory=dict)  # networks chosen by a corrected estimate -> nanoseconds
 
     @property
     def arch(self) -> Architecture:
@@ -82,16 +82,48 @@ class RunLatency:
     def aimed(self, limits: Limits) -> Limits:
         """Return the limits that a search gets: less by the margin, with the estimate."""
         aims = {**limits.limits, "latency": round(limits.limits["latency"] * (1 - MARGIN))}
-        return Limits(aims, {"latency": self.model.nanoseconds}, {"latency": self.model.nanoseconds_of})
+        return Limits(aims, {"latency": self.model.nanoseconds}, {"latency": self.model.nanoseconds_of}, self.fitting)
+
+    def fitting(self, limits: Limits, network: Architecture, choose: Choice) -> Limits:
+        """Return limits for another network than the untouched one; see `Limits.fitted`.
+
+        Raises:
+            BudgetError: what is chosen takes too long whenever it is measured.
+        """
+        most = limits.limits["latency"]
+        aim = round(most * (1 - MARGIN / 2))
+
+        def within(model: LatencyModel) -> Limits:
+            return replace(limits, limits={**limits.limits, "latency": aim}, estimates={"latency": model.nanoseconds})
+
+        known = LatencyModel.of(network, self.model.table, self.model.whole)
+        share = len(operator_calls(network)) / len(operator_calls(self.arch))
+        start = known.calibrated(self.model.calibration, share * self.model.fixed)
+        course = Calibration(start, most, lambda model: choose(within(model)), self.ratio, self.present, line=False)
+        course.run(lambda one: None)
+        times = [each.measured for each in course.rounds]
+        self.say(
+            f"latency of a design with {len(network.layers)} layers: {human(times[-1], 'latency')} measured in round "
+            f"{len(times)}, {human(most, 'latency')} allowed"
+        )
+        if not any(map(course.met, course.rounds)):
+            least = human(min(times), "latency")
+            raise BudgetError(f"measured it takes {least} of {human(most, 'latency')}, at the fastest widths tried")
+        best = choose(within(course.model))
+        self._fitted[fingerprint(best)] = max(1, round(self.ratio(best) * self.present))
+        return within(course.model)
 
     def estimate(self, plan: Plan) -> int:
-        """Return the estimate of the network that a plan makes, in nanoseconds."""
+        """Return the estimate of the network that a plan makes, in nanoseconds; a network of `fitting` was measured."""
         if not plan.edits:
             return self.present
+        network = reshaped(self.arch, plan)
+        if (measured := self._fitted.get(fingerprint(network))) is not None:
+            return measured
         widths = [edit for edit in plan.edits if isinstance(edit, Width)]
         if len(widths) == len(plan.edits):
             return self.model.nanoseconds(_solved(self.arch, widths))
-        return self.model.nanoseconds_of(reshaped(self.arch, plan))  # other edits make other operators
+        return self.model.nanoseconds_of(network)  # other edits make other operators
 
     def completed(self, evidence: Evidence) -> Evidence:
         """Return evidence with an estimate of the latency among the costs."""
@@ -99,67 +131,68 @@ class RunLatency:
             return evidence
         return replace(evidence, costs={**evidence.costs, "latency": self.estimate(evidence.candidate.plan)})
 
-    # -------------------------------------------------------------- calibration
+    def ready(self, limits: Limits, divisor: int, beyond_widths: bool) -> RunLatency:
+        """Return what is known once the estimate is corrected; where a run is continued, it is.
 
-    def calibrated(self, limits: Limits, divisor: int, say: Say) -> RunLatency:
-        """Correct the estimate where it matters: on networks that just meet the limits.
-
-        Each round chooses widths by the estimate, builds that network, measures it beside the original and corrects the
-        calibration, until what is chosen meets the limit when measured, and uses it. Half of the margin is left for
-        the proof.
+        Args:
+            limits: The budget in numbers.
+            divisor: Widths are rounded to multiples of this.
+            beyond_widths: Whether the method changes more than widths; its designs are then measured one by one.
 
         Raises:
-            BudgetError: if no common ratio of widths meets the limits.
+            BudgetError: No common ratio of widths meets the limits, and the method changes nothing else.
         """
-        known, limit = self, round(limits.limits["latency"] * (1 - MARGIN / 2))
-        for number in range(1, ROUNDS + 1):
-            done = known._round(known.aimed(limits), divisor)
-            known = replace(known, rounds=(*known.rounds, done))
-            say(
-                f"latency, calibration {number}: {done.edits} edits, estimated {human(done.estimate, 'latency')}, "
-                f"measured {human(done.measured, 'latency')}"
-            )
-            if done.measured <= limit and (done.measured >= _CLOSE * limit or done.estimate < _CLOSE * limit):
-                return known  # it uses the budget, or another limit keeps it from doing so
-            known = replace(known, model=known.model.calibrated(known._corrected(known.aimed(limits))))
-        return known._best_of_rounds(limit)
-
-    def _round(self, aimed: Limits, divisor: int) -> Round:
-        edits = uniform_widths(self.arch, aimed, divisor)
-        plan = Plan.empty(self.arch).with_edits(*edits)
-        ratio = self.compare(self.arch, reshaped(self.arch, plan)).ratios["after"].median
-        measured = max(1, round(ratio * self.present))
-        return Round(len(edits), self.estimate(plan), measured, ratio, self.model.calibration)
-
-    def _corrected(self, aimed: Limits) -> float:
-        """Return the calibration that would have been right at the limit.
-
-        Part of the time does not shrink with the widths, so a line is drawn through the last two networks measured (the
-        first is the present one), and followed to the aim. Where it leads nowhere, the last network's ratio is taken.
-        """
-        aim, done = aimed.limits["latency"], self.rounds[-1]
-        points = [(1e9 * self.model.sum({}), self.present)]
-        points += [(r.estimate / r.calibration, r.measured) for r in self.rounds]
-        (sum_before, before), (sum_after, after) = points[-2:]
-        slope = (after - before) / (sum_after - sum_before) if sum_after != sum_before else 0.0
-        wanted = sum_after + (aim - after) / slope if slope > 0 else 0.0
-        return aim / wanted if wanted > 0 else done.calibration * done.measured / done.estimate
-
-    def _best_of_rounds(self, limit: int) -> RunLatency:
-        """Return the calibration whose network used most of the limit without breaking it; else the last one."""
-        met = [r for r in self.rounds if r.measured <= limit]
-        if not met:
+        if self.rounds:
             return self
-        best = max(met, key=lambda r: r.measured)
-        return replace(self, model=self.model.calibrated(best.calibration))
+        course = self._course(limits, divisor)
+        try:
+            self._calibrate(course)
+        except BudgetError as error:
+            if not beyond_widths:
+                raise
+            self.say(f"latency: widths alone do not do it ({error}); each design is measured")
+        return replace(self, model=course.model, rounds=course.rounds)
+
+    def _course(self, limits: Limits, divisor: int) -> Calibration:
+        """Return how the estimate is corrected where it matters: on networks that just meet the limits.
+
+        Half of the margin is left for the proof.
+        """
+        aimed = self.aimed(limits)
+
+        def choose(model: LatencyModel) -> Architecture:
+            within = replace(aimed, estimates={"latency": model.nanoseconds})
+            edits = uniform_widths(self.arch, within, divisor)
+            return reshaped(self.arch, Plan.empty(self.arch).with_edits(*edits))
+
+        most = round(limits.limits["latency"] * (1 - MARGIN / 2))
+        return Calibration(self.model, most, choose, self.ratio, self.present, line=True)
+
+    def _calibrate(self, course: Calibration) -> None:
+        def tell(one: Round) -> None:
+            self.say(
+                f"latency, calibration {len(course.rounds)}: {one.edits} groups changed, estimated "
+                f"{human(one.estimate, 'latency')}, measured {human(one.measured, 'latency')}"
+            )
+
+        course.run(tell)
 
     # -------------------------------------------------------------- measuring
 
     def compare(self, before: Architecture, after: Architecture) -> Comparison:
-        """Measure two networks in turns, where the example input lies."""
-        example = self.arch.example_input
-        models = {"before": before.model, "after": after.model}
-        return compare_latency({name: (_placed(model, example), example) for name, model in models.items()})
+        """Measure two networks in turns, each on its own example input, where that lies."""
+        both = {"before": before, "after": after}
+        return compare_latency(
+            {name: (_placed(each.model, each.example_input), each.example_input) for name, each in both.items()}
+        )
+
+    def ratio(self, network: Architecture) -> float:
+        """Return a network's time over the untouched one's, measured in turns; once for what runs the same."""
+        key = fingerprint(network)
+        if key not in self.ratios.known:
+            self.ratios.known[key] = self.compare(self.arch, network).ratios["after"].median
+            self.ratios.keep()
+        return self.ratios.known[key]
 
     # -------------------------------------------------------------- the record
 
@@ -168,19 +201,30 @@ class RunLatency:
         return {
             "whole": self.model.whole.as_dict(),
             "calibration": self.model.calibration,
+            "fixed": self.model.fixed,
             "rounds": [asdict(done) for done in self.rounds],
             "margin": MARGIN,
         }
 
     def as_dict(self) -> dict[str, Any]:
         """Return all that decisions rest on, as plain JSON values."""
-        return {**self.summary(), "operators": as_entries(self.model.table.used)}
+        return {**self.summary(), **self._measured()}
+
+    def _measured(self) -> dict[str, Any]:
+        return {"operators": as_entries(self.model.table.used), "ratios": dict(self.ratios.known)}
 
     def keep_in(self, folder: Path) -> None:
         """Write what is measured from now on into the run directory, before anything is decided on it."""
-        self.model.table.keep = lambda used: write_json(
-            folder / _JOURNAL, {"format": _FORMAT, "operators": as_entries(used)}
-        )
+
+        def keep(*_: object) -> None:
+            write_json(folder / _JOURNAL, {"format": _FORMAT, **self._measured()})
+
+        self.model.table.keep = self.ratios.keep = keep
+
+
+def fingerprint(network: Architecture) -> str:
+    """Return what a network runs, shortened: equal operators on equal shapes in equal order take equally long."""
+    return hashlib.sha256("\n".join(call.key for call in operator_calls(network)).encode()).hexdigest()[:16]
 
 
 def measured_latency(arch: Architecture, say: Say) -> RunLatency:
@@ -197,28 +241,45 @@ def measured_latency(arch: Architecture, say: Say) -> RunLatency:
         f"latency: {human(whole.nanoseconds, 'latency')} ({low} to {high}) on {whole.device} with {whole.threads} "
         f"threads; its operators alone make {1 / model.calibration:.0%} of it"
     )
-    return RunLatency(model)
+    return RunLatency(model, say=say)
 
 
-def recorded_latency(arch: Architecture, content: Mapping[str, Any], folder: Path) -> RunLatency:
+def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
+    """Return what the run in a folder measured of its network; measure it where there is no such run yet.
+
+    Raises:
+        ConvwrightError: The network does not run where its example input lies.
+        RunError: What is recorded is damaged.
+    """
+    settled = read_json(folder / "run.json", RUN).get("settled") if (folder / "run.json").is_file() else None
+    if isinstance(settled, dict) and "latency" in settled:
+        return recorded_latency(arch, settled["latency"], folder, say)
+    return measured_latency(arch, say)
+
+
+def recorded_latency(arch: Architecture, content: Mapping[str, Any], folder: Path, say: Say) -> RunLatency:
     """Restore what a run measured, so that it decides as it did.
 
     Args:
         arch: The network.
         content: What `RunLatency.as_dict` gave.
         folder: The run directory.
+        say: Told what is measured from now on.
 
     Raises:
         RunError: It is damaged.
     """
     try:
-        known = as_spreads(content["operators"])
+        records = [content]
         if (folder / _JOURNAL).is_file():
-            known |= as_spreads(read_json(folder / _JOURNAL, _FORMAT)["operators"])
+            records.append(read_json(folder / _JOURNAL, _FORMAT))
+        known = {key: time for each in records for key, time in as_spreads(each["operators"]).items()}
+        ratios = {key: float(ratio) for each in records for key, ratio in each["ratios"].items()}
         table = LatencyTable(arch.example_input.device, known=known)
         model = LatencyModel.of(arch, table, Latency(**content["whole"]), float(content["calibration"]))
+        model = model.calibrated(model.calibration, float(content["fixed"]))
         table.used |= known
-        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]))
+        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), Ratios(ratios), say)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}: damaged, its latencies cannot be read ({error}); start anew") from error
 

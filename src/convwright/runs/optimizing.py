@@ -25,7 +25,7 @@ from convwright.runs.evaluate import Evaluator, changed_recipe, leave_out_known_
 from convwright.runs.executors import Completed, Executor, Placement, threads_of
 from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.front import write_front
-from convwright.runs.latency import RunLatency, judged_latency, measured_latency, recorded_latency
+from convwright.runs.latency import RunLatency, judged_latency, latency_of
 from convwright.runs.machine import machine, versions
 from convwright.runs.memory import PROBE, in_parts
 from convwright.runs.method_options import checked_options
@@ -196,7 +196,7 @@ class _Job:
         with self.clock.part("latency"):
             self.latency = self.measured(opened.arch, resume)
         limits = self.terms.resolve(profile(opened.arch), self.latency.present if self.latency else None)
-        aims = self.aims(opened.arch, limits, resume)
+        aims = self.aims(opened.arch, limits)
         make: Callable[..., Method] = method_named(asked.method)
         with self.clock.part("plan"):
             method = make(
@@ -286,10 +286,7 @@ class _Job:
             self.check_measured(folder)
         if not self.terms.measures:
             return None
-        settled = read_json(folder / "run.json", RUN).get("settled") if resume else None
-        if isinstance(settled, dict) and "latency" in settled:
-            return recorded_latency(arch, settled["latency"], folder)
-        return measured_latency(arch, self.asked.say)
+        return latency_of(arch, folder, self.asked.say)
 
     def check_measured(self, folder: Path) -> None:
         """Refuse to change a limit on latency: the estimate was calibrated for the one that the run was started with.
@@ -307,16 +304,16 @@ class _Job:
                 "start anew with another --out"
             )
 
-    def aims(self, arch: Architecture, limits: Limits, resume: bool) -> Limits:
+    def aims(self, arch: Architecture, limits: Limits) -> Limits:
         """Show the limits, refuse what cannot be met, and return what the search is to keep to."""
         aims = limits if self.latency is None else self.latency.aimed(limits)
         self.show(arch, limits, aims)
-        check_feasible(aims, arch)
+        beyond = bool(getattr(method_named(self.asked.method), "beyond_widths", False))
+        check_feasible(aims.counted if beyond else aims, arch)
         if self.latency is None:
             return limits
-        if not (resume and self.latency.rounds):
-            with self.clock.part("latency"):
-                self.latency = self.latency.calibrated(limits, self.asked.divisor, self.asked.say)
+        with self.clock.part("latency"):
+            self.latency = self.latency.ready(limits, self.asked.divisor, beyond)
         return self.latency.aimed(limits)
 
     def show(self, arch: Architecture, limits: Limits, aims: Limits) -> None:

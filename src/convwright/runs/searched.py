@@ -22,13 +22,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import filelock
 
+from convwright.cost.budget import parse_budget
 from convwright.edits import Edit, Plan
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RecipeError, RunError
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.runs.designs import SEARCH_FORMAT, Form, Setting, limits_of, opened, plain
 from convwright.runs.evaluate import Evaluator
+from convwright.runs.executors import Completed, InProcess
 from convwright.runs.files import digest, read_json, save_weights, write_json
+from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.machine import machine, versions
 from convwright.runs.search import search
 from convwright.runs.study import Study
@@ -266,17 +269,40 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
     recipe = Recipe(**{"seed": asked.seed, **asked.recipe})
     data = load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=recipe.val_fraction)
     arch = opened(question.model, question.form, setting.shape or data.shape)
-    method = make(arch, limits_of(asked.budget, question.model, setting))
+    limits, latency = _limits(question, arch, folder)
+    method = make(arch, limits)
     resume = (folder / "run.json").is_file()
-    with Study(folder, question.asked(), lambda: _settled(arch, data, recipe), resume=resume) as study:
-        evaluator = Evaluator(arch, data, recipe.updated(**study.settled), study, progress=False)
-        trials = search(method, study, evaluator)
+
+    def settled() -> dict[str, Any]:
+        chosen = _settled(arch, data, recipe)
+        return chosen if latency is None else {**chosen, "latency": latency.as_dict()}
+
+    with Study(folder, question.asked(), settled, resume=resume) as study:
+        of_recipe = {name: value for name, value in study.settled.items() if name != "latency"}
+        evaluator = Evaluator(arch, data, recipe.updated(**of_recipe), study, progress=False)
+        if latency is not None:
+            latency.keep_in(folder)
+        executor = InProcess(evaluator)
+        trials = search(method, study, executor if latency is None else Completed(executor, latency.completed))
         if method.found is not None:
             _keep_weights(evaluator, method.found, trials, folder)
     if method.found is None:
         why = why_none(getattr(method, "log", ()), trials)
         raise RecipeError(f"search {folder.name} ended without a result: it asked for no final network{why}")
     write_json(folder / "result.json", _result(question, method, trials, evaluator.recipe, len(data.train)))
+
+
+def _limits(question: Question, arch: Architecture, folder: Path) -> tuple[Limits | None, RunLatency | None]:
+    """Return the budget in numbers for the search, and what is known of the latency where it limits that."""
+    asked, setting = question.search, question.setting
+    if not asked.budget or not parse_budget(asked.budget).measures:
+        return limits_of(asked.budget, question.model, setting), None
+    latency = latency_of(arch, folder, lambda text: None)
+    limits = limits_of(asked.budget, question.model, setting, latency.present)
+    assert limits is not None
+    beyond = bool(getattr(method_named(asked.method), "beyond_widths", False))
+    latency = latency.ready(limits, int(asked.options.get("divisor", 1)), beyond)
+    return latency.aimed(limits), latency
 
 
 def _keep_weights(evaluator: Evaluator, found: Candidate, trials: Sequence[Evidence], folder: Path) -> None:

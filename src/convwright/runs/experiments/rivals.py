@@ -12,7 +12,7 @@ would have found.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +68,8 @@ class Course:
         seconds: How long a latency is measured.
         percents: Budgets, in percent of the MACs.
         rounds: Of method auto, after its race.
+        latencies: Budgets, in percent of the latency: method auto beside the untouched network, as no other row has a
+            budget of time.
     """
 
     first: int
@@ -79,6 +81,7 @@ class Course:
     seconds: float
     percents: tuple[int, ...] = PERCENTS
     rounds: int = 2
+    latencies: tuple[int, ...] = (50,)
 
     def total(self, percent: int) -> int:
         """Return what each row may spend, in whole epochs of the untouched network over all training images."""
@@ -92,7 +95,7 @@ class Course:
 
 
 COURSES: Mapping[Size, Course] = {
-    "quick": Course(1, (1, 3), 3, 1, 1, 0.2, 0.1, (50,)),
+    "quick": Course(1, (1, 3), 3, 1, 1, 0.2, 0.1, (50,), latencies=()),
     "standard": Course(2, (1, 3), 16, 1, 14, 0.1, 2.0, rounds=0),
     "full": Course(60, (60, 400), 400, 10, 80, 0.1, 6.0),
 }
@@ -159,9 +162,7 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
     def search(method: str, within: str = budget, **options: Any) -> Searched:
         return Searched(method, options, within, recipe)
 
-    begun, searched = course.auto
-    auto = search("auto", epochs=begun, search_epochs=searched, tune_epochs=course.final, rounds=course.rounds)
-    yield _Made("auto", (Kept(auto),), "all methods' proposals")
+    yield _auto(base, course, budget)
     response = search("channel-search", rule="response", **equal)
     yield _Made("channel-search", (response,), "rule response: trials from new weights")
     greedy = search("greedy", trial_epochs=course.trial, weights="fresh", **GREEDY[course.search])
@@ -185,6 +186,13 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
     yield _Made("tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights")
 
 
+def _auto(base: Base, course: Course, budget: str) -> _Made:
+    begun, searched = course.auto
+    lengths = {"epochs": begun, "search_epochs": searched, "tune_epochs": course.final, "rounds": course.rounds}
+    auto = Searched("auto", lengths, budget, trial_recipe(base, course))
+    return _Made("auto", (Kept(auto),), "all methods' proposals")
+
+
 # Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
 GREEDY: Mapping[int, Mapping[str, Any]] = {
     3: {"steps": 1, "tolerance": 0.5, "width_growth": 2.0, "resolution_step": 4},
@@ -206,24 +214,34 @@ def rivals(size: Size) -> tuple[Row, ...]:
         row
         for name, base in BASES.items()
         if size in base.options
-        for percent in course.percents
-        for row in rows_of(name, base, size, course, percent)
+        for make, percents in ((rows_of, course.percents), (fast_rows_of, course.latencies))
+        for percent in percents
+        for row in make(name, base, size, course, percent)
     )
 
 
 def rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
-    """Yield the rows of one network and budget, the two untouched ones first."""
+    """Yield the rows of one network and budget of MACs, the two untouched ones first."""
+    yield from _table(f"{name}{percent}", base, size, course, percent, _made(base, course, percent))
+
+
+def fast_rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
+    """Yield the rows of one network and budget of time, with the compute of the same share of MACs."""
+    auto = _auto(base, course, f"latency<={percent}%")
+    yield from _table(f"{name}{percent}ms", base, size, course, percent, (auto,))
+
+
+def _table(table: str, base: Base, size: Size, course: Course, percent: int, rows: Iterable[_Made]) -> Iterator[Row]:
     options, total = base.options[size], course.total(percent)
     study = Latency(base.model, options, base.shapes[size], course.seconds)
     start = Row(
         "", base.model, base.data[size], recipe_of(base, 1), seeds_of(size), options, fresh=True, study=study
     )  # fmt: skip
-    table = f"{name}{percent}"
     long = f"{table}-baseline-long"
     words = f"untouched, {course.first} epochs"
     yield replace(start, name=f"{table}-baseline", design=(Rest(course.first),), note=words, control=long)
     yield replace(start, name=long, design=(Rest(total),), note="untouched, with all the compute")
-    for made in _made(base, course, percent):
+    for made in rows:
         if made.kind not in base.without:
             design = (*made.design, Rest(total))
             yield replace(start, name=f"{table}-{made.kind}", design=design, note=made.note, control=f"{table}-auto")

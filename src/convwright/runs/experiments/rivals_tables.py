@@ -36,7 +36,9 @@ def conclude(content: Json) -> Conclusion:
     values = {name: verdict(rows) for name, rows in tables.items()}
     networks: dict[str, list[Json]] = {}
     for name, rows in tables.items():
-        networks.setdefault(name.rstrip("0123456789"), []).extend(rows)
+        network, _, metric = of_table(name)
+        if metric == "MACs":
+            networks.setdefault(network, []).extend(rows)
     pictures = {f"rivals-{name}": _picture(name, rows) for name, rows in networks.items() if len(rows) > 1}
     return Conclusion(sheets, values, pictures, complete=True)
 
@@ -45,6 +47,17 @@ def _split(row: Json) -> tuple[str, str]:
     """Return the table that a row is in, such as ``resnet50``, and what it is called there."""
     table, _, kind = str(row["name"]).partition("-")
     return table, kind
+
+
+def of_table(name: str) -> tuple[str, int, str]:
+    """Return the network of a table, the budget in percent and of what.
+
+    Examples:
+        >>> of_table("resnet50"), of_table("mobilenet25ms")
+        (('resnet', 50, 'MACs'), ('mobilenet', 25, 'latency'))
+    """
+    network, percent, unit = re.fullmatch(r"(\D+)(\d+)(ms)?", name).groups()  # type: ignore[union-attr]
+    return network, int(percent), "latency" if unit else "MACs"
 
 
 # ------------------------------------------------------------------ what a row cost
@@ -144,7 +157,7 @@ def _told(found: Json) -> tuple[str, ...]:
 
 
 def _sheet(name: str, rows: Sequence[Json], untrained: Sequence[str]) -> Sheet:
-    network, percent = re.sub(r"\d+$", "", name), re.sub(r"^\D+", "", name)
+    network, percent, metric = of_table(name)
     columns = (
         "row", "accuracy", "seeds", "MACs", "parameters", "latency", "search", "final", "total", "final, own epochs",
     )  # fmt: skip
@@ -156,7 +169,7 @@ def _sheet(name: str, rows: Sequence[Json], untrained: Sequence[str]) -> Sheet:
         *_told(verdict(rows)),
         *([f"Not trained, so not compared: {', '.join(untrained)}."] if untrained else []),
     )
-    return Sheet(f"{network} at {percent} % of its MACs", columns, cells, tuple(range(2, len(columns))), notes)
+    return Sheet(f"{network} at {percent} % of its {metric}", columns, cells, tuple(range(2, len(columns))), notes)
 
 
 def _cells(row: Json) -> tuple[str, ...]:
