@@ -132,9 +132,9 @@ def test_limits_without_a_measurement_of_other_networks_refuse_them(deep, world)
     arch = read(deep, (1, 1, 8, 8))
     limits = parse_budget("latency<=50%").resolve(arch.profile(), 1000)
     with pytest.raises(BudgetError, match="present layers and inputs only"):
-        limits.fitted(arch, lambda within: arch)
+        limits.fitted(arch, lambda within: (arch, {}))
     counted = parse_budget("macs<=50%").resolve(arch.profile())
-    assert counted.fitted(arch, lambda within: arch) is counted
+    assert counted.fitted(arch, lambda within: (arch, {})) is counted
     assert limits.counted.limits == {}
 
 

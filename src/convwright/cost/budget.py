@@ -26,7 +26,8 @@ METRICS = ("macs", "params", "activations", "weights")  # counted
 MEASURED = ("latency",)
 NetworkEstimate = Callable[[Architecture], int]  # a network -> a cost that is measured, not counted
 Estimate = Callable[[Mapping[str, int]], int]  # widths of free groups by name -> a cost that is measured, not counted
-Choice = Callable[["Limits"], Architecture]  # limits with estimates -> the network that is chosen within them
+Widths = Mapping[str, int]  # of free groups by name
+Choice = Callable[["Limits"], tuple[Architecture, Widths]]  # limits with estimates -> the network chosen, its widths
 Fitting = Callable[["Limits", Architecture, Choice], "Limits"]
 
 _IN_BYTES = ("activations", "weights")
@@ -152,7 +153,8 @@ class Limits:
 
         Args:
             network: such as one with fewer blocks.
-            choose: widths for it within limits; called until its choice meets the limits when it is measured.
+            choose: chooses widths for it within limits, and returns the network with these and the widths; called until
+                its choice meets the limits when it is measured.
 
         Returns:
             Limits by which the same choice takes a network that was measured. These limits, if all are counted.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from convwright.architecture import Architecture
-from convwright.cost.budget import Limits
+from convwright.cost.budget import Limits, Widths
 from convwright.edits import Edit, Resolution, Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, ReadError
 from convwright.methods.phase_moves import Scene
@@ -151,13 +151,15 @@ class Bench:
         ratio = math.exp(math.fsum(placed.logs) / len(placed.logs))
         return Design(words, structure, (*structure, *placed.edits), placed.use, ratio)
 
-    def _chosen(self, structure: tuple[Edit, ...], scene: Scene, shape: Shape | None, limits: Limits) -> Architecture:
-        """Return the network with the widths that limits choose; it is built once."""
-        edits = self._place(scene, shape, limits).edits
-        key = structure, edits
+    def _chosen(
+        self, structure: tuple[Edit, ...], scene: Scene, shape: Shape | None, limits: Limits
+    ) -> tuple[Architecture, Widths]:
+        """Return the network with the widths that limits choose, which is built once, and these widths."""
+        placed = self._place(scene, shape, limits)
+        key = structure, placed.edits
         if key not in self._built_widths:
-            self._built_widths[key] = scene.narrowed(edits).arch
-        return self._built_widths[key]
+            self._built_widths[key] = scene.narrowed(placed.edits).arch
+        return self._built_widths[key], placed.sizes
 
     def _place(self, scene: Scene, shape: Shape | None, limits: Limits) -> _Placed:
         """Return the widths in given proportions that use limits up."""
@@ -167,7 +169,7 @@ class Bench:
         if place.use > 1:
             raise BudgetError(f"no widths of it meet {self.limits.describe()}")
         logs = tuple(math.log(place.widths[name] / size) for name, size in present.items())
-        return _Placed(surface.edits(place.widths), place.use, logs)
+        return _Placed(surface.edits(place.widths), surface.sizes(place.widths), place.use, logs)
 
     def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> Design:
         if not self.meets(scene):
@@ -179,7 +181,7 @@ class Bench:
         if not self.limits.measures:
             return self.limits.met(scene.costs)
         try:
-            self.limits.fitted(scene.arch, lambda within: scene.arch)
+            self.limits.fitted(scene.arch, lambda within: (scene.arch, {}))
         except BudgetError:
             return False
         return self.limits.counted.met(scene.costs)
@@ -190,12 +192,14 @@ class _Placed:
     """Widths on a budget's surface.
 
     Attributes:
-        edits: To what.
+        edits: What changes.
+        sizes: Of all free groups.
         use: Share of the tightest limit.
         logs: Of each width over the one before.
     """
 
     edits: tuple[Width, ...]
+    sizes: Mapping[str, int]
     use: float
     logs: tuple[float, ...]
 

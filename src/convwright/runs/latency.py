@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from convwright.cost.budget import Choice, Limits, Term, human
+from convwright.cost.budget import Choice, Limits, Term, Widths, human
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
 from convwright.cost.latency_model import LatencyModel, operator_calls
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
@@ -109,7 +109,7 @@ class RunLatency:
         if not any(map(course.met, course.rounds)):
             least = human(min(times), "latency")
             raise BudgetError(f"measured it takes {least} of {human(most, 'latency')}, at the fastest widths tried")
-        best = choose(within(course.model))
+        best, _ = choose(within(course.model))
         self._fitted[fingerprint(best)] = max(1, round(self.ratio(best) * self.present))
         return within(course.model)
 
@@ -160,10 +160,10 @@ class RunLatency:
         """
         aimed = self.aimed(limits)
 
-        def choose(model: LatencyModel) -> Architecture:
+        def choose(model: LatencyModel) -> tuple[Architecture, Widths]:
             within = replace(aimed, estimates={"latency": model.nanoseconds})
             edits = uniform_widths(self.arch, within, divisor)
-            return reshaped(self.arch, Plan.empty(self.arch).with_edits(*edits))
+            return reshaped(self.arch, Plan.empty(self.arch).with_edits(*edits)), _solved(self.arch, edits)
 
         most = round(limits.limits["latency"] * (1 - MARGIN / 2))
         return Calibration(self.model, most, choose, self.ratio, self.present, line=True)
@@ -289,7 +289,7 @@ def _placed(model: nn.Module, example: Tensor) -> nn.Module:
     return copy.deepcopy(model).to(example.device)
 
 
-def _solved(arch: Architecture, edits: list[Width]) -> dict[str, int]:
+def _solved(arch: Architecture, edits: Sequence[Width]) -> dict[str, int]:
     """Return the sizes of all free groups under edits, tied ones included."""
     units = solve(arch, edits).units
     return {g.name: int(u) * g.step for g, u in zip(arch.groups, units, strict=True) if not g.frozen}

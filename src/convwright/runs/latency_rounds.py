@@ -7,7 +7,7 @@ take their share of the fixed part with their number of calls; then each measure
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class Calibration:
     Attributes:
         model: The estimate so far; in the end the one whose choice used most of what is allowed without taking longer.
         most: Nanoseconds that what is chosen may take when it is measured.
-        choose: Widths for the network of a model, by its estimate, as a network.
+        choose: Chooses widths by a model's estimate; returns the network with these, and the widths.
         ratio: Measures a network: its time over the untouched network's.
         untouched: Nanoseconds of that one.
         line: Whether the model's network was measured as it is, which is a first point of the line.
@@ -56,7 +56,7 @@ class Calibration:
 
     model: LatencyModel
     most: int
-    choose: Callable[[LatencyModel], Architecture]
+    choose: Callable[[LatencyModel], tuple[Architecture, Mapping[str, int]]]
     ratio: Callable[[Architecture], float]
     untouched: int
     line: bool
@@ -87,12 +87,12 @@ class Calibration:
         return one.measured <= self.most
 
     def _round(self) -> Round:
-        model, network = self.model, self.choose(self.model)
+        model = self.model
+        network, widths = self.choose(model)
         ratio = self.ratio(network)
-        sizes = {group.name: group.size for group in network.free_groups}
-        changed = {g.name: sizes[g.name] for g in model.arch.free_groups if sizes.get(g.name, g.size) != g.size}
+        changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
         measured = max(1, round(ratio * self.untouched))
-        return Round(len(changed), model.nanoseconds(changed), measured, ratio, model.calibration, model.fixed)
+        return Round(changed, model.nanoseconds(widths), measured, ratio, model.calibration, model.fixed)
 
     def _corrected(self, done: Round) -> LatencyModel:
         """Return the model whose line goes through what was measured."""
