@@ -16,9 +16,9 @@ def results() -> str:
     parts = (
         _demo(),
         results_page.headlines(),
+        results_page.automatic(),
         results_page.compared(),
         _widths(),
-        _labels(),
         _cost_model(),
         _latency(),
         _training(),
@@ -61,17 +61,6 @@ def _widths() -> Iterator[tuple[str, str, str]]:
                 f"{cell['ran']} of {found['networks']} ran: {cell['exact']} exact to 1e-10{rest}",
                 "`benchmarks/widths.py`",
             )
-
-
-def _labels() -> Iterator[tuple[str, str, str]]:
-    data = load("labels")
-    if data:
-        found = data["summary"]
-        yield (
-            f"channel analysis of {found['networks']} torchvision convnets, after export",
-            f"median {found['labels_median']:.3f} s, slowest {found['labels_max']:.2f} s",
-            "`benchmarks/labels.py`",
-        )
 
 
 def _cost_model() -> Iterator[tuple[str, str, str]]:

@@ -34,7 +34,6 @@ SHOWN = {
 # Shown in README where they are trained with so many seeds: experiment, row, words.
 COMPARED = (
     ("3drf", "vgg16-log", "units moved by 3D receptive field"),
-    ("3drf", "vgg16-log-35", "units moved, operators made cheaper"),
     ("conetv2", "resnet20-response-macs", "half the MACs, widths searched instead of one ratio"),
     ("greedy", "resnet-greedy", "a small one, 4 times the MACs step by step instead of by compound scaling"),
 )
@@ -148,6 +147,28 @@ def compared() -> Iterator[tuple[str, str, str]]:
             f"{network} on {row['data']}, {words}: {costs}",
             f"{_spread(control)} → {_spread(row)}, {len(row['seeds'])} seeds each",
             f"`convwright reproduce {name}`",
+        )
+
+
+def automatic() -> Iterator[tuple[str, str, str]]:
+    """Method auto beside the untouched network and the best other row: of each network its smallest budget of MACs."""
+    from convwright.runs.experiments.rivals_tables import of_table
+
+    data = load("reproduce/rivals") or {"rows": [], "conclusion": {"values": {}}}
+    rows = {row["name"]: row for row in data["rows"] if row["mean"] is not None and len(row["seeds"]) >= _SEEDS}
+    smallest: dict[str, tuple[int, str]] = {}
+    for name in data["conclusion"]["values"]:
+        network, percent, metric = of_table(name)
+        if metric == "MACs" and {f"{name}-auto", f"{name}-baseline-long"} <= rows.keys():
+            smallest[network] = min(smallest.get(network, (percent, name)), (percent, name))
+    for percent, name in smallest.values():
+        auto, untouched = rows[f"{name}-auto"], rows[f"{name}-baseline-long"]
+        next_one = data["conclusion"]["values"][name]["auto_ahead_of_next"]["row"]
+        network = auto["model"].partition(":")[2]
+        yield (
+            f"{network} (narrow) on {auto['data']} at {percent} % of the MACs by `auto`, equal total compute",
+            f"{_spread(untouched)} → {_spread(auto)}; next best, {next_one}: {_spread(rows[f'{name}-{next_one}'])}",
+            "`convwright reproduce rivals`",
         )
 
 

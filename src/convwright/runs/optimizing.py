@@ -306,15 +306,18 @@ class _Job:
 
     def aims(self, arch: Architecture, limits: Limits) -> Limits:
         """Show the limits, refuse what cannot be met, and return what the search is to keep to."""
-        aims = limits if self.latency is None else self.latency.aimed(limits)
-        self.show(arch, limits, aims)
-        beyond = bool(getattr(method_named(self.asked.method), "beyond_widths", False))
-        check_feasible(aims.counted if beyond else aims, arch)
         if self.latency is None:
+            self.show(arch, limits, limits)
+            check_feasible(limits, arch)
             return limits
+        beyond = bool(getattr(method_named(self.asked.method), "beyond_widths", False))
+        aims = self.latency.aimed(limits)
+        check_feasible(aims.counted if beyond else aims, arch)
         with self.clock.part("latency"):
             self.latency = self.latency.ready(limits, self.asked.divisor, beyond)
-        return self.latency.aimed(limits)
+        aims = self.latency.aimed(limits)
+        self.show(arch, limits, aims)
+        return aims
 
     def show(self, arch: Architecture, limits: Limits, aims: Limits) -> None:
         costs = profile(arch)
