@@ -145,7 +145,7 @@ class Bench:
         if not scene.arch.free_groups:
             return self._fixed(words, structure, scene)
         limits = self.limits
-        if structure or limits.fitting is not None:
+        if not self.widths_only:  # else its one estimate is for this network
             limits = limits.fitted(scene.arch, lambda within: self._chosen(structure, scene, shape, within))
         placed = self._place(scene, shape, limits)
         ratio = math.exp(math.fsum(placed.logs) / len(placed.logs))

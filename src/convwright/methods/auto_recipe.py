@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convwright.errors import EditError
-from convwright.methods.halving import ranking, tied
+from convwright.methods.halving import beats, ranking
 from convwright.methods.phase_techniques import Trying, default_techniques, joined, tried_on
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def together(present: Runner, gained: Sequence[Runner]) -> Runner | None:
 def gaining(found: Sequence[Runner]) -> tuple[Runner, ...]:
     """Return those that are better than the first one by more than two standard errors, the best first."""
     scores = [runner.scored for runner in found]
-    better = (i for i in ranking(scores) if scores[i].score > scores[0].score)
-    return tuple(found[i] for i in better if not tied(scores[i], scores[0], _ERRORS))
+    return tuple(found[i] for i in ranking(scores) if beats(scores[i], scores[0], _ERRORS))
 
 
 def _trainings(techniques: int) -> int:

@@ -89,6 +89,16 @@ def tied(one: Scored, other: Scored, errors: float = 1.0) -> bool:
     return abs(one.score - other.score) <= errors * math.hypot(one.stderr, other.stderr)
 
 
+def beats(one: Scored, other: Scored, errors: float = 1.0) -> bool:
+    """Return whether one score is higher than another by more than so many standard errors of their difference.
+
+    Examples:
+        >>> beats(Scored(0.72, 0.01), Scored(0.70, 0.01)), beats(Scored(0.72, 0.01), Scored(0.70, 0.01), errors=2.0)
+        (True, False)
+    """
+    return one.usable and other.usable and one.score > other.score and not tied(one, other, errors)
+
+
 def ranking(scored: Sequence[Scored]) -> tuple[int, ...]:
     """Return the places of those that have a score, the best first; of equal ones the earlier."""
     return tuple(sorted((i for i, s in enumerate(scored) if s.usable), key=lambda i: -scored[i].score))

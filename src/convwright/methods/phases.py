@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, EditError
+from convwright.methods.halving import Scored, beats
 from convwright.methods.method import Candidate, Evidence, register
 from convwright.methods.phase_moves import PHASES, Draft, Phase, Scene
 from convwright.methods.phase_techniques import Trying, default_techniques, joined, techniques_named, tried_on
@@ -264,7 +265,7 @@ class PhasedDesign(Scripted):
         parent_link, seed = self._links[-1], self.seed + len(self._links)
         found = yield from self._tried(at, options)
         words, control = _words(found, options), found[0]
-        won = [e for e in found[1:] if self._meets(e) and _wins(e, control)]
+        won = [e for e in found[1:] if self._meets(e) and beats(_scored(e), _scored(control))]
         best = _highest(self.limits, won or [control])
         name = "techniques, one by one"
         if best is None:
@@ -328,9 +329,8 @@ def _highest(limits: Limits, found: Sequence[Evidence]) -> Evidence | None:
     return min((e for e in found if e.usable), key=rank, default=None)
 
 
-def _wins(one: Evidence, control: Evidence) -> bool:
-    """Whether a trial beats the control by more than the standard error of the difference."""
-    return control.usable and one.usable and one.score - control.score > math.hypot(one.stderr, control.stderr)
+def _scored(evidence: Evidence) -> Scored:
+    return Scored(evidence.score if evidence.usable else math.nan, evidence.stderr)
 
 
 def _after(scene: Scene, draft: Draft) -> Scene | None:

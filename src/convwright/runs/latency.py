@@ -117,11 +117,14 @@ class RunLatency:
         """Return the estimate of the network that a plan makes, in nanoseconds; a network of `fitting` was measured."""
         if not plan.edits:
             return self.present
+        widths = [edit for edit in plan.edits if isinstance(edit, Width)]
+        only_widths = len(widths) == len(plan.edits)
+        if only_widths and not self._fitted:
+            return self.model.nanoseconds(_solved(self.arch, widths))
         network = reshaped(self.arch, plan)
         if (measured := self._fitted.get(fingerprint(network))) is not None:
             return measured
-        widths = [edit for edit in plan.edits if isinstance(edit, Width)]
-        if len(widths) == len(plan.edits):
+        if only_widths:
             return self.model.nanoseconds(_solved(self.arch, widths))
         return self.model.nanoseconds_of(network)  # other edits make other operators
 
@@ -274,10 +277,10 @@ def recorded_latency(arch: Architecture, content: Mapping[str, Any], folder: Pat
         if (folder / _JOURNAL).is_file():
             records.append(read_json(folder / _JOURNAL, _FORMAT))
         known = {key: time for each in records for key, time in as_spreads(each["operators"]).items()}
-        ratios = {key: float(ratio) for each in records for key, ratio in each["ratios"].items()}
+        ratios = {key: float(ratio) for each in records for key, ratio in each.get("ratios", {}).items()}
         table = LatencyTable(arch.example_input.device, known=known)
         model = LatencyModel.of(arch, table, Latency(**content["whole"]), float(content["calibration"]))
-        model = model.calibrated(model.calibration, float(content["fixed"]))
+        model = model.calibrated(model.calibration, float(content.get("fixed", 0.0)))
         table.used |= known
         return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), Ratios(ratios), say)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
