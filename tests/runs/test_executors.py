@@ -352,8 +352,16 @@ def result_of(folder):
     return {k: v for k, v in data.items() if k not in ("seconds", "command", "trials")} | {"trials": trials}
 
 
+@pytest.mark.parametrize(("placement", "kind"), [(Placement(), InProcess), (Placement(isolated=True), Processes)])
+def test_a_candidate_may_be_kept_apart_from_the_run(bench, placement, kind):
+    study, evaluator, setup = bench
+    made = placement.executor(evaluator, setup.model, study.folder, study.folder / "initial.safetensors", 1, print)
+    assert isinstance(made, kind)
+    made.close()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", [Placement(2, 1), pytest.param(Placement(1, 1, "local"), marks=needs_ray)])
+@pytest.mark.parametrize("placement", [Placement(2, 1), Placement(1, 1, isolated=True), pytest.param(Placement(1, 1, "local"), marks=needs_ray)])
 def test_the_same_result_in_one_process_and_side_by_side(tiny, plain, tmp_path, placement):
     recipe = plain.updated(max_steps=8)
     options = {"recipe": recipe, "tune_epochs": 1, "progress": False, "method": "uniform"}

@@ -21,6 +21,9 @@ Seed = Annotated[int, typer.Option(help="Of weights, choices and trainings.")]
 Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a state dict saved by torch.")]
 Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
+Isolate = Annotated[
+    bool, typer.Option("--isolate", help="Train in another process, so that no candidate can end the run.")
+]
 
 Time = Annotated[str | None, typer.Option(help="Of all trials together, such as 30m or 1h30m.", metavar="LENGTH")]
 Ray = Annotated[

@@ -24,12 +24,14 @@ class Placement:
     """How many candidates are worked on at a time, and where.
 
     Attributes:
-        jobs: Processes on this machine; 1: this process.
+        jobs: Processes on this machine; 1: this process, unless `isolated`.
         threads: Threads of each training; None: one on Ray, else torch's number divided by `jobs`. A run keeps what it
             was started with, since sums depend on it by rounding.
         ray: ``local``, or the address of a Ray cluster; None: without Ray.
         cpus: Of a machine of the cluster, for each candidate; None: as many as threads.
         gpus: Likewise.
+        isolated: Whether a candidate is worked on in another process than the driver's in any case, so that one that
+            ends its process (out of memory, a fault in a library) does not end the run.
     """
 
     jobs: int = 1
@@ -37,6 +39,7 @@ class Placement:
     ray: str | None = None
     cpus: float | None = None
     gpus: float = 0.0
+    isolated: bool = False
 
     def check(self) -> None:
         """Refuse what contradicts itself.
@@ -97,7 +100,7 @@ class Placement:
         Raises:
             RunError: Ray is not there; network or data cannot be sent to another process.
         """
-        if self.ray is None and self.jobs == 1:
+        if self.ray is None and self.jobs == 1 and not self.isolated:
             return InProcess(evaluator, threads)
         setup = Setup.of(evaluator, model, initial, threads)
         if self.ray is None:
