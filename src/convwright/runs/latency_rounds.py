@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from convwright.cost.latency_model import LatencyModel
 
 ROUNDS = 4  # at most
-_CLOSE = 0.9  # share of what is allowed from which a network uses the budget well enough
+_CLOSE = 0.95  # share of what is allowed from which a network uses the budget well enough
 
 
 @dataclass(frozen=True)
