@@ -163,6 +163,16 @@ def test_latency_is_a_cost_where_the_budget_limits_it():
     assert all(bench.widths_only for bench in method.benches)
 
 
+@pytest.mark.parametrize(
+    ("fitting", "kept"), [(None, [1000]), (lambda limits, network, choose: limits, [1000, 707, 500, 353])]
+)
+def test_times_that_no_widths_reach_are_tried_where_blocks_may_go(fitting, kept):
+    limits = limits_of(residual(), "macs<=50%")
+    timed = type(limits)({"latency": 1000}, {"latency": lambda widths: 900}, fitting=fitting)
+    method = ParetoSearch(residual(), timed, objective="latency")
+    assert [bench.limits.limits["latency"] for bench in method.benches] == kept
+
+
 # ------------------------------------------------------------------ the course
 
 

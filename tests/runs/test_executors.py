@@ -361,7 +361,10 @@ def test_a_candidate_may_be_kept_apart_from_the_run(bench, placement, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", [Placement(2, 1), Placement(1, 1, isolated=True), pytest.param(Placement(1, 1, "local"), marks=needs_ray)])
+@pytest.mark.parametrize(
+    "placement",
+    [Placement(2, 1), Placement(1, 1, isolated=True), pytest.param(Placement(1, 1, "local"), marks=needs_ray)],
+)
 def test_the_same_result_in_one_process_and_side_by_side(tiny, plain, tmp_path, placement):
     recipe = plain.updated(max_steps=8)
     options = {"recipe": recipe, "tune_epochs": 1, "progress": False, "method": "uniform"}

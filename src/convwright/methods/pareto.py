@@ -214,6 +214,8 @@ class ParetoSearch(DesignSearch):
                 f"{unmeasured[0]}<=100%, or take macs"
             )
         least, present = feasible_range(self.arch, self.limits.estimates).get(metric, (0, 0))
+        if metric in MEASURED and self.limits.fitting is not None:
+            least = 0  # fewer blocks may reach what no widths do
         top = self.limits.limits.get(metric, present)
         levels = [math.floor(top * 2 ** (-i / 2)) for i in range(_LEVELS)]
         reached = [level for level in levels if level >= least] or levels[:1]
