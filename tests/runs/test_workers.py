@@ -119,6 +119,29 @@ def test_no_process_outlives_the_first(start, tmp_path, how):
         assert (out, err) == ("KeyboardInterrupt \n", "")
 
 
+def test_an_interrupt_while_work_is_handed_out_ends_all(start, tmp_path):
+    """It is held back until then, and must not leave the pool waiting for what it has begun."""
+    script = tmp_path / "script.py"
+    text = script.read_text().replace("[float(word) for word in sys.argv[1:]]", "handed_out()")
+    script.write_text(
+        text.replace(
+            'if __name__ == "__main__":',
+            "class Items(list):\n"
+            "    def __iter__(self):\n"
+            "        yield from super().__iter__()\n"
+            "        os.kill(os.getpid(), 2)\n\n\n"
+            "def handed_out():\n"
+            "    return Items(float(word) for word in sys.argv[1:])\n\n\n"
+            'if __name__ == "__main__":',
+        )
+    )
+    began = time.monotonic()
+    out, _ = start(60, 60).communicate(timeout=50)  # processes that were about to begin may complain
+    assert out == "KeyboardInterrupt \n"
+    assert time.monotonic() - began < 50
+    wait_until(lambda: not any(map(alive, pids(tmp_path))))
+
+
 @pytest.mark.parametrize(
     ("visible", "count", "found"),
     [(None, 0, ()), (None, 3, ("0", "1", "2")), ("5,2", 2, ("5", "2")), ("", 0, ()), ("5,2,nonsense", 2, ("5", "2"))],

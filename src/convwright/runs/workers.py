@@ -44,9 +44,9 @@ def in_turn_or_side_by_side(
     try:
         begun = (theirs, context.Value("i", 0), gpus())
         with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begun) as pool:
-            with interrupts_held_back():
-                futures = {pool.submit(function, item): item for item in items}
             try:
+                with interrupts_held_back():  # what was held back is raised at its end
+                    futures = {pool.submit(function, item): item for item in items}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             except BaseException:  # Ctrl-C too: what runs is stopped at once, and goes on from its checkpoint
