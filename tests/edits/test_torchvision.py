@@ -35,7 +35,7 @@ def check(name: str, ratio: float) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("ratio", [0.5, 1.5, 2.0])
+@pytest.mark.parametrize("ratio", [0.5, 2.0])  # by half more: with the slow ones
 @pytest.mark.parametrize("name", QUICK)
 def test_promises_hold(name: str, ratio: float) -> None:
     check(name, ratio)

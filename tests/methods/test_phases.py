@@ -208,6 +208,7 @@ def test_equal_scores_keep_the_cheaper(base):
             assert world.evidence[decision.kept].costs["params"] == cheapest
 
 
+@pytest.mark.slow
 def test_torchvision_resnet():
     arch = read("torchvision:resnet18", (1, 3, 32, 32), num_classes=7)
     method = design(arch, "params<=10%", techniques=())

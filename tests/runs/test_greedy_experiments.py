@@ -54,6 +54,7 @@ def run(monkeypatch, pictures, plain, tmp_path):
     return carried_out
 
 
+@pytest.mark.slow
 def test_searches_rules_and_chance_end_at_the_budget(run, tmp_path):
     found = run(
         greedy.conclude,
@@ -119,6 +120,7 @@ def test_the_last_resolution_counts(edits, side):
     assert Form({}, edits).resolution == side
 
 
+@pytest.mark.slow
 def test_what_a_search_tried_is_a_row_of_its_own(run):
     beside = chance(trial_weights="inherit")
     found = run(**{f"n{i}": (Tried(chance(), i, (beside,)),) for i in range(2)})

@@ -96,6 +96,8 @@ def verdict(rows: Sequence[Json]) -> dict[str, Any]:
     if long is not None:
         found["as_accurate"] = {_split(r)[1]: latency(r) for r in within if _lead(r, long)["lead"] >= -_noise(r, long)}
     ours = by_kind.get(OURS)
+    if ours is not None and long is not None:
+        found["auto_ahead_of_untouched"] = _lead(ours, long)
     others = [row for row in order if row is not ours]
     if ours is None or not others:
         return found
@@ -144,6 +146,10 @@ def _told(found: Json) -> tuple[str, ...]:
         behind = [kind for kind, lead in found["auto_ahead"].items() if not clear(lead)]
         if behind and noise is not None:
             said.append(f"Rows that auto is not clearly above: {', '.join(behind)}.")
+    if "auto_ahead_of_untouched" in found:
+        lead = found["auto_ahead_of_untouched"]
+        noise = "" if lead["deviation"] is None else f" (deviation of the difference {100 * lead['deviation']:.2f})"
+        said.append(f"auto against the untouched network, all the compute: {100 * lead['lead']:+.2f} points{noise}.")
     if "as_accurate" in found:
         fast = [f"{kind} ({ratio:.2f})" for kind, ratio in found["as_accurate"].items() if ratio is not None]
         said.append(
