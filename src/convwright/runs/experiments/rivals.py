@@ -127,7 +127,7 @@ BASES: Mapping[str, Base] = {
     ),
     "fashion": Base(
         "zoo:resnet20",
-        {"standard": {"width": 0.5, "in_channels": 1}, "full": {"in_channels": 1}},
+        {"standard": {"width": 0.5, "depths": [2, 2, 2], "in_channels": 1}, "full": {"in_channels": 1}},
         {"standard": "fashion-mnist-10k", "full": "fashion-mnist"},
         {"standard": _GREY, "full": _GREY},
         "bf16",
