@@ -157,9 +157,10 @@ def automatic() -> Iterator[tuple[str, str, str]]:
     data = load("reproduce/rivals") or {"rows": [], "conclusion": {"values": {}}}
     rows = {row["name"]: row for row in data["rows"] if row["mean"] is not None and len(row["seeds"]) >= _SEEDS}
     smallest: dict[str, tuple[int, str]] = {}
-    for name in data["conclusion"]["values"]:
+    for name, found in data["conclusion"]["values"].items():
         network, percent, metric = of_table(name)
-        if metric == "MACs" and {f"{name}-auto", f"{name}-baseline-long"} <= rows.keys():
+        whole = "auto_ahead_of_next" in found and {f"{name}-auto", f"{name}-baseline-long"} <= rows.keys()
+        if metric == "MACs" and whole:
             smallest[network] = min(smallest.get(network, (percent, name)), (percent, name))
     for percent, name in smallest.values():
         auto, untouched = rows[f"{name}-auto"], rows[f"{name}-baseline-long"]

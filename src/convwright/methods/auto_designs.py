@@ -113,11 +113,15 @@ class Bench:
         """
         key = words, tuple(structure)
         if key not in self._designs:
-            same = (d for (_, known), d in self._designs.items() if d is not None and known == key[1])
-            equal = next((d for d in same if d.shape is None), None) if shape is None else None
+            equal = self._unshaped(key[1]) if shape is None else None
             design = replace(equal, words=words) if equal is not None else self._tried(*key, shape)
             self._designs[key] = replace(design, factor=factor, shape=shape) if design is not None else None
         return self._designs[key]
+
+    def _unshaped(self, structure: tuple[Edit, ...]) -> Design | None:
+        """Return the design of a structure in its own proportions, whatever it was called; None: not made yet."""
+        same = (design for (_, known), design in self._designs.items() if known == structure)
+        return next((design for design in same if design is not None and design.shape is None), None)
 
     def uniform(self, words: str) -> Design | None:
         """Return what method `uniform` proposes, to the channel, so that nothing is lost to a rounding."""
@@ -148,8 +152,7 @@ class Bench:
         if not self.widths_only:  # else its one estimate is for this network
             limits = limits.fitted(scene.arch, lambda within: self._chosen(structure, scene, shape, within))
         placed = self._place(scene, shape, limits)
-        ratio = math.exp(math.fsum(placed.logs) / len(placed.logs))
-        return Design(words, structure, (*structure, *placed.edits), placed.use, ratio)
+        return Design(words, structure, (*structure, *placed.edits), placed.use, placed.ratio)
 
     def _chosen(
         self, structure: tuple[Edit, ...], scene: Scene, shape: Shape | None, limits: Limits
@@ -168,8 +171,9 @@ class Bench:
         place = surface.project(present if shape is None else shape(surface))
         if place.use > 1:
             raise BudgetError(f"no widths of it meet {self.limits.describe()}")
-        logs = tuple(math.log(place.widths[name] / size) for name, size in present.items())
-        return _Placed(surface.edits(place.widths), surface.sizes(place.widths), place.use, logs)
+        logs = [math.log(place.widths[name] / size) for name, size in present.items()]
+        ratio = math.exp(math.fsum(logs) / len(logs))
+        return _Placed(surface.edits(place.widths), surface.sizes(place.widths), place.use, ratio)
 
     def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> Design:
         if not self.meets(scene):
@@ -195,13 +199,13 @@ class _Placed:
         edits: What changes.
         sizes: Of all free groups.
         use: Share of the tightest limit.
-        logs: Of each width over the one before.
+        ratio: As of `Design`.
     """
 
     edits: tuple[Width, ...]
     sizes: Mapping[str, int]
     use: float
-    logs: tuple[float, ...]
+    ratio: float
 
 
 # ------------------------------------------------------------------ proportions of widths

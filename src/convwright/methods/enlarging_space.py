@@ -64,7 +64,7 @@ class EnlargingSpace:
             if not value > 1:
                 raise ConvwrightError(f"{name}={value!r} must be above 1")
         metric = _metric(limits, objective)
-        widths_only = "the latency is estimated for the present layers and inputs only" if _estimated(limits) else ""
+        widths_only = "the latency is estimated for the present layers and inputs only" if limits.measures else ""
         knobs, dropped = [], {}
         for i, stage in enumerate(stages.knobs):
             if stage.quantum:
@@ -160,7 +160,3 @@ def _metric(limits: Limits, objective: Metric | None) -> Metric:
     if missing:
         raise BudgetError(f"a limit on {missing[0]} needs an estimate of it: make a LatencyModel.")
     return found
-
-
-def _estimated(limits: Limits) -> bool:
-    return any(m in MEASURED for m in limits.limits)

@@ -248,6 +248,11 @@ def _size(network: Architecture) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a run with the precision and the layout that it settled once, for all its trainings."""
+    return recipe.updated(**{name: settled[name] for name in ("precision", "memory_format") if name in settled})
+
+
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """Return the recipe that a candidate is trained with.
 

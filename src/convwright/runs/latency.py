@@ -21,7 +21,7 @@ from convwright.cost.latency_model import LatencyModel, operator_calls
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width, solve
 from convwright.errors import BudgetError, RunError
-from convwright.methods import Evidence
+from convwright.methods import Evidence, method_named
 from convwright.methods.uniform_widths import uniform_widths
 from convwright.runs.evaluate import reshaped
 from convwright.runs.files import read_json, write_json
@@ -106,11 +106,11 @@ class RunLatency:
             f"latency of a design with {len(network.layers)} layers: {human(times[-1], 'latency')} measured in round "
             f"{len(times)}, {human(most, 'latency')} allowed"
         )
-        if not any(map(course.met, course.rounds)):
+        if course.found is None:
             least = human(min(times), "latency")
             raise BudgetError(f"measured it takes {least} of {human(most, 'latency')}, at the fastest widths tried")
-        best, _ = choose(within(course.model))
-        self._fitted[fingerprint(best)] = max(1, round(self.ratio(best) * self.present))
+        best, chosen = course.found
+        self._fitted[fingerprint(chosen)] = best.measured
         return within(course.model)
 
     def estimate(self, plan: Plan) -> int:
@@ -118,15 +118,14 @@ class RunLatency:
         if not plan.edits:
             return self.present
         widths = [edit for edit in plan.edits if isinstance(edit, Width)]
-        only_widths = len(widths) == len(plan.edits)
-        if only_widths and not self._fitted:
-            return self.model.nanoseconds(_solved(self.arch, widths))
-        network = reshaped(self.arch, plan)
-        if (measured := self._fitted.get(fingerprint(network))) is not None:
-            return measured
-        if only_widths:
-            return self.model.nanoseconds(_solved(self.arch, widths))
-        return self.model.nanoseconds_of(network)  # other edits make other operators
+        others = len(widths) < len(plan.edits)
+        if others or self._fitted:
+            network = reshaped(self.arch, plan)
+            if (measured := self._fitted.get(fingerprint(network))) is not None:
+                return measured
+            if others:
+                return self.model.nanoseconds_of(network)
+        return self.model.nanoseconds(_solved(self.arch, widths))
 
     def completed(self, evidence: Evidence) -> Evidence:
         """Return evidence with an estimate of the latency among the costs."""
@@ -228,6 +227,11 @@ class RunLatency:
 def fingerprint(network: Architecture) -> str:
     """Return what a network runs, shortened: equal operators on equal shapes in equal order take equally long."""
     return hashlib.sha256("\n".join(call.key for call in operator_calls(network)).encode()).hexdigest()[:16]
+
+
+def beyond_widths(method: str) -> bool:
+    """Return whether a method of this name may keep a limit on latency that no widths keep."""
+    return bool(getattr(method_named(method), "beyond_widths", False))
 
 
 def measured_latency(arch: Architecture, say: Say) -> RunLatency:

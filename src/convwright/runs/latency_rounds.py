@@ -8,7 +8,7 @@ take their share of the fixed part with their number of calls; then each measure
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Calibration:
         untouched: Nanoseconds of that one.
         line: Whether the model's network was measured as it is, which is a first point of the line.
         rounds: What was measured.
+        found: The round of that choice, and the network; None where all took longer.
     """
 
     model: LatencyModel
@@ -60,7 +61,8 @@ class Calibration:
     ratio: Callable[[Architecture], float]
     untouched: int
     line: bool
-    rounds: tuple[Round, ...] = field(default=())
+    rounds: tuple[Round, ...] = ()
+    found: tuple[Round, Architecture] | None = None
 
     def run(self, tell: Callable[[Round], object]) -> None:
         """Correct the model until what is chosen by it takes no longer than it may, and uses that.
@@ -72,23 +74,23 @@ class Calibration:
             BudgetError: By the estimate no widths meet the limits; the model knows what was measured before.
         """
         for _ in range(ROUNDS):
-            done = self._round()
+            network, widths = self.choose(self.model)
+            done = self._round(network, widths)
             self.rounds = (*self.rounds, done)
             tell(done)
-            if self.met(done) and (done.measured >= _CLOSE * self.most or done.estimate < _CLOSE * self.most):
-                return  # it uses the budget, or another limit keeps it from doing so
+            if done.measured <= self.most:
+                if done.measured >= _CLOSE * self.most or done.estimate < _CLOSE * self.most:
+                    self.found = done, network  # it uses the budget, or another limit keeps it from doing so
+                    return
+                if self.found is None or done.measured > self.found[0].measured:
+                    self.found = done, network
             self.model = self._corrected(done)
-        best = max(filter(self.met, self.rounds), key=lambda each: each.measured, default=None)
-        if best is not None:
+        if self.found is not None:
+            best, _ = self.found
             self.model = self.model.calibrated(best.calibration, best.fixed)
 
-    def met(self, one: Round) -> bool:
-        """Return whether a round's network was fast enough."""
-        return one.measured <= self.most
-
-    def _round(self) -> Round:
+    def _round(self, network: Architecture, widths: Mapping[str, int]) -> Round:
         model = self.model
-        network, widths = self.choose(model)
         ratio = self.ratio(network)
         changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
         measured = max(1, round(ratio * self.untouched))

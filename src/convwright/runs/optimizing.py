@@ -21,11 +21,11 @@ from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.runs.asked import Asked, sought, terms_of
 from convwright.runs.ended import Ended, side, trial_entry
-from convwright.runs.evaluate import Evaluator, changed_recipe, leave_out_known_techniques
+from convwright.runs.evaluate import Evaluator, changed_recipe, leave_out_known_techniques, settled_recipe
 from convwright.runs.executors import Completed, Executor, Placement, threads_of
 from convwright.runs.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.front import write_front
-from convwright.runs.latency import RunLatency, judged_latency, latency_of
+from convwright.runs.latency import RunLatency, beyond_widths, judged_latency, latency_of
 from convwright.runs.machine import machine, versions
 from convwright.runs.memory import PROBE, in_parts
 from convwright.runs.method_options import checked_options
@@ -48,7 +48,6 @@ from convwright.training.resized import resized_images
 
 INITIAL = "initial.safetensors"
 Found = tuple[Evidence, ...]
-_OF_RECIPE = ("precision", "memory_format")  # of what a run settles
 
 
 def optimize(
@@ -310,9 +309,8 @@ class _Job:
             self.show(arch, limits, limits)
             check_feasible(limits, arch)
             return limits
-        beyond = bool(getattr(method_named(self.asked.method), "beyond_widths", False))
-        aims = self.latency.aimed(limits)
-        check_feasible(aims.counted if beyond else aims, arch)
+        beyond, first = beyond_widths(self.asked.method), self.latency.aimed(limits)
+        check_feasible(first.counted if beyond else first, arch)
         with self.clock.part("latency"):
             self.latency = self.latency.ready(limits, self.asked.divisor, beyond)
         aims = self.latency.aimed(limits)
@@ -358,8 +356,7 @@ class _Job:
             self.latency.keep_in(study.folder)
         if self.asked.proxy is not None and proxy is not None:
             self.asked.proxy.keep(proxy, study.folder)
-        settled = {name: study.settled[name] for name in _OF_RECIPE if name in study.settled}
-        recipe = self.asked.recipe.updated(**settled)
+        recipe = settled_recipe(self.asked.recipe, study.settled)
         return Evaluator(opened.arch, opened.data, recipe, study, self.asked.progress, self.asked.workers, proxy)
 
     @contextmanager

@@ -28,10 +28,10 @@ from convwright.edits.plan_file import edits_of
 from convwright.errors import RecipeError, RunError
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.runs.designs import SEARCH_FORMAT, Form, Setting, limits_of, opened, plain
-from convwright.runs.evaluate import Evaluator
+from convwright.runs.evaluate import Evaluator, settled_recipe
 from convwright.runs.executors import Completed, InProcess
 from convwright.runs.files import digest, read_json, save_weights, write_json
-from convwright.runs.latency import RunLatency, latency_of
+from convwright.runs.latency import RunLatency, beyond_widths, latency_of
 from convwright.runs.machine import machine, versions
 from convwright.runs.search import search
 from convwright.runs.study import Study
@@ -278,8 +278,7 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
         return chosen if latency is None else {**chosen, "latency": latency.as_dict()}
 
     with Study(folder, question.asked(), settled, resume=resume) as study:
-        of_recipe = {name: value for name, value in study.settled.items() if name != "latency"}
-        evaluator = Evaluator(arch, data, recipe.updated(**of_recipe), study, progress=False)
+        evaluator = Evaluator(arch, data, settled_recipe(recipe, study.settled), study, progress=False)
         if latency is not None:
             latency.keep_in(folder)
         executor = InProcess(evaluator)
@@ -300,8 +299,7 @@ def _limits(question: Question, arch: Architecture, folder: Path) -> tuple[Limit
     latency = latency_of(arch, folder, lambda text: None)
     limits = limits_of(asked.budget, question.model, setting, latency.present)
     assert limits is not None
-    beyond = bool(getattr(method_named(asked.method), "beyond_widths", False))
-    latency = latency.ready(limits, int(asked.options.get("divisor", 1)), beyond)
+    latency = latency.ready(limits, int(asked.options.get("divisor", 1)), beyond_widths(asked.method))
     return latency.aimed(limits), latency
 
 

@@ -25,13 +25,13 @@ def conclude(content: Json) -> Conclusion:
         content: Of ``result.json``; rows without a result are left out.
     """
     tables: dict[str, list[Json]] = {}
-    for row in content["rows"]:
-        if row["mean"] is not None:
-            tables.setdefault(_split(row)[0], []).append(row)
     untrained: dict[str, list[str]] = {}
     for row in content["rows"]:
+        table, kind = _split(row)
         if row["mean"] is None:
-            untrained.setdefault(_split(row)[0], []).append(_split(row)[1])
+            untrained.setdefault(table, []).append(kind)
+        else:
+            tables.setdefault(table, []).append(row)
     sheets = tuple(_sheet(name, rows, untrained.get(name, ())) for name, rows in tables.items())
     values = {name: verdict(rows) for name, rows in tables.items()}
     networks: dict[str, list[Json]] = {}
