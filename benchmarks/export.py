@@ -1,7 +1,7 @@
 """Count the networks of the support matrix that are exported to plain Python, and to ONNX, and compute the same.
 
-Each network is built with random weights and statistics, exported at a small input in a process of its own, and
-compared with the original in float32 eval mode, on batches of one and of three images:
+Each network is built with random weights and statistics, exported at a small input, and compared with the original in
+float32 eval mode, on batches of one and of three images:
 
 * ``python``: the written source, run; done if the largest difference is at most 1e-6 times the largest output, or
   1e-6 where that is below one;
@@ -21,6 +21,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "export.json"
 SHARE = 0.95
 SIDE, SIDES = 64, (64, 96, 128, 224, 256, 299)  # the smallest that the network takes
+TOGETHER = 8  # networks per process: most of the time of a small one is torch's start
 LIMITS = {"python": 1e-6, "onnx": 1e-3}
 
 Row = dict[str, Any]
@@ -115,20 +117,29 @@ def _onnx(model: Any, example: Any) -> Row:
 # ------------------------------------------------------------------ all of them
 
 
-def tried(name: str, target: str, seconds: float) -> Row:
-    """Measure a network in a process of its own; what does not end well is a failure with its reason."""
-    command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--target", target]
-    failed: Row = {"network": name, "target": target, "done": False}
+def tried(names: Sequence[str], target: str, seconds: float) -> Iterator[Row]:
+    """Measure networks in one process; what did not end well there is measured in a process of its own.
+
+    A network that fails there, too, is a failure with its reason.
+    """
+    command = [sys.executable, "-W", "ignore", __file__, "--these", *names, "--target", target]
+    reason = f"more than {seconds:.0f} s"
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return failed | {"reason": f"more than {seconds:.0f} s"}
-    try:
-        found: Row = json.loads(ran.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds * len(names), check=False)
+    except subprocess.TimeoutExpired as error:
+        lines = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+    else:
+        lines = ran.stdout
         last = (ran.stderr.strip().splitlines() or ["no output"])[-1]
-        return failed | {"reason": f"exit code {ran.returncode}: {last[:300]}"}
-    return found
+        reason = f"exit code {ran.returncode}: {last[:300]}"
+    found: list[Row] = [json.loads(line) for line in lines.splitlines() if line.startswith("{") and line.endswith("}")]
+    yield from found
+    left = [name for name in names if name not in {row["network"] for row in found}]
+    if len(names) == 1:
+        yield from ({"network": name, "target": target, "done": False, "reason": reason} for name in left)
+        return
+    for name in left:
+        yield from tried([name], target, seconds)
 
 
 def main() -> int:
@@ -139,19 +150,21 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="take every n-th network of the list")
     parser.add_argument("--again", action="store_true", help="measure those that are recorded, too")
     parser.add_argument("--seconds", type=float, default=600.0, help="limit of one network")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--these", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one, args.target)))
+    if args.these:
+        for name in args.these:
+            print(json.dumps(measure(name, args.target)), flush=True)
         return 0
     content = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
     rows: dict[tuple[str, str], Row] = {(r["network"], r["target"]): r for r in content["rows"]}
     wanted = args.only or networks()[:: args.every]
-    for name in wanted:
-        if args.again or (name, args.target) not in rows:
-            rows[name, args.target] = row = tried(name, args.target, args.seconds)
+    open_ = [name for name in wanted if args.again or (name, args.target) not in rows]
+    for start in range(0, len(open_), TOGETHER):
+        for row in tried(open_[start : start + TOGETHER], args.target, args.seconds):
+            rows[row["network"], args.target] = row
             said = f"{row['max_difference']:.1e}" if row["done"] else row.get("reason", f"{row.get('max_difference')}")
-            print(f"{name:45} {'done' if row['done'] else 'FAIL'} {said}", flush=True)
+            print(f"{row['network']:45} {'done' if row['done'] else 'FAIL'} {said}", flush=True)
             _write(rows)
     found = [rows[name, args.target] for name in wanted]
     done = sum(row["done"] for row in found)

@@ -323,8 +323,10 @@ def meta_reading(source):
 @pytest.mark.parametrize(
     "source",
     [
-        "torchvision:densenet121", "torchvision:shufflenet_v2_x1_0", "timm:ghostnet_100", "timm:rexnet_100",
-        "timm:skresnet18", "timm:nfnet_l0", "timm:resnest50d", "timm:mixnet_s", "torchvision:vgg11",
+        "torchvision:shufflenet_v2_x1_0", "timm:ghostnet_100", "timm:skresnet18", "timm:mixnet_s", "torchvision:vgg11",
+        *(pytest.param(source, marks=pytest.mark.slow) for source in (
+            "torchvision:densenet121", "timm:rexnet_100", "timm:nfnet_l0", "timm:resnest50d",
+        )),
     ],
 )  # fmt: skip
 def test_no_convolution_is_frozen(source):

@@ -11,7 +11,7 @@ from torchvision import models
 from convwright.architecture import read
 from convwright.edits import InexactEditWarning, scale_widths
 
-QUICK = ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf"]
+QUICK = ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
 NAMES = [n for n in models.list_models(module=models) if not n.startswith(("vit", "swin", "maxvit"))]
 HUGE = {"regnet_y_128gf", "convnext_large", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19",
         "vgg19_bn", "wide_resnet101_2", "regnet_y_32gf", "regnet_x_32gf", "efficientnet_v2_l"}  # fmt: skip

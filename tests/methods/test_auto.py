@@ -46,8 +46,8 @@ def _shared_benches(monkeypatch):
     ("budget", "truth"),
     [
         ("macs<=50%", shallow_is_best),
-        ("macs<=50%", deep_is_best),
-        ("macs<=50%", small_is_best),
+        pytest.param("macs<=50%", deep_is_best, marks=pytest.mark.slow),
+        pytest.param("macs<=50%", small_is_best, marks=pytest.mark.slow),
         ("macs<=50%", late_is_best),
         ("params<=43%", shallow_is_best),
         ("macs<=173%", deep_is_best),

@@ -80,6 +80,7 @@ def test_every_row_keeps_the_budget_and_the_compute(small):
     assert again["rows"] == content["rows"]
 
 
+@pytest.mark.slow
 def test_a_row_goes_on_from_the_weights_of_its_search(small, plain):
     fields = {**rivals.trial_recipe(small, rivals.COURSES["quick"]), "batch_size": 32}
     setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
