@@ -264,6 +264,24 @@ def test_widths_by_channel_norms_are_proposed_after_the_first_training():
     assert "channel-norms" in asked.probes
 
 
+def test_what_leads_away_from_tiny_maps_is_expected_to_be_best_where_most_work_is_done_there():
+    arch = read("zoo:resnet20", (1, 8, 8), widths=[13, 17, 29], depths=[2, 2, 2], in_channels=1, num_classes=3)
+    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    _, best, *others = proposals(bench, structure_of(arch))
+    assert best.words.startswith("12 pixels, fewer blocks, much wider on large maps (3 removed")
+    assert best.factor == "resolution+depth+maps"
+    usual = next(design for design in others if design.words == "wider on large maps")
+
+    def slope(design):
+        built = bench.scene(design.edits).arch
+        return built.group("conv1").size / built.group("layer3.0.conv2").size
+
+    assert slope(best) > 1.2 * slope(usual) > 1.2 * 13 / 29
+    larger = read("zoo:resnet20", (1, 32, 32), widths=[13, 17, 29], depths=[2, 2, 2], in_channels=1, num_classes=3)
+    _, best, *_ = proposals(Bench(larger, limits_of(larger, "macs<=50%")), structure_of(larger))
+    assert best.words.startswith("fewer blocks, wider on small maps")
+
+
 def test_shapes_together_multiply():
     surface = Surface(residual(), limits_of(residual(), "macs<=50%"))
     one, two = tapered(0.3), weighed({"stem": 2.0})

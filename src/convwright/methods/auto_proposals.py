@@ -26,6 +26,7 @@ from convwright.methods.width_updates import relative_values
 from convwright.metrics.receptive_field import receptive_field
 
 _TAPER = 0.25  # widths times the fourth root of (side of the image / side of the map): about MACs to later stages
+_STEEP = 0.5  # the same of what is expected to be best where most work is done on tiny maps: each stage half the MACs
 _INNER = 1.4  # widths inside blocks against those between blocks
 _LOWER, _HIGHER = 0.75, 1.25  # sides of the input that are tried, over the present one
 _NARROWEST, _WIDEST = 0.3, 3.0  # mean ratio of widths beyond which a structure is out of proportion to the budget
@@ -147,10 +148,11 @@ def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | N
     if growing:
         yield from _deeper(bench, "more blocks")
     elif few:
-        first = sizes[:1] if crowded else ()
-        words = ", ".join((*(f"{side} pixels" for side, _ in first), "fewer blocks", order[0]))
-        factor = "+".join((*("resolution" for _ in first), "depth", "maps"))
-        yield bench.design(_said(words, few), (*(edit for _, edit in first), *few), tapers[order[0]], factor)
+        yield (
+            _of_crowded(bench, few, sizes[:1])
+            if crowded
+            else bench.design(_said(f"fewer blocks, {order[0]}", few), few, tapers[order[0]], "depth+maps")
+        )
     if few:
         yield bench.design(_said("fewer blocks", few), few, factor="depth")
 
@@ -175,6 +177,13 @@ def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | N
         yield _operators(bench)
     if not growing:
         yield from _deeper(bench, "more blocks, narrower")
+
+
+def _of_crowded(bench: Bench, few: _Cut, sizes: Sequence[tuple[int, Edit]]) -> Design | None:
+    """Return what is expected to be best where most work is done on tiny maps: all that leads away from these."""
+    words = ", ".join((*(f"{side} pixels" for side, _ in sizes), "fewer blocks, much wider on large maps"))
+    factor = "+".join((*("resolution" for _ in sizes), "depth", "maps"))
+    return bench.design(_said(words, few), (*(edit for _, edit in sizes), *few), tapered(-_STEEP), factor)
 
 
 def _said(words: str, cut: Sequence[Edit]) -> str:
