@@ -148,11 +148,7 @@ def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | N
     if growing:
         yield from _deeper(bench, "more blocks")
     elif few:
-        yield (
-            _of_crowded(bench, few, sizes[:1])
-            if crowded
-            else bench.design(_said(f"fewer blocks, {order[0]}", few), few, tapers[order[0]], "depth+maps")
-        )
+        yield _expected(bench, few, crowded, sizes[:1])
     if few:
         yield bench.design(_said("fewer blocks", few), few, factor="depth")
 
@@ -179,8 +175,17 @@ def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | N
         yield from _deeper(bench, "more blocks, narrower")
 
 
-def _of_crowded(bench: Bench, few: _Cut, sizes: Sequence[tuple[int, Edit]]) -> Design | None:
-    """Return what is expected to be best where most work is done on tiny maps: all that leads away from these."""
+def _expected(bench: Bench, few: _Cut, crowded: bool, sizes: Sequence[tuple[int, Edit]]) -> Design | None:
+    """Return what is expected to be best; where most work is done on tiny maps, it is all that leads away from these.
+
+    Args:
+        bench: The network and the budget.
+        few: Blocks that go.
+        crowded: Whether most work is done on tiny maps.
+        sizes: The higher resolution, where there is one; only those of a crowded network take it.
+    """
+    if not crowded:
+        return bench.design(_said("fewer blocks, wider on small maps", few), few, tapered(_TAPER), "depth+maps")
     words = ", ".join((*(f"{side} pixels" for side, _ in sizes), "fewer blocks, much wider on large maps"))
     factor = "+".join((*("resolution" for _ in sizes), "depth", "maps"))
     return bench.design(_said(words, few), (*(edit for _, edit in sizes), *few), tapered(-_STEEP), factor)
