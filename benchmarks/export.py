@@ -120,12 +120,13 @@ def _onnx(model: Any, example: Any) -> Row:
 def tried(names: Sequence[str], target: str, seconds: float) -> Iterator[Row]:
     """Measure networks in one process; what did not end well there is measured in a process of its own.
 
-    A network that fails there, too, is a failure with its reason.
+    A network that fails there, too, is a failure with its reason. Together they have the time of one: most take a few
+    seconds, and those left over when one hangs have theirs alone.
     """
     command = [sys.executable, "-W", "ignore", __file__, "--these", *names, "--target", target]
     reason = f"more than {seconds:.0f} s"
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds * len(names), check=False)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
         lines = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
     else:
