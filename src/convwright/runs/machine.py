@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +22,9 @@ def portable(command: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    """Return the versions of Python and of the packages that a result depends on; in a checkout, its commit, too."""
+    packages = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages, **({"commit": found} if (found := _commit()) else {})}
 
 
 def machine() -> dict[str, Any]:
@@ -40,6 +44,20 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+@lru_cache(maxsize=1)
+def _commit() -> str:
+    """Return the commit of the checkout that the package runs from, with a + where files were changed since."""
+    package = Path(__file__).parents[1]
+    root = package.parents[1]
+    if package.parent.name != "src" or not (root / ".git").exists():  # installed: the user's repository is not ours
+        return ""
+    ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or a checkout that it does not trust
+        return ""
 
 
 def _processor() -> str:

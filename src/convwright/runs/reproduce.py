@@ -243,6 +243,7 @@ def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "processor_seconds": [content["processor_seconds"] for content in trained],
         "settings": first.get("settings"),
         "machine": first.get("machine"),
+        "commit": first.get("versions", {}).get("commit"),
     }
 
 

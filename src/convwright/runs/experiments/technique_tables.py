@@ -103,7 +103,7 @@ def _table(
 )
 def mnist_techniques(size: Size) -> tuple[Row, ...]:
     """Return the control and one row per technique, in the paper's second loop (preset paper-mnist)."""
-    epochs = {"quick": 2, "standard": 6, "full": 70}[size]
+    epochs = {"quick": 2, "standard": 20, "full": 70}[size]
     recipe = Recipe.preset("paper-mnist").updated(epochs=epochs, memory_format="channels_last")
     return _table("zoo:mnist-m3", "mnist", recipe, seeds_of(size), _MNIST, 0.9829)
 
@@ -116,6 +116,6 @@ def mnist_techniques(size: Size) -> tuple[Row, ...]:
 )
 def cifar10_techniques(size: Size) -> tuple[Row, ...]:
     """Return the control, one row per technique, and all together."""
-    epochs = {"quick": 2, "standard": 6, "full": 100}[size]
+    epochs = {"quick": 2, "standard": 20, "full": 100}[size]
     recipe = cifar_recipe(epochs, label_smoothing=0.0)
-    return _table("zoo:cifar-dw", "cifar10", recipe, seeds_of(size, 3 if size == "full" else 1), _CIFAR, 0.7990)
+    return _table("zoo:cifar-dw", "cifar10", recipe, seeds_of(size, 3 if size == "full" else 2), _CIFAR, 0.7990)
