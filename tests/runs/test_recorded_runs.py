@@ -1,0 +1,57 @@
+"""Run directories and plans that earlier versions wrote resume and replay; `tests/assets/runs` holds two of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convwright as cw
+
+ASSETS = Path(__file__).parents[1] / "assets" / "runs"
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Return a function that copies a recorded run to where it may be resumed, beside its data."""
+    numbers = np.random.default_rng(0)
+    labels = np.arange(600) % 10
+    images = numbers.integers(0, 60, (600, 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label : 2 * label + 8, 4:24] += np.uint8(150)
+    np.savez("lines.npz", x_train=images[:500], y_train=labels[:500], x_test=images[500:], y_test=labels[500:])
+    return lambda name: Path(shutil.copytree(ASSETS / name, tmp_path / name))
+
+
+def resumed(folder, method):
+    return cw.optimize(
+        "zoo:mnist-b", "npz:lines.npz", "macs<=60%", method, folder, recipe=ASSETS / "fp32.yaml", epochs=1,
+        tune_epochs=1, progress=False, resume=True, placement=cw.runs.executors.Placement(threads=1),
+    )  # fmt: skip
+
+
+def test_a_finished_run_is_read_not_repeated(recorded):
+    folder = recorded("finished")
+    before = (folder / "result.json").read_bytes()
+    result = resumed(folder, "uniform")
+    assert result.data["result"]["costs"]["macs"] == 142_278
+    assert (folder / "result.json").read_bytes() == before
+
+
+def test_an_interrupted_run_goes_on_where_it_ended(recorded):
+    folder = recorded("interrupted")
+    result = resumed(folder, "phased")
+    trials = result.data["trials"]
+    assert len(trials) == 14
+    assert result.data["result"]["costs"]["macs"] <= 142_900
+    then = json.loads((ASSETS / "interrupted" / "trials" / "0003" / "history.json").read_text())
+    assert json.loads((folder / "trials" / "0003" / "history.json").read_text()) == then
+
+
+def test_a_recorded_plan_replays():
+    plan = cw.Plan.load(ASSETS / "finished" / "plan.json")
+    arch = cw.apply(plan, "zoo:mnist-b", num_classes=10, in_channels=1)
+    assert arch.profile().macs == 142_278
+    recorded = json.loads((ASSETS / "finished" / "result.json").read_text())
+    assert arch.profile().params == recorded["result"]["costs"]["params"]
