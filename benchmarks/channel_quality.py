@@ -39,7 +39,7 @@ from torch import Tensor
 
 import convwright as cw
 from convwright.cost.latency_table import processor
-from convwright.metrics.quality import ChannelQuality, channel_qualities, kernels
+from convwright.metrics.quality.channel_quality import ChannelQuality, channel_qualities, kernels
 
 RESULTS = Path(__file__).parent / "results" / "channel_quality.json"
 NETWORK = "resnet34_cifar"

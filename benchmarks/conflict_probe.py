@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 import convwright as cw
-from convwright.training.bundle_points import find_points
-from convwright.training.bundle_reading import read_bundles
+from convwright.training.probes.bundle_points import find_points
+from convwright.training.probes.bundle_reading import read_bundles
 
 
 def main() -> None:

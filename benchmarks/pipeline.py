@@ -38,10 +38,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from convwright import zoo
-from convwright.runs.machine import machine, portable, versions
+from convwright.runs.directory.provenance import machine, portable, versions
 from convwright.training import ArrayImages, ImageData, Recipe, load_data, train
-from convwright.training.optimizers import build_optimizer
 from convwright.training.preflight import settle
+from convwright.training.recipe.optimizers import build_optimizer
 from convwright.training.settings import autocast, to_layout
 from convwright.training.techniques import TECHNIQUES
 

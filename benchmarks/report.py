@@ -34,13 +34,13 @@ import numpy as np
 import convwright as cw
 from convwright.methods import Candidate, Evidence
 from convwright.report import report_of
+from convwright.runs.directory.files import write_json, write_text
+from convwright.runs.directory.network_record import FILE as NETWORKS
+from convwright.runs.directory.network_record import networks
+from convwright.runs.directory.provenance import machine, portable, versions
+from convwright.runs.directory.result import FORMAT
+from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import HISTORY
-from convwright.runs.files import write_json, write_text
-from convwright.runs.machine import machine, portable, versions
-from convwright.runs.networks import FILE as NETWORKS
-from convwright.runs.networks import networks
-from convwright.runs.result import FORMAT
-from convwright.runs.study import Study
 
 RESULTS = Path(__file__).parent / "results" / "report.json"
 LIMIT = 0.5  # of the MACs

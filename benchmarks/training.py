@@ -29,8 +29,8 @@ from torch import nn
 import convwright
 from convwright import zoo
 from convwright.training import ArrayImages, ImageData, Loader, Recipe, train
-from convwright.training.optimizers import build_optimizer
-from convwright.training.schedules import Position
+from convwright.training.recipe.optimizers import build_optimizer
+from convwright.training.recipe.schedules import Position
 from convwright.training.settings import autocast, to_layout
 
 RESULTS = Path(__file__).parent / "results" / "training.json"

@@ -27,13 +27,13 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ[
 from convwright.edits import Plan
 from convwright.methods import Candidate
 from convwright.runs import Evaluator, Study
+from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess
-from convwright.runs.executors.errand import Setup
-from convwright.runs.executors.on_ray import OnRay, Resources
 from convwright.runs.executors.processes import Processes
-from convwright.runs.files import save_weights
-from convwright.runs.opening import open_both
-from convwright.runs.search import carried_out
+from convwright.runs.executors.ray import OnRay, Resources
+from convwright.runs.executors.worker import Setup
+from convwright.runs.load import open_both
+from convwright.runs.loop import carried_out
 from convwright.training import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "workers.json"

@@ -9,7 +9,7 @@ import pytest
 from convwright import __version__, cli
 from convwright.cli import main
 from convwright.methods import METHODS
-from convwright.runs.files import owned
+from convwright.runs.directory.files import owned
 
 NETWORK = """
 import torch

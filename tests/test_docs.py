@@ -55,8 +55,8 @@ def registries() -> Iterator[None]:
     from convwright.edits import EDITS, IMPORTANCE
     from convwright.edits.operators import OPERATORS
     from convwright.methods import METHODS
-    from convwright.training.data_sets import DATA_SETS
-    from convwright.training.schedules import SCHEDULES
+    from convwright.training.data.named import DATA_SETS
+    from convwright.training.recipe.schedules import SCHEDULES
     from convwright.zoo.registry import _ENTRIES
 
     known: list[dict[str, Any]] = [RULES, WORK, EDITS, IMPORTANCE, OPERATORS, METHODS, DATA_SETS, SCHEDULES, _ENTRIES]

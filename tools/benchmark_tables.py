@@ -106,7 +106,7 @@ def demo() -> str:
     data = load("demo")
     if not data:
         return missing("demo")
-    from convwright.runs.result import rows
+    from convwright.runs.directory.result import rows
 
     lines = [(row.name, row.baseline, row.result, row.change) for row in rows(data)]
     shown = markdown(("", "baseline", "result", "change"), lines, right=(1, 2, 3)) + "\n\n" + provenance(data)

@@ -282,7 +282,7 @@ def _layers(data: dict[str, Any]) -> list[tuple[str, tuple[int, int], tuple[int,
     """Return (layer, (width, MACs) before, and after) of the convolutions and linear layers."""
     from convwright.architecture import read
     from convwright.cost.budget import Limits
-    from convwright.methods.uniform_widths import uniform_widths
+    from convwright.methods.shared.uniform_widths import uniform_widths
 
     options = data["options"]
     shape = data["data"].rpartition(" ")[2].rstrip(")")

@@ -46,7 +46,7 @@ def experiment(name: str) -> str:
     data = load(f"reproduce/{name}")
     if not data:
         return missing(f"reproduce/{name}")
-    from convwright.runs.experiment_tables import reproduced
+    from convwright.experiments.results_table import reproduced
 
     words = "" if data["size"] == "standard" else f"Size: {data['size']}.\n\n"
     shown = "".join(f"![{_title(text)}](images/{drawn}.svg)\n\n" for drawn, text in pictures(data).items())
@@ -55,7 +55,7 @@ def experiment(name: str) -> str:
 
 def pictures(data: Json) -> dict[str, str]:
     """Return the pictures of an experiment's result that its page shows, as SVG by name."""
-    from convwright.runs.experiments import experiment_named
+    from convwright.experiments.papers import experiment_named
 
     conclude = experiment_named(data["name"]).conclude
     drawn = dict(conclude(data).pictures) if conclude is not None else {}
@@ -152,7 +152,7 @@ def compared() -> Iterator[tuple[str, str, str]]:
 
 def automatic() -> Iterator[tuple[str, str, str]]:
     """Method auto beside the untouched network and the best other row: of each network its smallest budget of MACs."""
-    from convwright.runs.experiments.rivals_tables import of_table
+    from convwright.experiments.papers.baselines.tables import of_table
 
     data = load("reproduce/rivals") or {"rows": [], "conclusion": {"values": {}}}
     rows = {row["name"]: row for row in data["rows"] if row["mean"] is not None and len(row["seeds"]) >= _SEEDS}

@@ -145,7 +145,7 @@ def load(path: Path) -> dict[str, Row]:
 
 def save(rows: dict[str, Row], path: Path) -> None:
     """Write the matrix, one network per line; a half-written file is never left under its name."""
-    from convwright.runs.machine import machine
+    from convwright.runs.directory.provenance import machine
 
     known = machine()
     head = {

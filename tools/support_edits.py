@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import convwright as cw
 from convwright.architecture import Architecture, Block, Layer, create
 from convwright.edits import scale_widths
-from convwright.edits.measure import EXACT
+from convwright.edits.equivalence import EXACT
 from convwright.errors import ConvwrightError, EditError, ReadError
 
 Cell = dict[str, Any]

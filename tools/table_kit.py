@@ -57,7 +57,7 @@ def provenance(data: Json) -> str:
         if part
     )
     names = ", ".join(f"{name} {number}" for name, number in data.get("versions", {}).items())
-    from convwright.runs.machine import portable
+    from convwright.runs.directory.provenance import portable
 
     return f"- command: `{portable(data.get('command') or 'not recorded')}`\n- machine: {where}\n- versions: {names}"
 

@@ -41,11 +41,12 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
-    from convwright.metrics.bundles import Bundles, bundles
-    from convwright.metrics.quality import ChannelQuality, channel_quality
-    from convwright.metrics.rank import Evbmf, evbmf
-    from convwright.metrics.receptive_field import ReceptiveField, receptive_field
-    from convwright.runs import Result, optimize
+    from convwright.metrics.bundles.counter import Bundles, bundles
+    from convwright.metrics.quality.channel_quality import ChannelQuality, channel_quality
+    from convwright.metrics.quality.evbmf import Evbmf, evbmf
+    from convwright.metrics.receptive_field.analysis import ReceptiveField, receptive_field
+    from convwright.runs import Result
+    from convwright.runs.optimize import optimize
     from convwright.training import Recipe, TrainResult, load_data, train
 
 __version__ = "0.1.0"

@@ -12,8 +12,8 @@ from torch import nn
 
 import convwright as cw
 from convwright.edits import AddBlock, Kernel, Plan, Width
-from convwright.edits.fresh import draw_anew
-from convwright.edits.measure import randomise
+from convwright.edits.equivalence import randomise
+from convwright.edits.reinitialize import draw_anew
 from convwright.edits.transfer import (
     check_widths_only,
     convolution_weights,

@@ -19,7 +19,7 @@ from convwright.cost import profile
 from convwright.edits import Plan, Width
 from convwright.errors import RunError
 from convwright.export import ExportError, export_run, open_run, programs
-from convwright.runs.files import save_weights, write_json, write_text
+from convwright.runs.directory.files import save_weights, write_json, write_text
 
 NETWORK = """
 from torch import nn

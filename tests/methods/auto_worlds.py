@@ -11,9 +11,9 @@ from torch import nn
 
 from convwright.architecture import read
 from convwright.methods import Auto, Evidence
-from convwright.methods.auto_designs import Bench
-from convwright.methods.phase_moves import Scene
-from convwright.metrics.quality import members
+from convwright.methods.auto.designs import Bench
+from convwright.methods.phased.moves import Scene
+from convwright.metrics.quality.channel_quality import members
 
 
 class Block(nn.Module):
@@ -53,8 +53,8 @@ def share_benches(monkeypatch):
     def shared(arch, limits, divisor=1):
         return BENCHES.setdefault((id(arch), limits.describe(), divisor), Bench(arch, limits, divisor))
 
-    monkeypatch.setattr("convwright.methods.auto.Bench", shared)
-    monkeypatch.setattr("convwright.methods.design_search.Bench", shared)
+    monkeypatch.setattr("convwright.methods.auto.auto.Bench", shared)
+    monkeypatch.setattr("convwright.methods.auto.design_search.Bench", shared)
 
 
 class World:

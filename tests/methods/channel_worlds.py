@@ -11,7 +11,7 @@ from convwright.cost import parse_budget
 from convwright.cost.cost_model import CostModel
 from convwright.edits import solve
 from convwright.methods import Evidence
-from convwright.metrics.quality import members
+from convwright.metrics.quality.channel_quality import members
 
 
 class Mobile(nn.Module):

@@ -27,11 +27,11 @@ from torch import nn
 from convwright.architecture import read
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, Auto
-from convwright.methods.auto_designs import Bench, inner, inner_groups, ranked, tapered, together, weighed
-from convwright.methods.auto_proposals import combinations, neighbours, proposals, qualities, structure_of
-from convwright.methods.halving import Scored, ranking, rungs, survivors, tied
-from convwright.methods.phase_moves import Scene
-from convwright.methods.width_surface import Surface
+from convwright.methods.auto.designs import Bench, inner, inner_groups, ranked, tapered, together, weighed
+from convwright.methods.auto.proposals import combinations, neighbours, proposals, qualities, structure_of
+from convwright.methods.phased.moves import Scene
+from convwright.methods.shared.halving import Scored, ranking, rungs, survivors, tied
+from convwright.methods.shared.width_surface import Surface
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from convwright.architecture import read
 from convwright.cost.budget import Limits
 from convwright.errors import BudgetError, ConvwrightError, RunError
 from convwright.methods import ChannelSearch, Evidence
-from convwright.methods.width_surface import Surface
+from convwright.methods.shared.width_surface import Surface
 
 
 @pytest.fixture(scope="module")

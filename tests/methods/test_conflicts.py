@@ -14,7 +14,7 @@ from convwright.cost import profile
 from convwright.cost.budget import Limits, costs_of
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import ConflictRemoval, Evidence
-from convwright.methods.conflict_rules import BlockGroups, pruned, read_conflicts
+from convwright.methods.conflicts.blocks import BlockGroups, pruned, read_conflicts
 
 PUBLISHED = (3, 12, 41, 3)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convwright.methods.dominance import chosen, crowding, dominates, fronts, knee, spread
+from convwright.methods.shared.dominance import chosen, crowding, dominates, fronts, knee, spread
 
 COARSE = st.integers(0, 6)  # many equal numbers
 FINE = st.floats(-1e3, 1e3, allow_nan=False)

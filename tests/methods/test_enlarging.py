@@ -15,10 +15,10 @@ from convwright.cost import count_by_torch
 from convwright.cost.budget import Limits
 from convwright.edits.transfer import check_widths_only
 from convwright.errors import BudgetError, ConvwrightError
-from convwright.methods.enlarging import GreedyEnlarging
-from convwright.methods.greedy_growth import Growth, Knob, Score, Step, budgets, enlarge, nearest, ranked, trimmed
-from convwright.methods.method import Candidate, Evidence
-from convwright.methods.stage_knobs import Stages
+from convwright.methods.base import Candidate, Evidence
+from convwright.methods.enlarging.greedy import GreedyEnlarging
+from convwright.methods.enlarging.growth import Growth, Knob, Score, Step, budgets, enlarge, nearest, ranked, trimmed
+from convwright.methods.shared.stage_knobs import Stages
 
 
 class Units:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 import convwright as cw
 from convwright.cost.budget import Limits
 from convwright.errors import ConvwrightError
-from convwright.methods.enlarging import GreedyEnlarging
-from convwright.methods.greedy_growth import Knob, Score, Step, moves_between
-from convwright.methods.greedy_halving import Halving
-from convwright.methods.method import Evidence
+from convwright.methods.base import Evidence
+from convwright.methods.enlarging.greedy import GreedyEnlarging
+from convwright.methods.enlarging.greedy_halving import Halving
+from convwright.methods.enlarging.growth import Knob, Score, Step, moves_between
 
 
 @pytest.fixture(scope="module")

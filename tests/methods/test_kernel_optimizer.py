@@ -12,7 +12,7 @@ import convwright as cw
 from convwright.cost import parse_budget
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import Menu, optimize_kernels
-from convwright.methods.layer_operators import choices, find_places
+from convwright.methods.receptive_field.layer_operators import choices, find_places
 
 
 def check(arch, found, tolerance=1.0):

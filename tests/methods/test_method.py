@@ -53,7 +53,7 @@ def test_methods_are_found_by_name():
 
 
 def test_a_new_method_is_one_registration(monkeypatch):
-    monkeypatch.setattr("convwright.methods.method.METHODS", dict(METHODS))
+    monkeypatch.setattr("convwright.methods.base.METHODS", dict(METHODS))
 
     @register("mine")
     class Mine(Uniform):

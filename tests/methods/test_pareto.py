@@ -19,11 +19,11 @@ from convwright.cost.cost_model import CostModel
 from convwright.edits import RemoveBlock, solve
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, ParetoSearch
-from convwright.methods.auto_designs import Bench
-from convwright.methods.dominance import dominates
-from convwright.methods.halving import rungs
-from convwright.methods.pareto import Level, course, objective_costs
-from convwright.methods.phase_moves import Scene
+from convwright.methods.auto.designs import Bench
+from convwright.methods.auto.pareto import Level, course, objective_costs
+from convwright.methods.phased.moves import Scene
+from convwright.methods.shared.dominance import dominates
+from convwright.methods.shared.halving import rungs
 
 
 class Small(nn.Module):
@@ -49,8 +49,8 @@ BENCHES, FOUND = {}, {}  # designs are pure functions of network and limits: mad
 
 @pytest.fixture(autouse=True)
 def _shared_designs(monkeypatch):
-    monkeypatch.setattr("convwright.methods.pareto.Bench", lambda *of: shared(Bench, *of))
-    monkeypatch.setattr("convwright.methods.pareto.Level", lambda *of, top: shared(Level, *of, top=top))
+    monkeypatch.setattr("convwright.methods.auto.pareto.Bench", lambda *of: shared(Bench, *of))
+    monkeypatch.setattr("convwright.methods.auto.pareto.Level", lambda *of, top: shared(Level, *of, top=top))
 
 
 def shared(made, arch, limits, divisor, **more):

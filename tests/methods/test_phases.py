@@ -16,8 +16,8 @@ from convwright.cost.budget import Limits
 from convwright.edits import Plan, RemoveBlock, Replace, apply
 from convwright.errors import BudgetError
 from convwright.methods import Candidate, Evidence, PhasedDesign, Trying, method_named
-from convwright.methods.phase_moves import PHASES, Scene, dense_convolutions, removable, stage_ends
-from convwright.methods.phase_techniques import joined
+from convwright.methods.phased.moves import PHASES, Scene, dense_convolutions, removable, stage_ends
+from convwright.methods.phased.techniques import joined
 from convwright.runs.evaluate import reshaped
 
 FEW = (Trying("smooth", {"label_smoothing": 0.1}), Trying("mixup", {"techniques": {"mixup": {"alpha": 0.2}}}))

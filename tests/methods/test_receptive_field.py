@@ -13,9 +13,9 @@ import convwright as cw
 from convwright.cost import parse_budget
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import Rule, organize
-from convwright.methods.stage_units import find_units
-from convwright.methods.unit_moves import Desk
-from convwright.metrics.sight import Sight
+from convwright.methods.receptive_field.stage_units import find_units
+from convwright.methods.receptive_field.unit_moves import Desk
+from convwright.metrics.receptive_field.size import Sight
 
 FREE = {"macs_tolerance": math.inf, "params_tolerance": math.inf}
 ORGANIZED = {
@@ -213,7 +213,7 @@ def test_predictions_hold_for_published_networks(name, shape):
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 24))
 def test_all_distributions_are_tried_once(least, extra):
-    from convwright.methods.unit_moves import _distributions
+    from convwright.methods.receptive_field.unit_moves import _distributions
 
     total = sum(least) + extra % 7
     choices = [list(range(n, total - sum(least) + n + 1)) for n in least]

@@ -8,9 +8,9 @@ import pytest
 import convwright as cw
 from convwright.cost.budget import Limits
 from convwright.errors import BudgetError, ConvwrightError
-from convwright.methods.method import Evidence
-from convwright.methods.scaling import Scaling
-from convwright.methods.scaling_rules import (
+from convwright.methods.base import Evidence
+from convwright.methods.enlarging.compound import Scaling
+from convwright.methods.enlarging.rules import (
     REGNETS,
     Setting,
     coefficient_grid,
@@ -25,7 +25,7 @@ from convwright.methods.scaling_rules import (
     tinynet,
     to_cost,
 )
-from convwright.methods.stage_knobs import Stages
+from convwright.methods.shared.stage_knobs import Stages
 
 GHOST = Setting((16, 24, 40, 80, 112, 160), (1, 2, 2, 4, 2, 5), 224)
 B0 = Setting((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1), 224)

@@ -8,7 +8,7 @@ from convwright.architecture import read
 from convwright.cost import costs_of, parse_budget, profile
 from convwright.errors import BudgetError
 from convwright.methods import Evidence, Uniform
-from convwright.methods.uniform_widths import uniform_widths
+from convwright.methods.shared.uniform_widths import uniform_widths
 
 
 @pytest.fixture(scope="module")

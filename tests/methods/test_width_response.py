@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from convwright.errors import ConvwrightError
 from convwright.methods import ChannelSearch
-from convwright.methods.width_response import fit, trends_of
-from convwright.methods.width_surface import Surface
-from convwright.metrics.quality import members
+from convwright.methods.channel_search.response import fit, trends_of
+from convwright.methods.shared.width_surface import Surface
+from convwright.metrics.quality.channel_quality import members
 
 
 @pytest.fixture(scope="module")

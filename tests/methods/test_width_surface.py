@@ -6,7 +6,7 @@ from channel_worlds import limits_of, small
 
 from convwright.architecture import read
 from convwright.errors import BudgetError
-from convwright.methods.width_surface import Surface
+from convwright.methods.shared.width_surface import Surface
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convwright.methods.width_updates import (
+from convwright.methods.channel_search.updates import (
     Need,
     V1Step,
     annealed,

@@ -10,9 +10,9 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.metrics import receptive_field  # noqa: F401  (registers the rules)
-from convwright.metrics.field import Field
-from convwright.metrics.field_walk import FieldWalk
-from convwright.metrics.oracle import Oracle, Unit
+from convwright.metrics.receptive_field.field import Field
+from convwright.metrics.receptive_field.interpreter import FieldWalk
+from convwright.metrics.receptive_field.oracle import Oracle, Unit
 
 
 @dataclass(frozen=True)

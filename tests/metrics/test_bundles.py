@@ -15,8 +15,10 @@ from torch import nn
 
 import convwright as cw
 from convwright.errors import ConvwrightError, DataError
-from convwright.metrics import BundleCounter, WeightGrid, bundle_check, grid_width, row_hash, weight_amplitude
-from convwright.metrics import bundle_counts as counting
+from convwright.metrics import BundleCounter, WeightGrid, grid_width, weight_amplitude
+from convwright.metrics.bundles import counts as counting
+from convwright.metrics.bundles import row_hash
+from convwright.metrics.bundles import verify as bundle_check
 
 NAN, INF, LN2 = math.nan, math.inf, math.log(2)
 USUAL = {"learning_rate": 1e-3, "batch_size": 64, "amplitude": 1.0}

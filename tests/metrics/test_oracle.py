@@ -9,7 +9,7 @@ from random_networks import BASIC, networks
 from torch import nn
 
 import convwright as cw
-from convwright.metrics.oracle import Oracle, Unit, effective_receptive_field
+from convwright.metrics.receptive_field.oracle import Oracle, Unit, effective_receptive_field
 
 from .dependence import Lambda, compare
 

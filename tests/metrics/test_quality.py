@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import convwright as cw
-from convwright.metrics import quality
-from convwright.metrics.quality import (
+from convwright.metrics.quality.channel_quality import (
     METRICS,
     Member,
+    _denominator,
     channel_qualities,
     channel_quality,
     group_qualities,
@@ -23,7 +23,7 @@ from convwright.metrics.quality import (
     of_metric,
     rank_slope,
 )
-from convwright.metrics.rank import CROSSED, NOT_FINITE, ZERO
+from convwright.metrics.quality.evbmf import CROSSED, NOT_FINITE, ZERO
 
 
 def noise(count):
@@ -197,7 +197,7 @@ def test_tall_kernels_where_the_published_code_is_wrong():
     ],
 )
 def test_qc_by_hand(rank, condition, kept, parity, expected):
-    below = quality._denominator(condition, kept, parity)
+    below = _denominator(condition, kept, parity)
     assert math.atan2(rank, below) == pytest.approx(expected, abs=1e-8)
 
 

@@ -16,7 +16,7 @@ from convwright.report.content import Report
 from convwright.report.figures import charts
 from convwright.report.html import _count, _for_script
 from convwright.report.observed import _distinct
-from convwright.runs.networks import networks
+from convwright.runs.directory.network_record import networks
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +369,7 @@ def test_the_command_prints_the_other_forms(finished, capsys):
 
 
 def test_a_training_is_reported(tmp_path):
-    from convwright.runs.training import train_named
+    from convwright.runs.train import train_named
 
     labels = np.arange(60) % 3
     images = np.random.default_rng(0).integers(0, 255, (60, 28, 28), dtype=np.uint8)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from convwright.architecture import create
 from convwright.cli import main
 from convwright.errors import ConvwrightError, RecipeError, RunError
-from convwright.runs import rows as rows_module
-from convwright.runs.ablate import ablate
-from convwright.runs.ablation_plan import CONTROL, TOGETHER, folder_names, is_on, parse_techniques, plan_ablation
-from convwright.runs.experiment_tables import ablated
-from convwright.runs.files import load_state, save_weights
-from convwright.runs.scatter import Point, scatter
+from convwright.experiments import train_row as rows_module
+from convwright.experiments.ablation import ablate
+from convwright.experiments.ablation_rows import CONTROL, TOGETHER, folder_names, is_on, parse_techniques, plan_ablation
+from convwright.experiments.results_table import ablated
+from convwright.plot_scatter import Point, scatter
+from convwright.runs.directory.files import load_state, save_weights
 from convwright.training import Recipe, load_data
 from convwright.training.techniques import TECHNIQUES, technique_named
 

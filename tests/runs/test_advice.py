@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import convwright as cw
+from convwright.diagnose.advice import Advice, advise, edits_of
 from convwright.edits.edit import edit_from_dict
-from convwright.runs.advice import Advice, advise, edits_of
 
 NETWORKS = ("zoo:mobilenet-v1", "zoo:vgg16-bn", "zoo:resnet20", "torchvision:resnet18", "torchvision:mobilenet_v2")
 _READ = {}

@@ -16,20 +16,20 @@ from scipy.stats import rankdata, spearmanr
 from convwright.architecture import read
 from convwright.cost.budget import Limits
 from convwright.edits import Width
-from convwright.edits.fresh import draw_anew
+from convwright.edits.reinitialize import draw_anew
 from convwright.errors import ConvwrightError, RecipeError, RunError
+from convwright.experiments.designs import search_design as searched
+from convwright.experiments.designs.design import Form, Setting, form_of, made, opened
+from convwright.experiments.designs.search_design import Question, Searched, Walked
+from convwright.experiments.designs.width_designs import Drawn, Uniform
+from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, conetv2, conetv2_rank, conetv2_transfer
+from convwright.experiments.rank_correlation import correlated
+from convwright.experiments.reproduce import listed, reproduce
 from convwright.methods import Evidence, RandomWidths
 from convwright.methods.random_widths import drawn
-from convwright.methods.width_surface import Surface
-from convwright.runs import searched
-from convwright.runs.charts import Series, heat, lines
-from convwright.runs.designs import Form, Setting, form_of, made, opened
+from convwright.methods.shared.width_surface import Surface
+from convwright.plot_charts import Series, heat, lines
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.experiments import EXPERIMENTS, Experiment, Row, conetv2, conetv2_rank, conetv2_transfer
-from convwright.runs.rank_correlation import correlated
-from convwright.runs.reproduce import listed, reproduce
-from convwright.runs.searched import Question, Searched, Walked
-from convwright.runs.width_designs import Drawn, Uniform
 
 SECONDS = ("seconds", "processor_seconds", "elapsed_seconds")
 FIELDS = {

@@ -13,14 +13,14 @@ from torch import nn
 import convwright as cw
 from convwright import zoo
 from convwright.errors import ConvwrightError
+from convwright.experiments.conflict_facts import LayerConflicts, at
+from convwright.experiments.designs.search_design import UpToTheEnd
+from convwright.experiments.papers import EXPERIMENTS, conflicts_boundary, conflicts_lesion, conflicts_tune
+from convwright.experiments.studies import removal_orders as orders
+from convwright.experiments.studies.block_removal import RemovalStudy, flags_of, most, parts
+from convwright.experiments.studies.lesion import Lesions
 from convwright.methods import Candidate, Evidence
-from convwright.runs import removal_orders as orders
-from convwright.runs.boundary import boundary
-from convwright.runs.conflict_facts import LayerConflicts, at
-from convwright.runs.experiments import EXPERIMENTS, conflicts_boundary, conflicts_lesion, conflicts_tune
-from convwright.runs.lesion import Lesions
-from convwright.runs.removal_study import RemovalStudy, flags_of, most, parts
-from convwright.runs.searched import UpToTheEnd
+from convwright.plot_boundary import boundary
 from convwright.training import ArrayImages, ImageData, Metrics, Recipe
 from convwright.training.techniques.stochastic_depth import StochasticDepth
 

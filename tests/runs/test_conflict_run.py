@@ -5,8 +5,8 @@ import json
 import pytest
 
 from convwright.cli import main
+from convwright.diagnose.conflict_map import conflict_map, conflict_picture, conflict_tables, shade
 from convwright.runs import optimize
-from convwright.runs.conflict_map import conflict_map, conflict_picture, conflict_tables, shade
 
 NETWORK = """
 from torch import nn

@@ -11,9 +11,9 @@ from convwright.edits import Plan, Width
 from convwright.errors import RunError
 from convwright.methods import Candidate, Decision, Evidence
 from convwright.runs import Study, search
-from convwright.runs.courses import key_of
-from convwright.runs.files import save_weights
-from convwright.runs.study import DECISIONS
+from convwright.runs.directory.files import save_weights
+from convwright.runs.directory.study import DECISIONS
+from convwright.runs.directory.trial_index import key_of
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 

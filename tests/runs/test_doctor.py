@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture import read
+from convwright.diagnose.doctor import Diagnosis, Part, diagnose, examine
 from convwright.edits import AddBlock, Kernel, RemoveBlock, Resolution, Width
 from convwright.errors import EditError
-from convwright.runs.doctor import Diagnosis, Part, diagnose, examine
 
 
 class Lenet(nn.Module):

@@ -14,8 +14,8 @@ from convwright.edits.transfer import svd_transfer
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence, Stop
 from convwright.runs import Evaluator, Study, search
+from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import reshaped
-from convwright.runs.files import load_weights
 from convwright.training import ImageData
 
 SETTINGS = {"model": "own", "seed": 0}

@@ -16,13 +16,13 @@ from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs import Evaluator, Study, memory, optimize
+from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess, Placement, Task, lost, threads_of
-from convwright.runs.executors.errand import Answer, Errand, Setup, answered
-from convwright.runs.executors.on_ray import OnRay, Resources
 from convwright.runs.executors.processes import Processes
-from convwright.runs.files import save_weights
-from convwright.runs.opening import open_both
-from convwright.runs.search import carried_out
+from convwright.runs.executors.ray import OnRay, Resources
+from convwright.runs.executors.worker import Answer, Errand, Setup, answered
+from convwright.runs.load import open_both
+from convwright.runs.loop import carried_out
 from convwright.training.checkpoint import FILE as CHECKPOINT
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)

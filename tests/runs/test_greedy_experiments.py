@@ -11,13 +11,13 @@ from convwright.architecture import read
 from convwright.cost.budget import Limits
 from convwright.edits import AddBlock, Resolution, Width
 from convwright.errors import ConvwrightError
+from convwright.experiments.designs.design import Form, made, opened
+from convwright.experiments.designs.enlarging_designs import At, Tried
+from convwright.experiments.designs.search_design import Searched
+from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, greedy
+from convwright.experiments.reproduce import listed, reproduce
 from convwright.methods import Evidence, Scaling
-from convwright.methods.stage_knobs import Stages
-from convwright.runs.designs import Form, made, opened
-from convwright.runs.enlarging_designs import At, Tried
-from convwright.runs.experiments import EXPERIMENTS, Experiment, Row, greedy
-from convwright.runs.reproduce import listed, reproduce
-from convwright.runs.searched import Searched
+from convwright.methods.shared.stage_knobs import Stages
 
 OPTIONS = {"widths": [4, 6, 8], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}
 FIELDS = {

@@ -9,11 +9,11 @@ from convwright.architecture import read
 from convwright.cost.budget import parse_budget
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError
+from convwright.experiments.designs.design import Setting
+from convwright.experiments.designs.search_design import Searched
 from convwright.runs import Evaluator, optimize
-from convwright.runs.designs import Setting
 from convwright.runs.evaluate import reshaped
 from convwright.runs.latency import MARGIN, fingerprint, measured_latency
-from convwright.runs.searched import Searched
 from convwright.training import Recipe
 
 DEEP = """

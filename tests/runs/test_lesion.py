@@ -10,7 +10,7 @@ from torch import nn
 
 import convwright as cw
 from convwright.errors import ConvwrightError
-from convwright.runs.lesion import ORDERS, Lesions, lesion_study
+from convwright.experiments.studies.lesion import ORDERS, Lesions, lesion_study
 from convwright.training import ArrayImages
 
 

@@ -14,8 +14,8 @@ from convwright.cost import count_by_torch, profile
 from convwright.edits import Plan, apply
 from convwright.errors import BudgetError, ConvwrightError, DataError, ReadError, RunError
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
-from convwright.runs.files import load_state, load_weights
-from convwright.runs.opening import open_both
+from convwright.runs.directory.files import load_state, load_weights
+from convwright.runs.load import open_both
 from convwright.training import load_data
 
 

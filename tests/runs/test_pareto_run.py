@@ -6,16 +6,16 @@ import pytest
 from safetensors.torch import load_file
 
 from convwright import cli
+from convwright.diagnose.apply_plan import replay
 from convwright.edits import Plan
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.export import export_run
 from convwright.report import report_of
 from convwright.report.figures import charts
 from convwright.runs import optimize
+from convwright.runs.directory.result import beats
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.optimizing import default_folder
-from convwright.runs.replay import replay
-from convwright.runs.result import beats
+from convwright.runs.optimize import default_folder
 
 FEW = {"search_epochs": 8, "rounds": 1, "points": 2}
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from convwright.diagnose.tables.network_tables import trials_table
 from convwright.errors import RecipeError
 from convwright.methods import Trying
 from convwright.runs import optimize
 from convwright.runs.evaluate import changed_recipe
-from convwright.runs.tables import trials_table
 from convwright.training.techniques import TECHNIQUES
 
 
@@ -32,7 +32,7 @@ def test_techniques_that_edit_the_network_are_edits_of_the_plan(structural, tiny
 
 def test_a_run_by_phases(plain, tmp_path, monkeypatch):
     few = (Trying("cutout", {"cutout": 5}), Trying("bad", {"lr": -1}), Trying("blurpool", operator="blurpool"))
-    monkeypatch.setattr("convwright.methods.phases.default_techniques", lambda arch: few)
+    monkeypatch.setattr("convwright.methods.phased.phased.default_techniques", lambda arch: few)
     recipe = plain.updated(epochs=1, max_steps=3)
     said = []
     usual = {"recipe": recipe, "tune_epochs": 1, "progress": False, "say": said.append}

@@ -11,13 +11,13 @@ from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError, DataError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs import Study, optimize
+from convwright.runs.directory.files import save_weights
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors import InProcess, Task
-from convwright.runs.executors.errand import Errand, Setup, answered
-from convwright.runs.files import save_weights
-from convwright.runs.opening import open_both
-from convwright.runs.proxies import Proxied, ProxyAsked, whole_trainings
-from convwright.training.proxy import draw_proxy
+from convwright.runs.executors.worker import Errand, Setup, answered
+from convwright.runs.load import open_both
+from convwright.runs.proxy import Proxied, ProxyAsked, whole_trainings
+from convwright.training.data.proxy import draw_proxy
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 SEARCH = {"method": "random", "options": {"trials": 2, "trial_epochs": 1}, "tune_epochs": 1, "epochs": 1}

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from convwright.cli import main
+from convwright.diagnose.recipes import cards, setting_of, validate
 from convwright.errors import RecipeError
-from convwright.runs.recipes import cards, setting_of, validate
 from convwright.training import Recipe, presets
 from convwright.training.techniques import TECHNIQUES
 

@@ -10,11 +10,11 @@ import json
 import pytest
 
 import convwright as cw
+from convwright.experiments.papers import EXPERIMENTS, cifar_small
+from convwright.experiments.train_row import Job, asked
 from convwright.methods import Candidate, Evidence, Stop
-from convwright.runs.asked import _digest as digest_of_architecture
-from convwright.runs.courses import key_of
-from convwright.runs.experiments import EXPERIMENTS, cifar_small
-from convwright.runs.rows import Job, asked
+from convwright.runs.config import _digest as digest_of_architecture
+from convwright.runs.directory.trial_index import key_of
 from convwright.training import Recipe
 
 EDITS = (

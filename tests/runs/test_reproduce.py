@@ -20,16 +20,16 @@ from scipy.stats import spearmanr
 from convwright.cli import main
 from convwright.edits import Replace
 from convwright.errors import ConvwrightError, RecipeError, RunError
-from convwright.methods.unit_moves import Rule
-from convwright.runs import designs
-from convwright.runs import rows as rows_module
-from convwright.runs.designs import Organized, RollingEverywhere, form_of, made
-from convwright.runs.experiment_tables import Sheet, counts_beside, reproduced
-from convwright.runs.experiments import EXPERIMENTS, Conclusion, Experiment, Row, field_rank
-from convwright.runs.experiments.receptive_field import counted_rows
-from convwright.runs.gains import gain
-from convwright.runs.reproduce import default_folder, listed, reproduce
-from convwright.runs.rows import Job
+from convwright.experiments import train_row as rows_module
+from convwright.experiments.designs import design as designs
+from convwright.experiments.designs.design import Organized, RollingEverywhere, form_of, made
+from convwright.experiments.gains import gain
+from convwright.experiments.papers import EXPERIMENTS, Conclusion, Experiment, Row, field_rank
+from convwright.experiments.papers.receptive_field import counted_rows
+from convwright.experiments.reproduce import default_folder, listed, reproduce
+from convwright.experiments.results_table import Sheet, counts_beside, reproduced
+from convwright.experiments.train_row import Job
+from convwright.methods.receptive_field.unit_moves import Rule
 
 SECONDS = ("seconds", "processor_seconds", "elapsed_seconds")
 

@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 import convwright as cw
+from convwright.diagnose.resolution_sweep import parse_sides, sweep
 from convwright.errors import ReadError
-from convwright.runs.resolutions import parse_sides, sweep
 
 
 def net():

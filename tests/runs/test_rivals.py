@@ -16,16 +16,17 @@ from convwright.cost import count_by_torch
 from convwright.cost.budget import parse_budget
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import ConvwrightError
+from convwright.experiments.designs.design import Form, Setting, made, opened
+from convwright.experiments.designs.search_design import FOUND, Question, Searched
+from convwright.experiments.papers import EXPERIMENTS
+from convwright.experiments.papers.baselines import rows as rivals
+from convwright.experiments.papers.baselines.designs import Kept, Latency, Phases, Rest, WithoutBaselines
+from convwright.experiments.papers.baselines.optuna_tpe import TpeSearch
+from convwright.experiments.papers.baselines.tables import clear, compute, conclude, verdict
+from convwright.experiments.papers.baselines.torch_pruning import Pruned, narrowed, widths_of
+from convwright.experiments.reproduce import reproduce
 from convwright.methods import Candidate, Evidence
-from convwright.runs.designs import Form, Setting, made, opened
-from convwright.runs.experiments import EXPERIMENTS, rivals
-from convwright.runs.experiments.rivals_designs import Kept, Latency, Phases, Rest, WithoutBaselines
-from convwright.runs.experiments.rivals_pruning import Pruned, narrowed, widths_of
-from convwright.runs.experiments.rivals_tables import clear, compute, conclude, verdict
-from convwright.runs.experiments.rivals_tpe import TpeSearch
-from convwright.runs.reproduce import reproduce
-from convwright.runs.searched import FOUND, Question, Searched
-from convwright.training.resized import resized_data
+from convwright.training.data.resized import resized_data
 
 OPTIONS = {"widths": [5, 7, 11], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}
 SHAPE = (1, 8, 8)
@@ -214,7 +215,7 @@ def test_baselines_are_left_out_of_a_search():
 
 
 def test_a_latency_is_taken_at_each_networks_own_resolution(monkeypatch, small):
-    from convwright.runs.experiments import rivals_designs
+    from convwright.experiments.papers.baselines import designs as rivals_designs
     from convwright.training import load_data
 
     seen = {}

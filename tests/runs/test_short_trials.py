@@ -9,14 +9,14 @@ import convwright as cw
 from convwright.cost.budget import Limits
 from convwright.edits import Plan
 from convwright.errors import RecipeError
+from convwright.experiments.designs.design import Form, Setting
+from convwright.experiments.designs.search_design import Searched, why_none
 from convwright.methods import METHODS, Candidate, Evidence, GreedyEnlarging
 from convwright.runs import Evaluator, Study, search
-from convwright.runs.designs import Form, Setting
+from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import InProcess
-from convwright.runs.executors.errand import Setup
 from convwright.runs.executors.processes import Processes
-from convwright.runs.files import save_weights
-from convwright.runs.searched import Searched, why_none
+from convwright.runs.executors.worker import Setup
 from convwright.training import ImageData
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)

@@ -11,8 +11,8 @@ from convwright.edits import Plan
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs import Study, search
-from convwright.runs.files import save_weights
-from convwright.runs.storage import Storage, check_url
+from convwright.runs.directory.files import save_weights
+from convwright.runs.directory.storage import Storage, check_url
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 # Such as postgresql://user@localhost:5432/test: then every test runs with that server, too.
@@ -143,7 +143,7 @@ def test_another_version_s_storage_is_named(tmp_path):
 
 
 def test_a_locked_database_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("convwright.runs.storage._WRITE_WAIT", 0.05)
+    monkeypatch.setattr("convwright.runs.directory.storage._WRITE_WAIT", 0.05)
     with Study(tmp_path / "run", {}) as study:
         other = sqlite3.connect(tmp_path / "run" / "run.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")

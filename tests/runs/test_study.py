@@ -12,7 +12,7 @@ from convwright.edits import Plan
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs import Study, search
-from convwright.runs.files import load_weights, owned, save_weights, write_json
+from convwright.runs.directory.files import load_weights, owned, save_weights, write_json
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 SETTINGS = {"model": "zoo:x", "recipe": {"lr": 0.1}, "seed": 0}

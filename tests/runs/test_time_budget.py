@@ -117,7 +117,7 @@ def test_a_search_that_ends_with_nothing_says_how_to_go_on(go, tmp_path):
 
 
 def test_an_epoch_is_measured_and_the_network_stays_as_it_is(tiny, pictures, plain, go, tmp_path):
-    from convwright.runs.opening import open_both
+    from convwright.runs.load import open_both
 
     opened = open_both(tiny, pictures)
     before = {name: tensor.clone() for name, tensor in opened.arch.model.state_dict().items()}

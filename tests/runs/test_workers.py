@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convwright.runs.workers import gpus, in_turn_or_side_by_side, take_gpu
+from convwright.runs.executors.workers import gpus, in_turn_or_side_by_side, take_gpu
 
 SCRIPT = """
 import os, sys, time, types
@@ -21,7 +21,7 @@ light = types.ModuleType("convwright.runs")
 light.__path__ = [str(Path(convwright.__file__).parent / "runs")]
 sys.modules["convwright.runs"] = light  # its own __init__ imports torch
 
-from convwright.runs.workers import in_turn_or_side_by_side
+from convwright.runs.executors.workers import in_turn_or_side_by_side
 
 
 def work(seconds):

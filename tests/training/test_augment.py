@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from convwright.errors import RecipeError
-from convwright.training.augment import Augment, Draws, cutout_mask, draw, gather, normalise
+from convwright.training.data.augment import Augment, Draws, cutout_mask, draw, gather, normalise
 
 
 def reference(image, augment, top, left, flip):

@@ -6,9 +6,9 @@ from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.training import Recipe
-from convwright.training.check_recipe import check_alone, check_setting
 from convwright.training.preflight import prepare, setting_for, settle
-from convwright.training.schedules import SCHEDULES, schedule
+from convwright.training.recipe.check_recipe import check_alone, check_setting
+from convwright.training.recipe.schedules import SCHEDULES, schedule
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_each_network_runs_once_before_the_first_batch(techniques, small_data, s
 
 @pytest.mark.parametrize("factor", [-0.1, 1.5, float("nan")])
 def test_a_schedule_that_gives_no_share_is_refused(factor, small_data, small_recipe, make_network, monkeypatch):
-    monkeypatch.setattr("convwright.training.schedules.SCHEDULES", dict(SCHEDULES))
+    monkeypatch.setattr("convwright.training.recipe.schedules.SCHEDULES", dict(SCHEDULES))
 
     @schedule("odd")
     def odd(at):

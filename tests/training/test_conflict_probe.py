@@ -15,11 +15,11 @@ from convwright.errors import EditError, ReadError, RecipeError
 from convwright.methods import Stop
 from convwright.metrics import bundles, weight_amplitude
 from convwright.training import train
-from convwright.training.bundle_points import find_points
-from convwright.training.bundle_reading import _PART, read_bundles, variance
-from convwright.training.conflict_probe import ConflictProbe, ConflictSettings, conflict_probe
-from convwright.training.probes import PROBES, Moment, Watched
-from convwright.training.taps import Tapped
+from convwright.training.probes.base import PROBES, Moment, Watched
+from convwright.training.probes.bundle_points import find_points
+from convwright.training.probes.bundle_reading import _PART, read_bundles, variance
+from convwright.training.probes.bundles import ConflictProbe, ConflictSettings, conflict_probe
+from convwright.training.probes.taps import Tapped
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 RATE, BATCH = 0.05, 7
@@ -317,7 +317,7 @@ def test_a_resumed_training_observes_the_same(small_data, small_recipe, tmp_path
 
 
 def test_variants_and_bad_settings(monkeypatch, small_data, small_recipe):
-    monkeypatch.setattr("convwright.training.probes.PROBES", PROBES.copy())
+    monkeypatch.setattr("convwright.training.probes.base.PROBES", PROBES.copy())
     conflict_probe("bundles-often", every=2, samples=9, layers=("0", "3.bn2"), start=False)
     result = train(residual(), small_data, small_recipe.updated(epochs=1), probes=["bundles-often"], **QUIET)
     found = result.probes["bundles"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from convwright.errors import RecipeError
 from convwright.training import Augment, Loader, Recipe, load_data
-from convwright.training.augment import resized_crop
+from convwright.training.data.augment import resized_crop
 from convwright.training.techniques.cutout import cutout
 
 

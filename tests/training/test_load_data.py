@@ -7,8 +7,8 @@ from PIL import Image
 
 from convwright.errors import DataError
 from convwright.training import ArrayImages, Loader, StreamImages, check_fits, load_data
-from convwright.training.data_sets import DATA_SETS, data_set
-from convwright.training.sources import npz_parts
+from convwright.training.data.named import DATA_SETS, data_set
+from convwright.training.data.sources import npz_parts
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -81,7 +81,7 @@ def test_named_set_is_found_in_a_folder(write_npz, monkeypatch):
 def test_the_first_images_of_a_named_set(write_npz, monkeypatch):
     path = write_npz()
     path.rename(path.parent / "cifar10.npz")
-    monkeypatch.setattr("convwright.training.data_sets.first_images.COUNT", 5)
+    monkeypatch.setattr("convwright.training.data.named.first_images.COUNT", 5)
     whole, first = (load_data(name, path.parent, val_fraction=0) for name in ("cifar10", "cifar10-10k"))
     assert (len(whole.train), len(first.train)) == (40, 5)
     assert torch.equal(first.train.images, whole.train.images[:5])
@@ -304,7 +304,7 @@ def test_check_fits(write_npz):
 
 
 def test_data_sets_are_a_registry(monkeypatch, write_npz):
-    monkeypatch.setattr("convwright.training.data_sets.registry.DATA_SETS", dict(DATA_SETS))
+    monkeypatch.setattr("convwright.training.data.named.registry.DATA_SETS", dict(DATA_SETS))
     assert {"fashion-mini", "mnist", "fashion-mnist", "cifar10"} <= set(DATA_SETS)
     assert all(entry.about.endswith(".") for entry in DATA_SETS.values())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convwright.training import ArrayImages, Augment, Loader, StreamImages
-from convwright.training.images import stratified_split
+from convwright.training.data.images import stratified_split
 
 AUGMENT = Augment(crop_padding=2, hflip=True, cutout=3)
 

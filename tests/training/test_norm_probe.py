@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 from convwright.architecture import read
 from convwright.edits.importance import l2
 from convwright.training import ArrayImages, Recipe, load_data, train
-from convwright.training.norm_probe import ChannelNorms
-from convwright.training.probes import Watched
+from convwright.training.probes.base import Watched
+from convwright.training.probes.channel_norms import ChannelNorms
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.training import Recipe, presets
-from convwright.training.check_recipe import check_alone
-from convwright.training.optimizers import build_optimizer
-from convwright.training.recipe import as_recipe
-from convwright.training.schedules import Position
+from convwright.training.recipe.check_recipe import check_alone
+from convwright.training.recipe.optimizers import build_optimizer
+from convwright.training.recipe.recipe import as_recipe
+from convwright.training.recipe.schedules import Position
 
 
 @pytest.mark.parametrize("name", presets.names())

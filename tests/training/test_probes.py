@@ -12,7 +12,7 @@ from convwright.errors import RecipeError
 from convwright.methods import Stop
 from convwright.training import StreamImages, train
 from convwright.training.checkpoint import FILE, read_checkpoint, write_checkpoint
-from convwright.training.probes import PROBES, Probe, Watched, check_observed, probe
+from convwright.training.probes.base import PROBES, Probe, Watched, check_observed, probe
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 METRICS = ("rank", "knowledge_gain", "condition", "qc", "new_qc")
@@ -91,7 +91,7 @@ class Nosy(Probe):
 
 @pytest.fixture
 def nosy(monkeypatch):
-    monkeypatch.setattr("convwright.training.probes.PROBES", PROBES.copy())
+    monkeypatch.setattr("convwright.training.probes.base.PROBES", PROBES.copy())
     probe("nosy")(Nosy)
 
 
@@ -119,7 +119,7 @@ def test_channel_quality_is_measured_after_every_epoch(small_data, recipe):
 
 @pytest.mark.parametrize("parity", [False, True])
 def test_the_numbers_are_those_of_the_metric(small_data, recipe, parity):
-    from convwright.metrics.quality import channel_qualities
+    from convwright.metrics.quality.channel_quality import channel_qualities
 
     name = "channel-quality-parity" if parity else "channel-quality"
     weight = 4 * torch.eye(7, 27)[:, torch.arange(27)].reshape(7, 3, 3, 3) + 0.1 * torch.randn(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from convwright.errors import DataError
 from convwright.training import ArrayImages, ImageData, StreamImages
-from convwright.training.proxy import Proxy, draw_proxy, shares
+from convwright.training.data.proxy import Proxy, draw_proxy, shares
 
 
 def images(labels, seed=0, mean=0.37):

@@ -12,14 +12,14 @@ from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.training import Recipe, presets
-from convwright.training.optimizers import (
+from convwright.training.recipe.optimizers import (
     build_optimizer,
     load_state_by_name,
     optimizer_class,
     state_by_name,
 )
-from convwright.training.recipe import as_recipe
-from convwright.training.schedules import SCHEDULES
+from convwright.training.recipe.recipe import as_recipe
+from convwright.training.recipe.schedules import SCHEDULES
 
 
 def test_yaml_round_trip(tmp_path):

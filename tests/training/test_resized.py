@@ -3,8 +3,8 @@
 import torch
 
 from convwright.training import load_data
-from convwright.training.images import ArrayImages, StreamImages
-from convwright.training.resized import resized_data, resized_images
+from convwright.training.data.images import ArrayImages, StreamImages
+from convwright.training.data.resized import resized_data, resized_images
 
 
 def test_in_memory_and_streamed_images_are_resized_alike():

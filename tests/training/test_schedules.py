@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from convwright.errors import RecipeError
 from convwright.training import Recipe
-from convwright.training.schedules import SCHEDULES, Position, Rates, schedule
+from convwright.training.recipe.schedules import SCHEDULES, Position, Rates, schedule
 
 LR = 0.7
 
@@ -154,7 +154,7 @@ def test_another_schedule_begins_with_its_own_options():
 
 
 def test_a_schedule_of_ones_own(monkeypatch):
-    monkeypatch.setattr("convwright.training.schedules.SCHEDULES", dict(SCHEDULES))
+    monkeypatch.setattr("convwright.training.recipe.schedules.SCHEDULES", dict(SCHEDULES))
 
     @schedule("halves")
     def halves(at: Position, *, times: Annotated[int, Field(ge=1)], momentum: float = 0.5) -> Rates:

@@ -104,8 +104,8 @@ def test_it_learns_and_reports(small_data, small_recipe, make_network):
 def test_bare_loop_gives_the_same_weights(small_data, small_recipe, make_network):
     """The trainer is nothing but this loop."""
     from convwright.training import Loader
-    from convwright.training.optimizers import build_optimizer
-    from convwright.training.schedules import Position
+    from convwright.training.recipe.optimizers import build_optimizer
+    from convwright.training.recipe.schedules import Position
 
     recipe = small_recipe.updated(epochs=2)
     trained = train(make_network(), small_data, recipe, **QUIET).model

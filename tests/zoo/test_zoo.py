@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convwright import zoo
-from convwright.edits.fresh import draw_anew
+from convwright.edits.reinitialize import draw_anew
 from convwright.errors import ReadError
 from convwright.zoo import registry
 from convwright.zoo.ghostnet import GhostModule

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture import operator_name, shape_of
+from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.flow import Flow, Shape
 from convwright.architecture.layers import kind_of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convwright.architecture.blocks import Block, branch_values
-from convwright.architecture.capture import describe, operator_name, shape_of
+from convwright.architecture.capture.exported import describe, operator_name, shape_of
 from convwright.architecture.flow import Flow
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from convwright.architecture.capture import Capture
+from convwright.architecture.capture.exported import Capture
 from convwright.architecture.follow import Follower
 from convwright.architecture.labels import NEUTRAL, Plane, Values
 from convwright.errors import EditError, did_you_mean

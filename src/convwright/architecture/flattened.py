@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from convwright.architecture.capture import operator_name, shape_of
+from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.flow import Flow
 from convwright.architecture.layers import kind_of
 

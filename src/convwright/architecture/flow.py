@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.capture import called_modules, module_path, operator_name, shape_of
+from convwright.architecture.capture.exported import called_modules, module_path, operator_name, shape_of
 from convwright.architecture.layers import kind_of
 
 if TYPE_CHECKING:

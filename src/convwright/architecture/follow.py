@@ -13,7 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture import LEAVES, Capture, argument, describe, module_class, module_path, shape_of
+from convwright.architecture.capture.exported import (
+    LEAVES,
+    Capture,
+    argument,
+    describe,
+    module_class,
+    module_path,
+    shape_of,
+)
 from convwright.architecture.labels import (
     Ledger,
     Plane,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from convwright.architecture.capture import (
+from convwright.architecture.capture.exported import (
     LEAVES,
     Capture,
     Source,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.architecture import Architecture
-from convwright.architecture.capture import first_line
+from convwright.architecture.capture.exported import first_line
 from convwright.errors import ConvwrightError, ReadError, did_you_mean
 
 ModelSource = nn.Module | str

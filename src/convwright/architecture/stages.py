@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from convwright.architecture.blocks import Draft, drafts_of
-from convwright.architecture.capture import operator_name, shape_of
+from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.flow import Flow, Shape
 from convwright.architecture.layers import kind_of
 

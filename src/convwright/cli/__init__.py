@@ -123,9 +123,9 @@ def analyze(
         raise ConvwrightError("analyze reads images only with --conflicts; give it, or leave --data out")
     from convwright.architecture import read
     from convwright.cost import layer_latencies
-    from convwright.runs.analysis import FieldReport, as_dict
-    from convwright.runs.opening import parse_input
-    from convwright.runs.resolutions import parse_sides
+    from convwright.diagnose.analyze import FieldReport, as_dict
+    from convwright.diagnose.resolution_sweep import parse_sides
+    from convwright.runs.load import parse_input
 
     sides = parse_sides(input_range)
     arch = read(model, parse_input(input_shape))
@@ -133,8 +133,8 @@ def analyze(
     fields = FieldReport.of(arch, sides)
     if as_json:
         return _print_json(as_dict(arch, latencies, fields))
-    from convwright.runs.field_tables import field_tables
-    from convwright.runs.tables import analysis
+    from convwright.diagnose.tables.field_tables import field_tables
+    from convwright.diagnose.tables.network_tables import analysis
 
     for part in (*analysis(arch, latencies), *field_tables(arch, fields)):
         _out().print(part)
@@ -142,7 +142,7 @@ def analyze(
 
 
 def _conflicts(model: str, data: str | None, as_json: bool, **options: Any) -> None:
-    from convwright.runs.conflict_map import conflict_map, conflict_tables
+    from convwright.diagnose.conflict_map import conflict_map, conflict_tables
 
     if data is None:
         raise ConvwrightError("analyze --conflicts trains the network briefly; give --data, such as fashion-mini")
@@ -162,12 +162,12 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what of a network can be changed and what cannot, why, and which line to change."""
-    from convwright.runs.doctor import examine
+    from convwright.diagnose.doctor import examine
 
     diagnosis = examine(model, input_shape, num_classes)
     if as_json:
         return _print_json(diagnosis.as_dict())
-    from convwright.runs.doctor_tables import diagnosed
+    from convwright.diagnose.tables.doctor_tables import diagnosed
 
     for part in diagnosed(diagnosis):
         _out().print(part)
@@ -190,7 +190,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
-    from convwright.runs.training import train_named
+    from convwright.runs.train import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
     with leaving.resumable(out, leaving.command()):
@@ -208,7 +208,7 @@ def train(
         )
     if as_json:
         return _print_json(content)
-    from convwright.runs.tables import training
+    from convwright.diagnose.tables.network_tables import training
 
     _out().print(training(content))
     return None
@@ -257,8 +257,8 @@ def optimize(
     """Redesign a network to a budget, and prove the result."""
     from convwright.runs.executors import Placement
     from convwright.runs.method_options import parse_options
-    from convwright.runs.optimizing import default_folder
-    from convwright.runs.optimizing import optimize as run
+    from convwright.runs.optimize import default_folder
+    from convwright.runs.optimize import optimize as run
 
     limits = budget or ()
     folder = out if out is not None else default_folder(model, limits, objective or ())
@@ -311,9 +311,9 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """Say what each training technique is worth on a network and data, beside a control without any."""
-    from convwright.runs.ablate import ablate as run
-    from convwright.runs.ablate import default_folder
-    from convwright.runs.experiment_tables import ablated
+    from convwright.experiments.ablation import ablate as run
+    from convwright.experiments.ablation import default_folder
+    from convwright.experiments.results_table import ablated
 
     folder = out if out is not None else default_folder(model, data)
     with leaving.resumable(folder, leaving.command(), flag=""):
@@ -359,9 +359,9 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Train the rows of a paper's table and set them beside its numbers."""
-    from convwright.runs import experiment_tables
-    from convwright.runs.reproduce import default_folder, listed, size_of
-    from convwright.runs.reproduce import reproduce as run
+    from convwright.experiments import results_table as experiment_tables
+    from convwright.experiments.reproduce import default_folder, listed, size_of
+    from convwright.experiments.reproduce import reproduce as run
 
     size = size_of(quick, full)
     if name is None:
@@ -397,12 +397,12 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Replay a plan on a fresh copy of its network; with --weights, take the weights saved with it."""
-    from convwright.runs.replay import replay
+    from convwright.diagnose.apply_plan import replay
 
     content = replay(plan, model, weights=weights, save=save, num_classes=num_classes)
     if as_json:
         return _print_json(content)
-    from convwright.runs.tables import replayed
+    from convwright.diagnose.tables.network_tables import replayed
 
     _out().print(replayed(content))
     return None
@@ -417,12 +417,12 @@ def plan_show(
     as_json: Json = False,
 ) -> None:
     """Show what a plan would do, edit by edit: what changes, what changes along and why, what it costs."""
-    from convwright.runs.replay import show
+    from convwright.diagnose.apply_plan import show
 
     loaded, steps = show(plan, model, input_shape=input_shape, num_classes=num_classes)
     if as_json:
         return _print_json({"model": loaded.model, "edits": [step.as_dict() for step in steps]})
-    from convwright.runs.doctor_tables import planned
+    from convwright.diagnose.tables.doctor_tables import planned
 
     _out().print(planned(loaded, steps))
     return None
@@ -451,7 +451,7 @@ def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
         return _print_json({**result.data, "folder": str(result.folder)})
-    from convwright.runs.tables import front_table, result_table, trials_table
+    from convwright.diagnose.tables.network_tables import front_table, result_table, trials_table
 
     if result.data.get("decisions"):
         _out().print(trials_table(result.data))

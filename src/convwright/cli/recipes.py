@@ -25,8 +25,8 @@ def recipe_show(
     as_json: Json = False,
 ) -> None:
     """Print a recipe as complete YAML, ready to be edited; or list the presets."""
-    from convwright.runs import recipes as known
-    from convwright.training.recipe import as_recipe
+    from convwright.diagnose import recipes as known
+    from convwright.training.recipe.recipe import as_recipe
 
     recipe = None if name is None else as_recipe(name)
     if as_json:
@@ -50,7 +50,7 @@ def recipe_validate(
     as_json: Json = False,
 ) -> None:
     """Check a recipe; with --data and --model, all that training would refuse before its first batch."""
-    from convwright.runs.recipes import validate
+    from convwright.diagnose.recipes import validate
 
     found = validate(file, data, model, input_shape=input_shape, data_dir=data_dir)
     if as_json:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture import argument, module_path, shape_of
+from convwright.architecture.capture.exported import argument, module_path, shape_of
 from convwright.architecture.rules import RULES
 from convwright.cost.memory import Storage, done_once, live_at_births, storages
 from convwright.cost.recount import count_by_torch

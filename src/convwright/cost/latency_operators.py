@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture import operator_name
+from convwright.architecture.capture.exported import operator_name
 from convwright.architecture.labels import Values
 from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture import Capture
+from convwright.architecture.capture.exported import Capture
 
 
 @dataclass(frozen=True)

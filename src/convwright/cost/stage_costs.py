@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from convwright.architecture import Architecture, read
 from convwright.architecture.blocks import Block
-from convwright.architecture.capture import argument, operator_name, shape_of
+from convwright.architecture.capture.exported import argument, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _names_in_graph

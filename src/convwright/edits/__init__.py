@@ -1,8 +1,8 @@
 """CHANGE: edits as data, plans, and the surgery that carries them out with the weights kept."""
 
-from convwright.edits.check import Checked, check_execution, scale_widths
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit
+from convwright.edits.execution_check import Checked, check_execution, scale_widths
 from convwright.edits.importance import IMPORTANCE, importance
 from convwright.edits.kernel import Kernel
 from convwright.edits.plan import InexactEditWarning, Plan, apply

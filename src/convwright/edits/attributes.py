@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from convwright.architecture.capture import module_path
+from convwright.architecture.capture.exported import module_path
 from convwright.architecture.labels import Value
 
 if TYPE_CHECKING:

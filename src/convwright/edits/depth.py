@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from convwright.architecture.blocks import block_of_module
-from convwright.architecture.capture import (
+from convwright.architecture.capture.exported import (
     LEAVES,
     describe,
     module_class,
@@ -20,8 +20,8 @@ from convwright.architecture.capture import (
     shape_of,
 )
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample
+from convwright.edits.equivalence import EXACT, measure
 from convwright.edits.identity import identity_start
-from convwright.edits.measure import EXACT, measure
 from convwright.edits.room import check_room
 from convwright.edits.structure import (
     Act,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.blocks import additions
-from convwright.architecture.capture import argument, describe, operator_name, shape_of
+from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.edits.edit import one_sample

@@ -15,8 +15,8 @@ from torch import nn
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
-from convwright.edits.measure import EXACT
-from convwright.edits.optimizers import optimizer_follows
+from convwright.edits.equivalence import EXACT
+from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan_file import called, edits_of, options_from, plain_options, shape_from, text_of, values_of
 from convwright.edits.replace import Replace
 from convwright.edits.width import Width

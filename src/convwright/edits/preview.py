@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from convwright.architecture.capture import argument
+from convwright.architecture.capture.exported import argument
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
 from convwright.edits.kernel import Kernel

@@ -15,7 +15,7 @@ from torch import nn
 from convwright.architecture.flattened import flattened_map
 from convwright.cost import count_by_torch
 from convwright.edits.edit import Edit, Options, Outcome, carries_out
-from convwright.edits.measure import EXACT, measure
+from convwright.edits.equivalence import EXACT, measure
 from convwright.edits.operators import OPERATORS, Site, build
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
 from convwright.errors import EditError

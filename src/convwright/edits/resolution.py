@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from convwright.architecture.capture import capture
+from convwright.architecture.capture.exported import capture
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample, whole_numbers
-from convwright.edits.rehearsal import Stage
+from convwright.edits.fake_run import Stage
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError, ReadError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from convwright.architecture.capture import Capture, argument, operator_name
+from convwright.architecture.capture.exported import Capture, argument, operator_name
 
 # Operators that hand on a scale: zero stays zero, twice stays twice.
 LINEAR = frozenset({

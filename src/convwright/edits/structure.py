@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture import Capture, capture
+from convwright.architecture.capture.exported import Capture, capture
 from convwright.edits.edit import Moved
-from convwright.edits.measure import Run
+from convwright.edits.equivalence import Run
 from convwright.edits.surgery import computed_attributes, copied, named_tensors, stand_ins
 from convwright.errors import EditError
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from convwright.edits.edit import Edit, Moved, Options
-from convwright.edits.optimizers import optimizer_follows
+from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan import Plan, passages
 from convwright.edits.preview import summary
 from convwright.edits.surgery import signatures

@@ -19,9 +19,9 @@ from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
 from convwright.edits.compensate import compensate, gained_parameters, silence_inputs
 from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
+from convwright.edits.equivalence import EXACT, Run, measure
+from convwright.edits.fake_run import Repairs, Stage, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
-from convwright.edits.measure import EXACT, Run, measure
-from convwright.edits.rehearsal import Repairs, Stage, UnrepairableError, repaired, store
 from convwright.edits.room import MOST_CHANNELS, check_room
 from convwright.edits.surgery import Recipe, mask, operate, recipe, signatures
 from convwright.errors import EditError

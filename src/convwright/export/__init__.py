@@ -10,7 +10,7 @@ from convwright.export import card, programs, python  # noqa: F401 - each regist
 from convwright.export.opened import Exportable, open_run
 from convwright.export.python import Program, python_source
 from convwright.export.registry import TARGETS, Exported, ExportError, target_named
-from convwright.runs.files import refuse_file
+from convwright.runs.directory.files import refuse_file
 
 __all__ = ["TARGETS", "ExportError", "Exportable", "Exported", "Program", "export_run", "open_run", "python_source"]
 

@@ -10,8 +10,8 @@ from typing import Any
 from convwright.cost import profile
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, difference, target
-from convwright.runs.files import save_weights, write_text
-from convwright.runs.result import rows
+from convwright.runs.directory.files import save_weights, write_text
+from convwright.runs.directory.result import rows
 
 _TITLES = {"result": "result of a search", "training": "trained", "unfinished": "from an unfinished run"}
 
@@ -21,7 +21,7 @@ def export_safetensors(run: Exportable, folder: Path) -> Exported:
     """Write ``model.safetensors``, ``plan.json`` and a card, ``README.md``."""
     import copy
 
-    from convwright.runs.files import load_weights
+    from convwright.runs.directory.files import load_weights
 
     save_weights(run.arch.model, folder / "model.safetensors")
     again = copy.deepcopy(run.arch.model).eval()

@@ -14,11 +14,11 @@ from convwright.architecture import Architecture
 from convwright.edits import InexactEditWarning, Plan, apply
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate
-from convwright.runs.files import load_weights, read_json
-from convwright.runs.result import load_result
-from convwright.runs.study import FORMAT as RUN
-from convwright.runs.study import WEIGHTS
-from convwright.runs.training import FORMAT as TRAINING
+from convwright.runs.directory.files import load_weights, read_json
+from convwright.runs.directory.result import load_result
+from convwright.runs.directory.study import FORMAT as RUN
+from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.train import FORMAT as TRAINING
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture import first_line, quiet_torch
+from convwright.architecture.capture.exported import first_line, quiet_torch
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, ExportError, difference, target
-from convwright.runs.files import write
+from convwright.runs.directory.files import write
 from convwright.training.evaluate import eval_mode
 
 ONNX_LIMIT = 1e-3  # of the largest output: another library adds in another order

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, ExportError, difference, target
 from convwright.export.source import Source, source_of
-from convwright.runs.files import write, write_text
+from convwright.runs.directory.files import write, write_text
 
 LIMIT = 1e-6  # of the difference to the network, in float32
 _DROPS = ("DropPath", "StochasticDepth", "DropBlock2d", "DropBlock2D")

@@ -10,14 +10,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from convwright.methods.auto import Auto
-from convwright.methods.baselines import Uniform
-from convwright.methods.channel_search import ChannelSearch
-from convwright.methods.conflicts import ConflictDecision, ConflictRemoval
-from convwright.methods.enlarging import GreedyEnlarging
-from convwright.methods.kernel_optimizer import KernelOptimizer, Kernels, optimize_kernels
-from convwright.methods.layer_operators import Menu
-from convwright.methods.method import (
+from convwright.methods.auto.auto import Auto
+from convwright.methods.auto.pareto import ParetoSearch
+from convwright.methods.base import (
     METHODS,
     Candidate,
     Evidence,
@@ -29,13 +24,18 @@ from convwright.methods.method import (
     method_named,
     register,
 )
-from convwright.methods.pareto import ParetoSearch
-from convwright.methods.phase_techniques import Trying
-from convwright.methods.phases import Decision, PhasedDesign
+from convwright.methods.channel_search.search import ChannelSearch
+from convwright.methods.conflicts.removal import ConflictDecision, ConflictRemoval
+from convwright.methods.enlarging.compound import Scaling
+from convwright.methods.enlarging.greedy import GreedyEnlarging
+from convwright.methods.phased.phased import Decision, PhasedDesign
+from convwright.methods.phased.techniques import Trying
 from convwright.methods.random_widths import RandomWidths
-from convwright.methods.receptive_field import Organization, ReceptiveFieldOrganizer, organize
-from convwright.methods.scaling import Scaling
-from convwright.methods.unit_moves import Rule
+from convwright.methods.receptive_field.kernel_optimizer import KernelOptimizer, Kernels, optimize_kernels
+from convwright.methods.receptive_field.layer_operators import Menu
+from convwright.methods.receptive_field.organizer import Organization, ReceptiveFieldOrganizer, organize
+from convwright.methods.receptive_field.unit_moves import Rule
+from convwright.methods.uniform import Uniform
 
 __all__ = [
     "METHODS",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convwright.edits import Edit, Plan
-from convwright.methods.method import Candidate, Evidence
-from convwright.methods.phases import Decision
+from convwright.methods.base import Candidate, Evidence
+from convwright.methods.phased.phased import Decision
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

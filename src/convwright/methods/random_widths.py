@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from convwright.cost.budget import Limits
 from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError
-from convwright.methods.method import Candidate, Evidence, register
-from convwright.methods.scripted import Script, Scripted
-from convwright.methods.width_surface import Surface
+from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.script import Script, Scripted
+from convwright.methods.shared.width_surface import Surface
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

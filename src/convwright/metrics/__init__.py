@@ -1,11 +1,11 @@
 """Judge layers: receptive fields from the structure, conflicting bundles from activations, quality from kernels."""
 
-from convwright.metrics.bundle_check import BundleCheck
-from convwright.metrics.bundles import BundleCounter, Bundles, bundles
-from convwright.metrics.quality import ChannelQuality, Mode, channel_qualities, channel_quality
-from convwright.metrics.rank import Evbmf, evbmf
-from convwright.metrics.receptive_field import LayerField, ReceptiveField, StageField, receptive_field, score
-from convwright.metrics.weight_grid import WeightGrid, grid_width, weight_amplitude
+from convwright.metrics.bundles.counter import BundleCounter, Bundles, bundles
+from convwright.metrics.bundles.verify import BundleCheck
+from convwright.metrics.bundles.weight_grid import WeightGrid, grid_width, weight_amplitude
+from convwright.metrics.quality.channel_quality import ChannelQuality, Mode, channel_qualities, channel_quality
+from convwright.metrics.quality.evbmf import Evbmf, evbmf
+from convwright.metrics.receptive_field.analysis import LayerField, ReceptiveField, StageField, receptive_field, score
 
 __all__ = [
     "BundleCheck",

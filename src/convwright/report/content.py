@@ -307,7 +307,7 @@ class Report:
         Raises:
             RunError: It cannot be written.
         """
-        from convwright.runs.files import write_text
+        from convwright.runs.directory.files import write_text
 
         to = Path(path) if path is not None else self.folder / "report.html"
         write_text(to, self.html())

@@ -18,9 +18,9 @@ from convwright.report.content import Compared, Curve, Decision, Fact, Limit, Ne
 from convwright.report.observed import conflicts, quality, widths
 from convwright.report.recorded import Json, Recorded, read_run
 from convwright.report.trials import costs_limited, described, fastest, leading
+from convwright.runs.directory.network_record import FILE as NETWORKS
+from convwright.runs.directory.network_record import networks as networks_of
 from convwright.runs.evaluate import reshaped
-from convwright.runs.networks import FILE as NETWORKS
-from convwright.runs.networks import networks as networks_of
 
 _NAMES = {
     "macs": "multiply-accumulates (MACs)",

@@ -12,14 +12,14 @@ from typing import Any
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
+from convwright.runs.directory.files import read_json
+from convwright.runs.directory.network_record import FILE as NETWORKS
+from convwright.runs.directory.network_record import FORMAT as NETWORKS_FORMAT
+from convwright.runs.directory.result import FORMAT as RESULT
+from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT
+from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.evaluate import HISTORY
-from convwright.runs.files import read_json
-from convwright.runs.networks import FILE as NETWORKS
-from convwright.runs.networks import FORMAT as NETWORKS_FORMAT
-from convwright.runs.result import FORMAT as RESULT
-from convwright.runs.study import DECISIONS, DECISIONS_FORMAT
-from convwright.runs.study import FORMAT as RUN
-from convwright.runs.training import FORMAT as TRAINING
+from convwright.runs.train import FORMAT as TRAINING
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
 from convwright.training.outcome import EpochRecord

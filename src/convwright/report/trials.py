@@ -9,7 +9,7 @@ from typing import Any
 from convwright.methods import Candidate, Evidence
 from convwright.report.content import Trial
 from convwright.report.recorded import Json, Recorded, RecordedTrial
-from convwright.runs.result import non_dominated
+from convwright.runs.directory.result import non_dominated
 
 _ROLES = {"base": "the untouched network", "baseline": "the untouched network, trained further"}
 _METRICS = ("macs", "params", "latency", "activations", "weights")

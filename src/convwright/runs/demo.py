@@ -6,9 +6,9 @@ import shlex
 from itertools import count
 from pathlib import Path
 
-from convwright.runs.optimizing import optimize
-from convwright.runs.result import Result
-from convwright.runs.search import Say
+from convwright.runs.directory.result import Result
+from convwright.runs.loop import Say
+from convwright.runs.optimize import optimize
 
 MODEL, DATA, BUDGET, RECIPE = "zoo:resnet20", "fashion-mini", "macs<=50%", "fast-cpu"
 EPOCHS, TUNE_EPOCHS = 3, 3

@@ -18,27 +18,27 @@ from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
 from convwright.edits.edit import Options
-from convwright.edits.fresh import draw_anew
 from convwright.edits.plan import Plan, passages
+from convwright.edits.reinitialize import draw_anew
 from convwright.edits.transfer import check_widths_only, fill_convolutions, widened
 from convwright.errors import EditError, RecipeError, RunError
 from convwright.methods import Candidate, Evidence, Status
 from convwright.runs import memory
-from convwright.runs.files import load_weights, save_weights, write_json
+from convwright.runs.directory.files import load_weights, save_weights, write_json
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
-from convwright.training.images import Images
+from convwright.training.data.images import Images
+from convwright.training.data.proxy import Proxy
+from convwright.training.data.resized import resized_data
 from convwright.training.outcome import EpochRecord
-from convwright.training.probes import Moment, Probes, Watched, check_observed
-from convwright.training.proxy import Proxy
-from convwright.training.resized import resized_data
+from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
 
 if TYPE_CHECKING:
     from convwright.methods import Method
-    from convwright.methods.phase_techniques import Trying
+    from convwright.methods.phased.techniques import Trying
     from convwright.runs.executors.executor import Store
 
 

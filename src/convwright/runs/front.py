@@ -11,11 +11,11 @@ from typing import Any
 
 from convwright.cost.budget import Limits
 from convwright.methods import Evidence
-from convwright.runs.ended import Ended, side
-from convwright.runs.files import save_weights, write_json, write_text
+from convwright.runs.directory.files import save_weights, write_json, write_text
+from convwright.runs.directory.result import non_dominated
+from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.outcome import Ended, side
 from convwright.runs.prove import Proof, check_budget
-from convwright.runs.result import non_dominated
-from convwright.runs.study import WEIGHTS
 from convwright.training import Metrics
 
 FOLDER = "front"

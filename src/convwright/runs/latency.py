@@ -22,12 +22,12 @@ from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width, solve
 from convwright.errors import BudgetError, RunError
 from convwright.methods import Evidence, method_named
-from convwright.methods.uniform_widths import uniform_widths
+from convwright.methods.shared.uniform_widths import uniform_widths
+from convwright.runs.directory.files import read_json, write_json
+from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.evaluate import reshaped
-from convwright.runs.files import read_json, write_json
 from convwright.runs.latency_rounds import Calibration, Round
-from convwright.runs.search import Say
-from convwright.runs.study import FORMAT as RUN
+from convwright.runs.loop import Say
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from convwright.errors import RecipeError, RunError
-from convwright.runs.files import read_json, write_json
+from convwright.runs.directory.files import read_json, write_json
 from convwright.training import Recipe
 from convwright.training.checkpoint import FILE as CHECKPOINT
 

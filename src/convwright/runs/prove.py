@@ -12,8 +12,8 @@ from convwright.cost import count_by_torch, profile
 from convwright.cost.budget import MEASURED, Limits, costs_of, human
 from convwright.edits import Plan
 from convwright.errors import BudgetError
+from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import reshaped
-from convwright.runs.files import load_weights
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,14 +1,14 @@
 """Training: data, recipes, the trainer and its judge."""
 
-from convwright.training.augment import Augment
-from convwright.training.conflict_probe import ConflictProbe, ConflictSettings, conflict_probe
-from convwright.training.data import ImageData, check_fits, load_data
+from convwright.training.data.augment import Augment
+from convwright.training.data.data import ImageData, check_fits, load_data
+from convwright.training.data.images import ArrayImages, StreamImages
+from convwright.training.data.loader import Loader
 from convwright.training.evaluate import Metrics, evaluate
-from convwright.training.images import ArrayImages, StreamImages
-from convwright.training.loader import Loader
-from convwright.training.norm_probe import ChannelNorms
 from convwright.training.outcome import EpochRecord, TrainResult
-from convwright.training.recipe import Recipe
+from convwright.training.probes.bundles import ConflictProbe, ConflictSettings, conflict_probe
+from convwright.training.probes.channel_norms import ChannelNorms
+from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings
 from convwright.training.trainer import train
 

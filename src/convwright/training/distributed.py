@@ -15,8 +15,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from convwright.errors import RecipeError
-from convwright.training.loader import batch_sizes
-from convwright.training.optimizers import OptimizerState
+from convwright.training.data.loader import batch_sizes
+from convwright.training.recipe.optimizers import OptimizerState
 
 if TYPE_CHECKING:
     from convwright.training.run import Order

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convwright.training.images import Images
-from convwright.training.loader import Loader
+from convwright.training.data.images import Images
+from convwright.training.data.loader import Loader
 from convwright.training.settings import autocast, single_tensor
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from convwright.edits import Plan
 from convwright.training.evaluate import Metrics
-from convwright.training.optimizers import OptimizerState
+from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.settings import Settings
 
 

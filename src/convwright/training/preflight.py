@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from convwright.architecture import Architecture
 from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError
-from convwright.training.check_recipe import check_setting
-from convwright.training.data import ImageData
+from convwright.training.data.data import ImageData
+from convwright.training.data.loader import batch_sizes
 from convwright.training.evaluate import eval_mode
-from convwright.training.loader import batch_sizes
-from convwright.training.recipe import Recipe
+from convwright.training.recipe.check_recipe import check_setting
+from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
 from convwright.training.techniques import Setting
 

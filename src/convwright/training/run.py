@@ -26,23 +26,23 @@ from convwright.training.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
-from convwright.training.data import ImageData
+from convwright.training.data.data import ImageData
+from convwright.training.data.images import Images
+from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, evaluate_batches
-from convwright.training.images import Images
-from convwright.training.loader import Loader, derived_seed
-from convwright.training.optimizers import (
+from convwright.training.outcome import EpochRecord, TrainResult
+from convwright.training.preflight import Prepared, make_fabric, setting_for
+from convwright.training.probes.base import Moment, Probes, StopRule, Watched, reached
+from convwright.training.progress import ProgressLine
+from convwright.training.recipe.optimizers import (
     OptimizerState,
     build_optimizer,
     load_state_by_name,
     set_momentum,
     state_by_name,
 )
-from convwright.training.outcome import EpochRecord, TrainResult
-from convwright.training.preflight import Prepared, make_fabric, setting_for
-from convwright.training.probes import Moment, Probes, StopRule, Watched, reached
-from convwright.training.progress import ProgressLine
-from convwright.training.recipe import Recipe
-from convwright.training.schedules import Position, Rates
+from convwright.training.recipe.recipe import Recipe
+from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import (
     Settings,
     autocast,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convwright.errors import DataError
-from convwright.training.recipe import Recipe
+from convwright.training.recipe.recipe import Recipe
 
 Choice: TypeAlias = tuple[Literal["fp32", "bf16"], Literal["contiguous", "channels_last"]]
 

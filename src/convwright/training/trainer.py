@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from convwright.errors import RecipeError, RecipeWarning
-from convwright.training.data import ImageData, load_data
+from convwright.training.data.data import ImageData, load_data
 from convwright.training.distributed import train_over
 from convwright.training.evaluate import kept_modes
-from convwright.training.optimizers import OptimizerState
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.preflight import make_fabric, prepare, settle
-from convwright.training.probes import StopRule, check_observed
-from convwright.training.recipe import Recipe, as_recipe
+from convwright.training.probes.base import StopRule, check_observed
+from convwright.training.recipe.optimizers import OptimizerState
+from convwright.training.recipe.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.capture import argument, as_dims, shape_of
+from convwright.architecture.capture.exported import argument, as_dims, shape_of
 from convwright.architecture.labels import (
     Value,
     Values,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.capture import argument, describe
+from convwright.architecture.capture.exported import argument, describe
 from convwright.architecture.labels import (
     Values,
     merge,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from convwright.architecture.capture import argument, describe, operator_name, shape_of
+from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import (
     NEUTRAL,
     Plane,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture import argument, as_dims, describe
+from convwright.architecture.capture.exported import argument, as_dims, describe
 from convwright.architecture.labels import (
     Plane,
     Value,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
-from convwright.architecture.capture import argument, describe, shape_of
+from convwright.architecture.capture.exported import argument, describe, shape_of
 from convwright.architecture.labels import (
     NEUTRAL,
     Value,

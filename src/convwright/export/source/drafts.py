@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture import operator_name
+from convwright.architecture.capture.exported import operator_name
 from convwright.export.source.bodies import Body, Flow, Line, body, is_chain
 from convwright.export.source.layers import base_constructor, constructor
 from convwright.export.source.regions import Network, Region

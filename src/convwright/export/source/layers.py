@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convwright.architecture.capture import LEAVES
+from convwright.architecture.capture.exported import LEAVES
 from convwright.export.source.text import MISSING, Arg, Call, Hole, Text
 
 _CHANNELS = frozenset(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from convwright.architecture.capture import argument, operator_name
+from convwright.architecture.capture.exported import argument, operator_name
 from convwright.export.source.regions import constant, mutates
 from convwright.export.source.text import (
     MISSING,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture import Capture, capture, operator_name
+from convwright.architecture.capture.exported import Capture, capture, operator_name
 from convwright.errors import ConvwrightError
 from convwright.export.source.text import words
 

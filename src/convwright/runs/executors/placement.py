@@ -12,11 +12,11 @@ from torch import nn
 
 from convwright.errors import ConvwrightError, RunError, check_given_counts
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.executors.errand import Setup
 from convwright.runs.executors.executor import Executor
 from convwright.runs.executors.in_process import InProcess
-from convwright.runs.executors.on_ray import LOCAL, OnRay, Resources
 from convwright.runs.executors.processes import Processes
+from convwright.runs.executors.ray import LOCAL, OnRay, Resources
+from convwright.runs.executors.worker import Setup
 
 
 @dataclass(frozen=True)

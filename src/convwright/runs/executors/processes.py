@@ -11,9 +11,9 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from convwright.methods import Evidence
-from convwright.runs.executors.errand import Answer, Errand, Setup, answered
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
-from convwright.runs.workers import gpus, interrupts_held_back, live_as_long_as, take_gpu
+from convwright.runs.executors.worker import Answer, Errand, Setup, answered
+from convwright.runs.executors.workers import gpus, interrupts_held_back, live_as_long_as, take_gpu
 
 _ENOUGH = 5.0  # seconds in which an idle process ends by itself
 

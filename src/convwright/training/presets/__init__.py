@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convwright.errors import RecipeError, did_you_mean
-from convwright.training.recipe_file import read_fields
+from convwright.training.recipe.recipe_file import read_fields
 
 _FOLDER = Path(__file__).parent
 _FIRST = "default"

@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import override
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture import argument, module_class
+from convwright.architecture.capture.exported import argument, module_class
 from convwright.edits import Replace
 from convwright.edits.operators.blurpool import BlurOrder, Padding
 from convwright.training.techniques.structural import Structural, modules_called, options_of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convwright.errors import RecipeError
-from convwright.training.augment import square_mask
+from convwright.training.data.augment import square_mask
 from convwright.training.techniques.technique import Card, field_technique
 
 field_technique(

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from convwright.architecture.capture import first_line
+from convwright.architecture.capture.exported import first_line
 from convwright.edits.structure import Structure
 from convwright.errors import RecipeError
 from convwright.training.techniques.structural import options_of

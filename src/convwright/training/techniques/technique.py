@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from convwright.architecture import Architecture
     from convwright.edits import Edit
-    from convwright.training.data import ImageData
-    from convwright.training.recipe import Recipe
+    from convwright.training.data.data import ImageData
+    from convwright.training.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

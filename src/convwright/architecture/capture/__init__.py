@@ -1,0 +1,41 @@
+"""Capture: from a model to the graph of operators that it executes."""
+
+from convwright.architecture.capture.exported import (
+    LEAVES,
+    Capture,
+    Source,
+    argument,
+    as_dims,
+    called_modules,
+    capture,
+    describe,
+    first_line,
+    module_class,
+    module_path,
+    module_paths,
+    operator_name,
+    quiet_torch,
+    shape_of,
+    source_of,
+    user_frame,
+)
+
+__all__ = [
+    "LEAVES",
+    "Capture",
+    "Source",
+    "argument",
+    "as_dims",
+    "called_modules",
+    "capture",
+    "describe",
+    "first_line",
+    "module_class",
+    "module_path",
+    "module_paths",
+    "operator_name",
+    "quiet_torch",
+    "shape_of",
+    "source_of",
+    "user_frame",
+]

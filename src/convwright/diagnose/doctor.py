@@ -1,0 +1,405 @@
+"""``convwright doctor``: what of a network can be changed, what cannot, why, and which line to change."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from convwright.architecture import ChannelGroup, Layer, read
+from convwright.architecture.capture.exported import argument
+from convwright.cost import profile
+from convwright.edits import Checked, check_execution
+from convwright.edits.depth import why_not_removable, why_not_repeatable
+from convwright.edits.fake_run import Stage
+from convwright.edits.kernel import Kernel, why_not_kernel
+from convwright.runs.load import model_options, parse_input
+from convwright.table_parts import brief
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from convwright.architecture import Architecture
+
+_FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
+_CONVOLUTIONAL = 0.5  # share of the MACs in convolutions from which a network counts as convolutional
+_OWN_DESIGN = "they are the network's "  # input or output: fixed on purpose
+_LINE = re.compile(r"[\w.-]+\.py:\d+(?: `[^`]*`)?")
+_PLACE = re.compile(r"\b(?:at|for) (?P<operator>\w+) in (?P<module>[\w.]+|the network itself)(?= \(|$)")
+_RUNNING = re.compile(r", in (?P<module>[\w.]+|the network)$")
+
+
+@dataclass(frozen=True)
+class Free:
+    """A channel group whose size can change.
+
+    Attributes:
+        name: the group.
+        size: its channels now.
+        step: sizes are multiples of this.
+        layers: how many layers change along.
+        tied: groups that change in proportion.
+        across: operators that compute a statistic across its channels: only whole multiples are exact.
+    """
+
+    name: str
+    size: int
+    step: int
+    layers: int
+    tied: tuple[str, ...]
+    across: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One reason why something cannot be changed.
+
+    Attributes:
+        reason: why, in words.
+        names: the groups, blocks, layers or input sizes that it concerns.
+        operator: the operator at fault; empty if there is none.
+        module: the module that calls it.
+        line: the line of code, ``file.py:12 `code```; empty if there is none.
+        advice: what to do; empty where nothing is wrong.
+    """
+
+    reason: str
+    names: tuple[str, ...]
+    operator: str = ""
+    module: str = ""
+    line: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of change: what can have it, what stands in the way of the rest.
+
+    Attributes:
+        total: how many there are.
+        possible: those that can.
+        obstacles: reasons why the others cannot.
+    """
+
+    total: int
+    possible: tuple[str, ...]
+    obstacles: tuple[Obstacle, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What can be changed in a network, and what cannot.
+
+    Attributes:
+        model: its name.
+        input_shape: shape of one input.
+        complete: whether every operator was counted.
+        uncounted: operators that were not.
+        unused: parameters that the network does not use; they keep their sizes.
+        macs: multiply-accumulates per sample.
+        params: parameters.
+        rehearsed: whether widths and input sizes were tried by running the network without data.
+        free: channel groups whose size can change.
+        groups: how many channel groups there are.
+        frozen: why the others cannot change.
+        stored: sizes stored on modules that edits keep in step.
+        macs_share: share of the MACs in layers that free groups touch.
+        params_share: share of the parameters on which free groups lie.
+        conv_share: share of the MACs in convolutions.
+        removable: depth, downwards.
+        repeatable: depth, upwards.
+        kernels: convolutions that can have a larger kernel.
+        resolutions: input sizes, the present one included.
+        verdict: all of it in one sentence.
+        advice: which line to change for what is in the way.
+        seconds: how long reading and examining took; 0 if nobody looked at a clock.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    complete: bool
+    uncounted: tuple[str, ...]
+    unused: tuple[str, ...]
+    macs: int
+    params: int
+    rehearsed: bool
+    free: tuple[Free, ...]
+    groups: int
+    frozen: tuple[Obstacle, ...]
+    stored: tuple[str, ...]
+    macs_share: float
+    params_share: float
+    conv_share: float
+    removable: Part
+    repeatable: Part
+    kernels: Part
+    resolutions: Part
+    verdict: str = ""
+    advice: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def examine(model: str, input_shape: str | None = None, num_classes: int | None = None) -> Diagnosis:
+    """Read a named network and diagnose it.
+
+    Raises:
+        ReadError: The network cannot be made or captured.
+    """
+    begin = time.perf_counter()
+    shape = parse_input(input_shape)
+    options = model_options(model, shape[0] if shape else 3, num_classes) if num_classes is not None else {}
+    diagnosis = diagnose(read(model, shape, **options))
+    return replace(diagnosis, seconds=time.perf_counter() - begin)
+
+
+def diagnose(arch: Architecture) -> Diagnosis:
+    """Say what can be changed in a network and what cannot; nothing is changed or computed."""
+    costs = profile(arch)
+    checked = check_execution(arch)
+    groups = arch.channels.with_frozen(checked.fixed).groups
+    free = [group for group in groups if not group.frozen]
+    macs_share, params_share = _shares(arch, free)
+    convolutions = sum(layer.macs for layer in costs.layers if layer.kind == "conv")
+    found = Diagnosis(
+        model=arch.source,
+        input_shape=tuple(arch.example_input.shape[1:]),
+        complete=costs.complete,
+        uncounted=tuple(costs.uncounted),
+        unused=arch.capture.unused,
+        macs=costs.macs,
+        params=costs.params,
+        rehearsed=Stage.of(arch) is not None,
+        free=tuple(Free(g.name, g.size, g.step, len(g.layers), g.tied, g.across) for g in free),
+        groups=len(groups),
+        frozen=_frozen(groups, checked),
+        stored=checked.stored,
+        macs_share=macs_share,
+        params_share=params_share,
+        conv_share=convolutions / max(costs.macs, 1),
+        removable=_sorted_out([(b.name, why_not_removable(arch, b)) for b in arch.blocks]),
+        repeatable=_sorted_out([(b.name, why_not_repeatable(arch, b)) for b in arch.blocks]),
+        kernels=_kernels(arch),
+        resolutions=_resolutions(arch),
+    )
+    return replace(found, verdict=_verdict(found), advice=tuple(_advice(found)))
+
+
+# ------------------------------------------------------------------ widths
+
+
+def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, float]:
+    """Return the shares of MACs and parameters that free groups can move."""
+    names = {group.name for group in free}
+    tensors = {member.tensor for group in free for member in group.members}
+    layers = {layer.name: layer for layer in arch.layers}
+
+    def touched(layer: Layer) -> bool:
+        return bool(tensors & set(layer.parameters) or names & set(layer.groups))
+
+    costs = profile(arch)
+    macs = sum(cost.macs for cost in costs.layers if touched(layers[cost.name]))
+    params = sum(arch.capture.tensor(name).numel() for name in tensors & arch.capture.parameters)
+    return macs / max(costs.macs, 1), min(1.0, params / max(costs.params, 1))
+
+
+def _frozen(groups: Sequence[ChannelGroup], checked: Checked) -> tuple[Obstacle, ...]:
+    pairs = [(group.name, group.reason) for group in groups if group.frozen]
+    return _gathered(pairs, lambda reason: _width_advice(reason, reason in checked.fixed.values()))
+
+
+_ATTENTION = "leave it: products of two inputs, as in attention, keep their widths; what lies around them can change"
+_WIDTH_ADVICE = (
+    ("they are the network's", ""),
+    ("no rule for scaled_dot_product_attention", _ATTENTION),
+    ("no rule for matmul", _ATTENTION),
+    ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
+    ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
+    ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
+    ("channel is taken", "take one contiguous part of the channels"),
+    ("each channel is a group of its own", "use batch norm, or a group norm with fewer groups than channels"),
+    ("spatial axis", "nothing to do: the input's size decides, not the width"),
+    ("computed weight hides", "store the weight as a plain parameter, with its output channels on axis 0"),
+    ("carries no channels", "let a layer with weights make what enters there"),
+    ("no convolution or linear layer", ""),
+)
+
+
+def _width_advice(reason: str, executed: bool) -> str:
+    if executed:
+        return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
+    return next((advice for sign, advice in _WIDTH_ADVICE if sign in reason), "")
+
+
+# ------------------------------------------------------------------ depth and kernels
+
+
+def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
+    """Tell what can be changed from what cannot, and gather the reasons."""
+    listed = list(reasons)
+    possible = tuple(name for name, reason in listed if reason is None)
+    refused = [(name, _without_name(name, reason)) for name, reason in listed if reason is not None]
+    return Part(len(listed), possible, _gathered(refused, _own_advice))
+
+
+def _without_name(name: str, reason: str) -> str:
+    """Strip what differs from case to case, so that equal reasons are equal."""
+    text = re.sub(rf"^(?:the kernel of|block) {re.escape(name)} (?:cannot [^:]*: )?", "", reason)
+    text = re.sub(r" from [\dx]+ to [\dx]+", "", text)
+    text = re.sub(r" Repeat one behind it: .*$| \([\dx]+ to [\dx]+\)", "", text)
+    return re.sub(r"(the module that holds it): .*$", r"\1", text).rstrip(".")
+
+
+def _own_advice(reason: str) -> str:
+    return "put the block into a module of its own" if "does more" in reason else ""
+
+
+def _kernels(arch: Architecture) -> Part:
+    nodes = {node.name: node for node in arch.capture.graph.nodes}
+    layers = [layer for layer in arch.layers if layer.kind == "conv"]
+    return _sorted_out([(layer.name, _why_not_larger(arch, layer, nodes[layer.node])) for layer in layers])
+
+
+def _why_not_larger(arch: Architecture, layer: Layer, node: fx.Node) -> str | None:
+    """Return why a convolution cannot have a kernel larger by 2; ``None`` if it can."""
+    size = [int(s) + 2 for s in argument(node, "weight").meta["val"].shape[2:]]
+    return why_not_kernel(arch, Kernel(layer.name, size))
+
+
+# ------------------------------------------------------------------ resolution
+
+
+def _resolutions(arch: Architecture) -> Part:
+    """Try input sizes around the present one."""
+    shape = arch.example_input.shape
+    now = tuple(shape[2:])
+    sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
+    stage = Stage.of(arch)
+    if stage is None:
+        return Part(1, (_x(now),), ())
+    failures: dict[str, str | None] = {_x(now): None}
+    for size in sizes:
+        if size != now:
+            like = arch.example_input
+            image = torch.zeros(*shape[:2], *size, dtype=like.dtype, device=like.device)
+            failure = stage.run_at(image)
+            failures[_x(size)] = None if failure is None else failure.message
+    ordered = [(_x(size), failures[_x(size)]) for size in sizes]
+    works = tuple(name for name, message in ordered if message is None)
+    refused = [(name, message) for name, message in ordered if message is not None]
+    return Part(len(ordered), works, _gathered(refused, _resolution_advice))
+
+
+def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:
+    unit = 32 if min(size) >= 128 else 8 if min(size) >= 32 else 4
+    return tuple(max(unit, round(side * factor / unit) * unit) for side in size)
+
+
+def _resolution_advice(message: str) -> str:
+    if "too small" in message or "Kernel size can't be greater" in message:
+        return ""
+    if "divisible" in message:
+        return "give it inputs whose maps divide evenly there, such as whole multiples of the present size"
+    if "into the batch" in message:
+        return "put nn.AdaptiveAvgPool2d before the flatten, and flatten by x.flatten(1)"
+    if re.search(r"mat1|shapes? cannot be multiplied|\blinear\b", message):
+        return "put nn.AdaptiveAvgPool2d before the flatten, so that the linear layer gets one size"
+    if re.search(r"doesn't match model|position|size of tensor a", message):
+        return "interpolate the table that has the input's size, or create the network with a dynamic input size"
+    if "is invalid for input of size" in message:
+        return "put nn.AdaptiveAvgPool2d before it, and take the sizes there from a tensor's shape"
+    return "take the size from a tensor's shape, such as x.shape[2:]"
+
+
+# ------------------------------------------------------------------ reasons
+
+
+def _gathered(reasons: Iterable[tuple[str, str]], advice: Callable[[str], str]) -> tuple[Obstacle, ...]:
+    """Join equal reasons; reasons that differ by the module only are equal."""
+    found: dict[str, Obstacle] = {}
+    for name, reason in reasons:
+        place, running, line = _PLACE.search(reason), _RUNNING.search(reason), _LINE.search(reason)
+        module = place["module"] if place else running["module"] if running else ""
+        sizes = re.sub(r"\d+(?=[^`]*$)", "#", reason) if running else reason
+        key = (line[0] if line else "") + (_PLACE.sub("", reason) if not running else sizes.partition(":")[0])
+        if key in found:
+            found[key] = replace(found[key], names=(*found[key].names, name))
+        else:
+            operator = place["operator"] if place else ""
+            found[key] = Obstacle(reason, (name,), operator, module, line[0] if line else "", advice(reason))
+    return tuple(found.values())
+
+
+def _verdict(found: Diagnosis) -> str:
+    parts = [
+        f"{len(found.free)} of {found.groups} channel groups, {found.macs_share:.0%} of the MACs, can change",
+        f"{len(found.removable.possible)} of {found.removable.total} blocks can be removed"
+        if found.removable.total
+        else "no blocks were found",
+        _sizes_in_words(found),
+    ]
+    return "; ".join(parts) + "."
+
+
+def _sizes_in_words(found: Diagnosis) -> str:
+    works = [_side(name) for name in found.resolutions.possible]
+    if not found.rehearsed:
+        return "other inputs were not tried: the network does not run on fake tensors"
+    if len(works) == 1:
+        return f"only inputs of {works[0]} work"
+    if len(works) == found.resolutions.total or _is_run(found):
+        return f"inputs from {works[0]} to {works[-1]} work"
+    return f"inputs of {', '.join(works[:-1])} and {works[-1]} work"
+
+
+def _is_run(found: Diagnosis) -> bool:
+    """Whether no size that fails lies between sizes that work."""
+    ends = [_area(found.resolutions.possible[0]), _area(found.resolutions.possible[-1])]
+    failing = [_area(name) for obstacle in found.resolutions.obstacles for name in obstacle.names]
+    return not any(ends[0] < size < ends[1] for size in failing)
+
+
+def _area(name: str) -> int:
+    result = 1
+    for side in name.split("x"):
+        result *= int(side)
+    return result
+
+
+def _advice(found: Diagnosis) -> Iterable[str]:
+    """Yield what to change for what is in the way."""
+    if found.conv_share < _CONVOLUTIONAL and any(o.advice == _ATTENTION for o in found.frozen):
+        yield (
+            f"this network computes with attention, {found.conv_share:.0%} of its MACs are in convolutions; convwright "
+            "is made for convolutional networks, and changes the rest where it can."
+        )
+    for wish, obstacles in (
+        ("change the width of", [o for o in found.frozen if not o.reason.startswith(_OWN_DESIGN)]),
+        ("remove", list(found.removable.obstacles)),
+        ("repeat", list(found.repeatable.obstacles)),
+        ("enlarge the kernel of", list(found.kernels.obstacles)),
+        ("run on inputs of", list(found.resolutions.obstacles)),
+    ):
+        for obstacle in obstacles:
+            where = f", change this line: {obstacle.line}" if obstacle.line else ""
+            if obstacle.advice == _ATTENTION:
+                where = f", see {obstacle.line}"
+            if obstacle.advice:
+                yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
+
+
+def _side(name: str) -> str:
+    """Return ``224`` for ``224x224``."""
+    sides = set(name.split("x"))
+    return name if len(sides) > 1 else sides.pop()
+
+
+def _x(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

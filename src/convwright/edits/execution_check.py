@@ -1,0 +1,154 @@
+"""The execution check: which groups the user's own code allows to change.
+
+Labels say which channels belong together; only running says whether ``forward`` bears other numbers. All free groups
+are halved, then doubled, on fake tensors. Where that fails and no stored size explains it, bisection finds the groups
+at fault; they are frozen, with the failing line as the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convwright.edits.fake_run import Repairs, Stage, UnrepairableError, repaired
+from convwright.edits.surgery import recipe
+from convwright.edits.width import Width, proportional_widths, solve
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+_RATIOS = (0.5, 2.0)
+_MOST_RUNS = 120  # rehearsals per ratio, before what is still unknown is frozen together
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an execution check found.
+
+    Attributes:
+        architecture: the same network, with groups frozen that its code does not let change.
+        stored: sizes stored on modules (``"module.attribute"``) that edits have to keep in step, and do.
+        fixed: group name -> why it is frozen, for the groups that this check froze.
+    """
+
+    architecture: Architecture
+    stored: tuple[str, ...]
+    fixed: dict[str, str]
+
+
+def check_execution(architecture: Architecture) -> Checked:
+    """Rehearse shrinking and growing on fake tensors, and freeze the groups that the network's code fixes.
+
+    Args:
+        architecture: the network; it is left as it is.
+
+    Returns:
+        The findings. A network that does not run on fake tensors is returned unchecked.
+    """
+    stage = Stage.of(architecture)
+    if stage is None:
+        return Checked(architecture, (), {})
+    stored: dict[str, None] = {}
+    fixed: dict[str, str] = {}
+    for ratio in _RATIOS:
+        trial = _Trial(architecture, stage)
+        edits = [e for e in proportional_widths(architecture, ratio) if e.target not in fixed]
+        for target, reason in trial.culprits(edits).items():
+            group = architecture.channels.group(target)
+            fixed.update(dict.fromkeys((target, *group.tied), reason))
+        stored.update(dict.fromkeys(trial.stored))
+    if fixed:
+        architecture = architecture.evolved(fixed={**architecture.fixed, **fixed})
+    return Checked(architecture, tuple(stored), fixed)
+
+
+def scale_widths(
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1, check: bool = True
+) -> tuple[Width, ...]:
+    """Return one edit per independent group that multiplies its width by a ratio.
+
+    Args:
+        architecture: the network.
+        ratio: one ratio for all free groups, or ratios by group name (missing: unchanged).
+        divisor: round widths to multiples of this.
+        check: rehearse the edits together on fake tensors, and leave out those that the network's code does not
+            bear; without it, they are what the labels allow.
+
+    Returns:
+        Edits for the groups that change; of groups tied in size only the largest is named.
+    """
+    edits = proportional_widths(architecture, ratio, divisor)
+    stage = Stage.of(architecture) if check and edits else None
+    if stage is None:
+        return edits
+    culprits = _Trial(architecture, stage).culprits(edits)
+    return tuple(edit for edit in edits if edit.target not in culprits)
+
+
+@dataclass(eq=False)
+class _Trial:
+    """Rehearsals of sets of width edits at one ratio."""
+
+    architecture: Architecture
+    stage: Stage
+    stored: Repairs = field(default_factory=dict)
+    runs: int = 0
+
+    def failure(self, edits: Sequence[Width]) -> tuple[str, tuple[str, ...]] | None:
+        """Rehearse edits together; return the message and the groups under suspicion if they do not run."""
+        if not edits:
+            return None
+        self.runs += 1
+        graph = self.architecture.channels
+        try:
+            sizes = solve(self.architecture, edits)
+        except EditError as error:
+            return str(error).rstrip("."), ()
+        changed = np.flatnonzero(sizes.units != graph.units).tolist()
+        chosen = {
+            graph.groups[i].name: np.arange(sizes.units[i]) * int(graph.units[i]) // int(max(sizes.units[i], 1))
+            for i in changed
+        }
+        try:
+            found = repaired(self.stage, sizes.units, lambda: recipe(graph, sizes.after, chosen))
+        except (UnrepairableError, EditError) as error:
+            groups = error.groups if isinstance(error, UnrepairableError) else ()
+            return str(error).rstrip("."), groups
+        self.stored |= found
+        return None
+
+    def culprits(self, edits: Sequence[Width]) -> dict[str, str]:
+        """Return the targets that cannot change, each with the reason.
+
+        Whoever changes where a rehearsal stops is set aside until the others run together; bisection then gives
+        back those that do no harm.
+        """
+        reasons: dict[str, str] = {}
+        aside: list[Width] = []
+        rest = list(edits)
+        while (found := self.failure(rest)) is not None:
+            message, groups = found
+            suspects = [e for e in rest if self._family(e) & set(groups)] or rest
+            reasons.update(dict.fromkeys((e.target for e in suspects), message))
+            aside += suspects
+            rest = [e for e in rest if e not in suspects]
+        guilty = self._bisect(aside, rest) if aside else []
+        return {e.target: reasons[e.target] for e in guilty}
+
+    def _family(self, edit: Width) -> set[str]:
+        return {edit.target, *self.architecture.channels.group(edit.target).tied}
+
+    def _bisect(self, suspects: list[Width], good: list[Width]) -> list[Width]:
+        """Return suspects without which, beside good edits, the others run."""
+        if self.runs >= _MOST_RUNS or self.failure([*good, *suspects]) is None:
+            return [] if self.runs < _MOST_RUNS else suspects
+        if len(suspects) == 1:
+            return suspects
+        middle = len(suspects) // 2
+        guilty = self._bisect(suspects[:middle], good)
+        innocent = [e for e in suspects[:middle] if e not in guilty]
+        return guilty + self._bisect(suspects[middle:], [*good, *innocent])

@@ -1,0 +1,482 @@
+"""Rehearse an edited network on fake tensors, and repair the sizes that its modules store.
+
+Channel labels cannot see a size that the user wrote down: an integer stored on a module (``self.out_chs``), a list
+of split sizes, a shape. Running the edited copy on fake tensors, module by module beside the sizes that the labels
+predict, shows where such a number is in the way. Integers and tuples of the module at fault that equal an old size
+get the new one, and the copy is rehearsed again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from convwright.architecture.capture.exported import (
+    argument,
+    first_line,
+    module_path,
+    module_paths,
+    operator_name,
+    quiet_torch,
+    shape_of,
+    source_of,
+    user_frame,
+)
+from convwright.architecture.channels import ChannelGraph, Ints, Resized
+from convwright.architecture.labels import Value
+from convwright.edits.surgery import Recipe, copied, operate, stand_ins, tensors_in
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+Stored = int | list[int]
+Repairs = dict[str, Stored]  # "module.attribute" -> its new value
+Shape = tuple[int, ...]
+
+_MOST_RUNS = 48  # rehearsals of one edit: stored sizes are repaired class by class, so few are needed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where a rehearsal stopped.
+
+    Attributes:
+        modules: paths of the modules whose code may hold the number, the innermost first.
+        message: what happened, with the source line where it is known.
+        progress: how many modules had given the expected shape before.
+    """
+
+    modules: tuple[str, ...]
+    message: str
+    progress: int
+
+
+class _DeviationError(Exception):
+    """A module gave another shape than the labels predict."""
+
+    def __init__(self, module: str, shape: Shape, expected: Shape) -> None:
+        super().__init__(f"{module or 'the network'} gives the shape {_x(shape)} instead of {_x(expected)}")
+        self.module = module
+
+
+@dataclass(eq=False)
+class Stage:
+    """One network on fake tensors, on which any number of edits can be rehearsed.
+
+    Attributes:
+        model: a copy of the network with fake tensors in place of its own.
+        mode: the mode that they belong to.
+        example_input: a fake input.
+        outputs: module path -> the graph node that makes its output, for modules called once.
+        one_row_each: the network gives one row per image.
+        hopeless: modules that no stored size helped, with the groups that changed there.
+        known: new group sizes -> the stored sizes that follow them, as found before.
+    """
+
+    model: nn.Module
+    mode: FakeTensorMode
+    example_input: Tensor
+    outputs: dict[str, fx.Node]
+    one_row_each: bool = True
+    known: dict[bytes, Repairs] = field(default_factory=dict)
+    hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Stage | None:
+        """Return the stage of an architecture, set up once; ``None`` if its model does not run on fake tensors."""
+        if architecture not in _STAGES:
+            try:
+                _STAGES[architecture] = _set_up(architecture)
+            except Exception:  # such a model is run for real when its edits are verified
+                _STAGES[architecture] = None
+        return _STAGES[architecture]
+
+    def rehearse(self, plan: Recipe, repairs: Mapping[str, Stored]) -> Failure | None:
+        """Run the network as the recipe changes it; ``None`` if it runs with the predicted shapes."""
+        with self.mode, torch.no_grad(), quiet_torch():
+            changed, _ = operate(self.model, plan, hollow=True)
+            store(changed, repairs)
+            return self._run(changed, plan.after)
+
+    def run_at(self, example_input: Tensor) -> Failure | None:
+        """Run the unchanged network on an input of another shape; ``None`` if it runs."""
+        names = {module: name for name, module in self.model.named_modules()}
+        running: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda module, args: running.append(names[module])) for module in names
+        ]
+        try:
+            with self.mode, torch.no_grad(), quiet_torch():
+                result = tensors_in(self.model(self.mode.from_tensor(example_input)))
+        except Exception as error:  # the user's own forward may raise anything
+            return Failure(_suspects(error, names), f"{_describe(error)}, in {running[-1] or 'the network'}", 0)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        rows = next((len(t) for t in result if t.ndim), len(example_input))
+        if self.one_row_each and rows != len(example_input):
+            return Failure((), f"a view moves positions into the batch: {len(example_input)} in, {rows} out", 0)
+        return None
+
+    def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
+        values = after.follower.values
+        passed: list[str] = []
+        names = {module: name for name, module in changed.named_modules()}
+        expected = {
+            name: tuple(value.shape)
+            for name, node in self.outputs.items()
+            if isinstance(value := values.get(node.name), Value)
+        }
+
+        def compare(module: nn.Module, args: object, result: object) -> None:
+            name = names[module]
+            if isinstance(result, Tensor) and name in expected and tuple(result.shape) != expected[name]:
+                raise _DeviationError(name, tuple(result.shape), expected[name])
+            passed.append(name)
+
+        hooks = [module.register_forward_hook(compare) for module in names]
+        try:
+            changed(self.example_input)
+        except Exception as error:  # the user's own forward may raise anything
+            return Failure(_suspects(error, names), _describe(error), len(passed))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return None
+
+
+_STAGES: weakref.WeakKeyDictionary[Architecture, Stage | None] = weakref.WeakKeyDictionary()
+
+
+def _set_up(architecture: Architecture) -> Stage:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = _faked(architecture.model, mode).eval()
+    example = mode.from_tensor(architecture.example_input.detach())
+    shapes = _output_shapes(model, mode, example)
+    last: dict[str, fx.Node] = {}
+    for node in architecture.capture.graph.nodes:
+        if node.op == "call_function":
+            for path in module_paths(node):
+                last[path] = node
+    outputs = {name: last[name] for name, shape in shapes.items() if name in last and shape_of(last[name]) == shape}
+    rows = shapes.get("", ())[:1]
+    return Stage(model, mode, example, outputs, one_row_each=rows == tuple(example.shape[:1]))
+
+
+def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    fakes = stand_ins(model, lambda tensor: mode.from_tensor(tensor.detach()))
+    with mode:
+        return copied(model, fakes)
+
+
+def _output_shapes(model: nn.Module, mode: FakeTensorMode, example: Tensor) -> dict[str, Shape]:
+    """Return what shape each module gives that is called once."""
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, Shape] = {}
+    calls: Counter[str] = Counter()
+
+    def note(module: nn.Module, args: object, result: object) -> None:
+        calls[names[module]] += 1
+        if isinstance(result, Tensor):
+            found[names[module]] = tuple(result.shape)
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        with mode, torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: shape for name, shape in found.items() if calls[name] == 1}
+
+
+# ------------------------------------------------------------------ what went wrong
+
+
+def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ...]:
+    """Return the modules whose own code was running, the innermost first; torch's layers hold no such numbers."""
+    found: dict[str, None] = {}
+    if isinstance(error, _DeviationError):
+        found[error.module] = None
+    trace = error.__traceback__
+    frames = []
+    while trace is not None:
+        frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    for frame in reversed(frames):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and owner in names:
+            found[names[owner]] = None
+    return tuple(found)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, _DeviationError):
+        return str(error)
+    where = user_frame(error)
+    return first_line(error).rstrip(".") + (f", at {where}" if where else "")
+
+
+def _x(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+# ------------------------------------------------------------------ repairing
+
+
+def store(model: nn.Module, repairs: Mapping[str, Stored]) -> None:
+    """Give module attributes their new values."""
+    for name, value in repairs.items():
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        before = getattr(module, attribute)
+        after = value if isinstance(value, int) else type(before)(value)
+        object.__setattr__(module, attribute, after)
+
+
+class UnrepairableError(Exception):
+    """An edited network does not run, and no stored size explains it."""
+
+    def __init__(self, failure: Failure, groups: tuple[str, ...]) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.groups = groups  # those that change at the place of failure
+
+
+def repaired(
+    stage: Stage, units: Ints, plan: Callable[[], Recipe], given: Mapping[str, Stored] | None = None
+) -> Repairs:
+    """Rehearse an edit until it runs, and return the stored sizes that had to change.
+
+    Args:
+        stage: the network on fake tensors; it remembers what it found.
+        units: the new number of channels of each group: what decides.
+        plan: makes the width edit's recipe.
+        given: repairs known from an earlier time.
+
+    Raises:
+        UnrepairableError: if it does not run.
+    """
+    key = units.tobytes()
+    if key not in stage.known:
+        stage.known[key] = _repaired(stage, plan(), given)
+    return stage.known[key]
+
+
+def _repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None) -> Repairs:
+    repairs: Repairs = dict(given or {})
+    failure = stage.rehearse(plan, repairs)
+    clues = _Clues(stage, plan)
+    runs = 1
+    while failure is not None:
+        groups = clues.groups(failure.modules)
+        place = (failure.modules[:1], groups)
+        for proposal in clues.proposals(failure.modules) if place not in stage.hopeless else ():
+            fresh = {k: v for k, v in proposal.items() if k not in repairs}
+            if not fresh or runs >= _MOST_RUNS:
+                continue
+            runs += 1
+            after = stage.rehearse(plan, repairs | fresh)
+            if after is None or after.progress > failure.progress:
+                repairs, failure = repairs | fresh, after
+                break
+        else:
+            if not given:  # else what was given may be what is wrong
+                stage.hopeless.add(place)
+            raise UnrepairableError(failure, groups)
+    return repairs
+
+
+@dataclass(frozen=True)
+class _Clue:
+    """A number in a module's code that has to change: what it was, what it becomes, and where it stands."""
+
+    place: tuple[object, ...]
+    old: Stored
+    new: Stored
+    line: str
+
+
+class _Clues:
+    """What the graph says about the numbers in each module's code."""
+
+    def __init__(self, stage: Stage, plan: Recipe) -> None:
+        self.stage, self.plan = stage, plan
+        self.own: dict[str, list[fx.Node]] = {}
+        for node in plan.before.follower.capture.graph.nodes:
+            if node.op == "call_function":
+                self.own.setdefault(module_path(node), []).append(node)
+        self.modules = dict(stage.model.named_modules())
+        guide = plan.after.follower.guide
+        assert isinstance(guide, Resized)
+        self.guide = guide
+        self.found: dict[str, list[_Clue]] = {}
+
+    def proposals(self, suspects: Iterable[str]) -> Iterator[Repairs]:
+        """Yield sets of repairs to try, the most plausible first; modules of one class are repaired alike."""
+        tried: set[str] = set()
+        for suspect in suspects:
+            matches = self._matches(suspect)
+            together: dict[object, Repairs] = {}  # numbers of one operator may have to change together
+            for attribute, clue in matches:
+                repairs = together.setdefault(clue.place[0], {})
+                repairs.update(self._alike(suspect, attribute, clue, repairs))
+            singly = (self._alike(suspect, attribute, clue) for attribute, clue in matches)
+            for proposal in (*together.values(), *singly):
+                if proposal and repr(proposal) not in tried:
+                    tried.add(repr(proposal))
+                    yield proposal
+
+    def groups(self, suspects: Iterable[str]) -> tuple[str, ...]:
+        """Return the changing groups on the values that the first suspect handles itself."""
+        before = self.plan.before
+        found: dict[str, None] = {}
+        for suspect in suspects:
+            for node in self.own.get(suspect, ()):
+                for operand in [*node.all_input_nodes, node]:
+                    for value in _values(before.follower.values.get(operand.name)):
+                        for plane in value.planes:
+                            found.update(dict.fromkeys(before.groups_on(plane.labels)))
+            changing = tuple(name for name in found if name in self.plan.chosen)
+            if changing:
+                return changing
+        return ()
+
+    def _alike(self, path: str, attribute: str, clue: _Clue, known: Repairs | None = None) -> Repairs:
+        """Return the repair of one module's number, and of the same number in other modules of its class."""
+        kind = type(self.modules[path])
+        found: Repairs = {}
+        for other, module in self.modules.items():
+            name = f"{other}.{attribute}"
+            if type(module) is kind and name not in (known or {}):
+                same = [c for a, c in self._matches(other) if a == attribute]
+                chosen = next((c for c in same if c.place == clue.place), same[0] if same else None)
+                if chosen is not None:
+                    found[name] = chosen.new
+        return found
+
+    def _matches(self, path: str) -> list[tuple[str, _Clue]]:
+        """Return (attribute, clue) for stored numbers that equal an old size, likely ones first."""
+        module = self.modules[path]
+        source = _source_of_class(type(module))  # type: ignore[arg-type]  # mypy: a type is no Hashable
+        found = []
+        for attribute, value in vars(module).items():
+            stored = _as_stored(value)
+            if stored is None or attribute.startswith("_"):
+                continue
+            mention = _mention(attribute)
+            if source and not mention.search(source):
+                continue
+            for clue in self._clues(path):
+                new = _matched(stored, clue)
+                if new is not None and new != stored:
+                    score = (not mention.search(clue.line), isinstance(stored, int))
+                    found.append((score, attribute, _Clue(clue.place, stored, new, clue.line)))
+        found.sort(key=lambda item: item[0])
+        return [(attribute, clue) for _, attribute, clue in found]
+
+    def _clues(self, path: str) -> list[_Clue]:
+        """Return the sizes that change at the operators which a module calls itself."""
+        if path not in self.found:
+            self.found[path] = [
+                _Clue((index, *place), old, new, _line(node))
+                for index, node in enumerate(self.own.get(path, ()))
+                for place, old, new in self._changes(node)
+            ]
+        return self.found[path]
+
+    def _changes(self, node: fx.Node) -> Iterator[tuple[tuple[object, ...], Stored, Stored]]:
+        before, after = self.plan.before.follower.values, self.plan.after.follower.values
+        yield from self._part_changes(node)
+        for which, operand in enumerate([*node.all_input_nodes, node]):
+            pairs = zip(_values(before.get(operand.name)), _values(after.get(operand.name)), strict=False)
+            for part, (old, new) in enumerate(pairs):
+                if old.shape == new.shape:
+                    continue
+                yield ("shape", which, part), list(old.shape), list(new.shape)
+                yield ("tail", which, part), list(old.shape[1:]), list(new.shape[1:])
+                for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)):
+                    if a != b:
+                        yield ("axis", which, part, axis), a, b
+
+    def _part_changes(self, node: fx.Node) -> Iterator[tuple[tuple[object, ...], Stored, Stored]]:
+        """Sizes of parts, and the places where an axis is cut."""
+        name = operator_name(node)
+        before, after = self.plan.before.follower.values, self.plan.after.follower.values
+        if name in ("split", "split_with_sizes", "chunk"):
+            old, new = _values(before.get(node.name)), _values(after.get(node.name))
+            axis = int(argument(node, "dim", 0))
+            sizes = [v.shape[axis] for v in old], [v.shape[axis] for v in new]
+            if sizes[0] != sizes[1]:
+                yield ("parts",), *sizes
+        if name in ("slice", "narrow"):
+            source = before.get(node.all_input_nodes[0].name)
+            if isinstance(source, Value):
+                yield from self._cuts(node, source)
+
+    def _cuts(self, node: fx.Node, source: Value) -> Iterator[tuple[tuple[object, ...], Stored, Stored]]:
+        axis = int(argument(node, "dim", 0)) % max(source.ndim, 1)
+        plane = source.plane_at(axis)
+        if plane is None or plane.axes != (axis,):
+            return
+        for end in ("start", "end", "length"):
+            at = argument(node, end)
+            if isinstance(at, int) and 0 < at <= source.shape[axis]:
+                yield (end,), at, self.guide.new_length(plane.line()[:at])
+
+
+def _mention(attribute: str) -> re.Pattern[str]:
+    return re.compile(rf"\bself\.{re.escape(attribute)}\b")
+
+
+def _values(value: Any) -> list[Value]:
+    if isinstance(value, list):
+        return [v for v in value if isinstance(v, Value)]
+    return [value] if isinstance(value, Value) else []
+
+
+def _as_stored(value: object) -> Stored | None:
+    """Return an integer, or a row of integers, that a module stores; ``None`` for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, tuple | list) and value and all(isinstance(v, int) for v in value):
+        return list(value)
+    return None
+
+
+def _matched(stored: Stored, clue: _Clue) -> Stored | None:
+    """Return what a stored number becomes under a clue; ``None`` if the clue is about another number."""
+    if stored == clue.old:
+        return clue.new
+    if isinstance(stored, list) and isinstance(clue.old, int) and isinstance(clue.new, int) and clue.old in stored:
+        return [clue.new if v == clue.old else v for v in stored]
+    return None
+
+
+def _line(node: fx.Node) -> str:
+    source = source_of(node)
+    return source.code if source else ""
+
+
+@lru_cache(maxsize=512)
+def _source_of_class(kind: type[nn.Module]) -> str:
+    """Return the code in which a class may use what it stores, its bases included; empty if unknown."""
+    texts = []
+    for base in kind.__mro__:
+        if base is nn.Module:
+            break
+        try:
+            texts.append(inspect.getsource(base))
+        except (OSError, TypeError):
+            return ""
+    return "\n".join(texts)

@@ -1,0 +1,1 @@
+"""Designs: decisions about a network that rows of an experiment name, as data."""

@@ -1,0 +1,402 @@
+"""Designs that train: a search whose trials decide a row's widths, recorded as a run and carried out once.
+
+Layout of the folder of one search, beside the rows of its experiment::
+
+    searches/NETWORK-METHOD-DIGEST/   run.json, run.db, trials: see `convwright.runs.directory.study`
+    searches/.../found.safetensors    the found network with its inherited weights, where it inherits any
+    searches/.../result.json          what it found and what that cost, once it is finished
+
+The digest is of everything that the search depends on, so that rows with the same question share the answer: who comes
+second waits for the first. A search that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import filelock
+
+from convwright.cost.budget import parse_budget
+from convwright.edits import Edit, Plan
+from convwright.edits.plan_file import edits_of
+from convwright.errors import RecipeError, RunError
+from convwright.experiments.designs.design import SEARCH_FORMAT, Form, Setting, limits_of, opened, plain
+from convwright.methods import Candidate, Evidence, method_named
+from convwright.runs.directory.files import digest, read_json, save_weights, write_json
+from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.directory.study import Study
+from convwright.runs.evaluate import Evaluator, settled_recipe
+from convwright.runs.executors import Completed, InProcess
+from convwright.runs.latency import RunLatency, beyond_widths, latency_of
+from convwright.runs.loop import search
+from convwright.training import Recipe, load_data
+from convwright.training.preflight import make_fabric, settle
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.cost.budget import Limits
+    from convwright.methods import Method
+    from convwright.training import ImageData
+
+Transfer = Literal["svd", "net2wider", "fresh"]
+FOUND = "found.safetensors"  # the weights that a found network inherits, where it does
+_DIGITS = 5  # of recorded qualities and scores
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search with trainings of its own decides the edits; its final trainings are left to the rows.
+
+    Attributes:
+        method: Name of a search method that compares its result with the untouched network.
+        options: Of the method, e.g. ``{"rule": "greedy", "trials": 12}``.
+        budget: E.g. ``macs<=50%`` of the network before any decision; "": none.
+        recipe: Fields of the recipe of each trial; ``val_fraction`` is the part of the training images that it is
+            judged on.
+        seed: Of choices, weights and trainings.
+    """
+
+    kind: ClassVar[str] = "search"
+
+    method: str = "channel-search"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    budget: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    seed: int = 0
+
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+        """Return the form with the found edits at the end.
+
+        Raises:
+            RecipeError: The search ended without a result.
+        """
+        question = Question(self, model, form, setting)
+        folder = question.answered(lambda arch, limits: self.method_for(arch, limits))
+        return form.joined(edits_of_record(read_json(folder / "result.json", SEARCH_FORMAT)["edits"]), folder)
+
+    def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
+        """Return the method that searches, without its last batch."""
+        make: Any = method_named(self.method)
+        return UpToTheEnd(make(arch, limits, **{"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}))
+
+
+@dataclass(frozen=True)
+class Walked:
+    """The widths of another search's trials, tried again in the same order with weights carried in another way.
+
+    Attributes:
+        search: Whose trials.
+        weights: How each trial gets the weights of the one before: ``svd``, ``net2wider`` or ``fresh`` (not at all).
+    """
+
+    kind: ClassVar[str] = "walk"
+
+    search: Searched
+    weights: Transfer
+
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+        """Return the form of the last trial; the walk is recorded like a search."""
+        first = Question(self.search, model, form, setting)
+        folder = first.answered(lambda arch, limits: self.search.method_for(arch, limits))
+        steps = read_json(folder / "result.json", SEARCH_FORMAT)["trials"]
+        tried = [edits_of_record(step["edits"]) for step in steps]
+        walk = Question(self, model, form, setting)
+        epochs = [int(step["epochs"]) for step in steps]
+        folder = walk.answered(lambda arch, limits: _Walk(arch, tried, epochs, self.weights, self.search.seed))
+        return form.joined(tried[-1], folder)
+
+
+# ------------------------------------------------------------------ methods
+
+
+class UpToTheEnd:
+    """A method without its last batch, in which the result is trained beside the untouched network."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.found: Candidate | None = None
+        self._trained: Candidate | None = None  # the last one
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the next batch; none where the result is known."""
+        batch = self.method.ask()
+        if not any(candidate.role == "baseline" for candidate in batch):
+            return batch
+        # A method that has trained its result already asks for the untouched network alone.
+        self.found = next((candidate for candidate in batch if candidate.role == "candidate"), self._trained)
+        return ()
+
+    def tell(self, evidence: Evidence) -> None:
+        """Pass it on."""
+        if evidence.usable and evidence.candidate.epochs:
+            self._trained = evidence.candidate
+        self.method.tell(evidence)
+
+    def best(self) -> Evidence | None:
+        """Return the method's own answer."""
+        return self.method.best()
+
+    @property
+    def log(self) -> Sequence[str]:
+        """What the method says about its decisions."""
+        said: Sequence[str] = getattr(self.method, "log", ())
+        return said
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        """What it recorded of each trial."""
+        known: Sequence[Mapping[str, Any]] = getattr(self.method, "history", ())
+        return known
+
+
+class _Walk:
+    """Candidates whose widths are known beforehand, one after the other."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        steps: Sequence[tuple[Edit, ...]],
+        epochs: Sequence[int],
+        weights: Transfer,
+        seed: int,
+    ) -> None:
+        empty = Plan.empty(arch)
+        self.candidates = tuple(
+            Candidate(
+                empty.with_edits(*edits),
+                number - 1 if number and weights != "fresh" else None,
+                epochs[number],
+                seed + number,
+                weights=weights if number else "fresh",
+            )
+            for number, edits in enumerate(steps)
+        )
+        self.told: list[Evidence] = []
+        self.found = self.candidates[-1]
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the next step."""
+        return self.candidates[len(self.told) : len(self.told) + 1]
+
+    def tell(self, evidence: Evidence) -> None:
+        """Go on; without the weights of a step there is no next one."""
+        if not evidence.usable:
+            raise RecipeError(f"a walk cannot go on: its trial {evidence.trial} failed: {evidence.message}")
+        self.told.append(evidence)
+
+    def best(self) -> Evidence | None:
+        """Return the last step."""
+        return self.told[-1] if self.told else None
+
+
+# ------------------------------------------------------------------ carried out once
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a search is asked, and where its answer is recorded.
+
+    Attributes:
+        design: The search, or the walk.
+        model: The network's name.
+        form: How it is made.
+        setting: Data, and the folder of searches.
+    """
+
+    design: Searched | Walked
+    model: str
+    form: Form
+    setting: Setting
+
+    @property
+    def search(self) -> Searched:
+        """The search whose budget, recipe and seed count."""
+        return self.design.search if isinstance(self.design, Walked) else self.design
+
+    def asked(self) -> dict[str, Any]:
+        """Return everything that the answer depends on, as plain values."""
+        values: dict[str, Any] = {
+            "model": self.model,
+            "form": self.form.as_dict(),
+            "start": self.setting.start.as_dict() if self.search.budget else None,
+            "shape": self.setting.shape,
+            "data": self.setting.data,
+            "design": {"design": self.design.kind, **asdict(self.design)},
+        }
+        if ".py:" in self.model:  # the file may change between two calls
+            values["file"] = digest(Path(self.model.rpartition(":")[0]))
+        return dict(plain(values))
+
+    @property
+    def folder(self) -> Path:
+        """Where the search is recorded."""
+        if self.setting.searches is None:
+            raise RunError(f"{self.model}: a design that trains can only be asked where its search is recorded")
+        text = json.dumps(self.asked(), sort_keys=True)
+        kind = f"walk-{self.design.weights}" if isinstance(self.design, Walked) else self.design.method
+        network = "".join(c if c.isalnum() or c == "-" else "-" for c in self.model.rpartition(":")[2])
+        return self.setting.searches / f"{network}-{kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def answered(self, make: Any) -> Path:
+        """Carry the search out if that is not done yet; return its folder.
+
+        Args:
+            make: Returns the method, from the network and the limits.
+        """
+        folder = self.folder
+        with one_at_a_time(folder):
+            if not (folder / "result.json").is_file():
+                _carry_out(self, make, folder)
+        return folder
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for the process that is at this search; the lock of one that was killed is free."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield
+
+
+def _carry_out(question: Question, make: Any, folder: Path) -> None:
+    setting, asked = question.setting, question.search
+    recipe = Recipe(**{"seed": asked.seed, **asked.recipe})
+    data = load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=recipe.val_fraction)
+    arch = opened(question.model, question.form, setting.shape or data.shape)
+    limits, latency = _limits(question, arch, folder)
+    method = make(arch, limits)
+    resume = (folder / "run.json").is_file()
+
+    def settled() -> dict[str, Any]:
+        chosen = _settled(arch, data, recipe)
+        return chosen if latency is None else {**chosen, "latency": latency.as_dict()}
+
+    with Study(folder, question.asked(), settled, resume=resume) as study:
+        evaluator = Evaluator(arch, data, settled_recipe(recipe, study.settled), study, progress=False)
+        if latency is not None:
+            latency.keep_in(folder)
+        executor = InProcess(evaluator)
+        trials = search(method, study, executor if latency is None else Completed(executor, latency.completed))
+        if method.found is not None:
+            _keep_weights(evaluator, method.found, trials, folder)
+    if method.found is None:
+        why = why_none(getattr(method, "log", ()), trials)
+        raise RecipeError(f"search {folder.name} ended without a result: it asked for no final network{why}")
+    write_json(folder / "result.json", _result(question, method, trials, evaluator.recipe, len(data.train)))
+
+
+def _limits(question: Question, arch: Architecture, folder: Path) -> tuple[Limits | None, RunLatency | None]:
+    """Return the budget in numbers for the search, and what is known of the latency where it limits that."""
+    asked, setting = question.search, question.setting
+    if not asked.budget or not parse_budget(asked.budget).measures:
+        return limits_of(asked.budget, question.model, setting), None
+    latency = latency_of(arch, folder, lambda text: None)
+    limits = limits_of(asked.budget, question.model, setting, latency.present)
+    assert limits is not None
+    latency = latency.ready(limits, int(asked.options.get("divisor", 1)), beyond_widths(asked.method))
+    return latency.aimed(limits), latency
+
+
+def _keep_weights(evaluator: Evaluator, found: Candidate, trials: Sequence[Evidence], folder: Path) -> None:
+    """Save what the found network inherits from its parent, for rows whose training goes on from there."""
+    if found.parent is None or found.weights != "inherit":
+        return
+    network = evaluator.build(found, {trial.trial: trial.candidate for trial in trials})
+    save_weights(network.model, folder / FOUND)
+
+
+def why_none(log: Sequence[str], trials: Sequence[Evidence]) -> str:
+    """Return why a search found nothing, to end a sentence: its last decision, and the last of its failed trials.
+
+    Args:
+        log: What the method says of its decisions.
+        trials: All of them.
+    """
+    failed = [f"trial {trial.trial} failed: {trial.message}" for trial in trials if not trial.usable]
+    told = [*log[-1:], *failed[-1:]]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _settled(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
+    """Choose precision and layout once, so that all trials are trained alike."""
+    device = make_fabric("auto", "32-true").device
+    chosen = settle(arch.model.to(device), data, recipe, device, None)
+    return {"precision": chosen.precision, "memory_format": chosen.memory_format}
+
+
+# ------------------------------------------------------------------ what is recorded
+
+
+def _result(question: Question, method: Any, trials: Sequence[Evidence], recipe: Recipe, images: int) -> dict[str, Any]:
+    asked = question.search
+    rows = [_trial(trial, recipe, images) for trial in trials]
+    return {
+        "format": SEARCH_FORMAT,
+        "asked": question.asked(),
+        "method": f"walk, {question.design.weights}" if isinstance(question.design, Walked) else asked.method,
+        "edits": [edit.to_dict() for edit in method.found.plan.edits],
+        "trials": rows,
+        "history": plain([_rounded(dict(each)) for each in getattr(method, "history", ())]),
+        "qualities": _qualities(trials),
+        "log": list(getattr(method, "log", ())),
+        "images": sum(row["images"] for row in rows),
+        "image_macs": sum(row["images"] * row["macs"] for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _trial(trial: Evidence, recipe: Recipe, images: int) -> dict[str, Any]:
+    """Return what one trial was and cost: images of its training, MACs of one image forwards."""
+    candidate, costs = trial.candidate, trial.costs
+    seen = candidate.epochs * images
+    steps = candidate.recipe.get("max_steps", recipe.max_steps)
+    if steps is not None:
+        seen = min(seen, steps * recipe.batch_size)
+    return {
+        "trial": trial.trial,
+        "parent": candidate.parent,
+        "weights": candidate.weights,
+        "epochs": candidate.epochs,
+        "edits": [edit.to_dict() for edit in candidate.plan.edits],
+        "status": trial.status,
+        "score": trial.score if trial.usable else None,
+        "stderr": trial.stderr,
+        "macs": costs.get("macs", 0),
+        "params": costs.get("params", 0),
+        "images": seen if trial.usable else 0,
+        "seconds": trial.seconds,
+    }
+
+
+def _qualities(trials: Sequence[Evidence]) -> dict[str, Any] | None:
+    """Return QC of every layer after each trial's last epoch: trials x layers x (input, output); None without."""
+    tables = [trial.probes.get("channel-quality") for trial in trials if trial.usable]
+    known = [table for table in tables if table and table["metrics"]["qc"]]
+    if not known:
+        return None
+    return {
+        "layers": list(known[0]["layers"]),
+        "epochs": [len(table["metrics"]["qc"]) for table in known],
+        "qc": _rounded([epoch for table in known for epoch in table["metrics"]["qc"]]),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def edits_of_record(values: Sequence[Mapping[str, Any]]) -> tuple[Edit, ...]:
+    """Return the edits that a search recorded."""
+    return tuple(edits_of([dict(value) for value in values], "a recorded search"))

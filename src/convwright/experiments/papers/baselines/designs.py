@@ -1,0 +1,244 @@
+"""What the rows of ``rivals`` are made of: searches whose weights are kept, and trainings that spend what is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from convwright.architecture import create
+from convwright.cost import count_by_torch
+from convwright.cost.latency import compare_latency
+from convwright.experiments.designs.design import SEARCH_FORMAT, Form, Setting, opened
+from convwright.experiments.designs.search_design import FOUND, Searched
+from convwright.methods import Candidate, Evidence
+from convwright.methods.phased.phased import PhasedDesign
+from convwright.methods.receptive_field.organizer import organize
+from convwright.methods.receptive_field.unit_moves import Rule
+from convwright.metrics.receptive_field.analysis import Score
+from convwright.runs.directory.files import read_json
+from convwright.training import load_data
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convwright.architecture import Architecture
+    from convwright.cost.budget import Limits
+    from convwright.methods import Method
+    from convwright.training import ImageData, Recipe
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A search decides the edits, and the row's training goes on from the weights that its result inherits, if any.
+
+    Attributes:
+        search: The search.
+    """
+
+    kind: ClassVar[str] = "kept"
+
+    search: Searched
+
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+        """Return the form with the found edits at the end, and its weights.
+
+        Raises:
+            RecipeError: The search ended without a result.
+        """
+        found = self.search.settle(model, form, setting)
+        weights = found.searches[-1] / FOUND
+        return replace(found, weights=weights if weights.is_file() else None)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The stage-level organizer moves units between stages, as edits: any network has those, not only a builder.
+
+    Attributes:
+        score: Of a distribution of units.
+    """
+
+    kind: ClassVar[str] = "units"
+
+    score: Score = "log"
+
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+        """Return the form with the organizer's edits at the end; as it was where nothing moves."""
+        found = organize(opened(model, form, setting.shape), Rule("greedy", score=self.score))
+        return form.joined(tuple(found.edits))
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The row's training gets what the searches before it left of a total, so that all rows of a table cost the same.
+
+    Counted in images seen in training times MACs of one image forwards. Whole epochs: what is left over is less than
+    one epoch of the row's network.
+
+    Attributes:
+        total: In epochs of the untouched network over all training images.
+    """
+
+    kind: ClassVar[str] = "rest"
+
+    total: float
+
+    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+        """Return the form with the number of epochs, at least one.
+
+        Raises:
+            DataError: The data cannot be read.
+        """
+        images = _images(setting)
+        spent = sum(read_json(folder / "result.json", SEARCH_FORMAT)["image_macs"] for folder in form.searches)
+        whole, own = (opened(model, each, setting.shape).profile().macs for each in (setting.start, form))
+        left = self.total * images * whole - spent
+        return replace(form, epochs=max(1, int(left / (images * own) + 1e-9)))
+
+
+def _images(setting: Setting) -> int:
+    """Return how many images there are to train on."""
+    return len(load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0).train)
+
+
+# ------------------------------------------------------------------ phases, without the trainings beside them
+
+
+@dataclass(frozen=True)
+class Phases(Searched):
+    """Method ``phased`` without techniques: its recipe is that of all rows.
+
+    It trains the untouched network on beside every phase, to show it. That belongs to no result, so it is left out.
+    """
+
+    method: str = "phased"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
+        """Return the method that searches, without the trainings of the untouched network after the first."""
+        assert limits is not None
+        given: dict[str, Any] = {"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}
+        return WithoutBaselines(PhasedDesign(arch, limits, techniques=(), **given))
+
+
+class WithoutBaselines:
+    """A method whose trainings of role ``baseline`` are not carried out: it is told that they failed.
+
+    Args:
+        method: Asks for batches of which at least one candidate is no baseline, or for none but baselines at its end.
+
+    Attributes:
+        found: The best network, to be trained on from its weights; None as long as it is not known.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.found: Candidate | None = None
+        self._asked = 0  # candidates of the method so far, baselines counted
+        self._outside: dict[int, int] = {}  # its number of a trial -> the number here
+        self._inside: dict[int, tuple[int, Candidate]] = {}  # and back, with its own candidate
+        self._open: list[int] = []
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the next batch without baselines; none where the result is known."""
+        while not self._open:
+            batch = self.method.ask()
+            if not batch:
+                self._end()
+                return ()
+            for inside, candidate in enumerate(batch, start=self._asked):
+                self._enter(inside, candidate)
+            self._asked += len(batch)
+        return tuple(self._translated(self._inside[number][1]) for number in self._open)
+
+    def tell(self, evidence: Evidence) -> None:
+        """Pass it on under the method's own number."""
+        inside, candidate = self._inside[evidence.trial]
+        self._open = [number for number in self._open if number != evidence.trial]
+        self.method.tell(replace(evidence, trial=inside, candidate=candidate))
+
+    def best(self) -> Evidence | None:
+        """Return the method's answer, under its number here."""
+        found = self.method.best()
+        if found is None:
+            return None
+        return replace(found, trial=self._outside[found.trial], candidate=self._translated(found.candidate))
+
+    @property
+    def log(self) -> Sequence[str]:
+        """What the method says about its decisions."""
+        said: Sequence[str] = getattr(self.method, "log", ())
+        return said
+
+    def _enter(self, inside: int, candidate: Candidate) -> None:
+        if candidate.role == "baseline":
+            told = Evidence(candidate, inside, float("nan"), 0.0, {}, status="failed", message="not trained here")
+            self.method.tell(told)
+            return
+        here = len(self._outside)
+        self._outside[inside] = here
+        self._inside[here] = (inside, candidate)
+        self._open.append(here)
+
+    def _translated(self, candidate: Candidate) -> Candidate:
+        parent = None if candidate.parent is None else self._outside[candidate.parent]
+        return replace(candidate, parent=parent)
+
+    def _end(self) -> None:
+        best = self.best()
+        if best is not None:  # what follows is a training from its weights, by the row
+            self.found = Candidate(best.candidate.plan, best.trial, 1, best.candidate.seed)
+
+
+# ------------------------------------------------------------------ what is measured afterwards
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The latency of a row's network, measured in turns with that of the untouched one.
+
+    Each works on images of its own resolution.
+
+    Attributes:
+        model: The untouched network, as for `create`.
+        options: Of its builder.
+        shape: (c, h, w) of its images.
+        seconds: How long both are measured.
+    """
+
+    kind: ClassVar[str] = "latency"
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shape: tuple[int, int, int] = (3, 32, 32)
+    seconds: float = 2.0
+
+    def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
+        """Return ``latency`` and ``untouched`` in seconds and ``ratio``, the median over turns.
+
+        And what costs refer to: ``images``, how many were trained on, and ``macs``, those of the untouched network.
+
+        Args:
+            model: The network; it stays as it is.
+            data: Gives the shape of its images, and their number.
+            recipe: Not used.
+            found: Not used.
+        """
+        untouched, _, _ = create(self.model, **self.options)
+        own = copy.deepcopy(model).float().cpu()
+        both = {
+            "untouched": (untouched.eval(), torch.zeros(1, *self.shape)),
+            "own": (own.eval(), torch.zeros(1, *data.shape)),
+        }
+        timed = compare_latency(both, seconds=self.seconds)
+        return {
+            "latency": timed.latencies["own"].median,
+            "untouched": timed.latencies["untouched"].median,
+            "ratio": timed.ratios["own"].median,
+            "images": len(data.train),
+            "macs": count_by_torch(untouched, both["untouched"][1]),
+        }

@@ -1,0 +1,125 @@
+"""A rival of ``rivals``: Optuna's tree-structured Parzen estimator over a width factor and a depth per stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from convwright.edits import Plan, RemoveBlock
+from convwright.errors import BudgetError
+from convwright.experiments.designs.search_design import Searched, UpToTheEnd
+from convwright.methods import Candidate, Evidence
+from convwright.methods.auto.designs import Bench, Design, weighed
+from convwright.methods.conflicts.blocks import BlockGroups
+from convwright.methods.script import Script, Scripted
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.cost.budget import Limits
+    from convwright.methods import Method
+
+_FACTORS = (0.5, 2.0)  # of widths; one ratio of all of them then brings the network to the budget
+_DRAWS = 50  # so many draws in a row without a network end the search
+
+
+@dataclass(frozen=True)
+class Tpe(Searched):
+    """A search by Optuna's TPE; the final training is left to the row.
+
+    Attributes:
+        options: ``trials`` and ``trial_epochs`` of each.
+    """
+
+    method: str = "tpe"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
+        """Return the method that searches, without its last batch."""
+        assert limits is not None
+        return UpToTheEnd(TpeSearch(arch, limits, seed=self.seed, **self.options))
+
+
+class TpeSearch(Scripted):
+    """Trials from new weights, as one would run Optuna; the most accurate network is trained to the end.
+
+    A trial draws one factor for the widths of each stage, log-uniform, and how many blocks each stage keeps; the last
+    ones are removed. Then one ratio for all widths brings it to the budget, from above or from below: so none is lost
+    to the limit, and none wastes a part of it. Accuracy is what TPE is told.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers.
+        seed: Of draws, weights and trainings.
+        trials: How many are trained.
+        trial_epochs: Epochs of each.
+
+    Raises:
+        BudgetError: No draw gives a network within the limits.
+    """
+
+    limits: Limits  # never None here
+
+    def __init__(
+        self, arch: Architecture, limits: Limits, *, seed: int = 0, trials: int = 20, trial_epochs: int = 1
+    ) -> None:
+        super().__init__(limits)
+        self.seed, self.trials, self.trial_epochs = seed, trials, trial_epochs
+        self.bench = Bench(arch, limits)
+        self.groups = BlockGroups.of(arch)
+        self.untouched = Plan.empty(arch)
+        self.places = {layer: number for number, stage in enumerate(arch.stages) for layer in stage.layers}
+        self._begin()
+
+    def _run(self) -> Script:
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
+        found: list[Evidence] = []
+        for turn in range(self.trials):
+            trial, design = self._drawn(study)
+            plan = self.untouched.with_edits(*design.edits)
+            (evidence,) = yield (Candidate(plan, None, self.trial_epochs, self.seed + turn, weights="fresh"),)
+            if not self._meets(evidence):
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            study.tell(trial, evidence.score)
+            found.append(evidence)
+        best = max(found, key=lambda e: e.score, default=None)
+        if best is None:
+            return
+        final = Candidate(best.candidate.plan, None, 1, self.seed, weights="fresh")
+        yield (final, Candidate(self.untouched, None, 1, self.seed, role="baseline", weights="fresh"))
+
+    def _drawn(self, study: optuna.Study) -> tuple[optuna.trial.Trial, Design]:
+        """Draw until there is a network."""
+        for _ in range(_DRAWS):
+            trial = study.ask()
+            design = self._design(trial)
+            if design is not None:
+                return trial, design
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        raise BudgetError(f"tpe: none of {_DRAWS} draws meets {self.limits.describe()}. Raise the budget")
+
+    def _design(self, trial: optuna.trial.Trial) -> Design | None:
+        numbers = sorted(set(self.places.values()))
+        factors = {n: trial.suggest_float(f"width{n}", *_FACTORS, log=True) for n in numbers}
+        gone = [name for n, stage in enumerate(self.groups.stages) for name in self._gone(trial, n, stage)]
+        # A group counts with the stage of its first layer; what lies in no stage, with the last one.
+        widths = {
+            group.name: factors[self.places.get(group.name.partition("[")[0], numbers[-1])]
+            for group in self.bench.arch.free_groups
+        }
+        words = f"draw {trial.number}"
+        return self.bench.design(words, tuple(RemoveBlock(name) for name in gone), weighed(widths))
+
+    def _gone(self, trial: optuna.trial.Trial, number: int, stage: Sequence[str]) -> list[str]:
+        """Return the blocks that a stage loses; it keeps one."""
+        free = [name for name in stage if name not in self.groups.fixed]
+        most = min(len(free), len(stage) - 1)
+        if not most:
+            return []
+        kept = trial.suggest_int(f"blocks{number}", len(stage) - most, len(stage))
+        return free[len(free) - (len(stage) - kept) :]

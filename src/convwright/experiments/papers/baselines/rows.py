@@ -1,0 +1,253 @@
+"""``rivals``: method auto beside each method alone and beside other tools, at one budget and one total of compute.
+
+What is equal. Every row of a table is within the same budget of MACs, is trained by the same recipe, and sees the same
+number of images times MACs of its networks, search and final training together (`Rest`): a row that searches less
+trains longer. The total is that of a first training of the untouched network, a search and a final training, as
+`Course` plans them. Rows that keep trained weights begin with the first training, which counts; the others begin with
+new weights and save it. Method auto has a first training and a search of its own lengths within the total. Searches
+are carried out once: the seeds are those of the final trainings, so the deviation does not say how much another search
+would have found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convwright.experiments.designs.design import Design, OptimizedKernels
+from convwright.experiments.designs.search_design import Searched
+from convwright.experiments.designs.width_designs import Uniform
+from convwright.experiments.papers.baselines.designs import Kept, Latency, Phases, Rest, Units
+from convwright.experiments.papers.baselines.optuna_tpe import Tpe
+from convwright.experiments.papers.baselines.tables import conclude
+from convwright.experiments.papers.baselines.torch_pruning import MOST, Pruned
+from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.row import Row, Size, experiment, seeds_of
+from convwright.training import Recipe
+
+PERCENTS = (50, 25)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A network to be made smaller.
+
+    Attributes:
+        model: Its name.
+        options: Of its builder, at each size.
+        data: What it is trained on, at each size.
+        shapes: (c, h, w) of the images, at each size.
+        precision: In which it is faster on the processors at hand.
+        without: Rows that say nothing here.
+        most_pruned: Share of a layer's channels that torch-pruning may remove.
+        timed: Sizes at which it has budgets of time.
+    """
+
+    model: str
+    options: Mapping[Size, Mapping[str, Any]]
+    data: Mapping[Size, str]
+    shapes: Mapping[Size, tuple[int, int, int]]
+    precision: str
+    without: tuple[str, ...] = ()
+    most_pruned: float = MOST
+    timed: tuple[Size, ...] = ("standard", "full")
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long is trained at a size.
+
+    Attributes:
+        first: Epochs of the first training of the untouched network.
+        auto: Of method auto: epochs of its first training, and of all its candidates, each about as large as the
+            budget.
+        search: Epochs of all candidates of the other searches.
+        trial: Epochs of a trial, where all are equally long.
+        final: Epochs of the final training that the total is planned for.
+        held: Share of the training images that searches are judged on, and do not train on.
+        seconds: How long a latency is measured.
+        percents: Budgets, in percent of the MACs.
+        rounds: Of method auto, after its race.
+        latencies: Budgets, in percent of the latency: method auto beside the untouched network, as no other row has a
+            budget of time.
+    """
+
+    first: int
+    auto: tuple[int, int]
+    search: int
+    trial: int
+    final: int
+    held: float
+    seconds: float
+    percents: tuple[int, ...] = PERCENTS
+    rounds: int = 2
+    latencies: tuple[int, ...] = (50,)
+
+    def total(self, percent: int) -> int:
+        """Return what each row may spend, in whole epochs of the untouched network over all training images."""
+        share = percent / 100
+        return math.ceil((1 - self.held) * (self.first + self.search * share) + self.final * share - 1e-9)
+
+    @property
+    def trials(self) -> int:
+        """How many trials a search of equally long ones has."""
+        return self.search // self.trial
+
+
+COURSES: Mapping[Size, Course] = {
+    "quick": Course(1, (1, 3), 3, 1, 1, 0.2, 0.1, (50,), latencies=()),
+    "standard": Course(2, (1, 3), 16, 1, 14, 0.1, 2.0, rounds=0),
+    "full": Course(60, (60, 400), 400, 10, 80, 0.1, 6.0),
+}
+
+_QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
+_MINI, _GREY, _COLOUR = "fashion-mini", (1, 28, 28), (3, 32, 32)
+BASES: Mapping[str, Base] = {
+    "resnet": Base(
+        "zoo:resnet20",
+        {"quick": _QUICK, "standard": {"width": 0.5}, "full": {}},
+        {"quick": _MINI, "standard": "cifar10-10k", "full": "cifar10"},
+        {"quick": _GREY, "standard": _COLOUR, "full": _COLOUR},
+        "bf16",
+    ),
+    # At standard size its many small layers cost more time than their MACs say: a narrow one, on smaller maps.
+    "mobilenet": Base(
+        "zoo:mobilenet-v2",
+        {
+            "standard": {"width": 0.25, "depths": [1, 1, 2, 2, 1, 1, 1], "stem_stride": 2},
+            "full": {},
+        },
+        {"standard": "cifar10-10k", "full": "cifar10"},
+        {"standard": _COLOUR, "full": _COLOUR},
+        "fp32",
+        timed=("full",),  # at standard size calls of its layers, few of which can go, take more than half of the time
+        most_pruned=0.75,  # with 95 % its stem is left with one channel, and the training stays at chance
+    ),
+    "fashion": Base(
+        "zoo:resnet20",
+        {"standard": {"width": 0.5, "depths": [2, 2, 2], "in_channels": 1}, "full": {"in_channels": 1}},
+        {"standard": "fashion-mnist-10k", "full": "fashion-mnist"},
+        {"standard": _GREY, "full": _GREY},
+        "bf16",
+    ),
+}
+
+
+def recipe_of(base: Base, epochs: int) -> Recipe:
+    """Return the recipe of all trainings; only their length differs."""
+    return cifar_recipe(epochs, precision=base.precision)
+
+
+def trial_recipe(base: Base, course: Course) -> dict[str, Any]:
+    """Return the fields of the recipe of a search's trainings; a part of the images is held out."""
+    fields: dict[str, Any] = recipe_of(base, 1).model_dump(mode="json", exclude_unset=True)
+    del fields["epochs"]  # each trial says itself how long it is
+    return {**fields, "val_fraction": course.held}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A row to be: its name, what decides its network, and a note."""
+
+    kind: str
+    design: tuple[Design, ...]
+    note: str
+
+
+def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
+    """Yield the rows of one base and budget; what spends the rest comes later."""
+    budget, recipe, first = f"macs<={percent}%", trial_recipe(base, course), course.first
+    equal: dict[str, Any] = {"trials": course.trials, "trial_epochs": course.trial}
+    to_budget = Uniform(budget)
+
+    def search(method: str, within: str = budget, **options: Any) -> Searched:
+        return Searched(method, options, within, recipe)
+
+    yield _auto(base, course, budget)
+    response = search("channel-search", rule="response", **equal)
+    yield _Made("channel-search", (response,), "rule response: trials from new weights")
+    greedy = search("greedy", trial_epochs=course.trial, weights="fresh", **GREEDY[course.search])
+    yield _Made("greedy", (Uniform(f"macs<={percent / 2:g}%"), greedy), "half the budget by one ratio, then enlarged")
+    phased = Phases(budget=budget, recipe=recipe, options={"epochs": first, "tune_epochs": course.trial})
+    yield _Made("phased", (Kept(phased),), "the phases, without techniques")
+    conflicts = search("conflicts", within="", epochs=first)
+    yield _Made("conflicts", (conflicts, to_budget), "blocks in conflict removed; then one ratio for all widths")
+    yield _Made("receptive-field", (Units(), to_budget), "units moved between stages; then one ratio")
+    yield _Made("kernel", (OptimizedKernels(budget=budget), to_budget), "cheaper operators; then one ratio")
+    one_ratio = search("uniform", epochs=first)
+    yield _Made("uniform", (Kept(one_ratio),), "one ratio for all widths, trained weights kept")
+    yield _Made("uniform-new", (to_budget,), "one ratio for all widths, from new weights")
+    for importance, words in (("magnitude", "L1 norm of filters"), ("group-norm", "L2 norm of groups")):
+        pruned = Pruned(
+            first=one_ratio, budget=budget, recipe=recipe, importance=importance,  # type: ignore[arg-type]
+            epochs=course.trial, most=base.most_pruned,
+        )  # fmt: skip
+        yield _Made(f"torch-pruning-{importance}", (pruned,), f"{words}, in {pruned.steps} steps, fine-tuned")
+    tpe = Tpe(budget=budget, recipe=recipe, options=equal)
+    yield _Made("tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights")
+
+
+def _auto(base: Base, course: Course, budget: str) -> _Made:
+    begun, searched = course.auto
+    lengths = {"epochs": begun, "search_epochs": searched, "tune_epochs": course.final, "rounds": course.rounds}
+    auto = Searched("auto", lengths, budget, trial_recipe(base, course))
+    return _Made("auto", (Kept(auto),), "all methods' proposals")
+
+
+# Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
+GREEDY: Mapping[int, Mapping[str, Any]] = {
+    3: {"steps": 1, "tolerance": 0.5, "width_growth": 2.0, "resolution_step": 4},
+    16: {"steps": 3, "tolerance": 0.2, "width_growth": 2.0, "resolution_step": 4},
+    400: {"steps": 6, "tolerance": 0.1, "width_growth": 2.0, "resolution_step": 4},
+}
+
+
+@experiment(
+    "rivals",
+    title="Method auto, each method alone and other tools at 50 % and 25 % of the MACs, at equal total compute",
+    source="a comparison of ours: no paper has these rows; torch-pruning 1.6 and Optuna as published",
+    conclude=conclude,
+)
+def rivals(size: Size) -> tuple[Row, ...]:
+    """Return per network and budget the untouched network and what each method and tool makes of it."""
+    course = COURSES[size]
+    return tuple(
+        row
+        for name, base in BASES.items()
+        if size in base.options
+        for make, percents in (
+            (rows_of, course.percents),
+            (fast_rows_of, course.latencies if size in base.timed else ()),
+        )
+        for percent in percents
+        for row in make(name, base, size, course, percent)
+    )
+
+
+def rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
+    """Yield the rows of one network and budget of MACs, the two untouched ones first."""
+    yield from _table(f"{name}{percent}", base, size, course, percent, _made(base, course, percent))
+
+
+def fast_rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
+    """Yield the rows of one network and budget of time, with the compute of the same share of MACs."""
+    auto = _auto(base, course, f"latency<={percent}%")
+    yield from _table(f"{name}{percent}ms", base, size, course, percent, (auto,))
+
+
+def _table(table: str, base: Base, size: Size, course: Course, percent: int, rows: Iterable[_Made]) -> Iterator[Row]:
+    options, total = base.options[size], course.total(percent)
+    study = Latency(base.model, options, base.shapes[size], course.seconds)
+    start = Row(
+        "", base.model, base.data[size], recipe_of(base, 1), seeds_of(size), options, fresh=True, study=study
+    )  # fmt: skip
+    long = f"{table}-baseline-long"
+    words = f"untouched, {course.first} epochs"
+    yield replace(start, name=f"{table}-baseline", design=(Rest(course.first),), note=words, control=long)
+    yield replace(start, name=long, design=(Rest(total),), note="untouched, with all the compute")
+    for made in rows:
+        if made.kind not in base.without:
+            design = (*made.design, Rest(total))
+            yield replace(start, name=f"{table}-{made.kind}", design=design, note=made.note, control=f"{table}-auto")

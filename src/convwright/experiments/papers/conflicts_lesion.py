@@ -1,0 +1,313 @@
+"""``conflicts-lesion``: how many blocks of a trained network can go without fine-tuning, and how early that shows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.results_table import Sheet
+from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
+from convwright.experiments.studies.block_removal import RemovalStudy
+from convwright.plot_charts import Series, heat, lines
+from convwright.training import Recipe
+from convwright.training.probes.bundles import conflict_probe
+
+Json = Mapping[str, Any]
+
+# Blocks per group of the published residual network: 120 layers; 50, as in its list of smaller ones; and a sketch.
+_DEPTHS: Mapping[Size, tuple[int, ...]] = {"quick": (1, 2, 3, 2), "standard": (3, 6, 12, 3), "full": (3, 12, 41, 3)}
+_PLAIN_DEPTHS: Mapping[Size, tuple[int, ...]] = {
+    "quick": (1, 1, 2, 1),
+    "standard": (3, 12, 41, 3),
+    "full": (3, 12, 41, 3),
+}
+_WIDTH: Mapping[Size, float] = {"quick": 0.125, "standard": 0.25, "full": 1.0}
+_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 4, "full": 120}
+_EVERY: Mapping[Size, int] = {"quick": 4, "standard": 50, "full": 500}
+_PLAIN_EPOCHS: Mapping[Size, int] = {"quick": 1, "standard": 1, "full": 120}
+_HELD = 0.1
+_QUICK_STEPS = 12
+_STUDIES: Mapping[Size, RemovalStudy] = {
+    "quick": RemovalStudy(100, 200, 200, 100, 64, draws=2, tune_steps=2, every=4),
+    "standard": RemovalStudy(tune_steps=175),
+    "full": RemovalStudy(2000, 3000, 10000, 2000, draws=15, tune_steps=1000, every=1),
+}
+_NEARLY = 0.9  # share of the blocks whose flags are those of the end
+GOAL = 0.6  # share of the layers, after the paper's "around 60 %"
+_ORDERS = ("conflict", "graded conflict", "own loss", "greedy", "greedy, statistics anew", "random")
+
+
+def _probe(size: Size) -> str:
+    return f"bundles-every-{_EVERY[size]}"
+
+
+for _size in _EVERY:
+    conflict_probe(_probe(_size), every=_EVERY[_size], samples=64 if _size == "quick" else 512)
+
+
+def _recipe(size: Size, **techniques: Mapping[str, Any]) -> Recipe:
+    steps = {"max_steps": _QUICK_STEPS} if size == "quick" else {}
+    return cifar_recipe(_EPOCHS[size], techniques=techniques, **steps)
+
+
+def _published(size: Size, epochs: int) -> Recipe:
+    """Return the recipe of the published code: rectified Adam inside lookahead, a constant rate, batches of 64."""
+    steps = {"max_steps": _QUICK_STEPS} if size == "quick" else {}
+    return cifar_recipe(
+        epochs, optimizer="radam", optimizer_options={"decoupled_weight_decay": True}, lr=1e-3, batch_size=64,
+        schedule="constant", warmup=0.0, weight_decay=1e-2, label_smoothing=0.0, techniques={"lookahead": {}}, **steps,
+    )  # fmt: skip
+
+
+@experiment(
+    "conflicts-lesion",
+    title="Blocks of trained networks that can go without fine-tuning, CIFAR-10, and how early that shows",
+    source="Peer, Stabinger and Rodriguez-Sanchez 2021 (arXiv 2103.04331): its abstract says around 60 % of layers; "
+    "networks and the order by conflict after the published code, its tables are not available; recipes, all other "
+    "orders and the choice on held-out images are ours",
+    conclude=lambda content: conclude(content),
+)
+def conflicts_lesion(size: Size) -> tuple[Row, ...]:
+    """Return one row per way to train the residual network, and the network without shortcuts."""
+    common: dict[str, Any] = {"held": _HELD, "probes": (_probe(size),), "study": _STUDIES[size]}
+    seeds = seeds_of(size)
+    options = {"width": _WIDTH[size], "depths": list(_DEPTHS[size])}
+    network = "zoo:resnet120"
+    dropped = _recipe(size, stochastic_depth={"rate": 0.5, "profile": "uniform"})
+    rows = (
+        Row(
+            "residual", network, "cifar10", _recipe(size), seeds, options, **common,
+            note="trained as usual",
+        ),
+        Row(
+            "residual-dropped", network, "cifar10", dropped, seeds, options, **common, control="residual",
+            note="each branch left out for half of the images in training (stochastic depth)",
+        ),
+        Row(
+            "residual-zero", network, "cifar10", _recipe(size), seeds[: len(seeds) if size == "full" else 1],
+            {**options, "zero_last": True}, **common,
+            control="residual", note="each branch begins as 0",
+        ),
+        *(
+            Row(
+                f"residual-{word}", network, "cifar10", _recipe(size, branch_sparsity={"strength": strength}), seeds,
+                {**options, "zero_last": True}, **common, control="residual",
+                note=f"each branch begins as 0 and is pulled back to 0, strength {strength} (ours: branch_sparsity)",
+            )
+            for word, strength in (("sparse", 0.02), ("sparser", 0.03))
+        ),
+        Row(
+            "no-shortcuts", "zoo:vgg120", "cifar10", _published(size, _PLAIN_EPOCHS[size]), seeds,
+            {"width": _WIDTH[size], "depths": list(_PLAIN_DEPTHS[size])}, **common,
+            note="120 layers, published recipe; none can be left out at inference: when do they conflict?",
+        ),
+    )  # fmt: skip
+    if size != "full":
+        return rows
+    published = _published(size, _EPOCHS[size])
+    more = (
+        Row("residual-published", network, "cifar10", published, seeds, options, **common, note="published recipe"),
+        Row("resnet56-dropped", "zoo:resnet56", "cifar10", dropped, seeds, {}, **common, note="larger maps"),
+    )
+    return (*rows, *more)
+
+
+# ------------------------------------------------------------------ what follows
+
+
+def conclude(content: Json) -> Conclusion:
+    """Return what can go by each order, what is left when it is removed, and how early flags agree.
+
+    Args:
+        content: Of ``result.json``, whatever is finished of it.
+    """
+    rows = [(row, [s for s in row.get("studies") or () if s]) for row in content["rows"]]
+    studied = [(row, [s for s in studies if "chosen" in s]) for row, studies in rows]
+    studied = [(row, studies) for row, studies in studied if studies]
+    flagged = [(row, [s["flags"] for s in studies if s.get("flags")]) for row, studies in rows]
+    flagged = [(row, flags) for row, flags in flagged if flags]
+    tables = [made for made in (_chosen(studied), _carried_out(studied), _early(flagged)) if made is not None]
+    values = {
+        "removable": {row["name"]: _shares(studies) for row, studies in studied},
+        "settled": {row["name"]: [settled(each) for each in flags] for row, flags in flagged},
+    }
+    pictures = {f"conflicts-lesion-{row['name']}": _curves(row, studies) for row, studies in studied}
+    pictures |= {f"conflicts-flags-{row['name']}": _flags(row, flags[0]) for row, flags in flagged}
+    return Conclusion(tuple(tables), values, pictures)
+
+
+def _shares(studies: Sequence[Json]) -> dict[str, Any]:
+    """Return per order and tolerance: blocks, layers as a share, and the loss of test accuracy; a value per seed."""
+    found: dict[str, Any] = {}
+    for order in _ORDERS:
+        for tolerance in studies[0]["chosen"].get(order, {}):
+            chosen = [each["chosen"][order][tolerance] for each in studies]
+            found.setdefault(order, {})[tolerance] = {
+                "blocks": [one["blocks"] for one in chosen],
+                "layers": [
+                    _layers(one["blocks"], each) / each["layers"] for one, each in zip(chosen, studies, strict=True)
+                ],
+                "lost": [each["test"] - one["test"] for one, each in zip(chosen, studies, strict=True)],
+            }
+    return found
+
+
+def _layers(blocks: int, study: Json) -> int:
+    """Return the layers of so many blocks; a block of the networks here has two."""
+    return int(study.get("layers_per_block", 2)) * blocks
+
+
+def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
+    if not studied:
+        return None
+    cells: list[tuple[str, ...]] = []
+    best, whole = (0.0, ""), 0.0
+    for row, studies in studied:
+        shares = _shares(studies)
+        for order in _ORDERS:
+            parts: list[str] = []
+            for tolerance in ("0.005", "0.01"):
+                one = shares.get(order, {}).get(tolerance)
+                if one is None:
+                    parts += ["", "", ""]
+                    continue
+                layers, lost = statistics.fmean(one["layers"]), statistics.fmean(one["lost"])
+                parts += [_numbers(one["blocks"]), f"{layers:.0%}".replace("%", " %"), f"{100 * lost:+.2f}"]
+                if lost <= 0.01 and layers > best[0]:
+                    best = (layers, f"{row['name']}, {order}")
+                    whole = statistics.fmean(each["test"] for each in studies)
+            cells.append((row["name"], order, f"{len(studies[0]['removable'])}", *parts))
+    columns = (
+        "row", "order", "blocks that could go", "within 0.5 point: blocks", "layers", "test points lost",
+        "within 1 point: blocks", "of layers", "points lost on test",
+    )  # fmt: skip
+    reached = "reached" if best[0] >= GOAL else "not reached"
+    notes = (
+        "Number of blocks: the most with a held-out accuracy within so much of the whole network's, one number per "
+        "seed; no training afterwards. Layers: their share of all convolutions and the classifier, mean over seeds. "
+        "Test points lost: what the test images say of that choice, mean over seeds.",
+        f"Most layers with at most 1 test point lost: {best[0]:.0%} ({best[1] or 'none'}; that network has {whole:.1%} "
+        f"with all layers); the aim of {GOAL:.0%} is {reached}.".replace("%", " %"),
+    )
+    return Sheet("What can go without fine-tuning", columns, tuple(cells), (2, 4, 5, 7, 8), notes)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+_COSTS = (
+    ("layers", 1, ""),
+    ("params", 1e3, " k"),
+    ("macs", 1e6, " M"),
+    ("activations", 1e3, " kB"),
+    ("latency", 1e6, " ms"),
+)
+
+
+def _carried_out(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
+    cells = []
+    for row, studies in studied:
+        done = [each["removed"] for each in studies if "removed" in each]
+        if not done:
+            continue
+        costs = [
+            f"{_mean(done, 'before', key) / unit:,.4g} → {_mean(done, 'after', key) / unit:,.4g}{word}"
+            for key, unit, word in _COSTS
+        ]
+        ratio = statistics.fmean(each["latency_ratio"] for each in done)
+        accuracies = [
+            f"{100 * _mean(done, side, key):.2f} %" for key in ("test", "tuned") for side in ("before", "after")
+        ]
+        cells.append((row["name"], *costs, f"{ratio:.2f}", *accuracies))
+    if not cells:
+        return None
+    columns = (
+        "row", "layers", "parameters", "MACs", "activation memory", "latency, one image", "time ratio",
+        "test accuracy, whole", "removed", "whole, trained on", "removed, trained on",
+    )  # fmt: skip
+    notes = (
+        "Removed: what the greedy order gives within 1 point of held-out accuracy. Trained on: both networks for the "
+        "same few steps by a falling rate. Means over seeds. Time ratio: measured in turns.",
+    )
+    return Sheet("Removed for good", columns, tuple(cells), tuple(range(6, 11)), notes)
+
+
+def _mean(done: Sequence[Json], side: str, key: str) -> float:
+    return statistics.fmean(each[side][key] for each in done)
+
+
+def settled(flags: Json) -> dict[str, Any]:
+    """Return from which step on the flags are those of the end: blocks that conflict, at each measurement.
+
+    Args:
+        flags: ``steps`` and, per step, ``excess`` of each block; None counts as a conflict.
+    """
+    marks = [[value is None or value > 0 for value in row] for row in flags["excess"]]
+    alike = [statistics.fmean(a == b for a, b in zip(row, marks[-1], strict=True)) for row in marks]
+    return {
+        "start": sum(marks[0]),
+        "end": sum(marks[-1]),
+        "most": max(map(sum, marks)),
+        "blocks": len(flags["blocks"]),
+        "step": flags["steps"][_since(alike, 1.0)],
+        "alike": alike[0],
+        "nearly": flags["steps"][_since(alike, _NEARLY)],
+        "steps": flags["steps"][-1],
+    }
+
+
+def _since(values: Sequence[float], least: float) -> int:
+    """Return the place from which on all values are at least so much; the last place if only that one is."""
+    return max((place + 1 for place, value in enumerate(values[:-1]) if value < least), default=0)
+
+
+def _early(flagged: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
+    if not flagged:
+        return None
+    cells = []
+    for row, flags in flagged:
+        found = [settled(each) for each in flags]
+        cells.append(
+            (
+                row["name"], str(found[0]["blocks"]),
+                *(_numbers([each[key] for each in found]) for key in ("start", "most", "end")),
+                _numbers([round(100 * each["alike"]) for each in found]),
+                *(_numbers([each[key] for each in found]) for key in ("nearly", "step")),
+                str(found[0]["steps"]),
+            )
+        )  # fmt: skip
+    columns = (
+        "row", "blocks", "conflict before training", "at most", "at the end", "alike before training, %",
+        f"{_NEARLY:.0%} alike after step".replace("%", " %"), "settled after step", "of steps",
+    )  # fmt: skip
+    notes = (
+        "Blocks that conflict, one number per seed. Alike: share of blocks whose flag is the one that it has at the "
+        "end. Settled: the first measurement from which on all are.",
+    )
+    return Sheet("How early conflicts show", columns, tuple(cells), (1, 8), notes)
+
+
+def _curves(row: Json, studies: Sequence[Json]) -> str:
+    series = []
+    for order in _ORDERS:
+        points = _averaged([each["curves"][order] for each in studies if order in each["curves"]])
+        if points:
+            series.append(Series(order, tuple((count, 100 * value) for count, value in points)))
+    title = f"{row['name']}: test accuracy without blocks, no training afterwards"
+    return lines(series, title, "blocks left out", "test accuracy, %, mean over seeds")
+
+
+def _averaged(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float]]:
+    """Return the mean curve as far as all go."""
+    length = min((len(curve) for curve in curves), default=0)
+    return [(curves[0][n][0], statistics.fmean(curve[n][1] for curve in curves)) for n in range(length)]
+
+
+def _flags(row: Json, flags: Json) -> str:
+    names: Iterator[tuple[int, str]] = enumerate(flags["blocks"])
+    rows = [(name, [line[place] for line in flags["excess"]]) for place, name in names]
+    title = f"{row['name']}, seed {row['seeds'][0]}: share of {flags['samples']} images in conflict"
+    return heat(rows, title, f"measurements, from the start to step {flags['steps'][-1]}")

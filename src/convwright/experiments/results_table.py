@@ -1,0 +1,341 @@
+"""Tables of `reproduce` and `ablate`, for a terminal and as Markdown, from the content of their ``result.json``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from convwright.experiments.gains import gain
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of plain text.
+
+    Attributes:
+        title: Above the table, on a terminal.
+        columns: Headings.
+        rows: Cells, one per column.
+        right: Columns that are set flush right.
+        notes: Lines below the table.
+        spare: Columns for which a terminal has no room.
+        more: Further tables below it, each with its title.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    more: tuple[Sheet, ...] = ()
+
+    def markdown(self) -> str:
+        """Return it as Markdown, without its own title."""
+        rule = ["---:" if i in self.right else "---" for i in range(len(self.columns))]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        lines = ["| " + " | ".join(line) + " |" for line in (self.columns, rule, *cells)]
+        below = (*self.notes, *(f"**{sheet.title}**\n\n{sheet.markdown()}" for sheet in self.more))
+        return "\n".join(lines) + "".join(f"\n\n{part}" for part in below)
+
+    def rich(self) -> Group:
+        """Return it for a terminal."""
+        table = Table(title=Text(self.title), title_justify="left", title_style="bold", header_style="bold")
+        shown = [place for place, column in enumerate(self.columns) if column not in self.spare]
+        for place in shown:
+            column = self.columns[place]
+            table.add_column(column, justify="right" if place in self.right else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*[Text(row[place]) for place in shown])  # brackets in names are no markup
+        return Group(table, *[Text(note) for note in self.notes], *[sheet.rich() for sheet in self.more])
+
+    def without_empty(self) -> Sheet:
+        """Return it without the columns that say nothing in any row."""
+        kept = [i for i in range(len(self.columns)) if not self.rows or any(row[i] for row in self.rows)]
+        return replace(
+            self,
+            columns=tuple(self.columns[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+            right=tuple(new for new, old in enumerate(kept) if old in self.right),
+        )
+
+    def as_dict(self) -> Json:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Json) -> Sheet:
+        """Return the sheet of such values."""
+        return Sheet(
+            title=values["title"],
+            columns=tuple(values["columns"]),
+            rows=tuple(map(tuple, values["rows"])),
+            right=tuple(values["right"]),
+            notes=tuple(values["notes"]),
+            spare=tuple(values["spare"]),
+            more=tuple(map(Sheet.from_dict, values["more"])),
+        )
+
+
+# ------------------------------------------------------------------ reproduce
+
+
+def reproduced(content: Json) -> Sheet:
+    """Return an experiment's rows beside the paper's numbers: those trained, those counted, and what follows."""
+    title = f"{content['name']} ({content['size']}): {content['title']}"
+    trained = [row for row in content["rows"] if not _only_counted(row)]
+    counted = [row for row in content["rows"] if _only_counted(row)]
+    concluded = content.get("conclusion") or {"tables": ()}
+    if concluded.get("complete") and concluded["tables"]:
+        first, *more = map(Sheet.from_dict, concluded["tables"])
+        return replace(first, title=f"{title}; {first.title}", more=tuple(more))
+    sheets = (
+        *([_trained(trained, title)] if trained or not counted else []),
+        *([_counted(counted, "Counted, not trained" if trained else title)] if counted else []),
+        *map(Sheet.from_dict, concluded["tables"]),
+    )
+    return replace(sheets[0], more=sheets[1:])
+
+
+def _only_counted(row: Json) -> bool:
+    return "recipe" in row and row["recipe"] is None
+
+
+def _trained(rows: Sequence[Json], title: str) -> Sheet:
+    by_name = {row["name"]: row for row in rows}
+    columns = (
+        "row", "made by", "search", "parameters", "limit", "MACs", "paper", "ours", "seeds", "target",
+        "against its control, points", "seconds per seed", "processor seconds per seed", "note",
+    )  # fmt: skip
+    cells = tuple(tuple(_reproduced_row(row, by_name)) for row in rows)
+    notes = (
+        "Ours: test accuracy of the last epoch, mean ± standard deviation over seeds. "
+        "Against its control: mean difference seed by seed ± its standard error.",
+    )
+    return Sheet(title, columns, cells, (3, 5, 8), notes).without_empty()
+
+
+def _counted(rows: Sequence[Json], title: str) -> Sheet:
+    columns = (
+        "row", "made by", "search", "units", "Q", "parameters", "MACs", "expected parameters", "expected MACs",
+        "beside the expected", "note",
+    )  # fmt: skip
+    cells = tuple(
+        (
+            row["name"],
+            made_by(row),
+            searched_by(row),
+            "-".join(map(str, row["units"] or ())),
+            f"{row['facts']['q_sum']:.3f}" if row["facts"] else "",
+            _count(row["params"]),
+            _count(row["macs"]),
+            _count(row["paper"].get("params")),
+            f"{row['paper']['mmacs']} M" if "mmacs" in row["paper"] else _count(row["paper"].get("macs")),
+            counts_beside(row, row["paper"]) if row["params"] is not None else "not counted yet",
+            row["note"],
+        )
+        for row in rows
+    )
+    return Sheet(title, columns, cells, (4, 5, 6, 7, 8)).without_empty()
+
+
+def counts_beside(counts: Json, paper: Json) -> str:
+    """Say whether counts are the expected ones: ``equal``, or by how much each differs; "" if none was expected.
+
+    Args:
+        counts: Of a counted row: ``params``, ``macs``, ``units`` and ``facts``.
+        paper: What is expected: ``params``, ``macs`` and ``units`` exactly; ``mmacs`` (millions) and ``q_sum``, as
+            texts, to their digits.
+    """
+    told = [_difference(name, counts, paper[name]) for name in _COMPARED if name in paper]
+    different = [words for words in told if words]
+    return "; ".join(different) if different else "equal" if told else ""
+
+
+_COMPARED = ("params", "macs", "mmacs", "q_sum", "units")
+
+
+def _difference(name: str, counts: Json, wanted: Any) -> str:
+    """Say how one count differs from what is expected; "" if it does not."""
+    if name in ("params", "macs"):
+        return _apart("parameters" if name == "params" else "MACs", counts[name], wanted)
+    if name == "units":
+        return _other("units", "-".join(map(str, counts["units"])), "-".join(map(str, wanted)))
+    number = counts["macs"] / 1e6 if name == "mmacs" else counts["facts"]["q_sum"]
+    return _other("MMACs" if name == "mmacs" else "Q", _to_digits(number, wanted), wanted)
+
+
+def _apart(what: str, found: int, wanted: int) -> str:
+    return "" if found == wanted else f"{what} {found - wanted:+,}"
+
+
+def _other(what: str, found: str, wanted: str) -> str:
+    return "" if found == wanted else f"{what} {found}, not {wanted}"
+
+
+def _to_digits(number: float, like: str) -> str:
+    """Write a number with as many places as another has."""
+    return f"{number:.{len(like.partition('.')[2])}f}"
+
+
+def made_by(row: Json) -> str:
+    """Say how a row's network was made, where designs or edits had a part in it."""
+    form = row.get("form")
+    if not form:
+        return ""
+    if row.get("same_as"):
+        return f"the same network as {row['same_as']}"
+    depths = form["options"].get("depths")
+    units = [f"units {'-'.join(map(str, depths))}"] if depths else []
+    names = [edit["operator"] if edit["edit"] == "replace" else edit["edit"] for edit in form["edits"]]
+    edits = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
+    return ", ".join((*units, *edits)) or "nothing changed"
+
+
+def searched_by(row: Json) -> str:
+    """Say what the searches that decided a row's network cost, all trials together; "" where there was none."""
+    told = []
+    for found in row.get("searches") or ():
+        trials = len(found["trials"])
+        told.append(
+            f"{found['method']}, {trials} trial{'s' * (trials != 1)}: {found['seconds']:,.0f} s, {found['images']:,} "
+            f"images, {found['image_macs'] / 1e12:.3g} T image-MACs"
+        )
+    return "; ".join(told)
+
+
+def experiments(found: Sequence[Json]) -> Sheet:
+    """Return what can be reproduced."""
+    columns = ("name", "what", "rows", "trainings: quick", "standard", "full", "source")
+    rows = tuple(
+        (
+            each["name"],
+            each["title"],
+            str(len(each["rows"])),
+            *(str(each["trainings"][size]) for size in ("quick", "standard", "full")),
+            each["source"],
+        )
+        for each in found
+    )
+    return Sheet("Experiments: convwright reproduce NAME", columns, rows, (2, 3, 4, 5))
+
+
+def _reproduced_row(row: Json, by_name: Mapping[str, Json]) -> Iterator[str]:
+    done = bool(row["seeds"])
+    yield row["name"]
+    yield made_by(row)
+    yield searched_by(row)
+    yield _count(row["params"])
+    yield _limit(row) if done else ""
+    yield _count(row["macs"])
+    yield _paper(row["paper"])
+    yield spread(row["mean"], row["deviation"]) if done else "not trained yet"
+    yield str(len(row["seeds"])) if done else ""
+    yield _target(row)
+    yield _against(row, by_name.get(row["control"]))
+    yield _each(row["seconds"])
+    yield _each([seconds for seconds in row["processor_seconds"] if seconds is not None])
+    yield row["note"]
+
+
+def _limit(row: Json) -> str:
+    if row["limit"] is None:
+        return ""
+    return f"{row['limit']:,}: {'kept' if row['params'] <= row['limit'] else 'BROKEN'}"
+
+
+def _paper(paper: Json) -> str:
+    accuracy = [f"{100 * paper['accuracy']:.2f} %"] if "accuracy" in paper else []
+    params = [f"{paper['params']:,} parameters"] if "params" in paper else []
+    return ", ".join((*accuracy, *params))
+
+
+def _target(row: Json) -> str:
+    if row["target"] is None:
+        return ""
+    wanted = f"{100 * row['target']:.2f} %"
+    if row["mean"] is None:
+        return wanted
+    short = row["target"] - row["mean"]
+    return f"{wanted}: reached" if short <= 1e-12 else f"{wanted}: missed by {100 * short:.2f} points"
+
+
+def _against(row: Json, control: Json | None) -> str:
+    if control is None:
+        return ""
+    found = gain(_by_seed(row), _by_seed(control))
+    return "" if found is None else points(found.as_dict())
+
+
+def _by_seed(row: Json) -> dict[int, float]:
+    return dict(zip(row["seeds"], row["accuracies"], strict=True))
+
+
+def _each(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):,.0f}" if values else ""
+
+
+# ------------------------------------------------------------------ ablate
+
+
+def ablated(content: Json) -> Sheet:
+    """Return an ablation's rows beside its control."""
+    columns = (
+        "row", "validation", "gain", "95 % interval", "so it is", "test", "gain on test", "parameters", "MACs", "time",
+        "memory, MB",
+    )  # fmt: skip
+    rows = tuple(tuple(_ablated_row(row)) for row in content["rows"])
+    counts = sorted({len(row["seeds"]) for row in content["rows"] if row["seeds"]})
+    seeds = " or ".join(map(str, counts)) or "no"
+    notes = (
+        f"{seeds} seed{'s' * (counts != [1])} per row; accuracies: mean ± standard deviation. Gain: points against the "
+        "control, seed by seed, ± standard error. Time: of an epoch, against the control's.",
+        *(f"{row['name']}: {row['status']}: {row['reason']}" for row in content["rows"] if row["reason"]),
+        *(f"{row['name']}: warning: {text}" for row in content["rows"] for text in row["warnings"]),
+        *content["notes"],
+    )
+    steps = content["recipe"]["max_steps"]
+    length = f"{content['recipe']['epochs']} epochs" if steps is None else f"at most {steps} steps"
+    title = f"Ablation of {content['model']} on {content['data']}, {length}"
+    return Sheet(title, columns, rows, (7, 8, 9, 10), notes, spare=("95 % interval",)).without_empty()
+
+
+def _ablated_row(row: Json) -> Iterator[str]:
+    found, test = row["gain"], row["test"] or {}
+    yield row["name"]
+    yield spread(row["mean"], row["deviation"]) if row["seeds"] else row["status"]
+    yield points(found) if found else ""
+    yield f"{100 * found['low']:+.2f} to {100 * found['high']:+.2f}" if found and found["low"] is not None else ""
+    yield found["verdict"] if found else ""
+    yield spread(test["mean"], test["deviation"]) if test else ""
+    yield points(test["gain"]) if test.get("gain") else ""
+    yield _count(row["params"])
+    yield _count(row["macs"])
+    yield f"x {row['time_ratio']:.2f}" if row["time_ratio"] is not None else ""
+    yield f"{row['peak_memory_bytes'] / 2**20:,.0f}" if row["peak_memory_bytes"] else ""
+
+
+# ------------------------------------------------------------------ cells
+
+
+def spread(mean: float, deviation: float | None) -> str:
+    """Write an accuracy with its standard deviation, in percent."""
+    return f"{100 * mean:.2f} %" if deviation is None else f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+
+
+def points(found: Json) -> str:
+    """Write a gain with its standard error, in points."""
+    error = "" if found["stderr"] is None else f" ± {100 * found['stderr']:.2f}"
+    return f"{100 * found['mean']:+.2f}{error}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"

@@ -1,0 +1,1 @@
+"""Studies of trained networks: which blocks can go."""

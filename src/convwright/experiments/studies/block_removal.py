@@ -1,0 +1,312 @@
+"""How many blocks of a trained residual network can go: decided on held-out training images, read on the test images.
+
+After the analysis of Peer et al. 2021, which draws blocks at random among those that conflict and judges them on the
+test images. Orders by loss, greedy orders, the graded conflict, statistics anew and the choice on held-out images are
+ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from convwright.architecture import read
+from convwright.cost import profile
+from convwright.cost.budget import costs_of
+from convwright.cost.latency import compare_latency
+from convwright.edits import RemoveBlock
+from convwright.errors import ConvwrightError
+from convwright.experiments.studies import removal_orders as orders
+from convwright.experiments.studies.lesion import Lesions, Measure
+from convwright.methods.conflicts.blocks import BlockGroups
+from convwright.training import ImageData, Recipe, evaluate, train
+from convwright.training.data.images import Images
+from convwright.training.data.loader import derived_seed
+from convwright.training.probes.base import Watched
+from convwright.training.probes.bundle_points import find_points
+from convwright.training.probes.bundle_reading import read_bundles
+from convwright.training.settings import to_layout
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+_FALL = 0.3  # how far accuracy may fall before a curve ends
+_LATENCY_SECONDS = 4.0
+_ANEW = ("greedy", "greedy, statistics anew")  # the order, and its name where statistics are taken anew
+Sequences = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class RemovalStudy:
+    """What is done with a network when it is trained.
+
+    Attributes:
+        deciding: Held-out images that orders by loss are decided on.
+        counting: Other held-out images, on which the number of blocks is chosen.
+        curves: Test images that the curves are drawn from; chosen networks are judged on all.
+        anew: Training images that statistics are taken anew from.
+        sample: Training images that bundles are counted of.
+        draws: Random orders.
+        tolerances: Shares of images, of 1, that may be lost.
+        tune_steps: Steps of fine-tuning after the removal; 0: none.
+        tune_lr: Its highest learning rate.
+        every: Curves on the test images have every so many-th point.
+    """
+
+    kind: ClassVar[str] = "removal"
+
+    deciding: int = 1000
+    counting: int = 2000
+    curves: int = 2000
+    anew: int = 1000
+    sample: int = 512
+    draws: int = 3
+    tolerances: tuple[float, ...] = (0.005, 0.01)
+    tune_steps: int = 0
+    tune_lr: float = 0.02
+    every: int = 2
+
+    def carry_out(self, model: torch.nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
+        """Return what is found, as plain JSON values; a network without residual blocks has only its flags.
+
+        Args:
+            model: Trained; it stays as it is.
+            data: With a validation part: the held-out images.
+            recipe: It was trained by, with its seed.
+            found: By the probes during its training.
+
+        Raises:
+            ConvwrightError: Nothing is held out.
+        """
+        flags = flags_of(found["bundles"]) if "bundles" in found else None
+        arch = read(copy.deepcopy(model), (1, *data.shape))
+        if not any(block.kind == "residual" for block in arch.blocks):
+            return {"flags": flags}
+        if data.val is None:
+            raise ConvwrightError("removal study: no images are held out; give the row a share in `held`")
+        return {"flags": flags, **_Study(self, arch, data, recipe).found()}
+
+
+def flags_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which blocks conflicted when: ``steps``, ``blocks``, and ``excess`` per time and block (None: NaN)."""
+    own = found["own"]
+    return {
+        "steps": [time["step"] for time in found["times"]],
+        "blocks": list(own),
+        "excess": [[_rounded(row[place]) for place in own.values()] for row in found["excess"]],
+        "samples": found["samples"],
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 5)
+
+
+class _Study:
+    """One network under study."""
+
+    def __init__(self, asked: RemovalStudy, arch: Architecture, data: ImageData, recipe: Recipe) -> None:
+        self.asked, self.arch, self.data, self.recipe = asked, arch, data, recipe
+        self.channels_last = recipe.memory_format == "channels_last"
+        self.precision = recipe.precision if recipe.precision != "auto" else "fp32"
+        self.surgery = Lesions(arch)
+        fixed = BlockGroups.of(arch).fixed
+        self.names = tuple(name for name in self.surgery.taps if name not in fixed)
+        assert data.val is not None
+        self.deciding, self.counting = parts(data.val, asked.deciding, asked.counting, recipe.seed)
+        self.anew = _some(data.train, asked.anew, recipe.seed)
+
+    def found(self) -> dict[str, Any]:
+        """Return everything."""
+        start = time.process_time()
+        facts, sequences = self._orders()
+        ordered = time.process_time()
+        self._to_layout(True)
+        results = self._curves(sequences)
+        self._to_layout(False)
+        content: dict[str, Any] = {
+            "removable": list(self.names),
+            "residual_blocks": len(self.surgery.taps),
+            "layers": sum(layer.kind in ("conv", "linear") for layer in self.arch.layers),
+            "blocks": facts,
+            "images": {"deciding": len(self.deciding), "counting": len(self.counting), "test": len(self.data.test)},
+            **results,
+            "processor_seconds": {"orders": ordered - start, "curves": time.process_time() - ordered},
+        }
+        if self.asked.tune_steps:
+            content["removed"] = self._removed(results, sequences)
+        return content
+
+    # -------------------------------------------------------------- orders
+
+    def _orders(self) -> tuple[list[dict[str, Any]], dict[str, Sequences]]:
+        sample = self._sample()
+        points = find_points(self.arch)
+        threshold: dict[str, Any] = {"learning_rate": self.recipe.lr, "batch_size": self.recipe.batch_size}
+        reading = read_bundles(self.arch.model, points, *sample, **threshold)
+        graded = orders.graded_conflicts(self.arch.model, points, sample, self.names, **threshold)
+        self._to_layout(True)
+        with self._measuring(self.deciding) as measure:
+            alone = {name: measure(frozenset({name})) for name in self.names}
+            sequences: dict[str, Sequences] = {
+                "conflict": (orders.by_conflict(self.names, points, reading),),
+                "graded conflict": (orders.by_value(self.names, graded),),
+                "own loss": (orders.by_own_loss(self.names, measure),),
+                "greedy": (orders.greedily(self.names, measure, fall=_FALL),),
+                "random": orders.at_random(self.names, self.asked.draws, self.recipe.seed),
+            }
+        self._to_layout(False)
+        facts = [
+            {
+                "name": name,
+                "conflict": orders.conflict_of(points, reading, name),
+                "graded": graded[name],
+                "bundles": reading.points[points.own[name]].count,
+                "accuracy": alone[name].accuracy,
+                "loss": alone[name].loss,
+                "macs": self.surgery.macs[name],
+            }
+            for name in self.names
+        ]
+        return facts, sequences
+
+    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return Watched(self.arch.model, self.data, self.recipe, torch.device("cpu")).sample(self.asked.sample)
+
+    # -------------------------------------------------------------- curves
+
+    def _curves(self, sequences: Mapping[str, Sequences]) -> dict[str, Any]:
+        """Choose numbers of blocks on held-out images, and read the test images for them."""
+        held: dict[str, list[float]] = {}
+        chosen: dict[str, dict[str, int]] = {}
+        with self._measuring(self.counting) as measure:  # what all are compared with: the network as it was trained
+            whole = measure(frozenset()).accuracy
+        for name, tried, anew in _variants(sequences):
+            with self._measuring(self.counting, anew) as measure:
+                held[name] = _along(tried, measure, range(1, len(self.names) + 1), whole - _FALL)
+            chosen[name] = {str(tolerance): most(held[name], whole - tolerance) for tolerance in self.asked.tolerances}
+        as_lists = {name: [list(each) for each in tried] for name, tried in sequences.items()}
+        return {"held_whole": whole, "held": held, "sequences": as_lists, **self._tested(sequences, chosen)}
+
+    def _tested(self, sequences: Mapping[str, Sequences], chosen: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        test, curves, read_off = self.data.test, dict[str, Any](), dict[str, Any]()
+        some = _some(test, self.asked.curves, 0)
+        with self._measuring(test) as measure:
+            whole = measure(frozenset()).accuracy
+        for name, tried, anew in _variants(sequences):
+            with self._measuring(some, anew) as measure:
+                least = measure(frozenset()).accuracy - _FALL
+                counts = range(0, len(self.names) + 1, self.asked.every)
+                values = _along(tried, measure, counts, least)
+                curves[name] = [[count, value] for count, value in zip(counts, values, strict=False)]
+            with self._measuring(test, anew) as measure:
+                for tolerance, count in chosen[name].items():
+                    accuracy = _along(tried, measure, (count,), -1.0)[0]
+                    read_off.setdefault(name, {})[tolerance] = {"blocks": count, "test": accuracy}
+        return {"test": whole, "curves": curves, "chosen": read_off}
+
+    def _measuring(self, images: Images, anew: bool = False) -> Any:
+        return self.surgery.measuring(
+            images,
+            precision=self.precision,
+            channels_last=self.channels_last,
+            anew=self.anew if anew else None,
+        )
+
+    def _to_layout(self, fast: bool) -> None:
+        layout = torch.channels_last if fast and self.channels_last else torch.contiguous_format
+        to_layout(self.arch.model, layout)
+
+    # -------------------------------------------------------------- carried out
+
+    def _removed(self, results: Mapping[str, Any], sequences: Mapping[str, Sequences]) -> dict[str, Any]:
+        """Remove what the greedy order chose, count and time what is left, and train both networks a little."""
+        count = results["chosen"]["greedy"][str(max(self.asked.tolerances))]["blocks"]
+        gone = sequences["greedy"][0][:count]
+        smaller = self.arch.apply(*(RemoveBlock(name) for name in gone)) if gone else self.arch
+        image = torch.zeros(1, *self.data.shape)
+        both = {"before": (self.arch.model, image), "after": (smaller.model, image)}
+        timed = compare_latency(both, seconds=_LATENCY_SECONDS)
+        content: dict[str, Any] = {
+            "blocks": list(gone),
+            "before": self._costs(self.arch, timed.latencies["before"].nanoseconds),
+            "after": self._costs(smaller, timed.latencies["after"].nanoseconds),
+            "latency_ratio": timed.ratios["after"].median,
+        }
+        for name, network in (("before", self.arch), ("after", smaller)):
+            content[name]["test"] = self._judged(network)
+            content[name]["tuned"] = self._tuned(network)
+        return content
+
+    def _costs(self, network: Architecture, nanoseconds: int) -> dict[str, Any]:
+        layers = sum(layer.kind in ("conv", "linear") for layer in network.layers)
+        return {**costs_of(profile(network)), "latency": nanoseconds, "layers": layers}
+
+    def _judged(self, network: Architecture) -> float:
+        model = copy.deepcopy(network.model)
+        to_layout(model, torch.channels_last if self.channels_last else torch.contiguous_format)
+        found = evaluate(model, self.data.test, precision=self.precision, channels_last=self.channels_last)
+        return found.accuracy
+
+    def _tuned(self, network: Architecture) -> float | None:
+        """Return the test accuracy after fine-tuning, always by the plain recipe: no technique, rate falling."""
+        steps = self.asked.tune_steps
+        epochs = max(1, -(-steps // max(1, len(self.data.train) // self.recipe.batch_size)))
+        recipe = self.recipe.updated(
+            epochs=epochs, max_steps=steps, lr=self.asked.tune_lr, schedule="cosine", warmup=0.0, techniques={}
+        )
+        trained = train(copy.deepcopy(network.model), self.data, recipe, progress=False)
+        return trained.test.accuracy if trained.test else None
+
+
+def _variants(sequences: Mapping[str, Sequences]) -> list[tuple[str, Sequences, bool]]:
+    """Return name, sequences and whether statistics are taken anew, of all that is judged."""
+    order, name = _ANEW
+    return [*((key, tried, False) for key, tried in sequences.items()), (name, sequences[order], True)]
+
+
+def _along(tried: Sequences, measure: Measure, counts: Sequence[int], least: float) -> list[float]:
+    """Return the mean accuracy without the first `count` blocks, up to the first that is below `least`."""
+    values = []
+    for count in counts:
+        values.append(statistics.fmean(measure(frozenset(each[:count])).accuracy for each in tried))
+        if values[-1] < least:
+            break
+    return values
+
+
+def most(values: Sequence[float], least: float) -> int:
+    """Return the most blocks with an accuracy of at least so much; `values` begin with one block."""
+    return max((count for count, value in enumerate(values, start=1) if value >= least), default=0)
+
+
+def parts(images: Images, *sizes_and_seed: int) -> tuple[Images, ...]:
+    """Return disjoint parts of some images, drawn by a seed: sizes, then the seed.
+
+    Raises:
+        ConvwrightError: There are fewer images than parts.
+    """
+    *sizes, seed = sizes_and_seed
+    if len(images) < len(sizes):
+        raise ConvwrightError(
+            f"removal study: {len(images)} images cannot be divided in {len(sizes)} parts; hold out more"
+        )
+    share = min(1.0, len(images) / sum(sizes))
+    generator = torch.Generator().manual_seed(derived_seed(seed, len(images)))
+    order = torch.randperm(len(images), generator=generator)
+    found, start = [], 0
+    for size in sizes:
+        count = max(1, int(size * share))
+        found.append(images.subset(order[start : start + count].sort().values))
+        start += count
+    return tuple(found)
+
+
+def _some(images: Images, count: int, seed: int) -> Images:
+    return parts(images, min(count, len(images)), seed)[0]

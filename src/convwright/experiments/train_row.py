@@ -1,0 +1,396 @@
+"""Rows of a table, each trained once per seed, or counted: what `reproduce` and `ablate` share.
+
+Layout of one training's folder::
+
+    asked.json      what is trained here
+    checkpoint.pt   of an unfinished training: it continues there
+    result.json     of a finished one: it is read, not repeated
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convwright.architecture import Architecture, read
+from convwright.cost import count_by_torch, profile
+from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
+from convwright.experiments.designs.design import (
+    SEARCH_FORMAT,
+    Form,
+    Setting,
+    as_dicts,
+    depths_of,
+    form_of,
+    made,
+    opened,
+    plain,
+)
+from convwright.experiments.facts import facts
+from convwright.experiments.papers import Row
+from convwright.experiments.quality_facts import quality_facts
+from convwright.runs.directory.files import digest, load_weights, read_json, save_weights, write_json
+from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.executors.workers import in_turn_or_side_by_side
+from convwright.runs.train import judged
+from convwright.training import ImageData, Recipe, TrainResult, load_data, train
+from convwright.training.data.resized import resized_data
+
+ROW_FORMAT = "convwright experiment row"
+ASKED_FORMAT = "convwright experiment asked"
+_OWN_FAILURES = (RecipeError, EditError, ReadError, BudgetError)  # of one row; whatever else is wrong is wrong for all
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, or one count.
+
+    Attributes:
+        row: What to train; without a recipe it is counted.
+        seed: Of weights and training.
+        folder: Where it is recorded.
+        data_dir: As for `load_data`.
+        threads: Threads of torch; None: as they are.
+        input_shape: Images are resized to it; None: as they are.
+        val_fraction: Share of the training images that is held out.
+        test: Whether the result is judged on the test part as soon as it is trained.
+        keep: Whether the checkpoint stays when the training is finished, so that `judge` can follow.
+        weights: What the network starts from; None: weights drawn from the seed.
+    """
+
+    row: Row
+    seed: int
+    folder: Path
+    data_dir: Path | None = None
+    threads: int | None = None
+    input_shape: tuple[int, int, int] | None = None
+    val_fraction: float = 0.0
+    test: bool = True
+    keep: bool = False
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the content of its ``result.json``, or why there is none."""
+
+    content: dict[str, Any] | None
+    failure: str = ""
+
+
+# ------------------------------------------------------------------ one training
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """Return the result of a training that is done already, None if it is not (or was another one)."""
+    path = job.folder / "result.json"
+    if not path.is_file():
+        return None
+    content = read_json(path, ROW_FORMAT)
+    return content if _same(content["asked"], asked(job)) else None
+
+
+def asked(job: Job) -> dict[str, Any]:
+    """Return what a training depends on, as plain values."""
+    row = job.row
+    values: dict[str, Any] = {
+        "model": row.model,
+        "options": dict(row.options),
+        "data": row.data,
+        "recipe": row.recipe.updated(seed=job.seed).model_dump(mode="json") if row.recipe is not None else None,
+    }
+    if row.design:
+        values["design"] = as_dicts(row.design)
+    if row.fresh:
+        values["fresh"] = True
+    if row.edits:
+        values["edits"] = plain([edit.to_dict() for edit in row.edits])
+    if job.input_shape is not None:
+        values["input_shape"] = list(job.input_shape)
+    if held := job.val_fraction or row.held:
+        values["val_fraction"] = held
+    if row.probes:
+        values["probes"] = list(row.probes)
+    if row.study is not None:
+        values["study"] = plain({"study": row.study.kind, **asdict(row.study)})  # type: ignore[call-overload]
+    if ".py:" in row.model:  # the file may change between two calls
+        values["file"] = digest(Path(row.model.rpartition(":")[0]))
+    if job.weights is not None:
+        values["weights"] = digest(job.weights)
+    return values
+
+
+def _same(stored: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    if stored["recipe"] is None or wanted["recipe"] is None:
+        return stored == wanted
+    # As recipes, not as texts: a field that was added since then has its default in both.
+    try:
+        recipes = Recipe(**stored["recipe"]) == Recipe(**wanted["recipe"])
+    except RecipeError:  # a field or technique of another version
+        return False
+    return recipes and {**stored, "recipe": None} == {**wanted, "recipe": None}
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    """Train one row with one seed and record it; an unfinished training of the same is continued.
+
+    Raises:
+        ConvwrightError: As for `train`.
+    """
+    if job.row.recipe is None:
+        return _counted(job)
+    resumed, question = _prepared(job), asked(job)
+    data = _data(job)
+    form = _settled(job, data.shape)
+    if (twin := _twin(job, form)) is not None:
+        return _taken_over(job, form, twin)
+    model = _model(job, form, data)
+    data = _at(form, data)
+    job = replace(job, row=_as_long(job.row, form))
+    known = _facts(model, data)  # before the training: what cannot be told must not cost one
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start, processor = time.perf_counter(), time.process_time()
+    trained = _trained(job, model, data, test=job.test)
+    content = {
+        "format": ROW_FORMAT,
+        "row": job.row.name,
+        "seed": job.seed,
+        "asked": question,
+        **_form(job.row, form),
+        **_costs(trained.model, data),
+        "facts": known,
+        **({"quality": quality_facts(_read(trained.model, data))} if job.row.quality else {}),
+        "validation": judged(trained.val),
+        "test": judged(trained.test),
+        "test_flip": judged(trained.test_flip),
+        "warnings": list(trained.warnings),
+        "history": [asdict(record) for record in trained.history],
+        "settings": {
+            "precision": trained.settings.precision,
+            "memory_format": trained.settings.memory_format,
+            "threads": trained.settings.threads,
+            "device": trained.settings.device,
+        },
+        "seconds": trained.seconds,
+        # Of the whole process, testing included; unknown where an earlier process did a part.
+        "processor_seconds": None if resumed else time.process_time() - processor,
+        "elapsed_seconds": time.perf_counter() - start,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "versions": versions(),
+        "machine": machine(),
+        **_studied(job, trained, data),
+    }
+    save_weights(trained.model, job.folder / "model.safetensors")
+    write_json(job.folder / "result.json", content)
+    if not job.keep:
+        (job.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return content
+
+
+def _studied(job: Job, trained: TrainResult, data: ImageData) -> dict[str, Any]:
+    row = job.row
+    if row.study is None or row.recipe is None:
+        return {}
+    start = time.process_time()
+    found = row.study.carry_out(trained.model, data, row.recipe.updated(seed=job.seed), trained.probes)
+    return {"study": found, "study_processor_seconds": time.process_time() - start}
+
+
+def _counted(job: Job) -> dict[str, Any]:
+    """Count one row's network and record it.
+
+    Raises:
+        ConvwrightError: It cannot be made or read, or torch counts other MACs than convwright.
+    """
+    start = time.perf_counter()
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    form = _settled(job)
+    arch = opened(job.row.model, form, None)
+    costs, by_torch = profile(arch), count_by_torch(arch.model, arch.example_input)
+    if costs.macs != by_torch:
+        raise RunError(
+            f"{job.row.name}: {costs.macs:,} MACs, but torch counts {by_torch:,}; please report this network"
+        )
+    content = {
+        "format": ROW_FORMAT,
+        "row": job.row.name,
+        "seed": job.seed,
+        "asked": asked(job),
+        **_form(job.row, form),
+        "units": depths_of(job.row.model, form.options),
+        "params": sum(parameter.numel() for parameter in arch.model.parameters()),
+        "macs": costs.macs,
+        "facts": facts(arch),
+        "seconds": time.perf_counter() - start,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(job.folder / "result.json", content)
+    return content
+
+
+def _twin(job: Job, form: Form) -> Path | None:
+    """Return the folder of a finished training beside this one of the very network that a design led to."""
+    if not job.row.design:
+        return None
+    wanted = _as_made(asked(job), form.as_dict())
+    for path in sorted(job.folder.parent.glob("*/result.json")):
+        content = read_json(path, ROW_FORMAT)
+        if path.parent != job.folder and _same(_as_made(content["asked"], content.get("form")), wanted):
+            return path.parent
+    return None
+
+
+def _as_made(question: dict[str, Any], form: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a training depends on, with a design's answer in place of its question."""
+    rest = {key: value for key, value in question.items() if key not in ("design", "edits")}
+    return {**rest, **(form or {"options": question["options"], "edits": question.get("edits", [])})}
+
+
+def _taken_over(job: Job, form: Form, twin: Path) -> dict[str, Any]:
+    """Record another row's training as this one's: it would be repeated bit for bit."""
+    found = read_json(twin / "result.json", ROW_FORMAT)
+    content = {
+        **{key: value for key, value in found.items() if key not in ("form", "searches")},
+        "row": job.row.name,
+        "asked": asked(job),
+        **_form(job.row, form),
+        "same_as": found.get("same_as", found["row"]),
+    }
+    shutil.copyfile(twin / "model.safetensors", job.folder / "model.safetensors")
+    write_json(job.folder / "result.json", content)
+    return content
+
+
+def _settled(job: Job, shape: tuple[int, int, int] | None = None) -> Form:
+    """Return how the network is made; searches that this needs are carried out, or read where they were before."""
+    searches = job.folder.parent.parent / "searches"
+    return form_of(job.row, Setting(shape, Form({}), searches, job.row.data, job.data_dir, job.threads))
+
+
+def _form(row: Row, form: Form) -> dict[str, Any]:
+    """Return how the network was made, where that says more than the row does."""
+    content: dict[str, Any] = {"form": form.as_dict()} if row.design or row.edits else {}
+    if form.searches:
+        content["searches"] = [read_json(folder / "result.json", SEARCH_FORMAT) for folder in form.searches]
+    return content
+
+
+def judge(job: Job) -> dict[str, Any]:
+    """Judge a finished training, whose checkpoint was kept, on the test part; once, the answer is recorded.
+
+    Raises:
+        ConvwrightError: There is no finished training, or as for `train`.
+    """
+    content = finished(job)
+    if content is None:
+        raise RunError(f"{job.folder}: no finished training; train it first")
+    if content["test"] is None:
+        _prepared(job)
+        data = _data(job)
+        form = _settled(job, data.shape)
+        model = _model(job, form, data)
+        as_long = replace(job, row=_as_long(job.row, form))
+        content = {**content, "test": judged(_trained(as_long, model, _at(form, data), test=True).test)}
+        write_json(job.folder / "result.json", content)
+    return content
+
+
+def _prepared(job: Job) -> bool:
+    """Set the threads and the folder up; return whether an unfinished training of the same is continued."""
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    checkpoint, note = job.folder / "checkpoint.pt", job.folder / "asked.json"
+    wanted = asked(job)
+    if note.is_file() and not _same(read_json(note, ASKED_FORMAT)["asked"], wanted):
+        checkpoint.unlink(missing_ok=True)  # of a training that nobody asks for any more
+    write_json(note, {"format": ASKED_FORMAT, "asked": wanted})
+    return checkpoint.is_file()
+
+
+def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> TrainResult:
+    assert job.row.recipe is not None  # such rows are counted
+    recipe = job.row.recipe.updated(seed=job.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecipeWarning)  # they are in the result, and in the table
+        return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test, probes=job.row.probes)
+
+
+def _as_long(row: Row, form: Form) -> Row:
+    """Return a row with the epochs that its designs decided on, if they did."""
+    if form.epochs is None or row.recipe is None:
+        return row
+    return replace(row, recipe=row.recipe.updated(epochs=form.epochs))
+
+
+def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
+    """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
+    model = made(job.row.model, form, data.shape, job.seed, job.row.fresh)
+    weights = job.weights or form.weights
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _data(job: Job) -> ImageData:
+    return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction or job.row.held)
+
+
+def _at(form: Form, data: ImageData) -> ImageData:
+    """Return the data at the resolution that a form's edits lead to."""
+    side = form.resolution
+    return data if side is None else resized_data(data, side)
+
+
+@lru_cache(maxsize=2)
+def _loaded(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float) -> ImageData:
+    return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction)
+
+
+def _costs(model: torch.nn.Module, data: ImageData) -> dict[str, int]:
+    costs = profile(_read(model, data))
+    return {"params": costs.params, "macs": costs.macs}
+
+
+def _facts(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
+    return facts(_read(model, data))
+
+
+def _read(model: torch.nn.Module, data: ImageData) -> Architecture:
+    return read(model, (1, *data.shape))
+
+
+# ------------------------------------------------------------------ several
+
+
+def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, Outcome]]:
+    """Train in this process or in `jobs` processes; a row that fails by itself does not stop the others.
+
+    Raises:
+        ConvwrightError: What stops all: data, a full disk, a process that was killed.
+    """
+    _loaded.cache_clear()  # files may have changed since an earlier call
+    return in_turn_or_side_by_side(attempted, work, jobs)
+
+
+def judged_on_test(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Judge finished trainings on the test part."""
+    return in_turn_or_side_by_side(judge, work, jobs)
+
+
+def attempted(job: Job) -> Outcome:
+    """Train, or say why this row cannot be trained."""
+    try:
+        return Outcome(carry_out(job))
+    except _OWN_FAILURES as error:
+        return Outcome(None, " ".join(str(error).split()))

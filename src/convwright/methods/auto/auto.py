@@ -1,0 +1,385 @@
+"""The method that combines the others: proposals by all of them, a race by short trainings, then small steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from convwright.cost.budget import Limits, human
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
+from convwright.methods.auto.design_search import DesignSearch, Runner, Runners, reasons
+from convwright.methods.auto.designs import Bench, Design
+from convwright.methods.auto.first_training import quality_of
+from convwright.methods.auto.proposals import combinations, neighbours, proposals
+from convwright.methods.auto.recipe import default_recipe, gaining, recipe_course, reserved, together, with_techniques
+from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.phased.techniques import techniques_named
+from convwright.methods.script import Script
+from convwright.methods.shared.halving import Rung, ranking, rungs, survivors, tied
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.methods.phased.techniques import Trying
+
+_PER_TUNING = 4  # epochs of the search for each epoch of the final training
+_RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
+_FINALISTS = 2
+_JOINED = "combinations"
+_RESTART = 4  # so many times as long as before the final training must be to begin anew
+_WITH_ANEW = 3  # epochs of a race from which one entrant has new weights: two others are there, too
+_SHOWN = 3
+
+
+@register("auto")
+class Auto(DesignSearch):
+    """Proposes what every method would do with the network, and finds by short trainings which of it is best here.
+
+    1. The untouched network is trained. Its structure tells which layers see nothing new (3D receptive field), the
+       training which blocks make samples of several labels one (conflicting bundles) and which kernels carry signal
+       (channel quality).
+    2. Proposals. One is what is expected to be best: fewer blocks, and widths moved to small maps, or to large ones and
+       more pixels where most work is done on tiny maps. It enters twice, with the trained weights and with new ones: if
+       these are as good after their first epochs, the first training was no start. The others change one thing each:
+       uniform widths; fewer blocks that are wider and more that are narrower; without the blocks in conflict or that
+       see nothing new; widths by channel quality, or moved to small or large maps or into or out of the blocks; other
+       resolutions; the stage and the kernel optimizer. Each is brought to the budget by its widths, so that all cost
+       the same.
+    3. Successive halving: all get a short training from the untouched network's weights, as far as they inherit them;
+       the best third is trained on, three times as long, until few are left. Scores that differ by no more than their
+       standard error are equal: the one proposed first wins (uniform widths are last), and where epochs are left over
+       those equal to the last that goes on go on, too. A search that cannot pay for that gives each proposal one
+       training of the same length.
+    4. Combinations: to the best one is joined what else did better than uniform widths, one thing and several.
+    5. Around the best one of these neighbours are tried: width moved, a block less or more, widths by its own channel
+       quality. In both steps the present network is trained on beside the new ones. A combination is taken if it is
+       better at all, since its parts were, too; a neighbour if it is better by more than the standard error.
+    6. The recipe, where the search is long enough to tell: the best network is trained on with each technique alone,
+       and with none. Those that gain more than twice the standard error are tried together, too.
+    7. The best network, or two that cannot be told apart, is trained to the end, and beside it the untouched network
+       for as many epochs as it had after the first training, with the same recipe.
+
+    No training is thrown away on the way to the result: its weights come through all of them. Only a network that began
+    with new weights begins anew with others, where the final training is 4 times as long as all its own before.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of the final training.
+        seed: Of the trainings; each step takes the next.
+        divisor: Widths are rounded to multiples of this.
+        search_epochs: Epochs of all candidates before the final training; None: 4 times `tune_epochs`.
+        proposals: How many are tried at most; None: as many as the epochs allow.
+        eta: One in so many goes on.
+        rounds: Rounds after the race at most: the first tries combinations, the others neighbours.
+        techniques: What is tried of the recipe, by name or as it is; None: `default_techniques`, what is no operator
+            first. A quarter of `search_epochs` is for them, each is trained for 3 epochs or more, and as many are tried
+            as that pays for.
+
+    Attributes:
+        decisions: What was decided so far.
+        findings: What is known of the network so far.
+        left: Epochs that the search has left.
+
+    Raises:
+        BudgetError: No proposal meets the limits.
+        ConvwrightError: The network has nothing that could change, or an option is out of its range.
+
+    Examples:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:mnist-a")
+        >>> limits = cw.parse_budget("macs<=50%").resolve(arch.profile())
+        >>> method = cw.methods.Auto(arch, limits, epochs=2, tune_epochs=1)
+        >>> [(c.role, c.epochs, c.probes) for c in method.ask()]
+        [('base', 2, ('bundles', 'channel-norms', 'channel-quality'))]
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 1,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        search_epochs: int | None = None,
+        proposals: int | None = None,
+        eta: int = 3,
+        rounds: int = 2,
+        techniques: str | Sequence[str | Trying] | None = None,
+    ) -> None:
+        if limits is None or not limits.limits:
+            raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
+        check_given_counts(proposals=proposals)
+        super().__init__(
+            arch,
+            limits,
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            seed=seed,
+            divisor=divisor,
+            search_epochs=search_epochs,
+            per_tuning=_PER_TUNING,
+            eta=eta,
+            rounds=rounds,
+        )
+        self.most = proposals
+        self.bench = Bench(arch, limits, divisor)
+        self.techniques = default_recipe(arch) if techniques is None else techniques_named(arch, techniques)
+        self._first: tuple[Runner, ...] = ()  # the race's first rung, as it was scored
+        self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
+        self._check()
+        self._begin()
+
+    def _check(self) -> None:
+        """Refuse, before any training, what no training could help."""
+        found = proposals(self.bench, self.findings, most=2)
+        if any(design.edits for design in found):
+            return
+        why = reasons(self.bench.dropped)
+        if found:
+            raise ConvwrightError(
+                f"{self.arch.source} has nothing that method auto could change within {self.limits.describe()}"
+                + (f" ({why})" if why else "")
+            )
+        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
+
+    # ------------------------------------------------------------------ the course of the search
+
+    def _run(self) -> Script:
+        base = yield from self._base(self.bench)
+        if base is None:
+            return
+        for_recipe = reserved(self.left, len(self.techniques))
+        self.left -= for_recipe
+        share = max(1, int(self.left * _RACE)) if self.rounds else self.left
+        anew = self.epochs > 0 and share >= _WITH_ANEW
+        begun = proposals(self.bench, self.findings, self._at_most(share - anew))
+        self._propose(begun)
+        racing = tuple(self._begun(self.bench, design, base) for design in begun)
+        if anew and len(racing) > 1:
+            racing = (racing[0], _anew(racing[1]), *racing[1:])
+        racing = yield from self._race(racing, share)
+        for number in range(self.rounds):
+            if racing:
+                racing = yield from self._round(number, racing)
+        if racing and for_recipe:
+            self.left += for_recipe
+            racing = yield from self._recipe(racing[0], for_recipe)
+        yield from self._end(base, racing)
+
+    def _at_most(self, share: int) -> int:
+        return min(self.most if self.most is not None else 64, share)
+
+    def _race(self, racing: tuple[Runner, ...], share: int) -> Runners:
+        """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
+        course = _course(len(racing), share, self.eta)
+        spare = share - sum(rung.cost for rung in course)
+        for number, rung in enumerate(course, start=1):
+            last = number == len(course)
+            found = yield from self._trained(racing, rung.epochs, self.first_training.later_probes if last else ())
+            self._first = self._first or tuple(r for r in found if not r.anew)
+            keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
+            kept = survivors([r.scored for r in found], keep, most)
+            if last:
+                kept = _expected_first(found, kept)
+            else:
+                spare -= max(0, len(kept) - course[number].count) * course[number].epochs
+            after = tuple(found[i] for i in kept)
+            self._raced(f"rung {number} of {len(course)}, {_epochs(rung)}", found, after, last)
+            racing = after
+            if not racing:
+                return ()
+        return racing
+
+    def _round(self, number: int, racing: tuple[Runner, ...]) -> Runners:
+        """Try what may be better than the best; return what is gone on with."""
+        present, share = racing[0], self.left // (self.rounds - number)
+        if share < 2:
+            return racing
+        spent = self.told[present.trial].candidate.epochs
+        most = max(1, share // spent - 1)
+        try:
+            bench = present.bench
+        except EditError as error:
+            self._note(f"round {number + 1}", {}, None, f"nothing is tried near {present.words}: {error}")
+            return racing
+        what, found = self._new(bench, present, most)
+        if not found:
+            return racing
+        self._near |= {design.words for design in found}
+        epochs = min(spent, share // (len(found) + 1))
+        runners = (
+            present,
+            *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in found),
+        )
+        trained = yield from self._trained(runners, epochs, self.first_training.later_probes)
+        phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
+        return self._moved(phase, trained, stays_if_tied=what != _JOINED)
+
+    def _new(self, bench: Bench, present: Runner, most: int) -> tuple[str, tuple[Design, ...]]:
+        """Return what is tried beside the present network: combinations once, then neighbours."""
+        first, self._first = self._first, ()
+        joined = combinations(bench, present.design, _better(first), most)
+        if joined:
+            return _JOINED, joined
+        quality = quality_of(self.told[present.trial], bench.arch, bench.limits, bench.divisor)
+        near = neighbours(bench, present.design, quality)
+        return "neighbours", tuple(design for design in near if design.words not in self._near)[:most]
+
+    def _moved(self, phase: str, found: tuple[Runner, ...], stays_if_tied: bool) -> tuple[Runner, ...]:
+        """Decide a round: the first is the present network."""
+        order = ranking([r.scored for r in found])
+        if not order:
+            self._raced(phase, found, (), last=True)
+            return ()
+        present, best = found[0], found[order[0]]
+        stays = best is present or (stays_if_tied and present.scored.usable and tied(best.scored, present.scored))
+        first = present if stays else best
+        rest = [found[i] for i in order if found[i] is not first and tied(found[i].scored, first.scored)]
+        after = (first, *rest[: _FINALISTS - 1])
+        self._raced(phase, found, after, last=True)
+        return after
+
+    def _recipe(self, present: Runner, share: int) -> Runners:
+        """Train on with none, with each technique, and with those together that gain; return what is gone on with."""
+        count, epochs = recipe_course(share, len(self.techniques))
+        tried, refused = with_techniques(present, self.techniques[:count])
+        found = yield from self._trained((present, *tried), epochs, ())
+        if not found[0].scored.usable:
+            self._note(
+                "recipe", {}, None, f"it stays as it was: without a technique it failed ({self._why_not(found[0])})"
+            )
+            return (present,)
+        won = gaining(found)
+        joint = together(present, won) if len(won) > 1 else None
+        if joint is not None:
+            added = yield from self._trained((joint,), epochs, ())
+            found, won = (*found, *added), (*won, *(r for r in added if r.scored.usable))
+        after = (max(won or found[:1], key=lambda r: r.scored.score),)
+        words = f"recipe, {len(tried)} technique{'s' * (len(tried) != 1)} beside none for {epochs} epochs"
+        self._raced("; ".join((words, *refused)), found, after, last=True)
+        return after
+
+    def _end(self, base: Evidence, racing: tuple[Runner, ...]) -> Script:
+        """Train the best to the end, and the untouched network for as long."""
+        if not racing:
+            self._note("end", {}, None, "no final network: no proposal could be trained")
+            return
+        epochs = racing[0].epochs + self.tune_epochs
+        self._step += 1
+        finals = [self._candidate(self._restarted(runner), self.tune_epochs) for runner in racing]
+        seed, recipe = self.seed + self._step, racing[0].recipe
+        baseline = Candidate(self.untouched, base.trial, epochs, seed, role="baseline", recipe=recipe)
+        *found, _ = yield (*finals, baseline)
+        usable = [e for e in found if self._meets(e)]
+        words = {e.trial: r.words for e, r in zip(found, racing, strict=True)}
+        best = max(usable, key=lambda e: e.score, default=None)
+        if best is None:
+            self._note("end", words, None, f"no final network: {found[0].message or 'it breaks the limits'}")
+            return
+        self._final = best.trial
+        costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
+        others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
+        self._note("end", words, best.trial, f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}")
+
+    def _restarted(self, runner: Runner) -> Runner:
+        """Return a network that began with new weights as it begins anew, if it had few epochs against those to come.
+
+        A short schedule is at its highest rate almost from the start, and what that spoils stays spoilt.
+        """
+        few = runner.anew and _RESTART * runner.epochs <= self.tune_epochs
+        return replace(runner, weights="fresh") if few else runner
+
+    # ------------------------------------------------------------------ what is recorded
+
+    def _diagnosis(self, base: Evidence) -> str:
+        known, profile = self.findings, self.arch.profile()
+        parts = [
+            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
+            f"{base.stderr:.2%}; budget {self.limits.describe()}",
+            f"{known.blind_layers} layers see nothing new",
+            f"{len(known.conflicts)} blocks in conflict"
+            + (f" ({', '.join(f'{n} {v:.0%}' for n, v in list(known.conflicts.items())[:_SHOWN])})"
+               if known.conflicts else ""),
+            _quality_words(known.quality),
+            *known.notes,
+        ]  # fmt: skip
+        return "; ".join(parts)
+
+    def _propose(self, begun: Sequence[Design]) -> None:
+        uses = [d.use for d in begun]
+        listed = ", ".join(d.words for d in begun)
+        told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
+        dropped = reasons(self.bench.dropped, most=len(self.bench.dropped))
+        self._note("proposals", {}, None, told + (f". Left out: {dropped}" if dropped else ""))
+
+    def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
+        words = {r.trial: r.words for r in found}
+        if not after:
+            why = "; ".join(dict.fromkeys(map(self._why_not, found)))
+            self._note(phase, words, None, f"all {len(found)} failed: {why}")
+            return
+        gone = [r for r in found if r not in after]
+        failed = [r for r in gone if not r.scored.usable]
+        parts = [f"{'kept' if last else 'on go'} {'; '.join(map(_said, after))}"]
+        order = ranking([r.scored for r in gone])
+        if order:
+            parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
+        parts += [f"{r.words} failed ({self._why_not(r)})" for r in failed]
+        self._note(phase, words, after[0].trial, ", ".join(parts))
+
+
+def _anew(runner: Runner) -> Runner:
+    """Return a proposal with new weights instead of those of the first training."""
+    design = replace(runner.design, words=f"{runner.words}, from new weights")
+    return replace(runner, design=design, weights="fresh", anew=True)
+
+
+def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:
+    """Return the rungs of a race in which all take part: one of equal lengths, where halving is too dear for all."""
+    course = rungs(count, budget, eta)
+    return course if course[0].count == count else (Rung(count, max(1, budget // count)),)
+
+
+def _better(first: Sequence[Runner]) -> tuple[Design, ...]:
+    """Return what did better than uniform widths, the first of all, in one training of the same length."""
+    if not first or not first[0].scored.usable:
+        return ()
+    order = ranking([r.scored for r in first])
+    return tuple(first[i].design for i in order if first[i].scored.score > first[0].scored.score)
+
+
+def _expected_first(found: Sequence[Runner], kept: tuple[int, ...]) -> tuple[int, ...]:
+    """Put first, of those that cannot be told apart from the best, the one that more was expected of.
+
+    Where short trainings say nothing, the order of the proposals does: uniform widths are what others are to beat.
+    """
+    if not kept:
+        return ()
+    best = found[kept[0]].scored
+    equal = [i for i, r in enumerate(found) if r.scored.usable and tied(r.scored, best)]
+    first = min(equal, key=lambda i: (not found[i].design.factor, i))
+    return (first, *(i for i in kept if i != first))[: len(kept)]
+
+
+def _kept(after: Rung, spare: int) -> tuple[int, int]:
+    """Return how many go on to a rung, and how many with those that are equal, as far as spare epochs pay for them."""
+    return after.count, after.count + spare // after.epochs
+
+
+def _said(runner: Runner) -> str:
+    return f"{runner.words} {runner.scored.score:.2%} ± {runner.scored.stderr:.2%}"
+
+
+def _epochs(rung: Rung) -> str:
+    return f"{rung.count} networks for {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
+
+
+def _quality_words(quality: Mapping[str, float]) -> str:
+    if not quality:
+        return "channel quality says nothing: all kernels show noise, or were not measured"
+    low, high = min(quality, key=lambda n: quality[n]), max(quality, key=lambda n: quality[n])
+    return f"channel quality from {quality[low]:.2f} ({low}) to {quality[high]:.2f} ({high}) times the mean"

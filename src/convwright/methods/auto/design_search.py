@@ -1,0 +1,182 @@
+"""What the searches by designs share: a first training that is read, then designs that are trained on by rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from convwright.edits import Plan
+from convwright.errors import check_counts, check_given_counts
+from convwright.methods.auto.designs import Bench, Design
+from convwright.methods.auto.first_training import FirstTraining
+from convwright.methods.base import Candidate, Evidence, Weights
+from convwright.methods.phased.phased import Decision
+from convwright.methods.script import Batch, Scripted
+from convwright.methods.shared.halving import Scored
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.cost.budget import Limits
+    from convwright.methods.auto.proposals import Findings
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """A design in the race.
+
+    Attributes:
+        origin: What made its design, from the network that the design's edits are for.
+        design: What it is.
+        plan: All edits, from the untouched network on.
+        trial: Its last training.
+        costs: Counted there.
+        epochs: Of all trainings after the first one of the untouched network.
+        scored: Its last score.
+        recipe: Changes of the recipe, as in `Candidate.recipe`.
+        weights: How its next training gets them, as in `Candidate.weights`.
+        anew: Whether it began with new weights.
+    """
+
+    origin: Bench
+    design: Design
+    plan: Plan
+    trial: int
+    costs: Mapping[str, int] = field(default_factory=dict)
+    epochs: int = 0
+    scored: Scored = field(default_factory=lambda: Scored(float("nan")))
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    weights: Weights = "inherit"
+    anew: bool = False
+
+    @property
+    def words(self) -> str:
+        """What it is, for a person."""
+        return self.design.words
+
+    @property
+    def bench(self) -> Bench:
+        """What makes designs from its own network."""
+        if not self.design.edits:
+            return self.origin
+        return Bench(self.origin.scene(self.design.edits).arch, self.origin.limits, self.origin.divisor)
+
+
+Runners: TypeAlias = Generator[Batch, tuple[Evidence, ...], tuple[Runner, ...]]
+
+
+class DesignSearch(Scripted):
+    """Trains the untouched network, then designs with its weights, and says what it decides.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of the final training.
+        seed: Of the trainings; each step takes the next.
+        divisor: Widths are rounded to multiples of this.
+        search_epochs: Epochs of all candidates before the final training; None: `per_tuning` times `tune_epochs`.
+        per_tuning: See there.
+        eta: Of successive halving: one in so many goes on.
+        rounds: Rounds after the race at most.
+
+    Attributes:
+        first_training: What is observed in the first training.
+        findings: What is known of the network so far.
+        untouched: The plan without edits.
+        left: Epochs that the search has left.
+    """
+
+    limits: Limits  # never None here
+    ranks = True
+    beyond_widths = True
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits,
+        *,
+        epochs: int,
+        tune_epochs: int,
+        seed: int,
+        divisor: int,
+        search_epochs: int | None,
+        per_tuning: int,
+        eta: int,
+        rounds: int,
+    ) -> None:
+        check_given_counts(search_epochs=search_epochs)
+        check_counts(2, eta=eta)
+        check_counts(0, rounds=rounds)
+        super().__init__(limits)
+        self.arch, self.seed, self.eta, self.rounds = arch, seed, eta, rounds
+        self.epochs, self.tune_epochs, self.divisor = epochs, tune_epochs, divisor
+        self.left = search_epochs if search_epochs is not None else per_tuning * tune_epochs
+        self.first_training = FirstTraining.of(arch)
+        self.findings: Findings = self.first_training.known
+        self.untouched = Plan.empty(arch)
+        self._step = 0
+
+    def _diagnosis(self, base: Evidence) -> str:
+        """Return what the first training told, in words."""
+        raise NotImplementedError
+
+    def _base(self, bench: Bench) -> Generator[Batch, tuple[Evidence, ...], Evidence | None]:
+        """Train the untouched network and read it; None if that failed."""
+        probes = self.first_training.probes
+        (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=probes),)
+        words = {base.trial: "the untouched network"}
+        if not base.usable:
+            self._note("network", words, None, f"there is nothing to begin with, {base.message}")
+            return None
+        self.findings = self.first_training.found(base, bench)
+        self._note("network", words, None, self._diagnosis(base))
+        return base
+
+    def _begun(self, bench: Bench, design: Design, base: Evidence) -> Runner:
+        """Return a proposal as it enters the race, with the weights of the first training."""
+        return Runner(bench, design, self.untouched.with_edits(*design.edits), base.trial)
+
+    def _trained(self, runners: Sequence[Runner], epochs: int, probes: tuple[str, ...]) -> Runners:
+        """Train all on by some epochs, with one seed; return them as they are afterwards."""
+        self._step += 1
+        self.left -= len(runners) * epochs
+        evidence = yield tuple(self._candidate(r, epochs, probes) for r in runners)
+        return tuple(self._after(r, e, epochs) for r, e in zip(runners, evidence, strict=True))
+
+    def _candidate(self, runner: Runner, epochs: int, probes: tuple[str, ...] = ()) -> Candidate:
+        """Return the next training of a runner, with the seed of this step."""
+        return Candidate(
+            runner.plan,
+            None if runner.weights == "fresh" else runner.trial,
+            epochs,
+            self.seed + self._step,
+            probes=probes,
+            recipe=runner.recipe,
+            weights=runner.weights,
+        )
+
+    def _after(self, runner: Runner, evidence: Evidence, epochs: int) -> Runner:
+        """Return a runner after a training, whose weights it keeps; without a score where that failed."""
+        scored = Scored(evidence.score, evidence.stderr) if self._meets(evidence) else Scored(float("nan"))
+        after = replace(runner, trial=evidence.trial, costs=evidence.costs, weights="inherit")
+        return replace(after, epochs=runner.epochs + epochs, scored=scored)
+
+    def _why_not(self, runner: Runner) -> str:
+        """Return why a runner has no score."""
+        return self.told[runner.trial].message or "it breaks the limits"
+
+    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
+        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+
+
+def reasons(dropped: Mapping[str, str], most: int | None = None) -> str:
+    """Return what could not be made and why, in one line.
+
+    Args:
+        dropped: As of `Bench.dropped`.
+        most: Of them; None: a few, enough for an error.
+    """
+    return "; ".join(f"{words}: {why}" for words, why in list(dropped.items())[: _SHOWN if most is None else most])

@@ -1,0 +1,432 @@
+"""A search for several networks at once: as accurate as can be at each cost, from near the budget down to a third."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING
+
+from convwright.cost.budget import MEASURED, METRICS, Limits, costs_of, feasible_range, human
+from convwright.edits import Width
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, did_you_mean
+from convwright.methods.auto.design_search import DesignSearch, Runner, Runners, reasons
+from convwright.methods.auto.designs import Bench, Design
+from convwright.methods.auto.first_training import quality_of
+from convwright.methods.auto.proposals import Findings, neighbours, proposals
+from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.phased.moves import Scene
+from convwright.methods.script import Batch, Script
+from convwright.methods.shared.dominance import Point, chosen, crowding, fronts, knee, spread
+from convwright.methods.shared.halving import Rung
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.edits import Edit
+
+_PER_TUNING = 16  # epochs of the search for each epoch of a final training: four times Auto's, as several are sought
+_HALVING = 0.75  # share of the search's epochs that the race of the proposals gets; neighbours get the rest
+_LEVELS = 4  # costs at which networks are proposed, each the one before over the square root of 2
+_CELLS = 28  # costs within the 28th root of 2 (2.5%) count as equal: designs use up their level to about one per cent
+_MOST = 64  # proposals
+_CENTRES = 3  # networks around which a round tries neighbours
+_COSTS = 2  # beside accuracy
+
+
+@dataclass(eq=False)
+class Level(Bench):
+    """Makes designs at one cost; structures are built once for all levels.
+
+    Attributes:
+        top: Of the highest level; None: structures are built here.
+    """
+
+    top: Bench | None = None
+
+    def scene(self, structure: Sequence[Edit]) -> Scene:
+        """Return the network after edits of structure.
+
+        Raises:
+            EditError: As of the highest level.
+        """
+        if self.top is None or any(isinstance(edit, Width) for edit in structure):
+            return super().scene(structure)
+        found = self.top.scene(structure)
+        return replace(found, limits=self.limits, known=found.counted)
+
+
+_Members = tuple[Runner, ...]
+
+
+def objective_costs(objective: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the costs of an objective, in the order given.
+
+    Args:
+        objective: ``"accuracy,macs"`` or the names one by one; accuracy is meant where it is left out.
+
+    Raises:
+        ConvwrightError: A name is unknown or comes twice, or there is no cost or are more than two.
+
+    Examples:
+        >>> objective_costs("accuracy,macs"), objective_costs(["params", "Accuracy", "macs"])
+        (('macs',), ('params', 'macs'))
+    """
+    named = objective.split(",") if isinstance(objective, str) else objective
+    names = [name.strip().lower() for name in named]
+    known = ("accuracy", *METRICS, *MEASURED)
+    for name in names:
+        if name not in known:
+            raise ConvwrightError(
+                f"objective: {name!r} is unknown; give accuracy and one or two of {', '.join(known[1:])}, such as "
+                f"accuracy,macs.{did_you_mean(name, known)}"
+            )
+        if names.count(name) > 1:
+            raise ConvwrightError(f"objective: {name} comes twice; give it once")
+    costs = tuple(name for name in names if name != "accuracy")
+    if not 1 <= len(costs) <= _COSTS:
+        said = f"{len(costs)} costs ({', '.join(costs)})" if costs else "no cost"
+        raise ConvwrightError(f"objective: accuracy and one or two costs, such as accuracy,macs,params; here is {said}")
+    return costs
+
+
+def course(count: int, budget: int, eta: int, points: int) -> tuple[Rung, ...]:
+    """Return the rungs of successive halving that a budget pays for, none with fewer networks than are wanted.
+
+    Each rung keeps one in `eta`, but at least `points`, and trains it `eta` times as long.
+
+    Args:
+        count: Candidates that there are.
+        budget: Epochs of all trainings together.
+        eta: Share that goes on: one in so many.
+        points: How many the race ends with.
+
+    Examples:
+        >>> [(rung.count, rung.epochs) for rung in course(64, 24, 3, 4)]
+        [(12, 1), (4, 3)]
+    """
+    for begun in range(min(count, budget), 0, -1):
+        shape = [Rung(begun, 1)]
+        while shape[-1].count > points:
+            shape.append(Rung(max(points, math.ceil(shape[-1].count / eta)), shape[-1].epochs * eta))
+        unit = budget // sum(rung.cost for rung in shape)
+        if unit:
+            return tuple(Rung(rung.count, rung.epochs * unit) for rung in shape)
+    raise ConvwrightError(f"halving: count={count}, budget={budget}: give at least 1 of each")
+
+
+@register("pareto")
+class ParetoSearch(DesignSearch):
+    """Finds networks of which none is beaten in accuracy and cost at once, and trains a few of them to the end.
+
+    1. The untouched network is trained, and read as `Auto` does.
+    2. What `Auto` proposes is proposed at several costs: the budget (without one on the first cost, the
+       network's own cost), and this over 1.41, 2 and 2.83. So the first population lies along the front.
+    3. Successive halving as in `Auto`; those that go on are chosen as in NSGA-II (Deb et al. 2002), by non-dominated
+       sorting and crowding distance. Costs count as equal within 2.5 per cent, so that a network is not kept for a
+       cost that is lower by a rounding.
+    4. Around the members of the front that are farthest from the others, neighbours are tried, each at its own cost.
+       All are trained on as long, and the population is chosen anew.
+    5. `points` members of the front, far from each other and its ends always, are trained to the end, and beside them
+       the untouched network for as many epochs as each of them had after the first training.
+
+    The result is the most accurate of these within the budget. Without a budget it is the knee of the front:
+    `convwright.methods.shared.dominance.knee`, with costs as logarithms.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers; None or empty: there is none.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of the final trainings.
+        seed: Of the trainings; each step takes the next.
+        divisor: Widths are rounded to multiples of this.
+        objective: One or two of macs, params, activations, weights and, where the budget limits it, latency.
+        points: How many networks are trained to the end, from 2 on; fewer where the front has fewer.
+        search_epochs: Epochs of all candidates before the final trainings; None: 16 times `tune_epochs`.
+        eta: One in so many goes on.
+        rounds: Rounds of neighbours at most.
+
+    Attributes:
+        decisions: What was decided so far.
+        objective: The costs.
+        left: Epochs that the search has left.
+
+    Raises:
+        BudgetError: No proposal meets the limits.
+        ConvwrightError: The network has nothing that could change, or an option is out of its range.
+
+    Examples:
+        >>> import convwright as cw
+        >>> method = cw.methods.ParetoSearch(cw.read("zoo:mnist-a"), epochs=2, tune_epochs=1, objective=["macs"])
+        >>> [(c.role, c.epochs) for c in method.ask()], method.objective
+        ([('base', 2)], ('macs',))
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 1,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        objective: str | Sequence[str] = ("macs",),
+        points: int = 4,
+        search_epochs: int | None = None,
+        eta: int = 3,
+        rounds: int = 2,
+    ) -> None:
+        check_counts(2, points=points)
+        super().__init__(
+            arch,
+            limits if limits is not None else Limits({}),
+            epochs=epochs,
+            tune_epochs=tune_epochs,
+            seed=seed,
+            divisor=divisor,
+            search_epochs=search_epochs,
+            per_tuning=_PER_TUNING,
+            eta=eta,
+            rounds=rounds,
+        )
+        self.objective, self.points = objective_costs(objective), points
+        self.benches, self._unreached = self._levels()
+        self._tried: set[frozenset[str]] = set()  # networks by their edits: none is proposed twice
+        self._ends: range = range(0)  # trials of the final trainings
+        self._check()
+        self._begin()
+
+    @property
+    def finals(self) -> tuple[int, ...]:
+        """The trials of networks that were trained to the end and meet the budget, so far."""
+        return tuple(number for number in self._ends if number in self.told and self._meets(self.told[number]))
+
+    # ------------------------------------------------------------------ costs
+
+    def _levels(self) -> tuple[tuple[Bench, ...], tuple[str, ...]]:
+        """Return what makes designs at each level of the first cost, and the levels that no width reaches."""
+        metric = self.objective[0]
+        unmeasured = [m for m in self.objective if m in MEASURED and m not in self.limits.limits]
+        if unmeasured:
+            raise ConvwrightError(
+                f"objective: {unmeasured[0]} is measured only where the budget limits it; add one such as "
+                f"{unmeasured[0]}<=100%, or take macs"
+            )
+        least, present = feasible_range(self.arch, self.limits.estimates).get(metric, (0, 0))
+        if metric in MEASURED and self.limits.fitting is not None:
+            least = 0  # fewer blocks may reach what no widths do
+        top = self.limits.limits.get(metric, present)
+        levels = [math.floor(top * 2 ** (-i / 2)) for i in range(_LEVELS)]
+        reached = [level for level in levels if level >= least] or levels[:1]
+        top_level, *lower = (self._limited(metric, level) for level in reached)
+        first = Bench(self.arch, top_level, self.divisor)
+        benches = (first, *(Level(self.arch, limits, self.divisor, top=first) for limits in lower))
+        return benches, tuple(human(level, metric) for level in levels if level not in reached)
+
+    def _limited(self, metric: str, most: int) -> Limits:
+        """Return the budget with a limit on one cost that is no looser."""
+        limit = min(most, self.limits.limits.get(metric, most))
+        return replace(self.limits, limits={**self.limits.limits, metric: limit})
+
+    def _point(self, member: Runner) -> Point:
+        """Return accuracy and costs as they are compared: costs by cells of 2.5 per cent that end at the levels."""
+        top = {**costs_of(self.arch.profile()), **self.limits.limits}
+        cells = (math.ceil(_CELLS * math.log2(max(member.costs[m], 1) / top[m]) - 1e-9) for m in self.objective)
+        return member.scored.score, *(-cell for cell in cells)
+
+    def _check(self) -> None:
+        """Refuse, before any training, what no training could help."""
+        for bench in self.benches:
+            if any(design.edits for design in proposals(bench, self.first_training.known, most=2)):
+                return
+        dropped = self._dropped()
+        why = reasons(dropped)
+        if not dropped or self.limits.met(costs_of(self.arch.profile()) | dict.fromkeys(MEASURED, 0)):
+            raise ConvwrightError(
+                f"{self.arch.source} has nothing that method pareto could change" + (f" ({why})" if why else "")
+            )
+        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
+
+    # ------------------------------------------------------------------ the course of the search
+
+    def _run(self) -> Script:
+        base = yield from self._base(self.benches[0])
+        if base is None:
+            return
+        share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
+        begun = self._population(self.findings, course(_MOST, share, self.eta, self.points)[0].count)
+        self._propose(begun)
+        members = tuple(self._begun(bench, design, base) for bench, design in begun)
+        members = yield from self._race(members, share)
+        for number in range(1, self.rounds + 1):
+            if not members:
+                break
+            near = yield from self._round(number, members)
+            if near is None:
+                break
+            members = near
+        yield from self._end(base, members)
+
+    def _population(self, found: Findings, most: int) -> list[tuple[Bench, Design]]:
+        """Return the first proposal of each level, then the second of each, and so forth; equal networks once."""
+        each = math.ceil(most / len(self.benches)) + 1  # one more, where a network comes at two levels
+        columns = [[(bench, d) for d in proposals(bench, found, each) if d.edits] for bench in self.benches]
+        begun: list[tuple[Bench, Design]] = []
+        for row in zip_longest(*columns):
+            for entry in row:
+                if entry is not None and len(begun) < most and self._is_new(entry[1].edits):
+                    begun.append(entry)
+        return begun
+
+    def _is_new(self, edits: Sequence[Edit]) -> bool:
+        """Note a network, and return whether it was not noted before."""
+        key = frozenset(map(str, edits))
+        known = key in self._tried
+        self._tried.add(key)
+        return not known
+
+    def _race(self, members: _Members, share: int) -> Runners:
+        """Train all, those on the front on, and so forth; return those of the last rung, chosen likewise."""
+        rungs = course(len(members), share, self.eta, self.points) if members else ()
+        for number, rung in enumerate(rungs, start=1):
+            last = number == len(rungs)
+            members = yield from self._trained(members, rung.epochs, self.first_training.later_probes if last else ())
+            for_epochs = f"{len(members)} networks for {rung.epochs} epoch{'s' * (rung.epochs > 1)}"
+            keep = self.points if last else rungs[number].count
+            members = self._chosen(f"rung {number} of {len(rungs)}, {for_epochs}", members, keep)
+            if not members:
+                break
+        return members
+
+    def _round(self, number: int, members: _Members) -> Generator[Batch, tuple[Evidence, ...], _Members | None]:
+        """Try neighbours of those that are farthest from the others; return what is gone on with, None at the end."""
+        size, spent = len(members), self.told[members[0].trial].candidate.epochs
+        if self.left < size + 1:
+            return None
+        share = max(self.left // (self.rounds - number + 1), min(self.left, 2 * size))
+        most = min(max(size, share // spent - size), share - size)
+        metric = self.objective[(number - 1) % len(self.objective)]
+        near = self._neighbours(members, metric, most, number)
+        if not near:
+            return None
+        everyone = (*members, *near)
+        epochs = min(spent, share // len(everyone))
+        everyone = yield from self._trained(everyone, epochs, self.first_training.later_probes)
+        return self._chosen(f"neighbours, round {number}", everyone, max(self.points, size))
+
+    def _neighbours(self, members: _Members, metric: str, most: int, number: int) -> _Members:
+        """Return neighbours of the least crowded members of the front, each at most as costly, by turns."""
+        points = [self._point(member) for member in members]
+        front = fronts(points)[0]
+        distances = dict(zip(front, crowding([points[i] for i in front]), strict=True))
+        centres = sorted(front, key=lambda i: (-distances[i], -points[i][0]))[:_CENTRES]
+        columns = [self._near_to(members[i], metric, number) for i in centres]
+        in_turn = (each for row in zip_longest(*columns) for each in row if each is not None)
+        return tuple(islice((each for each in in_turn if self._is_new(each.plan.edits)), most))
+
+    def _near_to(self, member: Runner, metric: str, number: int) -> list[Runner]:
+        """Return the neighbours of one, back at its own cost."""
+        try:
+            origin = member.origin.scene(member.design.edits).arch if member.design.edits else member.origin.arch
+        except EditError as error:
+            self._note(f"neighbours, round {number}", {}, None, f"none of {member.words}: {error}")
+            return []
+        bench = Bench(origin, self._limited(metric, member.costs[metric]), self.divisor)
+        quality = quality_of(self.told[member.trial], origin, bench.limits, self.divisor)
+        return [
+            replace(member, origin=bench, design=d, plan=member.plan.with_edits(*d.edits))
+            for d in neighbours(bench, member.design, quality)
+        ]
+
+    def _end(self, base: Evidence, members: _Members) -> Script:
+        """Train a spread choice of the front to the end, and the untouched network for as long."""
+        if not members:
+            self._note("end", {}, None, "no final network: no proposal could be trained")
+            return
+        points = [self._point(member) for member in members]
+        front = fronts(points)[0]
+        finals = [members[front[i]] for i in spread([points[i] for i in front], self.points)]
+        epochs = finals[0].epochs + self.tune_epochs
+        self._step += 1
+        self._ends = range(len(self.told), len(self.told) + len(finals))
+        *found, _ = yield (
+            *(self._candidate(member, self.tune_epochs) for member in finals),
+            Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline"),
+        )
+        ended = [self._after(m, e, self.tune_epochs) for m, e in zip(finals, found, strict=True)]
+        self._decide(ended)
+
+    def _decide(self, ended: Sequence[Runner]) -> None:
+        """Take the most accurate within the budget, or without one the knee."""
+        words = {member.trial: member.words for member in ended}
+        usable = [member for member in ended if member.scored.usable]
+        if not usable:
+            self._note("end", words, None, f"no final network: {self._why_not(ended[0])}")
+            return
+        best = max(usable, key=lambda m: m.scored.score)
+        rule = f"the most accurate within {self.limits.describe()}"
+        if not self.limits.limits:
+            costs = [[-math.log(max(m.costs[name], 1)) for name in self.objective] for m in usable]
+            best = usable[knee([(m.scored.score, *row) for m, row in zip(usable, costs, strict=True)])]
+            rule = "the knee of the front, as there is no budget"
+        self._final = best.trial
+        others = "; ".join(self._said(m) for m in self._by_cost(usable) if m is not best)
+        self._note(
+            "end", words, best.trial, f"{rule}: {self._said(best)}" + (f"; beside it {others}" if others else "")
+        )
+
+    # ------------------------------------------------------------------ one batch
+
+    def _chosen(self, phase: str, members: _Members, count: int) -> _Members:
+        """Return those that go on, and note why."""
+        usable = [m for m in members if m.scored.usable]
+        words = {m.trial: m.words for m in members}
+        failed = [f"{m.words} failed ({self._why_not(m)})" for m in members if not m.scored.usable]
+        if not usable:
+            self._note(phase, words, None, f"all {len(members)} failed: {'; '.join(dict.fromkeys(failed))}")
+            return ()
+        points = [self._point(m) for m in usable]
+        after = tuple(usable[i] for i in chosen(points, count))
+        size = len(fronts(points)[0])
+        gone = [m for m in self._by_cost(usable) if m not in after]
+        parts = [f"{size} on the front of {len(usable)}; on go {'; '.join(map(self._said, self._by_cost(after)))}"]
+        if gone:
+            parts.append(f"not {'; '.join(map(self._said, gone))}")
+        self._note(phase, words, max(after, key=lambda m: m.scored.score).trial, ", ".join([*parts, *failed]))
+        return after
+
+    def _by_cost(self, members: Sequence[Runner]) -> list[Runner]:
+        return sorted(members, key=lambda m: [-m.costs[name] for name in self.objective])
+
+    # ------------------------------------------------------------------ what is recorded
+
+    def _said(self, member: Runner) -> str:
+        costs = ", ".join(f"{human(member.costs[m], m)} {m}" for m in self.objective)
+        return f"{member.words} {member.scored.score:.2%} ± {member.scored.stderr:.2%} at {costs}"
+
+    def _diagnosis(self, base: Evidence) -> str:
+        known, profile = self.findings, self.arch.profile()
+        levels = ", ".join(human(bench.limits.limits[self.objective[0]], self.objective[0]) for bench in self.benches)
+        unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
+        parts = [
+            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
+            f"{base.stderr:.2%}; objective accuracy, {', '.join(self.objective)}; "
+            f"budget {self.limits.describe() or 'none'}; proposals at {levels} {self.objective[0]}{unreached}",
+            f"{known.blind_layers} layers see nothing new",
+            f"{len(known.conflicts)} blocks in conflict",
+            *known.notes,
+        ]
+        return "; ".join(parts)
+
+    def _propose(self, begun: Sequence[tuple[Bench, Design]]) -> None:
+        metric = self.objective[0]
+        listed = ", ".join(f"{d.words} at {human(bench.limits.limits[metric], metric)}" for bench, d in begun)
+        dropped = self._dropped()
+        left_out = reasons(dropped, most=len(dropped))
+        told = f"{len(begun)} of them: {listed}" + (f". Left out: {left_out}" if left_out else "")
+        self._note("proposals", {}, None, told)
+
+    def _dropped(self) -> dict[str, str]:
+        """Return what could not be made at some level, and why."""
+        return {words: why for bench in self.benches for words, why in bench.dropped.items()}

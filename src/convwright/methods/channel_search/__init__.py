@@ -1,0 +1,5 @@
+"""``channel-search``: CONetV2, widths that follow the rank of trained kernels."""
+
+from convwright.methods.channel_search.search import TINY, ChannelSearch, Metric, Mode, Rule, Transfer, WidthDecision
+
+__all__ = ["TINY", "ChannelSearch", "Metric", "Mode", "Rule", "Transfer", "WidthDecision"]

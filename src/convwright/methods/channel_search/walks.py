@@ -1,0 +1,354 @@
+"""The two courses of a channel search: the published one, and ours along a budget's surface.
+
+A walk says which widths to try next and is told what a trial of them showed. It draws from its own seeded generator
+and depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from convwright.methods.channel_search.updates import (
+    Need,
+    annealed,
+    metropolis,
+    momentum,
+    pulled,
+    resized,
+    temperature,
+)
+from convwright.methods.shared.width_surface import FULL, Place, Surface, Widths
+
+Rule = Literal["greedy", "annealing"]
+Energy = Literal["score", "quality"]
+
+_WORDS: dict[Energy, str] = {"score": "accuracy", "quality": "quality"}
+_TRACKED = 6  # the published code keeps the best widths from this trial on, counted from 1
+_RAMP = 3  # a tiny start reaches the budget after one in so many of the trials
+_QUALITY_NOISE = 0.02  # what a network's quality varies by from chance, as a share: a guess
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a trial showed.
+
+    Attributes:
+        trial: Its number in the run.
+        turn: Its number among the trials of the search, from 0.
+        values: Quality by family.
+        network: Mean over the groups.
+        score: Validation accuracy, 0..1.
+        stderr: Its standard error.
+    """
+
+    trial: int
+    turn: int
+    values: Mapping[str, float]
+    network: float
+    score: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a walk made of a trial: whether it goes on from there, why, and how far chance reached."""
+
+    accepted: bool
+    words: str
+    heat: float
+
+
+class Walk(Protocol):
+    """A course of the search."""
+
+    @property
+    def widths(self) -> Widths:
+        """What to try next, by family."""
+        ...
+
+    @property
+    def parent(self) -> int | None:
+        """The trial to go on from; None before the first."""
+        ...
+
+    def take(self, seen: Seen) -> Verdict:
+        """Take in a trial of `widths`, and choose the next ones."""
+        ...
+
+    def back(self) -> None:
+        """Go back to the widths of the last accepted trial."""
+        ...
+
+    def chosen(self) -> tuple[Widths, str] | None:
+        """Return the widths that the search ends with and why; None where it has found nothing."""
+        ...
+
+
+# ------------------------------------------------------------------ as published
+
+
+class Published:
+    """CONetV2's course, number by number.
+
+    Args:
+        surface: The network's widths.
+        start: First widths by family.
+        trials: All trials.
+        gamma: Decay of the momentum, which is not normalised.
+        rule: ``annealing``: groups are widened further by chance.
+        step: Added to all widths after the first trial.
+        seed: Of the draws.
+        limited: Whether only widths within the limits are kept. Published: no.
+    """
+
+    def __init__(
+        self,
+        surface: Surface,
+        start: Widths,
+        *,
+        trials: int,
+        gamma: float,
+        rule: Rule,
+        step: int,
+        seed: int,
+        limited: bool,
+    ) -> None:
+        self.surface, self.trials, self.gamma, self.rule, self.step = surface, trials, gamma, rule, step
+        self.limited = limited
+        self.widths: Widths = dict(start)
+        self.parent: int | None = None
+        self._random = random.Random(seed)
+        self._momentum: dict[str, float] = {}
+        self._taken = 0
+        self._last: Widths | None = None
+        self._best: tuple[float, int, Widths] | None = None
+        self._early: tuple[float, int, Widths] | None = None  # before the published code begins to look
+
+    def take(self, seen: Seen) -> Verdict:
+        """Take in a trial: update the momentum, then every width; keep the best from trial 6 on."""
+        tried, turn = self.widths, self._taken + 1  # the published number of the trial that comes next
+        if turn >= self.trials:
+            self._last, self.parent = tried, seen.trial
+            return Verdict(True, "the last trial's qualities are not read, as published", 0.0)
+        after = momentum(self._momentum, seen.values, self.gamma)
+        heat = temperature(turn, self.trials)
+        if turn == 1:
+            wanted = {name: width + self.step for name, width in tried.items()}
+            words = f"all widths + {self.step}"
+        else:
+            deltas = {name: after[name] - self._momentum[name] for name in tried}
+            wanted, words = self._updated(tried, deltas, heat)
+        kept = self._track(turn, seen, after, tried)
+        self._momentum, self._taken, self._last, self.parent = after, turn, tried, seen.trial
+        self.widths = self._possible(wanted, tried)
+        return Verdict(True, words + kept, heat if self.rule == "annealing" else 0.0)
+
+    def _updated(self, tried: Widths, deltas: Mapping[str, float], heat: float) -> tuple[Widths, str]:
+        kicked = dict(deltas)
+        if self.rule == "annealing":
+            kicked = {name: annealed(delta, heat, self._random.random()) for name, delta in deltas.items()}
+        up = sum(kicked[name] > deltas[name] for name in deltas)
+        bounds = {f.name: (f.least, f.most) for f in self.surface.families}
+        words = f"change of momentum {min(deltas.values()):+.4f} to {max(deltas.values()):+.4f}"
+        return (
+            {name: resized(width, kicked[name], *bounds[name]) for name, width in tried.items()},
+            words + (f", {up} of {len(deltas)} groups widened by chance at temperature {heat:.3f}" if up else ""),
+        )
+
+    def _track(self, turn: int, seen: Seen, after: Mapping[str, float], tried: Widths) -> str:
+        """Keep the widths with the highest accumulated quality."""
+        total = sum(after.values()) / len(after)
+        kept = self._early if turn < _TRACKED else self._best
+        if (self.limited and self.surface.use(tried) > 1) or (kept is not None and total <= kept[0]):
+            return ""
+        if turn < _TRACKED:
+            self._early = total, seen.trial, tried
+            return ""
+        self._best = total, seen.trial, tried
+        return f"; best so far, accumulated quality {total:.4f}"
+
+    def _possible(self, wanted: Widths, tried: Widths) -> Widths:
+        """Round to what groups can have; tied groups that do not fit together stay as they are."""
+        rounded = {f.name: f.rounded(wanted[f.name]) for f in self.surface.families}
+        if self.surface.carried_out(rounded):
+            return rounded
+        return {f.name: tried[f.name] if f.tied else rounded[f.name] for f in self.surface.families}
+
+    def back(self) -> None:
+        """Try the last widths again."""
+        self.widths = self._last or self.widths
+
+    def chosen(self) -> tuple[Widths, str] | None:
+        """Return the best widths from trial 6 on; where there are none, the best before, and at last the last ones."""
+        for kept, note in (
+            (self._best, ""),
+            (self._early, f"; the published search keeps none before trial {_TRACKED}"),
+        ):
+            if kept is not None:
+                total, trial, widths = kept
+                return widths, f"the widths of trial {trial}, with the highest accumulated quality {total:.4f}{note}"
+        if self._last is None or (self.limited and self.surface.use(self._last) > 1):
+            return None
+        return self._last, "the only widths that were tried"
+
+
+# ------------------------------------------------------------------ ours
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """An accepted trial: where it was and what is known there."""
+
+    place: Place
+    need: Need
+    trial: int
+    energy: float
+    stderr: float
+    share: float  # of the budget that it was allowed
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was allowed the whole budget."""
+        return self.share >= 1
+
+
+class OnBudget:
+    """Our course: widths answer the data, the budget sets the size.
+
+    Args:
+        surface: The network's widths and the budget.
+        start: First widths by family. Where they use less than the budget, its share grows geometrically to the
+            whole over the first third of the trials; else they are scaled to it.
+        trials: All trials.
+        gamma: Weight of earlier trials in what a group is found to need.
+        rule: ``annealing``: widths are shaken and losing trials may be rejected.
+        energy: What is annealed: the ``score`` or the network's ``quality``.
+        heat: Temperature at the beginning, in units of the energy's noise; it falls linearly.
+        spread: A width may be so many times what one common ratio of the start would give, or one over it.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self,
+        surface: Surface,
+        start: Widths,
+        *,
+        trials: int,
+        gamma: float,
+        rule: Rule,
+        energy: Energy,
+        heat: float,
+        spread: float,
+        seed: int,
+    ) -> None:
+        self.surface, self.trials, self.gamma, self.rule = surface, trials, gamma, rule
+        self.energy, self.heat, self.spread, self.seed = energy, heat, spread, seed
+        self.base = {name: float(width) for name, width in start.items()}
+        self.first = min(surface.use(start), 1.0)
+        self.parent: int | None = None
+        self._at: _Spot | None = None
+        self._best: _Spot | None = None
+        self._share = self.share(0)
+        self._next = surface.project(self.base, self._share)
+
+    @property
+    def widths(self) -> Widths:
+        """What to try next."""
+        return self._next.widths
+
+    def share(self, turn: int) -> float:
+        """Return the share of the budget that a trial may use."""
+        ramp = math.ceil(self.trials / _RAMP)
+        return 1.0 if turn >= ramp or self.first >= FULL else float(self.first ** (1 - turn / ramp))
+
+    def cold(self, turn: int) -> float:
+        """Return what is left of the temperature: 1 at the first trial, 1 / trials at the last."""
+        return (self.trials - turn) / self.trials
+
+    # ------------------------------------------------------------------ one trial
+
+    def take(self, seen: Seen) -> Verdict:
+        """Accept or reject a trial, and propose the next from the accepted one."""
+        rng = np.random.default_rng([self.seed, seen.turn])
+        spot = self._spot(seen)
+        verdict = self._judged(spot, seen.turn, float(rng.random()))
+        if verdict.accepted:
+            self._at, self.parent = spot, seen.trial
+            if spot.whole and (self._best is None or spot.energy >= self._best.energy):
+                self._best = spot
+        assert self._at is not None
+        noise = rng.standard_normal(len(self.base)).tolist() if self.rule == "annealing" else None
+        self._propose(self._at, seen.turn, noise)
+        return verdict
+
+    def _spot(self, seen: Seen) -> _Spot:
+        known = self._at.need if self._at is not None else Need({})
+        answers = any(value > 0 for value in seen.values.values())
+        need = known.joined(self._next.shape, seen.values, self.gamma) if answers else known
+        score = self.energy == "score"
+        stderr = seen.stderr if score else _QUALITY_NOISE * abs(seen.network)
+        return _Spot(self._next, need, seen.trial, seen.score if score else seen.network, stderr, self._share)
+
+    def _judged(self, spot: _Spot, turn: int, draw: float) -> Verdict:
+        here, name = self._at, _WORDS[self.energy]
+        if here is None:
+            return Verdict(True, "accepted, the first", 0.0)
+        if self.rule == "greedy":
+            return Verdict(True, "accepted, as every trial of rule greedy", 0.0)
+        if not (spot.whole and here.whole):
+            return Verdict(True, "accepted, the share of the budget still grows", 0.0)
+        heat = self.heat * self.cold(turn) * math.hypot(spot.stderr, here.stderr)
+        chance = metropolis(here.energy - spot.energy, heat)
+        numbers = f"{name} {spot.energy:.4f} against {here.energy:.4f} of trial {here.trial}"
+        if chance >= 1:
+            return Verdict(True, f"accepted: {numbers}", heat)
+        accepted = draw < chance
+        words = f"{'accepted' if accepted else 'rejected'} with probability {chance:.3f}: {numbers}"
+        return Verdict(accepted, words, heat)
+
+    def _propose(self, at: _Spot, turn: int, noise: list[float] | None) -> None:
+        """Move from an accepted trial along its pull, and project to the next trial's share of the budget."""
+        share = self.share(turn + 1)
+        pull = at.need.pull(at.place.shape) if at.need.weight else {}
+        if any(pull.values()):
+            shaken = dict(zip(self.base, noise, strict=True)) if noise is not None else None
+            wanted = self._leashed(pulled(at.place.shape, pull, self.cold(turn), shaken))
+            self._next = self.surface.project(wanted, share)
+        elif share != self._share or at.place.use > share:
+            self._next = self.surface.project(at.place.shape, share)
+        else:
+            self._next = at.place
+        self._share = share
+
+    def _leashed(self, wanted: Mapping[str, float]) -> dict[str, float]:
+        """Hold widths within `spread` of the start's proportions."""
+        logs = {name: math.log(wanted[name] / self.base[name]) for name in wanted}
+        middle, reach = sum(logs.values()) / len(logs), math.log(self.spread)
+        return {
+            name: self.base[name] * math.exp(min(max(value, middle - reach), middle + reach))
+            for name, value in logs.items()
+        }
+
+    def back(self) -> None:
+        """Try the widths of the last accepted trial again."""
+        if self._at is not None:
+            self._next, self._share = self._at.place, self._at.share
+
+    # ------------------------------------------------------------------ the end
+
+    def chosen(self) -> tuple[Widths, str] | None:
+        """Return the widths on the whole budget that the search ends with."""
+        if self._at is None:
+            return None
+        if self.rule == "annealing" and self._best is not None:
+            best, name = self._best, _WORDS[self.energy]
+            why = f"the widths of trial {best.trial}, accepted with the highest {name} {best.energy:.4f}"
+            return best.place.widths, why
+        place = self._next if self._share >= 1 else self.surface.project(self._next.shape)
+        return place.widths, f"the widths that follow from trial {self._at.trial}"

@@ -1,0 +1,284 @@
+"""Method ``scaling``: a rule enlarges the whole network to the budget; the baseline of greedy enlarging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import Edit, Plan
+from convwright.errors import BudgetError, ConvwrightError, check_counts
+from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.enlarging.growth import Point, nearest, trimmed
+from convwright.methods.enlarging.rules import Rule, Setting, compound, fast, shares, single, to_cost
+from convwright.methods.enlarging.space import EnlargingSpace
+from convwright.methods.phased.phased import Decision
+from convwright.methods.script import Script, Scripted
+from convwright.methods.shared.stage_knobs import Layers, Stages
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+
+@register("scaling")
+class Scaling(Scripted):
+    """One rule for the whole network, scaled to the budget, then trimmed in width to 98 to 100 % of it.
+
+    Without the trim, rounding leaves gaps of several per cent between rules, and they could not be compared.
+
+    Args:
+        arch: The network.
+        limits: The budget: a limit on MACs or parameters above the present cost.
+        epochs: Epochs of the trainings, from new weights; 0: the network comes trained, and weights are inherited.
+        tune_epochs: Epochs where `epochs` is 0.
+        seed: Of the trainings and draws.
+        divisor: Widths inside blocks are multiples of this.
+        rule: ``width``, ``depth`` or ``resolution`` alone; ``compound`` (EfficientNet); ``fast`` or ``uniform``
+            (Dollar et al.'s dWr and dwr); ``equal``: each stage gets an equal part of the further MACs, half by width
+            and half by depth; ``random``: the parts are drawn.
+        samples: How many random allocations are tried; only for ``random``.
+        trial_epochs: Of ``random``: each allocation is trained for so many epochs first, and only the most accurate one
+            to the end, as a search would; 0: all are trained to the end.
+        trial_steps: Most steps of each of these short trainings; None: whole epochs.
+        trial_weights: ``fresh``: they begin anew; ``inherit``: the untouched network is trained first, for `epochs`,
+            and they begin with its function.
+        alpha: Depth coefficient of ``compound``.
+        beta: Its width coefficient.
+        gamma: Its resolution coefficient.
+        quantum: Widths of stages are multiples of this; None: as in `Stages.of`.
+        final_tolerance: The result uses at least 1 - this of the limit, where steps allow.
+        layers: As for `GreedyEnlarging`.
+
+    Attributes:
+        settings: What is proposed.
+        decisions: The proposal as a run records it.
+
+    Raises:
+        BudgetError: There is nothing to enlarge, or a rule needs a knob that the network does not have.
+        ConvwrightError: An option is wrong.
+
+    Examples:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20", "3x32x32")
+        >>> limits = cw.parse_budget("macs<=200%").resolve(arch.profile())
+        >>> method = cw.methods.Scaling(arch, limits, rule="compound")
+        >>> method.settings[0].depths
+        (3, 4, 4)
+    """
+
+    limits: Limits  # never None here
+    ranks = True
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 1,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        rule: Rule = "compound",
+        samples: int = 4,
+        trial_epochs: int = 0,
+        trial_steps: int | None = None,
+        trial_weights: Literal["fresh", "inherit"] = "fresh",
+        alpha: float = 1.2,
+        beta: float = 1.1,
+        gamma: float = 1.15,
+        quantum: int | None = None,
+        final_tolerance: float = 0.02,
+        layers: Layers | None = None,
+    ) -> None:
+        _check(rule, samples, (alpha, beta, gamma))
+        _check_trials(rule, trial_epochs, trial_steps, trial_weights)
+        if limits is None or not limits.limits:
+            raise BudgetError("method scaling enlarges a network to a budget; give one above its present cost")
+        super().__init__(limits)
+        self.rule, self.seed = rule, seed
+        self.stages = Stages.of(arch, quantum=quantum, divisor=divisor, layers=layers)
+        self.space = EnlargingSpace.of(self.stages, limits)
+        if self.space.metric == "latency":
+            raise BudgetError("method scaling cannot follow a limit on latency; limit macs or params.")
+        self.target, self.final_tolerance = limits.limits[self.space.metric], final_tolerance
+        if self.space.cost(self.space.start) >= self.target:
+            raise BudgetError(f"a budget of {human(self.target)} is not above the present cost: nothing to enlarge")
+        draws = range(samples) if rule == "random" else range(1)
+        self.settings = tuple(
+            dict.fromkeys(self._trimmed(self._made(rule, (alpha, beta, gamma), seed + i)) for i in draws)
+        )
+        self.epochs, self.tune_epochs = epochs, tune_epochs
+        self.untouched = Plan.empty(arch)
+        self.trial_epochs, self.trial_weights = trial_epochs, trial_weights
+        self._chosen = self.settings[0]
+        self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
+        first = int(trial_weights == "inherit") if trial_epochs else 1 + (not epochs)
+        words = {i + first: f"{rule}: {_said(s)}" for i, s in enumerate(self.settings)}
+        told = "; ".join(f"{_said(s)}, {self._cost(s) / self.target:.1%} of the limit" for s in self.settings)
+        self.decisions = (Decision(f"scaling by {rule}", words, next(iter(words)), told),)
+        self._begin()
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """How each proposal comes from the untouched network."""
+        return tuple(self.untouched.with_edits(*self._edits(s)) for s in self.settings)
+
+    def _run(self) -> Script:
+        """Train the untouched network and, beside it, what the rule made of it."""
+        plans = self.plans
+        if self.trial_epochs:
+            yield from self._best_of(plans)
+            return
+        if self.epochs:
+            baseline = Candidate(self.untouched, None, self.epochs, self.seed, role="baseline", weights="fresh")
+            yield (baseline, *(Candidate(p, None, self.epochs, self.seed, weights="fresh") for p in plans))
+            return
+        (base,) = yield (Candidate(self.untouched, None, 0, self.seed, role="base"),)
+        if base.usable:
+            baseline = Candidate(self.untouched, 0, self.tune_epochs, self.seed, role="baseline")
+            yield (baseline, *(Candidate(p, 0, self.tune_epochs, self.seed) for p in plans))
+
+    def _best_of(self, plans: Sequence[Plan]) -> Script:
+        """Train all for a short time, and the most accurate one, beside the untouched network, to the end."""
+        parent = None
+        if self.trial_weights == "inherit":
+            (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", weights="fresh"),)
+            parent = base.trial if base.usable else None
+        trials: tuple[Evidence, ...] = ()
+        if self.trial_weights == "fresh" or parent is not None:
+            trials = yield tuple(
+                Candidate(p, parent, self.trial_epochs, self.seed, weights=self.trial_weights, recipe=self.shortened)
+                for p in plans
+            )
+        best = max((e for e in trials if e.usable), key=lambda e: e.score, default=None)
+        if best is None:
+            self.decisions = (*self.decisions, Decision("scaling, end", {}, None, "no allocation could be trained"))
+            return
+        self._chosen = self.settings[plans.index(best.candidate.plan)]
+        epochs = self.epochs or self.tune_epochs
+        final = Candidate(best.candidate.plan, None, epochs, self.seed, weights="fresh")
+        baseline = Candidate(self.untouched, None, epochs, self.seed, role="baseline", weights="fresh")
+        evidence, _ = yield (final, baseline)
+        self._final = evidence.trial
+        told = f"trial {best.trial} of {len(plans)}, {_said(self._chosen)}, accuracy {best.score:.2%}"
+        self.decisions = (*self.decisions, Decision("scaling, end", {best.trial: "the best"}, evidence.trial, told))
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """The untouched network and the one that is proposed, as `GreedyEnlarging.history` records networks."""
+        stages = self.stages
+        both = Setting(stages.widths, stages.depths, stages.resolution), self._chosen
+        return tuple(
+            {
+                "level": number,
+                "turned": ("nothing", self.rule)[number],
+                "stage_widths": list(s.widths),
+                "depths": list(s.depths),
+                "resolution": s.resolution,
+                "cost": self._cost(s),
+            }
+            for number, s in enumerate(both)
+        )
+
+    # ------------------------------------------------------------------ what the rule makes
+
+    def _made(self, rule: Rule, coefficients: tuple[float, float, float], seed: int) -> Setting:
+        stages = self.stages
+        base = Setting(stages.widths, stages.depths, stages.resolution)
+        if rule in ("equal", "random"):
+            return self._shared(shares(len(stages.knobs), "equal" if rule == "equal" else "random", seed))
+        quantum = max((knob.quantum for knob in stages.knobs), default=1)
+        made: Callable[[float], Setting]
+        if rule in ("width", "depth", "resolution"):
+            made, start = partial(single, base, rule, quantum=quantum), 1.0
+        elif rule == "compound":
+            made, start = partial(compound, base, coefficients=coefficients, quantum=quantum), 0.0
+        else:
+            weights = (1, 8, 1) if rule == "fast" else (1, 1, 1)
+            made, start = partial(fast, base, weights=weights, quantum=quantum), 1.0
+        return to_cost(lambda factor: self._possible(made(factor)), self._cost, self.target, start)
+
+    def _possible(self, wanted: Setting) -> Setting:
+        """Return what comes nearest to a setting: a knob that the network does not have stays."""
+        stages = self.stages
+        knobs = stages.knobs
+        widths = [
+            max(k.width, round(w / k.quantum) * k.quantum) if k.quantum and w != k.width else k.width
+            for k, w in zip(knobs, wanted.widths, strict=True)
+        ]
+        depths = [d if k.template else k.depth for k, d in zip(knobs, wanted.depths, strict=True)]
+        side = stages.resolution if "resolution" in self.space.dropped else wanted.resolution
+        return Setting(tuple(widths), tuple(depths), side, wanted.ends)
+
+    def _shared(self, parts: Sequence[float]) -> Setting:
+        """Spend each stage's part of the further cost on its width and its depth."""
+        more = self.target - self.space.cost(self.space.start)
+        point = self.space.start
+        places = {(knob.kind, knob.stage): i for i, knob in enumerate(self.space.knobs)}
+        for index, part in enumerate(parts):
+            kind = "width" if index < len(parts) // 2 else "depth"
+            place = places.get((kind, index % (len(parts) // 2)))
+            found = None if place is None else nearest(self.space, point, place, self.space.cost(point) + part * more)
+            point = found if found is not None and _nearer(self.space, point, found, part * more) else point
+        return self._setting(point)
+
+    def _trimmed(self, setting: Setting) -> Setting:
+        space = _Ended(self.space, self.stages, setting.ends)
+        point = trimmed(space, self._point(setting), self.target, self.final_tolerance, self.space.trimming)
+        if space.cost(point) > self.target:  # no width has grown: what has is taken back, and widths fill the rest
+            point = trimmed(space, point, self.target, self.final_tolerance, range(len(self.space.knobs)))
+        made = self._setting(point)
+        return Setting(made.widths, made.depths, made.resolution, setting.ends)
+
+    def _point(self, setting: Setting) -> Point:
+        values = {"width": setting.widths, "depth": setting.depths, "resolution": (setting.resolution,)}
+        return tuple(values[knob.kind][knob.stage] for knob in self.space.knobs)
+
+    def _setting(self, point: Point) -> Setting:
+        return Setting(*self.space.parts(point))
+
+    def _cost(self, setting: Setting) -> int:
+        costs = self.stages.costs(setting.widths, setting.depths, setting.resolution, setting.ends)
+        return costs[self.space.metric]
+
+    def _edits(self, setting: Setting) -> tuple[Edit, ...]:
+        return self.stages.edits(setting.widths, setting.depths, setting.resolution, setting.ends)
+
+
+class _Ended:
+    """An enlarging space whose stem and head are scaled already."""
+
+    def __init__(self, space: EnlargingSpace, stages: Stages, ends: float) -> None:
+        self.knobs, self.start, self.allows = space.knobs, space.start, space.allows
+        self._space, self._stages, self._ends = space, stages, ends
+
+    def cost(self, point: Point) -> int:
+        return self._stages.costs(*self._space.parts(point), self._ends)[self._space.metric]
+
+
+def _nearer(space: EnlargingSpace, before: Point, after: Point, more: float) -> bool:
+    """Whether a move comes nearer to what should be spent than staying."""
+    return abs(space.cost(after) - space.cost(before) - more) < more
+
+
+def _said(setting: Setting) -> str:
+    row = [",".join(map(str, numbers)) for numbers in (setting.widths, setting.depths)]
+    return f"widths {row[0]}, depths {row[1]}, {setting.resolution} pixels"
+
+
+def _check_trials(rule: str, epochs: int, steps: int | None, weights: str) -> None:
+    if weights not in ("fresh", "inherit"):
+        raise ConvwrightError(f"trial_weights={weights!r} is unknown to scaling; give fresh, inherit")
+    if epochs and rule != "random":
+        raise ConvwrightError(f"trial_epochs={epochs} with rule={rule!r}: a rule proposes one network; leave it 0")
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0 or (steps is not None and steps < 1):
+        raise ConvwrightError(f"trial_epochs={epochs!r}, trial_steps={steps!r}: give whole numbers from 0 and 1 on")
+
+
+def _check(rule: str, samples: int, coefficients: tuple[float, float, float]) -> None:
+    if rule not in get_args(Rule):
+        raise ConvwrightError(f"rule={rule!r} is unknown to scaling; give {', '.join(get_args(Rule))}")
+    check_counts(samples=samples)
+    if not all(c >= 1 for c in coefficients) or max(coefficients) == 1:
+        raise ConvwrightError(f"alpha, beta, gamma={coefficients} must be 1 or more, and not all 1")

@@ -1,0 +1,489 @@
+"""Greedy enlarging: where should more MACs go, into width, depth or resolution, and in which stage?
+
+After Greedy Network Enlarging (Liu et al. 2021). What is known of it: a network is enlarged stage by stage in width and
+depth, and in resolution, in steps that each spend a part of the MACs. How a step is decided is reconstructed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
+from convwright.errors import check_counts, check_given_counts
+from convwright.methods.base import Candidate, Evidence, Weights, register
+from convwright.methods.enlarging.enlarging_checks import (
+    Transfer,
+    check_options,
+    check_quantum,
+    given_limits,
+)
+from convwright.methods.enlarging.enlarging_scores import mean_of, row, said, score_of, told_of
+from convwright.methods.enlarging.greedy_halving import Halving
+from convwright.methods.enlarging.growth import (
+    Growth,
+    Level,
+    Pairs,
+    Point,
+    Schedule,
+    Score,
+    Step,
+    Ties,
+    budgets,
+    enlarge,
+    level_with_the_best,
+    moves_between,
+    ranked,
+    trimmed,
+)
+from convwright.methods.enlarging.space import EnlargingSpace, Metric
+from convwright.methods.phased.phased import Decision
+from convwright.methods.script import Batch, Script, Scripted
+from convwright.methods.shared.stage_knobs import Layers, Stages
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+# Parts of the script that end with an answer.
+Judgements = Generator[Batch, tuple[Evidence, ...], list[Score]]
+Chosen = Generator[Batch, tuple[Evidence, ...], tuple[Step, ...]]
+Refined = Generator[Batch, tuple[Evidence, ...], bool]
+_USUAL_GROWTH = 1.1  # of the budget per step: 20 % in one stage is a violent move
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of the family that a run leaves behind.
+
+    Attributes:
+        widths: channels that leave each stage.
+        depths: blocks of each stage.
+        resolution: side of the input.
+        costs: MACs and parameters.
+        score: validation accuracy after its short training, 0..1.
+        trial: its number.
+        plan: how it comes from the untouched network.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    resolution: int
+    costs: Mapping[str, int]
+    score: float
+    trial: int
+    plan: Plan
+
+
+@register("greedy")
+class GreedyEnlarging(Scripted):
+    """Enlarges a network step by step: each spends an increment of the budget where it was found to help most.
+
+    Level k has the budget T_k, from the present cost up to the limit. At each level every stage's width, every
+    stage's depth and the resolution are turned, one at a time (or two, half each), until the cost is nearest to the
+    budget by exact costs; each such network is trained for a few epochs, and the best is gone on from. Accuracies that
+    differ by no more than their standard error are equal; then the cheaper network is taken.
+
+    Budgets are absolute, so what one step leaves over the next one has. A knob that is too coarse for one increment
+    (eight more pixels cost GhostNet 17 %) spans several: it is judged at the level where it lands, beside the networks
+    that other steps made of the same budget. Where no candidate comes near a budget, or all of them fail, the budget is
+    carried over to the next level, and that is said. At the end the widths are trimmed so that the network uses
+    98 to 100 % of the limit, and it is trained beside the untouched network.
+
+    The one limit of the method is that it never takes back: it finds the best network only if the best small networks
+    lie within the best large ones (the paper's assumption). ``beam`` loosens that.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers: what it is enlarged to. Limits on other metrics are kept, too.
+        epochs: Epochs of the final training, and of the untouched network's beside it; with ``weights="inherit"`` of
+            the first training of the untouched network. 0: the network comes trained.
+        tune_epochs: Epochs of the final trainings where `epochs` is 0 or weights are inherited.
+        seed: Of the trainings; the same for all candidates.
+        divisor: Widths, also those inside blocks, are rounded to multiples of this.
+        objective: ``macs``, ``params`` or ``latency`` (then the limits must carry an estimate, and only widths grow:
+            the estimate knows nothing of other layers or inputs). None: the first of these that is limited.
+        steps: Increments. None: as many as make each at most 10 % of the network.
+        schedule: ``geometric`` (equal ratios) or ``arithmetic`` (equal increments).
+        pairs: Also spend an increment on two knobs, half each: ``none``, ``stage`` (its width and depth), ``all``.
+        beam: Networks per level that are gone on from.
+        tolerance: A candidate lies within this part of its budget.
+        span: Increments that one knob may take at once.
+        width_growth: A width grows by at most this factor in a step.
+        depth_growth: A depth grows at most to this times itself and 1 more.
+        resolution: Whether the resolution may grow.
+        resolution_step: Resolutions are multiples of this.
+        quantum: Widths of stages are multiples of this; None: as in `Stages.of`.
+        merge_equal_resolution: Blocks at one spatial size are one stage, whatever their widths.
+        trial_epochs: Epochs of each candidate.
+        trial_steps: Most steps of each candidate's training, where an epoch is too long; None: whole epochs.
+        halving: All candidates of a level get one part in so many of their training first, and only the best one in so
+            many, and those equal to them, the whole of it. None: all are trained whole.
+        refine: At most so many rounds at the end in which MACs of the last increment are taken from one place and given
+            to another, as long as that is better by more than the standard error. 0: none.
+        rescore: So many further seeds for those candidates of a level that a single training cannot tell apart; they
+            are then compared by their means. 0: one training each.
+        contenders: At most so many candidates of a level are trained again.
+        ties: What decides where scores are equal within their errors: the ``cheaper`` network, or the ``score``.
+        weights: ``fresh``: each candidate is trained from scratch, the paper's reading. ``inherit``: it begins with
+            its parent's weights; widths grow by Net2Wider, blocks begin as the identity.
+        final_tolerance: The result uses at least 1 - this of the limit, where steps allow.
+        layers: How wide each layer is for given stage widths; None: in proportion, or the zoo's own rule.
+
+    Attributes:
+        dropped: Knobs that this network does not have -> why.
+        levels: The budgets, the present cost first.
+        decisions: What was decided so far.
+
+    Raises:
+        BudgetError: There is nothing to enlarge: no limit, one below the present cost, or no knob; or a metric is
+            limited that cannot be followed.
+        ConvwrightError: An option is wrong.
+
+    Examples:
+        >>> import convwright as cw
+        >>> arch = cw.read("zoo:resnet20", "3x32x32")
+        >>> limits = cw.parse_budget("macs<=60M").resolve(arch.profile())
+        >>> search = cw.methods.GreedyEnlarging(arch, limits, steps=4)
+        >>> [round(budget / 1e6, 1) for budget in search.levels]
+        [40.8, 44.9, 49.5, 54.5, 60.0]
+    """
+
+    limits: Limits  # never None here
+    ranks = True
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits | None = None,
+        *,
+        epochs: int = 1,
+        tune_epochs: int = 1,
+        seed: int = 0,
+        divisor: int = 1,
+        objective: Metric | None = None,
+        steps: int | None = None,
+        schedule: Schedule = "geometric",
+        pairs: Pairs = "none",
+        beam: int = 1,
+        tolerance: float = 0.05,
+        span: int = 4,
+        width_growth: float = 1.5,
+        depth_growth: float = 1.5,
+        resolution: bool = True,
+        resolution_step: int = 8,
+        quantum: int | None = None,
+        merge_equal_resolution: bool = False,
+        trial_epochs: int = 1,
+        trial_steps: int | None = None,
+        halving: int | None = None,
+        refine: int = 0,
+        rescore: int = 0,
+        contenders: int = 3,
+        ties: Ties = "cheaper",
+        weights: Transfer = "fresh",
+        final_tolerance: float = 0.02,
+        layers: Layers | None = None,
+    ) -> None:
+        check_counts(trial_epochs=trial_epochs)
+        check_given_counts(trial_steps=trial_steps)
+        check_counts(0, refine=refine, rescore=rescore)
+        check_counts(2, contenders=contenders)
+        check_options(weights, pairs, refine, final_tolerance)
+        check_quantum(quantum, divisor)
+        self.growth = Growth(tolerance, beam, pairs, span, ties)
+        self.halving = None if halving is None else Halving(halving, trial_epochs, trial_steps, beam)
+        super().__init__(given_limits(limits))
+        self.stages = Stages.of(
+            arch, quantum=quantum, divisor=divisor, merge_equal_resolution=merge_equal_resolution, layers=layers
+        )
+        self.space = EnlargingSpace.of(
+            self.stages,
+            self.limits,
+            objective,
+            width_growth=width_growth,
+            depth_growth=depth_growth,
+            resolution_step=resolution_step if resolution else 0,
+        )
+        self.dropped = self.space.dropped
+        start, target = self.space.cost(self.space.start), self.limits.limits[self.space.metric]
+        count = (
+            steps
+            if steps is not None
+            else max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
+        )
+        self.levels = budgets(start, target, count, schedule)
+        self.epochs, self.tune_epochs, self.seed, self.weights = epochs, tune_epochs, seed, weights
+        self.trial_epochs, self.final_tolerance = trial_epochs, final_tolerance
+        self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
+        self.rescore, self.contenders, self.refine = rescore, contenders, refine
+        self.untouched = Plan.empty(arch)
+        self._found: dict[tuple[int, Point], Evidence] = {}
+        self._scores: dict[tuple[int, Point], Score] = {}
+        self._course: tuple[Mapping[str, Any], ...] = ()
+        self._best: Step | None = None
+        self._base: int | None = None
+        self._begin()
+
+    def _meets(self, evidence: Evidence) -> bool:
+        costs = {**evidence.costs}
+        # What is measured is not among the counted costs: it is estimated again when the run ends.
+        counted = Limits({m: v for m, v in self.limits.limits.items() if m in costs})
+        return evidence.usable and counted.met(costs)
+
+    @property
+    def family(self) -> tuple[Member, ...]:
+        """The networks on the way to the best one so far, from small to large."""
+        self.ask()
+        steps = self._best.line[1:] if self._best is not None else ()
+        return tuple(self._member(step) for step in steps)
+
+    def _member(self, step: Step) -> Member:
+        evidence = self._found[step.level, step.point]
+        widths, depths, side = self.space.parts(step.point)
+        costs = self.stages.costs(widths, depths, side)
+        return Member(widths, depths, side, costs, evidence.score, evidence.trial, evidence.candidate.plan)
+
+    # ------------------------------------------------------------------ the course of the search
+
+    def _run(self) -> Script:
+        if self.dropped:
+            left = "; ".join(f"{name} ({why})" for name, why in self.dropped.items())
+            self._note("knobs", {}, None, f"left out: {left}")
+        if self.weights == "inherit":
+            (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base"),)
+            if not base.usable:
+                words = {base.trial: "the untouched network"}
+                self._note("base", words, None, f"there is nothing to begin with, {base.message}")
+                return
+            self._base = base.trial
+        yield from self._levels()
+        if self._best is None:
+            self._note(
+                "enlarging, end", {}, None, "no final network: no candidate came near any budget and was trained"
+            )
+            return
+        for turn in range(1, self.refine + 1):
+            if not (yield from self._refined(turn, self._best)):
+                break
+        yield from self._end(self._best)
+
+    def _levels(self) -> Script:
+        course = enlarge(self.space, self.levels, self.growth, self._seen)
+        pool = next(course, None)
+        while pool is not None:
+            scores = yield from self._judgements(self._phase(pool[0].level), pool)
+            try:
+                pool = course.send(scores)
+            except StopIteration:
+                return
+
+    def _judgements(self, phase: str, pool: Sequence[Step]) -> Judgements:
+        """Train candidates; return their scores."""
+        whole = yield from self._first_parts(phase, pool)
+        evidence = (yield tuple(self._candidate(step) for step in whole)) if whole else ()
+        for step, found in zip(whole, evidence, strict=True):
+            self._found[step.level, step.point] = found
+            self._scores[step.level, step.point] = score_of(found)
+        yield from self._again(whole)
+        return [self._scores[step.level, step.point] for step in pool]
+
+    def _first_parts(self, phase: str, pool: Sequence[Step]) -> Chosen:
+        """Train all for a first part; return those that are to be trained whole."""
+        if self.halving is None or not self.halving.helps(len(pool)):
+            return tuple(pool)
+        epochs, recipe = self.halving.first_part
+        evidence = yield tuple(
+            replace(self._candidate(step), epochs=epochs, recipe=recipe, short=True) for step in pool
+        )
+        scores = [replace(score_of(found), times=0) for found in evidence]
+        for step, found, score in zip(pool, evidence, scores, strict=True):
+            self._found[step.level, step.point] = found
+            self._scores[step.level, step.point] = score
+        whole = self.halving.going_on(scores)
+        words = {found.trial: self.space.words(step) for step, found in zip(pool, evidence, strict=True)}
+        told = [f"{words[e.trial]} {told_of(e, s)}" for e, s in zip(evidence, scores, strict=True)]
+        kept = f"{len(whole)} of {len(pool)} get the whole training"
+        self._note(f"{phase}, first part", words, None, f"{kept}: {'; '.join(told)}")
+        return tuple(pool[place] for place in whole)
+
+    def _refined(self, turn: int, present: Step) -> Refined:
+        """Move MACs of the last increment between two knobs; return whether that was better."""
+        number = min(present.level, len(self.levels) - 1)
+        target, increment = self.levels[number], self.levels[number] - self.levels[number - 1]
+        level = len(self.levels) + turn
+        pool = tuple(moves_between(self.space, present, target, increment, self.growth.tolerance, level))
+        pool = tuple(step for step in pool if all(step.point != point for _, point in self._found))
+        phase = f"refine, round {turn} of {self.refine}"
+        if not pool:
+            self._note(phase, {}, None, "no move keeps to the budget that was not tried")
+            return False
+        scores = yield from self._judgements(phase, pool)
+        judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
+        words = {self._found[s.level, s.point].trial: self.space.words(s) for s in judged}
+        before = self._scores[present.level, present.point]
+        best = next(iter(ranked(judged, self.space, self.growth.ties)), present)
+        after = self._scores[best.level, best.point]
+        if not after.times or after.value - before.value <= math.hypot(after.stderr, before.stderr):
+            self._note(
+                phase, words, None, f"none of {len(pool)} moves is better than {said(before)} by more than noise"
+            )
+            return False
+        self._best = best
+        told = Level(level, target, judged, (best,))
+        self._course = (*self._course, self._judged(told, best))
+        trial = self._found[best.level, best.point].trial
+        self._note(phase, words, trial, f"{words[trial]}, {said(after)} against {said(before)}, {self._sizes(best)}")
+        return True
+
+    def _again(self, pool: Sequence[Step]) -> Script:
+        """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""
+        scored = [step.judged(self._scores[step.level, step.point]) for step in pool]
+        close = level_with_the_best(scored, self.space)[: self.contenders]
+        if not self.rescore or len(close) < 2:
+            return
+        batch = [
+            replace(self._candidate(step), seed=self.seed + turn)
+            for turn in range(1, self.rescore + 1)
+            for step in close
+        ]
+        evidence = yield tuple(batch)
+        for place, step in enumerate(close):
+            key = step.level, step.point
+            told = [self._found[key], *evidence[place :: len(close)]]
+            self._scores[key] = mean_of([e for e in told if e.usable])
+
+    def _phase(self, number: int) -> str:
+        return f"level {number} of {len(self.levels) - 1}, {human(self.levels[number], self.space.metric)}"
+
+    def _seen(self, level: Level) -> None:
+        """Note what happened at a level."""
+        phase = self._phase(level.number)
+        words = {self._found[s.level, s.point].trial: self.space.words(s) for s in level.judged}
+        if not level.kept:
+            failed = [self._found[s.level, s.point] for s in level.judged]
+            why = "; ".join(f"{words[e.trial]} failed ({e.message})" for e in failed)
+            reason = f"all candidates failed: {why}" if why else "no knob comes near it by a whole step"
+            self._note(phase, words, None, f"{reason}; the budget is carried over")
+            return
+        best = self._best = level.kept[0]
+        found, score = self._found[best.level, best.point], self._scores[best.level, best.point]
+        self._course = (*self._course, self._judged(level, best))
+        others = [
+            f"{words[e.trial]} {told_of(e, self._scores[s.level, s.point])}"
+            for s in level.judged
+            if (e := self._found[s.level, s.point]) is not found
+        ]
+        told = f"{words[found.trial]}, {said(score)} ± {score.stderr:.2%}, {self._sizes(best)}"
+        against = f", against {'; '.join(others)}" if others else ""
+        self._note(phase, words, found.trial, told + against)
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """What was decided at each level, as plain values: the network, what was turned, every candidate's score.
+
+        The first entry is the untouched network, the last one the network that was trimmed to the limit.
+        """
+        start = self.space.start
+        return (self._record(Step(start, 0, self.space.cost(start)), "nothing"), *self._course)
+
+    def _record(self, step: Step, turned: str) -> dict[str, Any]:
+        widths, depths, side = self.space.parts(step.point)
+        return {
+            "level": step.level,
+            "turned": turned,
+            "stage_widths": list(widths),
+            "depths": list(depths),
+            "resolution": side,
+            "cost": step.cost,
+        }
+
+    def _judged(self, level: Level, best: Step) -> Mapping[str, Any]:
+        return {
+            **self._record(best, self.space.words(best)),
+            "budget": level.budget,
+            "score": self._scores[best.level, best.point].value,
+            "candidates": [
+                {
+                    "turned": self.space.words(s),
+                    "trial": self._found[s.level, s.point].trial,
+                    "score": score.value if (score := self._scores[s.level, s.point]).usable else None,
+                    "times": score.times,
+                }
+                for s in level.judged
+            ],
+        }
+
+    def _sizes(self, step: Step) -> str:
+        widths, depths, side = self.space.parts(step.point)
+        cost = human(step.cost, self.space.metric)
+        return f"widths {row(widths)}, depths {row(depths)}, {side} pixels, {cost} {self.space.metric}"
+
+    def _end(self, best: Step) -> Script:
+        """Trim the last network to the limit, and train it, and the untouched one beside it."""
+        target = self.limits.limits[self.space.metric]
+        point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
+        if self.weights == "inherit":  # blocks and resolutions are not taken back: the network before them is taken
+            while self.space.cost(point) > target and best.parent is not None and best.parent.parent is not None:
+                best = best.parent
+                point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
+        elif self.space.cost(point) > target:
+            point = trimmed(self.space, point, target, self.final_tolerance, range(len(self.space.knobs)))
+        last = Step(point, len(self.levels), self.space.cost(point), (), best)
+        final, epochs = self._final_candidate(last), self.epochs or self.tune_epochs
+        self._course = (*self._course, self._record(last, "trimmed"))
+        if self.weights == "inherit":  # the untouched network has as many epochs behind it as the result
+            epochs = sum(self._found[s.level, s.point].candidate.epochs for s in best.line[1:]) + final.epochs
+        made: Weights = "fresh" if self.weights == "fresh" else "inherit"
+        baseline = Candidate(self.untouched, self._base, epochs, self.seed, role="baseline", weights=made)
+        evidence, _ = yield (final, baseline)
+        self._found[last.level, last.point] = evidence
+        words = {evidence.trial: "the last network, trimmed and trained"}
+        used = f"{self._sizes(last)} ({last.cost / target:.1%} of the limit)"
+        if not evidence.usable:
+            self._note("enlarging, end", words, None, f"{used}; its training failed, {evidence.message}")
+            return
+        self._final = evidence.trial
+        self._note("enlarging, end", words, evidence.trial, f"{used}; accuracy {evidence.score:.2%}")
+
+    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
+        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+
+    # ------------------------------------------------------------------ candidates
+
+    def _final_candidate(self, step: Step) -> Candidate:
+        if self.weights == "inherit":
+            return self._inheriting(step, self.tune_epochs)
+        return Candidate(self._plan(step), None, self.epochs or self.tune_epochs, self.seed, weights="fresh")
+
+    def _candidate(self, step: Step) -> Candidate:
+        if self.weights == "inherit":
+            return replace(self._inheriting(step, self.trial_epochs), recipe=self.shortened)
+        plan = self._plan(step)
+        return Candidate(plan, None, self.trial_epochs, self.seed, weights="fresh", recipe=self.shortened)
+
+    def _plan(self, step: Step) -> Plan:
+        return self.untouched.with_edits(*self.stages.edits(*self.space.parts(step.point)))
+
+    def _inheriting(self, step: Step, epochs: int) -> Candidate:
+        """Return a candidate with its parent's weights: widths by whole plans, all else by further edits."""
+        assert step.parent is not None
+        above = self._found.get((step.parent.level, step.parent.point))
+        parent = self._base if above is None else above.trial
+        before = self.untouched if above is None else above.candidate.plan
+        wide, deep, side = self.space.parts(step.point)
+        old_wide, old_deep, old_side = self.space.parts(step.parent.point)
+        added: list[Edit] = [
+            AddBlock(knob.template, copies=new - old)
+            for knob, new, old in zip(self.stages.knobs, deep, old_deep, strict=True)
+            if new > old
+        ]
+        added += [Resolution(side)] if side != old_side else []
+        if wide == old_wide:
+            return Candidate(before.with_edits(*added), parent, epochs, self.seed)
+        widths = self.stages.edits(wide, self.stages.depths, self.stages.resolution)
+        kept = [e for e in before.edits if not isinstance(e, Width)]
+        plan = self.untouched.with_edits(*widths, *kept, *added)
+        return Candidate(plan, parent, epochs, self.seed, weights="net2wider")

@@ -1,0 +1,162 @@
+"""The space of greedy enlarging: stage widths, stage depths and the resolution, with exact costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from convwright.cost.budget import MEASURED, Limits
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.enlarging.growth import Knob, Point, Step
+from convwright.methods.shared.stage_knobs import Stages
+
+Metric = Literal["macs", "params", "latency"]
+_COUNTED = ("macs", "params")
+_LARGEST_SIDE = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class EnlargingSpace:
+    """What can grow in a network.
+
+    Attributes:
+        stages: the network.
+        limits: what it may cost.
+        metric: what the budget is in.
+        knobs: widths, then depths, then the resolution, as far as there are such.
+        dropped: knobs that the network does not have -> why.
+    """
+
+    stages: Stages
+    limits: Limits
+    metric: Metric
+    knobs: tuple[Knob, ...]
+    dropped: dict[str, str]
+    _costs: dict[Point, dict[str, int]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        stages: Stages,
+        limits: Limits,
+        objective: Metric | None = None,
+        *,
+        width_growth: float = math.inf,
+        depth_growth: float = math.inf,
+        resolution_step: int = 8,
+    ) -> EnlargingSpace:
+        """List the knobs of a network.
+
+        Args:
+            stages: the network.
+            limits: what it may cost.
+            objective: what the budget is in; None: the first of MACs, parameters and latency that is limited.
+            width_growth: a width grows at most by this factor in one step.
+            depth_growth: a depth grows at most to this times itself and 1 more.
+            resolution_step: resolutions are multiples of this; 0: it stays.
+
+        Raises:
+            BudgetError: no such metric is limited, another one cannot be followed, or nothing can grow.
+            ConvwrightError: a growth is not above 1.
+        """
+        for name, value in (("width_growth", width_growth), ("depth_growth", depth_growth)):
+            if not value > 1:
+                raise ConvwrightError(f"{name}={value!r} must be above 1")
+        metric = _metric(limits, objective)
+        widths_only = "the latency is estimated for the present layers and inputs only" if limits.measures else ""
+        knobs, dropped = [], {}
+        for i, stage in enumerate(stages.knobs):
+            if stage.quantum:
+                knobs.append(Knob(f"width of {stage.name}", "width", i, stage.quantum, width_growth))
+            else:
+                dropped[f"width of {stage.name}"] = stage.reasons["width"]
+        for i, stage in enumerate(stages.knobs):
+            reason = widths_only or ("" if stage.template else stage.reasons["depth"])
+            if reason:
+                dropped[f"depth of {stage.name}"] = reason
+            else:
+                knobs.append(Knob(f"depth of {stage.name}", "depth", i, 1, depth_growth, slack=1))
+        reason = widths_only or ("it was to stay" if not resolution_step else stages.fixed_resolution)
+        if metric == "params":
+            reason = reason or "it costs no parameters"
+        if reason:
+            dropped["resolution"] = reason
+        else:
+            knobs.append(Knob("resolution", "resolution", -1, resolution_step))
+        if not knobs:
+            reasons = "; ".join(f"{name}: {why}" for name, why in dropped.items())
+            raise BudgetError(f"nothing in {stages.arch.source} can be enlarged ({reasons}).")
+        return cls(stages, limits, metric, tuple(knobs), dropped)
+
+    @property
+    def start(self) -> Point:
+        """Present values of the knobs."""
+        stages = self.stages
+        present = {"width": stages.widths, "depth": stages.depths, "resolution": (stages.resolution,)}
+        return tuple(present[knob.kind][knob.stage] for knob in self.knobs)
+
+    @property
+    def trimming(self) -> tuple[int, ...]:
+        """Indices of the knobs that trim a network to its limit: the widths; the depths where there are none."""
+        widths = tuple(i for i, knob in enumerate(self.knobs) if knob.kind == "width")
+        return widths or tuple(i for i, knob in enumerate(self.knobs) if knob.kind == "depth")
+
+    def parts(self, point: Point) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Return widths and depths of all stages, and the resolution, of a point."""
+        widths, depths, side = list(self.stages.widths), list(self.stages.depths), self.stages.resolution
+        for knob, value in zip(self.knobs, point, strict=True):
+            if knob.kind == "width":
+                widths[knob.stage] = value
+            elif knob.kind == "depth":
+                depths[knob.stage] = value
+            else:
+                side = value
+        return tuple(widths), tuple(depths), side
+
+    def cost(self, point: Point) -> int:
+        """Return what the budget is in; huge for what cannot be built."""
+        return self.costs(point)[self.metric]
+
+    def costs(self, point: Point) -> dict[str, int]:
+        """Return all limited metrics, and MACs and parameters."""
+        if point not in self._costs:
+            self._costs[point] = self._found(point)
+        return self._costs[point]
+
+    def _found(self, point: Point) -> dict[str, int]:
+        widths, depths, side = self.parts(point)
+        if side > _LARGEST_SIDE or (side != self.stages.resolution and self.stages.stage_costs.refusal(side)):
+            return dict.fromkeys((*_COUNTED, *self.limits.limits), 2**62)
+        costs = self.stages.costs(widths, depths, side)
+        measured = {m: self.limits.estimates[m](self.stages.sizes(widths)) for m in self.limits.limits if m in MEASURED}
+        return {**costs, **measured}
+
+    def allows(self, point: Point) -> bool:
+        """Return whether the limits on other metrics hold."""
+        costs = self.costs(point)
+        return all(costs[m] <= limit for m, limit in self.limits.limits.items() if m != self.metric)
+
+    def words(self, step: Step) -> str:
+        """Say what a step turned: ``width of stage3 40 to 80``."""
+        before = step.parent.point if step.parent is not None else self.start
+        told = [f"{self.knobs[i].name} {before[i]} to {step.point[i]}" for i in step.turned]
+        return " and ".join(told) or "nothing"
+
+
+def _metric(limits: Limits, objective: Metric | None) -> Metric:
+    known: tuple[Metric, ...] = get_args(Metric)
+    unknown = [m for m in limits.limits if m not in known]
+    if unknown:
+        raise BudgetError(f"method greedy cannot follow a limit on {unknown[0]}; limit macs, params or latency.")
+    if objective is not None and objective not in known:
+        raise ConvwrightError(f"objective={objective!r} is unknown to greedy; give {', '.join(known)}")
+    found = objective or next((m for m in known if m in limits.limits), None)
+    if found is None or found not in limits.limits:
+        raise BudgetError(
+            f"the budget does not limit {found or 'anything'}; greedy needs a limit to enlarge the network to."
+        )
+    missing = [m for m in limits.limits if m in MEASURED and m not in limits.estimates]
+    if missing:
+        raise BudgetError(f"a limit on {missing[0]} needs an estimate of it: make a LatencyModel.")
+    return found

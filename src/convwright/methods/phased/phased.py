@@ -1,0 +1,372 @@
+"""Phased design: how small can a network get by phases, and with which training techniques?
+
+After Ethiraj and Bolla 2022. Their phases and techniques are the paper's; how a phase is decided is reconstructed,
+since they did it by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from convwright.cost.budget import Limits, human
+from convwright.edits import Edit, Plan
+from convwright.errors import BudgetError, EditError
+from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.phased.moves import PHASES, Draft, Phase, Scene
+from convwright.methods.phased.techniques import Trying, default_techniques, joined, techniques_named, tried_on
+from convwright.methods.script import Batch, Script, Scripted
+from convwright.methods.shared.halving import Scored, beats
+from convwright.methods.shared.uniform_widths import uniform_widths, weighted_widths
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+Answers = Generator[Batch, tuple[Evidence, ...], tuple[Evidence, ...]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided in one phase.
+
+    Attributes:
+        phase: The phase.
+        trials: What each trial of the phase was, by number; the untouched network's beside them is left out.
+        kept: The trial that is gone on from; None: the network stays as it was.
+        reason: Why, one sentence with the numbers.
+    """
+
+    phase: str
+    trials: Mapping[int, str]
+    kept: int | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
+
+
+@dataclass(frozen=True, eq=False)
+class _Stand:
+    """A trained network that a phase begins with."""
+
+    evidence: Evidence
+    plan: Plan
+    scene: Scene
+
+
+@dataclass(frozen=True, eq=False)
+class _Option:
+    """A way to go on: what it is, edits after the present plan, the network that they give, and the recipe."""
+
+    words: str
+    edits: tuple[Edit, ...]
+    scene: Scene
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@register("phased")
+class PhasedDesign(Scripted):
+    """Phases that cut parameters until the budget holds, then techniques one by one and together.
+
+    The phases, each trained with the weights of the one before:
+
+    0. the untouched network is trained;
+    1. global average pooling before a linear layer that reads a flattened map;
+    2. narrow transitions: the channels that a stage hands to the next, smaller map are narrowed. The paper puts 1x1
+       convolutions there; on a network that has them these channels are theirs, on any other they are those of
+       the stage's last layers, with the same effect on what follows and without another layer;
+    3. the last blocks or convolutions that can be removed are dropped;
+    4. dense convolutions become depthwise separable, from the most expensive one on, the first one left dense;
+    5. all widths are narrowed, alike or where they cost most, to just below the budget.
+
+    Reconstructed, for the authors chose by hand: the *use* of a network is the share of the tightest limit that it
+    uses. A phase's target falls geometrically from the present use to 1 (the budget) over the phases that are left
+    and have something to propose. The phase's *level* is its target, or the use of its most economical
+    proposal where that is lower, but at least 1. Every proposal is narrowed to this level, and so is a rival
+    without a change of structure. So all trials of a phase cost the same, and the one with the highest validation
+    accuracy is kept; of equal ones the cheaper, then the earlier. If all of them fail, the network stays as it was.
+    A cut that alone would go below the budget is not proposed in phases 3 and 4.
+
+    Then the network is trained on with each technique alone, and once with none. Techniques that beat the latter by
+    more than the standard error of the difference are joined, and the joint recipe is kept if it beats the best
+    single one. Techniques that are operators are edits, tried where the budget leaves room.
+
+    Beside every phase the untouched network is trained on by as many epochs, with the same seeds; its last training
+    has the recipe of the result.
+
+    Args:
+        arch: The network.
+        limits: The budget in numbers; counted metrics only.
+        epochs: Epochs of the first training; 0 if the network comes trained.
+        tune_epochs: Epochs of each training after it.
+        seed: Of the trainings; each phase takes the next.
+        divisor: Widths are rounded to multiples of this.
+        techniques: What to try at the end, by name or as it is; None: `default_techniques`.
+
+    Attributes:
+        decisions: What was decided so far.
+
+    Raises:
+        BudgetError: Even the smallest widths break a limit, or latency is limited.
+    """
+
+    limits: Limits  # never None here
+
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: Limits,
+        *,
+        epochs: int,
+        tune_epochs: int,
+        seed: int = 0,
+        divisor: int = 1,
+        techniques: str | Sequence[str | Trying] | None = None,
+    ) -> None:
+        if limits.estimates:
+            raise BudgetError(
+                "method phased cannot hold a limit on latency: its estimate is for the layers that are there now, "
+                "and the phases put others in; limit macs or params, or use --method uniform"
+            )
+        super().__init__(limits)
+        self.divisor, self.seed = divisor, seed
+        self.epochs, self.tune_epochs = epochs, tune_epochs
+        self.techniques = default_techniques(arch) if techniques is None else techniques_named(arch, techniques)
+        self.original, self.untouched = Scene(arch, limits), Plan.empty(arch)
+        # Refused here, before any training; and what is fallen back on where all trials of the last phase fail.
+        self.narrowed = uniform_widths(arch, limits, divisor) if self.original.use > 1 else ()
+        self.at: _Stand | None = None  # where the last decision led to
+        self._links: list[int] = []  # trials of the untouched network, each the parent of the next
+        self._begin()
+
+    def best(self) -> Evidence | None:
+        """Return what the last decision kept; where that breaks a limit, the most accurate trial within the limits."""
+        self.ask()  # decides what can be decided
+        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
+        if self.at is not None and self.at.evidence in fit:
+            return self.at.evidence
+        return max(fit, key=lambda e: e.score, default=None)
+
+    # ------------------------------------------------------------------ the course of the search
+
+    def _run(self) -> Script:
+        (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base"),)
+        named = {0: "the untouched network"}
+        if not base.usable:
+            self._decide("phase 0, base", named, None, f"there is nothing to begin with, {base.message}")
+            return
+        self.at, self._links = _Stand(base, self.untouched, self.original), [0]
+        self._decide("phase 0, base", named, 0, f"begins with {_numbers(base)}")
+        if self.original.use <= 1:
+            self._decide("phases 1 to 5", {}, None, f"nothing to cut: {self._used(base.costs)} already")
+        else:
+            yield from self._phases()
+        if not self._meets(self.at.evidence):
+            self.at, self._links = _Stand(base, self.untouched, self.original), [0]
+            after = self.original.narrowed(self.narrowed)
+            fallback = _Option("all widths of the untouched network alike", self.narrowed, after)
+            yield from self._phase("phases undone", self.at, [fallback])
+        if self._meets(self.at.evidence):
+            yield from self._techniques(self.at)
+
+    def _phases(self) -> Script:
+        for number, phase in enumerate(PHASES, start=1):
+            assert self.at is not None
+            name, scene = f"phase {number}, {phase.name}", self.at.scene
+            options = self._options(self.at, phase, PHASES[number:])
+            if options:
+                yield from self._phase(name, self.at, options)
+            else:
+                why = "nothing left to cut" if scene.use <= 1 else "nothing that it could change"
+                self._decide(name, {}, None, f"skipped, {why}: {self._used(scene.costs)}")
+
+    def _phase(self, name: str, at: _Stand, options: Sequence[_Option]) -> Script:
+        """Try the options of a phase; go on from the best."""
+        found = yield from self._tried(at, options)
+        words = _words(found, options)
+        best = _highest(self.limits, found)
+        if best is None:
+            self._decide(name, words, None, f"the network stays as it was, {_failures(found, words)}")
+            return
+        self.at = _Stand(best, best.candidate.plan, options[found.index(best)].scene)
+        self._decide(name, words, best.trial, f"{words[best.trial]}, {_numbers(best)}{_rest(best, found, words)}")
+
+    def _tried(self, at: _Stand, options: Sequence[_Option]) -> Answers:
+        """Ask for options and, beside them, the untouched network, all trained on; return the options' evidence."""
+        seed = self.seed + len(self._links)
+        asked = [self._candidate(at, option, seed) for option in options]
+        link = Candidate(self.untouched, self._links[-1], self.tune_epochs, seed, role="baseline")
+        *found, baseline = yield (*asked, link)
+        # Where the phase led nowhere, its baseline does not count: it would be trained longer than the result.
+        if baseline.usable and any(e.usable for e in found):
+            self._links.append(baseline.trial)
+        return tuple(found)
+
+    def _candidate(self, at: _Stand, option: _Option, seed: int) -> Candidate:
+        plan = at.plan.with_edits(*option.edits)
+        return Candidate(plan, at.evidence.trial, self.tune_epochs, seed, recipe=option.recipe)
+
+    def _decide(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
+        self.decisions = (*self.decisions, Decision(phase, trials, kept, reason))
+
+    def _used(self, costs: Mapping[str, int]) -> str:
+        return ", ".join(
+            f"{human(costs[m], m)} of {human(limit, m)} {m}" for m, limit in self.limits.limits.items() if m in costs
+        )
+
+    # ------------------------------------------------------------------ the options of a phase
+
+    def _options(self, at: _Stand, phase: Phase, later: Sequence[Phase]) -> list[_Option]:
+        """Return the plans of a phase, all brought to one level, and a rival without a new structure."""
+        scene = at.scene
+        if scene.use <= 1 and later:
+            return []
+        left = 1 + sum(other.apt(scene) for other in later)
+        target = max(1.0, scene.use) ** ((left - 1) / left)
+        begun = [(draft, after) for draft in phase.propose(scene, target) if (after := _after(scene, draft))]
+        level = max(1.0, min([target, *(after.use for draft, after in begun if draft.edits)]))
+        options = [option for draft, after in begun if (option := self._levelled(at, draft, after, level))]
+        rival = (
+            self._levelled(at, Draft("only narrowed, all widths alike"), scene, level) if options and later else None
+        )
+        distinct = {option.edits: option for option in (*([rival] if rival else []), *reversed(options))}
+        return list(reversed(distinct.values()))
+
+    def _levelled(self, at: _Stand, draft: Draft, after: Scene, level: float) -> _Option | None:
+        """Bring the widths of a draft to a level; None where they cannot be."""
+        aims = Limits({metric: math.floor(limit * level) for metric, limit in self.limits.limits.items()})
+        if aims.met(after.costs) and not draft.grows:
+            return _Option(draft.words, draft.edits, after)
+        try:
+            widths = weighted_widths(after.arch, aims, self.divisor, draft.weights, fill=level == 1)
+            option = _Option(draft.words, (*draft.edits, *widths), after.narrowed(widths))
+        except (BudgetError, EditError):
+            return None
+        return option if aims.met(option.scene.costs) and self._replays(at, option) else None
+
+    def _replays(self, at: _Stand, option: _Option) -> bool:
+        """Whether the whole plan, done at once, gives the same shapes: of tied groups, ratios may round otherwise."""
+        if not any(group.tied for group in self.original.arch.free_groups):
+            return True
+        try:
+            whole = self.original.after((*at.plan.edits, *option.edits))
+        except EditError:
+            return False
+        return _shapes(whole) == _shapes(option.scene)
+
+    # ------------------------------------------------------------------ techniques
+
+    def _techniques(self, at: _Stand) -> Script:
+        """Train on with each technique alone and with none, then with those together that won."""
+        options, refused = self._technique_options(at)
+        parent_link, seed = self._links[-1], self.seed + len(self._links)
+        found = yield from self._tried(at, options)
+        words, control = _words(found, options), found[0]
+        won = [e for e in found[1:] if self._meets(e) and beats(_scored(e), _scored(control))]
+        best = _highest(self.limits, won or [control])
+        name = "techniques, one by one"
+        if best is None:
+            self._decide(name, words, None, f"none kept, {_failures(found, words)}")
+            return
+        self._stand_at(best, options[found.index(best)])
+        winners = f"won by more than noise: {', '.join(words[e.trial] for e in won)}" if won else "none won"
+        others = _rest(best, found, words) + "".join(f"; {reason}" for reason in refused)
+        self._decide(name, words, best.trial, f"{words[best.trial]}, {_numbers(best)}; {winners}{others}")
+        if len(won) > 1:
+            yield from self._together(at, best, [options[found.index(e)] for e in won], seed)
+        recipe = self.at.evidence.candidate.recipe if self.at else {}
+        if recipe:  # the untouched network, too, is trained last with what the result was trained with
+            yield (Candidate(self.untouched, parent_link, self.tune_epochs, seed, role="baseline", recipe=recipe),)
+
+    def _technique_options(self, at: _Stand) -> tuple[list[_Option], list[str]]:
+        """Return the control and what is tried, and why the rest is not."""
+        options, refused = [_Option("no technique", (), at.scene)], []
+        for tried in self.techniques:
+            edits, after = tried_on(at.scene, tried)
+            if after is None:
+                refused.append(f"{tried.name} finds no layer here")
+            elif not self.limits.met(after.costs):
+                refused.append(f"no room for {tried.name} ({self._used(after.costs)})")
+            else:
+                options.append(_Option(tried.name, edits, after, tried.recipe))
+        return options, refused
+
+    def _together(self, at: _Stand, best: Evidence, winners: Sequence[_Option], seed: int) -> Script:
+        """Train with all winners at once; keep that if it is more accurate than the best of them."""
+        name, words = "techniques, together", " + ".join(option.words for option in winners)
+        edits = tuple(edit for option in winners for edit in option.edits)
+        after = _after(at.scene, Draft(words, edits))
+        if after is None or not self.limits.met(after.costs):
+            self._decide(name, {}, None, f"{words} do not fit into the budget together")
+            return
+        option = _Option(words, edits, after, joined(o.recipe for o in winners))
+        (found,) = yield (self._candidate(at, option, seed),)
+        named = {found.trial: words}
+        if not found.usable:
+            self._decide(name, named, None, f"not kept, {_failures([found], named)}")
+        elif found.score <= best.score or not self._meets(found):
+            self._decide(name, named, None, f"{words} is not kept: {found.score:.2%} against {best.score:.2%}")
+        else:
+            self._stand_at(found, option)
+            self._decide(name, named, found.trial, f"{words}, {_numbers(found)}, against {best.score:.2%}")
+
+    def _stand_at(self, evidence: Evidence, option: _Option) -> None:
+        self.at = _Stand(evidence, evidence.candidate.plan, option.scene)
+
+
+# ------------------------------------------------------------------ judging
+
+
+def _highest(limits: Limits, found: Sequence[Evidence]) -> Evidence | None:
+    """Return the most accurate trial; of equal ones the cheaper, then the earlier. None if all failed."""
+
+    def rank(evidence: Evidence) -> tuple[float, float, int]:
+        return -evidence.score, max(evidence.costs[m] / limit for m, limit in limits.limits.items()), evidence.trial
+
+    return min((e for e in found if e.usable), key=rank, default=None)
+
+
+def _scored(evidence: Evidence) -> Scored:
+    return Scored(evidence.score if evidence.usable else math.nan, evidence.stderr)
+
+
+def _after(scene: Scene, draft: Draft) -> Scene | None:
+    """Return the network after a draft's edits of structure; None if they are refused."""
+    try:
+        return scene.after(draft.edits)
+    except EditError:
+        return None
+
+
+def _shapes(scene: Scene) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in scene.arch.model.state_dict().items()}
+
+
+# ------------------------------------------------------------------ words
+
+
+def _words(found: Sequence[Evidence], options: Sequence[_Option]) -> dict[int, str]:
+    return {evidence.trial: option.words for evidence, option in zip(found, options, strict=True)}
+
+
+def _numbers(evidence: Evidence) -> str:
+    costs = evidence.costs
+    return (
+        f"trial {evidence.trial} at {evidence.score:.2%} ± {evidence.stderr:.2%} "
+        f"with {costs['params']:,} parameters and {costs['macs']:,} MACs"
+    )
+
+
+def _rest(best: Evidence, found: Sequence[Evidence], words: Mapping[int, str]) -> str:
+    """Name the trials that were not kept."""
+    others = [
+        f"{words[e.trial]} {f'{e.score:.2%}' if e.usable else f'failed ({e.message})'}" for e in found if e is not best
+    ]
+    return f", against {'; '.join(others)}" if others else ""
+
+
+def _failures(found: Sequence[Evidence], words: Mapping[int, str]) -> str:
+    return "; ".join(f"{words[e.trial]} failed ({e.message})" for e in found)

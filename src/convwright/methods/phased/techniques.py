@@ -1,0 +1,134 @@
+"""The techniques that the phased design tries at its end, as plain data, and the edits of those that are edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from convwright.edits import Edit, Replace
+from convwright.edits.operators import OPERATORS
+from convwright.errors import ConvwrightError, EditError, did_you_mean
+from convwright.methods.phased.moves import accepted
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.methods.phased.moves import Scene
+
+
+@dataclass(frozen=True)
+class Trying:
+    """A technique to try: a change of the recipe, or an operator that takes the place of layers.
+
+    Attributes:
+        name: What it is called in the log.
+        recipe: Changes, as in `Candidate.recipe`.
+        operator: A name from the operator registry: ``blurpool`` takes the place of pools (of strided convolutions
+            where there are none), any other that of the last norm or convolution of each stage.
+        options: Of the operator.
+    """
+
+    name: str
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    operator: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def default_techniques(arch: Architecture) -> tuple[Trying, ...]:
+    """Return the paper's techniques, but one-cycle rates, which are the schedule of most recipes already.
+
+    Mixup's alpha is 0.2, not the 0.5 with which the authors' small network lost accuracy; cutout's square has a
+    quarter of the image's side (they took 10 pixels of 28).
+    """
+    side = max(1, min(arch.example_input.shape[2:]) // 4)
+    return (
+        Trying("blurpool", operator="blurpool"),
+        Trying("squeeze_excite", operator="squeeze_excite"),
+        Trying("label_smoothing", {"label_smoothing": 0.1}),
+        Trying("mixup", {"techniques": {"mixup": {"alpha": 0.2}}}),
+        Trying("cutout", {"cutout": side}),
+        Trying("swa", {"techniques": {"swa": {}}}),
+        Trying("sam", {"techniques": {"sam": {"rho": 0.05}}}),
+    )
+
+
+def techniques_named(arch: Architecture, given: str | Sequence[str | Trying]) -> tuple[Trying, ...]:
+    """Return what is to be tried: names are those of `default_techniques`.
+
+    Args:
+        arch: The network.
+        given: Names, or ``"mixup,sam"``, or techniques as they are.
+
+    Raises:
+        ConvwrightError: A name is unknown, or what is given is neither names nor techniques.
+
+    Examples:
+        >>> import convwright as cw
+        >>> [tried.name for tried in techniques_named(cw.read("zoo:mnist-a"), "mixup, sam")]
+        ['mixup', 'sam']
+    """
+    named = given.split(",") if isinstance(given, str) else given
+    if not isinstance(named, Sequence) or not all(isinstance(each, str | Trying) for each in named):
+        raise ConvwrightError(f"techniques: {given!r} is no list of names, such as mixup,sam")
+    known = {tried.name: tried for tried in default_techniques(arch)}
+    found: list[Trying] = []
+    for each in named:
+        name = each.strip() if isinstance(each, str) else each.name
+        if isinstance(each, str) and name not in known:
+            hint = did_you_mean(name, known)
+            raise ConvwrightError(f"techniques: {name!r} is unknown; give some of {', '.join(known)}.{hint}")
+        found.append(known[name] if isinstance(each, str) else each)
+    return tuple(found)
+
+
+def joined(recipes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join changes of a recipe; techniques are gathered, of one field the last value holds."""
+    together: dict[str, Any] = {}
+    techniques: dict[str, Any] = {}
+    for recipe in recipes:
+        together |= recipe
+        techniques |= recipe.get("techniques", {})
+    return {**together, "techniques": techniques} if techniques else together
+
+
+def tried_on(scene: Scene, tried: Trying) -> tuple[tuple[Edit, ...], Scene | None]:
+    """Return a technique's edits and the network after them; no network where it finds no layer to change."""
+    edits = technique_edits(scene, tried)
+    if tried.operator and not edits:
+        return (), None
+    try:
+        return edits, scene.after(edits)
+    except EditError:
+        return edits, None
+
+
+def technique_edits(scene: Scene, tried: Trying) -> tuple[Edit, ...]:
+    """Return the edits of a technique that is an operator; none where the network takes it nowhere."""
+    if tried.operator not in OPERATORS:
+        return ()
+    names = _pools(scene.arch) if tried.operator == "blurpool" else _stage_lasts(scene.arch)
+    edits = [Replace(name, tried.operator, **tried.options) for name in names]
+    return tuple(edit for edit in edits if accepted(scene, edit))
+
+
+def _pools(arch: Architecture) -> list[str]:
+    """Return the modules that sub-sample: pools with a stride, else convolutions."""
+    modules = dict(arch.model.named_modules())
+    called = {layer.name: modules[layer.name] for layer in arch.layers if layer.name in modules}
+    pools = [name for name, module in called.items() if isinstance(module, nn.MaxPool2d | nn.AvgPool2d)]
+    return pools or [
+        name for name, module in called.items() if isinstance(module, nn.Conv2d) and max(module.stride) > 1
+    ]
+
+
+def _stage_lasts(arch: Architecture) -> list[str]:
+    """Return the last batch norm, else the last convolution, of each stage."""
+    modules = dict(arch.model.named_modules())
+    found: list[str] = []
+    for stage in arch.stages:
+        norms = [name for name in stage.layers if isinstance(modules.get(name), nn.BatchNorm2d)]
+        convs = [name for name in stage.layers if isinstance(modules.get(name), nn.Conv2d)]
+        found += (norms or convs)[-1:]
+    return found

@@ -1,0 +1,6 @@
+"""``receptive-field`` and ``kernel``: layers that see nothing new stand elsewhere."""
+
+from convwright.methods.receptive_field import kernel_optimizer  # noqa: F401 - registers its methods
+from convwright.methods.receptive_field.organizer import Organization, ReceptiveFieldOrganizer, check_counted, organize
+
+__all__ = ["Organization", "ReceptiveFieldOrganizer", "check_counted", "organize"]

@@ -1,0 +1,377 @@
+"""How units move between stages: greedily, by trying all distributions, or up to a budget.
+
+The moves of the stage-level organizer (``receptive_field.py``), whose rule is reconstructed; ``exhaustive``, ``spend``
+and the options of ``Rule`` beyond ``conservative`` are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from convwright.cost.budget import human
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.receptive_field.stage_units import UnitCost, Units, UnitStage
+from convwright.metrics.receptive_field.analysis import Score, score
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Mode = Literal["greedy", "exhaustive", "spend"]
+Counts = tuple[int, ...]
+_NOTHING = 1e-12  # gains below it are rounding
+_MOST_DISTRIBUTIONS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How units are moved.
+
+    Attributes:
+        mode: ``greedy``: the best move of one unit, again and again. ``exhaustive``: the best distribution of all.
+            ``spend``: units that see nothing new go, then units come where their gain per cost is highest, up to
+            limits; where none fits, one is moved, and so on.
+        score: what is raised: the ``sum`` (or ``mean``) of the stages' shares; the sum of their ``log``, to which
+            early stages with their small shares matter as much as late ones; or the mean logarithm over all
+            ``positions`` of all stages' maps, to which early stages with their large maps matter most.
+        conservative: a stage gives away only units without any gain.
+        per_cost: moves are ranked by gain per cost instead of by gain.
+        macs_tolerance: MACs may grow by this part; infinity: by any. Not used where limits are given.
+        params_tolerance: the same for parameters.
+
+    Raises:
+        ConvwrightError: a value is out of range, or two do not go together.
+    """
+
+    mode: Mode = "greedy"
+    score: Score = "sum"
+    conservative: bool = False
+    per_cost: bool = False
+    macs_tolerance: float = 0.2
+    params_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConvwrightError(f"mode is one of {', '.join(get_args(Mode))}, not {self.mode!r}")
+        if self.score not in get_args(Score):
+            raise ConvwrightError(f"score is one of {', '.join(get_args(Score))}, not {self.score!r}")
+        for name in ("macs_tolerance", "params_tolerance"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not value >= 0:
+                raise ConvwrightError(f"{name} is a number from 0 on, not {value!r}")
+        for name in ("conservative", "per_cost"):
+            if getattr(self, name) and self.mode == "exhaustive":
+                raise ConvwrightError(f"{name} is about single moves, and mode 'exhaustive' makes none: use 'greedy'")
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step of the organizer.
+
+    Attributes:
+        donor: the stage that loses a unit; empty if none does.
+        receiver: the stage that gets one; empty if none does.
+        loss: what the donor's last unit had gained.
+        gain: what the receiver's new unit gains.
+        before: units of each stage.
+        after: units of each stage after it.
+        shares: rho of the donor and the receiver, before and after.
+        score: Q after it.
+        cost: MACs and parameters after it.
+    """
+
+    donor: str
+    receiver: str
+    loss: float
+    gain: float
+    before: Counts
+    after: Counts
+    shares: Mapping[str, tuple[float, float]]
+    score: float
+    cost: UnitCost
+
+    def __str__(self) -> str:
+        told = {
+            (True, True): f"{self.donor} gives {self.receiver} a unit",
+            (True, False): f"{self.donor} loses a unit",
+            (False, True): f"{self.receiver} gets a unit",
+        }[bool(self.donor), bool(self.receiver)]
+        shares = "; ".join(_share_said(name, *ends) for name, ends in self.shares.items())
+        costs = f"{human(self.cost.macs)} MACs, {human(self.cost.params, 'params')} parameters"
+        return f"{told}: {shares}. Q is {self.score:.3f} now, at {costs}."
+
+
+def _share_said(stage: str, before: float, after: float) -> str:
+    if abs(after - before) < _NOTHING:
+        return f"{stage} goes on seeing {after:.1%} of its input, so that unit saw nothing new"
+    return f"{stage} sees {after:.1%} of its input instead of {before:.1%}"
+
+
+class Desk:
+    """One organization in the making: the stages, the rule, and what is allowed."""
+
+    def __init__(self, units: Units, rule: Rule, base: UnitCost, limits: Mapping[str, int]) -> None:
+        self.units = units
+        self.rule = rule
+        self.base = base
+        self.limits = limits
+
+    def rated(self, stage: UnitStage, count: int) -> float:
+        """Return what a stage contributes to Q with this many units."""
+        alone = score((stage.share(count),), self.rule.score, (stage.positions,))
+        return alone * self.weight(stage)
+
+    def weight(self, stage: UnitStage) -> float:
+        """Return the part that a stage has in Q, where Q is a mean."""
+        if self.rule.score == "mean":
+            return 1 / (len(self.units.rest) + len(self.units.stages))
+        return stage.positions / sum(self.positions) if self.rule.score == "positions" else 1.0
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Sizes of all output maps, those of stages without units first."""
+        return (*self.units.rest_positions, *(stage.positions for stage in self.units.stages))
+
+    def q(self, counts: Counts) -> float:
+        """Return Q of a distribution, stages without units included."""
+        shares = [stage.share(n) for stage, n in zip(self.units.stages, counts, strict=True)]
+        return score((*self.units.rest, *shares), self.rule.score, self.positions)
+
+    def cost(self, counts: Counts) -> UnitCost:
+        """Return the costs of the network with a distribution."""
+        more = self.units.costs(counts)
+        return UnitCost(self.base.macs + more.macs, self.base.params + more.params)
+
+    def fits(self, counts: Counts) -> bool:
+        """Whether a distribution keeps the limits."""
+        cost = self.cost(counts)
+        return all(getattr(cost, metric) <= limit for metric, limit in self.limits.items())
+
+    def use(self, cost: UnitCost) -> float:
+        """Return the share of the tightest limit that a cost is."""
+        return max((float(getattr(cost, m) / max(limit, 1)) for m, limit in self.limits.items()), default=0.0)
+
+    def gain(self, number: int, count: int) -> float:
+        """Return what the next unit of a stage gains."""
+        stage = self.units.stages[number]
+        return self.rated(stage, count + 1) - self.rated(stage, count)
+
+    def moved(self, counts: Counts, donor: int | None, receiver: int | None) -> Move:
+        """Return a move as a record."""
+        after = list(counts)
+        names = []
+        for number, change in ((donor, -1), (receiver, 1)):
+            if number is not None:
+                after[number] += change
+            names.append("" if number is None else self.units.stages[number].name)
+        shares = {
+            self.units.stages[i].name: (self.units.stages[i].share(counts[i]), self.units.stages[i].share(after[i]))
+            for i in (donor, receiver)
+            if i is not None
+        }
+        loss = self.gain(donor, after[donor]) if donor is not None else 0.0
+        gain = self.gain(receiver, counts[receiver]) if receiver is not None else 0.0
+        new = tuple(after)
+        return Move(names[0], names[1], loss, gain, counts, new, shares, self.q(new), self.cost(new))
+
+
+# ------------------------------------------------------------------ greedy
+
+
+def _greedy(desk: Desk) -> tuple[list[Move], Counts, str]:
+    """Make the best move of one unit until none gains."""
+    counts, moves = desk.units.counts, []
+    while found := _best_move(desk, counts):
+        moves.append(found)
+        counts = found.after
+    if not desk.fits(counts):
+        raise BudgetError(
+            f"no single move from {list(counts)} units per stage keeps the limits ({_over(desk, counts)}). "
+            "Use mode 'spend', which may drop units, or give a larger budget."
+        )
+    return moves, counts, "No other move of one unit gains more than it loses and keeps the limits."
+
+
+def _best_move(desk: Desk, counts: Counts) -> Move | None:
+    """Return the allowed move with the largest net gain; of equal ones the latest receiver, then earliest donor."""
+    best: tuple[tuple[float, int, int], int, int] | None = None
+    for receiver, donor in _pairs(desk, counts):
+        loss, gain = desk.gain(donor, counts[donor] - 1), desk.gain(receiver, counts[receiver])
+        if gain - loss <= _NOTHING or (desk.rule.conservative and loss > _NOTHING):
+            continue
+        if not desk.fits(_shifted(counts, donor, receiver)):
+            continue
+        rank = gain - loss
+        if desk.rule.per_cost:
+            rank = gain / _unit_use(desk, receiver, counts[receiver]) - loss / _unit_use(desk, donor, counts[donor] - 1)
+        key = (round(rank, 12), receiver, -donor)
+        if best is None or key > best[0]:
+            best = (key, donor, receiver)
+    return desk.moved(counts, best[1], best[2]) if best else None
+
+
+def _pairs(desk: Desk, counts: Counts) -> Iterator[tuple[int, int]]:
+    stages = desk.units.stages
+    for receiver, stage in enumerate(stages):
+        if stage.allows(counts[receiver] + 1):
+            for donor, other in enumerate(stages):
+                if donor != receiver and other.allows(counts[donor] - 1):
+                    yield receiver, donor
+
+
+def _shifted(counts: Counts, donor: int, receiver: int) -> Counts:
+    return tuple(n - (i == donor) + (i == receiver) for i, n in enumerate(counts))
+
+
+def _unit_use(desk: Desk, number: int, count: int) -> float:
+    """Return the share of the tightest limit that the unit after ``count`` units of a stage takes."""
+    stage = desk.units.stages[number]
+    more, now = stage.cost_of(count + 1), stage.cost_of(count)
+    return max(desk.use(UnitCost(more.macs - now.macs, more.params - now.params)), _NOTHING)
+
+
+# ------------------------------------------------------------------ exhaustive
+
+
+def _exhaustive(desk: Desk) -> tuple[list[Move], Counts, str]:
+    """Take the distribution of the same number of units with the highest Q that keeps the limits."""
+    total = sum(desk.units.counts)
+    choices = _choices(desk, total)
+    _check_number(desk, choices, total)
+    rows = _distributions(choices, total)
+    tables = [_table(desk, number, ns) for number, ns in enumerate(choices)]
+    sums = np.zeros((len(rows), 4))
+    for place, table in enumerate(tables):
+        sums += table[rows[:, place]]
+    gained, macs, params, distance = sums.T
+    more = {"macs": macs + desk.base.macs, "params": params + desk.base.params}
+    fits = np.ones(len(rows), dtype=bool)
+    for metric, limit in desk.limits.items():
+        fits &= more[metric] <= limit
+    if not fits.any():
+        use = np.max([more[metric] / max(limit, 1) for metric, limit in desk.limits.items()], axis=0)
+        raise BudgetError(_unreachable(desk, tuple(rows[use.argmin()].tolist())))
+    # The highest Q, then the nearest to the present one, the fewest parameters, and units that stand early.
+    ranks = np.lexsort((*rows.T[::-1], -params, -distance, np.round(gained, 12), fits))
+    best = tuple(rows[ranks[-1]].tolist())
+    return [], best, f"It has the highest Q of all {len(rows):,} distributions of {total} units that keep the limits."
+
+
+def _choices(desk: Desk, total: int) -> list[list[int]]:
+    """Return the numbers of units that each stage could have where there are so many in all."""
+    stages = desk.units.stages
+    least = sum(stage.least for stage in stages)
+    return [[n for n in range(s.least, total - least + s.least + 1) if s.allows(n)] for s in stages]
+
+
+def _check_number(desk: Desk, choices: list[list[int]], total: int) -> None:
+    free = [stage for stage, ns in zip(desk.units.stages, choices, strict=True) if len(ns) > 1]
+    loose = sum(s.count - s.least for s in desk.units.stages)
+    number = math.comb(loose + len(free) - 1, len(free) - 1) if free else 1
+    if number > _MOST_DISTRIBUTIONS:
+        raise ConvwrightError(
+            f"{total} units over {len(choices)} stages have up to {number:,} distributions; "
+            "use mode 'greedy', which found the best one on all networks that were tried."
+        )
+
+
+def _distributions(choices: list[list[int]], total: int) -> NDArray[np.int64]:
+    """Return all ways to take one number from each list so that they add up, one a row."""
+    rows = np.zeros((1, 0), dtype=np.int64)
+    for place, ns in enumerate(choices):
+        later = sum(ns[0] for ns in choices[place + 1 :])
+        taken = rows.sum(1)
+        # The last number follows from the others.
+        each = np.array(ns)[None, :] if place + 1 < len(choices) else (total - taken)[:, None]
+        allowed = np.isin(each, ns) & (taken[:, None] + each + later <= total)
+        which, column = np.nonzero(allowed)
+        new = np.broadcast_to(each, allowed.shape)[which, column]
+        rows = np.concatenate([rows[which], new[:, None]], 1)
+    return rows
+
+
+def _table(desk: Desk, number: int, ns: list[int]) -> NDArray[np.float64]:
+    """Return per number of units of a stage what it adds to Q, to MACs, to parameters, and to the distance."""
+    stage = desk.units.stages[number]
+    table = np.zeros((max(ns) + 1, 4))
+    for n in ns:
+        cost = stage.cost_of(n)
+        table[n] = desk.rated(stage, n), cost.macs, cost.params, abs(n - stage.count)
+    return table
+
+
+# ------------------------------------------------------------------ spend
+
+
+def _spend(desk: Desk) -> tuple[list[Move], Counts, str]:
+    """Drop units that see nothing new, and more until the limits hold; then add where gain per cost is highest.
+
+    Where no unit fits any more, one is moved if that gains, and adding goes on with what this leaves.
+    """
+    counts, moves = desk.units.counts, []
+    while (move := _dropped(desk, counts)) is not None:
+        moves.append(move)
+        counts = move.after
+    if not desk.fits(counts):
+        raise BudgetError(_unreachable(desk, counts))
+    while (move := _added(desk, counts) or _best_move(desk, counts)) is not None:
+        moves.append(move)
+        counts = move.after
+    full = any(
+        stage.allows(n + 1) and desk.gain(i, n) > _NOTHING
+        for i, (stage, n) in enumerate(zip(desk.units.stages, counts, strict=True))
+    )
+    fit = "no other unit fits the limits, and no move gains"
+    why = fit if full else "every stage that can grow sees its whole input"
+    return moves, counts, f"It ends there since {why}."
+
+
+def _dropped(desk: Desk, counts: Counts) -> Move | None:
+    """Return the drop with the least loss per saved cost, if the limits are broken or it loses nothing."""
+    fits = desk.fits(counts)
+    ranked = []
+    for donor, stage in enumerate(desk.units.stages):
+        if stage.allows(counts[donor] - 1):
+            loss = desk.gain(donor, counts[donor] - 1)
+            if loss <= _NOTHING or (not fits and not desk.rule.conservative):
+                ranked.append((loss / _unit_use(desk, donor, counts[donor] - 1), -donor))
+    return desk.moved(counts, -min(ranked)[1], None) if ranked else None
+
+
+def _added(desk: Desk, counts: Counts) -> Move | None:
+    """Return the addition with the highest gain per cost that keeps the limits."""
+    ranked = []
+    for receiver, stage in enumerate(desk.units.stages):
+        more = tuple(n + (i == receiver) for i, n in enumerate(counts))
+        if stage.allows(counts[receiver] + 1) and desk.fits(more):
+            gain = desk.gain(receiver, counts[receiver])
+            if gain > _NOTHING:
+                ranked.append((gain / _unit_use(desk, receiver, counts[receiver]), receiver))
+    return desk.moved(counts, None, max(ranked)[1]) if ranked else None
+
+
+def _over(desk: Desk, counts: Counts) -> str:
+    cost = desk.cost(counts)
+    return ", ".join(
+        f"{m} {human(getattr(cost, m), m)} instead of {human(limit, m)}"
+        for m, limit in desk.limits.items()
+        if getattr(cost, m) > limit
+    )
+
+
+def _unreachable(desk: Desk, counts: Counts) -> str:
+    return (
+        f"moving units cannot keep the limits: the nearest that it reaches is {list(counts)} units per stage with "
+        f"{_over(desk, counts)}. Give a larger budget, or narrow the network as well."
+    )
+
+
+MODES: Mapping[Mode, Callable[[Desk], tuple[list[Move], Counts, str]]] = {
+    "greedy": _greedy,
+    "exhaustive": _exhaustive,
+    "spend": _spend,
+}

@@ -1,0 +1,84 @@
+"""Methods that are written as a script: a generator that yields batches and is sent their evidence.
+
+A search reads as what it does, step after step, and is a state machine all the same: told the same evidence, the script
+is at the same place. So a new method resumes an old run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, ClassVar
+
+from convwright.methods.base import Candidate, Evidence
+
+if TYPE_CHECKING:
+    from convwright.cost.budget import Limits
+    from convwright.methods.phased.phased import Decision
+
+Batch = tuple[Candidate, ...]
+Script = Generator[Batch, tuple[Evidence, ...], None]
+
+
+class Scripted:
+    """The ask and tell of a method whose course is `_run`; derive, and call `_begin` when all is set up.
+
+    Args:
+        limits: The budget in numbers; None: every trial counts.
+
+    Attributes:
+        ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
+            beside it at the end: then those batches may be judged on a part of the data.
+        beyond_widths: Whether it may keep a limit on latency that no widths keep, as blocks or images may change.
+        limits: The same.
+        told: The evidence so far, by trial.
+        decisions: What was decided so far, in order.
+    """
+
+    ranks: ClassVar[bool] = False
+    beyond_widths: ClassVar[bool] = False
+
+    def __init__(self, limits: Limits | None) -> None:
+        self.limits = limits
+        self.told: dict[int, Evidence] = {}
+        self.decisions: tuple[Decision, ...] = ()
+        self._final: int | None = None  # the trial that the script ended with
+        self._offset = 0  # number of the batch's first candidate
+        self._batch: Batch = ()
+
+    def _begin(self) -> None:
+        self._script = self._run()
+        self._batch = next(self._script)
+
+    def _run(self) -> Script:
+        """Yield batches; each is answered by its evidence, in order."""
+        raise NotImplementedError
+
+    def ask(self) -> Batch:
+        """Return the candidates of the present step that are not told yet."""
+        while self._batch and all(self._offset + i in self.told for i in range(len(self._batch))):
+            evidence = tuple(self.told[self._offset + i] for i in range(len(self._batch)))
+            self._offset += len(self._batch)
+            try:
+                self._batch = self._script.send(evidence)
+            except StopIteration:
+                self._batch = ()
+        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.told)
+
+    def tell(self, evidence: Evidence) -> None:
+        """Note the evidence."""
+        self.told[evidence.trial] = evidence
+
+    def best(self) -> Evidence | None:
+        """Return the trial that the script ended with; before or without it, the most accurate one in the limits."""
+        self.ask()  # decides what can be decided
+        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
+        final = [e for e in fit if e.trial == self._final]
+        return final[0] if final else max(fit, key=lambda e: e.score, default=None)
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """One sentence per decision so far."""
+        return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
+
+    def _meets(self, evidence: Evidence) -> bool:
+        return evidence.usable and (self.limits is None or self.limits.met(evidence.costs))

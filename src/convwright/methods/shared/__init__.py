@@ -1,0 +1,1 @@
+"""What several methods decide with: widths in proportion, halving, fronts."""

@@ -1,0 +1,25 @@
+"""Channel quality: the rank of trained kernels, their condition, and what both say of widths."""
+
+from convwright.metrics.quality.channel_quality import (
+    METRICS,
+    ChannelQuality,
+    Metric,
+    Mode,
+    channel_qualities,
+    channel_quality,
+    kernels,
+    of_metric,
+    rank_slope,
+)
+
+__all__ = [
+    "METRICS",
+    "ChannelQuality",
+    "Metric",
+    "Mode",
+    "channel_qualities",
+    "channel_quality",
+    "kernels",
+    "of_metric",
+    "rank_slope",
+]

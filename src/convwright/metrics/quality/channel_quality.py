@@ -1,0 +1,245 @@
+"""Channel quality: how much of its channels each layer uses, from the rank and the condition of its trained kernel.
+
+A kernel is unfolded along its input channels and along its output channels, and EVBMF (``rank``) separates signal
+from noise in each. The metrics are those of CONetV2 (arXiv 2110.06830), read from its published code. By default
+they are **corrected**, where the code's numbers say something other than what they are meant to:
+
+- the variance is exact and tall unfoldings are turned (see ``rank``);
+- where one value is kept, there is no condition to speak of. The code divides by 1e-4 and gives the worst layers the
+  best value, pi/2; here the quality is arctan(rank). The denominator is never below 0.1;
+- an unfolding of one row (the input side of a depthwise kernel) has no quality, where the code has 0.
+
+``parity=True`` gives the code's numbers. ``members`` tells which layers' qualities make up that of a channel group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, solve, solve_published
+from convwright.metrics.quality.members import Member, group_qualities, members, network_quality
+from convwright.metrics.quality.unfolding import Spectrum, input_spectra, kernel_spectra, output_spectra
+
+Metric = Literal["rank", "knowledge_gain", "condition", "qc", "new_qc"]
+METRICS: tuple[Metric, ...] = ("rank", "knowledge_gain", "condition", "qc", "new_qc")
+
+_LEAST = 0.1  # of 1 - 1/condition: two equal values out of many are no proof of quality
+_PUBLISHED_LEAST = 1e-4
+
+__all__ = [
+    "METRICS",
+    "ChannelQuality",
+    "Member",
+    "Metric",
+    "Mode",
+    "channel_qualities",
+    "channel_quality",
+    "group_qualities",
+    "kernels",
+    "members",
+    "network_quality",
+    "of_metric",
+    "rank_slope",
+]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """The quality of one unfolding.
+
+    Attributes:
+        rank: R, kept values over rows, in [0, 1].
+        kept: r, number of singular values that are signal.
+        size: N, rows of the unfolding.
+        knowledge_gain: S, sum of the kept values over N times the largest, in [0, 1].
+        condition: kappa, largest over smallest kept value; 0 where none is kept.
+        qc: arctan(R / (1 - 1/kappa)), in [0, pi/2]; more and more equal kept values raise it.
+        new_qc: the same with S in place of R.
+        variance: of the noise, per entry.
+        problem: why there is nothing to tell, in words; all numbers are 0 then. Else empty.
+    """
+
+    rank: float
+    kept: int
+    size: int
+    knowledge_gain: float
+    condition: float
+    qc: float
+    new_qc: float
+    variance: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ChannelQuality:
+    """The quality of one kernel.
+
+    Attributes:
+        input: of the unfolding along input channels; None where it has one row, as in a depthwise kernel.
+        output: of the unfolding along output channels; None where it has one row.
+        kernel: of the unfolding along kernel positions, which the published code logs; None without ``parity``.
+    """
+
+    input: Mode | None
+    output: Mode | None
+    kernel: Mode | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights were finite; where not, all numbers are 0."""
+        return NOT_FINITE not in {mode.problem for mode in (self.input, self.output) if mode}
+
+    @property
+    def problem(self) -> str:
+        """Why a mode has nothing to tell, in words; empty if all went well."""
+        return next((mode.problem for mode in (self.output, self.input) if mode and mode.problem), "")
+
+
+def channel_quality(weight: Tensor, *, transposed: bool = False, parity: bool = False) -> ChannelQuality:
+    """Return the channel quality of one kernel.
+
+    Args:
+        weight: shape (out, in / groups, *kernel) with any number of kernel axes (none for a linear layer), any
+            floating type, on any device.
+        transposed: it is that of a transposed convolution, shape (in, out / groups, *kernel).
+        parity: reproduce the published code instead of correcting it.
+
+    Returns:
+        The quality; NaN, infinite or all-zero weights give zeros, and ``problem`` says so.
+
+    Raises:
+        ValueError: the weight has less than two axes, or no entries.
+
+    Examples:
+        >>> import convwright as cw
+        >>> conv = cw.zoo.create("resnet20").layer1[0].conv1
+        >>> cw.channel_quality(conv.weight).output.qc  # before any training
+        0.0
+    """
+    return channel_qualities({"weight": weight}, transposed=["weight"] if transposed else (), parity=parity)["weight"]
+
+
+def channel_qualities(
+    weights: Mapping[str, Tensor], *, transposed: Collection[str] = (), parity: bool = False
+) -> dict[str, ChannelQuality]:
+    """Return the channel quality of many kernels, equal shapes at once; see ``channel_quality``.
+
+    Args:
+        weights: layer -> its kernel.
+        transposed: the layers that are transposed convolutions.
+        parity: reproduce the published code instead of correcting it.
+
+    Raises:
+        ValueError: a weight has less than two axes, or no entries.
+    """
+    for name, weight in weights.items():
+        if weight.ndim < 2 or not weight.numel():
+            raise ValueError(f"{name}: a kernel has two axes or more and entries, not shape {tuple(weight.shape)}.")
+    # A transposed depthwise kernel has its channels along the first axis, as any other depthwise one has.
+    turned = {name: w.transpose(0, 1) if name in transposed and w.shape[1] > 1 else w for name, w in weights.items()}
+    return _published(turned) if parity else _corrected(turned)
+
+
+def kernels(model: nn.Module) -> dict[str, Tensor]:
+    """Return the kernels of a network's convolutions, by module name, as ``channel_qualities`` takes them.
+
+    Those of transposed convolutions are turned to (out / groups, in, *kernel), so ``transposed`` is not needed.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _TRANSPOSED) and module.weight.shape[1] > 1:
+            found[name] = module.weight.detach().transpose(0, 1)
+        elif isinstance(module, (*_STRAIGHT, *_TRANSPOSED)):
+            found[name] = module.weight.detach()
+    return found
+
+
+def of_metric(
+    found: Mapping[str, ChannelQuality], metric: Metric = "qc"
+) -> dict[str, tuple[float | None, float | None]]:
+    """Return layer -> (input, output) of one metric, as ``group_qualities`` takes them."""
+    return {
+        name: (
+            None if quality.input is None else float(getattr(quality.input, metric)),
+            None if quality.output is None else float(getattr(quality.output, metric)),
+        )
+        for name, quality in found.items()
+    }
+
+
+def rank_slope(ranks: Sequence[float]) -> float:
+    """Return the rank-average slope of CONet (the first version) over the epochs of a trial.
+
+    Args:
+        ranks: average rank of a group at the end of each epoch.
+
+    Returns:
+        (highest - first) / (epoch of the highest + 0.0001).
+
+    Raises:
+        ValueError: there are no epochs.
+    """
+    if not ranks:
+        raise ValueError("a slope needs the ranks of one epoch or more; there are none.")
+    best = max(range(len(ranks)), key=lambda epoch: ranks[epoch])
+    return (ranks[best] - ranks[0]) / (best + 0.0001)
+
+
+_STRAIGHT = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+# ------------------------------------------------------------------ layers
+
+
+def _corrected(weights: Mapping[str, Tensor]) -> dict[str, ChannelQuality]:
+    out = {name: weight for name, weight in weights.items() if weight.shape[0] > 1}
+    spectra = dict(zip(out, output_spectra(list(out.values())), strict=True))
+    into = {name: weight for name, weight in weights.items() if weight.shape[1] > 1}
+    # With one tap the two unfoldings are each other's transpose.
+    alike = {name for name in into if name in out and math.prod(into[name].shape[2:]) == 1}
+    rest = {name: weight for name, weight in into.items() if name not in alike}
+    inward = dict(zip(rest, input_spectra(list(rest.values())), strict=True))
+    inward |= {name: spectra[name].turned for name in alike}
+    outputs, inputs = _modes(spectra), _modes(inward)
+    return {name: ChannelQuality(inputs.get(name), outputs.get(name)) for name in weights}
+
+
+def _modes(found: Mapping[str, Spectrum]) -> dict[str, Mode]:
+    solved = solve(list(found.values()))
+    return {name: _mode(answer) for name, answer in zip(found, solved, strict=True)}
+
+
+def _published(weights: Mapping[str, Tensor]) -> dict[str, ChannelQuality]:
+    """As in the code: all modes of all kernels, with one row or not; mode 12 from the Gram matrix."""
+    listed = list(weights.values())
+    inputs = solve_published(input_spectra(listed))
+    outputs = solve_published(output_spectra(listed))
+    squared = solve_published([spectrum.squared for spectrum in kernel_spectra(listed)])
+    found = {}
+    for name, one, two, three in zip(weights, inputs, outputs, squared, strict=True):
+        roots = Evbmf(three.rank, tuple(math.sqrt(v) for v in three.values), three.variance, three.shape, three.problem)
+        found[name] = ChannelQuality(*(_mode(answer, parity=True) for answer in (one, two, roots)))
+    return found
+
+
+def _mode(found: Evbmf, parity: bool = False) -> Mode:
+    size, kept = found.shape[0], found.values
+    if not kept:
+        return Mode(0.0, 0, size, 0.0, 0.0, 0.0, 0.0, found.variance, found.problem)
+    rank, gain, condition = len(kept) / size, sum(value / kept[0] for value in kept) / size, kept[0] / kept[-1]
+    below = _denominator(condition, len(kept), parity)
+    qc, new_qc = math.atan2(rank, below), math.atan2(gain, below)
+    return Mode(rank, len(kept), size, gain, condition, qc, new_qc, found.variance)
+
+
+def _denominator(condition: float, kept: int, parity: bool) -> float:
+    """Return what the rank is divided by: 1 - 1/condition, within limits."""
+    if parity:
+        return 1 - 1 / condition or _PUBLISHED_LEAST
+    return max(1 - 1 / condition, _LEAST) if kept > 1 else 1.0

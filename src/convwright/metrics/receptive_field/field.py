@@ -1,0 +1,210 @@
+"""Fields of units and of whole tensors.
+
+A *scope* is the tensor on which a field is measured: the network's input, or the input of a stage. The field of a
+unit is the set of scope elements that it depends on, kept as extents along the spatial axes times a set of channels.
+For a chain of layers this is exact; where branches join it is the smallest such box around the union.
+
+Tensors of a network hold few different fields: after a dense convolution, one. So a ``Value`` lists the fields and,
+where they differ, says with integer labels on the tensor's own axes which element has which. Shape operators are
+simply executed on the labels, as in the channel analysis: shuffles, splits and concatenations need no rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convwright.architecture.labels import Plane, compact, line_plane
+from convwright.metrics.receptive_field.extent import Extent, join
+
+Grid = int | Plane | None
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive field of one unit: a box of scope elements.
+
+    Attributes:
+        extents: along the spatial axes, e.g. (rows, columns).
+        channels: bit c is set if it depends on channel c of the scope.
+        box: whether the set is this box; False where branches with different fields joined and the box is only the
+            smallest one around them (rows of one branch beside columns of another).
+    """
+
+    extents: tuple[Extent, ...]
+    channels: int
+    box: bool = True
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # remembered, since tensors with many fields are compared by it
+        # Python's hash of an integer is a remainder by 2**61 - 1, which is the same for 1 << c and 1 << c + 61.
+        return hash((self.extents, self.channels, self.channels.bit_length(), self.box))
+
+    @property
+    def whole(self) -> bool:
+        """Whether a global operator has made it the whole of a spatial axis."""
+        return any(extent.whole for extent in self.extents)
+
+    @property
+    def exact(self) -> bool:
+        """Whether an interior unit depends on exactly this."""
+        return self.box and all(extent.exact for extent in self.extents)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """The fields of all elements of one tensor.
+
+    Attributes:
+        shape: of the tensor.
+        fields: the different fields in it.
+        which: labels, per element the index into ``fields``; None if there is one field.
+        grids: per spatial axis of the scope, where the units along it lie in this tensor: the axis, as a plane of
+            unit numbers where they are spread over several axes, or None once the axis is gone.
+    """
+
+    shape: tuple[int, ...]
+    fields: tuple[Field, ...]
+    which: Plane | None = None
+    grids: tuple[Grid, ...] = ()
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether all its fields come from a global operator."""
+        return all(field.whole for field in self.fields)
+
+    def labels(self) -> Tensor:
+        """Return the labels of all elements, expanded to the tensor's shape."""
+        if self.which is None:
+            return torch.zeros((), dtype=torch.int64).expand(self.shape)
+        return self.which.labels.expand(self.shape)
+
+    def varies(self, axis: int) -> bool:
+        """Whether elements along an axis differ in their fields."""
+        return self.which is not None and axis in self.which.axes
+
+    def plane(self, number: int) -> Plane | None:
+        """Return the unit numbers along one spatial axis of the scope."""
+        grid = self.grids[number]
+        if not isinstance(grid, int):
+            return grid
+        return line_plane(torch.arange(self.shape[grid]), grid, self.ndim)
+
+    def holds(self, grid: Grid, axis: int) -> bool:
+        """Whether the units of a grid lie along an axis of the tensor."""
+        return grid == axis if not isinstance(grid, Plane) else axis in grid.axes
+
+    def changed(self, change: Callable[[tuple[Extent, ...]], tuple[Extent, ...]]) -> Value:
+        """Return the same tensor with other extents (each is changed once: fields share them)."""
+        done: dict[int, tuple[Extent, ...]] = {}
+        for field in self.fields:
+            if id(field.extents) not in done:
+                done[id(field.extents)] = change(field.extents)
+        if all(done[id(field.extents)] is field.extents for field in self.fields):
+            return self
+        fields = tuple(Field(done[id(field.extents)], field.channels, field.box) for field in self.fields)
+        return with_labels(replace(self, fields=fields), self.which)
+
+
+def seed(shape: Sequence[int], channel_axis: int) -> Value:
+    """Return the scope itself: every element sees itself and nothing else."""
+    ndim = len(shape)
+    axes = tuple(a for a in range(1, ndim) if a != channel_axis)
+    here = (Extent(),) * len(axes)
+    fields = tuple(Field(here, 1 << c) for c in range(shape[channel_axis]))
+    which = line_plane(torch.arange(len(fields)), channel_axis, ndim) if len(fields) > 1 else None
+    return Value(tuple(shape), fields, which, axes)
+
+
+def union(fields: Iterable[Field]) -> Field:
+    """Return the field of a unit that reads units with these fields.
+
+    Fields that a global operator has made whole (the gate of squeeze-and-excitation, an image-pooling branch)
+    do not count beside local ones: everything would be seen from there on, and nothing said.
+    """
+    listed = list(fields)
+    listed = [field for field in listed if field.channels] or listed  # zeros that were padded see nothing
+    local = [field for field in listed if not field.whole] or listed
+    channels = 0
+    # Fields of one tensor mostly share their extents, so these are compared as objects before they are joined.
+    extents: dict[int, tuple[Extent, ...]] = {}
+    boxes: dict[int, int] = {}  # channels of the boxes that have these extents: side by side they are one box
+    for field in local:
+        channels |= field.channels
+        key = id(field.extents)
+        extents[key] = field.extents
+        if field.box:
+            boxes[key] = boxes.get(key, 0) | field.channels
+    boxed = all(field.box for field in local)
+    if len(extents) == 1:
+        (only,) = extents.values()
+        return Field(only, channels, boxed or channels in boxes.values())
+    hull = tuple(join(along) for along in zip(*extents.values(), strict=True))
+    return Field(hull, channels, _fill([(extents[key], c) for key, c in boxes.items()], hull, channels, boxed))
+
+
+def _fill(
+    found: Sequence[tuple[tuple[Extent, ...], int]], hull: tuple[Extent, ...], channels: int, complete: bool
+) -> bool:
+    """Return whether boxes can be seen to fill their hull: boxes that differ along one side only make one box."""
+    goal = (*(e.pattern for e in hull), channels)
+    boxes: set[tuple[Any, ...]] = {(*(e.pattern for e in extents), c) for extents, c in found}
+    if goal in boxes:
+        return True
+    if not complete:  # others are no boxes
+        return False
+    for free in reversed(range(len(goal))):
+        alike: dict[tuple[Any, ...], Any] = {}
+        for box in boxes:
+            rest, side = (*box[:free], *box[free + 1 :]), box[free]
+            if rest in alike:
+                side = alike[rest] | side if free == len(hull) else join((alike[rest], side)).pattern
+            alike[rest] = side
+        boxes = {(*rest[:free], side, *rest[free:]) for rest, side in alike.items()}
+    return goal in boxes
+
+
+def with_labels(value: Value, which: Plane | Tensor | None) -> Value:
+    """Return a value with these labels, equal fields merged and axes without variation dropped."""
+    if which is None or not isinstance(which, Plane):
+        labels = which
+        which = None if labels is None else compact(labels)
+    if which is None or not which.axes:
+        only = value.fields[0 if which is None else int(which.labels.reshape(-1)[0])]
+        return replace(value, fields=(only,), which=None)
+    used, line = torch.unique(which.labels, return_inverse=True)
+    number: dict[Field, int] = {}
+    places = [number.setdefault(value.fields[old], len(number)) for old in used.tolist()]
+    if len(number) == len(places) == len(value.fields):
+        return replace(value, which=which)
+    if len(number) == 1:
+        return replace(value, fields=tuple(number), which=None)
+    merged = torch.tensor(places)[line]
+    plane = Plane(merged, which.axes) if len(number) == len(places) else compact(merged)
+    return replace(value, fields=tuple(number), which=plane)
+
+
+def without_axes(x: Value, dims: Sequence[int], shape: tuple[int, ...], keep: bool) -> Value:
+    """Return a reduced value without the reduced axes, or with them at size 1."""
+    if keep:
+        return replace(x, shape=shape)
+    places = {a: a - sum(d < a for d in dims) for a in range(x.ndim) if a not in dims}
+    grids = tuple(places.get(g) if isinstance(g, int) else None for g in x.grids)
+    which = None
+    if x.which is not None:
+        labels = x.which.labels.squeeze(tuple(dims)) if dims else x.which.labels
+        which = Plane(labels, tuple(places[a] for a in x.which.axes))
+    return replace(x, shape=shape, which=which, grids=grids)

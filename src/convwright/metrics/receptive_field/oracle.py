@@ -1,0 +1,303 @@
+"""Exact receptive fields by automatic differentiation, and effective ones.
+
+The oracle runs a network's own graph with every weight positive, every nonlinearity replaced by the identity and
+max pools by average pools. Then nothing can cancel, so an input has a gradient exactly if the output depends
+on it. It shares no code with the formula, which is checked against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from convwright.architecture.capture.exported import argument, operator_name, shape_of
+from convwright.errors import EditError
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+# Operators that are no nonlinearity by torch's tag but keep each element's dependence as it is: norms among them,
+# whose statistics the formula reports apart.
+_IDENTITIES = frozenset({
+    "dropout", "feature_dropout", "alpha_dropout", "batch_norm", "layer_norm", "group_norm", "instance_norm",
+    "rms_norm", "local_response_norm", "_native_batch_norm_legit_no_training", "clone", "contiguous", "detach",
+    "alias", "to", "_to_copy", "type_as", "float", "hardtanh", "relu6", "prelu", "rrelu", "hardswish", "hardsigmoid",
+    "relu", "celu", "selu", "log_sigmoid",
+})  # fmt: skip
+_SUMS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "where", "masked_fill"})
+_NORMALISED = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax", "normalize"})
+_AVERAGES: Mapping[str, Callable[..., Tensor]] = {
+    "max_pool1d": F.avg_pool1d, "max_pool2d": F.avg_pool2d, "max_pool3d": F.avg_pool3d,
+    "max_pool2d_with_indices": F.avg_pool2d, "max_pool3d_with_indices": F.avg_pool3d,
+}  # fmt: skip
+_REDUCTIONS = frozenset({"amax", "amin", "max", "min", "logsumexp", "norm", "linalg_vector_norm", "median"})
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of a layer's output: its channel and its place, e.g. (row, column)."""
+
+    channel: int
+    place: tuple[int, ...]
+
+
+class Oracle:
+    """Which elements of a scope a unit depends on, exactly.
+
+    Args:
+        architecture: the network.
+        scope: name of the graph node whose value is the scope; the network's input if not given.
+        apart: nodes whose values count as constant: the global operators that the formula reports apart.
+        until: name of the last layer that will be asked for; nothing after it runs.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        scope: str | None = None,
+        apart: Collection[str] = (),
+        until: str | None = None,
+    ) -> None:
+        self.architecture = architecture
+        self.apart = frozenset(apart)
+        capture = architecture.capture
+        self.scope = scope or capture.inputs[0]
+        last = architecture.layer(until).node if until else None
+        self.values: dict[str, Any] = {}
+        for node in capture.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node.name] = self._entering(node)
+            elif node.op == "call_function" and node.name not in self.values:
+                self.values[node.name] = self._call(node)
+            if node.name == self.scope:
+                self.values[node.name] = self.input = _ones(node).requires_grad_()
+            if node.name == last:
+                break
+
+    def dependence(self, layer: str, unit: Unit) -> Tensor:
+        """Return which scope elements one unit depends on.
+
+        Args:
+            layer: name of a layer after the scope.
+            unit: one of its units, of the first sample.
+
+        Returns:
+            Booleans of the scope's shape, without the batch.
+
+        Raises:
+            EditError: the layer has no value here, or does not depend on the scope.
+        """
+        output = self.values.get(self.architecture.layer(layer).node)
+        output = output[0] if isinstance(output, tuple | list) else output
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            raise EditError(f"{layer} does not depend on {self.scope}")
+        where = (0, unit.channel, *unit.place) if output.ndim == len(unit.place) + 2 else (0, unit.channel)
+        (gradient,) = torch.autograd.grad(output[where], self.input, retain_graph=True)
+        return gradient[0] != 0
+
+    def value(self, layer: str, unit: Unit) -> int:
+        """Return the 3DRF of one unit: the number of scope elements that it depends on."""
+        return int(self.dependence(layer, unit).sum())
+
+    # -------------------------------------------------------------- the graph, without nonlinearity
+
+    def _entering(self, node: fx.Node) -> Tensor:
+        """Return an input as ones; weights so that values neither grow nor vanish; numbers as they are."""
+        name = self.architecture.capture.tensors.get(node.name)
+        if name is None:
+            return _ones(node)
+        tensor = self.architecture.capture.tensor(name)
+        if not tensor.is_floating_point():
+            return tensor
+        fan_in = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 1
+        return torch.full(tensor.shape, 1.0 / fan_in, dtype=torch.float64)
+
+    def _call(self, node: fx.Node) -> Any:
+        arguments, options = _operands(node, self.values)
+        name = operator_name(node)
+        if node.name in self.apart:
+            return _like(node, 1.0)
+        if name == "_assert_tensor_metadata":
+            return None
+        if name == "getitem":
+            return arguments[0][arguments[1]]
+        tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+        if any(tensor.is_floating_point() for tensor in tensors):  # integers are positions to compute with
+            replaced = self._replaced(node, name, tensors)
+            if replaced is not None:
+                return replaced
+        if "dtype" in options:
+            options = {**options, "dtype": torch.float64}
+        return node.target(*arguments, **options)  # type: ignore[operator]
+
+    def _replaced(self, node: fx.Node, name: str, tensors: Sequence[Tensor]) -> Any:
+        """Return the value of an operator of which only the dependence counts; None if it runs as it is."""
+        x = tensors[0]
+        if name in _IDENTITIES:
+            return x
+        if name in _AVERAGES:
+            return _as_recorded(node, self._average(node, name, x))
+        if name in _NORMALISED:
+            return x.mean(argument(node, "dim"), keepdim=True).expand_as(x)
+        if name in _REDUCTIONS and len(tensors) == 1:
+            return _as_recorded(node, _mean(node, x))
+        if name in ("view", "_unsafe_view"):
+            return x.reshape(shape_of(node))
+        if name.startswith("adaptive_max_pool"):
+            pooled = getattr(F, name.replace("max", "avg"))(x, argument(node, "output_size"))
+            return _as_recorded(node, pooled)
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if name in _SUMS or pointwise or name in _REDUCTIONS:
+            return sum(tensor.double() for tensor in tensors)
+        return None
+
+    def _average(self, node: fx.Node, name: str, x: Tensor) -> Tensor:
+        """Return an average over the windows of a max pool (a dilated one as a convolution of ones)."""
+        names = ("kernel_size", "stride", "padding", "ceil_mode")
+        kernel, stride, padding, ceil = (argument(node, n) for n in names)
+        dilation = argument(node, "dilation", 1)
+        if set(dilation if isinstance(dilation, Sequence) else [dilation]) == {1}:
+            return _AVERAGES[name](x, kernel, stride or None, padding or 0, bool(ceil))
+        rank = int(next(c for c in name if c.isdigit()))
+        sizes = list(kernel) if isinstance(kernel, Sequence) else [kernel]
+        weight = torch.ones(x.shape[1], 1, *(sizes * rank)[:rank], dtype=x.dtype)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        return convolve(x, weight, None, stride or kernel, padding or 0, dilation, groups=x.shape[1])
+
+
+def _mean(node: fx.Node, x: Tensor) -> Tensor:
+    """Return the mean over what an operator reduces."""
+    has_dim = any(a.name == "dim" for a in node.target._schema.arguments)  # type: ignore[union-attr]
+    if not has_dim:
+        return x.mean()
+    return x.mean(argument(node, "dim"), keepdim=bool(argument(node, "keepdim", False)))
+
+
+def _as_recorded(node: fx.Node, value: Tensor) -> Any:
+    """Return a value, with zeros beside it where the operator gives indices, too."""
+    meta = node.meta.get("val")
+    if not isinstance(meta, Sequence):
+        return value
+    return [value, *(torch.zeros(tuple(m.shape), dtype=torch.int64) for m in meta[1:])]
+
+
+def _operands(node: fx.Node, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a node's arguments and options with the values of the nodes among them."""
+
+    def value(operand: fx.Node) -> Any:
+        return values[operand.name]
+
+    return fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+
+
+def _ones(node: fx.Node) -> Tensor:
+    return torch.ones(shape_of(node), dtype=torch.float64)
+
+
+def _like(node: fx.Node, fill: float) -> Any:
+    meta = node.meta["val"]
+    if isinstance(meta, Sequence):
+        return [torch.full(tuple(m.shape), fill, dtype=torch.float64) for m in meta]
+    return torch.full(tuple(meta.shape), fill, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class EffectiveField:
+    """How the gradient of a layer's middle units lies on the input.
+
+    Attributes:
+        name: of the layer.
+        energy: mean absolute gradient over channels and samples, one number per input position, largest 1.
+        rows: standard deviation of ``energy`` along rows, in positions.
+        columns: the same along columns.
+        size: square root of the number of positions with more than 4.55 % of the largest (Luo et al. 2016).
+    """
+
+    name: str
+    energy: Tensor
+    rows: float
+    columns: float
+    size: float
+
+
+def effective_receptive_field(
+    arch: Architecture, layers: Sequence[str] | None = None, samples: int = 8, seed: int = 0
+) -> tuple[EffectiveField, ...]:
+    """Return the effective receptive fields of layers: where the gradients of their middle units really lie.
+
+    Source: Luo, Li, Urtasun and Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural
+    Networks", NeurIPS 2016. Depends on the weights; the network is run as it is, in eval mode.
+
+    Args:
+        arch: the network, read with the input size of interest.
+        layers: names; all convolutions with a kernel larger than 1x1 if not given.
+        samples: random normal images, of the example's shape.
+        seed: of the images.
+
+    Returns:
+        One field per layer, in the order of ``layers``.
+
+    Raises:
+        EditError: there is no such layer, or its output is no map.
+    """
+    names = list(layers) if layers is not None else [layer.name for layer in arch.layers if _spatial(arch, layer.node)]
+    parameter = next(arch.model.parameters(), arch.example_input)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (samples, *arch.example_input.shape[1:])
+    x = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype).requires_grad_()
+    outputs = _outputs(arch, names, x)
+    return tuple(_effective(name, outputs[name], x) for name in names)
+
+
+def _spatial(arch: Architecture, node: str) -> bool:
+    place = arch.flow.nodes[arch.flow.place[node]]
+    weight = argument(place, "weight")
+    is_conv = operator_name(place).startswith("conv") and isinstance(weight, fx.Node)
+    return is_conv and max(shape_of(weight)[2:]) > 1
+
+
+def _outputs(arch: Architecture, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """Run the captured graph on images and return the values of some layers."""
+    nodes = {arch.layer(name).node: name for name in names}
+    values: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
+    graph = arch.capture.graph
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            tensor = arch.capture.tensors.get(node.name)
+            values[node.name] = x if tensor is None else arch.capture.tensor(tensor).to(x.device)
+        elif node.op == "call_function":
+            arguments, options = _operands(node, values)
+            values[node.name] = node.target(*arguments, **options)
+        if node.name in nodes:
+            found[nodes[node.name]] = values[node.name]
+        if len(found) == len(nodes):
+            break
+    return found
+
+
+def _effective(name: str, output: Tensor, x: Tensor) -> EffectiveField:
+    if output.ndim != 4:
+        raise EditError(f"the output of {name} is no map of rows and columns: {tuple(output.shape)}")
+    middle = output[:, :, output.shape[2] // 2, output.shape[3] // 2]
+    # A random sign per channel, as in the paper's experiments: plain sums would let channels cancel.
+    signs = torch.randint(0, 2, middle.shape[1:], generator=torch.Generator().manual_seed(0)).to(middle) * 2 - 1
+    (gradient,) = torch.autograd.grad((middle * signs).sum(), x, retain_graph=True)
+    energy = gradient.abs().mean((0, 1)).detach().cpu().double()
+    energy = energy / energy.max().clamp_min(torch.finfo(torch.float64).tiny)
+    spread = [_deviation(energy.sum(1 - axis)) for axis in (0, 1)]
+    size = math.sqrt(int((energy > 0.0455).sum()))
+    return EffectiveField(name, energy, spread[0], spread[1], size)
+
+
+def _deviation(line: Tensor) -> float:
+    places = torch.arange(line.numel(), dtype=line.dtype)
+    weights = line / line.sum().clamp_min(torch.finfo(line.dtype).tiny)
+    mean = (weights * places).sum()
+    return float((weights * (places - mean) ** 2).sum().sqrt())

@@ -1,0 +1,242 @@
+"""What a worker is sent and what it answers: plain data, so that any process on any machine can do the work.
+
+A worker keeps nothing that a result depends on: the network that it has read is kept only to save the time of reading.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from convwright.architecture import create, read
+from convwright.edits import check_execution
+from convwright.errors import ConvwrightError, RunError
+from convwright.methods import Candidate, Evidence
+from convwright.runs.directory.files import load_weights
+from convwright.runs.evaluate import Evaluator
+from convwright.runs.executors.executor import Task
+from convwright.runs.executors.in_process import threads_of
+from convwright.training import ImageData, Recipe
+from convwright.training.data.proxy import Proxy
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """Everything that is the same for all candidates of a run.
+
+    Attributes:
+        model: The network's name, or the network.
+        source: What it is called.
+        shape: Of its example input.
+        options: What a named network is created with.
+        weights: Content of the .safetensors file that the run started from.
+        data: Training and validation images.
+        recipe: Precision and layout are settled in it.
+        threads: Of each training.
+        workers: Processes that read a streamed data set.
+        proxy: The part of the data for candidates that are judged on a proxy.
+    """
+
+    model: str | nn.Module
+    source: str
+    shape: tuple[int, ...]
+    options: Mapping[str, Any]
+    weights: bytes
+    data: ImageData
+    recipe: Recipe
+    threads: int
+    workers: int | None = None
+    proxy: Proxy | None = None
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, model: str | nn.Module, weights: Path, threads: int) -> Setup:
+        """Return the setup of what an evaluator does in this process.
+
+        Args:
+            evaluator: Does it here.
+            model: As the run was given it.
+            weights: The file that the run started from.
+            threads: Of each training.
+        """
+        arch = evaluator.arch
+        shape = tuple(arch.example_input.shape)
+        data = replace(evaluator.data, read_test=None)  # no trial sees the test part
+        content = weights.read_bytes()
+        return cls(
+            _anywhere(model),
+            arch.source,
+            shape,
+            dict(arch.options),
+            content,
+            data,
+            evaluator.recipe,
+            threads,
+            evaluator.workers,
+            evaluator.proxy,
+        )
+
+    def packed(self, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+        """Return the setup as bytes.
+
+        Raises:
+            RunError: Network or data cannot be sent to another process.
+        """
+        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        packed = {}
+        for name, part in (parts | {"recipe": self.recipe.model_dump(mode="json")}).items():
+            try:
+                packed[name] = dumps(part)
+            except Exception as error:  # a class inside a function, a lambda, an open file, ...
+                what = {"model": "the network (give it as FILE.py:CLASS)", "data": "the data (give them by name)"}
+                raise RunError(
+                    f"{what.get(name, name)} cannot be sent to another process ({error}); or work in one process, "
+                    "without --jobs and --ray"
+                ) from error
+        return pickle.dumps(packed)
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Setup:
+        """Read what `packed` gave."""
+        parts = {name: pickle.loads(part) for name, part in pickle.loads(packed).items()}
+        return cls(**{**parts, "recipe": Recipe(**parts["recipe"])})
+
+    def architecture(self) -> Architecture:
+        """Read the network as the run did, with the weights that the run started from."""
+        model: nn.Module | str = self.model
+        if isinstance(model, str):
+            model, _, _ = create(model, **self.options)
+        arch = read(model, self.shape).evolved(source=self.source, options=dict(self.options))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / WEIGHTS
+            file.write_bytes(self.weights)
+            load_weights(arch.model, file)
+        return check_execution(arch).architecture
+
+
+def _anywhere(model: str | nn.Module) -> str | nn.Module:
+    """Return a name that is understood in any working directory."""
+    if isinstance(model, nn.Module) or ".py:" not in model:
+        return model
+    file, _, name = model.rpartition(":")
+    return f"{Path(file).resolve()}:{name}"
+
+
+# ------------------------------------------------------------------ one candidate
+
+
+@dataclass(frozen=True)
+class Errand:
+    """One candidate, as a worker gets it.
+
+    Attributes:
+        number: The trial.
+        candidate: As `Candidate.to_dict` gives it.
+        parent: The candidate whose weights it gets, likewise.
+        folders: Folder of the trial, and of its parent, by number.
+    """
+
+    number: int
+    candidate: Mapping[str, Any]
+    parent: Mapping[str, Any] | None
+    folders: Mapping[int, str]
+
+    @classmethod
+    def of(cls, task: Task, folder: Callable[[int], Path]) -> Errand:
+        """Return the errand of a task.
+
+        Args:
+            task: Number, candidate and parents.
+            folder: Returns the folder of a trial.
+        """
+        origin = task.candidate.parent
+        parent = task.parents[origin].to_dict() if origin is not None else None
+        numbers = [task.number] if origin is None else [task.number, origin]
+        # Resolved, since a worker may be in another directory.
+        return cls(task.number, task.candidate.to_dict(), parent, {n: str(folder(n).resolve()) for n in numbers})
+
+    @property
+    def origin(self) -> int | None:
+        """Number of the trial whose weights it gets."""
+        found: int | None = self.candidate["parent"]
+        return found
+
+    def parents(self) -> dict[int, Candidate]:
+        """Return the one parent by its number."""
+        if self.parent is None or self.origin is None:
+            return {}
+        return {self.origin: Candidate.from_dict(self.parent)}
+
+    # As a store: a worker knows no other trials than these two.
+
+    def trial_folder(self, number: int) -> Path:
+        """Return the folder of the trial or of its parent."""
+        return Path(self.folders[number])
+
+    def weights(self, number: int) -> Path:
+        """Return the file of the trial's or its parent's weights."""
+        return self.trial_folder(number) / WEIGHTS
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an errand.
+
+    Attributes:
+        kind: ``found``: `content` is the evidence; ``refused``: an error of ours, which every worker would meet;
+            ``broken``: a fault of the program, as a traceback.
+        content: See `kind`.
+        files: What is left in the trial's folder, by name, where that is not the run's.
+    """
+
+    kind: Literal["found", "refused", "broken"]
+    content: Any
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def evidence(self, task: Task) -> Evidence:
+        """Return the evidence.
+
+        Raises:
+            ConvwrightError: The worker refused.
+            RuntimeError: It broke.
+        """
+        if self.kind == "refused":
+            raise self.content
+        if self.kind == "broken":
+            raise RuntimeError(f"trial {task.number}: its worker broke\n{self.content}")
+        return Evidence.from_dict(self.content, task.candidate)
+
+
+def answered(packed: bytes, errand: Errand) -> Answer:
+    """Do an errand; whatever happens is told."""
+    try:
+        setup, arch = _opened(packed)
+        candidate = Candidate.from_dict(errand.candidate)
+        evaluator = Evaluator(arch, setup.data, setup.recipe, errand, False, setup.workers, setup.proxy)
+        with threads_of(setup.threads):
+            found = evaluator(errand.number, candidate, errand.parents())
+        return Answer("found", found.to_dict())
+    except ConvwrightError as error:
+        return Answer("refused", error.with_traceback(None))
+    except Exception:
+        return Answer("broken", traceback.format_exc())
+
+
+@lru_cache(maxsize=1)
+def _opened(packed: bytes) -> tuple[Setup, Architecture]:
+    """Return setup and network; kept for the next errand, since reading a network can take longer than a trial."""
+    setup = Setup.unpacked(packed)
+    with threads_of(setup.threads):
+        return setup, setup.architecture()

@@ -1,0 +1,128 @@
+"""The loop between a method and its evidence: ask, evaluate, record, tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from convwright.methods import Candidate, Evidence, Method
+from convwright.runs.executors import Executor, InProcess, Task
+from convwright.runs.executors.in_process import Evaluate
+
+if TYPE_CHECKING:
+    from convwright.runs.directory.study import Study
+
+__all__ = ["Evaluate", "Fits", "Say", "search"]
+
+Say = Callable[[str], object]
+Fits = Callable[[Sequence[Evidence], Sequence[Candidate]], int]
+
+
+def search(
+    method: Method,
+    study: Study,
+    evaluate: Evaluate | Executor,
+    say: Say = lambda text: None,
+    fits: Fits = lambda found, batch: len(batch),
+) -> tuple[Evidence, ...]:
+    """Run a method to its end; what the study holds already is told again instead of done again.
+
+    Args:
+        method: Asks and is told.
+        study: Where everything is recorded.
+        evaluate: A function for one candidate after the other, or an executor.
+        say: Called with lines for a person.
+        fits: Called with the evidence so far and the next batch; returns how many of it are begun now, the others being
+            asked for again after those. 0 ends the search.
+
+    Returns:
+        All evidence, in the order of asking.
+
+    Raises:
+        RunError: The study holds other candidates than the method asks for.
+    """
+    executor = evaluate if isinstance(evaluate, Executor) else InProcess(evaluate)
+    found: list[Evidence] = []
+    asked: dict[int, Candidate] = {}
+    said = 0
+    while batch := method.ask():
+        said = _decided(method, said, study, say)
+        batch = batch[: fits(found, batch)]
+        if not batch:
+            return tuple(found)
+        # In the order of the batch, whatever order they were finished in.
+        for evidence in carried_out(batch, asked, study, executor, say):
+            method.tell(evidence)
+            found.append(evidence)
+    _decided(method, said, study, say)
+    return tuple(found)
+
+
+def carried_out(
+    batch: Sequence[Candidate], asked: dict[int, Candidate], study: Study, executor: Executor, say: Say
+) -> list[Evidence]:
+    """Return the evidence on a batch, in its order.
+
+    Args:
+        batch: Independent candidates.
+        asked: The candidates before them by number; these are added.
+        study: Where everything is recorded, each as soon as it is finished.
+        executor: Works on what is not recorded yet.
+        say: Called with lines for a person.
+    """
+    numbers = range(len(asked), len(asked) + len(batch))
+    asked.update(zip(numbers, batch, strict=True))
+    for number in numbers:
+        study.enter(number, asked[number])
+    told: dict[int, Evidence] = {}
+    for number in numbers:
+        old = study.finished(number, asked[number])
+        if old is not None:
+            say(f"trial {number} ({_words(asked[number])}): done earlier, {_outcome(old)}")
+            told[number] = old
+    left = [Task(number, asked[number], asked) for number in numbers if number not in told]
+    for evidence in executor.carry_out(_begun(left, say)):
+        study.finish(evidence)
+        say(f"trial {evidence.trial}: {_outcome(evidence)}")
+        told[evidence.trial] = evidence
+    return [told[number] for number in numbers]
+
+
+def _begun(tasks: Sequence[Task], say: Say) -> Iterator[Task]:
+    for task in tasks:
+        say(f"trial {task.number}: {_words(task.candidate)}")
+        yield task
+
+
+def _decided(method: Method, said: int, study: Study, say: Say) -> int:
+    """Say and record what the method has decided since; only methods that keep a `log` tell it."""
+    log: Sequence[str] = getattr(method, "log", ())
+    for line in log[said:]:
+        say(line)
+    if len(log) > said:
+        study.decided([decision.to_dict() for decision in getattr(method, "decisions", ())], log)
+    return len(log)
+
+
+def _words(candidate: Candidate) -> str:
+    """Say in words what is tried."""
+    what = {
+        "base": "the untouched network",
+        "baseline": "baseline, the untouched network trained further",
+        "candidate": f"{len(candidate.plan.edits)} edits",
+    }[candidate.role]
+    epochs = f"{candidate.epochs} epoch{'s' * (candidate.epochs != 1)}" if candidate.epochs else "only judged"
+    origin = f", from trial {candidate.parent}" if candidate.parent is not None else ""
+    carried = f" ({candidate.weights} weights)" if candidate.weights != "inherit" else ""
+    recipe = f", with {json.dumps(dict(candidate.recipe))}" if candidate.recipe else ""
+    images = " of the proxy" if candidate.images == "proxy" else ""
+    short = " (first part)" if candidate.short else ""
+    return f"{what}{origin}{carried}, {epochs}{images}{recipe}{short}"
+
+
+def _outcome(evidence: Evidence) -> str:
+    if not evidence.usable:
+        return f"failed: {evidence.message}"
+    noted = f" ({evidence.message})" if evidence.message else ""
+    return f"validation accuracy {evidence.score:.2%} in {evidence.seconds:.1f} s{noted}"

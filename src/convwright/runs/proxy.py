@@ -1,0 +1,182 @@
+"""Candidates ranked on a part of the data, drawn once and kept in the run directory; never what a result is made of.
+
+``proxy.json`` in a run directory holds the classes and the positions of all images of the proxy. Its digest is among
+the settings of the run, so that a resumed run goes on with the same list or is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from convwright.errors import ConvwrightError, DataError
+from convwright.methods import METHODS, Candidate, Evidence, Method
+from convwright.runs.directory.files import read_json, write_json
+from convwright.runs.loop import Say
+from convwright.runs.time_budget import baseline_of
+from convwright.training import ImageData
+from convwright.training.data.proxy import Proxy, draw_proxy
+
+FILE = "proxy.json"
+FORMAT = "convwright proxy"
+
+
+@dataclass(frozen=True)
+class ProxyAsked:
+    """What was asked for.
+
+    Attributes:
+        classes: How many classes; None: all.
+        samples: How many training images; None: all of these classes.
+        seed: Of the draw.
+    """
+
+    classes: int | None
+    samples: int | None
+    seed: int
+
+    @classmethod
+    def of(cls, classes: int | None, samples: int | None, seed: int) -> ProxyAsked | None:
+        """Return what was asked for; None: nothing."""
+        return None if classes is None and samples is None else cls(classes, samples, seed)
+
+    def drawn(self, data: ImageData, folder: Path) -> Proxy:
+        """Return the list of a run that is resumed, or a new one.
+
+        Args:
+            data: From which.
+            folder: The run directory.
+
+        Raises:
+            DataError: The data do not have so much, or a recorded list is damaged.
+            RunError: The file with the list is damaged.
+        """
+        if (folder / FILE).is_file():
+            content = read_json(folder / FILE, FORMAT)
+            if content.get("asked") == self._plain():
+                return Proxy.from_dict(content)
+        return draw_proxy(data, self.classes, self.samples, self.seed)
+
+    def settings(self, proxy: Proxy) -> dict[str, Any]:
+        """Return what a resumed run must have, too."""
+        return {**self._plain(), "digest": proxy.digest}
+
+    def keep(self, proxy: Proxy, folder: Path) -> None:
+        """Write the list into the run directory, once."""
+        if not (folder / FILE).is_file():
+            write_json(folder / FILE, {"format": FORMAT, "version": 1, "asked": self._plain(), **proxy.to_dict()})
+
+    def _plain(self) -> dict[str, int | None]:
+        return {"classes": self.classes, "samples": self.samples, "seed": self.seed}
+
+
+def proxied(
+    method: Method, asked: ProxyAsked | None, data: ImageData, run: tuple[str, Path, int], say: Say
+) -> tuple[Method, Proxy | None]:
+    """Return the method that a run asks, and what its candidates are ranked on, as drawn when the run was started.
+
+    Args:
+        method: What decides.
+        asked: What the proxy is to be; None: there is none.
+        data: What it is drawn from.
+        run: Name of the method, run directory, and images per step.
+        say: Called with lines for a person.
+
+    Raises:
+        ConvwrightError: The method has nothing to judge on a proxy.
+        DataError: The data do not have so much, the proxy has not enough for one step, or a recorded list is damaged.
+        RunError: The file with the list is damaged.
+    """
+    if asked is None:
+        return method, None
+    name, folder, batch = run
+    check_ranks(name, method)
+    proxy = asked.drawn(data, folder)
+    if len(proxy.train) < batch:
+        raise DataError(
+            f"the proxy has {len(proxy.train)} training images, and the recipe takes batch_size={batch} in one step; "
+            "give more --proxy-classes or --proxy-samples, or a smaller batch_size"
+        )
+    say(
+        f"candidates are ranked on a proxy: {proxy.words(data)}; labels and outputs stay as they are, and the result "
+        "and the untouched network are trained on all data"
+    )
+    return Proxied(method), proxy
+
+
+def check_ranks(name: str, method: Method) -> None:
+    """Refuse a proxy where a method has nothing to judge on it.
+
+    Raises:
+        ConvwrightError: All its trainings are final ones, or it compares them with those of the untouched network.
+    """
+    if not getattr(method, "ranks", False):
+        others = ", ".join(sorted(n for n, maker in METHODS.items() if getattr(maker, "ranks", False)))
+        raise ConvwrightError(
+            f"method {name} has no trainings that only rank candidates, so there is nothing to judge on a proxy of the "
+            f"data; leave --proxy-classes and --proxy-samples out, or use one of {others}"
+        )
+
+
+class Proxied:
+    """A method whose candidates are judged on a proxy of the data.
+
+    The untouched network, and all that is asked for in one batch with it as a baseline, is trained and judged on all
+    data: these are the final trainings. The method itself does not know.
+
+    Args:
+        method: The method.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self._told: list[Evidence] = []  # as the run has it
+        self._whole: set[int] = set()
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the method's next batch, each candidate with what it is judged on."""
+        batch = self.method.ask()
+        first = len(self._told)
+        if any(candidate.role == "baseline" for candidate in batch):
+            # By number, since the rest of a batch that was cut by the time is asked for again by itself.
+            self._whole.update(range(first, first + len(batch)))
+        return tuple(
+            replace(c, images="proxy") if c.role == "candidate" and n not in self._whole else c
+            for n, c in enumerate(batch, start=first)
+        )
+
+    def tell(self, evidence: Evidence) -> None:
+        """Pass it on as the answer to what the method asked for."""
+        self._told.append(evidence)
+        self.method.tell(replace(evidence, candidate=replace(evidence.candidate, images="all")))
+
+    def best(self) -> Evidence | None:
+        """Return the method's best trial, with what it was judged on."""
+        best = self.method.best()
+        return None if best is None else self._told[best.trial]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the method tells, such as its log."""
+        return getattr(self.method, name)
+
+
+def whole_trainings(best: Evidence, found: Sequence[Evidence], epochs: int) -> tuple[Candidate, ...]:
+    """Return the trainings on all data that a search lacks whose best trial was judged on a proxy.
+
+    Args:
+        best: The trial that the search ended with.
+        found: All trials, in the order of asking.
+        epochs: Of the result's training.
+
+    Returns:
+        The result, then, if there is none, the baseline; nothing where the best trial was judged on all data.
+    """
+    if best.candidate.images == "all":
+        return ()
+    last = replace(best.candidate, images="all", short=False, epochs=epochs, stop=None, probes=(), recipe={})
+    if last.weights != "fresh":  # it goes on from the trial that was judged on the proxy
+        last = replace(last, parent=best.trial, weights="inherit")
+    baseline = baseline_of(replace(best, candidate=last), found)
+    return (last,) if baseline is None else (last, baseline)

@@ -1,0 +1,132 @@
+"""``convwright train``: one training, without a search."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from convwright.architecture import Architecture, read
+from convwright.edits import Plan
+from convwright.errors import RunError
+from convwright.runs.directory.files import LOCK, load_weights, owned, refuse_file, save_weights, write_json, write_text
+from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.load import Opened, Shape, open_both
+from convwright.training import Metrics, Recipe, TrainResult, train
+from convwright.training.recipe.recipe import as_recipe
+
+FORMAT = "convwright training"
+
+
+def train_named(
+    model: str,
+    data: str,
+    recipe: str | Path | None,
+    changes: dict[str, int],
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    input_shape: str | Shape | None = None,
+    data_dir: Path | None = None,
+    weights: Path | None = None,
+    devices: int = 1,
+) -> dict[str, Any]:
+    """Train a network and judge it on the test part.
+
+    Args:
+        model: As for `read`.
+        data: As for `load_data`.
+        recipe: A preset's name or a .yaml file.
+        changes: Fields of the recipe that were given on the command line.
+        out: Folder of checkpoint, ``model.safetensors`` and ``training.json``.
+        resume: Continue from the checkpoint in it.
+        input_shape: Images are resized to it.
+        data_dir: Where named data sets lie.
+        weights: What to start from.
+        devices: As for `train`.
+
+    Returns:
+        The content of ``training.json``.
+
+    Raises:
+        ConvwrightError: Whatever is wrong with network, data, recipe or folder, or another process works in it.
+    """
+    chosen = as_recipe(recipe).updated(**changes)
+    _check_out(out, resume)
+    opened = open_both(
+        model,
+        data,
+        input_shape=input_shape,
+        data_dir=data_dir,
+        val_fraction=chosen.val_fraction,
+        seed=chosen.seed,
+        needs_val=False,
+    )
+    if weights is not None:
+        load_weights(opened.arch.model, weights)
+    with nullcontext() if out is None else owned(out):
+        trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume, devices=devices)
+        network = trained_network(opened, trained)
+        content = _content(opened, chosen, trained, network)
+        if out is not None:
+            save_weights(network.model, out / WEIGHTS)
+            if network.plan.edits:
+                write_text(out / "plan.json", network.plan.to_json())
+            write_json(out / "training.json", content)
+    return content
+
+
+def _content(opened: Opened, recipe: Recipe, trained: TrainResult, network: Architecture) -> dict[str, Any]:
+    costs = network.profile()
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "model": opened.arch.source,
+        "options": opened.options,
+        "data": opened.data.name,
+        "input_shape": list(network.example_input.shape),
+        "recipe": recipe.model_dump(mode="json"),
+        "macs": costs.macs,
+        "params": costs.params,
+        "validation": judged(trained.val),
+        "test": judged(trained.test),
+        "test_flip": judged(trained.test_flip),
+        "warnings": list(trained.warnings),
+        "history": [asdict(record) for record in trained.history],
+        "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format},
+        "seconds": trained.seconds,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def trained_network(opened: Opened, trained: TrainResult) -> Architecture:
+    """Return what was trained: the network that was opened, or, where techniques edited it, that with its plan.
+
+    The techniques saw a module without its name; the plan gets the name, so that it replays on a fresh network.
+    """
+    if trained.plan is None:
+        return opened.arch
+    start = Plan.empty(opened.arch)
+    plan = start.with_edits(*trained.plan.edits)
+    changed = read(trained.model, opened.arch.example_input)
+    return changed.evolved(source=opened.arch.source, applied=plan, options=opened.arch.options)
+
+
+def judged(metrics: Metrics | None) -> dict[str, Any] | None:
+    """Return accuracy, its standard error, and the number of images; None for None."""
+    if metrics is None:
+        return None
+    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}
+
+
+def _check_out(out: Path | None, resume: bool) -> None:
+    if out is None:
+        if resume:
+            raise RunError("--resume needs the folder of the checkpoint; give --out")
+        return
+    refuse_file(out)
+    if not resume and out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        raise RunError(f"{out}: already exists and is not empty; continue it with --resume, or choose another --out")

@@ -1,0 +1,214 @@
+"""Labelled images for training: one call, `load_data`, for every kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from convwright.errors import DataError
+from convwright.training.data.folders import dataset_part, folder_parts
+from convwright.training.data.images import Images, check_labels, class_names, stratified_split
+from convwright.training.data.named import Request, data_set_named
+from convwright.training.data.sources import Parts, Shape, npz_parts
+
+MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images per part; larger folders are streamed
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set in three parts.
+
+    Attributes:
+        name: What the user called it.
+        train: The training part, without the validation images.
+        val: The validation part: what searches and epochs are judged by. None if not wanted.
+        class_names: One name per class.
+    """
+
+    name: str
+    train: Images
+    val: Images | None
+    class_names: tuple[str, ...]
+    read_test: Callable[[], Images] | None = field(default=None, repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> Shape:
+        """(channels, height, width) of one image."""
+        return self.train.shape
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean per channel over training and validation images, in units of 0..1."""
+        return self.train.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel over the same images, in units of 0..1."""
+        return self.train.std
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test part."""
+        return self.read_test is not None
+
+    @cached_property
+    def test(self) -> Images:
+        """The test part; read when first asked for.
+
+        Raises:
+            DataError: There is none, or it does not fit the training part.
+        """
+        if self.read_test is None:
+            raise DataError(f"{self.name}: no test part; add x_test and y_test, or a folder test/")
+        part = self.read_test()
+        _check_part(part, self.shape, self.num_classes, f"{self.name}: test")
+        return part
+
+
+def load_data(
+    spec: Any,
+    data_dir: str | Path | None = None,
+    *,
+    input_shape: Shape | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    num_classes: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> ImageData:
+    """Load a data set and split off its validation part.
+
+    Args:
+        spec: `fashion-mini` (embedded), `mnist`, `fashion-mnist`, `cifar10` or another name of
+            `training.data.named`, `npz:PATH`, `folder:PATH`, or from Python a map-style data set of (image,
+            label), or (train, test), or (train, val, test) of them. A data set that fits into memory is read once:
+            random transforms inside it are then frozen; give `memory_limit=0` to read it in each epoch.
+        data_dir: Where `mnist.npz`, `fashion-mnist.npz`, `cifar10.npz` lie; else
+            `$CONVWRIGHT_DATA`; else torchvision downloads.
+        input_shape: (c, h, w) that the network wants: images are resized, grey is repeated.
+        val_fraction: Share of the training images, class by class, that becomes the validation
+            part; not used where the source has one.
+        split_seed: The split depends on it. Leave it, so that different training seeds compare on
+            the same images.
+        num_classes: Number of classes; None: what the source says, else the largest label plus 1.
+        memory_limit: Bytes of decoded images per part above which it is streamed.
+
+    Raises:
+        DataError: Unknown name, missing, empty or damaged files, labels outside the classes. One
+            line, with the file and the remedy.
+    """
+    if not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction={val_fraction} is not in 0 <= value < 1; use 0.1")
+    folder = Path(data_dir) if data_dir is not None else None
+    name, parts = _parts(spec, folder, input_shape, memory_limit)
+    return _image_data(name, parts, val_fraction, split_seed, num_classes)
+
+
+def check_fits(data: ImageData, example_input_shape: tuple[int, ...], num_outputs: int) -> None:
+    """Refuse data that a network cannot take.
+
+    Args:
+        data: The data.
+        example_input_shape: (c, h, w) or (batch, c, h, w) that the network was read with.
+        num_outputs: Its number of outputs.
+
+    Raises:
+        DataError: Another number of channels, another size, or fewer outputs than classes.
+    """
+    wanted, shape = tuple(example_input_shape[-3:]), data.shape
+    asked, given = ("x".join(map(str, s)) for s in (wanted, shape))
+    if wanted[0] != shape[0]:
+        raise DataError(
+            f"{data.name}: images have {shape[0]} channels and the network wants {wanted[0]}; "
+            f"load the data with --input {asked}, or change the network's first layer"
+        )
+    if wanted != shape:
+        raise DataError(
+            f"{data.name}: images are {given} and the network was read with {asked}; "
+            f"read it with --input {given}, or load the data at {asked}"
+        )
+    if num_outputs < data.num_classes:
+        raise DataError(
+            f"{data.name}: {data.num_classes} classes and the network has {num_outputs} outputs; "
+            f"build the network with {data.num_classes} classes"
+        )
+
+
+def _parts(spec: Any, data_dir: Path | None, shape: Shape | None, limit: int) -> tuple[str, Parts]:
+    if not isinstance(spec, (str, Path)):
+        return _dataset_parts(spec, shape, limit)
+    text = str(spec)
+    kind, _, path = text.partition(":")
+    if kind == "npz" and path:
+        return text, npz_parts(Path(path).expanduser(), path, shape)
+    if kind == "folder" and path:
+        return text, folder_parts(Path(path).expanduser(), shape, limit)
+    return text, data_set_named(text).read(Request(data_dir, shape, limit))
+
+
+def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Parts]:
+    _check_samples(spec)
+    sets = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
+    if not 1 <= len(sets) <= 3:
+        raise DataError(f"{len(sets)} data sets; give one, (train, test) or (train, val, test)")
+    train = dataset_part(sets[0], shape, limit, None)
+    stats = (train.mean, train.std)
+    val = dataset_part(sets[1], shape, limit, stats) if len(sets) == 3 else None
+    test = (lambda: dataset_part(sets[-1], shape, limit, stats)) if len(sets) > 1 else None
+    names = getattr(sets[0], "classes", None)
+    names = tuple(str(name) for name in names) if names is not None else None
+    return type(sets[0]).__name__, Parts(train, val, test, names)
+
+
+def _check_samples(spec: Any) -> None:
+    """Refuse what was meant as samples or as images and labels, with the way to write it.
+
+    Raises:
+        DataError: A list of samples, or arrays where data sets belong.
+    """
+    if spec is None:
+        raise DataError("data=None; give a name such as fashion-mini, npz:PATH, folder:PATH or a Dataset")
+    first = next(iter(spec), None) if isinstance(spec, (tuple, list)) else spec
+    name, pair = type(first).__name__, "torch.utils.data.TensorDataset(images, labels)"
+    if isinstance(first, (Tensor, np.ndarray)):
+        raise DataError(f"{name} where a data set is wanted; give {pair}, with images (n, c, h, w)")
+    if isinstance(first, (tuple, list)):
+        count = len(spec)
+        raise DataError(
+            f"a {type(spec).__name__} of {count} sample{'s' * (count != 1)} where data sets are wanted; give {pair} or "
+            "your own Dataset, or (train, test) of them"
+        )
+
+
+def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None) -> ImageData:
+    train, val = parts.train, parts.val
+    known = len(parts.class_names) if parts.class_names else int(train.labels.max()) + 1
+    count = max(known, 1) if num_classes is None else num_classes
+    names = parts.class_names if parts.class_names and len(parts.class_names) == count else None
+    check_labels(train.labels, count, f"{name}: train")
+    if val is not None:
+        _check_part(val, train.shape, count, f"{name}: val")
+    elif val_fraction > 0:
+        kept, held = stratified_split(train.labels, val_fraction, seed)
+        train, val = train.subset(kept), (train.subset(held) if len(held) else None)
+    return ImageData(name, train, val, class_names(names, count), parts.test)
+
+
+def _check_part(part: Images, shape: Shape, num_classes: int, source: str) -> None:
+    check_labels(part.labels, num_classes, source)
+    if part.shape != shape:
+        given, wanted = ("x".join(map(str, s)) for s in (part.shape, shape))
+        raise DataError(
+            f"{source}: images are {given} and those of the training part {wanted}; "
+            f"make them alike, or load all at one size with --input {wanted}"
+        )

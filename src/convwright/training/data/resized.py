@@ -1,0 +1,67 @@
+"""The same images at another size: what a network at another resolution is trained and judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from convwright.training.data.data import ImageData
+from convwright.training.data.images import ArrayImages, Images
+
+_CHUNK = 1024  # images at a time: they are floats while they are resized
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one image and resizes it; picklable, so that worker processes can have it."""
+
+    read: Callable[[int], Tensor]
+    size: tuple[int, int]
+
+    def __call__(self, position: int) -> Tensor:
+        """Return the image at a position, (c, h, w)."""
+        return _resized(self.read(position)[None], self.size)[0]
+
+
+def resized_images(images: Images, size: tuple[int, int]) -> Images:
+    """Return images at another height and width: bilinear, antialiased; themselves if they have it.
+
+    Mean and standard deviation stay those of the given images, so that a pixel's value means the same at every size.
+
+    Args:
+        images: In memory or streamed.
+        size: (height, width).
+    """
+    if tuple(images.shape[1:]) == tuple(size):
+        return images
+    if isinstance(images, ArrayImages):
+        chunks = (images.images[i : i + _CHUNK] for i in range(0, max(len(images), 1), _CHUNK))
+        parts = [_resized(chunk, size) for chunk in chunks]
+        return replace(images, images=torch.cat(parts).contiguous(memory_format=torch.channels_last))
+    shape = (images.shape[0], *size)
+    # Random crops are cut from the whole image, not from the resized one.
+    return replace(images, read=_Reader(images.read, size), shape=shape, read_whole=images.read_whole or images.read)
+
+
+def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
+    """Return a data set at another height and width; itself if it has it.
+
+    Args:
+        data: The data.
+        size: (height, width) of all its parts.
+    """
+    if tuple(data.shape[1:]) == tuple(size):
+        return data
+    val = resized_images(data.val, size) if data.val is not None else None
+    read_test = (lambda: resized_images(data.test, size)) if data.has_test else None
+    return replace(data, train=resized_images(data.train, size), val=val, read_test=read_test)
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (n, c, h, w) images; bytes stay bytes, rounded."""
+    found = interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return found.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else found.to(images.dtype)

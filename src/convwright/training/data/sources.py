@@ -1,0 +1,153 @@
+"""What a source of data offers, and npz files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib.npyio import NpzFile
+from torch import Tensor
+
+from convwright.errors import DataError
+from convwright.training.data.images import ArrayImages, Images, statistics
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a source offers; `val` and `test` may be missing. The test part is read when called."""
+
+    train: Images
+    val: Images | None
+    test: Callable[[], Images] | None
+    class_names: tuple[str, ...] | None
+
+
+def npz_parts(source: Path, name: str, shape: Shape | None) -> Parts:
+    """Read `x_train y_train` now, and `x_test y_test` when asked for.
+
+    Args:
+        source: The file; images uint8 of shape (n, h, w), (n, h, w, c) or (n, c, h, w).
+        name: Named in errors.
+        shape: (c, h, w) to convert images to, or None.
+
+    Raises:
+        DataError: Missing file, not an npz, missing keys, wrong type or shape.
+    """
+    train = _npz_images(source, name, "train", shape)
+    with _opened(source, name) as arrays:
+        if not {"x_test", "y_test"} <= set(arrays.files):
+            return Parts(train, None, None, None)
+
+    def test() -> ArrayImages:
+        part = _npz_images(source, name, "test", shape)
+        return ArrayImages(part.images, part.labels, train.mean, train.std)
+
+    return Parts(train, None, test, None)
+
+
+@contextmanager
+def _opened(source: Path, name: str) -> Iterator[NpzFile]:
+    """Open an npz without pickles; whatever is wrong with it becomes one line."""
+    try:
+        # Opened here, because numpy leaves the file open when it turns out not to be a zip.
+        with source.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, NpzFile):
+                raise DataError(f"{name}: a single array; give an .npz with x_train and y_train")
+            with arrays:
+                yield arrays
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file; check the path after npz:") from error
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{name}: cannot be read ({reason}); write it with numpy.savez and plain number arrays"
+        ) from error
+
+
+def _arrays(source: Path, name: str, *keys: str) -> list[npt.NDArray[Any]]:
+    with _opened(source, name) as arrays:
+        missing = [key for key in keys if key not in arrays.files]
+        if missing:
+            found = ", ".join(arrays.files) or "nothing"
+            raise DataError(
+                f"{name}: no {' and '.join(missing)} (found {found}); save with "
+                "numpy.savez(file, x_train=..., y_train=..., x_test=..., y_test=...)"
+            )
+        return [arrays[key] for key in keys]
+
+
+def _npz_images(source: Path, name: str, part: str, shape: Shape | None) -> ArrayImages:
+    x_key, y_key = f"x_{part}", f"y_{part}"
+    pixels, numbers = _arrays(source, name, x_key, y_key)
+    images = image_tensor(pixels, f"{name}: {x_key}")
+    labels = label_tensor(numbers, len(images), f"{name}: {y_key}")
+    images = converted(images, shape) if shape else images
+    images = images.contiguous(memory_format=torch.channels_last)
+    return ArrayImages(images, labels, *statistics(images))
+
+
+def image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
+    """Return an image array as a (n, c, h, w) uint8 tensor.
+
+    Raises:
+        DataError: Names `source`, what came and what is wanted.
+    """
+    if array.dtype != np.uint8:
+        raise DataError(f"{source} has type {array.dtype}; give uint8 values 0..255")
+    tensor = torch.from_numpy(array)
+    if tensor.ndim == 3:
+        tensor = tensor[:, None]
+    elif tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4):
+        tensor = tensor.permute(0, 3, 1, 2)
+    elif tensor.ndim != 4 or tensor.shape[1] not in (1, 3, 4):
+        raise DataError(
+            f"{source} has shape {array.shape}; give (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels"
+        )
+    if not tensor.numel():
+        raise DataError(f"{source} is empty (shape {array.shape}); give at least one image")
+    return tensor
+
+
+def label_tensor(array: npt.NDArray[Any], count: int, source: str) -> Tensor:
+    """Return a label array as a (n,) int64 tensor; (n, 1) is accepted.
+
+    Raises:
+        DataError: Names `source`, what came and what is wanted.
+    """
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{source} has type {array.dtype}; give integer class numbers from 0")
+    if array.shape not in ((count,), (count, 1)):
+        raise DataError(f"{source} has shape {array.shape}; give one label per image: ({count},)")
+    return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def converted(images: Tensor, shape: Shape) -> Tensor:
+    """Return (n, c, h, w) images with the channels and size of `shape` (grey is repeated).
+
+    Raises:
+        DataError: Channels that cannot be converted: only grey becomes colour.
+    """
+    from torchvision.transforms.v2 import functional as tv
+
+    channels, height, width = shape
+    if images.shape[1] == 1 and channels > 1:
+        images = images.expand(-1, channels, -1, -1)
+    if images.shape[1] != channels:
+        raise DataError(
+            f"the images have {images.shape[1]} channels and the network wants {channels}; "
+            "only grey images can be turned into colour, change the network's first layer instead"
+        )
+    if images.shape[2:] == (height, width):
+        return images
+    pieces = [tv.resize(piece, [height, width], antialias=True) for piece in torch.split(images, 1024)]
+    return torch.cat(pieces)

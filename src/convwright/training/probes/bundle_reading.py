@@ -1,0 +1,263 @@
+"""Conflicting bundles of many layers in one pass over some images.
+
+Most layers of a network that learns keep all samples apart, and that shows in a few of their numbers: rows that differ
+in a part differ. So a part of each row, at fixed places, is hashed first; only where two parts agree in the
+first batch, or a number is not finite, whole rows are hashed. A layer whose parts agree only across batches is
+hashed whole in a second pass. Either way the result is that of whole rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convwright.errors import DataError
+from convwright.metrics.bundles.counter import BundleCounter, Bundles
+from convwright.metrics.bundles.weight_grid import Mode, weight_amplitude
+from convwright.training.evaluate import eval_mode
+from convwright.training.probes.bundle_points import Point, Points
+from convwright.training.probes.taps import Tapped
+from convwright.training.settings import untouched_random
+
+Batch = tuple[Tensor, Tensor]
+_PART = 256  # numbers of a row that are hashed first
+_PIECE = 1 << 17  # numbers that fit into a processor's cache
+_EPSILON = 1e-6  # of the published branch scale
+_STEEP = 1e3  # squared mean over variance, above which the quick sums lose the variance
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured at one moment.
+
+    Attributes:
+        points: bundles of each point, in the points' order.
+        inputs: bundles of the images themselves, compared exactly: what no network could tell apart.
+        amplitude: w*, of the weights at that moment.
+        passes: forward passes over the sample.
+    """
+
+    points: tuple[Bundles, ...]
+    inputs: Bundles
+    amplitude: float
+    passes: int = 1
+
+    @property
+    def excess(self) -> tuple[float, ...]:
+        """Return per point the share of samples in conflict beyond the inputs' own; NaN where it diverged."""
+        own = self.inputs.samples_in_conflict
+        return tuple(
+            math.nan if found.diverged else max(0, found.samples_in_conflict - own) / found.samples
+            for found in self.points
+        )
+
+
+def read_bundles(
+    model: nn.Module,
+    points: Points | Sequence[Point],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    mode: Mode = "published",
+    dtype: torch.dtype | None = None,
+    scaled: bool = True,
+) -> Reading:
+    """Count the bundles of all points of a network, which stays as it is: weights, buffers, modes, random states.
+
+    Args:
+        model: the network, as it was read.
+        points: where to look.
+        images: (n, c, h, w), of the training set, on the network's device; passed in batches of `batch_size`.
+        labels: (n,), class indices.
+        learning_rate: of training.
+        batch_size: of training.
+        mode: as in ``WeightGrid``.
+        dtype: likewise.
+        scaled: whether branches are multiplied by one over the spread of what enters their batch norms, as published.
+
+    Returns:
+        The bundles; a branch's depend on `batch_size`, since the spread is that of a batch.
+
+    Raises:
+        DataError: there are no images.
+        ReadError: the network computes otherwise than when it was read.
+    """
+    if not len(images):
+        raise DataError("conflicting bundles need at least one image")
+    chosen = points.points if isinstance(points, Points) else tuple(points)
+    amplitude = weight_amplitude(model)
+    make = partial(
+        BundleCounter,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        amplitude=amplitude if mode != "exact" else None,
+        mode=mode,
+        dtype=dtype,
+    )
+    batches = list(zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True))
+    inputs = BundleCounter(mode="exact", name="input")
+    inputs.add(images, labels)
+    counts = [_Count(point, make) for point in chosen]
+    passes = 1
+    _run(model, counts, batches, scaled)
+    again = [count for count in counts if count.again]
+    if again:
+        for count in again:
+            count.whole_rows()
+        _run(model, again, batches, scaled)
+        passes = 2
+    return Reading(tuple(count.result() for count in counts), inputs.result(), amplitude, passes)
+
+
+class _Count:
+    """Counts the bundles of one point."""
+
+    def __init__(self, point: Point, make: Any) -> None:
+        self.point, self.make = point, partial(make, name=f"{point.name} ({point.role})")
+        self.part: BundleCounter | None = self.make()
+        self.whole: BundleCounter | None = None
+        self.again = False
+
+    def whole_rows(self) -> None:
+        """Begin anew with whole rows."""
+        self.part, self.whole, self.again = None, self.make(), False
+
+    def add(self, value: Tensor, scale: float | None, labels: Tensor, sound: bool = False) -> None:
+        """Take in a batch; `sound` says that it holds no NaN."""
+        if self.whole is not None:
+            self.whole.add(_scaled(value, scale), labels)
+            return
+        assert self.part is not None
+        first = not self.part.samples
+        small = value[0].numel() <= _PART
+        if not small:
+            self.part.add(_scaled(_some(value), scale), labels)
+            found = self.part.result()
+            small = found.count < found.samples or found.diverged or not (sound or _finite(value))
+        if small and first:
+            self.whole_rows()
+            self.add(value, scale, labels)
+        elif small:
+            self.again = True
+
+    def result(self) -> Bundles:
+        """Return the bundles."""
+        if self.whole is not None:
+            return self.whole.result()
+        assert self.part is not None
+        return replace(self.part.result(), verified=True)  # all parts differ: no hash could make two rows one
+
+
+def _scaled(value: Tensor, scale: float | None) -> Tensor:
+    return value if scale is None else value.to(torch.float32) * scale
+
+
+def _some(value: Tensor) -> Tensor:
+    """Return some numbers of each row, at places that depend on its shape alone; (n, 256)."""
+    shape = tuple(value.shape[1:])
+    places = torch.unravel_index(_places(value[0].numel()).to(value.device), shape)
+    index: tuple[slice | Tensor, ...] = (slice(None), *places)
+    return value[index]
+
+
+@lru_cache(maxsize=64)
+def _places(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randperm(count, generator=generator)[:_PART].sort().values
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether no number is NaN or infinite, and few are so large that their sum is."""
+    if not value.is_floating_point():
+        return True
+    return bool(value.sum(dtype=torch.float32 if value.element_size() < 4 else None).isfinite())
+
+
+# ------------------------------------------------------------------ one pass
+
+
+def _run(model: nn.Module, counts: Sequence[_Count], batches: Sequence[Batch], scaled: bool) -> None:
+    now: dict[str, Tensor] = {}
+    spreads: dict[str, float] = {}
+
+    def see(number: int, value: Tensor) -> None:
+        count = counts[number]
+        scale = _scale([spreads[name] for name in count.point.norms if name in spreads])
+        count.add(value.detach(), scale, now["labels"], count.point.tap.module in sound and _known(count, spreads))
+
+    norms = {name for count in counts for name in count.point.norms} if scaled else set()
+    sound = {name for name in norms if _all_finite(model.get_submodule(name))}
+    with _measuring(model), _spreads(model, norms, spreads), Tapped(model, [c.point.tap for c in counts], see) as run:
+        for images, labels in batches:
+            spreads.clear()
+            now["labels"] = labels
+            run(images)
+
+
+def _known(count: _Count, spreads: dict[str, float]) -> bool:
+    """Whether a norm with finite numbers took in finite numbers: then it gives no NaN."""
+    tap = count.point.tap
+    return not tap.operator and math.isfinite(spreads.get(tap.module, math.nan))
+
+
+def _all_finite(norm: nn.Module) -> bool:
+    return all(bool(t.isfinite().all()) for t in (*norm.parameters(), *norm.buffers()) if t.is_floating_point())
+
+
+@contextmanager
+def _measuring(model: nn.Module) -> Iterator[None]:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(untouched_random(device))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False))
+        yield
+
+
+@contextmanager
+def _spreads(model: nn.Module, norms: set[str], found: dict[str, float]) -> Iterator[None]:
+    """Note the variance of what enters each norm, over batch, space and channels."""
+    handles = []
+    for name in sorted(norms):
+
+        def note(module: nn.Module, inputs: Any, name: str = name) -> None:
+            found[name] = variance(inputs[0])
+
+        handles.append(model.get_submodule(name).register_forward_pre_hook(note))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def variance(values: Tensor) -> float:
+    """Return the population variance of all numbers of a tensor, by two quick sums where they keep it."""
+    dims = tuple(range(1, values.ndim))
+    total = torch.zeros(2, dtype=torch.float64, device=values.device)
+    for part in torch.split(values, max(1, _PIECE // values[0].numel())):  # small enough to be read once
+        total[0] += part.sum(dims, dtype=torch.float32).double().sum()
+        total[1] += torch.linalg.vector_norm(part, dim=dims, dtype=torch.float32).double().square().sum()
+    mean, square = (total / values.numel()).tolist()
+    found = float(square - mean * mean)
+    if not mean * mean <= _STEEP * found:  # NaN, too
+        return float(values.double().var(correction=0))
+    return found
+
+
+def _scale(variances: Sequence[float]) -> float | None:
+    if not variances:
+        return None
+    return math.prod(1 / math.sqrt(each + _EPSILON) for each in variances)
