@@ -40,7 +40,7 @@ from torchvision.transforms import v2
 from convwright import zoo
 from convwright.runs.directory.provenance import machine, portable, versions
 from convwright.training import ArrayImages, ImageData, Recipe, load_data, train
-from convwright.training.preflight import settle
+from convwright.training.preflight import resolve
 from convwright.training.recipe.optimizers import build_optimizer
 from convwright.training.settings import autocast, to_layout
 from convwright.training.techniques import TECHNIQUES
@@ -261,7 +261,7 @@ def main() -> None:
     before = os.getloadavg()
     data = load_data("cifar10", arguments.data_dir, val_fraction=0.0)
     network, recipe = zoo.create(arguments.network), recipe_for(arguments.seed)
-    chosen = settle(network, data, recipe, torch.device("cpu"), None)
+    chosen = resolve(network, data, recipe, torch.device("cpu"), None)
     recipe = recipe.updated(precision=chosen.precision, memory_format=chosen.memory_format)
     found = ways(network, data, recipe, arguments.seed, arguments.workers)
     rates = measured(found, arguments.rounds, arguments.seconds, lambda text: print(text, file=sys.stderr))

@@ -32,7 +32,7 @@ from convwright.runs.executors import Executor, InProcess
 from convwright.runs.executors.processes import Processes
 from convwright.runs.executors.ray import OnRay, Resources
 from convwright.runs.executors.worker import Setup
-from convwright.runs.load import open_both
+from convwright.runs.load import load_model_and_data
 from convwright.runs.loop import carried_out
 from convwright.training import Recipe
 
@@ -65,7 +65,7 @@ def timed(executor: Executor, study: Study, batch: list[Candidate], asked: dict[
 
 def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all ways in turns."""
-    opened = open_both(options.model, "fashion-mini")
+    opened = load_model_and_data(options.model, "fashion-mini")
     recipe = Recipe(batch_size=64, max_steps=options.steps, precision="fp32", memory_format="contiguous")
     empty = Plan.empty(opened.arch)
     seconds: dict[str, list[float]] = {}

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from convwright.renamed import install
+
 if TYPE_CHECKING:
     from convwright import cost, edits, layers, methods, runs, techniques, training, zoo
     from convwright.architecture import Architecture, Block, ChannelGroup, Layer, Stage, read
@@ -137,6 +139,9 @@ __all__ = [
     "training",
     "zoo",
 ]
+
+
+install()
 
 
 def __getattr__(name: str) -> Any:

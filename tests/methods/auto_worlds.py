@@ -11,7 +11,7 @@ from torch import nn
 
 from convwright.architecture import read
 from convwright.methods import Auto, Evidence
-from convwright.methods.auto.designs import Bench
+from convwright.methods.auto.designs import DesignBuilder
 from convwright.methods.phased.moves import Scene
 from convwright.metrics.quality.channel_quality import members
 
@@ -51,7 +51,7 @@ BENCHES, BUILT = {}, {}  # designs are pure functions of network and budget: mad
 
 def share_benches(monkeypatch):
     def shared(arch, limits, divisor=1):
-        return BENCHES.setdefault((id(arch), limits.describe(), divisor), Bench(arch, limits, divisor))
+        return BENCHES.setdefault((id(arch), limits.describe(), divisor), DesignBuilder(arch, limits, divisor))
 
     monkeypatch.setattr("convwright.methods.auto.auto.Bench", shared)
     monkeypatch.setattr("convwright.methods.auto.design_search.Bench", shared)

@@ -27,7 +27,7 @@ from torch import nn
 from convwright.architecture import read
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, Auto
-from convwright.methods.auto.designs import Bench, inner, inner_groups, ranked, tapered, together, weighed
+from convwright.methods.auto.designs import DesignBuilder, inner, inner_groups, ranked, tapered, together, weighed
 from convwright.methods.auto.proposals import combinations, neighbours, proposals, qualities, structure_of
 from convwright.methods.phased.moves import Scene
 from convwright.methods.shared.halving import Scored, ranking, rungs, survivors, tied
@@ -219,15 +219,17 @@ def test_a_search_too_short_for_halving_gives_all_one_training():
 
 def test_combinations_change_each_thing_once():
     arch = residual()
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     found = {d.words.partition(" (")[0]: d for d in proposals(bench, structure_of(arch))}
     present = found["fewer blocks"]
     others = [found[w] for w in ("fewest blocks", "wider on small maps", "wider on large maps", "12 pixels")]
     after = Scene(arch, bench.limits).after(present.edits)
-    joined = combinations(Bench(after.arch, bench.limits), present, others, 9)
+    joined = combinations(DesignBuilder(after.arch, bench.limits), present, others, 9)
     words = [d.words.removeprefix(present.words).strip("; ") for d in joined]
     assert words == ["wider on small maps", "wider on small maps; 12 pixels", "12 pixels"]
-    assert [d.words for d in combinations(Bench(after.arch, bench.limits), present, others, 1)] == [joined[0].words]
+    assert [d.words for d in combinations(DesignBuilder(after.arch, bench.limits), present, others, 1)] == [
+        joined[0].words
+    ]
     for design in joined:
         built = after.after(design.edits)
         assert built.costs["macs"] <= bench.limits.limits["macs"]
@@ -256,7 +258,7 @@ def test_ranked_widths_are_those_above_one_bar(seed, percent):
 
 def test_widths_by_channel_norms_are_proposed_after_the_first_training():
     arch = residual()
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     norms = {g.name: tuple(1 + 0.1 * i for i in reversed(range(g.size))) for g in arch.free_groups}
     found = proposals(bench, replace(structure_of(arch), norms=norms))
     assert [d.factor for d in found if d.words == "widths by channel norms"] == ["norms"]
@@ -266,7 +268,7 @@ def test_widths_by_channel_norms_are_proposed_after_the_first_training():
 
 def test_what_leads_away_from_tiny_maps_is_expected_to_be_best_where_most_work_is_done_there():
     arch = read("zoo:resnet20", (1, 8, 8), widths=[13, 17, 29], depths=[2, 2, 2], in_channels=1, num_classes=3)
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     _, best, *others = proposals(bench, structure_of(arch))
     assert best.words.startswith("12 pixels, fewer blocks, much wider on large maps (3 removed")
     assert best.factor == "resolution+depth+maps"
@@ -278,7 +280,7 @@ def test_what_leads_away_from_tiny_maps_is_expected_to_be_best_where_most_work_i
 
     assert slope(best) > 1.2 * slope(usual) > 1.2 * 13 / 29
     larger = read("zoo:resnet20", (1, 32, 32), widths=[13, 17, 29], depths=[2, 2, 2], in_channels=1, num_classes=3)
-    _, best, *_ = proposals(Bench(larger, limits_of(larger, "macs<=50%")), structure_of(larger))
+    _, best, *_ = proposals(DesignBuilder(larger, limits_of(larger, "macs<=50%")), structure_of(larger))
     assert best.words.startswith("fewer blocks, wider on small maps")
 
 
@@ -395,7 +397,7 @@ def test_estimated_latency_changes_widths_only():
     arch = residual()
     limits = limits_of(arch, "macs<=60%")
     slow = type(limits)({"latency": 1000}, {"latency": lambda widths: int(20 * sum(widths.values()))})
-    bench = Bench(arch, slow)
+    bench = DesignBuilder(arch, slow)
     found = proposals(bench, structure_of(arch))
     assert len(found) >= 3
     assert {edit.kind for design in found for edit in design.edits} == {"width"}
@@ -410,7 +412,7 @@ def test_auto_is_the_method_of_that_name():
 
 def test_designs_are_distinct_use_the_budget_and_begin_with_uniform():
     arch = residual()
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     found = proposals(bench, structure_of(arch))
     assert found[0].words == "uniform widths"
     assert len({frozenset(map(str, d.edits)) for d in found}) == len(found) >= 8
@@ -421,7 +423,7 @@ def test_designs_are_distinct_use_the_budget_and_begin_with_uniform():
 
 def test_shapes_say_what_they_do():
     arch = residual()
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     shapes = {"usual": None, "late": tapered(0.3), "early": tapered(-0.3)}
     usual, late, early = (bench.design(words, shape=shape) for words, shape in shapes.items())
     size = {n: {e.target: e.size for e in d.edits} for n, d in (("usual", usual), ("late", late), ("early", early))}
@@ -437,17 +439,17 @@ def test_shapes_say_what_they_do():
 
 def test_what_cannot_be_made_says_why():
     arch = read(nn.Sequential(*chain(23, 29)[:-3], nn.Flatten(), nn.Linear(29 * 256, 3)), (1, 1, 16, 16))
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     assert proposals(bench, structure_of(arch))
     assert "flatten" in bench.dropped["12 pixels"]
 
 
 def test_neighbours_come_after_the_design_and_keep_the_budget():
     arch = residual()
-    bench = Bench(arch, limits_of(arch, "macs<=50%"))
+    bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
     design = proposals(bench, structure_of(arch))[1]
     after = Scene(arch, bench.limits).after(design.edits)
-    found = neighbours(Bench(after.arch, bench.limits), design, {"stem": 1.5})
+    found = neighbours(DesignBuilder(after.arch, bench.limits), design, {"stem": 1.5})
     assert len(found) >= 5
     for near in found:
         assert after.after(near.edits).costs["macs"] <= bench.limits.limits["macs"]

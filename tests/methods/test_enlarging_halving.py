@@ -12,8 +12,8 @@ from convwright.cost.budget import Limits
 from convwright.errors import ConvwrightError
 from convwright.methods.base import Evidence
 from convwright.methods.enlarging.greedy import GreedyEnlarging
-from convwright.methods.enlarging.greedy_halving import Halving
 from convwright.methods.enlarging.growth import Knob, Score, Step, moves_between
+from convwright.methods.enlarging.halving import Halving
 
 
 @pytest.fixture(scope="module")

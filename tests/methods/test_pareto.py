@@ -19,7 +19,7 @@ from convwright.cost.cost_model import CostModel
 from convwright.edits import RemoveBlock, solve
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, ParetoSearch
-from convwright.methods.auto.designs import Bench
+from convwright.methods.auto.designs import DesignBuilder
 from convwright.methods.auto.pareto import Level, course, objective_costs
 from convwright.methods.phased.moves import Scene
 from convwright.methods.shared.dominance import dominates
@@ -49,7 +49,7 @@ BENCHES, FOUND = {}, {}  # designs are pure functions of network and limits: mad
 
 @pytest.fixture(autouse=True)
 def _shared_designs(monkeypatch):
-    monkeypatch.setattr("convwright.methods.auto.pareto.Bench", lambda *of: shared(Bench, *of))
+    monkeypatch.setattr("convwright.methods.auto.pareto.Bench", lambda *of: shared(DesignBuilder, *of))
     monkeypatch.setattr("convwright.methods.auto.pareto.Level", lambda *of, top: shared(Level, *of, top=top))
 
 
@@ -391,8 +391,8 @@ def test_a_course_keeps_the_budget_and_ends_with_the_points(count, budget, eta, 
 
 def test_a_level_makes_what_a_bench_makes():
     arch = residual()
-    first, limits = Bench(arch, limits_of(arch, "macs<=90%")), limits_of(arch, "macs<=47%")
-    level, alone = Level(arch, limits, top=first), Bench(arch, limits)
+    first, limits = DesignBuilder(arch, limits_of(arch, "macs<=90%")), limits_of(arch, "macs<=47%")
+    level, alone = Level(arch, limits, top=first), DesignBuilder(arch, limits)
     block = next(b.name for b in arch.blocks if b.kind == "residual")
     for edits in ((), (RemoveBlock(block),)):
         assert level.design("it", edits) == alone.design("it", edits)

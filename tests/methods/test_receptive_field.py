@@ -15,7 +15,7 @@ from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import Rule, organize
 from convwright.methods.receptive_field.stage_units import find_units
 from convwright.methods.receptive_field.unit_moves import Desk
-from convwright.metrics.receptive_field.size import Sight
+from convwright.metrics.receptive_field.size import FieldMeasure
 
 FREE = {"macs_tolerance": math.inf, "params_tolerance": math.inf}
 ORGANIZED = {
@@ -224,9 +224,9 @@ def test_all_distributions_are_tried_once(least, extra):
 
 def test_effective_fields_are_saturated_later(nets):
     vgg = nets["zoo:vgg16-bn"]
-    usual, effective = (find_units(vgg, sight).stages for sight in (Sight(), Sight(effective=True)))
+    usual, effective = (find_units(vgg, sight).stages for sight in (FieldMeasure(), FieldMeasure(effective=True)))
     assert all(e.share(n) <= u.share(n) for u, e in zip(usual, effective, strict=True) for n in range(1, 8))
-    assert organize(vgg, sight=Sight(effective=True)).after != organize(vgg).after
+    assert organize(vgg, sight=FieldMeasure(effective=True)).after != organize(vgg).after
 
 
 # ------------------------------------------------------------------ up to a budget

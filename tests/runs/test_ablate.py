@@ -17,7 +17,7 @@ from convwright.experiments import train_row as rows_module
 from convwright.experiments.ablation import ablate
 from convwright.experiments.ablation_rows import CONTROL, TOGETHER, folder_names, is_on, parse_techniques, plan_ablation
 from convwright.experiments.results_table import ablated
-from convwright.plot_scatter import Point, scatter
+from convwright.plots import Point, scatter
 from convwright.runs.directory.files import load_state, save_weights
 from convwright.training import Recipe, load_data
 from convwright.training.techniques import TECHNIQUES, technique_named

@@ -63,7 +63,7 @@ def test_a_bad_change_fails_its_trial_and_not_the_run(tiny, pictures, plain, tmp
             self.batches = (*self.batches, (bad, good))
 
         def best(self):
-            return self.told.get(4)
+            return self.results.get(4)
 
     monkeypatch.setitem(METHODS, "odd", Odd)
     result = optimize(tiny, pictures, "macs<=50%", "odd", tmp_path / "run", recipe=plain, tune_epochs=1, progress=False)

@@ -19,16 +19,15 @@ from convwright.edits import Width
 from convwright.edits.reinitialize import draw_anew
 from convwright.errors import ConvwrightError, RecipeError, RunError
 from convwright.experiments.designs import search_design as searched
-from convwright.experiments.designs.design import Form, Setting, form_of, made, opened
+from convwright.experiments.designs.design import DesignContext, Drawn, NetworkSpec, Uniform, form_of, made, opened
 from convwright.experiments.designs.search_design import Question, Searched, Walked
-from convwright.experiments.designs.width_designs import Drawn, Uniform
 from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, conetv2, conetv2_rank, conetv2_transfer
-from convwright.experiments.rank_correlation import correlated
 from convwright.experiments.reproduce import listed, reproduce
+from convwright.experiments.statistics import correlated
 from convwright.methods import Evidence, RandomWidths
 from convwright.methods.random_widths import drawn
 from convwright.methods.shared.width_surface import Surface
-from convwright.plot_charts import Series, heat, lines
+from convwright.plots import Series, heat, lines
 from convwright.runs.evaluate import Evaluator
 
 SECONDS = ("seconds", "processor_seconds", "elapsed_seconds")
@@ -124,7 +123,7 @@ def test_who_comes_second_waits_and_reads(monkeypatch, tiny, tmp_path):
         (folder / "result.json").write_text("{}")
 
     monkeypatch.setattr(searched, "_carry_out", carry_out)
-    question = Question(SEARCH, tiny, Form({}), Setting(searches=tmp_path / "searches"))
+    question = Question(SEARCH, tiny, NetworkSpec({}), DesignContext(searches=tmp_path / "searches"))
     threads = [threading.Thread(target=question.answered, args=(None,)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -135,8 +134,8 @@ def test_who_comes_second_waits_and_reads(monkeypatch, tiny, tmp_path):
 
 def test_a_search_is_another_where_anything_it_depends_on_is(tiny, tmp_path):
     def folder(design=SEARCH, form=None, **setting):
-        common = {"searches": Path("s"), "data": "d", "start": Form({})}
-        return Question(design, tiny, form or Form({}), Setting(**{**common, **setting})).folder
+        common = {"searches": Path("s"), "data": "d", "start": NetworkSpec({})}
+        return Question(design, tiny, form or NetworkSpec({}), DesignContext(**{**common, **setting})).folder
 
     others = [
         *(
@@ -151,9 +150,9 @@ def test_a_search_is_another_where_anything_it_depends_on_is(tiny, tmp_path):
         ),
         folder(Walked(SEARCH, "svd")),
         folder(Walked(SEARCH, "fresh")),
-        folder(form=Form({"width": 2})),
-        folder(form=Form({}, (Width("conv1", 3),))),
-        folder(start=Form({"width": 2})),
+        folder(form=NetworkSpec({"width": 2})),
+        folder(form=NetworkSpec({}, (Width("conv1", 3),))),
+        folder(start=NetworkSpec({"width": 2})),
         folder(data="e"),
         folder(shape=(1, 8, 8)),
     ]
@@ -210,12 +209,12 @@ def test_an_edited_network_begins_like_one_that_was_built_so():
     build = {"depths": (1, 1, 1), "in_channels": 1}
     form = form_of(
         Row("r", "zoo:resnet20", "", None, options={**build, "width": 0.25}, design=(Drawn(5, 0.5, 0.5),)),
-        Setting(shape=(1, 16, 16)),
+        DesignContext(shape=(1, 16, 16)),
     )
     assert len(form.edits) == 6
     edited = made("zoo:resnet20", form, (1, 16, 16), 7, fresh=True)
-    built = made("zoo:resnet20", Form({**build, "width": 0.125}), (1, 16, 16), 7, fresh=True)
-    again = made("zoo:resnet20", Form({**build, "width": 0.125}), (1, 16, 16), 8)
+    built = made("zoo:resnet20", NetworkSpec({**build, "width": 0.125}), (1, 16, 16), 7, fresh=True)
+    again = made("zoo:resnet20", NetworkSpec({**build, "width": 0.125}), (1, 16, 16), 8)
     draw_anew(again, 7)
     for name, tensor in built.state_dict().items():
         assert torch.equal(edited.state_dict()[name], tensor), name
@@ -225,28 +224,28 @@ def test_an_edited_network_begins_like_one_that_was_built_so():
 
 
 def test_uniform_narrows_what_breaks_the_budget_and_leaves_what_does_not(tiny):
-    setting = Setting(shape=(1, 8, 8))
-    full = opened(tiny, Form({}), (1, 8, 8)).profile().macs
-    small = Form({}, (Width("conv1", 2), Width("conv2", 3)))
-    assert Uniform("macs<=50%", widen=False).settle(tiny, small, setting) == small
-    wider = Uniform("macs<=50%").settle(tiny, small, setting)
+    setting = DesignContext(shape=(1, 8, 8))
+    full = opened(tiny, NetworkSpec({}), (1, 8, 8)).profile().macs
+    small = NetworkSpec({}, (Width("conv1", 2), Width("conv2", 3)))
+    assert Uniform("macs<=50%", widen=False).resolve(tiny, small, setting) == small
+    wider = Uniform("macs<=50%").resolve(tiny, small, setting)
     assert 0.4 * full < opened(tiny, wider, (1, 8, 8)).profile().macs <= full / 2
-    large = Form({}, (Width("conv1", 29), Width("conv2", 31)))
-    narrowed = Uniform("macs<=50%", widen=False).settle(tiny, large, setting)
+    large = NetworkSpec({}, (Width("conv1", 29), Width("conv2", 31)))
+    narrowed = Uniform("macs<=50%", widen=False).resolve(tiny, large, setting)
     assert [edit.target for edit in narrowed.edits] == ["conv1", "conv2"]
     assert opened(tiny, narrowed, (1, 8, 8)).profile().macs <= full / 2
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_drawn_widths_lie_within_their_factors_or_on_the_budget(tiny, seed):
-    setting = Setting(shape=(1, 8, 8))
+    setting = DesignContext(shape=(1, 8, 8))
     sizes = {"conv1": 8, "conv2": 12}
-    free = Drawn(seed, 0.25, 1.5).settle(tiny, Form({}), setting)
+    free = Drawn(seed, 0.25, 1.5).resolve(tiny, NetworkSpec({}), setting)
     for edit in free.edits:
         assert 0.25 * sizes[edit.target] - 0.5 <= edit.size <= 1.5 * sizes[edit.target] + 0.5
-    assert free == Drawn(seed, 0.25, 1.5).settle(tiny, Form({}), setting)
-    full = opened(tiny, Form({}), (1, 8, 8)).profile().macs
-    on = Drawn(seed, 0.5, 2.0, "macs<=50%").settle(tiny, Form({}), setting)
+    assert free == Drawn(seed, 0.25, 1.5).resolve(tiny, NetworkSpec({}), setting)
+    full = opened(tiny, NetworkSpec({}), (1, 8, 8)).profile().macs
+    on = Drawn(seed, 0.5, 2.0, "macs<=50%").resolve(tiny, NetworkSpec({}), setting)
     assert 0.3 * full < opened(tiny, on, (1, 8, 8)).profile().macs <= full / 2
 
 

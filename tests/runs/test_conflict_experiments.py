@@ -13,14 +13,14 @@ from torch import nn
 import convwright as cw
 from convwright import zoo
 from convwright.errors import ConvwrightError
-from convwright.experiments.conflict_facts import LayerConflicts, at
 from convwright.experiments.designs.search_design import UpToTheEnd
+from convwright.experiments.features import LayerConflicts, at
 from convwright.experiments.papers import EXPERIMENTS, conflicts_boundary, conflicts_lesion, conflicts_tune
-from convwright.experiments.studies import removal_orders as orders
+from convwright.experiments.studies import block_removal as orders
 from convwright.experiments.studies.block_removal import RemovalStudy, flags_of, most, parts
 from convwright.experiments.studies.lesion import Lesions
 from convwright.methods import Candidate, Evidence
-from convwright.plot_boundary import boundary
+from convwright.plots import boundary
 from convwright.training import ArrayImages, ImageData, Metrics, Recipe
 from convwright.training.techniques.stochastic_depth import StochasticDepth
 
@@ -363,19 +363,19 @@ def test_a_search_that_has_trained_its_result_already():
 
     class Removal:
         def __init__(self):
-            self.told = []
+            self.results = []
 
         def ask(self):
             steps = [Candidate(empty, None, 2, 5), Candidate(empty, None, 0, 6)]
             last = Candidate(empty, None, 2, 5, role="baseline")
-            return (steps[len(self.told)],) if len(self.told) < 2 else (last,)
+            return (steps[len(self.results)],) if len(self.results) < 2 else (last,)
 
         def tell(self, evidence):
-            self.told.append(evidence)
+            self.results.append(evidence)
 
     method = UpToTheEnd(Removal())
     while batch := method.ask():
-        method.tell(Evidence(batch[0], len(method.method.told), 0.5, 0.1, {}))
+        method.tell(Evidence(batch[0], len(method.method.results), 0.5, 0.1, {}))
     assert method.found.seed == 5  # what was only looked at is no result
 
 

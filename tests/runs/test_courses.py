@@ -26,18 +26,18 @@ class Asking:
     """Asks for the candidates that it is given, in batches."""
 
     def __init__(self, *batches):
-        self.batches, self.told = batches, []
+        self.batches, self.results = batches, []
 
     def ask(self):
         first = 0
         for batch in self.batches:
-            if first == len(self.told):
+            if first == len(self.results):
                 return batch
             first += len(batch)
         return ()
 
     def tell(self, evidence):
-        self.told.append(evidence)
+        self.results.append(evidence)
 
 
 def grown(budget, seed=0):
@@ -197,7 +197,7 @@ class Deciding(Asking):
 
     @property
     def decisions(self):
-        return tuple(Decision("step", {e.trial: "a width"}, e.trial, f"{e.score:.2f}") for e in self.told)
+        return tuple(Decision("step", {e.trial: "a width"}, e.trial, f"{e.score:.2f}") for e in self.results)
 
     @property
     def log(self):

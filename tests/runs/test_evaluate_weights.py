@@ -264,23 +264,23 @@ class Growing:
     """A search of three trials that decides by what the probes found: one layer grows by what it was told."""
 
     def __init__(self, plan):
-        self.plan, self.told = plan, []
+        self.plan, self.results = plan, []
 
     def ask(self):
-        count = len(self.told)
+        count = len(self.results)
         if count == 3:
             return ()
-        seen = self.told[-1].probes["channel-quality"]["metrics"]["rank"][-1][1] if count else [0.0, 0.0]
+        seen = self.results[-1].probes["channel-quality"]["metrics"]["rank"][-1][1] if count else [0.0, 0.0]
         size = 8 + 3 * count + round(4 * sum(seen))
         weights = "net2wider" if count else "fresh"
         plan = self.plan.with_edits(Width("a", size))
         return (Candidate(plan, count - 1 if count else None, 2, count, probes=("channel-quality",), weights=weights),)
 
     def tell(self, evidence):
-        self.told.append(evidence)
+        self.results.append(evidence)
 
     def best(self):
-        return self.told[-1]
+        return self.results[-1]
 
 
 def facts(evidence):

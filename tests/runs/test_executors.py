@@ -20,8 +20,8 @@ from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess, Placement, Task, lost, threads_of
 from convwright.runs.executors.processes import Processes
 from convwright.runs.executors.ray import OnRay, Resources
-from convwright.runs.executors.worker import Answer, Errand, Setup, answered
-from convwright.runs.load import open_both
+from convwright.runs.executors.worker import Setup, WorkerResult, WorkerTask, answered
+from convwright.runs.load import load_model_and_data
 from convwright.runs.loop import carried_out
 from convwright.training.checkpoint import FILE as CHECKPOINT
 
@@ -32,7 +32,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @pytest.fixture
 def bench(tiny, pictures, plain, tmp_path):
     """A study with an evaluator, and the setup that a worker gets."""
-    opened = open_both(tiny, pictures)
+    opened = load_model_and_data(tiny, pictures)
     with Study(tmp_path / "run", {"model": tiny}) as study:
         initial = study.folder / "initial.safetensors"
         save_weights(opened.arch.model, initial)
@@ -73,7 +73,7 @@ def test_a_worker_finds_out_what_this_process_does(bench):
     for number, candidate in asked.items():
         for file in study.trial_folder(number).iterdir():
             file.unlink()
-        errand = Errand.of(Task(number, candidate, asked), study.trial_folder)
+        errand = WorkerTask.of(Task(number, candidate, asked), study.trial_folder)
         again = answered(packed, errand).evidence(Task(number, candidate, asked))
         assert facts([again]) == [here[0][number]]
         assert study.weights(number).read_bytes() == here[1][number]
@@ -118,10 +118,10 @@ def test_what_cannot_be_sent_is_named(bench):
 def test_what_a_worker_meets_is_told():
     task = Task(3, Candidate(PLAN, None, 1, 0), {})
     with pytest.raises(RunError, match="disk"):
-        Answer("refused", RunError("disk")).evidence(task)
+        WorkerResult("refused", RunError("disk")).evidence(task)
     with pytest.raises(RuntimeError, match=r"(?s)trial 3: its worker broke.*line 7"):
-        Answer("broken", "line 7").evidence(task)
-    assert answered(b"no setup", Errand.of(task, lambda n: None or __import__("pathlib").Path())).kind == "broken"
+        WorkerResult("broken", "line 7").evidence(task)
+    assert answered(b"no setup", WorkerTask.of(task, lambda n: None or __import__("pathlib").Path())).kind == "broken"
     assert not lost(task, "x").usable
 
 
@@ -165,7 +165,7 @@ def slow_answer(packed, errand):
         os.kill(os.getpid(), signal.SIGKILL)
     save_weights(torch.nn.Linear(1, 1), errand.weights(errand.number))
     candidate = Candidate.from_dict(errand.candidate)
-    return Answer("found", Evidence(candidate, errand.number, 0.5, 0.0, {}).to_dict())
+    return WorkerResult("found", Evidence(candidate, errand.number, 0.5, 0.0, {}).to_dict())
 
 
 class Kept:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from convwright.experiments.gains import gain
+from convwright.experiments.statistics import gain
 
 SEEDS = st.integers(0, 2**32 - 1)
 

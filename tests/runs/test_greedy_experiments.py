@@ -11,9 +11,8 @@ from convwright.architecture import read
 from convwright.cost.budget import Limits
 from convwright.edits import AddBlock, Resolution, Width
 from convwright.errors import ConvwrightError
-from convwright.experiments.designs.design import Form, made, opened
-from convwright.experiments.designs.enlarging_designs import At, Tried
-from convwright.experiments.designs.search_design import Searched
+from convwright.experiments.designs.design import NetworkSpec, made, opened
+from convwright.experiments.designs.search_design import At, Searched, Tried
 from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, greedy
 from convwright.experiments.reproduce import listed, reproduce
 from convwright.methods import Evidence, Scaling
@@ -103,7 +102,7 @@ def test_a_row_is_trained_at_the_resolution_of_its_edits(run, monkeypatch):
     monkeypatch.setattr(torch.nn.Conv2d, "forward", noted)
     row = run(one=(At(13),))["one"]
     assert max(seen) == 13
-    arch = opened("zoo:resnet20", Form(OPTIONS, (Resolution(13),)), (1, 8, 8))
+    arch = opened("zoo:resnet20", NetworkSpec(OPTIONS, (Resolution(13),)), (1, 8, 8))
     assert row["macs"] == arch.profile().macs
 
 
@@ -117,7 +116,7 @@ def test_a_row_is_trained_at_the_resolution_of_its_edits(run, monkeypatch):
     ],
 )
 def test_the_last_resolution_counts(edits, side):
-    assert Form({}, edits).resolution == side
+    assert NetworkSpec({}, edits).resolution == side
 
 
 @pytest.mark.slow
@@ -138,9 +137,11 @@ def test_edits_that_grew_step_by_step_are_built_like_one_jump():
     """An inherited course repeats a block in one edit after the other."""
     parts = (AddBlock("layer2.1", copies=1), AddBlock("layer2.1", copies=2), Resolution(9), Resolution(13))
     whole = (AddBlock("layer2.1", copies=3), Resolution(13))
-    one, two = (opened("zoo:resnet20", Form(OPTIONS, edits), (1, 8, 8)).profile() for edits in (parts, whole))
+    one, two = (opened("zoo:resnet20", NetworkSpec(OPTIONS, edits), (1, 8, 8)).profile() for edits in (parts, whole))
     assert (one.macs, one.params) == (two.macs, two.params)
-    assert made("zoo:resnet20", Form(OPTIONS, parts), (1, 8, 8), 1, fresh=True)(torch.zeros(2, 1, 13, 13)).shape == (
+    assert made("zoo:resnet20", NetworkSpec(OPTIONS, parts), (1, 8, 8), 1, fresh=True)(
+        torch.zeros(2, 1, 13, 13)
+    ).shape == (
         2,
         3,
     )

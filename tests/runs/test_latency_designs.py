@@ -9,7 +9,7 @@ from convwright.architecture import read
 from convwright.cost.budget import parse_budget
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError
-from convwright.experiments.designs.design import Setting
+from convwright.experiments.designs.design import DesignContext
 from convwright.experiments.designs.search_design import Searched
 from convwright.runs import Evaluator, optimize
 from convwright.runs.evaluate import reshaped
@@ -143,12 +143,12 @@ def test_a_row_of_an_experiment_may_have_a_budget_of_time(deep, world, pictures,
     fields = Recipe(batch_size=32, lr=0.05, crop_padding=1, precision="fp32", memory_format="contiguous")
     recipe = {**fields.model_dump(mode="json", exclude_unset=True), "val_fraction": 0.2}
     search = Searched("auto", {"epochs": 1, "search_epochs": 4}, "latency<=50%", recipe)
-    setting = Setting((1, 8, 8), searches=tmp_path / "searches", data=pictures)
-    form = search.settle(deep, setting.start, setting)
+    setting = DesignContext((1, 8, 8), searches=tmp_path / "searches", data=pictures)
+    form = search.resolve(deep, setting.start, setting)
     arch = read(deep, (1, 1, 8, 8))
     found = reshaped(arch, Plan.empty(arch).with_edits(*form.edits))
     share = world.seconds(found.model, found.example_input) / world.seconds(arch.model, arch.example_input)
     assert 0.4 < share <= 0.5
     turns = world.turns
-    assert search.settle(deep, setting.start, setting) == form
+    assert search.resolve(deep, setting.start, setting) == form
     assert world.turns == turns

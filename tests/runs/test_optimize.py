@@ -15,7 +15,7 @@ from convwright.edits import Plan, apply
 from convwright.errors import BudgetError, ConvwrightError, DataError, ReadError, RunError
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.directory.files import load_state, load_weights
-from convwright.runs.load import open_both
+from convwright.runs.load import load_model_and_data
 from convwright.training import load_data
 
 
@@ -224,7 +224,7 @@ def test_counts_that_differ_are_not_handed_back(go, tmp_path, monkeypatch):
 def test_a_broken_budget_is_not_handed_back(go, tmp_path, monkeypatch):
     from convwright.methods import Uniform
 
-    monkeypatch.setattr(Uniform, "best", lambda self: self.told.get(1))  # a method that lies
+    monkeypatch.setattr(Uniform, "best", lambda self: self.results.get(1))  # a method that lies
     with pytest.raises(BrokenBudgetError, match=r"breaks the budget: macs are .* of .*; no result was written"):
         go(tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
@@ -272,13 +272,13 @@ def test_no_validation_part(go, plain, tmp_path):
     ],
 )
 def test_named_networks_are_made_to_fit(tiny, pictures, model, shape, options):
-    opened = open_both(model, pictures, input_shape=shape)
+    opened = load_model_and_data(model, pictures, input_shape=shape)
     assert opened.options == options
     assert opened.arch.example_input.shape[1:] == opened.data.shape
 
 
 def test_grey_images_are_repeated_for_a_colour_network(pictures):
-    opened = open_both(
+    opened = load_model_and_data(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), pictures
     )
     assert opened.data.shape == (3, 8, 8)
@@ -289,26 +289,26 @@ def test_colour_images_and_a_grey_network(tmp_path):
     np.savez("c.npz", x_train=rng.integers(0, 255, (20, 8, 8, 3), dtype=np.uint8), y_train=np.arange(20) % 2)
     grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(DataError, match="only grey images can be turned into colour"):
-        open_both(grey, "npz:c.npz")
+        load_model_and_data(grey, "npz:c.npz")
 
 
 def test_too_few_outputs(pictures):
     small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(DataError, match="3 classes and the network has 2 outputs"):
-        open_both(small, load_data(pictures))
+        load_model_and_data(small, load_data(pictures))
 
 
 def test_a_network_that_is_no_classifier(pictures):
     with pytest.raises(ReadError, match=r"must return \(batch, classes\)"):
-        open_both(nn.Sequential(nn.Conv2d(1, 3, 3)), pictures)
+        load_model_and_data(nn.Sequential(nn.Conv2d(1, 3, 3)), pictures)
 
 
 def test_an_image_too_small_for_the_network(pictures):
     with pytest.raises(ReadError, match="give a larger --input"):
-        open_both("zoo:mnist-base", pictures)
+        load_model_and_data("zoo:mnist-base", pictures)
 
 
 def test_initial_weights_follow_the_seed(tiny, pictures):
-    one, two, other = (open_both(tiny, pictures, seed=s).arch.model.conv1.weight for s in (1, 1, 2))
+    one, two, other = (load_model_and_data(tiny, pictures, seed=s).arch.model.conv1.weight for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)

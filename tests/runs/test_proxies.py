@@ -14,9 +14,9 @@ from convwright.runs import Study, optimize
 from convwright.runs.directory.files import save_weights
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors import InProcess, Task
-from convwright.runs.executors.worker import Errand, Setup, answered
-from convwright.runs.load import open_both
-from convwright.runs.proxy import Proxied, ProxyAsked, whole_trainings
+from convwright.runs.executors.worker import Setup, WorkerTask, answered
+from convwright.runs.load import load_model_and_data
+from convwright.runs.proxy import Proxied, ProxyConfig, whole_trainings
 from convwright.training.data.proxy import draw_proxy
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
@@ -126,7 +126,7 @@ def test_what_cannot_be_is_named_before_anything_is_done(tiny, pictures, plain, 
 
 
 def test_a_worker_judges_on_the_same_part(tiny, pictures, plain, tmp_path):
-    opened = open_both(tiny, pictures)
+    opened = load_model_and_data(tiny, pictures)
     proxy = draw_proxy(opened.data, 2, 37, 5)
     narrow = Plan.empty(opened.arch).with_edits(Width("conv1", 5))
     found = []
@@ -141,7 +141,7 @@ def test_a_worker_judges_on_the_same_part(tiny, pictures, plain, tmp_path):
             weights = study.weights(number).read_bytes()
             for file in study.trial_folder(number).iterdir():
                 file.unlink()
-            there = answered(packed, Errand.of(task, study.trial_folder)).evidence(task)
+            there = answered(packed, WorkerTask.of(task, study.trial_folder)).evidence(task)
             assert replace(there, seconds=0.0) == replace(here, seconds=0.0)
             assert study.weights(number).read_bytes() == weights
             found.append(weights)
@@ -157,10 +157,10 @@ class Course:
     """Yields given batches, and notes what it is told."""
 
     def __init__(self, *batches):
-        self.batches, self.told, self.decisions = batches, [], ("one",)
+        self.batches, self.results, self.decisions = batches, [], ("one",)
 
     def ask(self):
-        done = len(self.told)
+        done = len(self.results)
         for batch in self.batches:
             if done < len(batch):
                 return tuple(batch[done:])
@@ -168,10 +168,10 @@ class Course:
         return ()
 
     def tell(self, evidence):
-        self.told.append(evidence)
+        self.results.append(evidence)
 
     def best(self):
-        return self.told[-1] if self.told else None
+        return self.results[-1] if self.results else None
 
 
 def candidate(seed, role="candidate"):
@@ -198,7 +198,7 @@ def test_what_stands_beside_the_untouched_network_is_judged_on_all_data(most):
     )
     method = Proxied(course)
     assert asked(method, most) == ["all", *["proxy"] * 3, *["all"] * 3, "proxy"]
-    assert [e.candidate for e in course.told] == [c for batch in course.batches for c in batch]  # it does not know
+    assert [e.candidate for e in course.results] == [c for batch in course.batches for c in batch]  # it does not know
     assert method.best().candidate.images == "proxy"
     assert method.decisions == ("one",)
 
@@ -243,6 +243,6 @@ def test_candidates_say_what_they_are_judged_on():
 
 
 def test_nothing_asked_for_is_no_proxy():
-    assert ProxyAsked.of(None, None, 3) is None
-    assert ProxyAsked.of(0, None, 3) is not None  # refused when it is drawn, not overlooked
-    assert np.isfinite(ProxyAsked.of(2, None, 3).seed)
+    assert ProxyConfig.of(None, None, 3) is None
+    assert ProxyConfig.of(0, None, 3) is not None  # refused when it is drawn, not overlooked
+    assert np.isfinite(ProxyConfig.of(2, None, 3).seed)

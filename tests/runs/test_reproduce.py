@@ -23,13 +23,14 @@ from convwright.errors import ConvwrightError, RecipeError, RunError
 from convwright.experiments import train_row as rows_module
 from convwright.experiments.designs import design as designs
 from convwright.experiments.designs.design import Organized, RollingEverywhere, form_of, made
-from convwright.experiments.gains import gain
 from convwright.experiments.papers import EXPERIMENTS, Conclusion, Experiment, Row, field_rank
 from convwright.experiments.papers.receptive_field import counted_rows
 from convwright.experiments.reproduce import default_folder, listed, reproduce
-from convwright.experiments.results_table import Sheet, counts_beside, reproduced
+from convwright.experiments.results_table import counts_beside, reproduced
+from convwright.experiments.statistics import gain
 from convwright.experiments.train_row import Job
 from convwright.methods.receptive_field.unit_moves import Rule
+from convwright.tables import Sheet
 
 SECONDS = ("seconds", "processor_seconds", "elapsed_seconds")
 
@@ -251,7 +252,7 @@ class Kept:
 
     kind: ClassVar[str] = "kept"
 
-    def settle(self, model, form, setting):
+    def resolve(self, model, form, setting):
         return form
 
 

@@ -16,7 +16,7 @@ from convwright.cost import count_by_torch
 from convwright.cost.budget import parse_budget
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import ConvwrightError
-from convwright.experiments.designs.design import Form, Setting, made, opened
+from convwright.experiments.designs.design import DesignContext, NetworkSpec, made, opened
 from convwright.experiments.designs.search_design import FOUND, Question, Searched
 from convwright.experiments.papers import EXPERIMENTS
 from convwright.experiments.papers.baselines import rows as rivals
@@ -84,8 +84,8 @@ def test_every_row_keeps_the_budget_and_the_compute(small):
 @pytest.mark.slow
 def test_a_row_goes_on_from_the_weights_of_its_search(small, plain):
     fields = {**rivals.trial_recipe(small, rivals.COURSES["quick"]), "batch_size": 32}
-    setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
-    phased = Kept(Phases(budget="macs<=50%", recipe=fields)).settle(small.model, setting.start, setting)
+    setting = DesignContext(SHAPE, NetworkSpec(OPTIONS), Path("searches"), small.data["quick"])
+    phased = Kept(Phases(budget="macs<=50%", recipe=fields)).resolve(small.model, setting.start, setting)
     folder = phased.searches[-1]
     trials = json.loads((folder / "result.json").read_text())["trials"]
     assert phased.weights == folder / FOUND
@@ -102,9 +102,12 @@ def same(one, other):
 @pytest.mark.parametrize(("total", "removed"), [(2.5, 0), (7, 1)])
 def test_the_rest_is_spent_to_less_than_an_epoch(small, total, removed):
     edits = (RemoveBlock("layer2.1"), RemoveBlock("layer3.1"))[:removed]
-    setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
-    form = Rest(total).settle(small.model, Form(OPTIONS, edits), setting)
-    share = opened(small.model, form, SHAPE).profile().macs / opened(small.model, Form(OPTIONS), SHAPE).profile().macs
+    setting = DesignContext(SHAPE, NetworkSpec(OPTIONS), Path("searches"), small.data["quick"])
+    form = Rest(total).resolve(small.model, NetworkSpec(OPTIONS, edits), setting)
+    share = (
+        opened(small.model, form, SHAPE).profile().macs
+        / opened(small.model, NetworkSpec(OPTIONS), SHAPE).profile().macs
+    )
     assert form.epochs * share <= total + 1e-9 < (form.epochs + 1) * share
 
 
@@ -115,7 +118,7 @@ def test_the_rest_is_spent_to_less_than_an_epoch(small, total, removed):
 def test_torch_pruning_ends_in_a_network_of_ours(importance):
     pytest.importorskip("torch_pruning")
     model, options = "zoo:resnet20", {**OPTIONS, "widths": [11, 17, 23]}
-    form, setting = Form(options), Setting(SHAPE, Form(options))
+    form, setting = NetworkSpec(options), DesignContext(SHAPE, NetworkSpec(options))
     network, image = made(model, form, SHAPE, 3), torch.zeros(1, *SHAPE)
     before = count_by_torch(network, image)
     narrowed(network, image, before, importance)
@@ -152,7 +155,7 @@ def test_tpe_tries_networks_on_the_budget():
             (candidate,) = search.ask()
             assert candidate.weights == "fresh"
             assert candidate.parent is None
-            network = opened("zoo:resnet20", Form(OPTIONS, candidate.plan.edits), SHAPE)
+            network = opened("zoo:resnet20", NetworkSpec(OPTIONS, candidate.plan.edits), SHAPE)
             macs = network.profile().macs
             assert 0.85 * limits.limits["macs"] < macs <= limits.limits["macs"]
             depths.append(sum(isinstance(edit, RemoveBlock) for edit in candidate.plan.edits))
@@ -182,22 +185,22 @@ def test_baselines_are_left_out_of_a_search():
                 (beside,),
                 (Candidate(plans[2], 3, 1, 2),),
             ]
-            self.told = {}
+            self.results = {}
 
         def ask(self):
             numbers = [list(range(sum(map(len, self.batches[:i])), sum(map(len, self.batches[: i + 1]))))
                        for i in range(4)]  # fmt: skip
             for batch, own in zip(self.batches, numbers, strict=True):
-                if left := tuple(c for c, n in zip(batch, own, strict=True) if n not in self.told):
+                if left := tuple(c for c, n in zip(batch, own, strict=True) if n not in self.results):
                     return left
             return ()
 
         def tell(self, evidence):
-            assert evidence.trial not in self.told
-            self.told[evidence.trial] = evidence
+            assert evidence.trial not in self.results
+            self.results[evidence.trial] = evidence
 
         def best(self):
-            return self.told.get(5)
+            return self.results.get(5)
 
     inner = Told()
     outer = WithoutBaselines(inner)
@@ -208,9 +211,9 @@ def test_baselines_are_left_out_of_a_search():
             outer.tell(Evidence(candidate, number, 0.5, 0.0, {}))
             number += 1
     assert [(c.role, c.parent) for c in asked] == [("base", None), ("candidate", 0), ("candidate", 0), ("candidate", 2)]
-    assert {n: e.usable for n, e in inner.told.items()} == {0: True, 1: True, 2: False, 3: True, 4: False, 5: True}
-    assert all(e.trial == n for n, e in inner.told.items())
-    assert inner.told[5].candidate.parent == 3
+    assert {n: e.usable for n, e in inner.results.items()} == {0: True, 1: True, 2: False, 3: True, 4: False, 5: True}
+    assert all(e.trial == n for n, e in inner.results.items())
+    assert inner.results[5].candidate.parent == 3
     assert (outer.found.plan, outer.found.parent, outer.best().trial) == (plans[2], 3, 3)
 
 
@@ -227,10 +230,10 @@ def test_a_latency_is_taken_at_each_networks_own_resolution(monkeypatch, small):
     real = rivals_designs.compare_latency
     monkeypatch.setattr(rivals_designs, "compare_latency", compared)
     data = resized_data(load_data(small.data["quick"], val_fraction=0.0), (5, 5))
-    network = made(small.model, Form(OPTIONS), SHAPE, 0)
+    network = made(small.model, NetworkSpec(OPTIONS), SHAPE, 0)
     found = Latency(small.model, OPTIONS, SHAPE).carry_out(network, data, None, {})
     assert seen == {"untouched": (1, 1, 8, 8), "own": (1, 1, 5, 5)}
-    assert found["macs"] == opened(small.model, Form(OPTIONS), SHAPE).profile().macs
+    assert found["macs"] == opened(small.model, NetworkSpec(OPTIONS), SHAPE).profile().macs
     assert found["images"] == len(data.train)
 
 
@@ -300,7 +303,7 @@ def budget(design):
 def test_pruning_wants_a_limit_on_macs(small):
     pytest.importorskip("torch_pruning")
     fields = rivals.trial_recipe(small, rivals.COURSES["quick"])
-    setting = Setting(SHAPE, Form(OPTIONS), Path("searches"), small.data["quick"])
+    setting = DesignContext(SHAPE, NetworkSpec(OPTIONS), Path("searches"), small.data["quick"])
     pruned = Pruned(first=Searched("uniform", {"epochs": 0}, "macs<=50%", fields), budget="params<=50%", recipe=fields)
     with pytest.raises(ConvwrightError, match="a limit on MACs"):
-        pruned.settle(small.model, setting.start, setting)
+        pruned.resolve(small.model, setting.start, setting)

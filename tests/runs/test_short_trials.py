@@ -9,7 +9,7 @@ import convwright as cw
 from convwright.cost.budget import Limits
 from convwright.edits import Plan
 from convwright.errors import RecipeError
-from convwright.experiments.designs.design import Form, Setting
+from convwright.experiments.designs.design import DesignContext, NetworkSpec
 from convwright.experiments.designs.search_design import Searched, why_none
 from convwright.methods import METHODS, Candidate, Evidence, GreedyEnlarging
 from convwright.runs import Evaluator, Study, search
@@ -27,16 +27,16 @@ class Two:
     """Asks for a first part, a whole training, and a first part that fails."""
 
     def __init__(self):
-        self.told = []
+        self.results = []
 
     def ask(self):
         whole = Candidate(PLAN, None, 1, 3)
         return (Candidate(PLAN, None, 1, 3, short=True), whole, Candidate(PLAN, None, 1, 4, short=True))[
-            len(self.told) :
+            len(self.results) :
         ]
 
     def tell(self, evidence):
-        self.told.append(evidence)
+        self.results.append(evidence)
 
 
 def test_first_parts_are_recorded_as_pruned(tmp_path):
@@ -164,7 +164,7 @@ def test_the_error_of_a_search_without_a_result_says_why(tiny, pictures, plain, 
         r"ended without a result: it asked for no final network \(end: nothing came near the budget; "
         r"trial 0 failed: .*batch_size=1000"
     )
-    form = Form({})
-    setting = Setting((1, 8, 8), form, tmp_path / "searches", pictures)
+    form = NetworkSpec({})
+    setting = DesignContext((1, 8, 8), form, tmp_path / "searches", pictures)
     with pytest.raises(RecipeError, match=message):
-        Searched("hopeless", {}, "", fields).settle(tiny, form, setting)
+        Searched("hopeless", {}, "", fields).resolve(tiny, form, setting)

@@ -23,13 +23,13 @@ class Counting:
     """Asks for `count` candidates, one after the other."""
 
     def __init__(self, count=3):
-        self.count, self.told = count, []
+        self.count, self.results = count, []
 
     def ask(self):
-        return (Candidate(PLAN, None, 1, len(self.told)),) if len(self.told) < self.count else ()
+        return (Candidate(PLAN, None, 1, len(self.results)),) if len(self.results) < self.count else ()
 
     def tell(self, evidence):
-        self.told.append(evidence)
+        self.results.append(evidence)
 
 
 def worker(study, done, stop_at=None):

@@ -22,19 +22,19 @@ class Counting:
     """Asks for one base and then two batches of two."""
 
     def __init__(self):
-        self.told = []
+        self.results = []
 
     def ask(self):
         for batch in ((0,), (1, 2), (3, 4)):
-            if left := [n for n in batch if n >= len(self.told)]:
+            if left := [n for n in batch if n >= len(self.results)]:
                 return tuple(Candidate(PLAN, None, 1, n) for n in left)
         return ()
 
     def tell(self, evidence):
-        self.told.append(evidence)
+        self.results.append(evidence)
 
     def best(self):
-        return max(self.told, key=lambda e: e.score)
+        return max(self.results, key=lambda e: e.score)
 
 
 class Worker:
@@ -74,7 +74,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path, stop_at):
         found = search(method, study, worker)
     assert worker.done == list(range(stop_at, 5))
     assert [e.score for e in found] == [0, 0.1, 0.2, 0.3, 0.4]
-    assert method.told == list(found)
+    assert method.results == list(found)
 
 
 def test_failed_trials_are_recorded_and_not_repeated(tmp_path):
@@ -192,11 +192,11 @@ def test_a_file_is_no_run_directory(tmp_path):
 
 
 def test_what_fails_to_settle_leaves_nothing_behind(tmp_path):
-    def settle():
+    def resolve():
         raise RunError("no")
 
     with pytest.raises(RunError, match="no"):
-        Study(tmp_path / "run", SETTINGS, settle)
+        Study(tmp_path / "run", SETTINGS, resolve)
     assert not (tmp_path / "run").exists()
 
 

@@ -117,9 +117,9 @@ def test_a_search_that_ends_with_nothing_says_how_to_go_on(go, tmp_path):
 
 
 def test_an_epoch_is_measured_and_the_network_stays_as_it_is(tiny, pictures, plain, go, tmp_path):
-    from convwright.runs.load import open_both
+    from convwright.runs.load import load_model_and_data
 
-    opened = open_both(tiny, pictures)
+    opened = load_model_and_data(tiny, pictures)
     before = {name: tensor.clone() for name, tensor in opened.arch.model.state_dict().items()}
     assert 0 < epoch_seconds(opened.arch.model, opened.data, plain) < 60
     assert all(tensor.equal(before[name]) for name, tensor in opened.arch.model.state_dict().items())

@@ -6,7 +6,7 @@ from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.training import Recipe
-from convwright.training.preflight import prepare, setting_for, settle
+from convwright.training.preflight import prepare, resolve, setting_for
 from convwright.training.recipe.check_recipe import check_alone, check_setting
 from convwright.training.recipe.schedules import SCHEDULES, schedule
 
@@ -87,7 +87,7 @@ def test_each_network_runs_once_before_the_first_batch(techniques, small_data, s
     recipe = small_recipe.updated(techniques=techniques)
     prepared = prepare(model, small_data, recipe)
     runs_before = len(runs)
-    settle(prepared.model, small_data, recipe, torch.device("cpu"), None)
+    resolve(prepared.model, small_data, recipe, torch.device("cpu"), None)
     assert runs_before == len(runs)
     assert (prepared.plan is None) == ("squeeze_excite" not in techniques)
     assert prepared.plan is not None or runs == [model[6]]

@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.plot_charts import heat
+from convwright.plots import heat
 from convwright.runs.directory.files import load_weights
-from convwright.runs.load import Shape, open_both
-from convwright.table_parts import add_row, new_table
+from convwright.runs.load import Shape, load_model_and_data
+from convwright.tables import add_row, new_table
 from convwright.training import train
 from convwright.training.probes.bundles import conflict_probe
 from convwright.training.recipe.recipe import as_recipe
@@ -56,7 +56,7 @@ def conflict_map(
         ConvwrightError: Whatever is wrong with network, data or recipe; the training diverged.
     """
     chosen = as_recipe(recipe).updated(epochs=epochs, seed=seed)
-    opened = open_both(
+    opened = load_model_and_data(
         model, data, input_shape=input_shape, data_dir=data_dir, val_fraction=chosen.val_fraction, seed=seed,
         needs_val=False,
     )  # fmt: skip

@@ -15,10 +15,10 @@ from convwright.architecture.capture.exported import argument
 from convwright.cost import profile
 from convwright.edits import Checked, check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.fake_run import Stage
+from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.kernel import Kernel, why_not_kernel
 from convwright.runs.load import model_options, parse_input
-from convwright.table_parts import brief
+from convwright.tables import brief
 
 if TYPE_CHECKING:
     from torch import fx
@@ -176,7 +176,7 @@ def diagnose(arch: Architecture) -> Diagnosis:
         unused=arch.capture.unused,
         macs=costs.macs,
         params=costs.params,
-        rehearsed=Stage.of(arch) is not None,
+        rehearsed=FakeNetwork.of(arch) is not None,
         free=tuple(Free(g.name, g.size, g.step, len(g.layers), g.tied, g.across) for g in free),
         groups=len(groups),
         frozen=_frozen(groups, checked),
@@ -281,7 +281,7 @@ def _resolutions(arch: Architecture) -> Part:
     shape = arch.example_input.shape
     now = tuple(shape[2:])
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
-    stage = Stage.of(arch)
+    stage = FakeNetwork.of(arch)
     if stage is None:
         return Part(1, (_x(now),), ())
     failures: dict[str, str | None] = {_x(now): None}

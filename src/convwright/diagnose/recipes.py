@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.errors import RecipeError
-from convwright.runs.load import Shape, open_both
+from convwright.runs.load import Shape, load_model_and_data
 from convwright.training import Recipe, presets
 from convwright.training.preflight import prepare
 from convwright.training.recipe.check_recipe import check_alone
@@ -133,7 +133,7 @@ def validate(
     if model is None:
         return Checked(recipe, "", check_alone(recipe))
     # Without validation images where the recipe wants none, as `train` opens them.
-    opened = open_both(
+    opened = load_model_and_data(
         model,
         data,
         input_shape=input_shape,

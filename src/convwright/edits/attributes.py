@@ -12,10 +12,10 @@ from convwright.architecture.labels import Value
 
 if TYPE_CHECKING:
     from convwright.architecture.channels import ChannelGraph
-    from convwright.edits.surgery import Recipe
+    from convwright.edits.surgery import ChannelRemap
 
 
-def sync_attributes(model: nn.Module, plan: Recipe, changed: Iterable[str]) -> None:
+def sync_attributes(model: nn.Module, plan: ChannelRemap, changed: Iterable[str]) -> None:
     """Make the sizes that modules store agree with their tensors (under all names of shared ones)."""
     touched = {tensor.rpartition(".")[0] for tensor in changed}
     group_counts = _group_counts(plan.after)
@@ -38,7 +38,7 @@ _KNOWN = (
 )  # fmt: skip
 
 
-def _sync_stored(module: nn.Module, name: str, plan: Recipe) -> None:
+def _sync_stored(module: nn.Module, name: str, plan: ChannelRemap) -> None:
     """Update widths that a module of an unknown class stores beside the tensors it owns."""
     if isinstance(module, _KNOWN) or type(module).__module__.startswith("torch.nn"):
         return
@@ -88,7 +88,7 @@ def sync_module(module: nn.Module) -> None:
         module.num_parameters = weight.shape[0]
 
 
-def _sync_feature_info(model: nn.Module, plan: Recipe) -> None:
+def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
     """Update timm's description of its feature maps, and the width of the last one."""
     info = getattr(model, "feature_info", None)
     entries = info if isinstance(info, list) else getattr(info, "info", None)
@@ -114,7 +114,7 @@ def _output_width(graph: ChannelGraph, module: str) -> int | None:
     return value.shape[1] if isinstance(value, Value) and value.ndim > 1 else None
 
 
-def _classifier_width(plan: Recipe, old: int) -> int | None:
+def _classifier_width(plan: ChannelRemap, old: int) -> int | None:
     """Return the new input width of the last linear layer, if it was ``old`` before."""
     for tensor, axis in reversed(list(plan.before.follower.atoms)):
         if axis == 1 and tensor.endswith("weight"):

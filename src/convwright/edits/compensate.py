@@ -17,11 +17,53 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from convwright.architecture.capture.exported import argument, module_path, operator_name, shape_of
+from convwright.architecture.capture.exported import Capture, argument, module_path, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
-from convwright.edits.scales import scale_of, sources_of
-from convwright.edits.surgery import Recipe, copied
+from convwright.edits.surgery import ChannelRemap, copied
+
+# Operators that hand on a scale: zero stays zero, twice stays twice.
+LINEAR = frozenset({
+    "mul", "div", "view", "reshape", "reshape_as", "view_as", "expand", "expand_as", "permute", "transpose", "flatten",
+    "unflatten", "squeeze", "unsqueeze", "clone", "contiguous", "alias", "detach", "to", "_to_copy", "_unsafe_view",
+    "neg", "getitem", "slice", "narrow", "select", "movedim",
+})  # fmt: skip
+
+
+def sources_of(capture: Capture, weight: fx.Node) -> tuple[str, ...]:
+    """Return the parameters that a weight is, or is computed from."""
+    found: dict[str, None] = {}
+    waiting = [weight]
+    while waiting:
+        node = waiting.pop()
+        name = capture.tensors.get(node.name)
+        if name is None:
+            waiting.extend(node.all_input_nodes)
+        elif name in capture.parameters:
+            found[name] = None
+    return tuple(found)
+
+
+def scale_of(capture: Capture, node: fx.Node) -> set[str] | None:
+    """Return parameters that a computed weight is proportional to; ``None`` if there are none.
+
+    Args:
+        capture: the network.
+        node: the weight: a parameter itself, or what is computed from parameters.
+    """
+    name = capture.tensors.get(node.name)
+    if name is not None:
+        return {name} if name in capture.parameters else None
+    if operator_name(node).startswith("_weight_norm"):
+        return scale_of(capture, node.all_input_nodes[1])
+    if operator_name(node) == "batch_norm":  # standardised: the scale of the norm is the gain
+        gain = argument(node, "weight")
+        return scale_of(capture, gain) if isinstance(gain, fx.Node) else None
+    if operator_name(node) not in LINEAR:
+        return None
+    factors = reversed(node.all_input_nodes) if operator_name(node) == "mul" else node.all_input_nodes[:1]
+    return next((found for n in factors if (found := scale_of(capture, n))), None)
+
 
 _WEIGHTED = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
@@ -50,7 +92,7 @@ class ComputedLayer:
         return self.node.all_input_nodes[0]
 
 
-def computed_layers(plan: Recipe) -> Iterator[ComputedLayer]:
+def computed_layers(plan: ChannelRemap) -> Iterator[ComputedLayer]:
     """Find the modules with computed weights, called once, one weighted operator each."""
     capture = plan.before.follower.capture
     nodes = [n for n in capture.graph.nodes if n.op == "call_function" and kind_of(n) in ("conv", "linear")]
@@ -67,7 +109,7 @@ def computed_layers(plan: Recipe) -> Iterator[ComputedLayer]:
             yield ComputedLayer(path, node, weight, 0 if "transpose" in operator_name(node) else 1)
 
 
-def gained_parameters(plan: Recipe) -> frozenset[str]:
+def gained_parameters(plan: ChannelRemap) -> frozenset[str]:
     """Return the parameters from which weights with a gain are computed, the gains left out."""
     capture = plan.before.follower.capture
     found: set[str] = set()
@@ -78,7 +120,7 @@ def gained_parameters(plan: Recipe) -> frozenset[str]:
     return frozenset(found)
 
 
-def compensate(original: nn.Module, changed: nn.Module, plan: Recipe) -> None:
+def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> None:
     """Scale the gains of computed weights in a changed copy, so that its weights are those of the original.
 
     Per output channel the factor is the least-squares one; where only the norm changed, it is exact.
@@ -121,7 +163,7 @@ def scale_gains(changed: nn.Module, names: Collection[str], factors: Tensor) -> 
             return
 
 
-def _effective(model: nn.Module, plan: Recipe, layer: ComputedLayer, after: bool) -> Tensor | None:
+def _effective(model: nn.Module, plan: ChannelRemap, layer: ComputedLayer, after: bool) -> Tensor | None:
     graph = plan.after if after else plan.before
     value = graph.follower.values.get(layer.input.name)
     if not isinstance(value, Value):
@@ -166,7 +208,7 @@ class _Spy(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def silence_inputs(model: nn.Module, plan: Recipe) -> set[str]:
+def silence_inputs(model: nn.Module, plan: ChannelRemap) -> set[str]:
     """Make modules with computed weights multiply dropped input channels by zero, in place.
 
     Zeros in the parameter would change the norm or statistics of the rest.

@@ -22,7 +22,6 @@ from convwright.architecture.capture.exported import (
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample
 from convwright.edits.equivalence import EXACT, measure
 from convwright.edits.identity import identity_start
-from convwright.edits.room import check_room
 from convwright.edits.structure import (
     Act,
     Structure,
@@ -34,6 +33,7 @@ from convwright.edits.structure import (
     put,
     rerouted,
 )
+from convwright.edits.surgery import check_room
 from convwright.errors import EditError
 from convwright.layers.passing import Chain, Skip
 from convwright.layers.zero import Zero

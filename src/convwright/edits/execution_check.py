@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convwright.edits.fake_run import Repairs, Stage, UnrepairableError, repaired
+from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
 from convwright.edits.surgery import recipe
 from convwright.edits.width import Width, proportional_widths, solve
 from convwright.errors import EditError
@@ -49,7 +49,7 @@ def check_execution(architecture: Architecture) -> Checked:
     Returns:
         The findings. A network that does not run on fake tensors is returned unchecked.
     """
-    stage = Stage.of(architecture)
+    stage = FakeNetwork.of(architecture)
     if stage is None:
         return Checked(architecture, (), {})
     stored: dict[str, None] = {}
@@ -82,7 +82,7 @@ def scale_widths(
         Edits for the groups that change; of groups tied in size only the largest is named.
     """
     edits = proportional_widths(architecture, ratio, divisor)
-    stage = Stage.of(architecture) if check and edits else None
+    stage = FakeNetwork.of(architecture) if check and edits else None
     if stage is None:
         return edits
     culprits = _Trial(architecture, stage).culprits(edits)
@@ -94,7 +94,7 @@ class _Trial:
     """Rehearsals of sets of width edits at one ratio."""
 
     architecture: Architecture
-    stage: Stage
+    stage: FakeNetwork
     stored: Repairs = field(default_factory=dict)
     runs: int = 0
 

@@ -34,7 +34,7 @@ from convwright.architecture.capture.exported import (
 )
 from convwright.architecture.channels import ChannelGraph, Ints, Resized
 from convwright.architecture.labels import Value
-from convwright.edits.surgery import Recipe, copied, operate, stand_ins, tensors_in
+from convwright.edits.surgery import ChannelRemap, copied, operate, stand_ins, tensors_in
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -70,7 +70,7 @@ class _DeviationError(Exception):
 
 
 @dataclass(eq=False)
-class Stage:
+class FakeNetwork:
     """One network on fake tensors, on which any number of edits can be rehearsed.
 
     Attributes:
@@ -92,7 +92,7 @@ class Stage:
     hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
-    def of(cls, architecture: Architecture) -> Stage | None:
+    def of(cls, architecture: Architecture) -> FakeNetwork | None:
         """Return the stage of an architecture, set up once; ``None`` if its model does not run on fake tensors."""
         if architecture not in _STAGES:
             try:
@@ -101,7 +101,7 @@ class Stage:
                 _STAGES[architecture] = None
         return _STAGES[architecture]
 
-    def rehearse(self, plan: Recipe, repairs: Mapping[str, Stored]) -> Failure | None:
+    def rehearse(self, plan: ChannelRemap, repairs: Mapping[str, Stored]) -> Failure | None:
         """Run the network as the recipe changes it; ``None`` if it runs with the predicted shapes."""
         with self.mode, torch.no_grad(), quiet_torch():
             changed, _ = operate(self.model, plan, hollow=True)
@@ -155,10 +155,10 @@ class Stage:
         return None
 
 
-_STAGES: weakref.WeakKeyDictionary[Architecture, Stage | None] = weakref.WeakKeyDictionary()
+_STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | None] = weakref.WeakKeyDictionary()
 
 
-def _set_up(architecture: Architecture) -> Stage:
+def _set_up(architecture: Architecture) -> FakeNetwork:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _faked(architecture.model, mode).eval()
     example = mode.from_tensor(architecture.example_input.detach())
@@ -170,7 +170,7 @@ def _set_up(architecture: Architecture) -> Stage:
                 last[path] = node
     outputs = {name: last[name] for name, shape in shapes.items() if name in last and shape_of(last[name]) == shape}
     rows = shapes.get("", ())[:1]
-    return Stage(model, mode, example, outputs, one_row_each=rows == tuple(example.shape[:1]))
+    return FakeNetwork(model, mode, example, outputs, one_row_each=rows == tuple(example.shape[:1]))
 
 
 def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -254,7 +254,7 @@ class UnrepairableError(Exception):
 
 
 def repaired(
-    stage: Stage, units: Ints, plan: Callable[[], Recipe], given: Mapping[str, Stored] | None = None
+    stage: FakeNetwork, units: Ints, plan: Callable[[], ChannelRemap], given: Mapping[str, Stored] | None = None
 ) -> Repairs:
     """Rehearse an edit until it runs, and return the stored sizes that had to change.
 
@@ -273,7 +273,7 @@ def repaired(
     return stage.known[key]
 
 
-def _repaired(stage: Stage, plan: Recipe, given: Mapping[str, Stored] | None) -> Repairs:
+def _repaired(stage: FakeNetwork, plan: ChannelRemap, given: Mapping[str, Stored] | None) -> Repairs:
     repairs: Repairs = dict(given or {})
     failure = stage.rehearse(plan, repairs)
     clues = _Clues(stage, plan)
@@ -310,7 +310,7 @@ class _Clue:
 class _Clues:
     """What the graph says about the numbers in each module's code."""
 
-    def __init__(self, stage: Stage, plan: Recipe) -> None:
+    def __init__(self, stage: FakeNetwork, plan: ChannelRemap) -> None:
         self.stage, self.plan = stage, plan
         self.own: dict[str, list[fx.Node]] = {}
         for node in plan.before.follower.capture.graph.nodes:

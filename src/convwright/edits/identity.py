@@ -18,8 +18,8 @@ from convwright.architecture.blocks import additions
 from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
+from convwright.edits.compensate import scale_of
 from convwright.edits.edit import one_sample
-from convwright.edits.scales import scale_of
 from convwright.errors import EditError
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture.capture.exported import argument, first_line
-from convwright.edits.compensate import effective_weight, gain_factors, scale_gains
+from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
 from convwright.edits.equivalence import EXACT, Run, measure
-from convwright.edits.scales import scale_of, sources_of
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps
 from convwright.edits.surgery import copied
 from convwright.errors import EditError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convwright.architecture.capture.exported import capture
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample, whole_numbers
-from convwright.edits.fake_run import Stage
+from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError, ReadError
@@ -51,7 +51,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     """Read a copy of the model at the last of the sizes."""
     inputs = [_input(architecture, edit) for edit in edits]
     example = inputs[-1]
-    stage = Stage.of(architecture)
+    stage = FakeNetwork.of(architecture)
     failure = stage.run_at(example) if stage is not None else None
     if failure is not None:
         raise EditError(

@@ -8,6 +8,7 @@ it continues, wherever the shape operators put them.
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Take:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class ChannelRemap:
     """Everything that turns the old tensors into the new ones.
 
     Attributes:
@@ -135,7 +136,7 @@ def _line(value: object, axis: int) -> Tensor | None:
     return plane.line() if plane is not None and plane.axes == (axis,) else None
 
 
-def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Recipe:
+def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> ChannelRemap:
     """Work out the index lists of every axis that changes.
 
     Args:
@@ -154,7 +155,7 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
         take = _take(before, old, own, origin, axis, summed.get(axis, {}))
         if take is not None:
             takes[axis] = take
-    return Recipe(before, after, chosen, takes, origin)
+    return ChannelRemap(before, after, chosen, takes, origin)
 
 
 def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Ints:
@@ -240,7 +241,7 @@ def _occurrence(values: Ints) -> Ints:
 # ------------------------------------------------------------------ on a model
 
 
-def operate(model: nn.Module, plan: Recipe, hollow: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
+def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
     """Return a changed copy of a model, and where each parameter went.
 
     The class, its other attributes, devices, dtypes, ``requires_grad`` and training modes are kept.
@@ -266,7 +267,7 @@ def operate(model: nn.Module, plan: Recipe, hollow: bool = False) -> tuple[nn.Mo
     return changed, moved
 
 
-def _successors(old: Mapping[str, Tensor], plan: Recipe, hollow: bool) -> dict[int, Tensor]:
+def _successors(old: Mapping[str, Tensor], plan: ChannelRemap, hollow: bool) -> dict[int, Tensor]:
     """Return the new tensors by the identity of the old ones, so that shared ones stay shared."""
     touched = {tensor for tensor, _ in plan.takes}
     made: dict[int, Tensor] = {}
@@ -312,7 +313,7 @@ def computed_attributes(model: nn.Module) -> dict[int, Tensor]:
     }
 
 
-def _taker(plan: Recipe, name: str) -> Callable[[Tensor], Tensor]:
+def _taker(plan: ChannelRemap, name: str) -> Callable[[Tensor], Tensor]:
     return lambda state: plan.new_tensor(name, state, divide=False)
 
 
@@ -324,7 +325,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def mask(model: nn.Module, plan: Recipe, besides: Collection[str] = ()) -> None:
+def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) -> None:
     """Zero, in place, what consumers take from channels that the recipe drops.
 
     Afterwards the old network computes what the shrunk one promises to.
@@ -358,3 +359,35 @@ def tensors_in(output: object) -> list[Tensor]:
     if isinstance(output, tuple | list):
         return [t for value in output for t in tensors_in(value)]
     return []
+
+
+MOST_CHANNELS = 2**20  # of one group; beyond, the analysis itself would need gigabytes
+
+
+def check_room(before: int, after: int, verify: bool, what: str) -> None:
+    """Refuse weights that are larger than the machine's memory.
+
+    Args:
+        before: bytes of the network's parameters and buffers as it is.
+        after: bytes after the edit.
+        verify: whether both are measured side by side in float64, which takes twice as much of each again.
+        what: the edit, for the message.
+
+    Raises:
+        EditError: if they do not fit.
+    """
+    memory = _memory()
+    needed = before + after + (2 * (before + after) if verify else 0)
+    if memory is not None and after > before and needed > memory:
+        hint = "; verify=False needs a third" if verify else ""
+        raise EditError(
+            f"{what} would need {needed / 2**30:,.1f} GiB for weights{hint}; "
+            f"this machine has {memory / 2**30:,.1f} GiB of memory."
+        )
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None

@@ -20,10 +20,9 @@ from convwright.cost.cost_model import CostModel
 from convwright.edits.compensate import compensate, gained_parameters, silence_inputs
 from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import EXACT, Run, measure
-from convwright.edits.fake_run import Repairs, Stage, UnrepairableError, repaired, store
+from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
-from convwright.edits.room import MOST_CHANNELS, check_room
-from convwright.edits.surgery import Recipe, mask, operate, recipe, signatures
+from convwright.edits.surgery import MOST_CHANNELS, ChannelRemap, check_room, mask, operate, recipe, signatures
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tupl
 class WidthSurgery:
     """New sizes for channel groups, and the stored sizes that follow them."""
 
-    recipe: Recipe
+    recipe: ChannelRemap
     repairs: Repairs
 
     def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
@@ -270,13 +269,13 @@ def _check_room(architecture: Architecture, units: Ints, count: int, options: Op
     check_room(before, after, options.verify, f"{count} width edits")
 
 
-def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, plan: Recipe) -> Repairs:
+def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, plan: ChannelRemap) -> Repairs:
     """Rehearse the edits on fake tensors, and return the stored sizes that follow.
 
     Raises:
         EditError: if the network does not run with these widths.
     """
-    stage = Stage.of(architecture)
+    stage = FakeNetwork.of(architecture)
     if stage is None or not plan.takes:
         return {}
     given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
@@ -317,7 +316,7 @@ def _given(group: ChannelGroup, ranks: Sequence[int], count: int) -> Ints:
     return chosen
 
 
-def _decided(architecture: Architecture, edit: Width, units: Ints, plan: Recipe, options: Options) -> Width:
+def _decided(architecture: Architecture, edit: Width, units: Ints, plan: ChannelRemap, options: Options) -> Width:
     """Fill in the size after rounding, and the channels if it was not the default importance that chose them."""
     own = _targets(architecture, edit)
     groups = [architecture.groups[i] for i in own]
@@ -342,7 +341,7 @@ def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> 
     return tuple(steps)
 
 
-def _notes(architecture: Architecture, edit: Width, plan: Recipe, difference: float | None) -> tuple[str, ...]:
+def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, difference: float | None) -> tuple[str, ...]:
     """Say why an inexact edit is inexact."""
     if difference is None or difference <= EXACT:
         return ()

@@ -23,16 +23,16 @@ import torch
 
 from convwright.errors import DataError, RecipeError, RunError
 from convwright.experiments.ablation_rows import CONTROL, AblationPlan, PlannedRow, folder_names, plan_ablation
-from convwright.experiments.gains import gain
 from convwright.experiments.papers import Row
 from convwright.experiments.results_table import ablated
+from convwright.experiments.statistics import gain
 from convwright.experiments.train_row import Job, carried_out, finished, judged_on_test
-from convwright.plot_scatter import Point, scatter
+from convwright.plots import Point, scatter
 from convwright.runs.directory.files import digest, load_weights, owned, read_json, write_json, write_text
 from convwright.runs.directory.provenance import machine, versions
-from convwright.runs.load import Opened, Shape, open_both
+from convwright.runs.load import LoadedModel, Shape, load_model_and_data
 from convwright.training import Recipe
-from convwright.training.preflight import make_fabric, settle
+from convwright.training.preflight import make_fabric, resolve
 from convwright.training.recipe.recipe import as_recipe
 
 FORMAT = "convwright ablation"
@@ -110,7 +110,7 @@ def ablate(
         if count is not None and count < 1:
             raise RunError(f"{name}={count}: give at least 1")
     plan_ablation(given, techniques, all_pairs=all_pairs, together=together)  # before anything is read or written
-    opened = open_both(
+    opened = load_model_and_data(
         model, data, input_shape=input_shape, data_dir=data_dir, val_fraction=given.val_fraction, needs_val=True
     )
     if weights is not None:
@@ -142,7 +142,7 @@ def default_folder(model: str, data: str) -> Path:
 # ------------------------------------------------------------------ before the first training
 
 
-def _asked(given: Recipe, opened: Opened, model: str, data: str, weights: Path | None) -> dict[str, Any]:
+def _asked(given: Recipe, opened: LoadedModel, model: str, data: str, weights: Path | None) -> dict[str, Any]:
     """Return what all rows of a folder have in common, as plain values."""
     asked: dict[str, Any] = {
         "model": model,
@@ -154,7 +154,7 @@ def _asked(given: Recipe, opened: Opened, model: str, data: str, weights: Path |
     return asked if weights is None else {**asked, "weights": f"sha256:{digest(weights)[:12]}"}
 
 
-def _settled(given: Recipe, opened: Opened, asked: Mapping[str, Any], folder: Path, threads: int) -> Recipe:
+def _settled(given: Recipe, opened: LoadedModel, asked: Mapping[str, Any], folder: Path, threads: int) -> Recipe:
     """Return the recipe with precision and layout chosen, the same for all rows and all calls.
 
     Raises:
@@ -183,11 +183,11 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
         )
 
 
-def _measured(recipe: Recipe, opened: Opened, threads: int) -> dict[str, str]:
+def _measured(recipe: Recipe, opened: LoadedModel, threads: int) -> dict[str, str]:
     """Return precision and layout for all rows."""
     with _threads(threads):
         device = make_fabric("auto", "32-true").device
-        settings = settle(opened.arch.model.to(device), opened.data, recipe, device, None)
+        settings = resolve(opened.arch.model.to(device), opened.data, recipe, device, None)
     return {"precision": settings.precision, "memory_format": settings.memory_format}
 
 
@@ -203,7 +203,7 @@ def _threads(count: int) -> Iterator[None]:
 
 def _work(
     plan: AblationPlan,
-    opened: Opened,
+    opened: LoadedModel,
     model: str,
     data: str,
     folder: Path,
@@ -259,7 +259,7 @@ def _judge(work: _Work, jobs: int, say: Say) -> None:
 
 
 def _about(
-    model: str, opened: Opened, plan: AblationPlan, recipe: Recipe, weights: Path | None, command: str
+    model: str, opened: LoadedModel, plan: AblationPlan, recipe: Recipe, weights: Path | None, command: str
 ) -> dict[str, Any]:
     notes = [] if weights is None else [f"Every row starts from {weights}."]
     if plan.switched_off:

@@ -4,85 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from convwright.experiments.gains import gain
+from convwright.experiments.statistics import gain
+from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of plain text.
-
-    Attributes:
-        title: Above the table, on a terminal.
-        columns: Headings.
-        rows: Cells, one per column.
-        right: Columns that are set flush right.
-        notes: Lines below the table.
-        spare: Columns for which a terminal has no room.
-        more: Further tables below it, each with its title.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-    spare: tuple[str, ...] = ()
-    more: tuple[Sheet, ...] = ()
-
-    def markdown(self) -> str:
-        """Return it as Markdown, without its own title."""
-        rule = ["---:" if i in self.right else "---" for i in range(len(self.columns))]
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
-        lines = ["| " + " | ".join(line) + " |" for line in (self.columns, rule, *cells)]
-        below = (*self.notes, *(f"**{sheet.title}**\n\n{sheet.markdown()}" for sheet in self.more))
-        return "\n".join(lines) + "".join(f"\n\n{part}" for part in below)
-
-    def rich(self) -> Group:
-        """Return it for a terminal."""
-        table = Table(title=Text(self.title), title_justify="left", title_style="bold", header_style="bold")
-        shown = [place for place, column in enumerate(self.columns) if column not in self.spare]
-        for place in shown:
-            column = self.columns[place]
-            table.add_column(column, justify="right" if place in self.right else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*[Text(row[place]) for place in shown])  # brackets in names are no markup
-        return Group(table, *[Text(note) for note in self.notes], *[sheet.rich() for sheet in self.more])
-
-    def without_empty(self) -> Sheet:
-        """Return it without the columns that say nothing in any row."""
-        kept = [i for i in range(len(self.columns)) if not self.rows or any(row[i] for row in self.rows)]
-        return replace(
-            self,
-            columns=tuple(self.columns[i] for i in kept),
-            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
-            right=tuple(new for new, old in enumerate(kept) if old in self.right),
-        )
-
-    def as_dict(self) -> Json:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: Json) -> Sheet:
-        """Return the sheet of such values."""
-        return Sheet(
-            title=values["title"],
-            columns=tuple(values["columns"]),
-            rows=tuple(map(tuple, values["rows"])),
-            right=tuple(values["right"]),
-            notes=tuple(values["notes"]),
-            spare=tuple(values["spare"]),
-            more=tuple(map(Sheet.from_dict, values["more"])),
-        )
 
 
 # ------------------------------------------------------------------ reproduce

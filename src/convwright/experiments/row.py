@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 from convwright.edits import Edit
 from convwright.errors import ConvwrightError, look_up
 from convwright.experiments.designs.design import Design
-from convwright.experiments.results_table import Sheet
+from convwright.tables import Sheet
 from convwright.training import Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Size = Literal["quick", "standard", "full"]
 SIZES: tuple[Size, ...] = get_args(Size)
 
 
-class Study(Protocol):
+class PaperStudy(Protocol):
     """What is done with a network after its training, as data: a frozen dataclass."""
 
     kind: ClassVar[str]
@@ -73,7 +73,7 @@ class Row:
     quality: bool = False
     held: float = 0.0
     probes: tuple[str, ...] = ()
-    study: Study | None = None
+    study: PaperStudy | None = None
     paper: Mapping[str, Any] = field(default_factory=dict)
     target: float | None = None
     limit: int | None = None

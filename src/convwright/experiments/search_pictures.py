@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convwright.plot_charts import Series, heat, lines
+from convwright.plots import Series, heat, lines
 
 Json = Mapping[str, Any]
 

@@ -25,8 +25,8 @@ from convwright.cost import count_by_torch, profile
 from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
 from convwright.experiments.designs.design import (
     SEARCH_FORMAT,
-    Form,
-    Setting,
+    DesignContext,
+    NetworkSpec,
     as_dicts,
     depths_of,
     form_of,
@@ -34,9 +34,8 @@ from convwright.experiments.designs.design import (
     opened,
     plain,
 )
-from convwright.experiments.facts import facts
+from convwright.experiments.features import facts, quality_facts
 from convwright.experiments.papers import Row
-from convwright.experiments.quality_facts import quality_facts
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.executors.workers import in_turn_or_side_by_side
@@ -239,7 +238,7 @@ def _counted(job: Job) -> dict[str, Any]:
     return content
 
 
-def _twin(job: Job, form: Form) -> Path | None:
+def _twin(job: Job, form: NetworkSpec) -> Path | None:
     """Return the folder of a finished training beside this one of the very network that a design led to."""
     if not job.row.design:
         return None
@@ -257,7 +256,7 @@ def _as_made(question: dict[str, Any], form: dict[str, Any] | None) -> dict[str,
     return {**rest, **(form or {"options": question["options"], "edits": question.get("edits", [])})}
 
 
-def _taken_over(job: Job, form: Form, twin: Path) -> dict[str, Any]:
+def _taken_over(job: Job, form: NetworkSpec, twin: Path) -> dict[str, Any]:
     """Record another row's training as this one's: it would be repeated bit for bit."""
     found = read_json(twin / "result.json", ROW_FORMAT)
     content = {
@@ -272,13 +271,13 @@ def _taken_over(job: Job, form: Form, twin: Path) -> dict[str, Any]:
     return content
 
 
-def _settled(job: Job, shape: tuple[int, int, int] | None = None) -> Form:
+def _settled(job: Job, shape: tuple[int, int, int] | None = None) -> NetworkSpec:
     """Return how the network is made; searches that this needs are carried out, or read where they were before."""
     searches = job.folder.parent.parent / "searches"
-    return form_of(job.row, Setting(shape, Form({}), searches, job.row.data, job.data_dir, job.threads))
+    return form_of(job.row, DesignContext(shape, NetworkSpec({}), searches, job.row.data, job.data_dir, job.threads))
 
 
-def _form(row: Row, form: Form) -> dict[str, Any]:
+def _form(row: Row, form: NetworkSpec) -> dict[str, Any]:
     """Return how the network was made, where that says more than the row does."""
     content: dict[str, Any] = {"form": form.as_dict()} if row.design or row.edits else {}
     if form.searches:
@@ -326,14 +325,14 @@ def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> T
         return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test, probes=job.row.probes)
 
 
-def _as_long(row: Row, form: Form) -> Row:
+def _as_long(row: Row, form: NetworkSpec) -> Row:
     """Return a row with the epochs that its designs decided on, if they did."""
     if form.epochs is None or row.recipe is None:
         return row
     return replace(row, recipe=row.recipe.updated(epochs=form.epochs))
 
 
-def _model(job: Job, form: Form, data: ImageData) -> torch.nn.Module:
+def _model(job: Job, form: NetworkSpec, data: ImageData) -> torch.nn.Module:
     """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
     model = made(job.row.model, form, data.shape, job.seed, job.row.fresh)
     weights = job.weights or form.weights
@@ -346,7 +345,7 @@ def _data(job: Job) -> ImageData:
     return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction or job.row.held)
 
 
-def _at(form: Form, data: ImageData) -> ImageData:
+def _at(form: NetworkSpec, data: ImageData) -> ImageData:
     """Return the data at the resolution that a form's edits lead to."""
     side = form.resolution
     return data if side is None else resized_data(data, side)

@@ -53,7 +53,7 @@ class Proposals:
     ) -> None:
         self.limits = limits
         self.proposals = tuple(proposals)
-        self.told: dict[int, Evidence] = {}
+        self.results: dict[int, Evidence] = {}
         untouched = Plan.empty(arch)
         base = Candidate(untouched, None, epochs, seed, role="base")
         # Another seed than the base's, so that the second training sees its images in a new order.
@@ -64,23 +64,25 @@ class Proposals:
 
     def ask(self) -> tuple[Candidate, ...]:
         """Return the base, then the baseline and the proposals, then nothing."""
-        if 0 in self.told and not self.told[0].usable:
+        if 0 in self.results and not self.results[0].usable:
             return ()
         number = 0
         for batch in self.batches:
             numbered = enumerate(batch, start=number)
-            if open_ones := tuple(c for n, c in numbered if n not in self.told):
+            if open_ones := tuple(c for n, c in numbered if n not in self.results):
                 return open_ones
             number += len(batch)
         return ()
 
     def tell(self, evidence: Evidence) -> None:
         """Note the evidence."""
-        self.told[evidence.trial] = evidence
+        self.results[evidence.trial] = evidence
 
     def best(self) -> Evidence | None:
         """Return the best proposal that is trained and meets the limits; of equal ones the first."""
-        trained = [self.told[n] for n in range(2, 2 + len(self.proposals)) if n in self.told and self.told[n].usable]
+        trained = [
+            self.results[n] for n in range(2, 2 + len(self.proposals)) if n in self.results and self.results[n].usable
+        ]
         meeting = [e for e in trained if self.limits is None or self.limits.met(e.costs)]
         return max(meeting, key=lambda e: e.score, default=None)
 

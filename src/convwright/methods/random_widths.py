@@ -86,13 +86,13 @@ class RandomWidths(Scripted):
 
     def _chosen(self) -> Evidence | None:
         """Return the most accurate draw."""
-        known = [self.told[number] for number in range(len(self.trials)) if number in self.told]
+        known = [self.results[number] for number in range(len(self.trials)) if number in self.results]
         return max((e for e in known if self._meets(e)), key=lambda e: e.score, default=None)
 
     @property
     def log(self) -> tuple[str, ...]:
         """What was found, once all draws are told."""
-        if not all(number in self.told for number in range(len(self.trials))):
+        if not all(number in self.results for number in range(len(self.trials))):
             return ()
         found = self._chosen()
         if found is None:

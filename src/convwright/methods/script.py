@@ -39,7 +39,7 @@ class Scripted:
 
     def __init__(self, limits: Limits | None) -> None:
         self.limits = limits
-        self.told: dict[int, Evidence] = {}
+        self.results: dict[int, Evidence] = {}
         self.decisions: tuple[Decision, ...] = ()
         self._final: int | None = None  # the trial that the script ended with
         self._offset = 0  # number of the batch's first candidate
@@ -55,23 +55,23 @@ class Scripted:
 
     def ask(self) -> Batch:
         """Return the candidates of the present step that are not told yet."""
-        while self._batch and all(self._offset + i in self.told for i in range(len(self._batch))):
-            evidence = tuple(self.told[self._offset + i] for i in range(len(self._batch)))
+        while self._batch and all(self._offset + i in self.results for i in range(len(self._batch))):
+            evidence = tuple(self.results[self._offset + i] for i in range(len(self._batch)))
             self._offset += len(self._batch)
             try:
                 self._batch = self._script.send(evidence)
             except StopIteration:
                 self._batch = ()
-        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.told)
+        return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.results)
 
     def tell(self, evidence: Evidence) -> None:
         """Note the evidence."""
-        self.told[evidence.trial] = evidence
+        self.results[evidence.trial] = evidence
 
     def best(self) -> Evidence | None:
         """Return the trial that the script ended with; before or without it, the most accurate one in the limits."""
         self.ask()  # decides what can be decided
-        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
+        fit = [e for _, e in sorted(self.results.items()) if e.candidate.role == "candidate" and self._meets(e)]
         final = [e for e in fit if e.trial == self._final]
         return final[0] if final else max(fit, key=lambda e: e.score, default=None)
 

@@ -16,10 +16,10 @@ from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.auto.pareto import objective_costs
 from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
-from convwright.runs.load import Opened, Shape
+from convwright.runs.load import LoadedModel, Shape
 from convwright.runs.loop import Say
 from convwright.runs.method_options import checked_options
-from convwright.runs.proxy import ProxyAsked
+from convwright.runs.proxy import ProxyConfig
 from convwright.runs.time_budget import TimeBudget
 from convwright.training import Recipe
 from convwright.training.data.proxy import Proxy
@@ -28,7 +28,7 @@ PARETO = "pareto"
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class RunConfig:
     """What `optimize` was called with, defaults filled in."""
 
     model: nn.Module | str
@@ -52,7 +52,7 @@ class Asked:
     time: TimeBudget | None = None
     placement: Placement = field(default_factory=Placement)
     storage: str | None = None
-    proxy: ProxyAsked | None = None
+    proxy: ProxyConfig | None = None
 
     @property
     def terms(self) -> Budget:
@@ -100,7 +100,7 @@ class Asked:
             if value < least:
                 raise ConvwrightError(f"{name}={value} must be a whole number from {least} on")
 
-    def settings(self, opened: Opened, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
+    def settings(self, opened: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
         """Return what the results depend on, as plain JSON values."""
         shape = "x".join(map(str, opened.data.shape))
         return {

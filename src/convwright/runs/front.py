@@ -14,7 +14,7 @@ from convwright.methods import Evidence
 from convwright.runs.directory.files import save_weights, write_json, write_text
 from convwright.runs.directory.result import non_dominated
 from convwright.runs.directory.study import WEIGHTS
-from convwright.runs.outcome import Ended, side
+from convwright.runs.outcome import SearchOutcome, side
 from convwright.runs.prove import Proof, check_budget
 from convwright.training import Metrics
 
@@ -26,8 +26,8 @@ Test = Callable[[Proof], Metrics | None]
 
 
 def write_front(
-    folder: Path, ended: Ended, objective: Sequence[str], content: Mapping[str, Any], limits: Limits, prove: Prove,
-    test: Test,
+    folder: Path, ended: SearchOutcome, objective: Sequence[str], content: Mapping[str, Any], limits: Limits,
+    prove: Prove, test: Test,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Prove and write each network that was trained to the end, and return the front.
 
@@ -70,7 +70,7 @@ def write_front(
     return entries
 
 
-def _entry(trial: Evidence, ended: Ended) -> dict[str, Any]:
+def _entry(trial: Evidence, ended: SearchOutcome) -> dict[str, Any]:
     role = trial.candidate.role
     untouched = {"base": "the untouched network", "baseline": "the untouched network, trained as long"}
     return {

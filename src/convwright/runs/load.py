@@ -23,7 +23,7 @@ _CHANNEL_OPTIONS = ("in_channels", "in_chans")
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class LoadedModel:
     """A network and data that fit.
 
     Attributes:
@@ -37,7 +37,7 @@ class Opened:
     options: dict[str, int]
 
 
-def open_both(
+def load_model_and_data(
     model: nn.Module | str,
     data: Any,
     *,
@@ -46,7 +46,7 @@ def open_both(
     val_fraction: float = 0.1,
     seed: int = 0,
     needs_val: bool = True,
-) -> Opened:
+) -> LoadedModel:
     """Read a network and load data so that they fit.
 
     A named network gets as many outputs as there are classes and as many input channels as the images
@@ -78,7 +78,7 @@ def open_both(
     check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
     if needs_val and loaded.val is None:
         raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
-    return Opened(arch, loaded, options)
+    return LoadedModel(arch, loaded, options)
 
 
 def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:

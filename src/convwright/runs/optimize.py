@@ -19,7 +19,7 @@ from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, fea
 from convwright.edits import check_execution
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence, Method, method_named
-from convwright.runs.config import Asked, sought, terms_of
+from convwright.runs.config import RunConfig, sought, terms_of
 from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks
@@ -31,19 +31,19 @@ from convwright.runs.evaluate import Evaluator, changed_recipe, leave_out_known_
 from convwright.runs.executors import Completed, Executor, Placement, threads_of
 from convwright.runs.front import write_front
 from convwright.runs.latency import RunLatency, beyond_widths, judged_latency, latency_of
-from convwright.runs.load import Opened, Shape, open_both, parse_input
+from convwright.runs.load import LoadedModel, Shape, load_model_and_data, parse_input
 from convwright.runs.loop import Say, carried_out, search
 from convwright.runs.memory import PROBE, in_parts
 from convwright.runs.method_options import checked_options
-from convwright.runs.outcome import Ended, side, trial_entry
+from convwright.runs.outcome import SearchOutcome, side, trial_entry
 from convwright.runs.prove import Proof, check_budget, prove
-from convwright.runs.proxy import ProxyAsked, proxied, whole_trainings
+from convwright.runs.proxy import ProxyConfig, proxied, whole_trainings
 from convwright.runs.time_budget import TimeBudget, baseline_of, epoch_seconds
 from convwright.training import Metrics, Recipe
 from convwright.training.data.images import Images
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
-from convwright.training.preflight import make_fabric, settle
+from convwright.training.preflight import make_fabric, resolve
 from convwright.training.recipe.recipe import as_recipe
 
 INITIAL = "initial.safetensors"
@@ -123,7 +123,7 @@ def optimize(
         RunError: The directory is damaged, in use, not empty, or was started with other settings.
     """
     method, given = sought(method, objective, options)
-    asked = Asked(
+    asked = RunConfig(
         model=model,
         data=data,
         budget=(budget,) if isinstance(budget, str) else tuple(budget),
@@ -145,7 +145,7 @@ def optimize(
         time=TimeBudget.parse(time) if time is not None else None,
         placement=placement,
         storage=storage,
-        proxy=ProxyAsked.of(proxy_classes, proxy_samples, seed),
+        proxy=ProxyConfig.of(proxy_classes, proxy_samples, seed),
     )
     return _Job(asked).run(resume)
 
@@ -178,7 +178,7 @@ class _Clock:
 class _Job:
     """One call of `optimize`: its parts in order."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: RunConfig) -> None:
         self.asked = asked
         self.clock = _Clock()
         self.terms = Budget(())
@@ -214,7 +214,7 @@ class _Job:
         with Study(
             asked.out,
             settings,
-            lambda: self.settle(opened),
+            lambda: self.resolve(opened),
             resume=resume,
             command=asked.command,
             storage=asked.storage,
@@ -222,7 +222,7 @@ class _Job:
             evaluator = self.evaluator(opened, study, proxy)
             self.threads = asked.placement.threads_in(study.settled, study.folder)
             found, best = self.search(method, evaluator, study)
-            return self.finish(Ended.of(method, found, best), evaluator, study, limits)
+            return self.finish(SearchOutcome.of(method, found, best), evaluator, study, limits)
 
     def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Found, Evidence | None]:
         """Search until the method or the time ends; what it ends with is trained on all data and has a baseline.
@@ -256,9 +256,9 @@ class _Job:
 
     # ------------------------------------------------------------------ before
 
-    def open(self) -> Opened:
+    def open(self) -> LoadedModel:
         asked = self.asked
-        opened = open_both(
+        opened = load_model_and_data(
             asked.model,
             asked.data,
             input_shape=asked.input_shape,
@@ -270,7 +270,7 @@ class _Job:
             load_weights(opened.arch.model, asked.weights)
         return self.checked(opened)
 
-    def checked(self, opened: Opened) -> Opened:
+    def checked(self, opened: LoadedModel) -> LoadedModel:
         """Freeze the channel groups that the network's own code does not let change."""
         found = check_execution(opened.arch)
         if found.fixed:
@@ -328,16 +328,16 @@ class _Job:
             self.asked.say(f"feasible {metric}: {reach} by changing widths")
         self.asked.say(f"budget: {limits.describe() or 'none'}")
 
-    def settle(self, opened: Opened) -> dict[str, Any]:
+    def resolve(self, opened: LoadedModel) -> dict[str, Any]:
         """Choose precision and layout once, so that all trials are trained alike."""
         device = make_fabric("auto", "32-true").device
-        chosen = settle(opened.arch.model.to(device), opened.data, self.asked.recipe, device, None)
+        chosen = resolve(opened.arch.model.to(device), opened.data, self.asked.recipe, device, None)
         settled: dict[str, Any] = {"precision": chosen.precision, "memory_format": chosen.memory_format}
         self.check_time(opened, settled)
         settled["threads"] = self.asked.placement.settled()
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
-    def check_time(self, opened: Opened, settled: Mapping[str, Any]) -> None:
+    def check_time(self, opened: LoadedModel, settled: Mapping[str, Any]) -> None:
         """Refuse a time in which nothing can be trained."""
         asked = self.asked
         if asked.time is not None:
@@ -345,7 +345,7 @@ class _Job:
                 epoch = epoch_seconds(opened.arch.model, opened.data, asked.recipe.updated(**settled))
             asked.time.check(epoch, asked.base_epochs, asked.later_epochs)
 
-    def evaluator(self, opened: Opened, study: Study, proxy: Proxy | None = None) -> Evaluator:
+    def evaluator(self, opened: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
         """Return what evaluates candidates, from the weights that the run started with."""
         initial = study.folder / INITIAL
         if initial.is_file():
@@ -372,7 +372,7 @@ class _Job:
 
     # ------------------------------------------------------------------ after
 
-    def finish(self, ended: Ended, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
+    def finish(self, ended: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
         """Prove, judge on the test part, and write the result's files."""
         old = load_result(study.folder)
         if old is not None:  # a finished run: the test part is not read again
@@ -399,7 +399,7 @@ class _Job:
         return Result(study.folder, ended.best, ended.baseline, ended.trials, content)
 
     def front(
-        self, ended: Ended, evaluator: Evaluator, study: Study, limits: Limits, content: Mapping[str, Any]
+        self, ended: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, content: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Prove, judge and write the networks of a Pareto search."""
         with self.clock.part("front"), threads_of(self.threads):
@@ -429,7 +429,7 @@ class _Job:
         return evaluator.judge(proof.arch.model, images)
 
     def content(
-        self, ended: Ended, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
+        self, ended: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
     ) -> dict[str, Any]:
         """Return everything of ``result.json`` but the two sides that are compared."""
         trials = [trial_entry(t) for t in ended.trials]

@@ -13,7 +13,7 @@ from convwright.training import Metrics
 
 
 @dataclass(frozen=True, eq=False)
-class Ended:
+class SearchOutcome:
     """The end of a search.
 
     Attributes:
@@ -33,7 +33,7 @@ class Ended:
     finals: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, method: object, trials: tuple[Evidence, ...], best: Evidence | None) -> Ended:
+    def of(cls, method: object, trials: tuple[Evidence, ...], best: Evidence | None) -> SearchOutcome:
         """Gather what a method tells at its end.
 
         Raises:

@@ -24,7 +24,7 @@ FORMAT = "convwright proxy"
 
 
 @dataclass(frozen=True)
-class ProxyAsked:
+class ProxyConfig:
     """What was asked for.
 
     Attributes:
@@ -38,7 +38,7 @@ class ProxyAsked:
     seed: int
 
     @classmethod
-    def of(cls, classes: int | None, samples: int | None, seed: int) -> ProxyAsked | None:
+    def of(cls, classes: int | None, samples: int | None, seed: int) -> ProxyConfig | None:
         """Return what was asked for; None: nothing."""
         return None if classes is None and samples is None else cls(classes, samples, seed)
 
@@ -73,7 +73,7 @@ class ProxyAsked:
 
 
 def proxied(
-    method: Method, asked: ProxyAsked | None, data: ImageData, run: tuple[str, Path, int], say: Say
+    method: Method, asked: ProxyConfig | None, data: ImageData, run: tuple[str, Path, int], say: Say
 ) -> tuple[Method, Proxy | None]:
     """Return the method that a run asks, and what its candidates are ranked on, as drawn when the run was started.
 

@@ -13,7 +13,7 @@ from convwright.errors import RunError
 from convwright.runs.directory.files import LOCK, load_weights, owned, refuse_file, save_weights, write_json, write_text
 from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.directory.study import WEIGHTS
-from convwright.runs.load import Opened, Shape, open_both
+from convwright.runs.load import LoadedModel, Shape, load_model_and_data
 from convwright.training import Metrics, Recipe, TrainResult, train
 from convwright.training.recipe.recipe import as_recipe
 
@@ -55,7 +55,7 @@ def train_named(
     """
     chosen = as_recipe(recipe).updated(**changes)
     _check_out(out, resume)
-    opened = open_both(
+    opened = load_model_and_data(
         model,
         data,
         input_shape=input_shape,
@@ -78,7 +78,7 @@ def train_named(
     return content
 
 
-def _content(opened: Opened, recipe: Recipe, trained: TrainResult, network: Architecture) -> dict[str, Any]:
+def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network: Architecture) -> dict[str, Any]:
     costs = network.profile()
     return {
         "format": FORMAT,
@@ -102,7 +102,7 @@ def _content(opened: Opened, recipe: Recipe, trained: TrainResult, network: Arch
     }
 
 
-def trained_network(opened: Opened, trained: TrainResult) -> Architecture:
+def trained_network(opened: LoadedModel, trained: TrainResult) -> Architecture:
     """Return what was trained: the network that was opened, or, where techniques edited it, that with its plan.
 
     The techniques saw a module without its name; the plan gets the name, so that it replays on a fresh network.

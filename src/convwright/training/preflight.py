@@ -20,7 +20,7 @@ from convwright.training.evaluate import eval_mode
 from convwright.training.recipe.check_recipe import check_setting
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
-from convwright.training.techniques import Setting
+from convwright.training.techniques import TechniqueContext
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +35,18 @@ class Prepared:
     """
 
     model: nn.Module
-    setting: Setting
+    setting: TechniqueContext
     plan: Plan | None
     warnings: tuple[str, ...]
 
 
-def setting_for(model: nn.Module, data: ImageData, recipe: Recipe) -> Setting:
+def setting_for(model: nn.Module, data: ImageData, recipe: Recipe) -> TechniqueContext:
     """Return what the recipe's techniques may look at; the network is captured when one of them asks."""
     per_epoch = len(batch_sizes(len(data.train), recipe.batch_size))
     whole = recipe.epochs * per_epoch
     example = torch.zeros(1, *data.shape, device=_device(model))
     arch = Architecture(model, example, type(model).__name__)
-    return Setting(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole))
+    return TechniqueContext(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole))
 
 
 def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
@@ -77,7 +77,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def settle(
+def resolve(
     model: nn.Module,
     data: ImageData,
     recipe: Recipe,

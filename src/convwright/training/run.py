@@ -51,7 +51,7 @@ from convwright.training.settings import (
     untouched_random,
 )
 from convwright.training.synchronised import synchronised
-from convwright.training.techniques import Effect, Setting, Training
+from convwright.training.techniques import Effect, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
 
 _BEYOND = 2**33  # beside every epoch number: a stream of random numbers of its own
@@ -87,7 +87,7 @@ def train_prepared(
     optimizer_state: OptimizerState | None,
     *,
     on_epoch: Callable[[EpochRecord], object] | None = None,
-    setting: Setting | None = None,
+    setting: TechniqueContext | None = None,
 ) -> Run:
     """Train a network that needs no more edits, in this process; `fabric` is given where it is one of several."""
     run = Run(model, setting or setting_for(model, order.data, order.recipe), order, settings, fabric)
@@ -113,7 +113,12 @@ class Run:
     """The moving parts of one training."""
 
     def __init__(
-        self, model: nn.Module, setting: Setting, order: Order, settings: Settings, fabric: Fabric | None = None
+        self,
+        model: nn.Module,
+        setting: TechniqueContext,
+        order: Order,
+        settings: Settings,
+        fabric: Fabric | None = None,
     ) -> None:
         self.model, self.setting, self.order, self.settings = model, setting, order, settings
         self.data, self.recipe = order.data, order.recipe

@@ -16,7 +16,7 @@ from convwright.training.data.data import ImageData, load_data
 from convwright.training.distributed import train_over
 from convwright.training.evaluate import kept_modes
 from convwright.training.outcome import EpochRecord, TrainResult
-from convwright.training.preflight import make_fabric, prepare, settle
+from convwright.training.preflight import make_fabric, prepare, resolve
 from convwright.training.probes.base import StopRule, check_observed
 from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.recipe.recipe import Recipe, as_recipe
@@ -91,7 +91,7 @@ def train(
         prepared = prepare(model.to(device), data, recipe)
         stack.enter_context(kept_modes(prepared.model))
         stack.enter_context(_contiguous_after(prepared.model))
-        settings = settle(prepared.model, data, recipe, device, order.checkpoint())
+        settings = resolve(prepared.model, data, recipe, device, order.checkpoint())
         for text in prepared.warnings:
             warnings.warn(text, RecipeWarning, stacklevel=2)
         if devices > 1:

@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from convwright.edits import Plan, Step
 from convwright.edits.preview import total
-from convwright.table_parts import add_row, brief, new_table
+from convwright.tables import add_row, brief, new_table
 
 if TYPE_CHECKING:
     from convwright.diagnose.doctor import Diagnosis, Obstacle, Part

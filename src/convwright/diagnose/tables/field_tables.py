@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.diagnose.advice import Advice
-from convwright.table_parts import add_row, brief, folded, new_table
+from convwright.tables import add_row, brief, folded, new_table
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

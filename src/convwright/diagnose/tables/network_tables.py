@@ -11,7 +11,7 @@ from rich.table import Table
 
 from convwright.cost import count_by_torch, feasible_range, human, profile
 from convwright.runs.directory.result import rows
-from convwright.table_parts import add_row, brief, folded, new_table
+from convwright.tables import add_row, brief, folded, new_table
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup

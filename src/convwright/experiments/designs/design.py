@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -25,14 +26,18 @@ from convwright.edits.operators import OPERATORS
 from convwright.edits.plan import passages
 from convwright.edits.plan_file import edits_of
 from convwright.edits.reinitialize import draw_anew
-from convwright.errors import RunError
+from convwright.errors import BudgetError, RunError
+from convwright.methods.random_widths import drawn
 from convwright.methods.receptive_field.kernel_optimizer import optimize_kernels
 from convwright.methods.receptive_field.layer_operators import Menu, find_places
 from convwright.methods.receptive_field.organizer import organize
 from convwright.methods.receptive_field.unit_moves import Rule
-from convwright.metrics.receptive_field.size import Sight
+from convwright.methods.shared.uniform_widths import uniform_widths
+from convwright.methods.shared.width_surface import Surface
+from convwright.metrics.receptive_field.size import FieldMeasure
 
 if TYPE_CHECKING:
+    from convwright.architecture import Architecture
     from convwright.experiments.papers import Row
 
 SEARCH_FORMAT = "convwright experiment search"
@@ -40,7 +45,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Form:
+class NetworkSpec:
     """How a network is made: by its builder, then by edits.
 
     Attributes:
@@ -74,7 +79,7 @@ class Form:
         made_by = {"options": plain(dict(self.options)), "edits": plain([edit.to_dict() for edit in self.edits])}
         return {**made_by, **begun, **trained}
 
-    def joined(self, edits: tuple[Edit, ...], *searches: Path) -> Form:
+    def joined(self, edits: tuple[Edit, ...], *searches: Path) -> NetworkSpec:
         """Return the form with more edits; of two widths of one group the later one counts."""
         again = {edit.target for edit in edits if isinstance(edit, Width)}
         kept = tuple(edit for edit in self.edits if not (isinstance(edit, Width) and edit.target in again))
@@ -82,7 +87,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Setting:
+class DesignContext:
     """Where a design is asked, and what it may use.
 
     Attributes:
@@ -95,7 +100,7 @@ class Setting:
     """
 
     shape: Shape | None = None
-    start: Form = field(default_factory=lambda: Form({}))
+    start: NetworkSpec = field(default_factory=lambda: NetworkSpec({}))
     searches: Path | None = None
     data: str = ""
     data_dir: Path | None = None
@@ -107,7 +112,7 @@ class Design(Protocol):
 
     kind: ClassVar[str]
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form that it decides on, from the form so far."""
 
 
@@ -129,7 +134,7 @@ class Organized:
     effective: bool = False
     budget: str = ""
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with other ``depths``.
 
         Raises:
@@ -139,7 +144,7 @@ class Organized:
             raise RunError(f"{model}: the organizer's depths go to the builder: name it before what edits the network")
         arch = opened(model, form, setting.shape)
         limits = limits_of(self.budget, model, setting)
-        found = organize(arch, self.rule, limits, Sight(effective=self.effective))
+        found = organize(arch, self.rule, limits, FieldMeasure(effective=self.effective))
         present = depths_of(model, form.options)
         if present != found.before:
             raise RunError(
@@ -168,7 +173,7 @@ class OptimizedKernels:
     tolerance: float = 1.0
     budget: str = ""
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with the optimizer's edits at the end."""
         limits = limits_of(self.budget, model, setting)
         found = optimize_kernels(opened(model, form, setting.shape), self.menu, self.tolerance, limits=limits)
@@ -191,7 +196,7 @@ class RollingEverywhere:
     overlap: float = 0.5
     bias: str = "like"
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with a replacement per place at the end."""
         places, _ = find_places(opened(model, form, setting.shape), Menu())
         common: dict[str, Any] = {"groups": self.groups, "overlap": self.overlap}
@@ -204,7 +209,7 @@ class RollingEverywhere:
         return replace(form, edits=(*form.edits, *edits))
 
 
-def limits_of(budget: str, model: str, setting: Setting, latency: int | None = None) -> Limits | None:
+def limits_of(budget: str, model: str, setting: DesignContext, latency: int | None = None) -> Limits | None:
     """Return a budget in numbers, percentages being of the network before any decision; None for "".
 
     Args:
@@ -224,21 +229,21 @@ def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:
     return listed
 
 
-def form_of(row: Row, setting: Setting | None = None) -> Form:
+def form_of(row: Row, setting: DesignContext | None = None) -> NetworkSpec:
     """Return how a row's network is made; what its designs decide comes before its own edits.
 
     Args:
         row: The row.
         setting: Where it is asked; its start is the row's own network.
     """
-    form = Form(dict(row.options))
-    setting = replace(setting or Setting(), start=form)
+    form = NetworkSpec(dict(row.options))
+    setting = replace(setting or DesignContext(), start=form)
     for design in row.design:
-        form = design.settle(row.model, form, setting)
+        form = design.resolve(row.model, form, setting)
     return replace(form, edits=tuple(_fresh(edit) for edit in (*form.edits, *row.edits)))
 
 
-def made(model: str, form: Form, shape: Shape | None, seed: int, fresh: bool = False) -> nn.Module:
+def made(model: str, form: NetworkSpec, shape: Shape | None, seed: int, fresh: bool = False) -> nn.Module:
     """Create a network; its weights depend on the seed and on nothing else, those of inserted operators included.
 
     Args:
@@ -254,7 +259,7 @@ def made(model: str, form: Form, shape: Shape | None, seed: int, fresh: bool = F
     return network
 
 
-def _created(model: str, form: Form, shape: Shape | None, seed: int) -> nn.Module:
+def _created(model: str, form: NetworkSpec, shape: Shape | None, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         created, usual, _ = create(model, **form.options)
@@ -265,7 +270,7 @@ def _created(model: str, form: Form, shape: Shape | None, seed: int) -> nn.Modul
     return changed
 
 
-def opened(model: str, form: Form, shape: Shape | None) -> Architecture:
+def opened(model: str, form: NetworkSpec, shape: Shape | None) -> Architecture:
     """Return a network of this form, read; weights are whatever comes, so ask for its structure only."""
     return _opened(model, json.dumps(form.as_dict(), sort_keys=True), shape)
 
@@ -275,8 +280,10 @@ def _opened(model: str, text: str, shape: Shape | None) -> Architecture:
     values = json.loads(text)
     edits = edits_of(values["edits"], model)
     if not edits:
-        return read(made(model, Form(values["options"]), shape, 0), _shape(model, shape, None)).evolved(source=model)
-    return _replayed(opened(model, Form(values["options"]), shape), edits)
+        return read(made(model, NetworkSpec(values["options"]), shape, 0), _shape(model, shape, None)).evolved(
+            source=model
+        )
+    return _replayed(opened(model, NetworkSpec(values["options"]), shape), edits)
 
 
 def _replayed(arch: Architecture, edits: Sequence[Edit]) -> Architecture:
@@ -326,3 +333,60 @@ def _drawn_anew(model: nn.Module, edits: tuple[Edit, ...]) -> None:
 def plain(value: Any) -> Any:
     """Return a value as JSON gives it back: lists for tuples."""
     return json.loads(json.dumps(value))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """All widths share one ratio, the largest within the budget.
+
+    Attributes:
+        budget: E.g. ``macs<=50%`` of the network before any decision.
+        widen: Whether a network below the budget is widened up to it; else it stays as it is.
+    """
+
+    kind: ClassVar[str] = "uniform"
+
+    budget: str
+    widen: bool = True
+
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
+        """Return the form with other widths."""
+        limits = limits_of(self.budget, model, setting)
+        if limits is None:
+            raise BudgetError(f"{model}: a uniform design needs a budget; give one like macs<=50%")
+        arch = opened(model, form, setting.shape)
+        profile = arch.profile()
+        if not self.widen and limits.met({"macs": profile.macs, "params": profile.params}):
+            return form
+        return form.joined(uniform_widths(arch, limits))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Widths drawn at random: each group's size times a factor, log-uniform, independent of all others.
+
+    Attributes:
+        seed: Of the draw.
+        low: Smallest factor.
+        high: Largest.
+        budget: All widths are then scaled to it; "": they stay as drawn.
+    """
+
+    kind: ClassVar[str] = "drawn"
+
+    seed: int
+    low: float = 0.5
+    high: float = 1.0
+    budget: str = ""
+
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
+        """Return the form with other widths."""
+        arch = opened(model, form, setting.shape)
+        limits = limits_of(self.budget, model, setting)
+        surface = Surface(arch, limits or _unlimited(arch), checked=limits is not None)
+        return form.joined(drawn(surface, random.Random(self.seed), self.low, self.high, scaled=limits is not None))
+
+
+def _unlimited(arch: Architecture) -> Limits:
+    """Return limits that nothing drawn is held against."""
+    return Limits({"macs": arch.profile().macs})

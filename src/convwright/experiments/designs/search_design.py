@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import filelock
 
 from convwright.cost.budget import parse_budget
-from convwright.edits import Edit, Plan
+from convwright.edits import Edit, Plan, Resolution
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RecipeError, RunError
-from convwright.experiments.designs.design import SEARCH_FORMAT, Form, Setting, limits_of, opened, plain
+from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, opened, plain
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.runs.directory.files import digest, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import machine, versions
@@ -36,7 +36,7 @@ from convwright.runs.executors import Completed, InProcess
 from convwright.runs.latency import RunLatency, beyond_widths, latency_of
 from convwright.runs.loop import search
 from convwright.training import Recipe, load_data
-from convwright.training.preflight import make_fabric, settle
+from convwright.training.preflight import make_fabric, resolve
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -70,7 +70,7 @@ class Searched:
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
     seed: int = 0
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with the found edits at the end.
 
         Raises:
@@ -100,7 +100,7 @@ class Walked:
     search: Searched
     weights: Transfer
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form of the last trial; the walk is recorded like a search."""
         first = Question(self.search, model, form, setting)
         folder = first.answered(lambda arch, limits: self.search.method_for(arch, limits))
@@ -177,22 +177,22 @@ class _Walk:
             )
             for number, edits in enumerate(steps)
         )
-        self.told: list[Evidence] = []
+        self.results: list[Evidence] = []
         self.found = self.candidates[-1]
 
     def ask(self) -> tuple[Candidate, ...]:
         """Return the next step."""
-        return self.candidates[len(self.told) : len(self.told) + 1]
+        return self.candidates[len(self.results) : len(self.results) + 1]
 
     def tell(self, evidence: Evidence) -> None:
         """Go on; without the weights of a step there is no next one."""
         if not evidence.usable:
             raise RecipeError(f"a walk cannot go on: its trial {evidence.trial} failed: {evidence.message}")
-        self.told.append(evidence)
+        self.results.append(evidence)
 
     def best(self) -> Evidence | None:
         """Return the last step."""
-        return self.told[-1] if self.told else None
+        return self.results[-1] if self.results else None
 
 
 # ------------------------------------------------------------------ carried out once
@@ -211,8 +211,8 @@ class Question:
 
     design: Searched | Walked
     model: str
-    form: Form
-    setting: Setting
+    form: NetworkSpec
+    setting: DesignContext
 
     @property
     def search(self) -> Searched:
@@ -326,7 +326,7 @@ def why_none(log: Sequence[str], trials: Sequence[Evidence]) -> str:
 def _settled(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
     """Choose precision and layout once, so that all trials are trained alike."""
     device = make_fabric("auto", "32-true").device
-    chosen = settle(arch.model.to(device), data, recipe, device, None)
+    chosen = resolve(arch.model.to(device), data, recipe, device, None)
     return {"precision": chosen.precision, "memory_format": chosen.memory_format}
 
 
@@ -400,3 +400,52 @@ def _rounded(value: Any) -> Any:
 def edits_of_record(values: Sequence[Mapping[str, Any]]) -> tuple[Edit, ...]:
     """Return the edits that a search recorded."""
     return tuple(edits_of([dict(value) for value in values], "a recorded search"))
+
+
+@dataclass(frozen=True)
+class At:
+    """The network works on images of another size; the data are resized to it.
+
+    Attributes:
+        side: Height and width in pixels.
+    """
+
+    kind: ClassVar[str] = "at"
+
+    side: int
+
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
+        """Return the form with this resolution."""
+        return form.joined((Resolution(self.side),))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One of the networks that a search tried, whatever the search made of it.
+
+    Attributes:
+        search: Whose trials.
+        number: Which of its candidates, from 0; what it trained to begin with does not count.
+        beside: Further searches that tried the same networks in another way; they are recorded with the row.
+    """
+
+    kind: ClassVar[str] = "tried"
+
+    search: Searched
+    number: int
+    beside: tuple[Searched, ...] = ()
+
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
+        """Return the form with the candidate's edits at the end.
+
+        Raises:
+            RunError: The search tried fewer networks.
+        """
+        folders = [
+            Question(each, model, form, setting).answered(each.method_for) for each in (self.search, *self.beside)
+        ]
+        trials = [t for t in read_json(folders[0] / "result.json", SEARCH_FORMAT)["trials"] if t["edits"]]
+        if self.number >= len(trials):
+            raise RunError(f"{model}: candidate {self.number} was asked for, but the search tried {len(trials)}")
+        edits = edits_of([dict(edit) for edit in trials[self.number]["edits"]], "a recorded search")
+        return form.joined(tuple(edits), *folders)

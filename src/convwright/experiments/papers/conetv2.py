@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from convwright.experiments.designs.design import Design
+from convwright.experiments.designs.design import Design, Uniform
 from convwright.experiments.designs.search_design import Searched
-from convwright.experiments.designs.width_designs import Uniform
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
 from convwright.experiments.search_pictures import pictures_of
-from convwright.plot_charts import Series, lines
+from convwright.plots import Series, lines
 from convwright.training import Recipe
 
 Json = Mapping[str, Any]

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from convwright.experiments.designs.search_design import Transfer, Walked
 from convwright.experiments.papers.conetv2 import BUDGETS, NETWORKS, search_of
-from convwright.experiments.results_table import Sheet
 from convwright.experiments.row import Conclusion, Row, Size, experiment
-from convwright.plot_charts import Series, lines
+from convwright.plots import Series, lines
+from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
 

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convwright.experiments.conflict_facts import LayerConflicts
-from convwright.experiments.results_table import Sheet
+from convwright.experiments.features import LayerConflicts
 from convwright.experiments.row import Conclusion, Row, Size, experiment, start
-from convwright.plot_boundary import boundary
+from convwright.plots import boundary
+from convwright.tables import Sheet
 from convwright.training import Recipe
 
 Json = Mapping[str, Any]

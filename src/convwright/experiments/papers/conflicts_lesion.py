@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convwright.experiments.papers.cifar_small import cifar_recipe
-from convwright.experiments.results_table import Sheet
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
 from convwright.experiments.studies.block_removal import RemovalStudy
-from convwright.plot_charts import Series, heat, lines
+from convwright.plots import Series, heat, lines
+from convwright.tables import Sheet
 from convwright.training import Recipe
 from convwright.training.probes.bundles import conflict_probe
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from convwright.experiments.conflict_facts import CostStudy
 from convwright.experiments.designs.search_design import Searched
+from convwright.experiments.features import CostStudy
 from convwright.experiments.papers.cifar_small import cifar_recipe
-from convwright.experiments.results_table import Sheet, spread
+from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment
-from convwright.plot_charts import Series, lines
+from convwright.plots import Series, lines
+from convwright.tables import Sheet
 from convwright.training import Recipe
 
 Json = Mapping[str, Any]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from convwright.experiments.papers.cifar_small import cifar_recipe
-from convwright.experiments.rank_correlation import LEAST, NOTE, correlated, said
-from convwright.experiments.results_table import Sheet
 from convwright.experiments.row import Conclusion, Row, Size, experiment
-from convwright.plot_scatter import Point, scatter
+from convwright.experiments.statistics import LEAST, NOTE, correlated, said
+from convwright.plots import Point, scatter
+from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
 

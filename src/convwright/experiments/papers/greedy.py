@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from convwright.experiments.designs.design import Design
-from convwright.experiments.designs.enlarging_designs import At
-from convwright.experiments.designs.search_design import Searched
+from convwright.experiments.designs.search_design import At, Searched
 from convwright.experiments.papers.cifar_small import cifar_recipe
-from convwright.experiments.results_table import Sheet, spread
+from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
-from convwright.plot_charts import Series, lines
+from convwright.plots import Series, lines
+from convwright.tables import Sheet
 from convwright.training import Recipe
 
 Json = Mapping[str, Any]

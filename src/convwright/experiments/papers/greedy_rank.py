@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from convwright.experiments.designs.enlarging_designs import At, Tried
+from convwright.experiments.designs.search_design import At, Tried
 from convwright.experiments.papers.greedy import BASES, LESS, random_of, recipe_of
-from convwright.experiments.rank_correlation import LEAST, NOTE, correlated, said
-from convwright.experiments.results_table import Sheet
 from convwright.experiments.row import Conclusion, Row, Size, experiment
-from convwright.plot_scatter import Point, scatter
+from convwright.experiments.statistics import LEAST, NOTE, correlated, said
+from convwright.plots import Point, scatter
+from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.errors import ConvwrightError, check_counts
-from convwright.plot_charts import Series, lines
+from convwright.plots import Series, lines
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, count_right, eval_mode

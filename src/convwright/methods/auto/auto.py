@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from convwright.cost.budget import Limits, human
 from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
 from convwright.methods.auto.design_search import DesignSearch, Runner, Runners, reasons
-from convwright.methods.auto.designs import Bench, Design
+from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import quality_of
 from convwright.methods.auto.proposals import combinations, neighbours, proposals
 from convwright.methods.auto.recipe import default_recipe, gaining, recipe_course, reserved, together, with_techniques
@@ -126,7 +126,7 @@ class Auto(DesignSearch):
             rounds=rounds,
         )
         self.most = proposals
-        self.bench = Bench(arch, limits, divisor)
+        self.bench = DesignBuilder(arch, limits, divisor)
         self.techniques = default_recipe(arch) if techniques is None else techniques_named(arch, techniques)
         self._first: tuple[Runner, ...] = ()  # the race's first rung, as it was scored
         self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
@@ -199,7 +199,7 @@ class Auto(DesignSearch):
         present, share = racing[0], self.left // (self.rounds - number)
         if share < 2:
             return racing
-        spent = self.told[present.trial].candidate.epochs
+        spent = self.results[present.trial].candidate.epochs
         most = max(1, share // spent - 1)
         try:
             bench = present.bench
@@ -219,13 +219,13 @@ class Auto(DesignSearch):
         phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
         return self._moved(phase, trained, stays_if_tied=what != _JOINED)
 
-    def _new(self, bench: Bench, present: Runner, most: int) -> tuple[str, tuple[Design, ...]]:
+    def _new(self, bench: DesignBuilder, present: Runner, most: int) -> tuple[str, tuple[ProposedDesign, ...]]:
         """Return what is tried beside the present network: combinations once, then neighbours."""
         first, self._first = self._first, ()
         joined = combinations(bench, present.design, _better(first), most)
         if joined:
             return _JOINED, joined
-        quality = quality_of(self.told[present.trial], bench.arch, bench.limits, bench.divisor)
+        quality = quality_of(self.results[present.trial], bench.arch, bench.limits, bench.divisor)
         near = neighbours(bench, present.design, quality)
         return "neighbours", tuple(design for design in near if design.words not in self._near)[:most]
 
@@ -309,7 +309,7 @@ class Auto(DesignSearch):
         ]  # fmt: skip
         return "; ".join(parts)
 
-    def _propose(self, begun: Sequence[Design]) -> None:
+    def _propose(self, begun: Sequence[ProposedDesign]) -> None:
         uses = [d.use for d in begun]
         listed = ", ".join(d.words for d in begun)
         told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
@@ -344,7 +344,7 @@ def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:
     return course if course[0].count == count else (Rung(count, max(1, budget // count)),)
 
 
-def _better(first: Sequence[Runner]) -> tuple[Design, ...]:
+def _better(first: Sequence[Runner]) -> tuple[ProposedDesign, ...]:
     """Return what did better than uniform widths, the first of all, in one training of the same length."""
     if not first or not first[0].scored.usable:
         return ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convwright.edits import Plan
 from convwright.errors import check_counts, check_given_counts
-from convwright.methods.auto.designs import Bench, Design
+from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import FirstTraining
 from convwright.methods.base import Candidate, Evidence, Weights
 from convwright.methods.phased.phased import Decision
@@ -40,8 +40,8 @@ class Runner:
         anew: Whether it began with new weights.
     """
 
-    origin: Bench
-    design: Design
+    origin: DesignBuilder
+    design: ProposedDesign
     plan: Plan
     trial: int
     costs: Mapping[str, int] = field(default_factory=dict)
@@ -57,11 +57,11 @@ class Runner:
         return self.design.words
 
     @property
-    def bench(self) -> Bench:
+    def bench(self) -> DesignBuilder:
         """What makes designs from its own network."""
         if not self.design.edits:
             return self.origin
-        return Bench(self.origin.scene(self.design.edits).arch, self.origin.limits, self.origin.divisor)
+        return DesignBuilder(self.origin.scene(self.design.edits).arch, self.origin.limits, self.origin.divisor)
 
 
 Runners: TypeAlias = Generator[Batch, tuple[Evidence, ...], tuple[Runner, ...]]
@@ -123,7 +123,7 @@ class DesignSearch(Scripted):
         """Return what the first training told, in words."""
         raise NotImplementedError
 
-    def _base(self, bench: Bench) -> Generator[Batch, tuple[Evidence, ...], Evidence | None]:
+    def _base(self, bench: DesignBuilder) -> Generator[Batch, tuple[Evidence, ...], Evidence | None]:
         """Train the untouched network and read it; None if that failed."""
         probes = self.first_training.probes
         (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=probes),)
@@ -135,7 +135,7 @@ class DesignSearch(Scripted):
         self._note("network", words, None, self._diagnosis(base))
         return base
 
-    def _begun(self, bench: Bench, design: Design, base: Evidence) -> Runner:
+    def _begun(self, bench: DesignBuilder, design: ProposedDesign, base: Evidence) -> Runner:
         """Return a proposal as it enters the race, with the weights of the first training."""
         return Runner(bench, design, self.untouched.with_edits(*design.edits), base.trial)
 
@@ -166,7 +166,7 @@ class DesignSearch(Scripted):
 
     def _why_not(self, runner: Runner) -> str:
         """Return why a runner has no score."""
-        return self.told[runner.trial].message or "it breaks the limits"
+        return self.results[runner.trial].message or "it breaks the limits"
 
     def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
         self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
@@ -176,7 +176,7 @@ def reasons(dropped: Mapping[str, str], most: int | None = None) -> str:
     """Return what could not be made and why, in one line.
 
     Args:
-        dropped: As of `Bench.dropped`.
+        dropped: As of `DesignBuilder.dropped`.
         most: Of them; None: a few, enough for an error.
     """
     return "; ".join(f"{words}: {why}" for words, why in list(dropped.items())[: _SHOWN if most is None else most])

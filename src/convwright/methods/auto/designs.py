@@ -21,7 +21,7 @@ Shape = Callable[[Surface], Mapping[str, float]]  # wanted proportions of the fa
 
 
 @dataclass(frozen=True)
-class Design:
+class ProposedDesign:
     """A network within the budget.
 
     Attributes:
@@ -44,7 +44,7 @@ class Design:
 
 
 @dataclass(eq=False)
-class Bench:
+class DesignBuilder:
     """Makes designs from one network, with exact costs.
 
     Args:
@@ -61,7 +61,7 @@ class Bench:
     divisor: int = 1
     dropped: dict[str, str] = field(default_factory=dict)
     _scenes: dict[tuple[Edit, ...], Scene | str] = field(default_factory=dict, repr=False)
-    _designs: dict[tuple[str, tuple[Edit, ...]], Design | None] = field(default_factory=dict, repr=False)
+    _designs: dict[tuple[str, tuple[Edit, ...]], ProposedDesign | None] = field(default_factory=dict, repr=False)
     _built_widths: dict[tuple[tuple[Edit, ...], tuple[Width, ...]], Architecture] = field(
         default_factory=dict, repr=False
     )
@@ -99,14 +99,14 @@ class Bench:
 
     def design(
         self, words: str, structure: Sequence[Edit] = (), shape: Shape | None = None, factor: str = ""
-    ) -> Design | None:
+    ) -> ProposedDesign | None:
         """Make a design: the structure, with widths in the given proportions that use the budget up.
 
         Args:
             words: What it is; of one name and structure there is one design.
             structure: Edits of depth, operators and resolution.
             shape: Proportions of the widths; None: those that the structure has.
-            factor: See `Design`.
+            factor: See `ProposedDesign`.
 
         Returns:
             None where it cannot be made; then `dropped` says why.
@@ -118,12 +118,12 @@ class Bench:
             self._designs[key] = replace(design, factor=factor, shape=shape) if design is not None else None
         return self._designs[key]
 
-    def _unshaped(self, structure: tuple[Edit, ...]) -> Design | None:
+    def _unshaped(self, structure: tuple[Edit, ...]) -> ProposedDesign | None:
         """Return the design of a structure in its own proportions, whatever it was called; None: not made yet."""
         same = (design for (_, known), design in self._designs.items() if known == structure)
         return next((design for design in same if design is not None and design.shape is None), None)
 
-    def uniform(self, words: str) -> Design | None:
+    def uniform(self, words: str) -> ProposedDesign | None:
         """Return what method `uniform` proposes, to the channel, so that nothing is lost to a rounding."""
         key = f"{words}, as method uniform", ()
         if key not in self._designs:
@@ -137,14 +137,14 @@ class Bench:
             self._designs[key] = design
         return self._designs[key]
 
-    def _tried(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> Design | None:
+    def _tried(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> ProposedDesign | None:
         try:
             return self._made(words, structure, shape)
         except (BudgetError, EditError, ReadError, ConvwrightError) as error:
             self.dropped[words] = str(error).rstrip(".")
             return None
 
-    def _made(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> Design:
+    def _made(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> ProposedDesign:
         scene = self.scene(structure)
         if not scene.arch.free_groups:
             return self._fixed(words, structure, scene)
@@ -152,7 +152,7 @@ class Bench:
         if not self.widths_only:  # else its one estimate is for this network
             limits = limits.fitted(scene.arch, lambda within: self._chosen(structure, scene, shape, within))
         placed = self._place(scene, shape, limits)
-        return Design(words, structure, (*structure, *placed.edits), placed.use, placed.ratio)
+        return ProposedDesign(words, structure, (*structure, *placed.edits), placed.use, placed.ratio)
 
     def _chosen(
         self, structure: tuple[Edit, ...], scene: Scene, shape: Shape | None, limits: Limits
@@ -175,10 +175,10 @@ class Bench:
         ratio = math.exp(math.fsum(logs) / len(logs))
         return _Placed(surface.edits(place.widths), surface.sizes(place.widths), place.use, ratio)
 
-    def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> Design:
+    def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> ProposedDesign:
         if not self.meets(scene):
             raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
-        return Design(words, structure, structure, scene.use)
+        return ProposedDesign(words, structure, structure, scene.use)
 
     def meets(self, scene: Scene) -> bool:
         """Return whether a network keeps the budget as it is: counted, and measured where a limit is on that."""
@@ -199,7 +199,7 @@ class _Placed:
         edits: What changes.
         sizes: Of all free groups.
         use: Share of the tightest limit.
-        ratio: As of `Design`.
+        ratio: As of `ProposedDesign`.
     """
 
     edits: tuple[Width, ...]

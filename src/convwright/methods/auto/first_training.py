@@ -15,7 +15,7 @@ from convwright.metrics.quality.channel_quality import members
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.cost.budget import Limits
-    from convwright.methods.auto.designs import Bench
+    from convwright.methods.auto.designs import DesignBuilder
     from convwright.methods.base import Evidence
 
 BUNDLES = "bundles"
@@ -57,7 +57,7 @@ class FirstTraining:
         """What to observe in a training whose network neighbours are proposed for."""
         return (PROBE,) if self.measured else ()
 
-    def found(self, base: Evidence, bench: Bench) -> Findings:
+    def found(self, base: Evidence, bench: DesignBuilder) -> Findings:
         """Return what is known after the first training."""
         residual = any(block.kind == "residual" for block in self.arch.blocks)
         read = read_conflicts(base, "any" if residual else "last", 1)

@@ -12,7 +12,7 @@ from convwright.cost.budget import MEASURED, METRICS, Limits, costs_of, feasible
 from convwright.edits import Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, did_you_mean
 from convwright.methods.auto.design_search import DesignSearch, Runner, Runners, reasons
-from convwright.methods.auto.designs import Bench, Design
+from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import quality_of
 from convwright.methods.auto.proposals import Findings, neighbours, proposals
 from convwright.methods.base import Candidate, Evidence, register
@@ -35,14 +35,14 @@ _COSTS = 2  # beside accuracy
 
 
 @dataclass(eq=False)
-class Level(Bench):
+class Level(DesignBuilder):
     """Makes designs at one cost; structures are built once for all levels.
 
     Attributes:
         top: Of the highest level; None: structures are built here.
     """
 
-    top: Bench | None = None
+    top: DesignBuilder | None = None
 
     def scene(self, structure: Sequence[Edit]) -> Scene:
         """Return the network after edits of structure.
@@ -200,11 +200,11 @@ class ParetoSearch(DesignSearch):
     @property
     def finals(self) -> tuple[int, ...]:
         """The trials of networks that were trained to the end and meet the budget, so far."""
-        return tuple(number for number in self._ends if number in self.told and self._meets(self.told[number]))
+        return tuple(number for number in self._ends if number in self.results and self._meets(self.results[number]))
 
     # ------------------------------------------------------------------ costs
 
-    def _levels(self) -> tuple[tuple[Bench, ...], tuple[str, ...]]:
+    def _levels(self) -> tuple[tuple[DesignBuilder, ...], tuple[str, ...]]:
         """Return what makes designs at each level of the first cost, and the levels that no width reaches."""
         metric = self.objective[0]
         unmeasured = [m for m in self.objective if m in MEASURED and m not in self.limits.limits]
@@ -220,7 +220,7 @@ class ParetoSearch(DesignSearch):
         levels = [math.floor(top * 2 ** (-i / 2)) for i in range(_LEVELS)]
         reached = [level for level in levels if level >= least] or levels[:1]
         top_level, *lower = (self._limited(metric, level) for level in reached)
-        first = Bench(self.arch, top_level, self.divisor)
+        first = DesignBuilder(self.arch, top_level, self.divisor)
         benches = (first, *(Level(self.arch, limits, self.divisor, top=first) for limits in lower))
         return benches, tuple(human(level, metric) for level in levels if level not in reached)
 
@@ -268,11 +268,11 @@ class ParetoSearch(DesignSearch):
             members = near
         yield from self._end(base, members)
 
-    def _population(self, found: Findings, most: int) -> list[tuple[Bench, Design]]:
+    def _population(self, found: Findings, most: int) -> list[tuple[DesignBuilder, ProposedDesign]]:
         """Return the first proposal of each level, then the second of each, and so forth; equal networks once."""
         each = math.ceil(most / len(self.benches)) + 1  # one more, where a network comes at two levels
         columns = [[(bench, d) for d in proposals(bench, found, each) if d.edits] for bench in self.benches]
-        begun: list[tuple[Bench, Design]] = []
+        begun: list[tuple[DesignBuilder, ProposedDesign]] = []
         for row in zip_longest(*columns):
             for entry in row:
                 if entry is not None and len(begun) < most and self._is_new(entry[1].edits):
@@ -301,7 +301,7 @@ class ParetoSearch(DesignSearch):
 
     def _round(self, number: int, members: _Members) -> Generator[Batch, tuple[Evidence, ...], _Members | None]:
         """Try neighbours of those that are farthest from the others; return what is gone on with, None at the end."""
-        size, spent = len(members), self.told[members[0].trial].candidate.epochs
+        size, spent = len(members), self.results[members[0].trial].candidate.epochs
         if self.left < size + 1:
             return None
         share = max(self.left // (self.rounds - number + 1), min(self.left, 2 * size))
@@ -332,8 +332,8 @@ class ParetoSearch(DesignSearch):
         except EditError as error:
             self._note(f"neighbours, round {number}", {}, None, f"none of {member.words}: {error}")
             return []
-        bench = Bench(origin, self._limited(metric, member.costs[metric]), self.divisor)
-        quality = quality_of(self.told[member.trial], origin, bench.limits, self.divisor)
+        bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.divisor)
+        quality = quality_of(self.results[member.trial], origin, bench.limits, self.divisor)
         return [
             replace(member, origin=bench, design=d, plan=member.plan.with_edits(*d.edits))
             for d in neighbours(bench, member.design, quality)
@@ -349,7 +349,7 @@ class ParetoSearch(DesignSearch):
         finals = [members[front[i]] for i in spread([points[i] for i in front], self.points)]
         epochs = finals[0].epochs + self.tune_epochs
         self._step += 1
-        self._ends = range(len(self.told), len(self.told) + len(finals))
+        self._ends = range(len(self.results), len(self.results) + len(finals))
         *found, _ = yield (
             *(self._candidate(member, self.tune_epochs) for member in finals),
             Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline"),
@@ -419,7 +419,7 @@ class ParetoSearch(DesignSearch):
         ]
         return "; ".join(parts)
 
-    def _propose(self, begun: Sequence[tuple[Bench, Design]]) -> None:
+    def _propose(self, begun: Sequence[tuple[DesignBuilder, ProposedDesign]]) -> None:
         metric = self.objective[0]
         listed = ", ".join(f"{d.words} at {human(bench.limits.limits[metric], metric)}" for bench, d in begun)
         dropped = self._dropped()

@@ -16,7 +16,16 @@ from convwright.architecture import Architecture
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution
 from convwright.edits.depth import why_not_removable
 from convwright.errors import ConvwrightError, EditError
-from convwright.methods.auto.designs import Bench, Design, Shape, inner, ranked, tapered, together, weighed
+from convwright.methods.auto.designs import (
+    DesignBuilder,
+    ProposedDesign,
+    Shape,
+    inner,
+    ranked,
+    tapered,
+    together,
+    weighed,
+)
 from convwright.methods.channel_search.updates import relative_values
 from convwright.methods.conflicts.blocks import BlockGroups
 from convwright.methods.receptive_field.kernel_optimizer import optimize_kernels
@@ -82,7 +91,7 @@ def qualities(values: Mapping[str, float]) -> dict[str, float]:
 # ------------------------------------------------------------------ the proposals
 
 
-def proposals(bench: Bench, findings: Findings, most: int | None = None) -> tuple[Design, ...]:
+def proposals(bench: DesignBuilder, findings: Findings, most: int | None = None) -> tuple[ProposedDesign, ...]:
     """Return the designs worth a training, the most promising first; equal networks once.
 
     The first is one ratio for all widths. Where widths alone do not bring the network to the budget (as with latency:
@@ -108,7 +117,7 @@ def proposals(bench: Bench, findings: Findings, most: int | None = None) -> tupl
     return tuple(distinct.values())
 
 
-def _plain(bench: Bench, findings: Findings) -> tuple[Design | None, _Cut]:
+def _plain(bench: DesignBuilder, findings: Findings) -> tuple[ProposedDesign | None, _Cut]:
     """Return what the others are to beat, and the blocks that all of them are without."""
     uniform = bench.uniform("uniform widths")
     if uniform is not None and not (bench.limits.measures and uniform.ratio < _NARROWEST):
@@ -121,16 +130,16 @@ def _plain(bench: Bench, findings: Findings) -> tuple[Design | None, _Cut]:
     return uniform, ()
 
 
-def _key(design: Design) -> frozenset[str]:
+def _key(design: ProposedDesign) -> frozenset[str]:
     return frozenset(map(str, design.edits))
 
 
-def _in_proportion(design: Design, plain: Design | None) -> bool:
+def _in_proportion(design: ProposedDesign, plain: ProposedDesign | None) -> bool:
     usual = plain.ratio if plain is not None else 1.0
     return min(_NARROWEST, usual) <= design.ratio <= max(_WIDEST, usual)
 
 
-def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | None]:
+def _drafts(bench: DesignBuilder, findings: Findings, base: _Cut) -> Iterator[ProposedDesign | None]:
     """Yield what is expected to be best, then designs that change one thing each; `combinations` joins those.
 
     Args:
@@ -152,7 +161,7 @@ def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | N
     if few:
         yield bench.design(_said("fewer blocks", few), few, factor="depth")
 
-    def widths(words: str, shape: Shape, factor: str) -> Design | None:
+    def widths(words: str, shape: Shape, factor: str) -> ProposedDesign | None:
         return bench.design(_said(words, base) if base else words, base, shape, factor)
 
     for words in order:
@@ -175,7 +184,9 @@ def _drafts(bench: Bench, findings: Findings, base: _Cut) -> Iterator[Design | N
         yield from _deeper(bench, "more blocks, narrower")
 
 
-def _expected(bench: Bench, few: _Cut, crowded: bool, sizes: Sequence[tuple[int, Edit]]) -> Design | None:
+def _expected(
+    bench: DesignBuilder, few: _Cut, crowded: bool, sizes: Sequence[tuple[int, Edit]]
+) -> ProposedDesign | None:
     """Return what is expected to be best; where most work is done on tiny maps, it is all that leads away from these.
 
     Args:
@@ -196,7 +207,7 @@ def _said(words: str, cut: Sequence[Edit]) -> str:
     return f"{words} ({len(names)} removed: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
 
 
-def _grows(bench: Bench) -> bool:
+def _grows(bench: DesignBuilder) -> bool:
     """Whether the budget leaves room for more than the network is."""
     try:
         return bench.scene(()).use < 0.95
@@ -207,7 +218,7 @@ def _grows(bench: Bench) -> bool:
 # ------------------------------------------------------------------ depth
 
 
-def _cuts(bench: Bench, findings: Findings, base: _Cut) -> dict[str, _Cut]:
+def _cuts(bench: DesignBuilder, findings: Findings, base: _Cut) -> dict[str, _Cut]:
     """Return which blocks go, by what decides it; those of `base` go in any case."""
     if bench.widths_only:
         return {}
@@ -244,7 +255,7 @@ def _kept_apart(groups: BlockGroups, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(gone)
 
 
-def _deeper(bench: Bench, words: str) -> Iterator[Design | None]:
+def _deeper(bench: DesignBuilder, words: str) -> Iterator[ProposedDesign | None]:
     if bench.widths_only:
         return
     try:
@@ -266,7 +277,7 @@ def _on_tiny_maps(arch: Architecture) -> float:
     return sum(macs.get(name, 0) for name in tiny) / max(1, sum(macs.values()))
 
 
-def _sizes(bench: Bench, larger_first: bool) -> Iterator[tuple[int, Edit]]:
+def _sizes(bench: DesignBuilder, larger_first: bool) -> Iterator[tuple[int, Edit]]:
     """Yield resolutions to try."""
     shape = bench.arch.example_input.shape
     if bench.widths_only or len(shape) != 4 or shape[-1] != shape[-2]:
@@ -284,7 +295,7 @@ def _sizes(bench: Bench, larger_first: bool) -> Iterator[tuple[int, Edit]]:
         yield new, Resolution(new)
 
 
-def _organized(bench: Bench) -> Design | None:
+def _organized(bench: DesignBuilder) -> ProposedDesign | None:
     words = "blocks by 3D receptive field"
     try:
         edits = organize(bench.arch, Rule("greedy", score="log")).edits
@@ -294,7 +305,7 @@ def _organized(bench: Bench) -> Design | None:
     return bench.design(words, edits, factor="depth") if edits else None
 
 
-def _operators(bench: Bench) -> Design | None:
+def _operators(bench: DesignBuilder) -> ProposedDesign | None:
     words = "cheaper operators where no field is lost"
     counted = all(metric in ("macs", "params") for metric in bench.limits.limits)
     try:
@@ -308,7 +319,9 @@ def _operators(bench: Bench) -> Design | None:
 # ------------------------------------------------------------------ combinations and neighbours
 
 
-def combinations(bench: Bench, present: Design, others: Sequence[Design], most: int) -> tuple[Design, ...]:
+def combinations(
+    bench: DesignBuilder, present: ProposedDesign, others: Sequence[ProposedDesign], most: int
+) -> tuple[ProposedDesign, ...]:
     """Return designs that join to a design what made others better, back on the budget.
 
     The first is joined by the best of the others, the next by the two best, then by the second alone, and so on.
@@ -320,13 +333,13 @@ def combinations(bench: Bench, present: Design, others: Sequence[Design], most: 
             better one does, are left out.
         most: So many at most.
     """
-    known, distinct = _factors(present), list[Design]()
+    known, distinct = _factors(present), list[ProposedDesign]()
     for design in others:
         if not known & _factors(design):
             known |= _factors(design)
             distinct.append(design)
     orders = [distinct[i:end] for end in range(1, len(distinct) + 1) for i in range(end)]
-    found = dict[frozenset[str], Design]()
+    found = dict[frozenset[str], ProposedDesign]()
     for joined in orders:
         if len(found) >= most:
             break
@@ -338,11 +351,11 @@ def combinations(bench: Bench, present: Design, others: Sequence[Design], most: 
     return tuple(found.values())
 
 
-def _factors(design: Design) -> set[str]:
+def _factors(design: ProposedDesign) -> set[str]:
     return set(design.factor.split("+"))
 
 
-def _structure(present: Design, joined: Sequence[Design]) -> tuple[Edit, ...]:
+def _structure(present: ProposedDesign, joined: Sequence[ProposedDesign]) -> tuple[Edit, ...]:
     """Return the structure of several: a new resolution first, and nothing for blocks that are gone."""
     edits = [edit for each in joined for edit in each.structure]
     gone = tuple(f"{e.target}." for e in (*present.structure, *edits) if isinstance(e, RemoveBlock))
@@ -350,12 +363,14 @@ def _structure(present: Design, joined: Sequence[Design]) -> tuple[Edit, ...]:
     return tuple(sorted(left, key=lambda edit: not isinstance(edit, Resolution)))
 
 
-def _shape(joined: Sequence[Design]) -> Shape | None:
+def _shape(joined: Sequence[ProposedDesign]) -> Shape | None:
     shapes = [each.shape for each in joined if each.shape is not None]
     return together(shapes) if shapes else None
 
 
-def neighbours(bench: Bench, design: Design, quality: Mapping[str, float]) -> tuple[Design, ...]:
+def neighbours(
+    bench: DesignBuilder, design: ProposedDesign, quality: Mapping[str, float]
+) -> tuple[ProposedDesign, ...]:
     """Return designs near one: some of its width moved, or one block more or less, back on the budget.
 
     Args:
@@ -377,7 +392,7 @@ def neighbours(bench: Bench, design: Design, quality: Mapping[str, float]) -> tu
     return tuple(distinct.values())
 
 
-def _other_depths(bench: Bench, design: Design) -> list[Design | None]:
+def _other_depths(bench: DesignBuilder, design: ProposedDesign) -> list[ProposedDesign | None]:
     """Return one block less where most are, and one more there where fewest are, with the widths solved again."""
     if bench.widths_only:
         return []
@@ -387,7 +402,7 @@ def _other_depths(bench: Bench, design: Design) -> list[Design | None]:
         return []
     less = max((k for k in knobs if k.removable), key=lambda k: k.depth, default=None)
     more = min((k for k in knobs if k.template), key=lambda k: k.depth, default=None)
-    found: list[Design | None] = []
+    found: list[ProposedDesign | None] = []
     if less is not None and why_not_removable(bench.arch, bench.arch.block(less.removable[0])) is None:
         edit = RemoveBlock(less.removable[0])
         found.append(bench.design(f"{design.words}; without {edit.target}", (edit,)))

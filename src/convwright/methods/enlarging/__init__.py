@@ -1,6 +1,9 @@
 """``greedy`` and ``scaling``: where more MACs should go, in width, depth or resolution."""
 
 from convwright.methods.enlarging import compound  # noqa: F401 - registers its methods
-from convwright.methods.enlarging.greedy import Chosen, GreedyEnlarging, Judgements, Member, Refined
+from convwright.methods.enlarging.greedy import Chosen, FamilyNetwork, GreedyEnlarging, Judgements, Refined
+from convwright.renamed import renamed
 
-__all__ = ["Chosen", "GreedyEnlarging", "Judgements", "Member", "Refined"]
+__all__ = ["Chosen", "FamilyNetwork", "GreedyEnlarging", "Judgements", "Refined"]
+
+__getattr__ = renamed(__name__, {"Member": "FamilyNetwork"})

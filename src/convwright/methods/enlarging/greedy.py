@@ -22,7 +22,6 @@ from convwright.methods.enlarging.enlarging_checks import (
     given_limits,
 )
 from convwright.methods.enlarging.enlarging_scores import mean_of, row, said, score_of, told_of
-from convwright.methods.enlarging.greedy_halving import Halving
 from convwright.methods.enlarging.growth import (
     Growth,
     Level,
@@ -39,6 +38,7 @@ from convwright.methods.enlarging.growth import (
     ranked,
     trimmed,
 )
+from convwright.methods.enlarging.halving import Halving
 from convwright.methods.enlarging.space import EnlargingSpace, Metric
 from convwright.methods.phased.phased import Decision
 from convwright.methods.script import Batch, Script, Scripted
@@ -55,7 +55,7 @@ _USUAL_GROWTH = 1.1  # of the budget per step: 20 % in one stage is a violent mo
 
 
 @dataclass(frozen=True)
-class Member:
+class FamilyNetwork:
     """One network of the family that a run leaves behind.
 
     Attributes:
@@ -234,17 +234,17 @@ class GreedyEnlarging(Scripted):
         return evidence.usable and counted.met(costs)
 
     @property
-    def family(self) -> tuple[Member, ...]:
+    def family(self) -> tuple[FamilyNetwork, ...]:
         """The networks on the way to the best one so far, from small to large."""
         self.ask()
         steps = self._best.line[1:] if self._best is not None else ()
         return tuple(self._member(step) for step in steps)
 
-    def _member(self, step: Step) -> Member:
+    def _member(self, step: Step) -> FamilyNetwork:
         evidence = self._found[step.level, step.point]
         widths, depths, side = self.space.parts(step.point)
         costs = self.stages.costs(widths, depths, side)
-        return Member(widths, depths, side, costs, evidence.score, evidence.trial, evidence.candidate.plan)
+        return FamilyNetwork(widths, depths, side, costs, evidence.score, evidence.trial, evidence.candidate.plan)
 
     # ------------------------------------------------------------------ the course of the search
 

@@ -145,7 +145,7 @@ class PhasedDesign(Scripted):
     def best(self) -> Evidence | None:
         """Return what the last decision kept; where that breaks a limit, the most accurate trial within the limits."""
         self.ask()  # decides what can be decided
-        fit = [e for _, e in sorted(self.told.items()) if e.candidate.role == "candidate" and self._meets(e)]
+        fit = [e for _, e in sorted(self.results.items()) if e.candidate.role == "candidate" and self._meets(e)]
         if self.at is not None and self.at.evidence in fit:
             return self.at.evidence
         return max(fit, key=lambda e: e.score, default=None)

@@ -21,7 +21,7 @@ from convwright.methods.proposals import OneProposal, Proposal
 from convwright.methods.receptive_field.layer_operators import Choice, Menu, Place, choices, find_places
 from convwright.methods.receptive_field.organizer import check_counted
 from convwright.methods.receptive_field.stage_units import unjudged
-from convwright.metrics.receptive_field.size import Sight, StagePart
+from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer, Stage
@@ -99,7 +99,7 @@ def optimize_kernels(
     arch: Architecture,
     menu: Menu | None = None,
     tolerance: float = 1.0,
-    sight: Sight | None = None,
+    sight: FieldMeasure | None = None,
     limits: Limits | None = None,
 ) -> Kernels:
     """Choose the cheapest operators with which no stage sees less, or just cheap enough ones for a budget.
@@ -120,7 +120,7 @@ def optimize_kernels(
     """
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance <= 1:
         raise ConvwrightError(f"tolerance is a number above 0 and at most 1, not {tolerance!r}")
-    menu, sight = menu or Menu(), sight or Sight()
+    menu, sight = menu or Menu(), sight or FieldMeasure()
     places, stays = find_places(arch, menu)
     judged = _Judged(arch, places)
     stays = {**stays, **judged.stays}
@@ -138,7 +138,7 @@ def optimize_kernels(
         if any(name in by_name for name in stage.layers)
     ]
     bill = _Bill(arch, {name: place.first for name, place in by_name.items()})
-    chosen = {name: choice for bench in benches for name, choice in bench.settle().items()}
+    chosen = {name: choice for bench in benches for name, choice in bench.resolve().items()}
     if limits is not None and limits.met(bill.costs(chosen)):
         chosen = _given_back(chosen, benches, bill, limits)
     stages = tuple(bench.record(chosen) for bench in benches)
@@ -222,7 +222,7 @@ class _Bench:
         stage: Stage,
         places: Mapping[str, Place],
         offers: Mapping[str, tuple[Choice, ...]],
-        sight: Sight,
+        sight: FieldMeasure,
         tolerance: float,
     ) -> None:
         self.stage, self.sight = stage, sight
@@ -244,7 +244,7 @@ class _Bench:
         """Whether the stage sees enough with some operators; those of other stages do not count."""
         return self.share({name: chosen[name] for name in self.places if name in chosen}) >= self.floor
 
-    def settle(self) -> Chosen:
+    def resolve(self) -> Chosen:
         """Choose alike for all layers first, then cheaper ones layer by layer, the most expensive first."""
         chosen = self._alike()
         order = sorted(self.places, key=lambda name: -self.places[name].first.params)
@@ -322,7 +322,7 @@ class KernelOptimizer(OneProposal):
         divisor: int = 1,
         menu: Menu | None = None,
         tolerance: float = 1.0,
-        sight: Sight | None = None,
+        sight: FieldMeasure | None = None,
     ) -> None:
         check_counted(limits)
         self.kernels = optimize_kernels(arch, menu, tolerance, sight, limits)

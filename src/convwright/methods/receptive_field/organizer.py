@@ -21,7 +21,7 @@ from convwright.methods.base import register
 from convwright.methods.proposals import OneProposal, Proposal
 from convwright.methods.receptive_field.stage_units import UnitCost, find_units
 from convwright.methods.receptive_field.unit_moves import MODES, Counts, Desk, Mode, Move, Rule
-from convwright.metrics.receptive_field.size import Sight
+from convwright.metrics.receptive_field.size import FieldMeasure
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -71,7 +71,7 @@ class Organization:
 
 
 def organize(
-    arch: Architecture, rule: Rule | None = None, limits: Limits | None = None, sight: Sight | None = None
+    arch: Architecture, rule: Rule | None = None, limits: Limits | None = None, sight: FieldMeasure | None = None
 ) -> Organization:
     """Distribute a network's units over its stages by 3DRF gain.
 
@@ -167,7 +167,7 @@ class ReceptiveFieldOrganizer(OneProposal):
         divisor: int = 1,
         mode: Mode | None = None,
         rule: Rule | None = None,
-        sight: Sight | None = None,
+        sight: FieldMeasure | None = None,
     ) -> None:
         check_counted(limits)
         chosen = rule or Rule("greedy" if limits is None else "spend")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from convwright.edits import AddBlock, Edit, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
 from convwright.errors import EditError
-from convwright.metrics.receptive_field.size import Sight, StagePart
+from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Block, Stage
@@ -52,7 +52,7 @@ class UnitStage:
     repeatable: str
     costs: Mapping[str, UnitCost]
     reason: str
-    sight: Sight
+    sight: FieldMeasure
     _shares: dict[int, float] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -157,14 +157,14 @@ class Units:
         return tuple(e for stage, n in zip(self.stages, counts, strict=True) for e in stage.edits(n))
 
 
-def find_units(arch: Architecture, sight: Sight | None = None) -> Units:
+def find_units(arch: Architecture, sight: FieldMeasure | None = None) -> Units:
     """Return the stages of a network as runs of units.
 
     Args:
         arch: the network.
         sight: how fields are measured; clipped 3DRF if not given.
     """
-    sight = sight or Sight()
+    sight = sight or FieldMeasure()
     stages, rest, positions, skipped = [], [], [], {}
     for stage in arch.stages:
         found = _unit_stage(arch, stage, sight)
@@ -194,7 +194,7 @@ def unjudged(walk: FieldWalk) -> list[str]:
     return lost
 
 
-def _unit_stage(arch: Architecture, stage: Stage, sight: Sight) -> UnitStage | None:
+def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitStage | None:
     blocks = _outermost(arch, [arch.block(name) for name in stage.blocks])
     if not blocks:
         return None

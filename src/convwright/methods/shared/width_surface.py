@@ -19,7 +19,7 @@ from convwright.cost.budget import MEASURED, human
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Ints
 from convwright.edits import Width, solve
-from convwright.edits.room import MOST_CHANNELS
+from convwright.edits.surgery import MOST_CHANNELS
 from convwright.errors import BudgetError, ConvwrightError, EditError
 
 if TYPE_CHECKING:

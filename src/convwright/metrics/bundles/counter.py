@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from convwright.errors import ConvwrightError, DataError
-from convwright.metrics.bundles.bundle_inputs import Numbers, as_labels, as_rows
 from convwright.metrics.bundles.counts import Counts, Groups, KeyStore, count
+from convwright.metrics.bundles.inputs import Numbers, as_labels, as_rows
 from convwright.metrics.bundles.row_hash import row_keys, rows_at_a_time
 from convwright.metrics.bundles.verify import BundleCheck, other_count
 from convwright.metrics.bundles.weight_grid import Mode, WeightGrid

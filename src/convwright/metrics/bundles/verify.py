@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from convwright.errors import ConvwrightError, DataError
-from convwright.metrics.bundles.bundle_inputs import Numbers
 from convwright.metrics.bundles.counts import Groups
+from convwright.metrics.bundles.inputs import Numbers
 from convwright.metrics.bundles.row_hash import row_keys, rows_at_a_time
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from convwright.metrics.receptive_field import rules as field_rules  # noqa: F40
 from convwright.metrics.receptive_field.extent import Extent, Position
 from convwright.metrics.receptive_field.field import Value
 from convwright.metrics.receptive_field.interpreter import FieldWalk
-from convwright.metrics.receptive_field.size import Sight, StagePart, scope_size
+from convwright.metrics.receptive_field.size import FieldMeasure, StagePart, scope_size
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer, Stage
@@ -268,7 +268,7 @@ class _Judge:
 
     def __init__(self, arch: Architecture, clip: bool) -> None:
         self.arch = arch
-        self.sight = Sight(clip)
+        self.sight = FieldMeasure(clip)
         self.skipped: dict[str, str] = {}
         self.costs = {cost.name: cost for cost in arch.profile().layers}
         self.stage_of = {name: stage.name for stage in arch.stages for name in stage.layers}

@@ -204,7 +204,7 @@ class FieldWalk:
             elif number < 0:
                 return None
             elif isinstance(x.grids[number], Plane):
-                settled = settle(x, number, axes[place])
+                settled = resolve(x, number, axes[place])
                 if settled is None:
                     return None
                 x = settled
@@ -302,7 +302,7 @@ def settled(x: Value) -> Value:
     """Return a value in which units that were cut out of an axis, in equal steps, are numbered from zero again."""
     for number, grid in enumerate(x.grids):
         if isinstance(grid, Plane) and len(grid.axes) == 1:
-            x = settle(x, number, grid.axes[0]) or x
+            x = resolve(x, number, grid.axes[0]) or x
     return x
 
 
@@ -402,7 +402,7 @@ def _with_grid(x: Value, number: int, grid: Grid) -> Value:
     return replace(x, grids=tuple(grids))
 
 
-def settle(x: Value, number: int, axis: int) -> Value | None:
+def resolve(x: Value, number: int, axis: int) -> Value | None:
     """Return a value in which the units of one scope axis lie along one tensor axis, in equal steps.
 
     Where the units also vary along other axes, each place there gets a field of its own, moved by its start.

@@ -23,7 +23,7 @@ from convwright.metrics.receptive_field.interpreter import (
     Mixing,
     Values,
     field_rule,
-    settle,
+    resolve,
 )
 from convwright.metrics.receptive_field.shape_rules import shape_operator
 
@@ -286,7 +286,7 @@ def _contracted(walk: FieldWalk, node: fx.Node, x: Value, axis: int) -> Values:
     shape = shape_of(node)
     for number, grid in enumerate(x.grids):
         if isinstance(grid, Plane) and axis in grid.axes and len(grid.axes) > 1 and not x.whole:
-            found = (settle(x, number, other) for other in grid.axes if other != axis)
+            found = (resolve(x, number, other) for other in grid.axes if other != axis)
             x_or_none = next((f for f in found if f is not None), None)
             if x_or_none is None:
                 return walk.skip(node, _REARRANGED)

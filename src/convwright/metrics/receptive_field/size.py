@@ -35,7 +35,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Sight:
+class FieldMeasure:
     """A way to count what a unit sees.
 
     Attributes:

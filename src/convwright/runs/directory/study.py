@@ -33,7 +33,7 @@ from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import LOCK, owned, read_json, refuse_file, write_json
 from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.directory.storage import Storage, check_url
-from convwright.runs.directory.trial_index import CHANGEABLE, Courses
+from convwright.runs.directory.trial_index import CHANGEABLE, TrialIndex
 
 FORMAT = "convwright run"
 VERSION = 1
@@ -67,7 +67,7 @@ class Study:
         folder: The directory; made if it is not there.
         settings: Plain JSON values that the results depend on. A resumed run must have the same; only ``budget``,
             ``limits`` and ``time`` may be others.
-        settle: Returns what a new run settles once for all trials, by measurement: plain JSON values. A
+        resolve: Returns what a new run settles once for all trials, by measurement: plain JSON values. A
             resumed run keeps what was settled.
         resume: Continue the run that is there.
         command: How to name this run to a person.
@@ -82,7 +82,7 @@ class Study:
         self,
         folder: Path,
         settings: Mapping[str, Any],
-        settle: Callable[[], Mapping[str, Any]] = dict,
+        resolve: Callable[[], Mapping[str, Any]] = dict,
         *,
         resume: bool = False,
         command: str = "",
@@ -90,7 +90,7 @@ class Study:
     ) -> None:
         check_folder(folder, resume)
         called = check_url(storage) if storage is not None else None
-        settled = {} if resume else settle()  # before the folder is made: what fails here leaves nothing behind
+        settled = {} if resume else resolve()  # before the folder is made: what fails here leaves nothing behind
         self.folder = folder
         self.command = command
         with ExitStack() as stack:
@@ -102,7 +102,7 @@ class Study:
             self._storage = self._opened(content, storage, called, resume)
             stack.callback(self._storage.close)
             course = self._course(content, resume)
-            self._courses = Courses(self._storage, course, self._damaged)
+            self._courses = TrialIndex(self._storage, course, self._damaged)
             self._held = stack.pop_all()
         self.storage, self.study = self._storage.storage, self._storage.study
 

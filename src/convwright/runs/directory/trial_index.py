@@ -24,7 +24,7 @@ _ADOPTED = "adopted"  # adopted.COURSE.NUMBER: a candidate of that course is a t
 _NO_MATTER = ("parent", "role")  # the parent counts by its own content; the role is what the method calls it
 
 
-class Courses:
+class TrialIndex:
     """The trials of one course of a run.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from convwright.methods import Evidence
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
-from convwright.runs.executors.worker import Answer, Errand, Setup, answered
+from convwright.runs.executors.worker import Setup, WorkerResult, WorkerTask, answered
 from convwright.runs.executors.workers import gpus, interrupts_held_back, live_as_long_as, take_gpu
 
 _ENOUGH = 5.0  # seconds in which an idle process ends by itself
@@ -27,14 +27,14 @@ class _Worker:
     connection: Connection
     task: Task | None = None
 
-    def give(self, task: Task, errand: Errand) -> None:
+    def give(self, task: Task, errand: WorkerTask) -> None:
         self.task = task
         self.connection.send(errand)
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> WorkerResult | None:
         """Return the answer; None if the process is gone."""
         try:
-            found: Answer = self.connection.recv()
+            found: WorkerResult = self.connection.recv()
         except (EOFError, OSError):
             return None
         return found
@@ -117,7 +117,7 @@ class Processes:
                 return
             worker = idle or self._hired()
             try:
-                worker.give(task, Errand.of(task, self.store.trial_folder))
+                worker.give(task, WorkerTask.of(task, self.store.trial_folder))
             except OSError:  # it was killed while it had nothing to do
                 worker.task = None
                 self._buried(worker)
@@ -151,7 +151,7 @@ def _serve(connection: Connection, lifeline: Connection, packed: bytes, number: 
     take_gpu(number, devices)
     while True:
         try:
-            errand: Errand = connection.recv()
+            errand: WorkerTask = connection.recv()
         except (EOFError, OSError):
             return
         connection.send(answered(packed, errand))

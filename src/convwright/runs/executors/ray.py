@@ -15,7 +15,7 @@ from convwright.errors import RunError
 from convwright.methods import Evidence
 from convwright.runs.directory.files import digest, write
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
-from convwright.runs.executors.worker import Answer, Errand, Setup, answered
+from convwright.runs.executors.worker import Setup, WorkerResult, WorkerTask, answered
 from convwright.training.checkpoint import FILE as CHECKPOINT
 
 LOCAL = "local"
@@ -102,7 +102,7 @@ class OnRay:
             self.ray.shutdown()
 
     def _sent(self, task: Task) -> Any:
-        errand = Errand.of(task, self.store.trial_folder)
+        errand = WorkerTask.of(task, self.store.trial_folder)
         weights = None if errand.origin is None else [self._weights(errand.origin)]
         return self.work.remote(self.setup, errand, weights, self.mark)
 
@@ -118,7 +118,7 @@ class OnRay:
 
     def _evidence(self, ready: Any, task: Task) -> Evidence:
         try:
-            answer: Answer = self.ray.get(ready)
+            answer: WorkerResult = self.ray.get(ready)
         except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError) as error:
             return lost(task, f"its worker ended ({_line(error)})")
         except self.ray.exceptions.RayError as error:
@@ -204,7 +204,7 @@ def _check_reachable(address: str, remedy: str) -> None:
 # ------------------------------------------------------------------ in a worker
 
 
-def _work(packed: bytes, errand: Errand, weights: list[Any] | None, mark: tuple[str, str]) -> Answer:
+def _work(packed: bytes, errand: WorkerTask, weights: list[Any] | None, mark: tuple[str, str]) -> WorkerResult:
     """Do an errand in the run directory where it is seen, else in a folder of our own."""
     file, content = mark
     if content and digest(Path(file)) == content:

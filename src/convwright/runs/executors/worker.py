@@ -138,7 +138,7 @@ def _anywhere(model: str | nn.Module) -> str | nn.Module:
 
 
 @dataclass(frozen=True)
-class Errand:
+class WorkerTask:
     """One candidate, as a worker gets it.
 
     Attributes:
@@ -154,7 +154,7 @@ class Errand:
     folders: Mapping[int, str]
 
     @classmethod
-    def of(cls, task: Task, folder: Callable[[int], Path]) -> Errand:
+    def of(cls, task: Task, folder: Callable[[int], Path]) -> WorkerTask:
         """Return the errand of a task.
 
         Args:
@@ -191,7 +191,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorkerResult:
     """What came of an errand.
 
     Attributes:
@@ -219,7 +219,7 @@ class Answer:
         return Evidence.from_dict(self.content, task.candidate)
 
 
-def answered(packed: bytes, errand: Errand) -> Answer:
+def answered(packed: bytes, errand: WorkerTask) -> WorkerResult:
     """Do an errand; whatever happens is told."""
     try:
         setup, arch = _opened(packed)
@@ -227,11 +227,11 @@ def answered(packed: bytes, errand: Errand) -> Answer:
         evaluator = Evaluator(arch, setup.data, setup.recipe, errand, False, setup.workers, setup.proxy)
         with threads_of(setup.threads):
             found = evaluator(errand.number, candidate, errand.parents())
-        return Answer("found", found.to_dict())
+        return WorkerResult("found", found.to_dict())
     except ConvwrightError as error:
-        return Answer("refused", error.with_traceback(None))
+        return WorkerResult("refused", error.with_traceback(None))
     except Exception:
-        return Answer("broken", traceback.format_exc())
+        return WorkerResult("broken", traceback.format_exc())
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from convwright.errors import RecipeError
 from convwright.training.recipe.optimizers import build_optimizer, no_effect
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position
-from convwright.training.techniques import Setting
+from convwright.training.techniques import TechniqueContext
 
 _LOOKS = 1000  # positions at which a schedule is tried
 
@@ -35,7 +35,7 @@ def check_alone(recipe: Recipe) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def check_setting(setting: Setting) -> tuple[str, ...]:
+def check_setting(setting: TechniqueContext) -> tuple[str, ...]:
     """Check a recipe against its data and network, without running it; the techniques check themselves.
 
     Returns:
@@ -60,7 +60,7 @@ def _check_batch(recipe: Recipe, count: int) -> None:
         )
 
 
-def _check_schedule(setting: Setting) -> None:
+def _check_schedule(setting: TechniqueContext) -> None:
     """Try the schedule over the whole training, first and last step included.
 
     Raises:

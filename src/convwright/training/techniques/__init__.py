@@ -1,5 +1,6 @@
 """Training techniques: each a function for one's own loop, and a switch of the recipe with a card."""
 
+from convwright.renamed import renamed
 from convwright.training.techniques import (
     blurpool,
     branch_sparsity,
@@ -25,8 +26,8 @@ from convwright.training.techniques.technique import (
     Card,
     Effect,
     Entry,
-    Setting,
     Technique,
+    TechniqueContext,
     Training,
     made,
     technique,
@@ -38,8 +39,8 @@ __all__ = [
     "Card",
     "Effect",
     "Entry",
-    "Setting",
     "Technique",
+    "TechniqueContext",
     "Training",
     "blurpool",
     "branch_sparsity",
@@ -63,3 +64,5 @@ __all__ = [
     "technique",
     "technique_named",
 ]
+
+__getattr__ = renamed(__name__, {"Setting": "TechniqueContext"})

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from convwright.architecture.branches import branch_ends
 from convwright.training.techniques.structural import as_architecture
-from convwright.training.techniques.technique import Card, Effect, Setting, Technique, Training, technique
+from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -105,7 +105,7 @@ class BranchSparsity(Technique):
     strength: float = Field(0.005, gt=0)
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches that it cannot shorten."""
         found, missed = _ends(setting.arch, trained=True)
         if not found:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from convwright.errors import RecipeError
 from convwright.training.techniques.averaging import AveragingEffect
-from convwright.training.techniques.technique import Card, Setting, Technique, Training, technique
+from convwright.training.techniques.technique import Card, Technique, TechniqueContext, Training, technique
 
 
 @technique(
@@ -42,7 +42,7 @@ class Ema(Technique):
     excludes: ClassVar[Mapping[str, str]] = {"swa": "both decide which weights are handed back; keep one of them"}
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse an average that never begins, and warn of one that reaches back to the first weights."""
         updates = (setting.steps - round(self.start * setting.steps)) // self.interval
         if updates < 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from convwright.training.techniques.technique import Card, Setting, Technique, technique
+from convwright.training.techniques.technique import Card, Technique, TechniqueContext, technique
 
 
 class Flipped(nn.Module):
@@ -46,7 +46,7 @@ class TestFlip(Technique):
     __test__ = False  # not a test, whatever pytest thinks of the name
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the network never saw mirrored images."""
         if not setting.recipe.hflip:
             return ("techniques.test_flip: the recipe trains without mirrored images (hflip: false)",)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from convwright.training.techniques.technique import Card, Effect, Setting, Technique, Training, technique
+from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
 
 
 def lookahead(fast: Iterable[Tensor], slow: Iterable[Tensor], alpha: float = 0.5) -> None:
@@ -51,7 +51,7 @@ class Lookahead(Technique):
     k: int = Field(6, ge=1)
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the slow weights are always the optimizer's, or never move."""
         if self.alpha == 1:
             return ("techniques.lookahead.alpha=1 has no effect: the slow weights are the optimizer's",)

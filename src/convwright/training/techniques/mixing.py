@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from convwright.errors import RecipeError
-from convwright.training.techniques.technique import Effect, Setting, Technique, Training
+from convwright.training.techniques.technique import Effect, Technique, TechniqueContext, Training
 
 
 class Mixing(Technique):
@@ -32,7 +32,7 @@ class Mixing(Technique):
         raise NotImplementedError
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse batches of one image: there is nothing to blend with."""
         if setting.recipe.batch_size < 2:
             raise RecipeError(f"recipe field techniques.{self.name}: batch_size=1 leaves nothing to blend with")

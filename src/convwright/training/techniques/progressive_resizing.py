@@ -11,7 +11,7 @@ from convwright.architecture.capture.exported import first_line
 from convwright.edits.structure import Structure
 from convwright.errors import RecipeError
 from convwright.training.techniques.structural import options_of
-from convwright.training.techniques.technique import Card, Effect, Setting, Technique, Training, technique
+from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
 
 
 def progressive_resizing(
@@ -99,7 +99,7 @@ class ProgressiveResizing(Technique):
         return height, width
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Run the network at the smallest size and at the full one; warn where all sizes are the full one.
 
         Raises:

@@ -16,7 +16,7 @@ from convwright.architecture import Architecture
 from convwright.architecture.branches import branch_ends
 from convwright.errors import RecipeError
 from convwright.training.techniques.structural import as_architecture, options_of
-from convwright.training.techniques.technique import Card, Effect, Setting, Technique, Training, technique
+from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
 
 if TYPE_CHECKING:
     from convwright.architecture.reading import InputLike
@@ -160,7 +160,7 @@ class StochasticDepth(Technique):
         return tuple(found)
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of blocks that keep their branches, and of drop paths that the network has itself."""
         return self.remarks(setting.arch)
 

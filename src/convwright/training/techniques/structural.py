@@ -14,7 +14,7 @@ from convwright.architecture import Architecture, Layer, read
 from convwright.edits import Edit, Replace
 from convwright.edits.replace import why_not_replaceable
 from convwright.errors import RecipeError
-from convwright.training.techniques.technique import Setting, Technique
+from convwright.training.techniques.technique import Technique, TechniqueContext
 
 if TYPE_CHECKING:
     from convwright.architecture.reading import InputLike
@@ -65,7 +65,7 @@ class Structural(Technique):
         return self.sites(arch).edits
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the network stays as it is."""
         found = self.sites(setting.arch)
         if found.edits:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from convwright.errors import RecipeError
 from convwright.training.techniques.averaging import AveragingEffect
-from convwright.training.techniques.technique import Card, Setting, Technique, Training, technique
+from convwright.training.techniques.technique import Card, Technique, TechniqueContext, Training, technique
 
 
 def swa_rate(factor: float, begin: float, target: float, done: float) -> float:
@@ -55,12 +55,12 @@ class Swa(Technique):
 
     excludes: ClassVar[Mapping[str, str]] = {"ema": "both decide which weights are handed back; keep one of them"}
 
-    def begin(self, setting: Setting) -> int:
+    def begin(self, setting: TechniqueContext) -> int:
         """Return the first step of averaging: of an epoch, so that each that counts was trained at its rate."""
         return math.ceil(self.start * setting.steps / setting.steps_per_epoch) * setting.steps_per_epoch
 
     @override
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse an average that is longer than the training."""
         if self.begin(setting) >= setting.steps:
             raise RecipeError(

@@ -46,7 +46,7 @@ class Card:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class TechniqueContext:
     """What a technique may look at before the first batch.
 
     Attributes:
@@ -81,7 +81,7 @@ class Training:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    setting: Setting
+    setting: TechniqueContext
     device: torch.device
     forward: Callable[[Tensor], Tensor]
     rate: Callable[[int], float]
@@ -153,7 +153,7 @@ class Technique(BaseModel):
     changes_network: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
 
-    def check(self, setting: Setting) -> tuple[str, ...]:
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Return warnings, one line each: settings that have no effect here.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 from convwright.architecture import create
 from convwright.cost import count_by_torch
 from convwright.cost.latency import compare_latency
-from convwright.experiments.designs.design import SEARCH_FORMAT, Form, Setting, opened
+from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, opened
 from convwright.experiments.designs.search_design import FOUND, Searched
 from convwright.methods import Candidate, Evidence
 from convwright.methods.phased.phased import PhasedDesign
@@ -43,13 +43,13 @@ class Kept:
 
     search: Searched
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with the found edits at the end, and its weights.
 
         Raises:
             RecipeError: The search ended without a result.
         """
-        found = self.search.settle(model, form, setting)
+        found = self.search.resolve(model, form, setting)
         weights = found.searches[-1] / FOUND
         return replace(found, weights=weights if weights.is_file() else None)
 
@@ -66,7 +66,7 @@ class Units:
 
     score: Score = "log"
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with the organizer's edits at the end; as it was where nothing moves."""
         found = organize(opened(model, form, setting.shape), Rule("greedy", score=self.score))
         return form.joined(tuple(found.edits))
@@ -87,7 +87,7 @@ class Rest:
 
     total: float
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with the number of epochs, at least one.
 
         Raises:
@@ -100,7 +100,7 @@ class Rest:
         return replace(form, epochs=max(1, int(left / (images * own) + 1e-9)))
 
 
-def _images(setting: Setting) -> int:
+def _images(setting: DesignContext) -> int:
     """Return how many images there are to train on."""
     return len(load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0).train)
 

@@ -13,7 +13,7 @@ from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError
 from convwright.experiments.designs.search_design import Searched, UpToTheEnd
 from convwright.methods import Candidate, Evidence
-from convwright.methods.auto.designs import Bench, Design, weighed
+from convwright.methods.auto.designs import DesignBuilder, ProposedDesign, weighed
 from convwright.methods.conflicts.blocks import BlockGroups
 from convwright.methods.script import Script, Scripted
 
@@ -68,7 +68,7 @@ class TpeSearch(Scripted):
     ) -> None:
         super().__init__(limits)
         self.seed, self.trials, self.trial_epochs = seed, trials, trial_epochs
-        self.bench = Bench(arch, limits)
+        self.bench = DesignBuilder(arch, limits)
         self.groups = BlockGroups.of(arch)
         self.untouched = Plan.empty(arch)
         self.places = {layer: number for number, stage in enumerate(arch.stages) for layer in stage.layers}
@@ -93,7 +93,7 @@ class TpeSearch(Scripted):
         final = Candidate(best.candidate.plan, None, 1, self.seed, weights="fresh")
         yield (final, Candidate(self.untouched, None, 1, self.seed, role="baseline", weights="fresh"))
 
-    def _drawn(self, study: optuna.Study) -> tuple[optuna.trial.Trial, Design]:
+    def _drawn(self, study: optuna.Study) -> tuple[optuna.trial.Trial, ProposedDesign]:
         """Draw until there is a network."""
         for _ in range(_DRAWS):
             trial = study.ask()
@@ -103,7 +103,7 @@ class TpeSearch(Scripted):
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         raise BudgetError(f"tpe: none of {_DRAWS} draws meets {self.limits.describe()}. Raise the budget")
 
-    def _design(self, trial: optuna.trial.Trial) -> Design | None:
+    def _design(self, trial: optuna.trial.Trial) -> ProposedDesign | None:
         numbers = sorted(set(self.places.values()))
         factors = {n: trial.suggest_float(f"width{n}", *_FACTORS, log=True) for n in numbers}
         gone = [name for n, stage in enumerate(self.groups.stages) for name in self._gone(trial, n, stage)]

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from convwright.experiments.designs.design import Design, OptimizedKernels
+from convwright.experiments.designs.design import Design, OptimizedKernels, Uniform
 from convwright.experiments.designs.search_design import Searched
-from convwright.experiments.designs.width_designs import Uniform
 from convwright.experiments.papers.baselines.designs import Kept, Latency, Phases, Rest, Units
 from convwright.experiments.papers.baselines.optuna_tpe import Tpe
 from convwright.experiments.papers.baselines.tables import conclude

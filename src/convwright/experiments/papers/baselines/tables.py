@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convwright.experiments.results_table import Sheet, spread
+from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion
-from convwright.plot_charts import Series, lines
+from convwright.plots import Series, lines
+from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
 OURS = "auto"

@@ -17,7 +17,7 @@ from torch import nn
 from convwright.cost import count_by_torch
 from convwright.edits import Edit, Width
 from convwright.errors import RecipeError
-from convwright.experiments.designs.design import SEARCH_FORMAT, Form, Setting, limits_of, made, opened
+from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made, opened
 from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, one_at_a_time
 from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import machine, versions
@@ -59,7 +59,7 @@ class Pruned(Searched):
     epochs: int = 1
     most: float = MOST
 
-    def settle(self, model: str, form: Form, setting: Setting) -> Form:
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form with the widths that are left, and the weights.
 
         Raises:

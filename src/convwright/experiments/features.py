@@ -1,7 +1,8 @@
-"""Two small studies of trained networks: where their layers conflict, and what they cost beside another network."""
+"""What is known of a network without training it: the numbers that could predict how well it will do."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,11 +14,72 @@ from convwright.cost import profile
 from convwright.cost.budget import costs_of
 from convwright.cost.latency import compare_latency
 from convwright.errors import ConvwrightError
+from convwright.metrics.quality.channel_quality import (
+    channel_qualities,
+    group_qualities,
+    kernels,
+    members,
+    network_quality,
+    of_metric,
+)
+from convwright.metrics.receptive_field.analysis import receptive_field
+from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from convwright.architecture import Architecture
+    from convwright.metrics.quality.channel_quality import Metric
     from convwright.training import ImageData, Recipe
+
+Facts = dict[str, float | int | None]
+
+
+def facts(arch: Architecture) -> Facts:
+    """Return the scores of a network, none of which looks at its weights.
+
+    Args:
+        arch: The network.
+
+    Returns:
+        ``q_sum`` and ``q_log``: the reconstructed score Q, the sum of its stages' shares and that of their logarithms
+        (None where a stage sees nothing); ``q_positions``: their mean logarithm over positions; ``q_effective``: the
+        sum, with fields counted by their effective width; ``depth``: the number of convolutions.
+    """
+    field = receptive_field(arch)
+    stages = field.stages
+    seeing = all(stage.share > 0 for stage in stages)
+    judged = {stage.name for stage in stages}
+    sight = FieldMeasure(effective=True)
+    parts = [StagePart.of(arch, stage) for stage in arch.stages if stage.name in judged]
+    return {
+        "q_sum": field.score(),
+        "q_log": field.score("log") if seeing else None,
+        "q_positions": field.score("positions") if seeing else None,
+        "q_effective": math.fsum(sight.share(part, part.walk()) for part in parts),
+        "depth": sum(layer.kind == "conv" for layer in arch.layers),
+    }
+
+
+_CORRECTED: tuple[Metric, ...] = ("qc", "rank", "knowledge_gain")
+
+
+def quality_facts(arch: Architecture) -> dict[str, float]:
+    """Return the mean over channel groups of each quality.
+
+    Args:
+        arch: The network, with its trained weights.
+
+    Returns:
+        ``qc``, ``rank`` and ``knowledge_gain``, corrected, and ``qc_parity``, as the published code computes it.
+    """
+    known, weights = members(arch), kernels(arch.model)
+    corrected, published = channel_qualities(weights), channel_qualities(weights, parity=True)
+    values: dict[str, float] = {
+        name: network_quality(group_qualities(known, of_metric(corrected, name))) for name in _CORRECTED
+    }
+    return {**values, "qc_parity": network_quality(group_qualities(known, of_metric(published, "qc")))}
+
 
 _SECONDS = 3.0
 
