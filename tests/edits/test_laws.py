@@ -190,7 +190,16 @@ def cropped(arch: Architecture, name: str, size: int) -> nn.Module:
     model = copy.deepcopy(arch.model)
     module = model.get_submodule(name)
     if torch.nn.utils.parametrize.is_parametrized(module):
-        torch.nn.utils.parametrize.remove_parametrizations(module, "weight")
+        # Not by remove_parametrizations: the copy shares its class with the original, which would lose its weight.
+        plain = nn.Conv2d(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+            module.dilation, module.groups, module.bias is not None, dtype=module.weight.dtype,
+        )  # fmt: skip
+        plain.weight.data.copy_(module.weight)
+        if module.bias is not None:
+            plain.bias.data.copy_(module.bias)
+        model.set_submodule(name, plain)
+        module = plain
     margin = (module.weight.shape[-1] - size) // 2
     if margin > 0:
         for axis in range(2, module.weight.ndim):
