@@ -1,4 +1,4 @@
-"""The command line: parse, call, print.
+"""The command line: each command parses its options, calls the library and prints.
 
 Results go to standard output, progress and errors to standard error; with ``--json`` standard output holds one
 JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result that breaks its budget, 130 Ctrl-C.
