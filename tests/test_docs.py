@@ -17,8 +17,10 @@ from typing import Any
 import draw_pictures
 import make_tables
 import pytest
+import source_map
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "convwright"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")] + sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(
     r"^(?P<skip><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
@@ -118,6 +120,33 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_tables_are_those_of_the_result_files() -> None:
     stale = [str(page.relative_to(ROOT)) for page, _ in make_tables.out_of_date()]
     assert not stale, f"run: python tools/make_tables.py (out of date: {', '.join(stale)})"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md"])
+def test_a_changed_contract_makes_a_page_stale(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert make_tables.updated(text) == text
+    monkeypatch.setattr(source_map, "layers", lambda: [("zoo",), ("errors",)])
+    assert make_tables.updated(text) != text
+
+
+def test_every_package_is_in_the_contract() -> None:
+    listed = {name for names in source_map.layers() for name in names}
+    found = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert listed == found - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md"])
+def test_the_files_that_a_page_names_exist(name: str) -> None:
+    """Paths stand in backticks, from the root or from the package; a name alone is that of a file anywhere in it."""
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    made = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    paths = [
+        path for path in re.findall(r"`([\w./-]+)`", text) if path.endswith((".py", "/")) and f"/{path}" not in made
+    ]
+    assert paths
+    missing = [path for path in paths if not any(SOURCE.rglob(path)) and not (ROOT / path).exists()]
+    assert not missing
 
 
 def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""Write the generated tables of README.md and docs/: measured results, the zoo, the command line.
+"""Write the generated parts of README.md, CONTRIBUTING.md and docs/: results, the zoo, commands, where things are.
 
     python tools/make_tables.py [--check]
 
 A table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what lies between is replaced. Results come
-from ``benchmarks/results/*.json`` and from nowhere else; where a file is missing, the table says so. ``--check``
-changes nothing and ends with code 1 if a table is out of date.
+from ``benchmarks/results/*.json`` and from nowhere else; where a file is missing, the table says so. What describes the
+source comes from the source. ``--check`` changes nothing and ends with code 1 if a table is out of date.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import benchmark_tables  # noqa: F401  (these register their tables)
 import reference_tables  # noqa: F401
 import results_page  # noqa: F401
 import run_tables  # noqa: F401
+import source_map  # noqa: F401
 from table_kit import ROOT, TABLES
 
 
 def pages() -> list[Path]:
     """Return the files that may hold generated tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def updated(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The one family of exceptions that convwright raises on purpose.
+"""The exceptions that convwright raises on purpose, and checks of counts and names.
 
 Each message names the layer or file, says what was wrong, and says what to do. The command line prints
 it in one line and exits with code 2.

@@ -1,4 +1,4 @@
-"""Small pictures as SVG that follows light and dark: points with error bars, lines, tables of shades, boundaries."""
+"""Small SVG pictures in light and dark: points with error bars, lines, heat maps, boundaries."""
 
 from __future__ import annotations
 

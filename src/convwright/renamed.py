@@ -1,4 +1,4 @@
-"""Names of version 0.1 that have moved since: they work until version 0.3, with a `DeprecationWarning`."""
+"""Old names of version 0.1: they work until version 0.3, with a `DeprecationWarning`."""
 
 from __future__ import annotations
 

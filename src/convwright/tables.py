@@ -1,4 +1,4 @@
-"""Tables for a terminal and as Markdown, and the parts that both are made of."""
+"""Tables for the terminal and as Markdown, and the parts that both share."""
 
 from __future__ import annotations
 

@@ -120,6 +120,7 @@ def test_failed_download_says_where_to_put_the_file(monkeypatch):
         ({"y_train": np.zeros(40)}, "integer class numbers"),
         ({"y_train": np.zeros(39, int)}, "one label per image"),
         ({"y_train": np.arange(40) - 1}, "label -1 at position"),
+        ({"y_train": np.full(40, 2)}, "train: all labels are 2; give images of two or more classes"),
         ({"y_train": np.array([None] * 40)}, "cannot be read"),
     ],
 )
@@ -273,6 +274,7 @@ def test_streamed_dataset_with_random_transforms_follows_the_seed():
         (Pairs([(torch.zeros(3, 4, 4, dtype=torch.int64), 0)]), "int64"),
         (Pairs([(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 5, 4), 1)]), r"\[1\]: \(3, 5, 4\)"),
         (Pairs([(torch.zeros(3, 4, 4), -1)]), "label -1"),
+        (Pairs([(torch.zeros(3, 4, 4), 1)] * 9), "Pairs: train: all labels are 1; give images of two"),
         (iter([]), "map-style"),
         ((), "0 data sets"),
     ],
@@ -281,6 +283,47 @@ def test_bad_datasets(dataset, message):
     with pytest.raises(DataError, match=message) as error:
         load_data(dataset)
     assert one_line(error)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9], ids=["streamed", "in memory"])
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (0.37, "0.37"),
+        (np.float32(0.5), "0.5"),
+        (torch.tensor(1.25), r"tensor\(1.2500\)"),
+        (float("nan"), "nan"),
+        (torch.tensor(float("inf")), r"tensor\(inf\)"),
+        ("1", "1"),
+        (None, "None"),
+        (torch.tensor([0.0, 1.0]), r"tensor\(\[0., 1.\]\); .*argmax"),
+        (np.eye(2)[0], r"\[1. 0.\]; .*argmax"),
+    ],
+)
+def test_labels_are_whole_numbers(label, shown, limit):
+    """A regression target must not become class 0, of which any network is sure."""
+    good = Pairs([(torch.zeros(3, 4, 4), i % 2) for i in range(6)])
+    bad = Pairs([*good.items[:2], (torch.zeros(3, 4, 4), label)])
+    with pytest.raises(DataError, match=rf"Pairs: train\[2\] is not .*its label is {shown}") as error:
+        load_data(bad, memory_limit=limit)
+    assert one_line(error)
+    data = load_data((good, bad), memory_limit=limit)
+    with pytest.raises(DataError, match=r"Pairs: test\[2\]"):
+        _ = data.test
+
+
+def test_labels_listed_by_a_streamed_dataset_are_whole_numbers():
+    dataset = pairs(6)
+    dataset.targets = torch.arange(6) / 2
+    with pytest.raises(DataError, match=r"train\[1\] .*its label is tensor\(0.5000\)"):
+        load_data(dataset, memory_limit=0)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.int8, torch.tensor, lambda i: torch.tensor([float(i)])])
+def test_whole_labels_of_any_type_are_class_numbers(kind):
+    data = load_data(Pairs([(torch.zeros(3, 4, 4), kind(i % 2)) for i in range(6)]), val_fraction=0)
+    assert data.train.labels.tolist() == [0, 1] * 3
+    assert data.train.labels.dtype == torch.int64
 
 
 def test_parts_must_be_alike():

@@ -1,4 +1,4 @@
-"""READ: capture a network and find its layers, channel groups, blocks and stages."""
+"""Read a network: capture its graph, and find layers, channel groups, blocks and stages."""
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.blocks import Block

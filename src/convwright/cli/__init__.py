@@ -1,4 +1,4 @@
-"""The command line: parse, call, print.
+"""The command line: each command parses its options, calls the library and prints.
 
 Results go to standard output, progress and errors to standard error; with ``--json`` standard output holds one
 JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result that breaks its budget, 130 Ctrl-C.
@@ -101,7 +101,7 @@ def analyze(
         bool, typer.Option("--conflicts", help="Train briefly on --data and show which layers conflict, and when.")
     ] = False,
     data: Annotated[str | None, typer.Option(help="For --conflicts; as for `train`.", metavar="DATA")] = None,
-    epochs: Annotated[int, typer.Option(help="Of that training.", min=1)] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Of that training; default: 1.", min=1)] = None,
     recipe: RecipeName = None,
     data_dir: DataDir = None,
     weights: Weights = None,
@@ -109,18 +109,25 @@ def analyze(
 ) -> None:
     """Show what a network is made of, what it costs, and which layers see nothing new."""
     if conflicts:
+        _refuse("analyze --conflicts only trains; leave", latency=latency or None, input_range=input_range)
         return _conflicts(
             model,
             data,
             as_json,
-            epochs=epochs,
+            epochs=1 if epochs is None else epochs,
             recipe=recipe,
             input_shape=input_shape,
             data_dir=data_dir,
             weights=weights,
         )
-    if data is not None:
-        raise ConvwrightError("analyze reads images only with --conflicts; give it, or leave --data out")
+    _refuse(
+        "analyze trains only with --conflicts; give it, or leave",
+        data=data,
+        epochs=epochs,
+        recipe=recipe,
+        data_dir=data_dir,
+        weights=weights,
+    )
     from convwright.architecture import read
     from convwright.cost import layer_latencies
     from convwright.diagnose.analyze import FieldReport, as_dict
@@ -139,6 +146,13 @@ def analyze(
     for part in (*analysis(arch, latencies), *field_tables(arch, fields)):
         _out().print(part)
     return None
+
+
+def _refuse(reason: str, **options: object) -> None:
+    """Refuse the first option that was given: it would have no effect."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConvwrightError(f"{reason} --{name.replace('_', '-')} out")
 
 
 def _conflicts(model: str, data: str | None, as_json: bool, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""COST: what a network costs, counted or measured, also as functions of its widths, and budgets on it."""
+"""Costs: MACs, parameters, memory, latency; the same as functions of the widths; budgets."""
 
 from convwright.cost.budget import (
     MEASURED,

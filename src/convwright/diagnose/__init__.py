@@ -1,1 +1,1 @@
-"""DIAGNOSE: what a network is, what it costs, and what of it can be changed."""
+"""Examine a network without a search: `analyze`, `doctor`, advice, and plans applied again."""

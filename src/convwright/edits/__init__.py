@@ -1,4 +1,4 @@
-"""CHANGE: edits as data, plans, and the surgery that carries them out with the weights kept."""
+"""Edits of width, depth, kernels, operators, resolution; plans; the surgery that keeps the weights."""
 
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit

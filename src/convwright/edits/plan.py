@@ -19,6 +19,7 @@ from convwright.edits.equivalence import EXACT
 from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan_file import called, edits_of, options_from, plain_options, shape_from, text_of, values_of
 from convwright.edits.replace import Replace
+from convwright.edits.summary import summary
 from convwright.edits.width import Width
 from convwright.errors import ConvwrightError, EditError, ReadError
 
@@ -54,8 +55,6 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        from convwright.edits.preview import summary
-
         lines = [f"{i}. {summary(edit)}" for i, edit in enumerate(self.edits, start=1)]
         return "\n".join([f"plan for {self.model}, {len(lines)} edit{'' if len(lines) == 1 else 's'}", *lines])
 

@@ -1,1 +1,1 @@
-"""The laboratory: `reproduce` and `ablate` train rows of tables; nothing of a search depends on it."""
+"""`reproduce` and `ablate`: tables of papers, and what a technique is worth. No search needs them."""

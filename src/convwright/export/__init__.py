@@ -1,4 +1,4 @@
-"""SHOW: a run's network as plain Python, ONNX, a ``torch.export`` program, or safetensors with a plan and a card."""
+"""Exports: a network as Python source, ONNX, a ``torch.export`` program, or weights with a model card."""
 
 from __future__ import annotations
 

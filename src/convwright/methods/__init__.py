@@ -1,4 +1,4 @@
-"""DECIDE: search methods, pure ask/tell state machines.
+"""Search methods: each proposes candidates and learns from their results; none of them trains.
 
 >>> from convwright import methods
 >>> ", ".join(sorted(methods.METHODS))

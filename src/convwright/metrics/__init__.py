@@ -1,4 +1,4 @@
-"""Judge layers: receptive fields from the structure, conflicting bundles from activations, quality from kernels."""
+"""Metrics that judge layers: receptive fields, conflicting bundles, channel quality."""
 
 from convwright.metrics.bundles.counter import BundleCounter, Bundles, bundles
 from convwright.metrics.bundles.verify import BundleCheck

@@ -1,4 +1,4 @@
-"""SHOW: the report of a run, as one page that needs no network, as Markdown and as JSON."""
+"""The report of a run: one HTML page that works offline, Markdown or JSON."""
 
 from convwright.report.content import Report
 from convwright.report.gather import report_of

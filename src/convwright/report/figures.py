@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convwright.report.content import Curve, Heat, Report, Trial
+if TYPE_CHECKING:
+    from convwright.report.content import Curve, Heat, Report, Trial
 
 Json = dict[str, Any]
 

@@ -6,11 +6,13 @@ import json
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convwright import __version__
-from convwright.report.content import BlockChange, LayerChange, Networks, Report
 from convwright.report.figures import charts
+
+if TYPE_CHECKING:
+    from convwright.report.content import BlockChange, LayerChange, Networks, Report
 
 _FOLDED = 14  # trials from which their table is folded
 _BY = "\N{MULTIPLICATION SIGN}"

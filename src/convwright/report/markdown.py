@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from convwright.report.content import Heat, Networks, Report, Trial
+if TYPE_CHECKING:
+    from convwright.report.content import Heat, Networks, Report, Trial
 
 
 def as_markdown(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""RECORD: run candidates, keep everything in a run directory, prove the result."""
+"""`optimize`: train the candidates of a method, keep all in a run directory, prove the result."""
 
 from convwright.runs.directory.result import Result
 from convwright.runs.directory.study import Study

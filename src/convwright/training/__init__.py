@@ -1,4 +1,4 @@
-"""Training: data, recipes, the trainer and its judge."""
+"""Training: the trainer, its data and recipes, evaluation, checkpoints."""
 
 from convwright.training.data.augment import Augment
 from convwright.training.data.data import ImageData, check_fits, load_data

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convwright.errors import DataError
-from convwright.training.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from convwright.training.recipe.recipe import Recipe
 
 Choice: TypeAlias = tuple[Literal["fp32", "bf16"], Literal["contiguous", "channels_last"]]
 

@@ -1,4 +1,4 @@
-"""Networks of the papers behind convwright, in plain PyTorch.
+"""The model zoo: networks of the papers behind convwright, in plain PyTorch.
 
     >>> from convwright import zoo
     >>> model = zoo.create("resnet20", num_classes=100)

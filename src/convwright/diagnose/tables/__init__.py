@@ -1,1 +1,1 @@
-"""Tables for the terminal."""
+"""Terminal tables of networks, receptive fields, diagnoses and results."""

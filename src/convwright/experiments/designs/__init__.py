@@ -1,1 +1,1 @@
-"""Designs: decisions about a network that rows of an experiment name, as data."""
+"""Designs: how a row of a table changes its network, as data."""

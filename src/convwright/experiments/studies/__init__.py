@@ -1,1 +1,1 @@
-"""Studies of trained networks: which blocks can go."""
+"""Studies of trained networks: which blocks can be removed, and in which order."""

@@ -1,4 +1,4 @@
-"""Networks as plain Python: from the captured graph to classes of torch modules.
+"""The writer of Python source: from the captured graph to classes of torch modules.
 
 ``regions`` sorts the captured operators by the modules that called them, ``layers`` and ``operators`` write them,
 ``bodies`` writes methods, ``drafts`` and ``classes`` find the modules that share a class, ``writing`` puts the file

@@ -1,4 +1,4 @@
-"""``auto`` and ``pareto``: the published methods combined, on one first training."""
+"""Methods ``auto`` and ``pareto``: the published methods combined after one first training."""
 
 from convwright.methods.auto import pareto  # noqa: F401 - registers its methods
 from convwright.methods.auto.auto import Auto

@@ -1,4 +1,4 @@
-"""``channel-search``: CONetV2, widths that follow the rank of trained kernels."""
+"""Method ``channel-search`` (CONetV2): widths follow the rank of trained kernels."""
 
 from convwright.methods.channel_search.search import TINY, ChannelSearch, Metric, Mode, Rule, Transfer, WidthDecision
 

@@ -1,4 +1,4 @@
-"""``conflicts``: conflicting layers are found early in a training, and removed."""
+"""Method ``conflicts``: finds conflicting layers early in a training, and removes them."""
 
 from convwright.methods.conflicts.removal import Answers, Check, ConflictDecision, ConflictRemoval, Restart
 

@@ -1,4 +1,4 @@
-"""``greedy`` and ``scaling``: where more MACs should go, in width, depth or resolution."""
+"""Methods ``greedy`` and ``scaling``: where more MACs should go: width, depth or resolution."""
 
 from convwright.methods.enlarging import compound  # noqa: F401 - registers its methods
 from convwright.methods.enlarging.greedy import Chosen, FamilyNetwork, GreedyEnlarging, Judgements, Refined

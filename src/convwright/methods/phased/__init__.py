@@ -1,4 +1,4 @@
-"""``phased``: a network made smaller phase by phase, then trained with techniques."""
+"""Method ``phased``: makes a network smaller phase by phase, then adds training techniques."""
 
 from convwright.methods.phased.phased import Answers, Decision, PhasedDesign
 

@@ -1,1 +1,1 @@
-"""What several methods decide with: widths in proportion, halving, fronts."""
+"""What several methods use: uniform widths, knobs of stages, successive halving, Pareto dominance."""

@@ -1,4 +1,4 @@
-"""Conflicting bundles: counted in activations of a labelled batch."""
+"""Conflicting bundles: images of different classes that a layer no longer tells apart."""
 
 from convwright.metrics.bundles.counter import BundleCounter, Bundles, bundles
 

@@ -1,4 +1,4 @@
-"""Channel quality: the rank of trained kernels, their condition, and what both say of widths."""
+"""Channel quality: rank and condition of trained kernels, and what they say about widths."""
 
 from convwright.metrics.quality.channel_quality import (
     METRICS,

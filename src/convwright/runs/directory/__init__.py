@@ -1,1 +1,1 @@
-"""The run directory: its files, its trials and what made them."""
+"""The run directory: its files, the record of all trials, and `result.json`."""

@@ -1,4 +1,4 @@
-"""Where candidates are worked on: in this process, in processes beside it, or on Ray; one file per kind."""
+"""Where candidates are trained: in this process, in worker processes, or on Ray."""
 
 from convwright.runs.executors.executor import Completed, Executor, Task, lost
 from convwright.runs.executors.in_process import InProcess, threads_of

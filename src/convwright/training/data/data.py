@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convwright.errors import DataError
 from convwright.training.data.folders import dataset_part, folder_parts
-from convwright.training.data.images import Images, check_labels, class_names, stratified_split
+from convwright.training.data.images import Images, check_classes, check_labels, class_names, stratified_split
 from convwright.training.data.named import Request, data_set_named
 from convwright.training.data.sources import Parts, Shape, npz_parts
 
@@ -104,8 +104,8 @@ def load_data(
         memory_limit: Bytes of decoded images per part above which it is streamed.
 
     Raises:
-        DataError: Unknown name, missing, empty or damaged files, labels outside the classes. One
-            line, with the file and the remedy.
+        DataError: Unknown name, missing, empty or damaged files, labels that are not whole numbers, lie outside the
+            classes or are all alike. One line, with the file and the remedy.
     """
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction={val_fraction} is not in 0 <= value < 1; use 0.1")
@@ -161,13 +161,14 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
     sets = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
     if not 1 <= len(sets) <= 3:
         raise DataError(f"{len(sets)} data sets; give one, (train, test) or (train, val, test)")
-    train = dataset_part(sets[0], shape, limit, None)
+    name = type(sets[0]).__name__
+    train = dataset_part(sets[0], f"{name}: train", shape, limit, None)
     stats = (train.mean, train.std)
-    val = dataset_part(sets[1], shape, limit, stats) if len(sets) == 3 else None
-    test = (lambda: dataset_part(sets[-1], shape, limit, stats)) if len(sets) > 1 else None
+    val = dataset_part(sets[1], f"{name}: val", shape, limit, stats) if len(sets) == 3 else None
+    test = (lambda: dataset_part(sets[-1], f"{name}: test", shape, limit, stats)) if len(sets) > 1 else None
     names = getattr(sets[0], "classes", None)
     names = tuple(str(name) for name in names) if names is not None else None
-    return type(sets[0]).__name__, Parts(train, val, test, names)
+    return name, Parts(train, val, test, names)
 
 
 def _check_samples(spec: Any) -> None:
@@ -196,6 +197,7 @@ def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_cla
     count = max(known, 1) if num_classes is None else num_classes
     names = parts.class_names if parts.class_names and len(parts.class_names) == count else None
     check_labels(train.labels, count, f"{name}: train")
+    check_classes(train.labels, f"{name}: train")
     if val is not None:
         _check_part(val, train.shape, count, f"{name}: val")
     elif val_fraction > 0:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from convwright.errors import DataError
-from convwright.training.data.images import ArrayImages, Images, StreamImages, as_image, statistics
+from convwright.training.data.images import ArrayImages, Images, StreamImages, as_image, class_number, statistics
 from convwright.training.data.sources import Parts, Shape, converted
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -131,9 +131,10 @@ def _shape_of(path: str) -> Shape:
 
 @dataclass(frozen=True, eq=False)
 class DatasetReader:
-    """The images of a map-style torch data set. Reading is `reader(position)`."""
+    """The images of a map-style torch data set, named `source` in errors. Reading is `reader(position)`."""
 
     dataset: Any
+    source: str
     shape: Shape | None
 
     def sample(self, position: int) -> tuple[Tensor, int]:
@@ -142,12 +143,12 @@ class DatasetReader:
         Raises:
             DataError: The item is not (image, whole number).
         """
-        source = f"{type(self.dataset).__name__}[{position}]"
+        source = f"{self.source}[{position}]"
         try:
             value, label = self.dataset[position]
-            number = int(label)
         except (TypeError, ValueError) as error:
             raise DataError(f"{source} is not a pair (image, whole number): {error}") from error
+        number = class_number(label, source)
         image = as_image(value, source)
         return (converted(image[None], self.shape)[0] if self.shape else image), number
 
@@ -158,6 +159,7 @@ class DatasetReader:
 
 def dataset_part(
     dataset: Any,
+    source: str,
     shape: Shape | None,
     limit: int,
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None,
@@ -167,22 +169,24 @@ def dataset_part(
     Raises:
         DataError: Empty, without length, or items that are not pairs of equal shapes.
     """
-    name = type(dataset).__name__
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(f"{name}: iterable data sets have no positions; give a map-style Dataset")
+        raise DataError(f"{source}: iterable data sets have no positions; give a map-style Dataset")
     count = len(dataset)
     if count == 0:
-        raise DataError(f"{name}: the data set is empty; give at least one image")
-    reader = DatasetReader(dataset, shape)
+        raise DataError(f"{source}: the data set is empty; give at least one image")
+    reader = DatasetReader(dataset, source, shape)
     first = reader(0)
     channels, height, width = first.shape
     size = (channels, height, width)
     if count * first.numel() * first.element_size() > limit:
         targets = getattr(dataset, "targets", None)
-        labels = targets if targets is not None else [reader.sample(i)[1] for i in range(count)]
-        return _stream(reader, [int(label) for label in labels], size, stats)
+        if targets is None:
+            labels = [reader.sample(i)[1] for i in range(count)]
+        else:
+            labels = [class_number(label, f"{source}[{i}]") for i, label in enumerate(targets)]
+        return _stream(reader, labels, size, stats)
     images, numbers = zip(*(reader.sample(i) for i in range(count)), strict=True)
-    return _array(images, numbers, name, stats)
+    return _array(images, numbers, source, stats)
 
 
 def _array(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -128,6 +129,40 @@ def as_image(value: Any, source: str) -> Tensor:
             "give (c, h, w) tensors of uint8 or float32"
         )
     return image if image.dtype == torch.uint8 else image.float()
+
+
+def class_number(label: Any, source: str) -> int:
+    """Return the label of one sample as an int; a float or a tensor of one number is fine if it is whole.
+
+    Args:
+        label: What the data set gave.
+        source: The sample, named in errors.
+
+    Raises:
+        DataError: A fraction, NaN, a vector, or no number: `int` would make class 0 of a regression target.
+    """
+    try:
+        value = label.item() if hasattr(label, "item") else label
+        if (number := int(value)) == value:
+            return number
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise DataError(
+        f"{source} is not a pair (image, whole number): its label is {shorten(str(label), 60)}; "
+        "number the classes 0, 1, 2, ... (of one-hot labels, take labels.argmax(1))"
+    )
+
+
+def check_classes(labels: Tensor, source: str) -> None:
+    """Refuse training labels of a single class: any network would be right on all images.
+
+    Raises:
+        DataError: Names the source and the class.
+    """
+    if bool((labels == labels[0]).all()):
+        raise DataError(
+            f"{source}: all labels are {int(labels[0])}; give images of two or more classes, numbered 0, 1, 2, ..."
+        )
 
 
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:

@@ -1,4 +1,4 @@
-"""Presets: one YAML file each, read when asked for.
+"""Presets: recipes that come with the package, one YAML file each.
 
 The file's name is the preset's, its first comment line says what it is for. A new preset is a new file here.
 """

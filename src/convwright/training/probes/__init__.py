@@ -1,4 +1,4 @@
-"""Probes: what is observed during a training."""
+"""Probes: what a method wants measured while a network trains."""
 
 from convwright.training.probes.base import (
     PROBES,

@@ -1,4 +1,4 @@
-"""Recipes: how to train, as data."""
+"""Recipes: how to train, as data; optimizers and learning-rate schedules."""
 
 from convwright.training.recipe.recipe import MemoryFormat, Option, Precision, Recipe, as_recipe
 

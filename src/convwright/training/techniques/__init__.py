@@ -1,4 +1,4 @@
-"""Training techniques: each a function for one's own loop, and a switch of the recipe with a card."""
+"""Training techniques such as mixup or SAM: functions for your own loop, and fields of a recipe."""
 
 from convwright.renamed import renamed
 from convwright.training.techniques import (

@@ -1,1 +1,1 @@
-"""Rivals at equal compute: uniform widths, torch-pruning, TPE by Optuna, and our own methods beside them."""
+"""Baselines at equal compute: uniform widths, torch-pruning, the TPE of Optuna, and our own methods."""
