@@ -22,7 +22,7 @@ from convwright.runs.config import OptimizeOptions, RunConfig, documented, terms
 from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks
-from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.result import FORMAT, Result, load_result
 from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder
@@ -356,6 +356,7 @@ class _Job:
         return {
             "format": FORMAT,
             "version": 1,
+            "judgement": JUDGEMENT,
             **study.settings,
             "limits": dict(limits.limits),
             "budget_met": met,
