@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,22 +187,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
+    arguments = _without(locals(), "seed", "epochs", "as_json")
     from convwright.runs.train import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
     with leaving.resumable(out, leaving.command()):
-        content = train_named(
-            model,
-            data,
-            recipe,
-            chosen,
-            out=out,
-            resume=resume,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            weights=weights,
-            devices=devices,
-        )
+        content = train_named(**arguments, changes=chosen)
     if as_json:
         return _print_json(content)
     from convwright.diagnose.tables.network_tables import training
@@ -277,31 +267,14 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """Say what each training technique is worth on a network and data, beside a control without any."""
+    arguments = _without(locals(), "out", "as_json")
     from convwright.experiments.ablation import ablate as run
     from convwright.experiments.ablation import default_folder
     from convwright.experiments.results_table import ablated
 
     folder = out if out is not None else default_folder(model, data)
     with leaving.resumable(folder, leaving.command(), flag=""):
-        content = run(
-            model,
-            data,
-            techniques,
-            folder,
-            seeds=seeds,
-            all_pairs=all_pairs,
-            together=together,
-            recipe=recipe,
-            epochs=epochs,
-            test=test,
-            jobs=jobs,
-            threads=threads,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            weights=weights,
-            say=leaving.say,
-            command=leaving.command(),
-        )
+        content = run(**arguments, folder=folder, say=leaving.say, command=leaving.command())
     if as_json:
         return _print_json({**content, "folder": str(folder)})
     _out().print(ablated(content).rich())
@@ -408,6 +381,10 @@ def demo(
     with leaving.resumable(folder, command_line(folder, seed)):
         result = run(folder, seed, leaving.say)
     _show_result(result, as_json)
+
+
+def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
 
 
 # ------------------------------------------------------------------ printing
