@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any
 
@@ -127,6 +128,27 @@ def support() -> str:
 def support_reasons() -> str:
     """Why cells of the matrix are not exact."""
     return support_page.reasons()
+
+
+# ------------------------------------------------------------------ docs/api.md
+
+
+@table("optimize")
+def optimize() -> str:
+    """What `optimize` takes, from its declaration."""
+    from convwright.arguments import OPTIMIZE
+    from convwright.runs.config import RunConfig
+
+    rows = [
+        (
+            f"`{each.name}`",
+            f"`{each.type.replace(' | ', ' or ')}`",
+            "" if each.default is MISSING else f"`{each.default!r}`",
+            OPTIMIZE[each.name],
+        )
+        for each in fields(RunConfig)
+    ]
+    return markdown(("argument", "type", "default", "meaning"), rows)
 
 
 # ------------------------------------------------------------------ docs/cli.md

@@ -18,6 +18,7 @@ from convwright.cost.budget import Limits
 from convwright.edits import Width
 from convwright.edits.reinitialize import draw_anew
 from convwright.errors import ConvwrightError, RecipeError, RunError
+from convwright.experiments import train_row as rows_module
 from convwright.experiments.designs import search_design as searched
 from convwright.experiments.designs.design import DesignContext, Drawn, NetworkSpec, Uniform, form_of, made, opened
 from convwright.experiments.designs.search_design import Question, Searched, Walked
@@ -28,6 +29,7 @@ from convwright.methods import Evidence, RandomWidths
 from convwright.methods.random_widths import drawn
 from convwright.methods.shared.width_surface import Surface
 from convwright.plots import Series, heat, lines
+from convwright.runs.directory import study as study_module
 from convwright.runs.evaluate import Evaluator
 
 SECONDS = ("seconds", "processor_seconds", "elapsed_seconds")
@@ -91,6 +93,29 @@ def test_rows_and_seeds_share_a_search(rows):
     assert all(set(q) == {"qc", "qc_parity", "rank", "knowledge_gain"} for q in content["before"]["qualities"])
     assert "channel-search, 3 trials: " in Path("a/table.md").read_text()
     json.dumps(found, allow_nan=False)
+
+
+def test_a_search_of_another_judgement_is_repeated(rows, monkeypatch):
+    rows(before=(), one=(SEARCH,))
+    first = run("a", seeds=1)
+    file = Path("a/rows/one-0/result.json")
+    older = {key: value for key, value in json.loads(file.read_text()).items() if key != "judgement"}
+    file.write_text(json.dumps(older))
+    trained = []
+    honest = rows_module.train
+    monkeypatch.setattr(rows_module, "train", lambda *args, **kw: (trained.append(1), honest(*args, **kw))[1])
+    assert timeless(run("a", seeds=1)) == timeless(first)
+    assert not trained
+    for module in (rows_module, searched, study_module):  # from now on networks are judged otherwise
+        monkeypatch.setattr(module, "JUDGEMENT", 2)
+    (file.parent / "checkpoint.pt").write_text("of the network that the first search found")
+    again = run("a", seeds=1)
+    assert len(trained) == 1
+    assert len(list(Path("a/searches").glob("[!.]*"))) == 2
+    assert [row["judgement"] for row in again["rows"]] == [1, 2]
+    assert again["rows"][1]["accuracies"] == first["rows"][1]["accuracies"]
+    assert timeless(run("a", seeds=1)) == timeless(again)
+    assert len(trained) == 1
 
 
 def test_a_search_that_was_interrupted_again_and_again_finds_the_same(rows, monkeypatch):

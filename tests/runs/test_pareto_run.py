@@ -13,9 +13,9 @@ from convwright.export import export_run
 from convwright.report import report_of
 from convwright.report.figures import charts
 from convwright.runs import optimize
+from convwright.runs.config import default_folder
 from convwright.runs.directory.result import beats
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.optimize import default_folder
 
 FEW = {"search_epochs": 8, "rounds": 1, "points": 2}
 

@@ -222,6 +222,38 @@ def resumed(folder):
         return search(Counting(), study, Worker(study))
 
 
+def judged_by(folder, version):
+    """Let a run look as if another version had judged its networks; None: one that recorded none."""
+    content = json.loads((folder / "run.json").read_text())
+    assert content.pop("judgement") == 1
+    write_json(folder / "run.json", content if version is None else {**content, "judgement": version})
+
+
+@pytest.mark.parametrize("version", [1, None])
+def test_a_run_of_the_same_judgement_goes_on(finished, version):
+    judged_by(finished, version)
+    assert len(resumed(finished)) == 5
+
+
+def test_a_run_of_another_judgement_does_not_go_on(finished):
+    judged_by(finished, 7)
+    with pytest.raises(RunError) as refused:
+        resumed(finished)
+    said = str(refused.value)
+    assert "\n" not in said
+    assert "version 7 of the judgement, and this convwright has version 1" in said
+    assert "start anew in another folder, or continue with the version of convwright that began it" in said
+
+
+def test_a_finished_run_of_another_judgement_is_read_but_takes_no_other_course(finished):
+    judged_by(finished, 7)
+    write_json(finished / "result.json", {})
+    assert len(resumed(finished)) == 5
+    with pytest.raises(RunError, match="version 7 of the judgement"):
+        Study(finished, {**SETTINGS, "budget": ["macs<=40%"]}, resume=True)
+    assert (finished / "result.json").is_file()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', '{"format": "convwright run"}', "\x00\x01"])
 def test_a_damaged_run_json(finished, text):
     (finished / "run.json").write_text(text)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convwright import __version__
+from convwright.arguments import OPTIMIZE
 from convwright.cli import leaving
 from convwright.cli.exporting import export
 from convwright.cli.options import (
@@ -27,14 +28,10 @@ from convwright.cli.options import (
     Jobs,
     Json,
     Model,
-    ProxyClasses,
-    ProxySamples,
     Ray,
     RecipeName,
     Seed,
-    Storage,
     Threads,
-    Time,
     Weights,
     WithAddresses,
 )
@@ -204,22 +201,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
+    arguments = _without(locals(), "seed", "epochs", "as_json")
     from convwright.runs.train import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
     with leaving.resumable(out, leaving.command()):
-        content = train_named(
-            model,
-            data,
-            recipe,
-            chosen,
-            out=out,
-            resume=resume,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            weights=weights,
-            devices=devices,
-        )
+        content = train_named(**arguments, changes=chosen)
     if as_json:
         return _print_json(content)
     from convwright.diagnose.tables.network_tables import training
@@ -232,76 +219,45 @@ def train(
 def optimize(
     model: Model,
     data: Data,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="Such as macs<=50%, params<=1500; several times. Needed without --objective."),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help=f"One of {_METHODS}. Default: auto; with --objective pareto.")
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(help="Accuracy and one or two costs: accuracy,macs,params. Several networks are sought."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/MODEL-BUDGET.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    time: Time = None,
+    budget: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["budget"])] = None,
+    method: Annotated[str | None, typer.Option(help=f"{OPTIMIZE['method']} One of {_METHODS}.")] = None,
+    objective: Annotated[str | None, typer.Option(help=OPTIMIZE["objective"])] = None,
+    out: Annotated[Path | None, typer.Option(help=OPTIMIZE["out"])] = None,
+    resume: Annotated[bool, typer.Option("--resume", help=OPTIMIZE["resume"])] = False,
+    time: Annotated[str | None, typer.Option(help=OPTIMIZE["time"], metavar="LENGTH")] = None,
     jobs: Jobs = 1,
     isolate: Isolate = False,
     threads: Threads = None,
     ray: Ray = None,
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = 0.0,
-    storage: Storage = None,
+    storage: Annotated[str | None, typer.Option(help=OPTIMIZE["storage"], metavar="URL")] = None,
     seed: Seed = 0,
     recipe: RecipeName = None,
-    epochs: Annotated[int | None, typer.Option(help="Of the first training; default: the recipe's.")] = None,
-    tune_epochs: Annotated[int | None, typer.Option(help="Of every later one; default: half of it.")] = None,
-    divisor: Annotated[int, typer.Option(help="Widths are rounded to multiples of this.")] = 1,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Of the method, such as trials=12; several times.", metavar="NAME=VALUE")
-    ] = None,
-    proxy_classes: ProxyClasses = None,
-    proxy_samples: ProxySamples = None,
+    epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["epochs"])] = None,
+    tune_epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["tune_epochs"])] = None,
+    divisor: Annotated[int, typer.Option(help=OPTIMIZE["divisor"])] = 1,
+    option: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["options"], metavar="NAME=VALUE")] = None,
+    proxy_classes: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_classes"], metavar="N")] = None,
+    proxy_samples: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_samples"], metavar="N")] = None,
     input_shape: Input = None,
     data_dir: DataDir = None,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
+    arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
+    from convwright.runs.config import default_folder
     from convwright.runs.executors import Placement
     from convwright.runs.method_options import parse_options
-    from convwright.runs.optimize import default_folder
     from convwright.runs.optimize import optimize as run
 
-    limits = budget or ()
-    folder = out if out is not None else default_folder(model, limits, objective or ())
+    arguments["budget"] = budget or ()
+    arguments["out"] = folder = out if out is not None else default_folder(model, budget or (), objective or ())
+    arguments["options"] = parse_options(option or ())
+    arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)
     with leaving.resumable(folder, leaving.command()):
-        result = run(
-            model,
-            data,
-            limits,
-            method,
-            folder,
-            seed,
-            recipe,
-            resume=resume,
-            epochs=epochs,
-            tune_epochs=tune_epochs,
-            divisor=divisor,
-            options=parse_options(option or ()),
-            weights=weights,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            say=leaving.say,
-            command=leaving.command(),
-            time=time,
-            placement=Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate),
-            storage=storage,
-            proxy_classes=proxy_classes,
-            proxy_samples=proxy_samples,
-            objective=objective,
-        )
+        result = run(**arguments, say=leaving.say, command=leaving.command())
     _show_result(result, as_json)
 
 
@@ -325,31 +281,14 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """Say what each training technique is worth on a network and data, beside a control without any."""
+    arguments = _without(locals(), "out", "as_json")
     from convwright.experiments.ablation import ablate as run
     from convwright.experiments.ablation import default_folder
     from convwright.experiments.results_table import ablated
 
     folder = out if out is not None else default_folder(model, data)
     with leaving.resumable(folder, leaving.command(), flag=""):
-        content = run(
-            model,
-            data,
-            techniques,
-            folder,
-            seeds=seeds,
-            all_pairs=all_pairs,
-            together=together,
-            recipe=recipe,
-            epochs=epochs,
-            test=test,
-            jobs=jobs,
-            threads=threads,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            weights=weights,
-            say=leaving.say,
-            command=leaving.command(),
-        )
+        content = run(**arguments, folder=folder, say=leaving.say, command=leaving.command())
     if as_json:
         return _print_json({**content, "folder": str(folder)})
     _out().print(ablated(content).rich())
@@ -456,6 +395,10 @@ def demo(
     with leaving.resumable(folder, command_line(folder, seed)):
         result = run(folder, seed, leaving.say)
     _show_result(result, as_json)
+
+
+def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
 
 
 # ------------------------------------------------------------------ printing

@@ -8,37 +8,30 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from convwright.arguments import OPTIMIZE
+
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
     str,
     typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA"),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with mnist.npz, cifar10.npz and the like.")]
-Input = Annotated[str | None, typer.Option("--input", help="Shape of an image, such as 3x224x224.")]
+DataDir = Annotated[Path | None, typer.Option(help=OPTIMIZE["data_dir"])]
+Input = Annotated[str | None, typer.Option("--input", help=OPTIMIZE["input_shape"])]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-RecipeName = Annotated[str | None, typer.Option(help="A preset (default, fast-cpu, small-net) or a .yaml file.")]
-Seed = Annotated[int, typer.Option(help="Of weights, choices and trainings.")]
-Weights = Annotated[Path | None, typer.Option(help="A .safetensors file or a state dict saved by torch.")]
+RecipeName = Annotated[str | None, typer.Option(help=OPTIMIZE["recipe"])]
+Seed = Annotated[int, typer.Option(help=OPTIMIZE["seed"])]
+Weights = Annotated[Path | None, typer.Option(help=OPTIMIZE["weights"])]
 Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Isolate = Annotated[
     bool, typer.Option("--isolate", help="Train in another process, so that no candidate can end the run.")
 ]
-
-Time = Annotated[str | None, typer.Option(help="Of all trials together, such as 30m or 1h30m.", metavar="LENGTH")]
 Ray = Annotated[
     str | None,
     typer.Option(help="Trials on Ray: alone, it is started here; else a cluster's address.", metavar="[ADDRESS]"),
 ]
 CpusPerTrial = Annotated[float | None, typer.Option(help="With --ray; default: --threads.")]
 GpusPerTrial = Annotated[float, typer.Option(help="With --ray.")]
-Storage = Annotated[
-    str | None, typer.Option(help="Database of the trials, such as postgresql://user@host/runs.", metavar="URL")
-]
-ProxyClasses = Annotated[
-    int | None, typer.Option(help="Rank candidates on so many classes; the result is trained on all.", metavar="N")
-]
-ProxySamples = Annotated[int | None, typer.Option(help="Rank candidates on so many training images.", metavar="N")]
 
 
 class WithAddresses(TyperCommand):

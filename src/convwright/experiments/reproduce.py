@@ -233,6 +233,7 @@ def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "units": first.get("units"),
         "same_as": first.get("same_as"),
         "facts": first.get("facts"),  # older results have none
+        "judgement": first.get("judgement", 1) if first else None,
         **_of_searches(row, results),
         "seeds": [content["seed"] for content in trained],
         "accuracies": accuracies,

@@ -37,7 +37,7 @@ from convwright.experiments.designs.design import (
 from convwright.experiments.features import facts, quality_facts
 from convwright.experiments.papers import Row
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights, write_json
-from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.executors.workers import in_turn_or_side_by_side
 from convwright.runs.train import judged
 from convwright.training import ImageData, Recipe, TrainResult, load_data, train
@@ -94,6 +94,8 @@ def finished(job: Job) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = read_json(path, ROW_FORMAT)
+    if content.get("searches") and content.get("judgement", 1) != JUDGEMENT:  # they might find other networks now
+        return None
     return content if _same(content["asked"], asked(job)) else None
 
 
@@ -161,6 +163,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     trained = _trained(job, model, data, test=job.test)
     content = {
         "format": ROW_FORMAT,
+        "judgement": JUDGEMENT,
         "row": job.row.name,
         "seed": job.seed,
         "asked": question,
@@ -222,6 +225,7 @@ def _counted(job: Job) -> dict[str, Any]:
         )
     content = {
         "format": ROW_FORMAT,
+        "judgement": JUDGEMENT,
         "row": job.row.name,
         "seed": job.seed,
         "asked": asked(job),
@@ -261,6 +265,7 @@ def _taken_over(job: Job, form: NetworkSpec, twin: Path) -> dict[str, Any]:
     found = read_json(twin / "result.json", ROW_FORMAT)
     content = {
         **{key: value for key, value in found.items() if key not in ("form", "searches")},
+        "judgement": JUDGEMENT,
         "row": job.row.name,
         "asked": asked(job),
         **_form(job.row, form),
@@ -311,9 +316,12 @@ def _prepared(job: Job) -> bool:
         torch.set_num_threads(job.threads)
     checkpoint, note = job.folder / "checkpoint.pt", job.folder / "asked.json"
     wanted = asked(job)
-    if note.is_file() and not _same(read_json(note, ASKED_FORMAT)["asked"], wanted):
-        checkpoint.unlink(missing_ok=True)  # of a training that nobody asks for any more
-    write_json(note, {"format": ASKED_FORMAT, "asked": wanted})
+    if note.is_file():
+        known = read_json(note, ASKED_FORMAT)
+        judged = not job.row.design or known.get("judgement", 1) == JUDGEMENT  # a design may search
+        if not (judged and _same(known["asked"], wanted)):
+            checkpoint.unlink(missing_ok=True)  # of a training that nobody asks for any more
+    write_json(note, {"format": ASKED_FORMAT, "judgement": JUDGEMENT, "asked": wanted})
     return checkpoint.is_file()
 
 

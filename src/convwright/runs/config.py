@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from torch import nn
 
 from convwright.architecture import Architecture
+from convwright.arguments import OPTIMIZE
 from convwright.cost.budget import Budget, Limits, parse_budget
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.auto.pareto import objective_costs
@@ -23,57 +29,137 @@ from convwright.runs.proxy import ProxyConfig
 from convwright.runs.time_budget import TimeBudget
 from convwright.training import Recipe
 from convwright.training.data.proxy import Proxy
+from convwright.training.recipe.recipe import as_recipe
 
 PARETO = "pareto"
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class OptimizeOptions(TypedDict, total=False):
+    """What `optimize` takes by name alone; `RunConfig` has the defaults."""
+
+    resume: bool
+    epochs: int | None
+    tune_epochs: int | None
+    divisor: int
+    weights: str | Path | None
+    input_shape: str | Shape | None
+    data_dir: str | Path | None
+    progress: bool
+    workers: int | None
+    say: Say | None
+    command: str
+    options: Mapping[str, Any] | None
+    time: str | None
+    placement: Placement
+    storage: str | None
+    proxy_classes: int | None
+    proxy_samples: int | None
+    objective: str | Sequence[str] | None
 
 
 @dataclass(frozen=True, eq=False)
 class RunConfig:
-    """What `optimize` was called with, defaults filled in."""
+    """What `optimize` was called with; `convwright.arguments` says what each field means."""
 
     model: nn.Module | str
     data: Any
-    budget: tuple[str, ...]
-    method: str
-    out: Path
-    seed: int
-    recipe: Recipe
-    epochs: int | None
-    tune_epochs: int | None
-    divisor: int
-    weights: Path | None
-    input_shape: Shape | None
-    data_dir: str | Path | None
-    progress: bool
-    workers: int | None
-    say: Say
-    command: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    time: TimeBudget | None = None
-    placement: Placement = field(default_factory=Placement)
+    budget: str | Sequence[str] = ()
+    method: str | None = None
+    out: str | Path | None = None
+    seed: int = 0
+    recipe: Recipe | str | Path | None = None
+    resume: bool = False
+    epochs: int | None = None
+    tune_epochs: int | None = None
+    divisor: int = 1
+    weights: str | Path | None = None
+    input_shape: str | Shape | None = None
+    data_dir: str | Path | None = None
+    progress: bool = True
+    workers: int | None = None
+    say: Say | None = None
+    command: str = ""
+    options: Mapping[str, Any] | None = None
+    time: str | None = None
+    placement: Placement = Placement()  # noqa: RUF009 - frozen
     storage: str | None = None
-    proxy: ProxyConfig | None = None
+    proxy_classes: int | None = None
+    proxy_samples: int | None = None
+    objective: str | Sequence[str] | None = None
 
-    @property
+    @cached_property
+    def folder(self) -> Path:
+        """The run directory."""
+        return default_folder(self.model, self.budget, self.objective or ()) if self.out is None else Path(self.out)
+
+    @cached_property
     def terms(self) -> Budget:
         """The budget as it is written; empty where there is none."""
-        return terms_of(self.budget)
+        return terms_of(self.budgets)
 
     @property
-    def objective(self) -> tuple[str, ...]:
+    def budgets(self) -> tuple[str, ...]:
+        """Its texts."""
+        return (self.budget,) if isinstance(self.budget, str) else tuple(self.budget)
+
+    @cached_property
+    def search(self) -> tuple[str, dict[str, Any]]:
+        """The method's name and its options.
+
+        Raises:
+            ConvwrightError: The objective is wrong, is given twice, or is given to another method.
+        """
+        options = dict(self.options or {})
+        if self.objective is None:
+            return self.method or "auto", options
+        if self.method not in (None, PARETO):
+            raise ConvwrightError(
+                f"an objective is for method {PARETO}, which seeks several networks; method {self.method} seeks one: "
+                "leave --objective or --method out"
+            )
+        if "objective" in options:
+            raise ConvwrightError("the objective is given twice, as --objective and as an option; give it once")
+        return PARETO, {**options, "objective": list(objective_costs(self.objective))}
+
+    @property
+    def costs(self) -> tuple[str, ...]:
         """The costs of a Pareto search; none of any other method."""
-        return objective_costs(self.options.get("objective", "macs")) if self.method == PARETO else ()
+        method, options = self.search
+        return objective_costs(options.get("objective", "macs")) if method == PARETO else ()
+
+    @cached_property
+    def training(self) -> Recipe:
+        """The recipe of all trainings."""
+        return as_recipe(self.recipe)
 
     @property
     def base_epochs(self) -> int:
         """Epochs of trial 0."""
-        given = 0 if self.weights is not None else self.recipe.epochs
-        return self.epochs if self.epochs is not None else given
+        usual = 0 if self.weights is not None else self.training.epochs
+        return self.epochs if self.epochs is not None else usual
 
     @property
     def later_epochs(self) -> int:
         """Epochs of every other trial."""
-        return self.tune_epochs if self.tune_epochs is not None else max(1, self.recipe.epochs // 2)
+        return self.tune_epochs if self.tune_epochs is not None else max(1, self.training.epochs // 2)
+
+    @cached_property
+    def time_budget(self) -> TimeBudget | None:
+        """The time of all trials together; None: no limit."""
+        return TimeBudget.parse(self.time) if self.time is not None else None
+
+    @property
+    def proxy(self) -> ProxyConfig | None:
+        """What candidates are ranked on; None: all data."""
+        return ProxyConfig.of(self.proxy_classes, self.proxy_samples, self.seed)
+
+    def tell(self, text: str) -> None:
+        """Hand a line for a person over."""
+        if self.say is not None:
+            self.say(text)
+        elif self.progress:
+            print(text, file=sys.stderr, flush=True)
 
     def check(self) -> None:
         """Refuse what is wrong whatever the network and the data are.
@@ -83,13 +169,14 @@ class RunConfig:
             BudgetError: There is no budget, and the method needs one.
             RecipeError: A technique of the recipe edits the network.
         """
-        if not self.budget and self.method != PARETO:
+        method, options = self.search
+        if not self.budgets and method != PARETO:
             raise BudgetError(
-                f"method {self.method} redesigns a network to a budget; give --budget, such as macs<=50%, or an "
+                f"method {method} redesigns a network to a budget; give --budget, such as macs<=50%, or an "
                 "objective, such as --objective accuracy,macs"
             )
-        checked_options(self.method, self.options)
-        refuse_structural(self.recipe)
+        checked_options(method, options)
+        refuse_structural(self.training)
         self.placement.check()
         for name, value, least in (
             ("epochs", self.base_epochs, 0),
@@ -99,30 +186,52 @@ class RunConfig:
         ):
             if value < least:
                 raise ConvwrightError(f"{name}={value} must be a whole number from {least} on")
+        _ = self.time_budget  # refuses what is no length of time
 
-    def settings(self, opened: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
+    def settings(self, loaded: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
         """Return what the results depend on, as plain JSON values."""
-        shape = "x".join(map(str, opened.data.shape))
+        method, options = self.search
+        shape = "x".join(map(str, loaded.data.shape))
         return {
-            "model": opened.arch.source,
-            "options": opened.options,
-            "architecture": _digest(opened.arch),
-            "data": f"{opened.data.name} ({len(opened.data.train)} training images {shape})",
-            "budget": list(self.budget),
+            "model": loaded.arch.source,
+            "options": loaded.options,
+            "architecture": _digest(loaded.arch),
+            "data": f"{loaded.data.name} ({len(loaded.data.train)} training images {shape})",
+            "budget": list(self.budgets),
             "limits": dict(limits.limits),
-            "method": self.method,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "method": method,
+            "recipe": self.training.model_dump(mode="json"),
             "epochs": self.base_epochs,
             "tune_epochs": self.later_epochs,
             "divisor": self.divisor,
             "seed": self.seed,
-            "weights": str(self.weights) if self.weights is not None else None,
+            "weights": str(Path(self.weights)) if self.weights is not None else None,
             # Left out when there are none, so that runs started before there were such options are resumed.
-            **({"method_options": dict(self.options)} if self.options else {}),
-            **({"objective": list(self.objective)} if self.objective else {}),
-            **({"time": self.time.text} if self.time is not None else {}),
+            **({"method_options": options} if options else {}),
+            **({"objective": list(self.costs)} if self.costs else {}),
+            **({"time": self.time_budget.text} if self.time_budget is not None else {}),
             **({"proxy": self.proxy.settings(proxy)} if self.proxy is not None and proxy is not None else {}),
         }
+
+
+def documented(function: _Function) -> _Function:
+    """Write what the arguments mean into the docstring of `optimize`, before what it returns."""
+    before, returns, after = inspect.cleandoc(function.__doc__ or "").partition("Returns:")
+    wrap = textwrap.TextWrapper(112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    lines = [wrap.fill(f"{name}: {text}") for name, text in OPTIMIZE.items()]
+    function.__doc__ = "\n".join([f"{before}Args:", *lines, "", returns + after])
+    return function
+
+
+def default_folder(
+    model: nn.Module | str, budget: str | Sequence[str] = (), objective: str | Sequence[str] = ()
+) -> Path:
+    """Return ``runs/MODEL-BUDGET`` with nothing in it that a file system minds; costs sought come last."""
+    name = model if isinstance(model, str) else type(model).__name__
+    parts = [name, *([budget] if isinstance(budget, str) else budget)]
+    parts += [objective] if isinstance(objective, str) else objective
+    words = "-".join(part.replace("<=", "").replace("%", "pct") for part in parts)
+    return Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.").lower()
 
 
 def terms_of(budget: Sequence[str]) -> Budget:
@@ -132,36 +241,6 @@ def terms_of(budget: Sequence[str]) -> Budget:
         BudgetError: One does not parse.
     """
     return parse_budget(list(budget)) if budget else Budget(())
-
-
-def sought(
-    method: str | None, objective: str | Sequence[str] | None, options: Mapping[str, Any] | None
-) -> tuple[str, dict[str, Any]]:
-    """Return the method of a run and its options.
-
-    Args:
-        method: As given; None: `auto`, or `pareto` where there is an objective.
-        objective: Accuracy and one or two costs, as given.
-        options: As given.
-
-    Raises:
-        ConvwrightError: The objective is wrong, is given twice, or is given to another method.
-
-    Examples:
-        >>> sought(None, "accuracy,macs", {"points": 3}), sought(None, None, None)
-        (('pareto', {'points': 3, 'objective': ['macs']}), ('auto', {}))
-    """
-    given = dict(options or {})
-    if objective is None:
-        return method or "auto", given
-    if method not in (None, PARETO):
-        raise ConvwrightError(
-            f"an objective is for method {PARETO}, which seeks several networks; method {method} seeks one: leave "
-            "--objective or --method out"
-        )
-    if "objective" in given:
-        raise ConvwrightError("the objective is given twice, as --objective and as an option; give it once")
-    return PARETO, {**given, "objective": list(objective_costs(objective))}
 
 
 def _digest(arch: Architecture) -> str:

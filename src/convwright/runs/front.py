@@ -26,14 +26,14 @@ Test = Callable[[Proof], Metrics | None]
 
 
 def write_front(
-    folder: Path, ended: SearchOutcome, objective: Sequence[str], content: Mapping[str, Any], limits: Limits,
+    folder: Path, outcome: SearchOutcome, objective: Sequence[str], content: Mapping[str, Any], limits: Limits,
     prove: Prove, test: Test,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Prove and write each network that was trained to the end, and return the front.
 
     Args:
         folder: The run directory.
-        ended: The end of the search.
+        outcome: The end of the search.
         objective: The costs.
         content: Of ``result.json``, with both sides.
         limits: The budget in numbers.
@@ -48,13 +48,13 @@ def write_front(
     Raises:
         BrokenBudgetError: The two counts of one differ, or it breaks the budget.
     """
-    finals = {*ended.finals, ended.best.trial}
+    finals = {*outcome.finals, outcome.best.trial}
     known = {content[name]["trial"]: content[name] for name in ("baseline", "result")}
-    listed = {t.trial: t for t in non_dominated(ended.trials, objective)}
-    listed |= {t.trial: t for t in ended.trials if t.trial in finals or t.trial == ended.baseline.trial}
+    listed = {t.trial: t for t in non_dominated(outcome.trials, objective)}
+    listed |= {t.trial: t for t in outcome.trials if t.trial in finals or t.trial == outcome.baseline.trial}
     entries = []
     for trial in sorted(listed.values(), key=lambda t: [*(t.costs[m] for m in objective), t.score]):
-        entry = _entry(trial, ended)
+        entry = _entry(trial, outcome)
         if trial.trial in finals:
             proof = prove(trial)
             met = check_budget(proof, limits)
@@ -63,24 +63,24 @@ def write_front(
             own = {name: value for name, value in content.items() if name not in _LEFT_OUT}
             _write(folder / where, trial, proof, {**own, "budget_met": met, "result": told})
             entry |= {"finished": True, "counts": told["counts"], "test": told["test"], "folder": where}
-        elif trial is ended.baseline:
+        elif trial is outcome.baseline:
             told = known[trial.trial]
             entry |= {"finished": True, "counts": told["counts"], "test": told["test"]}
         entries.append(entry)
     return entries
 
 
-def _entry(trial: Evidence, ended: SearchOutcome) -> dict[str, Any]:
+def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
     role = trial.candidate.role
     untouched = {"base": "the untouched network", "baseline": "the untouched network, trained as long"}
     return {
         "trial": trial.trial,
-        "what": untouched.get(role) or ended.words.get(trial.trial, f"{len(trial.candidate.plan.edits)} edits"),
+        "what": untouched.get(role) or outcome.words.get(trial.trial, f"{len(trial.candidate.plan.edits)} edits"),
         "score": trial.score,
         "stderr": trial.stderr,
         "costs": dict(trial.costs),
         "finished": False,
-        "result": trial is ended.best,
+        "result": trial is outcome.best,
     }
 
 

@@ -29,7 +29,7 @@ from convwright.errors import RecipeError, RunError
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, opened, plain
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.runs.directory.files import digest, read_json, save_weights, write_json
-from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import Evaluator, settled_recipe
 from convwright.runs.executors import Completed, InProcess
@@ -231,6 +231,8 @@ class Question:
         }
         if ".py:" in self.model:  # the file may change between two calls
             values["file"] = digest(Path(self.model.rpartition(":")[0]))
+        if JUDGEMENT > 1:  # left out before, so that searches recorded then are found
+            values["judgement"] = JUDGEMENT
         return dict(plain(values))
 
     @property

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+# How networks are judged, recorded beside every score; what has no number was judged by 1. It is raised whenever the
+# same network would get another score, so that no run goes on with scores of two kinds.
+JUDGEMENT = 1
 _PACKAGES = ("convwright", "torch", "torchvision", "timm", "numpy", "lightning-fabric", "optuna", "safetensors")
 
 

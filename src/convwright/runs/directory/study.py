@@ -2,7 +2,7 @@
 
 Layout::
 
-    run.json              the settings that the run was started with, versions and machine
+    run.json              the settings that the run was started with, how it judges, versions and machine
     run.db                Optuna's SQLite storage: one trial per candidate, plan and evidence as attributes
     initial.safetensors   the weights that the run started from
     trials/0003/          weights of a finished trial; the training checkpoint of an unfinished one
@@ -31,7 +31,7 @@ from typing import Any
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import LOCK, owned, read_json, refuse_file, write_json
-from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.storage import Storage, check_url
 from convwright.runs.directory.trial_index import CHANGEABLE, TrialIndex
 
@@ -74,8 +74,8 @@ class Study:
         storage: URL of a database for the trials; None: ``run.db`` in the directory.
 
     Raises:
-        RunError: Another process owns it; it is damaged; it was started with other settings; the database does not
-            answer.
+        RunError: Another process owns it; it is damaged; it was started with other settings, or judged by another
+            version; the database does not answer.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Study:
     # ------------------------------------------------------------------ opening
 
     def _begun(self, settled: Mapping[str, Any], called: str | None) -> dict[str, Any]:
-        content = {"format": FORMAT, "version": VERSION, "command": self.command, "settings": self.settings}
-        more = {"settled": dict(settled), "versions": versions(), "machine": machine()}
+        content = {"format": FORMAT, "version": VERSION, "judgement": JUDGEMENT, "command": self.command}
+        more = {"settings": self.settings, "settled": dict(settled), "versions": versions(), "machine": machine()}
         where = {"storage": {"url": called, "study": f"convwright-{uuid.uuid4().hex[:12]}"}} if called else {}
         write_json(self.folder / "run.json", content | more | where)
         return content | more | where
@@ -137,6 +137,14 @@ class Study:
         if names:
             said = "; ".join(_difference(name, stored.get(name), now.get(name)) for name in names)
             raise RunError(f"{self.folder}: the run was started with {said}; give the same, or another --out")
+        judged = content.get("judgement", 1)
+        finished = (self.folder / "result.json").is_file() and all(now.get(n) == stored.get(n) for n in CHANGEABLE)
+        if judged != JUDGEMENT and not finished:
+            raise RunError(
+                f"{self.folder}: its networks were judged by version {judged} of the judgement, and this convwright "
+                f"has version {JUDGEMENT}: such scores do not compare; start anew in another folder, or continue with "
+                "the version of convwright that began it"
+            )
         return content
 
     def _opened(self, content: Mapping[str, Any], url: str | None, called: str | None, resume: bool) -> Storage:

@@ -1,0 +1,39 @@
+"""What each argument of `optimize` means: written here once, for `help`, the reference and the command line.
+
+It imports nothing, so that the command line has it before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+OPTIMIZE: Mapping[str, str] = {
+    "model": "Network, as for `convwright.read`; a named one gets as many outputs as the data have classes.",
+    "data": "Images and labels, as for `convwright.load_data`.",
+    "budget": "Limit on a cost, such as macs<=50%, params<=1500 or latency<=3ms; one or several, and none only with an "
+    "objective.",
+    "method": "Search method; default: auto, or pareto with an objective.",
+    "out": "Run directory; default: runs/MODEL-BUDGET.",
+    "seed": "Seed of initial weights, choices and trainings.",
+    "recipe": "Training recipe: a preset (default, fast-cpu, small-net) or a .yaml file.",
+    "resume": "Continue the run in the run directory; only budget and time may differ from before, and what was tried "
+    "is not tried again.",
+    "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights.",
+    "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's.",
+    "divisor": "Divisor of all new widths: they are rounded to multiples of it.",
+    "weights": "Trained weights: a .safetensors file or a state dict saved by torch.",
+    "input_shape": "Shape of an image, such as 3x224x224; images of another shape are resized.",
+    "data_dir": "Folder with mnist.npz, cifar10.npz and the like.",
+    "progress": "Whether trainings show how far they are.",
+    "workers": "Number of processes that read a streamed data set.",
+    "say": "Function that is called with lines for a person; default: they go to standard error, if `progress`.",
+    "command": "Command line, for the record.",
+    "options": "Option of the method, by its name, such as trials=12; one or several.",
+    "time": "Time for all trials together, such as 30m or 1h30m; then the search ends with its best network so far.",
+    "placement": "Where candidates are trained, and how many at a time.",
+    "storage": "Database of the trials, such as postgresql://user@host/runs; default: a file in the run directory.",
+    "proxy_classes": "Number of classes on which candidates are ranked; the result is trained on all data.",
+    "proxy_samples": "Number of training images on which candidates are ranked; the result is trained on all data.",
+    "objective": "Accuracy and one or two costs, such as accuracy,macs: several networks are sought of which none is "
+    "beaten in all of them; they are in front/ of the run directory.",
+}
