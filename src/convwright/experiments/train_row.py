@@ -38,7 +38,7 @@ from convwright.experiments.features import facts, quality_facts
 from convwright.experiments.papers import Row
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import machine, versions
-from convwright.runs.executors.workers import in_turn_or_side_by_side
+from convwright.runs.executors.pool import in_turn_or_side_by_side
 from convwright.runs.train import judged
 from convwright.training import ImageData, Recipe, TrainResult, load_data, train
 from convwright.training.data.resized import resized_data
