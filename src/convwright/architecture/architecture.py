@@ -70,7 +70,7 @@ class Architecture:
     @cached_property
     def flow(self) -> Flow:
         """Who feeds whom in the operator graph."""
-        return Flow(self)
+        return Flow(self.model, self.capture, self.channels, self.layers)
 
     # -------------------------------------------------------------- what is in it
 
@@ -92,12 +92,12 @@ class Architecture:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Residual blocks and repeated units."""
-        return find_blocks(self)
+        return find_blocks(self.flow)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Runs of layers at one spatial size."""
-        return find_stages(self)
+        return find_stages(self.flow)
 
     def layer(self, name: str) -> Layer:
         """Return the layer called ``name`` (any of its names, where a module is registered under several).

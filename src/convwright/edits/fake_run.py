@@ -34,7 +34,8 @@ from convwright.architecture.capture.exported import (
 )
 from convwright.architecture.channels import ChannelGraph, Ints, Resized
 from convwright.architecture.labels import Value
-from convwright.edits.surgery import ChannelRemap, copied, operate, stand_ins, tensors_in
+from convwright.edits.remap import ChannelRemap
+from convwright.edits.surgery import copied, operate, stand_ins, tensors_in
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

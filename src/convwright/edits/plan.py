@@ -16,9 +16,11 @@ from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.equivalence import EXACT
+from convwright.edits.kernel import Kernel
 from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan_file import called, edits_of, options_from, plain_options, shape_from, text_of, values_of
 from convwright.edits.replace import Replace
+from convwright.edits.resolution import Resolution
 from convwright.edits.width import Width
 from convwright.errors import ConvwrightError, EditError, ReadError
 
@@ -54,8 +56,6 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        from convwright.edits.preview import summary
-
         lines = [f"{i}. {summary(edit)}" for i, edit in enumerate(self.edits, start=1)]
         return "\n".join([f"plan for {self.model}, {len(lines)} edit{'' if len(lines) == 1 else 's'}", *lines])
 
@@ -125,6 +125,31 @@ class Plan:
             EditError: if the file is missing or is no plan.
         """
         return cls.from_json(text_of(Path(path)), str(path))
+
+
+def summary(edit: Edit) -> str:
+    """Return an edit in a few words, as far as it is known without its network."""
+    values = {name: value for name, value in edit.to_dict().items() if name != "edit"}
+    kind, target = edit.kind.replace("_", " "), str(values.pop("target", ""))
+    mark = "  (approximate)" if values.pop("approximate", False) else ""
+    if isinstance(edit, Width | Kernel | Resolution):
+        goal = f" -> {edit.size if isinstance(edit.size, int) else by_x(edit.size)}"
+    elif isinstance(edit, Replace):
+        goal = f" -> {operator_of(edit)}"
+    else:
+        goal = "".join(f", {name} {value}" for name, value in values.items())
+    return f"{kind}{f' {target}' if target else ''}{goal}{mark}"
+
+
+def operator_of(edit: Replace) -> str:
+    """Return the operator that an edit puts in, with its options."""
+    options = ", ".join(f"{name}={value}" for name, value in edit.options.items())
+    return f"{edit.operator}({options})" if options else edit.operator
+
+
+def by_x(sizes: Sequence[int]) -> str:
+    """Return sizes as in ``32x32``."""
+    return "x".join(map(str, sizes))
 
 
 def apply(

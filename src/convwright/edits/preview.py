@@ -11,7 +11,7 @@ from convwright.architecture.capture.exported import argument
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
 from convwright.edits.kernel import Kernel
-from convwright.edits.plan import Passage, Plan, check_made_for, passages
+from convwright.edits.plan import Passage, Plan, by_x, check_made_for, operator_of, passages, summary
 from convwright.edits.replace import Replace
 from convwright.edits.resolution import Resolution
 from convwright.edits.width import Sizes, Width, solve
@@ -172,20 +172,6 @@ def costs(macs: tuple[int, int], params: tuple[int, int]) -> str:
     return f"MACs {_amounts(*macs)}, parameters {_amounts(*params)}"
 
 
-def summary(edit: Edit) -> str:
-    """Return an edit in a few words, as far as it is known without its network."""
-    values = {name: value for name, value in edit.to_dict().items() if name != "edit"}
-    kind, target = edit.kind.replace("_", " "), str(values.pop("target", ""))
-    mark = "  (approximate)" if values.pop("approximate", False) else ""
-    if isinstance(edit, Width | Kernel | Resolution):
-        goal = f" -> {edit.size if isinstance(edit.size, int) else _x(edit.size)}"
-    elif isinstance(edit, Replace):
-        goal = f" -> {_operator(edit)}"
-    else:
-        goal = "".join(f", {name} {value}" for name, value in values.items())
-    return f"{kind}{f' {target}' if target else ''}{goal}{mark}"
-
-
 # ------------------------------------------------------------------ from a run of edits to steps
 
 
@@ -302,18 +288,18 @@ def _kernel(run: _Run, edit: Kernel, place: int) -> dict[str, Any]:
     before = tuple(int(s) for s in argument(node, "weight").meta["val"].shape[2:])
     after = (edit.size,) * len(before) if isinstance(edit.size, int) else tuple(edit.size)
     rim = "the rim is cropped" if after < before else "zeros around the old kernel"
-    return {"before": _x(before), "after": _x(after), "notes": (rim,)}
+    return {"before": by_x(before), "after": by_x(after), "notes": (rim,)}
 
 
 def _replaced(run: _Run, edit: Replace, place: int) -> dict[str, Any]:
     layer = run.before.layer(edit.target)
-    return {"before": layer.module or layer.operator, "after": _operator(edit)}
+    return {"before": layer.module or layer.operator, "after": operator_of(edit)}
 
 
 def _resolved(run: _Run, edit: Resolution, place: int) -> dict[str, Any]:
     shape = run.before.example_input.shape
     after = (edit.size,) * (len(shape) - 2) if isinstance(edit.size, int) else tuple(edit.size)
-    return {"before": _x(shape[1:]), "after": _x((shape[1], *after)), "notes": ("the weights stay as they are",)}
+    return {"before": by_x(shape[1:]), "after": by_x((shape[1], *after)), "notes": ("the weights stay as they are",)}
 
 
 _TELLERS: dict[type[Edit], Callable[[_Run, Any, int], dict[str, Any]]] = {
@@ -329,18 +315,9 @@ _TELLERS: dict[type[Edit], Callable[[_Run, Any, int], dict[str, Any]]] = {
 # ------------------------------------------------------------------ words
 
 
-def _operator(edit: Replace) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in edit.options.items())
-    return f"{edit.operator}({options})" if options else edit.operator
-
-
 def _amounts(before: int, after: int) -> str:
     change = f" ({(after - before) / before:+.1%})" if before and after != before else ""
     return f"{before:,} -> {after:,}{change}" if after != before else f"{before:,} (unchanged)"
-
-
-def _x(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def _brief(names: Sequence[str]) -> str:

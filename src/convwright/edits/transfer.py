@@ -17,9 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from convwright.edits.edit import Edit, Moved, Options
 from convwright.edits.optimizer_state import optimizer_follows
-from convwright.edits.plan import Plan, passages
-from convwright.edits.preview import summary
-from convwright.edits.surgery import signatures
+from convwright.edits.plan import Plan, passages, summary
+from convwright.edits.remap import signatures
 from convwright.edits.width import Width
 from convwright.errors import EditError
 

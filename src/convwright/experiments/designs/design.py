@@ -336,7 +336,7 @@ def plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformRatio:
     """All widths share one ratio, the largest within the budget.
 
     Attributes:

@@ -55,7 +55,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Units:
+class MovedUnits:
     """The stage-level organizer moves units between stages, as edits: any network has those, not only a builder.
 
     Attributes:
@@ -198,7 +198,7 @@ class WithoutBaselines:
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyStudy:
     """The latency of a row's network, measured in turns with that of the untouched one.
 
     Each works on images of its own resolution.
