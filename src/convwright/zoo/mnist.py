@@ -29,14 +29,15 @@ _PAPER = "Ethiraj and Bolla 2022"
 # Each layer is a letter and the channels that it gives: c 3x3 convolution, s depthwise 3x3 directly followed by
 # pointwise, each with ReLU and batch norm, and with padding where the letter is large; n bare 1x1 convolution that
 # narrows the network before a pool; p pool. d is a dropout, in percent.
-_BASE = "c8  c16 d5     p c32 c64 d17     p"
-_M1 = "  c8  c12 d5 n8  p c12 c16 d17 n12 p C15 d17 C15"
-_M1D = " c10 s12 d5 n10 p c{} c16 d17 n12 p C15 d17 C15"
-_M2 = "  c8  c12 d5 n8  p c12 c16 d17 n12 p C15 d17"
-_M2D = " c8  s12 d5 n8  p c13 c18 d17 n12 p C16 d17"
-_DEEP = "c10 s12 d5 n10 p s13 s16 d17 n12 p S15 d17 S15"
-_M3 = "  c8  s12 d5 n8  p s12 s16 d17 n12 p S15 d17"
-_A = "   c8  s12 d5 n8  p s12 s16 d17 n12 p S12 d17"
+_PHASES = (
+    ("mnist-base", "phase 0", "c8 c16 d5 p c32 c64 d17 p"),  # 25,144 parameters
+    ("mnist-m1", "phase 1", "c8 c12 d5 n8 p c12 c16 d17 n12 p C15 d17 C15"),  # 7,767
+    ("mnist-m2", "phase 2", "c8 c12 d5 n8 p c12 c16 d17 n12 p C15 d17"),  # 5,712
+    ("mnist-m2d", "phase 2, one depthwise block", "c8 s12 d5 n8 p c13 c18 d17 n12 p C16 d17"),  # 5,616
+    ("mnist-deep", "all depthwise, untrained there", "c10 s12 d5 n10 p s13 s16 d17 n12 p S15 d17 S15"),  # 2,117
+)
+_M1D = "c10 s12 d5 n10 p c{} c16 d17 n12 p C15 d17 C15"
+_M3 = "c8 s12 d5 n8 p s12 s16 d17 n12 p S{} d17"
 
 
 def _conv(in_channels: int, out_channels: int, padding: int = 0) -> list[nn.Module]:
@@ -73,16 +74,14 @@ def _phase(layers: str, num_classes: int, in_channels: int, blur: bool, bias: bo
     return _network(features, channels, num_classes, bias)
 
 
-@register("mnist-base", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 0")
-def mnist_base(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build the starting point: 3x3 convolutions only, 25,144 parameters."""
-    return _phase(_BASE, num_classes, in_channels, blur)
+def _file(name: str, source: str, layers: str) -> None:
+    @register(name, input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, {source}")
+    def build(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
+        return _phase(layers, num_classes, in_channels, blur)
 
 
-@register("mnist-m1", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 1")
-def mnist_m1(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 1, narrowed before each pool: 7,767 parameters."""
-    return _phase(_M1, num_classes, in_channels, blur)
+for _each in _PHASES:
+    _file(*_each)
 
 
 @register("mnist-m1d", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 1, one depthwise block")
@@ -98,34 +97,16 @@ def mnist_m1d(num_classes: int = 10, in_channels: int = 1, blur: bool = False, t
     return _phase(_M1D.format(third), num_classes, in_channels, blur)
 
 
-@register("mnist-m2", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 2")
-def mnist_m2(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 2, phase 1 without its last convolution: 5,712 parameters."""
-    return _phase(_M2, num_classes, in_channels, blur)
-
-
-@register("mnist-m2d", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 2, one depthwise block")
-def mnist_m2d(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 2 with one depthwise separable block: 5,616 parameters."""
-    return _phase(_M2D, num_classes, in_channels, blur)
-
-
-@register("mnist-deep", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, all depthwise, untrained there")
-def mnist_deep(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 1 with every later convolution depthwise separable: 2,117 parameters."""
-    return _phase(_DEEP, num_classes, in_channels, blur)
-
-
 @register("mnist-m3", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 3")
 def mnist_m3(num_classes: int = 10, in_channels: int = 1, blur: bool = False, head_bias: bool = False) -> nn.Sequential:
     """Build phase 3, of the "1500 parameters" headline: 1,560, or 1,570 with a head bias."""
-    return _phase(_M3, num_classes, in_channels, blur, head_bias)
+    return _phase(_M3.format(15), num_classes, in_channels, blur, head_bias)
 
 
 @register("mnist-a", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 3 cut to 1,500 parameters")
 def mnist_a(num_classes: int = 10, in_channels: int = 1, blur: bool = True, head_bias: bool = False) -> nn.Sequential:
     """Build phase 3 with 12 last channels: 1,488 parameters, or 1,498 with a head bias."""
-    return _phase(_A, num_classes, in_channels, blur, head_bias)
+    return _phase(_M3.format(12), num_classes, in_channels, blur, head_bias)
 
 
 def _norm_first(convs: Iterable[nn.Module], channels: int) -> nn.Sequential:
