@@ -96,6 +96,15 @@ def test_side_by_side_gives_every_item_its_own_result(start, tmp_path):
     assert not any(map(alive, pids(tmp_path)))
 
 
+def test_work_may_start_processes_itself(start, tmp_path):
+    """As loaders of streamed images do; a daemon may not."""
+    script = tmp_path / "script.py"
+    child = "__import__('multiprocessing').Process(target=time.sleep, args=(seconds,)).start()"
+    script.write_text(script.read_text().replace("time.sleep(seconds)", child))
+    out, err = start(0.1, 0.0).communicate(timeout=60)
+    assert (sorted(out.splitlines()), err) == (["0.0 0.0", "0.1 0.2"], "")
+
+
 @pytest.mark.parametrize(("bad", "said"), [(-1, "RunError a training's process ended"), (101, "ValueError too long")])
 def test_a_failure_ends_all(start, tmp_path, bad, said):
     began = time.monotonic()

@@ -337,7 +337,7 @@ class _Plain:
     def _kind(self, name: str) -> tuple[object, ...]:
         """What makes two modules twins: the class; for a bare container its structure."""
         module = self.modules[name]
-        return (type(module), *(map(self._kind, self._children(name)) if _is_bare(module) else ()))
+        return (type(module), *(map(self._kind, self._children(name)) if type(module) in _CONTAINERS else ()))
 
     def _is_row(self, name: str) -> bool:
         """Whether a container only lines up units of one kind: then those are the units."""
@@ -386,10 +386,6 @@ class _Plain:
 
 def _join(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent else child
-
-
-def _is_bare(module: nn.Module) -> bool:
-    return type(module) in _CONTAINERS
 
 
 def _is_convolution(module: nn.Module) -> bool:

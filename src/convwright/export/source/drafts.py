@@ -134,12 +134,9 @@ class ModuleParts:
             self._part(holder)
             module = self.net.model.get_submodule(path)
             built = constructor(module, path.rpartition(".")[2])
-            if built is not None and not self._is_called(path):
+            if built is not None and not any(region.path == path for region in _all(self.net.root)):
                 self.known[path].kind, self.known[path].expr = "layer", built
         return self.known[path]
-
-    def _is_called(self, path: str) -> bool:
-        return any(region.path == path for region in _all(self.net.root))
 
     def _layer(self, region: Region) -> Expr | None:
         """Return what constructs a layer of torch that is called like one: one value in, one out."""

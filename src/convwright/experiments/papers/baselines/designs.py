@@ -93,16 +93,11 @@ class Rest:
         Raises:
             DataError: The data cannot be read.
         """
-        images = _images(setting)
+        images = len(load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0).train)
         spent = sum(read_json(folder / "result.json", SEARCH_FORMAT)["image_macs"] for folder in form.searches)
         whole, own = (opened(model, each, setting.shape).profile().macs for each in (setting.start, form))
         left = self.total * images * whole - spent
         return replace(form, epochs=max(1, int(left / (images * own) + 1e-9)))
-
-
-def _images(setting: DesignContext) -> int:
-    """Return how many images there are to train on."""
-    return len(load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0).train)
 
 
 # ------------------------------------------------------------------ phases, without the trainings beside them
