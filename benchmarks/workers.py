@@ -29,9 +29,8 @@ from convwright.methods import Candidate
 from convwright.runs import Evaluator, Study
 from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess
-from convwright.runs.executors.processes import Processes
 from convwright.runs.executors.ray import OnRay, Resources
-from convwright.runs.executors.worker import Setup
+from convwright.runs.executors.worker import Processes, Setup
 from convwright.runs.load import load_model_and_data
 from convwright.runs.loop import carried_out
 from convwright.training import Recipe

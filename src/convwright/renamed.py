@@ -24,7 +24,7 @@ MODULES: Mapping[str, str] = {
     "convwright.methods.stage_knobs": "convwright.methods.shared.stage_knobs",
     "convwright.methods.unit_moves": "convwright.methods.receptive_field.unit_moves",
     "convwright.methods.width_updates": "convwright.methods.channel_search.updates",
-    "convwright.metrics.bundle_check": "convwright.metrics.bundles.verify",
+    "convwright.metrics.bundle_check": "convwright.metrics.bundles.counter",
     "convwright.metrics.members": "convwright.metrics.quality.members",
     "convwright.metrics.oracle": "convwright.metrics.receptive_field.oracle",
     "convwright.metrics.rank": "convwright.metrics.quality.evbmf",

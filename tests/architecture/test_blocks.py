@@ -48,7 +48,7 @@ def check_consistent(arch):
         assert not set(block.branch) & set(block.shortcut)
         if block.identity:
             assert block.shortcut == ()
-    for stages in (arch.stages, find_stages(arch, split_by_width=True)):
+    for stages in (arch.stages, find_stages(arch.flow, split_by_width=True)):
         placed = [name for stage in stages for name in stage.layers]
         assert len(set(placed)) == len(placed)
         assert set(placed) <= set(layers)
@@ -139,7 +139,7 @@ def test_names_are_module_paths():
 def test_stages_of_known_networks(source, sizes, parts):
     arch = meta_reading(source)
     assert [stage.size for stage in arch.stages] == [(s, s) for s in sizes]
-    assert len(find_stages(arch, split_by_width=True)) == parts
+    assert len(find_stages(arch.flow, split_by_width=True)) == parts
     check_consistent(arch)
 
 
@@ -341,5 +341,5 @@ def test_odd_networks_give_no_error(name):
 def test_networks_without_layers_or_maps_give_no_error():
     for model, shape in [(nn.Identity(), (3, 8, 8)), (nn.Linear(8, 3), (1, 8)), (nn.Flatten(), (3, 8, 8))]:
         arch = read(model, torch.zeros(shape) if len(shape) == 2 else shape)
-        assert find_blocks(arch) == ()
+        assert find_blocks(arch.flow) == ()
         check_consistent(arch)

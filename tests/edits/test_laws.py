@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture, read
 from convwright.edits import AddBlock, Edit, Kernel, RemoveBlock, Replace, Resolution, Width, scale_widths, solve
-from convwright.edits.surgery import signature
+from convwright.edits.remap import signature
 
 
 def law(quick: int, many: int, *drawn: st.SearchStrategy[Any]) -> Callable[..., Any]:

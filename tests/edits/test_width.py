@@ -27,7 +27,7 @@ from torch import nn
 
 from convwright.architecture import read
 from convwright.edits import InexactEditWarning, Width, scale_widths, solve
-from convwright.edits.surgery import signature
+from convwright.edits.remap import signature
 from convwright.errors import EditError
 
 SHAPE = (3, 11, 13)

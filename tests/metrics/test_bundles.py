@@ -18,7 +18,6 @@ from convwright.errors import ConvwrightError, DataError
 from convwright.metrics import BundleCounter, WeightGrid, grid_width, weight_amplitude
 from convwright.metrics.bundles import counts as counting
 from convwright.metrics.bundles import row_hash
-from convwright.metrics.bundles import verify as bundle_check
 
 NAN, INF, LN2 = math.nan, math.inf, math.log(2)
 USUAL = {"learning_rate": 1e-3, "batch_size": 64, "amplitude": 1.0}
@@ -659,7 +658,6 @@ def weak(monkeypatch, until):
         return real(flat if seed >= until else flat[:, :1], see, seed)[0], real(flat, see, seed)[1]
 
     monkeypatch.setattr(sys.modules[BundleCounter.__module__], "row_keys", keys)
-    monkeypatch.setattr(bundle_check, "row_keys", keys)
 
 
 def collided():

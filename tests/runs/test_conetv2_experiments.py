@@ -20,7 +20,7 @@ from convwright.edits.reinitialize import draw_anew
 from convwright.errors import ConvwrightError, RecipeError, RunError
 from convwright.experiments import train_row as rows_module
 from convwright.experiments.designs import search_design as searched
-from convwright.experiments.designs.design import DesignContext, Drawn, NetworkSpec, Uniform, form_of, made, opened
+from convwright.experiments.designs.design import DesignContext, Drawn, NetworkSpec, UniformRatio, form_of, made, opened
 from convwright.experiments.designs.search_design import Question, Searched, Walked
 from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, conetv2, conetv2_rank, conetv2_transfer
 from convwright.experiments.reproduce import listed, reproduce
@@ -71,7 +71,7 @@ def timeless(value):
 
 
 def test_rows_and_seeds_share_a_search(rows):
-    rows(before=(), one=(SEARCH,), two=(SEARCH,), narrow=(SEARCH, Uniform("macs<=20%", widen=False)))
+    rows(before=(), one=(SEARCH,), two=(SEARCH,), narrow=(SEARCH, UniformRatio("macs<=20%", widen=False)))
     content = {row["name"]: row for row in run("a", seeds=1)["rows"]}
     assert {row["name"]: len(row["searches"]) for row in run("a", only=["one"])["rows"][1:]} == dict.fromkeys(
         ("one", "two", "narrow"), 1
@@ -252,11 +252,11 @@ def test_uniform_narrows_what_breaks_the_budget_and_leaves_what_does_not(tiny):
     setting = DesignContext(shape=(1, 8, 8))
     full = opened(tiny, NetworkSpec({}), (1, 8, 8)).profile().macs
     small = NetworkSpec({}, (Width("conv1", 2), Width("conv2", 3)))
-    assert Uniform("macs<=50%", widen=False).resolve(tiny, small, setting) == small
-    wider = Uniform("macs<=50%").resolve(tiny, small, setting)
+    assert UniformRatio("macs<=50%", widen=False).resolve(tiny, small, setting) == small
+    wider = UniformRatio("macs<=50%").resolve(tiny, small, setting)
     assert 0.4 * full < opened(tiny, wider, (1, 8, 8)).profile().macs <= full / 2
     large = NetworkSpec({}, (Width("conv1", 29), Width("conv2", 31)))
-    narrowed = Uniform("macs<=50%", widen=False).resolve(tiny, large, setting)
+    narrowed = UniformRatio("macs<=50%", widen=False).resolve(tiny, large, setting)
     assert [edit.target for edit in narrowed.edits] == ["conv1", "conv2"]
     assert opened(tiny, narrowed, (1, 8, 8)).profile().macs <= full / 2
 

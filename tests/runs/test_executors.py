@@ -18,9 +18,8 @@ from convwright.methods import Candidate, Evidence
 from convwright.runs import Evaluator, Study, memory, optimize
 from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess, Placement, Task, lost, threads_of
-from convwright.runs.executors.processes import Processes
 from convwright.runs.executors.ray import OnRay, Resources
-from convwright.runs.executors.worker import Setup, WorkerResult, WorkerTask, answered
+from convwright.runs.executors.worker import Processes, Setup, WorkerResult, WorkerTask, answered
 from convwright.runs.load import load_model_and_data
 from convwright.runs.loop import carried_out
 from convwright.training.checkpoint import FILE as CHECKPOINT
@@ -178,12 +177,10 @@ def forked(monkeypatch):
     """Processes that are forked, so that they start at once, and that do not train."""
     import multiprocessing
 
-    import convwright.runs.executors.processes as module
+    import convwright.runs.executors.worker as module
 
     monkeypatch.setattr(module, "answered", slow_answer)
-    monkeypatch.setattr(module.multiprocessing, "get_context", lambda kind: multiprocessing.context.ForkContext())
-    # A fork holds a copy of this process's end of the lifeline.
-    monkeypatch.setattr(module, "live_as_long_as", lambda lifeline: None)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: multiprocessing.context.ForkContext())
 
 
 @pytest.mark.parametrize(("kills", "usable"), [(0, True), (1, True), (4, True), (5, False)])
@@ -204,7 +201,7 @@ def test_a_killed_worker_is_replaced_a_bounded_number_of_times(forked, tmp_path,
 
 
 def test_a_process_that_takes_the_place_of_another_takes_its_gpu(forked, monkeypatch, tmp_path):
-    import convwright.runs.executors.processes as module
+    import convwright.runs.executors.pool as module
 
     monkeypatch.setattr(module, "gpus", lambda: ("5", "2"))
     with Study(tmp_path / "run", {}) as study:
@@ -214,7 +211,7 @@ def test_a_process_that_takes_the_place_of_another_takes_its_gpu(forked, monkeyp
         executor = Processes(2, Kept(), study)
         try:
             carried_out([Candidate(PLAN, None, 1, n) for n in range(7)], {}, study, executor, str)
-            assert sorted(worker.number for worker in executor.workers) == [0, 1]
+            assert sorted(worker.number for worker in executor.pool.workers) == [0, 1]
         finally:
             executor.close()
         assert {(study.trial_folder(n) / "gpu").read_text() for n in range(7)} <= {"5", "2"}

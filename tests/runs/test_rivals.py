@@ -20,7 +20,7 @@ from convwright.experiments.designs.design import DesignContext, NetworkSpec, ma
 from convwright.experiments.designs.search_design import FOUND, Question, Searched
 from convwright.experiments.papers import EXPERIMENTS
 from convwright.experiments.papers.baselines import rows as rivals
-from convwright.experiments.papers.baselines.designs import Kept, Latency, Phases, Rest, WithoutBaselines
+from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, Phases, Rest, WithoutBaselines
 from convwright.experiments.papers.baselines.optuna_tpe import TpeSearch
 from convwright.experiments.papers.baselines.tables import clear, compute, conclude, verdict
 from convwright.experiments.papers.baselines.torch_pruning import Pruned, narrowed, widths_of
@@ -231,7 +231,7 @@ def test_a_latency_is_taken_at_each_networks_own_resolution(monkeypatch, small):
     monkeypatch.setattr(rivals_designs, "compare_latency", compared)
     data = resized_data(load_data(small.data["quick"], val_fraction=0.0), (5, 5))
     network = made(small.model, NetworkSpec(OPTIONS), SHAPE, 0)
-    found = Latency(small.model, OPTIONS, SHAPE).carry_out(network, data, None, {})
+    found = LatencyStudy(small.model, OPTIONS, SHAPE).carry_out(network, data, None, {})
     assert seen == {"untouched": (1, 1, 8, 8), "own": (1, 1, 5, 5)}
     assert found["macs"] == opened(small.model, NetworkSpec(OPTIONS), SHAPE).profile().macs
     assert found["images"] == len(data.train)

@@ -15,8 +15,7 @@ from convwright.methods import METHODS, Candidate, Evidence, GreedyEnlarging
 from convwright.runs import Evaluator, Study, search
 from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import InProcess
-from convwright.runs.executors.processes import Processes
-from convwright.runs.executors.worker import Setup
+from convwright.runs.executors.worker import Processes, Setup
 from convwright.training import ImageData
 
 PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convwright.runs.executors.workers import gpus, in_turn_or_side_by_side, take_gpu
+from convwright.runs.executors.pool import gpus, in_turn_or_side_by_side, take_gpu
 
 SCRIPT = """
 import os, sys, time, types
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import convwright
 
-light = types.ModuleType("convwright.runs")
-light.__path__ = [str(Path(convwright.__file__).parent / "runs")]
-sys.modules["convwright.runs"] = light  # its own __init__ imports torch
+for folder in ("runs", "runs/executors"):
+    light = types.ModuleType("convwright." + folder.replace("/", "."))
+    light.__path__ = [str(Path(convwright.__file__).parent / folder)]
+    sys.modules[light.__name__] = light  # its own __init__ imports torch
 
-from convwright.runs.executors.workers import in_turn_or_side_by_side
+from convwright.runs.executors.pool import in_turn_or_side_by_side
 
 
 def work(seconds):
@@ -95,6 +96,15 @@ def test_side_by_side_gives_every_item_its_own_result(start, tmp_path):
     assert not any(map(alive, pids(tmp_path)))
 
 
+def test_work_may_start_processes_itself(start, tmp_path):
+    """As loaders of streamed images do; a daemon may not."""
+    script = tmp_path / "script.py"
+    child = "__import__('multiprocessing').Process(target=time.sleep, args=(seconds,)).start()"
+    script.write_text(script.read_text().replace("time.sleep(seconds)", child))
+    out, err = start(0.1, 0.0).communicate(timeout=60)
+    assert (sorted(out.splitlines()), err) == (["0.0 0.0", "0.1 0.2"], "")
+
+
 @pytest.mark.parametrize(("bad", "said"), [(-1, "RunError a training's process ended"), (101, "ValueError too long")])
 def test_a_failure_ends_all(start, tmp_path, bad, said):
     began = time.monotonic()
@@ -120,7 +130,7 @@ def test_no_process_outlives_the_first(start, tmp_path, how):
 
 
 def test_an_interrupt_while_work_is_handed_out_ends_all(start, tmp_path):
-    """It is held back until then, and must not leave the pool waiting for what it has begun."""
+    """It must not leave the pool waiting for what it has begun."""
     script = tmp_path / "script.py"
     text = script.read_text().replace("[float(word) for word in sys.argv[1:]]", "handed_out()")
     script.write_text(
@@ -128,8 +138,9 @@ def test_an_interrupt_while_work_is_handed_out_ends_all(start, tmp_path):
             'if __name__ == "__main__":',
             "class Items(list):\n"
             "    def __iter__(self):\n"
-            "        yield from super().__iter__()\n"
-            "        os.kill(os.getpid(), 2)\n\n\n"
+            "        yield self[0]\n"
+            "        os.kill(os.getpid(), 2)\n"
+            "        yield self[1]\n\n\n"
             "def handed_out():\n"
             "    return Items(float(word) for word in sys.argv[1:])\n\n\n"
             'if __name__ == "__main__":',

@@ -70,7 +70,7 @@ class Architecture:
     @cached_property
     def flow(self) -> Flow:
         """Who feeds whom in the operator graph."""
-        return Flow(self)
+        return Flow(self.model, self.capture, self.channels, self.layers)
 
     # -------------------------------------------------------------- what is in it
 
@@ -92,12 +92,12 @@ class Architecture:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """Residual blocks and repeated units."""
-        return find_blocks(self)
+        return find_blocks(self.flow)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Runs of layers at one spatial size."""
-        return find_stages(self)
+        return find_stages(self.flow)
 
     def layer(self, name: str) -> Layer:
         """Return the layer called ``name`` (any of its names, where a module is registered under several).
@@ -120,13 +120,10 @@ class Architecture:
         """
         found = next((b for b in self.blocks if b.name == name), None) or block_of_module(self.flow, name)
         if found is None:
-            known = [block.name for block in self.blocks]
-            what = "is no unit that maps one tensor to one" if self._has_module(name) else "does not exist"
+            known, there = [block.name for block in self.blocks], name in dict(self.model.named_modules())
+            what = "is no unit that maps one tensor to one" if there else "does not exist"
             raise EditError(f"{self.source}: {name!r} {what}; no block has this name.{did_you_mean(name, known)}")
         return found
-
-    def _has_module(self, name: str) -> bool:
-        return any(name == path for path, _ in self.model.named_modules())
 
     @cached_property
     def _layer_index(self) -> dict[str, Layer]:

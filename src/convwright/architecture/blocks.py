@@ -11,16 +11,12 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.flow import Flow, Shape
 from convwright.architecture.layers import kind_of
-
-if TYPE_CHECKING:
-    from convwright.architecture.architecture import Architecture
 
 _ADDITIONS = frozenset({"add", "__add__", "__iadd__"})
 _NOTHING = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias",
@@ -73,7 +69,7 @@ class Block:
         return self.input_shape == self.output_shape
 
 
-def find_blocks(architecture: Architecture) -> tuple[Block, ...]:
+def find_blocks(flow: Flow) -> tuple[Block, ...]:
     """Find residual blocks and repeated plain units, in execution order.
 
     * Residual: an addition whose one operand is the entry itself (``identity``) or a linear projection of it
@@ -87,7 +83,6 @@ def find_blocks(architecture: Architecture) -> tuple[Block, ...]:
     Returns:
         The blocks; empty if the network has none. Odd graphs give fewer blocks, never an error.
     """
-    flow = architecture.flow
     return tuple(_finish(flow, draft) for draft in drafts_of(flow))
 
 
@@ -101,7 +96,7 @@ def block_of_module(flow: Flow, name: str) -> Block | None:
     inner = [d for d in drafts_of(flow) if d.kind == "residual" and d.nodes <= region]
     rest = region.difference(*(d.nodes for d in inner))
     kind = "residual" if inner and all(d.identity for d in inner) and not flow.weighted(rest) else "plain"
-    return _finish(flow, Draft(name, kind, frozenset(region), *ends, modules=(name,)))
+    return _finish(flow, BlockDraft(name, kind, frozenset(region), *ends, modules=(name,)))
 
 
 def additions(flow: Flow, block: Block) -> list[tuple[fx.Node, list[fx.Node]]] | None:
@@ -151,7 +146,7 @@ def _passes(flow: Flow, start: int, end: int, names: frozenset[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Draft:
+class BlockDraft:
     """A block in positions of the flow, before it is finished."""
 
     name: str
@@ -166,7 +161,7 @@ class Draft:
     modules: tuple[str, ...] = ()
 
 
-def drafts_of(flow: Flow) -> list[Draft]:
+def drafts_of(flow: Flow) -> list[BlockDraft]:
     """Find blocks as positions of the flow, in execution order."""
     residual = _residual_blocks(flow)
     plain = _Plain(flow, residual).find()
@@ -174,7 +169,7 @@ def drafts_of(flow: Flow) -> list[Draft]:
     return _uniquely_named(ordered)
 
 
-def _finish(flow: Flow, draft: Draft) -> Block:
+def _finish(flow: Flow, draft: BlockDraft) -> Block:
     return Block(
         name=draft.name,
         kind=draft.kind,
@@ -191,7 +186,7 @@ def _finish(flow: Flow, draft: Draft) -> Block:
     )
 
 
-def _uniquely_named(drafts: list[Draft]) -> list[Draft]:
+def _uniquely_named(drafts: list[BlockDraft]) -> list[BlockDraft]:
     seen: Counter[str] = Counter()
     named = []
     for draft in drafts:
@@ -204,7 +199,7 @@ def _uniquely_named(drafts: list[Draft]) -> list[Draft]:
 # ------------------------------------------------------------------ residual blocks
 
 
-def _residual_blocks(flow: Flow) -> list[Draft]:
+def _residual_blocks(flow: Flow) -> list[BlockDraft]:
     absorbed: set[int] = set()
     drafts = []
     for position in reversed(range(len(flow.nodes))):  # outer additions first: they absorb inner ones
@@ -241,7 +236,7 @@ def _operands(flow: Flow, position: int) -> tuple[list[int], set[int]]:
     return leaves, inner
 
 
-def _residual(flow: Flow, join: int, leaves: Sequence[int]) -> Draft | None:
+def _residual(flow: Flow, join: int, leaves: Sequence[int]) -> BlockDraft | None:
     entry = flow.dominator[join]
     routes = sorted((flow.between(entry, leaf) for leaf in leaves), key=lambda r: _weight(flow, r))
     short = next((route for route in routes if _is_linear(flow, route)), None)
@@ -252,7 +247,7 @@ def _residual(flow: Flow, join: int, leaves: Sequence[int]) -> Draft | None:
     if flow.weighted(branch) <= flow.weighted(short):
         return None
     identity = all(operator_name(flow.nodes[n]) in _NOTHING for n in short)
-    return Draft("", "residual", frozenset(whole), entry, join, branch, frozenset(short), join, identity)
+    return BlockDraft("", "residual", frozenset(whole), entry, join, branch, frozenset(short), join, identity)
 
 
 def _weight(flow: Flow, route: set[int]) -> tuple[int, int]:
@@ -265,7 +260,7 @@ def _is_linear(flow: Flow, route: Iterable[int]) -> bool:
     )
 
 
-def _named(flow: Flow, draft: Draft, joins: set[int]) -> Draft:
+def _named(flow: Flow, draft: BlockDraft, joins: set[int]) -> BlockDraft:
     """Name a residual block by its module; a module that holds nothing else sets its ends too."""
     path = flow.common_path([*draft.branch, draft.join])
     region = flow.region(path)
@@ -287,17 +282,17 @@ Run = list[str]
 class _Plain:
     """Search of the module tree for repeated units outside residual blocks."""
 
-    def __init__(self, flow: Flow, residual: Sequence[Draft]) -> None:
+    def __init__(self, flow: Flow, residual: Sequence[BlockDraft]) -> None:
         self.flow = flow
         self.covered: set[int] = set().union(*(draft.nodes for draft in residual))
-        self.modules = dict(flow.architecture.model.named_modules())
+        self.modules = dict(flow.model.named_modules())
         self.kinds = Counter(self._kind(name) for name in self.modules)
 
-    def find(self) -> list[Draft]:
+    def find(self) -> list[BlockDraft]:
         """Return the units, from the outside in: nothing inside a unit is a unit."""
         return self._visit("")
 
-    def _visit(self, name: str) -> list[Draft]:
+    def _visit(self, name: str) -> list[BlockDraft]:
         found = [draft for run in self._runs(name) if (draft := self._plain(run)) is not None]
         for path in self._children(name):
             region = self._region([path])
@@ -307,13 +302,13 @@ class _Plain:
             found += self._visit(path) if draft is None else [draft]
         return found
 
-    def _plain(self, members: Run) -> Draft | None:
+    def _plain(self, members: Run) -> BlockDraft | None:
         region = self._region(members)
         ends = None if region & self.covered else self.flow.ends(region)
         if ends is None:
             return None
         whole = tuple(members) if all(member in self.flow.called for member in members) else ()
-        return Draft(members[0], "plain", frozenset(region), *ends, modules=whole)
+        return BlockDraft(members[0], "plain", frozenset(region), *ends, modules=whole)
 
     def _region(self, members: Run) -> set[int]:
         return set().union(*(self.flow.region(tuple(m.split("."))) for m in members))
@@ -342,7 +337,7 @@ class _Plain:
     def _kind(self, name: str) -> tuple[object, ...]:
         """What makes two modules twins: the class; for a bare container its structure."""
         module = self.modules[name]
-        return (type(module), *(map(self._kind, self._children(name)) if _is_bare(module) else ()))
+        return (type(module), *(map(self._kind, self._children(name)) if type(module) in _CONTAINERS else ()))
 
     def _is_row(self, name: str) -> bool:
         """Whether a container only lines up units of one kind: then those are the units."""
@@ -391,10 +386,6 @@ class _Plain:
 
 def _join(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent else child
-
-
-def _is_bare(module: nn.Module) -> bool:
-    return type(module) in _CONTAINERS
 
 
 def _is_convolution(module: nn.Module) -> bool:

@@ -276,7 +276,8 @@ class _Builder:
         known: dict[bytes, int] = {}
         if not self.axes:
             return signature, tables
-        pairs = self.component[np.concatenate(self.atoms)] * len(self.axes) + self._axis_of_entry()
+        axis_of_entry = np.repeat(np.arange(len(self.axes)), [len(atoms) for atoms in self.atoms])
+        pairs = self.component[np.concatenate(self.atoms)] * len(self.axes) + axis_of_entry
         unique, counts = np.unique(pairs, return_counts=True)
         channel, axis = unique // len(self.axes), unique % len(self.axes)
         rows = np.stack([axis, counts], axis=1).astype(np.int64)
@@ -295,9 +296,6 @@ class _Builder:
             runs = np.diff(heads, append=len(stacked))
             signature[channel[begin]] = np.repeat(which, runs)
         return signature, tables
-
-    def _axis_of_entry(self) -> Ints:
-        return np.repeat(np.arange(len(self.axes)), [len(atoms) for atoms in self.atoms])
 
     def _frozen_reasons(self) -> tuple[Ints, list[str]]:
         """Return the place of each channel's first reason in a list (0: it is free), and the list."""

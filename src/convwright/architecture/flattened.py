@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from convwright.architecture.capture.exported import operator_name, shape_of
-from convwright.architecture.flow import Flow
-from convwright.architecture.layers import kind_of
-
-if TYPE_CHECKING:
-    from convwright.architecture.architecture import Architecture, Layer
-
-Shape = tuple[int, ...]
+from convwright.architecture.flow import Flow, Shape
+from convwright.architecture.layers import Layer, kind_of
 
 _FLATTENS = frozenset({"flatten", "view", "reshape", "_unsafe_view"})
 _NOTHING = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach", "to"})
 
 
-def flattened_map(architecture: Architecture, layer: Layer) -> Shape:
+def flattened_map(flow: Flow, layer: Layer) -> Shape:
     """Return the shape (n, channels, *spatial) of the map that a layer's input was flattened from.
 
     Between flattening and layer there may be dropout and activations, which treat all positions alike. The channels
@@ -26,7 +19,6 @@ def flattened_map(architecture: Architecture, layer: Layer) -> Shape:
     Returns:
         The shape; empty where the layer reads no flattened map, or the network's input itself.
     """
-    flow = architecture.flow
     target = flow.place[layer.node]
     position = flow.feeds[target][0] if len(flow.feeds[target]) == 1 else -1
     rows = shape_of(flow.nodes[position]) if position >= 0 else ()
@@ -49,7 +41,7 @@ def _before(flow: Flow, position: int) -> int:
 
 def _channels_slowest(flow: Flow, position: int) -> bool:
     """Whether the channels of a map lie on its second axis."""
-    value = flow.architecture.channels.follower.values.get(flow.nodes[position].name)
+    value = flow.channels.follower.values.get(flow.nodes[position].name)
     if value is None or isinstance(value, list):
         return False
     return [plane.axes for plane in value.planes] == [(1,)]

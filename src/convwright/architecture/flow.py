@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from torch import fx
+from torch import fx, nn
 
-from convwright.architecture.capture.exported import called_modules, module_path, operator_name, shape_of
-from convwright.architecture.layers import kind_of
-
-if TYPE_CHECKING:
-    from convwright.architecture.architecture import Architecture
-    from convwright.architecture.blocks import Block
+from convwright.architecture.capture.exported import Capture, called_modules, module_path, operator_name, shape_of
+from convwright.architecture.channels import ChannelGraph
+from convwright.architecture.layers import Layer, kind_of
 
 Shape = tuple[int, ...]
+
+
+class _Span(Protocol):
+    """The part of the graph from a node's value to a node: a block."""
+
+    @property
+    def entry(self) -> str: ...
+    @property
+    def exit(self) -> str: ...
 
 
 class Flow:
     """The graph without parameters: positions of nodes, who feeds whom, and immediate dominators."""
 
-    def __init__(self, architecture: Architecture) -> None:
-        self.architecture = architecture
+    def __init__(self, model: nn.Module, capture: Capture, channels: ChannelGraph, layers: Sequence[Layer]) -> None:
+        self.model, self.capture, self.channels, self.layers = model, capture, channels, layers
         self.nodes: list[fx.Node] = []
         self.position: dict[fx.Node, int] = {}
         self.feeds: list[list[int]] = []
         self.dominator: list[int] = []
         self._depth: list[int] = []
-        inputs = set(architecture.capture.inputs)
-        for node in architecture.capture.graph.nodes:
+        inputs = set(capture.inputs)
+        for node in capture.graph.nodes:
             sources = [self.position[n] for n in node.all_input_nodes if n in self.position]
             if node.name in inputs or (node.op == "call_function" and sources):
                 self._append(node, sources)
@@ -74,7 +80,7 @@ class Flow:
     @cached_property
     def returned(self) -> frozenset[str]:
         """Names of the nodes that the network returns."""
-        return frozenset(self.architecture.capture.outputs)
+        return frozenset(self.capture.outputs)
 
     def between(self, entry: int, last: int) -> set[int]:
         """Return the nodes on paths from ``entry`` (left out) to ``last`` (included)."""
@@ -90,14 +96,14 @@ class Flow:
     @cached_property
     def called(self) -> frozenset[str]:
         """Qualified names of the modules whose own ``forward`` ran: no ``ModuleList``, no row walked from outside."""
-        return called_modules(self.architecture.capture)
+        return called_modules(self.capture)
 
     @cached_property
     def place(self) -> dict[str, int]:
         """The position of each node by its name."""
         return {node.name: i for i, node in enumerate(self.nodes)}
 
-    def span(self, block: Block) -> set[int]:
+    def span(self, block: _Span) -> set[int]:
         """Return the positions of a block's nodes."""
         return self.between(self.place[block.entry], self.place[block.exit])
 
@@ -139,7 +145,7 @@ class Flow:
     def layer_names(self, nodes: Iterable[int]) -> tuple[str, ...]:
         """Return the layers among nodes, in execution order."""
         names = {self.nodes[n].name for n in nodes}
-        return tuple(layer.name for layer in self.architecture.layers if layer.node in names)
+        return tuple(layer.name for layer in self.layers if layer.node in names)
 
     def size(self, position: int, rank: int) -> Shape | None:
         """Return the spatial size of a value; ``None`` if it is no map of the input's rank."""
@@ -156,7 +162,7 @@ class Flow:
 
     def _channels_last(self, position: int) -> bool:
         node = self.nodes[position]
-        value = self.architecture.channels.follower.values.get(node.name)
+        value = self.channels.follower.values.get(node.name)
         if value is None or isinstance(value, list):
             return False
         # A frozen value may vary along rows and columns alike: that is no channel axis in the last place.

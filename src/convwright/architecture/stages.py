@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.blocks import Draft, drafts_of
+from convwright.architecture.blocks import BlockDraft, drafts_of
 from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.flow import Flow, Shape
 from convwright.architecture.layers import kind_of
-
-if TYPE_CHECKING:
-    from convwright.architecture.architecture import Architecture
 
 _REDUCTIONS = frozenset({"mean", "sum", "amax", "max", "var", "std", "logsumexp"}) | {
     f"adaptive_{what}_pool{n}d" for what in ("avg", "max") for n in (1, 2, 3)
@@ -40,7 +36,7 @@ class Stage:
     blocks: tuple[str, ...]
 
 
-def find_stages(architecture: Architecture, split_by_width: bool = False) -> tuple[Stage, ...]:
+def find_stages(flow: Flow, split_by_width: bool = False) -> tuple[Stage, ...]:
     """Group the layers into runs at one spatial size, from input to output.
 
     The size of a layer is the spatial size of its output. A layer belongs to the stage of what it reads if the
@@ -53,14 +49,13 @@ def find_stages(architecture: Architecture, split_by_width: bool = False) -> tup
       stage.
 
     Args:
-        architecture: the network.
+        flow: of the network.
         split_by_width: also split where the width of the main path, the channels that leave the blocks,
             changes (GhostNet's six groups). Layers between blocks stay with the block before them.
 
     Returns:
         The stages.
     """
-    flow = architecture.flow
     drafts = drafts_of(flow)
     stage_of, sizes = _Sizes(flow, drafts).stages()
     parts = _width_parts(flow, drafts, stage_of) if split_by_width else [0] * len(stage_of)
@@ -77,7 +72,7 @@ def find_stages(architecture: Architecture, split_by_width: bool = False) -> tup
     return tuple(found)
 
 
-def _width_parts(flow: Flow, drafts: Sequence[Draft], stage_of: Sequence[int]) -> list[int]:
+def _width_parts(flow: Flow, drafts: Sequence[BlockDraft], stage_of: Sequence[int]) -> list[int]:
     """Number, within each stage, the runs of blocks of one width, and place every node in one."""
     outer = [d for d in drafts if not any(d.nodes < other.nodes for other in drafts)]
     begins = {min(draft.nodes): draft for draft in outer}
@@ -96,11 +91,11 @@ def _width_parts(flow: Flow, drafts: Sequence[Draft], stage_of: Sequence[int]) -
 class _Sizes:
     """Spatial sizes of all values, and the stages they make."""
 
-    def __init__(self, flow: Flow, drafts: Sequence[Draft]) -> None:
+    def __init__(self, flow: Flow, drafts: Sequence[BlockDraft]) -> None:
         self.flow = flow
         self.rank = next((len(shape_of(n)) for n in flow.nodes if n.op == "placeholder"), 4)
         self.drafts = drafts
-        self.block: dict[int, Draft] = {}
+        self.block: dict[int, BlockDraft] = {}
         for draft in sorted(drafts, key=lambda d: -len(d.nodes)):  # inner blocks overwrite
             self.block.update(dict.fromkeys(draft.nodes, draft))
 
@@ -156,10 +151,10 @@ class _Sizes:
         ends = self._ends(draft)
         return size if None in ends or size in ends else None
 
-    def _ends(self, draft: Draft) -> tuple[Shape | None, Shape | None]:
+    def _ends(self, draft: BlockDraft) -> tuple[Shape | None, Shape | None]:
         return self.flow.size(draft.entry, self.rank), self.flow.size(draft.exit, self.rank)
 
-    def _drop_returning(self, draft: Draft, own: list[Shape | None]) -> None:
+    def _drop_returning(self, draft: BlockDraft, own: list[Shape | None]) -> None:
         """Inside a block that changes the size, a detour to the new size and back is a side branch."""
         before, after = self._ends(draft)
         if before == after:

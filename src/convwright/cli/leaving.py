@@ -63,13 +63,9 @@ def run(app: Callable[..., Any], given: list[str]) -> int:
         if debug:
             traceback.print_exc()
         say(f"convwright: error: {' '.join(str(error).split())}")
-        return _exit_code(error)
+        # A broken promise is not wrong input.
+        return 3 if type(error).__name__ == "BrokenBudgetError" else 2
     return 0
-
-
-def _exit_code(error: ConvwrightError) -> int:
-    """A broken promise is not wrong input: 3 instead of 2."""
-    return 3 if type(error).__name__ == "BrokenBudgetError" else 2
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
 from convwright.cost.counts import weight_tensors
-from convwright.cost.forms import Basis, Form, Ints, Peak, Polynomial, Quadratic, Sizes
+from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial, Quadratic
 from convwright.cost.memory import done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
 from convwright.errors import BudgetError, did_you_mean
@@ -58,7 +58,7 @@ class CostModel:
     @classmethod
     def of(cls, arch: Architecture) -> CostModel:
         """Make the cost model of a network."""
-        sizes = Sizes(arch.channels)
+        sizes = FormMaker(arch.channels)
         macs = _macs(arch, sizes)
         params, weight_bytes = _weights(arch, sizes)
         moments = _moments(arch, sizes)
@@ -178,7 +178,7 @@ def _value(arch: Architecture, node: str, output: int | None = None) -> Value:
     return value[output or 0] if isinstance(value, list) else value
 
 
-def _macs(arch: Architecture, sizes: Sizes) -> Polynomial:
+def _macs(arch: Architecture, sizes: FormMaker) -> Polynomial:
     """Multiply-accumulates of the whole batch, with work on weights counted once per sample."""
     total = Polynomial()
     once = done_once(arch.capture)
@@ -190,14 +190,14 @@ def _macs(arch: Architecture, sizes: Sizes) -> Polynomial:
     return total
 
 
-def _forms(arch: Architecture, sizes: Sizes, factor: Factor) -> list[Form]:
+def _forms(arch: Architecture, sizes: FormMaker, factor: Factor) -> list[Form]:
     if isinstance(factor, int):
         return [Form(factor)]
     value = _value(arch, factor.node.name)
     return sizes.numel(value) if isinstance(factor, Numel) else [sizes.length(value, factor.axis)]
 
 
-def _weights(arch: Architecture, sizes: Sizes) -> tuple[Polynomial, Polynomial]:
+def _weights(arch: Architecture, sizes: FormMaker) -> tuple[Polynomial, Polynomial]:
     """Return the numbers of parameters, and of bytes of parameters and buffers."""
     params, weight_bytes = Polynomial(), Polynomial()
     names = _names_in_graph(arch)
@@ -216,7 +216,7 @@ def _names_in_graph(arch: Architecture) -> dict[int, str]:
     return {id(tensor): name for name, tensor in state.items() if name in used}
 
 
-def _moments(arch: Architecture, sizes: Sizes) -> list[Polynomial]:
+def _moments(arch: Architecture, sizes: FormMaker) -> list[Polynomial]:
     """Return the bytes that are live whenever memory is taken (of the whole batch, as ``_macs``)."""
     found, once = storages(arch.capture), done_once(arch.capture)
     factors = [sizes.numel(_value(arch, s.node, s.output)) for s in found]

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, module_path, shape_of
 from convwright.architecture.rules import RULES
-from convwright.cost.memory import Storage, done_once, live_at_births, storages
+from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
 from convwright.cost.recount import count_by_torch
 from convwright.cost.work import macs_of, work_of
 
@@ -223,7 +223,7 @@ class _Meter:
         moments = [sum(sizes[i] for i in live) for live in live_at_births(found)]
         return max(moments, default=0) // self.batch
 
-    def _batched_bytes(self, storage: Storage) -> int:
+    def _batched_bytes(self, storage: TensorStorage) -> int:
         """Return bytes, with weight results counted once per sample so that the batch divides."""
         times = self.batch if storage.node in self.once else 1
         return times * math.prod(storage.shape) * storage.itemsize

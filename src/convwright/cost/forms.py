@@ -62,7 +62,7 @@ class Polynomial:
         self.terms[key] = self.terms.get(key, 0) + coefficient
 
 
-class Sizes:
+class FormMaker:
     """Makes forms from the labels of one channel analysis.
 
     Attributes:

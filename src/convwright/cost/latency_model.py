@@ -104,7 +104,8 @@ def layer_latencies(
     layers = tuple(LayerLatency(la.name, la.kind, *_of(times.get(la.node, _FREE))) for la in arch.layers)
     total = sum(t.median for t in times.values())
     other = total - sum(layer.median for layer in layers)
-    return LayerLatencies(layers, max(other, 0.0), total, measured, _unmeasured(arch))
+    unmeasured = dict.fromkeys(str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
+    return LayerLatencies(layers, max(other, 0.0), total, measured, tuple(unmeasured))
 
 
 def table_for(arch: Architecture) -> LatencyTable:
@@ -124,11 +125,6 @@ def _working(arch: Architecture) -> list[fx.Node]:
 def operator_calls(arch: Architecture) -> tuple[OperatorCall, ...]:
     """Return what a network runs, operator by operator, without what does no work."""
     return tuple(call_of(node) for node in _working(arch))
-
-
-def _unmeasured(arch: Architecture) -> tuple[str, ...]:
-    names = (str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
-    return tuple(dict.fromkeys(names))
 
 
 def _time(node: fx.Node, call: OperatorCall, table: LatencyTable) -> Spread:

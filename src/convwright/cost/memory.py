@@ -17,7 +17,7 @@ from convwright.architecture.capture.exported import Capture
 
 
 @dataclass(frozen=True)
-class Storage:
+class TensorStorage:
     """One piece of memory.
 
     Attributes:
@@ -37,7 +37,7 @@ class Storage:
     dies: int
 
 
-def storages(capture: Capture) -> tuple[Storage, ...]:
+def storages(capture: Capture) -> tuple[TensorStorage, ...]:
     """List the storages of the activations in the order in which they are made."""
     weights = {_key(t) for n in capture.graph.nodes if n.name in capture.tensors for _, t in _tensors(n)}
     made: dict[int, tuple[fx.Node, int | None, Tensor, int]] = {}
@@ -53,7 +53,7 @@ def storages(capture: Capture) -> tuple[Storage, ...]:
         for used in node.all_input_nodes:
             last.update((_key(t), position) for _, t in _tensors(used))
     return tuple(
-        Storage(node.name, output, tuple(t.shape), t.element_size(), born, last[key])
+        TensorStorage(node.name, output, tuple(t.shape), t.element_size(), born, last[key])
         for key, (node, output, t, born) in made.items()
     )
 
@@ -67,7 +67,7 @@ def done_once(capture: Capture) -> frozenset[str]:
     return frozenset(n.name for n in capture.graph.nodes) - dependent
 
 
-def live_at_births(found: tuple[Storage, ...]) -> list[list[int]]:
+def live_at_births(found: tuple[TensorStorage, ...]) -> list[list[int]]:
     """Return, for each moment at which memory is taken, the indices of the live storages.
 
     Between two births memory only falls, so the peak is at one of them.

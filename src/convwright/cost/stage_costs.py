@@ -26,7 +26,7 @@ from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _names_in_graph
 from convwright.cost.counts import weight_tensors
-from convwright.cost.forms import Basis, Form, Ints, Monomial, Polynomial, Sizes
+from convwright.cost.forms import Basis, Form, FormMaker, Ints, Monomial, Polynomial
 from convwright.cost.memory import done_once
 from convwright.cost.work import Factor, Numel, work_of
 from convwright.errors import BudgetError, EditError, ReadError
@@ -49,7 +49,7 @@ class _Term:
 
 
 @dataclass(frozen=True, eq=False)
-class _Products:
+class _FormProducts:
     """Products of forms, one a column: coefficient, factors, and the block that each belongs to.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Products:
     blocks: Ints
 
     @classmethod
-    def of(cls, basis: Basis, terms: Sequence[_Term]) -> _Products:
+    def of(cls, basis: Basis, terms: Sequence[_Term]) -> _FormProducts:
         """Compile terms."""
         most = max((len(term.forms) for term in terms), default=0)
         rows = [[basis.row(f) for f in t.forms] + [basis.one()] * (most - len(t.forms)) for t in terms]
@@ -94,7 +94,7 @@ class _Reading:
     """The multiply-accumulates at one resolution."""
 
     basis: Basis
-    macs: _Products
+    macs: _FormProducts
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class StageCosts:
     side: Side
     arch: Architecture = field(repr=False)
     _basis: Basis = field(repr=False)
-    _params: _Products = field(repr=False)
+    _params: _FormProducts = field(repr=False)
     _terms: tuple[_Term, ...] = field(repr=False)
     _readings: dict[Side, _Reading | str] = field(default_factory=dict, repr=False)
 
@@ -136,11 +136,11 @@ class StageCosts:
             EditError: there is no block of a name.
         """
         found = [arch.block(name) for name in blocks]
-        sizes = Sizes(arch.channels)
+        sizes = FormMaker(arch.channels)
         terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
         basis = _basis_of(sizes, [*terms, *params])
         side = tuple(arch.example_input.shape[2:])
-        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _Products.of(basis, params), tuple(terms))
+        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _FormProducts.of(basis, params), tuple(terms))
 
     def costs(self, widths: Mapping[str, int], copies: Mapping[str, int], resolution: int | Side) -> dict[str, int]:
         """Return ``macs`` and ``params`` of one candidate.
@@ -207,30 +207,30 @@ class StageCosts:
         shapes = _followed(self.arch, side)
         if shapes is not None:
             terms = [t if t.over is None else replace(t, positions=math.prod(shapes[t.over])) for t in self._terms]
-            return _Reading(self._basis, _Products.of(self._basis, terms))
+            return _Reading(self._basis, _FormProducts.of(self._basis, terms))
         try:
             there = read(self.arch.model, (*self.arch.example_input.shape[:2], *side))
-            sizes = Sizes(there.channels)
+            sizes = FormMaker(there.channels)
             terms = _work_terms(there, sizes, [there.block(name) for name in self.blocks])
         except (ReadError, EditError) as error:
             return f"{self.arch.source} does not take inputs of {'x'.join(map(str, side))}: {error}"
         if tuple(group.name for group in there.free_groups) != self.model.groups:
             return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
         basis = _basis_of(sizes, terms)
-        return _Reading(basis, _Products.of(basis, terms))
+        return _Reading(basis, _FormProducts.of(basis, terms))
 
 
 # ------------------------------------------------------------------ what the costs are made of
 
 
-def _basis_of(sizes: Sizes, terms: Sequence[_Term]) -> Basis:
+def _basis_of(sizes: FormMaker, terms: Sequence[_Term]) -> Basis:
     polynomial = Polynomial()
     for term in terms:
         polynomial.add(term.forms, term.coefficient)
     return Basis(sizes.units, [polynomial])
 
 
-def _work_terms(arch: Architecture, sizes: Sizes, blocks: Sequence[Block]) -> list[_Term]:
+def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
     """Return the products of the multiply-accumulates; of convolutions with the positions apart."""
     owner = {arch.flow.nodes[n].name: i for i, block in enumerate(blocks) for n in arch.flow.span(block)}
     batch, once = max(int(arch.example_input.shape[0]), 1), done_once(arch.capture)
@@ -248,7 +248,7 @@ def _work_terms(arch: Architecture, sizes: Sizes, blocks: Sequence[Block]) -> li
     return terms
 
 
-def _forms(arch: Architecture, sizes: Sizes, factor: Factor) -> list[Form]:
+def _forms(arch: Architecture, sizes: FormMaker, factor: Factor) -> list[Form]:
     if isinstance(factor, int):
         return [Form(factor)]
     value = arch.channels.follower.values[factor.node.name]
@@ -256,7 +256,7 @@ def _forms(arch: Architecture, sizes: Sizes, factor: Factor) -> list[Form]:
     return sizes.numel(first) if isinstance(factor, Numel) else [sizes.length(first, factor.axis)]
 
 
-def _parameter_terms(arch: Architecture, sizes: Sizes, blocks: Sequence[Block]) -> list[_Term]:
+def _parameter_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
     terms = []
     names = _names_in_graph(arch)
     for name, tensor in weight_tensors(arch.model).items():

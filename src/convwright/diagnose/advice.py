@@ -217,7 +217,7 @@ def _notes_on_kernel(arch: Architecture, layer: Layer) -> tuple[str, ...]:
     groups = argument(arch.flow.nodes[arch.flow.place[layer.node]], "groups", 1)
     skips = any(b > a for b, a in zip(before, after, strict=False))
     return (
-        *((f"it then reads {_x(after)} of its {_x(before)} positions",) if skips else ()),
+        *((f"it then reads {shape_words(after)} of its {shape_words(before)} positions",) if skips else ()),
         *(("depthwise: one factor per channel is left",) if 1 < groups == layer.input_shapes[0][1] else ()),
     )
 
@@ -244,7 +244,3 @@ def _priced(arch: Architecture, drafts: Sequence[Advice], measured: bool = False
 
 def _module(layer: Layer) -> str:
     return layer.name.partition("#")[0]
-
-
-def _x(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))

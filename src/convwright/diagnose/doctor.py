@@ -17,6 +17,7 @@ from convwright.edits import Checked, check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.kernel import Kernel, why_not_kernel
+from convwright.edits.summary import shape_words
 from convwright.runs.load import model_options, parse_input
 from convwright.tables import brief
 
@@ -246,7 +247,11 @@ def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
     listed = list(reasons)
     possible = tuple(name for name, reason in listed if reason is None)
     refused = [(name, _without_name(name, reason)) for name, reason in listed if reason is not None]
-    return Part(len(listed), possible, _gathered(refused, _own_advice))
+    return Part(
+        len(listed),
+        possible,
+        _gathered(refused, lambda reason: "put the block into a module of its own" if "does more" in reason else ""),
+    )
 
 
 def _without_name(name: str, reason: str) -> str:
@@ -255,10 +260,6 @@ def _without_name(name: str, reason: str) -> str:
     text = re.sub(r" from [\dx]+ to [\dx]+", "", text)
     text = re.sub(r" Repeat one behind it: .*$| \([\dx]+ to [\dx]+\)", "", text)
     return re.sub(r"(the module that holds it): .*$", r"\1", text).rstrip(".")
-
-
-def _own_advice(reason: str) -> str:
-    return "put the block into a module of its own" if "does more" in reason else ""
 
 
 def _kernels(arch: Architecture) -> Part:
@@ -283,15 +284,15 @@ def _resolutions(arch: Architecture) -> Part:
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
     stage = FakeNetwork.of(arch)
     if stage is None:
-        return Part(1, (_x(now),), ())
-    failures: dict[str, str | None] = {_x(now): None}
+        return Part(1, (shape_words(now),), ())
+    failures: dict[str, str | None] = {shape_words(now): None}
     for size in sizes:
         if size != now:
             like = arch.example_input
             image = torch.zeros(*shape[:2], *size, dtype=like.dtype, device=like.device)
             failure = stage.run_at(image)
-            failures[_x(size)] = None if failure is None else failure.message
-    ordered = [(_x(size), failures[_x(size)]) for size in sizes]
+            failures[shape_words(size)] = None if failure is None else failure.message
+    ordered = [(shape_words(size), failures[shape_words(size)]) for size in sizes]
     works = tuple(name for name, message in ordered if message is None)
     refused = [(name, message) for name, message in ordered if message is not None]
     return Part(len(ordered), works, _gathered(refused, _resolution_advice))
@@ -399,7 +400,3 @@ def _side(name: str) -> str:
     """Return ``224`` for ``224x224``."""
     sides = set(name.split("x"))
     return name if len(sides) > 1 else sides.pop()
-
-
-def _x(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))

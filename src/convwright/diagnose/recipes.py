@@ -22,7 +22,7 @@ from convwright.training.techniques import TECHNIQUES, Entry
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRecipe:
     """What `validate` found.
 
     Attributes:
@@ -113,7 +113,7 @@ def validate(
     *,
     input_shape: str | Shape | None = None,
     data_dir: Path | None = None,
-) -> Checked:
+) -> CheckedRecipe:
     """Check a recipe; with data and a network, all that `train` would refuse before the first batch.
 
     Args:
@@ -131,7 +131,7 @@ def validate(
         missing = "--model" if model is None else "--data"
         raise RecipeError(f"{missing} is missing; give both --data and --model, or neither")
     if model is None:
-        return Checked(recipe, "", check_alone(recipe))
+        return CheckedRecipe(recipe, "", check_alone(recipe))
     # Without validation images where the recipe wants none, as `train` opens them.
     opened = load_model_and_data(
         model,
@@ -145,7 +145,7 @@ def validate(
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # inexact edits are warned about when they are made for good
         found = prepare(opened.arch.model, opened.data, recipe).warnings
-    return Checked(recipe, f"{opened.arch.source} and {opened.data.name}", tuple(dict.fromkeys(found)))
+    return CheckedRecipe(recipe, f"{opened.arch.source} and {opened.data.name}", tuple(dict.fromkeys(found)))
 
 
 # ------------------------------------------------------------------ tables

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from convwright.architecture.capture.exported import Capture, argument, module_path, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
-from convwright.edits.surgery import ChannelRemap, copied
+from convwright.edits.remap import ChannelRemap
+from convwright.edits.surgery import copied
 
 # Operators that hand on a scale: zero stays zero, twice stays twice.
 LINEAR = frozenset({

@@ -181,7 +181,7 @@ def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
     first, *rest = block.modules
 
     def act(model: nn.Module) -> Sequence[Succession]:
-        stays = [_tail_module(model, step) for step in tail]
+        stays = [copy.deepcopy(model.get_submodule(s)) if isinstance(s, str) else s() for s in tail]
         put(model, first, _what_stays(model.get_submodule(first), stays))
         for other in rest:
             put(model, other, nn.Identity())
@@ -256,10 +256,6 @@ def _step(architecture: Architecture, block: Block, node: fx.Node) -> _Step | No
     if path.startswith(f"{block.modules[0]}.") and module_class(node) in LEAVES:
         return path
     return _STATELESS.get(operator_name(node))
-
-
-def _tail_module(model: nn.Module, step: _Step) -> nn.Module:
-    return copy.deepcopy(model.get_submodule(step)) if isinstance(step, str) else step()
 
 
 def _silenced(architecture: Architecture, block: Block, instead: tuple[str, str]) -> _Removal:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
-from convwright.edits.surgery import recipe
+from convwright.edits.remap import recipe
 from convwright.edits.width import Width, proportional_widths, solve
 from convwright.errors import EditError
 

@@ -34,7 +34,8 @@ from convwright.architecture.capture.exported import (
 )
 from convwright.architecture.channels import ChannelGraph, Ints, Resized
 from convwright.architecture.labels import Value
-from convwright.edits.surgery import ChannelRemap, copied, operate, stand_ins, tensors_in
+from convwright.edits.remap import ChannelRemap
+from convwright.edits.surgery import copied, operate, stand_ins, tensors_in
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -374,7 +375,7 @@ class _Clues:
             stored = _as_stored(value)
             if stored is None or attribute.startswith("_"):
                 continue
-            mention = _mention(attribute)
+            mention = re.compile(rf"\bself\.{re.escape(attribute)}\b")
             if source and not mention.search(source):
                 continue
             for clue in self._clues(path):
@@ -433,10 +434,6 @@ class _Clues:
             at = argument(node, end)
             if isinstance(at, int) and 0 < at <= source.shape[axis]:
                 yield (end,), at, self.guide.new_length(plane.line()[:at])
-
-
-def _mention(attribute: str) -> re.Pattern[str]:
-    return re.compile(rf"\bself\.{re.escape(attribute)}\b")
 
 
 def _values(value: Any) -> list[Value]:

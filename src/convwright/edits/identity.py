@@ -62,7 +62,7 @@ def _residual(architecture: Architecture, block: Block) -> tuple[frozenset[str],
     parts = additions(flow, block)
     if parts is None:
         raise EditError(f"block {block.name} cannot be repeated with its function kept: more than additions follow it.")
-    search = _Search(architecture, frozenset(flow.nodes[n].name for n in flow.span(block)))
+    search = _ZeroSearch(architecture, frozenset(flow.nodes[n].name for n in flow.span(block)))
     found: set[str] = set()
     norms: set[str] = set()
     for passing, others in parts:
@@ -97,7 +97,7 @@ def _owner(copies: Mapping[str, nn.Module], name: str) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class _ZeroSearch:
     """Looks, from the end of a branch backwards, for parameters that make it zero when they are.
 
     Attributes:

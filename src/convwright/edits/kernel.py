@@ -117,14 +117,11 @@ class _Change:
             tensor = model.get_parameter(name)
             kept = torch.ones(self.before, dtype=torch.bool, device=tensor.device)
             for axis, (margin, size) in enumerate(zip(margins, self.before, strict=True)):
-                kept.index_fill_(axis, _rim(margin, size).to(tensor.device), False)
+                rim = torch.tensor([*range(margin), *range(size - margin, size)], dtype=torch.long)
+                kept.index_fill_(axis, rim.to(tensor.device), False)
             tensor.data.masked_fill_(~kept, 0.0)
         if whole is not None:
             self._regain(model, whole.masked_fill(~kept, 0.0))
-
-
-def _rim(margin: int, size: int) -> Tensor:
-    return torch.tensor([*range(margin), *range(size - margin, size)], dtype=torch.long)
 
 
 @carries_out(Kernel)

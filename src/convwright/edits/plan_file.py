@@ -106,7 +106,7 @@ def _edit(values: object) -> Edit:
     given = EDITS[edit.kind][0]
     annotations = {item.name: str(item.type) for item in dataclasses.fields(given)}
     for name, value in values.items():
-        what, fits = _FIELDS.get(annotations.get(name, ""), ("", _anything))
+        what, fits = _FIELDS.get(annotations.get(name, ""), ("", lambda value: True))
         if name != "edit" and not fits(value):
             raise EditError(f"its {name!r} must be {what}, not {_brief(value)}.")
     return edit
@@ -119,14 +119,6 @@ def _check_amounts(name: str, value: object) -> None:
         raise EditError(f"its {name!r} has the number {value:.3g}; {_LARGEST:,} is the largest.")
     for part in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
         _check_amounts(name, part)
-
-
-def _anything(value: object) -> bool:
-    return True
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _is_whole(value: object) -> bool:
@@ -147,7 +139,7 @@ def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
 
 # Annotation of a field -> what it must be, in words and as a test. Fields of other types are checked by their edit.
 _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "str": ("a name", _is_text),
+    "str": ("a name", lambda value: isinstance(value, str) and bool(value)),
     "int": ("a whole number", _is_whole),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "int | Sequence[int]": ("a whole number or a list of them", _one_or_several),

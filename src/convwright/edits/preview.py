@@ -248,7 +248,9 @@ def _width(run: _Run, edit: Width, place: int) -> dict[str, Any]:
         for change in (run.change(group, group in coupled) for group in (*groups, *coupled))
         if change.before != change.after
     )
-    uneven = [g for g in (*groups, *coupled) if g.across and _uneven(g, changed)]
+    # What changes by anything but a whole multiple moves a statistic across it.
+    moved = {change.name for change in changed if change.after % change.before}
+    uneven = [g for g in (*groups, *coupled) if g.across and g.name in moved]
     across = dict.fromkeys(operator for group in uneven for operator in group.across)
     return {
         "before": str(sum(group.size for group in groups)),
@@ -261,11 +263,6 @@ def _width(run: _Run, edit: Width, place: int) -> dict[str, Any]:
             *(f"a statistic runs across these channels: {operator}" for operator in across),
         ),
     }
-
-
-def _uneven(group: ChannelGroup, changes: Sequence[GroupChange]) -> bool:
-    """Whether a group changes by anything but a whole multiple: then a statistic across it moves."""
-    return any(c.name == group.name and c.after % c.before for c in changes)
 
 
 def _removed(run: _Run, edit: RemoveBlock, place: int) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def draw_anew(model: nn.Module, seed: int) -> None:
     try:
         _draw(model, seed, before)
     except BaseException:
-        _put_back(model, before)
+        with torch.no_grad():
+            for name, tensor in _tensors(model).items():
+                tensor.copy_(before[name])
         raise
     finally:
         model.to(device)
@@ -77,12 +79,6 @@ def _constant(model: nn.Module, name: str, value: Tensor) -> Tensor:
         f"{name} cannot be drawn anew: {kind} has no reset_parameters() that draws it. Give {kind} one, or start from "
         "trained weights."
     )
-
-
-def _put_back(model: nn.Module, before: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in _tensors(model).items():
-            tensor.copy_(before[name])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

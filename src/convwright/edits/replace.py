@@ -154,7 +154,8 @@ def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
     """Return where an operator goes, and the names of all calls of the layer that it replaces."""
     layer, calls = _layer(architecture, edit)
     example = architecture.example_input
-    maps = {flattened_map(architecture, architecture.layer(call)) for call in calls} if layer.kind == "linear" else {()}
+    read = [architecture.layer(call) for call in calls] if layer.kind == "linear" else []
+    maps = {flattened_map(architecture.flow, each) for each in read}
     map_shape = maps.pop() if len(maps) == 1 else ()
     shapes = layer.input_shapes[0], layer.output_shape
     return Site(layer.name, *shapes, example.device, example.dtype, map_shape), calls

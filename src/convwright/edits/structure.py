@@ -65,16 +65,12 @@ class Structure:
             if successor is not None:
                 moved[key] = Moved(successor.new, successor.take)
             elif id(memo.get(key)) in present:
-                moved[key] = Moved(memo[key], _unchanged)
+                moved[key] = Moved(memo[key], lambda state: state)
         return changed, moved
 
     def promise(self, model: nn.Module) -> Run:
         """Return what the changed network must equal."""
         return self.promised(model)
-
-
-def _unchanged(state: Tensor) -> Tensor:
-    return state
 
 
 # ------------------------------------------------------------------ acts
@@ -199,7 +195,8 @@ def predicted_steps(
         acts: one per edit; they are done on a copy without memory (meta tensors).
         mac_changes: by how much each changes the MACs.
     """
-    skeleton = _skeleton(architecture.model)
+    model = architecture.model
+    skeleton = copied(model, stand_ins(model, lambda tensor: torch.empty_like(tensor, device="meta")))
     macs = architecture.profile().macs
     steps = []
     for act, change in zip(acts, mac_changes, strict=True):
@@ -207,10 +204,6 @@ def predicted_steps(
         macs += change
         steps.append((macs, sum(p.numel() for p in skeleton.parameters())))
     return tuple(steps)
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    return copied(model, stand_ins(model, lambda tensor: torch.empty_like(tensor, device="meta")))
 
 
 def macs_of_layers(architecture: Architecture, names: Iterable[str]) -> int:

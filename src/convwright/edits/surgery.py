@@ -1,244 +1,33 @@
 """Surgery: cut and repeat the tensors of a copied model so that its channel groups get new sizes.
 
-Shrinking and growing are one operation: every axis gets a list of old indices, with gaps or with repeats. The
-lists come from two walks over the graph, before and after: a new channel takes the indices of the old channel that
-it continues, wherever the shape operators put them.
+The sizes that modules store beside their tensors follow.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints
+from convwright.architecture.capture.exported import module_path
+from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.labels import Value
-from convwright.edits.attributes import sync_attributes
 from convwright.edits.edit import Moved
+from convwright.edits.remap import ChannelRemap, members_of
 from convwright.errors import EditError
 
-Signature = tuple[tuple[tuple[str, int, int], ...], int]
+# Names under which modules store the width of their own tensors (BlurPool's ``channels``, ...).
+_WIDTH_ATTRIBUTES = ("channels", "num_channels", "num_features", "in_channels", "out_channels", "dim", "features")
 
 
-def signature(group: ChannelGroup) -> tuple[tuple[str, int, int], ...]:
-    """Return the axes that a group lies on, with multiplicity."""
-    return tuple((m.tensor, m.axis, m.per_channel) for m in group.members)
-
-
-def signatures(graph: ChannelGraph) -> dict[Signature, ChannelGroup]:
-    """Return the groups by what identifies each in both walks.
-
-    That is the axes a group lies on, with multiplicity; of several groups on the same axes (parts of one output that
-    are frozen for different reasons) also which one it is, in the order of production.
-    """
-    found: dict[Signature, ChannelGroup] = {}
-    seen: Counter[tuple[tuple[str, int, int], ...]] = Counter()
-    for group in graph.groups:
-        axes = signature(group)
-        found[axes, seen[axes]] = group
-        seen[axes] += 1
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class Take:
-    """The old index behind every new index of one axis, and how often its channel now occurs."""
-
-    index: Ints
-    copies: Ints
-
-    def of(self, tensor: Tensor, axis: int, divide: bool = True) -> Tensor:
-        """Take the indices along one axis of a tensor, and share what is summed over among the copies."""
-        new = tensor.index_select(axis, torch.from_numpy(self.index).to(tensor.device))
-        if divide and bool((self.copies > 1).any()) and new.is_floating_point():
-            shape = [1] * new.ndim
-            shape[axis] = len(self.copies)
-            new = new / torch.from_numpy(self.copies).to(new.device, new.dtype).reshape(shape)
-        return new
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelRemap:
-    """Everything that turns the old tensors into the new ones.
-
-    Attributes:
-        before: the channel analysis of the network as it is.
-        after: the analysis under the new sizes.
-        chosen: group name -> the old channel (rank) behind each new one.
-        takes: (tensor, axis) -> the indices to take, for axes that change.
-        origin: new channel -> the old channel that it continues; -1 where there is none.
-        gained: parameters of normalised or standardised weights whose gain is adjusted afterwards: equal numbers of
-            copies are not divided there, so that the statistics stay as they are.
-    """
-
-    before: ChannelGraph
-    after: ChannelGraph
-    chosen: Mapping[str, Ints]
-    takes: Mapping[Axis, Take] = field(repr=False)
-    origin: Ints = field(repr=False)
-    gained: frozenset[str] = frozenset()
-
-    def new_tensor(self, name: str, old: Tensor, divide: bool = True) -> Tensor:
-        """Return a tensor's successor.
-
-        Args:
-            name: its qualified name.
-            old: the tensor, or anything of its shape (a momentum buffer).
-            divide: share a repeated channel's weight among its copies, on axes that are summed over.
-        """
-        new = old
-        for axis in range(old.ndim):
-            take = self.takes.get((name, axis))
-            if take is not None:
-                alike = name in self.gained and bool((take.copies == take.copies[0]).all())
-                new = take.of(new, axis, divide and not alike)
-        return new
-
-    def new_shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of a tensor's successor."""
-        takes = (self.takes.get((name, axis)) for axis in range(len(old)))
-        return tuple(size if take is None else len(take.index) for size, take in zip(old, takes, strict=True))
-
-    def take_of(self, node: str, axis: int, summed: bool) -> Take | None:
-        """Return the take along one axis of a value in the graph, such as a computed weight.
-
-        Args:
-            node: the value's node.
-            axis: the axis.
-            summed: whether the axis is summed over, so that copies share.
-        """
-        lines = [_line(graph.follower.values.get(node), axis) for graph in (self.before, self.after)]
-        if lines[0] is None or lines[1] is None:
-            return None
-        old, own = self.before.channels_of(lines[0]), self.after.channels_of(lines[1])
-        roles = dict.fromkeys(range(len(self.before.groups)), summed)
-        return _take(self.before, old, own, self.origin, (node, axis), roles)
-
-    def dropped_on(self, value: Value) -> Ints:
-        """Return the places along the channel axis of a value whose channels are dropped."""
-        line = next((plane.line() for plane in value.planes if len(plane.axes) == 1), None)
-        if line is None:
-            return np.zeros(0, dtype=np.int64)
-        members = _members(self.before)
-        gone = [np.delete(members[name], np.unique(ranks)) for name, ranks in self.chosen.items()]
-        found = np.isin(self.before.channels_of(line), np.concatenate(gone)) if gone else np.zeros(0, dtype=bool)
-        return np.flatnonzero(found)
-
-
-def _line(value: object, axis: int) -> Tensor | None:
-    plane = value.plane_at(axis) if isinstance(value, Value) else None
-    return plane.line() if plane is not None and plane.axes == (axis,) else None
-
-
-def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> ChannelRemap:
-    """Work out the index lists of every axis that changes.
-
-    Args:
-        before: the analysis of the network as it is.
-        after: the analysis under the new sizes.
-        chosen: by group name, the old channel behind each new channel, in order.
-    """
-    origin = _origin(before, after, chosen)
-    summed: dict[Axis, dict[int, bool]] = {}
-    for index, group in enumerate(before.groups):
-        for member in group.members:
-            summed.setdefault((member.tensor, member.axis), {})[index] = member.role == "in"
-    takes = {}
-    for axis in before.follower.atoms:
-        old, own = before.channels_of(before.axis_labels(axis)), after.channels_of(after.axis_labels(axis))
-        take = _take(before, old, own, origin, axis, summed.get(axis, {}))
-        if take is not None:
-            takes[axis] = take
-    return ChannelRemap(before, after, chosen, takes, origin)
-
-
-def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Ints:
-    """Return, for each new channel, the old channel it continues; -1 where there is none."""
-    known = signatures(before)
-    members = _members(before)
-    now = _members(after)
-    origin = np.full(len(after.group_of), -1, dtype=np.int64)
-    for key, group in signatures(after).items():
-        old_name = known[key].name
-        channels = now[group.name]
-        ranks = chosen.get(old_name)
-        old = members[old_name]
-        origin[channels] = old if ranks is None else old[ranks]
-    return origin
-
-
-def _members(graph: ChannelGraph) -> dict[str, Ints]:
-    """Return each group's channels in rank order."""
-    result = {}
-    for index, group in enumerate(graph.groups):
-        channels = np.flatnonzero(graph.group_of == index)
-        result[group.name] = channels[np.argsort(graph.rank[channels], kind="stable")]
-    return result
-
-
-def _take(
-    before: ChannelGraph, old: Ints, own: Ints, origin: Ints, axis: Axis, summed: Mapping[int, bool]
-) -> Take | None:
-    """Return what to take along an axis.
-
-    Args:
-        before: the analysis of the network as it is.
-        old: the channel of each old index.
-        own: the new channel of each new index.
-        origin: new channel -> old channel.
-        axis: for the error message.
-        summed: by group, whether the axis is summed over.
-    """
-    if not (before.group_of[old] >= 0).any():
-        return None  # kernel axes and the like
-    new = origin[own]
-    if len(old) == len(new) and (old == new).all():
-        return None
-    index = _lookup(old, new, own, axis)
-    group = before.group_of[old[index]]
-    shared = np.array([summed.get(i, False) for i in range(len(before.groups))])
-    times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
-    copies = np.where(shared[group] & (group >= 0), times[old[index]], 1)
-    return Take(index, copies)
-
-
-def _lookup(old: Ints, origin: Ints, new: Ints, axis: Axis) -> Ints:
-    """Find where on the old axis each new index comes from.
-
-    A channel may lie on an axis several times (behind a flatten, in a grouped convolution): its n-th new
-    place continues its n-th old place.
-
-    Args:
-        old: the channel of each old index.
-        origin: the old channel that each new index continues.
-        new: the channel of each new index.
-        axis: for the error message.
-    """
-    order = np.argsort(old, kind="stable")
-    starts = np.searchsorted(old[order], origin, side="left")
-    counts = np.searchsorted(old[order], origin, side="right") - starts
-    if (counts == 0).any():
-        raise EditError(f"axis {axis[1]} of {axis[0]} would need channels that it does not have.")
-    return order[starts + _occurrence(new) % counts]
-
-
-def _occurrence(values: Ints) -> Ints:
-    """Return, for each entry, how many equal entries stand before it."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    first = np.searchsorted(ordered, ordered, side="left")
-    result = np.empty(len(values), dtype=np.int64)
-    result[order] = np.arange(len(values)) - first
-    return result
-
-
-# ------------------------------------------------------------------ on a model
+_KNOWN = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.PReLU,
+)  # fmt: skip
 
 
 def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
@@ -259,7 +48,7 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
     successors = _successors(old, plan, hollow)
     kept = {id(tensor): tensor for tensor in old.values()} if hollow else {}
     changed = copied(model, kept | successors)
-    sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
+    _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in named_tensors(changed).items():
         if isinstance(final, nn.Parameter) and name in old:
@@ -336,7 +125,7 @@ def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) ->
         besides: parameters to leave alone: their readers are silenced in another way.
     """
     tensors = named_tensors(model)
-    members = _members(plan.before)
+    members = members_of(plan.before)
     for name, ranks in plan.chosen.items():
         dropped = np.delete(members[name], np.unique(ranks))
         if not len(dropped):
@@ -391,3 +180,104 @@ def _memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
         return None
+
+
+# ------------------------------------------------------------------ sizes that modules store beside their tensors
+
+
+def _sync_attributes(model: nn.Module, plan: ChannelRemap, changed: Iterable[str]) -> None:
+    """Make the sizes that modules store agree with their tensors (under all names of shared ones)."""
+    touched = {tensor.rpartition(".")[0] for tensor in changed}
+    group_counts = _group_counts(plan.after)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name in group_counts and isinstance(getattr(module, "groups", None), int):
+            module.groups = group_counts[name]
+        if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
+            _sync_module(module)
+            _sync_stored(module, name, plan)
+    _sync_feature_info(model, plan)
+
+
+def _sync_stored(module: nn.Module, name: str, plan: ChannelRemap) -> None:
+    """Update widths that a module of an unknown class stores beside the tensors it owns."""
+    if isinstance(module, _KNOWN) or type(module).__module__.startswith("torch.nn"):
+        return
+    sizes = {}
+    for (tensor, axis), take in plan.takes.items():
+        if tensor.rpartition(".")[0] == name:
+            sizes[plan.before.axis_labels((tensor, axis)).numel()] = len(take.index)
+    for attribute in _WIDTH_ATTRIBUTES:
+        stored = vars(module).get(attribute)
+        if isinstance(stored, int) and stored in sizes:
+            setattr(module, attribute, sizes[stored])
+
+
+def _group_counts(graph: ChannelGraph) -> dict[str, int]:
+    """Return the group count of each module's convolution under the new sizes."""
+    follower = graph.follower
+    captures = [("", follower.capture), ("training/", follower.capture.training)]
+    return {
+        module_path(node): follower.groups[prefix + node.name]
+        for prefix, capture in captures
+        for node in (capture.graph.nodes if capture is not None else ())
+        if prefix + node.name in follower.groups
+    }
+
+
+def _sync_module(module: nn.Module) -> None:
+    """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
+    weight = getattr(module, "weight", None)
+    if weight is None:
+        weight = getattr(module, "running_mean", None)  # a norm without scale and shift
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, nn.modules.conv._ConvNd):
+        inner, outer = weight.shape[1] * module.groups, weight.shape[0]
+        if module.transposed:
+            inner, outer = weight.shape[0], weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = inner, outer
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
+
+
+def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
+    """Update timm's description of its feature maps, and the width of the last one."""
+    info = getattr(model, "feature_info", None)
+    entries = info if isinstance(info, list) else getattr(info, "info", None)
+    for entry in entries or ():
+        width = _output_width(plan.after, str(entry.get("module", ""))) if isinstance(entry, dict) else None
+        if width is not None:
+            entry["num_chs"] = width
+    features = getattr(model, "num_features", None)
+    if isinstance(features, int) and (width := _classifier_width(plan, features)) is not None:
+        for attribute in ("num_features", "head_hidden_size"):
+            if getattr(model, attribute, None) == features:
+                setattr(model, attribute, width)
+
+
+def _output_width(graph: ChannelGraph, module: str) -> int | None:
+    """Return the channels that leave a module under the new sizes."""
+    last = None
+    for node in graph.follower.capture.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if node.op == "call_function" and any(entry[0] == module for entry in stack.values()):
+            last = node
+    value = graph.follower.values.get(last.name) if last is not None else None
+    return value.shape[1] if isinstance(value, Value) and value.ndim > 1 else None
+
+
+def _classifier_width(plan: ChannelRemap, old: int) -> int | None:
+    """Return the new input width of the last linear layer, if it was ``old`` before."""
+    for tensor, axis in reversed(list(plan.before.follower.atoms)):
+        if axis == 1 and tensor.endswith("weight"):
+            before = plan.before.axis_labels((tensor, axis)).numel()
+            return plan.after.axis_labels((tensor, axis)).numel() if before == old else None
+    return None

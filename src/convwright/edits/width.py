@@ -22,7 +22,8 @@ from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import EXACT, Run, measure
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
-from convwright.edits.surgery import MOST_CHANNELS, ChannelRemap, check_room, mask, operate, recipe, signatures
+from convwright.edits.remap import ChannelRemap, recipe, signatures
+from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate
 from convwright.errors import EditError
 
 if TYPE_CHECKING:

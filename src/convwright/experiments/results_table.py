@@ -98,7 +98,7 @@ def _difference(name: str, counts: Json, wanted: Any) -> str:
     if name == "units":
         return _other("units", "-".join(map(str, counts["units"])), "-".join(map(str, wanted)))
     number = counts["macs"] / 1e6 if name == "mmacs" else counts["facts"]["q_sum"]
-    return _other("MMACs" if name == "mmacs" else "Q", _to_digits(number, wanted), wanted)
+    return _other("MMACs" if name == "mmacs" else "Q", f"{number:.{len(wanted.partition('.')[2])}f}", wanted)
 
 
 def _apart(what: str, found: int, wanted: int) -> str:
@@ -107,11 +107,6 @@ def _apart(what: str, found: int, wanted: int) -> str:
 
 def _other(what: str, found: str, wanted: str) -> str:
     return "" if found == wanted else f"{what} {found}, not {wanted}"
-
-
-def _to_digits(number: float, like: str) -> str:
-    """Write a number with as many places as another has."""
-    return f"{number:.{len(like.partition('.')[2])}f}"
 
 
 def made_by(row: Json) -> str:

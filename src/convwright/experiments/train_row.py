@@ -38,7 +38,7 @@ from convwright.experiments.features import facts, quality_facts
 from convwright.experiments.papers import Row
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
-from convwright.runs.executors.workers import in_turn_or_side_by_side
+from convwright.runs.executors.pool import in_turn_or_side_by_side
 from convwright.runs.train import judged
 from convwright.training import ImageData, Recipe, TrainResult, load_data, train
 from convwright.training.data.resized import resized_data
@@ -78,7 +78,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a job: the content of its ``result.json``, or why there is none."""
 
     content: dict[str, Any] | None
@@ -380,7 +380,7 @@ def _read(model: torch.nn.Module, data: ImageData) -> Architecture:
 # ------------------------------------------------------------------ several
 
 
-def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, Outcome]]:
+def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, JobOutcome]]:
     """Train in this process or in `jobs` processes; a row that fails by itself does not stop the others.
 
     Raises:
@@ -395,9 +395,9 @@ def judged_on_test(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, dict[s
     return in_turn_or_side_by_side(judge, work, jobs)
 
 
-def attempted(job: Job) -> Outcome:
+def attempted(job: Job) -> JobOutcome:
     """Train, or say why this row cannot be trained."""
     try:
-        return Outcome(carry_out(job))
+        return JobOutcome(carry_out(job))
     except _OWN_FAILURES as error:
-        return Outcome(None, " ".join(str(error).split()))
+        return JobOutcome(None, " ".join(str(error).split()))

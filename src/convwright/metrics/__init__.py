@@ -1,7 +1,6 @@
 """Metrics that judge layers: receptive fields, conflicting bundles, channel quality."""
 
-from convwright.metrics.bundles.counter import BundleCounter, Bundles, bundles
-from convwright.metrics.bundles.verify import BundleCheck
+from convwright.metrics.bundles.counter import BundleCheck, BundleCounter, Bundles, bundles
 from convwright.metrics.bundles.weight_grid import WeightGrid, grid_width, weight_amplitude
 from convwright.metrics.quality.channel_quality import ChannelQuality, Mode, channel_qualities, channel_quality
 from convwright.metrics.quality.evbmf import Evbmf, evbmf

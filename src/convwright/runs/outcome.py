@@ -9,6 +9,7 @@ from typing import Any
 from convwright.errors import RunError
 from convwright.methods import Evidence
 from convwright.runs.prove import Proof
+from convwright.runs.train import judged
 from convwright.training import Metrics
 
 
@@ -52,7 +53,7 @@ class SearchOutcome:
 def side(trial: Evidence, proof: Proof, test: Metrics | None) -> dict[str, Any]:
     """Return one of the two sides that ``result.json`` compares, as JSON values."""
     validation = {"accuracy": trial.score, "stderr": trial.stderr}
-    return {"trial": trial.trial, **proof.as_dict(), "validation": validation, "test": _judged(test)}
+    return {"trial": trial.trial, **proof.as_dict(), "validation": validation, "test": judged(test)}
 
 
 def trial_entry(trial: Evidence) -> dict[str, Any]:
@@ -84,9 +85,3 @@ def _baseline(trials: Sequence[Evidence]) -> Evidence:
     if found is None:
         raise RunError("the untouched network could not be trained: there is nothing to compare with")
     return found
-
-
-def _judged(metrics: Metrics | None) -> dict[str, Any] | None:
-    if metrics is None:
-        return None
-    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}

@@ -97,11 +97,7 @@ def check_budget(proof: Proof, limits: Limits, latency: dict[str, Any] | None = 
 
 def _said(metric: str, values: dict[str, Any]) -> str:
     if metric not in MEASURED:
-        return f"{metric} are {max_of(values):,} of {values['limit']:,}"
+        largest = max(int(values["convwright"]), int(values.get("torch", 0)))
+        return f"{metric} are {largest:,} of {values['limit']:,}"
     measured, limit, before = (human(values[name], metric) for name in ("measured", "limit", "before"))
     return f"{metric} is {measured} of {limit} (the untouched network: {before})"
-
-
-def max_of(values: dict[str, Any]) -> int:
-    """Return the largest count."""
-    return max(int(values["convwright"]), int(values.get("torch", 0)))

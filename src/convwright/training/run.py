@@ -139,7 +139,8 @@ class Run:
         self.history: list[EpochRecord] = []
         self.val: Metrics | None = None
         self.stopped = False
-        self.probes = Probes(order.probes, self._watched())
+        watched = self.model, self.data, self.recipe, self.fabric.device, settings.channels_last, order.workers
+        self.probes = Probes(order.probes, Watched(*watched))
 
     def _training_loader(self, shard: tuple[int, int]) -> Loader:
         return Loader(
@@ -152,10 +153,6 @@ class Run:
             workers=self.order.workers,
             shard=shard,
         )
-
-    def _watched(self) -> Watched:
-        workers = self.order.workers
-        return Watched(self.model, self.data, self.recipe, self.fabric.device, self.settings.channels_last, workers)
 
     def _judge(self, images: Images) -> Loader:
         return Loader(
@@ -186,7 +183,7 @@ class Run:
             self.setting,
             self.fabric.device,
             self._forward,
-            self._scheduled,
+            lambda step: self._rates(step).factor,
             self._more_batches,
         )
         made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
@@ -195,10 +192,6 @@ class Run:
     def _forward(self, images: Tensor) -> Tensor:
         with autocast(self.fabric.device, self.settings.precision):
             return single_tensor(self.model(images))
-
-    def _scheduled(self, step: int) -> float:
-        """Return the schedule's own rate as a share of the highest."""
-        return self._rates(step).factor
 
     def _rates(self, step: int) -> Rates:
         return self.recipe.rates(Position(step, self.total, self.setting.steps_per_epoch))

@@ -30,7 +30,7 @@ _STEM, _HEAD, _DIVISOR = 32, 1280, 8
 
 
 @dataclass(frozen=True)
-class Scaling:
+class EfficientNetScaling:
     """How one of the family differs from B0.
 
     Attributes:
@@ -47,14 +47,14 @@ class Scaling:
 
 
 SCALINGS = (
-    Scaling(1.0, 1.0, 224, 0.2),
-    Scaling(1.0, 1.1, 240, 0.2),
-    Scaling(1.1, 1.2, 260, 0.3),
-    Scaling(1.2, 1.4, 300, 0.3),
-    Scaling(1.4, 1.8, 380, 0.4),
-    Scaling(1.6, 2.2, 456, 0.4),
-    Scaling(1.8, 2.6, 528, 0.5),
-    Scaling(2.0, 3.1, 600, 0.5),
+    EfficientNetScaling(1.0, 1.0, 224, 0.2),
+    EfficientNetScaling(1.0, 1.1, 240, 0.2),
+    EfficientNetScaling(1.1, 1.2, 260, 0.3),
+    EfficientNetScaling(1.2, 1.4, 300, 0.3),
+    EfficientNetScaling(1.4, 1.8, 380, 0.4),
+    EfficientNetScaling(1.6, 2.2, 456, 0.4),
+    EfficientNetScaling(1.8, 2.6, 528, 0.5),
+    EfficientNetScaling(2.0, 3.1, 600, 0.5),
 )
 
 
@@ -149,7 +149,7 @@ def _scaled(channels: int, width: float) -> int:
     return channels if width == 1 else divisible(channels * width, _DIVISOR)
 
 
-def _register(number: int, scaling: Scaling) -> None:
+def _register(number: int, scaling: EfficientNetScaling) -> None:
     def build(
         num_classes: int = 1000,
         in_channels: int = 3,

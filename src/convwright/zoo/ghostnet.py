@@ -281,41 +281,26 @@ def ghostnet_large(
     return _network(large_stages(outs, depths, strides), ends, num_classes, in_channels)
 
 
-@register("s-ghostnet-b1", input_shape=(3, 240, 240), num_classes=1000, source=_ENLARGING)
-def s_ghostnet_b1(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2
-) -> nn.Sequential:
-    """Build the smaller released network, meant for 240 pixels.
-
-    Its widths are the base widths times 1.75 and only its depths differ by stage, so it may not be
-    the result of the greedy search.
-    """
-    return ghostnet_large(num_classes, in_channels, width, (28, 44, 72, 140, 196, 280), (1, 2, 3, 4, 3, 6), dropout)
-
-
-@register("s-ghostnet-b4", input_shape=(3, 384, 384), num_classes=1000, source=_ENLARGING)
-def s_ghostnet_b4(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.3
-) -> nn.Sequential:
-    """Build the larger released network, meant for 384 pixels."""
-    return ghostnet_large(num_classes, in_channels, width, (36, 60, 108, 168, 232, 336), (3, 5, 5, 12, 6, 14), dropout)
+# Name, side of the images, dropout, widths and depths. The widths of b1 are the base widths times 1.75 and only its
+# depths differ by stage, so it may not be the result of the greedy search. eval-b1 is what the release's evaluation
+# script for b1 has by default: its widths and depths differ from the base by other ratios in each stage, as those of a
+# greedy search would; the release gives no accuracy for it. The example is the release's single-device one; its
+# resolution is not given, 384 is that of b4.
+_RELEASED = (
+    ("s-ghostnet-b1", 240, 0.2, (28, 44, 72, 140, 196, 280), (1, 2, 3, 4, 3, 6)),
+    ("s-ghostnet-b4", 384, 0.3, (36, 60, 108, 168, 232, 336), (3, 5, 5, 12, 6, 14)),
+    ("s-ghostnet-eval-b1", 248, 0.2, (24, 32, 64, 112, 160, 280), (2, 2, 5, 10, 2, 10)),
+    ("s-ghostnet-example", 384, 0.3, (36, 68, 108, 164, 216, 336), (2, 4, 5, 12, 6, 14)),
+)
 
 
-@register("s-ghostnet-eval-b1", input_shape=(3, 248, 248), num_classes=1000, source=_ENLARGING)
-def s_ghostnet_eval_b1(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2
-) -> nn.Sequential:
-    """Build the network that the release's evaluation script for b1 has by default, meant for 248 pixels.
-
-    Its widths and depths differ from the base by other ratios in each stage, as those of a greedy search would. The
-    release gives no accuracy for it.
-    """
-    return ghostnet_large(num_classes, in_channels, width, (24, 32, 64, 112, 160, 280), (2, 2, 5, 10, 2, 10), dropout)
+def _file(name: str, side: int, usual: float, widths: Sequence[int], depths: Sequence[int]) -> None:
+    @register(name, input_shape=(3, side, side), num_classes=1000, source=_ENLARGING)
+    def build(
+        num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = usual
+    ) -> nn.Sequential:
+        return ghostnet_large(num_classes, in_channels, width, widths, depths, dropout)
 
 
-@register("s-ghostnet-example", input_shape=(3, 384, 384), num_classes=1000, source=_ENLARGING)
-def s_ghostnet_example(
-    num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.3
-) -> nn.Sequential:
-    """Build the network of the release's single-device example; its resolution is not given, 384 is that of b4."""
-    return ghostnet_large(num_classes, in_channels, width, (36, 68, 108, 164, 216, 336), (2, 4, 5, 12, 6, 14), dropout)
+for _released in _RELEASED:
+    _file(*_released)

@@ -15,7 +15,7 @@ All take 28x28 images and any larger size.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -26,82 +26,65 @@ from convwright.zoo.registry import register
 _SHAPE = (1, 28, 28)
 _PAPER = "Ethiraj and Bolla 2022"
 
-
-def conv(in_channels: int, out_channels: int, padding: int = 0) -> nn.Sequential:
-    """Return 3x3 convolution, ReLU, batch norm: sides shrink by 2, or stay with ``padding=1``."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=False),
-        nn.ReLU(),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-def separable(in_channels: int, out_channels: int, padding: int = 0) -> nn.Sequential:
-    """Return depthwise 3x3 directly followed by pointwise, ReLU, batch norm; sides as conv."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, padding=padding, groups=in_channels, bias=False),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        nn.ReLU(),
-        nn.BatchNorm2d(out_channels),
-    )
+# Each layer is a letter and the channels that it gives: c 3x3 convolution, s depthwise 3x3 directly followed by
+# pointwise, each with ReLU and batch norm, and with padding where the letter is large; n bare 1x1 convolution that
+# narrows the network before a pool; p pool. d is a dropout, in percent.
+_PHASES = (
+    ("mnist-base", "phase 0", "c8 c16 d5 p c32 c64 d17 p"),  # 25,144 parameters
+    ("mnist-m1", "phase 1", "c8 c12 d5 n8 p c12 c16 d17 n12 p C15 d17 C15"),  # 7,767
+    ("mnist-m2", "phase 2", "c8 c12 d5 n8 p c12 c16 d17 n12 p C15 d17"),  # 5,712
+    ("mnist-m2d", "phase 2, one depthwise block", "c8 s12 d5 n8 p c13 c18 d17 n12 p C16 d17"),  # 5,616
+    ("mnist-deep", "all depthwise, untrained there", "c10 s12 d5 n10 p s13 s16 d17 n12 p S15 d17 S15"),  # 2,117
+)
+_M1D = "c10 s12 d5 n10 p c{} c16 d17 n12 p C15 d17 C15"
+_M3 = "c8 s12 d5 n8 p s12 s16 d17 n12 p S{} d17"
 
 
-def narrow(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return the bare 1x1 convolution that narrows the network before a pool."""
-    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
+def _conv(in_channels: int, out_channels: int, padding: int = 0) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=False)]
 
 
-def _network(*features: nn.Module, channels: int, num_classes: int, bias: bool = False) -> nn.Sequential:
+def _separable(in_channels: int, out_channels: int, padding: int = 0) -> list[nn.Module]:
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=padding, groups=in_channels, bias=False)
+    return [depthwise, nn.Conv2d(in_channels, out_channels, 1, bias=False)]
+
+
+def _network(features: Iterable[nn.Module], channels: int, num_classes: int, bias: bool) -> nn.Sequential:
     """Return the features followed by global average pool and classifier, named for reading."""
     layers = OrderedDict[str, nn.Module](features=nn.Sequential(*features))
     return nn.Sequential(layers | classify(channels, num_classes, bias))
 
 
-@register("mnist-base", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 0")
-def mnist_base(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build the starting point: 3x3 convolutions only, 25,144 parameters."""
-    return _network(
-        conv(in_channels, 8),
-        conv(8, 16),
-        nn.Dropout(0.05),
-        max_pool(16, blur),
-        conv(16, 32),
-        conv(32, 64),
-        nn.Dropout(0.17),
-        max_pool(64, blur),
-        channels=64,
-        num_classes=num_classes,
-    )
+def _phase(layers: str, num_classes: int, in_channels: int, blur: bool, bias: bool = False) -> nn.Sequential:
+    """Build a network of the table."""
+    features, channels = list[nn.Module](), in_channels
+    for layer in layers.split():
+        letter, size = layer[0], int(layer[1:] or 0)
+        if letter == "p":
+            features.append(max_pool(channels, blur))
+        elif letter == "d":
+            features.append(nn.Dropout(size / 100))
+        elif letter == "n":
+            features.append(nn.Conv2d(channels, size, 1, bias=False))
+        else:
+            unit = {"c": _conv, "s": _separable}[letter.lower()]
+            convs = unit(channels, size, padding=int(letter.isupper()))
+            features.append(nn.Sequential(*convs, nn.ReLU(), nn.BatchNorm2d(size)))
+        channels = channels if letter in "pd" else size
+    return _network(features, channels, num_classes, bias)
 
 
-@register("mnist-m1", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 1")
-def mnist_m1(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 1, narrowed before each pool: 7,767 parameters."""
-    return _network(
-        conv(in_channels, 8),
-        conv(8, 12),
-        nn.Dropout(0.05),
-        narrow(12, 8),
-        max_pool(8, blur),
-        conv(8, 12),
-        conv(12, 16),
-        nn.Dropout(0.17),
-        narrow(16, 12),
-        max_pool(12, blur),
-        conv(12, 15, padding=1),
-        nn.Dropout(0.17),
-        conv(15, 15, padding=1),
-        channels=15,
-        num_classes=num_classes,
-    )
+def _file(name: str, source: str, layers: str) -> None:
+    @register(name, input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, {source}")
+    def build(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
+        return _phase(layers, num_classes, in_channels, blur)
 
 
-@register(
-    "mnist-m1d",
-    input_shape=_SHAPE,
-    num_classes=10,
-    source=f"{_PAPER}, phase 1, one depthwise block",
-)
+for _each in _PHASES:
+    _file(*_each)
+
+
+@register("mnist-m1d", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 1, one depthwise block")
 def mnist_m1d(num_classes: int = 10, in_channels: int = 1, blur: bool = False, third: int = 13) -> nn.Sequential:
     """Build phase 1 with one depthwise separable block: 7,611 parameters.
 
@@ -111,144 +94,24 @@ def mnist_m1d(num_classes: int = 10, in_channels: int = 1, blur: bool = False, t
         blur: anti-alias both pools.
         third: channels of the third convolution; the run with 7,847 parameters fits 14.
     """
-    return _network(
-        conv(in_channels, 10),
-        separable(10, 12),
-        nn.Dropout(0.05),
-        narrow(12, 10),
-        max_pool(10, blur),
-        conv(10, third),
-        conv(third, 16),
-        nn.Dropout(0.17),
-        narrow(16, 12),
-        max_pool(12, blur),
-        conv(12, 15, padding=1),
-        nn.Dropout(0.17),
-        conv(15, 15, padding=1),
-        channels=15,
-        num_classes=num_classes,
-    )
-
-
-@register("mnist-m2", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 2")
-def mnist_m2(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 2, phase 1 without its last convolution: 5,712 parameters."""
-    return _network(
-        conv(in_channels, 8),
-        conv(8, 12),
-        nn.Dropout(0.05),
-        narrow(12, 8),
-        max_pool(8, blur),
-        conv(8, 12),
-        conv(12, 16),
-        nn.Dropout(0.17),
-        narrow(16, 12),
-        max_pool(12, blur),
-        conv(12, 15, padding=1),
-        nn.Dropout(0.17),
-        channels=15,
-        num_classes=num_classes,
-    )
-
-
-@register(
-    "mnist-m2d",
-    input_shape=_SHAPE,
-    num_classes=10,
-    source=f"{_PAPER}, phase 2, one depthwise block",
-)
-def mnist_m2d(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 2 with one depthwise separable block: 5,616 parameters."""
-    return _network(
-        conv(in_channels, 8),
-        separable(8, 12),
-        nn.Dropout(0.05),
-        narrow(12, 8),
-        max_pool(8, blur),
-        conv(8, 13),
-        conv(13, 18),
-        nn.Dropout(0.17),
-        narrow(18, 12),
-        max_pool(12, blur),
-        conv(12, 16, padding=1),
-        nn.Dropout(0.17),
-        channels=16,
-        num_classes=num_classes,
-    )
-
-
-@register(
-    "mnist-deep",
-    input_shape=_SHAPE,
-    num_classes=10,
-    source=f"{_PAPER}, all depthwise, untrained there",
-)
-def mnist_deep(num_classes: int = 10, in_channels: int = 1, blur: bool = False) -> nn.Sequential:
-    """Build phase 1 with every later convolution depthwise separable: 2,117 parameters."""
-    return _network(
-        conv(in_channels, 10),
-        separable(10, 12),
-        nn.Dropout(0.05),
-        narrow(12, 10),
-        max_pool(10, blur),
-        separable(10, 13),
-        separable(13, 16),
-        nn.Dropout(0.17),
-        narrow(16, 12),
-        max_pool(12, blur),
-        separable(12, 15, padding=1),
-        nn.Dropout(0.17),
-        separable(15, 15, padding=1),
-        channels=15,
-        num_classes=num_classes,
-    )
-
-
-def _m3(num_classes: int, in_channels: int, blur: bool, head_bias: bool, last: int) -> nn.Sequential:
-    return _network(
-        conv(in_channels, 8),
-        separable(8, 12),
-        nn.Dropout(0.05),
-        narrow(12, 8),
-        max_pool(8, blur),
-        separable(8, 12),
-        separable(12, 16),
-        nn.Dropout(0.17),
-        narrow(16, 12),
-        max_pool(12, blur),
-        separable(12, last, padding=1),
-        nn.Dropout(0.17),
-        channels=last,
-        num_classes=num_classes,
-        bias=head_bias,
-    )
+    return _phase(_M1D.format(third), num_classes, in_channels, blur)
 
 
 @register("mnist-m3", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 3")
 def mnist_m3(num_classes: int = 10, in_channels: int = 1, blur: bool = False, head_bias: bool = False) -> nn.Sequential:
     """Build phase 3, of the "1500 parameters" headline: 1,560, or 1,570 with a head bias."""
-    return _m3(num_classes, in_channels, blur, head_bias, last=15)
+    return _phase(_M3.format(15), num_classes, in_channels, blur, head_bias)
 
 
-@register(
-    "mnist-a",
-    input_shape=_SHAPE,
-    num_classes=10,
-    source=f"{_PAPER}, phase 3 cut to 1,500 parameters",
-)
+@register("mnist-a", input_shape=_SHAPE, num_classes=10, source=f"{_PAPER}, phase 3 cut to 1,500 parameters")
 def mnist_a(num_classes: int = 10, in_channels: int = 1, blur: bool = True, head_bias: bool = False) -> nn.Sequential:
     """Build phase 3 with 12 last channels: 1,488 parameters, or 1,498 with a head bias."""
-    return _m3(num_classes, in_channels, blur, head_bias, last=12)
+    return _phase(_M3.format(12), num_classes, in_channels, blur, head_bias)
 
 
-def _unit(in_channels: int, out_channels: int, padding: int = 0) -> nn.Sequential:
-    """Return depthwise 3x3, pointwise, batch norm, ReLU: the order that network B uses."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, padding=padding, groups=in_channels, bias=False),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
+def _norm_first(convs: Iterable[nn.Module], channels: int) -> nn.Sequential:
+    """Return the order that network B uses: batch norm, then ReLU."""
+    return nn.Sequential(*convs, nn.BatchNorm2d(channels), nn.ReLU())
 
 
 class SharedUnit(nn.Module):
@@ -302,14 +165,16 @@ def mnist_b(
     check_stages("mnist-b", 3, widths=widths)
     first, second, last = widths
     return _network(
-        nn.Sequential(nn.Conv2d(in_channels, first, 3, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
-        _unit(first, second),
-        max_pool(second, blur),
-        _unit(second, last, padding),
-        _unit(last, last, padding) if times == 1 else SharedUnit(last, times, padding),
-        max_pool(last, blur),
-        nn.Sequential(nn.Conv2d(last, last, 3, padding=1, groups=last, bias=False), nn.BatchNorm2d(last), nn.ReLU()),
-        channels=last,
-        num_classes=num_classes,
+        (
+            _norm_first(_conv(in_channels, first), first),
+            _norm_first(_separable(first, second), second),
+            max_pool(second, blur),
+            _norm_first(_separable(second, last, padding), last),
+            _norm_first(_separable(last, last, padding), last) if times == 1 else SharedUnit(last, times, padding),
+            max_pool(last, blur),
+            _norm_first([nn.Conv2d(last, last, 3, padding=1, groups=last, bias=False)], last),
+        ),
+        last,
+        num_classes,
         bias=True,
     )

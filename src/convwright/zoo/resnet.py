@@ -140,101 +140,35 @@ class ResNet(nn.Sequential):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _resnet(widths: Sequence[int], depths: Sequence[int], width: float, num_classes: int, in_channels: int) -> ResNet:
-    return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels)
+_HE = "He et al. 2016"
+_SMALL_IMAGES = f"{_HE}, with a 3x3 stem and no max pool"
+_THREE, _FOUR = (16, 32, 64), (64, 128, 256, 512)
 
-
-@register("resnet20", input_shape=(3, 32, 32), num_classes=10, source="He et al. 2016")
-def resnet20(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = (16, 32, 64),
-    depths: Sequence[int] = (3, 3, 3),
-) -> ResNet:
-    """Build the 20-layer CIFAR ResNet: (N, in_channels, H, W) -> (N, num_classes)."""
-    return _resnet(widths, depths, width, num_classes, in_channels)
-
-
-@register("resnet32", input_shape=(3, 32, 32), num_classes=10, source="He et al. 2016")
-def resnet32(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = (16, 32, 64),
-    depths: Sequence[int] = (5, 5, 5),
-) -> ResNet:
-    """Build the 32-layer CIFAR ResNet: (N, in_channels, H, W) -> (N, num_classes)."""
-    return _resnet(widths, depths, width, num_classes, in_channels)
-
-
-@register("resnet56", input_shape=(3, 32, 32), num_classes=10, source="He et al. 2016")
-def resnet56(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = (16, 32, 64),
-    depths: Sequence[int] = (9, 9, 9),
-) -> ResNet:
-    """Build the 56-layer CIFAR ResNet: (N, in_channels, H, W) -> (N, num_classes)."""
-    return _resnet(widths, depths, width, num_classes, in_channels)
-
-
-@register(
-    "resnet18_cifar",
-    input_shape=(3, 32, 32),
-    num_classes=10,
-    source="He et al. 2016, with a 3x3 stem and no max pool",
+# Name, source, widths and depths. Of bottlenecks the widths are those in the middle, with the stride on the 3x3
+# convolution. resnet34_cifar has 36 convolutions with these widths; with four equal ones the first block of each later
+# stage still has its 1x1 shortcut, because the stride is 2. ``widths=(16,) * 4`` is where the CONetV2 search starts.
+_NETWORKS = (
+    ("resnet20", _HE, _THREE, (3, 3, 3)),
+    ("resnet32", _HE, _THREE, (5, 5, 5)),
+    ("resnet56", _HE, _THREE, (9, 9, 9)),
+    ("resnet18_cifar", _SMALL_IMAGES, _FOUR, (2, 2, 2, 2)),
+    ("resnet34_cifar", "reference code of CONetV2 (Wang et al. 2021)", _FOUR, (3, 4, 6, 3)),
+    ("resnet50_cifar", _SMALL_IMAGES, _FOUR, (3, 4, 6, 3)),
 )
-def resnet18_cifar(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    depths: Sequence[int] = (2, 2, 2, 2),
-) -> ResNet:
-    """Build ResNet-18 for small images: (N, in_channels, H, W) -> (N, num_classes)."""
-    return _resnet(widths, depths, width, num_classes, in_channels)
 
 
-@register(
-    "resnet34_cifar",
-    input_shape=(3, 32, 32),
-    num_classes=10,
-    source="reference code of CONetV2 (Wang et al. 2021)",
-)
-def resnet34_cifar(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    depths: Sequence[int] = (3, 4, 6, 3),
-) -> ResNet:
-    """Build ResNet-34 for small images: (N, in_channels, H, W) -> (N, num_classes).
-
-    It has 36 convolutions with the default widths. With four equal widths the first block of each
-    later stage still has its 1x1 shortcut, because the stride is 2. ``widths=(16,) * 4`` is the
-    network that the CONetV2 search starts from.
-    """
-    return _resnet(widths, depths, width, num_classes, in_channels)
+def _file(name: str, source: str, usual_widths: Sequence[int], usual_depths: Sequence[int]) -> None:
+    @register(name, input_shape=(3, 32, 32), num_classes=10, source=source)
+    def build(
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: float = 1.0,
+        widths: Sequence[int] = usual_widths,
+        depths: Sequence[int] = usual_depths,
+    ) -> ResNet:
+        bottleneck = name == "resnet50_cifar"
+        return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels, bottleneck)
 
 
-@register(
-    "resnet50_cifar",
-    input_shape=(3, 32, 32),
-    num_classes=10,
-    source="He et al. 2016, with a 3x3 stem and no max pool",
-)
-def resnet50_cifar(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    depths: Sequence[int] = (3, 4, 6, 3),
-) -> ResNet:
-    """Build ResNet-50 for small images: (N, in_channels, H, W) -> (N, num_classes).
-
-    Its blocks are bottlenecks with the stride on the 3x3 convolution, ``widths`` in the middle and
-    four times that at their ends.
-    """
-    return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels, bottleneck=True)
+for _network in _NETWORKS:
+    _file(*_network)

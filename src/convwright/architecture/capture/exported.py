@@ -308,12 +308,8 @@ def module_class(node: fx.Node) -> str:
     return kind.rsplit(".", 1)[-1] if isinstance(kind, str) else kind.__name__
 
 
-def _leaf_classes() -> frozenset[str]:
-    containers = {"Module", "Sequential", "ModuleList", "ModuleDict", "MultiheadAttention"}
-    return frozenset(nn.modules.__all__) - containers
-
-
-LEAVES = _leaf_classes()  # class names of torch's own layers, which call one operator each
+# Class names of torch's own layers, which call one operator each.
+LEAVES = frozenset(nn.modules.__all__) - {"Module", "Sequential", "ModuleList", "ModuleDict", "MultiheadAttention"}
 
 
 def source_of(node: fx.Node) -> Source | None:

@@ -336,7 +336,7 @@ def plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformRatio:
     """All widths share one ratio, the largest within the budget.
 
     Attributes:
@@ -383,10 +383,5 @@ class Drawn:
         """Return the form with other widths."""
         arch = opened(model, form, setting.shape)
         limits = limits_of(self.budget, model, setting)
-        surface = Surface(arch, limits or _unlimited(arch), checked=limits is not None)
+        surface = Surface(arch, limits or Limits({"macs": arch.profile().macs}), checked=limits is not None)
         return form.joined(drawn(surface, random.Random(self.seed), self.low, self.high, scaled=limits is not None))
-
-
-def _unlimited(arch: Architecture) -> Limits:
-    """Return limits that nothing drawn is held against."""
-    return Limits({"macs": arch.profile().macs})

@@ -108,7 +108,7 @@ class Walked:
         tried = [edits_of_record(step["edits"]) for step in steps]
         walk = Question(self, model, form, setting)
         epochs = [int(step["epochs"]) for step in steps]
-        folder = walk.answered(lambda arch, limits: _Walk(arch, tried, epochs, self.weights, self.search.seed))
+        folder = walk.answered(lambda arch, limits: _WidthWalk(arch, tried, epochs, self.weights, self.search.seed))
         return form.joined(tried[-1], folder)
 
 
@@ -155,7 +155,7 @@ class UpToTheEnd:
         return known
 
 
-class _Walk:
+class _WidthWalk:
     """Candidates whose widths are known beforehand, one after the other."""
 
     def __init__(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from convwright.experiments.designs.design import Design, Uniform
+from convwright.experiments.designs.design import Design, UniformRatio
 from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
@@ -102,7 +102,7 @@ def search_of(
 def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[Design, ...], str]]:
     """Yield name, design and note of each row with a budget."""
     precision, trials = NETWORKS[name].precision, NETWORKS[name].trials[size]
-    yield "uniform", (Uniform(budget),), "one ratio for all widths"
+    yield "uniform", (UniformRatio(budget),), "one ratio for all widths"
     search = search_of(size, "channel-search", budget, precision, trials=trials, rule="greedy")
     yield "search", (search,), "corrected: qualities set the proportions, the budget the size"
     annealing = search_of(size, "channel-search", budget, precision, trials=trials, rule="annealing")
@@ -114,7 +114,7 @@ def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[De
     if (name == "resnet20" and budget == BUDGETS["macs"]) or size == "full":
         published = search_of(size, "channel-search", "", precision, mode="parity", **_PARITY[size])
         words = "as published, no budget; narrowed by one ratio if it breaks it"
-        yield "parity", (published, Uniform(budget, widen=False)), words
+        yield "parity", (published, UniformRatio(budget, widen=False)), words
 
 
 def conclude(content: Json) -> Conclusion:

@@ -21,7 +21,7 @@ NEAR = 0.02  # all networks of a table use at least 98 % of the budget, and no m
 
 
 @dataclass(frozen=True)
-class Base:
+class GreedyBase:
     """A small network to enlarge, and what the method needs to turn its knobs.
 
     Attributes:
@@ -51,8 +51,8 @@ class Base:
 # shape, or it cannot be deepened by copies. A step of 26 % of the MACs in one place nearly doubles a stage's width.
 # The ghost network as published divides the side by 32 and has a head of 1280 channels: for images of 32 pixels it
 # divides by 8 here, so that the last maps have 4 x 4, and the head is five times the last stage.
-BASES: Mapping[str, Base] = {
-    "resnet": Base(
+BASES: Mapping[str, GreedyBase] = {
+    "resnet": GreedyBase(
         "zoo:resnet20",
         {"widths": [8, 16, 32], "depths": [1, 2, 2]},
         20,
@@ -63,7 +63,7 @@ BASES: Mapping[str, Base] = {
         {"quick": 6, "standard": 500, "full": 7000},
         {"quick": 3, "standard": 20, "full": 24},
     ),
-    "ghostnet": Base(
+    "ghostnet": GreedyBase(
         "zoo:ghostnet-large",
         {
             "widths": [8, 12, 20, 28, 32, 40],
@@ -95,21 +95,21 @@ _RULES: Mapping[str, str] = {
 }
 
 
-def recipe_of(base: Base, size: Size, **fields: Any) -> Recipe:
+def recipe_of(base: GreedyBase, size: Size, **fields: Any) -> Recipe:
     """Return the recipe of final trainings; at the size ``quick`` a few steps of it."""
     short = {"max_steps": _QUICK_STEPS} if size == "quick" else {}
     common = {"precision": base.precision, "batch_size": 64, "lr": 0.1, "crop_padding": 3}
     return cifar_recipe(base.epochs[size], **{**common, **short, **fields})
 
 
-def search_of(base: Base, size: Size, method: str, seed: int = 0, **options: Any) -> Searched:
+def search_of(base: GreedyBase, size: Size, method: str, seed: int = 0, **options: Any) -> Searched:
     """Return a search on nine tenths of the training images."""
     recipe: dict[str, Any] = recipe_of(base, size).model_dump(mode="json", exclude_unset=True)
     del recipe["epochs"]  # each trial says itself how long it is
     return Searched(method, options, base.budget, recipe | {"val_fraction": _VALIDATION[size]}, seed)
 
 
-def greedy_of(base: Base, size: Size, weights: str) -> Searched:
+def greedy_of(base: GreedyBase, size: Size, weights: str) -> Searched:
     """Return the search from new weights, or from inherited ones with a quarter of the steps."""
     steps = base.trial_steps[size] if weights == "fresh" else max(2, base.trial_steps[size] // LESS)
     short = _QUICK if size == "quick" else {}
@@ -117,7 +117,7 @@ def greedy_of(base: Base, size: Size, weights: str) -> Searched:
     return search_of(base, size, "greedy", **{**common, "rescore": 1, "contenders": 3, "ties": "score", **short})
 
 
-def random_of(base: Base, size: Size, seed: int = 0, **options: Any) -> Searched:
+def random_of(base: GreedyBase, size: Size, seed: int = 0, **options: Any) -> Searched:
     """Return the short trainings of random allocations, of which the best one is taken."""
     steps = base.trial_steps[size]
     common = {"rule": "random", "trial_epochs": _epochs_for(steps), "trial_steps": steps}
@@ -129,7 +129,7 @@ def _epochs_for(steps: int) -> int:
     return -(-steps // 703)
 
 
-def _designs(base: Base, size: Size) -> Iterator[tuple[str, Design, str]]:
+def _designs(base: GreedyBase, size: Size) -> Iterator[tuple[str, Design, str]]:
     """Yield name, design and note of each row that is enlarged."""
     yield "greedy", greedy_of(base, size, "fresh"), "each candidate from new weights, ties with a second seed"
     words = f"candidates with their parent's function, {LESS} times fewer steps"
@@ -269,7 +269,7 @@ def greedy(size: Size) -> tuple[Row, ...]:
     return tuple(row for name, base in BASES.items() for row in _rows(name, base, size))
 
 
-def _rows(name: str, base: Base, size: Size) -> Iterator[Row]:
+def _rows(name: str, base: GreedyBase, size: Size) -> Iterator[Row]:
     begin = (At(base.side),)
     recipe = recipe_of(base, size)
     before = Row(

@@ -31,7 +31,7 @@ from convwright.training.data.images import Images
 from convwright.training.data.loader import derived_seed
 from convwright.training.probes.base import Watched
 from convwright.training.probes.bundle_points import Points, find_points
-from convwright.training.probes.bundle_reading import Reading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, read_bundles
 from convwright.training.settings import to_layout
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 GRADES = 11  # readings of the graded conflict, each with a grid four times as coarse as the one before
 
 
-def by_conflict(names: Sequence[str], points: Points, reading: Reading) -> tuple[str, ...]:
+def by_conflict(names: Sequence[str], points: Points, reading: BundleReading) -> tuple[str, ...]:
     """Return blocks by the share of samples in conflict in their branch, the highest first.
 
     Args:
@@ -57,7 +57,7 @@ def by_conflict(names: Sequence[str], points: Points, reading: Reading) -> tuple
     return tuple(sorted(names, key=place.__getitem__))
 
 
-def conflict_of(points: Points, reading: Reading, name: str) -> float:
+def conflict_of(points: Points, reading: BundleReading, name: str) -> float:
     """Return the share of samples in conflict in a block's branch beyond that of the images; 1 where it diverged."""
     excess = reading.excess[points.own[name]]
     return 1.0 if math.isnan(excess) else excess

@@ -27,7 +27,7 @@ from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, count_right, eval_mode
 from convwright.training.probes.bundle_points import Points, branch_tap, find_points, outermost
-from convwright.training.probes.bundle_reading import Reading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, read_bundles
 from convwright.training.probes.taps import Tap, Tapped
 from convwright.training.settings import autocast, single_tensor
 
@@ -62,7 +62,7 @@ class BlockFacts:
 
 
 @dataclass(frozen=True)
-class Point:
+class LesionPoint:
     """The network without `removed` blocks: accuracy over the draws, mean and standard deviation; mean MACs saved."""
 
     removed: int
@@ -92,7 +92,7 @@ class Lesion:
     samples: int
     sampled: int
     blocks: tuple[BlockFacts, ...]
-    curves: Mapping[str, tuple[Point, ...]]
+    curves: Mapping[str, tuple[LesionPoint, ...]]
     skipped: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
@@ -192,7 +192,7 @@ def _check(repeats: int, orders: Sequence[str]) -> None:
     check_counts(repeats=repeats)
 
 
-def _facts(surgery: Lesions, points: Points, reading: Reading, name: str, accuracy: Judge) -> BlockFacts:
+def _facts(surgery: Lesions, points: Points, reading: BundleReading, name: str, accuracy: Judge) -> BlockFacts:
     place = points.own[name]
     found, excess = reading.points[place], reading.excess[place]
     conflict = 1.0 if math.isnan(excess) else excess
@@ -201,7 +201,7 @@ def _facts(surgery: Lesions, points: Points, reading: Reading, name: str, accura
 
 def _curve(
     draws: _Draws, order: str, wanted: Collection[int] | None, surgery: Lesions, accuracy: Judge
-) -> tuple[Point, ...]:
+) -> tuple[LesionPoint, ...]:
     found = []
     for count, sets in draws.of(order):
         if wanted is not None and count not in wanted:
@@ -209,7 +209,7 @@ def _curve(
         values = [accuracy(each) for each in sets]
         saved = [sum(surgery.macs[name] for name in each) for each in sets]
         deviation = statistics.pstdev(values) if len(values) > 1 else 0.0
-        found.append(Point(count, statistics.fmean(values), deviation, len(values), statistics.fmean(saved)))
+        found.append(LesionPoint(count, statistics.fmean(values), deviation, len(values), statistics.fmean(saved)))
     return tuple(found)
 
 

@@ -69,7 +69,7 @@ class Body:
         return self.params, tuple(line.key for line in self.lines), self.returns
 
 
-class Flow:
+class CallFlow:
     """Which values enter and leave the calls of a network's modules."""
 
     def __init__(self, net: Network) -> None:
@@ -114,7 +114,7 @@ class _Writer:
     """One call of a module while its lines are written."""
 
     def __init__(
-        self, flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
+        self, flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
     ) -> None:
         self.flow, self.region, self.access, self.method, self.special = flow, region, access, method, special
         self.net = flow.net
@@ -240,7 +240,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def body(
-    flow: Flow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None = None
+    flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None = None
 ) -> Body:
     """Write one call of a module.
 
@@ -254,7 +254,7 @@ def body(
     return _Writer(flow, region, access, method, special).body()
 
 
-def is_chain(flow: Flow, region: Region) -> bool:
+def is_chain(flow: CallFlow, region: Region) -> bool:
     """Whether a call hands one value through modules directly below it, each once and in the order of their names."""
     prefix = f"{region.path}." if region.path else ""
     seen: list[str] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convwright.export.source.bodies import Dims, Line
-from convwright.export.source.drafts import Draft, Parts, is_name
+from convwright.export.source.drafts import ClassDraft, ModuleParts, is_name
 from convwright.export.source.regions import SIZES
 from convwright.export.source.text import MISSING, Arg, Call, Hole, Text
 
@@ -48,7 +48,7 @@ class Class:
     """
 
     name: str
-    drafts: tuple[Draft, ...]
+    drafts: tuple[ClassDraft, ...]
     arguments: tuple[Argument, ...]
     names: dict[int, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
@@ -97,14 +97,14 @@ def size_text(pair: tuple[int, int]) -> str:
     return ("n" if slope == 1 else f"{slope}n") if one == slope * SIZES[0] else "?"
 
 
-def classes(parts: Parts) -> tuple[Class, ...]:
+def classes(parts: ModuleParts) -> tuple[Class, ...]:
     """Decide the classes of a network, from the innermost outwards; the last one is the network's."""
     waiting = [path for path, part in parts.known.items() if part.kind == "class"]
     heights = {path: parts.height(path) for path in waiting}
     found: list[Class] = []
     names: dict[str, tuple[str, ...]] = {}
     for height in sorted(set(heights.values())):
-        groups: dict[tuple[object, ...], list[Draft]] = {}
+        groups: dict[tuple[object, ...], list[ClassDraft]] = {}
         for path in (p for p in waiting if heights[p] == height):
             draft = parts.draft(path)
             groups.setdefault((path == "", draft.key), []).append(draft)
@@ -116,7 +116,7 @@ def classes(parts: Parts) -> tuple[Class, ...]:
     return tuple(found)
 
 
-def _class_name(draft: Draft, names: dict[str, tuple[str, ...]]) -> str:
+def _class_name(draft: ClassDraft, names: dict[str, tuple[str, ...]]) -> str:
     hint = draft.hint if is_name(draft.hint) and draft.hint not in _TAKEN else "Net"
     name = hint
     if name in names:
@@ -133,7 +133,7 @@ def _class_name(draft: Draft, names: dict[str, tuple[str, ...]]) -> str:
 # ------------------------------------------------------------------ arguments
 
 
-def _class(name: str, drafts: Sequence[Draft]) -> Class:
+def _class(name: str, drafts: Sequence[ClassDraft]) -> Class:
     columns = [draft.holes() for draft in drafts]
     first = columns[0]
     vectors = [tuple(column[i].value for column in columns) for i in range(len(first))]

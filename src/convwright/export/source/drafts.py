@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import operator_name
-from convwright.export.source.bodies import Body, Flow, Line, body, is_chain
+from convwright.export.source.bodies import Body, CallFlow, Line, body, is_chain
 from convwright.export.source.layers import base_constructor, constructor
 from convwright.export.source.regions import Network, Region
 from convwright.export.source.text import (
@@ -34,7 +34,7 @@ _SMALL = 16  # elements of a constant that is written into the program
 
 
 @dataclass(eq=False)
-class Part:
+class ModulePart:
     """A module that is written: a layer of torch, a list, a chain, or a class of its own.
 
     Attributes:
@@ -55,7 +55,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class ClassDraft:
     """One module's class before it is known which modules share it.
 
     Attributes:
@@ -97,12 +97,12 @@ class Draft:
         return len(found + [hole for _, expr in self.attributes for hole in holes(expr)])
 
 
-class Parts:
+class ModuleParts:
     """All modules of a network that are written."""
 
     def __init__(self, net: Network) -> None:
-        self.net, self.flow = net, Flow(net)
-        self.known: dict[str, Part] = {"": Part("")}
+        self.net, self.flow = net, CallFlow(net)
+        self.known: dict[str, ModulePart] = {"": ModulePart("")}
         self.methods: dict[Region, str] = {}
         self._collect(net.root)
         for name in net.tensors:
@@ -127,19 +127,16 @@ class Parts:
             if isinstance(item, Region):
                 self._collect(item)
 
-    def _part(self, path: str) -> Part:
+    def _part(self, path: str) -> ModulePart:
         if path not in self.known:
-            self.known[path] = Part(path)
+            self.known[path] = ModulePart(path)
             holder = path.rpartition(".")[0]
             self._part(holder)
             module = self.net.model.get_submodule(path)
             built = constructor(module, path.rpartition(".")[2])
-            if built is not None and not self._is_called(path):
+            if built is not None and not any(region.path == path for region in _all(self.net.root)):
                 self.known[path].kind, self.known[path].expr = "layer", built
         return self.known[path]
-
-    def _is_called(self, path: str) -> bool:
-        return any(region.path == path for region in _all(self.net.root))
 
     def _layer(self, region: Region) -> Expr | None:
         """Return what constructs a layer of torch that is called like one: one value in, one out."""
@@ -155,7 +152,7 @@ class Parts:
         order = [name for name, _ in self.net.model.get_submodule(path).named_children()]
         return sorted(below, key=order.index)
 
-    def _kind(self, part: Part) -> str:
+    def _kind(self, part: ModulePart) -> str:
         if part.kind == "layer":
             return "layer"
         module = self.net.model.get_submodule(part.path)
@@ -191,7 +188,7 @@ class Parts:
             return Attr(base, name)
         return Call(Text("getattr"), positional(base, Text(f'"{name}"')))
 
-    def indexable(self, part: Part) -> bool:
+    def indexable(self, part: ModulePart) -> bool:
         """Whether a module's children are reached as ``self[0]``."""
         return part.kind in ("list", "chain") or (bool(part.children) and all(c.isdigit() for c in part.children))
 
@@ -235,7 +232,7 @@ class Parts:
         below = [self.height(f"{path}.{name}" if path else name) for name in part.children]
         return (0 if part.kind == "layer" else max(below, default=0)) + (part.kind == "class")
 
-    def draft(self, path: str) -> Draft:
+    def draft(self, path: str) -> ClassDraft:
         """Write the class of a module; the modules below must have their expressions."""
         part = self.known[path]
         module = self.module_of[path]
@@ -245,9 +242,9 @@ class Parts:
         base_args = base_call.args if isinstance(base_call, Call) else ()
         attributes = self._attributes(part, module, base)
         hint = type(module).__name__
-        return Draft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
+        return ClassDraft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
 
-    def _base(self, part: Part, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
+    def _base(self, part: ModulePart, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
         if self.indexable(part):
             items = {name: self.build(f"{part.path}.{name}" if part.path else name) for name in part.children}
             return "nn.Sequential", Call(Text(""), positional(*self.sequence(items))), None
@@ -259,7 +256,7 @@ class Parts:
                 return f"nn.{kind.__name__}", built, special
         return "nn.Module", None, None
 
-    def _normalisation(self, part: Part, module: nn.Module) -> fx.Node | None:
+    def _normalisation(self, part: ModulePart, module: nn.Module) -> fx.Node | None:
         """Return the one batch norm in a module derived from torch's, which its base class carries out."""
         if not isinstance(module, _NORMS) or len(part.calls) != 1:
             return None
@@ -270,7 +267,7 @@ class Parts:
         read = [self.net.places.get(n) for n in found[0].args[1:5] if isinstance(n, fx.Node)]
         return found[0] if all(name in names for name in read) and len(read) in (2, 4) else None
 
-    def _methods(self, part: Part, special: fx.Node | None) -> list[Body]:
+    def _methods(self, part: ModulePart, special: fx.Node | None) -> list[Body]:
         """Write a method for each call; calls that do the same share one."""
         found: dict[str, Body] = {}
         texts: dict[str, str] = {}
@@ -302,7 +299,7 @@ class Parts:
             return line
         return Line(line.targets, line.expr, line.dims, Joined(line.loop.parts[:-1]), line.child, line.unpacks)
 
-    def _attributes(self, part: Part, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
+    def _attributes(self, part: ModulePart, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
         own: list[tuple[str, Expr]] = []
         inherited = (
             {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"} if "BatchNorm" in base else ()

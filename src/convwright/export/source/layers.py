@@ -53,11 +53,6 @@ def _constructed(module: nn.Module, kind: type[nn.Module], owner: str) -> Call |
     return None
 
 
-def kind_of_option(name: str) -> str:
-    """Return what a constant may be merged with, by the name of the argument that it is for."""
-    return "channels" if name in _CHANNELS else name
-
-
 def _plain(module: nn.Module) -> bool:
     kind = type(module)
     if kind.__name__ not in LEAVES or getattr(nn, kind.__name__, None) is not kind:
@@ -99,7 +94,7 @@ def _call(kind: type[nn.Module], values: dict[str, Any], defaults: dict[str, Any
             if default is not None and default is not inspect.Parameter.empty:
                 args.append(Arg(name, Text("None")))
             continue
-        hole = Hole(value, kind_of_option(name), name, owner)
+        hole = Hole(value, "channels" if name in _CHANNELS else name, name, owner)
         by_place = default is inspect.Parameter.empty and place < _POSITIONAL
         args.append(Arg("" if by_place else name, hole, MISSING if by_place else _default(default, hole.value)))
     return Call(Text(f"nn.{kind.__name__}"), tuple(args))

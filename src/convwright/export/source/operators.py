@@ -463,17 +463,13 @@ def _upsample(w: Writing) -> Expr:
     mode = w.name.removeprefix("upsample_").removesuffix("2d")
     size, scales = w.given("output_size"), w.given("scale_factors")
     if (size is None) == (scales is None):
-        return _full_name(w)
+        return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w))
     args = [Arg("", w.first), Arg("size", w.arg("output_size", "size")) if size is not None else
             Arg("scale_factor", w.arg("scale_factors", "scale"))]  # fmt: skip
     args.append(Arg("mode", Text(f'"{mode}"')))
     if mode != "nearest":
         args.append(Arg("align_corners", w.arg("align_corners")))
     return Call(Text("F.interpolate"), tuple(args))
-
-
-def _full_name(w: Writing) -> Expr:
-    return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w))
 
 
 @writes("zeros", "ones", "full", "arange", "linspace", "empty", "eye", "scalar_tensor")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convwright.export.source.bodies import Body, Line
 from convwright.export.source.classes import Class, classes
-from convwright.export.source.drafts import Parts, is_name
+from convwright.export.source.drafts import ModuleParts, is_name
 from convwright.export.source.regions import network
 from convwright.export.source.text import WIDTH, Arg, Call, Expr, Text, flat, laid_out, literal, positional, template
 
@@ -52,7 +52,7 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
         ConvwrightError: it cannot be captured, or does something else for other batch sizes.
     """
     net = network(model, example_input)
-    parts = Parts(net)
+    parts = ModuleParts(net)
     found = classes(parts)
     root = found[-1]
     known = set(model.state_dict())
@@ -69,7 +69,7 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
     return Source(text, root.name, constants, tuple(made.name for made in found), full, dtype)
 
 
-def _ties(parts: Parts) -> list[str]:
+def _ties(parts: ModuleParts) -> list[str]:
     """Return the lines that make parameters one that are one in the original."""
     first: dict[int, str] = {}
     lines = []

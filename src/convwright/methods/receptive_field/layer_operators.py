@@ -25,15 +25,14 @@ from convwright.layers.rolling_pointwise import (
     window_plan,
     windows_of_outputs,
 )
-from convwright.metrics.receptive_field.field import Value
-from convwright.metrics.receptive_field.interpreter import FieldWalk, Mixing
-from convwright.metrics.receptive_field.interpreter import Kernel as Window
+from convwright.metrics.receptive_field.field import FieldValue
+from convwright.metrics.receptive_field.interpreter import ChannelMixing, FieldWalk, Window
 from convwright.metrics.receptive_field.rules import kernels_of
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Layer
 
-Passing = Callable[[FieldWalk, Value], Value]
+Passing = Callable[[FieldWalk, FieldValue], FieldValue]
 Operator = Literal["dw_separable", "dw_rpw", "rpw", "grouped", "kernel"]
 PLACEMENTS = ("published", "all")
 
@@ -125,7 +124,7 @@ class Place:
         mixing = self._mixing(choice)
         shape = shape_of(node)
 
-        def passing(walk: FieldWalk, x: Value) -> Value:
+        def passing(walk: FieldWalk, x: FieldValue) -> FieldValue:
             axes = range(x.ndim - len(windows), x.ndim)
             slid = walk.slide(node, walk.mix(x, 1, mixing), axes, windows, shape)
             assert slid is not None  # the layer itself was followed, so its positions lie along these axes
@@ -133,12 +132,12 @@ class Place:
 
         return passing
 
-    def _mixing(self, choice: Choice) -> Mixing:
+    def _mixing(self, choice: Choice) -> ChannelMixing:
         outs = self.module.out_channels
         if choice.operator in ("rpw", "dw_rpw") and choice.groups > 1:
             ins = self.module.in_channels
-            return Mixing(outs, 1, rolling_channels(ins, outs, choice.groups, choice.overlap, self.order))
-        return Mixing(outs, choice.groups)
+            return ChannelMixing(outs, 1, rolling_channels(ins, outs, choice.groups, choice.overlap, self.order))
+        return ChannelMixing(outs, choice.groups)
 
 
 def _resized(window: Window, size: int) -> Window:

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from convwright.architecture.stages import find_stages
-from convwright.cost.forms import Sizes
+from convwright.cost.forms import FormMaker
 from convwright.cost.stage_costs import Side, StageCosts
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
 from convwright.edits.depth import why_not_removable, why_not_repeatable
@@ -112,7 +112,7 @@ class Stages:
             ConvwrightError: the network has no stages with blocks, or a number is out of its range.
         """
         check_given_counts(quantum=quantum, divisor=divisor)
-        found = [s for s in find_stages(arch, split_by_width=not merge_equal_resolution) if s.blocks]
+        found = [s for s in find_stages(arch.flow, split_by_width=not merge_equal_resolution) if s.blocks]
         runs = [_outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
         if not runs:
             raise ConvwrightError(f"{arch.source} has no blocks, so it has no stages that could be enlarged.")
@@ -288,7 +288,7 @@ def _leaving(arch: Architecture, node: str) -> dict[str, int]:
     """Return how many of a value's channels lie in each free group."""
     value = arch.channels.follower.values[node]
     first = value[0] if isinstance(value, list) else value
-    form = Sizes(arch.channels).length(first, 1)
+    form = FormMaker(arch.channels).length(first, 1)
     free = arch.free_groups
     return {free[column].name: count for column, count in form.shares}
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from convwright.errors import EditError, did_you_mean
 from convwright.metrics.receptive_field import rules as field_rules  # noqa: F401  (registers the rules)
 from convwright.metrics.receptive_field.extent import Extent, Position
-from convwright.metrics.receptive_field.field import Value
+from convwright.metrics.receptive_field.field import FieldValue
 from convwright.metrics.receptive_field.interpreter import FieldWalk
 from convwright.metrics.receptive_field.size import FieldMeasure, StagePart, scope_size
 
@@ -314,7 +314,7 @@ class _Judge:
             if layer.kind in _KINDS and value is not None:
                 yield self.layer(walk, layer, value)
 
-    def layer(self, walk: FieldWalk, layer: Layer, value: Value) -> LayerField:
+    def layer(self, walk: FieldWalk, layer: Layer, value: FieldValue) -> LayerField:
         """Return the record of one layer."""
         node = self.arch.flow.nodes[self.arch.flow.place[layer.node]]
         entered = walk.entered.get(layer.node) or walk.input(node)
@@ -359,14 +359,14 @@ def _saturation(
     return "all" if all(e >= length for e, length in zip(least, lengths, strict=True)) else "some"
 
 
-def _narrowest(value: Value) -> tuple[int, ...]:
+def _narrowest(value: FieldValue) -> tuple[int, ...]:
     """Return, per axis, what the narrowest branch into any of a value's elements spans."""
     seeing = [f for f in value.fields if f.channels] or value.fields
     extents = zip(*{id(f.extents): f.extents for f in seeing}.values(), strict=True)
     return tuple(min(e.least for e in row) for row in extents)
 
 
-def _widest(value: Value) -> tuple[Extent, ...]:
+def _widest(value: FieldValue) -> tuple[Extent, ...]:
     """Return, per axis, the extent that sees most among a value's fields."""
     extents = zip(*{id(f.extents): f.extents for f in value.fields}.values(), strict=True)
     return tuple(max(row, key=lambda e: e.count) for row in extents)

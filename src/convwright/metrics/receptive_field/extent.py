@@ -85,10 +85,6 @@ class Extent:
         """Effective padding: how far the field of unit 0 begins before the scope."""
         return -self.first
 
-    def sees_as(self, other: Extent) -> bool:
-        """Whether both see the same positions, whichever branches lead there."""
-        return (self.seen, self.first, self.step) == (other.seen, other.first, other.step)
-
     def interval(self, unit: int) -> tuple[int, int]:
         """Return the first and the last position that a unit sees, whether or not they lie inside the scope."""
         first = math.floor(self.first + unit * self.step)

@@ -4,9 +4,9 @@ A *scope* is the tensor on which a field is measured: the network's input, or th
 unit is the set of scope elements that it depends on, kept as extents along the spatial axes times a set of channels.
 For a chain of layers this is exact; where branches join it is the smallest such box around the union.
 
-Tensors of a network hold few different fields: after a dense convolution, one. So a ``Value`` lists the fields and,
-where they differ, says with integer labels on the tensor's own axes which element has which. Shape operators are
-simply executed on the labels, as in the channel analysis: shuffles, splits and concatenations need no rules.
+Tensors of a network hold few different fields: after a dense convolution, one. So a ``FieldValue`` lists the fields
+and, where they differ, says with integer labels on the tensor's own axes which element has which. Shape operators
+are simply executed on the labels, as in the channel analysis: shuffles, splits and concatenations need no rules.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Field:
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class FieldValue:
     """The fields of all elements of one tensor.
 
     Attributes:
@@ -107,7 +107,7 @@ class Value:
         """Whether the units of a grid lie along an axis of the tensor."""
         return grid == axis if not isinstance(grid, Plane) else axis in grid.axes
 
-    def changed(self, change: Callable[[tuple[Extent, ...]], tuple[Extent, ...]]) -> Value:
+    def changed(self, change: Callable[[tuple[Extent, ...]], tuple[Extent, ...]]) -> FieldValue:
         """Return the same tensor with other extents (each is changed once: fields share them)."""
         done: dict[int, tuple[Extent, ...]] = {}
         for field in self.fields:
@@ -119,14 +119,14 @@ class Value:
         return with_labels(replace(self, fields=fields), self.which)
 
 
-def seed(shape: Sequence[int], channel_axis: int) -> Value:
+def seed(shape: Sequence[int], channel_axis: int) -> FieldValue:
     """Return the scope itself: every element sees itself and nothing else."""
     ndim = len(shape)
     axes = tuple(a for a in range(1, ndim) if a != channel_axis)
     here = (Extent(),) * len(axes)
     fields = tuple(Field(here, 1 << c) for c in range(shape[channel_axis]))
     which = line_plane(torch.arange(len(fields)), channel_axis, ndim) if len(fields) > 1 else None
-    return Value(tuple(shape), fields, which, axes)
+    return FieldValue(tuple(shape), fields, which, axes)
 
 
 def union(fields: Iterable[Field]) -> Field:
@@ -177,7 +177,7 @@ def _fill(
     return goal in boxes
 
 
-def with_labels(value: Value, which: Plane | Tensor | None) -> Value:
+def with_labels(value: FieldValue, which: Plane | Tensor | None) -> FieldValue:
     """Return a value with these labels, equal fields merged and axes without variation dropped."""
     if which is None or not isinstance(which, Plane):
         labels = which
@@ -197,7 +197,7 @@ def with_labels(value: Value, which: Plane | Tensor | None) -> Value:
     return replace(value, fields=tuple(number), which=plane)
 
 
-def without_axes(x: Value, dims: Sequence[int], shape: tuple[int, ...], keep: bool) -> Value:
+def without_axes(x: FieldValue, dims: Sequence[int], shape: tuple[int, ...], keep: bool) -> FieldValue:
     """Return a reduced value without the reduced axes, or with them at size 1."""
     if keep:
         return replace(x, shape=shape)

@@ -13,12 +13,12 @@ from torch import Tensor, fx
 from convwright.architecture.capture.exported import describe, module_path, operator_name, shape_of
 from convwright.architecture.labels import Plane, compact
 from convwright.metrics.receptive_field.extent import Extent
-from convwright.metrics.receptive_field.field import Field, Grid, Value, seed, union, with_labels
+from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, seed, union, with_labels
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
-Values = Value | None | list["Value | None"]  # None: does not depend on the scope
+Values = FieldValue | None | list["FieldValue | None"]  # None: does not depend on the scope
 Rule = Callable[["FieldWalk", fx.Node], Values]
 FIELD_RULES: dict[str, Rule] = {}
 APART = "the positions of what it joins do not lie alike"
@@ -36,7 +36,7 @@ def field_rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Window:
     """A window along one spatial axis: of a convolution or a pool."""
 
     size: int
@@ -46,7 +46,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Mixing:
+class ChannelMixing:
     """Which input channels an output channel reads.
 
     Attributes:
@@ -79,12 +79,12 @@ class FieldWalk:
     architecture: Architecture
     scope: str
     values: dict[str, Values] = field(default_factory=dict)
-    entered: dict[str, Value] = field(default_factory=dict)
+    entered: dict[str, FieldValue] = field(default_factory=dict)
     overall: dict[str, str] = field(default_factory=dict)
     returning: dict[str, None] = field(default_factory=dict)
     statistics: dict[str, None] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    instead: Mapping[str, Callable[[FieldWalk, Value], Value]] = field(default_factory=dict)
+    instead: Mapping[str, Callable[[FieldWalk, FieldValue], FieldValue]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         flow = self.architecture.flow
@@ -123,24 +123,24 @@ class FieldWalk:
 
     # -------------------------------------------------------------- operands and results
 
-    def value_of(self, operand: Any) -> Value | None:
+    def value_of(self, operand: Any) -> FieldValue | None:
         """Return the fields of an operand; None if it does not depend on the scope."""
         return self.value_at(operand.name) if isinstance(operand, fx.Node) else None
 
-    def value_at(self, name: str) -> Value | None:
+    def value_at(self, name: str) -> FieldValue | None:
         """Return the fields of a node's (first) value; None if it does not depend on the scope."""
         found = self.values.get(name)
         return found[0] if isinstance(found, list) else found
 
-    def inputs(self, node: fx.Node) -> list[Value]:
+    def inputs(self, node: fx.Node) -> list[FieldValue]:
         """Return the fields of all operands that depend on the scope."""
         return [v for v in map(self.value_of, node.all_input_nodes) if v is not None]
 
-    def input(self, node: fx.Node) -> Value:
+    def input(self, node: fx.Node) -> FieldValue:
         """Return the fields of the first operand that depends on the scope."""
         return self.inputs(node)[0]
 
-    def results(self, node: fx.Node, make: Callable[[tuple[int, ...], int], Value]) -> Values:
+    def results(self, node: fx.Node, make: Callable[[tuple[int, ...], int], FieldValue]) -> Values:
         """Return the value of a node, or the list of its values, from the shapes that torch recorded."""
         meta = node.meta.get("val")
         if isinstance(meta, Sequence):
@@ -163,11 +163,11 @@ class FieldWalk:
         if not self.input(node).whole:
             self.overall.setdefault(node.name, how)
 
-    def everything(self, shape: tuple[int, ...]) -> Value:
+    def everything(self, shape: tuple[int, ...]) -> FieldValue:
         """Return the value of a tensor each element of which sees the whole scope."""
         here = Extent()
         extents = tuple(here.everything(length) for length in self.lengths)
-        return Value(shape, (Field(extents, (1 << self.channels) - 1),), None, self.usual_grids(shape))
+        return FieldValue(shape, (Field(extents, (1 << self.channels) - 1),), None, self.usual_grids(shape))
 
     def usual_grids(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
         """Return the axes of a channels-first map; None where a tensor is no such map."""
@@ -181,7 +181,7 @@ class FieldWalk:
 
     # -------------------------------------------------------------- what the rules share
 
-    def on_axes(self, x: Value, axes: Sequence[int]) -> tuple[Value, tuple[int, ...]] | None:
+    def on_axes(self, x: FieldValue, axes: Sequence[int]) -> tuple[FieldValue, tuple[int, ...]] | None:
         """Return a value whose spatial axes of the scope lie along these axes, one each.
 
         Units that lie spread over a channel axis and a spatial one (space to depth) become fields of
@@ -211,8 +211,8 @@ class FieldWalk:
         return x, tuple(order)
 
     def slide(
-        self, node: fx.Node, x: Value, axes: Sequence[int], kernels: Sequence[Kernel], shape: tuple[int, ...]
-    ) -> Value | None:
+        self, node: fx.Node, x: FieldValue, axes: Sequence[int], kernels: Sequence[Window], shape: tuple[int, ...]
+    ) -> FieldValue | None:
         """Let windows slide along axes; None if the units do not lie along them."""
         if x.whole:
             return replace(x, shape=shape, which=_fitted(x.which, shape), grids=self.usual_grids(shape))
@@ -232,7 +232,7 @@ class FieldWalk:
             grids[number] = axis
         return replace(x.changed(grow), shape=shape, grids=tuple(grids))
 
-    def mix(self, x: Value, axis: int, mixing: Mixing) -> Value:
+    def mix(self, x: FieldValue, axis: int, mixing: ChannelMixing) -> FieldValue:
         """Let output channels read input channels along an axis."""
         shape = tuple(mixing.outputs if a == axis else size for a, size in enumerate(x.shape))
         value = replace(x, shape=shape)
@@ -251,7 +251,7 @@ class FieldWalk:
             reads = torch.arange(channels).reshape(mixing.groups, -1).repeat_interleave(per_group, 0)
         return _gathered(value, labels[..., reads], axis)
 
-    def merged(self, value: Value, axes: Sequence[int], x: Value | None = None) -> Value:
+    def merged(self, value: FieldValue, axes: Sequence[int], x: FieldValue | None = None) -> FieldValue:
         """Give all elements along some axes the union of their fields; the axes' sizes are those of ``value``."""
         x = value if x is None else x
         if x.which is None or not any(x.varies(axis) for axis in axes):
@@ -263,7 +263,7 @@ class FieldWalk:
         placed = codes.reshape([x.which.labels.shape[a] if a in rest else 1 for a in range(x.ndim)])
         return with_labels(replace(value, fields=fields), placed)
 
-    def join(self, node: fx.Node, values: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    def join(self, node: fx.Node, values: Sequence[FieldValue], shape: tuple[int, ...]) -> FieldValue:
         """Return what elementwise operators make of their operands, broadcast from the right."""
         local = [v for v in values if not v.whole]
         if local and len(local) < len(values):
@@ -278,16 +278,16 @@ class FieldWalk:
             return self.everything(shape)
         if all(v.which is None for v in values):
             field = first.fields[0] if len(values) == 1 else union(f for v in values for f in v.fields)
-            return Value(shape, (field,), None, grids)
+            return FieldValue(shape, (field,), None, grids)
         if len(values) == 1:
             return replace(first, shape=shape, which=_fitted(first.which, shape), grids=grids)
         labels = _labels_side_by_side(values, ndim)
         sizes = torch.broadcast_shapes(*(each.shape for each in labels))  # type: ignore[no-untyped-call]
         stacked = torch.stack([each.expand(sizes) for each in labels], -1)
         fields, codes = _unions(tuple(f for v in values for f in v.fields), stacked)
-        return with_labels(Value(shape, fields, None, grids), codes)
+        return with_labels(FieldValue(shape, fields, None, grids), codes)
 
-    def execute(self, x: Value, node: fx.Node, run: Callable[[Plane], Tensor]) -> Value:
+    def execute(self, x: FieldValue, node: fx.Node, run: Callable[[Plane], Tensor]) -> FieldValue:
         """Run a shape operator on labels and unit numbers: they land where the values land."""
         shape = shape_of(node)
         which = None if x.which is None else compact(run(x.which))
@@ -295,10 +295,10 @@ class FieldWalk:
         for number in range(len(x.grids)):
             plane = x.plane(number)
             grids.append(None if plane is None else _grid(compact(run(plane)), shape, number, len(x.grids)))
-        return settled(with_labels(Value(shape, x.fields, None, tuple(grids)), which))
+        return settled(with_labels(FieldValue(shape, x.fields, None, tuple(grids)), which))
 
 
-def settled(x: Value) -> Value:
+def settled(x: FieldValue) -> FieldValue:
     """Return a value in which units that were cut out of an axis, in equal steps, are numbered from zero again."""
     for number, grid in enumerate(x.grids):
         if isinstance(grid, Plane) and len(grid.axes) == 1:
@@ -307,12 +307,12 @@ def settled(x: Value) -> Value:
 
 
 @lru_cache(maxsize=4096)
-def grown(extent: Extent, kernel: Kernel) -> Extent:
+def grown(extent: Extent, kernel: Window) -> Extent:
     """Return an extent after a kernel (remembered: the channels of a tensor share their extents)."""
     return extent.grown(kernel.size, kernel.stride, kernel.dilation, kernel.padding)
 
 
-def _gathered(value: Value, labels: Tensor, axis: int) -> Value:
+def _gathered(value: FieldValue, labels: Tensor, axis: int) -> FieldValue:
     """Return the value whose elements read rows of labels (the last axis); the one before becomes ``axis``."""
     fields, codes = _unions(value.fields, labels)
     return with_labels(replace(value, fields=fields, which=None), codes.movedim(-1, axis))
@@ -331,7 +331,7 @@ def _unions(fields: tuple[Field, ...], labels: Tensor) -> tuple[tuple[Field, ...
     return tuple(unions), codes.reshape(labels.shape[:-1])
 
 
-def _labels_side_by_side(values: Sequence[Value], ndim: int) -> list[Tensor]:
+def _labels_side_by_side(values: Sequence[FieldValue], ndim: int) -> list[Tensor]:
     """Return the values' labels as tensors of one rank, numbered through."""
     start, found = 0, []
     for value in values:
@@ -341,7 +341,7 @@ def _labels_side_by_side(values: Sequence[Value], ndim: int) -> list[Tensor]:
     return found
 
 
-def _lifted(value: Value, ndim: int) -> tuple[Grid, ...]:
+def _lifted(value: FieldValue, ndim: int) -> tuple[Grid, ...]:
     """Return the grids of a value that is broadcast to ``ndim`` axes."""
     lift = ndim - value.ndim
     if not lift:
@@ -363,7 +363,7 @@ def _alike(a: Grid, b: Grid, shape: Sequence[int]) -> bool:
     return a == b
 
 
-def _spreads(x: Value, shape: tuple[int, ...]) -> bool:
+def _spreads(x: FieldValue, shape: tuple[int, ...]) -> bool:
     """Return whether one position is broadcast over many."""
     lift = len(shape) - x.ndim
     return any(isinstance(g, int) and x.shape[g] == 1 < shape[g + lift] for g in x.grids)
@@ -396,13 +396,13 @@ def _grid(plane: Plane, shape: tuple[int, ...], number: int, count: int) -> Grid
     return plane
 
 
-def _with_grid(x: Value, number: int, grid: Grid) -> Value:
+def _with_grid(x: FieldValue, number: int, grid: Grid) -> FieldValue:
     grids = list(x.grids)
     grids[number] = grid
     return replace(x, grids=tuple(grids))
 
 
-def resolve(x: Value, number: int, axis: int) -> Value | None:
+def resolve(x: FieldValue, number: int, axis: int) -> FieldValue | None:
     """Return a value in which the units of one scope axis lie along one tensor axis, in equal steps.
 
     Where the units also vary along other axes, each place there gets a field of its own, moved by its start.

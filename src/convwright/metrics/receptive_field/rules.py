@@ -14,14 +14,14 @@ from convwright.architecture.labels import Plane
 from convwright.architecture.rules import RULES, elementwise, executed
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
 from convwright.metrics.receptive_field.extent import Extent
-from convwright.metrics.receptive_field.field import Field, Grid, Value, with_labels, without_axes
+from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, with_labels, without_axes
 from convwright.metrics.receptive_field.interpreter import (
     FIELD_RULES,
     POINTWISE,
+    ChannelMixing,
     FieldWalk,
-    Kernel,
-    Mixing,
     Values,
+    Window,
     field_rule,
     resolve,
 )
@@ -52,7 +52,7 @@ def convolution(walk: FieldWalk, node: fx.Node) -> Values:
         if placed is None:
             return walk.skip(node, _REARRANGED)
         x = placed[0]
-    mixing = Mixing(weight[0], int(argument(node, "groups", 1)), rolling_windows(walk, node))
+    mixing = ChannelMixing(weight[0], int(argument(node, "groups", 1)), rolling_windows(walk, node))
     mixed = walk.mix(x, channel_axis, mixing)
     mixed = walk.merged(mixed, [a for a, k in zip(axes, kernels, strict=True) if k.size > 1])
     found = walk.slide(node, mixed, axes, kernels, shape_of(node))
@@ -60,7 +60,7 @@ def convolution(walk: FieldWalk, node: fx.Node) -> Values:
     return found if found is not None else walk.skip(node, _REARRANGED)
 
 
-def kernels_of(node: fx.Node, sizes: Sequence[int]) -> tuple[Kernel, ...]:
+def kernels_of(node: fx.Node, sizes: Sequence[int]) -> tuple[Window, ...]:
     """Return the kernel of a convolution or a pool along each spatial axis."""
     rank = len(sizes)
     strides = _each(argument(node, "stride"), rank) or tuple(sizes)  # a pool without strides moves by its size
@@ -71,7 +71,7 @@ def kernels_of(node: fx.Node, sizes: Sequence[int]) -> tuple[Kernel, ...]:
         paddings = tuple(r // 2 if asked == "same" else 0 for r in reach)
     else:
         paddings = _each(asked, rank) or (0,) * rank
-    return tuple(itertools.starmap(Kernel, zip(sizes, strides, dilations, paddings, strict=True)))
+    return tuple(itertools.starmap(Window, zip(sizes, strides, dilations, paddings, strict=True)))
 
 
 def rolling_windows(walk: FieldWalk, node: fx.Node) -> Tensor | None:
@@ -96,7 +96,7 @@ def transposed_convolution(walk: FieldWalk, node: fx.Node) -> Values:
         if placed is None:
             return walk.skip(node, _REARRANGED)
         x = placed[0]
-    mixed = walk.mix(x, x.ndim - rank - 1, Mixing(weight[1] * groups, groups))
+    mixed = walk.mix(x, x.ndim - rank - 1, ChannelMixing(weight[1] * groups, groups))
     axes = range(x.ndim - rank, x.ndim)
     kernels = kernels_of(node, weight[2:])
     reaches = [k.dilation * (k.size - 1) for k in kernels]
@@ -139,16 +139,16 @@ def adaptive_pool(walk: FieldWalk, node: fx.Node) -> Values:
         return _pooled(walk, node, x, axes)
     ratios = [(x.shape[a], s) for s, a in zip(sizes, axes, strict=True)]
     if all(before % after == 0 for before, after in ratios):
-        kernels = tuple(Kernel(before // after, before // after) for before, after in ratios)
+        kernels = tuple(Window(before // after, before // after) for before, after in ratios)
         return _windowed(walk, node, x, axes, kernels)
     taps = [before // after + (2 if before % after else 0) for before, after in ratios]
     return _resample(walk, node, x, axes, taps)
 
 
-def _windowed(walk: FieldWalk, node: fx.Node, x: Value, axes: Sequence[int], kernels: Sequence[Kernel]) -> Values:
+def _windowed(walk: FieldWalk, node: fx.Node, x: FieldValue, axes: Sequence[int], kernels: Sequence[Window]) -> Values:
     x = walk.merged(x, [a for a, k in zip(axes, kernels, strict=True) if k.size > 1])
 
-    def make(shape: tuple[int, ...], _: int) -> Value:
+    def make(shape: tuple[int, ...], _: int) -> FieldValue:
         found = walk.slide(node, x, axes, kernels, shape)
         if found is None:
             walk.skipped[node.name] = f"{walk.path(node.name)}: {_REARRANGED}"
@@ -157,7 +157,7 @@ def _windowed(walk: FieldWalk, node: fx.Node, x: Value, axes: Sequence[int], ker
     return walk.results(node, make)
 
 
-def _pooled(walk: FieldWalk, node: fx.Node, x: Value, axes: Sequence[int]) -> Values:
+def _pooled(walk: FieldWalk, node: fx.Node, x: FieldValue, axes: Sequence[int]) -> Values:
     """Return a value each element of which sees whole axes; channels stay apart."""
     walk.note_overall(node, "global pooling")
     numbers = [k for k, grid in enumerate(x.grids) if any(x.holds(grid, a) for a in axes)]
@@ -171,7 +171,7 @@ def over_all(walk: FieldWalk, extents: tuple[Extent, ...], numbers: Sequence[int
     return tuple(e.everything(walk.lengths[k]) if k in numbers else e for k, e in enumerate(extents))
 
 
-def _reshaped(walk: FieldWalk, x: Value, shape: tuple[int, ...]) -> Value:
+def _reshaped(walk: FieldWalk, x: FieldValue, shape: tuple[int, ...]) -> FieldValue:
     """Return a value under the shape that torch recorded, which differs in axes of size 1 alone."""
     if x.which is None or len(shape) == x.ndim:
         return replace(x, shape=shape, grids=walk.usual_grids(shape))
@@ -213,7 +213,7 @@ def _upsampled(walk: FieldWalk, node: fx.Node, taps: int) -> Values:
     return _resample(walk, node, x, axes, [taps * max(1, -(-x.shape[a] // shape[a])) for a in axes])
 
 
-def _resample(walk: FieldWalk, node: fx.Node, x: Value, axes: Sequence[int], taps: Sequence[int]) -> Values:
+def _resample(walk: FieldWalk, node: fx.Node, x: FieldValue, axes: Sequence[int], taps: Sequence[int]) -> Values:
     shape = shape_of(node)
     placed = None if x.whole else walk.on_axes(walk.merged(x, axes), axes)
     if placed is None:
@@ -246,14 +246,14 @@ def pad(walk: FieldWalk, node: fx.Node) -> Values:
         x = _padded(x, axis, fronts[axis], shape[axis])
     if not spatial or x.whole:
         return replace(x, shape=shape)
-    kernels = [Kernel(1, padding=fronts[axis]) for axis in spatial]
+    kernels = [Window(1, padding=fronts[axis]) for axis in spatial]
     entered = dict(walk.entered)
     found = walk.slide(node, x, spatial, kernels, shape)
     walk.entered = entered
     return found if found is not None else walk.skip(node, _REARRANGED)
 
 
-def _padded(x: Value, axis: int, front: int, size: int) -> Value:
+def _padded(x: FieldValue, axis: int, front: int, size: int) -> FieldValue:
     """Return a value with elements in front and behind that see no channel (negative: some cut off)."""
     behind = size - x.shape[axis] - front
     if front < 0 or behind < 0:
@@ -282,7 +282,7 @@ def linear(walk: FieldWalk, node: fx.Node) -> Values:
     return _contracted(walk, node, x, x.ndim - 1)
 
 
-def _contracted(walk: FieldWalk, node: fx.Node, x: Value, axis: int) -> Values:
+def _contracted(walk: FieldWalk, node: fx.Node, x: FieldValue, axis: int) -> Values:
     shape = shape_of(node)
     for number, grid in enumerate(x.grids):
         if isinstance(grid, Plane) and axis in grid.axes and len(grid.axes) > 1 and not x.whole:
@@ -359,7 +359,7 @@ def running(walk: FieldWalk, node: fx.Node) -> Values:
         return walk.see_all(node, "running sum over positions")
     size = x.shape[axis]
     before = torch.arange(size).expand(size, -1)
-    return walk.mix(x, axis, Mixing(size, windows=torch.minimum(before, before.T)))
+    return walk.mix(x, axis, ChannelMixing(size, windows=torch.minimum(before, before.T)))
 
 
 @field_rule(

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from convwright.architecture.capture.exported import argument, as_dims, module_class, operator_name, shape_of
 from convwright.architecture.labels import Plane, full, reshape_blocks
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
-from convwright.metrics.receptive_field.field import Field, Grid, Value, with_labels, without_axes
+from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, with_labels, without_axes
 from convwright.metrics.receptive_field.interpreter import (
     APART,
     FieldWalk,
@@ -76,7 +76,7 @@ def split(walk: FieldWalk, node: fx.Node) -> Values:
     return [_cut(walk, x, axis, start, shape) for start, shape in zip(starts, meta, strict=False)]
 
 
-def _cut(walk: FieldWalk, x: Value, axis: int, start: int, shape: tuple[int, ...]) -> Value:
+def _cut(walk: FieldWalk, x: FieldValue, axis: int, start: int, shape: tuple[int, ...]) -> FieldValue:
     value = replace(x, shape=shape)
     if x.varies(axis) and x.which is not None:
         labels = x.which.labels.narrow(axis, start, shape[axis])
@@ -87,7 +87,7 @@ def _cut(walk: FieldWalk, x: Value, axis: int, start: int, shape: tuple[int, ...
     return value
 
 
-def _cut_grid(x: Value, number: int, axis: int, start: int, size: int) -> Grid:
+def _cut_grid(x: FieldValue, number: int, axis: int, start: int, size: int) -> Grid:
     plane = x.plane(number)
     if plane is None or axis not in plane.axes:
         return x.grids[number]
@@ -145,11 +145,11 @@ def concatenate(walk: FieldWalk, node: fx.Node) -> Values:
     grids = _grids_joined(local or known, values, found, axis, stacked)
     if grids is None:
         return walk.skip(node, APART)
-    return with_labels(Value(shape_of(node), tuple(fields), None, grids), joined)
+    return with_labels(FieldValue(shape_of(node), tuple(fields), None, grids), joined)
 
 
 def _grids_joined(
-    known: Sequence[Value], values: Sequence[Value | None], parts: Sequence[tuple[Tensor, list[int]]],
+    known: Sequence[FieldValue], values: Sequence[FieldValue | None], parts: Sequence[tuple[Tensor, list[int]]],
     axis: int, stacked: bool,
 ) -> tuple[Grid, ...] | None:  # fmt: skip
     """Return where units lie after values were put one after another; None if they lay differently."""

@@ -14,7 +14,7 @@ from convwright.metrics.receptive_field.interpreter import FieldWalk
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, Stage
     from convwright.metrics.receptive_field.extent import Extent
-    from convwright.metrics.receptive_field.field import Value
+    from convwright.metrics.receptive_field.field import FieldValue
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FieldMeasure:
             return min(extent.effective, length) if self.clip else extent.effective
         return extent.inside(length) if self.clip else extent.count
 
-    def measure(self, walk: FieldWalk, value: Value) -> Measured:
+    def measure(self, walk: FieldWalk, value: FieldValue) -> Measured:
         """Return the 3DRF of a value's elements on the walk's scope."""
         spatial = {id(f.extents): f.extents for f in value.fields}  # fields share them: count each once
         counts = {
@@ -119,13 +119,13 @@ class StagePart:
         """Return a walk over the whole stage."""
         return self.begin().run(self.positions)
 
-    def output(self, walk: FieldWalk) -> Value:
+    def output(self, walk: FieldWalk) -> FieldValue:
         """Return the value that the stage hands on: its last one that is not a global operator's."""
         known = [v for v in map(walk.value_at, self.ends) if v is not None]
         return next((v for v in known if not v.whole), known[0])
 
 
-def amounts(value: Value) -> list[int]:
+def amounts(value: FieldValue) -> list[int]:
     """Return how often each of a tensor's fields occurs, as whole numbers: a share of 1 must come out as 1."""
     if value.which is None:
         return [1]

@@ -71,7 +71,7 @@ def non_dominated(trials: Sequence[Evidence], metrics: Sequence[str]) -> tuple[E
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One line of the table: what, and how baseline and result compare."""
 
     name: str
@@ -88,7 +88,7 @@ _COSTS = {
 }
 
 
-def rows(data: Mapping[str, Any]) -> list[Row]:
+def rows(data: Mapping[str, Any]) -> list[ResultRow]:
     """Return the table of a ``result.json``."""
     before, after = data["baseline"], data["result"]
     lines = [_counted(name, before["counts"][m][who], after["counts"][m][who]) for name, (m, who) in _COSTS.items()]
@@ -98,17 +98,17 @@ def rows(data: Mapping[str, Any]) -> list[Row]:
     if "latency" in before and "latency" in after:
         lines.append(_latency(before["latency"], after["latency"]))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
-    lines.append(Row("budget", "", _verdict(data["budget_met"])))
+    lines.append(ResultRow("budget", "", _verdict(data["budget_met"])))
     return lines
 
 
-def _counted(name: str, before: int, after: int) -> Row:
-    return Row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
+def _counted(name: str, before: int, after: int) -> ResultRow:
+    return ResultRow(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
 
 
-def _latency(before: Mapping[str, Any], after: Mapping[str, Any]) -> Row:
+def _latency(before: Mapping[str, Any], after: Mapping[str, Any]) -> ResultRow:
     one, two = before["median"], after["median"]
-    return Row("latency, measured in turns", _interval(before), _interval(after), f"{two / one - 1:+.1%}")
+    return ResultRow("latency, measured in turns", _interval(before), _interval(after), f"{two / one - 1:+.1%}")
 
 
 def _interval(found: Mapping[str, Any]) -> str:
@@ -116,9 +116,9 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{median} ({lower} to {upper})"
 
 
-def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> Row:
+def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> ResultRow:
     one, two = before["accuracy"], after["accuracy"]
-    return Row(f"{part} accuracy", _percent(before), _percent(after), f"{100 * (two - one):+.2f} points")
+    return ResultRow(f"{part} accuracy", _percent(before), _percent(after), f"{100 * (two - one):+.2f} points")
 
 
 def _percent(judged: Mapping[str, float]) -> str:

@@ -41,7 +41,8 @@ class Storage:
         self.called, self.remedy = called, remedy
         with ExitStack() as stack:
             self.storage = self._opened(url)
-            stack.callback(self._let_go)
+            stack.callback(self.storage.engine.dispose)
+            stack.callback(self.storage.remove_session)
             self._lock = stack.enter_context(_owned(self.storage, name, called)) if shared else lambda: True
             with self.named(), quiet():
                 import optuna
@@ -147,10 +148,6 @@ class Storage:
             raise RunError(
                 f"{self.called}: no driver for this database is installed; pip install 'convwright[postgresql]'"
             ) from error
-
-    def _let_go(self) -> None:
-        self.storage.remove_session()
-        self.storage.engine.dispose()
 
 
 def _explained(error: Exception, called: str, remedy: str) -> RunError:

@@ -14,9 +14,8 @@ from convwright.errors import ConvwrightError, RunError, check_given_counts
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors.executor import Executor
 from convwright.runs.executors.in_process import InProcess
-from convwright.runs.executors.processes import Processes
 from convwright.runs.executors.ray import LOCAL, OnRay, Resources
-from convwright.runs.executors.worker import Setup
+from convwright.runs.executors.worker import Processes, Setup
 
 
 @dataclass(frozen=True)

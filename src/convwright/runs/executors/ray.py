@@ -72,7 +72,8 @@ class OnRay:
             _connect(self.ray, address, resources)
         try:
             self._check(resources)
-            self.setup = self.ray.put(setup.packed(_dumps(self.ray)))
+            # Ray's own pickle takes classes of a script along.
+            self.setup = self.ray.put(setup.packed(self.ray.cloudpickle.dumps))
         except BaseException:
             self.close()
             raise
@@ -153,12 +154,6 @@ def _writer(content: bytes) -> Callable[[Path], object]:
 
 def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
-
-
-def _dumps(ray: Any) -> Callable[[Any], bytes]:
-    """Return Ray's own pickle, which takes classes of a script along."""
-    found: Callable[[Any], bytes] = ray.cloudpickle.dumps
-    return found
 
 
 # ------------------------------------------------------------------ starting

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +22,9 @@ from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.executors.executor import Task
+from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
 from convwright.runs.executors.in_process import threads_of
+from convwright.runs.executors.pool import Lost, Pool
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
 
@@ -240,3 +241,42 @@ def _opened(packed: bytes) -> tuple[Setup, Architecture]:
     setup = Setup.unpacked(packed)
     with threads_of(setup.threads):
         return setup, setup.architecture()
+
+
+# ------------------------------------------------------------------ in processes of this machine
+
+
+class Processes:
+    """Works on `jobs` candidates at a time, each in a process of its own.
+
+    The candidate of a process that was killed goes on in another one from its last checkpoint, at most `ATTEMPTS`
+    times; after that it has failed and the search goes on.
+
+    Args:
+        jobs: Processes.
+        setup: What is the same for all candidates.
+        store: Where their weights lie.
+        say: Called with lines for a person.
+
+    Raises:
+        RunError: Network or data cannot be sent to another process.
+    """
+
+    def __init__(self, jobs: int, setup: Setup, store: Store, say: Callable[[str], object] = lambda text: None) -> None:
+        def again(task: Task, how: str) -> None:
+            say(f"trial {task.number}: its process ended {how}; begun again from its last checkpoint")
+
+        function = partial(answered, setup.packed())
+        self.pool = Pool(function, jobs, lambda task: WorkerTask.of(task, store.trial_folder), ATTEMPTS, again)
+
+    def carry_out(self, tasks: Iterable[Task]) -> Iterator[Evidence]:
+        """Yield evidence as it comes."""
+        for task, answer in self.pool.results(tasks):
+            if isinstance(answer, Lost):
+                yield lost(task, f"its process ended {answer.how}; memory may be short: give fewer --jobs")
+            else:
+                yield answer.evidence(task)
+
+    def close(self) -> None:
+        """End all processes."""
+        self.pool.close()

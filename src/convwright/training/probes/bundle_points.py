@@ -25,7 +25,7 @@ _ADDS = frozenset({"add", "__add__", "__iadd__"})
 
 
 @dataclass(frozen=True)
-class Point:
+class BundlePoint:
     """A value that bundles are counted of.
 
     Attributes:
@@ -53,7 +53,7 @@ class Points:
         skipped: what could not be looked at -> why.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[BundlePoint, ...]
     own: Mapping[str, int]
     skipped: Mapping[str, str]
 
@@ -79,7 +79,7 @@ def find_points(arch: Architecture, layers: Sequence[str] | None = None) -> Poin
     if not blocks:
         weighted = [layer.name for layer in arch.layers if layer.kind in _WEIGHTED]
         return _points_of_layers(arch, weighted[:-1], named=False)
-    points: list[Point] = []
+    points: list[BundlePoint] = []
     own: dict[str, int] = {}
     skipped: dict[str, str] = {}
     for block in blocks:
@@ -104,19 +104,19 @@ def branch_tap(arch: Architecture, block: Block) -> Tap | None:
     return find_tap(arch, ends[0], _taker(arch, ends[0])) if len(ends) == 1 else None
 
 
-def _points_of_block(arch: Architecture, block: Block) -> tuple[list[Point], str]:
+def _points_of_block(arch: Architecture, block: Block) -> tuple[list[BundlePoint], str]:
     flow = arch.flow
     leaving = flow.nodes[flow.place[block.exit]]
     found, reason = [], ""
     if block.kind == "residual":
         tap = branch_tap(arch, block)
         if tap is not None:
-            found.append(Point(block.name, "branch", tap, _norms(arch, block)))
+            found.append(BundlePoint(block.name, "branch", tap, _norms(arch, block)))
         else:
             reason = "several branches meet in its addition, so that none can be looked at alone: judged by its output"
     tap = find_tap(arch, _behind(arch, leaving, frozenset({"activation"})))
     if tap is not None:
-        found.append(Point(block.name, "output", tap))
+        found.append(BundlePoint(block.name, "output", tap))
     return found, reason
 
 
@@ -143,12 +143,12 @@ def _behind(arch: Architecture, node: fx.Node, kinds: frozenset[str]) -> fx.Node
 
 
 def _points_of_layers(arch: Architecture, names: Sequence[str], named: bool) -> Points:
-    points: list[Point] = []
+    points: list[BundlePoint] = []
     for name in dict.fromkeys(names):
         layer = arch.layer(name)
         node = arch.flow.nodes[arch.flow.place[layer.node]]
         tap = find_tap(arch, node if named else _behind(arch, node, _BEHIND))
         if tap is None:
             raise ReadError(f"{arch.source}: the output of layer {name!r} is out of reach; name a module called once")
-        points.append(Point(layer.name, "layer", tap))
+        points.append(BundlePoint(layer.name, "layer", tap))
     return Points(tuple(points), {point.name: number for number, point in enumerate(points)}, {})

@@ -22,7 +22,7 @@ from convwright.errors import DataError
 from convwright.metrics.bundles.counter import BundleCounter, Bundles
 from convwright.metrics.bundles.weight_grid import Mode, weight_amplitude
 from convwright.training.evaluate import eval_mode
-from convwright.training.probes.bundle_points import Point, Points
+from convwright.training.probes.bundle_points import BundlePoint, Points
 from convwright.training.probes.taps import Tapped
 from convwright.training.settings import untouched_random
 
@@ -34,7 +34,7 @@ _STEEP = 1e3  # squared mean over variance, above which the quick sums lose the 
 
 
 @dataclass(frozen=True)
-class Reading:
+class BundleReading:
     """What was measured at one moment.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reading:
 
 def read_bundles(
     model: nn.Module,
-    points: Points | Sequence[Point],
+    points: Points | Sequence[BundlePoint],
     images: Tensor,
     labels: Tensor,
     *,
@@ -70,7 +70,7 @@ def read_bundles(
     mode: Mode = "published",
     dtype: torch.dtype | None = None,
     scaled: bool = True,
-) -> Reading:
+) -> BundleReading:
     """Count the bundles of all points of a network, which stays as it is: weights, buffers, modes, random states.
 
     Args:
@@ -115,13 +115,13 @@ def read_bundles(
             count.whole_rows()
         _run(model, again, batches, scaled)
         passes = 2
-    return Reading(tuple(count.result() for count in counts), inputs.result(), amplitude, passes)
+    return BundleReading(tuple(count.result() for count in counts), inputs.result(), amplitude, passes)
 
 
 class _Count:
     """Counts the bundles of one point."""
 
-    def __init__(self, point: Point, make: Any) -> None:
+    def __init__(self, point: BundlePoint, make: Any) -> None:
         self.point, self.make = point, partial(make, name=f"{point.name} ({point.role})")
         self.part: BundleCounter | None = self.make()
         self.whole: BundleCounter | None = None

@@ -15,7 +15,7 @@ from convwright.errors import ReadError, RecipeError
 from convwright.metrics.bundles.weight_grid import Mode
 from convwright.training.probes.base import Moment, Probe, Watched, probe
 from convwright.training.probes.bundle_points import Points, find_points
-from convwright.training.probes.bundle_reading import Reading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, read_bundles
 from convwright.training.settings import untouched_random
 
 WINDOWS = 100
@@ -178,7 +178,7 @@ class ConflictProbe(Probe):
         self.rows = {name: [list(row) for row in state[name]] for name in _KEPT}
 
 
-def rows_of(reading: Reading) -> dict[str, list[Any]]:
+def rows_of(reading: BundleReading) -> dict[str, list[Any]]:
     """Return a measurement as rows over the points."""
     found = reading.points
     return {

@@ -69,5 +69,5 @@ class GlobalPool(Structural):
     def candidates(self, arch: Architecture) -> Iterator[Replace | tuple[str, str]]:
         """Yield the linear layers that read a flattened map of more than one position."""
         for layer, _ in modules_called(arch, nn.Linear):
-            if len(positions := flattened_map(arch, layer)[2:]) and max(positions) > 1:
+            if len(positions := flattened_map(arch.flow, layer)[2:]) and max(positions) > 1:
                 yield Replace(layer.name, "global_pool", init=self.init)

@@ -48,13 +48,10 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Return images (n, c, h, w) at another size (h', w'): bilinear, antialiased, in the same memory format."""
     if tuple(images.shape[-2:]) == size:
         return images
-    layout = torch.channels_last if _is_channels_last(images) else torch.contiguous_format
+    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     smaller = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
     return smaller.contiguous(memory_format=layout)
-
-
-def _is_channels_last(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 @technique(

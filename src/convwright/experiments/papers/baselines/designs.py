@@ -55,7 +55,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Units:
+class MovedUnits:
     """The stage-level organizer moves units between stages, as edits: any network has those, not only a builder.
 
     Attributes:
@@ -93,16 +93,11 @@ class Rest:
         Raises:
             DataError: The data cannot be read.
         """
-        images = _images(setting)
+        images = len(load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0).train)
         spent = sum(read_json(folder / "result.json", SEARCH_FORMAT)["image_macs"] for folder in form.searches)
         whole, own = (opened(model, each, setting.shape).profile().macs for each in (setting.start, form))
         left = self.total * images * whole - spent
         return replace(form, epochs=max(1, int(left / (images * own) + 1e-9)))
-
-
-def _images(setting: DesignContext) -> int:
-    """Return how many images there are to train on."""
-    return len(load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0).train)
 
 
 # ------------------------------------------------------------------ phases, without the trainings beside them
@@ -198,7 +193,7 @@ class WithoutBaselines:
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyStudy:
     """The latency of a row's network, measured in turns with that of the untouched one.
 
     Each works on images of its own resolution.

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from convwright.experiments.designs.design import Design, OptimizedKernels, Uniform
+from convwright.experiments.designs.design import Design, OptimizedKernels, UniformRatio
 from convwright.experiments.designs.search_design import Searched
-from convwright.experiments.papers.baselines.designs import Kept, Latency, Phases, Rest, Units
+from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, MovedUnits, Phases, Rest
 from convwright.experiments.papers.baselines.optuna_tpe import Tpe
 from convwright.experiments.papers.baselines.tables import conclude
 from convwright.experiments.papers.baselines.torch_pruning import MOST, Pruned
@@ -147,7 +147,7 @@ def trial_recipe(base: Base, course: Course) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _PlannedRow:
     """A row to be: its name, what decides its network, and a note."""
 
     kind: str
@@ -155,44 +155,46 @@ class _Made:
     note: str
 
 
-def _made(base: Base, course: Course, percent: int) -> Iterator[_Made]:
+def _made(base: Base, course: Course, percent: int) -> Iterator[_PlannedRow]:
     """Yield the rows of one base and budget; what spends the rest comes later."""
     budget, recipe, first = f"macs<={percent}%", trial_recipe(base, course), course.first
     equal: dict[str, Any] = {"trials": course.trials, "trial_epochs": course.trial}
-    to_budget = Uniform(budget)
+    to_budget = UniformRatio(budget)
 
     def search(method: str, within: str = budget, **options: Any) -> Searched:
         return Searched(method, options, within, recipe)
 
     yield _auto(base, course, budget)
     response = search("channel-search", rule="response", **equal)
-    yield _Made("channel-search", (response,), "rule response: trials from new weights")
+    yield _PlannedRow("channel-search", (response,), "rule response: trials from new weights")
     greedy = search("greedy", trial_epochs=course.trial, weights="fresh", **GREEDY[course.search])
-    yield _Made("greedy", (Uniform(f"macs<={percent / 2:g}%"), greedy), "half the budget by one ratio, then enlarged")
+    yield _PlannedRow(
+        "greedy", (UniformRatio(f"macs<={percent / 2:g}%"), greedy), "half the budget by one ratio, then enlarged"
+    )
     phased = Phases(budget=budget, recipe=recipe, options={"epochs": first, "tune_epochs": course.trial})
-    yield _Made("phased", (Kept(phased),), "the phases, without techniques")
+    yield _PlannedRow("phased", (Kept(phased),), "the phases, without techniques")
     conflicts = search("conflicts", within="", epochs=first)
-    yield _Made("conflicts", (conflicts, to_budget), "blocks in conflict removed; then one ratio for all widths")
-    yield _Made("receptive-field", (Units(), to_budget), "units moved between stages; then one ratio")
-    yield _Made("kernel", (OptimizedKernels(budget=budget), to_budget), "cheaper operators; then one ratio")
+    yield _PlannedRow("conflicts", (conflicts, to_budget), "blocks in conflict removed; then one ratio for all widths")
+    yield _PlannedRow("receptive-field", (MovedUnits(), to_budget), "units moved between stages; then one ratio")
+    yield _PlannedRow("kernel", (OptimizedKernels(budget=budget), to_budget), "cheaper operators; then one ratio")
     one_ratio = search("uniform", epochs=first)
-    yield _Made("uniform", (Kept(one_ratio),), "one ratio for all widths, trained weights kept")
-    yield _Made("uniform-new", (to_budget,), "one ratio for all widths, from new weights")
+    yield _PlannedRow("uniform", (Kept(one_ratio),), "one ratio for all widths, trained weights kept")
+    yield _PlannedRow("uniform-new", (to_budget,), "one ratio for all widths, from new weights")
     for importance, words in (("magnitude", "L1 norm of filters"), ("group-norm", "L2 norm of groups")):
         pruned = Pruned(
             first=one_ratio, budget=budget, recipe=recipe, importance=importance,  # type: ignore[arg-type]
             epochs=course.trial, most=base.most_pruned,
         )  # fmt: skip
-        yield _Made(f"torch-pruning-{importance}", (pruned,), f"{words}, in {pruned.steps} steps, fine-tuned")
+        yield _PlannedRow(f"torch-pruning-{importance}", (pruned,), f"{words}, in {pruned.steps} steps, fine-tuned")
     tpe = Tpe(budget=budget, recipe=recipe, options=equal)
-    yield _Made("tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights")
+    yield _PlannedRow("tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights")
 
 
-def _auto(base: Base, course: Course, budget: str) -> _Made:
+def _auto(base: Base, course: Course, budget: str) -> _PlannedRow:
     begun, searched = course.auto
     lengths = {"epochs": begun, "search_epochs": searched, "tune_epochs": course.final, "rounds": course.rounds}
     auto = Searched("auto", lengths, budget, trial_recipe(base, course))
-    return _Made("auto", (Kept(auto),), "all methods' proposals")
+    return _PlannedRow("auto", (Kept(auto),), "all methods' proposals")
 
 
 # Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
@@ -236,9 +238,11 @@ def fast_rows_of(name: str, base: Base, size: Size, course: Course, percent: int
     yield from _table(f"{name}{percent}ms", base, size, course, percent, (auto,))
 
 
-def _table(table: str, base: Base, size: Size, course: Course, percent: int, rows: Iterable[_Made]) -> Iterator[Row]:
+def _table(
+    table: str, base: Base, size: Size, course: Course, percent: int, rows: Iterable[_PlannedRow]
+) -> Iterator[Row]:
     options, total = base.options[size], course.total(percent)
-    study = Latency(base.model, options, base.shapes[size], course.seconds)
+    study = LatencyStudy(base.model, options, base.shapes[size], course.seconds)
     start = Row(
         "", base.model, base.data[size], recipe_of(base, 1), seeds_of(size), options, fresh=True, study=study
     )  # fmt: skip
