@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from convwright.report.content import Heat, Networks, Report, Trial
+from convwright.tables import markdown_table
 
 
 def as_markdown(report: Report) -> str:
@@ -129,13 +130,11 @@ def _origin(report: Report) -> Iterator[str]:
     yield from (f"- {sentence}" for sentence in report.missing.values())
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
-    yield f"| {' | '.join(map(_plain, heads))} |"
-    yield f"| {' | '.join('---:' if i in right else '---' for i in range(len(heads)))} |"
-    yield from (f"| {' | '.join(map(_plain, row))} |" for row in rows)
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    yield markdown_table([*map(_plain, heads)], [[*map(_plain, row)] for row in rows], right)
     yield ""
 
 
 def _plain(text: str) -> str:
-    """Return text that ends no cell and is no HTML."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Return text of one line that is no HTML."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
