@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-from convwright.report.content import Heat, Networks, Report, Trial
+from convwright.report.content import Content, Heat, Networks, Trial
 from convwright.tables import markdown_table
 
 
-def as_markdown(report: Report) -> str:
+def as_markdown(report: Content) -> str:
     """Return a report as Markdown.
 
     Args:
@@ -20,7 +20,7 @@ def as_markdown(report: Report) -> str:
     return "\n".join(_lines(report)).rstrip() + "\n"
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: Content) -> Iterator[str]:
     yield from (f"# {_plain(report.title)}", "", f"**{_plain(report.status)}**", "")
     if report.asked:
         yield from _table(("asked", ""), [(f.name, f.value) for f in report.asked])
@@ -58,7 +58,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _origin(report)
 
 
-def _result(report: Report) -> Iterator[str]:
+def _result(report: Content) -> Iterator[str]:
     if report.compared:
         yield from ("## Result", "")
         rows = [(row.name, row.before, row.after, row.change) for row in report.compared]
@@ -119,7 +119,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _origin(report: Report) -> Iterator[str]:
+def _origin(report: Content) -> Iterator[str]:
     yield from ("## Origin", "")
     if report.uncounted:
         yield from (f"Not counted: {', '.join(report.uncounted)}.", "")
