@@ -51,7 +51,7 @@ TELL = """<script>(()=>{const d=document.documentElement,b=parent.document.creat
 const tell={ms:performance.now(),seen:window.seen,inner:window.innerWidth,scroll:d.scrollWidth,shown:d.dataset.shown,
 drawn:document.querySelectorAll(".plot .main-svg").length,plots:document.querySelectorAll(".plot").length,
 unfilled:[...document.querySelectorAll(".plot")].flatMap(p=>p.data.flatMap(t=>t.colorscale||[]))
-.filter(c=>c[1][0]==="$").length,fetched:performance.getEntriesByType("resource").map(e=>e.name).filter(n=>!n.startsWith("data:"))};
+.filter(c=>c[1].startsWith("var(")).length,fetched:performance.getEntriesByType("resource").map(e=>e.name).filter(n=>!n.startsWith("data:"))};
 b.name="told";b.content=JSON.stringify(tell);parent.document.head.append(b);})()</script>"""
 
 

@@ -43,6 +43,7 @@ def test_modules_are_found_by_their_old_names(old: str, monkeypatch: pytest.Monk
     ("module", "old", "new"),
     [
         ("convwright.training.techniques", "Setting", "TechniqueContext"),
+        ("convwright.report.content", "Report", "Content"),
         ("convwright.methods.enlarging", "Member", "FamilyNetwork"),
     ],
 )

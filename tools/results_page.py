@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from functools import partial
-from html import unescape
 
 from table_kit import Json, load, markdown, missing, provenance, table
 
@@ -47,9 +45,10 @@ def experiment(name: str) -> str:
     if not data:
         return missing(f"reproduce/{name}")
     from convwright.experiments.results_table import reproduced
+    from convwright.plots import plotted
 
     words = "" if data["size"] == "standard" else f"Size: {data['size']}.\n\n"
-    shown = "".join(f"![{_title(text)}](images/{drawn}.svg)\n\n" for drawn, text in pictures(data).items())
+    shown = "".join(f"![{plotted(text)['title']}](images/{drawn}.svg)\n\n" for drawn, text in pictures(data).items())
     return f"{words}{reproduced(data).markdown()}\n\n{shown}{provenance(data)}"
 
 
@@ -60,12 +59,6 @@ def pictures(data: Json) -> dict[str, str]:
     conclude = experiment_named(data["name"]).conclude
     drawn = dict(conclude(data).pictures) if conclude is not None else {}
     return {name: drawn[name] for name in SHOWN.get(data["name"], tuple(drawn)) if name in drawn}
-
-
-def _title(picture: str) -> str:
-    """Return what a picture says of itself."""
-    found = re.search(r'aria-label="([^"]*)"', picture)
-    return unescape(found[1]) if found else ""
 
 
 @table("pipeline")

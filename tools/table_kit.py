@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from convwright.tables import markdown_table as markdown
+
+__all__ = [
+    "RESULTS", "ROOT", "TABLES", "Json", "accuracy", "load", "markdown", "missing", "percent", "provenance", "table",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,13 +37,6 @@ def load(name: str) -> Json | None:
     """Return a result file's content; None if it is not there (yet)."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
-    """Return a table; columns in ``right`` are set flush right."""
-    rule = ["---:" if i in right else "---" for i in range(len(header))]
-    lines = [header, rule, *[[str(cell).replace("|", "\\|") for cell in row] for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def provenance(data: Json) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, TypeVar
@@ -39,11 +39,8 @@ class Sheet:
 
     def markdown(self) -> str:
         """Return it as Markdown, without its own title."""
-        rule = ["---:" if i in self.right else "---" for i in range(len(self.columns))]
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
-        lines = ["| " + " | ".join(line) + " |" for line in (self.columns, rule, *cells)]
-        below = (*self.notes, *(f"**{sheet.title}**\n\n{sheet.markdown()}" for sheet in self.more))
-        return "\n".join(lines) + "".join(f"\n\n{part}" for part in below)
+        table = markdown_table(self.columns, self.rows, self.right)
+        return "\n\n".join([table, *self.notes, *(f"**{more.title}**\n\n{more.markdown()}" for more in self.more)])
 
     def rich(self) -> Group:
         """Return it for a terminal."""
@@ -82,6 +79,13 @@ class Sheet:
             spare=tuple(values["spare"]),
             more=tuple(map(Sheet.from_dict, values["more"])),
         )
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Container[int] = ()) -> str:
+    """Return a table as Markdown; the columns in `right` are set flush right."""
+    rule = ["---:" if place in right else "---" for place in range(len(columns))]
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
 
 
 def new_table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:

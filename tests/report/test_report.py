@@ -10,9 +10,8 @@ import pytest
 import convwright as cw
 from convwright.cli import main
 from convwright.errors import RunError
-from convwright.report import report_of
+from convwright.report import Report, report_of
 from convwright.report.changes import compared_networks, letter_of
-from convwright.report.content import Report
 from convwright.report.figures import charts
 from convwright.report.html import _count, _for_script
 from convwright.report.observed import _distinct
@@ -287,8 +286,8 @@ def test_charts_have_a_value_for_every_trial(report):
     assert list(drawn) == ["history", "costs", "widths", "conflicts", "quality", "losses", "accuracies"]
     for name in ("history", "costs"):
         for variant in drawn[name].variants:
-            points = [trace for trace in variant.data if trace["mode"] == "markers"]
-            assert sum(len(trace["x"]) for trace in points) == len(report.trials)
+            points = [trace for trace in variant.figure.data if trace.mode == "markers"]
+            assert sum(len(trace.x) for trace in points) == len(report.trials)
     assert [v.label for v in drawn["costs"].variants] == ["MACs per image", "parameters"]
 
 

@@ -1,7 +1,6 @@
 """Ablations: the plan is pure, every row differs from the control in its techniques only, the test part comes last."""
 
 import json
-import xml.etree.ElementTree as ElementTree
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from convwright.experiments import train_row as rows_module
 from convwright.experiments.ablation import ablate
 from convwright.experiments.ablation_rows import CONTROL, TOGETHER, folder_names, is_on, parse_techniques, plan_ablation
 from convwright.experiments.results_table import ablated
-from convwright.plots import Point, scatter
 from convwright.runs.directory.files import load_state, save_weights
 from convwright.training import Recipe, load_data
 from convwright.training.techniques import TECHNIQUES, technique_named
@@ -316,27 +314,6 @@ def test_a_second_process_waits_outside(run):
     run("mixup", seeds=1)
     with filelock.FileLock("a/.lock"), pytest.raises(RunError, match="another process is working"):
         run("mixup", seeds=1)
-
-
-# ------------------------------------------------------------------ the picture
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(-30, 30), st.floats(0, 5)), min_size=1, max_size=13))
-def test_the_picture_is_true_to_scale(values):
-    points = [Point(f"<{i}&", *each) for i, each in enumerate(values)]
-    root = ElementTree.fromstring(scatter(points, 'a "title" & more', "x", "y"))
-    svg = "{http://www.w3.org/2000/svg}"
-    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.findall(f"{svg}circle")]
-    assert len(dots) == len(points)
-    width, height = float(root.get("width")), float(root.get("height"))
-    assert all(0 <= x <= width and 0 <= y <= height for x, y in dots)
-    for (x1, y1), p in zip(dots, points, strict=True):
-        for (x2, y2), q in zip(dots, points, strict=True):
-            assert (x1 - x2) * (p.x - q.x) >= -0.2 * abs(p.x - q.x)  # pixels are rounded to a tenth
-            assert (y1 - y2) * (p.y - q.y) <= 0.2 * abs(p.y - q.y)
-    texts = [element.text for element in root.findall(f"{svg}text")]
-    assert all(any(f"<{i}&: " in text for text in texts) for i in range(len(points)))
 
 
 # ------------------------------------------------------------------ the command

@@ -20,7 +20,6 @@ from convwright.experiments.studies import block_removal as orders
 from convwright.experiments.studies.block_removal import RemovalStudy, flags_of, most, parts
 from convwright.experiments.studies.lesion import Lesions
 from convwright.methods import Candidate, Evidence
-from convwright.plots import boundary
 from convwright.training import ArrayImages, ImageData, Metrics, Recipe
 from convwright.training.techniques.stochastic_depth import StochasticDepth
 
@@ -327,13 +326,6 @@ def test_the_boundary():
     )
     ElementTree.fromstring(found.pictures["conflicts-boundary"])
     assert conflicts_boundary.conclude({"rows": []}).tables == ()
-
-
-@pytest.mark.parametrize(("cells", "edges"), [({(0, 0)}, 4), ({(0, 0), (0, 1)}, 6), ({(0, 0), (1, 1)}, 8), (set(), 0)])
-def test_lines_run_between_a_group_and_the_rest(cells, edges):
-    text = boundary((1, 2), (3, 4), {(0, 0): 1.0, (1, 0): 0.0}, [("some", cells)], "t & u")
-    ElementTree.fromstring(text)
-    assert text.count("#c23b5e") == edges + 1  # and one in the list of names
 
 
 def test_conclusion_of_tuning():

@@ -17,6 +17,7 @@ from convwright.edits.depth import needs_measuring, why_not_removable
 from convwright.edits.edit import Options
 from convwright.edits.kernel import why_not_kernel
 from convwright.edits.plan import passages
+from convwright.edits.summary import shape_words
 from convwright.errors import EditError
 
 if TYPE_CHECKING:

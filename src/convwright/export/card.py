@@ -12,6 +12,7 @@ from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, difference, target
 from convwright.runs.directory.files import save_weights, write_text
 from convwright.runs.directory.result import rows
+from convwright.tables import markdown_table
 
 _TITLES = {"result": "result of a search", "training": "trained", "unfinished": "from an unfinished run"}
 
@@ -60,22 +61,17 @@ def _summary(run: Exportable) -> str:
 
 def _costs(run: Exportable) -> str:
     if run.kind == "result":
-        head = ["## Numbers", "", "| | baseline | result | change |", "| --- | ---: | ---: | ---: |"]
-        lines = [f"| {row.name} | {row.baseline} | {row.result} | {row.change} |" for row in rows(run.record)]
-        return "\n".join(
-            [*head, *lines, "", "The baseline is the untouched network, trained by the same recipe for as long."]
-        )
-    costs = profile(run.arch)
-    lines = ["## Numbers", "", "| | original | this network |", "| --- | ---: | ---: |"]
-    lines += [
-        f"| MACs | {run.plan.macs:,} | {costs.macs:,} |",
-        f"| parameters | {run.plan.params:,} | {costs.params:,} |",
-    ]
+        lines = [(row.name, row.baseline, row.result, row.change) for row in rows(run.record)]
+        table = markdown_table(("", "baseline", "result", "change"), lines, (1, 2, 3))
+        words = "The baseline is the untouched network, trained by the same recipe for as long."
+        return f"## Numbers\n\n{table}\n\n{words}"
+    costs, plan = profile(run.arch), run.plan
+    cells = [("MACs", f"{plan.macs:,}", f"{costs.macs:,}"), ("parameters", f"{plan.params:,}", f"{costs.params:,}")]
     for part in ("validation", "test"):
         judged = run.record.get(part) if run.kind == "training" else None
         if judged:
-            lines.append(f"| {part} accuracy | | {judged['accuracy']:.2%} ± {judged['stderr']:.2%} |")
-    return "\n".join(lines)
+            cells.append((f"{part} accuracy", "", f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"))
+    return f"## Numbers\n\n{markdown_table(('', 'original', 'this network'), cells, (1, 2))}"
 
 
 def _made(run: Exportable) -> str:

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from convwright.renamed import renamed
+
+__getattr__ = renamed(__name__, {"Report": "Content"})
+
 State = Literal["same", "changed", "removed", "new"]
 Number = int | float
 
@@ -230,8 +234,8 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Report:
-    """A report, in the order in which it is read.
+class Content:
+    """What a report says, in the order in which it is read.
 
     Attributes:
         title: The network.
@@ -282,36 +286,6 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"format": "convwright report", "version": 1, **asdict(self), "folder": str(self.folder)}
-
-    def html(self) -> str:
-        """Return the page: one file that needs no network."""
-        from convwright.report.html import as_html
-
-        return as_html(self)
-
-    def markdown(self) -> str:
-        """Return the same as Markdown."""
-        from convwright.report.markdown import as_markdown
-
-        return as_markdown(self)
-
-    def save(self, path: str | Path | None = None) -> Path:
-        """Write the page.
-
-        Args:
-            path: The file; None: ``report.html`` in the run directory.
-
-        Returns:
-            The file.
-
-        Raises:
-            RunError: It cannot be written.
-        """
-        from convwright.runs.directory.files import write_text
-
-        to = Path(path) if path is not None else self.folder / "report.html"
-        write_text(to, self.html())
-        return to
 
     def __str__(self) -> str:
         """Return the table of untouched network and result as plain text, for a terminal."""

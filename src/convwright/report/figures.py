@@ -1,16 +1,15 @@
-"""Charts of a report as plotly's own JSON; a colour such as ``$after`` is filled in by the page, light or dark."""
+"""Charts of a report as plotly figures; a colour such as ``var(--after)`` is filled in by the page, light or dark."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-if TYPE_CHECKING:
-    from convwright.report.content import Curve, Heat, Report, Trial
+import plotly.graph_objects as go
 
-Json = dict[str, Any]
+from convwright.report.content import Content, Curve, Heat, Trial
 
 COSTS = {
     "macs": "MACs per image",
@@ -20,16 +19,19 @@ COSTS = {
     "weights": "weights, bytes",
 }
 _SCALE = {"latency": 1e-6}
-_CURVES = ("$before", "$after", "$third", "$fourth")
+_CURVES = ("var(--before)", "var(--after)", "var(--third)", "var(--fourth)")
+_SCORE = "validation accuracy, %"
+_AXIS = {
+    "gridcolor": "var(--grid)", "linecolor": "var(--grid)", "zeroline": False, "automargin": True, "ticks": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the pictures that a chart can show: its name in the list of choices, traces and layout."""
+    """One of the pictures that a chart can show: its name in the list of choices, and the figure."""
 
     label: str
-    data: list[Json]
-    layout: Json
+    figure: go.Figure
 
 
 @dataclass(frozen=True)
@@ -37,88 +39,92 @@ class Chart:
     """A chart.
 
     Attributes:
-        name: Its id in the page.
         title: Above it.
         height: In pixels.
         variants: At least one; several give a list of choices.
         words: For a reader who cannot see it.
     """
 
-    name: str
     title: str
     height: int
     variants: tuple[Variant, ...]
     words: str
 
 
-def charts(report: Report) -> dict[str, Chart]:
+def charts(report: Content) -> dict[str, Chart]:
     """Return the charts that a report has data for, by name."""
-    found: list[Chart] = []
+    found: dict[str, Chart] = {}
     scored = [t for t in report.trials if t.score is not None]
     if len(scored) > 1:
-        found += [_history(report), _costs(report, scored)]
+        found |= {"history": _history(scored), "costs": _costs(report.metrics, scored)}
     if report.widths is not None:
-        found.append(_widths(report.widths))
+        found["widths"] = _widths(report.widths)
     if report.conflicts:
-        found.append(_conflicts(report.conflicts))
+        hover = "%{y}, %{x}<br>%{z:.1%} of the images in conflict<extra></extra>"
+        found["conflicts"] = _shades("Share of the images in conflict", report.conflicts, hover, ".0%", 1.0)
     if report.quality:
-        found.append(_quality(report.quality))
+        hover = "%{y}, %{x}<br>QC %{z:.3f}<extra></extra>"
+        found["quality"] = _shades("Channel quality QC", report.quality, hover, ".2f", None)
     if report.curves:
-        found += [_losses(report.curves), _accuracies(report.curves)]
-    return {chart.name: chart for chart in found}
+        found["losses"] = _epochs("Loss", report.curves, "loss", 1.0, "cross-entropy, nats")
+        found["accuracies"] = _epochs("Accuracy", report.curves, "acc", 100.0, "accuracy, %")
+    return found
+
+
+def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: str) -> go.Figure:
+    """Return the traces in the look of all charts."""
+    return go.Figure(traces).update_layout(
+        template=None,
+        margin={"l": 50, "r": 12, "t": 8, "b": 44},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "var(--font)", "size": 12, "color": "var(--text)"},
+        xaxis={**_AXIS, "title": {"text": x_words, "standoff": 8}},
+        yaxis={**_AXIS, "title": {"text": y_words, "standoff": 6}},
+        hoverlabel={"bgcolor": "var(--surface)", "bordercolor": "var(--grid)"},
+        hoverlabel_font={"color": "var(--text)", "size": 12},
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font_size": 12},
+        showlegend=True,
+    )
 
 
 # ------------------------------------------------------------------ the search
 
 
-def _history(report: Report) -> Chart:
+def _history(scored: Sequence[Trial]) -> Chart:
     """Return the score over the trials, and the best so far."""
-    scored = [t for t in report.trials if t.score is not None]
     tried = [t for t in scored if t.role == "candidate"]
     best: list[float] = []
     for trial in tried:
-        best.append(max([*best[-1:], 100 * (trial.score or 0.0)]))
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "best so far",
-            "x": [t.number for t in tried],
-            "y": best,
-            "line": {"shape": "hv", "color": "$after", "width": 2},
-            "hoverinfo": "skip",
-        },
-        *_points(scored, lambda t: t.number),
-    ]
-    layout = _layout("trial", "validation accuracy, %")
-    layout["xaxis"] |= {"rangemode": "tozero"}
+        best.append(max([*best[-1:], _percent(trial)]))
+    traces = [_steps("best so far", [t.number for t in tried], best), *_points(scored, lambda t: t.number)]
+    figure = _figure(traces, "trial", _SCORE).update_xaxes(rangemode="tozero")
     words = f"Validation accuracy of {len(scored)} trials in order."
-    return Chart("history", "Score over the trials", 340, (Variant("", data, layout),), words)
+    return Chart("Score over the trials", 340, (Variant("", figure),), words)
 
 
-def _costs(report: Report, scored: Sequence[Trial]) -> Chart:
+def _costs(metrics: Sequence[str], scored: Sequence[Trial]) -> Chart:
     """Return the score beside each cost, with the trials that no other beats joined."""
     variants = []
-    for metric in report.metrics:
+    for metric in metrics:
         known = [t for t in scored if metric in t.costs]
-        if not known:
-            continue
-        scale = _SCALE.get(metric, 1.0)
-        front = _front(known, metric)
-        line = {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "Pareto front",
-            "x": [t.costs[metric] * scale for t in front],
-            "y": [100 * (t.score or 0.0) for t in front],
-            "line": {"shape": "hv", "color": "$after", "width": 2},
-            "hoverinfo": "skip",
-        }
-        points = _points(known, lambda t, m=metric, s=scale: t.costs[m] * s)
-        layout = _layout(COSTS[metric], "validation accuracy, %")
-        variants.append(Variant(COSTS[metric], [line, *points], layout))
+        if known:
+            cost = partial(_cost, metric)
+            front = _front(known, metric)
+            line = _steps("Pareto front", [*map(cost, front)], [*map(_percent, front)])
+            figure = _figure([line, *_points(known, cost)], COSTS[metric], _SCORE)
+            variants.append(Variant(COSTS[metric], figure))
     words = f"Validation accuracy of {len(scored)} trials beside their costs, with the Pareto front."
-    return Chart("costs", "Score against cost", 340, tuple(variants), words)
+    return Chart("Score against cost", 340, tuple(variants), words)
+
+
+def _cost(metric: str, trial: Trial) -> float:
+    return trial.costs[metric] * _SCALE.get(metric, 1.0)
+
+
+def _percent(trial: Trial) -> float:
+    return 100 * (trial.score or 0.0)
 
 
 def _front(trials: Sequence[Trial], metric: str) -> list[Trial]:
@@ -130,49 +136,46 @@ def _front(trials: Sequence[Trial], metric: str) -> list[Trial]:
     return front
 
 
-def _points(trials: Sequence[Trial], x: Any) -> Iterator[Json]:
-    """Yield the trials as points with their errors, by what they are."""
+def _steps(name: str, x: list[float], y: list[float]) -> go.Scatter:
+    line = {"shape": "hv", "color": "var(--after)", "width": 2}
+    return go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hoverinfo="skip")
+
+
+def _points(trials: Sequence[Trial], x: Callable[[Trial], float]) -> list[go.Scatter]:
+    """Return the trials as points with their errors, by what they are."""
     tried = [t for t in trials if t.role == "candidate" and not t.chosen]
     kinds = {
-        "candidates": ([t for t in tried if not t.ended], "circle", "$point", 7),
-        "trained to the end": ([t for t in tried if t.ended], "circle", "$after", 11),
-        "untouched network": ([t for t in trials if t.role != "candidate"], "diamond", "$before", 10),
-        "result": ([t for t in trials if t.chosen and t.role == "candidate"], "star", "$result", 15),
+        "candidates": ([t for t in tried if not t.ended], "circle", "var(--point)", 7),
+        "trained to the end": ([t for t in tried if t.ended], "circle", "var(--after)", 11),
+        "untouched network": ([t for t in trials if t.role != "candidate"], "diamond", "var(--before)", 10),
+        "result": ([t for t in trials if t.chosen and t.role == "candidate"], "star", "var(--result)", 15),
     }
-    for name, (those, symbol, colour, size) in kinds.items():
-        if not those:
-            continue
-        yield {
-            "type": "scatter",
-            "mode": "markers",
-            "name": name,
-            "x": [x(t) for t in those],
-            "y": [100 * (t.score or 0.0) for t in those],
-            "error_y": {
-                "type": "data",
-                "array": [100 * t.stderr for t in those],
-                "thickness": 1,
-                "width": 0,
-                "color": "$error",
-            },
-            "marker": {"symbol": symbol, "color": colour, "size": size, "line": {"color": "$surface", "width": 1}},
-            "text": [_hover(t) for t in those],
-            "hovertemplate": "%{text}<extra></extra>",
-        }
+    return [
+        go.Scatter(
+            x=[x(t) for t in those],
+            y=[_percent(t) for t in those],
+            name=name,
+            mode="markers",
+            error_y={"array": [100 * t.stderr for t in those], "thickness": 1, "width": 0, "color": "var(--error)"},
+            marker={"symbol": symbol, "color": colour, "size": size, "line": {"color": "var(--surface)", "width": 1}},
+            text=[_hover(t) for t in those],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for name, (those, symbol, colour, size) in kinds.items()
+        if those
+    ]
 
 
 def _hover(trial: Trial) -> str:
     costs = "<br>".join(
-        f"{COSTS[m]}: {trial.costs[m] * _SCALE.get(m, 1):,.{3 if m == 'latency' else 0}f}"
-        for m in COSTS
-        if m in trial.costs
+        f"{words}: {_cost(m, trial):,.{3 if m == 'latency' else 0}f}" for m, words in COSTS.items() if m in trial.costs
     )
     words = trial.words if len(trial.words) <= 70 else f"{trial.words[:67]}..."
-    score = f"{100 * (trial.score or 0.0):.2f} % ± {100 * trial.stderr:.2f}"
-    return f"<b>trial {trial.number}</b>, {escaped(words)}<br>{score}<br>{costs}"
+    score = f"{_percent(trial):.2f} % ± {100 * trial.stderr:.2f}"
+    return f"<b>trial {trial.number}</b>, {_escaped(words)}<br>{score}<br>{costs}"
 
 
-def escaped(text: str) -> str:
+def _escaped(text: str) -> str:
     """Return text in which plotly finds no tags."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -182,68 +185,46 @@ def escaped(text: str) -> str:
 
 def _widths(heat: Heat) -> Chart:
     """Return the widths over the trials: the shade is the share of the untouched size, the hover the size."""
-    shares = [
-        [1.0 if value is None else value / max(1, first) for value in row]
-        for row, first in zip(heat.values, heat.reference, strict=True)
-    ]
-    sizes = [
-        [first if value is None else value for value in row]
-        for row, first in zip(heat.values, heat.reference, strict=True)
-    ]
-    reach = max([abs(share - 1) for row in shares for share in row] or [0.0]) or 0.1
-    trace = _heatmap(heat, shares, "trial %{x}<br>%{y}: %{customdata} channels, %{z:.0%} of before<extra></extra>")
-    trace |= {"customdata": sizes, "zmin": max(0.0, 1 - reach), "zmax": 1 + reach}
-    middle = (1 - trace["zmin"]) / (trace["zmax"] - trace["zmin"])
-    trace["colorscale"] = [[0, "$narrow"], [middle, "$neutral"], [1, "$wide"]]
-    trace["colorbar"] |= {"tickformat": ".0%", "title": {"text": "of before", "side": "right"}}
-    layout = _layout("trial", "")
+    rows = [*zip(heat.values, heat.reference, strict=True)]
+    sizes = [[first if value is None else value for value in row] for row, first in rows]
+    shares = [[1.0 if value is None else value / max(1, first) for value in row] for row, first in rows]
+    reach = max((abs(share - 1) for row in shares for share in row), default=0.0) or 0.1
+    low, high = max(0.0, 1 - reach), 1 + reach
+    figure = _heatmap(
+        heat,
+        z=shares,
+        customdata=sizes,
+        zmin=low,
+        zmax=high,
+        hovertemplate="trial %{x}<br>%{y}: %{customdata} channels, %{z:.0%} of before<extra></extra>",
+        colorscale=[[0, "var(--narrow)"], [(1 - low) / (high - low), "var(--neutral)"], [1, "var(--wide)"]],
+        colorbar_title={"text": "of before", "side": "right"},
+        colorbar_tickformat=".0%",
+    )
     words = f"Widths of {len(heat.rows)} channel groups over {len(heat.columns)} trials."
-    return Chart("widths", "Share of the untouched width", _height(heat), (Variant("", [trace], _rows(layout)),), words)
+    variant = Variant("", figure.update_xaxes(title_text="trial"))
+    return Chart("Share of the untouched width", _height(heat), (variant,), words)
 
 
-def _conflicts(heats: Sequence[Heat]) -> Chart:
-    hover = "%{y}, %{x}<br>%{z:.1%} of the images in conflict<extra></extra>"
-    return _shades("conflicts", "Share of the images in conflict", heats, hover, ".0%", 1.0)
-
-
-def _quality(heats: Sequence[Heat]) -> Chart:
-    return _shades("quality", "Channel quality QC", heats, "%{y}, %{x}<br>QC %{z:.3f}<extra></extra>", ".2f", None)
-
-
-def _shades(name: str, title: str, heats: Sequence[Heat], hover: str, form: str, most: float | None) -> Chart:
+def _shades(title: str, heats: Sequence[Heat], hover: str, form: str, most: float | None) -> Chart:
     variants = []
     for heat in heats:
-        trace = _heatmap(heat, [list(row) for row in heat.values], hover)
-        known = [value for row in heat.values for value in row if value is not None]
-        trace |= {"zmin": 0, "zmax": most if most is not None else max([*known, 1e-9])}
-        trace["colorscale"] = [[0, "$neutral"], [1, "$deep"]]
-        trace["colorbar"] |= {"tickformat": form}
-        variants.append(Variant(heat.title, [trace], _rows(_layout("", ""))))
-    height = max(_height(heat) for heat in heats)
+        top = most or max((value for row in heat.values for value in row if value is not None), default=1e-9)
+        look = {"colorscale": [[0, "var(--neutral)"], [1, "var(--deep)"]], "colorbar_tickformat": form}
+        figure = _heatmap(heat, z=[*map(list, heat.values)], zmin=0, zmax=max(top, 1e-9), hovertemplate=hover, **look)
+        variants.append(Variant(heat.title, figure))
     words = f"{title} by layer and time, of {len(heats)} trials."
-    return Chart(name, title, height, tuple(variants), words)
+    return Chart(title, max(map(_height, heats)), tuple(variants), words)
 
 
-def _heatmap(heat: Heat, values: list[list[Any]], hover: str) -> Json:
-    return {
-        "type": "heatmap",
-        "x": list(heat.columns),
-        "y": list(heat.rows),
-        "z": values,
-        "hovertemplate": hover,
-        "hoverongaps": False,
-        "xgap": 1 if len(heat.columns) <= 60 else 0,
-        "ygap": 1 if len(heat.rows) <= 60 else 0,
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1, "tickfont": {"size": 11}},
-    }
-
-
-def _rows(layout: Json) -> Json:
-    """Return the layout of a table: the first row on top, names as they are."""
-    layout["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False, "tickfont": {"size": 11}}
-    layout["xaxis"] |= {"type": "category", "showgrid": False, "nticks": 10, "tickangle": 0}
-    layout["margin"] |= {"l": 10}
-    return layout
+def _heatmap(heat: Heat, **look: Any) -> go.Figure:
+    """Return a table of shades: the first row on top, names as they are."""
+    bar = {"thickness": 10, "outlinewidth": 0, "len": 1, "tickfont_size": 11}
+    gaps = {"xgap": int(len(heat.columns) <= 60), "ygap": int(len(heat.rows) <= 60)}
+    trace = go.Heatmap(x=heat.columns, y=heat.rows, colorbar=bar, hoverongaps=False, **gaps, **look)
+    figure = _figure([trace], "", "").update_layout(margin_l=10)
+    figure.update_xaxes(type="category", showgrid=False, nticks=10, tickangle=0)
+    return figure.update_yaxes(type="category", showgrid=False, autorange="reversed", tickfont_size=11)
 
 
 def _height(heat: Heat) -> int:
@@ -254,59 +235,31 @@ def _height(heat: Heat) -> int:
 # ------------------------------------------------------------------ trainings
 
 
-def _losses(curves: Sequence[Curve]) -> Chart:
-    parts = {"training": ("train_loss", "dot"), "validation": ("val_loss", "solid")}
-    return _epochs("losses", "Loss", curves, parts, 1.0, "cross-entropy, nats")
-
-
-def _accuracies(curves: Sequence[Curve]) -> Chart:
-    parts = {"training": ("train_acc", "dot"), "validation": ("val_acc", "solid")}
-    return _epochs("accuracies", "Accuracy", curves, parts, 100.0, "accuracy, %")
-
-
-def _epochs(
-    name: str, title: str, curves: Sequence[Curve], parts: dict[str, tuple[str, str]], scale: float, unit: str
-) -> Chart:
-    data = []
+def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: str) -> Chart:
+    traces = []
     for curve, colour in zip(curves, _CURVES, strict=False):
-        for part, (key, dash) in parts.items():
-            values: tuple[float | None, ...] = getattr(curve, key)
+        for part, key, dash in (("training", "train", "dot"), ("validation", "val", "solid")):
+            values: tuple[float | None, ...] = getattr(curve, f"{key}_{what}")
             if any(value is not None for value in values):
-                data.append(
-                    {
-                        "type": "scatter",
-                        "mode": "lines+markers" if len(values) < 30 else "lines",
-                        "name": f"{curve.name}, {part}",
-                        "x": list(range(1, len(values) + 1)),
-                        "y": [None if v is None else _digits(scale * v) for v in values],
-                        "line": {"color": colour, "dash": dash, "width": 2},
-                        "marker": {"size": 5, "color": colour},
-                        "hovertemplate": f"{escaped(curve.name)}, {part}<br>epoch %{{x}}: %{{y}}<extra></extra>",
-                    }
+                name = f"{curve.name}, {part}"
+                traces.append(
+                    go.Scatter(
+                        x=list(range(1, len(values) + 1)),
+                        y=[None if v is None else _digits(scale * v) for v in values],
+                        name=name,
+                        mode="lines+markers" if len(values) < 30 else "lines",
+                        line={"color": colour, "dash": dash, "width": 2},
+                        marker={"size": 5, "color": colour},
+                        hovertemplate=f"{_escaped(name)}<br>epoch %{{x}}: %{{y}}<extra></extra>",
+                    )
                 )
-    layout = _layout("epoch", unit)
     most = max(len(curve.train_loss) for curve in curves)
-    layout["xaxis"] |= {"tickformat": "d", "range": [0.5, most + 0.5]} | ({"dtick": 1} if most <= 12 else {})
-    words = f"{title} of {len(curves)} trainings over their epochs."
-    return Chart(name, title, 360, (Variant("", data, layout),), words)
+    figure = _figure(traces, "epoch", unit).update_xaxes(tickformat="d", range=[0.5, most + 0.5])
+    if most <= 12:
+        figure.update_xaxes(dtick=1)
+    return Chart(title, 360, (Variant("", figure),), f"{title} of {len(curves)} trainings over their epochs.")
 
 
 def _digits(value: float) -> float:
     """Round to five significant digits: the page needs no more."""
-    return value if value == 0 else round(value, 4 - math.floor(math.log10(abs(value))))
-
-
-def _layout(x_words: str, y_words: str) -> Json:
-    axis = {"gridcolor": "$grid", "zeroline": False, "linecolor": "$grid", "automargin": True, "ticks": ""}
-    return {
-        "margin": {"l": 50, "r": 12, "t": 8, "b": 44},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "$font", "size": 12, "color": "$text"},
-        "xaxis": {**axis, "title": {"text": x_words, "standoff": 8}},
-        "yaxis": {**axis, "title": {"text": y_words, "standoff": 6}},
-        "hoverlabel": {"bgcolor": "$surface", "bordercolor": "$grid", "font": {"color": "$text", "size": 12}},
-        "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        "showlegend": True,
-    }
+    return float(f"{value:.5g}")

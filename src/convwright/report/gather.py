@@ -14,9 +14,10 @@ from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence
 from convwright.report.changes import compared_networks
-from convwright.report.content import Compared, Curve, Decision, Fact, Limit, Networks, Report
+from convwright.report.content import Compared, Curve, Decision, Fact, Limit, Networks
 from convwright.report.observed import conflicts, quality, widths
 from convwright.report.recorded import Json, Recorded, read_run
+from convwright.report.report import Report
 from convwright.report.trials import costs_limited, described, fastest, leading
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of

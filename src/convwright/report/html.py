@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from convwright import __version__
+from convwright.report.content import BlockChange, Content, LayerChange, Networks
 from convwright.report.figures import charts
 
 if TYPE_CHECKING:
-    from convwright.report.content import BlockChange, LayerChange, Networks, Report
+    from convwright.report.content import BlockChange, LayerChange, Networks
 
 _FOLDED = 14  # trials from which their table is folded
 _BY = "\N{MULTIPLICATION SIGN}"
 _HUES = 8  # colours of coupled channels
 
 
-def as_html(report: Report) -> str:
+def as_html(report: Content) -> str:
     """Return the page of a report.
 
     Args:
@@ -31,13 +31,17 @@ def as_html(report: Report) -> str:
     import jinja2
 
     drawn = charts(report)
+    figures = {
+        name: {"height": chart.height, "variants": [v.figure.to_plotly_json() for v in chart.variants]}
+        for name, chart in drawn.items()
+    }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"count": _count, "times": _times, "hue": _hue, "last": _last_name}
     page = environment.from_string(_part("page.html.j2"))
     return page.render(
         report=report,
         charts=drawn,
-        figures=_for_script({name: asdict(chart) for name, chart in drawn.items()}),
+        figures=_for_script(figures),
         networks=report.networks,
         most=_most(report.networks),
         heaviest=_heaviest(report.networks),

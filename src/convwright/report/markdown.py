@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterable, Iterator, Sequence
 
-if TYPE_CHECKING:
-    from convwright.report.content import Heat, Networks, Report, Trial
+from convwright.report.content import Content, Heat, Networks, Trial
+from convwright.tables import markdown_table
 
 
-def as_markdown(report: Report) -> str:
+def as_markdown(report: Content) -> str:
     """Return a report as Markdown.
 
     Args:
@@ -21,7 +20,7 @@ def as_markdown(report: Report) -> str:
     return "\n".join(_lines(report)).rstrip() + "\n"
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: Content) -> Iterator[str]:
     yield from (f"# {_plain(report.title)}", "", f"**{_plain(report.status)}**", "")
     if report.asked:
         yield from _table(("asked", ""), [(f.name, f.value) for f in report.asked])
@@ -59,7 +58,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _origin(report)
 
 
-def _result(report: Report) -> Iterator[str]:
+def _result(report: Content) -> Iterator[str]:
     if report.compared:
         yield from ("## Result", "")
         rows = [(row.name, row.before, row.after, row.change) for row in report.compared]
@@ -120,7 +119,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _origin(report: Report) -> Iterator[str]:
+def _origin(report: Content) -> Iterator[str]:
     yield from ("## Origin", "")
     if report.uncounted:
         yield from (f"Not counted: {', '.join(report.uncounted)}.", "")
@@ -131,13 +130,11 @@ def _origin(report: Report) -> Iterator[str]:
     yield from (f"- {sentence}" for sentence in report.missing.values())
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
-    yield f"| {' | '.join(map(_plain, heads))} |"
-    yield f"| {' | '.join('---:' if i in right else '---' for i in range(len(heads)))} |"
-    yield from (f"| {' | '.join(map(_plain, row))} |" for row in rows)
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    yield markdown_table([*map(_plain, heads)], [[*map(_plain, row)] for row in rows], right)
     yield ""
 
 
 def _plain(text: str) -> str:
-    """Return text that ends no cell and is no HTML."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Return text of one line that is no HTML."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")

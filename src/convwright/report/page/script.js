@@ -1,7 +1,7 @@
 "use strict";
 (function () {
   const root = document.documentElement;
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const figures = document.getElementById("figures").textContent;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const chosen = {};
   let printing = false;
@@ -10,30 +10,19 @@
     return root.dataset.theme || (dark.matches ? "dark" : "light");
   }
 
-  // "$after" in a figure is the page's colour of that name, as it is now.
-  function filled(value, style) {
-    if (typeof value === "string") {
-      return value[0] === "$" ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
-    }
-    if (Array.isArray(value)) {
-      return value.map((each) => filled(each, style));
-    }
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, each]) =>
-        [key, ["x", "y", "z", "text", "customdata", "array"].includes(key) && Array.isArray(each) ? each : filled(each, style)]));
-    }
-    return value;
+  // "var(--after)" in a figure is the page's colour of that name, as it is now.
+  function filled(text) {
+    const style = getComputedStyle(root);
+    const value = (name) => JSON.stringify(style.getPropertyValue(name).trim()).slice(1, -1);
+    return JSON.parse(text.replace(/var\((--\w+)\)/g, (all, name) => value(name)));
   }
 
   function draw(place) {
-    const figure = figures[place.dataset.figure];
-    const variant = figure.variants[chosen[place.dataset.figure] || 0];
-    const style = getComputedStyle(root);
-    const layout = filled(variant.layout, style);
+    const figure = filled(figures)[place.dataset.figure];
+    const { data, layout } = figure.variants[chosen[place.dataset.figure] || 0];
     layout.height = figure.height;
     layout.width = place.clientWidth;
-    layout.colorway = undefined;
-    return Plotly.react(place, filled(variant.data, style), layout, { displayModeBar: false, responsive: false });
+    return Plotly.react(place, data, layout, { displayModeBar: false, responsive: false });
   }
 
   function drawAll() {

@@ -12,7 +12,7 @@ from convwright.cost.budget import MEASURED, human
 from convwright.methods import Evidence
 
 if TYPE_CHECKING:
-    from convwright.report.content import Report
+    from convwright.report import Report
 
 FORMAT = "convwright result"
 
