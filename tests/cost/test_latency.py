@@ -540,7 +540,7 @@ def test_operators_under_new_widths_are_those_of_the_rebuilt_network(network, ra
     assert model.sum(widths_of(before, edits)) == pytest.approx(rebuilt)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_any_widths_have_the_shapes_of_the_rebuilt_network(arch, tmp_path_factory, seed):
     from convwright.edits import Width

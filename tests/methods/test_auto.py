@@ -48,9 +48,9 @@ def _shared_benches(monkeypatch):
         ("macs<=50%", shallow_is_best),
         pytest.param("macs<=50%", deep_is_best, marks=pytest.mark.slow),
         pytest.param("macs<=50%", small_is_best, marks=pytest.mark.slow),
-        ("macs<=50%", late_is_best),
+        pytest.param("macs<=50%", late_is_best, marks=pytest.mark.breadth),
         ("params<=43%", shallow_is_best),
-        ("macs<=173%", deep_is_best),
+        pytest.param("macs<=173%", deep_is_best, marks=pytest.mark.breadth),
     ],
 )
 def test_the_best_of_all_proposals_is_found(truth, budget):

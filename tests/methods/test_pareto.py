@@ -49,7 +49,7 @@ BENCHES, FOUND = {}, {}  # designs are pure functions of network and limits: mad
 
 @pytest.fixture(autouse=True)
 def _shared_designs(monkeypatch):
-    monkeypatch.setattr("convwright.methods.auto.pareto.Bench", lambda *of: shared(DesignBuilder, *of))
+    monkeypatch.setattr("convwright.methods.auto.pareto.DesignBuilder", lambda *of: shared(DesignBuilder, *of))
     monkeypatch.setattr("convwright.methods.auto.pareto.Level", lambda *of, top: shared(Level, *of, top=top))
 
 

@@ -34,9 +34,9 @@ class Deep(nn.Module):
     def __init__(self, num_classes=3, in_channels=1):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, 7, 3, padding=1)
-        self.one = nn.Sequential(Block(7, 5), Block(7, 11), Block(7, 7))
+        self.one = nn.Sequential(Block(7, 5), Block(7, 11))
         self.down = nn.Conv2d(7, 13, 3, stride=2, padding=1)
-        self.two = nn.Sequential(Block(13, 11), Block(13, 17), Block(13, 7))
+        self.two = nn.Sequential(Block(13, 11), Block(13, 17))
         self.fc = nn.Linear(13, num_classes)
 
     def forward(self, x):
@@ -138,6 +138,7 @@ def test_limits_without_a_measurement_of_other_networks_refuse_them(deep, world)
     assert limits.counted.limits == {}
 
 
+@pytest.mark.breadth
 def test_a_row_of_an_experiment_may_have_a_budget_of_time(deep, world, pictures, tmp_path):
     world.per_call = PER_CALL
     fields = Recipe(batch_size=32, lr=0.05, crop_padding=1, precision="fp32", memory_format="contiguous")
