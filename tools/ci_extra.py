@@ -3,8 +3,9 @@
     python tools/ci_extra.py [--base origin/main] [--minutes 8]
 
 A test file is concerned if the change touches it, a module that it imports or is named after, a neighbour of such a
-module in its folder of the package, or a helper in the test's own folder. What the change is: everything since the base where that is known, and else the last commit. Files
-that were changed themselves come first; when the time is up, those left are named and not run.
+module in its folder of the package, or a helper in the test's own folder. What the change is: everything since the base
+where that is known, and else the last commit. Files that were changed themselves come first; when the time is up, those
+left are named and not run.
 """
 
 from __future__ import annotations
