@@ -322,7 +322,7 @@ def test_replay_asks_the_same_wherever_it_was_stopped(vgg):
     ends = [0]
     for batch in world.batches:
         ends.append(ends[-1] + len(batch))
-    for done in (0, 1, ends[2], ends[2] + 1, len(flat) - 1, len(flat)):
+    for done in (0, ends[2], ends[2] + 1, len(flat)):
         method = design(vgg, "params<=900", seed=5)
         for evidence in world.evidence[:done]:
             method.tell(evidence)

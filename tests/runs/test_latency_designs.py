@@ -34,9 +34,9 @@ class Deep(nn.Module):
     def __init__(self, num_classes=3, in_channels=1):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, 7, 3, padding=1)
-        self.one = nn.Sequential(Block(7, 5), Block(7, 11))
+        self.one = nn.Sequential(Block(7, 5), Block(7, 11), Block(7, 7))
         self.down = nn.Conv2d(7, 13, 3, stride=2, padding=1)
-        self.two = nn.Sequential(Block(13, 11), Block(13, 17))
+        self.two = nn.Sequential(Block(13, 11), Block(13, 17), Block(13, 7))
         self.fc = nn.Linear(13, num_classes)
 
     def forward(self, x):
