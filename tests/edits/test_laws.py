@@ -31,7 +31,7 @@ from convwright.edits.remap import signature
 
 
 def law(quick: int, many: int, *drawn: st.SearchStrategy[Any]) -> Callable[..., Any]:
-    """Check a law on some networks, and on many where ``-m slow`` asks for it."""
+    """Check a law on some networks, and on many with `make test-all`."""
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.parametrize("count", [quick, pytest.param(many, marks=pytest.mark.slow)])
@@ -72,7 +72,7 @@ def ratios(arch: Architecture, seed: int, low: float, high: float) -> dict[str, 
 # ------------------------------------------------------------------ width
 
 
-@law(12, 400, networks(), seeds)
+@law(6, 400, networks(), seeds)
 def test_shrinking_equals_the_masked_original(net: Net, seed: int) -> None:
     arch = reading(net)
     edits = scale_widths(arch, ratios(arch, seed, 0.2, 0.9))
@@ -87,7 +87,7 @@ def test_shrinking_equals_the_masked_original(net: Net, seed: int) -> None:
     finish(net, arch, new, len(edits))
 
 
-@law(12, 400, networks(), seeds)
+@law(6, 400, networks(), seeds)
 def test_growing_keeps_the_function(net: Net, seed: int) -> None:
     arch = reading(net)
     edits = scale_widths(arch, ratios(arch, seed, 1.1, 3.2))
@@ -101,7 +101,7 @@ def test_growing_keeps_the_function(net: Net, seed: int) -> None:
     finish(net, arch, new, len(edits))
 
 
-@law(8, 300, networks([*BASIC, *STORED, *STATISTIC]), st.sampled_from([2, 4]))
+@law(4, 300, networks([*BASIC, *STORED, *STATISTIC]), st.sampled_from([2, 4]))
 def test_shrinking_back_to_the_originals_gives_their_bits(net: Net, times: int) -> None:
     """What reads a repeated channel reads a part of it, which is exact in powers of two; all else is as it was."""
     arch = reading(net)
@@ -146,7 +146,7 @@ def pick(seed: int, options: list):
     return options[int(np.random.default_rng(seed).integers(len(options)))]
 
 
-@law(10, 400, networks(), seeds)
+@law(5, 400, networks(), seeds)
 def test_a_removed_block_is_the_original_without_its_branch(net: Net, seed: int) -> None:
     arch = reading(net)
     assume(arch.blocks)
@@ -163,7 +163,7 @@ def test_a_removed_block_is_the_original_without_its_branch(net: Net, seed: int)
     finish(net, arch, new, 1)
 
 
-@law(10, 400, networks(), seeds, st.integers(1, 3))
+@law(5, 400, networks(), seeds, st.integers(1, 3))
 def test_added_blocks_are_the_identity(net: Net, seed: int, copies: int) -> None:
     arch = reading(net)
     assume(arch.blocks)
@@ -208,7 +208,7 @@ def cropped(arch: Architecture, name: str, size: int) -> nn.Module:
     return model
 
 
-@law(12, 400, networks(), seeds, st.sampled_from([1, 3, 5, 7, 2, 4]))
+@law(6, 400, networks(), seeds, st.sampled_from([1, 3, 5, 7, 2, 4]))
 def test_kernels_grow_by_zeros_and_shrink_to_their_centre(net: Net, seed: int, size: int) -> None:
     arch = reading(net)
     name = pick(seed, convolutions(arch))
@@ -227,7 +227,7 @@ def test_kernels_grow_by_zeros_and_shrink_to_their_centre(net: Net, seed: int, s
 # ------------------------------------------------------------------ resolution and operators
 
 
-@law(6, 300, networks(), st.integers(1, 12), st.integers(1, 12))
+@law(4, 300, networks(), st.integers(1, 12), st.integers(1, 12))
 def test_another_resolution_leaves_every_bit(net: Net, height: int, width: int) -> None:
     arch = reading(net)
     new = attempt(arch, Resolution([height, width]))
@@ -244,7 +244,7 @@ def test_another_resolution_leaves_every_bit(net: Net, height: int, width: int) 
     finish(net, arch, new, 1)
 
 
-@law(6, 300, networks(), seeds)
+@law(4, 300, networks(), seeds)
 def test_squeeze_and_excitation_begins_without_a_change_of_any_bit(net: Net, seed: int) -> None:
     arch = reading(net)
     name = pick(seed, convolutions(arch))
@@ -280,7 +280,7 @@ def draw_edit(arch: Architecture, generator: np.random.Generator) -> Edit:
     return Resolution(generator.integers(3, 11, 2).tolist())
 
 
-@law(10, 500, networks(), seeds, st.integers(2, 4))
+@law(5, 500, networks(), seeds, st.integers(2, 4))
 def test_edits_one_after_the_other_add_up(net: Net, seed: int, count: int) -> None:
     arch = new = reading(net)
     generator = np.random.default_rng(seed)
@@ -293,7 +293,7 @@ def test_edits_one_after_the_other_add_up(net: Net, seed: int, count: int) -> No
     finish(net, arch, new, done)
 
 
-@law(6, 300, networks(), seeds, st.integers(2, 4))
+@law(4, 300, networks(), seeds, st.integers(2, 4))
 def test_edits_in_one_call_are_all_done_or_none(net: Net, seed: int, count: int) -> None:
     arch = reading(net)
     generator = np.random.default_rng(seed)
@@ -304,7 +304,7 @@ def test_edits_in_one_call_are_all_done_or_none(net: Net, seed: int, count: int)
         finish(net, arch, new, count)
 
 
-@law(8, 300, networks(BASIC), seeds)
+@law(4, 300, networks(BASIC), seeds)
 def test_what_keeps_the_function_keeps_it_in_any_order(net: Net, seed: int) -> None:
     arch = new = reading(net)
     generator = np.random.default_rng(seed)
@@ -327,7 +327,7 @@ def test_what_keeps_the_function_keeps_it_in_any_order(net: Net, seed: int) -> N
 # ------------------------------------------------------------------ modes, flags, optimizers
 
 
-@law(8, 300, networks(), seeds)
+@law(4, 300, networks(), seeds)
 def test_modes_flags_and_types_stay(net: Net, seed: int) -> None:
     generator = np.random.default_rng(seed)
     model = net.build().to(pick(seed, [torch.float32, torch.float64])).train()
@@ -351,7 +351,7 @@ def test_modes_flags_and_types_stay(net: Net, seed: int) -> None:
         assert parameter.dtype == next(model.parameters()).dtype
 
 
-@law(10, 300, networks(), seeds, st.sampled_from(["sgd", "adam"]))
+@law(5, 300, networks(), seeds, st.sampled_from(["sgd", "adam"]))
 def test_the_optimizer_follows(net: Net, seed: int, kind: str) -> None:
     model = net.build()
     x = net.input().float()

@@ -18,18 +18,17 @@ import support_networks  # noqa: E402
 
 SIDE = 64
 SAMPLE = {  # every kind of edit; small networks of families that are built in different ways
-    "timm:dla46_c": ("shrink", "kernel_down"),
-    "timm:lcnet_035": ("grow", "resolution"),
-    "timm:mobilenetv4_conv_small_035": ("shrink", "add_block"),
-    "timm:resnet10t": ("shrink", "remove_block", "kernel_up", "composed"),
+    "timm:lcnet_035": ("grow", "kernel_down", "resolution"),
+    "timm:resnet10t": ("shrink", "remove_block", "add_block", "kernel_up", "composed"),
     "timm:tinynet_e": ("shrink", "replace"),
-    "torchvision:squeezenet1_1": ("grow", "remove_block"),
 }
 MORE = {  # with the slow ones: the same edits on further families
     "timm:convnext_atto": ("shrink", "add_block"),
     "timm:cs3darknet_focus_s": ("grow", "kernel_up"),
+    "timm:dla46_c": ("shrink", "kernel_down"),
     "timm:ese_vovnet19b_slim_dw": ("grow", "replace"),
     "timm:ghostnet_050": ("shrink", "remove_block"),
+    "timm:mobilenetv4_conv_small_035": ("shrink", "add_block"),
     "timm:poolformer_s12": ("grow", "remove_block"),
     "timm:repghostnet_050": ("shrink", "kernel_up"),
     "timm:resnetv2_18": ("shrink", "add_block"),
@@ -40,6 +39,7 @@ MORE = {  # with the slow ones: the same edits on further families
     "torchvision:regnet_y_400mf": ("shrink", "kernel_down"),
     "torchvision:resnet18": ("remove_block", "add_block", "composed"),
     "torchvision:shufflenet_v2_x0_5": ("shrink", "kernel_up"),
+    "torchvision:squeezenet1_1": ("grow", "remove_block"),
 }
 
 

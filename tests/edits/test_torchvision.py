@@ -11,7 +11,6 @@ from torchvision import models
 from convwright.architecture import read
 from convwright.edits import InexactEditWarning, scale_widths
 
-QUICK = ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
 NAMES = [n for n in models.list_models(module=models) if not n.startswith(("vit", "swin", "maxvit"))]
 HUGE = {"regnet_y_128gf", "convnext_large", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19",
         "vgg19_bn", "wide_resnet101_2", "regnet_y_32gf", "regnet_x_32gf", "efficientnet_v2_l"}  # fmt: skip
@@ -35,8 +34,17 @@ def check(name: str, ratio: float) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("ratio", [0.5, 2.0])  # by half more: with the slow ones
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    ("name", "ratio"),  # by half more: with the slow ones
+    [
+        ("shufflenet_v2_x0_5", 0.5),
+        ("mobilenet_v3_small", 2.0),
+        ("squeezenet1_1", 0.5),
+        pytest.param("shufflenet_v2_x0_5", 2.0, marks=pytest.mark.breadth),
+        pytest.param("mobilenet_v3_small", 0.5, marks=pytest.mark.breadth),
+        pytest.param("squeezenet1_1", 2.0, marks=pytest.mark.breadth),
+    ],
+)
 def test_promises_hold(name: str, ratio: float) -> None:
     check(name, ratio)
 

@@ -46,12 +46,14 @@ def residual():
     return read(Residual(), (1, 1, 16, 16))
 
 
-BENCHES, BUILT = {}, {}  # designs are pure functions of network and budget: made once for all tests
+# Designs are pure functions of network and budget: made once for all tests. The networks are keys by themselves, not
+# by `id`, which another network may have once the first is gone.
+BENCHES, BUILT = {}, {}
 
 
 def share_benches(monkeypatch):
     def shared(arch, limits, divisor=1):
-        return BENCHES.setdefault((id(arch), limits.describe(), divisor), DesignBuilder(arch, limits, divisor))
+        return BENCHES.setdefault((arch, limits.describe(), divisor), DesignBuilder(arch, limits, divisor))
 
     monkeypatch.setattr("convwright.methods.auto.auto.DesignBuilder", shared)
     monkeypatch.setattr("convwright.methods.auto.design_search.DesignBuilder", shared)
@@ -73,7 +75,7 @@ class World:
     ):
         self.arch, self.truth, self.noise, self.fails, self.quality = arch, truth, noise, fails, quality
         self.recipe = recipe
-        self.random, self.scenes = random.Random(seed), BUILT.setdefault(id(arch), {})
+        self.random, self.scenes = random.Random(seed), BUILT.setdefault(arch, {})
         self.evidence, self.batches = [], []
         self.stderr = stderr if stderr is not None else max(noise, 1e-4)
 

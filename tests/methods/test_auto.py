@@ -48,9 +48,9 @@ def _shared_benches(monkeypatch):
         ("macs<=50%", shallow_is_best),
         pytest.param("macs<=50%", deep_is_best, marks=pytest.mark.slow),
         pytest.param("macs<=50%", small_is_best, marks=pytest.mark.slow),
-        ("macs<=50%", late_is_best),
-        ("params<=43%", shallow_is_best),
-        ("macs<=173%", deep_is_best),
+        pytest.param("macs<=50%", late_is_best, marks=pytest.mark.breadth),
+        pytest.param("params<=43%", shallow_is_best, marks=pytest.mark.breadth),
+        pytest.param("macs<=173%", deep_is_best, marks=pytest.mark.breadth),
     ],
 )
 def test_the_best_of_all_proposals_is_found(truth, budget):
@@ -114,7 +114,7 @@ def test_any_noise_any_failures_any_budget(seed, noise, spent):
 
 def test_less_than_the_standard_error_is_no_reason_to_leave_the_present_network():
     arch = residual()
-    method = auto(arch, search_epochs=60)
+    method = auto(arch, search_epochs=30)
     World(arch, lambda built: late_is_best(built) / 100, stderr=0.02).play(method)
     found = [d for d in method.decisions if d.phase.startswith("neighbours")]
     assert found
@@ -309,7 +309,7 @@ def test_channel_quality_sets_proportions():
     def truth(built):
         return 0.3 + width_of(built) / 100
 
-    method = auto(arch, "macs<=47%", search_epochs=60)
+    method = auto(arch, "macs<=47%", search_epochs=30)
     world = World(arch, truth, quality=quality).play(method)
     assert method.findings.quality["two.1.a"] > 1
     assert any("widths by channel quality" in d.reason for d in method.decisions)

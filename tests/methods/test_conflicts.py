@@ -300,7 +300,7 @@ def by_convolutions(network):
     return 100 * sum(layer.kind == "conv" for layer in network.layers)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.75])
+@pytest.mark.parametrize("share", [pytest.param(0.9, marks=pytest.mark.breadth), 0.75])
 def test_blocks_go_until_an_estimate_of_the_latency_is_met(arch, share):
     limit = int(share * by_convolutions(arch))
     limits = Limits({"latency": limit}, networks={"latency": by_convolutions})

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -178,7 +178,7 @@ def test_weights_are_not_read():
     assert organize(one) == organize(two)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None)
 @given(
     st.lists(st.integers(1, 5), min_size=2, max_size=3),
     st.sampled_from([13, 16, 29]),
@@ -233,7 +233,12 @@ def test_effective_fields_are_saturated_later(nets):
 
 
 @pytest.mark.parametrize(
-    "budget", ["macs<=60%", "macs<=120%", "params<=40%", "params<=50% and macs<=150%", "macs<=200%"]
+    "budget",
+    [
+        "macs<=60%",
+        "params<=50% and macs<=150%",
+        *(pytest.param(text, marks=pytest.mark.breadth) for text in ("macs<=120%", "params<=40%", "macs<=200%")),
+    ],
 )
 def test_spend_keeps_the_limits_and_leaves_no_room_for_another_unit(mobilenet, budget):
     limits = parse_budget(budget).resolve(mobilenet.profile())
@@ -252,7 +257,7 @@ def test_spend_keeps_the_limits_and_leaves_no_room_for_another_unit(mobilenet, b
     )
 
 
-@pytest.mark.parametrize("score", ["sum", "log", "positions"])
+@pytest.mark.parametrize("score", ["sum", "positions", pytest.param("log", marks=pytest.mark.breadth)])
 def test_spend_leaves_no_move_that_gains(mobilenet, score):
     limits = parse_budget("macs<=100%").resolve(mobilenet.profile())
     found = organize(mobilenet, Rule("spend", score=score), limits)

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 from channel_worlds import World, limits_of, small
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from convwright.errors import ConvwrightError
 from convwright.methods import ChannelSearch
@@ -33,30 +31,34 @@ def rising(slopes, start):
 # ------------------------------------------------------------------ the fit
 
 
-@given(st.integers(0, 2**31))
-@settings(deadline=None, max_examples=30)
-def test_the_fit_finds_slopes_that_are_there(seed):
-    rng = np.random.default_rng(seed)
-    points = rng.standard_normal((29, 5)) * 0.5
-    slopes = rng.choice([-1.0, 1.0], 5) * rng.uniform(0.02, 0.06, 5)
-    found = fit(points, np.zeros((0, 5)), 0.6 + points @ slopes, np.full(29, 0.001))
-    assert np.allclose(found.slopes(), slopes, rtol=0.5, atol=0.005)  # shrunk, as few trials should be
-    expected, deviation = found.expected(points)
-    assert np.allclose(expected, 0.6 + points @ slopes, atol=0.01)
-    assert (deviation < 0.02).all()
+def test_the_fit_finds_slopes_that_are_there():
+    """Nearly always: it is a claim about drawn trials."""
+    right = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        points = rng.standard_normal((29, 5)) * 0.5
+        slopes = rng.choice([-1.0, 1.0], 5) * rng.uniform(0.02, 0.06, 5)
+        found = fit(points, np.zeros((0, 5)), 0.6 + points @ slopes, np.full(29, 0.001))
+        expected, deviation = found.expected(points)
+        right.append(
+            np.allclose(found.slopes(), slopes, rtol=0.5, atol=0.005)  # shrunk, as few trials should be
+            and np.allclose(expected, 0.6 + points @ slopes, atol=0.01)
+            and (deviation < 0.02).all()
+        )
+    assert np.mean(right) >= 0.95
 
 
-@given(st.integers(0, 2**31))
-@settings(deadline=None, max_examples=30)
-def test_a_trend_is_seen_in_fewer_trials_than_there_are_groups(seed):
-    rng = np.random.default_rng(seed)
-    trend = np.linspace(-1, 1, 13)[None]
-    points = rng.uniform(-1, 1, (5, 1)) @ trend + 0.05 * rng.standard_normal((5, 13))
-    sign = rng.choice([-1.0, 1.0])
-    found = fit(points, trend, 0.5 + sign * 0.05 * points @ trend[0], np.full(5, 0.005))
-    ahead, behind = (found.expected(step * trend)[0][0] for step in (0.7 * sign, -0.7 * sign))
-    assert ahead > behind
-    assert np.sign(found.slopes()[-1]) == sign
+def test_a_trend_is_seen_in_fewer_trials_than_there_are_groups():
+    """Nearly always: five trials that happen to lie close together show nothing."""
+    trend, right = np.linspace(-1, 1, 13)[None], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        points = rng.uniform(-1, 1, (5, 1)) @ trend + 0.05 * rng.standard_normal((5, 13))
+        sign = rng.choice([-1.0, 1.0])
+        found = fit(points, trend, 0.5 + sign * 0.05 * points @ trend[0], np.full(5, 0.005))
+        ahead, behind = (found.expected(step * trend)[0][0] for step in (0.7 * sign, -0.7 * sign))
+        right.append(ahead > behind and np.sign(found.slopes()[-1]) == sign)
+    assert np.mean(right) >= 0.95
 
 
 def test_far_from_all_trials_the_fit_says_that_it_does_not_know(networks):

@@ -152,7 +152,7 @@ def check(name, side, count):
 
 CHEAP = ["zoo:cifar-dw", "zoo:ghostnet", "zoo:mobilenet-v1", "zoo:resnet20", "torchvision:mnasnet0_5",
          "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1",
-         "torchvision:regnet_x_400mf", "torchvision:densenet121"]  # fmt: skip
+         "torchvision:regnet_x_400mf", pytest.param("torchvision:densenet121", marks=pytest.mark.breadth)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHEAP)

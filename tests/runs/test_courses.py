@@ -81,7 +81,7 @@ def carried(folder, budget, resume, stop_at=None, seed=0, **more):
     return [e.score for e in found], done
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.breadth)])
 def test_another_budget_reuses_what_is_alike(tmp_path, seed):
     alone = {budget: carried(tmp_path / f"alone{budget}", budget, False, seed=seed)[0] for budget in (2, 3)}
     first, done = carried(tmp_path / "run", 2, False, seed=seed)
@@ -93,7 +93,7 @@ def test_another_budget_reuses_what_is_alike(tmp_path, seed):
     assert carried(tmp_path / "run", 3, True, seed=seed) == (alone[3], [])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.breadth)])
 def test_killed_and_turned_back_and_forth(tmp_path, seed):
     draw = random.Random(seed)
     alone = {budget: carried(tmp_path / f"alone{budget}", budget, False, seed=seed)[0] for budget in (2, 3)}

@@ -94,7 +94,7 @@ def test_operators_are_measured_once(go, world, tmp_path):
 # ------------------------------------------------------------------ stopped and continued
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [1, *(pytest.param(n, marks=pytest.mark.breadth) for n in (0, 2))])
 def test_a_resumed_run_decides_as_it_did(go, world, tmp_path, monkeypatch, number):
     whole = go(tmp_path / "whole")
     honest = Evaluator.__call__

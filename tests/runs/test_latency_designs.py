@@ -138,6 +138,7 @@ def test_limits_without_a_measurement_of_other_networks_refuse_them(deep, world)
     assert limits.counted.limits == {}
 
 
+@pytest.mark.breadth
 def test_a_row_of_an_experiment_may_have_a_budget_of_time(deep, world, pictures, tmp_path):
     world.per_call = PER_CALL
     fields = Recipe(batch_size=32, lr=0.05, crop_padding=1, precision="fp32", memory_format="contiguous")

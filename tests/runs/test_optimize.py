@@ -118,7 +118,7 @@ def test_a_module_from_python_stays_as_it_is(go, tiny, tmp_path):
 # ------------------------------------------------------------------ stopped and continued
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [1, *(pytest.param(n, marks=pytest.mark.breadth) for n in (0, 2))])
 def test_a_resumed_run_equals_an_uninterrupted_one(go, tmp_path, monkeypatch, number):
     whole = go(tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -135,7 +135,7 @@ def test_only_some_rows_and_seeds(experiment, run):
     assert "not trained yet" in Path("a/table.md").read_text()
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 5, 8])
+@pytest.mark.parametrize("epochs", [1, 5, *(pytest.param(n, marks=pytest.mark.breadth) for n in (2, 8))])
 def test_an_interruption_changes_nothing_but_seconds(experiment, run, interrupted, monkeypatch, epochs):
     whole = run("whole")
     with monkeypatch.context() as patch:
@@ -315,7 +315,7 @@ def test_what_follows_is_recorded_and_shown(monkeypatch, experiment, run):
 
 
 COUNTED = {row.name: row for row in counted_rows()}
-FAST = ("mobilenet-organizer-count", "mobilenet-both-g4-count", "vgg16-organizer-count", "resnet18-both-g2-count")
+FAST = ("mobilenet-organizer-count", "mobilenet-both-g4-count", "vgg16-organizer-count")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in COUNTED])

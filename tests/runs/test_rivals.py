@@ -114,7 +114,7 @@ def test_the_rest_is_spent_to_less_than_an_epoch(small, total, removed):
 # ------------------------------------------------------------------ rivals
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "group-norm"])
+@pytest.mark.parametrize("importance", [pytest.param("magnitude", marks=pytest.mark.breadth), "group-norm"])
 def test_torch_pruning_ends_in_a_network_of_ours(importance):
     pytest.importorskip("torch_pruning")
     model, options = "zoo:resnet20", {**OPTIONS, "widths": [11, 17, 23]}

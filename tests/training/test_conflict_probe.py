@@ -120,7 +120,9 @@ def test_taps_see_what_the_graph_computes_before_it_is_overwritten(kind):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in arch.model.modules())
 
 
-@pytest.mark.parametrize("name", ["zoo:resnet20", "torchvision:resnet18", "timm:convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["zoo:resnet20", pytest.param("torchvision:resnet18", marks=pytest.mark.breadth), "timm:convnext_atto"]
+)
 def test_points_of_known_networks(name):
     shape = (3, 32, 32)
     torch.manual_seed(0)
@@ -176,7 +178,7 @@ def expected(arch, point, batches, values_of, scaled):
     return bundles(torch.cat(rows), torch.cat(labels), learning_rate=RATE, batch_size=BATCH, amplitude=amplitude)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.breadth) for n in (1, 2))])
 def test_bundles_are_those_of_whole_rows_in_any_case(seed):
     """Healthy layers, a dead branch, equal images within a batch and across batches, a NaN: parts decide nothing."""
     model, (images, labels) = residual(seed=seed), sample(21, seed)
@@ -272,7 +274,14 @@ def test_reading_leaves_modes_weights_and_random_states():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("metric", ["bundles", "bundles.any", "bundles.last-1", "bundles.last-5"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "bundles",
+        "bundles.any",
+        *(pytest.param(m, marks=pytest.mark.breadth) for m in ("bundles.last-1", "bundles.last-5")),
+    ],
+)
 def test_training_stops_when_the_last_block_conflicts(small_data, small_recipe, metric):
     """A perceptron that makes all images one conflicts from the first epoch on."""
     stop = Stop(metric, 0.0)

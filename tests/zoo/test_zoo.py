@@ -170,7 +170,7 @@ def test_macs_to_the_printed_digits(name, options, side, expected, digits):
 @pytest.mark.parametrize(
     ("depths", "widths", "side", "expected", "digits"),
     [
-        ((2, 2, 5, 10, 2, 10), (24, 32, 64, 112, 160, 280), 248, 663.2, 1),
+        pytest.param((2, 2, 5, 10, 2, 10), (24, 32, 64, 112, 160, 280), 248, 663.2, 1, marks=pytest.mark.breadth),
         pytest.param((2, 2, 5, 10, 2, 10), (24, 32, 64, 112, 160, 280), 240, 631.9, 1, marks=pytest.mark.slow),
         pytest.param((2, 2, 5, 10, 2, 10), (24, 32, 64, 112, 160, 280), 224, 518.0, 1, marks=pytest.mark.slow),
         pytest.param((2, 4, 5, 12, 6, 14), (36, 68, 108, 164, 216, 336), 384, 4275, 0, marks=pytest.mark.slow),
@@ -178,7 +178,7 @@ def test_macs_to_the_printed_digits(name, options, side, expected, digits):
         ((1, 2, 2, 4, 2, 5), (96, 144, 244, 484, 680, 968), 224, 4403.5, 1),
         pytest.param((5, 10, 10, 20, 10, 25), (16, 24, 40, 80, 112, 160), 224, 587.78, 2, marks=pytest.mark.slow),
         ((1, 2, 2, 4, 2, 5), (16, 24, 40, 80, 112, 160), 456, 600.41, 2),
-        ((1, 2, 2, 4, 2, 5), (16, 24, 40, 80, 112, 160), 1256, 4403.6, 1),
+        pytest.param((1, 2, 2, 4, 2, 5), (16, 24, 40, 80, 112, 160), 1256, 4403.6, 1, marks=pytest.mark.breadth),
         ((2, 3, 3, 6, 3, 8), (20, 28, 48, 100, 140, 196), 304, 565.2, 1),
         pytest.param((3, 6, 6, 11, 6, 14), (28, 40, 68, 136, 188, 272), 480, 4368, 0, marks=pytest.mark.slow),
         pytest.param((1, 2, 2, 5, 2, 6), (28, 44, 76, 148, 208, 296), 244, 608.2, 1, marks=pytest.mark.slow),
@@ -230,7 +230,7 @@ def test_blur_filters_cost_nothing_but_their_macs():
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("extra", [0, 5, 32])
+@pytest.mark.parametrize("extra", [0, 5, pytest.param(32, marks=pytest.mark.breadth)])
 def test_any_size_gives_logits(name, extra):
     channels, height, width = zoo.entry(name).input_shape
     images = torch.empty(2, channels, height + extra, width, device="meta")

@@ -87,17 +87,17 @@ def test_sites(name: str, archs: dict[str, cw.Architecture]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_technique_is_applied_once(kind: type[Structural], archs: dict[str, cw.Architecture]) -> None:
+@pytest.mark.parametrize("name", ["functional", "mnist-m3", pytest.param("resnet20", marks=pytest.mark.breadth)])
+def test_a_technique_is_applied_once(kind: type[Structural], archs: dict[str, cw.Architecture], name: str) -> None:
     """Networks that have it already are left as they are."""
-    for name in ("functional", "resnet20", "mnist-m3"):
-        for options in ({}, {"order": "after"}) if kind is BlurPool else ({},):
-            once = kind(**options).applied(archs[name])
-            again = kind(**options).applied(cw.read(once.model, once.example_input))
-            assert again.plan.edits == ()
+    for options in ({}, {"order": "after"}) if kind is BlurPool else ({},):
+        once = kind(**options).applied(archs[name])
+        again = kind(**options).applied(cw.read(once.model, once.example_input))
+        assert again.plan.edits == ()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", ["functional", "resnet20"])
+@pytest.mark.parametrize("name", ["functional", pytest.param("resnet20", marks=pytest.mark.breadth)])
 def test_the_changed_network_is_counted_replayed_and_trains(
     kind: type[Structural], name: str, archs: dict[str, cw.Architecture]
 ) -> None:
