@@ -5,7 +5,7 @@ import pytest
 
 from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError, RunError
-from convwright.methods import METHODS, Auto, Candidate, Evidence, Stop, Uniform, method_named, register
+from convwright.methods import METHODS, Auto, Candidate, Evidence, Method, Stop, Uniform, method_named, register
 
 PLAN = Plan((Width("conv1", 8), Width("conv2", 4, keep={"conv2": [0, 2, 3, 5]})), "zoo:x", (1, 3, 8, 8), 100, 1000)
 
@@ -60,3 +60,55 @@ def test_a_new_method_is_one_registration(monkeypatch):
         pass
 
     assert method_named("mine") is Mine
+
+
+class Plain:
+    """Has what a method must have, and derives from nothing."""
+
+    def __init__(self, arch, limits, *, epochs, tune_epochs, seed=0, divisor=1):
+        super().__init__()
+        self.results, self.log = [], []
+
+    def ask(self):
+        return () if self.results else (Candidate(PLAN, None, 1, 0),)
+
+    def tell(self, evidence):
+        self.results.append(evidence)
+        self.log.append("end: told")
+
+    def best(self):
+        return self.results[-1] if self.results else None
+
+
+class Slim(Plain):
+    """Widths are all that it changes; it says so itself."""
+
+    ranks = True
+
+
+def makes(*args, **options):
+    return Slim(*args, **options)
+
+
+@pytest.mark.parametrize(("maker", "ranks"), [(Plain, False), (Slim, True), (makes, False)])
+def test_the_registry_gives_any_class_the_hooks_of_a_method(monkeypatch, maker, ranks):
+    monkeypatch.setattr("convwright.methods.base.METHODS", dict(METHODS))
+    assert register("mine")(maker) is maker
+    made = method_named("mine")
+    assert (made.ranks, made.beyond_widths) == (ranks, False)
+    method = made(None, None, epochs=1, tune_epochs=1)
+    assert isinstance(method, Method)
+    assert isinstance(method, Plain)
+    assert (method.decisions, method.log, method.finals, method.history, method.techniques) == ((), [], (), (), ())
+    method.without_techniques(lambda changes: True)
+    method.tell(Evidence(method.ask()[0], 0, 0.5, 0.1, {}))
+    assert (method.log, method.ask(), method.best().score) == (["end: told"], (), 0.5)
+
+
+def test_a_method_without_its_three_verbs_is_refused():
+    class Half(Method):
+        def ask(self):
+            return ()
+
+    with pytest.raises(TypeError, match=r"best.*tell"):
+        Half()

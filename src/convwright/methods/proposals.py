@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convwright.edits import Edit, Plan
-from convwright.methods.base import Candidate, Evidence
-from convwright.methods.phased.phased import Decision
+from convwright.methods.base import Candidate, Decision, Evidence, Method
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -23,7 +22,7 @@ class Proposal:
     edits: tuple[Edit, ...]
 
 
-class Proposals:
+class Proposals(Method):
     """Trains the untouched network, then it and all proposals for as long, with its weights.
 
     Asks for the untouched network first. Then, side by side and for the same number of epochs: the untouched
@@ -103,6 +102,8 @@ class OneProposal(Proposals):
     Attributes:
         decisions: The decision, as a run records it.
     """
+
+    decisions: tuple[Decision, ...] = ()
 
     def __init__(
         self,

@@ -7,40 +7,34 @@ is at the same place. So a new method resumes an old run.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from convwright.methods.base import Candidate, Evidence
+from convwright.methods.base import Candidate, Decision, Evidence, Method
 
 if TYPE_CHECKING:
     from convwright.cost.budget import Limits
-    from convwright.methods.phased.phased import Decision
 
 Batch = tuple[Candidate, ...]
 Script = Generator[Batch, tuple[Evidence, ...], None]
 
 
-class Scripted:
+class Scripted(Method):
     """The ask and tell of a method whose course is `_run`; derive, and call `_begin` when all is set up.
 
     Args:
         limits: The budget in numbers; None: every trial counts.
 
     Attributes:
-        ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
-            beside it at the end: then those batches may be judged on a part of the data.
-        beyond_widths: Whether it may keep a limit on latency that no widths keep, as blocks or images may change.
         limits: The same.
         told: The evidence so far, by trial.
         decisions: What was decided so far, in order.
     """
 
-    ranks: ClassVar[bool] = False
-    beyond_widths: ClassVar[bool] = False
+    decisions: tuple[Decision, ...] = ()
 
     def __init__(self, limits: Limits | None) -> None:
         self.limits = limits
         self.results: dict[int, Evidence] = {}
-        self.decisions: tuple[Decision, ...] = ()
         self._final: int | None = None  # the trial that the script ended with
         self._offset = 0  # number of the batch's first candidate
         self._batch: Batch = ()

@@ -10,8 +10,7 @@ from convwright.edits import Plan
 from convwright.errors import check_counts, check_given_counts
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import FirstTraining
-from convwright.methods.base import Candidate, Evidence, Weights
-from convwright.methods.phased.phased import Decision
+from convwright.methods.base import Candidate, Decision, Evidence, Weights
 from convwright.methods.script import Batch, Scripted
 from convwright.methods.shared.halving import Scored
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, check_given_counts
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.channel_search.readings import Reading, check_measurable, read_trial
 from convwright.methods.channel_search.response import Response, trends_of
 from convwright.methods.channel_search.walks import Energy, OnBudget, Published, Seen, Verdict, Walk
-from convwright.methods.phased.phased import Decision
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.width_surface import Surface, Widths
 from convwright.metrics.quality.channel_quality import members

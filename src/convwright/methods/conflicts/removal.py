@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from convwright.cost.budget import Limits, costs_of, human
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError, ConvwrightError
-from convwright.methods.base import Candidate, Evidence, Stop, Weights, register
+from convwright.methods.base import Candidate, Decision, Evidence, Stop, Weights, register
 from convwright.methods.conflicts.blocks import BlockGroups, Conflicts, PruneRule, Watch, read_conflicts
-from convwright.methods.phased.phased import Decision
 from convwright.methods.script import Batch, Script, Scripted
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, ConvwrightError, check_counts
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.enlarging.growth import Point, nearest, trimmed
 from convwright.methods.enlarging.rules import Rule, Setting, compound, fast, shares, single, to_cost
 from convwright.methods.enlarging.space import EnlargingSpace
-from convwright.methods.phased.phased import Decision
 from convwright.methods.script import Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
 

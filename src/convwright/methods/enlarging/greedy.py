@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
 from convwright.errors import check_counts, check_given_counts
-from convwright.methods.base import Candidate, Evidence, Weights, register
+from convwright.methods.base import Candidate, Decision, Evidence, Weights, register
 from convwright.methods.enlarging.enlarging_checks import (
     Transfer,
     check_options,
@@ -40,7 +40,6 @@ from convwright.methods.enlarging.growth import (
 )
 from convwright.methods.enlarging.halving import Halving
 from convwright.methods.enlarging.space import EnlargingSpace, Metric
-from convwright.methods.phased.phased import Decision
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, EditError
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.phased.moves import PHASES, Draft, Phase, Scene
 from convwright.methods.phased.techniques import Trying, default_techniques, joined, techniques_named, tried_on
 from convwright.methods.script import Batch, Script, Scripted
@@ -25,27 +25,6 @@ if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 Answers = Generator[Batch, tuple[Evidence, ...], tuple[Evidence, ...]]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was decided in one phase.
-
-    Attributes:
-        phase: The phase.
-        trials: What each trial of the phase was, by number; the untouched network's beside them is left out.
-        kept: The trial that is gone on from; None: the network stays as it was.
-        reason: Why, one sentence with the numbers.
-    """
-
-    phase: str
-    trials: Mapping[int, str]
-    kept: int | None
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
 
 
 @dataclass(frozen=True, eq=False)
