@@ -53,8 +53,8 @@ def share_benches(monkeypatch):
     def shared(arch, limits, divisor=1):
         return BENCHES.setdefault((id(arch), limits.describe(), divisor), DesignBuilder(arch, limits, divisor))
 
-    monkeypatch.setattr("convwright.methods.auto.auto.Bench", shared)
-    monkeypatch.setattr("convwright.methods.auto.design_search.Bench", shared)
+    monkeypatch.setattr("convwright.methods.auto.auto.DesignBuilder", shared)
+    monkeypatch.setattr("convwright.methods.auto.design_search.DesignBuilder", shared)
 
 
 class World:

@@ -38,6 +38,7 @@ from convwright.cli.options import (
     Weights,
     WithAddresses,
 )
+from convwright.cli.options import parse_options as _parse_options
 from convwright.cli.printing import Commands as _Commands
 from convwright.cli.printing import out as _out
 from convwright.cli.printing import print_json as _print_json
@@ -256,7 +257,6 @@ def optimize(
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
     from convwright.runs.executors import Placement
-    from convwright.runs.method_options import parse_options
     from convwright.runs.optimize import default_folder
     from convwright.runs.optimize import optimize as run
 
@@ -275,7 +275,7 @@ def optimize(
             epochs=epochs,
             tune_epochs=tune_epochs,
             divisor=divisor,
-            options=parse_options(option or ()),
+            options=_parse_options(option or ()),
             weights=weights,
             input_shape=input_shape,
             data_dir=data_dir,

@@ -200,6 +200,7 @@ class Method(ABC):
     """A search method: a state machine that depends on what it is told and on nothing else.
 
     Attributes:
+        name: What it is registered as.
         ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
             beside it at the end: then those batches may be judged on a part of the data.
         beyond_widths: Whether it may keep a limit on latency that no widths keep, as blocks or images may change.
@@ -210,6 +211,7 @@ class Method(ABC):
         history: What each step of the search was, as plain values, where a method records that.
     """
 
+    name: ClassVar[str] = ""
     ranks: ClassVar[bool] = False
     beyond_widths: ClassVar[bool] = False
     techniques: tuple[Trying, ...] = ()
@@ -348,6 +350,9 @@ def register(name: str) -> Callable[[_Made], _Made]:
 
     def file(maker: _Made) -> _Made:
         METHODS[name] = maker
+        made: Any = maker
+        if inspect.isclass(made) and issubclass(made, Method):
+            made.name = name
         return maker
 
     return file

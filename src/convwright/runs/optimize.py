@@ -19,6 +19,7 @@ from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, fea
 from convwright.edits import check_execution
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence, Method, method_named
+from convwright.methods.options import checked_options
 from convwright.runs.config import RunConfig, sought, terms_of
 from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
@@ -34,7 +35,6 @@ from convwright.runs.latency import RunLatency, beyond_widths, judged_latency, l
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data, parse_input
 from convwright.runs.loop import Say, carried_out, search
 from convwright.runs.memory import PROBE, in_parts
-from convwright.runs.method_options import checked_options
 from convwright.runs.outcome import SearchOutcome, side, trial_entry
 from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.proxy import ProxyConfig, proxied, whole_trainings
