@@ -60,7 +60,7 @@ class ScalingOptions(MethodOptions):
                 f"trial_epochs={self.trial_epochs} with rule={self.rule!r}: a rule proposes one network; leave it 0"
             )
         if self.alpha == self.beta == self.gamma == 1:
-            raise ConvwrightError("alpha, beta and gamma are all 1: give more for one of them")
+            raise ConvwrightError("alpha, beta, gamma are all 1: give more for one of them")
         return self
 
 
