@@ -135,7 +135,12 @@ def test_techniques_by_name(given):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("mixop", "did you mean 'mixup'|unknown"), ([3], "no list of names"), (7, "no list of names"), ("", "unknown")],
+    [
+        ("mixop", "did you mean 'mixup'|unknown"),
+        ([3], r"techniques=\[3\] of method auto"),
+        (7, "techniques=7 of method auto"),
+        ("", "unknown"),
+    ],
 )
 def test_what_is_no_technique(given, message):
     with pytest.raises(ConvwrightError, match=message):

@@ -378,7 +378,7 @@ def test_reading_evidence(plain):
 
 def test_bad_options_and_networks_without_blocks(plain):
     for options, words in (
-        ({"rule": "third"}, "rule='third' is unknown"),
+        ({"rule": "third"}, "rule='third' .*'first_group'"),
         ({"check": "later"}, "check='later'"),
         ({"watch": "all"}, "watch='all'"),
         ({"restart": "warm"}, "restart='warm'"),

@@ -154,7 +154,7 @@ def test_halving_takes_no_longer_and_leaves_no_better_one_behind(eta, more, valu
         ({"halving": True}, "halving=True"),
         ({"halving": 7, "trial_steps": 6}, "trial_steps=6 has no such part; give trial_steps=7"),
         ({"halving": 3, "trial_steps": None}, "trial_epochs=2 has no such part; give trial_epochs=3 at least, or"),
-        ({"refine": -1}, "refine=-1 must be a whole number"),
+        ({"refine": -1}, "refine=-1 .*greater than or equal to 0"),
         ({"refine": 1, "weights": "inherit"}, "refine=1 takes back what was grown"),
     ],
 )

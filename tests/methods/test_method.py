@@ -3,10 +3,26 @@ import math
 
 import pytest
 
+import convwright as cw
+from convwright.cost import Limits
 from convwright.edits import Plan, Width
-from convwright.errors import ConvwrightError, RunError
-from convwright.methods import METHODS, Auto, Candidate, Evidence, Stop, Uniform, method_named, register
+from convwright.errors import BudgetError, ConvwrightError, RunError
+from convwright.methods import (
+    METHODS,
+    Auto,
+    Candidate,
+    Evidence,
+    Method,
+    RandomWidths,
+    Stop,
+    Terms,
+    Uniform,
+    method_named,
+    register,
+)
+from convwright.methods.options import checked_options, options_of
 
+BUDGET = Limits({"macs": 10**6})
 PLAN = Plan((Width("conv1", 8), Width("conv2", 4, keep={"conv2": [0, 2, 3, 5]})), "zoo:x", (1, 3, 8, 8), 100, 1000)
 
 
@@ -60,3 +76,116 @@ def test_a_new_method_is_one_registration(monkeypatch):
         pass
 
     assert method_named("mine") is Mine
+
+
+class Plain:
+    """Has what a method must have, and derives from nothing."""
+
+    def __init__(self, arch, limits, *, epochs, tune_epochs, seed=0, divisor=1):
+        super().__init__()
+        self.results, self.log = [], []
+
+    def ask(self):
+        return () if self.results else (Candidate(PLAN, None, 1, 0),)
+
+    def tell(self, evidence):
+        self.results.append(evidence)
+        self.log.append("end: told")
+
+    def best(self):
+        return self.results[-1] if self.results else None
+
+
+class Slim(Plain):
+    """Widths are all that it changes; it says so itself."""
+
+    ranks = True
+
+
+def makes(*args, **options):
+    return Slim(*args, **options)
+
+
+@pytest.mark.parametrize(("maker", "ranks"), [(Plain, False), (Slim, True), (makes, False)])
+def test_the_registry_gives_any_class_the_hooks_of_a_method(monkeypatch, maker, ranks):
+    monkeypatch.setattr("convwright.methods.base.METHODS", dict(METHODS))
+    assert register("mine")(maker) is maker
+    made = method_named("mine")
+    assert (made.ranks, made.beyond_widths) == (ranks, False)
+    method = made(None, None, epochs=1, tune_epochs=1)
+    assert isinstance(method, Method)
+    assert isinstance(method, Plain)
+    assert (method.decisions, method.log, method.finals, method.history, method.techniques) == ((), [], (), (), ())
+    method.without_techniques(lambda changes: True)
+    method.tell(Evidence(method.ask()[0], 0, 0.5, 0.1, {}))
+    assert (method.log, method.ask(), method.best().score) == (["end: told"], (), 0.5)
+
+
+def test_a_method_without_its_three_verbs_is_refused():
+    class Half(Method):
+        def ask(self):
+            return ()
+
+    with pytest.raises(TypeError, match=r"best.*tell"):
+        Half()
+
+
+def test_terms_and_options_are_told_apart():
+    arch = cw.read("zoo:mnist-a")
+    method = RandomWidths(arch, epochs=3, seed=5, trials=4)
+    assert method.terms == Terms(epochs=3, tune_epochs=1, seed=5, divisor=1)
+    assert (method.options.trials, method.options.spread) == (4, 2.0)
+    assert RandomWidths(arch, None, Terms(epochs=3, seed=5), trials=4).ask() == method.ask()
+    with pytest.raises(
+        ConvwrightError, match=r"method random has no option 'trils'; it has trials.*Did you mean trials"
+    ):
+        RandomWidths(arch, trils=3)
+    with pytest.raises(ConvwrightError, match=r"option spread=0.5 of method random: .*greater than or equal to 1"):
+        RandomWidths(arch, spread=0.5)
+    with pytest.raises(ConvwrightError, match=r"option trials='4' of method random: .*valid integer"):
+        RandomWidths(arch, trials="4")
+    with pytest.raises(BudgetError, match="method uniform scales a network to a budget; give one"):
+        Uniform(arch)
+
+
+class Chooser(Plain):
+    def __init__(
+        self, arch, limits, *, epochs, tune_epochs, seed=0, divisor=1, count: int = 3, last: str | None = None
+    ):
+        super().__init__(arch, limits, epochs=epochs, tune_epochs=tune_epochs)
+        self.count = count
+
+
+def chooses(arch, limits, *, count: int = 3, last: str | None = None, **terms):
+    return Chooser(arch, limits, count=count, last=last, **terms)
+
+
+@pytest.mark.parametrize("maker", [Chooser, chooses])
+def test_options_of_a_maker_that_derives_from_nothing_are_its_keyword_arguments(monkeypatch, maker):
+    monkeypatch.setattr("convwright.methods.base.METHODS", dict(METHODS) | {"mine": maker})
+    assert set(options_of("mine").model_fields) == {"count", "last"}
+    assert checked_options("mine", {"count": 4}) == {"count": 4}
+    with pytest.raises(ConvwrightError, match=r"option count='4' of method mine: .*valid integer"):
+        checked_options("mine", {"count": "4"})
+    with pytest.raises(
+        ConvwrightError, match=r"method mine has no option 'cuont'; it has count, last. Did you mean count"
+    ):
+        checked_options("mine", {"cuont": 4})
+    assert method_named("mine")(None, None, epochs=1, tune_epochs=1, count=4).count == 4
+
+
+@pytest.mark.parametrize("made", [lambda arch: Uniform(arch, BUDGET), lambda arch: RandomWidths(arch)])
+def test_the_evidence_is_found_by_its_old_name(made):
+    method = made(cw.read("zoo:mnist-a"))
+    for number, candidate in enumerate(method.ask()):
+        method.tell(Evidence(candidate, number, 0.5, 0.1, {"macs": 1}))
+    with pytest.warns(DeprecationWarning, match=r"told is results now"):
+        assert method.told == method.results
+    assert method.results
+
+
+def test_every_method_is_listed_with_its_options():
+    assert {name: method_named(name).name for name in METHODS} == {name: name for name in METHODS}
+    for name in METHODS:
+        for option in options_of(name)().model_dump():
+            assert f"        {option}: " in options_of(name).__doc__

@@ -17,8 +17,11 @@ def arch():
 
 
 def made(arch, count, limits=None):
-    tried = [Proposal(f"proposal {n}", (Kernel("conv1", 3),) * 0) for n in range(count)]
-    return Proposals(arch, limits, tried, epochs=3, tune_epochs=2, seed=5)
+    class Some(Proposals):
+        def set_up(self):
+            self.propose(*(Proposal(f"proposal {n}", (Kernel("conv1", 3),) * 0) for n in range(count)))
+
+    return Some(arch, limits, epochs=3, tune_epochs=2, seed=5)
 
 
 def told(candidate, number, score=0.5, **kwargs):

@@ -212,7 +212,8 @@ def test_proposals_are_built_as_they_were_costed(tiny):
         ({"rule": "magic"}, "rule='magic'"),
         ({"samples": 0}, "samples=0"),
         ({"limits": Limits({"latency": 10**9}, {"latency": lambda widths: 5})}, "cannot follow a limit on latency"),
-        ({"alpha": 0.9}, "alpha, beta, gamma"),
+        ({"alpha": 0.9}, r"alpha=0.9 .*greater than or equal to 1"),
+        ({"alpha": 1.0, "beta": 1.0, "gamma": 1.0}, "alpha, beta, gamma are all 1"),
     ],
 )
 def test_what_is_wrong_is_said(tiny, options, message):

@@ -3,7 +3,7 @@
 import pytest
 
 from convwright.errors import RecipeError
-from convwright.methods import METHODS, Candidate, Trying, Uniform
+from convwright.methods import METHODS, Candidate, Method, Trying, Uniform
 from convwright.runs import optimize
 from convwright.runs.evaluate import changed_recipe, leave_out_known_techniques
 from convwright.training import Recipe
@@ -36,7 +36,17 @@ def test_impossible_changes_are_refused(changes, message):
 
 
 def test_techniques_that_the_recipe_has_are_not_tried():
-    class Tries:
+    class Asks(Method):
+        def ask(self):
+            return ()
+
+        def tell(self, evidence):
+            pass
+
+        def best(self):
+            return None
+
+    class Tries(Asks):
         techniques = (
             Trying("label_smoothing", {"label_smoothing": 0.1}),
             Trying("mixup", {"techniques": {"mixup": {"alpha": 0.2}}}),
@@ -49,8 +59,9 @@ def test_techniques_that_the_recipe_has_are_not_tried():
     assert [tried.name for tried in method.techniques] == ["mixup", "cutout", "blurpool"]
     leave_out_known_techniques(method, Recipe(cutout=7, techniques={"mixup": {"alpha": 0.2}}))
     assert [tried.name for tried in method.techniques] == ["blurpool"]
-    untouched = object()
+    untouched = Asks()
     leave_out_known_techniques(untouched, Recipe())
+    assert untouched.techniques == ()
 
 
 def test_a_bad_change_fails_its_trial_and_not_the_run(tiny, pictures, plain, tmp_path, monkeypatch):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from convwright.cli.options import parse_options
 from convwright.errors import ConvwrightError, RunError
+from convwright.methods.options import checked_options, options_of
 from convwright.runs import optimize
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.method_options import checked_options, options_of, parse_options
 
 FEW = {"trials": 4, "trial_epochs": 1}
 
@@ -83,9 +84,9 @@ def test_options_are_read_as_json_or_text():
 
 
 def test_options_are_those_of_the_method():
-    assert {"mode", "trials", "gamma", "transfer"} <= set(options_of("channel-search"))
-    assert options_of("uniform") == {}
-    assert not {"epochs", "seed", "divisor"} & set(options_of("channel-search"))
+    assert {"mode", "trials", "gamma", "transfer"} <= set(options_of("channel-search").model_fields)
+    assert not options_of("uniform").model_fields
+    assert not {"epochs", "seed", "divisor"} & set(options_of("channel-search").model_fields)
     assert checked_options("receptive-field", {"mode": "spend"}) == {"mode": "spend"}
     assert checked_options("channel-search", {"gamma": 0, "start": 16}) == {"gamma": 0.0, "start": 16}
 

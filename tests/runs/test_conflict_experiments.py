@@ -19,7 +19,7 @@ from convwright.experiments.papers import EXPERIMENTS, conflicts_boundary, confl
 from convwright.experiments.studies import block_removal as orders
 from convwright.experiments.studies.block_removal import RemovalStudy, flags_of, most, parts
 from convwright.experiments.studies.lesion import Lesions
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.training import ArrayImages, ImageData, Metrics, Recipe
 from convwright.training.techniques.stochastic_depth import StochasticDepth
 
@@ -353,7 +353,7 @@ def test_conclusion_of_tuning():
 def test_a_search_that_has_trained_its_result_already():
     empty = cw.Plan.empty(cw.read("zoo:mnist-a"))
 
-    class Removal:
+    class Removal(Method):
         def __init__(self):
             self.results = []
 
@@ -364,6 +364,9 @@ def test_a_search_that_has_trained_its_result_already():
 
         def tell(self, evidence):
             self.results.append(evidence)
+
+        def best(self):
+            return None
 
     method = UpToTheEnd(Removal())
     while batch := method.ask():

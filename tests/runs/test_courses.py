@@ -9,7 +9,7 @@ import torch
 
 from convwright.edits import Plan, Width
 from convwright.errors import RunError
-from convwright.methods import Candidate, Decision, Evidence
+from convwright.methods import Candidate, Decision, Evidence, Method
 from convwright.runs import Study, search
 from convwright.runs.directory.files import save_weights
 from convwright.runs.directory.study import DECISIONS
@@ -22,7 +22,7 @@ def settings(budget, **more):
     return {"model": "zoo:x", "budget": [budget], "limits": {"macs": budget}, **more}
 
 
-class Asking:
+class Asking(Method):
     """Asks for the candidates that it is given, in batches."""
 
     def __init__(self, *batches):
@@ -38,6 +38,9 @@ class Asking:
 
     def tell(self, evidence):
         self.results.append(evidence)
+
+    def best(self):
+        return self.results[-1]
 
 
 def grown(budget, seed=0):

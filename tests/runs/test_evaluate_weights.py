@@ -12,7 +12,7 @@ import convwright as cw
 from convwright.edits import Kernel, Plan, Width
 from convwright.edits.transfer import svd_transfer
 from convwright.errors import RunError
-from convwright.methods import Candidate, Evidence, Stop
+from convwright.methods import Candidate, Evidence, Method, Stop
 from convwright.runs import Evaluator, Study, search
 from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import reshaped
@@ -260,7 +260,7 @@ def test_a_stopped_trial_is_told_as_one_and_can_be_a_parent(evaluator, arch, pla
     torch.testing.assert_close(outputs(child.model), outputs(old), rtol=1e-5, atol=1e-5)
 
 
-class Growing:
+class Growing(Method):
     """A search of three trials that decides by what the probes found: one layer grows by what it was told."""
 
     def __init__(self, plan):

@@ -9,7 +9,7 @@ import pytest
 import convwright.runs.evaluate as module
 from convwright.edits import Plan, Width
 from convwright.errors import ConvwrightError, DataError, RunError
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.runs import Study, optimize
 from convwright.runs.directory.files import save_weights
 from convwright.runs.evaluate import Evaluator
@@ -153,7 +153,7 @@ def test_a_worker_judges_on_the_same_part(tiny, pictures, plain, tmp_path):
 # ------------------------------------------------------------------ the wrapper
 
 
-class Course:
+class Course(Method):
     """Yields given batches, and notes what it is told."""
 
     def __init__(self, *batches):

@@ -25,7 +25,7 @@ from convwright.experiments.papers.baselines.optuna_tpe import TpeSearch
 from convwright.experiments.papers.baselines.tables import clear, compute, conclude, verdict
 from convwright.experiments.papers.baselines.torch_pruning import Pruned, narrowed, widths_of
 from convwright.experiments.reproduce import reproduce
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.training.data.resized import resized_data
 
 OPTIONS = {"widths": [5, 7, 11], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}
@@ -176,7 +176,7 @@ def test_baselines_are_left_out_of_a_search():
     empty = Plan.empty(read("zoo:mnist-a"))
     plans = [empty.with_edits(RemoveBlock(name)) for name in "abc"]
 
-    class Told:
+    class Told(Method):
         def __init__(self):
             base, beside = Candidate(empty, None, 2, 0, role="base"), Candidate(empty, 0, 1, 1, role="baseline")
             self.batches = [

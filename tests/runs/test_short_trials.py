@@ -11,7 +11,7 @@ from convwright.edits import Plan
 from convwright.errors import RecipeError
 from convwright.experiments.designs.design import DesignContext, NetworkSpec
 from convwright.experiments.designs.search_design import Searched, why_none
-from convwright.methods import METHODS, Candidate, Evidence, GreedyEnlarging
+from convwright.methods import METHODS, Candidate, Evidence, GreedyEnlarging, Method
 from convwright.runs import Evaluator, Study, search
 from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import InProcess
@@ -22,7 +22,7 @@ PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 STATE = optuna.trial.TrialState
 
 
-class Two:
+class Two(Method):
     """Asks for a first part, a whole training, and a first part that fails."""
 
     def __init__(self):
@@ -36,6 +36,9 @@ class Two:
 
     def tell(self, evidence):
         self.results.append(evidence)
+
+    def best(self):
+        return self.results[1]
 
 
 def test_first_parts_are_recorded_as_pruned(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.runs import Study, search
 from convwright.runs.directory.files import save_weights
 from convwright.runs.directory.storage import Storage, check_url
@@ -19,7 +19,7 @@ PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 SERVER = os.environ.get("CONVWRIGHT_TEST_POSTGRESQL")
 
 
-class Counting:
+class Counting(Method):
     """Asks for `count` candidates, one after the other."""
 
     def __init__(self, count=3):
@@ -30,6 +30,9 @@ class Counting:
 
     def tell(self, evidence):
         self.results.append(evidence)
+
+    def best(self):
+        return self.results[-1]
 
 
 def worker(study, done, stop_at=None):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.runs import Study, search
 from convwright.runs.directory.files import load_weights, owned, save_weights, write_json
 
@@ -18,7 +18,7 @@ PLAN = Plan((), "zoo:x", (1, 3, 8, 8), 100, 1000)
 SETTINGS = {"model": "zoo:x", "recipe": {"lr": 0.1}, "seed": 0}
 
 
-class Counting:
+class Counting(Method):
     """Asks for one base and then two batches of two."""
 
     def __init__(self):

@@ -35,6 +35,7 @@ from convwright.cli.options import (
     Weights,
     WithAddresses,
 )
+from convwright.cli.options import parse_options as _parse_options
 from convwright.cli.printing import Commands as _Commands
 from convwright.cli.printing import out as _out
 from convwright.cli.printing import print_json as _print_json
@@ -249,12 +250,11 @@ def optimize(
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
     from convwright.runs.config import default_folder
     from convwright.runs.executors import Placement
-    from convwright.runs.method_options import parse_options
     from convwright.runs.optimize import optimize as run
 
     arguments["budget"] = budget or ()
     arguments["out"] = folder = out if out is not None else default_folder(model, budget or (), objective or ())
-    arguments["options"] = parse_options(option or ())
+    arguments["options"] = _parse_options(option or ())
     arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)
     with leaving.resumable(folder, leaving.command()):
         result = run(**arguments, say=leaving.say, command=leaving.command())

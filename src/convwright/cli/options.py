@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from convwright.arguments import OPTIMIZE
+from convwright.errors import ConvwrightError
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
@@ -42,3 +45,27 @@ class WithAddresses(TyperCommand):
         pairs = zip(args, [*args[1:], "--"], strict=True)
         written = [[word, "local"] if word == "--ray" and after[:1] == "-" else [word] for word, after in pairs]
         return super().parse_args(ctx, [word for words in written for word in words])
+
+
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` texts; a value that is JSON (a number, true, null) is that, any other is text.
+
+    Raises:
+        ConvwrightError: One has no name or no value, or comes twice.
+
+    >>> parse_options(["trials=12", "mode=parity", "gamma=0.7"])
+    {'trials': 12, 'mode': 'parity', 'gamma': 0.7}
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name and equals and value):
+            raise ConvwrightError(f"--option {text!r} is not NAME=VALUE, such as trials=12")
+        if name in found:
+            raise ConvwrightError(f"--option {name} is given twice; give it once")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

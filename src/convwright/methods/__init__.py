@@ -15,6 +15,7 @@ from convwright.methods.auto.pareto import ParetoSearch
 from convwright.methods.base import (
     METHODS,
     Candidate,
+    Decision,
     Evidence,
     Maker,
     Method,
@@ -28,7 +29,8 @@ from convwright.methods.channel_search.search import ChannelSearch
 from convwright.methods.conflicts.removal import ConflictDecision, ConflictRemoval
 from convwright.methods.enlarging.compound import Scaling
 from convwright.methods.enlarging.greedy import GreedyEnlarging
-from convwright.methods.phased.phased import Decision, PhasedDesign
+from convwright.methods.options import ConfigurableMethod, MethodOptions, Terms
+from convwright.methods.phased.phased import PhasedDesign
 from convwright.methods.phased.techniques import Trying
 from convwright.methods.random_widths import RandomWidths
 from convwright.methods.receptive_field.kernel_optimizer import KernelOptimizer, Kernels, optimize_kernels
@@ -42,6 +44,7 @@ __all__ = [
     "Auto",
     "Candidate",
     "ChannelSearch",
+    "ConfigurableMethod",
     "ConflictDecision",
     "ConflictRemoval",
     "Decision",
@@ -52,6 +55,7 @@ __all__ = [
     "Maker",
     "Menu",
     "Method",
+    "MethodOptions",
     "Organization",
     "ParetoSearch",
     "PhasedDesign",
@@ -61,6 +65,7 @@ __all__ = [
     "Scaling",
     "Status",
     "Stop",
+    "Terms",
     "Trying",
     "Uniform",
     "Weights",

@@ -5,14 +5,19 @@ evaluator, a search is resumed by telling a new method the old evidence, and the
 can be worked on side by side.
 
 A new method is one new file here: a class with ``ask``, ``tell`` and ``best`` under ``@register("name")``.
+`Method` declares what else the floors above use of one, each with a default.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError, look_up
@@ -20,6 +25,7 @@ from convwright.errors import ConvwrightError, RunError, look_up
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.cost.budget import Limits
+    from convwright.methods.phased.techniques import Trying
 
 Role = Literal["base", "baseline", "candidate"]
 Status = Literal["done", "stopped", "failed"]
@@ -169,28 +175,134 @@ class Evidence:
             raise RunError(f"a recorded result is damaged ({error})") from error
 
 
-class Method(Protocol):
-    """A search method: a state machine that depends on what it is told and on nothing else."""
+@dataclass(frozen=True)
+class Decision:
+    """What a method decided in one phase of its search.
 
+    Attributes:
+        phase: The phase.
+        trials: What each trial of the phase was, by number; the untouched network's beside them is left out.
+        kept: The trial that is gone on from; None: the network stays as it was.
+        reason: Why, one sentence with the numbers.
+    """
+
+    phase: str
+    trials: Mapping[int, str]
+    kept: int | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**dataclasses.asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
+
+
+class Method(ABC):
+    """A search method: a state machine that depends on what it is told and on nothing else.
+
+    Attributes:
+        name: What it is registered as.
+        ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
+            beside it at the end: then those batches may be judged on a part of the data.
+        beyond_widths: Whether it may keep a limit on latency that no widths keep, as blocks or images may change.
+        techniques: What it will try of the training recipe.
+        decisions: What was decided so far, in order.
+        log: One sentence per decision so far.
+        finals: Trials of candidates that were trained to the end, where a method seeks several networks.
+        history: What each step of the search was, as plain values, where a method records that.
+    """
+
+    name: ClassVar[str] = ""
+    ranks: ClassVar[bool] = False
+    beyond_widths: ClassVar[bool] = False
+    techniques: tuple[Trying, ...] = ()
+
+    if TYPE_CHECKING:  # read-only to whoever has a method; the method may assign them, or compute them
+
+        @property
+        def decisions(self) -> Sequence[Decision]: ...  # noqa: D102
+        @property
+        def log(self) -> Sequence[str]: ...  # noqa: D102
+        @property
+        def finals(self) -> Sequence[int]: ...  # noqa: D102
+        @property
+        def history(self) -> Sequence[Mapping[str, Any]]: ...  # noqa: D102
+    else:
+        decisions = log = finals = history = ()
+
+    @abstractmethod
     def ask(self) -> tuple[Candidate, ...]:
         """Return the next batch of independent candidates; an empty one means finished.
 
         What was asked for and not told yet is asked for again. Candidates are numbered from 0 in the
         order of asking; `Candidate.parent` and `Evidence.trial` are such numbers.
         """
-        ...
 
+    @abstractmethod
     def tell(self, evidence: Evidence) -> None:
         """Take in what was found out. A batch is told in the order in which it was asked for."""
-        ...
 
+    @abstractmethod
     def best(self) -> Evidence | None:
         """Return the best trial so far that meets the limits; None if there is none."""
-        ...
+
+    def without_techniques(self, known: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Take techniques that change nothing out of what is tried: they would repeat the training with none.
+
+        Args:
+            known: Whether the run's recipe stays what it is with changes, given as in `Candidate.recipe`.
+        """
+        self.techniques = tuple(each for each in self.techniques if each.operator or not known(each.recipe))
+
+
+class WrappedMethod(Method):
+    """A method around another one, which answers everything until a subclass does.
+
+    Args:
+        method: The one inside.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the next batch."""
+        return self.method.ask()
+
+    def tell(self, evidence: Evidence) -> None:
+        """Pass it on."""
+        self.method.tell(evidence)
+
+    def best(self) -> Evidence | None:
+        """Return the method's own answer."""
+        return self.method.best()
+
+    def without_techniques(self, known: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Pass it on."""
+        self.method.without_techniques(known)
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """What the method decided."""
+        return self.method.decisions
+
+    @property
+    def log(self) -> Sequence[str]:
+        """What it says about its decisions."""
+        return self.method.log
+
+    @property
+    def finals(self) -> Sequence[int]:
+        """Which trials it trained to the end."""
+        return self.method.finals
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        """What it recorded of each step."""
+        return self.method.history
 
 
 class Maker(Protocol):
-    """Makes a method; a class with this constructor, or a function."""
+    """Makes a method; a class with this constructor, or a function. `method_named` completes it to a `MethodMaker`."""
 
     def __call__(
         self,
@@ -201,7 +313,7 @@ class Maker(Protocol):
         tune_epochs: int,
         seed: int = 0,
         divisor: int = 1,
-    ) -> Method:
+    ) -> Any:
         """Make a method.
 
         Args:
@@ -215,6 +327,20 @@ class Maker(Protocol):
         ...
 
 
+class MethodMaker(Maker, Protocol):
+    """Makes a `Method`, and says before that what holds for all it makes."""
+
+    @property
+    def ranks(self) -> bool:
+        """As `Method.ranks`."""
+        ...
+
+    @property
+    def beyond_widths(self) -> bool:
+        """As `Method.beyond_widths`."""
+        ...
+
+
 METHODS: dict[str, Maker] = {}
 _Made = TypeVar("_Made", bound="Maker")
 
@@ -224,15 +350,45 @@ def register(name: str) -> Callable[[_Made], _Made]:
 
     def file(maker: _Made) -> _Made:
         METHODS[name] = maker
+        made: Any = maker
+        if inspect.isclass(made) and issubclass(made, Method):
+            made.name = name
         return maker
 
     return file
 
 
-def method_named(name: str) -> Maker:
+def method_named(name: str) -> MethodMaker:
     """Return what makes a method.
 
     Raises:
         ConvwrightError: There is none of that name; the nearest ones are listed.
     """
-    return look_up(name, METHODS, "method", ConvwrightError)
+    maker: MethodMaker = _completed(look_up(name, METHODS, "method", ConvwrightError))
+    return maker
+
+
+def _completed(maker: Any) -> Any:
+    """Return a maker whose methods have every hook: a class that is no `Method` gets the defaults of one."""
+    if not inspect.isclass(maker):
+        return _FunctionMaker(maker)
+    if issubclass(maker, Method):
+        return maker
+    module = {"__module__": maker.__module__, "__doc__": maker.__doc__}
+    return types.new_class(maker.__name__, (maker, Method), exec_body=lambda names: names.update(module))
+
+
+class _FunctionMaker:
+    """A function that makes methods."""
+
+    ranks = beyond_widths = False
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)  # attributes of the function, too
+        self.function = function
+
+    def __call__(self, *args: Any, **options: Any) -> Method:
+        method = self.function(*args, **options)
+        if not isinstance(method, Method):
+            method.__class__ = _completed(type(method))
+        return method  # type: ignore[no-any-return]

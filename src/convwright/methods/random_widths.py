@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from convwright.cost.budget import Limits
 from convwright.edits import Plan, Width
-from convwright.errors import ConvwrightError
 from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
-from convwright.methods.shared.width_surface import Surface
+from convwright.methods.shared.width_surface import Surface, own_costs
 
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
+
+class RandomOptions(MethodOptions):
+    """Options of method ``random``.
+
+    Attributes:
+        trials: How many are drawn.
+        trial_epochs: Epochs of each.
+        spread: Largest factor.
+    """
+
+    trials: int = Field(36, ge=1)
+    trial_epochs: int = Field(2, ge=1)
+    spread: float = Field(2.0, ge=1)
 
 
 @register("random")
@@ -24,63 +36,42 @@ class RandomWidths(Scripted):
     Each group's width is its own times a factor, log-uniform from 1 / ``spread`` to ``spread``; then all are scaled to
     the budget. So every trial costs the same, and what a channel search finds can be held against as many draws.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers; None: the network's own MACs and parameters.
-        epochs: Epochs of the final training, of new weights, and of the untouched network's beside it; 0 takes
-            `tune_epochs`, of new weights, too: what was drawn has no weights to inherit.
-        tune_epochs: See `epochs`.
-        seed: Of draws, weights and trainings.
-        divisor: Widths are rounded to multiples of this.
-        trials: How many are drawn.
-        trial_epochs: Epochs of each.
-        spread: Largest factor.
+    Without a budget the network's own MACs and parameters are the limits. What was drawn has no weights to inherit:
+    where the network comes trained, the final trainings have new weights, too, for `tune_epochs`.
 
     Raises:
         BudgetError: No widths meet the limits.
         ConvwrightError: No group can change, or an option is wrong.
     """
 
+    Options = RandomOptions
+    options: RandomOptions
     limits: Limits  # never None here
     ranks = True
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 1,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        trials: int = 36,
-        trial_epochs: int = 2,
-        spread: float = 2.0,
-    ) -> None:
-        if trials < 1 or trial_epochs < 1 or not spread >= 1:
-            raise ConvwrightError(
-                f"trials={trials}, trial_epochs={trial_epochs}, spread={spread}: give at least 1 of each"
-            )
-        profile = arch.profile()
-        limits = limits or Limits({"macs": profile.macs, "params": profile.params})
-        surface = Surface(arch, limits, divisor=divisor)
+    def default_limits(self) -> Limits:
+        """Return the network's own costs."""
+        return own_costs(self.arch)
+
+    def set_up(self) -> None:
+        """Draw all trials."""
+        surface = Surface(self.arch, self.limits, divisor=self.terms.divisor)
+        seed, spread, empty = self.terms.seed, self.options.spread, Plan.empty(self.arch)
         rng = random.Random(seed)
-        empty = Plan.empty(arch)
-        plans = [empty.with_edits(*drawn(surface, rng, 1 / spread, spread, scaled=True)) for _ in range(trials)]
-        super().__init__(limits)
-        self.seed, self.epochs = seed, epochs or tune_epochs
+        widths = [drawn(surface, rng, 1 / spread, spread, scaled=True) for _ in range(self.options.trials)]
+        self.epochs = self.terms.epochs or self.terms.tune_epochs
         self.trials = tuple(
-            Candidate(plan, None, trial_epochs, seed + turn, weights="fresh") for turn, plan in enumerate(plans)
+            Candidate(empty.with_edits(*edits), None, self.options.trial_epochs, seed + turn, weights="fresh")
+            for turn, edits in enumerate(widths)
         )
         self.baseline = Candidate(empty, None, self.epochs, seed, role="baseline", weights="fresh")
-        self._begin()
 
     def _run(self) -> Script:
         yield self.trials
         found = self._chosen()
         if found is None:
             return
-        final = Candidate(found.candidate.plan, None, self.epochs, self.seed, weights="fresh")
+        final = Candidate(found.candidate.plan, None, self.epochs, self.terms.seed, weights="fresh")
         evidence, _ = yield (final, self.baseline)
         self._final = evidence.trial
 

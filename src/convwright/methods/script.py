@@ -7,43 +7,21 @@ is at the same place. So a new method resumes an old run.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, ClassVar
 
-from convwright.methods.base import Candidate, Evidence
-
-if TYPE_CHECKING:
-    from convwright.cost.budget import Limits
-    from convwright.methods.phased.phased import Decision
+from convwright.methods.base import Candidate, Decision, Evidence
+from convwright.methods.options import ConfigurableMethod
 
 Batch = tuple[Candidate, ...]
 Script = Generator[Batch, tuple[Evidence, ...], None]
 
 
-class Scripted:
-    """The ask and tell of a method whose course is `_run`; derive, and call `_begin` when all is set up.
+class Scripted(ConfigurableMethod):
+    """The ask and tell of a method whose course is `_run`, which begins when all is set up."""
 
-    Args:
-        limits: The budget in numbers; None: every trial counts.
-
-    Attributes:
-        ranks: Whether a batch without the untouched network only ranks candidates, and the result is trained by itself
-            beside it at the end: then those batches may be judged on a part of the data.
-        beyond_widths: Whether it may keep a limit on latency that no widths keep, as blocks or images may change.
-        limits: The same.
-        told: The evidence so far, by trial.
-        decisions: What was decided so far, in order.
-    """
-
-    ranks: ClassVar[bool] = False
-    beyond_widths: ClassVar[bool] = False
-
-    def __init__(self, limits: Limits | None) -> None:
-        self.limits = limits
-        self.results: dict[int, Evidence] = {}
-        self.decisions: tuple[Decision, ...] = ()
-        self._final: int | None = None  # the trial that the script ended with
-        self._offset = 0  # number of the batch's first candidate
-        self._batch: Batch = ()
+    decisions: tuple[Decision, ...] = ()
+    _final: int | None = None  # the trial that the script ended with
+    _offset = 0  # number of the batch's first candidate
+    _batch: Batch = ()
 
     def _begin(self) -> None:
         self._script = self._run()
@@ -64,10 +42,6 @@ class Scripted:
                 self._batch = ()
         return tuple(c for n, c in enumerate(self._batch, start=self._offset) if n not in self.results)
 
-    def tell(self, evidence: Evidence) -> None:
-        """Note the evidence."""
-        self.results[evidence.trial] = evidence
-
     def best(self) -> Evidence | None:
         """Return the trial that the script ended with; before or without it, the most accurate one in the limits."""
         self.ask()  # decides what can be decided
@@ -79,6 +53,3 @@ class Scripted:
     def log(self) -> tuple[str, ...]:
         """One sentence per decision so far."""
         return tuple(f"{decision.phase}: {decision.reason}" for decision in self.decisions)
-
-    def _meets(self, evidence: Evidence) -> bool:
-        return evidence.usable and (self.limits is None or self.limits.met(evidence.costs))

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from convwright.cost.budget import Limits
 from convwright.methods.base import register
 from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.shared.uniform_widths import uniform_widths
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
 
 
 @register("uniform")
@@ -22,27 +17,13 @@ class Uniform(Proposals):
     free groups are all scaled by the largest ratio that meets all limits. A budget above the
     network's own costs scales up.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of the two trainings after it.
-        seed: Of the trainings.
-        divisor: Widths are rounded to multiples of this.
-
     Raises:
         BudgetError: No ratio meets the limits.
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits,
-        *,
-        epochs: int,
-        tune_epochs: int,
-        seed: int = 0,
-        divisor: int = 1,
-    ) -> None:
-        narrowed = Proposal("one ratio for all widths", uniform_widths(arch, limits, divisor))
-        super().__init__(arch, limits, (narrowed,), epochs=epochs, tune_epochs=tune_epochs, seed=seed)
+    limits: Limits  # never None here
+    needs_budget = "scales a network to a budget; give one, such as macs<=50%"
+
+    def set_up(self) -> None:
+        """Find the ratio."""
+        self.propose(Proposal("one ratio for all widths", uniform_widths(self.arch, self.limits, self.terms.divisor)))

@@ -20,11 +20,11 @@ from convwright.arguments import OPTIMIZE
 from convwright.cost.budget import Budget, Limits, parse_budget
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.auto.pareto import objective_costs
+from convwright.methods.options import checked_options
 from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
 from convwright.runs.load import LoadedModel, Shape
 from convwright.runs.loop import Say
-from convwright.runs.method_options import checked_options
 from convwright.runs.proxy import ProxyConfig
 from convwright.runs.time_budget import TimeBudget
 from convwright.training import Recipe

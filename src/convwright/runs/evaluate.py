@@ -38,7 +38,6 @@ from convwright.training.techniques import technique_named
 
 if TYPE_CHECKING:
     from convwright.methods import Method
-    from convwright.methods.phased.techniques import Trying
     from convwright.runs.executors.executor import Store
 
 
@@ -278,16 +277,8 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def leave_out_known_techniques(method: Method, recipe: Recipe) -> None:
-    """Take from what a method will try the techniques that the recipe has: they would repeat the training with none.
-
-    Args:
-        method: One that has `techniques` to try; any other stays as it is.
-        recipe: The run's.
-    """
-    tried: tuple[Trying, ...] | None = getattr(method, "techniques", None)
-    if tried is not None:
-        new = tuple(each for each in tried if each.operator or _changes(recipe, each.recipe))
-        method.techniques = new  # type: ignore[attr-defined]
+    """Take from what a method will try the techniques that the run's recipe has."""
+    method.without_techniques(lambda changes: not _changes(recipe, changes))
 
 
 def _changes(recipe: Recipe, changes: Mapping[str, Any]) -> bool:

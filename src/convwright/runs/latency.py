@@ -231,7 +231,7 @@ def fingerprint(network: Architecture) -> str:
 
 def beyond_widths(method: str) -> bool:
     """Return whether a method of this name may keep a limit on latency that no widths keep."""
-    return bool(getattr(method_named(method), "beyond_widths", False))
+    return method_named(method).beyond_widths
 
 
 def measured_latency(arch: Architecture, say: Say) -> RunLatency:

@@ -97,11 +97,11 @@ def _begun(tasks: Sequence[Task], say: Say) -> Iterator[Task]:
 
 def _decided(method: Method, said: int, study: Study, say: Say) -> int:
     """Say and record what the method has decided since; only methods that keep a `log` tell it."""
-    log: Sequence[str] = getattr(method, "log", ())
+    log = method.log
     for line in log[said:]:
         say(line)
     if len(log) > said:
-        study.decided([decision.to_dict() for decision in getattr(method, "decisions", ())], log)
+        study.decided([decision.to_dict() for decision in method.decisions], log)
     return len(log)
 
 

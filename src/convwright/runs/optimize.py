@@ -18,6 +18,7 @@ from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, fea
 from convwright.edits import check_execution
 from convwright.errors import RunError, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
+from convwright.methods.options import checked_options
 from convwright.runs.config import OptimizeOptions, RunConfig, documented, terms_of
 from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
@@ -33,7 +34,6 @@ from convwright.runs.latency import RunLatency, beyond_widths, judged_latency, l
 from convwright.runs.load import LoadedModel, load_model_and_data
 from convwright.runs.loop import carried_out, search
 from convwright.runs.memory import PROBE, in_parts
-from convwright.runs.method_options import checked_options
 from convwright.runs.outcome import SearchOutcome, side, trial_entry
 from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.proxy import proxied, whole_trainings

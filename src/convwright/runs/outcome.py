@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convwright.errors import RunError
-from convwright.methods import Evidence
+from convwright.methods import Evidence, Method
 from convwright.runs.prove import Proof
 from convwright.runs.train import judged
 from convwright.training import Metrics
@@ -34,15 +34,15 @@ class SearchOutcome:
     finals: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, method: object, trials: tuple[Evidence, ...], best: Evidence | None) -> SearchOutcome:
+    def of(cls, method: Method, trials: tuple[Evidence, ...], best: Evidence | None) -> SearchOutcome:
         """Gather what a method tells at its end.
 
         Raises:
             RunError: There is no result, or nothing to compare it with.
         """
-        decisions = tuple(decision.to_dict() for decision in getattr(method, "decisions", ()))
-        log, finals = tuple(getattr(method, "log", ())), tuple(getattr(method, "finals", ()))
-        return cls(trials, _chosen(best, trials), _baseline(trials), decisions, log, finals)
+        decisions = tuple(decision.to_dict() for decision in method.decisions)
+        ends = _chosen(best, trials), _baseline(trials)
+        return cls(trials, *ends, decisions, tuple(method.log), tuple(method.finals))
 
     @property
     def words(self) -> dict[int, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from convwright.errors import ConvwrightError, DataError
-from convwright.methods import METHODS, Candidate, Evidence, Method
+from convwright.methods import METHODS, Candidate, Evidence, Method, method_named
+from convwright.methods.base import WrappedMethod
 from convwright.runs.directory.files import read_json, write_json
 from convwright.runs.loop import Say
 from convwright.runs.time_budget import baseline_of
@@ -112,15 +113,15 @@ def check_ranks(name: str, method: Method) -> None:
     Raises:
         ConvwrightError: All its trainings are final ones, or it compares them with those of the untouched network.
     """
-    if not getattr(method, "ranks", False):
-        others = ", ".join(sorted(n for n, maker in METHODS.items() if getattr(maker, "ranks", False)))
+    if not method.ranks:
+        others = ", ".join(sorted(n for n in METHODS if method_named(n).ranks))
         raise ConvwrightError(
             f"method {name} has no trainings that only rank candidates, so there is nothing to judge on a proxy of the "
             f"data; leave --proxy-classes and --proxy-samples out, or use one of {others}"
         )
 
 
-class Proxied:
+class Proxied(WrappedMethod):
     """A method whose candidates are judged on a proxy of the data.
 
     The untouched network, and all that is asked for in one batch with it as a baseline, is trained and judged on all
@@ -131,7 +132,7 @@ class Proxied:
     """
 
     def __init__(self, method: Method) -> None:
-        self.method = method
+        super().__init__(method)
         self._told: list[Evidence] = []  # as the run has it
         self._whole: set[int] = set()
 
@@ -156,10 +157,6 @@ class Proxied:
         """Return the method's best trial, with what it was judged on."""
         best = self.method.best()
         return None if best is None else self._told[best.trial]
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what else the method tells, such as its log."""
-        return getattr(self.method, name)
 
 
 def whole_trainings(best: Evidence, found: Sequence[Evidence], epochs: int) -> tuple[Candidate, ...]:

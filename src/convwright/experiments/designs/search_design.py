@@ -27,7 +27,8 @@ from convwright.edits import Edit, Plan, Resolution
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RecipeError, RunError
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, opened, plain
-from convwright.methods import Candidate, Evidence, method_named
+from convwright.methods import Candidate, Evidence, Method, method_named
+from convwright.methods.base import WrappedMethod
 from convwright.runs.directory.files import digest, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.study import Study
@@ -115,11 +116,13 @@ class Walked:
 # ------------------------------------------------------------------ methods
 
 
-class UpToTheEnd:
+class UpToTheEnd(WrappedMethod):
     """A method without its last batch, in which the result is trained beside the untouched network."""
 
+    decisions = ()  # only its log is recorded
+
     def __init__(self, method: Method) -> None:
-        self.method = method
+        super().__init__(method)
         self.found: Candidate | None = None
         self._trained: Candidate | None = None  # the last one
 
@@ -138,24 +141,8 @@ class UpToTheEnd:
             self._trained = evidence.candidate
         self.method.tell(evidence)
 
-    def best(self) -> Evidence | None:
-        """Return the method's own answer."""
-        return self.method.best()
 
-    @property
-    def log(self) -> Sequence[str]:
-        """What the method says about its decisions."""
-        said: Sequence[str] = getattr(self.method, "log", ())
-        return said
-
-    @property
-    def history(self) -> Sequence[Mapping[str, Any]]:
-        """What it recorded of each trial."""
-        known: Sequence[Mapping[str, Any]] = getattr(self.method, "history", ())
-        return known
-
-
-class _WidthWalk:
+class _WidthWalk(Method):
     """Candidates whose widths are known beforehand, one after the other."""
 
     def __init__(
@@ -288,7 +275,7 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
         if method.found is not None:
             _keep_weights(evaluator, method.found, trials, folder)
     if method.found is None:
-        why = why_none(getattr(method, "log", ()), trials)
+        why = why_none(method.log, trials)
         raise RecipeError(f"search {folder.name} ended without a result: it asked for no final network{why}")
     write_json(folder / "result.json", _result(question, method, trials, evaluator.recipe, len(data.train)))
 
@@ -344,9 +331,9 @@ def _result(question: Question, method: Any, trials: Sequence[Evidence], recipe:
         "method": f"walk, {question.design.weights}" if isinstance(question.design, Walked) else asked.method,
         "edits": [edit.to_dict() for edit in method.found.plan.edits],
         "trials": rows,
-        "history": plain([_rounded(dict(each)) for each in getattr(method, "history", ())]),
+        "history": plain([_rounded(dict(each)) for each in method.history]),
         "qualities": _qualities(trials),
-        "log": list(getattr(method, "log", ())),
+        "log": list(method.log),
         "images": sum(row["images"] for row in rows),
         "image_macs": sum(row["images"] * row["macs"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),

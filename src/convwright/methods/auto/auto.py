@@ -4,31 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from convwright.cost.budget import Limits, human
-from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
-from convwright.methods.auto.design_search import DesignSearch, Runner, Runners, reasons
+from pydantic import Field
+
+from convwright.cost.budget import human
+from convwright.errors import BudgetError, ConvwrightError, EditError
+from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, reasons
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import quality_of
 from convwright.methods.auto.proposals import combinations, neighbours, proposals
 from convwright.methods.auto.recipe import default_recipe, gaining, recipe_course, reserved, together, with_techniques
 from convwright.methods.base import Candidate, Evidence, register
-from convwright.methods.phased.techniques import techniques_named
+from convwright.methods.phased.techniques import Trying, techniques_named
 from convwright.methods.script import Script
 from convwright.methods.shared.halving import Rung, ranking, rungs, survivors, tied
 
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.methods.phased.techniques import Trying
-
-_PER_TUNING = 4  # epochs of the search for each epoch of the final training
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
 _FINALISTS = 2
 _JOINED = "combinations"
 _RESTART = 4  # so many times as long as before the final training must be to begin anew
 _WITH_ANEW = 3  # epochs of a race from which one entrant has new weights: two others are there, too
 _SHOWN = 3
+
+
+class AutoOptions(DesignOptions):
+    """Options of method ``auto``.
+
+    Attributes:
+        search_epochs: Epochs of all candidates before the final training; None: 4 times `tune_epochs`.
+        eta: One in so many goes on.
+        rounds: Rounds after the race at most: the first tries combinations, the others neighbours.
+        proposals: How many are tried at most; None: as many as the epochs allow.
+        techniques: What is tried of the recipe, by name or as it is; None: `default_techniques`, what is no operator
+            first. A quarter of `search_epochs` is for them, each is trained for 3 epochs or more, and as many are tried
+            as that pays for.
+    """
+
+    proposals: int | None = Field(None, ge=1)
+    techniques: str | Sequence[str | Trying] | None = None
 
 
 @register("auto")
@@ -62,21 +75,6 @@ class Auto(DesignSearch):
     No training is thrown away on the way to the result: its weights come through all of them. Only a network that began
     with new weights begins anew with others, where the final training is 4 times as long as all its own before.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of the final training.
-        seed: Of the trainings; each step takes the next.
-        divisor: Widths are rounded to multiples of this.
-        search_epochs: Epochs of all candidates before the final training; None: 4 times `tune_epochs`.
-        proposals: How many are tried at most; None: as many as the epochs allow.
-        eta: One in so many goes on.
-        rounds: Rounds after the race at most: the first tries combinations, the others neighbours.
-        techniques: What is tried of the recipe, by name or as it is; None: `default_techniques`, what is no operator
-            first. A quarter of `search_epochs` is for them, each is trained for 3 epochs or more, and as many are tried
-            as that pays for.
-
     Attributes:
         decisions: What was decided so far.
         findings: What is known of the network so far.
@@ -95,46 +93,18 @@ class Auto(DesignSearch):
         [('base', 2, ('bundles', 'channel-norms', 'channel-quality'))]
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 1,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        search_epochs: int | None = None,
-        proposals: int | None = None,
-        eta: int = 3,
-        rounds: int = 2,
-        techniques: str | Sequence[str | Trying] | None = None,
-    ) -> None:
-        if limits is None or not limits.limits:
-            raise BudgetError("method auto redesigns a network to a budget; give one, such as macs<=50%")
-        check_given_counts(proposals=proposals)
-        super().__init__(
-            arch,
-            limits,
-            epochs=epochs,
-            tune_epochs=tune_epochs,
-            seed=seed,
-            divisor=divisor,
-            search_epochs=search_epochs,
-            per_tuning=_PER_TUNING,
-            eta=eta,
-            rounds=rounds,
-        )
-        self.most = proposals
-        self.bench = DesignBuilder(arch, limits, divisor)
-        self.techniques = default_recipe(arch) if techniques is None else techniques_named(arch, techniques)
+    Options = AutoOptions
+    options: AutoOptions
+    needs_budget = "redesigns a network to a budget; give one, such as macs<=50%"
+    per_tuning = 4
+
+    def set_up(self) -> None:
+        """Refuse, before any training, what no training could help."""
+        super().set_up()
+        given, self.bench = self.options.techniques, DesignBuilder(self.arch, self.limits, self.terms.divisor)
+        self.techniques = default_recipe(self.arch) if given is None else techniques_named(self.arch, given)
         self._first: tuple[Runner, ...] = ()  # the race's first rung, as it was scored
         self._near: set[str] = set()  # neighbours that were tried: where the present network stays, others are next
-        self._check()
-        self._begin()
-
-    def _check(self) -> None:
-        """Refuse, before any training, what no training could help."""
         found = proposals(self.bench, self.findings, most=2)
         if any(design.edits for design in found):
             return
@@ -154,15 +124,15 @@ class Auto(DesignSearch):
             return
         for_recipe = reserved(self.left, len(self.techniques))
         self.left -= for_recipe
-        share = max(1, int(self.left * _RACE)) if self.rounds else self.left
-        anew = self.epochs > 0 and share >= _WITH_ANEW
+        share = max(1, int(self.left * _RACE)) if self.options.rounds else self.left
+        anew = self.terms.epochs > 0 and share >= _WITH_ANEW
         begun = proposals(self.bench, self.findings, self._at_most(share - anew))
         self._propose(begun)
         racing = tuple(self._begun(self.bench, design, base) for design in begun)
         if anew and len(racing) > 1:
             racing = (racing[0], _anew(racing[1]), *racing[1:])
         racing = yield from self._race(racing, share)
-        for number in range(self.rounds):
+        for number in range(self.options.rounds):
             if racing:
                 racing = yield from self._round(number, racing)
         if racing and for_recipe:
@@ -171,11 +141,11 @@ class Auto(DesignSearch):
         yield from self._end(base, racing)
 
     def _at_most(self, share: int) -> int:
-        return min(self.most if self.most is not None else 64, share)
+        return min(self.options.proposals or 64, share)
 
     def _race(self, racing: tuple[Runner, ...], share: int) -> Runners:
         """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
-        course = _course(len(racing), share, self.eta)
+        course = _course(len(racing), share, self.options.eta)
         spare = share - sum(rung.cost for rung in course)
         for number, rung in enumerate(course, start=1):
             last = number == len(course)
@@ -196,7 +166,7 @@ class Auto(DesignSearch):
 
     def _round(self, number: int, racing: tuple[Runner, ...]) -> Runners:
         """Try what may be better than the best; return what is gone on with."""
-        present, share = racing[0], self.left // (self.rounds - number)
+        present, share = racing[0], self.left // (self.options.rounds - number)
         if share < 2:
             return racing
         spent = self.results[present.trial].candidate.epochs
@@ -268,10 +238,10 @@ class Auto(DesignSearch):
         if not racing:
             self._note("end", {}, None, "no final network: no proposal could be trained")
             return
-        epochs = racing[0].epochs + self.tune_epochs
+        epochs = racing[0].epochs + self.terms.tune_epochs
         self._step += 1
-        finals = [self._candidate(self._restarted(runner), self.tune_epochs) for runner in racing]
-        seed, recipe = self.seed + self._step, racing[0].recipe
+        finals = [self._candidate(self._restarted(runner), self.terms.tune_epochs) for runner in racing]
+        seed, recipe = self.terms.seed + self._step, racing[0].recipe
         baseline = Candidate(self.untouched, base.trial, epochs, seed, role="baseline", recipe=recipe)
         *found, _ = yield (*finals, baseline)
         usable = [e for e in found if self._meets(e)]
@@ -290,7 +260,7 @@ class Auto(DesignSearch):
 
         A short schedule is at its highest rate almost from the start, and what that spoils stays spoilt.
         """
-        few = runner.anew and _RESTART * runner.epochs <= self.tune_epochs
+        few = runner.anew and _RESTART * runner.epochs <= self.terms.tune_epochs
         return replace(runner, weights="fresh") if few else runner
 
     # ------------------------------------------------------------------ what is recorded

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from pydantic import Field
 
 from convwright.edits import Plan
-from convwright.errors import check_counts, check_given_counts
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import FirstTraining
-from convwright.methods.base import Candidate, Evidence, Weights
-from convwright.methods.phased.phased import Decision
+from convwright.methods.base import Candidate, Decision, Evidence, Weights
+from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Scripted
 from convwright.methods.shared.halving import Scored
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
     from convwright.cost.budget import Limits
     from convwright.methods.auto.proposals import Findings
 
@@ -67,56 +67,46 @@ class Runner:
 Runners: TypeAlias = Generator[Batch, tuple[Evidence, ...], tuple[Runner, ...]]
 
 
+class DesignOptions(MethodOptions):
+    """Options of the searches by designs.
+
+    Attributes:
+        search_epochs: Epochs of all candidates before the final training; None: `DesignSearch.per_tuning` times
+            `tune_epochs`.
+        eta: Of successive halving: one in so many goes on.
+        rounds: Rounds after the race at most.
+    """
+
+    search_epochs: int | None = Field(None, ge=1)
+    eta: int = Field(3, ge=2)
+    rounds: int = Field(2, ge=0)
+
+
 class DesignSearch(Scripted):
     """Trains the untouched network, then designs with its weights, and says what it decides.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of the final training.
-        seed: Of the trainings; each step takes the next.
-        divisor: Widths are rounded to multiples of this.
-        search_epochs: Epochs of all candidates before the final training; None: `per_tuning` times `tune_epochs`.
-        per_tuning: See there.
-        eta: Of successive halving: one in so many goes on.
-        rounds: Rounds after the race at most.
-
     Attributes:
+        per_tuning: Epochs of the search for each epoch of the final training.
         first_training: What is observed in the first training.
         findings: What is known of the network so far.
         untouched: The plan without edits.
         left: Epochs that the search has left.
     """
 
+    options: DesignOptions
     limits: Limits  # never None here
     ranks = True
     beyond_widths = True
+    per_tuning: ClassVar[int]
+    findings: Findings
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits,
-        *,
-        epochs: int,
-        tune_epochs: int,
-        seed: int,
-        divisor: int,
-        search_epochs: int | None,
-        per_tuning: int,
-        eta: int,
-        rounds: int,
-    ) -> None:
-        check_given_counts(search_epochs=search_epochs)
-        check_counts(2, eta=eta)
-        check_counts(0, rounds=rounds)
-        super().__init__(limits)
-        self.arch, self.seed, self.eta, self.rounds = arch, seed, eta, rounds
-        self.epochs, self.tune_epochs, self.divisor = epochs, tune_epochs, divisor
-        self.left = search_epochs if search_epochs is not None else per_tuning * tune_epochs
-        self.first_training = FirstTraining.of(arch)
-        self.findings: Findings = self.first_training.known
-        self.untouched = Plan.empty(arch)
+    def set_up(self) -> None:
+        """Read what is known before any training."""
+        given = self.options.search_epochs
+        self.left = given if given is not None else self.per_tuning * self.terms.tune_epochs
+        self.first_training = FirstTraining.of(self.arch)
+        self.findings = self.first_training.known
+        self.untouched = Plan.empty(self.arch)
         self._step = 0
 
     def _diagnosis(self, base: Evidence) -> str:
@@ -126,7 +116,8 @@ class DesignSearch(Scripted):
     def _base(self, bench: DesignBuilder) -> Generator[Batch, tuple[Evidence, ...], Evidence | None]:
         """Train the untouched network and read it; None if that failed."""
         probes = self.first_training.probes
-        (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", probes=probes),)
+        terms = self.terms
+        (base,) = yield (Candidate(self.untouched, None, terms.epochs, terms.seed, role="base", probes=probes),)
         words = {base.trial: "the untouched network"}
         if not base.usable:
             self._note("network", words, None, f"there is nothing to begin with, {base.message}")
@@ -152,7 +143,7 @@ class DesignSearch(Scripted):
             runner.plan,
             None if runner.weights == "fresh" else runner.trial,
             epochs,
-            self.seed + self._step,
+            self.terms.seed + self._step,
             probes=probes,
             recipe=runner.recipe,
             weights=runner.weights,

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from convwright.cost.budget import MEASURED, METRICS, Limits, costs_of, feasible_range, human
 from convwright.edits import Width
-from convwright.errors import BudgetError, ConvwrightError, EditError, check_counts, did_you_mean
-from convwright.methods.auto.design_search import DesignSearch, Runner, Runners, reasons
+from convwright.errors import BudgetError, ConvwrightError, EditError, did_you_mean
+from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, reasons
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import quality_of
 from convwright.methods.auto.proposals import Findings, neighbours, proposals
@@ -22,10 +24,8 @@ from convwright.methods.shared.dominance import Point, chosen, crowding, fronts,
 from convwright.methods.shared.halving import Rung
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
     from convwright.edits import Edit
 
-_PER_TUNING = 16  # epochs of the search for each epoch of a final training: four times Auto's, as several are sought
 _HALVING = 0.75  # share of the search's epochs that the race of the proposals gets; neighbours get the rest
 _LEVELS = 4  # costs at which networks are proposed, each the one before over the square root of 2
 _CELLS = 28  # costs within the 28th root of 2 (2.5%) count as equal: designs use up their level to about one per cent
@@ -115,6 +115,21 @@ def course(count: int, budget: int, eta: int, points: int) -> tuple[Rung, ...]:
     raise ConvwrightError(f"halving: count={count}, budget={budget}: give at least 1 of each")
 
 
+class ParetoOptions(DesignOptions):
+    """Options of method ``pareto``.
+
+    Attributes:
+        search_epochs: Epochs of all candidates before the final trainings; None: 16 times `tune_epochs`.
+        eta: One in so many goes on.
+        rounds: Rounds of neighbours at most.
+        objective: One or two of macs, params, activations, weights and, where the budget limits it, latency.
+        points: How many networks are trained to the end; fewer where the front has fewer.
+    """
+
+    objective: str | Sequence[str] = ("macs",)
+    points: int = Field(4, ge=2)
+
+
 @register("pareto")
 class ParetoSearch(DesignSearch):
     """Finds networks of which none is beaten in accuracy and cost at once, and trains a few of them to the end.
@@ -133,19 +148,6 @@ class ParetoSearch(DesignSearch):
     The result is the most accurate of these within the budget. Without a budget it is the knee of the front:
     `convwright.methods.shared.dominance.knee`, with costs as logarithms.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers; None or empty: there is none.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of the final trainings.
-        seed: Of the trainings; each step takes the next.
-        divisor: Widths are rounded to multiples of this.
-        objective: One or two of macs, params, activations, weights and, where the budget limits it, latency.
-        points: How many networks are trained to the end, from 2 on; fewer where the front has fewer.
-        search_epochs: Epochs of all candidates before the final trainings; None: 16 times `tune_epochs`.
-        eta: One in so many goes on.
-        rounds: Rounds of neighbours at most.
-
     Attributes:
         decisions: What was decided so far.
         objective: The costs.
@@ -162,40 +164,22 @@ class ParetoSearch(DesignSearch):
         ([('base', 2)], ('macs',))
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 1,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        objective: str | Sequence[str] = ("macs",),
-        points: int = 4,
-        search_epochs: int | None = None,
-        eta: int = 3,
-        rounds: int = 2,
-    ) -> None:
-        check_counts(2, points=points)
-        super().__init__(
-            arch,
-            limits if limits is not None else Limits({}),
-            epochs=epochs,
-            tune_epochs=tune_epochs,
-            seed=seed,
-            divisor=divisor,
-            search_epochs=search_epochs,
-            per_tuning=_PER_TUNING,
-            eta=eta,
-            rounds=rounds,
-        )
-        self.objective, self.points = objective_costs(objective), points
+    Options = ParetoOptions
+    options: ParetoOptions
+    per_tuning = 16  # four times Auto's, as several networks are sought
+
+    def default_limits(self) -> Limits:
+        """Return no limits."""
+        return Limits({})
+
+    def set_up(self) -> None:
+        """Set the levels; refuse, before any training, what no training could help."""
+        super().set_up()
+        self.objective = objective_costs(self.options.objective)
         self.benches, self._unreached = self._levels()
         self._tried: set[frozenset[str]] = set()  # networks by their edits: none is proposed twice
         self._ends: range = range(0)  # trials of the final trainings
         self._check()
-        self._begin()
 
     @property
     def finals(self) -> tuple[int, ...]:
@@ -220,8 +204,8 @@ class ParetoSearch(DesignSearch):
         levels = [math.floor(top * 2 ** (-i / 2)) for i in range(_LEVELS)]
         reached = [level for level in levels if level >= least] or levels[:1]
         top_level, *lower = (self._limited(metric, level) for level in reached)
-        first = DesignBuilder(self.arch, top_level, self.divisor)
-        benches = (first, *(Level(self.arch, limits, self.divisor, top=first) for limits in lower))
+        first = DesignBuilder(self.arch, top_level, self.terms.divisor)
+        benches = (first, *(Level(self.arch, limits, self.terms.divisor, top=first) for limits in lower))
         return benches, tuple(human(level, metric) for level in levels if level not in reached)
 
     def _limited(self, metric: str, most: int) -> Limits:
@@ -254,12 +238,12 @@ class ParetoSearch(DesignSearch):
         base = yield from self._base(self.benches[0])
         if base is None:
             return
-        share = max(1, int(self.left * _HALVING)) if self.rounds else self.left
-        begun = self._population(self.findings, course(_MOST, share, self.eta, self.points)[0].count)
+        share = max(1, int(self.left * _HALVING)) if self.options.rounds else self.left
+        begun = self._population(self.findings, course(_MOST, share, self.options.eta, self.options.points)[0].count)
         self._propose(begun)
         members = tuple(self._begun(bench, design, base) for bench, design in begun)
         members = yield from self._race(members, share)
-        for number in range(1, self.rounds + 1):
+        for number in range(1, self.options.rounds + 1):
             if not members:
                 break
             near = yield from self._round(number, members)
@@ -288,12 +272,12 @@ class ParetoSearch(DesignSearch):
 
     def _race(self, members: _Members, share: int) -> Runners:
         """Train all, those on the front on, and so forth; return those of the last rung, chosen likewise."""
-        rungs = course(len(members), share, self.eta, self.points) if members else ()
+        rungs = course(len(members), share, self.options.eta, self.options.points) if members else ()
         for number, rung in enumerate(rungs, start=1):
             last = number == len(rungs)
             members = yield from self._trained(members, rung.epochs, self.first_training.later_probes if last else ())
             for_epochs = f"{len(members)} networks for {rung.epochs} epoch{'s' * (rung.epochs > 1)}"
-            keep = self.points if last else rungs[number].count
+            keep = self.options.points if last else rungs[number].count
             members = self._chosen(f"rung {number} of {len(rungs)}, {for_epochs}", members, keep)
             if not members:
                 break
@@ -304,7 +288,7 @@ class ParetoSearch(DesignSearch):
         size, spent = len(members), self.results[members[0].trial].candidate.epochs
         if self.left < size + 1:
             return None
-        share = max(self.left // (self.rounds - number + 1), min(self.left, 2 * size))
+        share = max(self.left // (self.options.rounds - number + 1), min(self.left, 2 * size))
         most = min(max(size, share // spent - size), share - size)
         metric = self.objective[(number - 1) % len(self.objective)]
         near = self._neighbours(members, metric, most, number)
@@ -313,7 +297,7 @@ class ParetoSearch(DesignSearch):
         everyone = (*members, *near)
         epochs = min(spent, share // len(everyone))
         everyone = yield from self._trained(everyone, epochs, self.first_training.later_probes)
-        return self._chosen(f"neighbours, round {number}", everyone, max(self.points, size))
+        return self._chosen(f"neighbours, round {number}", everyone, max(self.options.points, size))
 
     def _neighbours(self, members: _Members, metric: str, most: int, number: int) -> _Members:
         """Return neighbours of the least crowded members of the front, each at most as costly, by turns."""
@@ -332,8 +316,8 @@ class ParetoSearch(DesignSearch):
         except EditError as error:
             self._note(f"neighbours, round {number}", {}, None, f"none of {member.words}: {error}")
             return []
-        bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.divisor)
-        quality = quality_of(self.results[member.trial], origin, bench.limits, self.divisor)
+        bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.terms.divisor)
+        quality = quality_of(self.results[member.trial], origin, bench.limits, self.terms.divisor)
         return [
             replace(member, origin=bench, design=d, plan=member.plan.with_edits(*d.edits))
             for d in neighbours(bench, member.design, quality)
@@ -346,15 +330,15 @@ class ParetoSearch(DesignSearch):
             return
         points = [self._point(member) for member in members]
         front = fronts(points)[0]
-        finals = [members[front[i]] for i in spread([points[i] for i in front], self.points)]
-        epochs = finals[0].epochs + self.tune_epochs
+        finals = [members[front[i]] for i in spread([points[i] for i in front], self.options.points)]
+        epochs = finals[0].epochs + self.terms.tune_epochs
         self._step += 1
         self._ends = range(len(self.results), len(self.results) + len(finals))
         *found, _ = yield (
-            *(self._candidate(member, self.tune_epochs) for member in finals),
-            Candidate(self.untouched, base.trial, epochs, self.seed + self._step, role="baseline"),
+            *(self._candidate(member, self.terms.tune_epochs) for member in finals),
+            Candidate(self.untouched, base.trial, epochs, self.terms.seed + self._step, role="baseline"),
         )
-        ended = [self._after(m, e, self.tune_epochs) for m, e in zip(finals, found, strict=True)]
+        ended = [self._after(m, e, self.terms.tune_epochs) for m, e in zip(finals, found, strict=True)]
         self._decide(ended)
 
     def _decide(self, ended: Sequence[Runner]) -> None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from convwright.cost.budget import Limits, human
+from pydantic import Field, model_validator
+
+from convwright.cost.budget import human
 from convwright.edits import Plan
-from convwright.errors import ConvwrightError, check_given_counts
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.errors import ConvwrightError
+from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.channel_search.readings import Reading, check_measurable, read_trial
 from convwright.methods.channel_search.response import Response, trends_of
 from convwright.methods.channel_search.walks import Energy, OnBudget, Published, Seen, Verdict, Walk
-from convwright.methods.phased.phased import Decision
+from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
-from convwright.methods.shared.width_surface import Surface, Widths
+from convwright.methods.shared.width_surface import Surface, Widths, own_costs
 from convwright.metrics.quality.channel_quality import members
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 Mode = Literal["corrected", "parity"]
 Rule = Literal["greedy", "annealing", "response"]
@@ -64,6 +63,61 @@ class WidthDecision(Decision):
     heat: float = 0.0
 
 
+class ChannelOptions(MethodOptions):
+    """Options of method ``channel-search``.
+
+    Attributes:
+        mode: ``corrected`` or ``parity``.
+        rule: ``greedy``, ``annealing``, or in corrected mode ``response``; None: annealing, in parity mode greedy.
+        trials: Of the search. Published: 36.
+        trial_epochs: Epochs of each. Published: 2.
+        gamma: Weight of earlier trials. Published: 0.6 to 0.9, 0.8 by default.
+        start: Where it begins: ``tiny`` (16 channels everywhere), ``given`` (the network's own widths), or a number
+            of channels; None: ``given``, in parity mode ``tiny``. A start below the budget comes up to it
+            geometrically over the first third of the trials.
+        step: Added to all widths after the first trial; parity mode only.
+        min_width: Smallest width; None: one step of the group and at least 2, in parity mode 16. Weights cannot be
+            carried on from a group of one channel.
+        max_width: Largest width; None: none, in parity mode 256.
+        metric: ``qc``, ``new_qc``, ``rank`` or ``knowledge_gain``.
+        transfer: How a trial gets the weights of the one before: ``net2wider``, ``svd`` or ``fresh`` (not at all);
+            None: ``net2wider``, in parity mode ``svd``; rule ``response`` compares trials, so there it is ``fresh``.
+        energy: What is annealed: ``score`` or ``quality``; corrected mode only.
+        temperature: At the beginning, in units of the energy's noise (for ``score`` the standard error of the
+            difference, for ``quality`` 2 %, a guess); it falls linearly. Corrected mode only.
+        spread: A width may be so many times what one common ratio of the start would give, or one over it; corrected
+            mode only. None: 4, with rule ``response`` 3.
+    """
+
+    mode: Mode = "corrected"
+    rule: Rule | None = None
+    trials: int = Field(36, ge=1)
+    trial_epochs: int = Field(2, ge=1)
+    gamma: float = Field(0.8, ge=0, lt=1)
+    start: Literal["tiny", "given"] | Annotated[int, Field(ge=1)] | None = None
+    step: int = Field(16, ge=1)
+    min_width: int | None = Field(None, ge=1)
+    max_width: int | None = Field(None, ge=1)
+    metric: Metric = "qc"
+    transfer: Transfer | None = None
+    energy: Energy = "score"
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
+    spread: float | None = Field(None, ge=1, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _together(self) -> ChannelOptions:
+        if self.min_width is not None and self.max_width is not None and self.min_width > self.max_width:
+            raise ConvwrightError(
+                f"min_width={self.min_width} is above max_width={self.max_width}; give a smaller min_width"
+            )
+        if self.rule == "response" and (self.mode == "parity" or self.transfer not in (None, "fresh")):
+            raise ConvwrightError(
+                "rule='response' compares trials that are trained alike from new weights: it is of mode 'corrected', "
+                "with transfer 'fresh'"
+            )
+        return self
+
+
 @register("channel-search")
 class ChannelSearch(Scripted):
     """Trials of a few epochs, each with the weights of the one before; after each the widths answer what was seen.
@@ -92,34 +146,8 @@ class ChannelSearch(Scripted):
     A trial that fails is rejected: the widths of the last accepted one are tried again. Two failures in a row, or no
     quality above 0 in three trials in a row, end the search with what it has.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers; None: the network's own MACs and parameters, in parity mode none.
-        epochs: Epochs of the final training, of new weights, and of the untouched network's beside it. 0: the network
-            comes trained, and both inherit its weights.
-        tune_epochs: Epochs of the two final trainings where `epochs` is 0.
-        seed: Of draws, new weights and trainings.
-        divisor: Widths are rounded to multiples of this.
-        mode: ``corrected`` or ``parity``.
-        rule: ``greedy``, ``annealing``, or in corrected mode ``response``; None: annealing, in parity mode greedy.
-        trials: Of the search. Published: 36.
-        trial_epochs: Epochs of each. Published: 2.
-        gamma: Weight of earlier trials. Published: 0.6 to 0.9, 0.8 by default.
-        start: Where it begins: ``tiny`` (16 channels everywhere), ``given`` (the network's own widths), or a number
-            of channels; None: ``given``, in parity mode ``tiny``. A start below the budget comes up to it
-            geometrically over the first third of the trials.
-        step: Added to all widths after the first trial; parity mode only.
-        min_width: Smallest width; None: one step of the group and at least 2, in parity mode 16. Weights cannot be
-            carried on from a group of one channel.
-        max_width: Largest width; None: none, in parity mode 256.
-        metric: ``qc``, ``new_qc``, ``rank`` or ``knowledge_gain``.
-        transfer: How a trial gets the weights of the one before: ``net2wider``, ``svd`` or ``fresh`` (not at all);
-            None: ``net2wider``, in parity mode ``svd``; rule ``response`` compares trials, so there it is ``fresh``.
-        energy: What is annealed: ``score`` or ``quality``; corrected mode only.
-        temperature: At the beginning, in units of the energy's noise (for ``score`` the standard error of the
-            difference, for ``quality`` 2 %, a guess); it falls linearly. Corrected mode only.
-        spread: A width may be so many times what one common ratio of the start would give, or one over it; corrected
-            mode only. None: 4, with rule ``response`` 3.
+    Without a budget the limits are the network's own MACs and parameters, in parity mode there are none. Where the
+    network comes trained, the two final trainings inherit its weights and take `tune_epochs`; else they have new ones.
 
     Attributes:
         decisions: What was decided so far, one per trial.
@@ -136,84 +164,54 @@ class ChannelSearch(Scripted):
         (('channel-quality',), 'fresh')
     """
 
+    Options = ChannelOptions
+    options: ChannelOptions
     ranks = True
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 1,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        mode: Mode = "corrected",
-        rule: Rule | None = None,
-        trials: int = 36,
-        trial_epochs: int = 2,
-        gamma: float = 0.8,
-        start: Literal["tiny", "given"] | int | None = None,
-        step: int = 16,
-        min_width: int | None = None,
-        max_width: int | None = None,
-        metric: Metric = "qc",
-        transfer: Transfer | None = None,
-        energy: Energy = "score",
-        temperature: float = 1.0,
-        spread: float | None = None,
-    ) -> None:
-        parity = mode == "parity"
-        rule = rule or ("greedy" if parity else "annealing")
-        transfer = transfer or ("svd" if parity else "fresh" if rule == "response" else "net2wider")
-        start = start if start is not None else ("tiny" if parity else "given")
-        _check_words(mode=(mode, Mode), rule=(rule, Rule), transfer=(transfer, Transfer), energy=(energy, Energy))
-        _check_words(metric=(metric, Metric))
-        if rule == "response" and (parity or transfer != "fresh"):
-            raise ConvwrightError(
-                "rule='response' compares trials that are trained alike from new weights: it is of mode 'corrected', "
-                "with transfer 'fresh'"
-            )
-        spread = _SPREAD[rule] if spread is None else spread
-        _check_numbers(trials, trial_epochs, gamma, start, step, min_width, max_width, temperature, spread)
-        super().__init__(limits)
-        self.mode, self.rule, self.transfer, self.metric = mode, rule, transfer, metric
-        self.trials, self.trial_epochs = trials, trial_epochs
-        self.epochs, self.tune_epochs, self.seed = epochs, tune_epochs, seed
+    def set_up(self) -> None:
+        """Choose the first widths, and what answers the trials."""
+        arch, limits, given = self.arch, self.limits, self.options
+        self.mode, self.metric, parity = given.mode, given.metric, given.mode == "parity"
+        self.rule: Rule = given.rule or ("greedy" if parity else "annealing")
+        usual: Transfer = "svd" if parity else "fresh" if self.rule == "response" else "net2wider"
+        self.transfer: Transfer = given.transfer or usual
         least, most = _PUBLISHED_BOUNDS if parity else (_CARRIED, None)
         self.surface = Surface(
             arch,
-            limits if limits is not None else _own_costs(arch),
-            divisor=divisor,
-            least=min_width if min_width is not None else least,
-            most=max_width if max_width is not None else most,
+            limits if limits is not None else own_costs(arch),
+            divisor=self.terms.divisor,
+            least=given.min_width if given.min_width is not None else least,
+            most=given.max_width if given.max_width is not None else most,
             checked=limits is not None or not parity,
         )
         self.members = members(arch)
         check_measurable(arch, self.members)
         self.untouched = Plan.empty(arch)
-        first = self._first(start)
-        self.walk: Walk
-        if rule == "response":
-            trends = trends_of(arch, self.surface, self.members)
-            self.walk = Response(self.surface, first, trends, trials=trials, spread=spread, seed=seed)
-        elif parity:
-            self.walk = Published(
-                self.surface, first, trials=trials, gamma=gamma, rule=rule, step=step, seed=seed,
-                limited=limits is not None,
-            )  # fmt: skip
-        else:
-            self.walk = OnBudget(
-                self.surface, first, trials=trials, gamma=gamma, rule=rule, energy=energy, heat=temperature,
-                spread=spread, seed=seed,
-            )  # fmt: skip
+        self.walk = self._walk(self._first(given.start or ("tiny" if parity else "given")))
         self._base: int | None = None
-        self._begin()
 
-    def _first(self, start: Literal["tiny", "given"] | int) -> Widths:
+    def _walk(self, first: Widths) -> Walk:
+        """Return what answers the trials."""
+        given, surface, trials, seed = self.options, self.surface, self.options.trials, self.terms.seed
+        spread = _SPREAD[self.rule] if given.spread is None else given.spread
+        if self.rule == "response":
+            trends = trends_of(self.arch, surface, self.members)
+            return Response(surface, first, trends, trials=trials, spread=spread, seed=seed)
+        if given.mode == "parity":
+            return Published(
+                surface, first, trials=trials, gamma=given.gamma, rule=self.rule, step=given.step, seed=seed,
+                limited=self.limits is not None,
+            )  # fmt: skip
+        return OnBudget(
+            surface, first, trials=trials, gamma=given.gamma, rule=self.rule, energy=given.energy,
+            heat=given.temperature, spread=spread, seed=seed,
+        )  # fmt: skip
+
+    def _first(self, start: str | int) -> Widths:
         """Return the first widths by family."""
         if start == "given":
             return {f.name: f.rounded(f.size) for f in self.surface.families}
-        width = TINY if start == "tiny" else start
+        width = start if isinstance(start, int) else TINY
         return {f.name: f.rounded(width) for f in self.surface.families}
 
     # ------------------------------------------------------------------ what it did
@@ -233,8 +231,8 @@ class ChannelSearch(Scripted):
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
-        if not self.epochs:  # it comes trained: judged once, and all others start from there
-            (base,) = yield (Candidate(self.untouched, None, 0, self.seed, role="base"),)
+        if not self.terms.epochs:  # it comes trained: judged once, and all others start from there
+            (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base"),)
             if not base.usable:
                 self._note(
                     "base", {base.trial: "the untouched network"}, None, f"nothing to begin with, {base.message}"
@@ -252,7 +250,7 @@ class ChannelSearch(Scripted):
     def _trials(self) -> Generator[Batch, tuple[Evidence, ...], str]:
         """Run the trials; return why they ended before their time, or nothing."""
         failed = silent = 0
-        for turn in range(self.trials):
+        for turn in range(self.options.trials):
             widths = self.walk.widths
             (evidence,) = yield (self._candidate(widths, turn),)
             reading = read_trial(evidence, self.members, self.surface.families, self.metric, self.mode == "parity")
@@ -270,23 +268,23 @@ class ChannelSearch(Scripted):
         return ""
 
     def _candidate(self, widths: Widths, turn: int) -> Candidate:
-        plan, seed = self._plan(widths), self.seed + turn
-        probes = (_PROBES[self.mode],)
+        plan, seed = self._plan(widths), self.terms.seed + turn
+        epochs, probes = self.options.trial_epochs, (_PROBES[self.mode],)
         if self.walk.parent is not None and self.transfer != "fresh":
-            return Candidate(plan, self.walk.parent, self.trial_epochs, seed, probes=probes, weights=self.transfer)
+            return Candidate(plan, self.walk.parent, epochs, seed, probes=probes, weights=self.transfer)
         if self._base is not None and self.mode == "corrected" and self.transfer != "fresh":
-            return Candidate(plan, self._base, self.trial_epochs, seed, probes=probes)  # from the trained network
-        return Candidate(plan, None, self.trial_epochs, seed, probes=probes, weights="fresh")
+            return Candidate(plan, self._base, epochs, seed, probes=probes)  # from the trained network
+        return Candidate(plan, None, epochs, seed, probes=probes, weights="fresh")
 
     def _plan(self, widths: Widths) -> Plan:
         return self.untouched.with_edits(*self.surface.edits(widths))
 
     def _end(self, widths: Widths, why: str) -> Script:
         """Train the chosen widths, and the untouched network for as long."""
-        plan, epochs = self._plan(widths), self.epochs or self.tune_epochs
-        made: Literal["inherit", "fresh"] = "fresh" if self.epochs else "inherit"
-        final = Candidate(plan, self._base, epochs, self.seed, weights=made)
-        baseline = Candidate(self.untouched, self._base, epochs, self.seed, role="baseline")
+        plan, epochs = self._plan(widths), self.terms.epochs or self.terms.tune_epochs
+        made: Literal["inherit", "fresh"] = "fresh" if self.terms.epochs else "inherit"
+        final = Candidate(plan, self._base, epochs, self.terms.seed, weights=made)
+        baseline = Candidate(self.untouched, self._base, epochs, self.terms.seed, role="baseline")
         evidence, _ = yield (final, baseline)
         words = {evidence.trial: "the chosen widths, trained"}
         costs, use = self.surface.counted(widths), self.surface.use(widths)
@@ -329,7 +327,7 @@ class ChannelSearch(Scripted):
     ) -> None:
         accepted, sizes = verdict is not None and verdict.accepted, self.surface.sizes(widths)
         decision = WidthDecision(
-            phase=f"channel search, trial {turn + 1} of {self.trials}",
+            phase=f"channel search, trial {turn + 1} of {self.options.trials}",
             trials={evidence.trial: f"widths {min(sizes.values())} to {max(sizes.values())}"},
             kept=evidence.trial if accepted else None,
             reason=reason,
@@ -355,44 +353,5 @@ class ChannelSearch(Scripted):
         return f"next {shown}" + (f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
 
 
-# ------------------------------------------------------------------ checks and words
-
-
-def _own_costs(arch: Architecture) -> Limits:
-    profile = arch.profile()
-    return Limits({"macs": profile.macs, "params": profile.params})
-
-
 def _listed(sizes: Mapping[str, int]) -> str:
     return f"widths {' '.join(map(str, sizes.values()))}"
-
-
-def _check_words(**given: tuple[Any, Any]) -> None:
-    for name, (value, known) in given.items():
-        if value not in get_args(known):
-            raise ConvwrightError(f"{name}={value!r} is unknown to channel-search; give {', '.join(get_args(known))}")
-
-
-def _check_numbers(
-    trials: int,
-    trial_epochs: int,
-    gamma: float,
-    start: str | int,
-    step: int,
-    min_width: int | None,
-    max_width: int | None,
-    temperature: float,
-    spread: float,
-) -> None:
-    if isinstance(start, str) and start not in ("tiny", "given"):
-        raise ConvwrightError(f"start={start!r} is unknown to channel-search; give tiny, given or a number of channels")
-    check_given_counts(trials=trials, trial_epochs=trial_epochs, step=step, min_width=min_width)
-    check_given_counts(max_width=max_width, start=start if not isinstance(start, str) else None)
-    if min_width is not None and max_width is not None and min_width > max_width:
-        raise ConvwrightError(f"min_width={min_width} is above max_width={max_width}; give a smaller min_width")
-    if not 0 <= gamma < 1:
-        raise ConvwrightError(f"gamma={gamma!r} must lie from 0 to below 1")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConvwrightError(f"temperature={temperature!r} must be 0 or more")
-    if not (math.isfinite(spread) and spread >= 1):
-        raise ConvwrightError(f"spread={spread!r} must be 1 or more")

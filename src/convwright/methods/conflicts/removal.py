@@ -11,24 +11,22 @@ import bisect
 import math
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
 
-from convwright.cost.budget import Limits, costs_of, human
+from pydantic import Field
+
+from convwright.cost.budget import costs_of, human
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError, ConvwrightError
-from convwright.methods.base import Candidate, Evidence, Stop, Weights, register
+from convwright.methods.base import Candidate, Decision, Evidence, Stop, Weights, register
 from convwright.methods.conflicts.blocks import BlockGroups, Conflicts, PruneRule, Watch, read_conflicts
-from convwright.methods.phased.phased import Decision
+from convwright.methods.options import MethodOptions, Terms
 from convwright.methods.script import Batch, Script, Scripted
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 Check = Literal["after", "before", "start"]
 Restart = Literal["fresh", "inherit"]
 Answers = Generator[Batch, tuple[Evidence, ...], Evidence]
 
-_MOST_WINDOW = 100
 _FAILURES = 2
 _SHOWN = 4
 
@@ -52,6 +50,32 @@ class ConflictDecision(Decision):
         return {**super().to_dict(), "removed": list(self.removed), "groups": list(self.groups)}
 
 
+class ConflictOptions(MethodOptions):
+    """Options of method ``conflicts``.
+
+    Attributes:
+        rule: How many blocks a stage keeps, see ``pruned``: ``truncate``, ``all_groups`` and ``first_group`` are those
+            of the first, second and third version of the published code.
+        check: ``after`` each epoch of the window (first and third version), ``before`` each, so that new weights are
+            checked first (second), or at the ``start`` only: a forward pass decides, without any training (ours).
+        window: Epochs in which conflicts are looked for. Published: 10.
+        watch: Whether the ``last`` block decides (published) or ``any``; None: the last, in a network with residual
+            blocks any, since a conflict in a branch does not reach what follows.
+        restart: ``fresh``: all weights are drawn anew after a removal (published); ``inherit``: they are kept (ours).
+            None: fresh, ``inherit`` where the network comes trained.
+        restarts: So many removals at most.
+        probe: What is observed; a variant of ``bundles``, such as ``bundles-64``, the sample of the later versions.
+    """
+
+    rule: PruneRule = "first_group"
+    check: Check = "after"
+    window: int = Field(10, ge=1, le=100)
+    watch: Watch | None = None
+    restart: Restart | None = None
+    restarts: int = Field(20, ge=1, le=1000)
+    probe: str = "bundles"
+
+
 @register("conflicts")
 class ConflictRemoval(Scripted):
     """Train; where a conflict is seen in the first epochs, remove blocks and begin anew; end when none is seen.
@@ -64,26 +88,9 @@ class ConflictRemoval(Scripted):
     With a budget, blocks go on being removed when no conflict is left: those with the highest mean share of samples in
     conflict first, then those whose removal alone costs the least validation accuracy, until the budget holds.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers (macs, params, activations, weights; latency where they estimate networks); None:
-            only conflicts are removed.
-        epochs: Epochs of a training that is not ended by a conflict. Published: 120. 0: the network comes trained;
-            then its conflicts are removed first and it is trained on.
-        tune_epochs: Epochs of each training where `epochs` is 0.
-        seed: Of new weights and trainings; each restart takes the next.
-        divisor: Not used: widths stay.
-        rule: How many blocks a stage keeps, see ``pruned``: ``truncate``, ``all_groups`` and ``first_group`` are those
-            of the first, second and third version of the published code.
-        check: ``after`` each epoch of the window (first and third version), ``before`` each, so that new weights are
-            checked first (second), or at the ``start`` only: a forward pass decides, without any training (ours).
-        window: Epochs in which conflicts are looked for. Published: 10.
-        watch: Whether the ``last`` block decides (published) or ``any``; None: the last, in a network with residual
-            blocks any, since a conflict in a branch does not reach what follows.
-        restart: ``fresh``: all weights are drawn anew after a removal (published); ``inherit``: they are kept (ours).
-            None: fresh, ``inherit`` where the network comes trained.
-        restarts: So many removals at most.
-        probe: What is observed; a variant of ``bundles``, such as ``bundles-64``, the sample of the later versions.
+    A budget may limit macs, params, activations and weights, and latency where it estimates networks. A network that
+    comes trained has its conflicts removed first, and is trained on for `tune_epochs`. Published are 120 epochs. Each
+    restart takes the next seed; widths stay.
 
     Attributes:
         decisions: What was decided so far.
@@ -100,47 +107,24 @@ class ConflictRemoval(Scripted):
         [(12, 'bundles.any-10')]
     """
 
+    Options = ConflictOptions
+    options: ConflictOptions
+    default_terms = Terms(epochs=0)
     beyond_widths = True
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 0,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        rule: PruneRule = "first_group",
-        check: Check = "after",
-        window: int = 10,
-        watch: Watch | None = None,
-        restart: Restart | None = None,
-        restarts: int = 20,
-        probe: str = "bundles",
-    ) -> None:
-        _check_words(rule=(rule, PruneRule), check=(check, Check))
-        if watch is not None:
-            _check_words(watch=(watch, Watch))
-        if restart is not None:
-            _check_words(restart=(restart, Restart))
-        _check_number("window", window, 1, _MOST_WINDOW)
-        _check_number("restarts", restarts, 1, 1000)
-        super().__init__(limits)
-        self.arch = arch
-        self.epochs, self.tune_epochs, self.seed = epochs, tune_epochs, seed
-        self.rule, self.check, self.window, self.restarts, self.probe = rule, check, window, restarts, probe
+    def set_up(self) -> None:
+        """Find the groups; refuse, before any training, what no removal could help."""
+        arch, given = self.arch, self.options
         self.groups = BlockGroups.of(arch)
         self.gone: tuple[str, ...] = ()
         self._known: dict[frozenset[str], dict[str, int]] = {}
         self._check_groups()
         residual = any(block.kind == "residual" for block in arch.blocks)
-        self.watch: Watch = watch or ("any" if residual else "last")
-        self.restart: Restart = restart or ("fresh" if epochs else "inherit")
+        self.watch: Watch = given.watch or ("any" if residual else "last")
+        self.restart: Restart = given.restart or ("fresh" if self.terms.epochs else "inherit")
         self.untouched = Plan.empty(arch)
         self._check_limits()
         self._diverged: set[int] = set()
-        self._begin()
 
     def _meets(self, evidence: Evidence) -> bool:
         """Whether a trial was trained to its end, stayed finite, and meets the limits."""
@@ -152,18 +136,20 @@ class ConflictRemoval(Scripted):
 
     def _run(self) -> Script:
         parent: int | None = None
-        if not self.epochs:
-            (base,) = yield (Candidate(self.untouched, None, 0, self.seed, role="base", probes=(self.probe,)),)
+        if not self.terms.epochs:
+            probes = (self.options.probe,)
+            (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base", probes=probes),)
             if not base.usable:
                 self._note("base", base, f"nothing to begin with, {base.message}")
                 return
             parent = base.trial
             self._judge(base, "the trained network")
         failures = 0
-        for turn in range(self.restarts + _FAILURES):
-            checked = turn < self.restarts
-            if turn == self.restarts:
-                self._say("restarts", f"{self.restarts} trials, the most that were allowed: trained without a check")
+        most = self.options.restarts
+        for turn in range(most + _FAILURES):
+            checked = turn < most
+            if turn == most:
+                self._say("restarts", f"{most} trials, the most that were allowed: trained without a check")
             evidence = yield from self._trial(parent, turn, checked)
             found = read_conflicts(evidence, self.watch, self._last_epoch) if evidence.usable else None
             if not evidence.usable or (found is not None and found.diverged):
@@ -187,26 +173,26 @@ class ConflictRemoval(Scripted):
             if not (yield from self._to_budget(evidence, found)):
                 return
             parent = evidence.trial if self.restart == "inherit" else parent
-        self._say("end", f"ended after {self.restarts + _FAILURES} trials")
+        self._say("end", f"ended after {most + _FAILURES} trials")
 
     @property
     def _last_epoch(self) -> int:
-        return {"after": self.window, "before": self.window - 1, "start": 0}[self.check]
+        return {"after": self.options.window, "before": self.options.window - 1, "start": 0}[self.options.check]
 
     def _trial(self, parent: int | None, turn: int, checked: bool) -> Answers:
         """Look at new weights where that is asked for; then train, to the end or to a conflict."""
-        plan, seed = self._plan(self.gone), self.seed + turn
+        plan, seed = self._plan(self.gone), self.terms.seed + turn
         inherits = parent is not None and self.restart == "inherit"
         weights: Weights = "inherit" if inherits else "fresh"
         origin = parent if inherits else None
-        probes = (self.probe,)
-        if checked and self.check != "after":
+        probes = (self.options.probe,)
+        if checked and self.options.check != "after":
             (look,) = yield (Candidate(plan, origin, 0, seed, probes=probes, weights=weights),)
             found = read_conflicts(look, self.watch, 0) if look.usable else None
             if not look.usable or (found is not None and (found.seen or found.diverged)):
                 return look
         rule = Stop(f"bundles.{self.watch}-{self._last_epoch}", 0.0) if checked and self._last_epoch else None
-        epochs = self.epochs or self.tune_epochs
+        epochs = self.terms.epochs or self.terms.tune_epochs
         (evidence,) = yield (Candidate(plan, origin, epochs, seed, rule, probes=probes, weights=weights),)
         return evidence
 
@@ -224,7 +210,7 @@ class ConflictRemoval(Scripted):
             return False
         known = {name for stage in self.groups.left(self.gone) for name in stage}
         bad = {name: share for name, share in found.blocks.items() if share > 0 and name in known}
-        new, remark = self.groups.cut(self.gone, bad, self.rule, exact=self.restart == "inherit")
+        new, remark = self.groups.cut(self.gone, bad, self.options.rule, exact=self.restart == "inherit")
         self.gone = (*self.gone, *new)
         what = f"{_listed(new)} removed, {self._sizes()}" if new else "none of them can be removed"
         reason = f"{len(bad)} of {len(found.blocks)} blocks conflict {found.moment}; {what}"
@@ -240,7 +226,7 @@ class ConflictRemoval(Scripted):
         if not self._enough(order):
             rest = [n for n in free if n not in first]
             plans = [evidence.candidate.plan.with_edits(RemoveBlock(name)) for name in rest]
-            found_scores = yield tuple(Candidate(plan, evidence.trial, 0, self.seed) for plan in plans)
+            found_scores = yield tuple(Candidate(plan, evidence.trial, 0, self.terms.seed) for plan in plans)
             score = {n: e.score if e.usable else -1.0 for n, e in zip(rest, found_scores, strict=True)}
             order += sorted(rest, key=lambda n: (-score[n], -free.index(n)))
         chosen = self._shortest(order)
@@ -278,7 +264,7 @@ class ConflictRemoval(Scripted):
     def _end(self, evidence: Evidence) -> Script:
         """Train the untouched network for as long, with the same seed."""
         given = evidence.candidate
-        kept = not self.epochs and self.restart == "inherit"
+        kept = not self.terms.epochs and self.restart == "inherit"
         weights: Weights = "inherit" if kept else "fresh"
         origin = 0 if kept else None
         yield (Candidate(self.untouched, origin, given.epochs, given.seed, role="baseline", weights=weights),)
@@ -360,14 +346,3 @@ class ConflictRemoval(Scripted):
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} others" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) + more) or "nothing"
-
-
-def _check_words(**given: tuple[object, object]) -> None:
-    for name, (value, known) in given.items():
-        if value not in get_args(known):
-            raise ConvwrightError(f"{name}={value!r} is unknown to conflicts; give {', '.join(get_args(known))}")
-
-
-def _check_number(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} to {most}")

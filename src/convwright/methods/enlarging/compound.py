@@ -4,36 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
-from convwright.errors import BudgetError, ConvwrightError, check_counts
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.enlarging.growth import Point, nearest, trimmed
 from convwright.methods.enlarging.rules import Rule, Setting, compound, fast, shares, single, to_cost
-from convwright.methods.enlarging.space import EnlargingSpace
-from convwright.methods.phased.phased import Decision
+from convwright.methods.enlarging.space import EnlargingSpace, said_sizes
+from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
 
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
+class ScalingOptions(MethodOptions):
+    """Options of method ``scaling``.
 
-@register("scaling")
-class Scaling(Scripted):
-    """One rule for the whole network, scaled to the budget, then trimmed in width to 98 to 100 % of it.
-
-    Without the trim, rounding leaves gaps of several per cent between rules, and they could not be compared.
-
-    Args:
-        arch: The network.
-        limits: The budget: a limit on MACs or parameters above the present cost.
-        epochs: Epochs of the trainings, from new weights; 0: the network comes trained, and weights are inherited.
-        tune_epochs: Epochs where `epochs` is 0.
-        seed: Of the trainings and draws.
-        divisor: Widths inside blocks are multiples of this.
+    Attributes:
         rule: ``width``, ``depth`` or ``resolution`` alone; ``compound`` (EfficientNet); ``fast`` or ``uniform``
             (Dollar et al.'s dWr and dwr); ``equal``: each stage gets an equal part of the further MACs, half by width
             and half by depth; ``random``: the parts are drawn.
@@ -49,6 +39,39 @@ class Scaling(Scripted):
         quantum: Widths of stages are multiples of this; None: as in `Stages.of`.
         final_tolerance: The result uses at least 1 - this of the limit, where steps allow.
         layers: As for `GreedyEnlarging`.
+    """
+
+    rule: Rule = "compound"
+    samples: int = Field(4, ge=1)
+    trial_epochs: int = Field(0, ge=0)
+    trial_steps: int | None = Field(None, ge=1)
+    trial_weights: Literal["fresh", "inherit"] = "fresh"
+    alpha: float = Field(1.2, ge=1)
+    beta: float = Field(1.1, ge=1)
+    gamma: float = Field(1.15, ge=1)
+    quantum: int | None = None
+    final_tolerance: float = 0.02
+    layers: Layers | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> ScalingOptions:
+        if self.trial_epochs and self.rule != "random":
+            raise ConvwrightError(
+                f"trial_epochs={self.trial_epochs} with rule={self.rule!r}: a rule proposes one network; leave it 0"
+            )
+        if self.alpha == self.beta == self.gamma == 1:
+            raise ConvwrightError("alpha, beta, gamma are all 1: give more for one of them")
+        return self
+
+
+@register("scaling")
+class Scaling(Scripted):
+    """One rule for the whole network, scaled to the budget, then trimmed in width to 98 to 100 % of it.
+
+    Without the trim, rounding leaves gaps of several per cent between rules, and they could not be compared.
+
+    The budget limits MACs or parameters. Trainings begin with new weights; where the network comes trained, weights are
+    inherited and trained for `tune_epochs`.
 
     Attributes:
         settings: What is proposed.
@@ -67,57 +90,33 @@ class Scaling(Scripted):
         (3, 4, 4)
     """
 
+    Options = ScalingOptions
+    options: ScalingOptions
     limits: Limits  # never None here
+    needs_budget = "enlarges a network to a budget; give one above its present cost"
     ranks = True
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 1,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        rule: Rule = "compound",
-        samples: int = 4,
-        trial_epochs: int = 0,
-        trial_steps: int | None = None,
-        trial_weights: Literal["fresh", "inherit"] = "fresh",
-        alpha: float = 1.2,
-        beta: float = 1.1,
-        gamma: float = 1.15,
-        quantum: int | None = None,
-        final_tolerance: float = 0.02,
-        layers: Layers | None = None,
-    ) -> None:
-        _check(rule, samples, (alpha, beta, gamma))
-        _check_trials(rule, trial_epochs, trial_steps, trial_weights)
-        if limits is None or not limits.limits:
-            raise BudgetError("method scaling enlarges a network to a budget; give one above its present cost")
-        super().__init__(limits)
-        self.rule, self.seed = rule, seed
-        self.stages = Stages.of(arch, quantum=quantum, divisor=divisor, layers=layers)
-        self.space = EnlargingSpace.of(self.stages, limits)
+    def set_up(self) -> None:
+        """Propose what the rule makes of the network."""
+        given, seed = self.options, self.terms.seed
+        self.stages = Stages.of(self.arch, quantum=given.quantum, divisor=self.terms.divisor, layers=given.layers)
+        self.space = EnlargingSpace.of(self.stages, self.limits)
         if self.space.metric == "latency":
             raise BudgetError("method scaling cannot follow a limit on latency; limit macs or params.")
-        self.target, self.final_tolerance = limits.limits[self.space.metric], final_tolerance
+        self.target = self.limits.limits[self.space.metric]
         if self.space.cost(self.space.start) >= self.target:
             raise BudgetError(f"a budget of {human(self.target)} is not above the present cost: nothing to enlarge")
-        draws = range(samples) if rule == "random" else range(1)
-        self.settings = tuple(
-            dict.fromkeys(self._trimmed(self._made(rule, (alpha, beta, gamma), seed + i)) for i in draws)
-        )
-        self.epochs, self.tune_epochs = epochs, tune_epochs
-        self.untouched = Plan.empty(arch)
-        self.trial_epochs, self.trial_weights = trial_epochs, trial_weights
+        draws = range(given.samples) if given.rule == "random" else range(1)
+        coefficients = given.alpha, given.beta, given.gamma
+        made = (self._trimmed(self._made(given.rule, coefficients, seed + i)) for i in draws)
+        self.settings = tuple(dict.fromkeys(made))
+        self.untouched = Plan.empty(self.arch)
         self._chosen = self.settings[0]
-        self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
-        first = int(trial_weights == "inherit") if trial_epochs else 1 + (not epochs)
-        words = {i + first: f"{rule}: {_said(s)}" for i, s in enumerate(self.settings)}
+        self.shortened: Mapping[str, Any] = {} if given.trial_steps is None else {"max_steps": given.trial_steps}
+        first = int(given.trial_weights == "inherit") if given.trial_epochs else 1 + (not self.terms.epochs)
+        words = {i + first: f"{given.rule}: {_said(s)}" for i, s in enumerate(self.settings)}
         told = "; ".join(f"{_said(s)}, {self._cost(s) / self.target:.1%} of the limit" for s in self.settings)
-        self.decisions = (Decision(f"scaling by {rule}", words, next(iter(words)), told),)
-        self._begin()
+        self.decisions = (Decision(f"scaling by {given.rule}", words, next(iter(words)), told),)
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -127,28 +126,29 @@ class Scaling(Scripted):
     def _run(self) -> Script:
         """Train the untouched network and, beside it, what the rule made of it."""
         plans = self.plans
-        if self.trial_epochs:
+        if self.options.trial_epochs:
             yield from self._best_of(plans)
             return
-        if self.epochs:
-            baseline = Candidate(self.untouched, None, self.epochs, self.seed, role="baseline", weights="fresh")
-            yield (baseline, *(Candidate(p, None, self.epochs, self.seed, weights="fresh") for p in plans))
+        epochs, seed = self.terms.epochs, self.terms.seed
+        if epochs:
+            baseline = Candidate(self.untouched, None, epochs, seed, role="baseline", weights="fresh")
+            yield (baseline, *(Candidate(p, None, epochs, seed, weights="fresh") for p in plans))
             return
-        (base,) = yield (Candidate(self.untouched, None, 0, self.seed, role="base"),)
+        (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base"),)
         if base.usable:
-            baseline = Candidate(self.untouched, 0, self.tune_epochs, self.seed, role="baseline")
-            yield (baseline, *(Candidate(p, 0, self.tune_epochs, self.seed) for p in plans))
+            baseline = Candidate(self.untouched, 0, self.terms.tune_epochs, self.terms.seed, role="baseline")
+            yield (baseline, *(Candidate(p, 0, self.terms.tune_epochs, self.terms.seed) for p in plans))
 
     def _best_of(self, plans: Sequence[Plan]) -> Script:
         """Train all for a short time, and the most accurate one, beside the untouched network, to the end."""
-        parent = None
-        if self.trial_weights == "inherit":
-            (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base", weights="fresh"),)
+        parent, epochs, seed, given = None, self.terms.epochs, self.terms.seed, self.options
+        if given.trial_weights == "inherit":
+            (base,) = yield (Candidate(self.untouched, None, epochs, seed, role="base", weights="fresh"),)
             parent = base.trial if base.usable else None
         trials: tuple[Evidence, ...] = ()
-        if self.trial_weights == "fresh" or parent is not None:
+        if given.trial_weights == "fresh" or parent is not None:
             trials = yield tuple(
-                Candidate(p, parent, self.trial_epochs, self.seed, weights=self.trial_weights, recipe=self.shortened)
+                Candidate(p, parent, given.trial_epochs, seed, weights=given.trial_weights, recipe=self.shortened)
                 for p in plans
             )
         best = max((e for e in trials if e.usable), key=lambda e: e.score, default=None)
@@ -156,9 +156,9 @@ class Scaling(Scripted):
             self.decisions = (*self.decisions, Decision("scaling, end", {}, None, "no allocation could be trained"))
             return
         self._chosen = self.settings[plans.index(best.candidate.plan)]
-        epochs = self.epochs or self.tune_epochs
-        final = Candidate(best.candidate.plan, None, epochs, self.seed, weights="fresh")
-        baseline = Candidate(self.untouched, None, epochs, self.seed, role="baseline", weights="fresh")
+        epochs = epochs or self.terms.tune_epochs
+        final = Candidate(best.candidate.plan, None, epochs, seed, weights="fresh")
+        baseline = Candidate(self.untouched, None, epochs, seed, role="baseline", weights="fresh")
         evidence, _ = yield (final, baseline)
         self._final = evidence.trial
         told = f"trial {best.trial} of {len(plans)}, {_said(self._chosen)}, accuracy {best.score:.2%}"
@@ -172,7 +172,7 @@ class Scaling(Scripted):
         return tuple(
             {
                 "level": number,
-                "turned": ("nothing", self.rule)[number],
+                "turned": ("nothing", self.options.rule)[number],
                 "stage_widths": list(s.widths),
                 "depths": list(s.depths),
                 "resolution": s.resolution,
@@ -225,9 +225,9 @@ class Scaling(Scripted):
 
     def _trimmed(self, setting: Setting) -> Setting:
         space = _Ended(self.space, self.stages, setting.ends)
-        point = trimmed(space, self._point(setting), self.target, self.final_tolerance, self.space.trimming)
+        point = trimmed(space, self._point(setting), self.target, self.options.final_tolerance, self.space.trimming)
         if space.cost(point) > self.target:  # no width has grown: what has is taken back, and widths fill the rest
-            point = trimmed(space, point, self.target, self.final_tolerance, range(len(self.space.knobs)))
+            point = trimmed(space, point, self.target, self.options.final_tolerance, range(len(self.space.knobs)))
         made = self._setting(point)
         return Setting(made.widths, made.depths, made.resolution, setting.ends)
 
@@ -263,22 +263,4 @@ def _nearer(space: EnlargingSpace, before: Point, after: Point, more: float) -> 
 
 
 def _said(setting: Setting) -> str:
-    row = [",".join(map(str, numbers)) for numbers in (setting.widths, setting.depths)]
-    return f"widths {row[0]}, depths {row[1]}, {setting.resolution} pixels"
-
-
-def _check_trials(rule: str, epochs: int, steps: int | None, weights: str) -> None:
-    if weights not in ("fresh", "inherit"):
-        raise ConvwrightError(f"trial_weights={weights!r} is unknown to scaling; give fresh, inherit")
-    if epochs and rule != "random":
-        raise ConvwrightError(f"trial_epochs={epochs} with rule={rule!r}: a rule proposes one network; leave it 0")
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0 or (steps is not None and steps < 1):
-        raise ConvwrightError(f"trial_epochs={epochs!r}, trial_steps={steps!r}: give whole numbers from 0 and 1 on")
-
-
-def _check(rule: str, samples: int, coefficients: tuple[float, float, float]) -> None:
-    if rule not in get_args(Rule):
-        raise ConvwrightError(f"rule={rule!r} is unknown to scaling; give {', '.join(get_args(Rule))}")
-    check_counts(samples=samples)
-    if not all(c >= 1 for c in coefficients) or max(coefficients) == 1:
-        raise ConvwrightError(f"alpha, beta, gamma={coefficients} must be 1 or more, and not all 1")
+    return said_sizes(setting.widths, setting.depths, setting.resolution)

@@ -9,19 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
-from convwright.errors import check_counts, check_given_counts
-from convwright.methods.base import Candidate, Evidence, Weights, register
-from convwright.methods.enlarging.enlarging_checks import (
-    Transfer,
-    check_options,
-    check_quantum,
-    given_limits,
-)
-from convwright.methods.enlarging.enlarging_scores import mean_of, row, said, score_of, told_of
+from convwright.errors import ConvwrightError
+from convwright.methods.base import Candidate, Decision, Evidence, Weights, register
 from convwright.methods.enlarging.growth import (
     Growth,
     Level,
@@ -34,18 +29,19 @@ from convwright.methods.enlarging.growth import (
     budgets,
     enlarge,
     level_with_the_best,
+    mean_of,
     moves_between,
     ranked,
+    said,
+    score_of,
+    told_of,
     trimmed,
 )
 from convwright.methods.enlarging.halving import Halving
-from convwright.methods.enlarging.space import EnlargingSpace, Metric
-from convwright.methods.phased.phased import Decision
+from convwright.methods.enlarging.space import EnlargingSpace, Metric, said_sizes
+from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 # Parts of the script that end with an answer.
 Judgements = Generator[Batch, tuple[Evidence, ...], list[Score]]
@@ -77,32 +73,10 @@ class FamilyNetwork:
     plan: Plan
 
 
-@register("greedy")
-class GreedyEnlarging(Scripted):
-    """Enlarges a network step by step: each spends an increment of the budget where it was found to help most.
+class GreedyOptions(MethodOptions):
+    """Options of method ``greedy``.
 
-    Level k has the budget T_k, from the present cost up to the limit. At each level every stage's width, every
-    stage's depth and the resolution are turned, one at a time (or two, half each), until the cost is nearest to the
-    budget by exact costs; each such network is trained for a few epochs, and the best is gone on from. Accuracies that
-    differ by no more than their standard error are equal; then the cheaper network is taken.
-
-    Budgets are absolute, so what one step leaves over the next one has. A knob that is too coarse for one increment
-    (eight more pixels cost GhostNet 17 %) spans several: it is judged at the level where it lands, beside the networks
-    that other steps made of the same budget. Where no candidate comes near a budget, or all of them fail, the budget is
-    carried over to the next level, and that is said. At the end the widths are trimmed so that the network uses
-    98 to 100 % of the limit, and it is trained beside the untouched network.
-
-    The one limit of the method is that it never takes back: it finds the best network only if the best small networks
-    lie within the best large ones (the paper's assumption). ``beam`` loosens that.
-
-    Args:
-        arch: The network.
-        limits: The budget in numbers: what it is enlarged to. Limits on other metrics are kept, too.
-        epochs: Epochs of the final training, and of the untouched network's beside it; with ``weights="inherit"`` of
-            the first training of the untouched network. 0: the network comes trained.
-        tune_epochs: Epochs of the final trainings where `epochs` is 0 or weights are inherited.
-        seed: Of the trainings; the same for all candidates.
-        divisor: Widths, also those inside blocks, are rounded to multiples of this.
+    Attributes:
         objective: ``macs``, ``params`` or ``latency`` (then the limits must carry an estimate, and only widths grow:
             the estimate knows nothing of other layers or inputs). None: the first of these that is limited.
         steps: Increments. None: as many as make each at most 10 % of the network.
@@ -131,6 +105,65 @@ class GreedyEnlarging(Scripted):
             its parent's weights; widths grow by Net2Wider, blocks begin as the identity.
         final_tolerance: The result uses at least 1 - this of the limit, where steps allow.
         layers: How wide each layer is for given stage widths; None: in proportion, or the zoo's own rule.
+    """
+
+    objective: Metric | None = None
+    steps: int | None = None
+    schedule: Schedule = "geometric"
+    pairs: Pairs = "none"
+    beam: int = Field(1, ge=1)
+    tolerance: float = Field(0.05, ge=0, lt=1)
+    span: int = Field(4, ge=1)
+    width_growth: float = Field(1.5, gt=1)
+    depth_growth: float = Field(1.5, gt=1)
+    resolution: bool = True
+    resolution_step: int = 8
+    quantum: int | None = None
+    merge_equal_resolution: bool = False
+    trial_epochs: int = Field(1, ge=1)
+    trial_steps: int | None = Field(None, ge=1)
+    halving: int | None = None
+    refine: int = Field(0, ge=0)
+    rescore: int = Field(0, ge=0)
+    contenders: int = Field(3, ge=2)
+    ties: Ties = "cheaper"
+    weights: Literal["fresh", "inherit"] = "fresh"
+    final_tolerance: float = Field(0.02, gt=0, lt=1)
+    layers: Layers | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> GreedyOptions:
+        if self.weights == "inherit" and self.pairs != "none":
+            raise ConvwrightError(
+                f"pairs={self.pairs!r} changes widths and depths at once, and weights cannot follow that: use fresh"
+            )
+        if self.weights == "inherit" and self.refine:
+            raise ConvwrightError(
+                f"refine={self.refine} takes back what was grown, and weights cannot follow that: use fresh"
+            )
+        return self
+
+
+@register("greedy")
+class GreedyEnlarging(Scripted):
+    """Enlarges a network step by step: each spends an increment of the budget where it was found to help most.
+
+    Level k has the budget T_k, from the present cost up to the limit. At each level every stage's width, every
+    stage's depth and the resolution are turned, one at a time (or two, half each), until the cost is nearest to the
+    budget by exact costs; each such network is trained for a few epochs, and the best is gone on from. Accuracies that
+    differ by no more than their standard error are equal; then the cheaper network is taken.
+
+    Budgets are absolute, so what one step leaves over the next one has. A knob that is too coarse for one increment
+    (eight more pixels cost GhostNet 17 %) spans several: it is judged at the level where it lands, beside the networks
+    that other steps made of the same budget. Where no candidate comes near a budget, or all of them fail, the budget is
+    carried over to the next level, and that is said. At the end the widths are trimmed so that the network uses
+    98 to 100 % of the limit, and it is trained beside the untouched network.
+
+    The one limit of the method is that it never takes back: it finds the best network only if the best small networks
+    lie within the best large ones (the paper's assumption). ``beam`` loosens that.
+
+    Limits on other metrics than the objective are kept, too. All trainings have one seed; the final ones take
+    `tune_epochs` where the network comes trained or weights are inherited.
 
     Attributes:
         dropped: Knobs that this network does not have -> why.
@@ -151,81 +184,49 @@ class GreedyEnlarging(Scripted):
         [40.8, 44.9, 49.5, 54.5, 60.0]
     """
 
+    Options = GreedyOptions
+    options: GreedyOptions
     limits: Limits  # never None here
+    needs_budget = 'enlarges a network to a budget; give one above its present cost: "macs<=200%"'
     ranks = True
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 1,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        objective: Metric | None = None,
-        steps: int | None = None,
-        schedule: Schedule = "geometric",
-        pairs: Pairs = "none",
-        beam: int = 1,
-        tolerance: float = 0.05,
-        span: int = 4,
-        width_growth: float = 1.5,
-        depth_growth: float = 1.5,
-        resolution: bool = True,
-        resolution_step: int = 8,
-        quantum: int | None = None,
-        merge_equal_resolution: bool = False,
-        trial_epochs: int = 1,
-        trial_steps: int | None = None,
-        halving: int | None = None,
-        refine: int = 0,
-        rescore: int = 0,
-        contenders: int = 3,
-        ties: Ties = "cheaper",
-        weights: Transfer = "fresh",
-        final_tolerance: float = 0.02,
-        layers: Layers | None = None,
-    ) -> None:
-        check_counts(trial_epochs=trial_epochs)
-        check_given_counts(trial_steps=trial_steps)
-        check_counts(0, refine=refine, rescore=rescore)
-        check_counts(2, contenders=contenders)
-        check_options(weights, pairs, refine, final_tolerance)
-        check_quantum(quantum, divisor)
-        self.growth = Growth(tolerance, beam, pairs, span, ties)
-        self.halving = None if halving is None else Halving(halving, trial_epochs, trial_steps, beam)
-        super().__init__(given_limits(limits))
+    def set_up(self) -> None:
+        """Find what can grow, and set the levels."""
+        given, divisor = self.options, self.terms.divisor
+        if given.quantum is not None and divisor > 1 and given.quantum % divisor:
+            raise ConvwrightError(
+                f"quantum={given.quantum} is no multiple of divisor={divisor}, so stages would have widths that break "
+                f"it; give a multiple of {divisor}"
+            )
+        self.growth = Growth(given.tolerance, given.beam, given.pairs, given.span, given.ties)
+        length = given.trial_epochs, given.trial_steps, given.beam
+        self.halving = None if given.halving is None else Halving(given.halving, *length)
         self.stages = Stages.of(
-            arch, quantum=quantum, divisor=divisor, merge_equal_resolution=merge_equal_resolution, layers=layers
+            self.arch,
+            quantum=given.quantum,
+            divisor=divisor,
+            merge_equal_resolution=given.merge_equal_resolution,
+            layers=given.layers,
         )
         self.space = EnlargingSpace.of(
             self.stages,
             self.limits,
-            objective,
-            width_growth=width_growth,
-            depth_growth=depth_growth,
-            resolution_step=resolution_step if resolution else 0,
+            given.objective,
+            width_growth=given.width_growth,
+            depth_growth=given.depth_growth,
+            resolution_step=given.resolution_step if given.resolution else 0,
         )
         self.dropped = self.space.dropped
         start, target = self.space.cost(self.space.start), self.limits.limits[self.space.metric]
-        count = (
-            steps
-            if steps is not None
-            else max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
-        )
-        self.levels = budgets(start, target, count, schedule)
-        self.epochs, self.tune_epochs, self.seed, self.weights = epochs, tune_epochs, seed, weights
-        self.trial_epochs, self.final_tolerance = trial_epochs, final_tolerance
-        self.shortened: Mapping[str, Any] = {} if trial_steps is None else {"max_steps": trial_steps}
-        self.rescore, self.contenders, self.refine = rescore, contenders, refine
-        self.untouched = Plan.empty(arch)
+        usual = max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
+        self.levels = budgets(start, target, usual if given.steps is None else given.steps, given.schedule)
+        self.shortened: Mapping[str, Any] = {} if given.trial_steps is None else {"max_steps": given.trial_steps}
+        self.untouched = Plan.empty(self.arch)
         self._found: dict[tuple[int, Point], Evidence] = {}
         self._scores: dict[tuple[int, Point], Score] = {}
         self._course: tuple[Mapping[str, Any], ...] = ()
         self._best: Step | None = None
         self._base: int | None = None
-        self._begin()
 
     def _meets(self, evidence: Evidence) -> bool:
         costs = {**evidence.costs}
@@ -252,8 +253,8 @@ class GreedyEnlarging(Scripted):
         if self.dropped:
             left = "; ".join(f"{name} ({why})" for name, why in self.dropped.items())
             self._note("knobs", {}, None, f"left out: {left}")
-        if self.weights == "inherit":
-            (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base"),)
+        if self.options.weights == "inherit":
+            (base,) = yield (Candidate(self.untouched, None, self.terms.epochs, self.terms.seed, role="base"),)
             if not base.usable:
                 words = {base.trial: "the untouched network"}
                 self._note("base", words, None, f"there is nothing to begin with, {base.message}")
@@ -265,7 +266,7 @@ class GreedyEnlarging(Scripted):
                 "enlarging, end", {}, None, "no final network: no candidate came near any budget and was trained"
             )
             return
-        for turn in range(1, self.refine + 1):
+        for turn in range(1, self.options.refine + 1):
             if not (yield from self._refined(turn, self._best)):
                 break
         yield from self._end(self._best)
@@ -316,7 +317,7 @@ class GreedyEnlarging(Scripted):
         level = len(self.levels) + turn
         pool = tuple(moves_between(self.space, present, target, increment, self.growth.tolerance, level))
         pool = tuple(step for step in pool if all(step.point != point for _, point in self._found))
-        phase = f"refine, round {turn} of {self.refine}"
+        phase = f"refine, round {turn} of {self.options.refine}"
         if not pool:
             self._note(phase, {}, None, "no move keeps to the budget that was not tried")
             return False
@@ -341,12 +342,12 @@ class GreedyEnlarging(Scripted):
     def _again(self, pool: Sequence[Step]) -> Script:
         """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""
         scored = [step.judged(self._scores[step.level, step.point]) for step in pool]
-        close = level_with_the_best(scored, self.space)[: self.contenders]
-        if not self.rescore or len(close) < 2:
+        close = level_with_the_best(scored, self.space)[: self.options.contenders]
+        if not self.options.rescore or len(close) < 2:
             return
         batch = [
-            replace(self._candidate(step), seed=self.seed + turn)
-            for turn in range(1, self.rescore + 1)
+            replace(self._candidate(step), seed=self.terms.seed + turn)
+            for turn in range(1, self.options.rescore + 1)
             for step in close
         ]
         evidence = yield tuple(batch)
@@ -419,25 +420,26 @@ class GreedyEnlarging(Scripted):
     def _sizes(self, step: Step) -> str:
         widths, depths, side = self.space.parts(step.point)
         cost = human(step.cost, self.space.metric)
-        return f"widths {row(widths)}, depths {row(depths)}, {side} pixels, {cost} {self.space.metric}"
+        return f"{said_sizes(widths, depths, side)} pixels, {cost} {self.space.metric}"
 
     def _end(self, best: Step) -> Script:
         """Trim the last network to the limit, and train it, and the untouched one beside it."""
         target = self.limits.limits[self.space.metric]
-        point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
-        if self.weights == "inherit":  # blocks and resolutions are not taken back: the network before them is taken
+        point = trimmed(self.space, best.point, target, self.options.final_tolerance, self.space.trimming)
+        inherits = self.options.weights == "inherit"
+        if inherits:  # blocks and resolutions are not taken back: the network before them is taken
             while self.space.cost(point) > target and best.parent is not None and best.parent.parent is not None:
                 best = best.parent
-                point = trimmed(self.space, best.point, target, self.final_tolerance, self.space.trimming)
+                point = trimmed(self.space, best.point, target, self.options.final_tolerance, self.space.trimming)
         elif self.space.cost(point) > target:
-            point = trimmed(self.space, point, target, self.final_tolerance, range(len(self.space.knobs)))
+            point = trimmed(self.space, point, target, self.options.final_tolerance, range(len(self.space.knobs)))
         last = Step(point, len(self.levels), self.space.cost(point), (), best)
-        final, epochs = self._final_candidate(last), self.epochs or self.tune_epochs
+        final, epochs = self._final_candidate(last), self.terms.epochs or self.terms.tune_epochs
         self._course = (*self._course, self._record(last, "trimmed"))
-        if self.weights == "inherit":  # the untouched network has as many epochs behind it as the result
+        if inherits:  # the untouched network has as many epochs behind it as the result
             epochs = sum(self._found[s.level, s.point].candidate.epochs for s in best.line[1:]) + final.epochs
-        made: Weights = "fresh" if self.weights == "fresh" else "inherit"
-        baseline = Candidate(self.untouched, self._base, epochs, self.seed, role="baseline", weights=made)
+        made: Weights = "inherit" if inherits else "fresh"
+        baseline = Candidate(self.untouched, self._base, epochs, self.terms.seed, role="baseline", weights=made)
         evidence, _ = yield (final, baseline)
         self._found[last.level, last.point] = evidence
         words = {evidence.trial: "the last network, trimmed and trained"}
@@ -454,15 +456,16 @@ class GreedyEnlarging(Scripted):
     # ------------------------------------------------------------------ candidates
 
     def _final_candidate(self, step: Step) -> Candidate:
-        if self.weights == "inherit":
-            return self._inheriting(step, self.tune_epochs)
-        return Candidate(self._plan(step), None, self.epochs or self.tune_epochs, self.seed, weights="fresh")
+        if self.options.weights == "inherit":
+            return self._inheriting(step, self.terms.tune_epochs)
+        epochs = self.terms.epochs or self.terms.tune_epochs
+        return Candidate(self._plan(step), None, epochs, self.terms.seed, weights="fresh")
 
     def _candidate(self, step: Step) -> Candidate:
-        if self.weights == "inherit":
-            return replace(self._inheriting(step, self.trial_epochs), recipe=self.shortened)
+        if self.options.weights == "inherit":
+            return replace(self._inheriting(step, self.options.trial_epochs), recipe=self.shortened)
         plan = self._plan(step)
-        return Candidate(plan, None, self.trial_epochs, self.seed, weights="fresh", recipe=self.shortened)
+        return Candidate(plan, None, self.options.trial_epochs, self.terms.seed, weights="fresh", recipe=self.shortened)
 
     def _plan(self, step: Step) -> Plan:
         return self.untouched.with_edits(*self.stages.edits(*self.space.parts(step.point)))
@@ -482,8 +485,8 @@ class GreedyEnlarging(Scripted):
         ]
         added += [Resolution(side)] if side != old_side else []
         if wide == old_wide:
-            return Candidate(before.with_edits(*added), parent, epochs, self.seed)
+            return Candidate(before.with_edits(*added), parent, epochs, self.terms.seed)
         widths = self.stages.edits(wide, self.stages.depths, self.stages.resolution)
         kept = [e for e in before.edits if not isinstance(e, Width)]
         plan = self.untouched.with_edits(*widths, *kept, *added)
-        return Candidate(plan, parent, epochs, self.seed, weights="net2wider")
+        return Candidate(plan, parent, epochs, self.terms.seed, weights="net2wider")

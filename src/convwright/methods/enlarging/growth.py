@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from convwright.errors import BudgetError, ConvwrightError, check_counts
+
+if TYPE_CHECKING:
+    from convwright.methods.base import Evidence
 
 Point = tuple[int, ...]
 Schedule = Literal["arithmetic", "geometric"]
@@ -128,6 +132,29 @@ class Score:
     def usable(self) -> bool:
         """Whether there is a number."""
         return math.isfinite(self.value)
+
+
+def score_of(evidence: Evidence) -> Score:
+    """Return the score of one training; NaN where it failed."""
+    return Score(evidence.score, evidence.stderr) if evidence.usable else Score(float("nan"))
+
+
+def mean_of(told: Sequence[Evidence]) -> Score:
+    """Return the mean of repeated trainings; its error falls with their number, as they share the images judged on."""
+    count = len(told)
+    error = statistics.fmean(e.stderr for e in told) / math.sqrt(count)
+    return Score(statistics.fmean(e.score for e in told), error, count)
+
+
+def said(score: Score) -> str:
+    """Say a score: ``71.20%``, with how many seeds it is of, or that it is of a first part of a training."""
+    times = f" ({score.times} seeds)" if score.times > 1 else " (first part)" * (not score.times)
+    return f"{score.value:.2%}{times}"
+
+
+def told_of(evidence: Evidence, score: Score) -> str:
+    """Say a score, or why there is none."""
+    return said(score) if evidence.usable else f"failed ({evidence.message})"
 
 
 @dataclass(frozen=True, eq=False)

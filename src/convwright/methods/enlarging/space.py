@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -142,6 +143,12 @@ class EnlargingSpace:
         before = step.parent.point if step.parent is not None else self.start
         told = [f"{self.knobs[i].name} {before[i]} to {step.point[i]}" for i in step.turned]
         return " and ".join(told) or "nothing"
+
+
+def said_sizes(widths: Sequence[int], depths: Sequence[int], side: int) -> str:
+    """Say how large a network is: ``widths 16,32,64, depths 3,3,3, 32 pixels``."""
+    wide, deep = (",".join(map(str, numbers)) for numbers in (widths, depths))
+    return f"widths {wide}, depths {deep}, {side} pixels"
 
 
 def _metric(limits: Limits, objective: Metric | None) -> Metric:

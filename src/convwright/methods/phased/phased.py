@@ -8,44 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, EditError
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.base import Candidate, Decision, Evidence, register
+from convwright.methods.options import MethodOptions
 from convwright.methods.phased.moves import PHASES, Draft, Phase, Scene
 from convwright.methods.phased.techniques import Trying, default_techniques, joined, techniques_named, tried_on
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.halving import Scored, beats
 from convwright.methods.shared.uniform_widths import uniform_widths, weighted_widths
 
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-
 Answers = Generator[Batch, tuple[Evidence, ...], tuple[Evidence, ...]]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was decided in one phase.
-
-    Attributes:
-        phase: The phase.
-        trials: What each trial of the phase was, by number; the untouched network's beside them is left out.
-        kept: The trial that is gone on from; None: the network stays as it was.
-        reason: Why, one sentence with the numbers.
-    """
-
-    phase: str
-    trials: Mapping[int, str]
-    kept: int | None
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +42,16 @@ class _Option:
     edits: tuple[Edit, ...]
     scene: Scene
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PhasedOptions(MethodOptions):
+    """Options of method ``phased``.
+
+    Attributes:
+        techniques: What to try at the end, by name or as it is; None: `default_techniques`.
+    """
+
+    techniques: str | Sequence[str | Trying] | None = None
 
 
 @register("phased")
@@ -97,15 +84,6 @@ class PhasedDesign(Scripted):
     Beside every phase the untouched network is trained on by as many epochs, with the same seeds; its last training
     has the recipe of the result.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers; counted metrics only.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of each training after it.
-        seed: Of the trainings; each phase takes the next.
-        divisor: Widths are rounded to multiples of this.
-        techniques: What to try at the end, by name or as it is; None: `default_techniques`.
-
     Attributes:
         decisions: What was decided so far.
 
@@ -113,34 +91,25 @@ class PhasedDesign(Scripted):
         BudgetError: Even the smallest widths break a limit, or latency is limited.
     """
 
+    Options = PhasedOptions
+    options: PhasedOptions
     limits: Limits  # never None here
+    needs_budget = "cuts a network to a budget; give one, such as params<=30%"
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits,
-        *,
-        epochs: int,
-        tune_epochs: int,
-        seed: int = 0,
-        divisor: int = 1,
-        techniques: str | Sequence[str | Trying] | None = None,
-    ) -> None:
+    def set_up(self) -> None:
+        """Refuse, before any training, what no training could help."""
+        arch, limits, given = self.arch, self.limits, self.options.techniques
         if limits.estimates:
             raise BudgetError(
                 "method phased cannot hold a limit on latency: its estimate is for the layers that are there now, "
                 "and the phases put others in; limit macs or params, or use --method uniform"
             )
-        super().__init__(limits)
-        self.divisor, self.seed = divisor, seed
-        self.epochs, self.tune_epochs = epochs, tune_epochs
-        self.techniques = default_techniques(arch) if techniques is None else techniques_named(arch, techniques)
+        self.techniques = default_techniques(arch) if given is None else techniques_named(arch, given)
         self.original, self.untouched = Scene(arch, limits), Plan.empty(arch)
         # Refused here, before any training; and what is fallen back on where all trials of the last phase fail.
-        self.narrowed = uniform_widths(arch, limits, divisor) if self.original.use > 1 else ()
+        self.narrowed = uniform_widths(arch, limits, self.terms.divisor) if self.original.use > 1 else ()
         self.at: _Stand | None = None  # where the last decision led to
         self._links: list[int] = []  # trials of the untouched network, each the parent of the next
-        self._begin()
 
     def best(self) -> Evidence | None:
         """Return what the last decision kept; where that breaks a limit, the most accurate trial within the limits."""
@@ -153,7 +122,7 @@ class PhasedDesign(Scripted):
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
-        (base,) = yield (Candidate(self.untouched, None, self.epochs, self.seed, role="base"),)
+        (base,) = yield (Candidate(self.untouched, None, self.terms.epochs, self.terms.seed, role="base"),)
         named = {0: "the untouched network"}
         if not base.usable:
             self._decide("phase 0, base", named, None, f"there is nothing to begin with, {base.message}")
@@ -196,9 +165,9 @@ class PhasedDesign(Scripted):
 
     def _tried(self, at: _Stand, options: Sequence[_Option]) -> Answers:
         """Ask for options and, beside them, the untouched network, all trained on; return the options' evidence."""
-        seed = self.seed + len(self._links)
+        seed = self.terms.seed + len(self._links)
         asked = [self._candidate(at, option, seed) for option in options]
-        link = Candidate(self.untouched, self._links[-1], self.tune_epochs, seed, role="baseline")
+        link = Candidate(self.untouched, self._links[-1], self.terms.tune_epochs, seed, role="baseline")
         *found, baseline = yield (*asked, link)
         # Where the phase led nowhere, its baseline does not count: it would be trained longer than the result.
         if baseline.usable and any(e.usable for e in found):
@@ -207,7 +176,7 @@ class PhasedDesign(Scripted):
 
     def _candidate(self, at: _Stand, option: _Option, seed: int) -> Candidate:
         plan = at.plan.with_edits(*option.edits)
-        return Candidate(plan, at.evidence.trial, self.tune_epochs, seed, recipe=option.recipe)
+        return Candidate(plan, at.evidence.trial, self.terms.tune_epochs, seed, recipe=option.recipe)
 
     def _decide(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
         self.decisions = (*self.decisions, Decision(phase, trials, kept, reason))
@@ -241,7 +210,7 @@ class PhasedDesign(Scripted):
         if aims.met(after.costs) and not draft.grows:
             return _Option(draft.words, draft.edits, after)
         try:
-            widths = weighted_widths(after.arch, aims, self.divisor, draft.weights, fill=level == 1)
+            widths = weighted_widths(after.arch, aims, self.terms.divisor, draft.weights, fill=level == 1)
             option = _Option(draft.words, (*draft.edits, *widths), after.narrowed(widths))
         except (BudgetError, EditError):
             return None
@@ -262,7 +231,7 @@ class PhasedDesign(Scripted):
     def _techniques(self, at: _Stand) -> Script:
         """Train on with each technique alone and with none, then with those together that won."""
         options, refused = self._technique_options(at)
-        parent_link, seed = self._links[-1], self.seed + len(self._links)
+        parent_link, seed = self._links[-1], self.terms.seed + len(self._links)
         found = yield from self._tried(at, options)
         words, control = _words(found, options), found[0]
         won = [e for e in found[1:] if self._meets(e) and beats(_scored(e), _scored(control))]
@@ -279,7 +248,8 @@ class PhasedDesign(Scripted):
             yield from self._together(at, best, [options[found.index(e)] for e in won], seed)
         recipe = self.at.evidence.candidate.recipe if self.at else {}
         if recipe:  # the untouched network, too, is trained last with what the result was trained with
-            yield (Candidate(self.untouched, parent_link, self.tune_epochs, seed, role="baseline", recipe=recipe),)
+            epochs = self.terms.tune_epochs
+            yield (Candidate(self.untouched, parent_link, epochs, seed, role="baseline", recipe=recipe),)
 
     def _technique_options(self, at: _Stand) -> tuple[list[_Option], list[str]]:
         """Return the control and what is tried, and why the rest is not."""

@@ -62,7 +62,7 @@ def techniques_named(arch: Architecture, given: str | Sequence[str | Trying]) ->
         given: Names, or ``"mixup,sam"``, or techniques as they are.
 
     Raises:
-        ConvwrightError: A name is unknown, or what is given is neither names nor techniques.
+        ConvwrightError: A name is unknown.
 
     Examples:
         >>> import convwright as cw
@@ -70,8 +70,6 @@ def techniques_named(arch: Architecture, given: str | Sequence[str | Trying]) ->
         ['mixup', 'sam']
     """
     named = given.split(",") if isinstance(given, str) else given
-    if not isinstance(named, Sequence) or not all(isinstance(each, str | Trying) for each in named):
-        raise ConvwrightError(f"techniques: {given!r} is no list of names, such as mixup,sam")
     known = {tried.name: tried for tried in default_techniques(arch)}
     found: list[Trying] = []
     for each in named:

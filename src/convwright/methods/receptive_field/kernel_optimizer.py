@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.base import register
-from convwright.methods.proposals import OneProposal, Proposal
+from convwright.methods.options import MethodOptions, Terms
+from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field.layer_operators import Choice, Menu, Place, choices, find_places
 from convwright.methods.receptive_field.organizer import check_counted
 from convwright.methods.receptive_field.stage_units import unjudged
@@ -281,20 +284,26 @@ class _Bench:
         return sum(chosen.get(name, place.first).params for name, place in self.places.items())
 
 
-@register("kernel")
-class KernelOptimizer(OneProposal):
-    """The kernel-level optimizer as a search method: one proposal, trained beside the untouched network.
+class KernelOptions(MethodOptions):
+    """Options of method ``kernel``.
 
-    Args:
-        arch: The network.
-        limits: A budget of MACs and parameters, up to which operators get cheaper; None: the cheapest are taken.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of the two trainings after it.
-        seed: Of the trainings.
-        divisor: Not used: widths stay.
+    Attributes:
         menu: Which operators are considered, and where.
         tolerance: Share of its field that a stage keeps at least.
         sight: How fields are counted.
+    """
+
+    menu: Menu | None = None
+    tolerance: float = Field(1.0, gt=0, le=1)
+    sight: FieldMeasure | None = None
+
+
+@register("kernel")
+class KernelOptimizer(Proposals):
+    """The kernel-level optimizer as a search method: one proposal, trained beside the untouched network.
+
+    A budget limits MACs and parameters: up to it operators get cheaper; without one the cheapest are taken. Widths
+    stay.
 
     Attributes:
         kernels: The decision, known before any training.
@@ -311,21 +320,15 @@ class KernelOptimizer(OneProposal):
         True
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 0,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        menu: Menu | None = None,
-        tolerance: float = 1.0,
-        sight: FieldMeasure | None = None,
-    ) -> None:
+    Options = KernelOptions
+    options: KernelOptions
+    default_terms = Terms(epochs=0)
+
+    def set_up(self) -> None:
+        """Decide."""
+        limits, given = self.limits, self.options
         check_counted(limits)
-        self.kernels = optimize_kernels(arch, menu, tolerance, sight, limits)
+        self.kernels = optimize_kernels(self.arch, given.menu, given.tolerance, given.sight, limits)
         reached = {"macs": self.kernels.macs[1], "params": self.kernels.params[1]}
         if limits is not None and not limits.met(reached):
             said = ", ".join(f"{m} {human(reached[m], m)}" for m in limits.limits)
@@ -335,17 +338,8 @@ class KernelOptimizer(OneProposal):
             )
         if limits is not None and not self.kernels.edits:
             raise BudgetError(
-                f"{arch.source} meets {limits.describe()} as it is, and operators are made no cheaper than a budget "
-                "needs. Give a smaller budget."
+                f"{self.arch.source} meets {limits.describe()} as it is, and operators are made no cheaper than a "
+                "budget needs. Give a smaller budget."
             )
         words = f"{len(self.kernels.edits)} operators replaced"
-        super().__init__(
-            arch,
-            limits,
-            Proposal(words, self.kernels.edits),
-            "kernel-level optimizer",
-            self.kernels.log(),
-            epochs=epochs,
-            tune_epochs=tune_epochs,
-            seed=seed,
-        )
+        self.propose_one(Proposal(words, self.kernels.edits), "kernel-level optimizer", self.kernels.log())

@@ -18,7 +18,8 @@ from convwright.cost.budget import Limits, human
 from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.base import register
-from convwright.methods.proposals import OneProposal, Proposal
+from convwright.methods.options import MethodOptions, Terms
+from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field.stage_units import UnitCost, find_units
 from convwright.methods.receptive_field.unit_moves import MODES, Counts, Desk, Mode, Move, Rule
 from convwright.metrics.receptive_field.size import FieldMeasure
@@ -126,21 +127,26 @@ def _numbers(base: UnitCost, rule: Rule, limits: Limits | None) -> dict[str, int
 # ------------------------------------------------------------------ as a method
 
 
-@register("receptive-field")
-class ReceptiveFieldOrganizer(OneProposal):
-    """The stage-level organizer as a search method: one proposal, trained beside the untouched network.
+class OrganizerOptions(MethodOptions):
+    """Options of method ``receptive-field``.
 
-    Args:
-        arch: The network.
-        limits: A budget of MACs and parameters; None: the rule's tolerances.
-        epochs: Epochs of the first training; 0 if the network comes trained.
-        tune_epochs: Epochs of the two trainings after it.
-        seed: Of the trainings.
-        divisor: Not used: widths stay.
+    Attributes:
         mode: ``greedy``, ``exhaustive`` or ``spend``. If not given, the rule's; without a rule ``spend`` where there
             are limits, else ``greedy``.
         rule: Everything else about the moves.
         sight: How fields are counted.
+    """
+
+    mode: Mode | None = None
+    rule: Rule | None = None
+    sight: FieldMeasure | None = None
+
+
+@register("receptive-field")
+class ReceptiveFieldOrganizer(Proposals):
+    """The stage-level organizer as a search method: one proposal, trained beside the untouched network.
+
+    A budget limits MACs and parameters; without one the rule's tolerances do. Widths stay.
 
     Attributes:
         organization: The decision, known before any training.
@@ -156,39 +162,23 @@ class ReceptiveFieldOrganizer(OneProposal):
         ((1, 2, 2, 6, 2), (1, 2, 5, 3, 2))
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        limits: Limits | None = None,
-        *,
-        epochs: int = 0,
-        tune_epochs: int = 1,
-        seed: int = 0,
-        divisor: int = 1,
-        mode: Mode | None = None,
-        rule: Rule | None = None,
-        sight: FieldMeasure | None = None,
-    ) -> None:
+    Options = OrganizerOptions
+    options: OrganizerOptions
+    default_terms = Terms(epochs=0)
+
+    def set_up(self) -> None:
+        """Decide."""
+        limits, given = self.limits, self.options
         check_counted(limits)
-        chosen = rule or Rule("greedy" if limits is None else "spend")
-        if mode is not None:
-            chosen = replace(chosen, mode=mode)
-        self.organization = organize(arch, chosen, limits, sight)
-        if limits is not None and not self.organization.edits:
-            why = " ".join(self.organization.log()[1:])
+        rule = given.rule or Rule("greedy" if limits is None else "spend")
+        if given.mode is not None:
+            rule = replace(rule, mode=given.mode)
+        found = self.organization = organize(self.arch, rule, limits, given.sight)
+        if limits is not None and not found.edits:
+            why = " ".join(found.log()[1:])
             raise BudgetError(f"the organizer has nothing to move within {limits.describe()}. {why}")
-        found = self.organization
         words = f"units {list(found.before)} -> {list(found.after)}"
-        super().__init__(
-            arch,
-            limits,
-            Proposal(words, found.edits),
-            "stage-level organizer",
-            found.log(),
-            epochs=epochs,
-            tune_epochs=tune_epochs,
-            seed=seed,
-        )
+        self.propose_one(Proposal(words, found.edits), "stage-level organizer", found.log())
 
 
 def check_counted(limits: Limits | None) -> None:

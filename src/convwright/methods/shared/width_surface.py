@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convwright.cost.budget import MEASURED, human
+from convwright.cost.budget import MEASURED, Limits, human
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Ints
 from convwright.edits import Width, solve
@@ -24,7 +24,6 @@ from convwright.errors import BudgetError, ConvwrightError, EditError
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
 
 Widths = dict[str, int]
 Shape = Mapping[str, float]
@@ -37,6 +36,12 @@ _OFF = 1.15  # to use up the budget, a width may be so many times what was wante
 _MOST_PAIRS = 200  # families up to which exchanges of channels between two of them are tried
 _FEW = 6  # families up to which all combinations of nearby widths are tried
 _ROUNDS = 400  # steps of filling; each uses more of the budget than the one before
+
+
+def own_costs(arch: Architecture) -> Limits:
+    """Return a network's own MACs and parameters as limits."""
+    profile = arch.profile()
+    return Limits({"macs": profile.macs, "params": profile.params})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from convwright.cost.latency import compare_latency
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, opened
 from convwright.experiments.designs.search_design import FOUND, Searched
 from convwright.methods import Candidate, Evidence
+from convwright.methods.base import WrappedMethod
 from convwright.methods.phased.phased import PhasedDesign
 from convwright.methods.receptive_field.organizer import organize
 from convwright.methods.receptive_field.unit_moves import Rule
@@ -120,7 +121,7 @@ class Phases(Searched):
         return WithoutBaselines(PhasedDesign(arch, limits, techniques=(), **given))
 
 
-class WithoutBaselines:
+class WithoutBaselines(WrappedMethod):
     """A method whose trainings of role ``baseline`` are not carried out: it is told that they failed.
 
     Args:
@@ -130,8 +131,10 @@ class WithoutBaselines:
         found: The best network, to be trained on from its weights; None as long as it is not known.
     """
 
+    decisions = ()  # the trials that they name have other numbers here
+
     def __init__(self, method: Method) -> None:
-        self.method = method
+        super().__init__(method)
         self.found: Candidate | None = None
         self._asked = 0  # candidates of the method so far, baselines counted
         self._outside: dict[int, int] = {}  # its number of a trial -> the number here
@@ -162,12 +165,6 @@ class WithoutBaselines:
         if found is None:
             return None
         return replace(found, trial=self._outside[found.trial], candidate=self._translated(found.candidate))
-
-    @property
-    def log(self) -> Sequence[str]:
-        """What the method says about its decisions."""
-        said: Sequence[str] = getattr(self.method, "log", ())
-        return said
 
     def _enter(self, inside: int, candidate: Candidate) -> None:
         if candidate.role == "baseline":

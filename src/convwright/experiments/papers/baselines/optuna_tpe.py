@@ -15,6 +15,7 @@ from convwright.experiments.designs.search_design import Searched, UpToTheEnd
 from convwright.methods import Candidate, Evidence
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign, weighed
 from convwright.methods.conflicts.blocks import BlockGroups
+from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ class Tpe(Searched):
         return UpToTheEnd(TpeSearch(arch, limits, seed=self.seed, **self.options))
 
 
+class TpeOptions(MethodOptions):
+    """Options of `TpeSearch`.
+
+    Attributes:
+        trials: How many are trained.
+        trial_epochs: Epochs of each.
+    """
+
+    trials: int = 20
+    trial_epochs: int = 1
+
+
 class TpeSearch(Scripted):
     """Trials from new weights, as one would run Optuna; the most accurate network is trained to the end.
 
@@ -50,38 +63,31 @@ class TpeSearch(Scripted):
     ones are removed. Then one ratio for all widths brings it to the budget, from above or from below: so none is lost
     to the limit, and none wastes a part of it. Accuracy is what TPE is told.
 
-    Args:
-        arch: The network.
-        limits: The budget in numbers.
-        seed: Of draws, weights and trainings.
-        trials: How many are trained.
-        trial_epochs: Epochs of each.
-
     Raises:
         BudgetError: No draw gives a network within the limits.
     """
 
+    Options = TpeOptions
+    options: TpeOptions
     limits: Limits  # never None here
 
-    def __init__(
-        self, arch: Architecture, limits: Limits, *, seed: int = 0, trials: int = 20, trial_epochs: int = 1
-    ) -> None:
-        super().__init__(limits)
-        self.seed, self.trials, self.trial_epochs = seed, trials, trial_epochs
-        self.bench = DesignBuilder(arch, limits)
+    def set_up(self) -> None:
+        """Find what can be drawn."""
+        arch = self.arch
+        self.bench = DesignBuilder(arch, self.limits)
         self.groups = BlockGroups.of(arch)
         self.untouched = Plan.empty(arch)
         self.places = {layer: number for number, stage in enumerate(arch.stages) for layer in stage.layers}
-        self._begin()
 
     def _run(self) -> Script:
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.terms.seed))
         found: list[Evidence] = []
-        for turn in range(self.trials):
+        epochs = self.options.trial_epochs
+        for turn in range(self.options.trials):
             trial, design = self._drawn(study)
             plan = self.untouched.with_edits(*design.edits)
-            (evidence,) = yield (Candidate(plan, None, self.trial_epochs, self.seed + turn, weights="fresh"),)
+            (evidence,) = yield (Candidate(plan, None, epochs, self.terms.seed + turn, weights="fresh"),)
             if not self._meets(evidence):
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 continue
@@ -90,8 +96,8 @@ class TpeSearch(Scripted):
         best = max(found, key=lambda e: e.score, default=None)
         if best is None:
             return
-        final = Candidate(best.candidate.plan, None, 1, self.seed, weights="fresh")
-        yield (final, Candidate(self.untouched, None, 1, self.seed, role="baseline", weights="fresh"))
+        final = Candidate(best.candidate.plan, None, 1, self.terms.seed, weights="fresh")
+        yield (final, Candidate(self.untouched, None, 1, self.terms.seed, role="baseline", weights="fresh"))
 
     def _drawn(self, study: optuna.Study) -> tuple[optuna.trial.Trial, ProposedDesign]:
         """Draw until there is a network."""
