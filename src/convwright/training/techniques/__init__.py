@@ -2,6 +2,7 @@
 
 from convwright.training.techniques import (
     blurpool,
+    branch_decay,
     branch_sparsity,
     cutmix,
     cutout,
@@ -42,6 +43,7 @@ __all__ = [
     "Technique",
     "Training",
     "blurpool",
+    "branch_decay",
     "branch_sparsity",
     "cutmix",
     "cutout",
