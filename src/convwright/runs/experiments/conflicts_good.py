@@ -31,8 +31,8 @@ _QUICK_STEPS = 12  # of an epoch
 _HELD = 0.1
 _STUDIES: Mapping[Size, RemovalStudyOfAll] = {
     "quick": RemovalStudyOfAll(100, 200, 200, 100, 64, draws=2, every=4),
-    "standard": RemovalStudyOfAll(1500, 3500, 2000, 1000, 512, tune_steps=100, every=3),
-    "full": RemovalStudyOfAll(1500, 3500, 10000, 2000, draws=15, tune_steps=1000, every=1),
+    "standard": RemovalStudyOfAll(1000, 4000, 2000, 1000, 512, tune_steps=100, every=3),
+    "full": RemovalStudyOfAll(1000, 4000, 10000, 2000, draws=15, tune_steps=1000, every=1),
 }
 _TOLERANCE = 0.01
 _CLAIMED = ("greedy", WITH_FIRSTS)  # without and with a stage's first block
