@@ -51,16 +51,16 @@ def conflicts_good(size: Size) -> tuple[Row, ...]:
     """Return one row per way to train one network, the control first: it is also the teacher."""
     folder = "conflicts-good" if size == "standard" else f"conflicts-good-{size}"
     teacher = f"runs/reproduce/{folder}/rows/plain-{{seed}}/model.safetensors"  # where `reproduce` puts it by itself
-    full = {"strength": 0.02, **_TAIL, "enough": _ENOUGH}
+    full = {"strength": 0.03, **_TAIL, "enough": _ENOUGH}
     none: Mapping[str, Any] = {}
     ways: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (
         ("plain", "", none, "trained as usual"),
         ("sparse", "plain", {"branch_sparsity": full},
-         "branches pulled to 0 (strength 0.02) until 70 % of them are, at most over 0.1 to 0.65 of the steps"),
+         "branches pulled to 0 (strength 0.03) until 70 % of them are, at most over 0.1 to 0.65 of the steps"),
         ("distilled", "plain", {"branch_sparsity": full, "distillation": {"teacher": teacher}},
          "the same, and half of each target is what the plain network says"),
-        ("sparse-weak", "plain", {"branch_sparsity": {"strength": 0.01, **_TAIL}},
-         "branches pulled to 0 (strength 0.01) over 0.1 to 0.65 of the steps, however many get there"),
+        ("sparse-weak", "plain", {"branch_sparsity": {"strength": 0.02, **_TAIL}},
+         "branches pulled to 0 (strength 0.02) over 0.1 to 0.65 of the steps, however many get there"),
         ("dropped", "plain", {"stochastic_depth": {"rate": 0.5, "profile": "uniform", "rise": 0.65}},
          "branches left out, the share of images rising from 0 to a half over 0.65 of the steps"),
         ("decay", "plain", {"branch_decay": {"strength": 0.01}},
