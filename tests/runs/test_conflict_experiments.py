@@ -1,5 +1,6 @@
 """Experiments of the conflicting layers: choices rest on held-out images, and tables say what the records say."""
 
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ElementTree
@@ -15,9 +16,22 @@ from convwright import zoo
 from convwright.errors import ConvwrightError
 from convwright.experiments.designs.search_design import UpToTheEnd
 from convwright.experiments.features import LayerConflicts, at
-from convwright.experiments.papers import EXPERIMENTS, conflicts_boundary, conflicts_lesion, conflicts_tune
+from convwright.experiments.papers import (
+    EXPERIMENTS,
+    conflicts_boundary,
+    conflicts_good,
+    conflicts_lesion,
+    conflicts_tune,
+)
 from convwright.experiments.studies import block_removal as orders
-from convwright.experiments.studies.block_removal import RemovalStudy, flags_of, most, parts
+from convwright.experiments.studies.block_removal import (
+    WITH_FIRSTS,
+    RemovalStudy,
+    RemovalStudyOfAll,
+    flags_of,
+    most,
+    parts,
+)
 from convwright.experiments.studies.lesion import Lesions
 from convwright.methods import Candidate, Evidence, Method
 from convwright.training import ArrayImages, ImageData, Metrics, Recipe
@@ -227,6 +241,38 @@ def test_a_study_holds_what_its_words_say(studied):
                 assert one["test"] == studied["test"]
 
 
+@pytest.fixture(scope="module")
+def studied_of_all(model):
+    data = ImageData("noise", images(48), images(24, 5), ("a", "b", "c"), lambda: images(30, 7))
+    return RemovalStudyOfAll(
+        8, 16, 10, 12, 16, draws=2, tolerances=(0.005, 0.01, 1.0), tune_steps=1, every=3
+    ).carry_out(model, data, RECIPE, {})
+
+
+def test_first_blocks_are_one_more_order_and_change_no_other(studied, studied_of_all):
+    def timeless(found):
+        kept = {key: value for key, value in found.items() if key not in ("processor_seconds", "removed")}
+        for key in ("sequences", "held", "curves", "chosen"):
+            kept[key] = {order: value for order, value in kept[key].items() if order != WITH_FIRSTS}
+        return kept
+
+    firsts = studied_of_all["firsts"]
+    assert firsts == ["layer2.0", "layer3.0", "layer4.0"]
+    assert timeless(studied) == {key: value for key, value in timeless(studied_of_all).items() if key != "firsts"}
+    assert WITH_FIRSTS not in studied["sequences"]
+    (order,) = studied_of_all["sequences"][WITH_FIRSTS]
+    assert sorted(order) == sorted([*firsts, *studied["removable"]])
+    # With nothing but projections left it still gives scores.
+    assert studied_of_all["chosen"][WITH_FIRSTS]["1.0"]["blocks"] == 8
+    assert set(studied_of_all["removed"]["blocks"]) <= set(studied["removable"])
+
+
+def test_studies_that_were_recorded_stay_the_same_question():
+    """Their fields are a part of what a row asks; the first blocks are told by the kind."""
+    assert [f.name for f in dataclasses.fields(RemovalStudy)] == [f.name for f in dataclasses.fields(RemovalStudyOfAll)]
+    assert RemovalStudy.kind != RemovalStudyOfAll.kind
+
+
 def test_what_is_removed_for_good_is_what_was_left_out(studied):
     done = studied["removed"]
     count = studied["chosen"]["greedy"]["1.0"]["blocks"]
@@ -272,6 +318,46 @@ def test_conclusion_of_a_study(studied):
         ElementTree.fromstring(text)
     assert set(found.pictures) == {"conflicts-lesion-residual", "conflicts-flags-residual"}
     assert conflicts_lesion.conclude({"rows": []}).tables == ()
+
+
+def good_row(name, control, accuracies, blocks, tests):
+    studies = [
+        {"layers": 10, "test": accuracy, "removable": ["x"] * 4, "firsts": ["y"], "flags": None,
+         "curves": {"greedy": [[0, 0.9], [2, 0.8]]},
+         "chosen": {order: {str(t): {"blocks": blocks, "test": test} for t in (0.005, 0.01)}
+                    for order in ("greedy", WITH_FIRSTS)}}
+        for accuracy, test in zip(accuracies, tests, strict=True)
+    ]  # fmt: skip
+    seeds = list(range(len(accuracies)))
+    return {"name": name, "control": control, "accuracies": accuracies, "seeds": seeds, "studies": studies}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "blocks", "tests", "reached"),
+    [
+        ([0.895], 3, [0.89], True),
+        ([0.895, 0.9], 3, [0.89, 0.889], True),
+        ([0.88], 3, [0.88], False),  # 2 points behind the control of the same seed
+        ([0.895], 2, [0.895], False),  # 40 % of the layers
+        ([0.895], 3, [0.88], False),  # 1.5 points lost on test
+    ],
+)
+def test_the_claim_asks_for_all_three(accuracies, blocks, tests, reached):
+    plain = good_row("plain", "", [0.9, 0.91, 0.95], 0, [0.9, 0.91, 0.95])
+    found = conflicts_good.conclude({"rows": [plain, good_row("way", "plain", accuracies, blocks, tests)]})
+    claim = found.values["claim"]
+    assert claim["way, greedy"]["reached"] is reached
+    assert claim["way, greedy"]["layers"] == pytest.approx(blocks / 5)
+    assert not claim["plain, greedy"]["reached"]
+    assert found.tables[0].title == "The claim"
+    assert len(found.tables[1].notes) == 1
+    assert (f"way ({WITH_FIRSTS})" in found.tables[0].notes[1]) is reached
+
+
+def test_the_claim_is_not_reached_without_a_control():
+    found = conflicts_good.conclude({"rows": [good_row("way", "plain", [0.9], 4, [0.9])]})
+    assert found.values["claim"]["way, greedy"] == {"layers": 0.8, "lost": 0.0, "behind": None, "reached": False}
+    assert conflicts_good.conclude({"rows": []}).tables == ()
 
 
 @settings(max_examples=100, deadline=None)
@@ -375,7 +461,7 @@ def test_a_search_that_has_trained_its_result_already():
 
 
 def test_experiments_are_data():
-    for name in ("conflicts-lesion", "conflicts-tune", "conflicts-boundary"):
+    for name in ("conflicts-lesion", "conflicts-good", "conflicts-tune", "conflicts-boundary"):
         for size in ("quick", "standard", "full"):
             rows = EXPERIMENTS[name].rows(size)
             assert len({row.name for row in rows}) == len(rows)
@@ -383,4 +469,11 @@ def test_experiments_are_data():
     lesion = {row.name: row for row in EXPERIMENTS["conflicts-lesion"].rows("standard")}
     assert sum(2 * n for n in lesion["residual"].options["depths"]) + 2 == 50
     assert lesion["residual-dropped"].recipe.techniques["stochastic_depth"].profile == "uniform"
+    good = EXPERIMENTS["conflicts-good"].rows("standard")
+    assert {sum(2 * n for n in row.options["depths"]) + 2 for row in good} == {76}
+    assert len({str((row.options, row.data, row.held, row.study)) for row in good}) == 1
+    assert good[0].name == "plain"  # it is the teacher of a later one
+    for row in good:
+        control = next((other for other in good if other.name == row.control), row)
+        assert row.recipe.updated(techniques={}) == control.recipe
     assert sum(row.trainings for row in EXPERIMENTS["conflicts-boundary"].rows("full")) >= 176

@@ -133,3 +133,112 @@ def test_branches_that_it_cannot_shorten_are_named(small_data, blocks, said):
 def test_a_strength_out_of_range_is_refused(strength):
     with pytest.raises(cw.RecipeError, match=r"techniques\.branch_sparsity\.strength="):
         Recipe(techniques={"branch_sparsity": {"strength": strength}})
+
+
+# ------------------------------------------------------------------ when it pulls
+
+
+def weights(small_data, techniques, **fields):
+    torch.manual_seed(1)
+    given = {"epochs": 3, "batch_size": 16, "lr": 0.1, "precision": "fp32", "techniques": techniques, **fields}
+    found = train(net(Block(5), Block(5), colours=small_data.shape[0]), small_data, Recipe(**given), **QUIET)
+    return found.model
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_a_pull_over_the_whole_training_is_the_pull_without_a_schedule(small_data):
+    whole, written = ({"branch_sparsity": {"strength": 0.2, **o}} for o in ({}, {"since": 0.0, "until": 1.0}))
+    assert Recipe(techniques=whole) == Recipe(techniques=written)
+    assert same(weights(small_data, whole), weights(small_data, written))
+
+
+@pytest.mark.parametrize("window", [{"since": 0.99}, {"until": 0.01}])
+def test_a_pull_over_no_step_is_plain_training(small_data, window):
+    """Of 12 steps the window holds none; what it would hold at 0 there is not at 0."""
+    pulled = weights(small_data, {"branch_sparsity": {"strength": 9.0, **window}}, max_steps=12)
+    assert same(pulled, weights(small_data, {}, max_steps=12))
+
+
+def test_after_the_pull_zeros_stay_and_other_branches_grow(small_data, monkeypatch):
+    """The first block is at 0 when the pull ends, by hand; the second is not, and goes on without any pull."""
+    seen = []
+
+    def shrink(groups, threshold):
+        (group,) = groups
+        seen.append(len(group))
+        if len(seen) % 2:  # the first of the two blocks
+            with torch.no_grad():
+                [each.zero_() for each in group]
+
+    monkeypatch.setattr("convwright.training.techniques.branch_sparsity.shrink_groups", shrink)
+    model = weights(small_data, {"branch_sparsity": {"strength": 0.1, "until": 0.5}}, max_steps=12)
+    assert len(seen) == 2 * 6
+    assert zero_branches(model, (1, *small_data.shape)) == ("3",)
+
+
+@pytest.mark.parametrize(("enough", "pulls"), [(0.5, 1), (1.0, 1), (None, 12)])
+def test_enough_branches_at_zero_end_the_pull(small_data, monkeypatch, enough, pulls):
+    seen = []
+
+    def shrink(groups, threshold):
+        seen.append(threshold)
+        shrink_groups(groups, math.inf)
+
+    monkeypatch.setattr("convwright.training.techniques.branch_sparsity.shrink_groups", shrink)
+    model = weights(small_data, {"branch_sparsity": {"enough": enough}}, max_steps=12)
+    assert len(seen) == 2 * pulls
+    assert zero_branches(model, (1, *small_data.shape)) == ("3", "4")
+
+
+@pytest.mark.parametrize("options", [{"until": 0.5}, {"enough": 0.5}])
+def test_a_resumed_training_holds_the_same_branches(small_data, tmp_path, options):
+    class KilledError(Exception):
+        pass
+
+    def killed(record):
+        if record.epoch == 2:
+            raise KilledError
+
+    techniques = {"branch_sparsity": {"strength": 2.5, **options}}
+    recipe = Recipe(epochs=3, batch_size=16, lr=0.1, precision="fp32", techniques=techniques)
+
+    def trained(**how):
+        torch.manual_seed(1)
+        return train(net(Block(5), Block(5), colours=small_data.shape[0]), small_data, recipe, **QUIET, **how).model
+
+    whole = trained()
+    assert zero_branches(whole, (1, *small_data.shape))
+    with pytest.raises(KilledError):
+        trained(out=tmp_path, on_epoch=killed)
+    assert same(whole, trained(out=tmp_path, resume=True))
+
+
+def test_a_window_without_a_length_is_refused():
+    with pytest.raises(cw.RecipeError, match=r"since=0.5 is not before until=0.5"):
+        Recipe(techniques={"branch_sparsity": {"since": 0.5, "until": 0.5}})
+
+
+# ------------------------------------------------------------------ decay instead
+
+
+def test_decay_of_nothing_is_plain_training(small_data):
+    assert same(weights(small_data, {"branch_decay": {"strength": 0}}), weights(small_data, {}))
+
+
+def test_decay_is_on_the_last_scales_alone(small_data):
+    """A first step at rate lr leaves scales that are 1 - strength * lr of the plain ones, and all else as it is."""
+    fields = {"max_steps": 1, "epochs": 1, "schedule": "constant", "warmup": 0.0}
+    plain, decayed = (weights(small_data, each, **fields) for each in ({}, {"branch_decay": {"strength": 3.0}}))
+    for name, value in plain.state_dict().items():
+        factor = 1 - 3.0 * 0.1 if name in ("3.norm.weight", "4.norm.weight") else 1
+        torch.testing.assert_close(decayed.state_dict()[name], factor * value, msg=name)
+
+
+@pytest.mark.parametrize("blocks", [(nn.ReLU(),), (Block(5, nn.BatchNorm2d(5, affine=False)), Block(5))])
+def test_branches_that_do_not_decay_are_named(small_data, blocks):
+    recipe = Recipe(batch_size=16, techniques={"branch_decay": {}})
+    (warning,) = prepare(net(*blocks, colours=small_data.shape[0]), small_data, recipe).warnings
+    assert re.match(r"techniques\.branch_decay (has no effect: the network|leaves 1 of 2: 3 \()", warning)

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 import convwright as cw
 from convwright.training import Recipe
 from convwright.training.preflight import prepare
-from convwright.training.techniques.stochastic_depth import StochasticDepthWarning, stochastic_depth
+from convwright.training.techniques.stochastic_depth import (
+    DroppedBranches,
+    StochasticDepthWarning,
+    stochastic_depth,
+)
 
 
 class Block(nn.Module):
@@ -232,3 +236,28 @@ def test_no_block_is_a_warning_in_a_recipe(small_data) -> None:
         net(nn.ReLU()), small_data, Recipe(batch_size=16, techniques={"stochastic_depth": {}})
     ).warnings
     assert warning == "techniques.stochastic_depth has no effect: the network has no residual block"
+
+
+def test_rates_that_rise_begin_as_plain_training_and_end_as_they_are(small_data, small_recipe, monkeypatch) -> None:
+    seen: list[float] = []
+    scale = DroppedBranches.scale
+
+    def scaled(self: DroppedBranches, share: float) -> None:
+        seen.append(share)
+        scale(self, share)
+
+    monkeypatch.setattr(DroppedBranches, "scale", scaled)
+
+    def trained(steps: int, **techniques: object) -> torch.Tensor:
+        recipe = small_recipe.updated(max_steps=steps, schedule="constant", warmup=0.0, techniques=techniques)
+        model = cw.train(four(), small_data, recipe, progress=False).model
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    rising = trained(10, stochastic_depth={"rate": 0.5, "rise": 0.5})
+    assert seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+    assert not torch.equal(rising, trained(10))
+    assert not torch.equal(rising, trained(10, stochastic_depth={"rate": 0.5}))
+    assert torch.equal(trained(1, stochastic_depth={"rate": 0.5, "rise": 1.0}), trained(1))
+    seen.clear()
+    trained(3, stochastic_depth={"rate": 0.5})
+    assert seen == [1, 1, 1]

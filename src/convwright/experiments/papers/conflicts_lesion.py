@@ -8,7 +8,7 @@ from typing import Any
 
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
-from convwright.experiments.studies.block_removal import RemovalStudy
+from convwright.experiments.studies.block_removal import WITH_FIRSTS, RemovalStudy
 from convwright.plots import Series, heat, lines
 from convwright.tables import Sheet
 from convwright.training import Recipe
@@ -36,7 +36,7 @@ _STUDIES: Mapping[Size, RemovalStudy] = {
 }
 _NEARLY = 0.9  # share of the blocks whose flags are those of the end
 GOAL = 0.6  # share of the layers, after the paper's "around 60 %"
-_ORDERS = ("conflict", "graded conflict", "own loss", "greedy", "greedy, statistics anew", "random")
+_ORDERS = ("conflict", "graded conflict", "own loss", "greedy", "greedy, statistics anew", "random", WITH_FIRSTS)
 
 
 def _probe(size: Size) -> str:
@@ -166,7 +166,7 @@ def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
     best, whole = (0.0, ""), 0.0
     for row, studies in studied:
         shares = _shares(studies)
-        for order in _ORDERS:
+        for order in (each for each in _ORDERS if each in shares):
             parts: list[str] = []
             for tolerance in ("0.005", "0.01"):
                 one = shares.get(order, {}).get(tolerance)
@@ -178,7 +178,7 @@ def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
                 if lost <= 0.01 and layers > best[0]:
                     best = (layers, f"{row['name']}, {order}")
                     whole = statistics.fmean(each["test"] for each in studies)
-            cells.append((row["name"], order, f"{len(studies[0]['removable'])}", *parts))
+            cells.append((row["name"], order, _could_go(order, studies[0]), *parts))
     columns = (
         "row", "order", "blocks that could go", "within 0.5 point: blocks", "layers", "test points lost",
         "within 1 point: blocks", "of layers", "points lost on test",
@@ -192,6 +192,10 @@ def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
         f"with all layers); the aim of {GOAL:.0%} is {reached}.".replace("%", " %"),
     )
     return Sheet("What can go without fine-tuning", columns, tuple(cells), (2, 4, 5, 7, 8), notes)
+
+
+def _could_go(order: str, study: Json) -> str:
+    return str(len(study["removable"]) + (len(study["firsts"]) if order == WITH_FIRSTS else 0))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -144,6 +144,7 @@ def at_random(names: Sequence[str], count: int, seed: int) -> tuple[tuple[str, .
 _FALL = 0.3  # how far accuracy may fall before a curve ends
 _LATENCY_SECONDS = 4.0
 _ANEW = ("greedy", "greedy, statistics anew")  # the order, and its name where statistics are taken anew
+WITH_FIRSTS = "greedy, first blocks too"
 Sequences = tuple[tuple[str, ...], ...]
 
 
@@ -165,6 +166,7 @@ class RemovalStudy:
     """
 
     kind: ClassVar[str] = "removal"
+    firsts: ClassVar[bool] = False  # whether there is an order in which a stage's first block can go, too
 
     deciding: int = 1000
     counting: int = 2000
@@ -198,6 +200,14 @@ class RemovalStudy:
         return {"flags": flags, **_Study(self, arch, data, recipe).found()}
 
 
+@dataclass(frozen=True)
+class RemovalStudyOfAll(RemovalStudy):
+    """The same with one more order, in which also the branch of a stage's first block can go; its projection stays."""
+
+    kind: ClassVar[str] = "removal, first blocks too"
+    firsts: ClassVar[bool] = True
+
+
 def flags_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return which blocks conflicted when: ``steps``, ``blocks``, and ``excess`` per time and block (None: NaN)."""
     own = found["own"]
@@ -223,6 +233,7 @@ class _Study:
         self.surgery = Lesions(arch)
         fixed = BlockGroups.of(arch).fixed
         self.names = tuple(name for name in self.surgery.taps if name not in fixed)
+        self.firsts = tuple(name for name in self.surgery.taps if name in fixed) if asked.firsts else ()
         assert data.val is not None
         self.deciding, self.counting = parts(data.val, asked.deciding, asked.counting, recipe.seed)
         self.anew = _some(data.train, asked.anew, recipe.seed)
@@ -237,6 +248,7 @@ class _Study:
         self._to_layout(False)
         content: dict[str, Any] = {
             "removable": list(self.names),
+            **({"firsts": list(self.firsts)} if self.asked.firsts else {}),
             "residual_blocks": len(self.surgery.taps),
             "layers": sum(layer.kind in ("conv", "linear") for layer in self.arch.layers),
             "blocks": facts,
@@ -266,6 +278,9 @@ class _Study:
                 "greedy": (greedily(self.names, measure, fall=_FALL),),
                 "random": at_random(self.names, self.asked.draws, self.recipe.seed),
             }
+            if self.firsts:
+                every = tuple(name for name in self.surgery.taps if name in {*self.names, *self.firsts})
+                sequences[WITH_FIRSTS] = (greedily(every, measure, fall=_FALL),)
         self._to_layout(False)
         facts = [
             {
@@ -294,7 +309,7 @@ class _Study:
             whole = measure(frozenset()).accuracy
         for name, tried, anew in _variants(sequences):
             with self._measuring(self.counting, anew) as measure:
-                held[name] = _along(tried, measure, range(1, len(self.names) + 1), whole - _FALL)
+                held[name] = _along(tried, measure, range(1, len(tried[0]) + 1), whole - _FALL)
             chosen[name] = {str(tolerance): most(held[name], whole - tolerance) for tolerance in self.asked.tolerances}
         as_lists = {name: [list(each) for each in tried] for name, tried in sequences.items()}
         return {"held_whole": whole, "held": held, "sequences": as_lists, **self._tested(sequences, chosen)}
@@ -307,7 +322,7 @@ class _Study:
         for name, tried, anew in _variants(sequences):
             with self._measuring(some, anew) as measure:
                 least = measure(frozenset()).accuracy - _FALL
-                counts = range(0, len(self.names) + 1, self.asked.every)
+                counts = range(0, len(tried[0]) + 1, self.asked.every)
                 values = _along(tried, measure, counts, least)
                 curves[name] = [[count, value] for count, value in zip(counts, values, strict=False)]
             with self._measuring(test, anew) as measure:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from convwright.architecture.branches import branch_ends
 from convwright.training.techniques.structural import as_architecture
@@ -66,7 +66,7 @@ def branch_scales(
     arch = as_architecture(network, example_input)
     return {
         block: tuple(arch.model.get_submodule(name).parameters(recurse=False))
-        for block, name in _ends(arch)[0].items()
+        for block, name in scaled_ends(arch)[0].items()
     }  # fmt: skip
 
 
@@ -86,7 +86,8 @@ def zero_branches(network: Architecture | nn.Module | str, example_input: InputL
     Card(
         does="After each step, shortens the scales and shifts of the batch norm that ends a residual branch, as one "
         "vector; branches that the loss does not hold up become exactly 0, and their blocks are then removed without "
-        "any change to the function.",
+        "any change to the function. It may begin later and end earlier than the training, or end when enough branches "
+        "are at 0: those then stay there, and the others recover.",
         cost="A few vector operations per block and step. Some accuracy, by the strength.",
         helps="Deep residual networks from which blocks shall go without fine-tuning.",
         hurts="Networks with no block to spare. Networks without residual blocks, or whose branches do not end in a "
@@ -100,14 +101,26 @@ class BranchSparsity(Technique):
     Attributes:
         strength: Weight of the penalty: per branch, this times the root of the number of its scales and shifts times
             their norm is added to the loss.
+        since: Share of the training before which it does nothing.
+        until: Share of the training after which it only holds at 0 what is at 0.
+        enough: The same as soon as this share of the branches is at 0; None: it does not end by that.
     """
 
     strength: float = Field(0.005, gt=0)
+    since: float = Field(0.0, ge=0, lt=1)
+    until: float = Field(1.0, gt=0, le=1)
+    enough: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.since >= self.until:
+            raise ValueError(f"since={self.since:g} is not before until={self.until:g}")
+        return self
 
     @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches that it cannot shorten."""
-        found, missed = _ends(setting.arch, trained=True)
+        found, missed = scaled_ends(setting.arch, trained=True)
         if not found:
             why = missed[0] if missed else "the network has no residual block"
             return (f"techniques.branch_sparsity has no effect: {why}",)
@@ -118,26 +131,59 @@ class BranchSparsity(Technique):
     @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales and shifts."""
-        ends = (training.model.get_submodule(name) for name in _ends(training.setting.arch, trained=True)[0].values())
+        names = scaled_ends(training.setting.arch, trained=True)[0].values()
+        ends = (training.model.get_submodule(name) for name in names)
         groups = [tuple(each for each in end.parameters(recurse=False) if each.requires_grad) for end in ends]
-        return _BranchSparsityEffect(self.strength, training.optimizer, groups)
+        return _BranchSparsityEffect(self, training.setting.steps, training.optimizer, groups)
 
 
 class _BranchSparsityEffect(Effect):
+    """Pulls at the groups; when that is over, `still` are the numbers of those that stay at 0."""
+
     def __init__(
-        self, strength: float, optimizer: torch.optim.Optimizer, groups: Sequence[tuple[nn.Parameter, ...]]
+        self,
+        asked: BranchSparsity,
+        steps: int,
+        optimizer: torch.optim.Optimizer,
+        groups: Sequence[tuple[nn.Parameter, ...]],
     ) -> None:
-        self.strength, self.groups = strength, groups
+        self.strength, self.enough, self.groups = asked.strength, asked.enough, groups
+        self.first, self.last = round(asked.since * steps), round(asked.until * steps)
         options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
         self.options = [options_of[id(group[0])] for group in groups]
+        self.still: tuple[int, ...] | None = None
 
     @override
     def after_step(self, step: int) -> None:
-        for group, options in zip(self.groups, self.options, strict=True):
-            shrink_groups([group], self.strength * float(options["lr"]))
+        if self.still is not None:
+            with torch.no_grad():
+                for number in self.still:
+                    for each in self.groups[number]:
+                        each.zero_()
+            return
+        if self.first <= step < self.last:
+            for group, options in zip(self.groups, self.options, strict=True):
+                shrink_groups([group], self.strength * float(options["lr"]))
+        if self.first <= step:
+            self._end(step + 1 >= self.last)
+
+    def _end(self, due: bool) -> None:
+        if not due and self.enough is None:
+            return
+        zero = tuple(n for n, group in enumerate(self.groups) if not any(bool(each.any()) for each in group))
+        if due or (self.enough is not None and len(zero) >= self.enough * len(self.groups)):
+            self.still = zero
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.still is None else {"still": torch.tensor(self.still, dtype=torch.int64)}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.still = tuple(int(number) for number in state["still"]) if "still" in state else None
 
 
-def _ends(arch: Architecture, trained: bool = False) -> tuple[dict[str, str], tuple[str, ...]]:
+def scaled_ends(arch: Architecture, trained: bool = False) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return block -> normalisation that ends its branch, and the blocks that have none (in training), with reasons."""
     found, missed = dict[str, str](), list[str]()
     for end in branch_ends(arch):

@@ -37,9 +37,13 @@ class DroppedBranches:
 
     def __init__(self, model: nn.Module, rates: Mapping[str, float]) -> None:
         self.rates: Mapping[str, float] = MappingProxyType(dict(rates))
-        self._handles = [
-            model.get_submodule(name).register_forward_hook(_Drop(model, name, rate)) for name, rate in rates.items()
-        ]
+        self._drops = [_Drop(model, name, rate) for name, rate in rates.items()]
+        self._handles = [model.get_submodule(each.name).register_forward_hook(each) for each in self._drops]
+
+    def scale(self, share: float) -> None:
+        """Use so much of each rate from now on: 0 leaves nothing out, 1 is all of it."""
+        for each in self._drops:
+            each.share = share
 
     def close(self) -> None:
         """Take the hooks off; further calls do nothing."""
@@ -59,7 +63,7 @@ class _Drop:
     """A forward hook. It holds the network, whose copies copy it, so that each copy asks for its own mode."""
 
     def __init__(self, model: nn.Module, name: str, rate: float) -> None:
-        self.model, self.name, self.rate = model, name, rate
+        self.model, self.name, self.rate, self.share = model, name, rate, 1.0
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> Tensor | None:
         if not self.model.training:
@@ -72,7 +76,7 @@ class _Drop:
         # Here, not above: importing torchvision takes long.
         from torchvision.ops import stochastic_depth as drop_rows
 
-        dropped: Tensor = drop_rows(output, self.rate, "row")
+        dropped: Tensor = drop_rows(output, self.share * self.rate, "row")
         return dropped
 
 
@@ -115,7 +119,8 @@ def stochastic_depth(
     "stochastic_depth",
     Card(
         does="Leaves the branch of each residual block out for a random part of the images in each step; the share "
-        "rises linearly over the depth, or is the same for all. Evaluation uses all blocks.",
+        "rises linearly over the depth, or is the same for all; it may also rise from 0 over the training. Evaluation "
+        "uses all blocks.",
         cost="None that can be measured; the branches are computed and multiplied by zero. More epochs pay.",
         helps="Deep residual networks that overfit.",
         hurts="Networks of few blocks and short trainings, which underfit. Networks without residual blocks: no "
@@ -129,10 +134,12 @@ class StochasticDepth(Technique):
     Attributes:
         rate: Share of images for which the last block's branch is left out.
         profile: `linear`: block l of L has rate * l / L; `uniform`: every block has the rate.
+        rise: Share of the training over which the rates rise linearly from 0; 0: they are constant.
     """
 
     rate: float = Field(0.2, gt=0, lt=1)
     profile: Literal["linear", "uniform"] = "linear"
+    rise: float = Field(0.0, ge=0, le=1)
 
     def rates(self, arch: Architecture) -> dict[str, float]:
         """Return the rate of each branch, by the module at its end, in execution order."""
@@ -167,14 +174,21 @@ class StochasticDepth(Technique):
     @override
     def effect(self, training: Training) -> StochasticDepthEffect:
         """Return the effect: hooks on the network until it is closed."""
-        return StochasticDepthEffect(DroppedBranches(training.model, self.rates(training.setting.arch)))
+        dropped = DroppedBranches(training.model, self.rates(training.setting.arch))
+        return StochasticDepthEffect(dropped, self.rise * training.setting.steps)
 
 
 class StochasticDepthEffect(Effect):
-    """Holds the hooks during a training."""
+    """Holds the hooks during a training; their rates rise over its first steps."""
 
-    def __init__(self, dropped: DroppedBranches) -> None:
-        self.dropped = dropped
+    def __init__(self, dropped: DroppedBranches, rising: float = 0.0) -> None:
+        self.dropped, self.rising = dropped, rising
+
+    @override
+    def rate(self, factor: float, step: int) -> float:
+        """Leave the learning rate as it is: this is what is called before each step, also of a resumed training."""
+        self.dropped.scale(1.0 if step >= self.rising else step / self.rising)
+        return factor
 
     @override
     def close(self) -> None:
