@@ -9,7 +9,7 @@ import pytest
 
 import convwright as cw
 
-ASSETS = Path(__file__).parents[1] / "assets" / "runs"
+ASSETS = Path(__file__).parents[2] / "assets" / "runs"
 
 
 @pytest.fixture
