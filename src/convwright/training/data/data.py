@@ -98,8 +98,7 @@ def load_data(
         input_shape: (c, h, w) that the network wants: images are resized, grey is repeated.
         val_fraction: Share of the training images, class by class, that becomes the validation
             part; not used where the source has one.
-        split_seed: The split depends on it. Leave it, so that different training seeds compare on
-            the same images.
+        split_seed: The split depends on it. Leave it, so that different training seeds compare on the same images.
         num_classes: Number of classes; None: what the source says, else the largest label plus 1.
         memory_limit: Bytes of decoded images per part above which it is streamed.
 

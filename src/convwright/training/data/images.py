@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any, TypeAlias
 
@@ -75,8 +75,7 @@ class StreamImages:
 
     def subset(self, indices: Tensor) -> StreamImages:
         """Return the images at `indices` (m,), without reading them."""
-        positions, labels = self.indices[indices], self.labels[indices]
-        return StreamImages(self.read, positions, labels, self.shape, self.mean, self.std, self.read_whole)
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
 Images: TypeAlias = ArrayImages | StreamImages
