@@ -43,10 +43,9 @@ def train(
 ) -> TrainResult:
     """Train `model` in place.
 
-    The same seed, settings and threads give the same weights on the CPU, bit for bit, whether or
-    not the training was interrupted. The process's random generators are left as they were.
-    Precision and layout left at `auto` depend on a measurement: fix them in the recipe to repeat a
-    training exactly.
+    The same seed, settings and threads give the same weights on the CPU, bit for bit, whether or not the training was
+    interrupted. The process's random generators are left as they were. Precision and layout left at `auto` depend on a
+    measurement: fix them in the recipe to repeat a training exactly.
 
     Args:
         model: Maps (batch, c, h, w) to (batch, classes), alone or in a dict or tuple of one tensor.
