@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def train(
         stack.enter_context(untouched_random(device))
         prepared = prepare(model.to(device), data, recipe)
         stack.enter_context(kept_modes(prepared.model))
-        stack.enter_context(_contiguous_after(prepared.model))
+        # The weights are handed back in the default layout, which safetensors and views expect.
+        stack.callback(to_layout, prepared.model, torch.contiguous_format)
         settings = resolve(prepared.model, data, recipe, device, order.checkpoint())
         for text in prepared.warnings:
             warnings.warn(text, RecipeWarning, stacklevel=2)
@@ -102,12 +103,3 @@ def train(
                 prepared.model, order, settings, None, optimizer_state, on_epoch=on_epoch, setting=prepared.setting
             )
         return run.result(test, prepared)
-
-
-@contextmanager
-def _contiguous_after(model: nn.Module) -> Iterator[None]:
-    """Hand the weights back in the default layout, which safetensors and views expect."""
-    try:
-        yield
-    finally:
-        to_layout(model, torch.contiguous_format)

@@ -81,8 +81,10 @@ class Watched:
         """
         generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, _SAMPLE))
         chosen = torch.randperm(len(self.data.train), generator=generator)[:count].sort().values
-        part, layout = self.data.train.subset(chosen), self.channels_last
-        loader = Loader(part, len(part), shuffle=False, device=self.device, channels_last=layout, workers=self.workers)
+        part = self.data.train.subset(chosen)
+        loader = Loader(
+            part, len(part), shuffle=False, device=self.device, channels_last=self.channels_last, workers=self.workers
+        )
         return next(iter(loader))
 
 

@@ -95,10 +95,10 @@ def read_bundles(
         raise DataError("conflicting bundles need at least one image")
     chosen = points.points if isinstance(points, Points) else tuple(points)
     amplitude = weight_amplitude(model)
+    given = amplitude if mode != "exact" else None
     make = partial(
-        BundleCounter, learning_rate=learning_rate, batch_size=batch_size,
-        amplitude=amplitude if mode != "exact" else None, mode=mode, dtype=dtype,
-    )  # fmt: skip
+        BundleCounter, learning_rate=learning_rate, batch_size=batch_size, amplitude=given, mode=mode, dtype=dtype
+    )
     batches = list(zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True))
     inputs = BundleCounter(mode="exact", name="input")
     inputs.add(images, labels)

@@ -13,17 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import module_path, operator_name
 from convwright.errors import ReadError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _RESULT = -1
 _REFLECTED = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul"}
