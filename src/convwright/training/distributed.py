@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +24,6 @@ if TYPE_CHECKING:
     from convwright.training.settings import Settings
 
 
-class Work:
-    """What every process is given. No data class: Fabric would take one apart, and assign to its fields.
-
-    Args:
-        model: The network; each process trains a copy of its own.
-        order: What to do.
-        settings: Precision and layout, settled once for all.
-        optimizer_state: See `train`.
-        file: Where the first process leaves the state at the end.
-        threads: Threads of each process.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        order: Order,
-        settings: Settings,
-        optimizer_state: OptimizerState | None,
-        file: Path,
-        threads: int,
-    ) -> None:
-        self.model, self.order, self.settings = model, order, settings
-        self.optimizer_state, self.file, self.threads = optimizer_state, file, threads
-
-
 def train_over(
     devices: int, model: nn.Module, order: Order, settings: Settings, optimizer_state: OptimizerState | None
 ) -> dict[str, Any]:
@@ -61,29 +37,32 @@ def train_over(
     """
     _check_batches(devices, order)
     with tempfile.TemporaryDirectory() as folder:
-        threads = max(1, torch.get_num_threads() // devices)
+        threads, file = max(1, torch.get_num_threads() // devices), Path(folder) / "state.pt"
         # Test images are judged by the caller: what reads them may not travel to another process.
         sent = replace(order, data=replace(order.data, read_test=None), test=False)
-        work = Work(model, sent, settings, optimizer_state, Path(folder) / "state.pt", threads)
+        settings = replace(settings, threads=threads)
+        # Bound, not given to `launch`: Fabric would take the data classes apart, and assign to their fields.
+        part = partial(_train_part, model=model, order=sent, settings=settings, state=optimizer_state, file=file)
         precision: Any = settings.fabric_precision
         accelerator = torch.device(settings.device).type
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_spawn", precision=precision)
-        fabric.launch(_train_part, work)  # type: ignore[arg-type]  # its annotation leaves out the arguments
-        found: dict[str, Any] = torch.load(work.file, weights_only=True)
+        fabric.launch(part)
+        found: dict[str, Any] = torch.load(file, weights_only=True)
     return found
 
 
-def _train_part(fabric: Fabric, work: Work) -> None:
-    """Do one process's part of a training."""
+def _train_part(
+    fabric: Fabric, model: nn.Module, order: Order, settings: Settings, state: OptimizerState | None, file: Path
+) -> None:
+    """Do one process's part of a training; the first process leaves what a checkpoint holds in `file`."""
     from convwright.training.run import train_prepared
 
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(settings.threads)
     # What was sent lies in memory that all processes share: each needs weights of its own.
-    model = copy.deepcopy(work.model).to(fabric.device)
-    settings = replace(work.settings, device=str(fabric.device), threads=work.threads)
-    run = train_prepared(model, work.order, settings, fabric, work.optimizer_state)
+    model = copy.deepcopy(model).to(fabric.device)
+    run = train_prepared(model, order, replace(settings, device=str(fabric.device)), fabric, state)
     if fabric.is_global_zero:
-        torch.save(run.checkpoint(), work.file)
+        torch.save(run.checkpoint(), file)
     fabric.barrier()
     if torch.distributed.is_initialized():
         # A process that ends with the group's threads still at work is aborted now and then.

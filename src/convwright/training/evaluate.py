@@ -49,14 +49,7 @@ def evaluate(
         workers: Processes that read a streamed set.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loader = Loader(
-        images,
-        batch_size,
-        shuffle=False,
-        device=device,
-        channels_last=channels_last,
-        workers=workers,
-    )
+    loader = Loader(images, batch_size, shuffle=False, device=device, channels_last=channels_last, workers=workers)
     return evaluate_batches(model, loader, precision)
 
 

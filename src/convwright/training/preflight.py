@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.edits import Plan
@@ -53,7 +53,7 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
     """Let the recipe's techniques check everything, and edit the network.
 
     Raises:
-        RecipeError: A technique cannot work with this network, data or recipe.
+        RecipeError: A technique cannot work with this network, data or recipe, or the network has too many outputs.
         ReadError: A technique needs the network read, and it cannot be.
         DataError: The network, as it came or as it was edited, does not take the images.
     """
@@ -61,7 +61,11 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
     outputs = check_forward(model, data)
     first = setting = setting_for(model, data, recipe)
     notes = list(check_setting(setting))
-    _check_outputs(outputs, data)
+    if outputs > data.num_classes:
+        raise RecipeError(
+            f"{data.name}: {data.num_classes} classes and the network has {outputs} outputs, so that some are "
+            f"never right; build it with {data.num_classes} outputs, or load the data with num_classes={outputs}"
+        )
     for technique in recipe.techniques.values():
         notes += technique.check(setting)
         edits = technique.edits(setting.arch) if technique.changes_network else ()
@@ -78,27 +82,18 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def resolve(
-    model: nn.Module,
-    data: ImageData,
-    recipe: Recipe,
-    device: torch.device,
-    found: dict[str, Any] | None,
+    model: nn.Module, data: ImageData, recipe: Recipe, device: torch.device, found: dict[str, Any] | None
 ) -> Settings:
     """Take the settings of the checkpoint, else choose them for a network that is known to take the images."""
     if found is None:
-        images, labels = _sample(data, recipe, device)
-        return choose_settings(model, images, labels, recipe, device)
+        # A batch that looks like a training batch, without reading a streamed set.
+        count = min(recipe.batch_size, len(data.train))
+        images = torch.randn(count, *data.shape, device=device)
+        return choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
     stored = json.loads(found["settings"])
     measured = tuple(Measurement(**values) for values in stored.pop("measured"))
     # Where the weights go is decided by this run; how they are computed, by the first one.
     return replace(Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads())
-
-
-def _sample(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a batch that looks like a training batch, without reading a streamed set."""
-    count = min(recipe.batch_size, len(data.train))
-    images = torch.randn(count, *data.shape, device=device)
-    return images, data.train.labels[:count].to(device)
 
 
 def check_forward(model: nn.Module, data: ImageData) -> int:
@@ -129,24 +124,9 @@ def check_forward(model: nn.Module, data: ImageData) -> int:
     return scores.shape[1]
 
 
-def _check_outputs(count: int, data: ImageData) -> None:
-    """Refuse a network with more outputs than classes.
-
-    Raises:
-        RecipeError: Names both numbers.
-    """
-    if count > data.num_classes:
-        raise RecipeError(
-            f"{data.name}: {data.num_classes} classes and the network has {count} outputs, so that some are "
-            f"never right; build it with {data.num_classes} outputs, or load the data with num_classes={count}"
-        )
-
-
-class _NoPrecisionNotice(logging.Filter):
-    """Drops Fabric's notice about the precision: the settings already say it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Using bfloat16")
+def _no_notice(record: logging.LogRecord) -> bool:
+    """Drop Fabric's notice about the precision: the settings already say it."""
+    return not record.getMessage().startswith("Using bfloat16")
 
 
 def make_fabric(accelerator: str, precision: str) -> Fabric:
@@ -155,10 +135,9 @@ def make_fabric(accelerator: str, precision: str) -> Fabric:
     Raises:
         RecipeError: There is no such accelerator here.
     """
-    notice = _NoPrecisionNotice()
     loggers = [logging.getLogger(f"lightning_fabric{name}") for name in ("", ".utilities.rank_zero")]
     for logger in loggers:
-        logger.addFilter(notice)
+        logger.addFilter(_no_notice)
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
     except (ValueError, RuntimeError, ImportError) as error:
@@ -166,4 +145,4 @@ def make_fabric(accelerator: str, precision: str) -> Fabric:
         raise RecipeError(f"accelerator {accelerator!r}: {reason}; use auto or cpu") from error
     finally:
         for logger in loggers:
-            logger.removeFilter(notice)
+            logger.removeFilter(_no_notice)

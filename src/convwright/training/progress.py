@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _EVERY = 10  # steps between two updates of the bar: drawing must not cost training time
 
@@ -24,11 +22,10 @@ class ProgressLine:
         self.console = console or Console(stderr=True)
         self.show = show
         self.bar: Progress | None = None
-        self.task: TaskID | None = None
         if show and self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task("training", total=total, completed=done)
+            self.bar.add_task("training", total=total, completed=done)
 
     def __enter__(self) -> ProgressLine:
         """Start the bar."""
@@ -36,20 +33,15 @@ class ProgressLine:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
 
     def step(self, done: int) -> None:
         """Note that `done` steps are finished."""
-        if self.bar is not None and self.task is not None and done % _EVERY == 0:
-            self.bar.update(self.task, completed=done)
+        if self.bar is not None and done % _EVERY == 0:
+            self.bar.update(self.bar.task_ids[0], completed=done)
 
     def line(self, text: str) -> None:
         """Write one line (above the bar)."""

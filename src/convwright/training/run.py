@@ -43,13 +43,7 @@ from convwright.training.recipe.optimizers import (
 )
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position, Rates
-from convwright.training.settings import (
-    Settings,
-    autocast,
-    single_tensor,
-    to_layout,
-    untouched_random,
-)
+from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
 from convwright.training.synchronised import synchronised
 from convwright.training.techniques import Effect, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
@@ -132,38 +126,25 @@ class Run:
         self.total = setting.steps
         self.step = 0
         self.effects = self._effects()
-        # What blends images needs the whole batch; else each process fetches its own part of it.
         self.divides = any(type(effect).batch is not Effect.batch for effect in self.effects.values())
-        self.loader = self._training_loader((0, 1) if self.divides else self.rank)
+        device = self.fabric.device
+        self._loader = partial(Loader, device=device, channels_last=settings.channels_last, workers=order.workers)
+        self.loader = self._training_loader()
         self.val_loader = self._judge(self.data.val) if self.data.val is not None else None
         self.history: list[EpochRecord] = []
         self.val: Metrics | None = None
         self.stopped = False
-        watched = self.model, self.data, self.recipe, self.fabric.device, settings.channels_last, order.workers
-        self.probes = Probes(order.probes, Watched(*watched))
+        watched = Watched(self.model, self.data, self.recipe, device, settings.channels_last, order.workers)
+        self.probes = Probes(order.probes, watched)
 
-    def _training_loader(self, shard: tuple[int, int]) -> Loader:
-        return Loader(
-            self.data.train,
-            self.recipe.batch_size,
-            augment=self.recipe.augment,
-            seed=self.recipe.seed,
-            device=self.fabric.device,
-            channels_last=self.settings.channels_last,
-            workers=self.order.workers,
-            shard=shard,
-        )
+    def _training_loader(self) -> Loader:
+        # What blends images needs the whole batch; else each process fetches its own part of it.
+        shard = (0, 1) if self.divides else self.rank
+        augment, seed = self.recipe.augment, self.recipe.seed
+        return self._loader(self.data.train, self.recipe.batch_size, augment=augment, seed=seed, shard=shard)
 
     def _judge(self, images: Images) -> Loader:
-        return Loader(
-            images,
-            _EVAL_BATCH,
-            shuffle=False,
-            device=self.fabric.device,
-            channels_last=self.settings.channels_last,
-            workers=self.order.workers,
-            shard=self.rank,
-        )
+        return self._loader(images, _EVAL_BATCH, shuffle=False, shard=self.rank)
 
     def _judged(self, model: nn.Module, loader: Loader) -> Metrics:
         total = self._total if self.fabric.world_size > 1 else None
@@ -174,18 +155,9 @@ class Run:
         assert isinstance(summed, Tensor)
         return summed
 
-    # ------------------------------------------------------------------------------------- techniques
-
     def _effects(self) -> dict[str, Effect]:
-        training = Training(
-            self.model,
-            self.optimizer,
-            self.setting,
-            self.fabric.device,
-            self._forward,
-            lambda step: self._rates(step).factor,
-            self._more_batches,
-        )
+        calls = self._forward, lambda step: self._rates(step).factor, self._more_batches
+        training = Training(self.model, self.optimizer, self.setting, self.fabric.device, *calls)
         made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
         return {name: effect for name, effect in made.items() if effect is not None}
 
@@ -198,7 +170,7 @@ class Run:
 
     def _more_batches(self) -> Iterator[Tensor]:
         """Yield the images of an epoch that no training reaches, in the order and augmentation of the seed."""
-        loader = self._training_loader((0, 1) if self.divides else self.rank)
+        loader = self._training_loader()
         loader.epoch = _BEYOND
         for index, (images, labels) in enumerate(loader):
             yield self._batch(images, labels, self.total + index).images
@@ -207,8 +179,6 @@ class Run:
         """Take off the network what techniques put on it."""
         for effect in reversed(self.effects.values()):
             effect.close()
-
-    # ------------------------------------------------------------------------------------- training
 
     def begin(self, optimizer_state: OptimizerState | None) -> None:
         """Start anew: a checkpoint of an earlier training must not be resumed by mistake."""
@@ -331,8 +301,6 @@ class Run:
         if last and self.val_loader is not None:
             self.val = self._judged(self.model, self.val_loader)
 
-    # ------------------------------------------------------------------------------------- failures
-
     def _check_losses(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite."""
         if bool(torch.isfinite(losses).all()):
@@ -342,21 +310,15 @@ class Run:
 
     def _check_weights(self) -> None:
         """Stop before a checkpoint if the epoch's last step spoiled the weights."""
-        state = model_state(self.model)
-        for name, tensor in state.items():
+        for name, tensor in model_state(self.model).items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 self._broken(f"{name} is no longer finite after step {self.step}")
 
     def _broken(self, what: str) -> None:
-        kept = ""
-        if self.folder is not None and (self.folder / FILE).is_file():
-            kept = f"; the last good checkpoint is {self.folder / FILE}"
-        lower = f"lower lr (now {self.recipe.lr:g})"
-        remedy = f"{lower} or set grad_clip" if self.recipe.grad_clip is None else lower
-        epoch = len(self.history) + 1
-        raise RecipeError(f"training broke down in epoch {epoch}: {what}; {remedy}{kept}")
-
-    # ----------------------------------------------------------------------------------- checkpoint
+        file = self.folder and self.folder / FILE
+        kept = f"; the last good checkpoint is {file}" if file and file.is_file() else ""
+        remedy = f"lower lr (now {self.recipe.lr:g}){' or set grad_clip' * (self.recipe.grad_clip is None)}"
+        raise RecipeError(f"training broke down in epoch {len(self.history) + 1}: {what}; {remedy}{kept}")
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that the rest of the training depends on."""
@@ -440,9 +402,8 @@ def _data_text(data: ImageData) -> str:
 
 def _check_recipe(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
     now = recipe.model_dump(mode="json")
-    changed = [name for name in {**now, **stored} if now.get(name) != stored.get(name)]
-    if changed:
-        name = changed[0]
+    name = next((name for name in {**now, **stored} if now.get(name) != stored.get(name)), None)
+    if name is not None:
         raise RecipeError(
             f"{path}: the checkpoint was trained with {name}={stored.get(name)}, not "
             f"{now.get(name)}; give the same recipe, or train without resume"

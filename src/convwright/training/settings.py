@@ -6,8 +6,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -95,11 +95,8 @@ def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
         device: Where training will run.
     """
     choices = _choices(recipe, sound=device.type != "cpu" or not narrow_strided(model))
-    measured: tuple[Measurement, ...] = ()
-    best = choices[0]
-    if len(choices) > 1:
-        measured = _measured(model, images, labels, choices, device)
-        best = _fastest(measured)
+    measured = _measured(model, images, labels, choices, device) if len(choices) > 1 else ()
+    best = _fastest(measured) if measured else choices[0]
     return Settings(*best, str(device), torch.get_num_threads(), measured)
 
 
@@ -151,13 +148,12 @@ def _fastest(measured: tuple[Measurement, ...]) -> Choice:
 
 
 def _measured(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    choices: list[Choice],
-    device: torch.device,
+    model: nn.Module, images: Tensor, labels: Tensor, choices: list[Choice], device: torch.device
 ) -> tuple[Measurement, ...]:
-    key = (_signature(model), tuple(images.shape), device, torch.get_num_threads(), *choices)
+    # Of the network: structure, shapes and types, which the time of a step depends on.
+    state = [(k, tuple(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]
+    signature = hashlib.sha256(f"{model}{state}".encode()).hexdigest()
+    key = (signature, tuple(images.shape), device, torch.get_num_threads(), *choices)
     if key not in _cache:
         with untouched_random(device):
             trial = copy.deepcopy(model).train()
@@ -175,11 +171,10 @@ def _measure(model: nn.Module, images: Tensor, labels: Tensor, choices: list[Cho
 
 
 def _timed_choice(model: nn.Module, images: Tensor, labels: Tensor, choice: Choice) -> float:
-    precision, memory_format = choice
-    layout = _layout(memory_format)
+    layout = _layout(choice[1])
     to_layout(model, layout)
     try:
-        return _timed_step(model, images.contiguous(memory_format=layout), labels, precision)
+        return _timed_step(model, images.contiguous(memory_format=layout), labels, choice[0])
     except (RuntimeError, NotImplementedError):
         if choice == _CHOICES[0]:
             raise
@@ -219,16 +214,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-@contextmanager
-def untouched_random(device: torch.device) -> Iterator[None]:
-    """Put the generators of the CPU and of `device` back at the end."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            yield
-    else:
-        index = device.index or 0
-        with torch.random.fork_rng(devices=[index], device_type=device.type):
-            yield
+def untouched_random(device: torch.device) -> AbstractContextManager[None]:
+    """Return the context that puts the generators of the CPU and of `device` back at the end."""
+    devices = [] if device.type == "cpu" else [device.index or 0]
+    return torch.random.fork_rng(devices, device_type=device.type)
 
 
 def single_tensor(output: object) -> Tensor:
@@ -239,21 +228,11 @@ def single_tensor(output: object) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    values: Iterable[object] = ()
-    if isinstance(output, Mapping):
-        values = output.values()
-    elif isinstance(output, Iterable):
-        values = output
-    tensors = [value for value in values if isinstance(value, Tensor)]
+    held = output.values() if isinstance(output, Mapping) else output
+    tensors = [value for value in held if isinstance(value, Tensor)] if isinstance(held, Iterable) else []
     if len(tensors) != 1:
         raise DataError(
             f"the network returns a {type(output).__name__} with {len(tensors)} tensors; "
             "training needs exactly one: wrap the network and return its class scores"
         )
     return tensors[0]
-
-
-def _signature(model: nn.Module) -> str:
-    """Return a digest of structure, shapes and types: what the time of a step depends on."""
-    state = [(k, tuple(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]
-    return hashlib.sha256(f"{model}{state}".encode()).hexdigest()

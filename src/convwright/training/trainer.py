@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,9 @@ def train(
 ) -> TrainResult:
     """Train `model` in place.
 
-    The same seed, settings and threads give the same weights on the CPU, bit for bit, whether or
-    not the training was interrupted. The process's random generators are left as they were.
-    Precision and layout left at `auto` depend on a measurement: fix them in the recipe to repeat a
-    training exactly.
+    The same seed, settings and threads give the same weights on the CPU, bit for bit, whether or not the training was
+    interrupted. The process's random generators are left as they were. Precision and layout left at `auto` depend on a
+    measurement: fix them in the recipe to repeat a training exactly.
 
     Args:
         model: Maps (batch, c, h, w) to (batch, classes), alone or in a dict or tuple of one tensor.
@@ -90,7 +89,8 @@ def train(
         stack.enter_context(untouched_random(device))
         prepared = prepare(model.to(device), data, recipe)
         stack.enter_context(kept_modes(prepared.model))
-        stack.enter_context(_contiguous_after(prepared.model))
+        # The weights are handed back in the default layout, which safetensors and views expect.
+        stack.callback(to_layout, prepared.model, torch.contiguous_format)
         settings = resolve(prepared.model, data, recipe, device, order.checkpoint())
         for text in prepared.warnings:
             warnings.warn(text, RecipeWarning, stacklevel=2)
@@ -103,12 +103,3 @@ def train(
                 prepared.model, order, settings, None, optimizer_state, on_epoch=on_epoch, setting=prepared.setting
             )
         return run.result(test, prepared)
-
-
-@contextmanager
-def _contiguous_after(model: nn.Module) -> Iterator[None]:
-    """Hand the weights back in the default layout, which safetensors and views expect."""
-    try:
-        yield
-    finally:
-        to_layout(model, torch.contiguous_format)

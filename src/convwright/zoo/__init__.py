@@ -16,7 +16,6 @@ from convwright.zoo.registry import ZooEntry, create, entry, names, register
 
 __all__ = ["ZooEntry", "create", "entry", "names", "register"]
 
-# Importing a family file registers its networks, so adding a file here is all it takes to add a
-# family.
+# Importing a family file registers its networks, so adding a file here is all it takes to add a family.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,10 +1,9 @@
 """The CIFAR-10 networks of "Training Efficient CNNs" (Ethiraj and Bolla, 2022).
 
-``cifar-3x3`` and ``cifar-dw`` follow the authors' published code layer by layer. In that code the
-second and third stage compute a residual sum and then hand on the branch without it; ``keep_sum``
-chooses between that (False, their default here) and the sum that was presumably meant (True).
-``cifar-a`` is the depthwise network with the sum. ``cifar-b`` is a reconstruction and ``cifar-c`` a
-network of ours for the same budget, not from the paper.
+``cifar-3x3`` and ``cifar-dw`` follow the authors' published code layer by layer. In that code the second and third
+stage compute a residual sum and then hand on the branch without it; ``keep_sum`` chooses between that (False, their
+default here) and the sum that was presumably meant (True). ``cifar-a`` is the depthwise network with the sum.
+``cifar-b`` is a reconstruction and ``cifar-c`` a network of ours for the same budget, not from the paper.
 
 All take any image of at least 8x8.
 """
@@ -13,11 +12,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
+from convwright.zoo import parts
 from convwright.zoo.parts import check_stages, classify, conv_bn, max_pool
 from convwright.zoo.registry import register
 
@@ -59,12 +60,7 @@ class SumStage(nn.Module):
     """
 
     def __init__(
-        self,
-        first: nn.Module,
-        second: nn.Module,
-        dropout: float,
-        pool: nn.Module,
-        keep_sum: bool = True,
+        self, first: nn.Module, second: nn.Module, dropout: float, pool: nn.Module, keep_sum: bool = True
     ) -> None:
         super().__init__()
         self.first = first
@@ -120,14 +116,7 @@ def cifar_a(num_classes: int = 10, in_channels: int = 3, blur: bool = True, keep
     return cifar_dw(num_classes, in_channels, blur, keep_sum)
 
 
-def _half(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return depthwise 3x3, batch norm, ReLU, pointwise, batch norm; the last ReLU is outside."""
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            depthwise=conv_bn(in_channels, in_channels, 3, groups=in_channels),
-            pointwise=conv_bn(in_channels, out_channels, activation=None),
-        )
-    )
+_half = partial(parts.separable, activation=None)  # its last ReLU is outside
 
 
 class SeparableResidual(nn.Module):
@@ -166,8 +155,7 @@ def cifar_b(
         blur: anti-alias the two pools.
         widths: channels of each stage.
         depths: residual blocks in each stage.
-        squeeze: end each stage with squeeze-and-excitation that narrows by this factor; None for
-            none.
+        squeeze: end each stage with squeeze-and-excitation that narrows by this factor; None for none.
     """
     check_stages("cifar-b", 3, widths=widths, depths=depths)
     stages: list[nn.Module] = []
@@ -177,8 +165,7 @@ def cifar_b(
         if not stages:
             stage.append(conv_bn(channels, width, 3))
         else:
-            # Widen at the old resolution, then pool: the pool would lose what the new channels can
-            # keep.
+            # Widen at the old resolution, then pool: the pool would lose what the new channels can keep.
             stage.extend([_half(channels, width), nn.ReLU(), max_pool(width, blur)])
         stage.extend(SeparableResidual(width) for _ in range(depth))
         if squeeze is not None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from convwright.zoo.parts import check_stages, classify, scaled
 from convwright.zoo.registry import register
+from convwright.zoo.resnet import shortcut
 
 _WIDTHS = (64, 128, 256, 512)
 _DEPTHS = (3, 12, 41, 3)
@@ -61,11 +62,7 @@ class ShortcutBlock(PairBlock):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, zero_last: bool = False) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
-            )
+        self.downsample = shortcut(in_channels, out_channels, stride, bias=True)
         if zero_last:
             nn.init.zeros_(self.bn2.weight)
 

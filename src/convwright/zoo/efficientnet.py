@@ -73,13 +73,7 @@ class MBConv(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        expansion: int,
-        drop_path: float = 0.0,
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         wide = in_channels * expansion

@@ -1,10 +1,9 @@
 """GhostNet (Han et al. 2020) and the stage-wise scaled networks of Greedy Network Enlarging (2021).
 
-A ghost module makes half of its channels with a pointwise convolution and the other half from those
-with a cheap depthwise one. ``ghostnet`` is the published table; ``ghostnet-large`` is the generator
-with free stage widths and depths that the enlarging authors released as S-GhostNet, and the two
-``s-ghostnet`` entries are the networks of their release notes. The resolution of all is the size of
-the image that is fed: nothing in the network fixes it.
+A ghost module makes half of its channels with a pointwise convolution and the other half from those with a cheap
+depthwise one. ``ghostnet`` is the published table; ``ghostnet-large`` is the generator with free stage widths and
+depths that the enlarging authors released as S-GhostNet, and the two ``s-ghostnet`` entries are the networks of their
+release notes. The resolution of all is the size of the image that is fed: nothing in the network fixes it.
 """
 
 from __future__ import annotations
@@ -100,8 +99,7 @@ class GhostBottleneck(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if spec.stride > 1 or in_channels != out:
             self.shortcut = nn.Sequential(
-                depthwise(in_channels, in_channels, groups=in_channels),
-                conv_bn(in_channels, out, activation=None),
+                depthwise(in_channels, in_channels, groups=in_channels), conv_bn(in_channels, out, activation=None)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,11 +135,9 @@ def _network(stages: Sequence[Sequence[BlockSpec]], ends: Ends, num_classes: int
     layers = OrderedDict[str, nn.Module](stem=stem)
     channels = ends.stem
     for number, specs in enumerate(stages, start=1):
-        stage = nn.Sequential()
-        for spec in specs:
-            stage.append(GhostBottleneck(channels, spec))
-            channels = spec.out_channels
-        layers[f"stage{number}"] = stage
+        inputs = [channels, *(spec.out_channels for spec in specs)]
+        layers[f"stage{number}"] = nn.Sequential(*map(GhostBottleneck, inputs, specs))
+        channels = inputs[-1]
     layers["head"] = conv_bn(channels, ends.pooled)
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["hidden"] = nn.Conv2d(ends.pooled, ends.hidden, 1)
@@ -204,11 +200,9 @@ def _large_stage(index: int, depth: int, before: int, out: int, first_stride: in
     """Return the blocks of one stage of the generator; ``before`` is the width that comes in."""
     specs = []
     for block in range(depth):
-        wide = _LATER_RATIOS[index] * out if block else _FIRST_RATIOS[index] * before
-        expansion = divisible(wide, 4)
+        expansion = divisible(_LATER_RATIOS[index] * out if block else _FIRST_RATIOS[index] * before, 4)
         stride = 1 if block else first_stride
-        squeeze = divisible(expansion * 0.1, 8)
-        specs.append(BlockSpec(expansion, out, _KERNELS[index], stride, squeeze))
+        specs.append(BlockSpec(expansion, out, _KERNELS[index], stride, squeeze=divisible(expansion * 0.1, 8)))
     return specs
 
 

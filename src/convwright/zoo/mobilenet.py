@@ -12,30 +12,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from convwright.zoo.parts import check_stages, classify, conv_bn, divisible, scaled
+from convwright.zoo.parts import check_stages, classify, conv_bn, divisible, scaled, separable
 from convwright.zoo.registry import register
 
 _STEM = 32
 
 
-def separable(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Return a depthwise 3x3 and a pointwise convolution, each with batch norm and ReLU.
-
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
-    """
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            depthwise=conv_bn(in_channels, in_channels, 3, stride, groups=in_channels),
-            pointwise=conv_bn(in_channels, out_channels),
-        )
-    )
-
-
 @register(
-    "mobilenet-v1",
-    input_shape=(3, 32, 32),
-    num_classes=10,
-    source="Howard et al. 2017, with the strides for 32 pixels",
+    "mobilenet-v1", input_shape=(3, 32, 32), num_classes=10, source="Howard et al. 2017, with the strides for 32 pixels"
 )
 def mobilenet_v1(
     num_classes: int = 10,
@@ -51,8 +35,7 @@ def mobilenet_v1(
         in_channels: channels of the image.
         width: multiplier of the stem and of all ``widths``.
         widths: output channels of each stage.
-        depths: depthwise-pointwise blocks in each stage; every stage but the first halves the
-            image.
+        depths: depthwise-pointwise blocks in each stage; every stage but the first halves the image.
     """
     check_stages("mobilenet-v1", 5, widths=widths, depths=depths)
     channels = scaled(_STEM, width)
@@ -60,8 +43,7 @@ def mobilenet_v1(
     for number, (base, depth) in enumerate(zip(widths, depths, strict=True), start=1):
         stage = nn.Sequential()
         for index in range(depth):
-            stride = 2 if index == 0 and number > 1 else 1
-            stage.append(separable(channels, scaled(base, width), stride))
+            stage.append(separable(channels, scaled(base, width), 2 if index == 0 and number > 1 else 1))
             channels = scaled(base, width)
         layers[f"stage{number}"] = stage
     return nn.Sequential(layers | classify(channels, num_classes))

@@ -52,19 +52,28 @@ def conv_bn(
     """
     layers = OrderedDict[str, nn.Module](
         conv=nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=kernel_size // 2,
-            groups=groups,
-            bias=False,
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
         ),
         bn=nn.BatchNorm2d(out_channels),
     )
     if activation is not None:
         layers["act"] = activation()
     return nn.Sequential(layers)
+
+
+def separable(
+    in_channels: int, out_channels: int, stride: int = 1, activation: type[nn.Module] | None = nn.ReLU
+) -> nn.Sequential:
+    """Return a depthwise 3x3 and a pointwise convolution, each as `conv_bn`; `activation` is the second one's.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            depthwise=conv_bn(in_channels, in_channels, 3, stride, groups=in_channels),
+            pointwise=conv_bn(in_channels, out_channels, activation=activation),
+        )
+    )
 
 
 def max_pool(channels: int, blur: bool) -> nn.Module:
@@ -81,13 +90,11 @@ def max_pool(channels: int, blur: bool) -> nn.Module:
     # Here, not above: importing timm takes longer than building any of these networks.
     from timm.layers.blur_pool import BlurPool2d
 
-    # With `channels` given, timm keeps one filter per channel, so a width edit finds the channel
-    # axis. Without it the filter is expanded in `forward` and a captured graph holds the width as a
-    # constant.
+    # With `channels` given, timm keeps one filter per channel, so a width edit finds the channel axis. Without it the
+    # filter is expanded in `forward` and a captured graph holds the width as a constant.
     return nn.Sequential(
         OrderedDict[str, nn.Module](
-            max=nn.MaxPool2d(2, stride=1),
-            blur=BlurPool2d(channels, filt_size=3, stride=2, pad_mode="constant"),
+            max=nn.MaxPool2d(2, stride=1), blur=BlurPool2d(channels, filt_size=3, stride=2, pad_mode="constant")
         )
     )
 
@@ -95,7 +102,5 @@ def max_pool(channels: int, blur: bool) -> nn.Module:
 def classify(channels: int, num_classes: int, bias: bool = True) -> OrderedDict[str, nn.Module]:
     """Return global average pool, flatten, linear, named: (N, C, H, W) -> (N, num_classes)."""
     return OrderedDict[str, nn.Module](
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(1),
-        fc=nn.Linear(channels, num_classes, bias=bias),
+        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(1), fc=nn.Linear(channels, num_classes, bias=bias)
     )

@@ -4,10 +4,9 @@ Two shapes of the same network: the thin three-stage ones of the CIFAR section (
 and the ImageNet depths (18, 34, 50) with a stem for small images, of which the 34-layer one is the
 network that the CONetV2 channel search starts from.
 
-Shortcuts that change shape are a 1x1 convolution with batch norm ("option B"). The thin networks of
-the paper pad with zero channels instead ("option A", 2,752 parameters fewer); a padded shortcut
-ties channel k of one stage to channel k of the next and wires the difference of two widths into the
-network, which a width search must be free to change.
+Shortcuts that change shape are a 1x1 convolution with batch norm ("option B"). The thin networks of the paper pad with
+zero channels instead ("option A", 2,752 parameters fewer); a padded shortcut ties channel k of one stage to channel k
+of the next and wires the difference of two widths into the network, which a width search must be free to change.
 """
 
 from __future__ import annotations
@@ -85,18 +84,17 @@ class Bottleneck(nn.Module):
         return out
 
 
-def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def shortcut(in_channels: int, out_channels: int, stride: int, bias: bool = False) -> nn.Module:
     """Return what leads around a block: nothing, or a 1x1 convolution with batch norm where the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(nn.Sequential):
     """3x3 stem, one stage of residual blocks per width, global average pool, linear classifier.
 
-    Every stage but the first halves the image. Layers carry torchvision's names
-    (``layer1.0.conv1``).
+    Every stage but the first halves the image. Layers carry torchvision's names (``layer1.0.conv1``).
 
     Shapes: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
 
@@ -109,12 +107,7 @@ class ResNet(nn.Sequential):
     """
 
     def __init__(
-        self,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        num_classes: int,
-        in_channels: int,
-        bottleneck: bool = False,
+        self, widths: Sequence[int], depths: Sequence[int], num_classes: int, in_channels: int, bottleneck: bool = False
     ) -> None:
         check_stages("This ResNet", len(widths), depths=depths)
         kind, expansion = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)

@@ -19,9 +19,7 @@ def conv_unit(in_channels: int, out_channels: int) -> nn.Sequential:
     """Return 3x3 convolution, batch norm, ReLU: (N, in, H, W) -> (N, out, H, W)."""
     return nn.Sequential(
         OrderedDict[str, nn.Module](
-            conv=nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            bn=nn.BatchNorm2d(out_channels),
-            act=nn.ReLU(),
+            conv=nn.Conv2d(in_channels, out_channels, 3, padding=1), bn=nn.BatchNorm2d(out_channels), act=nn.ReLU()
         )
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convwright.errors import DataError
 from convwright.training.data.folders import dataset_part, folder_parts
-from convwright.training.data.images import Images, check_classes, check_labels, class_names, stratified_split
+from convwright.training.data.images import Images, check_classes, check_labels, stratified_split
 from convwright.training.data.named import Request, data_set_named
 from convwright.training.data.sources import Parts, Shape, npz_parts
 
@@ -98,8 +98,7 @@ def load_data(
         input_shape: (c, h, w) that the network wants: images are resized, grey is repeated.
         val_fraction: Share of the training images, class by class, that becomes the validation
             part; not used where the source has one.
-        split_seed: The split depends on it. Leave it, so that different training seeds compare on
-            the same images.
+        split_seed: The split depends on it. Leave it, so that different training seeds compare on the same images.
         num_classes: Number of classes; None: what the source says, else the largest label plus 1.
         memory_limit: Bytes of decoded images per part above which it is streamed.
 
@@ -193,9 +192,9 @@ def _check_samples(spec: Any) -> None:
 
 def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None) -> ImageData:
     train, val = parts.train, parts.val
-    known = len(parts.class_names) if parts.class_names else int(train.labels.max()) + 1
-    count = max(known, 1) if num_classes is None else num_classes
-    names = parts.class_names if parts.class_names and len(parts.class_names) == count else None
+    names = parts.class_names or ()
+    count = max(len(names) or int(train.labels.max()) + 1, 1) if num_classes is None else num_classes
+    names = names if len(names) == count else tuple(map(str, range(count)))
     check_labels(train.labels, count, f"{name}: train")
     check_classes(train.labels, f"{name}: train")
     if val is not None:
@@ -203,7 +202,7 @@ def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_cla
     elif val_fraction > 0:
         kept, held = stratified_split(train.labels, val_fraction, seed)
         train, val = train.subset(kept), (train.subset(held) if len(held) else None)
-    return ImageData(name, train, val, class_names(names, count), parts.test)
+    return ImageData(name, train, val, names, parts.test)
 
 
 def _check_part(part: Images, shape: Shape, num_classes: int, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from convwright.training.data.images import ArrayImages, Images, StreamImages, a
 from convwright.training.data.sources import Parts, Shape, converted
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+Stats = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 _SAMPLE = 256  # images that the statistics of a streamed set are taken from
 
 
@@ -89,12 +91,10 @@ def folder_parts(root: Path, shape: Shape | None, limit: int) -> Parts:
     train_root = root / "train" if nested else root
     names = tuple(sorted(p.name for p in train_root.iterdir() if p.is_dir()))
     files = _files(train_root, names, shape)
-    train = _in_memory_or_stream(files, len(files.paths), files.shape, files.labels, limit, None)
-    stats = (train.mean, train.std)
+    train = _in_memory_or_stream(files, limit, None)
 
     def part(folder: str) -> Images:
-        more = _files(root / folder, names, files.shape)
-        return _in_memory_or_stream(more, len(more.paths), more.shape, more.labels, limit, stats)
+        return _in_memory_or_stream(_files(root / folder, names, files.shape), limit, (train.mean, train.std))
 
     val = part("val") if nested and (root / "val").is_dir() else None
     test = (lambda: part("test")) if nested and (root / "test").is_dir() else None
@@ -113,12 +113,8 @@ def _files(root: Path, names: tuple[str, ...], shape: Shape | None) -> ImageFile
         found += [(str(path), label) for path in paths]
     if not found:
         raise DataError(f"{root}: no images; the layout is FOLDER/class/image.png")
-    return ImageFiles(
-        tuple(path for path, _ in found),
-        tuple(label for _, label in found),
-        shape or _shape_of(found[0][0]),
-        resize=shape is not None,
-    )
+    files, labels = zip(*found, strict=True)
+    return ImageFiles(files, labels, shape or _shape_of(files[0]), resize=shape is not None)
 
 
 def _shape_of(path: str) -> Shape:
@@ -157,13 +153,7 @@ class DatasetReader:
         return self.sample(position)[0]
 
 
-def dataset_part(
-    dataset: Any,
-    source: str,
-    shape: Shape | None,
-    limit: int,
-    stats: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Images:
+def dataset_part(dataset: Any, source: str, shape: Shape | None, limit: int, stats: Stats | None) -> Images:
     """Hold a map-style data set in memory if it fits into `limit` bytes, else stream it.
 
     Raises:
@@ -189,12 +179,7 @@ def dataset_part(
     return _array(images, numbers, source, stats)
 
 
-def _array(
-    images: Sequence[Tensor],
-    labels: Sequence[int],
-    name: str,
-    stats: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> ArrayImages:
+def _array(images: Sequence[Tensor], labels: Sequence[int], name: str, stats: Stats | None) -> ArrayImages:
     for position, image in enumerate(images):
         if image.shape != images[0].shape or image.dtype != images[0].dtype:
             raise DataError(
@@ -205,12 +190,7 @@ def _array(
     return ArrayImages(stacked, torch.tensor(labels), *(stats or statistics(stacked)))
 
 
-def _stream(
-    read: Callable[[int], Tensor],
-    labels: Sequence[int],
-    shape: Shape,
-    stats: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> StreamImages:
+def _stream(read: Callable[[int], Tensor], labels: Sequence[int], shape: Shape, stats: Stats | None) -> StreamImages:
     count = len(labels)
     if stats is None:
         positions = range(0, count, max(count // _SAMPLE, 1))
@@ -219,17 +199,10 @@ def _stream(
     return StreamImages(read, torch.arange(count), torch.tensor(labels), shape, *stats, whole)
 
 
-def _in_memory_or_stream(
-    read: Callable[[int], Tensor],
-    count: int,
-    shape: Shape,
-    labels: Sequence[int],
-    limit: int,
-    stats: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Images:
-    channels, height, width = shape
-    if count * channels * height * width > limit:
-        return _stream(read, labels, shape, stats)
+def _in_memory_or_stream(files: ImageFiles, limit: int, stats: Stats | None) -> Images:
+    count = len(files.paths)
+    if count * math.prod(files.shape) > limit:
+        return _stream(files, files.labels, files.shape, stats)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding releases the GIL
-        images = list(pool.map(read, range(count)))
-    return _array(images, labels, "folder", stats)
+        images = list(pool.map(files, range(count)))
+    return _array(images, files.labels, "folder", stats)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any, TypeAlias
 
@@ -75,8 +75,7 @@ class StreamImages:
 
     def subset(self, indices: Tensor) -> StreamImages:
         """Return the images at `indices` (m,), without reading them."""
-        positions, labels = self.indices[indices], self.labels[indices]
-        return StreamImages(self.read, positions, labels, self.shape, self.mean, self.std, self.read_whole)
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
 Images: TypeAlias = ArrayImages | StreamImages
@@ -200,8 +199,3 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         count = min(max(round(size * fraction), 1), size - 1) if fraction > 0 else 0
         held[members[torch.randperm(size, generator=generator)[:count]]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
-
-
-def class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-    """Return the given names, or the numbers as names."""
-    return tuple(names) if names is not None else tuple(str(i) for i in range(num_classes))

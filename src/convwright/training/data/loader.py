@@ -78,7 +78,9 @@ class Loader:
             torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (images.mean, images.std)
         )
         self._pixels = images.images.to(self.device) if isinstance(images, ArrayImages) else None
-        self._order = _Order()
+        # The batches still to be read, as lists of (position, seed); replaced before each epoch. A list of its own, not
+        # the loader: a cycle would let the garbage collector take the queues before the workers were told to stop.
+        self._order: list[list[tuple[int, int]]] = []
         self._stream = _stream_loader(images, self.augment, self._order, workers)
 
     def __len__(self) -> int:
@@ -124,7 +126,7 @@ class Loader:
         if self._stream is None:
             return None
         base = self._image_seed(self.epoch)
-        self._order.batches = [[(int(k), base ^ int(k)) for k in self._own(part)] for part in parts]
+        self._order[:] = [[(int(k), base ^ int(k)) for k in self._own(part)] for part in parts]
         return iter(self._stream)
 
     def _image_seed(self, epoch: int) -> int:
@@ -137,7 +139,7 @@ class Loader:
             return pixels
         base, size = self._image_seed(epoch), (pixels.shape[2], pixels.shape[3])
         crops = [resized_crop(x, self.augment, size, base ^ int(k)) for x, k in zip(pixels, part, strict=True)]
-        return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+        return _stack(crops)
 
     def _finish(self, epoch: int, position: int, part: Tensor, raw: Tensor | None) -> Batch:
         """Fetch, augment and normalise one batch."""
@@ -151,8 +153,7 @@ class Loader:
         indices = part.to(self.device)
         if raw is None:
             assert self._pixels is not None
-            pixels = gather(self._pixels, indices, self.augment, draws)
-            pixels = self._resized(pixels, epoch, part)
+            pixels = self._resized(gather(self._pixels, indices, self.augment, draws), epoch, part)
         else:
             everything = torch.arange(len(part), device=self.device)
             pixels = gather(raw.to(self.device), everything, self.augment, draws)
@@ -197,25 +198,8 @@ class _Reads(Dataset[Tensor]):
         return resized_crop(image, self.augment, images.shape[1:], seed)
 
 
-class _Order:
-    """The batches still to be read, as lists of (position, seed); replaced before each epoch.
-
-    It does not refer to the loader: a cycle would let the garbage collector take the queues before
-    the workers were told to stop.
-    """
-
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[int, int]]] = []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
-
-
 def _stream_loader(
-    images: Images, augment: Augment | None, order: _Order, workers: int | None
+    images: Images, augment: Augment | None, order: list[list[tuple[int, int]]], workers: int | None
 ) -> DataLoader[Tensor] | None:
     if isinstance(images, ArrayImages):
         return None
@@ -237,8 +221,7 @@ def _stack(images: list[Tensor]) -> Tensor:
 def _next_batch(raws: Iterator[Tensor]) -> Tensor:
     """Fetch a batch; an error of a worker arrives with its traceback and leaves in one line."""
     try:
-        batch = next(raws)
+        return next(raws)
     except DataError as error:
         last = str(error).strip().splitlines()[-1]
         raise DataError(last.removeprefix("convwright.errors.DataError: ")) from error
-    return batch

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from convwright.errors import DataError
 from convwright.training.data.data import ImageData
@@ -55,11 +54,9 @@ class Proxy:
         named = ", ".join(data.class_names[label] for label in self.classes)
         every = len(self.classes) == data.num_classes
         classes = f"all {data.num_classes} classes" if every else f"{len(self.classes)} of {data.num_classes} classes"
-        images = [
-            f"{len(part):,} of {len(whole):,} {kind} images"
-            for part, whole, kind in ((self.train, data.train, "training"), (self.val, data.val or (), "validation"))
-        ]
-        return f"{classes}{'' if every else f' ({named})'}, {images[0]}, {images[1]}"
+        train = f"{len(self.train):,} of {len(data.train):,} training images"
+        val = f"{len(self.val):,} of {len(data.val or ()):,} validation images"
+        return f"{classes}{'' if every else f' ({named})'}, {train}, {val}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -101,12 +98,12 @@ def draw_proxy(data: ImageData, classes: int | None = None, samples: int | None 
     counts = sizes if samples is None else shares(sizes, _checked(data, samples, sizes))
     train = [m[torch.randperm(len(m), generator=generator)[:n]] for m, n in zip(members, counts, strict=True)]
     val = torch.isin(data.val.labels, torch.tensor(chosen)).nonzero()[:, 0]
-    return Proxy(tuple(chosen), _sorted(torch.cat(train)), _sorted(val))
+    return Proxy(tuple(chosen), tuple(torch.cat(train).sort().values.tolist()), tuple(val.tolist()))
 
 
 def _classes(data: ImageData, count: int | None, generator: torch.Generator) -> list[int]:
     assert data.val is not None
-    known = [int(label) for label in torch.unique(data.train.labels)]
+    known = torch.unique(data.train.labels).tolist()
     _check_whole("classes", count)
     if count is not None and count < _FEWEST:
         raise DataError(f"proxy classes={count}: a proxy needs at least {_FEWEST} classes to tell apart")
@@ -161,7 +158,3 @@ def shares(sizes: Sequence[int], count: int) -> list[int]:
         # Who lies furthest from its share, in the direction that is wanted; of equal ones the earlier.
         found[max(able, key=lambda i: by * (count * sizes[i] / total - found[i]))] += by
     return found
-
-
-def _sorted(positions: Tensor) -> tuple[int, ...]:
-    return tuple(int(n) for n in positions.sort().values)

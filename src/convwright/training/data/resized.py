@@ -39,8 +39,7 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
     if tuple(images.shape[1:]) == tuple(size):
         return images
     if isinstance(images, ArrayImages):
-        chunks = (images.images[i : i + _CHUNK] for i in range(0, max(len(images), 1), _CHUNK))
-        parts = [_resized(chunk, size) for chunk in chunks]
+        parts = [_resized(chunk, size) for chunk in torch.split(images.images, _CHUNK)]
         return replace(images, images=torch.cat(parts).contiguous(memory_format=torch.channels_last))
     shape = (images.shape[0], *size)
     # Random crops are cut from the whole image, not from the resized one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,12 @@ def npz_parts(source: Path, name: str, shape: Shape | None) -> Parts:
         if not {"x_test", "y_test"} <= set(arrays.files):
             return Parts(train, None, None, None)
 
-    def test() -> ArrayImages:
-        part = _npz_images(source, name, "test", shape)
-        return ArrayImages(part.images, part.labels, train.mean, train.std)
+    return array_parts(train, lambda: _npz_images(source, name, "test", shape))
 
-    return Parts(train, None, test, None)
+
+def array_parts(train: ArrayImages, test: Callable[[], ArrayImages]) -> Parts:
+    """Return parts whose test images are read when asked for, and normalised as the training images."""
+    return Parts(train, None, lambda: replace(test(), mean=train.mean, std=train.std), None)
 
 
 @contextmanager
@@ -74,7 +75,8 @@ def _opened(source: Path, name: str) -> Iterator[NpzFile]:
         ) from error
 
 
-def _arrays(source: Path, name: str, *keys: str) -> list[npt.NDArray[Any]]:
+def _npz_images(source: Path, name: str, part: str, shape: Shape | None) -> ArrayImages:
+    keys = f"x_{part}", f"y_{part}"
     with _opened(source, name) as arrays:
         missing = [key for key in keys if key not in arrays.files]
         if missing:
@@ -83,25 +85,26 @@ def _arrays(source: Path, name: str, *keys: str) -> list[npt.NDArray[Any]]:
                 f"{name}: no {' and '.join(missing)} (found {found}); save with "
                 "numpy.savez(file, x_train=..., y_train=..., x_test=..., y_test=...)"
             )
-        return [arrays[key] for key in keys]
+        pixels, numbers = (arrays[key] for key in keys)
+    return array_images(pixels, numbers, shape, *(f"{name}: {key}" for key in keys))
 
 
-def _npz_images(source: Path, name: str, part: str, shape: Shape | None) -> ArrayImages:
-    x_key, y_key = f"x_{part}", f"y_{part}"
-    pixels, numbers = _arrays(source, name, x_key, y_key)
-    images = image_tensor(pixels, f"{name}: {x_key}")
-    labels = label_tensor(numbers, len(images), f"{name}: {y_key}")
-    images = converted(images, shape) if shape else images
-    images = images.contiguous(memory_format=torch.channels_last)
+def array_images(
+    pixels: npt.NDArray[Any], numbers: npt.NDArray[Any], shape: Shape | None, pixel_source: str, label_source: str
+) -> ArrayImages:
+    """Return labelled images from their arrays, converted to `shape`.
+
+    Raises:
+        DataError: Wrong type or shape; names the source.
+    """
+    images = _image_tensor(pixels, pixel_source)
+    labels = _label_tensor(numbers, len(images), label_source)
+    images = (converted(images, shape) if shape else images).contiguous(memory_format=torch.channels_last)
     return ArrayImages(images, labels, *statistics(images))
 
 
-def image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
-    """Return an image array as a (n, c, h, w) uint8 tensor.
-
-    Raises:
-        DataError: Names `source`, what came and what is wanted.
-    """
+def _image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
+    """Return an image array as a (n, c, h, w) uint8 tensor."""
     if array.dtype != np.uint8:
         raise DataError(f"{source} has type {array.dtype}; give uint8 values 0..255")
     tensor = torch.from_numpy(array)
@@ -118,12 +121,8 @@ def image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
     return tensor
 
 
-def label_tensor(array: npt.NDArray[Any], count: int, source: str) -> Tensor:
-    """Return a label array as a (n,) int64 tensor; (n, 1) is accepted.
-
-    Raises:
-        DataError: Names `source`, what came and what is wanted.
-    """
+def _label_tensor(array: npt.NDArray[Any], count: int, source: str) -> Tensor:
+    """Return a label array as a (n,) int64 tensor; (n, 1) is accepted."""
     if array.dtype.kind not in "iu":
         raise DataError(f"{source} has type {array.dtype}; give integer class numbers from 0")
     if array.shape not in ((count,), (count, 1)):

@@ -81,14 +81,9 @@ class Watched:
         """
         generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, _SAMPLE))
         chosen = torch.randperm(len(self.data.train), generator=generator)[:count].sort().values
-        images = self.data.train.subset(chosen)
+        part = self.data.train.subset(chosen)
         loader = Loader(
-            images,
-            len(chosen),
-            shuffle=False,
-            device=self.device,
-            channels_last=self.channels_last,
-            workers=self.workers,
+            part, len(part), shuffle=False, device=self.device, channels_last=self.channels_last, workers=self.workers
         )
         return next(iter(loader))
 
@@ -197,11 +192,9 @@ class Probes:
             self._entered = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Leave all of them."""
-        self._entered.__exit__(kind, error, trace)
+        self._entered.__exit__(*error)
 
     def observe(self, moment: Moment) -> None:
         """Let those measure that are due."""
@@ -214,7 +207,7 @@ class Probes:
 
     def found(self) -> dict[str, Any]:
         """Return by name what was observed, as plain JSON values; numbers that are not finite are None."""
-        return {key: _plain(made.found()) for key, made in self._made.items()}
+        return {key: plain(made.found()) for key, made in self._made.items()}
 
     def value(self, path: str) -> float:
         """Return the last value of ``name`` or ``name.metric``."""
@@ -239,12 +232,12 @@ class Probes:
             made.load_state_dict(states[key])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON values; NaN and infinity are not JSON."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -311,9 +304,7 @@ def reached(stop: StopRule, record: EpochRecord, probes: Probes) -> bool:
     if record.epoch < stop.epoch:
         return False
     value = getattr(record, stop.probe) if stop.probe in _RECORDED else probes.value(stop.probe)
-    if value is None:
-        return False
-    return bool(value > stop.threshold if stop.above else value < stop.threshold)
+    return value is not None and bool(value > stop.threshold if stop.above else value < stop.threshold)
 
 
 # ------------------------------------------------------------------ channel quality

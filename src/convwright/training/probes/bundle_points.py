@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import branch_values
 from convwright.architecture.capture.exported import operator_name
 from convwright.architecture.layers import kind_of
 from convwright.errors import ReadError
 from convwright.training.probes.taps import Tap, find_tap
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block
 
 Role = Literal["branch", "output", "layer"]
 _WEIGHTED = frozenset({"conv", "linear", "matmul"})

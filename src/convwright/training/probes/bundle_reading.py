@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -95,13 +95,9 @@ def read_bundles(
         raise DataError("conflicting bundles need at least one image")
     chosen = points.points if isinstance(points, Points) else tuple(points)
     amplitude = weight_amplitude(model)
+    given = amplitude if mode != "exact" else None
     make = partial(
-        BundleCounter,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        amplitude=amplitude if mode != "exact" else None,
-        mode=mode,
-        dtype=dtype,
+        BundleCounter, learning_rate=learning_rate, batch_size=batch_size, amplitude=given, mode=mode, dtype=dtype
     )
     batches = list(zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True))
     inputs = BundleCounter(mode="exact", name="input")
@@ -171,8 +167,7 @@ def _some(value: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _places(count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randperm(count, generator=generator)[:_PART].sort().values
+    return torch.randperm(count, generator=torch.Generator().manual_seed(count))[:_PART].sort().values
 
 
 def _finite(value: Tensor) -> bool:
@@ -216,26 +211,21 @@ def _all_finite(norm: nn.Module) -> bool:
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        stack.enter_context(untouched_random(device))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False))
+    exact: AbstractContextManager[object] = nullcontext()
+    if device.type == "cuda":
+        exact = torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False)
+    with eval_mode(model), untouched_random(device), torch.no_grad(), torch.autocast(device.type, enabled=False), exact:
         yield
 
 
 @contextmanager
 def _spreads(model: nn.Module, norms: set[str], found: dict[str, float]) -> Iterator[None]:
     """Note the variance of what enters each norm, over batch, space and channels."""
-    handles = []
-    for name in sorted(norms):
 
-        def note(module: nn.Module, inputs: Any, name: str = name) -> None:
-            found[name] = variance(inputs[0])
+    def note(name: str, module: nn.Module, inputs: Any) -> None:
+        found[name] = variance(inputs[0])
 
-        handles.append(model.get_submodule(name).register_forward_pre_hook(note))
+    handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in sorted(norms)]
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from torch import Tensor
 from convwright.architecture import read
 from convwright.errors import ReadError, RecipeError
 from convwright.metrics.bundles.weight_grid import Mode
-from convwright.training.probes.base import Moment, Probe, Watched, probe
+from convwright.training.probes.base import Moment, Probe, Watched, plain, probe
 from convwright.training.probes.bundle_points import Points, find_points
 from convwright.training.probes.bundle_reading import BundleReading, read_bundles
 from convwright.training.settings import untouched_random
@@ -123,11 +123,10 @@ class ConflictProbe(Probe):
 
     def measure(self, moment: Moment) -> None:
         """Measure all points in one pass."""
-        images, labels = self.sample
         rate, batch = self._threshold()
         settings = self.settings
         reading = read_bundles(
-            self.watched.model, self.points, images, labels, learning_rate=rate, batch_size=batch, mode=settings.mode,
+            self.watched.model, self.points, *self.sample, learning_rate=rate, batch_size=batch, mode=settings.mode,
             dtype=settings.dtype, scaled=settings.scaled,
         )  # fmt: skip
         self.times.append({"event": moment.event, "epoch": moment.epoch, "step": moment.step})
@@ -168,8 +167,7 @@ class ConflictProbe(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements, as plain JSON values."""
-        rows = {name: [[_plain(v) for v in row] for row in rows] for name, rows in self.rows.items()}
-        return {"times": self.times, "amplitude": self.amplitudes, "inputs": self.inputs, **rows}
+        return {"times": self.times, "amplitude": self.amplitudes, "inputs": self.inputs, **plain(self.rows)}
 
     def load_state_dict(self, state: Any) -> None:
         """Take over the measurements."""
@@ -211,7 +209,3 @@ def conflict_probe(name: str, settings: ConflictSettings | None = None, **change
 
 
 conflict_probe("bundles-64", samples=64)  # the published sample of the later versions: one batch
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

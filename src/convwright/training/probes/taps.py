@@ -13,18 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import module_path, operator_name
 from convwright.errors import ReadError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _RESULT = -1
 _REFLECTED = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul"}
@@ -83,13 +80,9 @@ def _leaving(arch: Architecture, path: tuple[str, ...]) -> set[str]:
 
 def _called_again(arch: Architecture) -> set[str]:
     """Return the modules that run more than once."""
-    found = set()
-    for node in arch.flow.nodes:
-        for entry in (node.meta.get("nn_module_stack") or {}).values():
-            name, _, number = str(entry[0]).rpartition("@")
-            if name and number.isdigit():
-                found.add(name)
-    return found
+    stacks = [node.meta.get("nn_module_stack") or {} for node in arch.flow.nodes]
+    calls = [str(entry[0]).rpartition("@") for stack in stacks for entry in stack.values()]
+    return {name for name, _, number in calls if name and number.isdigit()}
 
 
 def _call(arch: Architecture, node: fx.Node, value: str, operand: int) -> Tap:
@@ -136,9 +129,7 @@ class Tapped:
                 self._handles.append(module.register_forward_hook(self._calls.left))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take them off."""
         for handle in self._handles:
             handle.remove()
@@ -153,14 +144,13 @@ class Tapped:
         self._seen.clear()
         with self._calls.begun() if self._calls.wanted else nullcontext():
             output = self.model(images)
-        odd = next((n for n in range(len(self.taps)) if self._seen[n] != 1), None)
-        if odd is not None:
-            tap = self.taps[odd]
-            raise ReadError(
-                f"the value {tap.node!r} in {tap.module or 'the network'} appeared {self._seen[odd]} times in one "
-                "forward pass, but once when the network was read: its code depends on more than the images. Name "
-                "layers that are modules called once"
-            )
+        for number, tap in enumerate(self.taps):
+            if self._seen[number] != 1:
+                raise ReadError(
+                    f"the value {tap.node!r} in {tap.module or 'the network'} appeared {self._seen[number]} times in "
+                    "one forward pass, but once when the network was read: its code depends on more than the images. "
+                    "Name layers that are modules called once"
+                )
         return output
 
     def show(self, number: int, value: object) -> Tensor | None:

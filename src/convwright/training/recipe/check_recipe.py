@@ -46,18 +46,14 @@ def check_setting(setting: TechniqueContext) -> tuple[str, ...]:
     """
     recipe, data = setting.recipe, setting.data
     warnings = check_alone(recipe)
-    _check_batch(recipe, len(data.train))
+    if recipe.batch_size > (count := len(data.train)):
+        raise RecipeError(
+            f"recipe field batch_size={recipe.batch_size}: there are {count} training images; use at most {count}"
+        )
     _check_schedule(setting)
     recipe.augment.check(*data.shape[1:])
     build_optimizer(setting.arch.model, recipe)
     return warnings
-
-
-def _check_batch(recipe: Recipe, count: int) -> None:
-    if recipe.batch_size > count:
-        raise RecipeError(
-            f"recipe field batch_size={recipe.batch_size}: there are {count} training images; use at most {count}"
-        )
 
 
 def _check_schedule(setting: TechniqueContext) -> None:

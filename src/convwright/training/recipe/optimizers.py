@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,16 +23,14 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         RecipeError: No such optimizer, or one whose step needs a closure.
     """
-    known = _torch_optimizers()
-    found = known.get(name.lower()) or _timm_optimizer(name) or _other_optimizer(name)
+    known, lower = _torch_optimizers(), name.lower()
+    found = known.get(lower) or _timm_optimizer(lower) or _other_optimizer(lower)
     if found is None:
         raise RecipeError(
-            f"recipe field optimizer: unknown optimizer {name!r}."
-            f"{did_you_mean(name.lower(), (*known, *_timm_names()))} "
+            f"recipe field optimizer: unknown optimizer {name!r}.{did_you_mean(lower, (*known, *_timm_names()))} "
             "Names are those of torch.optim, timm.optim and pytorch_optimizer"
         )
-    if name.lower() in TECHNIQUES:  # pytorch_optimizer wraps some into optimizers around optimizers
-        lower = name.lower()
+    if lower in TECHNIQUES:  # pytorch_optimizer wraps some into optimizers around optimizers
         raise RecipeError(f"recipe field optimizer: {name!r} is a technique; write techniques: {{{lower}: {{}}}}")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -41,12 +39,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def _torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    base = torch.optim.Optimizer
     members = inspect.getmembers(torch.optim, inspect.isclass)
-    return {
-        name.lower(): kind
-        for name, kind in members
-        if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    }
+    return {name.lower(): kind for name, kind in members if issubclass(kind, base) and kind is not base}
 
 
 def _timm_names() -> list[str]:
@@ -58,9 +53,7 @@ def _timm_names() -> list[str]:
 def _timm_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
     from timm.optim import get_optimizer_class  # type: ignore[attr-defined]  # re-exported without `as`
 
-    if name.lower() not in _timm_names():
-        return None
-    found = get_optimizer_class(name.lower(), bind_defaults=False)
+    found = get_optimizer_class(name, bind_defaults=False) if name in _timm_names() else None
     return found if inspect.isclass(found) else None
 
 
@@ -69,10 +62,9 @@ def _other_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
         import pytorch_optimizer
     except ImportError:
         return None
-    lower = {member.lower(): member for member in dir(pytorch_optimizer)}
-    found = getattr(pytorch_optimizer, lower.get(name.lower(), ""), None)
-    is_optimizer = inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)
-    return found if is_optimizer else None
+    members = {member.lower(): member for member in dir(pytorch_optimizer)}
+    found = getattr(pytorch_optimizer, members.get(name, ""), None)
+    return found if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) else None
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -143,12 +135,9 @@ def _check_options(kind: type[torch.optim.Optimizer], recipe: Recipe) -> None:
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 or recipe.decay_norm_and_bias
-            (decayed if decays else plain).append(parameter)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1 or recipe.decay_norm_and_bias]
+    plain = [parameter for parameter in trained if parameter.ndim <= 1 and not recipe.decay_norm_and_bias]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -162,8 +151,7 @@ def _options(kind: type[torch.optim.Optimizer], recipe: Recipe) -> dict[str, Any
         "nesterov": recipe.nesterov and recipe.momentum > 0,
     }
     if "betas" in accepted:
-        rest = tuple(accepted["betas"].default)[1:]
-        options["betas"] = (recipe.momentum, *rest)
+        options["betas"] = (recipe.momentum, *accepted["betas"].default[1:])
     return {name: value for name, value in options.items() if name in accepted}
 
 
@@ -193,20 +181,17 @@ def load_state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer, state
     parameters = dict(model.named_parameters())
     for name, values in state.items():
         if name not in parameters:
-            hint = did_you_mean(name, parameters)
-            raise RecipeError(f"optimizer state for {name!r}, which the network does not have.{hint}")
-        parameter = parameters[name]
-        _check_moments(name, parameter, values.items())
-        optimizer.state[parameter] = {key: _copied(v, parameter) for key, v in values.items()}
-
-
-def _check_moments(name: str, parameter: Tensor, values: Iterable[tuple[str, Any]]) -> None:
-    for key, value in values:
-        if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
             raise RecipeError(
-                f"optimizer state {key!r} of {name!r} has shape {tuple(value.shape)} and the "
-                f"parameter {tuple(parameter.shape)}; apply one plan to both or start without"
+                f"optimizer state for {name!r}, which the network does not have.{did_you_mean(name, parameters)}"
             )
+        parameter = parameters[name]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise RecipeError(
+                    f"optimizer state {key!r} of {name!r} has shape {tuple(value.shape)} and the "
+                    f"parameter {tuple(parameter.shape)}; apply one plan to both or start without"
+                )
+        optimizer.state[parameter] = {key: _copied(value, parameter) for key, value in values.items()}
 
 
 def _copied(value: Any, parameter: Tensor) -> Any:

@@ -214,10 +214,7 @@ def constant(at: Position, *, warmup: float) -> float:
 
 @schedule("step")
 def step(
-    at: Position,
-    *,
-    step_epochs: Annotated[int, Field(ge=1)] = 5,
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
+    at: Position, *, step_epochs: Annotated[int, Field(ge=1)] = 5, gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 ) -> float:
     """Times `gamma` after every `step_epochs` epochs; equals torch's StepLR, stepped per epoch."""
     return gamma ** (at.epoch // step_epochs)
@@ -225,10 +222,7 @@ def step(
 
 @schedule("triangular")
 def triangular(
-    at: Position,
-    *,
-    cycles: Annotated[int, Field(ge=1)] = 4,
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    at: Position, *, cycles: Annotated[int, Field(ge=1)] = 4, low: Annotated[float, Field(gt=0, lt=1)] = 0.1
 ) -> float:
     """Cyclical rate (Smith 2017): `cycles` times straight up from the share `low`, and straight down again.
 

@@ -72,12 +72,7 @@ class AveragingEffect(Effect):
 
     finishes = True
 
-    def __init__(
-        self,
-        training: Training,
-        decay: float | None,
-        due: Callable[[int], bool],
-    ) -> None:
+    def __init__(self, training: Training, decay: float | None, due: Callable[[int], bool]) -> None:
         self.training = training
         self.averaged = averaged_copy(training.model, decay)
         self.due = due

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -11,13 +11,11 @@ from typing_extensions import override
 
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, module_class
+from convwright.architecture.reading import InputLike
 from convwright.edits import Replace
 from convwright.edits.operators.blurpool import BlurOrder, Padding
 from convwright.training.techniques.structural import Structural, modules_called, options_of
 from convwright.training.techniques.technique import Card, technique
-
-if TYPE_CHECKING:
-    from convwright.architecture.reading import InputLike
 
 
 def blurpool(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 from typing_extensions import override
 
 from convwright.architecture import Architecture
+from convwright.architecture.reading import InputLike
 from convwright.edits import Replace
 from convwright.edits.operators.convolutions import Init
 from convwright.training.techniques.structural import Structural, modules_called, options_of
 from convwright.training.techniques.technique import Card, technique
-
-if TYPE_CHECKING:
-    from convwright.architecture.reading import InputLike
 
 
 def depthwise_separable(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -11,13 +11,11 @@ from typing_extensions import override
 
 from convwright.architecture import Architecture
 from convwright.architecture.branches import branch_ends
+from convwright.architecture.reading import InputLike
 from convwright.edits import Replace
 from convwright.edits.operators.squeeze_excite import Gate
 from convwright.training.techniques.structural import Structural, modules_called, options_of
 from convwright.training.techniques.technique import Card, technique
-
-if TYPE_CHECKING:
-    from convwright.architecture.reading import InputLike
 
 Per = Literal["convolution", "block"]
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 from torch import nn
 from typing_extensions import override
 
 from convwright.architecture import Architecture, Layer, read
+from convwright.architecture.reading import InputLike
 from convwright.edits import Edit, Replace
 from convwright.edits.replace import why_not_replaceable
 from convwright.errors import RecipeError
 from convwright.training.techniques.technique import Technique, TechniqueContext
-
-if TYPE_CHECKING:
-    from convwright.architecture.reading import InputLike
 
 _Kind = TypeVar("_Kind", bound=Technique)
 _Module = TypeVar("_Module", bound=nn.Module)

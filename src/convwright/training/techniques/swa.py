@@ -77,15 +77,12 @@ class Swa(Technique):
 
 class _SwaEffect(AveragingEffect):
     def __init__(self, options: Swa, training: Training) -> None:
-        setting = training.setting
-        self.options = options
-        self.per_epoch = setting.steps_per_epoch
-        self.begin = options.begin(setting)
-        self.steps = setting.steps
+        self.options, self.begin = options, options.begin(training.setting)
         super().__init__(training, None, self._ends_an_epoch)
 
     def _ends_an_epoch(self, step: int) -> bool:
-        return step >= self.begin and ((step + 1) % self.per_epoch == 0 or step + 1 == self.steps)
+        setting = self.training.setting
+        return step >= self.begin and ((step + 1) % setting.steps_per_epoch == 0 or step + 1 == setting.steps)
 
     @override
     def rate(self, factor: float, step: int) -> float:
@@ -93,5 +90,5 @@ class _SwaEffect(AveragingEffect):
             return factor
         begin = self.training.rate(self.begin)
         target = begin if self.options.lr is None else self.options.lr
-        length = self.options.anneal_epochs * self.per_epoch
+        length = self.options.anneal_epochs * self.training.setting.steps_per_epoch
         return swa_rate(factor, begin, target, (step - self.begin) / length if length else 1.0)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from convwright.errors import DataError
-from convwright.training.data.images import ArrayImages, statistics
+from convwright.training.data.images import ArrayImages
 from convwright.training.data.named.registry import Request
-from convwright.training.data.sources import Parts, Shape, converted, image_tensor, label_tensor, npz_parts
+from convwright.training.data.sources import Parts, Shape, array_images, array_parts, npz_parts
 
 
 def local_or_downloaded(
@@ -38,21 +38,12 @@ def local_or_downloaded(
     if found is not None:
         parts = npz_parts(found, str(found), request.shape)
     else:
-        parts = _downloaded(name, files[0], torchvision_name, request.shape)
+        read = partial(_torchvision_images, name, files[0], torchvision_name, request.shape)
+        parts = array_parts(read(train=True), lambda: read(train=False))
     return replace(parts, class_names=class_names)
 
 
-def _downloaded(name: str, file: str, kind: str, shape: Shape | None) -> Parts:
-    train = _torchvision_images(name, file, kind, True, shape)
-
-    def test() -> ArrayImages:
-        part = _torchvision_images(name, file, kind, False, shape)
-        return ArrayImages(part.images, part.labels, train.mean, train.std)
-
-    return Parts(train, None, test, None)
-
-
-def _torchvision_images(name: str, file: str, kind: str, train: bool, shape: Shape | None) -> ArrayImages:
+def _torchvision_images(name: str, file: str, kind: str, shape: Shape | None, *, train: bool) -> ArrayImages:
     from torchvision import datasets
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convwright"
@@ -66,7 +57,4 @@ def _torchvision_images(name: str, file: str, kind: str, train: bool, shape: Sha
             f"{file} with x_train, y_train, x_test, y_test into a folder and name it by "
             "--data-dir or $CONVWRIGHT_DATA"
         ) from error
-    images = image_tensor(np.asarray(dataset.data), name)
-    images = (converted(images, shape) if shape else images).contiguous(memory_format=torch.channels_last)
-    labels = label_tensor(np.asarray(dataset.targets), len(images), name)
-    return ArrayImages(images, labels, *statistics(images))
+    return array_images(np.asarray(dataset.data), np.asarray(dataset.targets), shape, name, name)
