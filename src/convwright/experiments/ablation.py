@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,15 @@ from convwright.experiments.ablation_rows import CONTROL, AblationPlan, PlannedR
 from convwright.experiments.papers import Row
 from convwright.experiments.results_table import ablated
 from convwright.experiments.statistics import gain
-from convwright.experiments.train_row import Job, carried_out, finished, judged_on_test
+from convwright.experiments.train_row import Job, carried_out, check_at_least_one, finished, judge
 from convwright.plots import Point, scatter
 from convwright.runs.directory.files import digest, load_weights, owned, read_json, write_json, write_text
 from convwright.runs.directory.provenance import machine, versions
+from convwright.runs.evaluate import precision_and_layout
+from convwright.runs.executors import threads_of
+from convwright.runs.executors.pool import in_turn_or_side_by_side
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data
 from convwright.training import Recipe
-from convwright.training.preflight import make_fabric, resolve
 from convwright.training.recipe.recipe import as_recipe
 
 FORMAT = "convwright ablation"
@@ -106,9 +107,7 @@ def ablate(
             which there is nothing to compare with, breaks down.
     """
     given = as_recipe(recipe).updated(**({} if epochs is None else {"epochs": epochs}))
-    for name, count in {"seeds": seeds, "jobs": jobs, "threads": threads}.items():
-        if count is not None and count < 1:
-            raise RunError(f"{name}={count}: give at least 1")
+    check_at_least_one(seeds=seeds, jobs=jobs, threads=threads)
     plan_ablation(given, techniques, all_pairs=all_pairs, together=together)  # before anything is read or written
     opened = load_model_and_data(
         model, data, input_shape=input_shape, data_dir=data_dir, val_fraction=given.val_fraction, needs_val=True
@@ -165,7 +164,8 @@ def _settled(given: Recipe, opened: LoadedModel, asked: Mapping[str, Any], folde
         found = read_json(path, NOTE_FORMAT)
         _check_same(found["asked"], asked, folder)
         return given.updated(**found["settings"])
-    settings = _measured(given, opened, threads)
+    with threads_of(threads):
+        settings = precision_and_layout(opened.arch, opened.data, given)
     write_json(path, {"format": NOTE_FORMAT, "asked": asked, "settings": settings})
     return given.updated(**settings)
 
@@ -183,24 +183,6 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
         )
 
 
-def _measured(recipe: Recipe, opened: LoadedModel, threads: int) -> dict[str, str]:
-    """Return precision and layout for all rows."""
-    with _threads(threads):
-        device = make_fabric("auto", "32-true").device
-        settings = resolve(opened.arch.model.to(device), opened.data, recipe, device, None)
-    return {"precision": settings.precision, "memory_format": settings.memory_format}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _work(
     plan: AblationPlan,
     opened: LoadedModel,
@@ -212,15 +194,14 @@ def _work(
     threads: int,
     weights: Path | None,
 ) -> _Work:
-    def jobs(row: PlannedRow, name: str, recipe: Recipe) -> tuple[Job, ...]:
-        control = "" if row.name == CONTROL else CONTROL
-        asked = Row(row.name, model, data, recipe, tuple(seeds), opened.options, control=control)
-        shape, held_out = opened.data.shape, recipe.val_fraction
-        common = (data_dir, threads, shape, held_out, False, True, weights)
-        return tuple(Job(asked, seed, folder / "rows" / f"{name}-{seed}", *common) for seed in seeds)
-
-    names = zip(plan.rows, folder_names(plan.rows), strict=True)
-    return _Work(plan, {row.name: jobs(row, name, row.recipe) for row, name in names if row.recipe is not None}, {})
+    jobs = {}
+    for row, name in zip(plan.rows, folder_names(plan.rows), strict=True):
+        if row.recipe is not None:
+            control = "" if row.name == CONTROL else CONTROL
+            asked = Row(row.name, model, data, row.recipe, tuple(seeds), opened.options, control=control)
+            common = (data_dir, threads, opened.data.shape, row.recipe.val_fraction, False, True, weights)
+            jobs[row.name] = tuple(Job(asked, seed, folder / "rows" / f"{name}-{seed}", *common) for seed in seeds)
+    return _Work(plan, jobs, {})
 
 
 # ------------------------------------------------------------------ training
@@ -251,7 +232,7 @@ def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
 
 def _judge(work: _Work, jobs: int, say: Say) -> None:
     left = [job for job in work.all() if (found := finished(job)) is not None and found["test"] is None]
-    for done, (job, _) in enumerate(judged_on_test(left, jobs), start=1):
+    for done, (job, _) in enumerate(in_turn_or_side_by_side(judge, left, jobs), start=1):
         say(f"{done}/{len(left)}  {job.row.name} seed {job.seed}: judged on the test images")
 
 

@@ -26,7 +26,7 @@ import torch
 from convwright.errors import RecipeError, RunError, did_you_mean
 from convwright.experiments.papers import EXPERIMENTS, SIZES, Experiment, Row, Size, experiment_named
 from convwright.experiments.results_table import counts_beside, reproduced
-from convwright.experiments.train_row import Job, carried_out, finished
+from convwright.experiments.train_row import Job, carried_out, check_at_least_one, finished
 from convwright.runs.directory.files import owned, write_json, write_text
 from convwright.runs.directory.provenance import machine, portable, versions
 
@@ -70,7 +70,7 @@ def reproduce(
     """
     found = experiment_named(name)
     rows = _chosen(found, size, only)
-    _check_counts(jobs=jobs, seeds=seeds, threads=threads)
+    check_at_least_one(jobs=jobs, seeds=seeds, threads=threads)
     folder = folder or default_folder(name, size)
     threads = threads or max(1, torch.get_num_threads() // jobs)
     failures = []
@@ -134,12 +134,6 @@ def _chosen(found: Experiment, size: Size, only: Sequence[str]) -> tuple[Row, ..
             hint = did_you_mean(name, known)
             raise RunError(f"{found.name} has no row {name!r}.{hint} Its rows are {', '.join(known)}")
     return tuple(row for row in rows if not only or any(fnmatchcase(row.name, name) for name in only))
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise RunError(f"{name}={count}: give at least 1")
 
 
 def _work(

@@ -94,18 +94,13 @@ _COMPARED = ("params", "macs", "mmacs", "q_sum", "units")
 def _difference(name: str, counts: Json, wanted: Any) -> str:
     """Say how one count differs from what is expected; "" if it does not."""
     if name in ("params", "macs"):
-        return _apart("parameters" if name == "params" else "MACs", counts[name], wanted)
+        what = "parameters" if name == "params" else "MACs"
+        return "" if counts[name] == wanted else f"{what} {counts[name] - wanted:+,}"
     if name == "units":
-        return _other("units", "-".join(map(str, counts["units"])), "-".join(map(str, wanted)))
-    number = counts["macs"] / 1e6 if name == "mmacs" else counts["facts"]["q_sum"]
-    return _other("MMACs" if name == "mmacs" else "Q", f"{number:.{len(wanted.partition('.')[2])}f}", wanted)
-
-
-def _apart(what: str, found: int, wanted: int) -> str:
-    return "" if found == wanted else f"{what} {found - wanted:+,}"
-
-
-def _other(what: str, found: str, wanted: str) -> str:
+        what, found, wanted = "units", "-".join(map(str, counts["units"])), "-".join(map(str, wanted))
+    else:
+        what, number = ("MMACs", counts["macs"] / 1e6) if name == "mmacs" else ("Q", counts["facts"]["q_sum"])
+        found = f"{number:.{len(wanted.partition('.')[2])}f}"
     return "" if found == wanted else f"{what} {found}, not {wanted}"
 
 
@@ -194,12 +189,9 @@ def _target(row: Json) -> str:
 def _against(row: Json, control: Json | None) -> str:
     if control is None:
         return ""
-    found = gain(_by_seed(row), _by_seed(control))
+    ours, theirs = (dict(zip(each["seeds"], each["accuracies"], strict=True)) for each in (row, control))
+    found = gain(ours, theirs)
     return "" if found is None else points(found.as_dict())
-
-
-def _by_seed(row: Json) -> dict[int, float]:
-    return dict(zip(row["seeds"], row["accuracies"], strict=True))
 
 
 def _each(values: Sequence[float]) -> str:

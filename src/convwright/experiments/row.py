@@ -107,6 +107,13 @@ def start(epochs: int, **fields: Any) -> Recipe:
     return Recipe(**{"epochs": epochs, **_START, **fields})
 
 
+def trial_fields(recipe: Recipe, held: float) -> dict[str, Any]:
+    """Return the fields of the recipe of a search's trainings, which do without a share of the training images."""
+    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude_unset=True)
+    del fields["epochs"]  # each trial says itself how long it is
+    return {**fields, "val_fraction": held}
+
+
 def seeds_of(size: Size, count: int = 3) -> tuple[int, ...]:
     """Return the seeds of a row: one at the size ``quick``, else `count`."""
     return (0,) if size == "quick" else tuple(range(count))

@@ -1,13 +1,16 @@
-"""Pictures of a recorded search: its widths, the quality of its layers, and its score beside its cost."""
+"""Pictures of a recorded search: widths, quality of layers, score beside cost; and of rows: accuracy beside cost."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convwright.plots import Series, heat, lines
+from convwright.plots import Point, Series, heat, lines, scatter
 
 Json = Mapping[str, Any]
+MILLIONS = {"macs": "millions of MACs", "params": "millions of parameters"}
 
 
 def widths(found: Json, title: str) -> str | None:
@@ -51,8 +54,43 @@ def scores(searches: Sequence[tuple[str, Json]], title: str, cost: str = "macs")
         points = [(t[cost] / 1e6, 100 * t["score"]) for t in found["trials"] if t["score"] is not None]
         if points:
             series.append(Series(name, tuple(points), joined=False))
-    words = "millions of MACs" if cost == "macs" else "millions of parameters"
-    return lines(series, title, words, "validation accuracy, %") if series else None
+    return lines(series, title, MILLIONS[cost], "validation accuracy, %") if series else None
+
+
+def beside_cost(rows: Mapping[str, Sequence[Json]], title: str, cost: str = "macs", per: str = "seed") -> str:
+    """Draw the test accuracy of every training beside what its network costs.
+
+    Args:
+        rows: Name -> rows of ``result.json`` that are drawn alike.
+        title: Above the picture.
+        cost: ``macs`` or ``params``.
+        per: What a point stands for.
+    """
+    series = [
+        Series(name, tuple((r[cost] / 1e6, 100 * a) for r in alike for a in r["accuracies"]), joined=False)
+        for name, alike in rows.items()
+    ]
+    return lines(series, title, MILLIONS[cost], f"test accuracy, %, one point per {per}")
+
+
+def beside_accuracy(
+    rows: Mapping[str, tuple[float, Json]], title: str, words: str, found: Mapping[str, float] | None
+) -> str:
+    """Draw networks by a number that may predict their accuracy, and by how far their accuracy is from the mean.
+
+    Args:
+        rows: Name -> the number, and the row of ``result.json``.
+        title: Above the picture; the rank correlation is added.
+        words: What the number is.
+        found: Of `correlated`.
+    """
+    middle = statistics.fmean(row["mean"] for _, row in rows.values())
+    errors = {name: (row["deviation"] or 0.0) / math.sqrt(len(row["seeds"])) for name, (_, row) in rows.items()}
+    points = [
+        Point(name, number, 100 * (row["mean"] - middle), 100 * errors[name]) for name, (number, row) in rows.items()
+    ]
+    rho = "" if found is None else f", rank correlation {found['rho']:+.2f}"
+    return scatter(points, f"{title}{rho}", words, f"accuracy less the mean ({middle:.1%}), points")
 
 
 def pictures_of(name: str, found: Json) -> dict[str, str]:

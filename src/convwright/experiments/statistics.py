@@ -67,15 +67,12 @@ def gain(row: Mapping[int, float], control: Mapping[int, float], samples: int | 
     differences = [ours - theirs for ours, theirs in pairs]
     mean, count = statistics.fmean(differences), len(differences)
     if count > 1:
-        stderr = statistics.stdev(differences) / math.sqrt(count)
-        return _gain(mean, stderr, float(student.ppf(0.975, count - 1)), count, "seeds")
-    if samples is None:
+        stderr, width = statistics.stdev(differences) / math.sqrt(count), float(student.ppf(0.975, count - 1))
+    elif samples is None:
         return Gain(mean, None, None, None, 1, "seeds")
-    stderr = math.sqrt(sum(share * (1 - share) for share in pairs[0]) / max(samples, 1))
-    return _gain(mean, stderr, 1.96, 1, "images")
-
-
-def _gain(mean: float, stderr: float, width: float, count: int, by: str) -> Gain:
+    else:
+        stderr, width = math.sqrt(sum(share * (1 - share) for share in pairs[0]) / max(samples, 1)), 1.96
+    by = "seeds" if count > 1 else "images"
     return Gain(mean, stderr, mean - width * stderr, mean + width * stderr, count, by)
 
 
@@ -108,21 +105,15 @@ def correlated(predictor: Values, accuracy: Numbers, given: Values | None = None
     columns = [np.array(values, dtype=np.float64) for values in wanted]
     if given is not None and abs(float(spearman(columns[0][None], columns[1][None])[0])) > 1 - 1e-12:
         return None  # it orders as the other does: nothing is left
-    whole = np.arange(len(accuracy))[None]
+    rho: Callable[..., Numbers] = _partial if given is not None else spearman
+    columns.insert(1, accuracy)
     chosen = np.random.default_rng(0).integers(0, len(accuracy), (RESAMPLES, len(accuracy)))
-    rho = _partial if given is not None else spearman
-    drawn = _of(rho, columns, accuracy, chosen)
+    drawn = rho(*(column[chosen] for column in columns))
     drawn = drawn[np.isfinite(drawn)]  # a sample of equal values has none
     if not len(drawn):
         return None
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"rho": float(_of(rho, columns, accuracy, whole)[0]), "low": float(low), "high": float(high)}
-
-
-def _of(
-    rho: Callable[..., Numbers], columns: Sequence[Numbers], accuracy: Numbers, chosen: NDArray[np.intp]
-) -> Numbers:
-    return rho(columns[0][chosen], accuracy[chosen], *(column[chosen] for column in columns[1:]))
+    return {"rho": float(rho(*(column[None] for column in columns))[0]), "low": float(low), "high": float(high)}
 
 
 def spearman(x: Numbers, y: Numbers) -> Numbers:

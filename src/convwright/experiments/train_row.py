@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 
-from convwright.architecture import Architecture, read
+from convwright.architecture import read
 from convwright.cost import count_by_torch, profile
 from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
 from convwright.experiments.designs.design import (
     SEARCH_FORMAT,
     DesignContext,
     NetworkSpec,
-    as_dicts,
     depths_of,
     form_of,
     made,
@@ -85,6 +84,13 @@ class JobOutcome:
     failure: str = ""
 
 
+def check_at_least_one(**counts: int | None) -> None:
+    """Refuse an option that is below 1; None is one that was not given."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise RunError(f"{name}={count}: give at least 1")
+
+
 # ------------------------------------------------------------------ one training
 
 
@@ -109,7 +115,7 @@ def asked(job: Job) -> dict[str, Any]:
         "recipe": row.recipe.updated(seed=job.seed).model_dump(mode="json") if row.recipe is not None else None,
     }
     if row.design:
-        values["design"] = as_dicts(row.design)
+        values["design"] = plain([{"design": each.kind, **asdict(each)} for each in row.design])  # type: ignore[call-overload]
     if row.fresh:
         values["fresh"] = True
     if row.edits:
@@ -153,14 +159,15 @@ def carry_out(job: Job) -> dict[str, Any]:
     form = _settled(job, data.shape)
     if (twin := _twin(job, form)) is not None:
         return _taken_over(job, form, twin)
-    model = _model(job, form, data)
-    data = _at(form, data)
-    job = replace(job, row=_as_long(job.row, form))
-    known = _facts(model, data)  # before the training: what cannot be told must not cost one
+    job, model, data = _as_decided(job, form, data)
+    shape = (1, *data.shape)
+    known = facts(read(model, shape))  # before the training: what cannot be told must not cost one
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start, processor = time.perf_counter(), time.process_time()
     trained = _trained(job, model, data, test=job.test)
+    after = read(trained.model, shape)
+    costs = profile(after)
     content = {
         "format": ROW_FORMAT,
         "judgement": JUDGEMENT,
@@ -168,20 +175,16 @@ def carry_out(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "asked": question,
         **_form(job.row, form),
-        **_costs(trained.model, data),
+        "params": costs.params,
+        "macs": costs.macs,
         "facts": known,
-        **({"quality": quality_facts(_read(trained.model, data))} if job.row.quality else {}),
+        **({"quality": quality_facts(after)} if job.row.quality else {}),
         "validation": judged(trained.val),
         "test": judged(trained.test),
         "test_flip": judged(trained.test_flip),
         "warnings": list(trained.warnings),
         "history": [asdict(record) for record in trained.history],
-        "settings": {
-            "precision": trained.settings.precision,
-            "memory_format": trained.settings.memory_format,
-            "threads": trained.settings.threads,
-            "device": trained.settings.device,
-        },
+        "settings": {n: getattr(trained.settings, n) for n in ("precision", "memory_format", "threads", "device")},
         "seconds": trained.seconds,
         # Of the whole process, testing included; unknown where an earlier process did a part.
         "processor_seconds": None if resumed else time.process_time() - processor,
@@ -302,10 +305,8 @@ def judge(job: Job) -> dict[str, Any]:
     if content["test"] is None:
         _prepared(job)
         data = _data(job)
-        form = _settled(job, data.shape)
-        model = _model(job, form, data)
-        as_long = replace(job, row=_as_long(job.row, form))
-        content = {**content, "test": judged(_trained(as_long, model, _at(form, data), test=True).test)}
+        trained = _trained(*_as_decided(job, _settled(job, data.shape), data), test=True)
+        content = {**content, "test": judged(trained.test)}
         write_json(job.folder / "result.json", content)
     return content
 
@@ -314,12 +315,11 @@ def _prepared(job: Job) -> bool:
     """Set the threads and the folder up; return whether an unfinished training of the same is continued."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    checkpoint, note = job.folder / "checkpoint.pt", job.folder / "asked.json"
-    wanted = asked(job)
+    checkpoint, note, wanted = job.folder / "checkpoint.pt", job.folder / "asked.json", asked(job)
     if note.is_file():
         known = read_json(note, ASKED_FORMAT)
-        judged = not job.row.design or known.get("judgement", 1) == JUDGEMENT  # a design may search
-        if not (judged and _same(known["asked"], wanted)):
+        alike = not job.row.design or known.get("judgement", 1) == JUDGEMENT  # a design may search
+        if not (alike and _same(known["asked"], wanted)):
             checkpoint.unlink(missing_ok=True)  # of a training that nobody asks for any more
     write_json(note, {"format": ASKED_FORMAT, "judgement": JUDGEMENT, "asked": wanted})
     return checkpoint.is_file()
@@ -333,48 +333,26 @@ def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> T
         return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test, probes=job.row.probes)
 
 
-def _as_long(row: Row, form: NetworkSpec) -> Row:
-    """Return a row with the epochs that its designs decided on, if they did."""
-    if form.epochs is None or row.recipe is None:
-        return row
-    return replace(row, recipe=row.recipe.updated(epochs=form.epochs))
+def _as_decided(job: Job, form: NetworkSpec, data: ImageData) -> tuple[Job, torch.nn.Module, ImageData]:
+    """Return the job with the epochs, its network, and the data at the resolution that the row's designs decided on.
 
-
-def _model(job: Job, form: NetworkSpec, data: ImageData) -> torch.nn.Module:
-    """Create the network; its weights depend on the seed and on nothing else, unless a file gives them."""
+    Weights depend on the seed and on nothing else, unless a file gives them.
+    """
+    if form.epochs is not None and job.row.recipe is not None:
+        job = replace(job, row=replace(job.row, recipe=job.row.recipe.updated(epochs=form.epochs)))
     model = made(job.row.model, form, data.shape, job.seed, job.row.fresh)
-    weights = job.weights or form.weights
-    if weights is not None:
+    if (weights := job.weights or form.weights) is not None:
         load_weights(model, weights)
-    return model
+    return job, model, data if form.resolution is None else resized_data(data, form.resolution)
 
 
 def _data(job: Job) -> ImageData:
     return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction or job.row.held)
 
 
-def _at(form: NetworkSpec, data: ImageData) -> ImageData:
-    """Return the data at the resolution that a form's edits lead to."""
-    side = form.resolution
-    return data if side is None else resized_data(data, side)
-
-
 @lru_cache(maxsize=2)
 def _loaded(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float) -> ImageData:
     return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction)
-
-
-def _costs(model: torch.nn.Module, data: ImageData) -> dict[str, int]:
-    costs = profile(_read(model, data))
-    return {"params": costs.params, "macs": costs.macs}
-
-
-def _facts(model: torch.nn.Module, data: ImageData) -> dict[str, Any]:
-    return facts(_read(model, data))
-
-
-def _read(model: torch.nn.Module, data: ImageData) -> Architecture:
-    return read(model, (1, *data.shape))
 
 
 # ------------------------------------------------------------------ several
@@ -388,11 +366,6 @@ def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, JobOutcom
     """
     _loaded.cache_clear()  # files may have changed since an earlier call
     return in_turn_or_side_by_side(attempted, work, jobs)
-
-
-def judged_on_test(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Judge finished trainings on the test part."""
-    return in_turn_or_side_by_side(judge, work, jobs)
 
 
 def attempted(job: Job) -> JobOutcome:

@@ -6,6 +6,7 @@ import shlex
 from itertools import count
 from pathlib import Path
 
+from convwright.runs.config import OptimizeOptions
 from convwright.runs.directory.result import Result
 from convwright.runs.loop import Say
 from convwright.runs.optimize import optimize
@@ -24,19 +25,8 @@ def demo(folder: Path, seed: int, say: Say) -> Result:
     """
     command = command_line(folder, seed)
     say(f"This is the same as: {command}")
-    return optimize(
-        MODEL,
-        DATA,
-        BUDGET,
-        "uniform",
-        folder,
-        seed,
-        RECIPE,
-        epochs=EPOCHS,
-        tune_epochs=TUNE_EPOCHS,
-        say=say,
-        command=command,
-    )
+    options: OptimizeOptions = {"epochs": EPOCHS, "tune_epochs": TUNE_EPOCHS, "say": say, "command": command}
+    return optimize(MODEL, DATA, BUDGET, "uniform", folder, seed, RECIPE, **options)
 
 
 def command_line(folder: Path, seed: int) -> str:

@@ -32,6 +32,7 @@ from convwright.training.data.images import Images
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_data
 from convwright.training.outcome import EpochRecord
+from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import to_layout
 from convwright.training.techniques import technique_named
@@ -89,7 +90,10 @@ class Evaluator:
         Raises:
             RunError: The candidate asks for something that cannot be observed here.
         """
-        _check_observed(number, candidate)
+        try:
+            check_observed(candidate.probes, candidate.stop)
+        except RecipeError as error:  # the method's mistake, not the candidate's
+            raise RunError(f"trial {number}: {error}") from error
         start = time.perf_counter()
         try:
             recipe = changed_recipe(self.recipe, candidate.recipe)
@@ -121,7 +125,7 @@ class Evaluator:
             try:
                 network = self.build(candidate, parents)
                 seen = self._part if candidate.images == "proxy" else self.data
-                data = resized_data(seen, _size(network))  # what a candidate at another resolution sees
+                data = resized_data(seen, image_size(network))  # what a candidate at another resolution sees
                 tried = memory.in_parts(recipe, parts)
                 return network, self._trained(network.model, data, number, candidate, tried), parts
             except (MemoryError, RuntimeError) as error:
@@ -150,7 +154,9 @@ class Evaluator:
             EditError: Its weights cannot be carried or drawn anew.
         """
         if candidate.weights == "fresh":
-            return drawn_anew(reshaped(self.arch, candidate.plan), candidate.seed)
+            network = reshaped(self.arch, candidate.plan)
+            draw_anew(network.model, candidate.seed)
+            return network
         if candidate.weights != "inherit":
             return self._carried(candidate, parents)
         if candidate.parent is None:
@@ -183,10 +189,9 @@ class Evaluator:
         network = reshaped(self.arch, candidate.plan)
         parent = self._parent(candidate, parents)
         if candidate.weights == "net2wider":
-            grown = widened(parent, network, seed=candidate.seed)
-            network.model.load_state_dict(grown.model.state_dict())
+            network.model.load_state_dict(widened(parent, network, seed=candidate.seed).model.state_dict())
             return network
-        network = drawn_anew(network, candidate.seed)
+        draw_anew(network.model, candidate.seed)
         fill_convolutions(parent.model, network.model)
         return network
 
@@ -242,9 +247,17 @@ def remove_damaged(folder: Path) -> None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _size(network: Architecture) -> tuple[int, int]:
+def image_size(network: Architecture) -> tuple[int, int]:
+    """Return height and width of the images that a network was read at."""
     height, width = network.example_input.shape[-2:]
     return int(height), int(width)
+
+
+def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
+    """Choose precision and layout on this machine, once, so that all trainings of a network are alike."""
+    device = make_fabric("auto", "32-true").device
+    chosen = resolve(arch.model.to(device), data, recipe, device, None)
+    return {"precision": chosen.precision, "memory_format": chosen.memory_format}
 
 
 def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
@@ -312,23 +325,9 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
     return read(copy.deepcopy(arch.model), arch.example_input).evolved(source=arch.source)
 
 
-def drawn_anew(arch: Architecture, seed: int) -> Architecture:
-    """Draw all parameters of a network anew, in place; returns the network."""
-    draw_anew(arch.model, seed)
-    return arch
-
-
-def _check_observed(number: int, candidate: Candidate) -> None:
-    try:
-        check_observed(candidate.probes, candidate.stop)
-    except RecipeError as error:  # the method's mistake, not the candidate's
-        raise RunError(f"trial {number}: {error}") from error
-
-
 def _plain(record: EpochRecord) -> dict[str, Any]:
     """Return an epoch as plain JSON values; what is not finite is None."""
-    finite = {name: value is not None and math.isfinite(value) for name, value in asdict(record).items()}
-    return {name: value if finite[name] else None for name, value in asdict(record).items()}
+    return {k: v if v is not None and math.isfinite(v) else None for k, v in asdict(record).items()}
 
 
 def _since(start: float) -> float:

@@ -21,7 +21,7 @@ from convwright.cost.latency_model import LatencyModel, operator_calls
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width, solve
 from convwright.errors import BudgetError, RunError
-from convwright.methods import Evidence, method_named
+from convwright.methods import Evidence
 from convwright.methods.shared.uniform_widths import uniform_widths
 from convwright.runs.directory.files import read_json, write_json
 from convwright.runs.directory.study import FORMAT as RUN
@@ -30,7 +30,6 @@ from convwright.runs.loop import Say
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
-    from convwright.cost.latency_model import LatencyModel
 
 MARGIN = 0.05  # of a limit on latency, left free by the search: two measurements of one network differ by some percent
 _JOURNAL = "latency.json"
@@ -146,38 +145,28 @@ class RunLatency:
         """
         if self.rounds:
             return self
-        course = self._course(limits, divisor)
-        try:
-            self._calibrate(course)
-        except BudgetError as error:
-            if not beyond_widths:
-                raise
-            self.say(f"latency: widths alone do not do it ({error}); each design is measured")
-        return replace(self, model=course.model, rounds=course.rounds)
-
-    def _course(self, limits: Limits, divisor: int) -> Calibration:
-        """Return how the estimate is corrected where it matters: on networks that just meet the limits.
-
-        Half of the margin is left for the proof.
-        """
-        aimed = self.aimed(limits)
+        # Corrected where it matters: on networks that just meet the limits. Half of the margin is left for the proof.
+        aimed, most = self.aimed(limits), round(limits.limits["latency"] * (1 - MARGIN / 2))
 
         def choose(model: LatencyModel) -> tuple[Architecture, Widths]:
             within = replace(aimed, estimates={"latency": model.nanoseconds})
             edits = uniform_widths(self.arch, within, divisor)
             return reshaped(self.arch, Plan.empty(self.arch).with_edits(*edits)), _solved(self.arch, edits)
 
-        most = round(limits.limits["latency"] * (1 - MARGIN / 2))
-        return Calibration(self.model, most, choose, self.ratio, self.present, line=True)
-
-    def _calibrate(self, course: Calibration) -> None:
         def tell(one: Round) -> None:
             self.say(
                 f"latency, calibration {len(course.rounds)}: {one.edits} groups changed, estimated "
                 f"{human(one.estimate, 'latency')}, measured {human(one.measured, 'latency')}"
             )
 
-        course.run(tell)
+        course = Calibration(self.model, most, choose, self.ratio, self.present, line=True)
+        try:
+            course.run(tell)
+        except BudgetError as error:
+            if not beyond_widths:
+                raise
+            self.say(f"latency: widths alone do not do it ({error}); each design is measured")
+        return replace(self, model=course.model, rounds=course.rounds)
 
     # -------------------------------------------------------------- measuring
 
@@ -229,11 +218,6 @@ def fingerprint(network: Architecture) -> str:
     return hashlib.sha256("\n".join(call.key for call in operator_calls(network)).encode()).hexdigest()[:16]
 
 
-def beyond_widths(method: str) -> bool:
-    """Return whether a method of this name may keep a limit on latency that no widths keep."""
-    return method_named(method).beyond_widths
-
-
 def measured_latency(arch: Architecture, say: Say) -> RunLatency:
     """Measure a network and its operators.
 
@@ -252,30 +236,21 @@ def measured_latency(arch: Architecture, say: Say) -> RunLatency:
 
 
 def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
-    """Return what the run in a folder measured of its network; measure it where there is no such run yet.
+    """Return what the run in a folder measured of its network, so that it decides as it did; else measure it.
+
+    Args:
+        arch: The network.
+        folder: The run directory.
+        say: Told what is measured from now on.
 
     Raises:
         ConvwrightError: The network does not run where its example input lies.
         RunError: What is recorded is damaged.
     """
     settled = read_json(folder / "run.json", RUN).get("settled") if (folder / "run.json").is_file() else None
-    if isinstance(settled, dict) and "latency" in settled:
-        return recorded_latency(arch, settled["latency"], folder, say)
-    return measured_latency(arch, say)
-
-
-def recorded_latency(arch: Architecture, content: Mapping[str, Any], folder: Path, say: Say) -> RunLatency:
-    """Restore what a run measured, so that it decides as it did.
-
-    Args:
-        arch: The network.
-        content: What `RunLatency.as_dict` gave.
-        folder: The run directory.
-        say: Told what is measured from now on.
-
-    Raises:
-        RunError: It is damaged.
-    """
+    if not isinstance(settled, dict) or "latency" not in settled:
+        return measured_latency(arch, say)
+    content = settled["latency"]  # as of `RunLatency.as_dict`
     try:
         records = [content]
         if (folder / _JOURNAL).is_file():

@@ -69,7 +69,7 @@ def load_model_and_data(
     wanted = parse_input(input_shape)
     known = options_of(model)
     loaded = _loaded(data, data_dir, wanted, val_fraction)
-    options = _options(known, loaded)
+    options = _options(known, loaded.shape[0], loaded.num_classes)
     built, source = _built(model, options, seed)
     takes = _input_channels(built)
     if wanted is None and takes not in (None, loaded.shape[0]):  # grey images for a colour network
@@ -121,17 +121,16 @@ def options_of(model: nn.Module | str) -> frozenset[str]:
 
 def model_options(model: nn.Module | str, channels: int, num_classes: int | None) -> dict[str, Any]:
     """Return the options that give a named network these inputs and outputs, as far as it has them."""
-    known = options_of(model)
-    wanted = {"num_classes": num_classes, "in_channels": channels, "in_chans": channels}
-    return {name: value for name, value in wanted.items() if name in known and value is not None}
+    values = _options(options_of(model), channels, num_classes)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _known(names: Any) -> frozenset[str]:
     return frozenset(names) & {"num_classes", *_CHANNEL_OPTIONS}
 
 
-def _options(known: frozenset[str], data: ImageData) -> dict[str, int]:
-    values = {"num_classes": data.num_classes, **dict.fromkeys(_CHANNEL_OPTIONS, data.shape[0])}
+def _options(known: frozenset[str], channels: int, num_classes: int | None) -> dict[str, Any]:
+    values = {"num_classes": num_classes, **dict.fromkeys(_CHANNEL_OPTIONS, channels)}
     return {name: value for name, value in values.items() if name in known}
 
 
@@ -144,14 +143,12 @@ def _arguments(file: str, attribute: str) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             functions = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-            return _names(functions[0]) if functions else []
-        if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return _names(node)
+        elif isinstance(node, ast.FunctionDef) and node.name == attribute:
+            functions = [node]
+        else:
+            continue
+        return [each.arg for function in functions[:1] for each in (*function.args.args, *function.args.kwonlyargs)]
     return []
-
-
-def _names(function: ast.FunctionDef) -> list[str]:
-    return [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
 
 
 def _built(model: nn.Module | str, options: dict[str, int], seed: int) -> tuple[nn.Module, str]:
@@ -164,9 +161,7 @@ def _built(model: nn.Module | str, options: dict[str, int], seed: int) -> tuple[
 
 def _input_channels(model: nn.Module) -> int | None:
     """Return the channels that the first convolution takes."""
-    convolutions = (m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
-    first = next(convolutions, None)
-    return first.in_channels if first is not None else None
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
 
 
 def _read(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from convwright.architecture import Architecture
-from convwright.cost import Comparison, profile
+from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import check_execution
 from convwright.errors import RunError, did_you_mean
@@ -27,10 +27,17 @@ from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.result import FORMAT, Result, load_result
 from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder
-from convwright.runs.evaluate import Evaluator, changed_recipe, leave_out_known_techniques, settled_recipe
+from convwright.runs.evaluate import (
+    Evaluator,
+    changed_recipe,
+    image_size,
+    leave_out_known_techniques,
+    precision_and_layout,
+    settled_recipe,
+)
 from convwright.runs.executors import Completed, Executor, threads_of
 from convwright.runs.front import write_front
-from convwright.runs.latency import RunLatency, beyond_widths, judged_latency, latency_of
+from convwright.runs.latency import RunLatency, judged_latency, latency_of
 from convwright.runs.load import LoadedModel, load_model_and_data
 from convwright.runs.loop import carried_out, search
 from convwright.runs.memory import PROBE, in_parts
@@ -39,10 +46,8 @@ from convwright.runs.prove import Proof, check_budget, prove
 from convwright.runs.proxy import proxied, whole_trainings
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.training import Metrics, Recipe
-from convwright.training.data.images import Images
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
-from convwright.training.preflight import make_fabric, resolve
 
 INITIAL = "initial.safetensors"
 Found = tuple[Evidence, ...]
@@ -78,44 +83,37 @@ def optimize(
     return _Job(RunConfig(model, data, budget, method, out, seed, recipe, **options)).run()
 
 
-@dataclass
-class _Clock:
-    """Seconds per part of the work."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a part."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 class _Job:
     """One call of `optimize`: its parts in order."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.clock = _Clock()
+        self.seconds: dict[str, float] = {}  # by part of the work
         self.terms = Budget(())
         self.latency: RunLatency | None = None  # only where the budget limits it
         self.threads = 1
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to a part of the work."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def run(self) -> Result:
         config = self.config
         config.check()
         self.terms = config.terms
         check_folder(config.folder, config.resume)
-        with self.clock.part("read"):
+        with self.part("read"):
             loaded = self.open()
-        with self.clock.part("latency"):
+        with self.part("latency"):
             self.latency = self.measured(loaded.arch)
         limits = self.terms.resolve(profile(loaded.arch), self.latency.present if self.latency else None)
         aims = self.aims(loaded.arch, limits)
         name, options = config.search
         make: Callable[..., Method] = method_named(name)
-        with self.clock.part("plan"):
+        with self.part("plan"):
             method = make(
                 loaded.arch,
                 aims,
@@ -157,7 +155,7 @@ class _Job:
                 unasked.append(batch)
             return count
 
-        with self.clock.part("search"), self.executor(evaluator, study) as executor:
+        with self.part("search"), self.executor(evaluator, study) as executor:
             found = search(method, study, executor, config.tell, fits)
             best = method.best()
             if best is None:
@@ -186,40 +184,29 @@ class _Job:
         )
         if config.weights is not None:
             load_weights(loaded.arch.model, config.weights)
-        return self.checked(loaded)
-
-    def checked(self, loaded: LoadedModel) -> LoadedModel:
-        """Freeze the channel groups that the network's own code does not let change."""
-        found = check_execution(loaded.arch)
+        found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
         if found.fixed:
             reason = next(iter(found.fixed.values()))
-            self.config.tell(f"{len(found.fixed)} channel groups stay as they are: {reason}")
+            config.tell(f"{len(found.fixed)} channel groups stay as they are: {reason}")
         return replace(loaded, arch=found.architecture)
 
     def measured(self, arch: Architecture) -> RunLatency | None:
-        """Measure the latency where the budget limits it; a resumed run keeps what it measured."""
-        folder = self.config.folder
-        if self.config.resume:
-            self.check_measured(folder)
-        if not self.terms.measures:
-            return None
-        return latency_of(arch, folder, self.config.tell)
-
-    def check_measured(self, folder: Path) -> None:
-        """Refuse to change a limit on latency: the estimate was calibrated for the one that the run was started with.
+        """Measure the latency where the budget limits it; a resumed run keeps what it measured.
 
         Raises:
-            RunError: It is another one.
+            RunError: A resumed run was calibrated for another limit on latency.
         """
-        settings = read_json(folder / "run.json", RUN).get("settings")
-        before = settings.get("budget") if isinstance(settings, dict) else None
-        if not isinstance(before, list) or before == list(self.config.budgets):
-            return
-        if self.terms.measures or terms_of(before).measures:
+        folder = self.config.folder
+        settings = read_json(folder / "run.json", RUN).get("settings") if self.config.resume else None
+        now = list(self.config.budgets)
+        recorded = settings.get("budget") if isinstance(settings, dict) else None
+        before = recorded if isinstance(recorded, list) else now
+        if before != now and (self.terms.measures or terms_of(before).measures):
             raise RunError(
                 f"{folder}: a budget on latency cannot be changed when a run is resumed (it was {', '.join(before)}); "
                 "start anew with another --out"
             )
+        return latency_of(arch, folder, self.config.tell) if self.terms.measures else None
 
     def aims(self, arch: Architecture, limits: Limits) -> Limits:
         """Show the limits, refuse what cannot be met, and return what the search is to keep to."""
@@ -227,9 +214,9 @@ class _Job:
             self.show(arch, limits, limits)
             check_feasible(limits, arch)
             return limits
-        beyond, first = beyond_widths(self.config.search[0]), self.latency.aimed(limits)
+        beyond, first = method_named(self.config.search[0]).beyond_widths, self.latency.aimed(limits)
         check_feasible(first.counted if beyond else first, arch)
-        with self.clock.part("latency"):
+        with self.part("latency"):
             self.latency = self.latency.ready(limits, self.config.divisor, beyond)
         aims = self.latency.aimed(limits)
         self.show(arch, limits, aims)
@@ -247,21 +234,15 @@ class _Job:
         self.config.tell(f"budget: {limits.describe() or 'none'}")
 
     def resolve(self, loaded: LoadedModel) -> dict[str, Any]:
-        """Choose precision and layout once, so that all trials are trained alike."""
-        device = make_fabric("auto", "32-true").device
-        chosen = resolve(loaded.arch.model.to(device), loaded.data, self.config.training, device, None)
-        settled: dict[str, Any] = {"precision": chosen.precision, "memory_format": chosen.memory_format}
-        self.check_time(loaded, settled)
-        settled["threads"] = self.config.placement.settled()
-        return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
-
-    def check_time(self, loaded: LoadedModel, settled: Mapping[str, Any]) -> None:
-        """Refuse a time in which nothing can be trained."""
-        config = self.config
+        """Choose precision and layout once; refuse a time in which nothing can be trained."""
+        config, threads = self.config, self.config.placement.settled()
+        settled = precision_and_layout(loaded.arch, loaded.data, config.training)
         if config.time_budget is not None:
-            with threads_of(config.placement.settled()):
+            with threads_of(threads):
                 epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
             config.time_budget.check(epoch, config.base_epochs, config.later_epochs)
+        settled["threads"] = threads
+        return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
         """Return what evaluates candidates, from the weights that the run started with."""
@@ -295,56 +276,37 @@ class _Job:
         old = load_result(study.folder)
         if old is not None:  # a finished run: the test part is not read again
             return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, old)
-        with self.clock.part("proof"):
-            proofs = [self.proof(trial, evaluator) for trial in (outcome.baseline, outcome.best)]
-            times = self.latency.compare(proofs[0].arch, proofs[1].arch) if self.latency else None
-            met = check_budget(proofs[1], limits, self.judged(times))
-        with self.clock.part("test"), threads_of(self.threads):
-            judged = [self.test(proof, evaluator) for proof in proofs]
+
+        def proved(trial: Evidence) -> Proof:
+            return prove(evaluator.arch, trial.candidate.plan, study.weights(trial.trial))
+
+        def tested(proof: Proof) -> Metrics | None:
+            if not evaluator.data.has_test:
+                return None
+            return evaluator.judge(proof.arch.model, resized_images(evaluator.data.test, image_size(proof.arch)))
+
         trials = (outcome.baseline, outcome.best)
+        with self.part("proof"):
+            proofs = [proved(trial) for trial in trials]
+            times = self.latency.compare(proofs[0].arch, proofs[1].arch) if self.latency else None
+            limit = next((term for term in self.terms.terms if term.metric == "latency"), None)
+            met = check_budget(proofs[1], limits, judged_latency(limit, times) if limit and times else None)
+        with self.part("test"), threads_of(self.threads):
+            judged = [tested(proof) for proof in proofs]
         sides = [side(*of) for of in zip(trials, proofs, judged, strict=True)]
         if times is not None:
             for one, name in zip(sides, ("before", "after"), strict=True):
                 one["latency"] = times.latencies[name].as_dict()
         content = self.content(outcome, evaluator, study, limits, met) | {"baseline": sides[0], "result": sides[1]}
         if self.config.costs:
-            content["front"] = self.front(outcome, evaluator, study, limits, content)
-        plan = outcome.best.candidate.plan
-        write_text(study.folder / "plan.json", plan.to_json())
+            with self.part("front"), threads_of(self.threads):
+                costs = self.config.costs
+                content["front"] = write_front(study.folder, outcome, costs, content, limits, proved, tested)
+        write_text(study.folder / "plan.json", outcome.best.candidate.plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
         write_json(study.folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, self.latency))
         write_json(study.folder / "result.json", content)  # last: it says that the others are whole
         return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content)
-
-    def front(
-        self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, content: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Prove, judge and write the networks of a Pareto search."""
-        with self.clock.part("front"), threads_of(self.threads):
-            return write_front(
-                study.folder,
-                outcome,
-                self.config.costs,
-                content,
-                limits,
-                lambda trial: self.proof(trial, evaluator),
-                lambda proof: self.test(proof, evaluator),
-            )
-
-    def proof(self, trial: Evidence, evaluator: Evaluator) -> Proof:
-        return prove(evaluator.arch, trial.candidate.plan, evaluator.study.weights(trial.trial))
-
-    def judged(self, times: Comparison | None) -> dict[str, Any] | None:
-        """Judge the latency of the result, measured in turns with the untouched network."""
-        terms = [term for term in self.terms.terms if term.metric == "latency"]
-        return judged_latency(terms[0], times) if times is not None else None
-
-    def test(self, proof: Proof, evaluator: Evaluator) -> Metrics | None:
-        if not evaluator.data.has_test:
-            return None
-        height, width = proof.arch.example_input.shape[-2:]
-        images: Images = resized_images(evaluator.data.test, (int(height), int(width)))
-        return evaluator.judge(proof.arch.model, images)
 
     def content(
         self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
@@ -366,7 +328,7 @@ class _Job:
             "trials": trials,
             "decisions": list(outcome.decisions),
             "log": list(outcome.log),
-            "seconds": {**self.clock.seconds, **spent},
+            "seconds": {**self.seconds, **spent},
             "versions": versions(),
             "machine": machine(),
             "command": self.config.command,

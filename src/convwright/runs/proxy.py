@@ -7,7 +7,7 @@ the settings of the run, so that a resumed run goes on with the same list or is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +56,18 @@ class ProxyConfig:
         """
         if (folder / FILE).is_file():
             content = read_json(folder / FILE, FORMAT)
-            if content.get("asked") == self._plain():
+            if content.get("asked") == asdict(self):
                 return Proxy.from_dict(content)
         return draw_proxy(data, self.classes, self.samples, self.seed)
 
     def settings(self, proxy: Proxy) -> dict[str, Any]:
         """Return what a resumed run must have, too."""
-        return {**self._plain(), "digest": proxy.digest}
+        return {**asdict(self), "digest": proxy.digest}
 
     def keep(self, proxy: Proxy, folder: Path) -> None:
         """Write the list into the run directory, once."""
         if not (folder / FILE).is_file():
-            write_json(folder / FILE, {"format": FORMAT, "version": 1, "asked": self._plain(), **proxy.to_dict()})
-
-    def _plain(self) -> dict[str, int | None]:
-        return {"classes": self.classes, "samples": self.samples, "seed": self.seed}
+            write_json(folder / FILE, {"format": FORMAT, "version": 1, "asked": asdict(self), **proxy.to_dict()})
 
 
 def proxied(
@@ -86,14 +83,20 @@ def proxied(
         say: Called with lines for a person.
 
     Raises:
-        ConvwrightError: The method has nothing to judge on a proxy.
+        ConvwrightError: The method has nothing to judge on a proxy: all its trainings are final ones, or it compares
+            them with those of the untouched network.
         DataError: The data do not have so much, the proxy has not enough for one step, or a recorded list is damaged.
         RunError: The file with the list is damaged.
     """
     if asked is None:
         return method, None
     name, folder, batch = run
-    check_ranks(name, method)
+    if not method.ranks:
+        others = ", ".join(sorted(n for n in METHODS if method_named(n).ranks))
+        raise ConvwrightError(
+            f"method {name} has no trainings that only rank candidates, so there is nothing to judge on a proxy of the "
+            f"data; leave --proxy-classes and --proxy-samples out, or use one of {others}"
+        )
     proxy = asked.drawn(data, folder)
     if len(proxy.train) < batch:
         raise DataError(
@@ -105,20 +108,6 @@ def proxied(
         "and the untouched network are trained on all data"
     )
     return Proxied(method), proxy
-
-
-def check_ranks(name: str, method: Method) -> None:
-    """Refuse a proxy where a method has nothing to judge on it.
-
-    Raises:
-        ConvwrightError: All its trainings are final ones, or it compares them with those of the untouched network.
-    """
-    if not method.ranks:
-        others = ", ".join(sorted(n for n in METHODS if method_named(n).ranks))
-        raise ConvwrightError(
-            f"method {name} has no trainings that only rank candidates, so there is nothing to judge on a proxy of the "
-            f"data; leave --proxy-classes and --proxy-samples out, or use one of {others}"
-        )
 
 
 class Proxied(WrappedMethod):

@@ -9,7 +9,7 @@ import copy
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -128,20 +128,15 @@ def epoch_seconds(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
         data: Training and validation images.
         recipe: Precision and layout are settled in it.
     """
-    few = _timed(lambda: _trained(model, data, recipe, _FEW))
-    more = _timed(lambda: _trained(model, data, recipe, _MORE))
+
+    def timed(steps: int) -> float:
+        start = time.perf_counter()
+        train(copy.deepcopy(model), data, recipe.updated(epochs=1, max_steps=steps), progress=False, test=False)
+        return time.perf_counter() - start
+
+    few, more = timed(_FEW), timed(_MORE)
     steps = math.ceil(len(data.train) / recipe.batch_size)
     return more + max(0.0, more - few) / (_MORE - _FEW) * max(0, steps - _MORE)
-
-
-def _trained(model: nn.Module, data: ImageData, recipe: Recipe, steps: int) -> None:
-    train(copy.deepcopy(model), data, recipe.updated(epochs=1, max_steps=steps), progress=False, test=False)
-
-
-def _timed(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 # ------------------------------------------------------------------ what an ended search is compared with

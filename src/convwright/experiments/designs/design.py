@@ -9,7 +9,7 @@ import inspect
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -37,7 +37,6 @@ from convwright.methods.shared.width_surface import Surface
 from convwright.metrics.receptive_field.size import FieldMeasure
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
     from convwright.experiments.papers import Row
 
 SEARCH_FORMAT = "convwright experiment search"
@@ -223,12 +222,6 @@ def limits_of(budget: str, model: str, setting: DesignContext, latency: int | No
     return parse_budget(budget).resolve(opened(model, setting.start, setting.shape).profile(), latency)
 
 
-def as_dicts(designs: tuple[Design, ...]) -> list[dict[str, Any]]:
-    """Return designs as plain JSON values."""
-    listed: list[dict[str, Any]] = plain([{"design": each.kind, **asdict(each)} for each in designs])  # type: ignore[call-overload]
-    return listed
-
-
 def form_of(row: Row, setting: DesignContext | None = None) -> NetworkSpec:
     """Return how a row's network is made; what its designs decide comes before its own edits.
 
@@ -253,21 +246,15 @@ def made(model: str, form: NetworkSpec, shape: Shape | None, seed: int, fresh: b
         seed: Of the weights.
         fresh: All weights are drawn after the edits, at their final shapes, as `draw_anew` does.
     """
-    network = _created(model, form, shape, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, usual, _ = create(model, **form.options)
+        if form.edits:
+            network = _replayed(read(network, _shape(model, shape, usual)), form.edits).model
+            _drawn_anew(network, form.edits)
     if fresh:
         draw_anew(network, seed)
     return network
-
-
-def _created(model: str, form: NetworkSpec, shape: Shape | None, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        created, usual, _ = create(model, **form.options)
-        if not form.edits:
-            return created
-        changed = _replayed(read(created, _shape(model, shape, usual)), form.edits).model
-        _drawn_anew(changed, form.edits)
-    return changed
 
 
 def opened(model: str, form: NetworkSpec, shape: Shape | None) -> Architecture:
@@ -278,12 +265,10 @@ def opened(model: str, form: NetworkSpec, shape: Shape | None) -> Architecture:
 @lru_cache(maxsize=4)
 def _opened(model: str, text: str, shape: Shape | None) -> Architecture:
     values = json.loads(text)
-    edits = edits_of(values["edits"], model)
-    if not edits:
-        return read(made(model, NetworkSpec(values["options"]), shape, 0), _shape(model, shape, None)).evolved(
-            source=model
-        )
-    return _replayed(opened(model, NetworkSpec(values["options"]), shape), edits)
+    plain_form, edits = NetworkSpec(values["options"]), edits_of(values["edits"], model)
+    if edits:
+        return _replayed(opened(model, plain_form, shape), edits)
+    return read(made(model, plain_form, shape, 0), _shape(model, shape, None)).evolved(source=model)
 
 
 def _replayed(arch: Architecture, edits: Sequence[Edit]) -> Architecture:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -32,18 +31,15 @@ from convwright.methods.base import WrappedMethod
 from convwright.runs.directory.files import digest, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.study import Study
-from convwright.runs.evaluate import Evaluator, settled_recipe
+from convwright.runs.evaluate import Evaluator, precision_and_layout, settled_recipe
 from convwright.runs.executors import Completed, InProcess
-from convwright.runs.latency import RunLatency, beyond_widths, latency_of
+from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.loop import search
-from convwright.training import Recipe, load_data
-from convwright.training.preflight import make_fabric, resolve
+from convwright.training import ImageData, Recipe, load_data
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.cost.budget import Limits
-    from convwright.methods import Method
-    from convwright.training import ImageData
 
 Transfer = Literal["svd", "net2wider", "fresh"]
 FOUND = "found.safetensors"  # the weights that a found network inherits, where it does
@@ -77,8 +73,7 @@ class Searched:
         Raises:
             RecipeError: The search ended without a result.
         """
-        question = Question(self, model, form, setting)
-        folder = question.answered(lambda arch, limits: self.method_for(arch, limits))
+        folder = Question(self, model, form, setting).answered(self.method_for)
         return form.joined(edits_of_record(read_json(folder / "result.json", SEARCH_FORMAT)["edits"]), folder)
 
     def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
@@ -103,12 +98,11 @@ class Walked:
 
     def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
         """Return the form of the last trial; the walk is recorded like a search."""
-        first = Question(self.search, model, form, setting)
-        folder = first.answered(lambda arch, limits: self.search.method_for(arch, limits))
+        folder = Question(self.search, model, form, setting).answered(self.search.method_for)
         steps = read_json(folder / "result.json", SEARCH_FORMAT)["trials"]
         tried = [edits_of_record(step["edits"]) for step in steps]
-        walk = Question(self, model, form, setting)
         epochs = [int(step["epochs"]) for step in steps]
+        walk = Question(self, model, form, setting)
         folder = walk.answered(lambda arch, limits: _WidthWalk(arch, tried, epochs, self.weights, self.search.seed))
         return form.joined(tried[-1], folder)
 
@@ -146,12 +140,7 @@ class _WidthWalk(Method):
     """Candidates whose widths are known beforehand, one after the other."""
 
     def __init__(
-        self,
-        arch: Architecture,
-        steps: Sequence[tuple[Edit, ...]],
-        epochs: Sequence[int],
-        weights: Transfer,
-        seed: int,
+        self, arch: Architecture, steps: Sequence[tuple[Edit, ...]], epochs: Sequence[int], weights: Transfer, seed: int
     ) -> None:
         empty = Plan.empty(arch)
         self.candidates = tuple(
@@ -238,46 +227,56 @@ class Question:
         Args:
             make: Returns the method, from the network and the limits.
         """
+        return self.once(lambda folder: _carry_out(self, make, folder))
+
+    def once(self, carry_out: Callable[[Path], None]) -> Path:
+        """Return the folder of the answer, which `carry_out` has written into it: now, or in an earlier call.
+
+        Another process at this search is waited for; the lock of one that was killed is free.
+        """
         folder = self.folder
-        with one_at_a_time(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
             if not (folder / "result.json").is_file():
-                _carry_out(self, make, folder)
+                carry_out(folder)
         return folder
 
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for the process that is at this search; the lock of one that was killed is free."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-        yield
+    def trained_on(self) -> tuple[Recipe, ImageData]:
+        """Return the recipe of the search's trainings, and the data with the part that is held out."""
+        setting, recipe = self.setting, Recipe(**{"seed": self.search.seed, **self.search.recipe})
+        data = load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=recipe.val_fraction)
+        return recipe, data
 
 
 def _carry_out(question: Question, make: Any, folder: Path) -> None:
-    setting, asked = question.setting, question.search
-    recipe = Recipe(**{"seed": asked.seed, **asked.recipe})
-    data = load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=recipe.val_fraction)
+    setting, (recipe, data) = question.setting, question.trained_on()
     arch = opened(question.model, question.form, setting.shape or data.shape)
     limits, latency = _limits(question, arch, folder)
     method = make(arch, limits)
-    resume = (folder / "run.json").is_file()
 
     def settled() -> dict[str, Any]:
-        chosen = _settled(arch, data, recipe)
+        chosen = precision_and_layout(arch, data, recipe)
         return chosen if latency is None else {**chosen, "latency": latency.as_dict()}
 
-    with Study(folder, question.asked(), settled, resume=resume) as study:
+    with Study(folder, question.asked(), settled, resume=(folder / "run.json").is_file()) as study:
         evaluator = Evaluator(arch, data, settled_recipe(recipe, study.settled), study, progress=False)
         if latency is not None:
             latency.keep_in(folder)
         executor = InProcess(evaluator)
         trials = search(method, study, executor if latency is None else Completed(executor, latency.completed))
-        if method.found is not None:
-            _keep_weights(evaluator, method.found, trials, folder)
-    if method.found is None:
+        found = method.found
+        if found is not None and found.parent is not None and found.weights == "inherit":
+            # For rows whose training goes on from there.
+            network = evaluator.build(found, {trial.trial: trial.candidate for trial in trials})
+            save_weights(network.model, folder / FOUND)
+    if found is None:
         why = why_none(method.log, trials)
         raise RecipeError(f"search {folder.name} ended without a result: it asked for no final network{why}")
-    write_json(folder / "result.json", _result(question, method, trials, evaluator.recipe, len(data.train)))
+    rows = [_trial(trial, evaluator.recipe, len(data.train)) for trial in trials]
+    design = question.design
+    called = f"walk, {design.weights}" if isinstance(design, Walked) else design.method
+    history = plain([_rounded(dict(each)) for each in method.history])
+    record(folder, question, called, found.plan.edits, rows, method.log, history, _qualities(trials))
 
 
 def _limits(question: Question, arch: Architecture, folder: Path) -> tuple[Limits | None, RunLatency | None]:
@@ -288,16 +287,9 @@ def _limits(question: Question, arch: Architecture, folder: Path) -> tuple[Limit
     latency = latency_of(arch, folder, lambda text: None)
     limits = limits_of(asked.budget, question.model, setting, latency.present)
     assert limits is not None
-    latency = latency.ready(limits, int(asked.options.get("divisor", 1)), beyond_widths(asked.method))
+    beyond = method_named(asked.method).beyond_widths
+    latency = latency.ready(limits, int(asked.options.get("divisor", 1)), beyond)
     return latency.aimed(limits), latency
-
-
-def _keep_weights(evaluator: Evaluator, found: Candidate, trials: Sequence[Evidence], folder: Path) -> None:
-    """Save what the found network inherits from its parent, for rows whose training goes on from there."""
-    if found.parent is None or found.weights != "inherit":
-        return
-    network = evaluator.build(found, {trial.trial: trial.candidate for trial in trials})
-    save_weights(network.model, folder / FOUND)
 
 
 def why_none(log: Sequence[str], trials: Sequence[Evidence]) -> str:
@@ -312,43 +304,58 @@ def why_none(log: Sequence[str], trials: Sequence[Evidence]) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def _settled(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
-    """Choose precision and layout once, so that all trials are trained alike."""
-    device = make_fabric("auto", "32-true").device
-    chosen = resolve(arch.model.to(device), data, recipe, device, None)
-    return {"precision": chosen.precision, "memory_format": chosen.memory_format}
-
-
 # ------------------------------------------------------------------ what is recorded
 
 
-def _result(question: Question, method: Any, trials: Sequence[Evidence], recipe: Recipe, images: int) -> dict[str, Any]:
-    asked = question.search
-    rows = [_trial(trial, recipe, images) for trial in trials]
-    return {
+def record(
+    folder: Path,
+    question: Question,
+    method: str,
+    edits: Sequence[Edit],
+    rows: list[dict[str, Any]],
+    log: Sequence[str] = (),
+    history: Sequence[Any] = (),
+    qualities: dict[str, Any] | None = None,
+) -> None:
+    """Write what a search found and what that cost.
+
+    Args:
+        folder: Of the search.
+        question: What it was asked.
+        method: What it is called.
+        edits: What it found.
+        rows: Its trials, each with ``images`` seen in training, ``macs`` of one of them, and ``seconds``.
+        log: What the method says of its decisions.
+        history: Likewise, as plain values.
+        qualities: Of the layers, where they were observed.
+    """
+    content = {
         "format": SEARCH_FORMAT,
         "asked": question.asked(),
-        "method": f"walk, {question.design.weights}" if isinstance(question.design, Walked) else asked.method,
-        "edits": [edit.to_dict() for edit in method.found.plan.edits],
+        "method": method,
+        "edits": plain([edit.to_dict() for edit in edits]),
         "trials": rows,
-        "history": plain([_rounded(dict(each)) for each in method.history]),
-        "qualities": _qualities(trials),
-        "log": list(method.log),
+        "history": list(history),
+        "qualities": qualities,
+        "log": list(log),
         "images": sum(row["images"] for row in rows),
         "image_macs": sum(row["images"] * row["macs"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
         "versions": versions(),
         "machine": machine(),
     }
+    write_json(folder / "result.json", content)
+
+
+def images_seen(epochs: int, images: int, steps: int | None, recipe: Recipe) -> int:
+    """Return how many images a training sees: those of all epochs, or of its steps where it has fewer."""
+    return epochs * images if steps is None else min(epochs * images, steps * recipe.batch_size)
 
 
 def _trial(trial: Evidence, recipe: Recipe, images: int) -> dict[str, Any]:
     """Return what one trial was and cost: images of its training, MACs of one image forwards."""
     candidate, costs = trial.candidate, trial.costs
-    seen = candidate.epochs * images
     steps = candidate.recipe.get("max_steps", recipe.max_steps)
-    if steps is not None:
-        seen = min(seen, steps * recipe.batch_size)
     return {
         "trial": trial.trial,
         "parent": candidate.parent,
@@ -360,7 +367,7 @@ def _trial(trial: Evidence, recipe: Recipe, images: int) -> dict[str, Any]:
         "stderr": trial.stderr,
         "macs": costs.get("macs", 0),
         "params": costs.get("params", 0),
-        "images": seen if trial.usable else 0,
+        "images": images_seen(candidate.epochs, images, steps, recipe) if trial.usable else 0,
         "seconds": trial.seconds,
     }
 
@@ -436,5 +443,4 @@ class Tried:
         trials = [t for t in read_json(folders[0] / "result.json", SEARCH_FORMAT)["trials"] if t["edits"]]
         if self.number >= len(trials):
             raise RunError(f"{model}: candidate {self.number} was asked for, but the search tried {len(trials)}")
-        edits = edits_of([dict(edit) for edit in trials[self.number]["edits"]], "a recorded search")
-        return form.joined(tuple(edits), *folders)
+        return form.joined(edits_of_record(trials[self.number]["edits"]), *folders)

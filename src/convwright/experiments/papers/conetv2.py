@@ -9,9 +9,8 @@ from typing import Any
 from convwright.experiments.designs.design import Design, UniformRatio
 from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.papers.cifar_small import cifar_recipe
-from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
-from convwright.experiments.search_pictures import pictures_of
-from convwright.plots import Series, lines
+from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
+from convwright.experiments.search_pictures import MILLIONS, beside_cost, pictures_of
 from convwright.training import Recipe
 
 Json = Mapping[str, Any]
@@ -41,11 +40,7 @@ NETWORKS: Mapping[str, _Network] = {
     "resnet20": _Network("zoo:resnet20", {"quick": {"width": 0.25}, "standard": {"width": 0.5}, "full": {}}, "bf16"),
     "mobilenet": _Network(
         "zoo:mobilenet-v2",
-        {
-            "quick": {"width": 0.125, "divisor": 4, "depths": [1] * 7},
-            "standard": _NARROW_MOBILENET,
-            "full": {},
-        },
+        {"quick": {"width": 0.125, "divisor": 4, "depths": [1] * 7}, "standard": _NARROW_MOBILENET, "full": {}},
         "fp32",
         {**_EPOCHS, "standard": 3},
         {**_TRIALS, "standard": 8},
@@ -82,13 +77,8 @@ def trial_recipe(size: Size, precision: str = "bf16", *, constant: bool = True) 
         constant: Constant rates, as published, for trials that go on from each other; else the cycle of the final
             trainings, whose accuracy says more of the widths and less of where the last steps led.
     """
-    recipe = recipe_of(size, _TRIAL_EPOCHS[size], precision)
-    fields: dict[str, Any] = recipe.model_dump(mode="json", exclude_unset=True)
-    fields["val_fraction"] = _VALIDATION
-    if constant:
-        fields |= {"schedule": "constant", "warmup": 0.0, "lr": _TRIAL_RATE}
-    del fields["epochs"]  # each trial says itself how long it is
-    return fields
+    fields = trial_fields(recipe_of(size, _TRIAL_EPOCHS[size], precision), _VALIDATION)
+    return {**fields, "schedule": "constant", "warmup": 0.0, "lr": _TRIAL_RATE} if constant else fields
 
 
 def search_of(
@@ -124,32 +114,20 @@ def conclude(content: Json) -> Conclusion:
         content: Of ``result.json``.
     """
     pictures: dict[str, str] = {}
-    drawn: set[str] = set()
+    known: dict[str, tuple[str, Json]] = {}  # each search once, with the first row that it decided
     for row in content["rows"]:
         for found in row.get("searches") or ():
-            key = str(found["asked"])
-            if key not in drawn:
-                drawn.add(key)
-                pictures |= pictures_of(f"conetv2-{row['name']}", found)
+            known.setdefault(str(found["asked"]), (row["name"], found))
+    for name, found in known.values():
+        pictures |= pictures_of(f"conetv2-{name}", found)
     for network in NETWORKS:
-        for cost, words in (("macs", "millions of MACs"), ("params", "millions of parameters")):
-            rows = [r for r in content["rows"] if r["name"].startswith(f"{network}-") and r["mean"] is not None]
-            if len(rows) > 1:
+        rows = [r for r in content["rows"] if r["name"].startswith(f"{network}-") and r["mean"] is not None]
+        if len(rows) > 1:
+            for cost, words in MILLIONS.items():
+                called = {row["name"].removeprefix(f"{network}-"): [row] for row in rows}
                 title = f"{network}: test accuracy beside {words}"
-                pictures[f"conetv2-{network}-{cost}"] = _beside_cost(rows, network, cost, title, words)
+                pictures[f"conetv2-{network}-{cost}"] = beside_cost(called, title, cost)
     return Conclusion(pictures=pictures)
-
-
-def _beside_cost(rows: list[Json], network: str, cost: str, title: str, words: str) -> str:
-    series = [
-        Series(
-            row["name"].removeprefix(f"{network}-"),
-            tuple((row[cost] / 1e6, 100 * accuracy) for accuracy in row["accuracies"]),
-            joined=False,
-        )
-        for row in rows
-    ]
-    return lines(series, title, words, "test accuracy, %, one point per seed")
 
 
 @experiment(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 from convwright.experiments.designs.design import Drawn
 from convwright.experiments.papers.conetv2 import recipe_of
 from convwright.experiments.row import Conclusion, Row, Size, experiment
+from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
-from convwright.plots import Point, scatter
 from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
@@ -64,28 +63,15 @@ def conclude(content: Json) -> Conclusion:
     )
     table = Sheet(f"What predicts accuracy, {len(rows)} networks", headings, cells, (1, 3), notes)
     values = {"networks": len(rows), "spearman": found, "given_macs": partial}
-    return Conclusion((table,), values, {"conetv2-rank": _picture(rows, found["QC, corrected"])})
+    named = {row["name"]: (_mean(row, "qc") or 0.0, row) for row in rows}
+    title = f"resnet20, {len(rows)} random widths: QC and accuracy"
+    picture = beside_accuracy(named, title, "QC of the network, corrected", found["QC, corrected"])
+    return Conclusion((table,), values, {"conetv2-rank": picture})
 
 
 def _mean(row: Json, name: str) -> float | None:
     values = [quality[name] for quality in row["qualities"]]
     return fmean(values) if values else None
-
-
-def _picture(rows: Sequence[Json], found: Mapping[str, float] | None) -> str:
-    middle = fmean(row["mean"] for row in rows)
-    points = [
-        Point(
-            row["name"],
-            _mean(row, "qc") or 0.0,
-            100 * (row["mean"] - middle),
-            100 * (row["deviation"] or 0.0) / math.sqrt(len(row["seeds"])),
-        )
-        for row in rows
-    ]
-    rho = "" if found is None else f", rank correlation {found['rho']:+.2f}"
-    title = f"resnet20, {len(rows)} random widths: QC and accuracy{rho}"
-    return scatter(points, title, "QC of the network, corrected", f"accuracy less the mean ({middle:.1%}), points")
 
 
 @experiment(

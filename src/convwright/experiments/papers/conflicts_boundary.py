@@ -37,10 +37,6 @@ def _recipe(size: Size) -> Recipe:
     )  # fmt: skip
 
 
-def _name(depth: int, width: int) -> str:
-    return f"deep-{depth}-wide-{width}"
-
-
 @experiment(
     "conflicts-boundary",
     title="Fully connected networks by depth and width on MNIST: accuracy, and which have layers that conflict",
@@ -53,7 +49,7 @@ def conflicts_boundary(size: Size) -> tuple[Row, ...]:
     recipe = _recipe(size)
     return tuple(
         Row(
-            _name(depth, width), "zoo:perceptron", "mnist", recipe, (0,), {"width": width, "depth": depth},
+            f"deep-{depth}-wide-{width}", "zoo:perceptron", "mnist", recipe, (0,), {"width": width, "depth": depth},
             probes=("bundles",), study=LayerConflicts(),
         )
         for depth in _DEPTHS[size]
@@ -74,8 +70,7 @@ def conclude(content: Json) -> Conclusion:
     }
     if not known:
         return Conclusion()
-    depths = sorted({depth for depth, _ in known})
-    widths = sorted({width for _, width in known})
+    depths, widths = (sorted(set(each)) for each in zip(*known, strict=True))
     cells = tuple(
         (str(depth), *(_cell(known[depth, width]) if (depth, width) in known else "" for width in widths))
         for depth in depths
@@ -87,12 +82,10 @@ def conclude(content: Json) -> Conclusion:
         *(_said(moment, values[moment]) for moment in _WORDS),
     )
     table = Sheet("Hidden layers (rows) and width (columns)", ("layers", *map(str, widths)), cells, (), notes)
-    shades = {(depths.index(d), widths.index(w)): accuracy for (d, w), (accuracy, _) in known.items()}
+    placed = {(depths.index(depth), widths.index(width)): found for (depth, width), found in known.items()}
+    shades = {place: accuracy for place, (accuracy, _) in placed.items()}
     groups = [
-        (
-            words,
-            {(depths.index(d), widths.index(w)) for (d, w), (_, s) in known.items() if s[moment]["first"] is not None},
-        )
+        (words, {place for place, (_, study) in placed.items() if study[moment]["first"] is not None})
         for moment, words in _WORDS.items()
     ]
     title = "Test accuracy on MNIST, %, by hidden layers and width, and where a layer conflicts"

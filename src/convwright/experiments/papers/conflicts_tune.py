@@ -11,8 +11,8 @@ from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.features import CostStudy
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.results_table import spread
-from convwright.experiments.row import Conclusion, Row, Size, experiment
-from convwright.plots import Series, lines
+from convwright.experiments.row import Conclusion, Row, Size, experiment, trial_fields
+from convwright.experiments.search_pictures import beside_cost
 from convwright.tables import Sheet
 from convwright.training import Recipe
 
@@ -54,11 +54,8 @@ def search_of(size: Size, execution: int, check: str, restart: str) -> Searched:
         check: ``after`` each epoch of the window, or ``before`` each, so that new weights are looked at first.
         restart: ``fresh`` or ``inherit``.
     """
-    fields: dict[str, Any] = recipe_of(size).model_dump(mode="json", exclude_unset=True)
-    fields |= {"val_fraction": _HELD[size]}
-    del fields["epochs"]
     options = {"epochs": _WINDOW[size], "window": _WINDOW[size], "check": check, "restart": restart}
-    return Searched("conflicts", options, "", fields, 100 * execution)
+    return Searched("conflicts", options, "", trial_fields(recipe_of(size), _HELD[size]), 100 * execution)
 
 
 @experiment(
@@ -88,14 +85,11 @@ def _rows(size: Size) -> Iterator[Row]:
     ):
         for execution in seeds:
             design = (search_of(size, execution, check, restart),)
-            yield replace(
-                first, name=f"{word}-{execution}", seeds=(execution,), design=design, control="start", note=note
-            )
+            row = replace(first, name=f"{word}-{execution}", seeds=(execution,), design=design)
+            yield replace(row, control="start", note=note)
     for depths in _BY_HAND[size]:
-        words = "-".join(map(str, depths))
-        yield replace(
-            first, name=f"hand-{words}", options={**begin, "depths": list(depths)}, control="start", note="made by hand"
-        )
+        row = replace(first, name=f"hand-{'-'.join(map(str, depths))}", options={**begin, "depths": list(depths)})
+        yield replace(row, control="start", note="made by hand")
 
 
 # ------------------------------------------------------------------ what follows
@@ -127,17 +121,8 @@ def conclude(content: Json) -> Conclusion:
         *_said(kinds),
     )
     table = Sheet("Depth by conflicts", columns, cells, (2, 4, 5, 6, 7, 8, 9, 10), notes).without_empty()
-    series = [
-        Series(
-            kind,
-            tuple((row["macs"] / 1e6, 100 * accuracy) for row in rows for accuracy in row["accuracies"]),
-            joined=False,
-        )
-        for kind, rows in kinds.items()
-    ]
     title = "Networks without shortcuts on CIFAR-10: accuracy beside millions of MACs"
-    picture = lines(series, title, "millions of MACs", "test accuracy, %, one point per training")
-    return Conclusion((table,), values, {"conflicts-tune": picture})
+    return Conclusion((table,), values, {"conflicts-tune": beside_cost(kinds, title, per="training")})
 
 
 def _values(rows: Sequence[Json]) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment
+from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
-from convwright.plots import Point, scatter
 from convwright.tables import Sheet
 
 Json = Mapping[str, Any]
@@ -64,39 +63,22 @@ def conclude(content: Json) -> Conclusion:
     values: dict[str, Any] = {}
     cells: list[tuple[str, ...]] = []
     pictures = {}
-    for family in FAMILIES:
-        rows = [row for row in content["rows"] if row["name"].startswith(f"{family}-") and _complete(row)]
+    for family, (model, _) in FAMILIES.items():
+        named = [row for row in content["rows"] if row["name"].startswith(f"{family}-")]
+        rows = [row for row in named if row["mean"] is not None and row.get("facts")]
         if len(rows) < LEAST:
             continue
         accuracy = np.array([row["mean"] for row in rows])
         found = {name: correlated([value(row) for row in rows], accuracy) for name, value in _PREDICTORS.items()}
         values[family] = {"networks": len(rows), "spearman": found}
         cells += [(family, str(len(rows)), name, *said(rho)) for name, rho in found.items()]
-        pictures[f"3drf-rank-{family}"] = _picture(family, rows, found["Q, sum"])
+        drawn = {row["name"].removeprefix(f"{family}-"): (row["facts"]["q_sum"], row) for row in rows}
+        title = f"{model.partition(':')[2]}, {len(rows)} distributions of its units: Q and accuracy"
+        words = "Q, sum of the stages' shares"
+        pictures[f"3drf-rank-{family}"] = beside_accuracy(drawn, title, words, found["Q, sum"])
     columns = ("family", "networks", "predictor", "rank correlation", "95 % interval")
     table = Sheet("What predicts accuracy", columns, tuple(cells), (1, 3), (NOTE,))
     return Conclusion((table,) if cells else (), values, pictures)
-
-
-def _complete(row: Json) -> bool:
-    return row["mean"] is not None and bool(row.get("facts"))
-
-
-def _picture(family: str, rows: Sequence[Json], found: Mapping[str, float] | None) -> str:
-    middle = sum(row["mean"] for row in rows) / len(rows)
-    points = [
-        Point(
-            row["name"].removeprefix(f"{family}-"),
-            row["facts"]["q_sum"],
-            100 * (row["mean"] - middle),
-            100 * (row["deviation"] or 0.0) / math.sqrt(len(row["seeds"])),
-        )
-        for row in rows
-    ]
-    network = FAMILIES[family][0].partition(":")[2]
-    rho = "" if found is None else f", rank correlation {found['rho']:+.2f}"
-    title = f"{network}, {len(rows)} distributions of its units: Q and accuracy{rho}"
-    return scatter(points, title, "Q, sum of the stages' shares", f"accuracy less the mean ({middle:.1%}), points")
 
 
 @experiment(

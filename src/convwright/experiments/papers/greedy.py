@@ -10,7 +10,8 @@ from convwright.experiments.designs.design import Design
 from convwright.experiments.designs.search_design import At, Searched
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.results_table import spread
-from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
+from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
+from convwright.experiments.search_pictures import beside_cost
 from convwright.plots import Series, lines
 from convwright.tables import Sheet
 from convwright.training import Recipe
@@ -104,9 +105,7 @@ def recipe_of(base: GreedyBase, size: Size, **fields: Any) -> Recipe:
 
 def search_of(base: GreedyBase, size: Size, method: str, seed: int = 0, **options: Any) -> Searched:
     """Return a search on nine tenths of the training images."""
-    recipe: dict[str, Any] = recipe_of(base, size).model_dump(mode="json", exclude_unset=True)
-    del recipe["epochs"]  # each trial says itself how long it is
-    return Searched(method, options, base.budget, recipe | {"val_fraction": _VALIDATION[size]}, seed)
+    return Searched(method, options, base.budget, trial_fields(recipe_of(base, size), _VALIDATION[size]), seed)
 
 
 def greedy_of(base: GreedyBase, size: Size, weights: str) -> Searched:
@@ -157,12 +156,12 @@ def conclude(content: Json) -> Conclusion:
         cells += [_line(row, limit) for row in sorted(enlarged, key=lambda r: -r["mean"])]
         if enlarged:
             values[name] = {row["name"].removeprefix(f"{name}-"): _value(row, limit) for row in enlarged}
-            pictures[f"greedy-{name}-macs"] = _beside_cost(name, rows)
-        searched = {kind: _search(enlarged, f"{name}-{kind}") for kind in ("greedy", "greedy-inherit")}
-        for kind, found in searched.items():
-            if found is not None:
-                pictures[f"{name}-{kind}-course"] = _course(f"{name}-{kind}", found)
-        agreed += _decisions(name, searched)
+            called = {row["name"].removeprefix(f"{name}-"): [row] for row in rows}
+            pictures[f"greedy-{name}-macs"] = beside_cost(called, f"{name}: test accuracy beside millions of MACs")
+        searches = {row["name"]: row["searches"][-1] for row in enlarged}
+        both = [f"{name}-{kind}" for kind in ("greedy", "greedy-inherit") if f"{name}-{kind}" in searches]
+        pictures |= {f"{each}-course": _course(each, searches[each]) for each in both}
+        agreed += _decisions(name, [searches[each] for each in both])
     if not cells:
         return Conclusion()
     columns = (
@@ -181,14 +180,11 @@ def conclude(content: Json) -> Conclusion:
     return Conclusion(tuple(tables), values, pictures)
 
 
-def _search(rows: Sequence[Json], name: str) -> Json | None:
-    return next((row["searches"][-1] for row in rows if row["name"] == name), None)
-
-
 def _line(row: Json, limit: float) -> tuple[str, ...]:
     found = row["searches"][-1]
     end, used = found["history"][-1], row["macs"] / limit
     broken = "" if 1 - NEAR <= used <= 1 else ": OUTSIDE"
+    spent = (str(len(found["trials"])), f"{found['image_macs'] / 1e12:.3g} T", f"{found['seconds']:,.0f}")
     return (
         row["name"],
         "-".join(map(str, end["stage_widths"])),
@@ -197,17 +193,14 @@ def _line(row: Json, limit: float) -> tuple[str, ...]:
         f"{row['macs']:,}",
         f"{used:.1%}{broken}",
         spread(row["mean"], row["deviation"]),
-        str(len(found["trials"])) if found["trials"] else "",
-        f"{found['image_macs'] / 1e12:.3g} T" if found["trials"] else "",
-        f"{found['seconds']:,.0f}" if found["trials"] else "",
+        *(spent if found["trials"] else ("", "", "")),
     )
 
 
 def _value(row: Json, limit: float) -> Json:
     found = row["searches"][-1]
-    end = {key: found["history"][-1][key] for key in ("stage_widths", "depths", "resolution")}
     return {
-        **end,
+        **{key: found["history"][-1][key] for key in ("stage_widths", "depths", "resolution")},
         "used": row["macs"] / limit,
         "mean": row["mean"],
         "trials": len(found["trials"]),
@@ -216,9 +209,9 @@ def _value(row: Json, limit: float) -> Json:
     }
 
 
-def _decisions(name: str, searched: Mapping[str, Json | None]) -> list[tuple[str, ...]]:
+def _decisions(name: str, searched: Sequence[Json]) -> list[tuple[str, ...]]:
     """Return what both searches turned, level by level; nothing unless both are there."""
-    told = [{h["level"]: h["turned"] for h in found["history"][1:]} for found in searched.values() if found is not None]
+    told = [{h["level"]: h["turned"] for h in found["history"][1:]} for found in searched]
     if len(told) < 2:
         return []
     levels = sorted({level for each in told for level in each})
@@ -244,19 +237,6 @@ def _course(name: str, found: Json) -> str:
     return lines(moved or series, title, "step; the last one is the trim to the budget", "times its first value")
 
 
-def _beside_cost(name: str, rows: Sequence[Json]) -> str:
-    series = [
-        Series(
-            row["name"].removeprefix(f"{name}-"),
-            tuple((row["macs"] / 1e6, 100 * accuracy) for accuracy in row["accuracies"]),
-            joined=False,
-        )
-        for row in rows
-    ]
-    title = f"{name}: test accuracy beside millions of MACs"
-    return lines(series, title, "millions of MACs", "test accuracy, %, one point per seed")
-
-
 @experiment(
     "greedy",
     title="Small networks enlarged to four times the MACs, CIFAR-10: step by step, by rules, and at random",
@@ -271,10 +251,9 @@ def greedy(size: Size) -> tuple[Row, ...]:
 
 def _rows(name: str, base: GreedyBase, size: Size) -> Iterator[Row]:
     begin = (At(base.side),)
-    recipe = recipe_of(base, size)
     before = Row(
-        f"{name}-before", base.model, "cifar10", recipe, seeds_of(size), base.options, begin, fresh=True,
-        note=f"the network as it is, {base.side} pixels",
+        f"{name}-before", base.model, "cifar10", recipe_of(base, size), seeds_of(size), base.options, begin,
+        fresh=True, note=f"the network as it is, {base.side} pixels",
     )  # fmt: skip
     yield before
     for kind, design, note in _designs(base, size):

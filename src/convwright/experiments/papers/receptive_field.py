@@ -85,9 +85,7 @@ _TRAINED: Mapping[str, tuple[float, str]] = {
 }
 _MENU = Menu(operators=("dw_separable", "dw_rpw", "rpw"))
 _KERNELS = OptimizedKernels(_MENU)
-
 _POSITIONS = Organized(Rule("spend", score="positions"), budget="macs<=100%")
-
 _LOG = Organized(Rule("spend", score="log"), budget="macs<=100%")
 
 # Name, design, note. The first is the control; the last three go beyond the reconstructed rule.

@@ -5,7 +5,8 @@ All rows of a table have the same network, optimizer, schedule, epochs and seeds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from convwright.experiments.papers.cifar_small import cifar_recipe
@@ -76,23 +77,13 @@ def _table(
     seeds: tuple[int, ...],
     rows: Sequence[tuple[str, _Options, float | None]],
     control: float,
-) -> tuple[Row, ...]:
-    first = Row(
-        _CONTROL, model, data, recipe, seeds, paper={"accuracy": control}, note="no technique (the paper: another loop)"
-    )
-    others = (
-        Row(
-            name,
-            model,
-            data,
-            with_techniques(recipe, techniques),
-            seeds,
-            paper={} if accuracy is None else {"accuracy": accuracy},
-            control=_CONTROL,
-        )
-        for name, techniques, accuracy in rows
-    )
-    return (first, *others)
+) -> Iterator[Row]:
+    plain = Row("", model, data, recipe, seeds)
+    words = "no technique (the paper: another loop)"
+    yield replace(plain, name=_CONTROL, paper={"accuracy": control}, note=words)
+    for name, techniques, accuracy in rows:
+        paper = {} if accuracy is None else {"accuracy": accuracy}
+        yield replace(plain, name=name, recipe=with_techniques(recipe, techniques), paper=paper, control=_CONTROL)
 
 
 @experiment(
@@ -105,7 +96,7 @@ def mnist_techniques(size: Size) -> tuple[Row, ...]:
     """Return the control and one row per technique, in the paper's second loop (preset paper-mnist)."""
     epochs = {"quick": 2, "standard": 20, "full": 70}[size]
     recipe = Recipe.preset("paper-mnist").updated(epochs=epochs, memory_format="channels_last")
-    return _table("zoo:mnist-m3", "mnist", recipe, seeds_of(size), _MNIST, 0.9829)
+    return tuple(_table("zoo:mnist-m3", "mnist", recipe, seeds_of(size), _MNIST, 0.9829))
 
 
 @experiment(
@@ -118,4 +109,5 @@ def cifar10_techniques(size: Size) -> tuple[Row, ...]:
     """Return the control, one row per technique, and all together."""
     epochs = {"quick": 2, "standard": 20, "full": 100}[size]
     recipe = cifar_recipe(epochs, label_smoothing=0.0)
-    return _table("zoo:cifar-dw", "cifar10", recipe, seeds_of(size, 3 if size == "full" else 2), _CIFAR, 0.7990)
+    seeds = seeds_of(size, 3 if size == "full" else 2)
+    return tuple(_table("zoo:cifar-dw", "cifar10", recipe, seeds, _CIFAR, 0.7990))

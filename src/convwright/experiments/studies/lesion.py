@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,12 +105,8 @@ class Lesion:
             tolerance: how much may be lost; None: two standard errors.
         """
         least = self.accuracy - (2 * self.stderr if tolerance is None else tolerance)
-        most = 0
-        for point in self.curves[order]:
-            if point.mean < least:
-                break
-            most = point.removed
-        return most
+        kept = takewhile(lambda point: point.mean >= least, self.curves[order])
+        return max((point.removed for point in kept), default=0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; NaN is None."""
@@ -168,28 +165,34 @@ def lesion_study(
     Raises:
         ConvwrightError: the network has no residual block that can be left out, or an argument is out of its range.
     """
-    _check(repeats, orders)
+    unknown = [order for order in orders if order not in ORDERS]
+    if unknown:
+        raise ConvwrightError(f"order {unknown[0]!r} is unknown to the lesion study; give some of {', '.join(ORDERS)}")
+    check_counts(repeats=repeats)
     surgery = Lesions(arch)
     if not surgery.taps:
         reasons = "; ".join(f"{name}: {why}" for name, why in surgery.skipped.items()) or "it has no residual blocks"
         raise ConvwrightError(f"{arch.source}: no block can be left out at inference ({reasons})")
     points = find_points(arch)
     reading = read_bundles(arch.model, points, sample[0], sample[1], learning_rate=learning_rate, batch_size=batch_size)
-    with surgery.judging(images) as accuracy:
+    with surgery.measuring(images) as measure:
+
+        def accuracy(removed: frozenset[str]) -> float:
+            return measure(removed).accuracy
+
         whole = accuracy(frozenset())
         facts = tuple(_facts(surgery, points, reading, name, accuracy) for name in surgery.taps)
-        draws = _Draws(facts, repeats, seed)
-        wanted = None if counts is None else frozenset(counts)
-        curves = {order: _curve(draws, order, wanted, surgery, accuracy) for order in orders}
+        wanted = range(len(facts) + 1) if counts is None else frozenset(counts)
+        curves = {
+            order: tuple(
+                _point(count, sets, surgery, accuracy)
+                for count, sets in _sets(facts, order, repeats, seed)
+                if count in wanted
+            )
+            for order in orders
+        }
     stderr = math.sqrt(whole * (1 - whole) / max(len(images), 1))
     return Lesion(whole, stderr, len(images), len(sample[1]), facts, curves, surgery.skipped, seed)
-
-
-def _check(repeats: int, orders: Sequence[str]) -> None:
-    unknown = [order for order in orders if order not in ORDERS]
-    if unknown:
-        raise ConvwrightError(f"order {unknown[0]!r} is unknown to the lesion study; give some of {', '.join(ORDERS)}")
-    check_counts(repeats=repeats)
 
 
 def _facts(surgery: Lesions, points: Points, reading: BundleReading, name: str, accuracy: Judge) -> BlockFacts:
@@ -199,51 +202,32 @@ def _facts(surgery: Lesions, points: Points, reading: BundleReading, name: str, 
     return BlockFacts(name, conflict, found.entropy, found.count, accuracy(frozenset({name})), surgery.macs[name])
 
 
-def _curve(
-    draws: _Draws, order: str, wanted: Collection[int] | None, surgery: Lesions, accuracy: Judge
-) -> tuple[LesionPoint, ...]:
-    found = []
-    for count, sets in draws.of(order):
-        if wanted is not None and count not in wanted:
-            continue
-        values = [accuracy(each) for each in sets]
-        saved = [sum(surgery.macs[name] for name in each) for each in sets]
-        deviation = statistics.pstdev(values) if len(values) > 1 else 0.0
-        found.append(LesionPoint(count, statistics.fmean(values), deviation, len(values), statistics.fmean(saved)))
-    return tuple(found)
+def _point(count: int, sets: Sequence[frozenset[str]], surgery: Lesions, accuracy: Judge) -> LesionPoint:
+    values = [accuracy(each) for each in sets]
+    saved = [sum(surgery.macs[name] for name in each) for each in sets]
+    deviation = statistics.pstdev(values) if len(values) > 1 else 0.0
+    return LesionPoint(count, statistics.fmean(values), deviation, len(values), statistics.fmean(saved))
 
 
-class _Draws:
-    """Which blocks are left out together."""
-
-    def __init__(self, facts: Sequence[BlockFacts], repeats: int, seed: int) -> None:
-        self.facts, self.repeats, self.seed = facts, repeats, seed
-
-    def of(self, order: str) -> Iterator[tuple[int, list[frozenset[str]]]]:
-        """Yield numbers of blocks, from 1 on, each with the sets of that size."""
-        names = [f.name for f in self.facts]
-        if order == "conflict":  # the deeper of two that conflict alike goes first: it takes fewest others with it
-            place = {f.name: (-f.conflict, f.bundles, -n) for n, f in enumerate(self.facts)}
-            yield from self._ranked(sorted(names, key=place.__getitem__))
-        elif order == "loss":
-            loss = {f.name: (-f.accuracy, -n) for n, f in enumerate(self.facts)}
-            yield from self._ranked(sorted(names, key=loss.__getitem__))
-        elif order == "random":
-            yield from self._drawn(names, len(names), 0)
-        else:
-            chosen = [f.name for f in self.facts if (f.conflict > 0) == (order == "among conflicting")]
-            yield from self._drawn(chosen, len(chosen), 1 + (order == "among others"))
-
-    def _ranked(self, names: Sequence[str]) -> Iterator[tuple[int, list[frozenset[str]]]]:
-        for count in range(1, len(names) + 1):
-            yield count, [frozenset(names[:count])]
-
-    def _drawn(self, names: Sequence[str], most: int, stream: int) -> Iterator[tuple[int, list[frozenset[str]]]]:
-        for count in range(1, most + 1):
-            made = random.Random(derived_seed(self.seed, stream, count))
-            # All is one set, and a set of one block has no more draws than there are blocks.
-            times = min(self.repeats, math.comb(len(names), count))
-            yield count, [frozenset(made.sample(list(names), count)) for _ in range(times)]
+def _sets(
+    facts: Sequence[BlockFacts], order: str, repeats: int, seed: int
+) -> Iterator[tuple[int, list[frozenset[str]]]]:
+    """Yield numbers of blocks, from 1 on, each with the sets of that size that are left out together."""
+    names = [f.name for f in facts]
+    if order in ("conflict", "loss"):
+        # The deeper of two that conflict alike goes first: it takes fewest others with it.
+        keys = [(-f.conflict, f.bundles, -n) if order == "conflict" else (-f.accuracy, -n) for n, f in enumerate(facts)]
+        ranked = [name for _, name in sorted(zip(keys, names, strict=True))]
+        yield from ((count, [frozenset(ranked[:count])]) for count in range(1, len(ranked) + 1))
+        return
+    if order != "random":
+        names = [f.name for f in facts if (f.conflict > 0) == (order == "among conflicting")]
+    stream = ("random", "among conflicting", "among others").index(order)
+    for count in range(1, len(names) + 1):
+        made = random.Random(derived_seed(seed, stream, count))
+        # All is one set, and a set of one block has no more draws than there are blocks.
+        times = min(repeats, math.comb(len(names), count))
+        yield count, [frozenset(made.sample(names, count)) for _ in range(times)]
 
 
 # ------------------------------------------------------------------ leaving blocks out
@@ -280,12 +264,6 @@ class Lesions:
             self.taps[block.name] = tap
             self.macs[block.name] = sum(costs.get(name, 0) for name in block.branch)
             self._idle[block.name] = _idle(arch, block)
-
-    @contextmanager
-    def judging(self, images: Images) -> Iterator[Judge]:
-        """Give a function from names of blocks to the accuracy without them; equal sets are judged once."""
-        with self.measuring(images) as judge:
-            yield lambda removed: judge(removed).accuracy
 
     @contextmanager
     def measuring(

@@ -46,11 +46,14 @@ def network_facts(arch: Architecture, latency: RunLatency | None = None) -> dict
         parameters per sample, channel groups, receptive field in pixels of the image, whether it sees nothing new, and
         seconds where they were measured.
     """
-    times = _times(arch, latency)
+    timed = () if latency is None else layer_latencies(arch, latency.model.table, latency.model.whole).layers
+    times = {layer.name: layer.median for layer in timed}
     fields = {layer.name: layer for layer in receptive_field(arch).layers}
     costs = {cost.name: cost for cost in profile(arch).layers}
     stages = {name: stage.name for stage in arch.stages for name in stage.layers}
-    blocks = _blocks(arch)
+    # The smallest block around each layer that is in one.
+    around = sorted(arch.blocks, key=lambda block: -len(block.layers))
+    blocks = {name: block.name for block in around for name in block.layers}
     shapes = {name: tuple(p.shape) for name, p in arch.model.named_parameters(remove_duplicate=False)}
     layers = []
     for layer in arch.layers:
@@ -82,21 +85,6 @@ def network_facts(arch: Architecture, latency: RunLatency | None = None) -> dict
         "groups": [{"name": g.name, "size": g.size, "frozen": g.frozen} for g in arch.groups],
         "layers": layers,
     }
-
-
-def _times(arch: Architecture, latency: RunLatency | None) -> dict[str, float]:
-    if latency is None:
-        return {}
-    found = layer_latencies(arch, latency.model.table, latency.model.whole)
-    return {layer.name: layer.median for layer in found.layers}
-
-
-def _blocks(arch: Architecture) -> dict[str, str]:
-    """Return the smallest block around each layer that is in one."""
-    found: dict[str, str] = {}
-    for block in sorted(arch.blocks, key=lambda b: -len(b.layers)):
-        found.update(dict.fromkeys(block.layers, block.name))
-    return found
 
 
 def _kernel(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:

@@ -127,14 +127,11 @@ def _percent(judged: Mapping[str, float]) -> str:
 
 def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [
-        f"{metric} <= {_amount(metric, values['limit'])} {'met' if values['met'] else 'BROKEN'}"
+        f"{metric} <= {human(values['limit'], metric) if metric in MEASURED else format(values['limit'], ',')} "
+        f"{'met' if values['met'] else 'BROKEN'}"
         for metric, values in met.items()
     ]
     return ", ".join(parts) or "none"
-
-
-def _amount(metric: str, limit: int) -> str:
-    return human(limit, metric) if metric in MEASURED else f"{limit:,}"
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:

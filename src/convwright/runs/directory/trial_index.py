@@ -60,7 +60,8 @@ class TrialIndex:
             return
         if any(later > number for later in self._records):
             raise self.damaged(f"trial {number} is missing")
-        found = next((r for r, place in self._places.items() if place["key"] == key and self._free(place)), None)
+        alike = (record for record, place in self._places.items() if place["key"] == key)
+        found = next((record for record in alike if self.course not in self._places[record]["courses"]), None)
         if found is None:
             found = self._begun(key, number, candidate)
         else:
@@ -68,9 +69,6 @@ class TrialIndex:
             self.storage.note_of_study(f"{_ADOPTED}.{self.course}.{number}", found)
             self._places[found]["courses"][self.course] = number
         self._records[number] = found
-
-    def _free(self, place: dict[str, Any]) -> bool:
-        return self.course not in place["courses"]
 
     def _begun(self, key: str, number: int, candidate: Candidate) -> int:
         place = {"key": key, "course": self.course, "number": number}

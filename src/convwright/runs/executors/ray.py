@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class OnRay:
                 "continue with --resume"
             ) from error
         for name, content in answer.files.items():
-            write(self.store.trial_folder(task.number) / name, _writer(content))
+            write(self.store.trial_folder(task.number) / name, partial(Path.write_bytes, data=content))
         return answer.evidence(task)
 
     def _say_if_starved(self, waiting: int) -> None:
@@ -146,10 +147,6 @@ class OnRay:
             most = max((node["Resources"].get(name, 0.0) for node in self.ray.nodes() if node["Alive"]), default=0.0)
             if amount > most:
                 raise RunError(f"{flag} {amount:g}: no machine of the Ray cluster has more than {most:g} {name}s")
-
-
-def _writer(content: bytes) -> Callable[[Path], object]:
-    return lambda to: to.write_bytes(content)
 
 
 def _line(error: BaseException) -> str:
@@ -208,16 +205,9 @@ def _work(packed: bytes, errand: WorkerTask, weights: list[Any] | None, mark: tu
         own = replace(errand, folders={n: f"{folder}/{n}" for n in errand.folders})
         if weights is not None and own.origin is not None:
             own.trial_folder(own.origin).mkdir()
-            own.weights(own.origin).write_bytes(_fetched(weights[0]))
+            own.weights(own.origin).write_bytes(_imported().get(weights[0]))
         answer = answered(packed, own)
         return replace(answer, files=_files(own.trial_folder(own.number)))
-
-
-def _fetched(reference: Any) -> bytes:
-    import ray
-
-    content: bytes = ray.get(reference)
-    return content
 
 
 def _files(folder: Path) -> Mapping[str, bytes]:

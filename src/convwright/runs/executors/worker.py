@@ -73,21 +73,12 @@ class Setup:
             threads: Of each training.
         """
         arch = evaluator.arch
-        shape = tuple(arch.example_input.shape)
+        if isinstance(model, str) and ".py:" in model:  # a name that is understood in any working directory
+            file, _, name = model.rpartition(":")
+            model = f"{Path(file).resolve()}:{name}"
+        network = model, arch.source, tuple(arch.example_input.shape), dict(arch.options), weights.read_bytes()
         data = replace(evaluator.data, read_test=None)  # no trial sees the test part
-        content = weights.read_bytes()
-        return cls(
-            _anywhere(model),
-            arch.source,
-            shape,
-            dict(arch.options),
-            content,
-            data,
-            evaluator.recipe,
-            threads,
-            evaluator.workers,
-            evaluator.proxy,
-        )
+        return cls(*network, data, evaluator.recipe, threads, evaluator.workers, evaluator.proxy)
 
     def packed(self, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
         """Return the setup as bytes.
@@ -116,23 +107,13 @@ class Setup:
 
     def architecture(self) -> Architecture:
         """Read the network as the run did, with the weights that the run started from."""
-        model: nn.Module | str = self.model
-        if isinstance(model, str):
-            model, _, _ = create(model, **self.options)
+        model = create(self.model, **self.options)[0] if isinstance(self.model, str) else self.model
         arch = read(model, self.shape).evolved(source=self.source, options=dict(self.options))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / WEIGHTS
             file.write_bytes(self.weights)
             load_weights(arch.model, file)
         return check_execution(arch).architecture
-
-
-def _anywhere(model: str | nn.Module) -> str | nn.Module:
-    """Return a name that is understood in any working directory."""
-    if isinstance(model, nn.Module) or ".py:" not in model:
-        return model
-    file, _, name = model.rpartition(":")
-    return f"{Path(file).resolve()}:{name}"
 
 
 # ------------------------------------------------------------------ one candidate

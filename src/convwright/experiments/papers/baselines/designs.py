@@ -146,7 +146,8 @@ class WithoutBaselines(WrappedMethod):
         while not self._open:
             batch = self.method.ask()
             if not batch:
-                self._end()
+                if (best := self.best()) is not None:  # what follows is a training from its weights, by the row
+                    self.found = Candidate(best.candidate.plan, best.trial, 1, best.candidate.seed)
                 return ()
             for inside, candidate in enumerate(batch, start=self._asked):
                 self._enter(inside, candidate)
@@ -177,13 +178,7 @@ class WithoutBaselines(WrappedMethod):
         self._open.append(here)
 
     def _translated(self, candidate: Candidate) -> Candidate:
-        parent = None if candidate.parent is None else self._outside[candidate.parent]
-        return replace(candidate, parent=parent)
-
-    def _end(self) -> None:
-        best = self.best()
-        if best is not None:  # what follows is a training from its weights, by the row
-            self.found = Candidate(best.candidate.plan, best.trial, 1, best.candidate.seed)
+        return replace(candidate, parent=None if candidate.parent is None else self._outside[candidate.parent])
 
 
 # ------------------------------------------------------------------ what is measured afterwards

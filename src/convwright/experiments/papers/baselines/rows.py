@@ -23,7 +23,7 @@ from convwright.experiments.papers.baselines.optuna_tpe import Tpe
 from convwright.experiments.papers.baselines.tables import conclude
 from convwright.experiments.papers.baselines.torch_pruning import MOST, Pruned
 from convwright.experiments.papers.cifar_small import cifar_recipe
-from convwright.experiments.row import Row, Size, experiment, seeds_of
+from convwright.experiments.row import Row, Size, experiment, seeds_of, trial_fields
 from convwright.training import Recipe
 
 PERCENTS = (50, 25)
@@ -114,10 +114,7 @@ BASES: Mapping[str, Base] = {
     # At standard size its many small layers cost more time than their MACs say: a narrow one, on smaller maps.
     "mobilenet": Base(
         "zoo:mobilenet-v2",
-        {
-            "standard": {"width": 0.25, "depths": [1, 1, 2, 2, 1, 1, 1], "stem_stride": 2},
-            "full": {},
-        },
+        {"standard": {"width": 0.25, "depths": [1, 1, 2, 2, 1, 1, 1], "stem_stride": 2}, "full": {}},
         {"standard": "cifar10-10k", "full": "cifar10"},
         {"standard": _COLOUR, "full": _COLOUR},
         "fp32",
@@ -141,9 +138,7 @@ def recipe_of(base: Base, epochs: int) -> Recipe:
 
 def trial_recipe(base: Base, course: Course) -> dict[str, Any]:
     """Return the fields of the recipe of a search's trainings; a part of the images is held out."""
-    fields: dict[str, Any] = recipe_of(base, 1).model_dump(mode="json", exclude_unset=True)
-    del fields["epochs"]  # each trial says itself how long it is
-    return {**fields, "val_fraction": course.held}
+    return trial_fields(recipe_of(base, 1), course.held)
 
 
 @dataclass(frozen=True)
@@ -193,8 +188,8 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_PlannedRow]:
 def _auto(base: Base, course: Course, budget: str) -> _PlannedRow:
     begun, searched = course.auto
     lengths = {"epochs": begun, "search_epochs": searched, "tune_epochs": course.final, "rounds": course.rounds}
-    auto = Searched("auto", lengths, budget, trial_recipe(base, course))
-    return _PlannedRow("auto", (Kept(auto),), "all methods' proposals")
+    design = Kept(Searched("auto", lengths, budget, trial_recipe(base, course)))
+    return _PlannedRow("auto", (design,), "all methods' proposals")
 
 
 # Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
@@ -213,41 +208,31 @@ GREEDY: Mapping[int, Mapping[str, Any]] = {
 )
 def rivals(size: Size) -> tuple[Row, ...]:
     """Return per network and budget the untouched network and what each method and tool makes of it."""
-    course = COURSES[size]
     return tuple(
         row
         for name, base in BASES.items()
         if size in base.options
-        for make, percents in (
-            (rows_of, course.percents),
-            (fast_rows_of, course.latencies if size in base.timed else ()),
-        )
-        for percent in percents
-        for row in make(name, base, size, course, percent)
+        for table, percent, planned in _tables(name, base, size)
+        for row in _rows(table, base, size, percent, planned)
     )
 
 
-def rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
-    """Yield the rows of one network and budget of MACs, the two untouched ones first."""
-    yield from _table(f"{name}{percent}", base, size, course, percent, _made(base, course, percent))
+def _tables(name: str, base: Base, size: Size) -> Iterator[tuple[str, int, Iterable[_PlannedRow]]]:
+    """Yield name, budget in percent and rows of each table of a network: of MACs, then of time."""
+    course = COURSES[size]
+    for percent in course.percents:
+        yield f"{name}{percent}", percent, _made(base, course, percent)
+    for percent in course.latencies if size in base.timed else ():  # with the compute of the same share of MACs
+        yield f"{name}{percent}ms", percent, (_auto(base, course, f"latency<={percent}%"),)
 
 
-def fast_rows_of(name: str, base: Base, size: Size, course: Course, percent: int) -> Iterator[Row]:
-    """Yield the rows of one network and budget of time, with the compute of the same share of MACs."""
-    auto = _auto(base, course, f"latency<={percent}%")
-    yield from _table(f"{name}{percent}ms", base, size, course, percent, (auto,))
-
-
-def _table(
-    table: str, base: Base, size: Size, course: Course, percent: int, rows: Iterable[_PlannedRow]
-) -> Iterator[Row]:
-    options, total = base.options[size], course.total(percent)
+def _rows(table: str, base: Base, size: Size, percent: int, rows: Iterable[_PlannedRow]) -> Iterator[Row]:
+    """Yield the rows of a table, the two untouched ones first."""
+    options, course = base.options[size], COURSES[size]
+    total = course.total(percent)
     study = LatencyStudy(base.model, options, base.shapes[size], course.seconds)
-    start = Row(
-        "", base.model, base.data[size], recipe_of(base, 1), seeds_of(size), options, fresh=True, study=study
-    )  # fmt: skip
-    long = f"{table}-baseline-long"
-    words = f"untouched, {course.first} epochs"
+    start = Row("", base.model, base.data[size], recipe_of(base, 1), seeds_of(size), options, fresh=True, study=study)
+    long, words = f"{table}-baseline-long", f"untouched, {course.first} epochs"
     yield replace(start, name=f"{table}-baseline", design=(Rest(course.first),), note=words, control=long)
     yield replace(start, name=long, design=(Rest(total),), note="untouched, with all the compute")
     for made in rows:

@@ -16,7 +16,6 @@ from convwright.tables import Sheet
 Json = Mapping[str, Any]
 OURS = "auto"
 UNTOUCHED = ("baseline", "baseline-long")
-HALF = 0.5  # of the untouched network's latency: what is asked of a network that is as accurate
 
 
 def conclude(content: Json) -> Conclusion:
@@ -95,7 +94,9 @@ def verdict(rows: Sequence[Json]) -> dict[str, Any]:
     found: dict[str, Any] = {"first": _split(order[0])[1]}
     long = by_kind.get("baseline-long")
     if long is not None:
-        found["as_accurate"] = {_split(r)[1]: latency(r) for r in within if _lead(r, long)["lead"] >= -_noise(r, long)}
+        leads = [(row, _lead(row, long)) for row in within]
+        near = [row for row, lead in leads if lead["lead"] >= -(lead["deviation"] or 0.0)]
+        found["as_accurate"] = {_split(row)[1]: latency(row) for row in near}
     ours = by_kind.get(OURS)
     if ours is not None and long is not None:
         found["auto_ahead_of_untouched"] = _lead(ours, long)
@@ -115,10 +116,6 @@ def _lead(one: Json, other: Json) -> dict[str, Any]:
     return {"lead": one["mean"] - other["mean"], "deviation": deviation}
 
 
-def _noise(one: Json, other: Json) -> float:
-    return _lead(one, other)["deviation"] or 0.0
-
-
 def clear(lead: Json) -> bool:
     """Return whether a lead is larger than its deviation; never where that is not known."""
     return lead["deviation"] is not None and lead["lead"] > lead["deviation"]
@@ -135,8 +132,7 @@ def _told(found: Json) -> tuple[str, ...]:
     if not found:
         return ()
     said = [f"First: {found['first']}."]
-    if "auto_ahead_of_next" in found:
-        next_one = found["auto_ahead_of_next"]
+    if next_one := found.get("auto_ahead_of_next"):
         told = f"auto against the best other row, {next_one['row']}: {100 * next_one['lead']:+.2f} points"
         noise = next_one["deviation"]
         if noise is None:
@@ -147,8 +143,7 @@ def _told(found: Json) -> tuple[str, ...]:
         behind = [kind for kind, lead in found["auto_ahead"].items() if not clear(lead)]
         if behind and noise is not None:
             said.append(f"Rows that auto is not clearly above: {', '.join(behind)}.")
-    if "auto_ahead_of_untouched" in found:
-        lead = found["auto_ahead_of_untouched"]
+    if lead := found.get("auto_ahead_of_untouched"):
         noise = "" if lead["deviation"] is None else f" (deviation of the difference {100 * lead['deviation']:.2f})"
         said.append(f"auto against the untouched network, all the compute: {100 * lead['lead']:+.2f} points{noise}.")
     if "as_accurate" in found:
@@ -180,8 +175,7 @@ def _sheet(name: str, rows: Sequence[Json], untrained: Sequence[str]) -> Sheet:
 
 
 def _cells(row: Json) -> tuple[str, ...]:
-    ratio = latency(row)
-    spent = compute(row)
+    ratio, spent = latency(row), compute(row)
     return (
         _split(row)[1],
         spread(row["mean"], row["deviation"]),
@@ -195,9 +189,8 @@ def _cells(row: Json) -> tuple[str, ...]:
 
 
 def _picture(name: str, rows: Sequence[Json]) -> str:
-    kinds = list(dict.fromkeys(_split(row)[1] for row in rows))
-    series = [
-        Series(kind, tuple((r["macs"] / 1e6, 100 * r["mean"]) for r in rows if _split(r)[1] == kind), joined=False)
-        for kind in kinds
-    ]
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        points.setdefault(_split(row)[1], []).append((row["macs"] / 1e6, 100 * row["mean"]))
+    series = [Series(kind, tuple(each), joined=False) for kind, each in points.items()]
     return lines(series, f"{name}: test accuracy beside millions of MACs", "millions of MACs", "test accuracy, %, mean")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,14 +17,20 @@ from convwright.cost import count_by_torch
 from convwright.edits import Edit, Width
 from convwright.errors import RecipeError
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made, opened
-from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, one_at_a_time
-from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json
-from convwright.runs.directory.provenance import machine, versions
+from convwright.experiments.designs.search_design import (
+    FOUND,
+    Question,
+    Searched,
+    edits_of_record,
+    images_seen,
+    record,
+)
+from convwright.runs.directory.files import load_weights, read_json, save_weights
 from convwright.runs.directory.study import WEIGHTS
-from convwright.training import Recipe, load_data, train
+from convwright.training import train
 
 if TYPE_CHECKING:
-    from convwright.training import ImageData
+    from convwright.training import ImageData, Recipe
 
 Importance = Literal["magnitude", "group-norm"]
 MOST = 0.95  # share of a layer's channels that may go, where nothing else is said
@@ -68,10 +73,7 @@ class Pruned(Searched):
         _library()  # before anything is trained
         trained = Question(self.first, model, form, setting).answered(self.first.method_for)
         question = Question(self, model, form, setting)
-        folder = question.folder
-        with one_at_a_time(folder):
-            if not (folder / "result.json").is_file():
-                _carry_out(self, question, trained)
+        folder = question.once(lambda folder: _carry_out(self, question, trained, folder))
         edits = edits_of_record(read_json(folder / "result.json", SEARCH_FORMAT)["edits"])
         return replace(form.joined(edits, trained, folder), weights=folder / FOUND)
 
@@ -83,10 +85,9 @@ def _library() -> Any:
         raise RecipeError("torch-pruning is not installed, and this row needs it: pip install torch-pruning") from None
 
 
-def _carry_out(design: Pruned, question: Question, trained: Path) -> None:
-    setting = question.setting
-    recipe = Recipe(**{"seed": design.seed, **design.recipe}).updated(epochs=design.epochs)
-    data = load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=recipe.val_fraction)
+def _carry_out(design: Pruned, question: Question, trained: Path, folder: Path) -> None:
+    setting, (recipe, data) = question.setting, question.trained_on()
+    recipe = recipe.updated(epochs=design.epochs)
     shape = setting.shape or data.shape
     model = made(question.model, question.form, shape, 0)
     load_weights(model, trained / "trials" / "0000" / WEIGHTS)
@@ -99,11 +100,10 @@ def _carry_out(design: Pruned, question: Question, trained: Path) -> None:
     for step in range(1, design.steps + 1):
         narrowed(model, image, begun * (limit / begun) ** (step / design.steps), design.importance, design.most)
         if step < design.steps:
-            rows.append(_tuned(model, data, recipe.updated(seed=design.seed + step), question.folder / str(step)))
+            rows.append(_tuned(model, data, recipe.updated(seed=design.seed + step), folder / str(step)))
     edits = widths_of(model, question)
-    question.folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, question.folder / FOUND)
-    write_json(question.folder / "result.json", _result(design, question, edits, rows))
+    save_weights(model, folder / FOUND)
+    record(folder, question, f"{design.method}, {design.importance}", edits, rows)
 
 
 def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: Importance, most: float = MOST) -> None:
@@ -161,15 +161,11 @@ def _tuned(model: nn.Module, data: ImageData, recipe: Recipe, folder: Path) -> d
     """Train on after a step; return what that cost, as a trial of a search."""
     start = time.perf_counter()
     result = train(model, data, recipe, out=folder, resume=True, progress=False, test=False)
-    macs = count_by_torch(model, torch.zeros(1, *data.shape))
-    images = recipe.epochs * len(data.train)
-    if recipe.max_steps is not None:
-        images = min(images, recipe.max_steps * recipe.batch_size)
     return {
-        "macs": macs,
+        "macs": count_by_torch(model, torch.zeros(1, *data.shape)),
         "params": sum(p.numel() for p in model.parameters()),
         "epochs": recipe.epochs,
-        "images": images,
+        "images": images_seen(recipe.epochs, len(data.train), recipe.max_steps, recipe),
         "score": result.val.accuracy if result.val is not None else None,
         "seconds": time.perf_counter() - start,
     }
@@ -185,21 +181,3 @@ def widths_of(model: nn.Module, question: Question) -> tuple[Edit, ...]:
         if width != group.size:
             edits.append(Width(group.name, width))
     return tuple(edits)
-
-
-def _result(design: Pruned, question: Question, edits: tuple[Edit, ...], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "format": SEARCH_FORMAT,
-        "asked": question.asked(),
-        "method": f"{design.method}, {design.importance}",
-        "edits": json.loads(json.dumps([edit.to_dict() for edit in edits])),
-        "trials": rows,
-        "history": [],
-        "qualities": None,
-        "log": [],
-        "images": sum(row["images"] for row in rows),
-        "image_macs": sum(row["images"] * row["macs"] for row in rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "versions": versions(),
-        "machine": machine(),
-    }
