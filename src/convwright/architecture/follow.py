@@ -236,13 +236,7 @@ class Follower:
 
     # -------------------------------------------------------------- results of a node
 
-    def value(
-        self,
-        node: fx.Node,
-        planes: Sequence[Plane],
-        weight: bool = False,
-        output: int | None = None,
-    ) -> Value:
+    def value(self, node: fx.Node, planes: Sequence[Plane], weight: bool = False, output: int | None = None) -> Value:
         """Make the value of a node: the original shape, with the sizes its planes have now."""
         meta = node.meta["val"] if output is None else node.meta["val"][output]
         shape = tuple(int(s) for s in meta.shape) if isinstance(meta, Tensor) else ()

@@ -108,10 +108,7 @@ def _taker(plan: ChannelRemap, name: str) -> Callable[[Tensor], Tensor]:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers, shared ones under each of their names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) -> None:

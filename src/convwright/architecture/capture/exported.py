@@ -173,11 +173,7 @@ def _inline_regions(graph: fx.Graph) -> None:
 
 def _interpret(program: ExportedProgram) -> Capture:
     _inline_regions(program.graph)
-    kinds = {
-        InputKind.PARAMETER: True,
-        InputKind.BUFFER: False,
-        InputKind.CONSTANT_TENSOR: False,
-    }
+    kinds = {InputKind.PARAMETER: True, InputKind.BUFFER: False, InputKind.CONSTANT_TENSOR: False}
     tensors: dict[str, str] = {}
     parameters: set[str] = set()
     inputs: list[str] = []

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from convwright.architecture.capture.exported import argument, as_dims, shape_of
-from convwright.architecture.labels import (
-    Value,
-    Values,
-    along,
-    merge,
-)
+from convwright.architecture.labels import Value, Values, along, merge
 from convwright.architecture.rules.registry import across, rule
 
 if TYPE_CHECKING:

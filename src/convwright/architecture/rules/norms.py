@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from convwright.architecture.capture.exported import argument, describe
-from convwright.architecture.labels import (
-    Values,
-    merge,
-)
+from convwright.architecture.labels import Values, merge
 from convwright.architecture.rules.registry import across, rule, tie_rows
 
 if TYPE_CHECKING:

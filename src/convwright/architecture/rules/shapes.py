@@ -9,15 +9,7 @@ import torch
 from torch import fx
 
 from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
-from convwright.architecture.labels import (
-    NEUTRAL,
-    Plane,
-    ResizeError,
-    Value,
-    Values,
-    full,
-    merge,
-)
+from convwright.architecture.labels import NEUTRAL, Plane, ResizeError, Value, Values, full, merge
 from convwright.architecture.rules.registry import rule
 
 if TYPE_CHECKING:

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, as_dims, describe
-from convwright.architecture.labels import (
-    Plane,
-    Value,
-    Values,
-    compact,
-    full,
-    reduce_axes,
-)
+from convwright.architecture.labels import Plane, Value, Values, compact, full, reduce_axes
 from convwright.architecture.rules.elementwise import elementwise
 from convwright.architecture.rules.registry import across, rule
 

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, describe, shape_of
-from convwright.architecture.labels import (
-    NEUTRAL,
-    Value,
-    Values,
-    along,
-    line_plane,
-    merge,
-)
+from convwright.architecture.labels import NEUTRAL, Value, Values, along, line_plane, merge
 from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 
 if TYPE_CHECKING:

@@ -13,14 +13,7 @@ from convwright.architecture.capture.exported import argument, as_dims, module_c
 from convwright.architecture.labels import Plane, full, reshape_blocks
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
 from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, with_labels, without_axes
-from convwright.metrics.receptive_field.interpreter import (
-    APART,
-    FieldWalk,
-    Values,
-    agree,
-    field_rule,
-    settled,
-)
+from convwright.metrics.receptive_field.interpreter import APART, FieldWalk, Values, agree, field_rule, settled
 
 
 def shape_operator(walk: FieldWalk, node: fx.Node) -> Values:
