@@ -45,7 +45,7 @@ def softmax(follower: Follower, node: fx.Node) -> Values:
 def prelu(follower: Follower, node: fx.Node) -> Values:
     """The slope has one entry, or one per channel (axis 1)."""
     x = follower.input(node, 0)
-    follower.attach(node, "weight", along(follower.ledger, x, 1), x)
+    follower.attach(node, "weight", along(follower.ledger, x, 1))
     return follower.value(node, x.planes)
 
 
