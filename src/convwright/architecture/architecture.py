@@ -205,14 +205,7 @@ class Architecture:
         """
         from convwright.edits.plan import apply_edits
 
-        return apply_edits(
-            self,
-            edits,
-            divisor=divisor,
-            importance=importance,
-            verify=verify,
-            optimizer=optimizer,
-        )
+        return apply_edits(self, edits, divisor=divisor, importance=importance, verify=verify, optimizer=optimizer)
 
 
 __all__ = ["Architecture", "Block", "ChannelGroup", "Layer", "Source", "Stage"]

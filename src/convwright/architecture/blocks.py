@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import operator_name, shape_of
+from convwright.architecture.channels import numbered
 from convwright.architecture.flow import Flow, Shape
 from convwright.architecture.layers import kind_of
 
@@ -164,9 +165,10 @@ class BlockDraft:
 def drafts_of(flow: Flow) -> list[BlockDraft]:
     """Find blocks as positions of the flow, in execution order."""
     residual = _residual_blocks(flow)
-    plain = _Plain(flow, residual).find()
+    plain = _Plain(flow, residual).visit("")
     ordered = sorted([*residual, *plain], key=lambda draft: (min(draft.nodes), -max(draft.nodes)))
-    return _uniquely_named(ordered)
+    names = numbered(draft.name for draft in ordered)
+    return [replace(draft, name=name) for draft, name in zip(ordered, names, strict=True)]
 
 
 def _finish(flow: Flow, draft: BlockDraft) -> Block:
@@ -184,16 +186,6 @@ def _finish(flow: Flow, draft: BlockDraft) -> Block:
         identity=draft.identity,
         modules=draft.modules,
     )
-
-
-def _uniquely_named(drafts: list[BlockDraft]) -> list[BlockDraft]:
-    seen: Counter[str] = Counter()
-    named = []
-    for draft in drafts:
-        seen[draft.name] += 1
-        suffix = f"#{seen[draft.name]}" if seen[draft.name] > 1 else ""
-        named.append(replace(draft, name=draft.name + suffix))
-    return named
 
 
 # ------------------------------------------------------------------ residual blocks
@@ -288,18 +280,15 @@ class _Plain:
         self.modules = dict(flow.model.named_modules())
         self.kinds = Counter(self._kind(name) for name in self.modules)
 
-    def find(self) -> list[BlockDraft]:
-        """Return the units, from the outside in: nothing inside a unit is a unit."""
-        return self._visit("")
-
-    def _visit(self, name: str) -> list[BlockDraft]:
+    def visit(self, name: str) -> list[BlockDraft]:
+        """Return the units within a module, from the outside in: nothing inside a unit is a unit."""
         found = [draft for run in self._runs(name) if (draft := self._plain(run)) is not None]
         for path in self._children(name):
             region = self._region([path])
             if not region or region <= self.covered:
                 continue
             draft = self._plain([path]) if self._is_unit(path, region) else None
-            found += self._visit(path) if draft is None else [draft]
+            found += self.visit(path) if draft is None else [draft]
         return found
 
     def _plain(self, members: Run) -> BlockDraft | None:

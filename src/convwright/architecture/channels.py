@@ -6,7 +6,8 @@ removed or repeated together. Channels that touch the same axes form one ``Chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -241,9 +242,7 @@ class _Builder:
         left, right = torch.cat(firsts).numpy(), torch.cat(seconds).numpy()
         real = (left != NEUTRAL) & (right != NEUTRAL) & (left != right)
         left, right = left[real], right[real]
-        shape = (self.count, self.count)
-        graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=shape)
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        return _connected(self.count, left, right)
 
     def _mark_roles(self) -> None:
         """Where is each channel produced first, and which atoms are inputs or carried entries?"""
@@ -320,11 +319,10 @@ class _Builder:
     def _groups(self) -> tuple[list[ChannelGroup], Ints, Ints]:
         group_of = np.full(self.channels, -1, dtype=np.int64)
         rank = np.zeros(self.channels, dtype=np.int64)
-        made = []
-        for table, channels, reason, is_input in self._buckets():
-            made.append((self._group(table, channels, reason, is_input), channels))
+        made = [(self._group(*bucket), bucket[1]) for bucket in self._buckets()]
         made.sort(key=lambda item: (item[0].name != "input", self.first[item[1][0]], item[1][0]))
-        groups = _uniquely_named([group for group, _ in made])
+        names = numbered(group.name for group, _ in made)
+        groups = [replace(group, name=name) for (group, _), name in zip(made, names, strict=True)]
         for index, (_, channels) in enumerate(made):
             group_of[channels] = index
             rank[channels] = np.arange(len(channels))
@@ -399,34 +397,37 @@ def _part(output: Ints, channels: Ints) -> str:
     return "" if len(mine) == len(output) else f"[{mine[0]}:{mine[-1] + 1}]"
 
 
-def _uniquely_named(groups: list[ChannelGroup]) -> list[ChannelGroup]:
-    seen: dict[str, int] = {}
-    named = []
-    for group in groups:
-        seen[group.name] = seen.get(group.name, 0) + 1
-        suffix = f"#{seen[group.name]}" if seen[group.name] > 1 else ""
-        named.append(replace(group, name=group.name + suffix))
-    return named
+def numbered(names: Iterable[str]) -> list[str]:
+    """Return names made unique: the second of a name has ``#2`` behind it."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return found
+
+
+def _connected(count: int, left: Ints, right: Ints) -> Ints:
+    """Return the component of each of ``count`` nodes that these edges join."""
+    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 def _with_ties(graph: ChannelGraph) -> list[ChannelGroup]:
     """Join groups that lie in different equal parts of one tensor: their sizes move together."""
-    parent = list(range(len(graph.groups)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    edges: list[tuple[int, int]] = []
     for table in graph.follower.ledger.equal_parts:
         rows = [graph.count(row)[:-1] for row in table]
-        if all((row == rows[0]).all() for row in rows[1:]):
-            continue
-        involved = np.flatnonzero(np.sum(rows, axis=0))
-        for other in involved[1:].tolist():
-            parent[root(other)] = root(int(involved[0]))
-    classes: dict[int, list[str]] = {}
-    for i, group in enumerate(graph.groups):
-        classes.setdefault(root(i), []).append(group.name)
-    return [replace(g, tied=tuple(n for n in classes[root(i)] if n != g.name)) for i, g in enumerate(graph.groups)]
+        if any((row != rows[0]).any() for row in rows[1:]):
+            first, *others = np.flatnonzero(np.sum(rows, axis=0)).tolist()
+            edges += [(first, other) for other in others]
+    if not edges:
+        return list(graph.groups)
+    classes = _connected(len(graph.groups), *np.array(edges).T).tolist()
+    names: dict[int, list[str]] = {}
+    for kind, group in zip(classes, graph.groups, strict=True):
+        names.setdefault(kind, []).append(group.name)
+    return [
+        replace(group, tied=tuple(name for name in names[kind] if name != group.name))
+        for kind, group in zip(classes, graph.groups, strict=True)
+    ]

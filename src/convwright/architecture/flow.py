@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, reduce
-from typing import Protocol
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
@@ -12,16 +13,10 @@ from convwright.architecture.capture.exported import Capture, called_modules, mo
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.layers import Layer, kind_of
 
+if TYPE_CHECKING:
+    from convwright.architecture.blocks import Block
+
 Shape = tuple[int, ...]
-
-
-class _Span(Protocol):
-    """The part of the graph from a node's value to a node: a block."""
-
-    @property
-    def entry(self) -> str: ...
-    @property
-    def exit(self) -> str: ...
 
 
 class Flow:
@@ -44,9 +39,7 @@ class Flow:
         self.position[node] = len(self.nodes)
         self.nodes.append(node)
         self.feeds.append(sources)
-        meet = sources[0] if sources else -1
-        for source in sources[1:]:
-            meet = self._meet(meet, source)
+        meet = reduce(self._meet, sources) if sources else -1
         self.dominator.append(meet)
         self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
 
@@ -103,7 +96,7 @@ class Flow:
         """The position of each node by its name."""
         return {node.name: i for i, node in enumerate(self.nodes)}
 
-    def span(self, block: _Span) -> set[int]:
+    def span(self, block: Block) -> set[int]:
         """Return the positions of a block's nodes."""
         return self.between(self.place[block.entry], self.place[block.exit])
 
@@ -171,9 +164,5 @@ class Flow:
 
     def common_path(self, nodes: Iterable[int]) -> tuple[str, ...]:
         """Return the smallest module that holds all nodes."""
-        paths = [self.paths[n] for n in nodes]
-        if not paths:
-            return ()
-        low, high = min(paths), max(paths)
-        length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), None)
-        return low[: min(len(low), len(high)) if length is None else length]
+        levels = zip(*(self.paths[n] for n in nodes), strict=False)
+        return tuple(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, levels))

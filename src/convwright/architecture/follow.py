@@ -1,14 +1,15 @@
 """Follow channel labels through a captured graph.
 
-The same walk serves twice. The first walk reads the network as it is. The second walk (with a ``Guide``) takes new
+The same walk serves twice. The first walk reads the network as it is. The second walk (guided by ``Resized``) takes new
 sizes for the channel groups and shows where each channel then arrives: after a flatten, a shuffle or a split the
 answer is not "repeat the old indices", so it is found by executing the shape operators once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +22,7 @@ from convwright.architecture.capture.exported import (
     module_class,
     module_path,
     shape_of,
+    sizes_of,
 )
 from convwright.architecture.labels import (
     Ledger,
@@ -32,34 +34,14 @@ from convwright.architecture.labels import (
     compact,
     full,
     line_plane,
+    narrowed,
     reshape_blocks,
     with_sizes,
 )
 from convwright.architecture.rules import opaque, rule_for
 
-
-class Guide(Protocol):
-    """What the second walk knows from the first: new sizes, and where channels lay."""
-
-    def axis_size(self, tensor: str, axis: int) -> int:
-        """Return the new size of one axis of a parameter or buffer."""
-        ...
-
-    def new_length(self, labels: Tensor) -> int:
-        """Return how long a run of old labels becomes."""
-        ...
-
-    def channel_axes(self, plane: Plane) -> tuple[int, ...]:
-        """Return the axes of an old plane along which *channels* (not just labels) vary."""
-        ...
-
-    def value(self, node: str) -> Values:
-        """Return what the first walk found for a node."""
-        ...
-
-    def axes(self, node: str, index: int) -> tuple[int, ...]:
-        """Return along which axes the labels of a node varied that came from its operand's plane."""
-        ...
+if TYPE_CHECKING:
+    from convwright.architecture.channels import Resized
 
 
 class Follower:
@@ -73,7 +55,7 @@ class Follower:
         unknown: nodes without a rule that had labels at their inputs.
     """
 
-    def __init__(self, capture: Capture, guide: Guide | None = None) -> None:
+    def __init__(self, capture: Capture, guide: Resized | None = None) -> None:
         self.capture = capture
         self.guide = guide
         self.ledger = Ledger()
@@ -178,10 +160,6 @@ class Follower:
         operand = _operand(node, which)
         return shape_of(operand) if isinstance(operand, fx.Node) else ()
 
-    def old_size(self, node: fx.Node, which: int | str, axis: int) -> int:
-        """Return one size of an operand in the original network."""
-        return self.meta_shape(node, which)[axis]
-
     # -------------------------------------------------------------- channels and weights
 
     def channels(self, x: Value, axis: int, node: fx.Node) -> Tensor | None:
@@ -206,10 +184,9 @@ class Follower:
             return self.atoms[name, axis]
         return along(self.ledger, weight, axis)
 
-    def attach(self, node: fx.Node, which: str, labels: Tensor | None, x: Value) -> None:
-        """Tie a per-channel operand (bias, norm scale, statistics) to a row of labels."""
-        operand = self.input(node, which)
-        if operand.ndim != 1:
+    def attach(self, node: fx.Node, which: str, labels: Tensor | None) -> None:
+        """Tie a per-channel operand (bias, norm scale, statistics), if it is given, to a row of labels."""
+        if self.input(node, which).ndim != 1:
             return
         arriving = None if labels is None else labels.numel()
         own = self.weight_line(node, which, 0, arriving)
@@ -236,28 +213,23 @@ class Follower:
 
     # -------------------------------------------------------------- results of a node
 
-    def value(
-        self,
-        node: fx.Node,
-        planes: Sequence[Plane],
-        weight: bool = False,
-        output: int | None = None,
-    ) -> Value:
+    def value(self, node: fx.Node, planes: Sequence[Plane], weight: bool = False, output: int | None = None) -> Value:
         """Make the value of a node: the original shape, with the sizes its planes have now."""
         meta = node.meta["val"] if output is None else node.meta["val"][output]
-        shape = tuple(int(s) for s in meta.shape) if isinstance(meta, Tensor) else ()
-        return Value(with_sizes(shape, planes), tuple(planes), weight)
+        return Value(with_sizes(sizes_of(meta), planes), tuple(planes), weight)
 
-    def compacted(self, node: fx.Node, index: int, labels: Tensor) -> Plane:
-        """Compact the labels that a node gives its operand's plane ``index``.
+    def rearranged(self, node: fx.Node, x: Value, run: Callable[[Tensor], Tensor]) -> list[Plane]:
+        """Run a shape operator on the labels of a value, plane by plane.
 
-        The first walk finds by comparison along which axes they vary; the second takes that over, since
+        The first walk finds by comparison along which axes they vary then; the second takes that over, since
         under the new sizes an axis may shrink to one.
         """
-        known = None if self.guide is None else self.guide.axes(self.key(node), index)
-        plane = compact(labels, known)
-        self.varying[self.key(node), index] = plane.axes
-        return plane
+        planes = []
+        for index, plane in enumerate(x.planes):
+            known = None if self.guide is None else self.guide.axes(self.key(node), index)
+            planes.append(compact(run(full(plane, x.shape)), known))
+            self.varying[self.key(node), index] = planes[-1].axes
+        return [plane for plane in planes if plane.axes]
 
     def execute(self, node: fx.Node, x: Value, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Run a shape operator on the labels of its first operand."""
@@ -265,13 +237,7 @@ class Follower:
             result = opaque(self, node)
             assert isinstance(result, Value)
             return result
-        planes = []
-        for index, plane in enumerate(x.planes):
-            labels = node.target(full(plane, x.shape), *args, **kwargs)  # type: ignore[operator]
-            planes.append(self.compacted(node, index, labels))
-        planes = [plane for plane in planes if plane.axes]
-        if not planes:
-            return Value(shape_of(node), weight=x.weight)
+        planes = self.rearranged(node, x, lambda labels: node.target(labels, *args, **kwargs))  # type: ignore[operator]
         return self.value(node, planes, x.weight)
 
     # -------------------------------------------------------------- constants under new sizes
@@ -289,7 +255,7 @@ class Follower:
         channel_axes = {a for p in old.planes for a in self.guide.channel_axes(p)}
         target = list(after)
         for inside, outside in reshape_blocks(before, after):
-            was, now = _product(before, inside), _product(x.shape, inside)
+            was, now = (math.prod(sizes[a] for a in inside) for sizes in (before, x.shape))
             if was == now or not outside:
                 continue
             candidates = [a for a in reversed(outside) if a in channel_axes] or list(outside)
@@ -315,9 +281,7 @@ class Follower:
         plane = before.plane_at(axis)
         if plane is None:
             return list(old)
-        labels = plane.labels
-        for other in plane.axes:
-            labels = labels if other == axis else labels.narrow(other, 0, 1)
+        labels = narrowed(plane.labels, (other for other in plane.axes if other != axis))
         parts = torch.split(labels.reshape(-1), list(old))
         sizes = [self.guide.new_length(part) for part in parts]
         if sum(sizes) != length:
@@ -335,10 +299,3 @@ def _operand(node: fx.Node, which: int | str) -> Any:
     if isinstance(which, int):
         return node.args[which] if which < len(node.args) else None
     return argument(node, which)
-
-
-def _product(sizes: Sequence[int], axes: Sequence[int]) -> int:
-    result = 1
-    for axis in axes:
-        result *= sizes[axis]
-    return result

@@ -122,9 +122,14 @@ class Ledger:
 
 def line_plane(labels: Tensor, axis: int, ndim: int) -> Plane:
     """Place a row of labels along one axis of a value of rank ``ndim``."""
+    return Plane(on_axis(labels, axis, ndim), (axis,))
+
+
+def on_axis(row: Tensor, axis: int, ndim: int) -> Tensor:
+    """Return a row as a tensor of rank ``ndim`` that lies along one axis."""
     shape = [1] * ndim
-    shape[axis] = labels.numel()
-    return Plane(labels.reshape(shape), (axis,))
+    shape[axis] = row.numel()
+    return row.reshape(shape)
 
 
 def compact(labels: Tensor, axes: Sequence[int] | None = None) -> Plane:
@@ -136,17 +141,23 @@ def compact(labels: Tensor, axes: Sequence[int] | None = None) -> Plane:
     """
     if axes is None:
         axes = _varying(labels)
-    for axis in range(labels.ndim):
-        if axis not in axes:
-            labels = labels.narrow(axis, 0, 1)
-    return Plane(labels, tuple(axes))
+    return Plane(narrowed(labels, (a for a in range(labels.ndim) if a not in axes)), tuple(axes))
+
+
+def narrowed(labels: Tensor, axes: Iterable[int], ledger: Ledger | None = None) -> Tensor:
+    """Return the labels at the first place along some axes; a ledger ties those at the other places to them."""
+    for axis in axes:
+        first = labels.narrow(axis, 0, 1)
+        if ledger is not None:
+            ledger.tie(labels, first)
+        labels = first
+    return labels
 
 
 def _varying(labels: Tensor) -> list[int]:
     candidates = [a for a in range(labels.ndim) if labels.size(a) > 1 and labels.stride(a) != 0]
-    for axis in range(labels.ndim):  # expanded axes first: they are free to drop
-        if axis not in candidates and labels.size(axis) > 1:
-            labels = labels.narrow(axis, 0, 1)
+    expanded = (a for a in range(labels.ndim) if a not in candidates and labels.size(a) > 1)
+    labels = narrowed(labels, expanded)  # first: they are free to drop
     varying = []
     for axis in candidates:
         first = labels.narrow(axis, 0, 1)
@@ -171,13 +182,7 @@ def along(ledger: Ledger, value: Value, axis: int) -> Tensor | None:
     plane = value.plane_at(axis)
     if plane is None:
         return None
-    labels = plane.labels
-    for other in plane.axes:
-        if other != axis:
-            first = labels.narrow(other, 0, 1)
-            ledger.tie(labels, first)
-            labels = first
-    return labels.reshape(-1)
+    return narrowed(plane.labels, (other for other in plane.axes if other != axis), ledger).reshape(-1)
 
 
 def reduce_axes(ledger: Ledger, value: Value, dims: Iterable[int], keepdim: bool) -> tuple[Plane, ...]:
@@ -188,12 +193,7 @@ def reduce_axes(ledger: Ledger, value: Value, dims: Iterable[int], keepdim: bool
         remaining = tuple(a for a in plane.axes if a not in dims)
         if not remaining:
             continue
-        labels = plane.labels
-        for axis in plane.axes:
-            if axis in dims:
-                first = labels.narrow(axis, 0, 1)
-                ledger.tie(labels, first)
-                labels = first
+        labels = narrowed(plane.labels, (a for a in plane.axes if a in dims), ledger)
         if not keepdim:
             labels = labels.squeeze(tuple(dims)) if dims else labels
             remaining = tuple(a - sum(d < a for d in dims) for a in remaining)
@@ -211,14 +211,9 @@ def merge(ledger: Ledger, values: Sequence[Value], ndim: int) -> tuple[Plane, ..
     for value in values:
         lift = ndim - value.ndim
         for plane in value.planes:
-            new = plane if lift == 0 else _lifted(plane, lift)
-            _join(ledger, result, new)
+            lifted = Plane(plane.labels[(None,) * lift], tuple(a + lift for a in plane.axes)) if lift else plane
+            _join(ledger, result, lifted)
     return tuple(result)
-
-
-def _lifted(plane: Plane, lift: int) -> Plane:
-    shape = (1,) * lift + tuple(plane.labels.shape)
-    return Plane(plane.labels.reshape(shape), tuple(a + lift for a in plane.axes))
 
 
 def _join(ledger: Ledger, result: list[Plane], new: Plane) -> None:

@@ -14,10 +14,10 @@ from convwright.architecture.capture.exported import (
     module_path,
     operator_name,
     shape_of,
+    sizes_of,
     source_of,
 )
-from convwright.architecture.channels import ChannelGraph
-from convwright.architecture.labels import Value
+from convwright.architecture.channels import ChannelGraph, numbered
 from convwright.architecture.rules import RULES, elementwise, executed, pad
 
 Shape = tuple[int, ...]
@@ -89,7 +89,7 @@ class Layer:
 def find_layers(capture: Capture, channels: ChannelGraph) -> tuple[Layer, ...]:
     """List the layers of a captured network in execution order."""
     nodes = [n for n in capture.graph.nodes if n.op == "call_function" and _computes(n)]
-    names = _names(nodes, capture)
+    names = numbered(_base_name(n, capture) for n in nodes)
     return tuple(_layer(n, name, capture, channels) for n, name in zip(nodes, names, strict=True))
 
 
@@ -109,19 +109,6 @@ def _computes(node: fx.Node) -> bool:
 def _first(node: fx.Node) -> object:
     value = node.meta.get("val")
     return value[0] if isinstance(value, tuple | list) and value else value
-
-
-def _names(nodes: list[fx.Node], capture: Capture) -> list[str]:
-    calls: dict[str, int] = {}
-    for node in nodes:
-        calls[module_path(node)] = calls.get(module_path(node), 0) + 1
-    seen: dict[str, int] = {}
-    names = []
-    for node in nodes:
-        base = _base_name(node, capture)
-        seen[base] = seen.get(base, 0) + 1
-        names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
-    return names
 
 
 def _base_name(node: fx.Node, capture: Capture) -> str:
@@ -145,25 +132,17 @@ def _weight_owner(node: fx.Node, capture: Capture) -> str | None:
 
 def _layer(node: fx.Node, name: str, capture: Capture, channels: ChannelGraph) -> Layer:
     operands = node.all_input_nodes
-    result = _first(node)
-    shape = tuple(int(s) for s in result.shape) if isinstance(result, Tensor) else ()
-    value = channels.follower.values[node.name]
+    values = channels.follower.values[node.name]
+    planes = (values[0] if isinstance(values, list) else values).planes
     return Layer(
         name=name,
         kind=kind_of(node),
         operator=operator_name(node),
         module=module_class(node),
         input_shapes=tuple(shape_of(n) for n in operands if n.name not in capture.tensors),
-        output_shape=shape,
+        output_shape=sizes_of(_first(node)),
         parameters=tuple(capture.tensors[n.name] for n in operands if n.name in capture.tensors),
-        groups=_output_groups(value[0] if isinstance(value, list) else value, channels),
+        groups=tuple(dict.fromkeys(name for plane in planes for name in channels.groups_on(plane.labels))),
         node=node.name,
         source=source_of(node),
     )
-
-
-def _output_groups(value: Value, channels: ChannelGraph) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for plane in value.planes:
-        names.update(dict.fromkeys(channels.groups_on(plane.labels)))
-    return tuple(names)

@@ -17,6 +17,7 @@ from convwright.errors import ConvwrightError, ReadError, did_you_mean
 
 ModelSource = nn.Module | str
 InputLike = Tensor | Sequence[int] | str | None
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
 def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> Architecture:
@@ -79,13 +80,8 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
 
 def _refuse_wrapper(model: nn.Module) -> None:
     """Wrappers hold references to the very parameters that edits replace."""
-    inner = {
-        "DataParallel": "module",
-        "DistributedDataParallel": "module",
-        "OptimizedModule": "_orig_mod",
-        "FullyShardedDataParallel": "module",
-    }.get(type(model).__name__)
-    if inner is not None and hasattr(model, inner):
+    inner = "_orig_mod" if type(model).__name__ == "OptimizedModule" else "module"
+    if type(model).__name__ in _WRAPPERS and hasattr(model, inner):
         raise ReadError(
             f"{type(model).__name__} is a wrapper: give the network inside it (model.{inner}), and wrap the result."
         )
@@ -133,8 +129,7 @@ def _timm(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]
     if not timm.is_model(name.split(".")[0]):
         raise ReadError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
     built = _construct(f"timm:{name}", lambda **k: timm.create_model(name, **k), kwargs)
-    config = getattr(built, "pretrained_cfg", None) or {}
-    size = config.get("input_size")
+    size = (getattr(built, "pretrained_cfg", None) or {}).get("input_size")
     return built, tuple(size) if size else None
 
 
@@ -189,7 +184,5 @@ def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module
         raise ReadError(f"{source} needs an example input: give its shape, e.g. 3x224x224.")
     if len(shape) in (2, 3):  # (c, h, w) or (c, l): a batch of one is meant
         shape = (1, *shape)
-    anchor = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if anchor is None:
-        return torch.zeros(tuple(shape))
+    anchor = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     return torch.zeros(tuple(shape), device=anchor.device, dtype=anchor.dtype)

@@ -190,8 +190,6 @@ def _makes_map(node: fx.Node) -> bool:
 
 def _next_stage(sizes: list[Shape], before: int, size: Shape) -> int:
     """Return the first stage behind ``before`` that has this size, a new one if there is none."""
-    for stage in range(before + 1, len(sizes)):
-        if sizes[stage] == size:
-            return stage
-    sizes.append(size)
-    return len(sizes) - 1
+    if size not in sizes[before + 1 :]:
+        sizes.append(size)
+    return sizes.index(size, before + 1)

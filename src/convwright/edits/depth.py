@@ -19,7 +19,7 @@ from convwright.architecture.capture.exported import (
     operator_name,
     shape_of,
 )
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, one_sample
 from convwright.edits.equivalence import EXACT, measure
 from convwright.edits.identity import identity_start
 from convwright.edits.structure import (
@@ -29,7 +29,6 @@ from convwright.edits.structure import (
     free_names,
     insert_after,
     macs_of_layers,
-    predicted_steps,
     put,
     rerouted,
 )
@@ -124,16 +123,7 @@ def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock],
     if difference is not None and difference > EXACT and any(removal.silenced for removal in removals):
         names = ", ".join(e.target for e, r in zip(edits, removals, strict=True) if r.silenced)
         raise EditError(f"{names} cannot be removed: the branch does not vanish with its modules; the code adds more.")
-    model, moved = surgery.operate(architecture.model)
-    return Outcome(
-        model=model,
-        edits=tuple(edits),
-        max_difference=difference,
-        steps=predicted_steps(architecture, surgery.acts, saved),
-        coupled=((),) * len(edits),
-        notes=((),) * len(edits),
-        moved=moved,
-    )
+    return surgery.outcome(architecture, edits, difference, saved)
 
 
 def why_not_removable(architecture: Architecture, block: Block) -> str | None:
@@ -152,9 +142,7 @@ def needs_measuring(architecture: Architecture, block: Block) -> bool:
 
 def _check_distinct(edits: Sequence[RemoveBlock] | Sequence[AddBlock]) -> None:
     names = [edit.target for edit in edits]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise EditError(f"{twice} is named by two edits of one kind; name it once.")
+    check_distinct(names, "named by two edits of one kind")
     inside = next((a for a in names for b in names if a.startswith(f"{b}.")), None)
     if inside is not None:
         raise EditError(f"{inside} lies in another block that is named too; name one of them.")
@@ -327,17 +315,11 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
     _check_room(architecture, blocks, edits, options)
     more = [edit.copies * macs_of_layers(architecture, b.layers) for b, edit in zip(blocks, edits, strict=True)]
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
-    model, moved = surgery.operate(architecture.model)
+    if difference is not None:
+        edits = [replace(edit, approximate=difference > EXACT) for edit in edits]
     inexact = difference is not None and difference > EXACT
-    return Outcome(
-        model=model,
-        edits=tuple(replace(edit, approximate=edit.approximate if difference is None else inexact) for edit in edits),
-        max_difference=difference,
-        steps=predicted_steps(architecture, surgery.acts, more),
-        coupled=((),) * len(edits),
-        notes=(("an activation follows the copied convolutions",) if inexact else (),) * len(edits),
-        moved=moved,
-    )
+    note = ("an activation follows the copied convolutions",) if inexact else ()
+    return surgery.outcome(architecture, edits, difference, more, note)
 
 
 def why_not_repeatable(architecture: Architecture, block: Block) -> str | None:

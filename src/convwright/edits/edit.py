@@ -152,6 +152,13 @@ def edit_from_dict(values: Mapping[str, Any]) -> Edit:
         raise EditError(f"edit {kind!r} is incomplete: {error}") from error
 
 
+def check_distinct(names: Sequence[str], what: str) -> None:
+    """Refuse a name that several edits have; ``what`` says what they do to it."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EditError(f"{twice} is {what}; name it once.")
+
+
 def whole_numbers(given: object, count: int, what: str) -> tuple[int, ...]:
     """Return one whole number from 1 on per axis, from one for all axes or a row.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.exported import first_line, user_frame
 from convwright.edits.edit import Moved
-from convwright.edits.surgery import copied, named_tensors, tensors_in
+from convwright.edits.surgery import copied, stand_ins, tensors_in
 from convwright.errors import EditError
 
 EXACT = 1e-10  # float64 differences at or below this are rounding
@@ -27,11 +27,9 @@ class Surgery(Protocol):
 
     def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
         """Return a changed copy, and where each parameter (by identity) went."""
-        ...
 
-    def promise(self, model: nn.Module) -> Run:
+    def promise(self, model: nn.Module, /) -> Run:
         """Return what the changed network must equal; the model handed in may be changed for it."""
-        ...
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -41,13 +39,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     variance 2 / fan-in.
     """
     generator = torch.Generator().manual_seed(seed)
-    successors: dict[int, Tensor] = {}
-    for name, tensor in named_tensors(model).items():
-        if id(tensor) not in successors and tensor.is_floating_point():
-            value = _random_like(name, tensor, generator).to(tensor.device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            successors[id(tensor)] = nn.Parameter(value) if is_parameter else value
-    return copied(model, successors).double().eval()
+
+    def make(name: str, tensor: Tensor) -> Tensor | None:
+        return _random_like(name, tensor, generator).to(tensor.device) if tensor.is_floating_point() else None
+
+    return copied(model, stand_ins(model, make)).double().eval()
 
 
 def _settle_statistics(model: nn.Module, example_input: Tensor, seed: int) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,7 @@ from convwright.architecture.capture.exported import (
     source_of,
     user_frame,
 )
-from convwright.architecture.channels import ChannelGraph, Ints, Resized
+from convwright.architecture.channels import ChannelGraph, Ints
 from convwright.architecture.labels import Value
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied, operate, stand_ins, tensors_in
@@ -113,17 +115,13 @@ class FakeNetwork:
         """Run the unchanged network on an input of another shape; ``None`` if it runs."""
         names = {module: name for name, module in self.model.named_modules()}
         running: list[str] = []
-        hooks = [
-            module.register_forward_pre_hook(lambda module, args: running.append(names[module])) for module in names
-        ]
         try:
-            with self.mode, torch.no_grad(), quiet_torch():
+            with ExitStack() as hooks, self.mode, torch.no_grad(), quiet_torch():
+                for each in names:
+                    hooks.enter_context(each.register_forward_pre_hook(lambda module, _: running.append(names[module])))
                 result = tensors_in(self.model(self.mode.from_tensor(example_input)))
         except Exception as error:  # the user's own forward may raise anything
             return Failure(_suspects(error, names), f"{_describe(error)}, in {running[-1] or 'the network'}", 0)
-        finally:
-            for hook in hooks:
-                hook.remove()
         rows = next((len(t) for t in result if t.ndim), len(example_input))
         if self.one_row_each and rows != len(example_input):
             return Failure((), f"a view moves positions into the batch: {len(example_input)} in, {rows} out", 0)
@@ -145,14 +143,13 @@ class FakeNetwork:
                 raise _DeviationError(name, tuple(result.shape), expected[name])
             passed.append(name)
 
-        hooks = [module.register_forward_hook(compare) for module in names]
         try:
-            changed(self.example_input)
+            with ExitStack() as hooks:
+                for module in names:
+                    hooks.enter_context(module.register_forward_hook(compare))
+                changed(self.example_input)
         except Exception as error:  # the user's own forward may raise anything
             return Failure(_suspects(error, names), _describe(error), len(passed))
-        finally:
-            for hook in hooks:
-                hook.remove()
         return None
 
 
@@ -161,7 +158,9 @@ _STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | None] = weakref.W
 
 def _set_up(architecture: Architecture) -> FakeNetwork:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = _faked(architecture.model, mode).eval()
+    fakes = stand_ins(architecture.model, lambda _, tensor: mode.from_tensor(tensor.detach()))
+    with mode:
+        model = copied(architecture.model, fakes).eval()
     example = mode.from_tensor(architecture.example_input.detach())
     shapes = _output_shapes(model, mode, example)
     last: dict[str, fx.Node] = {}
@@ -172,12 +171,6 @@ def _set_up(architecture: Architecture) -> FakeNetwork:
     outputs = {name: last[name] for name, shape in shapes.items() if name in last and shape_of(last[name]) == shape}
     rows = shapes.get("", ())[:1]
     return FakeNetwork(model, mode, example, outputs, one_row_each=rows == tuple(example.shape[:1]))
-
-
-def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    fakes = stand_ins(model, lambda tensor: mode.from_tensor(tensor.detach()))
-    with mode:
-        return copied(model, fakes)
 
 
 def _output_shapes(model: nn.Module, mode: FakeTensorMode, example: Tensor) -> dict[str, Shape]:
@@ -191,13 +184,10 @@ def _output_shapes(model: nn.Module, mode: FakeTensorMode, example: Tensor) -> d
         if isinstance(result, Tensor):
             found[names[module]] = tuple(result.shape)
 
-    hooks = [module.register_forward_hook(note) for module in names]
-    try:
-        with mode, torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, mode, torch.no_grad():
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        model(example)
     return {name: shape for name, shape in found.items() if calls[name] == 1}
 
 
@@ -209,12 +199,7 @@ def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ..
     found: dict[str, None] = {}
     if isinstance(error, _DeviationError):
         found[error.module] = None
-    trace = error.__traceback__
-    frames = []
-    while trace is not None:
-        frames.append(trace.tb_frame)
-        trace = trace.tb_next
-    for frame in reversed(frames):
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and owner in names:
             found[names[owner]] = None
@@ -318,9 +303,8 @@ class _Clues:
             if node.op == "call_function":
                 self.own.setdefault(module_path(node), []).append(node)
         self.modules = dict(stage.model.named_modules())
-        guide = plan.after.follower.guide
-        assert isinstance(guide, Resized)
-        self.guide = guide
+        assert plan.after.follower.guide is not None
+        self.guide = plan.after.follower.guide
         self.found: dict[str, list[_Clue]] = {}
 
     def proposals(self, suspects: Iterable[str]) -> Iterator[Repairs]:
@@ -437,9 +421,7 @@ class _Clues:
 
 
 def _values(value: Any) -> list[Value]:
-    if isinstance(value, list):
-        return [v for v in value if isinstance(v, Value)]
-    return [value] if isinstance(value, Value) else []
+    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Value)]
 
 
 def _as_stored(value: object) -> Stored | None:

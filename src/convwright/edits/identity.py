@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -172,16 +173,12 @@ def _can_be_neutral(architecture: Architecture, node: fx.Node) -> bool:
     if kind == "conv":
         weight = argument(node, "weight")
         direct = isinstance(weight, fx.Node) and weight.name in architecture.capture.tensors
-        strides = {int(s) for s in _listed(argument(node, "stride", 1))}
         same = shape_of(node) == shape_of(node.all_input_nodes[0]) and not name.startswith("conv_transpose")
-        return direct and same and strides == {1} and all(k % 2 for k in shape_of(weight)[2:])
+        dense = bool((np.array(argument(node, "stride", 1)) == 1).all())
+        return direct and same and dense and all(k % 2 for k in shape_of(weight)[2:])
     if kind == "norm":
         return name == "batch_norm"
     return kind == "activation" or name in ("dropout", "feature_dropout", "clone", "contiguous", "alias", "detach")
-
-
-def _listed(value: object) -> list[int]:
-    return list(value) if isinstance(value, list | tuple) else [int(value)]  # type: ignore[call-overload]
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from convwright.architecture.capture.exported import argument, first_line
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, whole_numbers
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, whole_numbers
 from convwright.edits.equivalence import EXACT, Run, measure
-from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps
+from convwright.edits.structure import Structure, Succession, macs_of_layers
 from convwright.edits.surgery import copied
 from convwright.errors import EditError
 
@@ -128,7 +128,7 @@ class _Change:
 def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Options) -> Outcome:
     """Change kernels in a copy of the model."""
     changes = [_change(architecture, edit) for edit in edits]
-    _check_distinct(changes)
+    check_distinct([name for change in changes for name in change.tensors], "changed by two kernel edits")
 
     def promised(model: nn.Module) -> Run:
         for change in changes:
@@ -137,17 +137,9 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
 
     surgery = Structure(tuple(change.act for change in changes), promised)
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
-    model, moved = surgery.operate(architecture.model)
     inexact = difference is not None and difference > EXACT
-    return Outcome(
-        model=model,
-        edits=tuple(edits),
-        max_difference=difference,
-        steps=predicted_steps(architecture, surgery.acts, [_more_macs(architecture, c) for c in changes]),
-        coupled=((),) * len(edits),
-        notes=(("its weight is computed (standardised) from what changed",) if inexact else (),) * len(edits),
-        moved=moved,
-    )
+    note = ("its weight is computed (standardised) from what changed",) if inexact else ()
+    return surgery.outcome(architecture, edits, difference, [_more_macs(architecture, c) for c in changes], note)
 
 
 def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
@@ -162,13 +154,6 @@ def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
 def _more_macs(architecture: Architecture, change: _Change) -> int:
     now = macs_of_layers(architecture, change.layers)
     return now * math.prod(change.after) // math.prod(change.before) - now
-
-
-def _check_distinct(changes: Sequence[_Change]) -> None:
-    names = [name for change in changes for name in change.tensors]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise EditError(f"{twice} is changed by two kernel edits; name it once.")
 
 
 # ------------------------------------------------------------------ what an edit means
@@ -289,11 +274,11 @@ def _sync(module: nn.Module, after: Sizes, more: Sizes) -> None:
     if stored is not None:
         module.kernel_size = after if isinstance(stored, tuple | list) else after[0]  # type: ignore[assignment]
     padding = getattr(module, "padding", None)
-    if padding is None or (padding == "same") or not any(more):
+    if padding is None or padding == "same" or not any(more):
         return
-    if any(m < -p for m, p in zip(more, _per_axis(0 if padding == "valid" else padding, len(more)), strict=True)):
-        raise EditError("its padding is too small for a smaller kernel to give the same size")
     wider = tuple(p + m for p, m in zip(_per_axis(0 if padding == "valid" else padding, len(more)), more, strict=True))
+    if min(wider) < 0:
+        raise EditError("its padding is too small for a smaller kernel to give the same size")
     module.padding = wider if isinstance(padding, tuple | list | str) else wider[0]  # type: ignore[assignment]
     if hasattr(module, "_reversed_padding_repeated_twice"):
         module._reversed_padding_repeated_twice = [p for p in reversed(wider) for _ in range(2)]  # type: ignore[assignment]

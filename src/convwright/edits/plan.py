@@ -175,8 +175,9 @@ def apply_edits(
     optimizer: Any = None,
 ) -> Architecture:
     """Apply edits to a copy of an architecture's model; see ``Architecture.apply``."""
-    options = Options(divisor=_checked(divisor), importance=importance, verify=verify, optimizer=optimizer)
-    return _applied(architecture, edits, options)
+    if not isinstance(divisor, int) or divisor < 1:
+        raise EditError(f"the divisor must be a whole number from 1 on, not {divisor!r}.")
+    return _applied(architecture, edits, Options(divisor, importance, verify, optimizer))
 
 
 def _applied(
@@ -292,10 +293,9 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
 def _check_repairs(architecture: Architecture, edit: Width) -> None:
     """Refuse repairs of anything but whole numbers that a module of the network stores."""
     modules = dict(architecture.model.named_modules())
-    for name in edit.repairs or {}:
+    for name, value in (edit.repairs or {}).items():
         path, _, attribute = name.rpartition(".")
         stored = vars(modules[path]).get(attribute) if path in modules and not attribute.startswith("_") else None
-        value = (edit.repairs or {})[name]
         alike = isinstance(stored, list | tuple) == isinstance(value, list | tuple)
         if not alike or not all(_is_row(v) for v in (stored, value)):
             raise EditError(f"its repairs name {name}, which is no size that a module of {architecture.source} stores.")
@@ -321,12 +321,6 @@ def _refused(current: Architecture, run: tuple[Edit, ...], options: Options, err
     return fails - 1, error
 
 
-def _checked(divisor: int) -> int:
-    if not isinstance(divisor, int) or divisor < 1:
-        raise EditError(f"the divisor must be a whole number from 1 on, not {divisor!r}.")
-    return divisor
-
-
 def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architecture:
     """Record what happened; if asked to verify, read the changed model and check it against what was predicted."""
     exact = None if outcome.max_difference is None else outcome.max_difference <= EXACT
@@ -339,9 +333,8 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
     )
     if verify:
         _check_prediction(after, outcome)
-    costs = before.profile()
     changes = []
-    now = (costs.macs, costs.params)
+    now = _counted(before)
     steps = outcome.steps or (_counted(after),) * len(outcome.edits)
     for edit, step, coupled, notes in zip(outcome.edits, steps, outcome.coupled, outcome.notes, strict=True):
         pair = ((now[0], step[0]), (now[1], step[1]))
@@ -358,12 +351,12 @@ def _counted(architecture: Architecture) -> tuple[int, int]:
 def _check_prediction(after: Architecture, outcome: Outcome) -> None:
     """The counted costs must equal the predicted ones: else the surgery missed something."""
     try:
-        costs = after.profile()
+        counted = _counted(after)
     except ReadError as error:
         raise EditError(f"the changed network cannot be read; nothing was changed. {error}") from error
-    if outcome.steps and outcome.steps[-1] != (costs.macs, costs.params):
+    if outcome.steps and outcome.steps[-1] != counted:
         raise ConvwrightError(
-            f"predicted {outcome.steps[-1]} MACs and parameters, counted {(costs.macs, costs.params)} after the edit. "
+            f"predicted {outcome.steps[-1]} MACs and parameters, counted {counted} after the edit. "
             "This is a defect of convwright; please report the network."
         )
 

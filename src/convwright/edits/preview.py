@@ -16,6 +16,7 @@ from convwright.edits.replace import Replace
 from convwright.edits.resolution import Resolution
 from convwright.edits.summary import operator_words, shape_words, summary
 from convwright.edits.width import Sizes, Width, solve
+from convwright.tables import brief
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup
@@ -58,7 +59,7 @@ class GroupChange:
             ("read by", self.read),
         ):
             if names:
-                yield f"  {what} {_brief(names)}"
+                yield f"  {what} {brief(names, _SHOWN)}"
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,10 @@ class Step:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
-            "number": self.number,
+            **vars(self),
             "edit": self.edit.to_dict(),
-            "target": self.target,
-            "before": self.before,
-            "after": self.after,
             "groups": [asdict(group) for group in self.groups],
             "repairs": dict(self.repairs),
-            "approximate": self.approximate,
             "notes": list(self.notes),
             "macs": list(self.macs),
             "params": list(self.params),
@@ -320,8 +317,3 @@ _TELLERS: dict[type[Edit], Callable[[_Run, Any, int], dict[str, Any]]] = {
 def _amounts(before: int, after: int) -> str:
     change = f" ({(after - before) / before:+.1%})" if before and after != before else ""
     return f"{before:,} -> {after:,}{change}" if after != before else f"{before:,} (unchanged)"
-
-
-def _brief(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError
 
 
@@ -27,14 +28,14 @@ def draw_anew(model: nn.Module, seed: int) -> None:
         EditError: A parameter is drawn by nobody; names it and its module. Nothing is changed then.
     """
     devices = {name: parameter.device for name, parameter in model.named_parameters()}
-    before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+    before = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
     device = next(iter(devices.values()), torch.device("cpu"))
     model.cpu()  # drawn there, so that the device makes no difference
     try:
         _draw(model, seed, before)
     except BaseException:
         with torch.no_grad():
-            for name, tensor in _tensors(model).items():
+            for name, tensor in named_tensors(model).items():
                 tensor.copy_(before[name])
         raise
     finally:
@@ -79,7 +80,3 @@ def _constant(model: nn.Module, name: str, value: Tensor) -> Tensor:
         f"{name} cannot be drawn anew: {kind} has no reset_parameters() that draws it. Give {kind} one, or start from "
         "trained weights."
     )
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

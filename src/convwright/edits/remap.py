@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, Ints
-from convwright.architecture.labels import Value
+from convwright.architecture.labels import Value, on_axis
 from convwright.errors import EditError
 
 Signature = tuple[tuple[tuple[str, int, int], ...], int]
@@ -53,9 +53,7 @@ class Take:
         """Take the indices along one axis of a tensor, and share what is summed over among the copies."""
         new = tensor.index_select(axis, torch.from_numpy(self.index).to(tensor.device))
         if divide and bool((self.copies > 1).any()) and new.is_floating_point():
-            shape = [1] * new.ndim
-            shape[axis] = len(self.copies)
-            new = new / torch.from_numpy(self.copies).to(new.device, new.dtype).reshape(shape)
+            new = new / on_axis(torch.from_numpy(self.copies).to(new.device, new.dtype), axis, new.ndim)
         return new
 
 
@@ -161,11 +159,8 @@ def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints
     now = members_of(after)
     origin = np.full(len(after.group_of), -1, dtype=np.int64)
     for key, group in signatures(after).items():
-        old_name = known[key].name
-        channels = now[group.name]
-        ranks = chosen.get(old_name)
-        old = members[old_name]
-        origin[channels] = old if ranks is None else old[ranks]
+        old, ranks = members[known[key].name], chosen.get(known[key].name)
+        origin[now[group.name]] = old if ranks is None else old[ranks]
     return origin
 
 

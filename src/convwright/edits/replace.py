@@ -14,7 +14,7 @@ from torch import nn
 
 from convwright.architecture.flattened import flattened_map
 from convwright.cost import count_by_torch
-from convwright.edits.edit import Edit, Options, Outcome, carries_out
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct
 from convwright.edits.equivalence import EXACT, measure
 from convwright.edits.operators import OPERATORS, Site, build
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
@@ -80,15 +80,13 @@ def _replace(target: str, operator: str, approximate: bool, options: Mapping[str
 @carries_out(Replace)
 def carry_out(architecture: Architecture, edits: Sequence[Replace], options: Options) -> Outcome:
     """Replace layers in a copy of the model."""
-    names = [edit.target for edit in edits]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise EditError(f"{twice} is replaced twice; name it once.")
+    check_distinct([edit.target for edit in edits], "replaced twice")
     plans = [_Replacement.of(architecture, edit) for edit in edits]
     surgery = Structure(tuple(plan.act for plan in plans))
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     model, moved = surgery.operate(architecture.model)
-    inexact = [plan.approximate if difference is None else difference > EXACT for plan in plans]
+    known = [OPERATORS[edit.operator].approximate for edit in edits]
+    inexact = known if difference is None else [difference > EXACT] * len(edits)
     return Outcome(
         model=model,
         edits=tuple(
@@ -120,10 +118,6 @@ class _Replacement:
         tensor = next(built.parameters(), example)
         each = count_by_torch(built, torch.empty(site.input_shape, dtype=tensor.dtype, device=tensor.device))
         return cls(edit, site, built, each * len(calls) - macs_of_layers(architecture, calls))
-
-    @property
-    def approximate(self) -> bool:
-        return OPERATORS[self.edit.operator].approximate
 
     def act(self, model: nn.Module) -> Sequence[Succession]:
         """Build the operator from the layer of a copy, and put it there."""

@@ -6,7 +6,6 @@ edits are acts; they share the copying, the bookkeeping for optimizers, and the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import Capture, capture
-from convwright.edits.edit import Moved
+from convwright.edits.edit import Edit, Moved, Outcome
 from convwright.edits.equivalence import Run
-from convwright.edits.surgery import computed_attributes, copied, named_tensors, stand_ins
-from convwright.errors import EditError
+from convwright.edits.surgery import copied, named_tensors, stand_ins
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -42,20 +40,17 @@ class Structure:
 
     Attributes:
         acts: what is done.
-        promised: from the original to what the result must equal; the original itself by default.
+        promise: from the original to what the result must equal; the original itself by default.
     """
 
     acts: tuple[Act, ...]
-    promised: Callable[[nn.Module], Run] = lambda model: model
+    promise: Callable[[nn.Module], Run] = lambda model: model
 
     def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
         """Return a changed deep copy, and where each parameter that is left went."""
         old = {id(p): p for p in model.parameters()}
-        memo: dict[int, Any] = dict(computed_attributes(model))
-        try:
-            changed = copy.deepcopy(model, memo)
-        except Exception as error:
-            raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
+        memo: dict[int, Any] = {}
+        changed = copied(model, memo)
         successors = [s for act in self.acts for s in act(changed)]
         by_old = {id(s.old): s for s in successors}
         present = {id(p) for p in changed.parameters()}
@@ -68,9 +63,25 @@ class Structure:
                 moved[key] = Moved(memo[key], lambda state: state)
         return changed, moved
 
-    def promise(self, model: nn.Module) -> Run:
-        """Return what the changed network must equal."""
-        return self.promised(model)
+    def outcome(
+        self,
+        architecture: Architecture,
+        edits: Sequence[Edit],
+        difference: float | None,
+        mac_changes: Sequence[int],
+        note: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Carry out the acts on a copy of a network, and say what that gave; the note holds for each edit."""
+        model, moved = self.operate(architecture.model)
+        return Outcome(
+            model=model,
+            edits=tuple(edits),
+            max_difference=difference,
+            steps=predicted_steps(architecture, self.acts, mac_changes),
+            coupled=((),) * len(edits),
+            notes=(note,) * len(edits),
+            moved=moved,
+        )
 
 
 # ------------------------------------------------------------------ acts
@@ -158,8 +169,8 @@ def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str,
     inputs = []
     for node in captured.graph.nodes:
         if node.op == "placeholder" and (name := captured.tensors.get(node.name)) is not None:
-            constant = tensors.get(name)
-            inputs.append(constant if constant is not None else _double(captured.tensor(name)))
+            tensor = tensors[name] if name in tensors else captured.tensor(name)
+            inputs.append(tensor.double() if tensor.is_floating_point() else tensor)
 
     def run(x: Tensor) -> object:
         return _Rerouted(captured, instead).run(*inputs, x)
@@ -178,10 +189,6 @@ def _in_double(architecture: Architecture, model: nn.Module) -> Capture:
     return capture(model, architecture.example_input.double()) if written else architecture.capture
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
 # ------------------------------------------------------------------ predicted costs
 
 
@@ -196,7 +203,7 @@ def predicted_steps(
         mac_changes: by how much each changes the MACs.
     """
     model = architecture.model
-    skeleton = copied(model, stand_ins(model, lambda tensor: torch.empty_like(tensor, device="meta")))
+    skeleton = copied(model, stand_ins(model, lambda _, tensor: torch.empty_like(tensor, device="meta")))
     macs = architecture.profile().macs
     steps = []
     for act, change in zip(acts, mac_changes, strict=True):

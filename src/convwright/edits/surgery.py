@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,46 +47,42 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
         EditError: if the model cannot be copied.
     """
     old = named_tensors(model)
-    successors = _successors(old, plan, hollow)
+    touched = {tensor for tensor, _ in plan.takes}
+
+    def successor(name: str, tensor: Tensor) -> Tensor | None:
+        if name not in touched:
+            return None
+        if hollow:
+            return torch.empty(plan.new_shape(name, tensor.shape), dtype=tensor.dtype, device=tensor.device)
+        return plan.new_tensor(name, tensor.detach()).contiguous()
+
+    successors = stand_ins(model, successor)
     kept = {id(tensor): tensor for tensor in old.values()} if hollow else {}
     changed = copied(model, kept | successors)
     _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in named_tensors(changed).items():
         if isinstance(final, nn.Parameter) and name in old:
-            moved.setdefault(id(old[name]), Moved(final, _taker(plan, name)))
+            moved.setdefault(id(old[name]), Moved(final, partial(plan.new_tensor, name, divide=False)))
     return changed, moved
 
 
-def _successors(old: Mapping[str, Tensor], plan: ChannelRemap, hollow: bool) -> dict[int, Tensor]:
-    """Return the new tensors by the identity of the old ones, so that shared ones stay shared."""
-    touched = {tensor for tensor, _ in plan.takes}
-    made: dict[int, Tensor] = {}
-    for name, tensor in old.items():
-        if name in touched and id(tensor) not in made:
-            if hollow:
-                value = torch.empty(plan.new_shape(name, tensor.shape), dtype=tensor.dtype, device=tensor.device)
-            else:
-                value = plan.new_tensor(name, tensor.detach()).contiguous()
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
-    return made
-
-
-def copied(model: nn.Module, successors: Mapping[int, Tensor]) -> nn.Module:
-    """Deep-copy a model with some tensors replaced on the way, without copying those first."""
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Deep-copy a model; what ``memo`` has in place of an object is taken for it, and it notes all others' copies."""
+    for key, value in computed_attributes(model).items():
+        memo.setdefault(key, value)
     try:
-        return copy.deepcopy(model, {**computed_attributes(model), **successors})
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
-def stand_ins(model: nn.Module, make: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
-    """Return something in place of each parameter and buffer, by identity, so that shared ones stay shared."""
+def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) -> dict[int, Tensor]:
+    """Return what is made in place of parameters and buffers, by identity, so that shared ones stay shared."""
     made: dict[int, Tensor] = {}
-    for tensor in named_tensors(model).values():
-        if id(tensor) not in made:
-            new = make(tensor)
+    for name, tensor in named_tensors(model).items():
+        new = None if id(tensor) in made else make(name, tensor)
+        if new is not None:
             made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     return made
 
@@ -102,16 +100,9 @@ def computed_attributes(model: nn.Module) -> dict[int, Tensor]:
     }
 
 
-def _taker(plan: ChannelRemap, name: str) -> Callable[[Tensor], Tensor]:
-    return lambda state: plan.new_tensor(name, state, divide=False)
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers, shared ones under each of their names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from convwright.architecture.labels import on_axis
 from convwright.edits.edit import Edit, Moved, Options
 from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan import Plan, passages
@@ -244,9 +245,9 @@ def _share_unevenly(parent: Architecture, moved: Mapping[int, Moved], seed: int)
 
 def _share(old: Tensor, successor: Moved, axis: int, generator: torch.Generator) -> None:
     new = successor.new.detach()
-    size, shape = old.shape[axis], [1] * old.ndim
-    shape[axis] = size
-    places = successor.take(torch.arange(size, device=old.device, dtype=torch.int32).view(shape).expand(old.shape))
+    size = old.shape[axis]
+    own = on_axis(torch.arange(size, device=old.device, dtype=torch.int32), axis, old.ndim)
+    places = successor.take(own.expand(old.shape))
     behind = places.movedim(axis, 0).flatten(1)[:, 0].long()  # the old index behind each new one
     copies = torch.bincount(behind, minlength=size)
     if int(copies.max()) < 2 or not _divided(new, successor.take(old), copies[behind], axis):
@@ -254,7 +255,7 @@ def _share(old: Tensor, successor: Moved, axis: int, generator: torch.Generator)
     exact = torch.float64 if new.dtype == torch.float64 else torch.float32  # also for weights of half precision
     drawn = (torch.rand(new.shape, generator=generator, dtype=exact) * 2 - 1).to(old.device)
     sums = torch.zeros([*new.shape[:axis], size, *new.shape[axis + 1 :]], dtype=exact, device=old.device)
-    means = sums.index_add_(axis, behind, drawn) / _along(copies.clamp_min(1), axis, new.ndim)
+    means = sums.index_add_(axis, behind, drawn) / on_axis(copies.clamp_min(1), axis, new.ndim)
     shares = 1 + _SPREAD * (drawn - means.index_select(axis, behind))
     new.copy_(new * shares)
 
@@ -262,10 +263,4 @@ def _share(old: Tensor, successor: Moved, axis: int, generator: torch.Generator)
 def _divided(new: Tensor, taken: Tensor, copies: Tensor, axis: int) -> bool:
     """Whether the edit shared a weight equally among copies: only then do uneven shares keep the sum."""
     rounding = max(1e-5, 4 * torch.finfo(new.dtype).eps)
-    return torch.allclose(new * _along(copies, axis, new.ndim).to(new.dtype), taken, rtol=rounding)
-
-
-def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
-    shape = [1] * ndim
-    shape[axis] = len(values)
-    return values.view(shape)
+    return torch.allclose(new * on_axis(copies, axis, new.ndim).to(new.dtype), taken, rtol=rounding)

@@ -89,8 +89,7 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) 
     for edit in edits:
         own = _targets(architecture, edit)
         wanted |= _shares(graph, own, edit, divisor)
-        names = {graph.groups[i].name for i in own}
-        tied = {t for i in own for t in graph.groups[i].tied} - names
+        tied = {name for group in own for name in group.tied} - {group.name for group in own}
         coupled.append(tuple(n for n in graph.index if n in tied))
     units = graph.units.copy()
     units[list(wanted)] = list(wanted.values())
@@ -98,35 +97,35 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) 
     return Sizes(*_followed(architecture, units, set(wanted)), tuple(coupled))
 
 
-def _targets(architecture: Architecture, edit: Width) -> list[int]:
+def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
     """Return the groups that an edit names, refusing frozen ones."""
     graph = architecture.channels
     whole = edit.target not in graph.index
     found = architecture.layer(edit.target).groups if whole else (edit.target,)
     if not found:
         raise EditError(f"{edit.target} has no channels to change (an axis of size 1 carries none).")
-    for name in found:
-        group = graph.group(name)
-        if group.frozen:
-            raise EditError(f"{edit.target} cannot change: its channels are frozen, {group.reason}.")
-    return [graph.index[name] for name in found]
+    groups = [graph.group(name) for name in found]
+    frozen = next((group for group in groups if group.frozen), None)
+    if frozen is not None:
+        raise EditError(f"{edit.target} cannot change: its channels are frozen, {frozen.reason}.")
+    return groups
 
 
-def _shares(graph: ChannelGraph, own: list[int], edit: Width, divisor: int) -> dict[int, int]:
+def _shares(graph: ChannelGraph, groups: list[ChannelGroup], edit: Width, divisor: int) -> dict[int, int]:
     """Distribute an edit's size over the groups that make up its target."""
     if not isinstance(edit.size, int) or isinstance(edit.size, bool) or edit.size < 1:
         raise EditError(f"the width of {edit.target} must be a whole number from 1 on, not {edit.size!r}.")
     if edit.size > MOST_CHANNELS:
         raise EditError(f"the width of {edit.target} cannot be {edit.size}: more than {MOST_CHANNELS} channels.")
-    groups = [graph.groups[i] for i in own]
     if len(groups) == 1:
-        return {own[0]: round_width(edit.size, groups[0], divisor, strict=divisor == 1) // groups[0].step}
-    total = sum(g.size for g in groups)
-    bounds = np.floor(np.cumsum([g.size for g in groups]) * edit.size / total + 0.5).astype(int)
+        size = round_width(edit.size, groups[0], divisor, strict=divisor == 1)
+        return {graph.index[groups[0].name]: size // groups[0].step}
+    ends = np.cumsum([g.size for g in groups])
+    bounds = np.floor(ends * edit.size / ends[-1] + 0.5).astype(int)
     sizes = np.diff(bounds, prepend=0)
     return {
-        i: max(1, int(s)) if g.step == 1 else round_width(max(1, int(s)), g, 1) // g.step
-        for i, g, s in zip(own, groups, sizes, strict=True)
+        graph.index[g.name]: max(1, int(s)) if g.step == 1 else round_width(max(1, int(s)), g, 1) // g.step
+        for g, s in zip(groups, sizes, strict=True)
     }
 
 
@@ -319,14 +318,13 @@ def _given(group: ChannelGroup, ranks: Sequence[int], count: int) -> Ints:
 
 def _decided(architecture: Architecture, edit: Width, units: Ints, plan: ChannelRemap, options: Options) -> Width:
     """Fill in the size after rounding, and the channels if it was not the default importance that chose them."""
-    own = _targets(architecture, edit)
-    groups = [architecture.groups[i] for i in own]
+    graph, groups = architecture.channels, _targets(architecture, edit)
     keep = edit.keep
     if keep is None and options.importance != "l2":  # plans replay by l2
         family = {name for g in groups for name in (g.name, *g.tied)}
         picked = {n: r.tolist() for n, r in plan.chosen.items() if n in family}
-        keep = {n: r for n, r in picked.items() if len(r) < architecture.channels.group(n).units} or None
-    return Width(edit.target, sum(int(units[i]) * g.step for i, g in zip(own, groups, strict=True)), keep)
+        keep = {n: r for n, r in picked.items() if len(r) < graph.group(n).units} or None
+    return Width(edit.target, sum(int(units[graph.index[g.name]]) * g.step for g in groups), keep)
 
 
 def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> tuple[tuple[int, int], ...]:
@@ -336,7 +334,7 @@ def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> 
     current = {g.name: g.size for g in architecture.free_groups}
     steps = []
     for edit, coupled in zip(edits, sizes.coupled, strict=True):
-        for name in (*(architecture.channels.groups[i].name for i in _targets(architecture, edit)), *coupled):
+        for name in (*(group.name for group in _targets(architecture, edit)), *coupled):
             current[name] = int(sizes.units[index[name]]) * architecture.channels.group(name).step
         steps.append((int(model.macs(current)), int(model.params(current))))
     return tuple(steps)
@@ -346,8 +344,7 @@ def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, differen
     """Say why an inexact edit is inexact."""
     if difference is None or difference <= EXACT:
         return ()
-    names = {architecture.channels.groups[i].name for i in _targets(architecture, edit)}
-    across = [op for n in names if n in plan.chosen for op in architecture.channels.group(n).across]
+    across = [op for g in _targets(architecture, edit) if g.name in plan.chosen for op in g.across]
     return tuple(f"a statistic runs across these channels: {op}" for op in dict.fromkeys(across))
 
 

@@ -12,6 +12,7 @@ import linecache
 import logging
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec
 
 from convwright.errors import ReadError
 
@@ -173,28 +174,20 @@ def _inline_regions(graph: fx.Graph) -> None:
 
 def _interpret(program: ExportedProgram) -> Capture:
     _inline_regions(program.graph)
-    kinds = {
-        InputKind.PARAMETER: True,
-        InputKind.BUFFER: False,
-        InputKind.CONSTANT_TENSOR: False,
-    }
-    tensors: dict[str, str] = {}
-    parameters: set[str] = set()
-    inputs: list[str] = []
-    for spec in program.graph_signature.input_specs:
-        name = str(getattr(spec.arg, "name", ""))
-        if spec.kind in kinds and spec.target is not None:
-            tensors[name] = spec.target
-            if kinds[spec.kind]:
-                parameters.add(spec.target)
-        elif spec.kind is InputKind.USER_INPUT:
-            inputs.append(name)
-    outputs = [
-        str(getattr(spec.arg, "name", ""))
-        for spec in program.graph_signature.output_specs
-        if spec.kind is OutputKind.USER_OUTPUT
-    ]
-    return Capture(program, tensors, frozenset(parameters), tuple(inputs), tuple(outputs))
+    inputs, outputs = program.graph_signature.input_specs, program.graph_signature.output_specs
+    stored = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    tensors = {_name(spec): spec.target for spec in inputs if spec.kind in stored and spec.target is not None}
+    return Capture(
+        program,
+        tensors,
+        parameters=frozenset(spec.target for spec in inputs if spec.kind is InputKind.PARAMETER and spec.target),
+        inputs=tuple(_name(spec) for spec in inputs if spec.kind is InputKind.USER_INPUT),
+        outputs=tuple(_name(spec) for spec in outputs if spec.kind is OutputKind.USER_OUTPUT),
+    )
+
+
+def _name(spec: InputSpec | OutputSpec) -> str:
+    return str(getattr(spec.arg, "name", ""))
 
 
 @contextmanager
@@ -256,14 +249,11 @@ def first_line(error: BaseException) -> str:
 
 def user_frame(error: BaseException) -> Source | None:
     """Return the innermost line outside torch and convwright that an exception passed through."""
-    trace = error.__traceback__
-    found: Source | None = None
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
         if not file.startswith((_TORCH_ROOT, *_OWN_PACKAGES)):
-            code = linecache.getline(file, trace.tb_lineno).strip()
-            found = Source(file, trace.tb_lineno, code)
-        trace = trace.tb_next
+            found = Source(file, line, linecache.getline(file, line).strip())
     return found
 
 
@@ -347,7 +337,11 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a node's tensor value; () for anything else."""
-    value = node.meta.get("val")
+    return sizes_of(node.meta.get("val"))
+
+
+def sizes_of(value: object) -> tuple[int, ...]:
+    """Return the shape of a value as torch recorded it; () for anything but a tensor."""
     return tuple(int(s) for s in value.shape) if isinstance(value, Tensor) else ()
 
 

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from convwright.architecture.capture.exported import argument, as_dims, shape_of
-from convwright.architecture.labels import (
-    Value,
-    Values,
-    along,
-    merge,
-)
+from convwright.architecture.labels import Value, Values, along, merge
 from convwright.architecture.rules.registry import across, rule
 
 if TYPE_CHECKING:
@@ -50,7 +45,7 @@ def softmax(follower: Follower, node: fx.Node) -> Values:
 def prelu(follower: Follower, node: fx.Node) -> Values:
     """The slope has one entry, or one per channel (axis 1)."""
     x = follower.input(node, 0)
-    follower.attach(node, "weight", along(follower.ledger, x, 1), x)
+    follower.attach(node, "weight", along(follower.ledger, x, 1))
     return follower.value(node, x.planes)
 
 

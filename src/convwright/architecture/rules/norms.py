@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from convwright.architecture.capture.exported import argument, describe
-from convwright.architecture.labels import (
-    Values,
-    merge,
-)
+from convwright.architecture.labels import Values, merge
 from convwright.architecture.rules.registry import across, rule, tie_rows
 
 if TYPE_CHECKING:
@@ -24,8 +21,7 @@ def batch_norm(follower: Follower, node: fx.Node) -> Values:
     if x.planes or any(follower.optional_input(node, n) for n in ("weight", "running_mean")):
         labels = follower.channels(x, 1, node) if x.ndim > 1 else None
         for name in ("weight", "bias", "running_mean", "running_var"):
-            if follower.optional_input(node, name) is not None:
-                follower.attach(node, name, labels, x)
+            follower.attach(node, name, labels)
     if x.weight:  # standardised weights: the statistic runs over the input axis
         across(follower, x, range(2, x.ndim), node)
     return follower.value(node, x.planes, x.weight)
@@ -54,13 +50,12 @@ def group_norm(follower: Follower, node: fx.Node) -> Values:
     labels = follower.channels(x, 1, node)
     if labels is not None:
         follower.ledger.across.append((labels, (0,), describe(node)))
-        if groups > 1 and groups == follower.old_size(node, 0, 1):
+        if groups > 1 and groups == follower.meta_shape(node, 0)[1]:
             follower.ledger.freeze(labels, f"each channel is a group of its own at {describe(node)}")
         elif groups > 1:
             tie_rows(follower, labels, groups, node)
     for name in ("weight", "bias"):
-        if follower.optional_input(node, name) is not None:
-            follower.attach(node, name, labels, x)
+        follower.attach(node, name, labels)
     return follower.value(node, x.planes)
 
 

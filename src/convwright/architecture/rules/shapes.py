@@ -6,18 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
-from convwright.architecture.labels import (
-    NEUTRAL,
-    Plane,
-    ResizeError,
-    Value,
-    Values,
-    full,
-    merge,
-)
+from convwright.architecture.labels import NEUTRAL, Plane, ResizeError, Value, Values, merge, narrowed
 from convwright.architecture.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -27,18 +19,12 @@ if TYPE_CHECKING:
 @rule(
     "permute", "transpose", "t", "mT", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
     "swapaxes", "swapdims", "squeeze", "repeat", "tile", "repeat_interleave", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "rot90", "tril", "triu", "view_as_complex",
+    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu", "view_as_complex",
 )  # fmt: skip
 def executed(follower: Follower, node: fx.Node) -> Values:
     """Run the operator itself on the label tensors: labels land where the values land."""
     x = follower.input(node, 0)
     return follower.execute(node, x, list(node.args[1:]), dict(node.kwargs))
-
-
-@rule("roll")
-def roll(follower: Follower, node: fx.Node) -> Values:
-    """Rolling positions passes; rolling channels moves labels by a constant."""
-    return executed(follower, node)
 
 
 @rule("view", "reshape", "_unsafe_view", "unflatten", "_reshape_alias")
@@ -60,11 +46,7 @@ def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ..
         raise ResizeError(
             f"{'x'.join(map(str, x.shape))} does not reshape to {'x'.join(map(str, target))} at {describe(node)}"
         )
-    planes = []
-    for index, plane in enumerate(x.planes):
-        labels = full(plane, x.shape).reshape(target)
-        planes.append(follower.compacted(node, index, labels))
-    planes = [plane for plane in planes if plane.axes]
+    planes = follower.rearranged(node, x, lambda labels: labels.reshape(target))
     for plane in planes:
         if len(plane.axes) > 1:  # parts of a split axis: rows of equal length
             follower.ledger.equal_parts.append(plane.labels.reshape(-1, plane.labels.size(plane.axes[-1])))
@@ -91,20 +73,20 @@ def concat(follower: Follower, node: fx.Node) -> Values:
     others = [Value(v.shape, tuple(p for p in v.planes if axis not in p.axes)) for v in values]
     planes = list(merge(follower.ledger, others, ndim))
     if any(p is not None for p in joined):
-        planes.insert(0, _concatenate(values, joined, axis, ndim))
+        parts, axes = _expanded(values, joined, ndim)
+        planes.insert(0, Plane(torch.cat(parts, axis), tuple(axes)))
     return follower.value(node, tuple(planes), all(v.weight for v in values))
 
 
-def _concatenate(values: list[Value], planes: list[Plane | None], axis: int, ndim: int) -> Plane:
+def _expanded(values: list[Value], planes: list[Plane | None], ndim: int) -> tuple[list[Tensor], list[int]]:
+    """Return labels of one shape from a plane of each value, and the axes along which any of them varies."""
     axes = sorted({a for p in planes if p is not None for a in p.axes})
     parts = []
     for value, plane in zip(values, planes, strict=True):
         shape = [value.shape[a] if a in axes else 1 for a in range(ndim)]
-        if plane is None:
-            parts.append(torch.full(shape, NEUTRAL, dtype=torch.int32))
-        else:
-            parts.append(plane.labels.expand(shape))
-    return Plane(torch.cat(parts, axis), tuple(axes))
+        neutral = torch.full(shape, NEUTRAL, dtype=torch.int32)
+        parts.append(neutral if plane is None else plane.labels.expand(shape))
+    return parts, axes
 
 
 @rule("stack")
@@ -117,12 +99,7 @@ def stack(follower: Follower, node: fx.Node) -> Values:
     planes = []
     for slot in range(slots):
         row = [v.planes[slot] if slot < len(v.planes) else None for v in values]
-        axes = sorted({a for p in row if p is not None for a in p.axes})
-        parts = []
-        for value, plane in zip(values, row, strict=True):
-            shape = [value.shape[a] if a in axes else 1 for a in range(ndim - 1)]
-            neutral = torch.full(shape, NEUTRAL, dtype=torch.int32)
-            parts.append(neutral if plane is None else plane.labels.expand(shape))
+        parts, axes = _expanded(values, row, ndim - 1)
         lifted = tuple(a + (a >= axis) for a in axes)
         planes.append(Plane(torch.stack(parts, axis), tuple(sorted({axis, *lifted}))))
     return follower.value(node, tuple(planes), all(v.weight for v in values))
@@ -139,9 +116,7 @@ def split(follower: Follower, node: fx.Node) -> Values:
     sizes = follower.part_sizes(node, x, axis, old, equal)
     plane = x.plane_at(axis)
     if equal and plane is not None and len(old) > 1:
-        first = plane.labels
-        for other in plane.axes:
-            first = first if other == axis else first.narrow(other, 0, 1)
+        first = narrowed(plane.labels, (other for other in plane.axes if other != axis))
         follower.ledger.equal_parts.append(first.reshape(len(old), -1))
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, as_dims, describe
-from convwright.architecture.labels import (
-    Plane,
-    Value,
-    Values,
-    compact,
-    full,
-    reduce_axes,
-)
+from convwright.architecture.labels import Plane, Value, Values, compact, full, narrowed, reduce_axes
 from convwright.architecture.rules.elementwise import elementwise
 from convwright.architecture.rules.registry import across, rule
 
@@ -33,8 +26,7 @@ def reduction(follower: Follower, node: fx.Node) -> Values:
     if len(inputs) > 1:  # max(x, y) is elementwise
         return elementwise(follower, node)
     x = inputs[0]
-    schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    dims = as_dims(argument(node, "dim"), x.ndim) if "dim" in schema else as_dims(None, x.ndim)
+    dims = as_dims(argument(node, "dim"), x.ndim)
     across(follower, x, dims, node)
     planes = reduce_axes(follower.ledger, x, dims, bool(argument(node, "keepdim", False)))
     outputs = node.meta.get("val")
@@ -71,12 +63,7 @@ def _resampled(follower: Follower, x: Value, changed: set[int]) -> tuple[Plane, 
     planes = []
     for plane in x.planes:
         kept = tuple(a for a in plane.axes if a not in changed)
-        labels = plane.labels
-        for axis in plane.axes:
-            if axis in changed:
-                first = labels.narrow(axis, 0, 1)
-                follower.ledger.tie(labels, first)
-                labels = first
+        labels = narrowed(plane.labels, (a for a in plane.axes if a in changed), follower.ledger)
         if kept:
             planes.append(Plane(labels, kept))
     return tuple(planes)

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, describe, shape_of
-from convwright.architecture.labels import (
-    NEUTRAL,
-    Value,
-    Values,
-    along,
-    line_plane,
-    merge,
-)
+from convwright.architecture.labels import NEUTRAL, Value, Values, along, line_plane, merge
 from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 
 if TYPE_CHECKING:
@@ -30,7 +23,7 @@ def convolution(follower: Follower, node: fx.Node) -> Values:
     axis = x.ndim - weight.ndim + 1
     groups = int(argument(node, "groups", 1))
     labels = follower.channels(x, axis, node)
-    if groups > 1 and groups == follower.old_size(node, "input", axis) and weight.shape[1] == 1:
+    if groups > 1 and groups == follower.meta_shape(node, "input")[axis] and weight.shape[1] == 1:
         return _depthwise(follower, node, x, axis, labels)
     share = per_group(node, x.shape[axis], groups)
     inner = follower.weight_line(node, "weight", 1, share)
@@ -46,8 +39,8 @@ def convolution(follower: Follower, node: fx.Node) -> Values:
 def _depthwise(follower: Follower, node: fx.Node, x: Value, axis: int, labels: Tensor | None) -> Value:
     """One filter (or ``m``) per channel: output channels follow input channels."""
     channels = x.shape[axis]
-    old = follower.old_size(node, "input", axis)
-    times = follower.old_size(node, "weight", 0) // old
+    old = follower.meta_shape(node, "input")[axis]
+    times = follower.meta_shape(node, "weight")[0] // old
     outer = follower.weight_line(node, "weight", 0, channels * times)
     spread = None if labels is None else labels.repeat_interleave(times)
     if outer is not None and spread is not None:
@@ -66,9 +59,7 @@ def _consume(follower: Follower, node: fx.Node, labels: Tensor | None, inner: Te
         ledger.tie(labels, labels[:1])
         labels = labels[0]
     if inner is None:
-        if labels is not None and labels.numel() == 1:
-            return
-        if labels is not None:
+        if labels is not None and labels.numel() != 1:
             ledger.freeze(labels, f"a computed weight hides its input axis at {describe(node)}")
         return
     ledger.consume(inner)
@@ -93,11 +84,8 @@ def _convolved(follower: Follower, node: fx.Node, x: Value, axis: int, emitted: 
         else:
             follower.ledger.freeze(plane.labels, f"it is a spatial axis of {describe(node)}")
     follower.groups[follower.key(node)] = groups
-    bias = follower.optional_input(node, "bias")
-    value = follower.value(node, tuple(planes))
-    if bias is not None:
-        follower.attach(node, "bias", emitted, value)
-    return value
+    follower.attach(node, "bias", emitted)
+    return follower.value(node, planes)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -107,7 +95,7 @@ def transposed_convolution(follower: Follower, node: fx.Node) -> Values:
     axis = x.ndim - weight.ndim + 1
     groups = int(argument(node, "groups", 1))
     labels = follower.channels(x, axis, node)
-    depthwise = groups > 1 and groups == follower.old_size(node, "input", axis)
+    depthwise = groups > 1 and groups == follower.meta_shape(node, "input")[axis]
     inner = follower.weight_line(node, "weight", 0, x.shape[axis])
     outer = follower.weight_line(node, "weight", 1)
     ledger = follower.ledger
@@ -140,19 +128,15 @@ def linear(follower: Follower, node: fx.Node) -> Values:
     if outer is not None:
         follower.ledger.produce(outer, follower.owner(node))
         planes.append(line_plane(outer, axis, x.ndim))
-    value = follower.value(node, tuple(planes), x.weight)
-    if follower.optional_input(node, "bias") is not None:
-        follower.attach(node, "bias", outer, value)
-    return value
+    follower.attach(node, "bias", outer)
+    return follower.value(node, planes, x.weight)
 
 
 @rule("matmul", "mm", "bmm")
 def matmul(follower: Follower, node: fx.Node) -> Values:
     """Rows and columns pass; the contracted axis is tied; a product of two activations is frozen."""
     a, b = follower.input(node, 0), follower.input(node, 1)
-    if a.ndim < 2 or b.ndim < 2:
-        return opaque(follower, node)
-    if not (a.weight or b.weight):
+    if a.ndim < 2 or b.ndim < 2 or not (a.weight or b.weight):
         return opaque(follower, node)
     ndim = len(shape_of(node))
     ledger = follower.ledger

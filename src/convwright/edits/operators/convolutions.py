@@ -33,11 +33,8 @@ def check_untouched(name: str, old: nn.Module, site: Site, kind: type[nn.Module]
     Raises:
         EditError: it computes its weight, overrides the class, or has hooks that would be lost.
     """
-    changed = [
-        method
-        for method in ("forward", "_conv_forward")
-        if getattr(type(old), method, None) is not getattr(kind, method, None)
-    ]
+    methods = ("forward", "_conv_forward")
+    changed = any(getattr(type(old), each, None) is not getattr(kind, each, None) for each in methods)
     if parametrize.is_parametrized(old) or changed:
         refuse(name, site, f"its class {type(old).__name__} computes more than {kind.__name__}",
                "Bake its weights into a plain one first")  # fmt: skip
@@ -89,20 +86,13 @@ def check_divides(name: str, site: Site, parts: int, **channels: int) -> None:
             refuse(name, site, f"its {count} {what} channels do not divide into {parts}", remedy)
 
 
+_ARGUMENTS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
 def convolution_like(old: nn.Conv2d, **changed: Any) -> nn.Conv2d:
     """Return a convolution with freshly drawn weights and the arguments of ``old``, but those given."""
-    arguments: dict[str, Any] = {
-        "in_channels": old.in_channels,
-        "out_channels": old.out_channels,
-        "kernel_size": old.kernel_size,
-        "stride": old.stride,
-        "padding": old.padding,
-        "dilation": old.dilation,
-        "groups": old.groups,
-        "bias": old.bias is not None,
-        "padding_mode": old.padding_mode,
-    }
-    return placed(old, nn.Conv2d(**{**arguments, **changed}, dtype=old.weight.dtype))
+    kept = {name: getattr(old, name) for name in _ARGUMENTS} | {"bias": old.bias is not None}
+    return placed(old, nn.Conv2d(**{**kept, **changed}, dtype=old.weight.dtype))
 
 
 def pointwise_like(old: nn.Conv2d, in_channels: int) -> nn.Conv2d:
@@ -111,7 +101,7 @@ def pointwise_like(old: nn.Conv2d, in_channels: int) -> nn.Conv2d:
     return placed(old, new)
 
 
-def placed(old: nn.Conv2d, new: _Module) -> _Module:
+def placed(old: nn.Conv2d | nn.Linear, new: _Module) -> _Module:
     """Move a new module to the device and type of ``old``; it trains what ``old`` trained."""
     # Drawn on the CPU and moved: the same weights whatever the device.
     new = new.to(device=old.weight.device, dtype=old.weight.dtype)

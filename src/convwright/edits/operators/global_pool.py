@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from convwright.edits.operators.convolutions import Init, check_untouched, fill, precise
+from convwright.edits.operators.convolutions import Init, check_untouched, fill, placed, precise
 from convwright.edits.operators.registry import Site, operator, refuse
 from convwright.layers.pooled_linear import PooledLinear
 
@@ -36,12 +36,7 @@ def global_pool(old: nn.Module, site: Site, *, init: Init = "least_squares") -> 
         refuse("global_pool", site, f"it is a {type(old).__name__}, not a Linear", "Name the first layer of the head")
     check_untouched("global_pool", old, site, nn.Linear)
     channels, positions = _channels_and_positions(old, site)
-    bias = old.bias is not None
-    # Drawn on the CPU and moved: the same weights whatever the device.
-    new = PooledLinear(channels, old.out_features, bias=bias, dtype=old.weight.dtype).to(old.weight.device)
-    new.weight.requires_grad_(old.weight.requires_grad)
-    if bias:
-        new.bias.requires_grad_(old.bias.requires_grad)
+    new = placed(old, PooledLinear(channels, old.out_features, bias=old.bias is not None, dtype=old.weight.dtype))
     if init == "least_squares":
         fill(new.weight, precise(old.weight).reshape(-1, channels, positions).sum(-1))
         fill(new.bias, old.bias)

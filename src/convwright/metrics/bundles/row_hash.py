@@ -9,7 +9,7 @@ comparing the rows of each group once makes it exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -58,29 +58,18 @@ def _keys(rows: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Ten
     start = 0
     for columns in torch.split(rows, _COLUMNS, dim=1):
         multipliers: tuple[Tensor, ...] = ()
-        for place, part in _row_pieces(columns):
-            seen = see(part)
+        step = rows_at_a_time(columns)
+        for place in (slice(first, first + step) for first in range(0, len(rows), step)):
+            seen = see(columns[place])
             if seen.is_floating_point():
                 void[place] |= seen.amax(1).isnan()  # a maximum is NaN where any number is
-            words = _words(seen)
+            words = seen.contiguous().view(torch.int32).to(torch.int64)  # of 32 bits: (n, D) or (n, 2 D)
             if not multipliers:
                 multipliers = tuple(_multipliers(start, words.shape[1], 2 * seed + i, rows.device) for i in range(2))
             for i, factors in enumerate(multipliers):
                 sums[place, i] += (words * factors).sum(1)
         start += 2 * columns.shape[1]  # a column is two words at most: no multiplier is used twice
     return _mixed(sums), void
-
-
-def _row_pieces(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    step = rows_at_a_time(rows)
-    for start in range(0, len(rows), step):
-        place = slice(start, start + step)
-        yield place, rows[place]
-
-
-def _words(seen: Tensor) -> Tensor:
-    """Return the 32-bit words of each row as int64: (N, D) or (N, 2 D)."""
-    return seen.contiguous().view(torch.int32).to(torch.int64)
 
 
 @lru_cache(maxsize=16)

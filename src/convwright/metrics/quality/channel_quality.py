@@ -163,13 +163,11 @@ def of_metric(
     found: Mapping[str, ChannelQuality], metric: Metric = "qc"
 ) -> dict[str, tuple[float | None, float | None]]:
     """Return layer -> (input, output) of one metric, as ``group_qualities`` takes them."""
-    return {
-        name: (
-            None if quality.input is None else float(getattr(quality.input, metric)),
-            None if quality.output is None else float(getattr(quality.output, metric)),
-        )
-        for name, quality in found.items()
-    }
+
+    def of(mode: Mode | None) -> float | None:
+        return None if mode is None else float(getattr(mode, metric))
+
+    return {name: (of(quality.input), of(quality.output)) for name, quality in found.items()}
 
 
 def rank_slope(ranks: Sequence[float]) -> float:

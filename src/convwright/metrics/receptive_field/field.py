@@ -179,9 +179,8 @@ def _fill(
 
 def with_labels(value: FieldValue, which: Plane | Tensor | None) -> FieldValue:
     """Return a value with these labels, equal fields merged and axes without variation dropped."""
-    if which is None or not isinstance(which, Plane):
-        labels = which
-        which = None if labels is None else compact(labels)
+    if isinstance(which, Tensor):
+        which = compact(which)
     if which is None or not which.axes:
         only = value.fields[0 if which is None else int(which.labels.reshape(-1)[0])]
         return replace(value, fields=(only,), which=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import describe, module_path, operator_name, shape_of
+from convwright.architecture.capture.exported import describe, module_path, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, compact
 from convwright.metrics.receptive_field.extent import Extent
 from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, seed, union, with_labels
@@ -144,8 +144,7 @@ class FieldWalk:
         """Return the value of a node, or the list of its values, from the shapes that torch recorded."""
         meta = node.meta.get("val")
         if isinstance(meta, Sequence):
-            shapes = [tuple(int(s) for s in m.shape) if isinstance(m, Tensor) else () for m in meta]
-            return [make(shape, i) for i, shape in enumerate(shapes)]
+            return [make(sizes_of(part), i) for i, part in enumerate(meta)]
         return make(shape_of(node), 0)
 
     def skip(self, node: fx.Node, reason: str) -> Values:
@@ -165,8 +164,7 @@ class FieldWalk:
 
     def everything(self, shape: tuple[int, ...]) -> FieldValue:
         """Return the value of a tensor each element of which sees the whole scope."""
-        here = Extent()
-        extents = tuple(here.everything(length) for length in self.lengths)
+        extents = tuple(Extent().everything(length) for length in self.lengths)
         return FieldValue(shape, (Field(extents, (1 << self.channels) - 1),), None, self.usual_grids(shape))
 
     def usual_grids(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
@@ -249,7 +247,8 @@ class FieldWalk:
         if reads is None:
             per_group = mixing.outputs // mixing.groups
             reads = torch.arange(channels).reshape(mixing.groups, -1).repeat_interleave(per_group, 0)
-        return _gathered(value, labels[..., reads], axis)
+        fields, codes = _unions(value.fields, labels[..., reads])
+        return with_labels(replace(value, fields=fields, which=None), codes.movedim(-1, axis))
 
     def merged(self, value: FieldValue, axes: Sequence[int], x: FieldValue | None = None) -> FieldValue:
         """Give all elements along some axes the union of their fields; the axes' sizes are those of ``value``."""
@@ -310,12 +309,6 @@ def settled(x: FieldValue) -> FieldValue:
 def grown(extent: Extent, kernel: Window) -> Extent:
     """Return an extent after a kernel (remembered: the channels of a tensor share their extents)."""
     return extent.grown(kernel.size, kernel.stride, kernel.dilation, kernel.padding)
-
-
-def _gathered(value: FieldValue, labels: Tensor, axis: int) -> FieldValue:
-    """Return the value whose elements read rows of labels (the last axis); the one before becomes ``axis``."""
-    fields, codes = _unions(value.fields, labels)
-    return with_labels(replace(value, fields=fields, which=None), codes.movedim(-1, axis))
 
 
 def _unions(fields: tuple[Field, ...], labels: Tensor) -> tuple[tuple[Field, ...], Tensor]:
@@ -384,12 +377,9 @@ def _fitted(which: Plane | None, shape: tuple[int, ...]) -> Plane | None:
 
 def _grid(plane: Plane, shape: tuple[int, ...], number: int, count: int) -> Grid:
     """Return where units lie after a shape operator, as an axis where they lie along it in their order."""
-    if len(plane.axes) == 1:
-        axis = plane.axes[0]
-        line = plane.line()
-        if line.numel() == shape[axis] and torch.equal(line, torch.arange(line.numel(), dtype=line.dtype)):
-            return axis
-        return plane
+    line, axis = plane.line(), plane.axes[0] if len(plane.axes) == 1 else -1
+    if axis >= 0 and torch.equal(line, torch.arange(shape[axis], dtype=line.dtype)):
+        return axis
     if not plane.axes:
         usual = number + 2
         return usual if len(shape) == count + 2 and shape[usual] == 1 else None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from convwright.architecture.capture.exported import argument, operator_name, shape_of
+from convwright.architecture.capture.exported import argument, operator_name, shape_of, sizes_of
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Oracle:
         self.scope = scope or capture.inputs[0]
         last = architecture.layer(until).node if until else None
         self.values: dict[str, Any] = {}
+        self.input: Tensor
         for node in capture.graph.nodes:
             if node.op == "placeholder":
                 self.values[node.name] = self._entering(node)
@@ -107,7 +108,7 @@ class Oracle:
 
     # -------------------------------------------------------------- the graph, without nonlinearity
 
-    def _entering(self, node: fx.Node) -> Tensor:
+    def _entering(self, node: fx.Node) -> Any:
         """Return an input as ones; weights so that values neither grow nor vanish; numbers as they are."""
         name = self.architecture.capture.tensors.get(node.name)
         if name is None:
@@ -122,7 +123,7 @@ class Oracle:
         arguments, options = _operands(node, self.values)
         name = operator_name(node)
         if node.name in self.apart:
-            return _like(node, 1.0)
+            return _ones(node)
         if name == "_assert_tensor_metadata":
             return None
         if name == "getitem":
@@ -146,7 +147,8 @@ class Oracle:
         if name in _NORMALISED:
             return x.mean(argument(node, "dim"), keepdim=True).expand_as(x)
         if name in _REDUCTIONS and len(tensors) == 1:
-            return _as_recorded(node, _mean(node, x))
+            mean = x.mean(argument(node, "dim"), keepdim=bool(argument(node, "keepdim", False)))
+            return _as_recorded(node, mean)
         if name in ("view", "_unsafe_view"):
             return x.reshape(shape_of(node))
         if name.startswith("adaptive_max_pool"):
@@ -171,14 +173,6 @@ class Oracle:
         return convolve(x, weight, None, stride or kernel, padding or 0, dilation, groups=x.shape[1])
 
 
-def _mean(node: fx.Node, x: Tensor) -> Tensor:
-    """Return the mean over what an operator reduces."""
-    has_dim = any(a.name == "dim" for a in node.target._schema.arguments)  # type: ignore[union-attr]
-    if not has_dim:
-        return x.mean()
-    return x.mean(argument(node, "dim"), keepdim=bool(argument(node, "keepdim", False)))
-
-
 def _as_recorded(node: fx.Node, value: Tensor) -> Any:
     """Return a value, with zeros beside it where the operator gives indices, too."""
     meta = node.meta.get("val")
@@ -189,22 +183,16 @@ def _as_recorded(node: fx.Node, value: Tensor) -> Any:
 
 def _operands(node: fx.Node, values: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return a node's arguments and options with the values of the nodes among them."""
-
-    def value(operand: fx.Node) -> Any:
-        return values[operand.name]
-
-    return fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+    arguments, options = (fx.node.map_arg(each, lambda n: values[n.name]) for each in (node.args, node.kwargs))
+    return arguments, options
 
 
-def _ones(node: fx.Node) -> Tensor:
-    return torch.ones(shape_of(node), dtype=torch.float64)
-
-
-def _like(node: fx.Node, fill: float) -> Any:
+def _ones(node: fx.Node) -> Any:
+    """Return ones of the shape of a node's value, or of each of its values."""
     meta = node.meta["val"]
     if isinstance(meta, Sequence):
-        return [torch.full(tuple(m.shape), fill, dtype=torch.float64) for m in meta]
-    return torch.full(tuple(meta.shape), fill, dtype=torch.float64)
+        return [torch.ones(sizes_of(part), dtype=torch.float64) for part in meta]
+    return torch.ones(sizes_of(meta), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

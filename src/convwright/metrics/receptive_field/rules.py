@@ -90,22 +90,21 @@ def transposed_convolution(walk: FieldWalk, node: fx.Node) -> Values:
     x = walk.input(node)
     weight = _shape(node, "weight")
     rank = len(weight) - 2
+    axes = range(x.ndim - rank, x.ndim)
     groups = int(argument(node, "groups", 1))
     if not x.whole:
-        placed = walk.on_axes(x, range(x.ndim - rank, x.ndim))
+        placed = walk.on_axes(x, axes)
         if placed is None:
             return walk.skip(node, _REARRANGED)
         x = placed[0]
     mixed = walk.mix(x, x.ndim - rank - 1, ChannelMixing(weight[1] * groups, groups))
-    axes = range(x.ndim - rank, x.ndim)
     kernels = kernels_of(node, weight[2:])
     reaches = [k.dilation * (k.size - 1) for k in kernels]
     if all(k.stride == 1 for k in kernels):  # a convolution with the kernel turned around
         turned = [replace(k, padding=reach - k.padding) for k, reach in zip(kernels, reaches, strict=True)]
         return _windowed(walk, node, mixed, axes, turned)
-    return _resample(
-        walk, node, mixed, axes, [reach // k.stride + 1 for k, reach in zip(kernels, reaches, strict=True)]
-    )
+    taps = [reach // k.stride + 1 for k, reach in zip(kernels, reaches, strict=True)]
+    return _resample(walk, node, mixed, axes, taps)
 
 
 @field_rule(
@@ -184,32 +183,15 @@ def _reshaped(walk: FieldWalk, x: FieldValue, shape: tuple[int, ...]) -> FieldVa
 
 @field_rule(
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
+    "upsample_trilinear3d", "_upsample_bilinear2d_aa", "upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa",
 )  # fmt: skip
-def nearest(walk: FieldWalk, node: fx.Node) -> Values:
-    """Each output reads one input."""
-    return _upsampled(walk, node, 1)
-
-
-@field_rule(
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-    "upsample_bilinear2d_aa",
-)  # fmt: skip
-def linear_upsampling(walk: FieldWalk, node: fx.Node) -> Values:
-    """Each output reads two neighbours along each axis."""
-    return _upsampled(walk, node, 2)
-
-
-@field_rule("upsample_bicubic2d", "_upsample_bicubic2d_aa")
-def cubic_upsampling(walk: FieldWalk, node: fx.Node) -> Values:
-    """Each output reads four neighbours along each axis."""
-    return _upsampled(walk, node, 4)
-
-
-def _upsampled(walk: FieldWalk, node: fx.Node, taps: int) -> Values:
-    x = walk.input(node)
+def upsampled(walk: FieldWalk, node: fx.Node) -> Values:
+    """Along each axis an output reads one input, or its two (linear) or four (cubic) neighbours."""
+    name, x, shape = operator_name(node), walk.input(node), shape_of(node)
+    taps = 1 if "nearest" in name else 4 if "cubic" in name else 2
     axes = range(2, x.ndim)
-    shape = shape_of(node)
     return _resample(walk, node, x, axes, [taps * max(1, -(-x.shape[a] // shape[a])) for a in axes])
 
 
@@ -371,23 +353,14 @@ def reduction(walk: FieldWalk, node: fx.Node) -> Values:
     if len(walk.inputs(node)) > 1:
         return join(walk, node)
     x = walk.input(node)
-    has_dim = any(a.name == "dim" for a in node.target._schema.arguments)  # type: ignore[union-attr]
-    dims = as_dims(argument(node, "dim") if has_dim else None, x.ndim)
+    dims = as_dims(argument(node, "dim"), x.ndim)
     numbers = [k for k, grid in enumerate(x.grids) if any(x.holds(grid, a) for a in dims)]
     if numbers:
         walk.note_overall(node, "global pooling" if len(numbers) == len(x.grids) else "pooling over one axis")
         x = x.changed(lambda extents: over_all(walk, extents, numbers))
-    keep = bool(argument(node, "keepdim", False)) if has_dim else False
+    keep = bool(argument(node, "keepdim", False))
     reduced = walk.merged(replace(x, shape=tuple(1 if a in dims else s for a, s in enumerate(x.shape))), dims, x)
     return walk.results(node, lambda shape, _: without_axes(reduced, dims, shape, keep))
-
-
-def _fill_registry() -> None:
-    """Take over the families of the channel analysis for operators that have no rule of their own here."""
-    families = {elementwise: join, executed: shape_operator}
-    for name, rule in RULES.items():
-        if name not in FIELD_RULES and rule in families:
-            FIELD_RULES[name] = families[rule]
 
 
 def _each(sizes: object, rank: int) -> tuple[int, ...]:
@@ -403,4 +376,6 @@ def _shape(node: fx.Node, name: str) -> tuple[int, ...]:
     return shape_of(operand) if isinstance(operand, fx.Node) else ()
 
 
-_fill_registry()
+# Operators that have no rule of their own here behave as their family in the channel analysis.
+_FAMILIES = {elementwise: join, executed: shape_operator}
+FIELD_RULES.update({n: _FAMILIES[r] for n, r in RULES.items() if n not in FIELD_RULES and r in _FAMILIES})

@@ -9,22 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import argument, as_dims, module_class, operator_name, shape_of
+from convwright.architecture.capture.exported import argument, as_dims, module_class, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, full, reshape_blocks
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
 from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, with_labels, without_axes
-from convwright.metrics.receptive_field.interpreter import (
-    APART,
-    FieldWalk,
-    Values,
-    agree,
-    field_rule,
-    settled,
-)
+from convwright.metrics.receptive_field.interpreter import APART, FieldWalk, Values, agree, field_rule, settled
 
 
+@field_rule("slice", "narrow", "select")
 def shape_operator(walk: FieldWalk, node: fx.Node) -> Values:
-    """Run the operator itself on the labels."""
+    """Run the operator itself on the labels: they land, or are cut, where the values are."""
     x = walk.input(node)
     rest, options = list(node.args[1:]), dict(node.kwargs)
     if x.whole and x.which is None:
@@ -71,12 +65,12 @@ def split(walk: FieldWalk, node: fx.Node) -> Values:
     """Cut labels where values are cut."""
     x = walk.input(node)
     axis = int(argument(node, "dim", 0)) % x.ndim
-    meta = [shape_of_result(m) for m in node.meta["val"]]
-    starts = itertools.accumulate([shape[axis] for shape in meta], initial=0)
-    return [_cut(walk, x, axis, start, shape) for start, shape in zip(starts, meta, strict=False)]
+    shapes = [sizes_of(part) for part in node.meta["val"]]
+    starts = itertools.accumulate([shape[axis] for shape in shapes], initial=0)
+    return [_cut(x, axis, start, shape) for start, shape in zip(starts, shapes, strict=False)]
 
 
-def _cut(walk: FieldWalk, x: FieldValue, axis: int, start: int, shape: tuple[int, ...]) -> FieldValue:
+def _cut(x: FieldValue, axis: int, start: int, shape: tuple[int, ...]) -> FieldValue:
     value = replace(x, shape=shape)
     if x.varies(axis) and x.which is not None:
         labels = x.which.labels.narrow(axis, start, shape[axis])
@@ -94,27 +88,16 @@ def _cut_grid(x: FieldValue, number: int, axis: int, start: int, size: int) -> G
     return Plane(plane.labels.narrow(axis, start, size), plane.axes)
 
 
-def shape_of_result(meta: Tensor) -> tuple[int, ...]:
-    """Return the shape of one of several results."""
-    return tuple(int(s) for s in meta.shape)
-
-
-@field_rule("slice", "narrow", "select")
-def cut_out(walk: FieldWalk, node: fx.Node) -> Values:
-    """Take a part; the labels are cut by the operator itself."""
-    return shape_operator(walk, node)
-
-
 @field_rule("unbind")
 def unbind(walk: FieldWalk, node: fx.Node) -> Values:
     """Take an axis apart."""
     x = walk.input(node)
     axis = int(argument(node, "dim", 0)) % x.ndim
-    parts = []
-    for index, meta in enumerate(node.meta["val"]):
-        one = _cut(walk, x, axis, index, tuple(1 if a == axis else s for a, s in enumerate(x.shape)))
-        parts.append(without_axes(one, [axis], shape_of_result(meta), False))
-    return list(parts)
+    one = tuple(1 if a == axis else s for a, s in enumerate(x.shape))
+    return [
+        without_axes(_cut(x, axis, index, one), [axis], sizes_of(part), False)
+        for index, part in enumerate(node.meta["val"])
+    ]
 
 
 @field_rule("cat", "concat", "concatenate", "stack")
