@@ -174,7 +174,7 @@ class Auto(DesignSearch):
         try:
             bench = present.bench
         except EditError as error:
-            self._note(f"round {number + 1}", {}, None, f"nothing is tried near {present.words}: {error}")
+            self._note(f"round {number + 1}", f"nothing is tried near {present.words}: {error}")
             return racing
         what, found = self._new(bench, present, most)
         if not found:
@@ -219,9 +219,7 @@ class Auto(DesignSearch):
         tried, refused = with_techniques(present, self.techniques[:count])
         found = yield from self._trained((present, *tried), epochs, ())
         if not found[0].scored.usable:
-            self._note(
-                "recipe", {}, None, f"it stays as it was: without a technique it failed ({self._why_not(found[0])})"
-            )
+            self._note("recipe", f"it stays as it was: without a technique it failed ({self._why_not(found[0])})")
             return (present,)
         won = gaining(found)
         joint = together(present, won) if len(won) > 1 else None
@@ -236,7 +234,7 @@ class Auto(DesignSearch):
     def _end(self, base: Evidence, racing: tuple[Runner, ...]) -> Script:
         """Train the best to the end, and the untouched network for as long."""
         if not racing:
-            self._note("end", {}, None, "no final network: no proposal could be trained")
+            self._note("end", "no final network: no proposal could be trained")
             return
         epochs = racing[0].epochs + self.terms.tune_epochs
         self._step += 1
@@ -248,12 +246,12 @@ class Auto(DesignSearch):
         words = {e.trial: r.words for e, r in zip(found, racing, strict=True)}
         best = max(usable, key=lambda e: e.score, default=None)
         if best is None:
-            self._note("end", words, None, f"no final network: {found[0].message or 'it breaks the limits'}")
+            self._note("end", f"no final network: {found[0].message or 'it breaks the limits'}", words)
             return
         self._final = best.trial
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
         others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
-        self._note("end", words, best.trial, f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}")
+        self._note("end", f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}", words, best.trial)
 
     def _restarted(self, runner: Runner) -> Runner:
         """Return a network that began with new weights as it begins anew, if it had few epochs against those to come.
@@ -284,13 +282,13 @@ class Auto(DesignSearch):
         listed = ", ".join(d.words for d in begun)
         told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
         dropped = reasons(self.bench.dropped, most=len(self.bench.dropped))
-        self._note("proposals", {}, None, told + (f". Left out: {dropped}" if dropped else ""))
+        self._note("proposals", told + (f". Left out: {dropped}" if dropped else ""))
 
     def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
         words = {r.trial: r.words for r in found}
         if not after:
             why = "; ".join(dict.fromkeys(map(self._why_not, found)))
-            self._note(phase, words, None, f"all {len(found)} failed: {why}")
+            self._note(phase, f"all {len(found)} failed: {why}", words)
             return
         gone = [r for r in found if r not in after]
         failed = [r for r in gone if not r.scored.usable]
@@ -299,7 +297,7 @@ class Auto(DesignSearch):
         if order:
             parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
         parts += [f"{r.words} failed ({self._why_not(r)})" for r in failed]
-        self._note(phase, words, after[0].trial, ", ".join(parts))
+        self._note(phase, ", ".join(parts), words, after[0].trial)
 
 
 def _anew(runner: Runner) -> Runner:

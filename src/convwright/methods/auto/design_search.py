@@ -11,7 +11,7 @@ from pydantic import Field
 from convwright.edits import Plan
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import FirstTraining
-from convwright.methods.base import Candidate, Decision, Evidence, Weights
+from convwright.methods.base import Candidate, Evidence, Weights
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Scripted
 from convwright.methods.shared.halving import Scored
@@ -120,10 +120,10 @@ class DesignSearch(Scripted):
         (base,) = yield (Candidate(self.untouched, None, terms.epochs, terms.seed, role="base", probes=probes),)
         words = {base.trial: "the untouched network"}
         if not base.usable:
-            self._note("network", words, None, f"there is nothing to begin with, {base.message}")
+            self._note("network", f"there is nothing to begin with, {base.message}", words)
             return None
         self.findings = self.first_training.found(base, bench)
-        self._note("network", words, None, self._diagnosis(base))
+        self._note("network", self._diagnosis(base), words)
         return base
 
     def _begun(self, bench: DesignBuilder, design: ProposedDesign, base: Evidence) -> Runner:
@@ -158,9 +158,6 @@ class DesignSearch(Scripted):
     def _why_not(self, runner: Runner) -> str:
         """Return why a runner has no score."""
         return self.results[runner.trial].message or "it breaks the limits"
-
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
 
 
 def reasons(dropped: Mapping[str, str], most: int | None = None) -> str:

@@ -314,7 +314,7 @@ class ParetoSearch(DesignSearch):
         try:
             origin = member.origin.scene(member.design.edits).arch if member.design.edits else member.origin.arch
         except EditError as error:
-            self._note(f"neighbours, round {number}", {}, None, f"none of {member.words}: {error}")
+            self._note(f"neighbours, round {number}", f"none of {member.words}: {error}")
             return []
         bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.terms.divisor)
         quality = quality_of(self.results[member.trial], origin, bench.limits, self.terms.divisor)
@@ -326,7 +326,7 @@ class ParetoSearch(DesignSearch):
     def _end(self, base: Evidence, members: _Members) -> Script:
         """Train a spread choice of the front to the end, and the untouched network for as long."""
         if not members:
-            self._note("end", {}, None, "no final network: no proposal could be trained")
+            self._note("end", "no final network: no proposal could be trained")
             return
         points = [self._point(member) for member in members]
         front = fronts(points)[0]
@@ -346,7 +346,7 @@ class ParetoSearch(DesignSearch):
         words = {member.trial: member.words for member in ended}
         usable = [member for member in ended if member.scored.usable]
         if not usable:
-            self._note("end", words, None, f"no final network: {self._why_not(ended[0])}")
+            self._note("end", f"no final network: {self._why_not(ended[0])}", words)
             return
         best = max(usable, key=lambda m: m.scored.score)
         rule = f"the most accurate within {self.limits.describe()}"
@@ -357,7 +357,7 @@ class ParetoSearch(DesignSearch):
         self._final = best.trial
         others = "; ".join(self._said(m) for m in self._by_cost(usable) if m is not best)
         self._note(
-            "end", words, best.trial, f"{rule}: {self._said(best)}" + (f"; beside it {others}" if others else "")
+            "end", f"{rule}: {self._said(best)}" + (f"; beside it {others}" if others else ""), words, best.trial
         )
 
     # ------------------------------------------------------------------ one batch
@@ -368,7 +368,7 @@ class ParetoSearch(DesignSearch):
         words = {m.trial: m.words for m in members}
         failed = [f"{m.words} failed ({self._why_not(m)})" for m in members if not m.scored.usable]
         if not usable:
-            self._note(phase, words, None, f"all {len(members)} failed: {'; '.join(dict.fromkeys(failed))}")
+            self._note(phase, f"all {len(members)} failed: {'; '.join(dict.fromkeys(failed))}", words)
             return ()
         points = [self._point(m) for m in usable]
         after = tuple(usable[i] for i in chosen(points, count))
@@ -377,7 +377,7 @@ class ParetoSearch(DesignSearch):
         parts = [f"{size} on the front of {len(usable)}; on go {'; '.join(map(self._said, self._by_cost(after)))}"]
         if gone:
             parts.append(f"not {'; '.join(map(self._said, gone))}")
-        self._note(phase, words, max(after, key=lambda m: m.scored.score).trial, ", ".join([*parts, *failed]))
+        self._note(phase, ", ".join([*parts, *failed]), words, max(after, key=lambda m: m.scored.score).trial)
         return after
 
     def _by_cost(self, members: Sequence[Runner]) -> list[Runner]:
@@ -409,7 +409,7 @@ class ParetoSearch(DesignSearch):
         dropped = self._dropped()
         left_out = reasons(dropped, most=len(dropped))
         told = f"{len(begun)} of them: {listed}" + (f". Left out: {left_out}" if left_out else "")
-        self._note("proposals", {}, None, told)
+        self._note("proposals", told)
 
     def _dropped(self) -> dict[str, str]:
         """Return what could not be made at some level, and why."""

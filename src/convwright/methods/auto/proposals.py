@@ -227,8 +227,8 @@ def _cuts(bench: DesignBuilder, findings: Findings, base: _Cut) -> dict[str, _Cu
     conflicting = tuple(n for n in findings.conflicts if n not in findings.groups.fixed)
     named = {
         "fewer blocks": third if len(third) > len(gone) else gone,
-        "without blocks in conflict": _kept_apart(findings.groups, (*gone, *conflicting)),
-        "without blocks that see nothing new": _kept_apart(findings.groups, (*gone, *findings.blind)),
+        "without blocks in conflict": findings.groups.going((*gone, *conflicting)),
+        "without blocks that see nothing new": findings.groups.going((*gone, *findings.blind)),
         "fewest blocks": most,
     }
     return {words: tuple(map(RemoveBlock, names)) for words, names in named.items() if names}
@@ -244,15 +244,6 @@ def _cut(findings: Findings, share: float) -> tuple[str, ...]:
         gone = set(order[:count])
         chosen += [name for name in stage if name in gone]
     return tuple(chosen)
-
-
-def _kept_apart(groups: BlockGroups, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the blocks that can go of some; a stage keeps one."""
-    gone: list[str] = []
-    for name in names:
-        if name in groups.removable(gone):
-            gone.append(name)
-    return tuple(gone)
 
 
 def _deeper(bench: DesignBuilder, words: str) -> Iterator[ProposedDesign | None]:

@@ -234,16 +234,14 @@ class ChannelSearch(Scripted):
         if not self.terms.epochs:  # it comes trained: judged once, and all others start from there
             (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base"),)
             if not base.usable:
-                self._note(
-                    "base", {base.trial: "the untouched network"}, None, f"nothing to begin with, {base.message}"
-                )
+                self._note("base", f"nothing to begin with, {base.message}", {base.trial: "the untouched network"})
                 return
             self._base = base.trial
         reason = yield from self._trials()
         chosen = self.walk.chosen()
         if chosen is None:
             why = reason or "no widths that were tried meet the limits"
-            self._note("channel search, end", {}, None, f"no final network: {why}")
+            self._note("channel search, end", f"no final network: {why}")
             return
         yield from self._end(chosen[0], f"{reason}; {chosen[1]}" if reason else chosen[1])
 
@@ -293,12 +291,9 @@ class ChannelSearch(Scripted):
         told = f"{why}: {_listed(self.surface.sizes(widths))}; {sizes}{used}"
         self._final = evidence.trial if evidence.usable else None
         result = f"accuracy {evidence.score:.2%}" if evidence.usable else f"its training failed, {evidence.message}"
-        self._note("channel search, end", words, self._final, f"{told}; {result}")
+        self._note("channel search, end", f"{told}; {result}", words, self._final)
 
     # ------------------------------------------------------------------ what is recorded
-
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, trials, kept, reason))
 
     def _failed(self, turn: int, evidence: Evidence, widths: Widths) -> None:
         self.walk.back()
