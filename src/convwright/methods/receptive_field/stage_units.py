@@ -212,24 +212,10 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitSt
     part = StagePart.of(arch, stage)
     reasons += unjudged(part.walk())
     profile = {cost.name: cost for cost in arch.profile().layers}
-    costs = {
-        b.name: UnitCost(
-            sum(profile[n].macs for n in b.layers if n in profile),
-            sum(profile[n].params for n in b.layers if n in profile),
-        )
-        for b in blocks
-    }
-    return UnitStage(
-        arch=arch,
-        part=part,
-        name=stage.name,
-        units=tuple(b.name for b in blocks),
-        removable=tuple(removable),
-        repeatable=repeatable,
-        costs=costs,
-        reason="; ".join(reasons),
-        sight=sight,
-    )
+    counted = {b.name: [profile[n] for n in b.layers if n in profile] for b in blocks}
+    costs = {name: UnitCost(sum(c.macs for c in each), sum(c.params for c in each)) for name, each in counted.items()}
+    units, reason = tuple(b.name for b in blocks), "; ".join(reasons)
+    return UnitStage(arch, part, stage.name, units, tuple(removable), repeatable, costs, reason, sight)
 
 
 def _removals(arch: Architecture, blocks: Sequence[Block]) -> dict[str, str | None]:
