@@ -126,9 +126,10 @@ class Auto(DesignSearch):
         self.left -= for_recipe
         share = max(1, int(self.left * _RACE)) if self.options.rounds else self.left
         anew = self.terms.epochs > 0 and share >= _WITH_ANEW
-        begun = proposals(self.bench, self.findings, self._at_most(share - anew))
+        begun = proposals(self.bench, self.findings, min(self.options.proposals or 64, share - anew))
         self._propose(begun)
-        racing = tuple(self._begun(self.bench, design, base) for design in begun)
+        plans = (self.untouched.with_edits(*design.edits) for design in begun)
+        racing = tuple(Runner(self.bench, d, plan, base.trial) for d, plan in zip(begun, plans, strict=True))
         if anew and len(racing) > 1:
             racing = (racing[0], _anew(racing[1]), *racing[1:])
         racing = yield from self._race(racing, share)
@@ -140,9 +141,6 @@ class Auto(DesignSearch):
             racing = yield from self._recipe(racing[0], for_recipe)
         yield from self._end(base, racing)
 
-    def _at_most(self, share: int) -> int:
-        return min(self.options.proposals or 64, share)
-
     def _race(self, racing: tuple[Runner, ...], share: int) -> Runners:
         """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
         course = _course(len(racing), share, self.options.eta)
@@ -151,17 +149,19 @@ class Auto(DesignSearch):
             last = number == len(course)
             found = yield from self._trained(racing, rung.epochs, self.first_training.later_probes if last else ())
             self._first = self._first or tuple(r for r in found if not r.anew)
-            keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
-            kept = survivors([r.scored for r in found], keep, most)
+            scores = [r.scored for r in found]
             if last:
-                kept = _expected_first(found, kept)
-            else:
-                spare -= max(0, len(kept) - course[number].count) * course[number].epochs
+                kept = _expected_first(found, survivors(scores, 1, _FINALISTS))
+            else:  # also those that are equal, as far as spare epochs pay for them
+                further = course[number]
+                kept = survivors(scores, further.count, further.count + spare // further.epochs)
+                spare -= max(0, len(kept) - further.count) * further.epochs
             after = tuple(found[i] for i in kept)
-            self._raced(f"rung {number} of {len(course)}, {_epochs(rung)}", found, after, last)
+            length = f"{rung.count} networks for {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
+            self._raced(f"rung {number} of {len(course)}, {length}", found, after, last)
             racing = after
             if not racing:
-                return ()
+                break
         return racing
 
     def _round(self, number: int, racing: tuple[Runner, ...]) -> Runners:
@@ -181,10 +181,7 @@ class Auto(DesignSearch):
             return racing
         self._near |= {design.words for design in found}
         epochs = min(spent, share // (len(found) + 1))
-        runners = (
-            present,
-            *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in found),
-        )
+        runners = (present, *(present.redesigned(bench, design) for design in found))
         trained = yield from self._trained(runners, epochs, self.first_training.later_probes)
         phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
         return self._moved(phase, trained, stays_if_tied=what != _JOINED)
@@ -265,16 +262,15 @@ class Auto(DesignSearch):
 
     def _diagnosis(self, base: Evidence) -> str:
         known, profile = self.findings, self.arch.profile()
+        worst = ", ".join(f"{name} {share:.0%}" for name, share in list(known.conflicts.items())[:_SHOWN])
         parts = [
             f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
             f"{base.stderr:.2%}; budget {self.limits.describe()}",
             f"{known.blind_layers} layers see nothing new",
-            f"{len(known.conflicts)} blocks in conflict"
-            + (f" ({', '.join(f'{n} {v:.0%}' for n, v in list(known.conflicts.items())[:_SHOWN])})"
-               if known.conflicts else ""),
+            f"{len(known.conflicts)} blocks in conflict{f' ({worst})' if worst else ''}",
             _quality_words(known.quality),
             *known.notes,
-        ]  # fmt: skip
+        ]
         return "; ".join(parts)
 
     def _propose(self, begun: Sequence[ProposedDesign]) -> None:
@@ -292,10 +288,10 @@ class Auto(DesignSearch):
             return
         gone = [r for r in found if r not in after]
         failed = [r for r in gone if not r.scored.usable]
-        parts = [f"{'kept' if last else 'on go'} {'; '.join(map(_said, after))}"]
+        parts = [f"{'kept' if last else 'on go'} {'; '.join(r.told for r in after)}"]
         order = ranking([r.scored for r in gone])
         if order:
-            parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
+            parts.append(f"against {'; '.join(gone[i].told for i in order)}")
         parts += [f"{r.words} failed ({self._why_not(r)})" for r in failed]
         self._note(phase, ", ".join(parts), words, after[0].trial)
 
@@ -331,19 +327,6 @@ def _expected_first(found: Sequence[Runner], kept: tuple[int, ...]) -> tuple[int
     equal = [i for i, r in enumerate(found) if r.scored.usable and tied(r.scored, best)]
     first = min(equal, key=lambda i: (not found[i].design.factor, i))
     return (first, *(i for i in kept if i != first))[: len(kept)]
-
-
-def _kept(after: Rung, spare: int) -> tuple[int, int]:
-    """Return how many go on to a rung, and how many with those that are equal, as far as spare epochs pay for them."""
-    return after.count, after.count + spare // after.epochs
-
-
-def _said(runner: Runner) -> str:
-    return f"{runner.words} {runner.scored.score:.2%} ± {runner.scored.stderr:.2%}"
-
-
-def _epochs(rung: Rung) -> str:
-    return f"{rung.count} networks for {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
 
 
 def _quality_words(quality: Mapping[str, float]) -> str:
