@@ -90,18 +90,12 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the plan as its own text, the recipe where it changes something."""
-        later = ("recipe", "weights", "images", "short")
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in later}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         stop = dataclasses.asdict(self.stop) if self.stop is not None else None
+        plain = {"plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes), "recipe": dict(self.recipe)}
         # Left out when they say nothing, so that runs recorded before there were such fields are resumed.
-        recipe = {"recipe": dict(self.recipe)} if self.recipe else {}
-        weights = {"weights": self.weights} if self.weights != "inherit" else {}
-        more = {
-            **({"images": self.images} if self.images != "all" else {}),
-            **({"short": True} if self.short else {}),
-        }
-        plain = {**values, "plan": self.plan.to_json(), "stop": stop, "probes": list(self.probes)}
-        return {**plain, **recipe, **weights, **more}
+        unsaid = {"recipe": {}, "weights": "inherit", "images": "all", "short": False}
+        return {k: v for k, v in {**values, **plain}.items() if k not in unsaid or v != unsaid[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Candidate:
@@ -111,10 +105,9 @@ class Candidate:
             RunError: It is damaged.
         """
         try:
-            if values.get("weights", "inherit") not in get_args(Weights):
-                raise RunError(f"a recorded candidate is damaged (weights {values['weights']!r})")
-            if values.get("images", "all") not in get_args(JudgedOn):
-                raise RunError(f"a recorded candidate is damaged (images {values['images']!r})")
+            for name, known in (("weights", get_args(Weights)), ("images", get_args(JudgedOn))):
+                if values.get(name, known[0]) not in known:
+                    raise RunError(f"a recorded candidate is damaged ({name} {values[name]!r})")
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
             plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
             return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})

@@ -6,7 +6,7 @@ is at the same place. So a new method resumes an old run.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 from convwright.methods.base import Candidate, Decision, Evidence
 from convwright.methods.options import ConfigurableMethod
@@ -48,6 +48,10 @@ class Scripted(ConfigurableMethod):
         fit = [e for _, e in sorted(self.results.items()) if e.candidate.role == "candidate" and self._meets(e)]
         final = [e for e in fit if e.trial == self._final]
         return final[0] if final else max(fit, key=lambda e: e.score, default=None)
+
+    def _note(self, phase: str, reason: str, trials: Mapping[int, str] | None = None, kept: int | None = None) -> None:
+        """Add a decision."""
+        self.decisions = (*self.decisions, Decision(phase, dict(trials or {}), kept, reason))
 
     @property
     def log(self) -> tuple[str, ...]:

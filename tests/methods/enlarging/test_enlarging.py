@@ -128,7 +128,7 @@ def test_more_seeds_choose_better_among_noisy_scores():
     def picked(seeds, sigma):
         draws = [t + sigma * random.standard_normal(seeds) for t in truth]
         steps = [Step((i,), 1, 1, (i,), None, Score(float(d.mean()))) for i, d in enumerate(draws)]
-        return truth[ranked(steps, Units((0,)))[0].point[0]]
+        return truth[ranked(steps)[0].point[0]]
 
     quality = [np.mean([picked(seeds, 0.03) for _ in range(300)]) for seeds in (1, 4, 16)]
     assert quality == sorted(quality)
@@ -142,13 +142,12 @@ def test_ties_go_to_the_cheaper_then_to_the_earlier_knob():
     def step(cost, turned, value, stderr):
         return Step((cost, turned), 1, cost, (turned,), None, Score(value, stderr))
 
-    space = Units((0,))
     noisy = [step(120, 0, 0.800, 0.01), step(100, 2, 0.790, 0.01), step(100, 1, 0.791, 0.01), step(90, 3, 0.7, 0.01)]
-    assert [s.turned[0] for s in ranked(noisy, space)] == [1, 2, 0, 3]
+    assert [s.turned[0] for s in ranked(noisy)] == [1, 2, 0, 3]
     exact = [step(s.cost, s.turned[0], s.score.value, 0.0) for s in noisy]
-    assert [s.turned[0] for s in ranked(exact, space)] == [0, 1, 2, 3]
+    assert [s.turned[0] for s in ranked(exact)] == [0, 1, 2, 3]
     failed = step(1, 4, float("nan"), 0.0)
-    assert failed not in ranked([*noisy, failed], space)
+    assert failed not in ranked([*noisy, failed])
 
 
 def test_a_coarse_knob_spans_levels_and_is_compared_at_equal_cost():
@@ -579,8 +578,8 @@ def test_a_mean_is_not_beaten_by_a_lucky_draw():
         return Step((place,), 1, 100, (place,), None, Score(value, 0.005, times))
 
     judged = [step(0, 0.700, 1), step(1, 0.690, 3), step(2, 0.692, 3), step(3, 0.60, 1)]
-    assert [s.point[0] for s in ranked(judged, Units((0,)), "score")] == [2, 1, 0, 3]
-    assert [s.point[0] for s in ranked(judged, Units((0,)))] == [1, 2, 0, 3]  # equal within errors: the earlier knob
+    assert [s.point[0] for s in ranked(judged, "score")] == [2, 1, 0, 3]
+    assert [s.point[0] for s in ranked(judged)] == [1, 2, 0, 3]  # equal within errors: the earlier knob
 
 
 @pytest.mark.parametrize("weights", ["fresh", "inherit"])

@@ -126,9 +126,10 @@ class Auto(DesignSearch):
         self.left -= for_recipe
         share = max(1, int(self.left * _RACE)) if self.options.rounds else self.left
         anew = self.terms.epochs > 0 and share >= _WITH_ANEW
-        begun = proposals(self.bench, self.findings, self._at_most(share - anew))
+        begun = proposals(self.bench, self.findings, min(self.options.proposals or 64, share - anew))
         self._propose(begun)
-        racing = tuple(self._begun(self.bench, design, base) for design in begun)
+        plans = (self.untouched.with_edits(*design.edits) for design in begun)
+        racing = tuple(Runner(self.bench, d, plan, base.trial) for d, plan in zip(begun, plans, strict=True))
         if anew and len(racing) > 1:
             racing = (racing[0], _anew(racing[1]), *racing[1:])
         racing = yield from self._race(racing, share)
@@ -140,9 +141,6 @@ class Auto(DesignSearch):
             racing = yield from self._recipe(racing[0], for_recipe)
         yield from self._end(base, racing)
 
-    def _at_most(self, share: int) -> int:
-        return min(self.options.proposals or 64, share)
-
     def _race(self, racing: tuple[Runner, ...], share: int) -> Runners:
         """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
         course = _course(len(racing), share, self.options.eta)
@@ -151,17 +149,19 @@ class Auto(DesignSearch):
             last = number == len(course)
             found = yield from self._trained(racing, rung.epochs, self.first_training.later_probes if last else ())
             self._first = self._first or tuple(r for r in found if not r.anew)
-            keep, most = (1, _FINALISTS) if last else _kept(course[number], spare)
-            kept = survivors([r.scored for r in found], keep, most)
+            scores = [r.scored for r in found]
             if last:
-                kept = _expected_first(found, kept)
-            else:
-                spare -= max(0, len(kept) - course[number].count) * course[number].epochs
+                kept = _expected_first(found, survivors(scores, 1, _FINALISTS))
+            else:  # also those that are equal, as far as spare epochs pay for them
+                further = course[number]
+                kept = survivors(scores, further.count, further.count + spare // further.epochs)
+                spare -= max(0, len(kept) - further.count) * further.epochs
             after = tuple(found[i] for i in kept)
-            self._raced(f"rung {number} of {len(course)}, {_epochs(rung)}", found, after, last)
+            length = f"{rung.count} networks for {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
+            self._raced(f"rung {number} of {len(course)}, {length}", found, after, last)
             racing = after
             if not racing:
-                return ()
+                break
         return racing
 
     def _round(self, number: int, racing: tuple[Runner, ...]) -> Runners:
@@ -174,17 +174,14 @@ class Auto(DesignSearch):
         try:
             bench = present.bench
         except EditError as error:
-            self._note(f"round {number + 1}", {}, None, f"nothing is tried near {present.words}: {error}")
+            self._note(f"round {number + 1}", f"nothing is tried near {present.words}: {error}")
             return racing
         what, found = self._new(bench, present, most)
         if not found:
             return racing
         self._near |= {design.words for design in found}
         epochs = min(spent, share // (len(found) + 1))
-        runners = (
-            present,
-            *(replace(present, origin=bench, design=d, plan=present.plan.with_edits(*d.edits)) for d in found),
-        )
+        runners = (present, *(present.redesigned(bench, design) for design in found))
         trained = yield from self._trained(runners, epochs, self.first_training.later_probes)
         phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
         return self._moved(phase, trained, stays_if_tied=what != _JOINED)
@@ -219,9 +216,7 @@ class Auto(DesignSearch):
         tried, refused = with_techniques(present, self.techniques[:count])
         found = yield from self._trained((present, *tried), epochs, ())
         if not found[0].scored.usable:
-            self._note(
-                "recipe", {}, None, f"it stays as it was: without a technique it failed ({self._why_not(found[0])})"
-            )
+            self._note("recipe", f"it stays as it was: without a technique it failed ({self._why_not(found[0])})")
             return (present,)
         won = gaining(found)
         joint = together(present, won) if len(won) > 1 else None
@@ -236,7 +231,7 @@ class Auto(DesignSearch):
     def _end(self, base: Evidence, racing: tuple[Runner, ...]) -> Script:
         """Train the best to the end, and the untouched network for as long."""
         if not racing:
-            self._note("end", {}, None, "no final network: no proposal could be trained")
+            self._note("end", "no final network: no proposal could be trained")
             return
         epochs = racing[0].epochs + self.terms.tune_epochs
         self._step += 1
@@ -248,12 +243,12 @@ class Auto(DesignSearch):
         words = {e.trial: r.words for e, r in zip(found, racing, strict=True)}
         best = max(usable, key=lambda e: e.score, default=None)
         if best is None:
-            self._note("end", words, None, f"no final network: {found[0].message or 'it breaks the limits'}")
+            self._note("end", f"no final network: {found[0].message or 'it breaks the limits'}", words)
             return
         self._final = best.trial
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
         others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
-        self._note("end", words, best.trial, f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}")
+        self._note("end", f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}", words, best.trial)
 
     def _restarted(self, runner: Runner) -> Runner:
         """Return a network that began with new weights as it begins anew, if it had few epochs against those to come.
@@ -267,16 +262,15 @@ class Auto(DesignSearch):
 
     def _diagnosis(self, base: Evidence) -> str:
         known, profile = self.findings, self.arch.profile()
+        worst = ", ".join(f"{name} {share:.0%}" for name, share in list(known.conflicts.items())[:_SHOWN])
         parts = [
             f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
             f"{base.stderr:.2%}; budget {self.limits.describe()}",
             f"{known.blind_layers} layers see nothing new",
-            f"{len(known.conflicts)} blocks in conflict"
-            + (f" ({', '.join(f'{n} {v:.0%}' for n, v in list(known.conflicts.items())[:_SHOWN])})"
-               if known.conflicts else ""),
+            f"{len(known.conflicts)} blocks in conflict{f' ({worst})' if worst else ''}",
             _quality_words(known.quality),
             *known.notes,
-        ]  # fmt: skip
+        ]
         return "; ".join(parts)
 
     def _propose(self, begun: Sequence[ProposedDesign]) -> None:
@@ -284,22 +278,22 @@ class Auto(DesignSearch):
         listed = ", ".join(d.words for d in begun)
         told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
         dropped = reasons(self.bench.dropped, most=len(self.bench.dropped))
-        self._note("proposals", {}, None, told + (f". Left out: {dropped}" if dropped else ""))
+        self._note("proposals", told + (f". Left out: {dropped}" if dropped else ""))
 
     def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
         words = {r.trial: r.words for r in found}
         if not after:
             why = "; ".join(dict.fromkeys(map(self._why_not, found)))
-            self._note(phase, words, None, f"all {len(found)} failed: {why}")
+            self._note(phase, f"all {len(found)} failed: {why}", words)
             return
         gone = [r for r in found if r not in after]
         failed = [r for r in gone if not r.scored.usable]
-        parts = [f"{'kept' if last else 'on go'} {'; '.join(map(_said, after))}"]
+        parts = [f"{'kept' if last else 'on go'} {'; '.join(r.told for r in after)}"]
         order = ranking([r.scored for r in gone])
         if order:
-            parts.append(f"against {'; '.join(_said(gone[i]) for i in order)}")
+            parts.append(f"against {'; '.join(gone[i].told for i in order)}")
         parts += [f"{r.words} failed ({self._why_not(r)})" for r in failed]
-        self._note(phase, words, after[0].trial, ", ".join(parts))
+        self._note(phase, ", ".join(parts), words, after[0].trial)
 
 
 def _anew(runner: Runner) -> Runner:
@@ -333,19 +327,6 @@ def _expected_first(found: Sequence[Runner], kept: tuple[int, ...]) -> tuple[int
     equal = [i for i, r in enumerate(found) if r.scored.usable and tied(r.scored, best)]
     first = min(equal, key=lambda i: (not found[i].design.factor, i))
     return (first, *(i for i in kept if i != first))[: len(kept)]
-
-
-def _kept(after: Rung, spare: int) -> tuple[int, int]:
-    """Return how many go on to a rung, and how many with those that are equal, as far as spare epochs pay for them."""
-    return after.count, after.count + spare // after.epochs
-
-
-def _said(runner: Runner) -> str:
-    return f"{runner.words} {runner.scored.score:.2%} ± {runner.scored.stderr:.2%}"
-
-
-def _epochs(rung: Rung) -> str:
-    return f"{rung.count} networks for {rung.epochs} epoch{'s' * (rung.epochs != 1)}"
 
 
 def _quality_words(quality: Mapping[str, float]) -> str:

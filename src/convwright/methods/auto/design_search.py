@@ -11,7 +11,7 @@ from pydantic import Field
 from convwright.edits import Plan
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import FirstTraining
-from convwright.methods.base import Candidate, Decision, Evidence, Weights
+from convwright.methods.base import Candidate, Evidence, Weights
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Scripted
 from convwright.methods.shared.halving import Scored
@@ -19,8 +19,6 @@ from convwright.methods.shared.halving import Scored
 if TYPE_CHECKING:
     from convwright.cost.budget import Limits
     from convwright.methods.auto.proposals import Findings
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +53,15 @@ class Runner:
     def words(self) -> str:
         """What it is, for a person."""
         return self.design.words
+
+    @property
+    def told(self) -> str:
+        """What it is, and how good."""
+        return f"{self.words} {self.scored.score:.2%} ± {self.scored.stderr:.2%}"
+
+    def redesigned(self, bench: DesignBuilder, design: ProposedDesign) -> Runner:
+        """Return it with a design that was made from its own network."""
+        return replace(self, origin=bench, design=design, plan=self.plan.with_edits(*design.edits))
 
     @property
     def bench(self) -> DesignBuilder:
@@ -120,15 +127,11 @@ class DesignSearch(Scripted):
         (base,) = yield (Candidate(self.untouched, None, terms.epochs, terms.seed, role="base", probes=probes),)
         words = {base.trial: "the untouched network"}
         if not base.usable:
-            self._note("network", words, None, f"there is nothing to begin with, {base.message}")
+            self._note("network", f"there is nothing to begin with, {base.message}", words)
             return None
         self.findings = self.first_training.found(base, bench)
-        self._note("network", words, None, self._diagnosis(base))
+        self._note("network", self._diagnosis(base), words)
         return base
-
-    def _begun(self, bench: DesignBuilder, design: ProposedDesign, base: Evidence) -> Runner:
-        """Return a proposal as it enters the race, with the weights of the first training."""
-        return Runner(bench, design, self.untouched.with_edits(*design.edits), base.trial)
 
     def _trained(self, runners: Sequence[Runner], epochs: int, probes: tuple[str, ...]) -> Runners:
         """Train all on by some epochs, with one seed; return them as they are afterwards."""
@@ -152,22 +155,16 @@ class DesignSearch(Scripted):
     def _after(self, runner: Runner, evidence: Evidence, epochs: int) -> Runner:
         """Return a runner after a training, whose weights it keeps; without a score where that failed."""
         scored = Scored(evidence.score, evidence.stderr) if self._meets(evidence) else Scored(float("nan"))
-        after = replace(runner, trial=evidence.trial, costs=evidence.costs, weights="inherit")
-        return replace(after, epochs=runner.epochs + epochs, scored=scored)
+        epochs += runner.epochs
+        return replace(
+            runner, trial=evidence.trial, costs=evidence.costs, epochs=epochs, scored=scored, weights="inherit"
+        )
 
     def _why_not(self, runner: Runner) -> str:
         """Return why a runner has no score."""
         return self.results[runner.trial].message or "it breaks the limits"
 
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
 
-
-def reasons(dropped: Mapping[str, str], most: int | None = None) -> str:
-    """Return what could not be made and why, in one line.
-
-    Args:
-        dropped: As of `DesignBuilder.dropped`.
-        most: Of them; None: a few, enough for an error.
-    """
-    return "; ".join(f"{words}: {why}" for words, why in list(dropped.items())[: _SHOWN if most is None else most])
+def reasons(dropped: Mapping[str, str], most: int = 3) -> str:
+    """Return what could not be made and why, in one line; of `DesignBuilder.dropped` a few, enough for an error."""
+    return "; ".join(f"{words}: {why}" for words, why in list(dropped.items())[:most])

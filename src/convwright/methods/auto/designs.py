@@ -113,15 +113,12 @@ class DesignBuilder:
         """
         key = words, tuple(structure)
         if key not in self._designs:
-            equal = self._unshaped(key[1]) if shape is None else None
+            # The design of a structure in its own proportions is the same, whatever it was called.
+            same = (design for (_, known), design in self._designs.items() if known == key[1])
+            equal = next((d for d in same if d is not None and d.shape is None), None) if shape is None else None
             design = replace(equal, words=words) if equal is not None else self._tried(*key, shape)
             self._designs[key] = replace(design, factor=factor, shape=shape) if design is not None else None
         return self._designs[key]
-
-    def _unshaped(self, structure: tuple[Edit, ...]) -> ProposedDesign | None:
-        """Return the design of a structure in its own proportions, whatever it was called; None: not made yet."""
-        same = (design for (_, known), design in self._designs.items() if known == structure)
-        return next((design for design in same if design is not None and design.shape is None), None)
 
     def uniform(self, words: str) -> ProposedDesign | None:
         """Return what method `uniform` proposes, to the channel, so that nothing is lost to a rounding."""
@@ -130,8 +127,7 @@ class DesignBuilder:
             design = self.design(words)
             if design is not None and not self.limits.measures:
                 try:
-                    edits = uniform_widths(self.arch, self.limits, self.divisor)
-                    design = replace(design, edits=edits)
+                    design = replace(design, edits=uniform_widths(self.arch, self.limits, self.divisor))
                 except (BudgetError, EditError) as error:
                     self.dropped[key[0]] = str(error).rstrip(".")
             self._designs[key] = design
@@ -140,14 +136,16 @@ class DesignBuilder:
     def _tried(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> ProposedDesign | None:
         try:
             return self._made(words, structure, shape)
-        except (BudgetError, EditError, ReadError, ConvwrightError) as error:
+        except ConvwrightError as error:
             self.dropped[words] = str(error).rstrip(".")
             return None
 
     def _made(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> ProposedDesign:
         scene = self.scene(structure)
         if not scene.arch.free_groups:
-            return self._fixed(words, structure, scene)
+            if not self.meets(scene):
+                raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
+            return ProposedDesign(words, structure, structure, scene.use)
         limits = self.limits
         if not self.widths_only:  # else its one estimate is for this network
             limits = limits.fitted(scene.arch, lambda within: self._chosen(structure, scene, shape, within))
@@ -174,11 +172,6 @@ class DesignBuilder:
         logs = [math.log(place.widths[name] / size) for name, size in present.items()]
         ratio = math.exp(math.fsum(logs) / len(logs))
         return _Placed(surface.edits(place.widths), surface.sizes(place.widths), place.use, ratio)
-
-    def _fixed(self, words: str, structure: tuple[Edit, ...], scene: Scene) -> ProposedDesign:
-        if not self.meets(scene):
-            raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
-        return ProposedDesign(words, structure, structure, scene.use)
 
     def meets(self, scene: Scene) -> bool:
         """Return whether a network keeps the budget as it is: counted, and measured where a limit is on that."""
@@ -227,12 +220,7 @@ def tapered(power: float) -> Shape:
 
 def inner(factor: float) -> Shape:
     """Return proportions that multiply the widths inside blocks, and leave those that pass between blocks."""
-
-    def shape(surface: Surface) -> dict[str, float]:
-        inside = inner_groups(surface.arch)
-        return {f.name: f.size * (factor if f.name in inside else 1.0) for f in surface.families}
-
-    return shape
+    return lambda surface: weighed(dict.fromkeys(inner_groups(surface.arch), factor))(surface)
 
 
 def ranked(norms: Mapping[str, Sequence[float]]) -> Shape:
@@ -273,11 +261,7 @@ def together(shapes: Sequence[Shape]) -> Shape:
 
 def weighed(values: Mapping[str, float]) -> Shape:
     """Return proportions that multiply widths by given values; those without one stay."""
-
-    def shape(surface: Surface) -> dict[str, float]:
-        return {f.name: f.size * values.get(f.name, 1.0) for f in surface.families}
-
-    return shape
+    return lambda surface: {f.name: f.size * values.get(f.name, 1.0) for f in surface.families}
 
 
 def inner_groups(arch: Architecture) -> frozenset[str]:

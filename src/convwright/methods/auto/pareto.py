@@ -21,7 +21,7 @@ from convwright.methods.base import Candidate, Evidence, register
 from convwright.methods.phased.moves import Scene
 from convwright.methods.script import Batch, Script
 from convwright.methods.shared.dominance import Point, chosen, crowding, fronts, knee, spread
-from convwright.methods.shared.halving import Rung
+from convwright.methods.shared.halving import Rung, rungs
 
 if TYPE_CHECKING:
     from convwright.edits import Edit
@@ -105,14 +105,7 @@ def course(count: int, budget: int, eta: int, points: int) -> tuple[Rung, ...]:
         >>> [(rung.count, rung.epochs) for rung in course(64, 24, 3, 4)]
         [(12, 1), (4, 3)]
     """
-    for begun in range(min(count, budget), 0, -1):
-        shape = [Rung(begun, 1)]
-        while shape[-1].count > points:
-            shape.append(Rung(max(points, math.ceil(shape[-1].count / eta)), shape[-1].epochs * eta))
-        unit = budget // sum(rung.cost for rung in shape)
-        if unit:
-            return tuple(Rung(rung.count, rung.epochs * unit) for rung in shape)
-    raise ConvwrightError(f"halving: count={count}, budget={budget}: give at least 1 of each")
+    return rungs(count, budget, eta, last=points, least=points)
 
 
 class ParetoOptions(DesignOptions):
@@ -241,12 +234,10 @@ class ParetoSearch(DesignSearch):
         share = max(1, int(self.left * _HALVING)) if self.options.rounds else self.left
         begun = self._population(self.findings, course(_MOST, share, self.options.eta, self.options.points)[0].count)
         self._propose(begun)
-        members = tuple(self._begun(bench, design, base) for bench, design in begun)
+        members = tuple(Runner(bench, d, self.untouched.with_edits(*d.edits), base.trial) for bench, d in begun)
         members = yield from self._race(members, share)
         for number in range(1, self.options.rounds + 1):
-            if not members:
-                break
-            near = yield from self._round(number, members)
+            near = (yield from self._round(number, members)) if members else None
             if near is None:
                 break
             members = near
@@ -256,12 +247,8 @@ class ParetoSearch(DesignSearch):
         """Return the first proposal of each level, then the second of each, and so forth; equal networks once."""
         each = math.ceil(most / len(self.benches)) + 1  # one more, where a network comes at two levels
         columns = [[(bench, d) for d in proposals(bench, found, each) if d.edits] for bench in self.benches]
-        begun: list[tuple[DesignBuilder, ProposedDesign]] = []
-        for row in zip_longest(*columns):
-            for entry in row:
-                if entry is not None and len(begun) < most and self._is_new(entry[1].edits):
-                    begun.append(entry)
-        return begun
+        in_turn = (entry for row in zip_longest(*columns) for entry in row if entry is not None)
+        return list(islice((entry for entry in in_turn if self._is_new(entry[1].edits)), most))
 
     def _is_new(self, edits: Sequence[Edit]) -> bool:
         """Note a network, and return whether it was not noted before."""
@@ -272,13 +259,13 @@ class ParetoSearch(DesignSearch):
 
     def _race(self, members: _Members, share: int) -> Runners:
         """Train all, those on the front on, and so forth; return those of the last rung, chosen likewise."""
-        rungs = course(len(members), share, self.options.eta, self.options.points) if members else ()
-        for number, rung in enumerate(rungs, start=1):
-            last = number == len(rungs)
+        race = course(len(members), share, self.options.eta, self.options.points) if members else ()
+        for number, rung in enumerate(race, start=1):
+            last = number == len(race)
             members = yield from self._trained(members, rung.epochs, self.first_training.later_probes if last else ())
             for_epochs = f"{len(members)} networks for {rung.epochs} epoch{'s' * (rung.epochs > 1)}"
-            keep = self.options.points if last else rungs[number].count
-            members = self._chosen(f"rung {number} of {len(rungs)}, {for_epochs}", members, keep)
+            keep = self.options.points if last else race[number].count
+            members = self._chosen(f"rung {number} of {len(race)}, {for_epochs}", members, keep)
             if not members:
                 break
         return members
@@ -312,21 +299,18 @@ class ParetoSearch(DesignSearch):
     def _near_to(self, member: Runner, metric: str, number: int) -> list[Runner]:
         """Return the neighbours of one, back at its own cost."""
         try:
-            origin = member.origin.scene(member.design.edits).arch if member.design.edits else member.origin.arch
+            origin = member.bench.arch
         except EditError as error:
-            self._note(f"neighbours, round {number}", {}, None, f"none of {member.words}: {error}")
+            self._note(f"neighbours, round {number}", f"none of {member.words}: {error}")
             return []
         bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.terms.divisor)
         quality = quality_of(self.results[member.trial], origin, bench.limits, self.terms.divisor)
-        return [
-            replace(member, origin=bench, design=d, plan=member.plan.with_edits(*d.edits))
-            for d in neighbours(bench, member.design, quality)
-        ]
+        return [member.redesigned(bench, d) for d in neighbours(bench, member.design, quality)]
 
     def _end(self, base: Evidence, members: _Members) -> Script:
         """Train a spread choice of the front to the end, and the untouched network for as long."""
         if not members:
-            self._note("end", {}, None, "no final network: no proposal could be trained")
+            self._note("end", "no final network: no proposal could be trained")
             return
         points = [self._point(member) for member in members]
         front = fronts(points)[0]
@@ -346,7 +330,7 @@ class ParetoSearch(DesignSearch):
         words = {member.trial: member.words for member in ended}
         usable = [member for member in ended if member.scored.usable]
         if not usable:
-            self._note("end", words, None, f"no final network: {self._why_not(ended[0])}")
+            self._note("end", f"no final network: {self._why_not(ended[0])}", words)
             return
         best = max(usable, key=lambda m: m.scored.score)
         rule = f"the most accurate within {self.limits.describe()}"
@@ -356,9 +340,8 @@ class ParetoSearch(DesignSearch):
             rule = "the knee of the front, as there is no budget"
         self._final = best.trial
         others = "; ".join(self._said(m) for m in self._by_cost(usable) if m is not best)
-        self._note(
-            "end", words, best.trial, f"{rule}: {self._said(best)}" + (f"; beside it {others}" if others else "")
-        )
+        beside = f"; beside it {others}" if others else ""
+        self._note("end", f"{rule}: {self._said(best)}{beside}", words, best.trial)
 
     # ------------------------------------------------------------------ one batch
 
@@ -368,7 +351,7 @@ class ParetoSearch(DesignSearch):
         words = {m.trial: m.words for m in members}
         failed = [f"{m.words} failed ({self._why_not(m)})" for m in members if not m.scored.usable]
         if not usable:
-            self._note(phase, words, None, f"all {len(members)} failed: {'; '.join(dict.fromkeys(failed))}")
+            self._note(phase, f"all {len(members)} failed: {'; '.join(dict.fromkeys(failed))}", words)
             return ()
         points = [self._point(m) for m in usable]
         after = tuple(usable[i] for i in chosen(points, count))
@@ -377,7 +360,7 @@ class ParetoSearch(DesignSearch):
         parts = [f"{size} on the front of {len(usable)}; on go {'; '.join(map(self._said, self._by_cost(after)))}"]
         if gone:
             parts.append(f"not {'; '.join(map(self._said, gone))}")
-        self._note(phase, words, max(after, key=lambda m: m.scored.score).trial, ", ".join([*parts, *failed]))
+        self._note(phase, ", ".join([*parts, *failed]), words, max(after, key=lambda m: m.scored.score).trial)
         return after
 
     def _by_cost(self, members: Sequence[Runner]) -> list[Runner]:
@@ -387,7 +370,7 @@ class ParetoSearch(DesignSearch):
 
     def _said(self, member: Runner) -> str:
         costs = ", ".join(f"{human(member.costs[m], m)} {m}" for m in self.objective)
-        return f"{member.words} {member.scored.score:.2%} ± {member.scored.stderr:.2%} at {costs}"
+        return f"{member.told} at {costs}"
 
     def _diagnosis(self, base: Evidence) -> str:
         known, profile = self.findings, self.arch.profile()
@@ -409,7 +392,7 @@ class ParetoSearch(DesignSearch):
         dropped = self._dropped()
         left_out = reasons(dropped, most=len(dropped))
         told = f"{len(begun)} of them: {listed}" + (f". Left out: {left_out}" if left_out else "")
-        self._note("proposals", {}, None, told)
+        self._note("proposals", told)
 
     def _dropped(self) -> dict[str, str]:
         """Return what could not be made at some level, and why."""

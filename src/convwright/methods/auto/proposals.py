@@ -9,7 +9,7 @@ that widths move to; each of the others changes one thing, and those that prove 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convwright.architecture import Architecture
@@ -104,13 +104,13 @@ def proposals(bench: DesignBuilder, findings: Findings, most: int | None = None)
         most: So many at most; None: all.
     """
     plain, base = _plain(bench, findings)
-    distinct = {_key(plain): plain} if plain else {}
+    distinct, usual = ({_key(plain): plain}, plain.ratio) if plain else ({}, 1.0)
     for design in _drafts(bench, findings, base):
         if most is not None and len(distinct) >= most:
             break
         if design is None:
             continue
-        if not _in_proportion(design, plain):
+        if not min(_NARROWEST, usual) <= design.ratio <= max(_WIDEST, usual):
             bench.dropped[design.words] = f"its widths would be {design.ratio:.2f} times those of the network"
             continue
         distinct.setdefault(_key(design), design)
@@ -134,19 +134,8 @@ def _key(design: ProposedDesign) -> frozenset[str]:
     return frozenset(map(str, design.edits))
 
 
-def _in_proportion(design: ProposedDesign, plain: ProposedDesign | None) -> bool:
-    usual = plain.ratio if plain is not None else 1.0
-    return min(_NARROWEST, usual) <= design.ratio <= max(_WIDEST, usual)
-
-
 def _drafts(bench: DesignBuilder, findings: Findings, base: _Cut) -> Iterator[ProposedDesign | None]:
-    """Yield what is expected to be best, then designs that change one thing each; `combinations` joins those.
-
-    Args:
-        bench: The network and the budget.
-        findings: What is known of it.
-        base: Blocks that all designs are without.
-    """
+    """Yield what is expected to be best, then designs that change one thing each; all are without blocks of `base`."""
     depths = _cuts(bench, findings, base)
     few = depths.get("fewer blocks", ())
     crowded = _on_tiny_maps(bench.arch) > _CROWDED
@@ -187,14 +176,7 @@ def _drafts(bench: DesignBuilder, findings: Findings, base: _Cut) -> Iterator[Pr
 def _expected(
     bench: DesignBuilder, few: _Cut, crowded: bool, sizes: Sequence[tuple[int, Edit]]
 ) -> ProposedDesign | None:
-    """Return what is expected to be best; where most work is done on tiny maps, it is all that leads away from these.
-
-    Args:
-        bench: The network and the budget.
-        few: Blocks that go.
-        crowded: Whether most work is done on tiny maps.
-        sizes: The higher resolution, where there is one; only those of a crowded network take it.
-    """
+    """Return what is expected to be best; where most work is done on tiny maps, all that leads away from these."""
     if not crowded:
         return bench.design(_said("fewer blocks, wider on small maps", few), few, tapered(_TAPER), "depth+maps")
     words = ", ".join((*(f"{side} pixels" for side, _ in sizes), "fewer blocks, much wider on large maps"))
@@ -227,8 +209,8 @@ def _cuts(bench: DesignBuilder, findings: Findings, base: _Cut) -> dict[str, _Cu
     conflicting = tuple(n for n in findings.conflicts if n not in findings.groups.fixed)
     named = {
         "fewer blocks": third if len(third) > len(gone) else gone,
-        "without blocks in conflict": _kept_apart(findings.groups, (*gone, *conflicting)),
-        "without blocks that see nothing new": _kept_apart(findings.groups, (*gone, *findings.blind)),
+        "without blocks in conflict": findings.groups.going((*gone, *conflicting)),
+        "without blocks that see nothing new": findings.groups.going((*gone, *findings.blind)),
         "fewest blocks": most,
     }
     return {words: tuple(map(RemoveBlock, names)) for words, names in named.items() if names}
@@ -244,15 +226,6 @@ def _cut(findings: Findings, share: float) -> tuple[str, ...]:
         gone = set(order[:count])
         chosen += [name for name in stage if name in gone]
     return tuple(chosen)
-
-
-def _kept_apart(groups: BlockGroups, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the blocks that can go of some; a stage keeps one."""
-    gone: list[str] = []
-    for name in names:
-        if name in groups.removable(gone):
-            gone.append(name)
-    return tuple(gone)
 
 
 def _deeper(bench: DesignBuilder, words: str) -> Iterator[ProposedDesign | None]:
@@ -297,23 +270,24 @@ def _sizes(bench: DesignBuilder, larger_first: bool) -> Iterator[tuple[int, Edit
 
 def _organized(bench: DesignBuilder) -> ProposedDesign | None:
     words = "blocks by 3D receptive field"
-    try:
-        edits = organize(bench.arch, Rule("greedy", score="log")).edits
-    except ConvwrightError as error:
-        bench.dropped[words] = str(error).rstrip(".")
-        return None
+    edits = _decided(bench, words, lambda: organize(bench.arch, Rule("greedy", score="log")).edits)
     return bench.design(words, edits, factor="depth") if edits else None
 
 
 def _operators(bench: DesignBuilder) -> ProposedDesign | None:
     words = "cheaper operators where no field is lost"
-    counted = all(metric in ("macs", "params") for metric in bench.limits.limits)
+    limits = bench.limits if bench.limits.limits.keys() <= {"macs", "params"} else None
+    edits = _decided(bench, words, lambda: optimize_kernels(bench.arch, limits=limits).edits)
+    return bench.design(f"{words} ({len(edits)} replaced)", edits, factor="operators") if edits else None
+
+
+def _decided(bench: DesignBuilder, words: str, decide: Callable[[], tuple[Edit, ...]]) -> tuple[Edit, ...]:
+    """Return the edits of another method; none where it refuses, which is noted."""
     try:
-        edits = optimize_kernels(bench.arch, limits=bench.limits if counted else None).edits
+        return decide()
     except ConvwrightError as error:
         bench.dropped[words] = str(error).rstrip(".")
-        return None
-    return bench.design(f"{words} ({len(edits)} replaced)", edits, factor="operators") if edits else None
+        return ()
 
 
 # ------------------------------------------------------------------ combinations and neighbours
@@ -333,10 +307,10 @@ def combinations(
             better one does, are left out.
         most: So many at most.
     """
-    known, distinct = _factors(present), list[ProposedDesign]()
+    known, distinct = {*present.factor.split("+")}, list[ProposedDesign]()
     for design in others:
-        if not known & _factors(design):
-            known |= _factors(design)
+        if known.isdisjoint(factors := design.factor.split("+")):
+            known.update(factors)
             distinct.append(design)
     orders = [distinct[i:end] for end in range(1, len(distinct) + 1) for i in range(end)]
     found = dict[frozenset[str], ProposedDesign]()
@@ -345,14 +319,11 @@ def combinations(
             break
         words = "; ".join((present.words, *(each.words for each in joined)))
         factor = "+".join(each.factor for each in (present, *joined) if each.factor)
-        made = bench.design(words, _structure(present, joined), _shape(joined), factor)
+        shapes = [each.shape for each in joined if each.shape is not None]
+        made = bench.design(words, _structure(present, joined), together(shapes) if shapes else None, factor)
         if made is not None and made.edits:
             found.setdefault(_key(made), made)
     return tuple(found.values())
-
-
-def _factors(design: ProposedDesign) -> set[str]:
-    return set(design.factor.split("+"))
 
 
 def _structure(present: ProposedDesign, joined: Sequence[ProposedDesign]) -> tuple[Edit, ...]:
@@ -361,11 +332,6 @@ def _structure(present: ProposedDesign, joined: Sequence[ProposedDesign]) -> tup
     gone = tuple(f"{e.target}." for e in (*present.structure, *edits) if isinstance(e, RemoveBlock))
     left = [e for e in edits if isinstance(e, RemoveBlock) or not str(getattr(e, "target", "")).startswith(gone)]
     return tuple(sorted(left, key=lambda edit: not isinstance(edit, Resolution)))
-
-
-def _shape(joined: Sequence[ProposedDesign]) -> Shape | None:
-    shapes = [each.shape for each in joined if each.shape is not None]
-    return together(shapes) if shapes else None
 
 
 def neighbours(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SHARE = 4  # one in so many of the search's epochs is for the recipe
 _LEAST = 3  # epochs of a training that is to tell what a technique is worth
+_BESIDE = 2  # trainings beside those with a single technique: with none, and with those that gain
 _ERRORS = 2.0  # standard errors by which a technique must gain: several are tried, and one would win by chance
 
 
@@ -33,7 +34,7 @@ def reserved(search_epochs: int, techniques: int) -> int:
         [0, 9, 30]
     """
     share = search_epochs // _SHARE
-    return share if techniques and share // _LEAST >= _trainings(1) else 0
+    return share if techniques and share // _LEAST >= 1 + _BESIDE else 0
 
 
 def recipe_course(share: int, techniques: int) -> tuple[int, int]:
@@ -43,17 +44,12 @@ def recipe_course(share: int, techniques: int) -> tuple[int, int]:
         >>> recipe_course(9, 7), recipe_course(30, 7), recipe_course(60, 7)
         ((1, 3), (7, 3), (7, 6))
     """
-    count = min(techniques, share // _LEAST - _trainings(0))
-    return count, share // _trainings(count)
+    count = min(techniques, share // _LEAST - _BESIDE)
+    return count, share // (count + _BESIDE)
 
 
 def with_techniques(present: Runner, techniques: Sequence[Trying]) -> tuple[tuple[Runner, ...], tuple[str, ...]]:
-    """Return the best network with each technique, and why some cannot be tried.
-
-    Args:
-        present: The best network.
-        techniques: Of which an operator needs a layer to change, and room in the budget.
-    """
+    """Return the best network with each technique; why some, whose operator finds no layer or room, cannot be tried."""
     found: list[Runner] = []
     refused: list[str] = []
     for tried in techniques:
@@ -78,11 +74,6 @@ def gaining(found: Sequence[Runner]) -> tuple[Runner, ...]:
     """Return those that are better than the first one by more than two standard errors, the best first."""
     scores = [runner.scored for runner in found]
     return tuple(found[i] for i in ranking(scores) if beats(scores[i], scores[0], _ERRORS))
-
-
-def _trainings(techniques: int) -> int:
-    """Return how many trainings so many techniques take: with none, with each, with those that gain."""
-    return techniques + 2
 
 
 def _changed(present: Runner, words: str, edits: Sequence[Edit], recipes: Sequence[Mapping[str, Any]]) -> Runner:

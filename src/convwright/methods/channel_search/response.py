@@ -174,8 +174,7 @@ class Response:
         """Take in a trial, and choose the next place."""
         self._places.append(self._next)
         self._seen.append(seen)
-        words = self._propose()
-        return Verdict(True, words, 0.0)
+        return Verdict(True, self._propose())
 
     def back(self) -> None:
         """Go on with another place: this one could not be trained."""

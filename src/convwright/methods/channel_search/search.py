@@ -187,7 +187,10 @@ class ChannelSearch(Scripted):
         self.members = members(arch)
         check_measurable(arch, self.members)
         self.untouched = Plan.empty(arch)
-        self.walk = self._walk(self._first(given.start or ("tiny" if parity else "given")))
+        start = given.start or ("tiny" if parity else "given")
+        width = TINY if start == "tiny" else start
+        first = {f.name: f.rounded(width if isinstance(width, int) else f.size) for f in self.surface.families}
+        self.walk = self._walk(first)
         self._base: int | None = None
 
     def _walk(self, first: Widths) -> Walk:
@@ -207,13 +210,6 @@ class ChannelSearch(Scripted):
             heat=given.temperature, spread=spread, seed=seed,
         )  # fmt: skip
 
-    def _first(self, start: str | int) -> Widths:
-        """Return the first widths by family."""
-        if start == "given":
-            return {f.name: f.rounded(f.size) for f in self.surface.families}
-        width = start if isinstance(start, int) else TINY
-        return {f.name: f.rounded(width) for f in self.surface.families}
-
     # ------------------------------------------------------------------ what it did
 
     @property
@@ -221,12 +217,8 @@ class ChannelSearch(Scripted):
         """What each trial was and showed: its number, and the fields of a `WidthDecision` as plain data."""
         self.ask()  # decides what can be decided
         names = ("widths", "values", "network", "score", "costs", "accepted", "heat")
-        found = []
-        for decision in self.decisions:
-            if isinstance(decision, WidthDecision):
-                values = decision.to_dict()
-                found.append({"trial": min(decision.trials), **{name: values[name] for name in names}})
-        return tuple(found)
+        found = [(min(d.trials), d.to_dict()) for d in self.decisions if isinstance(d, WidthDecision)]
+        return tuple({"trial": trial, **{name: values[name] for name in names}} for trial, values in found)
 
     # ------------------------------------------------------------------ the course of the search
 
@@ -234,16 +226,14 @@ class ChannelSearch(Scripted):
         if not self.terms.epochs:  # it comes trained: judged once, and all others start from there
             (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base"),)
             if not base.usable:
-                self._note(
-                    "base", {base.trial: "the untouched network"}, None, f"nothing to begin with, {base.message}"
-                )
+                self._note("base", f"nothing to begin with, {base.message}", {base.trial: "the untouched network"})
                 return
             self._base = base.trial
         reason = yield from self._trials()
         chosen = self.walk.chosen()
         if chosen is None:
             why = reason or "no widths that were tried meet the limits"
-            self._note("channel search, end", {}, None, f"no final network: {why}")
+            self._note("channel search, end", f"no final network: {why}")
             return
         yield from self._end(chosen[0], f"{reason}; {chosen[1]}" if reason else chosen[1])
 
@@ -256,7 +246,9 @@ class ChannelSearch(Scripted):
             reading = read_trial(evidence, self.members, self.surface.families, self.metric, self.mode == "parity")
             if reading is None:
                 failed += 1
-                self._failed(turn, evidence, widths)
+                self.walk.back()
+                reason = f"rejected, it failed ({evidence.message}); {_listed(self.surface.sizes(widths))}"
+                self._record(turn, evidence, widths, reason)
                 if failed == _FAILURES:
                     return f"ended after {turn + 1} trials: {failed} failed in a row, {evidence.message}"
                 continue
@@ -293,17 +285,9 @@ class ChannelSearch(Scripted):
         told = f"{why}: {_listed(self.surface.sizes(widths))}; {sizes}{used}"
         self._final = evidence.trial if evidence.usable else None
         result = f"accuracy {evidence.score:.2%}" if evidence.usable else f"its training failed, {evidence.message}"
-        self._note("channel search, end", words, self._final, f"{told}; {result}")
+        self._note("channel search, end", f"{told}; {result}", words, self._final)
 
     # ------------------------------------------------------------------ what is recorded
-
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, trials, kept, reason))
-
-    def _failed(self, turn: int, evidence: Evidence, widths: Widths) -> None:
-        self.walk.back()
-        reason = f"rejected, it failed ({evidence.message}); {_listed(self.surface.sizes(widths))}"
-        self._record(turn, evidence, widths, reason)
 
     def _seen(self, turn: int, evidence: Evidence, widths: Widths, reading: Reading, verdict: Verdict) -> None:
         parts = [

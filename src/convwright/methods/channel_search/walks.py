@@ -61,7 +61,7 @@ class Verdict:
 
     accepted: bool
     words: str
-    heat: float
+    heat: float = 0.0
 
 
 class Walk(Protocol):
@@ -93,10 +93,11 @@ class Walk(Protocol):
 # ------------------------------------------------------------------ as published
 
 
+@dataclass(eq=False)
 class Published:
     """CONetV2's course, number by number.
 
-    Args:
+    Attributes:
         surface: The network's widths.
         start: First widths by family.
         trials: All trials.
@@ -107,23 +108,19 @@ class Published:
         limited: Whether only widths within the limits are kept. Published: no.
     """
 
-    def __init__(
-        self,
-        surface: Surface,
-        start: Widths,
-        *,
-        trials: int,
-        gamma: float,
-        rule: Rule,
-        step: int,
-        seed: int,
-        limited: bool,
-    ) -> None:
-        self.surface, self.trials, self.gamma, self.rule, self.step = surface, trials, gamma, rule, step
-        self.limited = limited
-        self.widths: Widths = dict(start)
+    surface: Surface
+    start: Widths
+    trials: int
+    gamma: float
+    rule: Rule
+    step: int
+    seed: int
+    limited: bool
+
+    def __post_init__(self) -> None:
+        self.widths: Widths = dict(self.start)
         self.parent: int | None = None
-        self._random = random.Random(seed)
+        self._random = random.Random(self.seed)
         self._momentum: dict[str, float] = {}
         self._taken = 0
         self._last: Widths | None = None
@@ -135,7 +132,7 @@ class Published:
         tried, turn = self.widths, self._taken + 1  # the published number of the trial that comes next
         if turn >= self.trials:
             self._last, self.parent = tried, seen.trial
-            return Verdict(True, "the last trial's qualities are not read, as published", 0.0)
+            return Verdict(True, "the last trial's qualities are not read, as published")
         after = momentum(self._momentum, seen.values, self.gamma)
         heat = temperature(turn, self.trials)
         if turn == 1:
@@ -156,22 +153,21 @@ class Published:
         up = sum(kicked[name] > deltas[name] for name in deltas)
         bounds = {f.name: (f.least, f.most) for f in self.surface.families}
         words = f"change of momentum {min(deltas.values()):+.4f} to {max(deltas.values()):+.4f}"
-        return (
-            {name: resized(width, kicked[name], *bounds[name]) for name, width in tried.items()},
-            words + (f", {up} of {len(deltas)} groups widened by chance at temperature {heat:.3f}" if up else ""),
-        )
+        if up:
+            words += f", {up} of {len(deltas)} groups widened by chance at temperature {heat:.3f}"
+        return {name: resized(width, kicked[name], *bounds[name]) for name, width in tried.items()}, words
 
     def _track(self, turn: int, seen: Seen, after: Mapping[str, float], tried: Widths) -> str:
         """Keep the widths with the highest accumulated quality."""
-        total = sum(after.values()) / len(after)
-        kept = self._early if turn < _TRACKED else self._best
+        total, early = sum(after.values()) / len(after), turn < _TRACKED
+        kept = self._early if early else self._best
         if (self.limited and self.surface.use(tried) > 1) or (kept is not None and total <= kept[0]):
             return ""
-        if turn < _TRACKED:
+        if early:
             self._early = total, seen.trial, tried
-            return ""
-        self._best = total, seen.trial, tried
-        return f"; best so far, accumulated quality {total:.4f}"
+        else:
+            self._best = total, seen.trial, tried
+        return "" if early else f"; best so far, accumulated quality {total:.4f}"
 
     def _possible(self, wanted: Widths, tried: Widths) -> Widths:
         """Round to what groups can have; tied groups that do not fit together stay as they are."""
@@ -186,13 +182,11 @@ class Published:
 
     def chosen(self) -> tuple[Widths, str] | None:
         """Return the best widths from trial 6 on; where there are none, the best before, and at last the last ones."""
-        for kept, note in (
-            (self._best, ""),
-            (self._early, f"; the published search keeps none before trial {_TRACKED}"),
-        ):
-            if kept is not None:
-                total, trial, widths = kept
-                return widths, f"the widths of trial {trial}, with the highest accumulated quality {total:.4f}{note}"
+        kept = self._best or self._early
+        if kept is not None:
+            total, trial, widths = kept
+            note = "" if self._best else f"; the published search keeps none before trial {_TRACKED}"
+            return widths, f"the widths of trial {trial}, with the highest accumulated quality {total:.4f}{note}"
         if self._last is None or (self.limited and self.surface.use(self._last) > 1):
             return None
         return self._last, "the only widths that were tried"
@@ -218,10 +212,11 @@ class _Spot:
         return self.share >= 1
 
 
+@dataclass(eq=False)
 class OnBudget:
     """Our course: widths answer the data, the budget sets the size.
 
-    Args:
+    Attributes:
         surface: The network's widths and the budget.
         start: First widths by family. Where they use less than the budget, its share grows geometrically to the
             whole over the first third of the trials; else they are scaled to it.
@@ -234,28 +229,24 @@ class OnBudget:
         seed: Of the draws.
     """
 
-    def __init__(
-        self,
-        surface: Surface,
-        start: Widths,
-        *,
-        trials: int,
-        gamma: float,
-        rule: Rule,
-        energy: Energy,
-        heat: float,
-        spread: float,
-        seed: int,
-    ) -> None:
-        self.surface, self.trials, self.gamma, self.rule = surface, trials, gamma, rule
-        self.energy, self.heat, self.spread, self.seed = energy, heat, spread, seed
-        self.base = {name: float(width) for name, width in start.items()}
-        self.first = min(surface.use(start), 1.0)
+    surface: Surface
+    start: Widths
+    trials: int
+    gamma: float
+    rule: Rule
+    energy: Energy
+    heat: float
+    spread: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.base = {name: float(width) for name, width in self.start.items()}
+        self.first = min(self.surface.use(self.start), 1.0)
         self.parent: int | None = None
         self._at: _Spot | None = None
         self._best: _Spot | None = None
         self._share = self.share(0)
-        self._next = surface.project(self.base, self._share)
+        self._next = self.surface.project(self.base, self._share)
 
     @property
     def widths(self) -> Widths:
@@ -298,19 +289,17 @@ class OnBudget:
     def _judged(self, spot: _Spot, turn: int, draw: float) -> Verdict:
         here, name = self._at, _WORDS[self.energy]
         if here is None:
-            return Verdict(True, "accepted, the first", 0.0)
+            return Verdict(True, "accepted, the first")
         if self.rule == "greedy":
-            return Verdict(True, "accepted, as every trial of rule greedy", 0.0)
+            return Verdict(True, "accepted, as every trial of rule greedy")
         if not (spot.whole and here.whole):
-            return Verdict(True, "accepted, the share of the budget still grows", 0.0)
+            return Verdict(True, "accepted, the share of the budget still grows")
         heat = self.heat * self.cold(turn) * math.hypot(spot.stderr, here.stderr)
         chance = metropolis(here.energy - spot.energy, heat)
         numbers = f"{name} {spot.energy:.4f} against {here.energy:.4f} of trial {here.trial}"
-        if chance >= 1:
-            return Verdict(True, f"accepted: {numbers}", heat)
         accepted = draw < chance
-        words = f"{'accepted' if accepted else 'rejected'} with probability {chance:.3f}: {numbers}"
-        return Verdict(accepted, words, heat)
+        likely = f" with probability {chance:.3f}" if chance < 1 else ""
+        return Verdict(accepted, f"{'accepted' if accepted else 'rejected'}{likely}: {numbers}", heat)
 
     def _propose(self, at: _Spot, turn: int, noise: list[float] | None) -> None:
         """Move from an accepted trial along its pull, and project to the next trial's share of the budget."""
@@ -346,9 +335,8 @@ class OnBudget:
         """Return the widths on the whole budget that the search ends with."""
         if self._at is None:
             return None
-        if self.rule == "annealing" and self._best is not None:
-            best, name = self._best, _WORDS[self.energy]
-            why = f"the widths of trial {best.trial}, accepted with the highest {name} {best.energy:.4f}"
-            return best.place.widths, why
+        if self.rule == "annealing" and (best := self._best) is not None:
+            told = f"accepted with the highest {_WORDS[self.energy]} {best.energy:.4f}"
+            return best.place.widths, f"the widths of trial {best.trial}, {told}"
         place = self._next if self._share >= 1 else self.surface.project(self._next.shape)
         return place.widths, f"the widths that follow from trial {self._at.trial}"

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from convwright.edits import RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable
-from convwright.errors import EditError
+from convwright.methods.shared.stage_knobs import outermost, refused
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -73,14 +72,13 @@ class BlockGroups:
     @classmethod
     def of(cls, arch: Architecture) -> BlockGroups:
         """Find the outermost blocks of each stage, and which can be removed (measured where only that tells)."""
-        spans = {block.name: arch.flow.span(block) for block in arch.blocks}
-        inner = {b for b in spans if any(spans[b] < spans[other] for other in spans)}
-        stages = [tuple(name for name in stage.blocks if name not in inner) for stage in arch.stages]
+        outer = {block.name: block for block in outermost(arch, arch.blocks)}
+        stages = [tuple(name for name in stage.blocks if name in outer) for stage in arch.stages]
         fixed = {}
         for name in (name for stage in stages for name in stage):
-            reason = why_not_removable(arch, arch.block(name))
-            if reason is None and needs_measuring(arch, arch.block(name)):
-                reason = _refused(arch, name)
+            reason = why_not_removable(arch, outer[name])
+            if reason is None and needs_measuring(arch, outer[name]):
+                reason = refused(arch, [name])
             if reason is not None:
                 fixed[name] = reason
         return cls(tuple(stage for stage in stages if stage), fixed)
@@ -92,6 +90,14 @@ class BlockGroups:
     def removable(self, gone: Collection[str]) -> tuple[str, ...]:
         """Return the blocks that could go next: a stage keeps one."""
         return tuple(n for stage in self.left(gone) if len(stage) > 1 for n in stage if n not in self.fixed)
+
+    def going(self, names: Collection[str], gone: Collection[str] = ()) -> tuple[str, ...]:
+        """Return those of some blocks that can go one after the other, without those that went before."""
+        chosen: list[str] = []
+        for name in names:
+            if name in self.removable((*gone, *chosen)):
+                chosen.append(name)
+        return tuple(chosen)
 
     def cut(
         self, gone: Collection[str], conflicting: Collection[str], rule: PruneRule, exact: bool
@@ -121,14 +127,6 @@ class BlockGroups:
                 remarks.append(f"{stuck[0]} stays: {self.fixed[stuck[0]].rstrip('.')}")
             out += [name for name in stage if name in chosen]
         return tuple(out), "; ".join(remarks)
-
-
-def _refused(arch: Architecture, name: str) -> str | None:
-    try:
-        arch.apply(RemoveBlock(name))
-    except EditError as error:
-        return str(error)
-    return None
 
 
 # ------------------------------------------------------------------ what a trial showed
@@ -165,11 +163,9 @@ def read_conflicts(evidence: Evidence, watch: Watch, last_epoch: int) -> Conflic
     if not isinstance(found, Mapping) or not found.get("times") or not found.get("own"):
         return None
     own: Mapping[str, int] = found["own"]
-    rows = [{name: _number(row[place]) for name, place in own.items()} for row in found["excess"]]
-    mean = {}
-    for name in own:
-        values = [row[name] for row in rows if math.isfinite(row[name])]
-        mean[name] = math.fsum(values) / len(values) if values else 0.0
+    rows = [{n: math.nan if row[i] is None else float(row[i]) for n, i in own.items()} for row in found["excess"]]
+    finite = {name: [row[name] for row in rows if math.isfinite(row[name])] for name in own}
+    mean = {name: math.fsum(values) / len(values) if values else 0.0 for name, values in finite.items()}
     chosen, seen, diverged = len(rows) - 1, False, ""
     for number, (row, time) in enumerate(zip(rows, found["times"], strict=True)):
         if time["epoch"] > last_epoch:
@@ -181,10 +177,6 @@ def read_conflicts(evidence: Evidence, watch: Watch, last_epoch: int) -> Conflic
             break
     row = {name: 1.0 if math.isnan(value) else value for name, value in rows[chosen].items()}
     return Conflicts(row, mean, seen, diverged, _words(found["times"][chosen]))
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _words(time: Mapping[str, Any]) -> str:

@@ -118,11 +118,15 @@ class ConflictRemoval(Scripted):
         self.groups = BlockGroups.of(arch)
         self.gone: tuple[str, ...] = ()
         self._known: dict[frozenset[str], dict[str, int]] = {}
-        self._check_groups()
+        if not self.groups.stages:
+            raise ConvwrightError(
+                f"{arch.source} has no blocks: conflict removal takes out residual blocks or repeated units. Put "
+                "repeated layers into modules of one class, or use method 'uniform'"
+            )
         residual = any(block.kind == "residual" for block in arch.blocks)
         self.watch: Watch = given.watch or ("any" if residual else "last")
         self.restart: Restart = given.restart or ("fresh" if self.terms.epochs else "inherit")
-        self.untouched = Plan.empty(arch)
+        self.untouched, self.probes = Plan.empty(arch), (given.probe,)
         self._check_limits()
         self._diverged: set[int] = set()
 
@@ -137,10 +141,9 @@ class ConflictRemoval(Scripted):
     def _run(self) -> Script:
         parent: int | None = None
         if not self.terms.epochs:
-            probes = (self.options.probe,)
-            (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base", probes=probes),)
+            (base,) = yield (Candidate(self.untouched, None, 0, self.terms.seed, role="base", probes=self.probes),)
             if not base.usable:
-                self._note("base", base, f"nothing to begin with, {base.message}")
+                self._record("base", base, f"nothing to begin with, {base.message}")
                 return
             parent = base.trial
             self._judge(base, "the trained network")
@@ -149,7 +152,7 @@ class ConflictRemoval(Scripted):
         for turn in range(most + _FAILURES):
             checked = turn < most
             if turn == most:
-                self._say("restarts", f"{most} trials, the most that were allowed: trained without a check")
+                self._note("restarts", f"{most} trials, the most that were allowed: trained without a check")
             evidence = yield from self._trial(parent, turn, checked)
             found = read_conflicts(evidence, self.watch, self._last_epoch) if evidence.usable else None
             if not evidence.usable or (found is not None and found.diverged):
@@ -160,7 +163,7 @@ class ConflictRemoval(Scripted):
                 continue
             failures = 0
             if checked and self._judge(evidence, f"trial of {self._size()} blocks", found):
-                parent = evidence.trial if self.restart == "inherit" else parent
+                parent = evidence.trial
                 continue
             if evidence.status == "stopped" or not evidence.candidate.epochs:  # nothing more can go: trained to its end
                 evidence = yield from self._trial(parent, turn, False)
@@ -172,8 +175,8 @@ class ConflictRemoval(Scripted):
                 return
             if not (yield from self._to_budget(evidence, found)):
                 return
-            parent = evidence.trial if self.restart == "inherit" else parent
-        self._say("end", f"ended after {most + _FAILURES} trials")
+            parent = evidence.trial
+        self._note("end", f"ended after {most + _FAILURES} trials")
 
     @property
     def _last_epoch(self) -> int:
@@ -181,32 +184,33 @@ class ConflictRemoval(Scripted):
 
     def _trial(self, parent: int | None, turn: int, checked: bool) -> Answers:
         """Look at new weights where that is asked for; then train, to the end or to a conflict."""
-        plan, seed = self._plan(self.gone), self.terms.seed + turn
-        inherits = parent is not None and self.restart == "inherit"
-        weights: Weights = "inherit" if inherits else "fresh"
-        origin = parent if inherits else None
-        probes = (self.options.probe,)
+        plan, seed = self.untouched.with_edits(*map(RemoveBlock, self.gone)), self.terms.seed + turn
+        origin, weights = self._start(parent)
         if checked and self.options.check != "after":
-            (look,) = yield (Candidate(plan, origin, 0, seed, probes=probes, weights=weights),)
+            (look,) = yield (Candidate(plan, origin, 0, seed, probes=self.probes, weights=weights),)
             found = read_conflicts(look, self.watch, 0) if look.usable else None
             if not look.usable or (found is not None and (found.seen or found.diverged)):
                 return look
         rule = Stop(f"bundles.{self.watch}-{self._last_epoch}", 0.0) if checked and self._last_epoch else None
         epochs = self.terms.epochs or self.terms.tune_epochs
-        (evidence,) = yield (Candidate(plan, origin, epochs, seed, rule, probes=probes, weights=weights),)
+        (evidence,) = yield (Candidate(plan, origin, epochs, seed, rule, probes=self.probes, weights=weights),)
         return evidence
+
+    def _start(self, parent: int | None) -> tuple[int | None, Weights]:
+        """Return whose weights a trial begins with, and how it gets them."""
+        return (parent, "inherit") if parent is not None and self.restart == "inherit" else (None, "fresh")
 
     def _judge(self, evidence: Evidence, words: str, found: Conflicts | None = None) -> bool:
         """Remove what conflicts; return whether something goes."""
         found = found or read_conflicts(evidence, self.watch, self._last_epoch)
         if found is None:
-            self._note(words, evidence, "nothing was observed: it has no blocks to be judged")
+            self._record(words, evidence, "nothing was observed: it has no blocks to be judged")
             return False
         if found.diverged:
-            self._note(words, evidence, f"{found.diverged} gives numbers that are not finite {found.moment}")
+            self._record(words, evidence, f"{found.diverged} gives numbers that are not finite {found.moment}")
             return False
         if not found.seen:
-            self._note(words, evidence, "no conflict", kept=evidence.trial)
+            self._record(words, evidence, "no conflict", kept=evidence.trial)
             return False
         known = {name for stage in self.groups.left(self.gone) for name in stage}
         bad = {name: share for name, share in found.blocks.items() if share > 0 and name in known}
@@ -214,7 +218,7 @@ class ConflictRemoval(Scripted):
         self.gone = (*self.gone, *new)
         what = f"{_listed(new)} removed, {self._sizes()}" if new else "none of them can be removed"
         reason = f"{len(bad)} of {len(found.blocks)} blocks conflict {found.moment}; {what}"
-        self._note(words, evidence, f"{reason}; {remark}" if remark else reason, bad, new)
+        self._record(words, evidence, f"{reason}; {remark}" if remark else reason, bad, new)
         return bool(new)
 
     def _to_budget(self, evidence: Evidence, found: Conflicts | None) -> Generator[Batch, tuple[Evidence, ...], bool]:
@@ -229,11 +233,14 @@ class ConflictRemoval(Scripted):
             found_scores = yield tuple(Candidate(plan, evidence.trial, 0, self.terms.seed) for plan in plans)
             score = {n: e.score if e.usable else -1.0 for n, e in zip(rest, found_scores, strict=True)}
             order += sorted(rest, key=lambda n: (-score[n], -free.index(n)))
-        chosen = self._shortest(order)
+        possible = self.groups.going(order, self.gone)
+        # Costs fall with every block that goes, so halving finds the fewest that do.
+        count = bisect.bisect_left(range(len(possible)), True, key=lambda n: self._enough(possible[:n]))
+        chosen = possible[:count]
         self.gone = (*self.gone, *chosen)
         assert self.limits is not None
         met = self.limits.met(self._costs(self.gone))
-        self._note(
+        self._record(
             "budget",
             evidence,
             f"{_listed(chosen)} removed for {self.limits.describe()}: {sum(n in first for n in chosen)} by conflict, "
@@ -243,63 +250,34 @@ class ConflictRemoval(Scripted):
         )
         return met
 
-    def _shortest(self, order: Sequence[str]) -> tuple[str, ...]:
-        """Return the fewest blocks from the front that meet the limits; a stage keeps one."""
-        chosen = self._allowed(order)
-        # Costs fall with every block that goes, so halving finds the place.
-        count = bisect.bisect_left(range(len(chosen)), True, key=lambda n: self._enough(chosen[:n]))
-        return chosen[:count]
-
     def _enough(self, more: Collection[str]) -> bool:
         assert self.limits is not None
-        return self.limits.met(self._costs((*self.gone, *self._allowed(more))))
-
-    def _allowed(self, more: Collection[str]) -> tuple[str, ...]:
-        chosen: list[str] = []
-        for name in more:
-            if name in self.groups.removable((*self.gone, *chosen)):
-                chosen.append(name)
-        return tuple(chosen)
+        return self.limits.met(self._costs((*self.gone, *self.groups.going(more, self.gone))))
 
     def _end(self, evidence: Evidence) -> Script:
         """Train the untouched network for as long, with the same seed."""
         given = evidence.candidate
-        kept = not self.terms.epochs and self.restart == "inherit"
-        weights: Weights = "inherit" if kept else "fresh"
-        origin = 0 if kept else None
+        origin, weights = self._start(None if self.terms.epochs else 0)
         yield (Candidate(self.untouched, origin, given.epochs, given.seed, role="baseline", weights=weights),)
         self._final = evidence.trial
-        left = sum(map(len, self.groups.left(self.gone)))
         total = sum(map(len, self.groups.stages))
-        reason = f"{left} of {total} blocks are left, {self._sizes()}; accuracy {evidence.score:.2%}"
-        self._note("end", evidence, reason, kept=evidence.trial)
+        reason = f"{self._size()} of {total} blocks are left, {self._sizes()}; accuracy {evidence.score:.2%}"
+        self._record("end", evidence, reason, kept=evidence.trial)
 
-    # ------------------------------------------------------------------ plans and costs
-
-    def _plan(self, gone: Sequence[str]) -> Plan:
-        return self.untouched.with_edits(*(RemoveBlock(name) for name in gone))
+    # ------------------------------------------------------------------ costs
 
     def _costs(self, gone: Sequence[str]) -> dict[str, int]:
         key = frozenset(gone)
         if key not in self._known:
-            edits = [RemoveBlock(name) for name in gone]
-            network = self.arch.apply(*edits, verify=False) if edits else self.arch
+            network = self.arch.apply(*map(RemoveBlock, gone), verify=False) if gone else self.arch
             limited = self.limits.costs_of(network) if self.limits is not None else {}
             self._known[key] = {**costs_of(network.profile()), **limited}
         return self._known[key]
 
-    def _check_groups(self) -> None:
-        if self.groups.stages:
-            return
-        raise ConvwrightError(
-            f"{self.arch.source} has no blocks: conflict removal takes out residual blocks or repeated units. Put "
-            "repeated layers into modules of one class, or use method 'uniform'"
-        )
-
     def _check_limits(self) -> None:
         if self.limits is None:
             return
-        least = self._costs(self._allowed([n for stage in self.groups.stages for n in reversed(stage)]))
+        least = self._costs(self.groups.going([n for stage in self.groups.stages for n in reversed(stage)]))
         over = self.limits.excess(least)
         if over:
             metric = next(iter(over))
@@ -317,9 +295,9 @@ class ConflictRemoval(Scripted):
             why = f"diverged, {found.diverged} gives numbers that are not finite {found.moment}: that is no conflict"
         else:
             why = f"failed, {evidence.message}"
-        self._note(f"trial of {self._size()} blocks", evidence, why)
+        self._record(f"trial of {self._size()} blocks", evidence, why)
 
-    def _note(
+    def _record(
         self,
         phase: str,
         evidence: Evidence,
@@ -332,9 +310,6 @@ class ConflictRemoval(Scripted):
         counts = tuple(map(len, self.groups.left(self.gone)))
         made = ConflictDecision(phase, words, kept, reason, dict(conflicts or {}), removed, counts)
         self.decisions = (*self.decisions, made)
-
-    def _say(self, phase: str, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, {}, None, reason))
 
     def _size(self) -> int:
         return sum(map(len, self.groups.left(self.gone)))

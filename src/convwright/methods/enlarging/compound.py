@@ -9,12 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from convwright.cost.budget import Limits, human
-from convwright.edits import Edit, Plan
+from convwright.edits import Plan
 from convwright.errors import BudgetError, ConvwrightError
-from convwright.methods.base import Candidate, Decision, Evidence, register
+from convwright.methods.base import Candidate, Evidence, register
 from convwright.methods.enlarging.growth import Point, nearest, trimmed
 from convwright.methods.enlarging.rules import Rule, Setting, compound, fast, shares, single, to_cost
-from convwright.methods.enlarging.space import EnlargingSpace, said_sizes
+from convwright.methods.enlarging.space import EnlargingSpace, network_record, said_sizes
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
@@ -103,6 +103,7 @@ class Scaling(Scripted):
         self.space = EnlargingSpace.of(self.stages, self.limits)
         if self.space.metric == "latency":
             raise BudgetError("method scaling cannot follow a limit on latency; limit macs or params.")
+        self._present = Setting(self.stages.widths, self.stages.depths, self.stages.resolution)
         self.target = self.limits.limits[self.space.metric]
         if self.space.cost(self.space.start) >= self.target:
             raise BudgetError(f"a budget of {human(self.target)} is not above the present cost: nothing to enlarge")
@@ -116,12 +117,12 @@ class Scaling(Scripted):
         first = int(given.trial_weights == "inherit") if given.trial_epochs else 1 + (not self.terms.epochs)
         words = {i + first: f"{given.rule}: {_said(s)}" for i, s in enumerate(self.settings)}
         told = "; ".join(f"{_said(s)}, {self._cost(s) / self.target:.1%} of the limit" for s in self.settings)
-        self.decisions = (Decision(f"scaling by {given.rule}", words, next(iter(words)), told),)
+        self._note(f"scaling by {given.rule}", told, words, next(iter(words)))
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """How each proposal comes from the untouched network."""
-        return tuple(self.untouched.with_edits(*self._edits(s)) for s in self.settings)
+        return tuple(self.untouched.with_edits(*self.stages.edits(*s)) for s in self.settings)
 
     def _run(self) -> Script:
         """Train the untouched network and, beside it, what the rule made of it."""
@@ -153,7 +154,7 @@ class Scaling(Scripted):
             )
         best = max((e for e in trials if e.usable), key=lambda e: e.score, default=None)
         if best is None:
-            self.decisions = (*self.decisions, Decision("scaling, end", {}, None, "no allocation could be trained"))
+            self._note("scaling, end", "no allocation could be trained")
             return
         self._chosen = self.settings[plans.index(best.candidate.plan)]
         epochs = epochs or self.terms.tune_epochs
@@ -162,32 +163,20 @@ class Scaling(Scripted):
         evidence, _ = yield (final, baseline)
         self._final = evidence.trial
         told = f"trial {best.trial} of {len(plans)}, {_said(self._chosen)}, accuracy {best.score:.2%}"
-        self.decisions = (*self.decisions, Decision("scaling, end", {best.trial: "the best"}, evidence.trial, told))
+        self._note("scaling, end", told, {best.trial: "the best"}, evidence.trial)
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:
         """The untouched network and the one that is proposed, as `GreedyEnlarging.history` records networks."""
-        stages = self.stages
-        both = Setting(stages.widths, stages.depths, stages.resolution), self._chosen
-        return tuple(
-            {
-                "level": number,
-                "turned": ("nothing", self.options.rule)[number],
-                "stage_widths": list(s.widths),
-                "depths": list(s.depths),
-                "resolution": s.resolution,
-                "cost": self._cost(s),
-            }
-            for number, s in enumerate(both)
-        )
+        both = ("nothing", self._present), (self.options.rule, self._chosen)
+        return tuple(network_record(n, turned, s[:3], self._cost(s)) for n, (turned, s) in enumerate(both))
 
     # ------------------------------------------------------------------ what the rule makes
 
     def _made(self, rule: Rule, coefficients: tuple[float, float, float], seed: int) -> Setting:
-        stages = self.stages
-        base = Setting(stages.widths, stages.depths, stages.resolution)
-        if rule in ("equal", "random"):
-            return self._shared(shares(len(stages.knobs), "equal" if rule == "equal" else "random", seed))
+        stages, base = self.stages, self._present
+        if rule == "equal" or rule == "random":
+            return self._shared(shares(len(stages.knobs), rule, seed))
         quantum = max((knob.quantum for knob in stages.knobs), default=1)
         made: Callable[[float], Setting]
         if rule in ("width", "depth", "resolution"):
@@ -219,31 +208,23 @@ class Scaling(Scripted):
         for index, part in enumerate(parts):
             kind = "width" if index < len(parts) // 2 else "depth"
             place = places.get((kind, index % (len(parts) // 2)))
-            found = None if place is None else nearest(self.space, point, place, self.space.cost(point) + part * more)
-            point = found if found is not None and _nearer(self.space, point, found, part * more) else point
-        return self._setting(point)
+            before = self.space.cost(point)
+            found = None if place is None else nearest(self.space, point, place, before + part * more)
+            # A move is made where it comes nearer to what should be spent than staying.
+            if found is not None and abs(self.space.cost(found) - before - part * more) < part * more:
+                point = found
+        return Setting(*self.space.parts(point))
 
     def _trimmed(self, setting: Setting) -> Setting:
         space = _Ended(self.space, self.stages, setting.ends)
-        point = trimmed(space, self._point(setting), self.target, self.options.final_tolerance, self.space.trimming)
+        point = self.space.point(*setting[:3])
+        point = trimmed(space, point, self.target, self.options.final_tolerance, self.space.trimming)
         if space.cost(point) > self.target:  # no width has grown: what has is taken back, and widths fill the rest
             point = trimmed(space, point, self.target, self.options.final_tolerance, range(len(self.space.knobs)))
-        made = self._setting(point)
-        return Setting(made.widths, made.depths, made.resolution, setting.ends)
-
-    def _point(self, setting: Setting) -> Point:
-        values = {"width": setting.widths, "depth": setting.depths, "resolution": (setting.resolution,)}
-        return tuple(values[knob.kind][knob.stage] for knob in self.space.knobs)
-
-    def _setting(self, point: Point) -> Setting:
-        return Setting(*self.space.parts(point))
+        return Setting(*self.space.parts(point), setting.ends)
 
     def _cost(self, setting: Setting) -> int:
-        costs = self.stages.costs(setting.widths, setting.depths, setting.resolution, setting.ends)
-        return costs[self.space.metric]
-
-    def _edits(self, setting: Setting) -> tuple[Edit, ...]:
-        return self.stages.edits(setting.widths, setting.depths, setting.resolution, setting.ends)
+        return self.stages.costs(*setting)[self.space.metric]
 
 
 class _Ended:
@@ -257,10 +238,5 @@ class _Ended:
         return self._stages.costs(*self._space.parts(point), self._ends)[self._space.metric]
 
 
-def _nearer(space: EnlargingSpace, before: Point, after: Point, more: float) -> bool:
-    """Whether a move comes nearer to what should be spent than staying."""
-    return abs(space.cost(after) - space.cost(before) - more) < more
-
-
 def _said(setting: Setting) -> str:
-    return said_sizes(setting.widths, setting.depths, setting.resolution)
+    return said_sizes(*setting[:3])

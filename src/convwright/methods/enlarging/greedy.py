@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
 from convwright.errors import ConvwrightError
-from convwright.methods.base import Candidate, Decision, Evidence, Weights, register
+from convwright.methods.base import Candidate, Evidence, Weights, register
 from convwright.methods.enlarging.growth import (
     Growth,
     Level,
@@ -38,7 +38,7 @@ from convwright.methods.enlarging.growth import (
     trimmed,
 )
 from convwright.methods.enlarging.halving import Halving
-from convwright.methods.enlarging.space import EnlargingSpace, Metric, said_sizes
+from convwright.methods.enlarging.space import EnlargingSpace, Metric, network_record, said_sizes
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
@@ -229,42 +229,37 @@ class GreedyEnlarging(Scripted):
         self._base: int | None = None
 
     def _meets(self, evidence: Evidence) -> bool:
-        costs = {**evidence.costs}
         # What is measured is not among the counted costs: it is estimated again when the run ends.
-        counted = Limits({m: v for m, v in self.limits.limits.items() if m in costs})
-        return evidence.usable and counted.met(costs)
+        counted = Limits({m: v for m, v in self.limits.limits.items() if m in evidence.costs})
+        return evidence.usable and counted.met(evidence.costs)
 
     @property
     def family(self) -> tuple[FamilyNetwork, ...]:
         """The networks on the way to the best one so far, from small to large."""
         self.ask()
-        steps = self._best.line[1:] if self._best is not None else ()
-        return tuple(self._member(step) for step in steps)
-
-    def _member(self, step: Step) -> FamilyNetwork:
-        evidence = self._found[step.level, step.point]
-        widths, depths, side = self.space.parts(step.point)
-        costs = self.stages.costs(widths, depths, side)
-        return FamilyNetwork(widths, depths, side, costs, evidence.score, evidence.trial, evidence.candidate.plan)
+        networks = []
+        for step in self._best.line[1:] if self._best is not None else ():
+            evidence, size = self._found[step.key], self.space.parts(step.point)
+            ended = evidence.score, evidence.trial, evidence.candidate.plan
+            networks.append(FamilyNetwork(*size, self.stages.costs(*size), *ended))
+        return tuple(networks)
 
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
         if self.dropped:
             left = "; ".join(f"{name} ({why})" for name, why in self.dropped.items())
-            self._note("knobs", {}, None, f"left out: {left}")
+            self._note("knobs", f"left out: {left}")
         if self.options.weights == "inherit":
             (base,) = yield (Candidate(self.untouched, None, self.terms.epochs, self.terms.seed, role="base"),)
             if not base.usable:
                 words = {base.trial: "the untouched network"}
-                self._note("base", words, None, f"there is nothing to begin with, {base.message}")
+                self._note("base", f"there is nothing to begin with, {base.message}", words)
                 return
             self._base = base.trial
         yield from self._levels()
         if self._best is None:
-            self._note(
-                "enlarging, end", {}, None, "no final network: no candidate came near any budget and was trained"
-            )
+            self._note("enlarging, end", "no final network: no candidate came near any budget and was trained")
             return
         for turn in range(1, self.options.refine + 1):
             if not (yield from self._refined(turn, self._best)):
@@ -286,10 +281,10 @@ class GreedyEnlarging(Scripted):
         whole = yield from self._first_parts(phase, pool)
         evidence = (yield tuple(self._candidate(step) for step in whole)) if whole else ()
         for step, found in zip(whole, evidence, strict=True):
-            self._found[step.level, step.point] = found
-            self._scores[step.level, step.point] = score_of(found)
+            self._found[step.key] = found
+            self._scores[step.key] = score_of(found)
         yield from self._again(whole)
-        return [self._scores[step.level, step.point] for step in pool]
+        return [self._scores[step.key] for step in pool]
 
     def _first_parts(self, phase: str, pool: Sequence[Step]) -> Chosen:
         """Train all for a first part; return those that are to be trained whole."""
@@ -301,13 +296,13 @@ class GreedyEnlarging(Scripted):
         )
         scores = [replace(score_of(found), times=0) for found in evidence]
         for step, found, score in zip(pool, evidence, scores, strict=True):
-            self._found[step.level, step.point] = found
-            self._scores[step.level, step.point] = score
+            self._found[step.key] = found
+            self._scores[step.key] = score
         whole = self.halving.going_on(scores)
         words = {found.trial: self.space.words(step) for step, found in zip(pool, evidence, strict=True)}
         told = [f"{words[e.trial]} {told_of(e, s)}" for e, s in zip(evidence, scores, strict=True)]
         kept = f"{len(whole)} of {len(pool)} get the whole training"
-        self._note(f"{phase}, first part", words, None, f"{kept}: {'; '.join(told)}")
+        self._note(f"{phase}, first part", f"{kept}: {'; '.join(told)}", words)
         return tuple(pool[place] for place in whole)
 
     def _refined(self, turn: int, present: Step) -> Refined:
@@ -319,42 +314,38 @@ class GreedyEnlarging(Scripted):
         pool = tuple(step for step in pool if all(step.point != point for _, point in self._found))
         phase = f"refine, round {turn} of {self.options.refine}"
         if not pool:
-            self._note(phase, {}, None, "no move keeps to the budget that was not tried")
+            self._note(phase, "no move keeps to the budget that was not tried")
             return False
         scores = yield from self._judgements(phase, pool)
         judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
-        words = {self._found[s.level, s.point].trial: self.space.words(s) for s in judged}
-        before = self._scores[present.level, present.point]
-        best = next(iter(ranked(judged, self.space, self.growth.ties)), present)
-        after = self._scores[best.level, best.point]
+        words = {self._found[s.key].trial: self.space.words(s) for s in judged}
+        before = self._scores[present.key]
+        best = next(iter(ranked(judged, self.growth.ties)), present)
+        after = self._scores[best.key]
         if not after.times or after.value - before.value <= math.hypot(after.stderr, before.stderr):
-            self._note(
-                phase, words, None, f"none of {len(pool)} moves is better than {said(before)} by more than noise"
-            )
+            self._note(phase, f"none of {len(pool)} moves is better than {said(before)} by more than noise", words)
             return False
         self._best = best
         told = Level(level, target, judged, (best,))
         self._course = (*self._course, self._judged(told, best))
-        trial = self._found[best.level, best.point].trial
-        self._note(phase, words, trial, f"{words[trial]}, {said(after)} against {said(before)}, {self._sizes(best)}")
+        trial = self._found[best.key].trial
+        self._note(phase, f"{words[trial]}, {said(after)} against {said(before)}, {self._sizes(best)}", words, trial)
         return True
 
     def _again(self, pool: Sequence[Step]) -> Script:
         """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""
-        scored = [step.judged(self._scores[step.level, step.point]) for step in pool]
-        close = level_with_the_best(scored, self.space)[: self.options.contenders]
+        scored = [step.judged(self._scores[step.key]) for step in pool]
+        close = level_with_the_best(scored)[: self.options.contenders]
         if not self.options.rescore or len(close) < 2:
             return
-        batch = [
+        evidence = yield tuple(
             replace(self._candidate(step), seed=self.terms.seed + turn)
             for turn in range(1, self.options.rescore + 1)
             for step in close
-        ]
-        evidence = yield tuple(batch)
+        )
         for place, step in enumerate(close):
-            key = step.level, step.point
-            told = [self._found[key], *evidence[place :: len(close)]]
-            self._scores[key] = mean_of([e for e in told if e.usable])
+            told = [self._found[step.key], *evidence[place :: len(close)]]
+            self._scores[step.key] = mean_of([e for e in told if e.usable])
 
     def _phase(self, number: int) -> str:
         return f"level {number} of {len(self.levels) - 1}, {human(self.levels[number], self.space.metric)}"
@@ -362,24 +353,24 @@ class GreedyEnlarging(Scripted):
     def _seen(self, level: Level) -> None:
         """Note what happened at a level."""
         phase = self._phase(level.number)
-        words = {self._found[s.level, s.point].trial: self.space.words(s) for s in level.judged}
+        words = {self._found[s.key].trial: self.space.words(s) for s in level.judged}
         if not level.kept:
-            failed = [self._found[s.level, s.point] for s in level.judged]
+            failed = [self._found[s.key] for s in level.judged]
             why = "; ".join(f"{words[e.trial]} failed ({e.message})" for e in failed)
             reason = f"all candidates failed: {why}" if why else "no knob comes near it by a whole step"
-            self._note(phase, words, None, f"{reason}; the budget is carried over")
+            self._note(phase, f"{reason}; the budget is carried over", words)
             return
         best = self._best = level.kept[0]
-        found, score = self._found[best.level, best.point], self._scores[best.level, best.point]
+        found, score = self._found[best.key], self._scores[best.key]
         self._course = (*self._course, self._judged(level, best))
         others = [
-            f"{words[e.trial]} {told_of(e, self._scores[s.level, s.point])}"
+            f"{words[e.trial]} {told_of(e, self._scores[s.key])}"
             for s in level.judged
-            if (e := self._found[s.level, s.point]) is not found
+            if (e := self._found[s.key]) is not found
         ]
         told = f"{words[found.trial]}, {said(score)} ± {score.stderr:.2%}, {self._sizes(best)}"
         against = f", against {'; '.join(others)}" if others else ""
-        self._note(phase, words, found.trial, told + against)
+        self._note(phase, told + against, words, found.trial)
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:
@@ -391,26 +382,18 @@ class GreedyEnlarging(Scripted):
         return (self._record(Step(start, 0, self.space.cost(start)), "nothing"), *self._course)
 
     def _record(self, step: Step, turned: str) -> dict[str, Any]:
-        widths, depths, side = self.space.parts(step.point)
-        return {
-            "level": step.level,
-            "turned": turned,
-            "stage_widths": list(widths),
-            "depths": list(depths),
-            "resolution": side,
-            "cost": step.cost,
-        }
+        return network_record(step.level, turned, self.space.parts(step.point), step.cost)
 
     def _judged(self, level: Level, best: Step) -> Mapping[str, Any]:
         return {
             **self._record(best, self.space.words(best)),
             "budget": level.budget,
-            "score": self._scores[best.level, best.point].value,
+            "score": self._scores[best.key].value,
             "candidates": [
                 {
                     "turned": self.space.words(s),
-                    "trial": self._found[s.level, s.point].trial,
-                    "score": score.value if (score := self._scores[s.level, s.point]).usable else None,
+                    "trial": self._found[s.key].trial,
+                    "score": score.value if (score := self._scores[s.key]).usable else None,
                     "times": score.times,
                 }
                 for s in level.judged
@@ -426,7 +409,7 @@ class GreedyEnlarging(Scripted):
         """Trim the last network to the limit, and train it, and the untouched one beside it."""
         target = self.limits.limits[self.space.metric]
         point = trimmed(self.space, best.point, target, self.options.final_tolerance, self.space.trimming)
-        inherits = self.options.weights == "inherit"
+        inherits, epochs = self.options.weights == "inherit", self.terms.epochs or self.terms.tune_epochs
         if inherits:  # blocks and resolutions are not taken back: the network before them is taken
             while self.space.cost(point) > target and best.parent is not None and best.parent.parent is not None:
                 best = best.parent
@@ -434,46 +417,37 @@ class GreedyEnlarging(Scripted):
         elif self.space.cost(point) > target:
             point = trimmed(self.space, point, target, self.options.final_tolerance, range(len(self.space.knobs)))
         last = Step(point, len(self.levels), self.space.cost(point), (), best)
-        final, epochs = self._final_candidate(last), self.terms.epochs or self.terms.tune_epochs
+        final = self._training(last, self.terms.tune_epochs if inherits else epochs)
         self._course = (*self._course, self._record(last, "trimmed"))
         if inherits:  # the untouched network has as many epochs behind it as the result
-            epochs = sum(self._found[s.level, s.point].candidate.epochs for s in best.line[1:]) + final.epochs
+            epochs = sum(self._found[s.key].candidate.epochs for s in best.line[1:]) + final.epochs
         made: Weights = "inherit" if inherits else "fresh"
         baseline = Candidate(self.untouched, self._base, epochs, self.terms.seed, role="baseline", weights=made)
         evidence, _ = yield (final, baseline)
-        self._found[last.level, last.point] = evidence
+        self._found[last.key] = evidence
         words = {evidence.trial: "the last network, trimmed and trained"}
         used = f"{self._sizes(last)} ({last.cost / target:.1%} of the limit)"
         if not evidence.usable:
-            self._note("enlarging, end", words, None, f"{used}; its training failed, {evidence.message}")
+            self._note("enlarging, end", f"{used}; its training failed, {evidence.message}", words)
             return
         self._final = evidence.trial
-        self._note("enlarging, end", words, evidence.trial, f"{used}; accuracy {evidence.score:.2%}")
-
-    def _note(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, dict(trials), kept, reason))
+        self._note("enlarging, end", f"{used}; accuracy {evidence.score:.2%}", words, evidence.trial)
 
     # ------------------------------------------------------------------ candidates
 
-    def _final_candidate(self, step: Step) -> Candidate:
-        if self.options.weights == "inherit":
-            return self._inheriting(step, self.terms.tune_epochs)
-        epochs = self.terms.epochs or self.terms.tune_epochs
-        return Candidate(self._plan(step), None, epochs, self.terms.seed, weights="fresh")
-
     def _candidate(self, step: Step) -> Candidate:
-        if self.options.weights == "inherit":
-            return replace(self._inheriting(step, self.options.trial_epochs), recipe=self.shortened)
-        plan = self._plan(step)
-        return Candidate(plan, None, self.options.trial_epochs, self.terms.seed, weights="fresh", recipe=self.shortened)
+        return replace(self._training(step, self.options.trial_epochs), recipe=self.shortened)
 
-    def _plan(self, step: Step) -> Plan:
-        return self.untouched.with_edits(*self.stages.edits(*self.space.parts(step.point)))
+    def _training(self, step: Step, epochs: int) -> Candidate:
+        if self.options.weights == "inherit":
+            return self._inheriting(step, epochs)
+        plan = self.untouched.with_edits(*self.stages.edits(*self.space.parts(step.point)))
+        return Candidate(plan, None, epochs, self.terms.seed, weights="fresh")
 
     def _inheriting(self, step: Step, epochs: int) -> Candidate:
         """Return a candidate with its parent's weights: widths by whole plans, all else by further edits."""
         assert step.parent is not None
-        above = self._found.get((step.parent.level, step.parent.point))
+        above = self._found.get(step.parent.key)
         parent = self._base if above is None else above.trial
         before = self.untouched if above is None else above.candidate.plan
         wide, deep, side = self.space.parts(step.point)

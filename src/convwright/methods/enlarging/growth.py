@@ -12,10 +12,10 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from convwright.errors import BudgetError, ConvwrightError, check_counts
+from convwright.errors import BudgetError, check_counts
 
 if TYPE_CHECKING:
     from convwright.methods.base import Evidence
@@ -93,9 +93,6 @@ class Growth:
         span: a knob may take so many increments at once.
         ties: what decides between scores that are equal within their errors: the ``cheaper`` point, or the ``score``
             itself.
-
-    Raises:
-        ConvwrightError: a value is out of its range.
     """
 
     tolerance: float = 0.05
@@ -103,15 +100,6 @@ class Growth:
     pairs: Pairs = "none"
     span: int = 4
     ties: Ties = "cheaper"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise ConvwrightError(f"tolerance={self.tolerance!r} must lie from 0 to below 1")
-        check_counts(beam=self.beam, span=self.span)
-        if self.pairs not in get_args(Pairs):
-            raise ConvwrightError(f"pairs={self.pairs!r} is unknown; give {', '.join(get_args(Pairs))}")
-        if self.ties not in get_args(Ties):
-            raise ConvwrightError(f"ties={self.ties!r} is unknown; give {', '.join(get_args(Ties))}")
 
 
 @dataclass(frozen=True)
@@ -177,9 +165,14 @@ class Step:
     parent: Step | None = None
     score: Score | None = None
 
+    @property
+    def key(self) -> tuple[int, Point]:
+        """What tells it from all others of a search."""
+        return self.level, self.point
+
     def judged(self, score: Score) -> Step:
         """Return it with a score."""
-        return Step(self.point, self.level, self.cost, self.turned, self.parent, score)
+        return replace(self, score=score)
 
     @property
     def line(self) -> tuple[Step, ...]:
@@ -218,13 +211,11 @@ def budgets(start: int, target: int, steps: int, schedule: Schedule = "arithmeti
 
     Raises:
         BudgetError: the target is not above the start.
-        ConvwrightError: `steps` or `schedule` is wrong.
+        ConvwrightError: there is no step.
 
     >>> budgets(100, 400, 2), budgets(100, 400, 2, "geometric")
     ((100, 250, 400), (100, 200, 400))
     """
-    if schedule not in get_args(Schedule):
-        raise ConvwrightError(f"schedule={schedule!r} is unknown; give {', '.join(get_args(Schedule))}")
     check_counts(steps=steps)
     if not 0 < start < target:
         raise BudgetError(
@@ -287,13 +278,13 @@ def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[
         pool = walk.pool(number)
         scores = (yield pool) if pool else ()
         judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
-        kept = tuple(ranked(judged, space, growth.ties)[: growth.beam])
+        kept = tuple(ranked(judged, growth.ties)[: growth.beam])
         for step in kept:
             walk.depart(step)
         seen(Level(number, levels[number], judged, kept))
 
 
-def ranked(judged: Sequence[Step], space: Space, ties: Ties = "cheaper") -> list[Step]:
+def ranked(judged: Sequence[Step], ties: Ties = "cheaper") -> list[Step]:
     """Return usable steps, best first.
 
     Steps that were judged more often come first: they were chosen for that, and their means are not to be beaten by the
@@ -303,24 +294,17 @@ def ranked(judged: Sequence[Step], space: Space, ties: Ties = "cheaper") -> list
     """
     left, order = [s for s in judged if s.score is not None and s.score.usable], []
     while left:
-        most = max(_score(s).times for s in left)
-        often = [s for s in left if _score(s).times == most]
-        top = max(often, key=lambda s: _score(s).value)
+        top = max(left, key=lambda s: (_score(s).times, _score(s).value))
+        often = [s for s in left if _score(s).times == _score(top).times]
         tied = [s for s in often if _tied(_score(s), _score(top)) and (ties == "cheaper" or s.score == top.score)]
-        best = min(tied, key=lambda s: (s.cost, s.turned, s.point))
-        order.append(best)
-        left.remove(best)
+        order.append(min(tied, key=lambda s: (s.cost, s.turned, s.point)))
+        left.remove(order[-1])
     return order
 
 
-def level_with_the_best(judged: Sequence[Step], space: Space) -> list[Step]:
-    """Return the steps whose scores equal the highest one within the standard error of the difference, best first.
-
-    Args:
-        judged: steps with scores.
-        space: the space.
-    """
-    order = ranked(judged, space, "score")
+def level_with_the_best(judged: Sequence[Step]) -> list[Step]:
+    """Return the steps whose scores equal the highest one within the standard error of the difference, best first."""
+    order = ranked(judged, "score")
     return [step for step in order if _tied(_score(step), _score(order[0]))]
 
 
@@ -359,45 +343,32 @@ class _Walk:
 
     def _moves(self, step: Step) -> Iterator[Step]:
         for knob in range(len(self.space.knobs)):
-            landed = (self._lands(step, knob, level) for level in range(step.level + 1, len(self.levels)))
-            move = next((m for m in landed if m is not None), None)
-            if move is not None:
-                yield move
+            landed = (self._lands(step, step.point, (knob,), n) for n in range(step.level + 1, len(self.levels)))
+            yield from itertools.islice((m for m in landed if m is not None), 1)
         for one, two in self._pairs():
-            move = self._pair(step, one, two)
+            # Half of the next increment is spent on one knob and the rest on another.
+            level = step.level + 1
+            half = nearest(self.space, step.point, one, (step.cost + self.levels[level]) / 2)
+            move = None if half is None else self._lands(step, half, (one, two), level)
             if move is not None:
                 yield move
 
-    def _lands(self, step: Step, knob: int, level: int) -> Step | None:
-        point = nearest(self.space, step.point, knob, self.levels[level], below=self._is_last(level))
-        return None if point is None else self._checked(step, point, (knob,), level)
-
-    def _pair(self, step: Step, one: int, two: int) -> Step | None:
-        """Spend half of the next increment on one knob and the rest on another."""
-        level = step.level + 1
-        half = nearest(self.space, step.point, one, (step.cost + self.levels[level]) / 2)
-        last = self._is_last(level)
-        point = None if half is None else nearest(self.space, half, two, self.levels[level], below=last)
-        return None if point is None else self._checked(step, point, (one, two), level)
-
-    def _checked(self, step: Step, point: Point, turned: tuple[int, ...], level: int) -> Step | None:
-        cost, budget = self.space.cost(point), self.levels[level]
-        if cost <= step.cost or abs(cost - budget) > self.growth.tolerance * budget or not self.space.allows(point):
+    def _lands(self, step: Step, begun: Point, turned: tuple[int, ...], level: int) -> Step | None:
+        """Turn the last of some knobs, from where the others led, to a budget; None where that comes not near it."""
+        budget = self.levels[level]
+        # The last budget is not exceeded, since a coarse knob could not be turned back a little.
+        point = nearest(self.space, begun, turned[-1], budget, below=level == len(self.levels) - 1)
+        cost = step.cost if point is None else self.space.cost(point)
+        if point is None or cost <= step.cost or abs(cost - budget) > self.growth.tolerance * budget:
             return None
-        return Step(point, level, cost, turned, step)
-
-    def _is_last(self, level: int) -> bool:
-        """Whether a budget is the last: it is not exceeded, since a coarse knob could not be turned back a little."""
-        return level == len(self.levels) - 1
+        return Step(point, level, cost, turned, step) if self.space.allows(point) else None
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
-        knobs = self.space.knobs
-        for one in range(len(knobs)):
-            for two in range(one + 1, len(knobs)):
-                mates = knobs[one].stage == knobs[two].stage >= 0
-                apart = "resolution" not in (knobs[one].kind, knobs[two].kind)
-                if (self.growth.pairs == "stage" and mates) or (self.growth.pairs == "all" and apart):
-                    yield one, two
+        for (i, one), (k, two) in itertools.combinations(enumerate(self.space.knobs), 2):
+            mates = one.stage == two.stage >= 0
+            apart = "resolution" not in (one.kind, two.kind)
+            if (self.growth.pairs == "stage" and mates) or (self.growth.pairs == "all" and apart):
+                yield i, k
 
 
 def trimmed(space: Space, point: Point, target: int, tolerance: float, knobs: Sequence[int]) -> Point:
@@ -472,7 +443,5 @@ def _lowered(space: Space, point: Point, knob: int, cost: int) -> Point | None:
 
 def _turned(space: Space, point: Point, knob: int, by: int) -> Point | None:
     turn, value = space.knobs[knob], point[knob]
-    new = turn.above(value, 1) if by > 0 else (value - 1) // turn.quantum * turn.quantum
-    if new < space.start[knob]:
-        new = space.start[knob]
+    new = max(space.start[knob], turn.above(value, 1) if by > 0 else (value - 1) // turn.quantum * turn.quantum)
     return None if new == value else (*point[:knob], new, *point[knob + 1 :])

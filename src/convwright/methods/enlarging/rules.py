@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ _LARGEST = 1e4  # factor
 _HALVINGS = 60
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A network as a rule sees it.
 
     Attributes:
@@ -58,7 +57,7 @@ def scaled(
     width: float = 1.0,
     depth: float = 1.0,
     resolution: float = 1.0,
-    quantum: int | Sequence[int] = 8,
+    quantum: int = 8,
     step: int = 8,
     depth_rounding: Literal["up", "nearest"] = "up",
 ) -> Setting:
@@ -69,19 +68,15 @@ def scaled(
         width: factor of the widths, and of stem and head.
         depth: factor of the depths.
         resolution: factor of the resolution.
-        quantum: widths become multiples of it: one number, or one per stage. A width whose factor is 1 stays.
+        quantum: widths become multiples of it. A width whose factor is 1 stays.
         step: the resolution becomes a multiple of it.
         depth_rounding: ``up`` or to the ``nearest`` (half away from zero); at least 1 either way.
     """
-    quanta = [quantum] * len(base.widths) if isinstance(quantum, int) else list(quantum)
-    wide = tuple(round_width(w * width, q) if width != 1 else w for w, q in zip(base.widths, quanta, strict=True))
-    blocks = tuple(max(1, _rounded(d * depth, depth_rounding)) for d in base.depths)
+    wide = tuple(round_width(w * width, quantum) if width != 1 else w for w in base.widths)
+    deep = (d * depth for d in base.depths)
+    blocks = tuple(max(1, math.ceil(d - 1e-9) if depth_rounding == "up" else int(d + 0.5)) for d in deep)
     side = base.resolution if resolution == 1 else max(step, step * int(base.resolution * resolution / step + 0.5))
     return Setting(wide, blocks, side, base.ends * width)
-
-
-def _rounded(value: float, how: Literal["up", "nearest"]) -> int:
-    return math.ceil(value - 1e-9) if how == "up" else int(value + 0.5)
 
 
 # ------------------------------------------------------------------ rules with one factor
@@ -216,7 +211,7 @@ def tinynet(base: Setting, letter: str) -> Setting:
     if letter not in TINYNETS:
         raise ConvwrightError(f"there is no TinyNet {letter!r}; there are {', '.join(TINYNETS)}")
     resolution, width, depth = TINYNETS[letter]
-    made = scaled(base, width=width, depth=depth, depth_rounding="nearest", quantum=8)
+    made = scaled(base, width=width, depth=depth, depth_rounding="nearest")
     return Setting(made.widths, made.depths, int(base.resolution * resolution), base.ends)
 
 
@@ -280,5 +275,4 @@ def shares(stages: int, how: Literal["equal", "random"], seed: int = 0) -> tuple
     """
     if how == "equal":
         return (1 / (2 * stages),) * (2 * stages)
-    drawn = np.random.default_rng(seed).dirichlet(np.ones(2 * stages))
-    return tuple(float(part) for part in drawn)
+    return tuple(np.random.default_rng(seed).dirichlet(np.ones(2 * stages)).tolist())

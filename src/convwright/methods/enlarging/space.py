@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from convwright.cost.budget import MEASURED, Limits
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.errors import BudgetError
 from convwright.methods.enlarging.growth import Knob, Point, Step
 from convwright.methods.shared.stage_knobs import Stages
 
 Metric = Literal["macs", "params", "latency"]
-_COUNTED = ("macs", "params")
+Size = tuple[tuple[int, ...], tuple[int, ...], int]  # widths and depths of all stages, and the resolution
 _LARGEST_SIDE = 16_384
 
 
@@ -59,32 +59,21 @@ class EnlargingSpace:
 
         Raises:
             BudgetError: no such metric is limited, another one cannot be followed, or nothing can grow.
-            ConvwrightError: a growth is not above 1.
         """
-        for name, value in (("width_growth", width_growth), ("depth_growth", depth_growth)):
-            if not value > 1:
-                raise ConvwrightError(f"{name}={value!r} must be above 1")
         metric = _metric(limits, objective)
         widths_only = "the latency is estimated for the present layers and inputs only" if limits.measures else ""
-        knobs, dropped = [], {}
+        all_knobs = []  # with why there is none
         for i, stage in enumerate(stages.knobs):
-            if stage.quantum:
-                knobs.append(Knob(f"width of {stage.name}", "width", i, stage.quantum, width_growth))
-            else:
-                dropped[f"width of {stage.name}"] = stage.reasons["width"]
+            knob = Knob(f"width of {stage.name}", "width", i, stage.quantum, width_growth)
+            all_knobs.append((knob, "" if stage.quantum else stage.reasons["width"]))
         for i, stage in enumerate(stages.knobs):
             reason = widths_only or ("" if stage.template else stage.reasons["depth"])
-            if reason:
-                dropped[f"depth of {stage.name}"] = reason
-            else:
-                knobs.append(Knob(f"depth of {stage.name}", "depth", i, 1, depth_growth, slack=1))
+            all_knobs.append((Knob(f"depth of {stage.name}", "depth", i, 1, depth_growth, slack=1), reason))
         reason = widths_only or ("it was to stay" if not resolution_step else stages.fixed_resolution)
-        if metric == "params":
-            reason = reason or "it costs no parameters"
-        if reason:
-            dropped["resolution"] = reason
-        else:
-            knobs.append(Knob("resolution", "resolution", -1, resolution_step))
+        reason = reason or "it costs no parameters" * (metric == "params")
+        all_knobs.append((Knob("resolution", "resolution", -1, resolution_step), reason))
+        knobs = [knob for knob, reason in all_knobs if not reason]
+        dropped = {knob.name: reason for knob, reason in all_knobs if reason}
         if not knobs:
             reasons = "; ".join(f"{name}: {why}" for name, why in dropped.items())
             raise BudgetError(f"nothing in {stages.arch.source} can be enlarged ({reasons}).")
@@ -93,9 +82,7 @@ class EnlargingSpace:
     @property
     def start(self) -> Point:
         """Present values of the knobs."""
-        stages = self.stages
-        present = {"width": stages.widths, "depth": stages.depths, "resolution": (stages.resolution,)}
-        return tuple(present[knob.kind][knob.stage] for knob in self.knobs)
+        return self.point(self.stages.widths, self.stages.depths, self.stages.resolution)
 
     @property
     def trimming(self) -> tuple[int, ...]:
@@ -103,7 +90,12 @@ class EnlargingSpace:
         widths = tuple(i for i, knob in enumerate(self.knobs) if knob.kind == "width")
         return widths or tuple(i for i, knob in enumerate(self.knobs) if knob.kind == "depth")
 
-    def parts(self, point: Point) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    def point(self, widths: Sequence[int], depths: Sequence[int], side: int) -> Point:
+        """Return the values of the knobs for widths and depths of all stages, and the resolution."""
+        values = {"width": widths, "depth": depths, "resolution": (side,)}
+        return tuple(values[knob.kind][knob.stage] for knob in self.knobs)
+
+    def parts(self, point: Point) -> Size:
         """Return widths and depths of all stages, and the resolution, of a point."""
         widths, depths, side = list(self.stages.widths), list(self.stages.depths), self.stages.resolution
         for knob, value in zip(self.knobs, point, strict=True):
@@ -128,10 +120,9 @@ class EnlargingSpace:
     def _found(self, point: Point) -> dict[str, int]:
         widths, depths, side = self.parts(point)
         if side > _LARGEST_SIDE or (side != self.stages.resolution and self.stages.stage_costs.refusal(side)):
-            return dict.fromkeys((*_COUNTED, *self.limits.limits), 2**62)
-        costs = self.stages.costs(widths, depths, side)
+            return dict.fromkeys(("macs", "params", *self.limits.limits), 2**62)
         measured = {m: self.limits.estimates[m](self.stages.sizes(widths)) for m in self.limits.limits if m in MEASURED}
-        return {**costs, **measured}
+        return {**self.stages.costs(widths, depths, side), **measured}
 
     def allows(self, point: Point) -> bool:
         """Return whether the limits on other metrics hold."""
@@ -141,8 +132,7 @@ class EnlargingSpace:
     def words(self, step: Step) -> str:
         """Say what a step turned: ``width of stage3 40 to 80``."""
         before = step.parent.point if step.parent is not None else self.start
-        told = [f"{self.knobs[i].name} {before[i]} to {step.point[i]}" for i in step.turned]
-        return " and ".join(told) or "nothing"
+        return " and ".join(f"{self.knobs[i].name} {before[i]} to {step.point[i]}" for i in step.turned) or "nothing"
 
 
 def said_sizes(widths: Sequence[int], depths: Sequence[int], side: int) -> str:
@@ -151,13 +141,18 @@ def said_sizes(widths: Sequence[int], depths: Sequence[int], side: int) -> str:
     return f"widths {wide}, depths {deep}, {side} pixels"
 
 
+def network_record(level: int, turned: str, size: Size, cost: int) -> dict[str, Any]:
+    """Return a network of an enlarging as plain values: what was turned, its size, and what it costs."""
+    widths, depths, side = size
+    sizes = {"stage_widths": list(widths), "depths": list(depths), "resolution": side}
+    return {"level": level, "turned": turned, **sizes, "cost": cost}
+
+
 def _metric(limits: Limits, objective: Metric | None) -> Metric:
     known: tuple[Metric, ...] = get_args(Metric)
     unknown = [m for m in limits.limits if m not in known]
     if unknown:
         raise BudgetError(f"method greedy cannot follow a limit on {unknown[0]}; limit macs, params or latency.")
-    if objective is not None and objective not in known:
-        raise ConvwrightError(f"objective={objective!r} is unknown to greedy; give {', '.join(known)}")
     found = objective or next((m for m in known if m in limits.limits), None)
     if found is None or found not in limits.limits:
         raise BudgetError(

@@ -14,7 +14,7 @@ from typing import Any
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit, Plan
 from convwright.errors import BudgetError, EditError
-from convwright.methods.base import Candidate, Decision, Evidence, register
+from convwright.methods.base import Candidate, Evidence, register
 from convwright.methods.options import MethodOptions
 from convwright.methods.phased.moves import PHASES, Draft, Phase, Scene
 from convwright.methods.phased.techniques import Trying, default_techniques, joined, techniques_named, tried_on
@@ -30,8 +30,10 @@ class _Stand:
     """A trained network that a phase begins with."""
 
     evidence: Evidence
-    plan: Plan
     scene: Scene
+
+
+Stands = Generator[Batch, tuple[Evidence, ...], _Stand]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +110,7 @@ class PhasedDesign(Scripted):
         self.original, self.untouched = Scene(arch, limits), Plan.empty(arch)
         # Refused here, before any training; and what is fallen back on where all trials of the last phase fail.
         self.narrowed = uniform_widths(arch, limits, self.terms.divisor) if self.original.use > 1 else ()
-        self.at: _Stand | None = None  # where the last decision led to
         self._links: list[int] = []  # trials of the untouched network, each the parent of the next
-
-    def best(self) -> Evidence | None:
-        """Return what the last decision kept; where that breaks a limit, the most accurate trial within the limits."""
-        self.ask()  # decides what can be decided
-        fit = [e for _, e in sorted(self.results.items()) if e.candidate.role == "candidate" and self._meets(e)]
-        if self.at is not None and self.at.evidence in fit:
-            return self.at.evidence
-        return max(fit, key=lambda e: e.score, default=None)
 
     # ------------------------------------------------------------------ the course of the search
 
@@ -125,43 +118,40 @@ class PhasedDesign(Scripted):
         (base,) = yield (Candidate(self.untouched, None, self.terms.epochs, self.terms.seed, role="base"),)
         named = {0: "the untouched network"}
         if not base.usable:
-            self._decide("phase 0, base", named, None, f"there is nothing to begin with, {base.message}")
+            self._note("phase 0, base", f"there is nothing to begin with, {base.message}", named)
             return
-        self.at, self._links = _Stand(base, self.untouched, self.original), [0]
-        self._decide("phase 0, base", named, 0, f"begins with {_numbers(base)}")
+        at = self._stand_at(base, self.original)
+        self._links = [0]
+        self._note("phase 0, base", f"begins with {_numbers(base)}", named, 0)
         if self.original.use <= 1:
-            self._decide("phases 1 to 5", {}, None, f"nothing to cut: {self._used(base.costs)} already")
+            self._note("phases 1 to 5", f"nothing to cut: {self._used(base.costs)} already")
         else:
-            yield from self._phases()
-        if not self._meets(self.at.evidence):
-            self.at, self._links = _Stand(base, self.untouched, self.original), [0]
+            for number, phase in enumerate(PHASES, start=1):
+                name, options = f"phase {number}, {phase.name}", self._options(at, phase, PHASES[number:])
+                if options:
+                    at = yield from self._phase(name, at, options)
+                else:
+                    why = "nothing left to cut" if at.scene.use <= 1 else "nothing that it could change"
+                    self._note(name, f"skipped, {why}: {self._used(at.scene.costs)}")
+        if not self._meets(at.evidence):
+            at = self._stand_at(base, self.original)
+            self._links = [0]
             after = self.original.narrowed(self.narrowed)
             fallback = _Option("all widths of the untouched network alike", self.narrowed, after)
-            yield from self._phase("phases undone", self.at, [fallback])
-        if self._meets(self.at.evidence):
-            yield from self._techniques(self.at)
+            at = yield from self._phase("phases undone", at, [fallback])
+        if self._meets(at.evidence):
+            yield from self._techniques(at)
 
-    def _phases(self) -> Script:
-        for number, phase in enumerate(PHASES, start=1):
-            assert self.at is not None
-            name, scene = f"phase {number}, {phase.name}", self.at.scene
-            options = self._options(self.at, phase, PHASES[number:])
-            if options:
-                yield from self._phase(name, self.at, options)
-            else:
-                why = "nothing left to cut" if scene.use <= 1 else "nothing that it could change"
-                self._decide(name, {}, None, f"skipped, {why}: {self._used(scene.costs)}")
-
-    def _phase(self, name: str, at: _Stand, options: Sequence[_Option]) -> Script:
-        """Try the options of a phase; go on from the best."""
+    def _phase(self, name: str, at: _Stand, options: Sequence[_Option]) -> Stands:
+        """Try the options of a phase; return the best, or where it began."""
         found = yield from self._tried(at, options)
         words = _words(found, options)
         best = _highest(self.limits, found)
         if best is None:
-            self._decide(name, words, None, f"the network stays as it was, {_failures(found, words)}")
-            return
-        self.at = _Stand(best, best.candidate.plan, options[found.index(best)].scene)
-        self._decide(name, words, best.trial, f"{words[best.trial]}, {_numbers(best)}{_rest(best, found, words)}")
+            self._note(name, f"the network stays as it was, {_failures(found, words)}", words)
+            return at
+        self._note(name, f"{words[best.trial]}, {_numbers(best)}{_rest(best, found, words)}", words, best.trial)
+        return self._stand_at(best, options[found.index(best)].scene)
 
     def _tried(self, at: _Stand, options: Sequence[_Option]) -> Answers:
         """Ask for options and, beside them, the untouched network, all trained on; return the options' evidence."""
@@ -175,11 +165,8 @@ class PhasedDesign(Scripted):
         return tuple(found)
 
     def _candidate(self, at: _Stand, option: _Option, seed: int) -> Candidate:
-        plan = at.plan.with_edits(*option.edits)
+        plan = at.evidence.candidate.plan.with_edits(*option.edits)
         return Candidate(plan, at.evidence.trial, self.terms.tune_epochs, seed, recipe=option.recipe)
-
-    def _decide(self, phase: str, trials: Mapping[int, str], kept: int | None, reason: str) -> None:
-        self.decisions = (*self.decisions, Decision(phase, trials, kept, reason))
 
     def _used(self, costs: Mapping[str, int]) -> str:
         return ", ".join(
@@ -198,11 +185,9 @@ class PhasedDesign(Scripted):
         begun = [(draft, after) for draft in phase.propose(scene, target) if (after := _after(scene, draft))]
         level = max(1.0, min([target, *(after.use for draft, after in begun if draft.edits)]))
         options = [option for draft, after in begun if (option := self._levelled(at, draft, after, level))]
-        rival = (
-            self._levelled(at, Draft("only narrowed, all widths alike"), scene, level) if options and later else None
-        )
-        distinct = {option.edits: option for option in (*([rival] if rival else []), *reversed(options))}
-        return list(reversed(distinct.values()))
+        if options and later and (rival := self._levelled(at, Draft("only narrowed, all widths alike"), scene, level)):
+            options.append(rival)
+        return list({option.edits: option for option in reversed(options)}.values())[::-1]
 
     def _levelled(self, at: _Stand, draft: Draft, after: Scene, level: float) -> _Option | None:
         """Bring the widths of a draft to a level; None where they cannot be."""
@@ -221,7 +206,7 @@ class PhasedDesign(Scripted):
         if not any(group.tied for group in self.original.arch.free_groups):
             return True
         try:
-            whole = self.original.after((*at.plan.edits, *option.edits))
+            whole = self.original.after((*at.evidence.candidate.plan.edits, *option.edits))
         except EditError:
             return False
         return _shapes(whole) == _shapes(option.scene)
@@ -238,15 +223,15 @@ class PhasedDesign(Scripted):
         best = _highest(self.limits, won or [control])
         name = "techniques, one by one"
         if best is None:
-            self._decide(name, words, None, f"none kept, {_failures(found, words)}")
+            self._note(name, f"none kept, {_failures(found, words)}", words)
             return
-        self._stand_at(best, options[found.index(best)])
+        kept = self._stand_at(best, options[found.index(best)].scene)
         winners = f"won by more than noise: {', '.join(words[e.trial] for e in won)}" if won else "none won"
-        others = _rest(best, found, words) + "".join(f"; {reason}" for reason in refused)
-        self._decide(name, words, best.trial, f"{words[best.trial]}, {_numbers(best)}; {winners}{others}")
+        others = "".join((_rest(best, found, words), *(f"; {reason}" for reason in refused)))
+        self._note(name, f"{words[best.trial]}, {_numbers(best)}; {winners}{others}", words, best.trial)
         if len(won) > 1:
-            yield from self._together(at, best, [options[found.index(e)] for e in won], seed)
-        recipe = self.at.evidence.candidate.recipe if self.at else {}
+            kept = yield from self._together(at, kept, [options[found.index(e)] for e in won], seed)
+        recipe = kept.evidence.candidate.recipe
         if recipe:  # the untouched network, too, is trained last with what the result was trained with
             epochs = self.terms.tune_epochs
             yield (Candidate(self.untouched, parent_link, epochs, seed, role="baseline", recipe=recipe),)
@@ -264,27 +249,30 @@ class PhasedDesign(Scripted):
                 options.append(_Option(tried.name, edits, after, tried.recipe))
         return options, refused
 
-    def _together(self, at: _Stand, best: Evidence, winners: Sequence[_Option], seed: int) -> Script:
-        """Train with all winners at once; keep that if it is more accurate than the best of them."""
-        name, words = "techniques, together", " + ".join(option.words for option in winners)
+    def _together(self, at: _Stand, alone: _Stand, winners: Sequence[_Option], seed: int) -> Stands:
+        """Train with all winners at once; return that if it is more accurate than the best of them alone."""
+        name, words, best = "techniques, together", " + ".join(o.words for o in winners), alone.evidence
         edits = tuple(edit for option in winners for edit in option.edits)
         after = _after(at.scene, Draft(words, edits))
         if after is None or not self.limits.met(after.costs):
-            self._decide(name, {}, None, f"{words} do not fit into the budget together")
-            return
+            self._note(name, f"{words} do not fit into the budget together")
+            return alone
         option = _Option(words, edits, after, joined(o.recipe for o in winners))
         (found,) = yield (self._candidate(at, option, seed),)
         named = {found.trial: words}
         if not found.usable:
-            self._decide(name, named, None, f"not kept, {_failures([found], named)}")
+            self._note(name, f"not kept, {_failures([found], named)}", named)
         elif found.score <= best.score or not self._meets(found):
-            self._decide(name, named, None, f"{words} is not kept: {found.score:.2%} against {best.score:.2%}")
+            self._note(name, f"{words} is not kept: {found.score:.2%} against {best.score:.2%}", named)
         else:
-            self._stand_at(found, option)
-            self._decide(name, named, found.trial, f"{words}, {_numbers(found)}, against {best.score:.2%}")
+            self._note(name, f"{words}, {_numbers(found)}, against {best.score:.2%}", named, found.trial)
+            return self._stand_at(found, after)
+        return alone
 
-    def _stand_at(self, evidence: Evidence, option: _Option) -> None:
-        self.at = _Stand(evidence, evidence.candidate.plan, option.scene)
+    def _stand_at(self, evidence: Evidence, scene: Scene) -> _Stand:
+        """Go on from a trial, which is the result as long as nothing better is found."""
+        self._final = evidence.trial
+        return _Stand(evidence, scene)
 
 
 # ------------------------------------------------------------------ judging

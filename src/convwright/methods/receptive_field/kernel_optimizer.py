@@ -88,14 +88,10 @@ class Kernels:
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.stays.items():
             by_reason.setdefault(reason.rstrip("."), []).append(name)
-        lines += [f"{_counted(names)}: {reason}." for reason, names in by_reason.items()]
+        for reason, names in by_reason.items():
+            several = f"{len(names)} convolutions stay ({names[0]}, ..., {names[-1]})"
+            lines.append(f"{several if len(names) > 1 else f'{names[0]} stays'}: {reason}.")
         return tuple(lines)
-
-
-def _counted(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"{names[0]} stays"
-    return f"{len(names)} convolutions stay ({names[0]}, ..., {names[-1]})"
 
 
 def optimize_kernels(
@@ -124,22 +120,19 @@ def optimize_kernels(
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance <= 1:
         raise ConvwrightError(f"tolerance is a number above 0 and at most 1, not {tolerance!r}")
     menu, sight = menu or Menu(), sight or FieldMeasure()
-    places, stays = find_places(arch, menu)
-    judged = _Judged(arch, places)
-    stays = {**stays, **judged.stays}
+    places, not_placed = find_places(arch, menu)
+    not_judged, partly_judged = _judged(arch, places)
+    stays = {**not_placed, **not_judged}
     by_name = {place.layer.name: place for place in places if place.layer.name not in stays}
     offers = {name: choices(arch, place, menu) for name, place in by_name.items()}
     stays |= {name: _NO_OFFER for name, offered in offers.items() if not offered}
     if not any(offers.values()):
-        reasons = (
-            "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(stays.items())[:3]) or "it has none"
+        reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in list(stays.items())[:3])
+        raise ConvwrightError(
+            f"{arch.source} has no convolution whose operator could change ({reasons or 'it has none'})."
         )
-        raise ConvwrightError(f"{arch.source} has no convolution whose operator could change ({reasons}).")
-    benches = [
-        _Bench(arch, stage, by_name, offers, sight, tolerance)
-        for stage in arch.stages
-        if any(name in by_name for name in stage.layers)
-    ]
+    changing = (stage for stage in arch.stages if any(name in by_name for name in stage.layers))
+    benches = [_Bench(arch, stage, by_name, offers, sight, tolerance) for stage in changing]
     bill = _Bill(arch, {name: place.first for name, place in by_name.items()})
     chosen = {name: choice for bench in benches for name, choice in bench.resolve().items()}
     if limits is not None and limits.met(bill.costs(chosen)):
@@ -148,7 +141,7 @@ def optimize_kernels(
     edits = tuple(edit for c in chosen.values() if (edit := c.edit(menu.order)) is not None)
     before, after = bill.costs({}), bill.costs(chosen)
     macs, params = ((before[metric], after[metric]) for metric in ("macs", "params"))
-    return Kernels(stages, edits, macs, params, stays, judged.unjudged)
+    return Kernels(stages, edits, macs, params, stays, partly_judged)
 
 
 @dataclass(frozen=True)
@@ -179,34 +172,25 @@ def _given_back(chosen: Chosen, benches: Sequence[_Bench], bill: _Bill, limits: 
     for name in sorted(chosen, key=lambda name: bill.saved(chosen[name], limits)):
         first, present = bill.first[name], chosen[name]
         dearer = [first, *(c for c in at[name].offers[name] if present.params < c.params < first.params)]
-        for offer in sorted(dearer, key=lambda c: -c.params):
-            tried = {**chosen, name: offer}
-            if limits.met(bill.costs(tried)) and at[name].keeps(tried):
-                chosen = tried
-                break
+        several = ({**chosen, name: offer} for offer in sorted(dearer, key=lambda c: -c.params))
+        fitting = (tried for tried in several if limits.met(bill.costs(tried)) and at[name].keeps(tried))
+        chosen = next(fitting, chosen)
     return {name: choice for name, choice in chosen.items() if choice != bill.first[name]}
 
 
-class _Judged:
-    """Which convolutions the fields of their stages say nothing about.
-
-    Attributes:
-        stays: such a convolution -> why.
-        unjudged: stage -> what its share leaves out.
-    """
-
-    def __init__(self, arch: Architecture, places: Sequence[Place]) -> None:
-        in_stage = {name for stage in arch.stages for name in stage.layers}
-        names = {place.layer.name for place in places}
-        self.stays = dict.fromkeys(names - in_stage, _IN_HEAD)
-        self.unjudged: dict[str, str] = {}
-        for stage in arch.stages:
-            inside = [name for name in stage.layers if name in names]
-            if inside:
-                walk = StagePart.of(arch, stage).walk()
-                self.stays |= {name: _AFTER_ALL for name in inside if _reads_everything(walk, arch.layer(name))}
-                if missing := unjudged(walk):
-                    self.unjudged[stage.name] = "; ".join(missing)
+def _judged(arch: Architecture, places: Sequence[Place]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return convolutions that their stage's field says nothing about -> why; stage -> what its share leaves out."""
+    in_stage = {name for stage in arch.stages for name in stage.layers}
+    names = {place.layer.name for place in places}
+    stays, left_out = dict.fromkeys(names - in_stage, _IN_HEAD), {}
+    for stage in arch.stages:
+        inside = [name for name in stage.layers if name in names]
+        if inside:
+            walk = StagePart.of(arch, stage).walk()
+            stays |= {name: _AFTER_ALL for name in inside if _reads_everything(walk, arch.layer(name))}
+            if missing := unjudged(walk):
+                left_out[stage.name] = "; ".join(missing)
+    return stays, left_out
 
 
 def _reads_everything(walk: FieldWalk, layer: Layer) -> bool:
@@ -250,16 +234,10 @@ class _Bench:
     def resolve(self) -> Chosen:
         """Choose alike for all layers first, then cheaper ones layer by layer, the most expensive first."""
         chosen = self._alike()
-        order = sorted(self.places, key=lambda name: -self.places[name].first.params)
-        for name in order:
+        for name in sorted(self.places, key=lambda name: -self.places[name].first.params):
             present = chosen.get(name, self.places[name].first)
-            for offer in self.offers[name]:
-                if offer.params >= present.params:
-                    break
-                tried = {**chosen, name: offer}
-                if self.keeps(tried):
-                    chosen = tried
-                    break
+            cheaper = ({**chosen, name: o} for o in self.offers[name] if o.params < present.params)
+            chosen = next(filter(self.keeps, cheaper), chosen)
         return {name: chosen[name] for name in self.places if name in chosen}
 
     def record(self, chosen: Mapping[str, Choice]) -> StageKernels:
@@ -277,11 +255,11 @@ class _Bench:
             for offer in offers:
                 if offer.operator in ("dw_separable", "dw_rpw", "rpw"):
                     kinds.setdefault((offer.groups, offer.overlap), {})[name] = offer
-        ranked = sorted(kinds.items(), key=lambda kind: (self._params(kind[1]), kind[0][1]))
-        return next((chosen for _, chosen in ranked if self.keeps(chosen)), {})
 
-    def _params(self, chosen: Chosen) -> int:
-        return sum(chosen.get(name, place.first).params for name, place in self.places.items())
+        def rank(kind: tuple[int, float]) -> tuple[int, float]:
+            return sum(kinds[kind].get(name, place.first).params for name, place in self.places.items()), kind[1]
+
+        return next((kinds[kind] for kind in sorted(kinds, key=rank) if self.keeps(kinds[kind])), {})
 
 
 class KernelOptions(MethodOptions):

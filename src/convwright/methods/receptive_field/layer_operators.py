@@ -106,12 +106,9 @@ class Place:
 
     def choice(self, operator: str, groups: int, overlap: float, kernel: tuple[int, ...]) -> Choice:
         """Return an operator for this layer, with its costs."""
-        ins, outs = self.module.in_channels, self.module.out_channels
-        taps = math.prod(kernel)
-        if operator in ("dw_separable", "dw_rpw"):
-            weights = taps * ins + ins * outs // groups
-        else:
-            weights = taps * ins * outs // groups
+        ins, outs, taps = self.module.in_channels, self.module.out_channels, math.prod(kernel)
+        depthwise = operator in ("dw_separable", "dw_rpw")
+        weights = taps * ins + ins * outs // groups if depthwise else taps * ins * outs // groups
         positions = math.prod(self.layer.output_shape[2:])
         bias = outs if self.module.bias is not None else 0
         return Choice(self.layer.name, operator, groups, overlap, tuple(kernel), positions * weights, weights + bias)
@@ -120,9 +117,16 @@ class Place:
         """Return how fields pass through the layer if it were this operator."""
         node = walk.architecture.flow.nodes[walk.architecture.flow.place[self.layer.node]]
         old = kernels_of(node, self.module.kernel_size)
-        windows = [_resized(window, size) for window, size in zip(old, choice.kernel, strict=True)]
-        mixing = self._mixing(choice)
-        shape = shape_of(node)
+        # Another kernel is padded so that it keeps its place.
+        windows = [
+            Window(size, w.stride, w.dilation, w.padding - (w.size - size) * w.dilation // 2)
+            for w, size in zip(old, choice.kernel, strict=True)
+        ]
+        ins, outs, rolls = self.module.in_channels, self.module.out_channels, choice.operator in ("rpw", "dw_rpw")
+        mixing, shape = ChannelMixing(outs, choice.groups), shape_of(node)
+        if rolls and choice.groups > 1:
+            read = rolling_channels(ins, outs, choice.groups, choice.overlap, self.order)
+            mixing = ChannelMixing(outs, 1, read)
 
         def passing(walk: FieldWalk, x: FieldValue) -> FieldValue:
             axes = range(x.ndim - len(windows), x.ndim)
@@ -131,19 +135,6 @@ class Place:
             return slid
 
         return passing
-
-    def _mixing(self, choice: Choice) -> ChannelMixing:
-        outs = self.module.out_channels
-        if choice.operator in ("rpw", "dw_rpw") and choice.groups > 1:
-            ins = self.module.in_channels
-            return ChannelMixing(outs, 1, rolling_channels(ins, outs, choice.groups, choice.overlap, self.order))
-        return ChannelMixing(outs, choice.groups)
-
-
-def _resized(window: Window, size: int) -> Window:
-    """Return a window with another kernel, padded so that it keeps its place."""
-    lost = (window.size - size) * window.dilation
-    return Window(size, window.stride, window.dilation, window.padding - lost // 2)
 
 
 @lru_cache(maxsize=256)
@@ -214,13 +205,12 @@ def find_places(arch: Architecture, menu: Menu) -> tuple[tuple[Place, ...], Mapp
             dense.append(Place(layer, module, menu.order))
     if menu.placement == "all":
         return tuple(dense), stays
-    allowed = _published(arch, dense)
-    stays |= {p.layer.name: reason for p in dense if (reason := allowed[p.layer.name])}
-    return tuple(p for p in dense if not allowed[p.layer.name]), stays
+    unpublished = _unpublished(arch, dense)
+    return tuple(p for p in dense if p.layer.name not in unpublished), {**stays, **unpublished}
 
 
-def _published(arch: Architecture, places: Sequence[Place]) -> dict[str, str]:
-    """Return per layer why it stays by the published placement; empty where it may change."""
+def _unpublished(arch: Architecture, places: Sequence[Place]) -> dict[str, str]:
+    """Return the layers that stay by the published placement -> why."""
     in_block = {name: block for block in arch.blocks if block.kind == "residual" for name in block.layers}
     last = {}
     for place in places:
@@ -231,11 +221,10 @@ def _published(arch: Architecture, places: Sequence[Place]) -> dict[str, str]:
     for place in places:
         name, block = place.layer.name, in_block.get(place.layer.name)
         if max(place.module.kernel_size) == 1:
-            reasons[name] = "" if _after_depthwise(arch, name) else "a 1x1 convolution that follows no depthwise one"
+            if not _after_depthwise(arch, name):
+                reasons[name] = "a 1x1 convolution that follows no depthwise one"
         elif block is not None and last.get(block.name) != name:
             reasons[name] = "one convolution per residual block is replaced, the last one with a kernel"
-        else:
-            reasons[name] = ""
     return reasons
 
 

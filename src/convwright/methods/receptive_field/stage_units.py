@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from convwright.edits import AddBlock, Edit, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
-from convwright.errors import EditError
+from convwright.methods.shared.stage_knobs import outermost, refused
 from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def unjudged(walk: FieldWalk) -> list[str]:
 
 
 def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitStage | None:
-    blocks = _outermost(arch, [arch.block(name) for name in stage.blocks])
+    blocks = outermost(arch, [arch.block(name) for name in stage.blocks])
     if not blocks:
         return None
     removals = _removals(arch, blocks)
@@ -212,45 +212,16 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitSt
     part = StagePart.of(arch, stage)
     reasons += unjudged(part.walk())
     profile = {cost.name: cost for cost in arch.profile().layers}
-    costs = {
-        b.name: UnitCost(
-            sum(profile[n].macs for n in b.layers if n in profile),
-            sum(profile[n].params for n in b.layers if n in profile),
-        )
-        for b in blocks
-    }
-    return UnitStage(
-        arch=arch,
-        part=part,
-        name=stage.name,
-        units=tuple(b.name for b in blocks),
-        removable=tuple(removable),
-        repeatable=repeatable,
-        costs=costs,
-        reason="; ".join(reasons),
-        sight=sight,
-    )
+    counted = {b.name: [profile[n] for n in b.layers if n in profile] for b in blocks}
+    costs = {name: UnitCost(sum(c.macs for c in each), sum(c.params for c in each)) for name, each in counted.items()}
+    units, reason = tuple(b.name for b in blocks), "; ".join(reasons)
+    return UnitStage(arch, part, stage.name, units, tuple(removable), repeatable, costs, reason, sight)
 
 
 def _removals(arch: Architecture, blocks: Sequence[Block]) -> dict[str, str | None]:
     """Return per block why it cannot be removed; those that only a measurement tells about are measured."""
     found = {block.name: why_not_removable(arch, block) for block in blocks}
     doubtful = [b.name for b in blocks if found[b.name] is None and needs_measuring(arch, b)]
-    if doubtful and _refused(arch, doubtful) is not None:  # measured together first: every measurement costs seconds
-        found |= {name: _refused(arch, [name]) for name in doubtful}
+    if doubtful and refused(arch, doubtful) is not None:  # measured together first: every measurement costs seconds
+        found |= {name: refused(arch, [name]) for name in doubtful}
     return found
-
-
-def _refused(arch: Architecture, names: Sequence[str]) -> str | None:
-    """Return why blocks cannot be removed, by removing them; ``None`` if they can."""
-    try:
-        arch.apply(*(RemoveBlock(name) for name in names))
-    except EditError as error:
-        return str(error)
-    return None
-
-
-def _outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks that lie in no other one of the same stage."""
-    spans = {b.name: arch.flow.span(b) for b in blocks}
-    return [b for b in blocks if not any(spans[b.name] < spans[other.name] for other in blocks)]

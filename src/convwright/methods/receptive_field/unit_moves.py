@@ -95,11 +95,8 @@ class Move:
     cost: UnitCost
 
     def __str__(self) -> str:
-        told = {
-            (True, True): f"{self.donor} gives {self.receiver} a unit",
-            (True, False): f"{self.donor} loses a unit",
-            (False, True): f"{self.receiver} gets a unit",
-        }[bool(self.donor), bool(self.receiver)]
+        alone = f"{self.donor} loses a unit" if self.donor else f"{self.receiver} gets a unit"
+        told = f"{self.donor} gives {self.receiver} a unit" if self.donor and self.receiver else alone
         shares = "; ".join(_share_said(name, *ends) for name, ends in self.shares.items())
         costs = f"{human(self.cost.macs)} MACs, {human(self.cost.params, 'params')} parameters"
         return f"{told}: {shares}. Q is {self.score:.3f} now, at {costs}."
@@ -111,14 +108,14 @@ def _share_said(stage: str, before: float, after: float) -> str:
     return f"{stage} sees {after:.1%} of its input instead of {before:.1%}"
 
 
+@dataclass(frozen=True, eq=False)
 class Desk:
     """One organization in the making: the stages, the rule, and what is allowed."""
 
-    def __init__(self, units: Units, rule: Rule, base: UnitCost, limits: Mapping[str, int]) -> None:
-        self.units = units
-        self.rule = rule
-        self.base = base
-        self.limits = limits
+    units: Units
+    rule: Rule
+    base: UnitCost
+    limits: Mapping[str, int]
 
     def rated(self, stage: UnitStage, count: int) -> float:
         """Return what a stage contributes to Q with this many units."""
@@ -162,21 +159,13 @@ class Desk:
 
     def moved(self, counts: Counts, donor: int | None, receiver: int | None) -> Move:
         """Return a move as a record."""
-        after = list(counts)
-        names = []
-        for number, change in ((donor, -1), (receiver, 1)):
-            if number is not None:
-                after[number] += change
-            names.append("" if number is None else self.units.stages[number].name)
-        shares = {
-            self.units.stages[i].name: (self.units.stages[i].share(counts[i]), self.units.stages[i].share(after[i]))
-            for i in (donor, receiver)
-            if i is not None
-        }
+        after, stages = _shifted(counts, donor, receiver), self.units.stages
+        both = [i for i in (donor, receiver) if i is not None]
+        shares = {stages[i].name: (stages[i].share(counts[i]), stages[i].share(after[i])) for i in both}
+        gives, gets = ("" if i is None else stages[i].name for i in (donor, receiver))
         loss = self.gain(donor, after[donor]) if donor is not None else 0.0
         gain = self.gain(receiver, counts[receiver]) if receiver is not None else 0.0
-        new = tuple(after)
-        return Move(names[0], names[1], loss, gain, counts, new, shares, self.q(new), self.cost(new))
+        return Move(gives, gets, loss, gain, counts, after, shares, self.q(after), self.cost(after))
 
 
 # ------------------------------------------------------------------ greedy
@@ -223,7 +212,7 @@ def _pairs(desk: Desk, counts: Counts) -> Iterator[tuple[int, int]]:
                     yield receiver, donor
 
 
-def _shifted(counts: Counts, donor: int, receiver: int) -> Counts:
+def _shifted(counts: Counts, donor: int | None, receiver: int | None) -> Counts:
     return tuple(n - (i == donor) + (i == receiver) for i, n in enumerate(counts))
 
 
@@ -239,8 +228,9 @@ def _unit_use(desk: Desk, number: int, count: int) -> float:
 
 def _exhaustive(desk: Desk) -> tuple[list[Move], Counts, str]:
     """Take the distribution of the same number of units with the highest Q that keeps the limits."""
-    total = sum(desk.units.counts)
-    choices = _choices(desk, total)
+    total, stages = sum(desk.units.counts), desk.units.stages
+    least = sum(stage.least for stage in stages)
+    choices = [[n for n in range(s.least, total - least + s.least + 1) if s.allows(n)] for s in stages]
     _check_number(desk, choices, total)
     rows = _distributions(choices, total)
     tables = [_table(desk, number, ns) for number, ns in enumerate(choices)]
@@ -261,17 +251,10 @@ def _exhaustive(desk: Desk) -> tuple[list[Move], Counts, str]:
     return [], best, f"It has the highest Q of all {len(rows):,} distributions of {total} units that keep the limits."
 
 
-def _choices(desk: Desk, total: int) -> list[list[int]]:
-    """Return the numbers of units that each stage could have where there are so many in all."""
-    stages = desk.units.stages
-    least = sum(stage.least for stage in stages)
-    return [[n for n in range(s.least, total - least + s.least + 1) if s.allows(n)] for s in stages]
-
-
 def _check_number(desk: Desk, choices: list[list[int]], total: int) -> None:
-    free = [stage for stage, ns in zip(desk.units.stages, choices, strict=True) if len(ns) > 1]
+    free = sum(len(ns) > 1 for ns in choices)
     loose = sum(s.count - s.least for s in desk.units.stages)
-    number = math.comb(loose + len(free) - 1, len(free) - 1) if free else 1
+    number = math.comb(loose + free - 1, free - 1) if free else 1
     if number > _MOST_DISTRIBUTIONS:
         raise ConvwrightError(
             f"{total} units over {len(choices)} stages have up to {number:,} distributions; "
@@ -322,8 +305,7 @@ def _spend(desk: Desk) -> tuple[list[Move], Counts, str]:
         moves.append(move)
         counts = move.after
     full = any(
-        stage.allows(n + 1) and desk.gain(i, n) > _NOTHING
-        for i, (stage, n) in enumerate(zip(desk.units.stages, counts, strict=True))
+        stage.allows(counts[i] + 1) and desk.gain(i, counts[i]) > _NOTHING for i, stage in enumerate(desk.units.stages)
     )
     fit = "no other unit fits the limits, and no move gains"
     why = fit if full else "every stage that can grow sees its whole input"
@@ -346,8 +328,7 @@ def _added(desk: Desk, counts: Counts) -> Move | None:
     """Return the addition with the highest gain per cost that keeps the limits."""
     ranked = []
     for receiver, stage in enumerate(desk.units.stages):
-        more = tuple(n + (i == receiver) for i, n in enumerate(counts))
-        if stage.allows(counts[receiver] + 1) and desk.fits(more):
+        if stage.allows(counts[receiver] + 1) and desk.fits(_shifted(counts, None, receiver)):
             gain = desk.gain(receiver, counts[receiver])
             if gain > _NOTHING:
                 ranked.append((gain / _unit_use(desk, receiver, counts[receiver]), receiver))

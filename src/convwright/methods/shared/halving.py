@@ -46,7 +46,7 @@ class Scored:
         return math.isfinite(self.score)
 
 
-def rungs(count: int, budget: int, eta: int = 3, last: int = 3) -> tuple[Rung, ...]:
+def rungs(count: int, budget: int, eta: int = 3, last: int = 3, least: int = 1) -> tuple[Rung, ...]:
     """Return the rungs that a budget pays for: as many candidates as possible, then as many epochs.
 
     Each rung keeps one in `eta` and trains it `eta` times as long, so all rungs cost about the same, until `last` or
@@ -57,6 +57,7 @@ def rungs(count: int, budget: int, eta: int = 3, last: int = 3) -> tuple[Rung, .
         budget: Epochs of all trainings together.
         eta: Share that goes on: one in so many.
         last: The last rung has so many at most.
+        least: Each rung after the first has so many at least; no more than `last`.
 
     Raises:
         ConvwrightError: A number is out of its range, or there is not one epoch.
@@ -70,18 +71,13 @@ def rungs(count: int, budget: int, eta: int = 3, last: int = 3) -> tuple[Rung, .
             f"halving: count={count}, budget={budget}, eta={eta}, last={last}: give at least 1 of each, and eta from 2"
         )
     for begun in range(min(count, budget), 0, -1):
-        shape = _shape(begun, eta, last)
+        shape = [Rung(begun, 1)]
+        while shape[-1].count > last:
+            shape.append(Rung(max(least, math.ceil(shape[-1].count / eta)), shape[-1].epochs * eta))
         unit = budget // sum(rung.cost for rung in shape)
         if unit:
             return tuple(Rung(rung.count, rung.epochs * unit) for rung in shape)
     raise AssertionError("one candidate of one epoch always fits")
-
-
-def _shape(count: int, eta: int, last: int) -> tuple[Rung, ...]:
-    shape = [Rung(count, 1)]
-    while shape[-1].count > last:
-        shape.append(Rung(math.ceil(shape[-1].count / eta), shape[-1].epochs * eta))
-    return tuple(shape)
 
 
 def tied(one: Scored, other: Scored, errors: float = 1.0) -> bool:

@@ -22,7 +22,7 @@ from convwright.cost.forms import FormMaker
 from convwright.cost.stage_costs import Side, StageCosts
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.errors import BudgetError, ConvwrightError, check_given_counts
+from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
 from convwright.zoo.ghostnet import large_layers
 
 if TYPE_CHECKING:
@@ -113,18 +113,17 @@ class Stages:
         """
         check_given_counts(quantum=quantum, divisor=divisor)
         found = [s for s in find_stages(arch.flow, split_by_width=not merge_equal_resolution) if s.blocks]
-        runs = [_outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
+        runs = [outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
         if not runs:
             raise ConvwrightError(f"{arch.source} has no blocks, so it has no stages that could be enlarged.")
         fans = _fans(arch, runs)
-        step = quantum or (divisor if divisor > 1 else _usual_quantum([_width(arch, run[-1]) for run in runs]))
+        narrowest = min(_width(arch, run[-1]) for run in runs)
+        usual = divisor if divisor > 1 else 4 if narrowest >= 16 else 2 if narrowest >= 8 else 1
         drivers = _drivers(arch, runs, fans)
         knobs = tuple(
-            _knob(arch, stage.name, run, fan, step) for stage, run, fan in zip(found, runs, fans, strict=True)
+            _knob(arch, s.name, run, fan, quantum or usual) for s, run, fan in zip(found, runs, fans, strict=True)
         )
-        names = [
-            n for knob in knobs for n in dict.fromkeys((*([knob.template] if knob.template else []), *knob.removable))
-        ]
+        names = [n for knob in knobs for n in dict.fromkeys((knob.template, *knob.removable)) if n]
         rule = layers or (_zoo_rule(arch, knobs) if not merge_equal_resolution else None)
         return cls(arch, knobs, StageCosts.of(arch, names), drivers, rule, divisor)
 
@@ -179,15 +178,12 @@ class Stages:
             ratio = ends if driver == _NOBODY else widths[driver] / self.knobs[driver].width
             layer = group.name.partition("[")[0]
             if layer in named:
-                ratio = named[layer] / self._channels(layer)
+                ratio = named[layer] / self.arch.layer(layer).output_shape[1]
             step = group.step
             if driver == _NOBODY or group.name not in self.knobs[driver].fan:
                 step = math.lcm(step, self.divisor) if group.size >= self.divisor and layer not in named else step
             sizes[group.name] = group.size if ratio == 1 else max(step, int(group.size * ratio / step + 0.5) * step)
         return sizes
-
-    def _channels(self, layer: str) -> int:
-        return self.arch.layer(layer).output_shape[1]
 
     def _check(self, widths: Sequence[int]) -> None:
         if len(widths) != len(self.knobs):
@@ -270,14 +266,19 @@ def _zoo_rule(arch: Architecture, knobs: Sequence[StageKnob]) -> Layers | None:
     return rule if all(known.get(name) == width for name, width in named.items()) else None
 
 
-def _outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks that lie in no other one."""
+def outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks that lie in no other one of these."""
     spans = {b.name: arch.flow.span(b) for b in blocks}
     return [b for b in blocks if not any(spans[b.name] < spans[other.name] for other in blocks)]
 
 
-def _usual_quantum(widths: Sequence[int]) -> int:
-    return 4 if min(widths) >= 16 else 2 if min(widths) >= 8 else 1
+def refused(arch: Architecture, names: Sequence[str]) -> str | None:
+    """Return why blocks cannot be removed, by removing them; None if they can."""
+    try:
+        arch.apply(*map(RemoveBlock, names))
+    except EditError as error:
+        return str(error)
+    return None
 
 
 def _width(arch: Architecture, block: Block) -> int:
@@ -342,23 +343,16 @@ def _drivers(arch: Architecture, runs: Sequence[Sequence[Block]], fans: Sequence
             drivers[group.name] = _NOBODY
         else:
             stage, block, rest = home
-            drivers[group.name] = _entering_stage(arch, block, leaving) if entering[rest] and _changes(block) else stage
+            # The stage whose width enters the block; nobody's if these are channels of the stem.
+            before = max((leaving.get(name, _NOBODY) for name in _leaving(arch, block.entry)), default=_NOBODY)
+            drivers[group.name] = before if entering[rest] and _changes(block) else stage
     return drivers
 
 
 def _home(runs: Sequence[Sequence[Block]], layer: str) -> tuple[int, Block, str] | None:
     """Return the stage and block that a layer lies in, and its name there."""
-    for i, run in enumerate(runs):
-        for block in run:
-            if layer in block.layers:
-                return i, block, layer.removeprefix(block.name)
-    return None
-
-
-def _entering_stage(arch: Architecture, block: Block, leaving: Mapping[str, int]) -> int:
-    """Return the stage whose width enters a block; nobody's if these are channels of the stem."""
-    groups = _leaving(arch, block.entry)
-    return max((leaving.get(name, _NOBODY) for name in groups), default=_NOBODY)
+    homes = ((i, block) for i, run in enumerate(runs) for block in run if layer in block.layers)
+    return next(((i, block, layer.removeprefix(block.name)) for i, block in homes), None)
 
 
 def _changes(block: Block) -> bool:

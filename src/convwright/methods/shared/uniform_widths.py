@@ -86,12 +86,9 @@ class _Search:
         self.model = CostModel.of(architecture)
         self.full = _FULL_ESTIMATED if limits.estimates else _FULL
         self.original: Widths = {g.name: g.size for g in architecture.free_groups}
+        self.loose = {g.name: g for g in architecture.free_groups if not g.tied}  # a tied one would take others along
 
     # ------------------------------------------------------------------ costs
-
-    def costs(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Return the limited metrics of one set of widths."""
-        return self.limits.costs(self.model, widths)
 
     def widths(self, edits: Sequence[Width]) -> Widths:
         """Return the sizes of all free groups under the edits, tied groups included."""
@@ -103,7 +100,7 @@ class _Search:
 
     def use(self, widths: Mapping[str, int]) -> float:
         """Return the share of the tightest limit that is used; above 1 it is broken."""
-        costs = self.costs(widths)
+        costs = self.limits.costs(self.model, widths)
         return max(costs[metric] / limit for metric, limit in self.limits.limits.items())
 
     def used(self, edits: Sequence[Width]) -> float:
@@ -174,15 +171,10 @@ class _Search:
 
     def _steps(self, widths: Widths, ratio: float, used: float) -> Iterator[Widths]:
         """Yield widenings of one group that fit and cost something, the furthest behind first."""
-        for group in sorted(self._loose_groups, key=lambda g: widths[g.name] / g.size / self.share(g, ratio)):
+        for group in sorted(self.loose.values(), key=lambda g: widths[g.name] / g.size / self.share(g, ratio)):
             wider = {group.name: widths[group.name] + self._step(group)}
             if wider[group.name] <= self._ceiling(group, ratio) and used < self.use(widths | wider) <= 1:
                 yield wider
-
-    @property
-    def _loose_groups(self) -> list[ChannelGroup]:
-        """Groups without ties: a tied one would take others along."""
-        return [g for g in self.architecture.free_groups if not g.tied]
 
     def _step(self, group: ChannelGroup) -> int:
         return math.lcm(group.step, self.divisor) if group.size >= self.divisor else group.step
@@ -194,8 +186,7 @@ class _Search:
 
     def _as_edits(self, widths: Widths, edits: Sequence[Width]) -> tuple[Width, ...]:
         """Return edits for the widths; those of tied groups stay as they were."""
-        loose = {group.name for group in self._loose_groups}
-        tied = [e for e in edits if e.target not in loose]
-        free = [Width(n, widths[n]) for n in loose if widths[n] != self.original[n]]
+        tied = [e for e in edits if e.target not in self.loose]
+        free = [Width(n, widths[n]) for n in self.loose if widths[n] != self.original[n]]
         order = self.architecture.channels.index
         return tuple(sorted([*tied, *free], key=lambda e: order[e.target]))

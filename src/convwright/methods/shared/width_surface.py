@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,13 +119,9 @@ class Surface:
         self.full = _FULL_ESTIMATED if limits.estimates else FULL
         self.families = tuple(_families(arch, divisor, least, most))
         self._places: dict[tuple[str, int], dict[str, int]] = {}
-        self.smallest: Widths = {f.name: f.least for f in self.families}
-        if checked:
-            self._refuse_out_of_reach(least)
-
-    def _refuse_out_of_reach(self, least: int | None) -> None:
-        costs = self.costs(self.smallest)
-        for metric, by in self.limits.excess(costs).items():
+        self._column = {name: i for i, name in enumerate(self.model.groups)}
+        smallest = {f.name: f.least for f in self.families}
+        for metric, by in self.limits.excess(self.costs(smallest)).items() if checked else ():
             limit = self.limits.limits[metric]
             bound = "" if least is None else f" of {least} channels (min_width); allow less"
             raise BudgetError(
@@ -135,10 +130,6 @@ class Surface:
             )
 
     # ------------------------------------------------------------------ sizes and costs
-
-    @cached_property
-    def _column(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.model.groups)}
 
     def sizes(self, widths: Mapping[str, int]) -> Widths:
         """Return the size of every free group under the families' widths."""
@@ -185,20 +176,14 @@ class Surface:
         return table
 
     def _placed(self, family: Family, width: int) -> dict[str, int]:
-        """Return the sizes of a tied family's groups near a width, found once per width."""
+        """Return the sizes of a tied family's groups near a width, the present ones where none fit; found once."""
         key = family.name, width
         if key not in self._places:
-            self._places[key] = self._solved(family, width)
+            near = [width + offset * family.step for offset in (0, -1, 1, -2, 2, -3, 3)]
+            allowed = [size for size in near if family.least <= size <= family.most]
+            found = (self._tried(family, size) for size in (*allowed, family.size))
+            self._places[key] = next(sizes for sizes in found if sizes is not None)
         return self._places[key]
-
-    def _solved(self, family: Family, width: int) -> dict[str, int]:
-        for offset in (0, -1, 1, -2, 2, -3, 3):
-            size = width + offset * family.step
-            if family.least <= size <= family.most and (found := self._tried(family, size)):
-                return found
-        if found := self._tried(family, family.size):
-            return found
-        raise EditError(f"no width near {width} lets the groups tied to {family.name} change together.")
 
     def _tried(self, family: Family, size: int) -> dict[str, int] | None:
         """Return the sizes of a tied family, None where they do not fit or some would move the other way."""
@@ -315,9 +300,7 @@ class Surface:
 
     def _exchanged(self, widths: Widths, shape: Shape, used: float, target: float) -> tuple[Widths, float] | None:
         """Widen one family and narrow another by a step each; the pair that uses most."""
-        if len(self.families) > _MOST_PAIRS or self.limits.estimates:
-            return None
-        rows = list(self._pairs(widths, shape))
+        rows = [] if len(self.families) > _MOST_PAIRS or self.limits.estimates else list(self._pairs(widths, shape))
         if not rows:
             return None
         uses = self.uses(rows)
@@ -330,8 +313,7 @@ class Surface:
         families = self.families
         if len(families) > _FEW or self.limits.estimates or any(f.tied for f in families):
             return None
-        choices = [[w for w in _near(f, shape[f.name]) if _floor(f, shape[f.name]) <= w] for f in families]
-        names = [f.name for f in families]
+        choices, names = [_near(f, shape[f.name]) for f in families], [f.name for f in families]
         rows = [dict(zip(names, row, strict=True)) for row in itertools.product(*choices)] or [widths]
         uses = self.uses(rows)
         uses[uses > target] = 0.0
@@ -362,9 +344,8 @@ def _floor(family: Family, wanted: float) -> float:
 
 def _near(family: Family, wanted: float) -> list[int]:
     """Return the widths nearest to what was wanted, up to two steps either way."""
-    middle = family.rounded(wanted)
-    steps = (middle + offset * family.step for offset in range(-2, 3))
-    return [width for width in steps if family.least <= width <= _ceiling(family, wanted)]
+    steps = (family.rounded(wanted) + offset * family.step for offset in range(-2, 3))
+    return [width for width in steps if _floor(family, wanted) <= width <= _ceiling(family, wanted)]
 
 
 # ------------------------------------------------------------------ families
