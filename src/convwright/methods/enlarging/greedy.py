@@ -403,7 +403,7 @@ class GreedyEnlarging(Scripted):
     def _sizes(self, step: Step) -> str:
         widths, depths, side = self.space.parts(step.point)
         cost = human(step.cost, self.space.metric)
-        return f"{said_sizes(widths, depths, side)} pixels, {cost} {self.space.metric}"
+        return f"{said_sizes(widths, depths, side)}, {cost} {self.space.metric}"
 
     def _end(self, best: Step) -> Script:
         """Trim the last network to the limit, and train it, and the untouched one beside it."""
