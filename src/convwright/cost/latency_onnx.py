@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
-import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convwright.architecture.capture.exported import quiet_torch
 from convwright.errors import ConvwrightError
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -46,7 +44,9 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
 
 def _exported(name: str, model: nn.Module, example_input: Tensor) -> bytes:
     try:
-        with _quiet(), torch.inference_mode(False), torch.no_grad():
+        # The exporter's notes are left out: it prints and warns, and errors say what matters.
+        with quiet_torch(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(model, (example_input,), dynamo=True, verbose=False)
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
@@ -62,17 +62,3 @@ def _session(content: bytes) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to itself: it prints and warns, and errors say what matters."""
-    sink = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
