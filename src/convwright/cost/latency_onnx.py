@@ -28,8 +28,7 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
     Raises:
         ConvwrightError: if ONNX Runtime is not installed, the input lies elsewhere, or the export fails.
     """
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := missing_packages():
         raise ConvwrightError(
             f"the backend onnxruntime needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'."
         )
@@ -37,7 +36,7 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
         raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {example_input.device}.")
     if example_input.dtype not in (torch.float32, torch.float64, torch.float16):
         raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {example_input.dtype}.")
-    session = _session(_exported(name, model, example_input))
+    session = onnx_session(_exported(name, model, example_input))
     feed = {session.get_inputs()[0].name: example_input.detach().numpy()}
     return lambda: session.run(None, feed)
 
@@ -55,7 +54,13 @@ def _exported(name: str, model: nn.Module, example_input: Tensor) -> bytes:
         raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
 
 
-def _session(content: bytes) -> Any:
+def missing_packages() -> list[str]:
+    """Return what ONNX needs and is not installed."""
+    return [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+
+
+def onnx_session(content: bytes | str) -> Any:
+    """Return a session that runs an ONNX file, given as bytes or by its path, on the CPU with torch's threads."""
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
