@@ -319,7 +319,7 @@ def test_ctrl_c_before_a_command_began(run, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convwright.cli._Commands.make_context", stop)
+    monkeypatch.setattr("convwright.cli.printing.Commands.make_context", stop)
     code, out, err = run("version")
     assert (code, out) == (130, "")
     assert err.split() == ["convwright:", "interrupted"]

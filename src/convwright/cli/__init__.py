@@ -16,29 +16,8 @@ import typer
 
 from convwright import __version__
 from convwright.arguments import OPTIMIZE
-from convwright.cli import leaving
+from convwright.cli import leaving, options, printing
 from convwright.cli.exporting import export
-from convwright.cli.options import (
-    CpusPerTrial,
-    Data,
-    DataDir,
-    GpusPerTrial,
-    Input,
-    Isolate,
-    Jobs,
-    Json,
-    Model,
-    Ray,
-    RecipeName,
-    Seed,
-    Threads,
-    Weights,
-    WithAddresses,
-)
-from convwright.cli.options import parse_options as _parse_options
-from convwright.cli.printing import Commands as _Commands
-from convwright.cli.printing import out as _out
-from convwright.cli.printing import print_json as _print_json
 from convwright.cli.recipes import recipes
 from convwright.cli.reporting import report, write_report
 from convwright.errors import ConvwrightError
@@ -51,7 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="convwright",
-    cls=_Commands,
+    cls=printing.Commands,
     help="Redesign convolutional networks to a budget, with the trained weights kept and every number proved.",
     no_args_is_help=True,
     add_completion=False,
@@ -59,7 +38,7 @@ app = typer.Typer(
 )
 
 plans = typer.Typer(
-    cls=_Commands,
+    cls=printing.Commands,
     help="Look into plans: `convwright plan show PLAN` says what a plan would do.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -73,11 +52,9 @@ app.command()(report)
 # Written out, since to ask the registry is to load torch; a test compares the two.
 _METHODS = "auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, scaling, uniform"
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-
 
 @app.callback()
-def _common(debug: Debug = False) -> None:
+def _common(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     """Redesign convolutional networks to a budget, with the trained weights kept and every number proved."""
 
 
@@ -89,8 +66,8 @@ def version() -> None:
 
 @app.command()
 def analyze(
-    model: Model,
-    input_shape: Input = None,
+    model: options.Model,
+    input_shape: options.Input = None,
     latency: Annotated[bool, typer.Option("--latency", help="Measure the network and each of its layers.")] = False,
     input_range: Annotated[
         str | None, typer.Option(help="Other resolutions: 32:224:32 (start:stop:step) or 32,64,128.", metavar="SIDES")
@@ -100,36 +77,23 @@ def analyze(
     ] = False,
     data: Annotated[str | None, typer.Option(help="For --conflicts; as for `train`.", metavar="DATA")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of that training; default: 1.", min=1)] = None,
-    recipe: RecipeName = None,
-    data_dir: DataDir = None,
-    weights: Weights = None,
-    as_json: Json = False,
+    recipe: options.RecipeName = None,
+    data_dir: options.DataDir = None,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show what a network is made of, what it costs, and which layers see nothing new."""
+    given: dict[str, Any] = {"epochs": epochs, "recipe": recipe, "data_dir": data_dir, "weights": weights}
     if conflicts:
         _refuse("analyze --conflicts only trains; leave", latency=latency or None, input_range=input_range)
-        return _conflicts(
-            model,
-            data,
-            as_json,
-            epochs=1 if epochs is None else epochs,
-            recipe=recipe,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            weights=weights,
-        )
-    _refuse(
-        "analyze trains only with --conflicts; give it, or leave",
-        data=data,
-        epochs=epochs,
-        recipe=recipe,
-        data_dir=data_dir,
-        weights=weights,
-    )
+        return _conflicts(model, data, as_json, input_shape=input_shape, **{**given, "epochs": epochs or 1})
+    _refuse("analyze trains only with --conflicts; give it, or leave", data=data, **given)
     from convwright.architecture import read
     from convwright.cost import layer_latencies
     from convwright.diagnose.analyze import FieldReport, as_dict
     from convwright.diagnose.resolution_sweep import parse_sides
+    from convwright.diagnose.tables.field_tables import field_tables
+    from convwright.diagnose.tables.network_tables import analysis
     from convwright.runs.load import parse_input
 
     sides = parse_sides(input_range)
@@ -137,114 +101,96 @@ def analyze(
     latencies = layer_latencies(arch) if latency else None
     fields = FieldReport.of(arch, sides)
     if as_json:
-        return _print_json(as_dict(arch, latencies, fields))
-    from convwright.diagnose.tables.field_tables import field_tables
-    from convwright.diagnose.tables.network_tables import analysis
-
-    for part in (*analysis(arch, latencies), *field_tables(arch, fields)):
-        _out().print(part)
-    return None
+        return printing.print_json(as_dict(arch, latencies, fields))
+    return printing.show(*analysis(arch, latencies), *field_tables(arch, fields))
 
 
-def _refuse(reason: str, **options: object) -> None:
+def _refuse(reason: str, **given: object) -> None:
     """Refuse the first option that was given: it would have no effect."""
-    for name, value in options.items():
+    for name, value in given.items():
         if value is not None:
             raise ConvwrightError(f"{reason} --{name.replace('_', '-')} out")
 
 
-def _conflicts(model: str, data: str | None, as_json: bool, **options: Any) -> None:
+def _conflicts(model: str, data: str | None, as_json: bool, **settings: Any) -> None:
     from convwright.diagnose.conflict_map import conflict_map, conflict_tables
 
     if data is None:
         raise ConvwrightError("analyze --conflicts trains the network briefly; give --data, such as fashion-mini")
-    found = conflict_map(model, data, **options)
-    if as_json:
-        return _print_json(found)
-    for part in conflict_tables(found):
-        _out().print(part)
-    return None
+    found = conflict_map(model, data, **settings)
+    return printing.print_json(found) if as_json else printing.show(*conflict_tables(found))
 
 
 @app.command()
 def doctor(
-    model: Model,
-    input_shape: Input = None,
+    model: options.Model,
+    input_shape: options.Input = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs of the network; default: its own.", min=1)] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say what of a network can be changed and what cannot, why, and which line to change."""
     from convwright.diagnose.doctor import examine
-
-    diagnosis = examine(model, input_shape, num_classes)
-    if as_json:
-        return _print_json(diagnosis.as_dict())
     from convwright.diagnose.tables.doctor_tables import diagnosed
 
-    for part in diagnosed(diagnosis):
-        _out().print(part)
-    return None
+    diagnosis = examine(model, input_shape, num_classes)
+    return printing.print_json(diagnosis.as_dict()) if as_json else printing.show(*diagnosed(diagnosis))
 
 
 @app.command()
 def train(
-    model: Model,
-    data: Data,
-    recipe: RecipeName = None,
+    model: options.Model,
+    data: options.Data,
+    recipe: options.RecipeName = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint and the trained weights.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")] = False,
-    input_shape: Input = None,
-    data_dir: DataDir = None,
-    weights: Weights = None,
+    input_shape: options.Input = None,
+    data_dir: options.DataDir = None,
+    weights: options.Weights = None,
     devices: Annotated[int, typer.Option(help="Processes that train together, one per device.", min=1)] = 1,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
     arguments = _without(locals(), "seed", "epochs", "as_json")
+    from convwright.diagnose.tables.network_tables import training
     from convwright.runs.train import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
     with leaving.resumable(out, leaving.command()):
         content = train_named(**arguments, changes=chosen)
-    if as_json:
-        return _print_json(content)
-    from convwright.diagnose.tables.network_tables import training
-
-    _out().print(training(content))
-    return None
+    return printing.print_json(content) if as_json else printing.show(training(content))
 
 
-@app.command(cls=WithAddresses)
+@app.command(cls=options.WithAddresses)
 def optimize(
-    model: Model,
-    data: Data,
+    model: options.Model,
+    data: options.Data,
     budget: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["budget"])] = None,
     method: Annotated[str | None, typer.Option(help=f"{OPTIMIZE['method']} One of {_METHODS}.")] = None,
     objective: Annotated[str | None, typer.Option(help=OPTIMIZE["objective"])] = None,
     out: Annotated[Path | None, typer.Option(help=OPTIMIZE["out"])] = None,
     resume: Annotated[bool, typer.Option("--resume", help=OPTIMIZE["resume"])] = False,
     time: Annotated[str | None, typer.Option(help=OPTIMIZE["time"], metavar="LENGTH")] = None,
-    jobs: Jobs = 1,
-    isolate: Isolate = False,
-    threads: Threads = None,
-    ray: Ray = None,
-    cpus_per_trial: CpusPerTrial = None,
-    gpus_per_trial: GpusPerTrial = 0.0,
+    jobs: options.Jobs = 1,
+    isolate: options.Isolate = False,
+    threads: options.Threads = None,
+    ray: options.Ray = None,
+    cpus_per_trial: options.CpusPerTrial = None,
+    gpus_per_trial: options.GpusPerTrial = 0.0,
     storage: Annotated[str | None, typer.Option(help=OPTIMIZE["storage"], metavar="URL")] = None,
-    seed: Seed = 0,
-    recipe: RecipeName = None,
+    seed: options.Seed = 0,
+    recipe: options.RecipeName = None,
     epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["epochs"])] = None,
     tune_epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["tune_epochs"])] = None,
     divisor: Annotated[int, typer.Option(help=OPTIMIZE["divisor"])] = 1,
     option: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["options"], metavar="NAME=VALUE")] = None,
     proxy_classes: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_classes"], metavar="N")] = None,
     proxy_samples: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_samples"], metavar="N")] = None,
-    input_shape: Input = None,
-    data_dir: DataDir = None,
-    weights: Weights = None,
-    as_json: Json = False,
+    input_shape: options.Input = None,
+    data_dir: options.DataDir = None,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
@@ -254,7 +200,7 @@ def optimize(
 
     arguments["budget"] = budget or ()
     arguments["out"] = folder = out if out is not None else default_folder(model, budget or (), objective or ())
-    arguments["options"] = _parse_options(option or ())
+    arguments["options"] = options.parse_options(option or ())
     arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)
     with leaving.resumable(folder, leaving.command()):
         result = run(**arguments, say=leaving.say, command=leaving.command())
@@ -263,22 +209,22 @@ def optimize(
 
 @app.command()
 def ablate(
-    model: Model,
-    data: Data,
+    model: options.Model,
+    data: options.Data,
     techniques: Annotated[str, typer.Option(help="Names, such as mixup,sam; with options: 'sam(rho=0.1),mixup'.")],
     seeds: Annotated[int, typer.Option(help="Trainings per row.")] = 3,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Also every pair of techniques.")] = False,
     together: Annotated[bool, typer.Option("--together", help="Also all techniques at once.")] = False,
-    recipe: RecipeName = None,
+    recipe: options.RecipeName = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     test: Annotated[bool, typer.Option("--test", help="At the end, judge all rows on the test images, too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/ablate/MODEL-DATA.")] = None,
-    jobs: Jobs = 1,
-    threads: Threads = None,
-    input_shape: Input = None,
-    data_dir: DataDir = None,
-    weights: Weights = None,
-    as_json: Json = False,
+    jobs: options.Jobs = 1,
+    threads: options.Threads = None,
+    input_shape: options.Input = None,
+    data_dir: options.DataDir = None,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
 ) -> None:
     """Say what each training technique is worth on a network and data, beside a control without any."""
     arguments = _without(locals(), "out", "as_json")
@@ -290,10 +236,9 @@ def ablate(
     with leaving.resumable(folder, leaving.command(), flag=""):
         content = run(**arguments, folder=folder, say=leaving.say, command=leaving.command())
     if as_json:
-        return _print_json({**content, "folder": str(folder)})
-    _out().print(ablated(content).rich())
-    leaving.say(f"table.md, picture.svg and result.json are in {folder}")
-    return None
+        return printing.print_json({**content, "folder": str(folder)})
+    printing.show(ablated(content).rich())
+    return leaving.say(f"table.md, picture.svg and result.json are in {folder}")
 
 
 @app.command()
@@ -306,86 +251,70 @@ def reproduce(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="At most so many trainings per row.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/reproduce/NAME[-quick|-full].")] = None,
-    jobs: Jobs = 1,
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
+    jobs: options.Jobs = 1,
+    threads: options.Threads = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
 ) -> None:
     """Train the rows of a paper's table and set them beside its numbers."""
-    from convwright.experiments import results_table as experiment_tables
+    arguments = _without(locals(), "quick", "full", "only", "out", "as_json")
     from convwright.experiments.reproduce import default_folder, listed, size_of
     from convwright.experiments.reproduce import reproduce as run
+    from convwright.experiments.results_table import experiments, reproduced
 
     size = size_of(quick, full)
     if name is None:
-        return _print_json(listed()) if as_json else _out().print(experiment_tables.experiments(listed()).rich())
+        return printing.print_json(listed()) if as_json else printing.show(experiments(listed()).rich())
     folder = out if out is not None else default_folder(name, size)
     with leaving.resumable(folder, leaving.command(), flag=""):
-        content = run(
-            name,
-            folder,
-            size=size,
-            data_dir=data_dir,
-            jobs=jobs,
-            threads=threads,
-            only=only or (),
-            seeds=seeds,
-            say=leaving.say,
-            command=leaving.command(),
-        )
+        call: dict[str, Any] = {"folder": folder, "size": size, "only": only or (), "say": leaving.say}
+        content = run(**arguments, **call, command=leaving.command())
     if as_json:
-        return _print_json({**content, "folder": str(folder)})
-    _out().print(experiment_tables.reproduced(content).rich())
-    leaving.say(f"table.md and result.json are in {folder}")
-    return None
+        return printing.print_json({**content, "folder": str(folder)})
+    printing.show(reproduced(content).rich())
+    return leaving.say(f"table.md and result.json are in {folder}")
 
 
 @app.command()
 def apply(
     plan: Annotated[Path, typer.Argument(help="A plan.json.")],
-    model: Model,
-    weights: Weights = None,
+    model: options.Model,
+    weights: options.Weights = None,
     save: Annotated[Path | None, typer.Option(help="Write the changed network's weights (.safetensors).")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs; default: as recorded beside the plan.")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Replay a plan on a fresh copy of its network; with --weights, take the weights saved with it."""
     from convwright.diagnose.apply_plan import replay
-
-    content = replay(plan, model, weights=weights, save=save, num_classes=num_classes)
-    if as_json:
-        return _print_json(content)
     from convwright.diagnose.tables.network_tables import replayed
 
-    _out().print(replayed(content))
-    return None
+    content = replay(plan, model, weights=weights, save=save, num_classes=num_classes)
+    return printing.print_json(content) if as_json else printing.show(replayed(content))
 
 
 @plans.command("show")
 def plan_show(
     plan: Annotated[Path, typer.Argument(help="A plan.json.")],
     model: Annotated[str | None, typer.Option(help="Its network; default: the one that the plan names.")] = None,
-    input_shape: Input = None,
+    input_shape: options.Input = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs; default: as recorded with the plan.")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what a plan would do, edit by edit: what changes, what changes along and why, what it costs."""
     from convwright.diagnose.apply_plan import show
+    from convwright.diagnose.tables.doctor_tables import planned
 
     loaded, steps = show(plan, model, input_shape=input_shape, num_classes=num_classes)
     if as_json:
-        return _print_json({"model": loaded.model, "edits": [step.as_dict() for step in steps]})
-    from convwright.diagnose.tables.doctor_tables import planned
-
-    _out().print(planned(loaded, steps))
-    return None
+        return printing.print_json({"model": loaded.model, "edits": [step.as_dict() for step in steps]})
+    return printing.show(planned(loaded, steps))
 
 
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Run directory; default: a new one in runs/.")] = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Halve a small residual network on embedded data, in a few minutes on any machine."""
     from convwright.runs.demo import command_line, free_folder
@@ -407,17 +336,16 @@ def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
-        return _print_json({**result.data, "folder": str(result.folder)})
+        return printing.print_json({**result.data, "folder": str(result.folder)})
     from convwright.diagnose.tables.network_tables import front_table, result_table, trials_table
 
     if result.data.get("decisions"):
-        _out().print(trials_table(result.data))
+        printing.show(trials_table(result.data))
     if result.data.get("front"):
-        _out().print(front_table(result.data))
+        printing.show(front_table(result.data))
         leaving.say(f"each of them but the untouched network is in {result.folder / 'front'}")
-    _out().print(result_table(result.data))
-    leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
-    return None
+    printing.show(result_table(result.data))
+    return leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
 
 
 # ------------------------------------------------------------------ from command to exit code

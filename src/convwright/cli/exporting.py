@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from convwright.cli.printing import print_json
 
 
 def export(
@@ -23,10 +24,6 @@ def export(
 
     done = export_run(folder, to, out, model=model)
     if as_json:
-        print(json.dumps(done.as_dict(), indent=2, allow_nan=False))
-        return
-    for file in done.files:
-        print(file)
-    print(f"largest difference to the network: {done.difference:.1e}")
-    for note in done.notes:
-        print(f"note: {note}")
+        return print_json(done.as_dict())
+    lines = [*done.files, f"largest difference to the network: {done.difference:.1e}"]
+    return print(*lines, *(f"note: {note}" for note in done.notes), sep="\n")

@@ -21,9 +21,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-def out() -> Console:
-    """Return a console on standard output, as it is now: tests and pipes replace it."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+def show(*parts: object) -> None:
+    """Print tables and the like on standard output, as it is now: tests and pipes replace it."""
+    for part in parts:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(part)
 
 
 def print_json(content: Any) -> None:

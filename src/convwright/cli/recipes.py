@@ -8,7 +8,7 @@ import typer
 
 from convwright.cli import leaving
 from convwright.cli.options import DataDir, Input, Json
-from convwright.cli.printing import Commands, out, print_json
+from convwright.cli.printing import Commands, print_json, show
 
 recipes = typer.Typer(
     cls=Commands,
@@ -34,10 +34,8 @@ def recipe_show(
     if name is not None:
         print(known.yaml_text(name), end="")
     elif not techniques:
-        out().print(known.preset_table())
-    if techniques:
-        out().print(known.card_table(recipe))
-    return None
+        show(known.preset_table())
+    return show(known.card_table(recipe)) if techniques else None
 
 
 @recipes.command("validate")
@@ -57,5 +55,4 @@ def recipe_validate(
         return print_json(found.as_dict())
     for line in found.warnings:
         leaving.say(f"warning: {line}")
-    print(f"{file}: valid" + (f" for {found.against}" if found.against else ""))
-    return None
+    return print(f"{file}: valid" + (f" for {found.against}" if found.against else ""))

@@ -30,8 +30,6 @@ Widths = Mapping[str, int]  # of free groups by name
 Choice = Callable[["Limits"], tuple[Architecture, Widths]]  # limits with estimates -> the network chosen, its widths
 Fitting = Callable[["Limits", Architecture, Choice], "Limits"]
 
-_IN_BYTES = ("activations", "weights")
-
 _ALIASES = {
     "macs": "macs mac mac_count madds mult-adds multiply-accumulates multadds",
     "params": "params param parameters parameter",
@@ -49,11 +47,7 @@ _BYTES = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
 }
 _TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}
 _UNITS = {"activations": _BYTES, "weights": _BYTES, "latency": _TIMES}  # the rest are counts
-_WORDS = {
-    "activations": "KB, MB, GB, KiB, MiB, GiB",
-    "weights": "KB, MB, GB, KiB, MiB, GiB",
-    "latency": "ns, us, ms, s",
-}
+_WORDS = {**dict.fromkeys(("activations", "weights"), "KB, MB, GB, KiB, MiB, GiB"), "latency": "ns, us, ms, s"}
 _EXAMPLE = 'Write it like "macs<=50%", "macs<=600M, params<=1500", "activations<=2MB" or "latency<=3ms".'
 _TERM = re.compile(
     r"(?P<metric>[a-z][a-z _-]*?)\s*(?P<relation><=|=<|==|=|<|≤|>=|>|≥)\s*"
@@ -219,19 +213,11 @@ def costs_of(profile: Profile) -> dict[str, int]:
 
 def human(amount: int, metric: str = "macs") -> str:
     """Write a cost with three digits and a unit: ``40.8M``, ``1.05MB``, ``2.31ms``."""
-    if metric == "latency":
-        return _human_time(amount)
-    unit = "B" if metric in _IN_BYTES else ""
-    written = [_three_digits(amount / 1000**power) for power in range(5)]
-    power = next((i for i, text in enumerate(written) if float(text) < 1000), 4)
-    return written[power] + ("", "K", "M", "G", "T")[power] + unit
-
-
-def _human_time(nanoseconds: int) -> str:
-    units = ("ns", "us", "ms", "s")
-    written = [_three_digits(nanoseconds / 1000**power) for power in range(4)]
-    power = next((i for i, text in enumerate(written) if float(text) < 1000), 3)
-    return written[power] + units[power]
+    prefixes = ("n", "u", "m", "") if metric == "latency" else ("", "K", "M", "G", "T")
+    unit = "s" if metric == "latency" else "B" if metric in ("activations", "weights") else ""
+    written = [_three_digits(amount / 1000**power) for power in range(len(prefixes))]
+    power = next((i for i, text in enumerate(written) if float(text) < 1000), len(prefixes) - 1)
+    return written[power] + prefixes[power] + unit
 
 
 def _three_digits(number: float) -> str:

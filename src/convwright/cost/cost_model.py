@@ -50,10 +50,7 @@ class CostModel:
     least: Ints
     frozen: dict[str, str] = field(repr=False)
     _basis: Basis = field(repr=False)
-    _macs: Quadratic = field(repr=False)
-    _params: Quadratic = field(repr=False)
-    _weight_bytes: Quadratic = field(repr=False)
-    _activation_bytes: Peak = field(repr=False)
+    _costs: dict[str, Quadratic | Peak] = field(repr=False)  # by the names that budgets use
 
     @classmethod
     def of(cls, arch: Architecture) -> CostModel:
@@ -71,10 +68,12 @@ class CostModel:
             least=np.array([0 if g.tied else g.step for g in arch.free_groups], dtype=np.int64),
             frozen={g.name: g.reason for g in arch.groups if g.frozen},
             _basis=basis,
-            _macs=Quadratic(basis, macs, batch),
-            _params=Quadratic(basis, params),
-            _weight_bytes=Quadratic(basis, weight_bytes),
-            _activation_bytes=Peak(basis, moments, batch),
+            _costs={
+                "macs": Quadratic(basis, macs, batch),
+                "params": Quadratic(basis, params),
+                "activations": Peak(basis, moments, batch),
+                "weights": Quadratic(basis, weight_bytes),
+            },
         )
 
     def macs(self, widths: Widths) -> Ints | int:
@@ -83,39 +82,31 @@ class CostModel:
         Raises:
             BudgetError: if a name, a shape or a width is wrong.
         """
-        return self._evaluate(self._macs, widths)
+        return self._evaluate("macs", widths=widths)["macs"]
 
     def params(self, widths: Widths) -> Ints | int:
         """Return the parameters, shared ones once; as ``macs``."""
-        return self._evaluate(self._params, widths)
+        return self._evaluate("params", widths=widths)["params"]
 
     def weight_bytes(self, widths: Widths) -> Ints | int:
         """Return the bytes of the state dict; as ``macs``."""
-        return self._evaluate(self._weight_bytes, widths)
+        return self._evaluate("weights", widths=widths)["weights"]
 
     def activation_bytes(self, widths: Widths) -> Ints | int:
         """Return the peak bytes of input and activations; as ``macs``."""
-        return self._evaluate(self._activation_bytes, widths)
+        return self._evaluate("activations", widths=widths)["activations"]
 
     def costs(self, widths: Widths) -> dict[str, Ints | int]:
         """Return all four by the names that budgets use: macs, params, activations, weights."""
-        table, single = self._table(widths)
-        variables = self._basis.variables(table)
-        functions: dict[str, Quadratic | Peak] = {
-            "macs": self._macs,
-            "params": self._params,
-            "activations": self._activation_bytes,
-            "weights": self._weight_bytes,
-        }
-        results = {name: function(variables) for name, function in functions.items()}
-        return {name: int(r[0]) if single else r for name, r in results.items()}
+        return self._evaluate(*self._costs, widths=widths)
 
     # -------------------------------------------------------------- reading widths
 
-    def _evaluate(self, function: Quadratic | Peak, widths: Widths) -> Ints | int:
+    def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
-        result = function(self._basis.variables(table))
-        return int(result[0]) if single else result
+        variables = self._basis.variables(table)
+        results = {name: self._costs[name](variables) for name in names}
+        return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:
         """Return the units of each candidate, shape (n, G), and whether it is a single one."""

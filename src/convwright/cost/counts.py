@@ -198,23 +198,15 @@ class _Meter:
             module=module_path(node),
             macs=self._per_sample(node, macs_of(node)),
             params=self.params.get(layer.node, 0),
-            norm_ops=ops["norm"],
-            activation_ops=ops["activation"],
-            pool_ops=ops["pool"],
-            elementwise_ops=ops["elementwise"],
+            **{f"{name}_ops": count for name, count in ops.items()},
             output_bytes=self._per_sample(node, _bytes(node)),
         )
 
     def macs(self) -> int:
         """Return the whole: batch work divided once, weight work as it is."""
-        weights = activations = 0
-        for node in self.nodes.values():
-            if node.op == "call_function":
-                count = macs_of(node)
-                once = node.name in self.once
-                weights += count * once
-                activations += count * (not once)
-        return activations // self.batch + weights
+        counts = {name: macs_of(node) for name, node in self.nodes.items() if node.op == "call_function"}
+        weights = sum(count for name, count in counts.items() if name in self.once)
+        return (sum(counts.values()) - weights) // self.batch + weights
 
     def peak(self) -> int:
         """Return the most bytes that are live at one moment."""

@@ -9,7 +9,7 @@ the numbers of channel units. Everything is integer arithmetic, so every result 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,12 @@ class Form:
 Monomial = tuple[Form, ...]
 
 
+def split(factors: Iterable[Form]) -> tuple[int, Monomial]:
+    """Return the product of the constant factors, and the factors that vary."""
+    forms = list(factors)
+    return math.prod(f.constant for f in forms if not f.shares), tuple(f for f in forms if f.shares)
+
+
 @dataclass
 class Polynomial:
     """A sum of products of forms, with integer coefficients."""
@@ -52,14 +58,9 @@ class Polynomial:
 
     def add(self, factors: Iterable[Form], coefficient: int = 1) -> None:
         """Add one product; constant factors join the coefficient."""
-        varying = []
-        for form in factors:
-            if form.shares:
-                varying.append(form)
-            else:
-                coefficient *= form.constant
+        constant, varying = split(factors)
         key = tuple(sorted(varying, key=lambda f: (f.shares, f.constant)))
-        self.terms[key] = self.terms.get(key, 0) + coefficient
+        self.terms[key] = self.terms.get(key, 0) + coefficient * constant
 
 
 class FormMaker:
@@ -79,10 +80,9 @@ class FormMaker:
 
     def run(self, labels: Tensor) -> Form:
         """Return how long a run of labels is."""
-        known = self._known.get(id(labels))
-        if known is None:  # the tensor is kept so that its id is not used again
-            known = self._known[id(labels)] = (labels, self._counted(labels))
-        return known[1]
+        if id(labels) not in self._known:  # the tensor is kept so that its id is not used again
+            self._known[id(labels)] = (labels, self._counted(labels))
+        return self._known[id(labels)][1]
 
     def _counted(self, labels: Tensor) -> Form:
         counts = self.graph.count(labels).tolist()
@@ -147,10 +147,10 @@ class Basis:
         row = np.zeros(self.size, dtype=np.int64)
         if form in self.rounded:
             row[len(self.units) + 1 + self.rounded[form]] = 1
-            return row
-        row[len(self.units)] = form.constant
-        for group, count in form.shares:
-            row[group] = count // self.units[group]
+        else:
+            row[len(self.units)] = form.constant
+            for group, count in form.shares:
+                row[group] = count // self.units[group]
         return row
 
     def one(self) -> Ints:
@@ -196,17 +196,14 @@ class Quadratic:
         """Evaluate for candidates, shape (n, V); returns shape (n,)."""
         exact = _number_type(self._value(variables.max(axis=0, initial=0).astype(object)))
         matrix = self.matrix.astype(exact)
-        parts = [self._evaluate(chunk.astype(exact), matrix) for chunk in _chunks(variables)]
-        result: Ints = np.concatenate(parts) // self.divisor
-        return result
+        return _in_chunks(lambda chunk: self._evaluate(chunk.astype(exact), matrix), variables) // self.divisor
 
-    def _evaluate(self, variables: Numbers, matrix: Numbers) -> Ints:
+    def _evaluate(self, variables: Numbers, matrix: Numbers) -> Numbers:
         total: Numbers = np.einsum("nv,nv->n", variables @ matrix, variables)
         for coefficient, rows in self.higher:
             product = np.prod([variables @ row.astype(variables.dtype) for row in rows], axis=0)
             total = total + coefficient * product
-        result: Ints = total.astype(np.int64)
-        return result
+        return total
 
     def _value(self, variables: Numbers) -> int:
         """Evaluate one candidate in unlimited integers."""
@@ -232,14 +229,10 @@ class Peak:
         bound = max((self.table.astype(object) @ most[0]).tolist(), default=0)
         exact = _number_type(int(bound))
         table = self.table.T.astype(exact)
-        parts = [self._evaluate(chunk.astype(exact), table) for chunk in _chunks(variables)]
-        result: Ints = np.concatenate(parts) // self.divisor
-        return result
-
-    def _evaluate(self, variables: Numbers, table: Numbers) -> Ints:
-        moments = self._products(variables) @ table
-        most: Ints = moments.max(axis=1, initial=0).astype(np.int64)
-        return most
+        peaks = _in_chunks(
+            lambda chunk: (self._products(chunk.astype(exact)) @ table).max(axis=1, initial=0), variables
+        )
+        return peaks // self.divisor
 
     def _products(self, variables: Numbers) -> Numbers:
         columns = [np.prod([variables @ row.astype(variables.dtype) for row in rows], axis=0) for rows in self.rows]
@@ -258,8 +251,9 @@ def _number_type(bound: int) -> type[np.float64] | type[np.int64]:
     raise BudgetError(f"a cost of {bound:.1e} does not fit into 64 bits; give smaller widths.")
 
 
-def _chunks(variables: Ints) -> Iterable[Ints]:
-    return (variables[i : i + _CHUNK] for i in range(0, max(len(variables), 1), _CHUNK))
+def _in_chunks(evaluate: Callable[[Ints], Numbers], variables: Ints) -> Ints:
+    starts = range(0, max(len(variables), 1), _CHUNK)
+    return np.concatenate([evaluate(variables[i : i + _CHUNK]).astype(np.int64) for i in starts])
 
 
 def _undominated(table: Ints) -> Ints:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convwright.architecture.capture.exported import in_mode
 from convwright.cost.latency_onnx import onnx_call
 from convwright.cost.timing import Spread, Timer, enough, spread, wall_timer
 from convwright.errors import ConvwrightError, did_you_mean
@@ -158,12 +159,8 @@ def _turns(
 
 
 def _latency(samples: Sequence[float], example_input: Tensor, backend: str) -> Latency:
-    found = spread(samples)
     return Latency(
-        found.median,
-        found.lower,
-        found.upper,
-        found.repeats,
+        **asdict(spread(samples)),
         threads=torch.get_num_threads(),
         device=str(example_input.device),
         dtype=str(example_input.dtype).removeprefix("torch."),
@@ -194,22 +191,11 @@ def _check(models: Mapping[str, tuple[nn.Module, Tensor]], backend: str, repeats
 @contextmanager
 def _prepared(name: str, model: nn.Module, example_input: Tensor, backend: str) -> Iterator[Call]:
     """Give what runs the network once, in eval mode, without gradients."""
-    with _evaluating(model), torch.inference_mode():
+    with in_mode(model, training=False), torch.inference_mode():
         if backend == "onnxruntime":
             yield onnx_call(name, model, example_input)
         else:
             yield lambda: model(example_input)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _warm(name: str, call: Call, warmup: int) -> None:

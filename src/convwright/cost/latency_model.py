@@ -7,7 +7,7 @@ the next one finds. So the ratio of sum and whole is measured and reported, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -71,15 +71,9 @@ class LayerLatencies:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        layers = [asdict(layer) for layer in self.layers]
-        return {
-            "layers": layers,
-            "other": self.other,
-            "sum": self.sum,
-            "whole": self.whole.as_dict(),
-            "ratio": self.ratio,
-            "unmeasured": list(self.unmeasured),
-        }
+        values = asdict(self)
+        unmeasured = list(values.pop("unmeasured"))
+        return {**values, "layers": list(values["layers"]), "ratio": self.ratio, "unmeasured": unmeasured}
 
 
 def layer_latencies(
@@ -101,7 +95,7 @@ def layer_latencies(
     known.learn(calls.values())
     times = {node.name: _time(node, call, known) for node, call in calls.items()}
     known.save()
-    layers = tuple(LayerLatency(la.name, la.kind, *_of(times.get(la.node, _FREE))) for la in arch.layers)
+    layers = tuple(LayerLatency(la.name, la.kind, *astuple(times.get(la.node, _FREE))) for la in arch.layers)
     total = sum(t.median for t in times.values())
     other = total - sum(layer.median for layer in layers)
     unmeasured = dict.fromkeys(str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
@@ -111,10 +105,6 @@ def layer_latencies(
 def table_for(arch: Architecture) -> LatencyTable:
     """Return the table of the device that a network lies on."""
     return LatencyTable(arch.example_input.device)
-
-
-def _of(found: Spread) -> tuple[float, float, float, int]:
-    return found.median, found.lower, found.upper, found.repeats
 
 
 def _working(arch: Architecture) -> list[fx.Node]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
-import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convwright.architecture.capture.exported import quiet_torch
 from convwright.errors import ConvwrightError
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -30,8 +28,7 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
     Raises:
         ConvwrightError: if ONNX Runtime is not installed, the input lies elsewhere, or the export fails.
     """
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := missing_packages():
         raise ConvwrightError(
             f"the backend onnxruntime needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'."
         )
@@ -39,14 +36,16 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
         raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {example_input.device}.")
     if example_input.dtype not in (torch.float32, torch.float64, torch.float16):
         raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {example_input.dtype}.")
-    session = _session(_exported(name, model, example_input))
+    session = onnx_session(_exported(name, model, example_input))
     feed = {session.get_inputs()[0].name: example_input.detach().numpy()}
     return lambda: session.run(None, feed)
 
 
 def _exported(name: str, model: nn.Module, example_input: Tensor) -> bytes:
     try:
-        with _quiet(), torch.inference_mode(False), torch.no_grad():
+        # The exporter's notes are left out: it prints and warns, and errors say what matters.
+        with quiet_torch(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(model, (example_input,), dynamo=True, verbose=False)
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
@@ -55,24 +54,16 @@ def _exported(name: str, model: nn.Module, example_input: Tensor) -> bytes:
         raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
 
 
-def _session(content: bytes) -> Any:
+def missing_packages() -> list[str]:
+    """Return what ONNX needs and is not installed."""
+    return [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+
+
+def onnx_session(content: bytes | str) -> Any:
+    """Return a session that runs an ONNX file, given as bytes or by its path, on the CPU with torch's threads."""
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to itself: it prints and warns, and errors say what matters."""
-    sink = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+from convwright.architecture.capture.exported import in_mode
 
 Run = Callable[[nn.Module, Tensor], object]
 
@@ -31,14 +33,12 @@ def count_by_torch(model: nn.Module, example_input: Tensor) -> int:
     Returns:
         Half of torch's FLOPs.
     """
-    attempts = list(itertools.product((example_input[:1], example_input), (_run_empty, _run_real)))
-    with _evaluating(model), torch.no_grad():
-        for sample, run in attempts[:-1]:
-            try:
+    *attempts, last = itertools.product((example_input[:1], example_input), (_run_empty, nn.Module.__call__))
+    with in_mode(model, training=False), _unfused(), torch.no_grad():
+        for sample, run in attempts:
+            with suppress(Exception):
                 return _macs(run, model, sample)
-            except Exception:
-                continue
-        return _macs(attempts[-1][1], model, attempts[-1][0])
+        return _macs(last[1], model, last[0])
 
 
 def _macs(run: Run, model: nn.Module, sample: Tensor) -> int:
@@ -53,20 +53,12 @@ def _run_empty(model: nn.Module, sample: Tensor) -> object:
     return functional_call(model, empty, (sample.to("meta"),))
 
 
-def _run_real(model: nn.Module, sample: Tensor) -> object:
-    return model(sample)
-
-
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without the fused transformer kernels, which torch's counter does not know."""
-    modes = [(module, module.training) for module in model.modules()]
+def _unfused() -> Iterator[None]:
+    """Do without the fused transformer kernels, which torch's counter does not know."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes:
-            module.training = training

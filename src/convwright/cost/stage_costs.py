@@ -22,13 +22,12 @@ from torch import fx, nn
 from convwright.architecture import Architecture, read
 from convwright.architecture.blocks import Block
 from convwright.architecture.capture.exported import argument, operator_name, shape_of
-from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
-from convwright.cost.cost_model import CostModel, _names_in_graph
+from convwright.cost.cost_model import CostModel, _forms, _names_in_graph
 from convwright.cost.counts import weight_tensors
-from convwright.cost.forms import Basis, Form, FormMaker, Ints, Monomial, Polynomial
+from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Polynomial, split
 from convwright.cost.memory import done_once
-from convwright.cost.work import Factor, Numel, work_of
+from convwright.cost.work import Numel, work_of
 from convwright.errors import BudgetError, EditError, ReadError
 
 Side = tuple[int, ...]
@@ -182,24 +181,22 @@ class StageCosts:
             raise BudgetError(f"a block has {copies.min()} further copies; -1 takes it out, and no more can go.")
         units = widths // self.model.steps
         reading = self._reading(resolution)
+        if isinstance(reading, str):
+            raise BudgetError(reading)
         batch = max(int(self.arch.example_input.shape[0]), 1)
         macs = reading.macs(reading.basis.variables(units), copies) // batch
         return {"macs": macs, "params": self._params(self._basis.variables(units), copies)}
 
     def refusal(self, resolution: int | Side) -> str:
         """Return why the network does not take a resolution; empty if it does."""
+        found = self._reading(resolution)
+        return found if isinstance(found, str) else ""
+
+    def _reading(self, resolution: int | Side) -> _Reading | str:
         side = (resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)
         if side not in self._readings:
             self._readings[side] = self._found(side)
-        found = self._readings[side]
-        return found if isinstance(found, str) else ""
-
-    def _reading(self, resolution: int | Side) -> _Reading:
-        refused = self.refusal(resolution)
-        found = self._readings[(resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)]
-        if isinstance(found, str):
-            raise BudgetError(refused)
-        return found
+        return self._readings[side]
 
     def _found(self, side: Side) -> _Reading | str:
         if len(side) != len(self.side) or min(side) < 1:
@@ -237,9 +234,7 @@ def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -
     terms = []
     for node in arch.capture.graph.nodes:
         for work in (work_of(node) if node.op == "call_function" else None) or ():
-            forms = [form for factor in work for form in _forms(arch, sizes, factor)]
-            constant = math.prod(form.constant for form in forms if not form.shares)
-            varying = tuple(form for form in forms if form.shares)
+            constant, varying = split(form for factor in work for form in _forms(arch, sizes, factor))
             over = next((f.node for f in work if isinstance(f, Numel)), None) if kind_of(node) == "conv" else None
             positions = math.prod(shape_of(over)[2:]) if over is not None else 1
             times = constant * (batch if node.name in once else 1) // positions
@@ -248,22 +243,13 @@ def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -
     return terms
 
 
-def _forms(arch: Architecture, sizes: FormMaker, factor: Factor) -> list[Form]:
-    if isinstance(factor, int):
-        return [Form(factor)]
-    value = arch.channels.follower.values[factor.node.name]
-    first: Value = value[0] if isinstance(value, list) else value
-    return sizes.numel(first) if isinstance(factor, Numel) else [sizes.length(first, factor.axis)]
-
-
 def _parameter_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
     terms = []
     names = _names_in_graph(arch)
     for name, tensor in weight_tensors(arch.model).items():
         if isinstance(tensor, nn.Parameter):
-            forms = sizes.parameter(names.get(id(tensor), name), tensor.shape)
-            constant = math.prod(form.constant for form in forms if not form.shares)
-            terms.append(_Term(constant, tuple(f for f in forms if f.shares), _holder(blocks, name)))
+            constant, varying = split(sizes.parameter(names.get(id(tensor), name), tensor.shape))
+            terms.append(_Term(constant, varying, _holder(blocks, name)))
     return terms
 
 

@@ -113,14 +113,10 @@ def _linear(node: fx.Node) -> Work | None:
     return ((Numel(node), Length(weight, 1)),) if len(shape_of(weight)) == 2 else None
 
 
-@counts("addmm")
-def _addmm(node: fx.Node) -> Work:
-    return ((Numel(node), _last(_operand(node, "mat1"))),)
-
-
-@counts("baddbmm")
-def _baddbmm(node: fx.Node) -> Work:
-    return ((Numel(node), _last(_operand(node, "batch1"))),)
+@counts("addmm", "baddbmm")
+def _added_product(node: fx.Node) -> Work:
+    left = _operand(node, "mat1" if operator_name(node) == "addmm" else "batch1")
+    return ((Numel(node), _last(left)),)
 
 
 @counts("matmul", "mm", "bmm", "__matmul__")

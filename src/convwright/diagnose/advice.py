@@ -119,8 +119,8 @@ def _removals(
         fits = inside and inside <= set(marked) and not _overlaps(block, chosen) and not _is_shared(arch, block)
         if fits and why_not_removable(arch, block) is None:
             chosen.append(block)
-    place = {layer.name: number for number, layer in enumerate(arch.layers)}
-    chosen.sort(key=lambda b: place[b.layers[0]])
+    order = [layer.name for layer in arch.layers]
+    chosen.sort(key=lambda b: order.index(b.layers[0]))
     drafts = [
         Advice(
             layers=tuple(name for name in block.layers if name in marked),
@@ -129,8 +129,7 @@ def _removals(
         )
         for block in chosen
     ]
-    measured = any(needs_measuring(arch, block) for block in chosen)
-    priced = _priced(arch, drafts, measured)
+    priced = _priced(arch, drafts, measured=any(needs_measuring(arch, block) for block in chosen))
     refused = {name: each.reason for each in priced if each.edit is None for name in each.layers}
     done = {name for each in priced if each.edit is not None for name in each.layers}
     return [each for each in priced if each.edit is not None], {
@@ -161,8 +160,7 @@ def _notes_on_block(arch: Architecture, block: Block, marked: Mapping[str, Layer
 
 
 def _notes_on_branches(layers: Iterable[LayerField]) -> tuple[str, ...]:
-    narrow = any(each.saturation == "some" for each in layers)
-    return ("by its widest branches only",) if narrow else ()
+    return ("by its widest branches only",) if any(each.saturation == "some" for each in layers) else ()
 
 
 # ------------------------------------------------------------------ kernels
@@ -195,11 +193,8 @@ def _kernels(
 def _calls(arch: Architecture, layer: Layer) -> tuple[str, ...]:
     """Return a layer and all others of its kind that use the same weights."""
     own = set(layer.parameters)
-    return tuple(
-        other.name
-        for other in arch.layers
-        if other.name == layer.name or (other.kind == layer.kind and own & set(other.parameters))
-    )
+    alike = (other for other in arch.layers if other.kind == layer.kind)
+    return tuple(other.name for other in alike if other.name == layer.name or own & set(other.parameters))
 
 
 def _why_not(arch: Architecture, layer: Layer, calls: Sequence[str], marked: Mapping[str, LayerField]) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from convwright.cost import LayerLatencies
     from convwright.metrics import LayerField, ReceptiveField
 
+_OF_STAGES = ("name", "shape", "size", "seen", "channels", "value", "share")
+_OF_GROUPS = ("name", "size", "step", "frozen", "reason", "tied", "layers")
+
 
 @dataclass(frozen=True)
 class FieldReport:
@@ -44,18 +47,7 @@ class FieldReport:
         return {
             "reconstructed": True,
             "layers": [_layer(each) for each in field.layers],
-            "stages": [
-                {
-                    "name": stage.name,
-                    "shape": list(stage.shape),
-                    "size": list(stage.size),
-                    "seen": list(stage.seen),
-                    "channels": stage.channels,
-                    "value": stage.value,
-                    "share": stage.share,
-                }
-                for stage in field.stages
-            ],
+            "stages": [{name: _plain(getattr(stage, name)) for name in _OF_STAGES} for stage in field.stages],
             "q": field.score(),
             "overall": dict(field.overall),
             "returning": list(field.returning),
@@ -119,18 +111,7 @@ def as_dict(
             {**asdict(cost), "shape": list(layers[cost.name].output_shape), "groups": list(layers[cost.name].groups)}
             for cost in costs.layers
         ],
-        "groups": [
-            {
-                "name": group.name,
-                "size": group.size,
-                "step": group.step,
-                "frozen": group.frozen,
-                "reason": group.reason,
-                "tied": list(group.tied),
-                "layers": list(group.layers),
-            }
-            for group in arch.groups
-        ],
+        "groups": [{name: _plain(getattr(group, name)) for name in _OF_GROUPS} for group in arch.groups],
         "stages": [asdict(stage) for stage in arch.stages],
         "receptive_field": (fields or FieldReport.of(arch)).as_dict(),
     }

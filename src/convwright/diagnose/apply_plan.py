@@ -107,7 +107,6 @@ def _recorded_classes(plan: Path, model: str) -> int | None:
     """Return the classes that the result beside the plan was made with, if it is of the same network."""
     try:
         recorded = json.loads((plan.parent / "result.json").read_text(encoding="utf-8"))
-        same = recorded["model"] == model
-        return int(recorded["options"]["num_classes"]) if same else None
+        return int(recorded["options"]["num_classes"]) if recorded["model"] == model else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -62,9 +62,9 @@ def conflict_map(
     )  # fmt: skip
     if weights is not None:
         load_weights(opened.arch.model, weights)
-    steps = math.ceil(len(opened.data.train) / chosen.batch_size)
-    name = f"bundles-every-{max(1, steps // _MOMENTS)}"
-    conflict_probe(name, every=max(1, steps // _MOMENTS))
+    every = max(1, math.ceil(len(opened.data.train) / chosen.batch_size) // _MOMENTS)
+    name = f"bundles-every-{every}"
+    conflict_probe(name, every=every)
     trained = train(opened.arch.model, opened.data, chosen, probes=[name], test=False, progress=progress)
     found = trained.probes["bundles"]
     return {"model": opened.arch.source, "data": opened.data.name, "epochs": epochs, **found}
@@ -98,9 +98,8 @@ def conflict_tables(found: Mapping[str, Any]) -> Iterator[Table | Text]:
             "diverged" if entropy is None else f"{entropy:.3f}",
         )
     yield table
-    yield Text(
-        f"{_CLEAN} none, {_SHADES} up to a quarter, half, three quarters, all of the images, {_DIVERGED} diverged"
-    )
+    shades = f"{_SHADES} up to a quarter, half, three quarters, all of the images"
+    yield Text(f"{_CLEAN} none, {shades}, {_DIVERGED} diverged")
     yield Text(_summary(found))
     for block, reason in found["skipped"].items():
         yield Text(f"{block}: {reason}")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from convwright.architecture import ChannelGroup, Layer, read
 from convwright.architecture.capture.exported import argument
 from convwright.cost import profile
-from convwright.edits import Checked, check_execution
+from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.kernel import Kernel, why_not_kernel
@@ -22,8 +21,6 @@ from convwright.runs.load import model_options, parse_input
 from convwright.tables import brief
 
 if TYPE_CHECKING:
-    from torch import fx
-
     from convwright.architecture import Architecture
 
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
@@ -180,7 +177,10 @@ def diagnose(arch: Architecture) -> Diagnosis:
         rehearsed=FakeNetwork.of(arch) is not None,
         free=tuple(Free(g.name, g.size, g.step, len(g.layers), g.tied, g.across) for g in free),
         groups=len(groups),
-        frozen=_frozen(groups, checked),
+        frozen=_gathered(
+            [(group.name, group.reason) for group in groups if group.frozen],
+            lambda reason: _width_advice(reason, reason in checked.fixed.values()),
+        ),
         stored=checked.stored,
         macs_share=macs_share,
         params_share=params_share,
@@ -209,11 +209,6 @@ def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, fl
     macs = sum(cost.macs for cost in costs.layers if touched(layers[cost.name]))
     params = sum(arch.capture.tensor(name).numel() for name in tensors & arch.capture.parameters)
     return macs / max(costs.macs, 1), min(1.0, params / max(costs.params, 1))
-
-
-def _frozen(groups: Sequence[ChannelGroup], checked: Checked) -> tuple[Obstacle, ...]:
-    pairs = [(group.name, group.reason) for group in groups if group.frozen]
-    return _gathered(pairs, lambda reason: _width_advice(reason, reason in checked.fixed.values()))
 
 
 _ATTENTION = "leave it: products of two inputs, as in attention, keep their widths; what lies around them can change"
@@ -247,11 +242,8 @@ def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
     listed = list(reasons)
     possible = tuple(name for name, reason in listed if reason is None)
     refused = [(name, _without_name(name, reason)) for name, reason in listed if reason is not None]
-    return Part(
-        len(listed),
-        possible,
-        _gathered(refused, lambda reason: "put the block into a module of its own" if "does more" in reason else ""),
-    )
+    advice = "put the block into a module of its own"
+    return Part(len(listed), possible, _gathered(refused, lambda reason: advice if "does more" in reason else ""))
 
 
 def _without_name(name: str, reason: str) -> str:
@@ -265,13 +257,9 @@ def _without_name(name: str, reason: str) -> str:
 def _kernels(arch: Architecture) -> Part:
     nodes = {node.name: node for node in arch.capture.graph.nodes}
     layers = [layer for layer in arch.layers if layer.kind == "conv"]
-    return _sorted_out([(layer.name, _why_not_larger(arch, layer, nodes[layer.node])) for layer in layers])
-
-
-def _why_not_larger(arch: Architecture, layer: Layer, node: fx.Node) -> str | None:
-    """Return why a convolution cannot have a kernel larger by 2; ``None`` if it can."""
-    size = [int(s) + 2 for s in argument(node, "weight").meta["val"].shape[2:]]
-    return why_not_kernel(arch, Kernel(layer.name, size))
+    shapes = {layer.name: argument(nodes[layer.node], "weight").meta["val"].shape[2:] for layer in layers}
+    larger = [Kernel(name, [int(side) + 2 for side in shape]) for name, shape in shapes.items()]
+    return _sorted_out([(kernel.target, why_not_kernel(arch, kernel)) for kernel in larger])
 
 
 # ------------------------------------------------------------------ resolution
@@ -279,23 +267,20 @@ def _why_not_larger(arch: Architecture, layer: Layer, node: fx.Node) -> str | No
 
 def _resolutions(arch: Architecture) -> Part:
     """Try input sizes around the present one."""
-    shape = arch.example_input.shape
-    now = tuple(shape[2:])
+    like = arch.example_input
+    now = tuple(like.shape[2:])
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
     stage = FakeNetwork.of(arch)
     if stage is None:
         return Part(1, (shape_words(now),), ())
-    failures: dict[str, str | None] = {shape_words(now): None}
+    works, refused = [], []
     for size in sizes:
-        if size != now:
-            like = arch.example_input
-            image = torch.zeros(*shape[:2], *size, dtype=like.dtype, device=like.device)
-            failure = stage.run_at(image)
-            failures[shape_words(size)] = None if failure is None else failure.message
-    ordered = [(shape_words(size), failures[shape_words(size)]) for size in sizes]
-    works = tuple(name for name, message in ordered if message is None)
-    refused = [(name, message) for name, message in ordered if message is not None]
-    return Part(len(ordered), works, _gathered(refused, _resolution_advice))
+        failure = stage.run_at(like.new_zeros(*like.shape[:2], *size)) if size != now else None
+        if failure is None:
+            works.append(shape_words(size))
+        else:
+            refused.append((shape_words(size), failure.message))
+    return Part(len(sizes), tuple(works), _gathered(refused, _resolution_advice))
 
 
 def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:
@@ -339,14 +324,9 @@ def _gathered(reasons: Iterable[tuple[str, str]], advice: Callable[[str], str]) 
 
 
 def _verdict(found: Diagnosis) -> str:
-    parts = [
-        f"{len(found.free)} of {found.groups} channel groups, {found.macs_share:.0%} of the MACs, can change",
-        f"{len(found.removable.possible)} of {found.removable.total} blocks can be removed"
-        if found.removable.total
-        else "no blocks were found",
-        _sizes_in_words(found),
-    ]
-    return "; ".join(parts) + "."
+    widths = f"{len(found.free)} of {found.groups} channel groups, {found.macs_share:.0%} of the MACs, can change"
+    blocks = f"{len(found.removable.possible)} of {found.removable.total} blocks can be removed"
+    return f"{widths}; {blocks if found.removable.total else 'no blocks were found'}; {_sizes_in_words(found)}."
 
 
 def _sizes_in_words(found: Diagnosis) -> str:
@@ -355,23 +335,15 @@ def _sizes_in_words(found: Diagnosis) -> str:
         return "other inputs were not tried: the network does not run on fake tensors"
     if len(works) == 1:
         return f"only inputs of {works[0]} work"
-    if len(works) == found.resolutions.total or _is_run(found):
+    ends = [_area(found.resolutions.possible[0]), _area(found.resolutions.possible[-1])]
+    failing = [_area(name) for obstacle in found.resolutions.obstacles for name in obstacle.names]
+    if not any(ends[0] < size < ends[1] for size in failing):  # also where none fails
         return f"inputs from {works[0]} to {works[-1]} work"
     return f"inputs of {', '.join(works[:-1])} and {works[-1]} work"
 
 
-def _is_run(found: Diagnosis) -> bool:
-    """Whether no size that fails lies between sizes that work."""
-    ends = [_area(found.resolutions.possible[0]), _area(found.resolutions.possible[-1])]
-    failing = [_area(name) for obstacle in found.resolutions.obstacles for name in obstacle.names]
-    return not any(ends[0] < size < ends[1] for size in failing)
-
-
 def _area(name: str) -> int:
-    result = 1
-    for side in name.split("x"):
-        result *= int(side)
-    return result
+    return math.prod(map(int, name.split("x")))
 
 
 def _advice(found: Diagnosis) -> Iterable[str]:
@@ -383,10 +355,10 @@ def _advice(found: Diagnosis) -> Iterable[str]:
         )
     for wish, obstacles in (
         ("change the width of", [o for o in found.frozen if not o.reason.startswith(_OWN_DESIGN)]),
-        ("remove", list(found.removable.obstacles)),
-        ("repeat", list(found.repeatable.obstacles)),
-        ("enlarge the kernel of", list(found.kernels.obstacles)),
-        ("run on inputs of", list(found.resolutions.obstacles)),
+        ("remove", found.removable.obstacles),
+        ("repeat", found.repeatable.obstacles),
+        ("enlarge the kernel of", found.kernels.obstacles),
+        ("run on inputs of", found.resolutions.obstacles),
     ):
         for obstacle in obstacles:
             where = f", change this line: {obstacle.line}" if obstacle.line else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from convwright.errors import RecipeError
 from convwright.runs.load import Shape, load_model_and_data
+from convwright.tables import add_row, new_table
 from convwright.training import Recipe, presets
 from convwright.training.preflight import prepare
 from convwright.training.recipe.check_recipe import check_alone
@@ -153,25 +154,19 @@ def validate(
 
 def preset_table() -> Table:
     """Return the presets, one line each."""
-    rows = [(preset["name"], preset["about"]) for preset in listed()]
-    return _table("Presets: `convwright recipe show NAME` prints one", ("preset", "what it is"), rows)
+    table = new_table("Presets: `convwright recipe show NAME` prints one", "preset", "what it is")
+    for preset in listed():
+        add_row(table, preset["name"], preset["about"])
+    return table
 
 
 def card_table(recipe: Recipe | None = None) -> Table:
     """Return the techniques' cards; with a recipe, what it says about each."""
-    table = _table("Techniques", ("technique", "what to know"), ())
+    table = new_table("Techniques", "technique", "what to know")
+    table.show_lines = True
     for card in cards(recipe):
         here = [f"here: {card['setting']}"] if recipe else []
         lines = [card["does"], *(f"{key}: {card[key]}" for key in ("cost", "helps", "hurts", "source")), *here]
         name = Text(card["name"], style="bold")
         table.add_row(name, Text("\n".join([*lines, f"switch: {card['switch']}"])))
-    return table
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", show_lines=not rows)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
     return table

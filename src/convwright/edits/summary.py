@@ -31,6 +31,6 @@ def operator_words(edit: Replace) -> str:
     return f"{edit.operator}({options})" if options else edit.operator
 
 
-def shape_words(sizes: Sequence[int]) -> str:
+def shape_words(sizes: Sequence[object]) -> str:
     """Return sizes as ``3x32x32``."""
     return "x".join(map(str, sizes))

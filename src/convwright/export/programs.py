@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convwright.architecture.capture.exported import first_line, quiet_torch
+from convwright.cost.latency_onnx import missing_packages, onnx_session
 from convwright.export.opened import Exportable
-from convwright.export.registry import Exported, ExportError, difference, target
+from convwright.export.registry import BATCHES, Exported, ExportError, difference, scale, target
 from convwright.runs.directory.files import write
 from convwright.training.evaluate import eval_mode
 
 ONNX_LIMIT = 1e-3  # of the largest output: another library adds in another order
 PT2_LIMIT = 1e-6
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def onnx_bytes(model: nn.Module, example_input: Tensor) -> bytes:
@@ -35,8 +32,7 @@ def onnx_bytes(model: nn.Module, example_input: Tensor) -> bytes:
     Raises:
         ExportError: the extra ``onnx`` is not installed, or the exporter refuses the network.
     """
-    missing = [package for package in _ONNX if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := missing_packages():
         raise ExportError(f"--to onnx needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'")
     try:
         with _quietly(model):
@@ -58,11 +54,7 @@ def _cause(error: BaseException) -> str:
 
 def onnx_runner(content: bytes | str) -> Callable[[Tensor], list[Tensor]]:
     """Return what runs an ONNX file, given as bytes or by its path, in ONNX Runtime on the CPU."""
-    runtime: Any = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(content)
     name = session.get_inputs()[0].name
     return lambda batch: [torch.from_numpy(found) for found in session.run(None, {name: batch.numpy()})]
 
@@ -104,7 +96,7 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
             torch.export.save(program, file)
         with to.open("rb") as file:
             loaded = torch.export.load(file).module()
-        gaps.append(difference(model, loaded, example) if dynamic else _at_one_size(model, loaded, example))
+        gaps.append(difference(model, loaded, example, BATCHES if dynamic else (len(example),)))
         _check(run, "the reloaded program", gaps[-1], PT2_LIMIT)
 
     write(path, save_and_check)
@@ -126,18 +118,8 @@ def _pair(example: Tensor) -> Tensor:
     return torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=example.device)
 
 
-def _at_one_size(model: nn.Module, other: Callable[[Tensor], Any], example: Tensor) -> float:
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(example.shape, generator=generator, dtype=example.dtype)
-    with eval_mode(model), torch.no_grad():
-        return float((model(batch) - other(batch)).abs().max())
-
-
 def _check(run: Exportable, what: str, gap: float, limit: float) -> None:
-    with eval_mode(run.arch.model), torch.no_grad():
-        found = run.arch.model(torch.zeros_like(run.arch.example_input))
-    scale = max(1.0, float(found.abs().max())) if isinstance(found, Tensor) else 1.0
-    if not gap <= limit * scale:
+    if not gap <= limit * scale(run.arch.model, run.arch.example_input):
         raise ExportError(f"{run.folder}: {what} differs from the network by {gap:.1e}; nothing was written")
 
 

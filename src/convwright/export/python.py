@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.export.opened import Exportable
-from convwright.export.registry import Exported, ExportError, difference, target
+from convwright.export.registry import Exported, ExportError, difference, scale, target
 from convwright.export.source import Source, source_of
 from convwright.runs.directory.files import write, write_text
 
@@ -97,7 +97,7 @@ def export_python(run: Exportable, folder: Path) -> Exported:
     """
     notes = _notes(run)
     program = python_source(run.arch.model, run.arch.example_input, f"{run.title}, as plain PyTorch.", _docstring(run))
-    if not program.difference <= LIMIT * max(1.0, _scale(program.model, run.arch.example_input)):
+    if not program.difference <= LIMIT * scale(program.model, run.arch.example_input):
         raise ExportError(
             f"{run.folder}: the written source differs from the network by {program.difference:.1e}; "
             "export with --to pt2 or onnx"
@@ -107,12 +107,6 @@ def export_python(run: Exportable, folder: Path) -> Exported:
     write(folder / "weights.pt", lambda to: torch.save(program.state, to))
     write_text(folder / "model.py", program.source.text)
     return Exported("python", (folder / "model.py", folder / "weights.pt"), program.difference, tuple(notes))
-
-
-def _scale(model: nn.Module, example: Tensor) -> float:
-    with torch.no_grad():
-        found = model(torch.zeros_like(example))
-    return float(found.abs().max()) if isinstance(found, Tensor) else 1.0
 
 
 def _docstring(run: Exportable) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,24 +71,29 @@ def target_named(name: str, known: Mapping[str, Target] = TARGETS) -> Target:
     return look_up(name, known, "export target", ExportError)
 
 
-def images(example: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Return `count` random images like an example, on the CPU: shape (count, ...)."""
-    generator = torch.Generator().manual_seed(seed + count)
-    return torch.randn((count, *example.shape[1:]), generator=generator, dtype=example.dtype)
+def scale(model: nn.Module, example: Tensor) -> float:
+    """Return what a difference is a share of: a network's largest output for black images, and at least 1."""
+    with eval_mode(model), torch.no_grad():
+        found = model(torch.zeros_like(example))
+    return max(1.0, float(found.abs().max())) if isinstance(found, Tensor) else 1.0
 
 
-def difference(model: nn.Module, other: Callable[[Tensor], Any], example: Tensor) -> float:
+def difference(
+    model: nn.Module, other: Callable[[Tensor], Any], example: Tensor, batches: Sequence[int] = BATCHES
+) -> float:
     """Return the largest absolute difference between a network's outputs and another's, over several batch sizes.
 
     Args:
         model: the network; it is judged in eval mode.
         other: what was exported, called with images of shape (n, ...).
-        example: the network's example input.
+        example: the network's example input; random images like it are tried.
+        batches: sizes of the batches.
     """
     worst = 0.0
     with eval_mode(model), torch.no_grad():
-        for count in BATCHES:
-            batch = images(example, count)
+        for count in batches:
+            generator = torch.Generator().manual_seed(count)
+            batch = torch.randn((count, *example.shape[1:]), generator=generator, dtype=example.dtype)
             wanted, found = _flat(model(batch.clone())), _flat(other(batch.clone()))
             if len(wanted) != len(found) or any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
                 return float("inf")

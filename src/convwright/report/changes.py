@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convwright.errors import RunError
-from convwright.report.content import BlockChange, Coupling, LayerChange, LayerFacts, Networks, StageChange, State
+from convwright.report.content import BlockChange, Coupling, LayerChange, LayerFacts, Networks, StageChange
 
 Json = Mapping[str, Any]
 
@@ -27,19 +27,14 @@ def compared_networks(content: Json, origin: Path) -> Networks:
     """
     try:
         before, after = content["before"], content["after"] or content["before"]
-        pairs = _paired(_layers(before), _layers(after))
+        pairs = _paired(*([_facts(layer) for layer in side["layers"]] for side in (before, after)))
         couplings = _couplings(before, after, pairs)
         letters = {c.group: c.letter for c in couplings}
         changes = [_change(one, two, letters) for one, two in pairs]
-        return Networks(
-            tuple(before["input"]), tuple(after["input"]), tuple(_stages(before, after, changes)), couplings
-        )
+        stages = tuple(_stages(before, after, changes))
+        return Networks(tuple(before["input"]), tuple(after["input"]), stages, couplings)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise RunError(f"{origin}: damaged ({type(error).__name__}: {error}); remove it, or start anew") from error
-
-
-def _layers(side: Json) -> list[LayerFacts]:
-    return [_facts(layer) for layer in side["layers"]]
 
 
 def _facts(layer: Json) -> LayerFacts:
@@ -98,22 +93,16 @@ def _couplings(before: Json, after: Json, pairs: Sequence[Pair]) -> tuple[Coupli
     later = {group["name"]: int(group["size"]) for group in after["groups"]}
     found = []
     for number, (group, layers) in enumerate(members.items()):
-        first = layers[0]
-        old = sizes.get(group, first[0].channels)
-        new = later.get(group, first[1].channels)
-        names = tuple(one.name for one, _ in layers)
-        found.append(Coupling(letter_of(number), group, old, new, names))
+        one, two = layers[0]
+        old, new = sizes.get(group, one.channels), later.get(group, two.channels)
+        found.append(Coupling(letter_of(number), group, old, new, tuple(one.name for one, _ in layers)))
     return tuple(found)
 
 
 def letter_of(number: int) -> str:
     """Return A, B, ..., Z, AA, AB, ..."""
-    found = ""
-    number += 1
-    while number:
-        number, rest = divmod(number - 1, 26)
-        found = string.ascii_uppercase[rest] + found
-    return found
+    before, place = divmod(number, 26)
+    return (letter_of(before - 1) if before else "") + string.ascii_uppercase[place]
 
 
 # ------------------------------------------------------------------ stages and blocks
@@ -153,11 +142,5 @@ def _size(size: Sequence[int] | None) -> str:
 def _blocks(layers: Sequence[LayerChange]) -> Iterator[BlockChange]:
     for name, inside in groupby(layers, key=lambda change: _side(change).block):
         members = tuple(inside)
-        yield BlockChange(name, _together([change.state for change in members]), members)
-
-
-def _together(states: Sequence[State]) -> State:
-    """Return what happened to a block as a whole."""
-    if len(set(states)) == 1:
-        return states[0]
-    return "changed"
+        alike = len({change.state for change in members}) == 1
+        yield BlockChange(name, members[0].state if alike else "changed", members)

@@ -153,9 +153,14 @@ class Networks:
         return tuple(layer for stage in self.stages for block in stage.blocks for layer in block.layers)
 
     @property
+    def sides(self) -> tuple[LayerFacts, ...]:
+        """All layers of both networks."""
+        return tuple(side for change in self.layers for side in (change.before, change.after) if side is not None)
+
+    @property
     def timed(self) -> bool:
         """Whether any layer was measured."""
-        return any(side.seconds is not None for c in self.layers for side in (c.before, c.after) if side is not None)
+        return any(side.seconds is not None for side in self.sides)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
@@ -95,9 +96,7 @@ def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: st
 def _history(scored: Sequence[Trial]) -> Chart:
     """Return the score over the trials, and the best so far."""
     tried = [t for t in scored if t.role == "candidate"]
-    best: list[float] = []
-    for trial in tried:
-        best.append(max([*best[-1:], _percent(trial)]))
+    best = [*accumulate(map(_percent, tried), max)]
     traces = [_steps("best so far", [t.number for t in tried], best), *_points(scored, lambda t: t.number)]
     figure = _figure(traces, "trial", _SCORE).update_xaxes(rangemode="tozero")
     words = f"Validation accuracy of {len(scored)} trials in order."
@@ -113,8 +112,7 @@ def _costs(metrics: Sequence[str], scored: Sequence[Trial]) -> Chart:
             cost = partial(_cost, metric)
             front = _front(known, metric)
             line = _steps("Pareto front", [*map(cost, front)], [*map(_percent, front)])
-            figure = _figure([line, *_points(known, cost)], COSTS[metric], _SCORE)
-            variants.append(Variant(COSTS[metric], figure))
+            variants.append(Variant(COSTS[metric], _figure([line, *_points(known, cost)], COSTS[metric], _SCORE)))
     words = f"Validation accuracy of {len(scored)} trials beside their costs, with the Pareto front."
     return Chart("Score against cost", 340, tuple(variants), words)
 
@@ -245,7 +243,7 @@ def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: 
                 traces.append(
                     go.Scatter(
                         x=list(range(1, len(values) + 1)),
-                        y=[None if v is None else _digits(scale * v) for v in values],
+                        y=[None if v is None else float(f"{scale * v:.5g}") for v in values],  # the page needs no more
                         name=name,
                         mode="lines+markers" if len(values) < 30 else "lines",
                         line={"color": colour, "dash": dash, "width": 2},
@@ -258,8 +256,3 @@ def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: 
     if most <= 12:
         figure.update_xaxes(dtick=1)
     return Chart(title, 360, (Variant("", figure),), f"{title} of {len(curves)} trainings over their epochs.")
-
-
-def _digits(value: float) -> float:
-    """Round to five significant digits: the page needs no more."""
-    return float(f"{value:.5g}")

@@ -29,7 +29,6 @@ _NAMES = {
     "activations": "activation memory at the peak",
     "weights": "weights in memory",
 }
-_BYTES = ("activations", "weights")
 
 
 def report_of(folder: str | Path) -> Report:
@@ -68,17 +67,20 @@ def _optimized(recorded: Recorded) -> Report:
     shown_widths, curves = widths(recorded.trials, found), _curves(recorded, result)
     decisions = _decisions(recorded.decided)
     plan = recorded.plan if result is not None else (best.candidate.plan if best is not None else None)
+    edited = str(plan) if plan is not None and plan.edits else ""
+    untrained = "No training left its epochs: the run is older than their record, or did not train."
+    undecided = f"The method {settings['method']} says nothing about its decisions."
+    if result is None:
+        undecided = "The method has not decided anything yet."
     missing = {
         "networks": why,
         "widths": "" if shown_widths else "No trial changed a width.",
         "conflicts": "" if shown_conflicts else "No trial looked at conflicting bundles.",
         "quality": "" if shown_quality else "No trial looked at channel quality (QC).",
-        "curves": ""
-        if curves
-        else "No training left its epochs: the run is older than their record, or did not train.",
-        "decisions": "" if decisions else _no_decisions(settings["method"], result),
+        "curves": "" if curves else untrained,
+        "decisions": "" if decisions else undecided,
         "compared": "" if result is not None else "The run is not finished: nothing was proved or judged yet.",
-        "plan": "" if plan is not None and plan.edits else "Nothing is edited.",
+        "plan": "" if edited else "Nothing is edited.",
         "latency": "" if "latency" in settings.get("limits", {}) else "Latency is measured where the budget limits it.",
     }
     return Report(
@@ -98,7 +100,7 @@ def _optimized(recorded: Recorded) -> Report:
         quality=shown_quality,
         curves=curves,
         decisions=decisions,
-        plan=str(plan) if plan is not None and plan.edits else "",
+        plan=edited,
         uncounted=() if result is None else tuple(result["result"].get("uncounted", ())),
         recipe=_recipe((result or {}).get("trained_with", settings["recipe"])),
         provenance=tuple(_provenance(recorded)),
@@ -130,9 +132,8 @@ def _asked(settings: Json) -> Iterator[Fact]:
         yield Fact("objective", ", ".join(["accuracy", *settings["objective"]]))
     yield Fact("method", settings["method"])
     for name, value in settings.get("method_options", {}).items():
-        if name == "objective" and settings.get("objective"):
-            continue  # said above
-        yield Fact(f"option {name}", str(value))
+        if name != "objective" or not settings.get("objective"):  # said above
+            yield Fact(f"option {name}", str(value))
     yield Fact("epochs", f"{settings['epochs']} at first, {settings['tune_epochs']} for each later training")
     yield Fact("seed", str(settings["seed"]))
     if settings.get("divisor", 1) != 1:
@@ -146,16 +147,16 @@ def _limits(settings: Json, result: Json | None) -> Iterator[Limit]:
         said = _amount(metric, limit)
         if result is None:
             yield Limit(metric, said, "", None)
-            continue
-        values = result["budget_met"][metric]
-        found = values.get("measured", values.get("convwright"))
-        yield Limit(metric, said, _amount(metric, found), bool(values["met"]))
+        else:
+            values = result["budget_met"][metric]
+            found = values.get("measured", values.get("convwright"))
+            yield Limit(metric, said, _amount(metric, found), bool(values["met"]))
 
 
 def _amount(metric: str, value: int) -> str:
     if metric == "latency":
         return human(value, "latency")
-    return f"{value:,} bytes" if metric in _BYTES else f"{value:,}"
+    return f"{value:,}" + (" bytes" if metric in ("activations", "weights") else "")
 
 
 def _compared(result: Json) -> Iterator[Compared]:
@@ -176,8 +177,12 @@ def _accuracy(part: str, before: Json, after: Json) -> Compared:
     points = 100 * (after["accuracy"] - before["accuracy"])
     noise = 100 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5
     sure = abs(points) > 2 * noise  # less is what two draws of the same images may differ by
-    one, two = (f"{side['accuracy']:.2%} ± {side['stderr']:.2%}" for side in (before, after))
+    one, two = map(_judged, (before, after))
     return Compared(f"{part} accuracy", one, two, f"{points:+.2f} points", None, points > 0 if sure else None)
+
+
+def _judged(found: Json) -> str:
+    return f"{found['accuracy']:.2%} ± {found['stderr']:.2%}"
 
 
 def _cost(name: str, before: str, after: str, one: float, two: float) -> Compared:
@@ -257,12 +262,6 @@ def _decisions(decided: Json | None) -> tuple[Decision, ...]:
     return tuple(recorded or [Decision("", str(line)) for line in decided.get("log", ())])
 
 
-def _no_decisions(method: str, result: Json | None) -> str:
-    if result is None:
-        return "The method has not decided anything yet."
-    return f"The method {method} says nothing about its decisions."
-
-
 def _recipe(recipe: Mapping[str, Any]) -> tuple[Fact, ...]:
     return tuple(Fact(name.replace("_", " "), _plain(value)) for name, value in recipe.items() if value not in _NOTHING)
 
@@ -312,7 +311,7 @@ def _trained(recorded: Recorded) -> Report:
     facts = [Fact("network", content["model"]), Fact("data", content["data"])]
     facts += [Fact("epochs", str(len(epochs))), Fact("seed", str(recipe.get("seed", 0)))]
     part = next((p for p in ("test", "validation") if content.get(p)), None)
-    shown = f"{part} accuracy {content[part]['accuracy']:.2%} ± {content[part]['stderr']:.2%}" if part else "trained"
+    shown = f"{part} accuracy {_judged(content[part])}" if part else "trained"
     return Report(
         title=content["model"],
         folder=recorded.folder,
@@ -333,8 +332,7 @@ def _trained(recorded: Recorded) -> Report:
 def _values(content: Json) -> Iterator[Compared]:
     for part in ("test", "validation"):
         if content.get(part):
-            judged = content[part]
-            yield Compared(f"{part} accuracy", "", f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}", "")
+            yield Compared(f"{part} accuracy", "", _judged(content[part]), "")
     for metric in ("macs", "params"):
         yield Compared(_NAMES[metric], "", f"{content[metric]:,}", "")
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convwright import __version__
 from convwright.report.content import BlockChange, Content, LayerChange, Networks
 from convwright.report.figures import charts
-
-if TYPE_CHECKING:
-    from convwright.report.content import BlockChange, LayerChange, Networks
 
 _FOLDED = 14  # trials from which their table is folded
 _BY = "\N{MULTIPLICATION SIGN}"
@@ -43,8 +40,8 @@ def as_html(report: Content) -> str:
         charts=drawn,
         figures=_for_script(figures),
         networks=report.networks,
-        most=_most(report.networks),
-        heaviest=_heaviest(report.networks),
+        most=_largest(report.networks, "channels"),
+        heaviest=_largest(report.networks, "macs") or 1,
         folded=len(report.trials) > _FOLDED,
         style=_part("style.css"),
         script=_part("script.js"),
@@ -64,8 +61,7 @@ def _part(name: str) -> str:
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    script: str = get_plotlyjs()
-    return script
+    return str(get_plotlyjs())
 
 
 def _for_script(content: Any) -> str:
@@ -117,16 +113,9 @@ def _tip(change: LayerChange) -> str:
     return f"{change.name}: {before.channels} to {after.channels} channels"
 
 
-def _most(networks: Networks | None) -> int:
-    """Return the largest width: what the bars are drawn to."""
-    sides = [] if networks is None else [s for c in networks.layers for s in (c.before, c.after) if s is not None]
-    return max((side.channels for side in sides), default=1)
-
-
-def _heaviest(networks: Networks | None) -> int:
-    """Return the largest number of MACs of a layer."""
-    sides = [] if networks is None else [s for c in networks.layers for s in (c.before, c.after) if s is not None]
-    return max((side.macs for side in sides), default=1) or 1
+def _largest(networks: Networks | None, name: str) -> int:
+    """Return the largest number of that name of a layer: what the bars are drawn to."""
+    return max((getattr(side, name) for side in (networks.sides if networks is not None else ())), default=1)
 
 
 def _edited(networks: Networks) -> bool:

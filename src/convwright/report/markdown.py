@@ -43,9 +43,8 @@ def _lines(report: Content) -> Iterator[str]:
     for curve in report.curves:
         yield from (f"## Training: {_plain(curve.name)}", "")
         columns = (curve.train_loss, curve.val_loss, curve.train_acc, curve.val_acc)
-        rows = [
-            (str(n), *(_number(v, ".4f") for v in epoch)) for n, epoch in enumerate(zip(*columns, strict=True), start=1)
-        ]
+        epochs = enumerate(zip(*columns, strict=True), start=1)
+        rows = [(str(number), *(_number(value, ".4f") for value in epoch)) for number, epoch in epochs]
         heads = ("epoch", "train loss", "validation loss", "train accuracy", "validation accuracy")
         yield from _table(heads, rows, right=range(5))
     if report.decisions:
@@ -77,10 +76,7 @@ def _networks(networks: Networks) -> Iterator[str]:
     rows = []
     for change in networks.layers:
         one, two = change.before, change.after
-        pairs = [
-            _pair(None if one is None else getattr(one, name), None if two is None else getattr(two, name))
-            for name in ("channels", "macs", "params")
-        ]
+        pairs = [_pair(getattr(one, n, None), getattr(two, n, None)) for n in ("channels", "macs", "params")]
         now = two or one
         field = "x".join(map(str, now.field)) if now is not None and now.field else "all"
         rows.append((change.name, change.state, *pairs, field, change.coupled))

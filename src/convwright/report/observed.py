@@ -43,10 +43,9 @@ def conflicts(trials: Sequence[RecordedTrial]) -> tuple[Heat, ...]:
 
 def _conflicts(trial: RecordedTrial, found: Mapping[str, Any]) -> Heat:
     own: Mapping[str, int] = found["own"]  # per block, the point that judges it
-    rows = tuple(own)
-    values = tuple(tuple(_rounded(row[own[block]]) for row in found["excess"]) for block in rows)
+    values = tuple(tuple(_rounded(row[place]) for row in found["excess"]) for place in own.values())
     columns = _distinct([_moment(time) for time in found["times"]])
-    return Heat(f"trial {trial.number}", rows, columns, values)
+    return Heat(f"trial {trial.number}", tuple(own), columns, values)
 
 
 def _moment(time: Mapping[str, Any]) -> str:

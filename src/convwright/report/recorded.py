@@ -86,8 +86,7 @@ def _optimize(folder: Path) -> Recorded:
     run = read_json(folder / "run.json", RUN)
     if not isinstance(run.get("settings"), dict):
         raise RunError(f"{folder / 'run.json'}: damaged, it has no settings; start anew in another folder")
-    has_result = (folder / "result.json").is_file()
-    result = _result(folder / "result.json") if has_result else None
+    result = _result(folder / "result.json") if (folder / "result.json").is_file() else None
     trials = _trials(folder / "run.db")
     if result is not None and len(trials) != len(result["trials"]):
         raise RunError(
@@ -100,9 +99,9 @@ def _optimize(folder: Path) -> Recorded:
         run,
         result,
         trials,
-        read_json(folder / NETWORKS, NETWORKS_FORMAT) if (folder / NETWORKS).is_file() else None,
+        _json_if_there(folder / NETWORKS, NETWORKS_FORMAT),
         _plan(folder / "plan.json"),
-        _decided(folder / DECISIONS) if result is None else result,
+        _json_if_there(folder / DECISIONS, DECISIONS_FORMAT) if result is None else result,
         {trial.number: found for trial in trials if (found := _history(folder, trial.number))},
     )
 
@@ -116,9 +115,8 @@ def _result(path: Path) -> Json:
     return found
 
 
-def _decided(path: Path) -> Json | None:
-    """Return what an unfinished run's method has decided so far; None: nothing yet."""
-    return read_json(path, DECISIONS_FORMAT) if path.is_file() else None
+def _json_if_there(path: Path, what: str) -> Json | None:
+    return read_json(path, what) if path.is_file() else None
 
 
 def _plan(path: Path) -> Plan | None:
@@ -141,11 +139,11 @@ def _trials(path: Path) -> tuple[RecordedTrial, ...]:
         return ()  # stopped before its first trial
     found = []
     for number, attributes in enumerate(_attributes(path)):
-        if "candidate" not in attributes:  # killed between two writes
-            continue
-        candidate = Candidate.from_dict(attributes["candidate"])
-        told = attributes.get("evidence")
-        found.append(RecordedTrial(number, candidate, None if told is None else Evidence.from_dict(told, candidate)))
+        if "candidate" in attributes:  # else it was killed between two writes
+            candidate = Candidate.from_dict(attributes["candidate"])
+            told = attributes.get("evidence")
+            evidence = None if told is None else Evidence.from_dict(told, candidate)
+            found.append(RecordedTrial(number, candidate, evidence))
     return tuple(found)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from convwright.methods import Candidate, Evidence
@@ -37,17 +37,12 @@ def described(recorded: Recorded, metrics: Sequence[str], chosen: int | None) ->
     ended = {entry["trial"] for entry in (recorded.result or {}).get("front", ()) if entry["finished"]}
     words = phases(recorded.decided)
     return tuple(
-        replace(
-            _trial(t, words.get(t.number, "")),
-            front=t.number in front,
-            ended=t.number in ended,
-            chosen=t.number == chosen,
-        )
+        _trial(t, words.get(t.number, ""), front=t.number in front, ended=t.number in ended, chosen=t.number == chosen)
         for t in recorded.trials
     )
 
 
-def _trial(recorded: RecordedTrial, words: str) -> Trial:
+def _trial(recorded: RecordedTrial, words: str, **marks: bool) -> Trial:
     candidate, evidence = recorded.candidate, recorded.evidence
     known: dict[str, Any] = {"score": None, "stderr": 0.0, "costs": {}, "seconds": 0.0, "status": "unfinished"}
     if evidence is not None:
@@ -60,7 +55,7 @@ def _trial(recorded: RecordedTrial, words: str) -> Trial:
         words=words or _words(candidate),
         epochs=candidate.epochs,
         parent=candidate.parent,
-        **known,
+        **{**known, **marks},
     )
 
 
@@ -71,10 +66,8 @@ def _words(candidate: Candidate) -> str:
     if not edits:
         return "no edits"
     if len(edits) > _LONGEST:
-        kinds = [edit.kind.replace("_", " ") for edit in edits]
-        return ", ".join(
-            f"{kinds.count(kind)} {kind} edit{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds)
-        )
+        kinds = Counter(edit.kind.replace("_", " ") for edit in edits)
+        return ", ".join(f"{count} {kind} edit{'s' * (count > 1)}" for kind, count in kinds.items())
     return "; ".join(_edit(edit.to_dict()) for edit in edits)
 
 

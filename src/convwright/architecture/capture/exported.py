@@ -95,7 +95,7 @@ def capture(model: nn.Module, example_input: Tensor) -> Capture:
         ReadError: if the forward pass fails or cannot be exported.
     """
     _check_one_input(model)
-    with _mode(model, training=False):
+    with in_mode(model, training=False):
         try:
             captured = _interpret(_export(model, example_input))
         except Exception as error:
@@ -129,7 +129,7 @@ def quiet_torch() -> Iterator[None]:
 def _capture_training(model: nn.Module, example_input: Tensor) -> Capture | None:
     """Capture in training mode (two images, for batch norm); ``None`` where that does not work."""
     pair = torch.cat([example_input[:1]] * 2)
-    with _mode(model, training=True):
+    with in_mode(model, training=True):
         try:
             return _interpret(_export(model, pair))
         except Exception:  # the eval capture stands on its own; unused parameters are reported
@@ -191,7 +191,7 @@ def _name(spec: InputSpec | OutputSpec) -> str:
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the model into a mode, and give each module back its own afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)

@@ -11,10 +11,11 @@ from rich.tree import Tree
 
 from convwright.edits import Plan, Step
 from convwright.edits.preview import total
+from convwright.edits.summary import shape_words
 from convwright.tables import add_row, brief, new_table
 
 if TYPE_CHECKING:
-    from convwright.diagnose.doctor import Diagnosis, Obstacle, Part
+    from convwright.diagnose.doctor import Diagnosis, Part
 
 _MOST_GROUPS = 40  # free groups from which those that are like their neighbours are not listed one by one
 
@@ -30,7 +31,7 @@ def diagnosed(found: Diagnosis) -> Iterator[Table | Text]:
 
 
 def _reading(found: Diagnosis) -> Table:
-    table = new_table(f"{found.model}, input {_x(found.input_shape)}", "reading", "")
+    table = new_table(f"{found.model}, input {shape_words(found.input_shape)}", "reading", "")
     costs = f"{found.macs:,} MACs, {found.params:,} parameters"
     add_row(table, "costs per image", costs if found.complete else f"{costs}; not counted: {brief(found.uncounted)}")
     add_row(table, "MACs in convolutions", f"{found.conv_share:.0%}")
@@ -62,43 +63,29 @@ def _free(found: Diagnosis) -> Table:
         words += [f"in proportion with {brief(group.tied)}"] if group.tied else []
         words += [f"exact in whole multiples only: {', '.join(group.across)}"] if group.across else []
         add_row(table, group.name, str(group.size), str(group.layers), ", ".join(words) or "freely")
-    rest = found.free[_MOST_GROUPS:]
-    if rest:
-        add_row(table, f"and {len(rest)} more (--json lists all)", "", "", "")
+    if len(found.free) > _MOST_GROUPS:
+        add_row(table, f"and {len(found.free) - _MOST_GROUPS} more (--json lists all)", "", "", "")
     return table
 
 
 def _others(found: Diagnosis) -> Table:
     """What can be done besides, and all that cannot be, with the reason and the line."""
     table = new_table("What can be done, and what stands in the way", "change", "possible", "not", "why not")
-    width = f"{len(found.free)} of {found.groups}"
-    _rows(table, "width", width, found.frozen)
-    for name, part in (
-        ("remove blocks", found.removable),
-        ("repeat blocks", found.repeatable),
-        ("larger kernels", found.kernels),
-        ("input sizes", found.resolutions),
+    for name, possible, obstacles in (
+        ("width", f"{len(found.free)} of {found.groups}", found.frozen),
+        ("remove blocks", _possible(found.removable), found.removable.obstacles),
+        ("repeat blocks", _possible(found.repeatable), found.repeatable.obstacles),
+        ("larger kernels", _possible(found.kernels), found.kernels.obstacles),
+        ("input sizes", ", ".join(found.resolutions.possible), found.resolutions.obstacles),
     ):
-        _rows(table, name, _possible(name, part), part.obstacles)
+        reasons = [(brief(obstacle.names), obstacle.reason) for obstacle in obstacles] or [("", "")]
+        for number, reason in enumerate(reasons):
+            add_row(table, *((name, possible) if number == 0 else ("", "")), *reason)
     return table
 
 
-def _possible(name: str, part: Part) -> str:
-    if name == "input sizes":
-        return ", ".join(part.possible)
+def _possible(part: Part) -> str:
     return f"{len(part.possible)} of {part.total}"
-
-
-def _rows(table: Table, name: str, possible: str, obstacles: Sequence[Obstacle]) -> None:
-    if not obstacles:
-        add_row(table, name, possible, "", "")
-    for number, obstacle in enumerate(obstacles):
-        head = (name, possible) if number == 0 else ("", "")
-        add_row(table, *head, brief(obstacle.names), obstacle.reason)
-
-
-def _x(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 # ------------------------------------------------------------------ plan show
@@ -107,7 +94,7 @@ def _x(shape: Sequence[int]) -> str:
 def planned(plan: Plan, steps: Sequence[Step]) -> Tree:
     """Return a plan as a tree: edits, below each what it changes."""
     count = f"{len(steps)} edit{'' if len(steps) == 1 else 's'}"
-    tree = Tree(Text(f"plan for {plan.model}, input {_x(plan.input_shape[1:])}, {count}", style="bold"))
+    tree = Tree(Text(f"plan for {plan.model}, input {shape_words(plan.input_shape[1:])}, {count}", style="bold"))
     for step in steps:
         branch = tree.add(Text(step.headline))
         inner = branch

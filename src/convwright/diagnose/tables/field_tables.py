@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.diagnose.advice import Advice
+from convwright.edits.summary import shape_words
 from convwright.tables import add_row, brief, folded, new_table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _layers(field: ReceptiveField) -> Table:
     kernels = _kernels(field)
     rows = [each for each in field.layers if each in kernels or each.name in field.overall]
     title = (
-        f"Receptive fields at {_x(field.input_shape)} "
+        f"Receptive fields at {shape_words(field.input_shape)} "
         f"({len(field.wasted)} of {len(kernels)} kernels larger than 1x1 see nothing new)"
     )
     numbers = ("size", "of the image", "stride")
@@ -57,7 +58,7 @@ def _layers(field: ReceptiveField) -> Table:
             first.kind,
             _span(_size(first), _size(last)),
             _span(_seen(field, first), _seen(field, last)),
-            "" if first.overall else _x(first.stride),
+            "" if first.overall else shape_words(first.stride),
             _state(field, first),
             _span(_from(first), _from(last)),
         )
@@ -78,7 +79,7 @@ def _state(field: ReceptiveField, layer: LayerField) -> str:
 
 
 def _size(layer: LayerField) -> str:
-    return "all" if layer.overall else _x(layer.size)
+    return "all" if layer.overall else shape_words(layer.size)
 
 
 def _seen(field: ReceptiveField, layer: LayerField) -> str:
@@ -91,7 +92,7 @@ def _from(layer: LayerField) -> str:
     if layer.overall:
         return ""
     sizes = sorted(set(layer.useful_from))
-    return str(sizes[0]) if len(sizes) == 1 else f"one of {_x(layer.useful_from)}"
+    return str(sizes[0]) if len(sizes) == 1 else f"one of {shape_words(layer.useful_from)}"
 
 
 def _stages(field: ReceptiveField) -> Table:
@@ -99,7 +100,7 @@ def _stages(field: ReceptiveField) -> Table:
     table = new_table("3DRF of stages on their own inputs (reconstructed)", "stage", "input", *numbers, numbers=numbers)
     for stage in field.stages:
         shares = (f"{stage.channels:g}", f"{stage.value:,.0f}", f"{stage.share:.4f}")
-        add_row(table, stage.name, _x(stage.shape), _x(stage.size), _x(stage.seen), *shares)
+        add_row(table, stage.name, shape_words(stage.shape), shape_words(stage.size), shape_words(stage.seen), *shares)
     return table
 
 
@@ -154,20 +155,14 @@ def _resolutions(sweep: Sequence[AtResolution]) -> Table:
     table = new_table("At other resolutions", "resolution", *numbers, numbers=numbers)
     for at in sweep:
         if at.field is not None:
-            counts = (
-                str(len(at.wasted)),
-                str(len(_kernels(at.field))),
-                f"{at.wasted_share:.1%}",
-                f"{at.field.score():.4f}",
-            )
-            add_row(table, f"{at.side}x{at.side}", *counts)
+            counts = (str(len(at.wasted)), str(len(_kernels(at.field))))
+            add_row(table, f"{at.side}x{at.side}", *counts, f"{at.wasted_share:.1%}", f"{at.field.score():.4f}")
     return table
 
 
 def _useful(report: FieldReport) -> Table:
     table = new_table("From which resolution kernels see something new", "layer", "useful from", "nothing new at")
-    known = [at for at in report.sweep if at.field is not None]
-    wasted = {at.side: {each.name for each in at.wasted} for at in known}
+    wasted = {at.side: {each.name for each in at.wasted} for at in report.sweep if at.field is not None}
 
     def idle(layer: LayerField) -> tuple[int, ...]:
         return tuple(side for side, names in wasted.items() if layer.name in names)
@@ -188,7 +183,3 @@ def _names(names: Sequence[str]) -> str:
 
 def _span(first: str, last: str) -> str:
     return first if first == last else f"{first} to {last}"
-
-
-def _x(sizes: Sequence[object]) -> str:
-    return "x".join(map(str, sizes))

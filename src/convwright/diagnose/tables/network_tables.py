@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from convwright.cost import count_by_torch, feasible_range, human, profile
+from convwright.cost import costs_of, count_by_torch, feasible_range, human, profile
 from convwright.runs.directory.result import rows
 from convwright.tables import add_row, brief, folded, new_table
 
@@ -98,19 +98,15 @@ def _groups(arch: Architecture) -> Table:
 
 
 def _state(group: ChannelGroup) -> str:
-    words = ["free"]
-    if group.step > 1:
-        words.append(f"in steps of {group.step}")
-    if group.tied:
-        words.append(f"in proportion with {brief(group.tied)}")
-    return ", ".join(words)
+    step = f", in steps of {group.step}" if group.step > 1 else ""
+    return f"free{step}" + (f", in proportion with {brief(group.tied)}" if group.tied else "")
 
 
 def _stages(arch: Architecture) -> Table:
     costs = {c.name: c for c in profile(arch).layers}
     whole = max(sum(c.macs for c in costs.values()), 1)
     numbers = ("layers", "blocks", "MACs", "share", "params")
-    table = new_table("Stages", "stage", "size", "layers", "blocks", "MACs", "share", "params", numbers=numbers)
+    table = new_table("Stages", "stage", "size", *numbers, numbers=numbers)
     for stage in arch.stages:
         inside = [costs[name] for name in stage.layers if name in costs]
         macs, params = sum(c.macs for c in inside), sum(c.params for c in inside)
@@ -122,13 +118,8 @@ def _stages(arch: Architecture) -> Table:
 def _totals(arch: Architecture) -> Table:
     costs, ranges = profile(arch), feasible_range(arch)
     table = new_table("Totals per image", "what", "now", "reachable by narrowing", numbers=("now",))
-    amounts = {
-        "macs": ("MACs", costs.macs),
-        "params": ("parameters", costs.params),
-        "activations": ("activation memory at the peak, bytes", costs.activation_bytes),
-        "weights": ("weights, bytes", costs.weight_bytes),
-    }
-    for metric, (name, amount) in amounts.items():
+    names = ("MACs", "parameters", "activation memory at the peak, bytes", "weights, bytes")
+    for (metric, amount), name in zip(costs_of(costs).items(), names, strict=True):
         add_row(table, name, f"{amount:,}", f"down to {human(ranges[metric][0], metric)}")
     add_row(table, "MACs by torch's counter", f"{count_by_torch(arch.model, arch.example_input):,}", "")
     add_row(table, "not counted", str(len(costs.uncounted)), brief(costs.uncounted))

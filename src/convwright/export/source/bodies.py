@@ -125,7 +125,9 @@ class _Writer:
     def body(self) -> Body:
         inputs = self.flow.inputs(self.region, self.region.path)
         returns = self.flow.outputs(self.region) if self.region.path else self.flow.results
-        self._last_uses(returns)
+        for at, item in enumerate(self.region.items):
+            self.last.update(dict.fromkeys(self.flow.inputs(item, self.region.path), at))
+        self.last.update(dict.fromkeys(returns, _FOREVER))
         for node in inputs:
             self.names[node] = self._new()
         params = tuple(self.names[node] for node in inputs)
@@ -133,12 +135,6 @@ class _Writer:
         lines = list(self._lines())
         results = tuple(self.names[node] for node in returns)
         return Body(params, _folded(lines), results, entry)
-
-    def _last_uses(self, returns: Sequence[fx.Node]) -> None:
-        for at, item in enumerate(self.region.items):
-            for node in self.flow.inputs(item, self.region.path):
-                self.last[node] = at
-        self.last.update(dict.fromkeys(returns, _FOREVER))
 
     def _lines(self) -> Iterator[Line]:
         for at, item in enumerate(self.region.items):
@@ -150,12 +146,10 @@ class _Writer:
 
     def _called(self, item: Region) -> Line:
         inputs = self.flow.inputs(item, item.path)
-        outputs = self.flow.outputs(item)
-        target = self.access(item.path)
-        method = self.method(item)
+        target, method = self.access(item.path), self.method(item)
         called = target if method == "forward" else Attr(target, method)
         expr = Call(called, positional(*(self.value(node) for node in inputs)))
-        return self._assigned(outputs, inputs, expr, child=item.path)
+        return self._assigned(self.flow.outputs(item), inputs, expr, child=item.path)
 
     def _operator(self, node: fx.Node) -> Line:
         inputs = self.flow.inputs(node, self.region.path)
@@ -212,12 +206,6 @@ class _Writer:
             return self.access(self.net.places[real])
         raise ConvwrightError(f"the value {node.name} is used where it is not known; export with --to pt2 or onnx")
 
-    def twin(self, node: fx.Node) -> fx.Node:
-        return self.net.twins[node]
-
-    def is_fresh(self, node: fx.Node) -> bool:
-        return node in self.net.fresh
-
     def batch(self, node: fx.Node) -> Expr:
         named = [self.net.real(n) for n in node.all_input_nodes if self.net.real(n) in self.names]
         axes = [(k, a, pair) for k in (*named, *self.names) for a, pair in enumerate(self.net.dims(k))]
@@ -266,7 +254,6 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
         if len(inputs) != 1 or len(outputs) != 1 or (value is not None and inputs[0] is not value):
             return False
         following = region.items[region.items.index(item) + 1 :]
-        allowed: set[fx.Node | None] = set()
         if following:
             allowed = set(following[0].nodes()) if isinstance(following[0], Region) else {following[0]}
             if not allowed.issuperset(flow.users[outputs[0]]):
@@ -284,12 +271,8 @@ def _folded(lines: Sequence[Line]) -> tuple[Line, ...]:
     result: list[Line] = []
     at = 0
     while at < len(lines):
-        run = _run(lines[at:])
-        if run < 2:
-            result.append(lines[at])
-            at += 1
-            continue
-        result.append(_loop(lines[at : at + run]))
+        run = max(_run(lines[at:]), 1)
+        result.append(lines[at] if run == 1 else _loop(lines[at : at + run]))
         at += run
     return tuple(result)
 
@@ -323,14 +306,8 @@ def _loop(lines: Sequence[Line]) -> Line:
     expr = lines[0].expr
     assert isinstance(expr, Call)
     assert isinstance(expr.function, Joined)
-    base = Joined(expr.function.parts[:-1])
     first = _entry(lines[0])
     assert first is not None
-    span = (first[1], first[1] + len(lines))
-    return Line(
-        lines[0].targets,
-        Call(Text("layer"), expr.args),
-        lines[-1].dims,
-        loop=Joined((base, Text(f"[{span[0]}:{span[1]}]"))),
-        child=lines[0].child,
-    )
+    base, span = Joined(expr.function.parts[:-1]), Text(f"[{first[1]}:{first[1] + len(lines)}]")
+    call = Call(Text("layer"), expr.args)
+    return Line(lines[0].targets, call, lines[-1].dims, loop=Joined((base, span)), child=lines[0].child)

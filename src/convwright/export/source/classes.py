@@ -137,20 +137,16 @@ def _class(name: str, drafts: Sequence[ClassDraft]) -> Class:
     columns = [draft.holes() for draft in drafts]
     first = columns[0]
     vectors = [tuple(column[i].value for column in columns) for i in range(len(first))]
-    varying = [i for i, vector in enumerate(vectors) if any(not _equal(v, vector[0]) for v in vector)]
+    varying = [i for i, vec in enumerate(vectors) if any(type(v) is not type(vec[0]) or v != vec[0] for v in vec)]
     merged: dict[tuple[object, ...], list[int]] = {}
     for i in varying:
         kind = "channels" if first[i].kind in _CHANNEL_LIKE else first[i].kind
         merged.setdefault((kind, tuple(map(repr, vectors[i]))), []).append(i)
     free, derived = _derived([(str(key[0]), places) for key, places in merged.items()], vectors)
     arguments = _named(free, first, vectors, {name for name, _ in drafts[0].attributes})
-    names, kept = _expressions(arguments, derived, first, drafts[0].built_with())
+    names, kept = _expressions(arguments, derived, first, len(drafts[0].built_with()))
     ordered = sorted((a for a, _ in arguments), key=lambda a: (a.default is not MISSING, _order(a.name)))
     return Class(name, tuple(drafts), tuple(ordered), names, kept)
-
-
-def _equal(one: Any, two: Any) -> bool:
-    return type(one) is type(two) and bool(one == two)
 
 
 Group = tuple[str, list[int]]

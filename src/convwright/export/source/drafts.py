@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import keyword
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,9 +30,7 @@ from convwright.export.source.text import (
     template,
 )
 
-_LISTS = (nn.Sequential, nn.ModuleList)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_SMALL = 16  # elements of a constant that is written into the program
 
 
 @dataclass(eq=False)
@@ -84,17 +84,13 @@ class ClassDraft:
         return self.hint, super_call, built, tuple(method.key for method in self.methods)
 
     def holes(self) -> list[Hole]:
-        """Return all constants, in reading order."""
-        found = [hole for arg in self.base_args for hole in holes(arg.value)]
-        found += [hole for _, expr in self.attributes for hole in holes(expr)]
-        for method in self.methods:
-            found += [hole for line in method.lines for hole in holes(line.expr)]
-        return found
+        """Return all constants, in reading order: those in ``__init__`` first."""
+        return [*self.built_with(), *(h for method in self.methods for line in method.lines for h in holes(line.expr))]
 
-    def built_with(self) -> int:
-        """Return how many of the constants stand in ``__init__``."""
-        found = [hole for arg in self.base_args for hole in holes(arg.value)]
-        return len(found + [hole for _, expr in self.attributes for hole in holes(expr)])
+    def built_with(self) -> list[Hole]:
+        """Return the constants in ``__init__``."""
+        exprs = [*(arg.value for arg in self.base_args), *(expr for _, expr in self.attributes)]
+        return [hole for expr in exprs for hole in holes(expr)]
 
 
 class ModuleParts:
@@ -158,9 +154,7 @@ class ModuleParts:
         module = self.net.model.get_submodule(part.path)
         digits = bool(part.children) and all(name.isdigit() for name in part.children)
         if part.path and not part.tensors and not part.calls:
-            if digits:
-                return "list"
-            return "dict" if part.children else "class"
+            return "list" if digits else "dict" if part.children else "class"
         one_way = part.path and type(module) is nn.Sequential and not part.tensors
         if one_way and all(is_chain(self.flow, call) for call in part.calls):
             return "chain"
@@ -200,12 +194,11 @@ class ModuleParts:
         items = {name: self.build(f"{path}.{name}" if path else name) for name in part.children}
         if part.kind == "dict":
             return Call(Text("nn.ModuleDict"), positional(Many(tuple(items.values()), "{}", tuple(items))))
-        is_sequence = part.kind == "chain" or isinstance(self.module_of[path], nn.Sequential)
         if not all(name.isdigit() for name in items):
             listed = Many(tuple(items.values()), "{}", tuple(items))
             return Call(Text("nn.Sequential"), positional(Call(Text("OrderedDict"), positional(listed))))
         sequence = self.sequence(items)
-        if is_sequence:
+        if part.kind == "chain" or isinstance(self.module_of[path], nn.Sequential):
             return Call(Text("nn.Sequential"), positional(*sequence))
         return Call(Text("nn.ModuleList"), positional(Many(tuple(sequence))))
 
@@ -214,15 +207,8 @@ class ModuleParts:
         """Return the modules of a list in order, with ``nn.Identity()`` where the original has what does nothing."""
         numbered = {int(name): expr for name, expr in items.items()}
         full = [numbered.get(i, Text("nn.Identity()")) for i in range(max(numbered) + 1)]
-        result: list[Expr] = []
-        at = 0
-        while at < len(full):
-            run = 1
-            while at + run < len(full) and flat(full[at + run]) == flat(full[at]):
-                run += 1
-            result.append(full[at] if run == 1 else Repeat(full[at], Hole(run, "depth", "depth", "blocks")))
-            at += run
-        return result
+        runs = [list(run) for _, run in groupby(full, key=flat)]
+        return [r[0] if len(r) == 1 else Repeat(r[0], Hole(len(r), "depth", "depth", "blocks")) for r in runs]
 
     # -------------------------------------------------------------- classes
 
@@ -240,8 +226,7 @@ class ModuleParts:
         chained = base == "nn.Sequential" and all(is_chain(self.flow, call) for call in part.calls)
         methods = [] if chained or not part.calls else self._methods(part, special)
         base_args = base_call.args if isinstance(base_call, Call) else ()
-        attributes = self._attributes(part, module, base)
-        hint = type(module).__name__
+        attributes, hint = self._attributes(part, module, base), type(module).__name__
         return ClassDraft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
 
     def _base(self, part: ModulePart, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
@@ -272,16 +257,9 @@ class ModuleParts:
         found: dict[str, Body] = {}
         texts: dict[str, str] = {}
         for call in part.calls:
-            written = body(
-                self.flow,
-                call,
-                lambda name: self.access(part.path, name),
-                lambda r: self.methods.get(r, "forward"),
-                special,
-            )
-            written = Body(
-                written.params, tuple(self._loop(line) for line in written.lines), written.returns, written.entry
-            )
+            access = partial(self.access, part.path)
+            written = body(self.flow, call, access, lambda r: self.methods.get(r, "forward"), special)
+            written = replace(written, lines=tuple(map(self._loop, written.lines)))
             text = "\n".join([str(written.key), *(flat(line.expr) for line in written.lines)])
             name = texts.setdefault(text, "forward" if not texts else f"forward_{len(texts) + 1}")
             self.methods[call] = name
@@ -297,15 +275,13 @@ class ModuleParts:
         whole = Text(f"[0:{len(listed)}]") == line.loop.parts[-1] and listed == [str(i) for i in range(len(listed))]
         if not whole:
             return line
-        return Line(line.targets, line.expr, line.dims, Joined(line.loop.parts[:-1]), line.child, line.unpacks)
+        return replace(line, loop=Joined(line.loop.parts[:-1]))
 
     def _attributes(self, part: ModulePart, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
         own: list[tuple[str, Expr]] = []
-        inherited = (
-            {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"} if "BatchNorm" in base else ()
-        )
+        inherited = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
         for name in part.tensors:
-            if name not in inherited:
+            if "BatchNorm" not in base or name not in inherited:
                 full = f"{part.path}.{name}" if part.path else name
                 own.append((name, self._tensor(self.net.tensors[full], getattr(module, name, None), name)))
         if base != "nn.Sequential":
@@ -313,8 +289,8 @@ class ModuleParts:
         return tuple(own)
 
     def _tensor(self, tensor: Tensor, original: object, name: str) -> Expr:
-        sizes = Many(tuple(Hole(int(s), "channels", name, name) for s in tensor.shape), "()")
-        args = list(positional(*sizes.items)) if tensor.ndim else list(positional(Text("()")))
+        sizes: list[Expr] = [Hole(int(s), "channels", name, name) for s in tensor.shape]
+        args = [*positional(*(sizes or [Text("()")]))]
         if tensor.dtype is not torch.float32:
             args.append(Arg("dtype", Text(str(tensor.dtype))))
         zeros = Call(Text("torch.zeros"), tuple(args))

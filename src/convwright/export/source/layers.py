@@ -26,15 +26,11 @@ def constructor(module: nn.Module, owner: str) -> Call | None:
         module: any module.
         owner: the name that it has in the module that holds it.
     """
-    return _constructed(module, type(module), owner) if _plain(module) else None
+    return base_constructor(module, type(module), owner) if _plain(module) else None
 
 
 def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Call | None:
     """Return the call that constructs a layer of class `kind` for a module whose class is derived from it."""
-    return _constructed(module, kind, owner)
-
-
-def _constructed(module: nn.Module, kind: type[nn.Module], owner: str) -> Call | None:
     values: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
@@ -47,10 +43,8 @@ def _constructed(module: nn.Module, kind: type[nn.Module], owner: str) -> Call |
             continue
         values[name], defaults[name] = value, parameter.default
     short = {name: _short(value) for name, value in values.items()}
-    for given in (short, values):
-        if _same(module, kind, given):
-            return _call(kind, given, defaults, owner)
-    return None
+    given = next((given for given in (short, values) if _same(module, kind, given)), None)
+    return None if given is None else _call(kind, given, defaults, owner)
 
 
 def _plain(module: nn.Module) -> bool:
@@ -68,9 +62,7 @@ def _value(module: nn.Module, name: str) -> Any:
     value = getattr(module, name, MISSING)
     if isinstance(value, (torch.Tensor, nn.Module)):
         return MISSING
-    if isinstance(value, (list, tuple, torch.Size)):
-        return tuple(value)
-    return value
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _same(module: nn.Module, kind: type[nn.Module], values: dict[str, Any]) -> bool:

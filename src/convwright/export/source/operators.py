@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from convwright.architecture.capture.exported import argument, operator_name
-from convwright.export.source.regions import constant, mutates
+from convwright.export.source.regions import Network, constant, mutates
 from convwright.export.source.text import (
     MISSING,
     Arg,
@@ -32,20 +32,14 @@ _END = 2**63 - 1  # of a slice without an end
 class Scope(Protocol):
     """What an operator's arguments are called where it is written."""
 
+    net: Network
+
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
         ...
 
-    def twin(self, node: fx.Node) -> fx.Node:
-        """Return the same operator with another batch size."""
-        ...
-
     def batch(self, node: fx.Node) -> Expr:
         """Return the batch size, as an expression for an argument of `node`."""
-        ...
-
-    def is_fresh(self, node: fx.Node) -> bool:
-        """Whether an in-place operator may make a new value."""
         ...
 
 
@@ -57,7 +51,7 @@ class Writing:
     """One operator while it is written."""
 
     def __init__(self, node: fx.Node, scope: Scope) -> None:
-        self.node, self.scope = node, scope
+        self.node, self.scope, self.twin = node, scope, scope.net.twins[node]
         self.name = operator_name(node)
         self.schema = getattr(node.target, "_schema", None)
 
@@ -67,7 +61,7 @@ class Writing:
 
     def arg(self, name: str, kind: str = "") -> Expr:
         """Return an argument as an expression."""
-        return self.expr(self.given(name), argument(self.scope.twin(self.node), name), kind or name)
+        return self.expr(self.given(name), argument(self.twin, name), kind or name)
 
     def expr(self, one: Any, two: Any, kind: str) -> Expr:
         """Return an argument as an expression, from its values with both batch sizes."""
@@ -99,7 +93,7 @@ class Writing:
     @property
     def first(self) -> Expr:
         """The first argument."""
-        return self.expr(self.node.args[0], self.scope.twin(self.node).args[0], "size")
+        return self.expr(self.node.args[0], self.twin.args[0], "size")
 
     def source(self) -> fx.Node:
         """Return the node of the first argument."""
@@ -129,7 +123,7 @@ def written(node: fx.Node, scope: Scope) -> Expr:
         scope: what its arguments are called.
     """
     writing = Writing(node, scope)
-    if mutates(node) and not scope.is_fresh(node):
+    if mutates(node) and node not in scope.net.fresh:
         return _in_place(writing)
     return _WRITERS.get(writing.name, _generic)(writing)
 
@@ -181,8 +175,7 @@ def _generic(w: Writing) -> Expr:
 
 def _arguments(w: Writing, skip: int = 0) -> tuple[Arg, ...]:
     """Return the arguments that are given, by place where the schema has them by place."""
-    twin = w.scope.twin(w.node)
-    pairs = list(zip(w.node.args, twin.args, strict=True))[skip:]
+    pairs = list(zip(w.node.args, w.twin.args, strict=True))[skip:]
     declared = [a for a in w.schema.arguments if not a.kwarg_only][skip:] if w.schema is not None else []
     names = [a.name for a in declared] + [""] * len(pairs)
     found = [
@@ -193,12 +186,8 @@ def _arguments(w: Writing, skip: int = 0) -> tuple[Arg, ...]:
         found.pop()
     named = _by_name(w, found, declared, skip)
     for name, value in w.node.kwargs.items():
-        if name in ("layout", "pin_memory") or value is None:
-            continue
-        if name == "device":
-            named.append(Arg("device", _device(w)))
-            continue
-        named.append(Arg(name, w.expr(value, twin.kwargs[name], name)))
+        if name not in ("layout", "pin_memory") and value is not None:
+            named.append(Arg(name, _device(w) if name == "device" else w.expr(value, w.twin.kwargs[name], name)))
     return tuple(named)
 
 
@@ -218,9 +207,7 @@ def _by_name(w: Writing, found: list[Arg], declared: Sequence[Any], skip: int) -
 
 
 def _default_of(declared: Sequence[Any], at: int) -> Any:
-    if at >= len(declared) or not declared[at].has_default_value():
-        return MISSING
-    return declared[at].default_value
+    return declared[at].default_value if at < len(declared) and declared[at].has_default_value() else MISSING
 
 
 def _at_default(arg: Arg) -> bool:
@@ -245,8 +232,7 @@ def _device(w: Writing) -> Expr:
     """Return the device of the batch: new tensors lie where the images lie."""
     batch = w.scope.batch(w.node)
     assert isinstance(batch, Joined)
-    name = batch.parts[0]
-    return Attr(name, "device")
+    return Attr(batch.parts[0], "device")
 
 
 # ------------------------------------------------------------------ arithmetic
@@ -265,7 +251,7 @@ def _sign(w: Writing) -> Expr:
 
 
 def _second(w: Writing) -> Expr:
-    return w.expr(w.node.args[1], w.scope.twin(w.node).args[1], "number")
+    return w.expr(w.node.args[1], w.twin.args[1], "number")
 
 
 @writes("rsub")
@@ -290,34 +276,29 @@ def _item(w: Writing) -> Expr:
 
 @writes("slice")
 def _slice(w: Writing) -> Expr:
-    dim, ndim = int(w.given("dim", 0)), _ndim(w)
     start, stop, step = (w.given(n) for n in ("start", "end", "step"))
-    twin = w.scope.twin(w.node)
-    first: Expr = Text("") if start in (None, 0) else w.expr(start, argument(twin, "start"), "size")
-    last: Expr = Text("") if stop in (None, _END) else w.expr(stop, argument(twin, "end"), "size")
+    first: Expr = Text("") if start in (None, 0) else w.expr(start, argument(w.twin, "start"), "size")
+    last: Expr = Text("") if stop in (None, _END) else w.expr(stop, argument(w.twin, "end"), "size")
     steps: tuple[Expr, ...] = () if step in (None, 1) else (Text(":"), w.expr(step, step, "step"))
-    return _at(w, dim % ndim, ndim, (first, Text(":"), last, *steps))
+    return _at(w, int(w.given("dim", 0)), (first, Text(":"), last, *steps))
 
 
 @writes("select")
 def _select(w: Writing) -> Expr:
-    ndim = _ndim(w)
-    return _at(w, int(w.given("dim")) % ndim, ndim, (w.arg("index", "size"),))
+    return _at(w, int(w.given("dim")), (w.arg("index", "size"),))
 
 
-def _at(w: Writing, dim: int, ndim: int, parts: tuple[Expr, ...]) -> Expr:
+def _at(w: Writing, dim: int, parts: tuple[Expr, ...]) -> Expr:
     """Return ``x[:, parts]``, from the front or, for the last axes, from the back."""
+    value = w.source().meta.get("val")
+    assert isinstance(value, Tensor)
+    ndim = value.ndim
+    dim %= ndim
     if dim >= ndim - 2 and ndim > 3:
         opening, closing = "[..., ", ", :" * (ndim - 1 - dim) + "]"
     else:
         opening, closing = "[" + ":, " * dim, "]"
     return Joined((w.first, Text(opening), *parts, Text(closing)))
-
-
-def _ndim(w: Writing) -> int:
-    value = w.source().meta.get("val")
-    assert isinstance(value, Tensor)
-    return value.ndim
 
 
 @writes("index")
@@ -330,19 +311,12 @@ def _index(w: Writing) -> Expr:
     return Joined((w.first, Text("["), *parts, Text("]")))
 
 
-@writes("view", "reshape", "_unsafe_view")
-def _view(w: Writing) -> Expr:
+@writes("view", "reshape", "_unsafe_view", "expand", "repeat")
+def _shaped(w: Writing) -> Expr:
     if w.node.kwargs or not isinstance(w.node.args[1], (list, tuple)):
         return _generic(w)
-    name = "view" if w.name == "view" else "reshape"
-    return Call(Attr(w.first, name), _sizes(w, minus_one=True))
-
-
-@writes("expand", "repeat")
-def _expand(w: Writing) -> Expr:
-    if w.node.kwargs or not isinstance(w.node.args[1], (list, tuple)):
-        return _generic(w)
-    return Call(Attr(w.first, w.name), _sizes(w, minus_one=False))
+    name = "reshape" if w.name == "_unsafe_view" else w.name
+    return Call(Attr(w.first, name), _sizes(w, minus_one=name in ("view", "reshape")))
 
 
 @writes("permute")
@@ -353,15 +327,17 @@ def _permute(w: Writing) -> Expr:
 
 
 def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
-    one, two = w.node.args[1], w.scope.twin(w.node).args[1]
+    one, two = w.node.args[1], w.twin.args[1]
     assert isinstance(one, (list, tuple))
     assert isinstance(two, (list, tuple))
     by_batch = [constant(a, b) is not None for a, b in zip(one, two, strict=True)]
     inferred = minus_one and sum(by_batch) == 1 and -1 not in one
-    found: list[Expr] = []
-    for a, b, depends in zip(one, two, by_batch, strict=True):
-        found.append(Text("-1") if a == -1 or (depends and inferred) else w.expr(a, b, "size"))
-    return positional(*found)
+    return positional(
+        *(
+            Text("-1") if a == -1 or (depends and inferred) else w.expr(a, b, "size")
+            for a, b, depends in zip(one, two, by_batch, strict=True)
+        )
+    )
 
 
 @writes(
@@ -369,11 +345,10 @@ def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
 )
 def _dims(w: Writing) -> Expr:
     """Write an operator along axes: which ones is never an argument of a class."""
-    twin = w.scope.twin(w.node)
     args: list[Arg] = []
     parameters = [a.name for a in w.schema.arguments][1:] if w.schema is not None else []
-    values = dict(zip(parameters, zip(w.node.args[1:], twin.args[1:], strict=True), strict=False))
-    values.update({k: (v, twin.kwargs[k]) for k, v in w.node.kwargs.items()})
+    values = dict(zip(parameters, zip(w.node.args[1:], w.twin.args[1:], strict=True), strict=False))
+    values.update({k: (v, w.twin.kwargs[k]) for k, v in w.node.kwargs.items()})
     defaults = {a.name: a.default_value for a in w.schema.arguments if a.has_default_value()} if w.schema else {}
     for name, (one, two) in values.items():
         if one is None or (name in defaults and defaults[name] == one):
@@ -396,16 +371,18 @@ def _cat(w: Writing) -> Expr:
     tensors = w.node.args[0]
     assert isinstance(tensors, (list, tuple))
     items = Many(tuple(w.scope.value(t) for t in tensors if isinstance(t, fx.Node)))
+    return Call(Text(f"torch.{'stack' if w.name == 'stack' else 'cat'}"), (*positional(items), *_along(w)))
+
+
+def _along(w: Writing) -> tuple[Arg, ...]:
     dim = int(w.given("dim", 0))
-    name = "stack" if w.name == "stack" else "cat"
-    return Call(Text(f"torch.{name}"), (Arg("", items), *((Arg("dim", Text(str(dim))),) if dim else ())))
+    return (Arg("dim", Text(str(dim))),) if dim else ()
 
 
 @writes("split", "split_with_sizes")
 def _split(w: Writing) -> Expr:
-    dim = int(w.given("dim", 0))
-    sizes = w.expr(w.node.args[1], w.scope.twin(w.node).args[1], "size")
-    return Call(Attr(w.first, "split"), (Arg("", sizes), *((Arg("dim", Text(str(dim))),) if dim else ())))
+    sizes = w.expr(w.node.args[1], w.twin.args[1], "size")
+    return Call(Attr(w.first, "split"), (*positional(sizes), *_along(w)))
 
 
 @writes("to", "_to_copy")
@@ -421,11 +398,9 @@ def _to(w: Writing) -> Expr:
 
 @writes("batch_norm")
 def _batch_norm(w: Writing) -> Expr:
-    mean, var = w.arg("running_mean"), w.arg("running_var")
-    weight, bias = w.arg("weight"), w.arg("bias")
+    tensors = [w.arg(name) for name in ("running_mean", "running_var", "weight", "bias")]
     running = w.given("running_mean") is not None and not w.given("training")
-    training = Text("self.training") if running else Text("True")
-    args = [Arg("", w.first), Arg("", mean), Arg("", var), Arg("", weight), Arg("", bias), Arg("", training)]
+    args = positional(w.first, *tensors, Text("self.training" if running else "True"))
     return Call(Text("F.batch_norm"), (*args, Arg("momentum", w.arg("momentum")), Arg("eps", w.arg("eps"))))
 
 
@@ -436,20 +411,19 @@ def _norm(w: Writing) -> Expr:
     shape: Expr = w.arg(what)
     if isinstance(sizes, (list, tuple)):
         shape = Many(tuple(Hole(int(s), "channels", what, w.name) for s in sizes), "()")
-    args = [Arg("", w.first), Arg("", shape)]
-    args += [Arg("", w.arg("weight")), Arg("", w.arg("bias")), Arg("eps", w.arg("eps"))]
-    return Call(Text(f"F.{w.name}"), tuple(args))
+    args = positional(w.first, shape, w.arg("weight"), w.arg("bias"))
+    return Call(Text(f"F.{w.name}"), (*args, Arg("eps", w.arg("eps"))))
 
 
 @writes("dropout", "feature_dropout", "alpha_dropout")
 def _dropout(w: Writing) -> Expr:
     name = {"feature_dropout": "dropout2d"}.get(w.name, w.name)
-    return Call(Text(f"F.{name}"), (Arg("", w.first), Arg("", w.arg("p")), Arg("", Text("self.training"))))
+    return Call(Text(f"F.{name}"), positional(w.first, w.arg("p"), Text("self.training")))
 
 
 @writes("pad", "constant_pad_nd")
 def _pad(w: Writing) -> Expr:
-    args = [Arg("", w.first), Arg("", w.arg("pad"))]
+    args = [*positional(w.first, w.arg("pad"))]
     mode, value = w.given("mode", "constant"), w.given("value")
     if mode != "constant":
         args.append(Arg("mode", Text(f'"{mode}"')))
@@ -470,8 +444,3 @@ def _upsample(w: Writing) -> Expr:
     if mode != "nearest":
         args.append(Arg("align_corners", w.arg("align_corners")))
     return Call(Text("F.interpolate"), tuple(args))
-
-
-@writes("zeros", "ones", "full", "arange", "linspace", "empty", "eye", "scalar_tensor")
-def _made(w: Writing) -> Expr:
-    return Call(Text(f"torch.{w.name}"), _arguments(w))

@@ -94,8 +94,7 @@ def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
     text = "\n".join(body)
     if "OrderedDict(" in text:
         lines.append("from collections import OrderedDict")
-    lines += ["from pathlib import Path", "", "import torch"]
-    lines.append("from torch import Tensor, nn")
+    lines += ["from pathlib import Path", "", "import torch", "from torch import Tensor, nn"]
     if "F." in text:
         lines.append("from torch.nn import functional as F")
     return lines
@@ -135,8 +134,7 @@ def _main(shape: Sequence[int]) -> list[str]:
 
 def _class(made: Class, is_root: bool, ties: Sequence[str]) -> list[str]:
     draft = made.drafts[0]
-    lines = [f"class {made.name}({draft.base}):", f'    """{_where(made, is_root)}"""']
-    lines += ["", *_constructor(made, ties)]
+    lines = [f"class {made.name}({draft.base}):", f'    """{_where(made, is_root)}"""', "", *_constructor(made, ties)]
     for at, method in enumerate(draft.methods):
         lines += ["", *_method(made, method, at)]
     return lines
@@ -147,8 +145,7 @@ def _where(made: Class, is_root: bool) -> str:
         return "The network."
     paths = [draft.path for draft in made.drafts]
     rest = len(paths) - _PLACES
-    text = ", ".join(f"`{path}`" for path in paths[:_PLACES]) + (f" and {rest} more" if rest > 0 else "")
-    text += "."
+    text = ", ".join(f"`{path}`" for path in paths[:_PLACES]) + (f" and {rest} more." if rest > 0 else ".")
     return text if len(text) <= WIDTH - 10 else f"`{paths[0]}`" + (f" and {len(paths) - 1} more." if paths[1:] else ".")
 
 
