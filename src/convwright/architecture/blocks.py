@@ -100,6 +100,12 @@ def block_of_module(flow: Flow, name: str) -> Block | None:
     return _finish(flow, BlockDraft(name, kind, frozenset(region), *ends, modules=(name,)))
 
 
+def outermost(flow: Flow, blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks that lie in no other one of these, in their order."""
+    spans = {block.name: flow.span(block) for block in blocks}
+    return [b for b in blocks if not any(spans[b.name] < spans[other.name] for other in blocks)]
+
+
 def additions(flow: Flow, block: Block) -> list[tuple[fx.Node, list[fx.Node]]] | None:
     """Return what is added to the value that passes through a block, at each addition on its way.
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.architecture.blocks import outermost
 from convwright.errors import ConvwrightError, check_counts
 from convwright.plots import Series, lines
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, count_right, eval_mode
-from convwright.training.probes.bundle_points import Points, branch_tap, find_points, outermost
+from convwright.training.probes.bundle_points import Points, branch_tap, find_points
 from convwright.training.probes.bundle_reading import BundleReading, read_bundles
 from convwright.training.probes.taps import Tap, Tapped
 from convwright.training.settings import autocast, single_tensor
@@ -255,7 +256,7 @@ class Lesions:
         self.macs: dict[str, int] = {}
         self._idle: dict[str, dict[nn.Module, tuple[int, ...]]] = {}
         costs = {cost.name: cost.macs for cost in arch.profile().layers}
-        for block in outermost(arch):
+        for block in outermost(arch.flow, arch.blocks):
             tap = branch_tap(arch, block) if block.kind == "residual" else None
             if tap is None:
                 why = "several branches meet in its addition" if block.kind == "residual" else "it has no shortcut"

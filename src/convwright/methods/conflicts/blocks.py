@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from convwright.architecture.blocks import outermost
 from convwright.edits.depth import needs_measuring, why_not_removable
-from convwright.methods.shared.stage_knobs import outermost, refused
+from convwright.methods.shared.stage_knobs import refused
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -72,7 +73,7 @@ class BlockGroups:
     @classmethod
     def of(cls, arch: Architecture) -> BlockGroups:
         """Find the outermost blocks of each stage, and which can be removed (measured where only that tells)."""
-        outer = {block.name: block for block in outermost(arch, arch.blocks)}
+        outer = {block.name: block for block in outermost(arch.flow, arch.blocks)}
         stages = [tuple(name for name in stage.blocks if name in outer) for stage in arch.stages]
         fixed = {}
         for name in (name for stage in stages for name in stage):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from convwright.architecture.blocks import outermost
 from convwright.edits import AddBlock, Edit, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
-from convwright.methods.shared.stage_knobs import outermost, refused
+from convwright.methods.shared.stage_knobs import refused
 from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def unjudged(walk: FieldWalk) -> list[str]:
 
 
 def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitStage | None:
-    blocks = outermost(arch, [arch.block(name) for name in stage.blocks])
+    blocks = outermost(arch.flow, [arch.block(name) for name in stage.blocks])
     if not blocks:
         return None
     removals = _removals(arch, blocks)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from convwright.architecture.blocks import outermost
 from convwright.architecture.stages import find_stages
 from convwright.cost.forms import FormMaker
 from convwright.cost.stage_costs import Side, StageCosts
@@ -113,7 +114,7 @@ class Stages:
         """
         check_given_counts(quantum=quantum, divisor=divisor)
         found = [s for s in find_stages(arch.flow, split_by_width=not merge_equal_resolution) if s.blocks]
-        runs = [outermost(arch, [arch.block(name) for name in stage.blocks]) for stage in found]
+        runs = [outermost(arch.flow, [arch.block(name) for name in stage.blocks]) for stage in found]
         if not runs:
             raise ConvwrightError(f"{arch.source} has no blocks, so it has no stages that could be enlarged.")
         fans = _fans(arch, runs)
@@ -264,12 +265,6 @@ def _zoo_rule(arch: Architecture, knobs: Sequence[StageKnob]) -> Layers | None:
 
     named = rule([knob.width for knob in knobs])
     return rule if all(known.get(name) == width for name, width in named.items()) else None
-
-
-def outermost(arch: Architecture, blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks that lie in no other one of these."""
-    spans = {b.name: arch.flow.span(b) for b in blocks}
-    return [b for b in blocks if not any(spans[b.name] < spans[other.name] for other in blocks)]
 
 
 def refused(arch: Architecture, names: Sequence[str]) -> str | None:

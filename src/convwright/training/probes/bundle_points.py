@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.architecture import Architecture, Block
-from convwright.architecture.blocks import branch_values
+from convwright.architecture.blocks import branch_values, outermost
 from convwright.architecture.capture.exported import operator_name
 from convwright.architecture.layers import kind_of
 from convwright.errors import ReadError
@@ -73,7 +73,7 @@ def find_points(arch: Architecture, layers: Sequence[str] | None = None) -> Poin
     """
     if layers is not None:
         return _points_of_layers(arch, layers, named=True)
-    blocks = outermost(arch)
+    blocks = outermost(arch.flow, arch.blocks)
     if not blocks:
         weighted = [layer.name for layer in arch.layers if layer.kind in _WEIGHTED]
         return _points_of_layers(arch, weighted[:-1], named=False)
@@ -88,12 +88,6 @@ def find_points(arch: Architecture, layers: Sequence[str] | None = None) -> Poin
             skipped[block.name] = reason
         points += found
     return Points(tuple(points), own, skipped)
-
-
-def outermost(arch: Architecture) -> list[Block]:
-    """Return the blocks that lie in no other one, in the order of execution."""
-    spans = {block.name: arch.flow.span(block) for block in arch.blocks}
-    return [b for b in arch.blocks if not any(spans[b.name] < spans[other] for other in spans)]
 
 
 def branch_tap(arch: Architecture, block: Block) -> Tap | None:
