@@ -38,8 +38,8 @@ def check(name: str, ratio: float) -> None:
     ("name", "ratio"),  # by half more: with the slow ones
     [
         ("shufflenet_v2_x0_5", 0.5),
-        ("mobilenet_v3_small", 2.0),
-        ("squeezenet1_1", 0.5),
+        pytest.param("mobilenet_v3_small", 2.0, marks=pytest.mark.breadth),
+        pytest.param("squeezenet1_1", 0.5, marks=pytest.mark.breadth),
         pytest.param("shufflenet_v2_x0_5", 2.0, marks=pytest.mark.breadth),
         pytest.param("mobilenet_v3_small", 0.5, marks=pytest.mark.breadth),
         pytest.param("squeezenet1_1", 2.0, marks=pytest.mark.breadth),

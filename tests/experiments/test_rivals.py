@@ -49,6 +49,7 @@ def run(*only, **options):
     return content, {row["name"].partition("-")[2]: row for row in content["rows"] if row["seeds"]}
 
 
+@pytest.mark.breadth
 def test_every_row_keeps_the_budget_and_the_compute(small):
     content, rows = run(*(f"tiny50-{kind}" for kind in TRAINED))
     assert set(rows) == set(TRAINED)

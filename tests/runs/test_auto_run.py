@@ -34,6 +34,7 @@ class Small(nn.Module):
 """
 
 
+@pytest.mark.breadth
 def test_a_killed_race_resumes_to_the_same_result(tiny, pictures, plain, tmp_path, monkeypatch):
     usual = {"recipe": plain.updated(epochs=1), "tune_epochs": 1, "progress": False, "options": FEW, "seed": 3}
     whole = optimize(tiny, pictures, "macs<=50%", out=tmp_path / "whole", **usual)

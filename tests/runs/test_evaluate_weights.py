@@ -287,7 +287,7 @@ def facts(evidence):
     return [(e.candidate.plan, e.score, e.probes, e.status, e.costs) for e in evidence]
 
 
-@pytest.mark.parametrize("trial", [0, 1])
+@pytest.mark.parametrize("trial", [pytest.param(0, marks=pytest.mark.breadth), 1])
 def test_a_search_that_is_killed_in_a_training_finds_the_same(arch, plan, plain, tmp_path, monkeypatch, trial):
     with Study(tmp_path / "whole", SETTINGS) as study:
         whole = search(Growing(plan), study, make(arch, plain, study))

@@ -71,7 +71,7 @@ def test_a_candidate_is_trained_and_judged_at_its_resolution(arch, data, plain, 
     assert 8 not in sizes
 
 
-@pytest.mark.parametrize("weights", ["fresh", "inherit"])
+@pytest.mark.parametrize("weights", [pytest.param("fresh", marks=pytest.mark.breadth), "inherit"])
 def test_a_run_ends_within_its_budget_and_is_resumed(arch, data, plain, tmp_path, weights):
     limits = Limits({"macs": 2 * arch.profile().macs})
 

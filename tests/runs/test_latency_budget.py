@@ -124,7 +124,10 @@ def test_a_finished_run_is_not_measured_again(go, world, tmp_path):
     assert again.data == first.data
 
 
-@pytest.mark.parametrize("damage", [{}, {"whole": 3}, None, {"operators": {"x": [1]}}])
+@pytest.mark.parametrize(
+    "damage",
+    [{"whole": 3}, *(pytest.param(each, marks=pytest.mark.breadth) for each in ({}, None, {"operators": {"x": [1]}}))],
+)
 def test_damaged_latencies_are_named(go, tmp_path, damage):
     go(tmp_path / "run")
     path = tmp_path / "run" / "run.json"

@@ -88,6 +88,7 @@ def test_a_method_that_changes_widths_only_says_that_it_cannot(go, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.breadth
 def test_a_resumed_run_decides_as_it_did(go, world, tmp_path, monkeypatch):
     short = {"options": {"search_epochs": 4, "rounds": 0}}
     whole = go(tmp_path / "whole", **short)

@@ -30,6 +30,7 @@ def test_techniques_that_edit_the_network_are_edits_of_the_plan(structural, tiny
 # ------------------------------------------------------------------ from end to end
 
 
+@pytest.mark.breadth
 def test_a_run_by_phases(plain, tmp_path, monkeypatch):
     few = (Trying("cutout", {"cutout": 5}), Trying("bad", {"lr": -1}), Trying("blurpool", operator="blurpool"))
     monkeypatch.setattr("convwright.methods.phased.phased.default_techniques", lambda arch: few)

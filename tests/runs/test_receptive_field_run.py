@@ -51,7 +51,7 @@ def network(tmp_path):
     ("method", "budget", "phase"),
     [
         ("receptive-field", "params<=80%", "stage-level organizer"),
-        ("kernel", "macs<=80%", "kernel-level optimizer"),
+        pytest.param("kernel", "macs<=80%", "kernel-level optimizer", marks=pytest.mark.breadth),
     ],
 )
 def test_a_run_from_end_to_end_and_resumed(method, budget, phase, network, plain, tmp_path, monkeypatch):

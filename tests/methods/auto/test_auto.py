@@ -173,6 +173,7 @@ def test_two_that_cannot_be_told_apart_are_both_trained():
     assert method.best().candidate in finals
 
 
+@pytest.mark.breadth
 def test_neighbours_improve_on_all_proposals():
     """The optimum lies beyond the tapers that are proposed: small steps lead towards it."""
     arch = residual()
@@ -266,6 +267,7 @@ def test_widths_by_channel_norms_are_proposed_after_the_first_training():
     assert "channel-norms" in asked.probes
 
 
+@pytest.mark.breadth
 def test_what_leads_away_from_tiny_maps_is_expected_to_be_best_where_most_work_is_done_there():
     arch = read("zoo:resnet20", (1, 8, 8), widths=[13, 17, 29], depths=[2, 2, 2], in_channels=1, num_classes=3)
     bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
@@ -299,6 +301,7 @@ def width_of(built):
     return last.a.out_channels if isinstance(last, Block) else 0
 
 
+@pytest.mark.breadth
 def test_channel_quality_sets_proportions():
     """Groups of high quality get more of the budget than uniform widths give them, in a proposal that wins."""
     arch = residual()
@@ -381,9 +384,15 @@ def test_without_a_budget():
         Auto(small("chain"), None, epochs=1, tune_epochs=1)
 
 
+MORE_WITHOUT_BLOCKS = [("mobile", "macs<=37%"), ("shuffle", "macs<=53%"), ("chain", "macs<=150%")]
+
+
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [("mobile", "macs<=37%"), ("concat", "params<=61%"), ("shuffle", "macs<=53%"), ("chain", "macs<=150%")],
+    [
+        ("concat", "params<=61%"),
+        *(pytest.param(*each, marks=pytest.mark.breadth) for each in MORE_WITHOUT_BLOCKS),
+    ],
 )
 def test_networks_without_blocks_too(name, budget):
     arch = small(name)

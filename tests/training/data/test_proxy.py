@@ -64,7 +64,7 @@ def test_what_is_not_asked_for_stays_whole():
     assert (len(every.train), len(every.val)) == (29, 14)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 97), min_size=2, max_size=9), st.data())
 def test_shares_keep_the_proportions(sizes, drawn):
     count = drawn.draw(st.integers(len(sizes), sum(sizes)))
