@@ -7,6 +7,7 @@ again. What is drawn outside of hypothesis begins each test at the same seeds.
 
 import gc
 import random
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -28,6 +29,21 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test under ``@pytest.mark.few(n)`` as many cases, spread evenly, stay quick; the others are breadth."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few") and not any(map(item.get_closest_marker, ("slow", "breadth"))):
+            cases[item.fspath, item.originalname].append(item)
+    for group in cases.values():
+        (count,) = group[0].get_closest_marker("few").args
+        kept = {place * len(group) // count for place in range(count)}
+        for place, item in enumerate(group):
+            if place not in kept:
+                item.add_marker(pytest.mark.breadth)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -101,6 +101,7 @@ def test_all_implementations_follow_the_definition(layer, batch, height, width):
     assert layer.weight.shape == (layer.out_channels, layer.in_channels // layer.channel_groups, 1, 1)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("implementation", ["windows", "dense", "products"])
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.33, 0.5, 0.75, 0.9])
 def test_gradients_are_exact_for_every_overlap(implementation, overlap):
@@ -358,6 +359,7 @@ def around(layer, width):
     )  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("overlap", "windows"), [(0, 2), (0.5, 4), (0.75, 8)])
 def test_width_edits_change_both_sides_in_multiples_of_the_windows(overlap, windows, order):

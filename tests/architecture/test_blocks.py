@@ -91,6 +91,7 @@ SLOW = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("source", [*KNOWN, *(pytest.param(source, marks=pytest.mark.slow) for source in SLOW)])
 def test_blocks_of_known_networks(source):
     arch = meta_reading(source)

@@ -320,6 +320,7 @@ def meta_reading(source):
         return read(model, torch.zeros(1, 3, side, side))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "source",
     [

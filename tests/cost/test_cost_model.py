@@ -136,6 +136,7 @@ def counted_after_building(network, values):
     return costs_of(costs)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_equals_a_built_network(network):
     arch = read(network(), (3, 12, 12))

@@ -41,6 +41,7 @@ def check(name, side):
     assert arch.cost_model().costs({}) == costs_of(costs)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", FEW)
 def test_equals_torch(name):
     check(name, 96 if "googlenet" in name else 64)

@@ -34,6 +34,7 @@ def counted_by_torch(model, *sides):
     }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "options", "blocks", "sides"), CASES)
 def test_equal_to_the_built_network(name, options, blocks, sides):
     arch = cw.read(f"zoo:{name}", "3x32x32", **options)

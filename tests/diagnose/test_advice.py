@@ -76,6 +76,7 @@ def test_each_marked_layer_has_one_advice(name):
     assert all(field.layer(layer).kind == "pool" for each in advice if each.edit is None for layer in each.layers)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_edits_together_save_what_was_said(name):
     """And, each edit still in place, nothing that has an edit is left: what they read covers the image as before."""

@@ -39,6 +39,7 @@ def reading(kind: type[nn.Module], seed: int = 3) -> Architecture:
 # ------------------------------------------------------------------ removing
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("kind", "block"), REMOVALS)
 def test_a_removed_block_is_left_out(kind: type[nn.Module], block: str) -> None:
     arch = reading(kind)
@@ -53,6 +54,7 @@ def test_a_removed_block_is_left_out(kind: type[nn.Module], block: str) -> None:
     check_plan(arch, new, randomised(built(kind), 4), x)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", REMOVABLE)
 def test_all_blocks_that_can_go_go_together(kind: type[nn.Module]) -> None:
     arch = reading(kind)
@@ -98,6 +100,7 @@ def test_a_block_called_twice_is_not_removed_once() -> None:
 # ------------------------------------------------------------------ adding
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("kind", "block", "keeps"), ADDITIONS)
 def test_added_blocks_are_the_identity_or_say_that_they_are_not(kind: type[nn.Module], block: str, keeps: bool) -> None:
     arch, copies = reading(kind), 2

@@ -70,6 +70,7 @@ ALL = (
 )
 
 
+@pytest.mark.few(1)
 def test_a_preview_foretells_what_applying_does(resnet: Architecture) -> None:
     steps = preview(resnet, ALL)
     changes = resnet.apply(*ALL).changes
@@ -117,6 +118,7 @@ def test_stored_sizes_are_shown_and_found_anew_after_an_edit_by_hand() -> None:
     assert apply(by_hand, model).model.kept == 5
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", ["a width", "an edit", "keep"])
 def test_a_plan_edited_by_hand_replays(change: str, short: Architecture) -> None:
     edits = (*scale_widths(short, {"layer1.0.conv1": 0.5, "layer2.0.conv1": 2.0}), RemoveBlock("layer1.1"))
@@ -155,6 +157,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_by_its_number(mistake: str, short: Architecture) -> None:
     edit, message = MISTAKES[mistake]

@@ -50,6 +50,7 @@ def committed() -> dict[str, support.Row]:
     return rows
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_nothing_gets_worse(name: str) -> None:
     rows = committed()

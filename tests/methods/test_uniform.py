@@ -40,6 +40,7 @@ def played(method, arch):
     return batches
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("budget", "least"),
     [

@@ -155,6 +155,7 @@ CHEAP = ["zoo:cifar-dw", "zoo:ghostnet", "zoo:mobilenet-v1", "zoo:resnet20", "to
          "torchvision:regnet_x_400mf", pytest.param("torchvision:densenet121", marks=pytest.mark.breadth)]  # fmt: skip
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CHEAP)
 def test_the_formula_is_the_oracle(name):
     if name.startswith("torchvision"):

@@ -13,6 +13,7 @@ from convwright.runs.evaluate import Evaluator
 FEW = {"trials": 4, "trial_epochs": 1}
 
 
+@pytest.mark.breadth
 def test_a_killed_search_resumes_to_the_same_widths(tiny, pictures, plain, tmp_path, monkeypatch):
     recipe = plain.updated(epochs=1)
     # The published code's metric: after so little training ours finds noise only.

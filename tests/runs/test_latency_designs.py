@@ -63,6 +63,7 @@ def go(world, deep, pictures, plain):
     return run
 
 
+@pytest.mark.breadth
 def test_blocks_go_where_widths_do_not_do_it(go, world, tmp_path):
     said = []
     result = go(tmp_path / "run", say=said.append)

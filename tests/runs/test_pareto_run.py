@@ -70,6 +70,7 @@ def best_of(data):
     return next(entry for entry in data["front"] if entry["result"])
 
 
+@pytest.mark.breadth
 def test_a_killed_search_resumes_to_the_same_front_and_another_budget_puts_it_aside(
     tiny, pictures, plain, tmp_path, monkeypatch
 ):

@@ -95,6 +95,7 @@ class Backwards:
         pass
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", [{}, {"halving": 3, "trial_epochs": 3}])
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])  # two workers that load torch
 def test_the_same_decisions_whoever_works_on_a_level_and_when(plain, tmp_path, options, jobs):

@@ -160,6 +160,7 @@ MACS = [
 ]
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(("name", "options", "side", "expected", "digits"), MACS)
 def test_macs_to_the_printed_digits(name, options, side, expected, digits):
     channels = zoo.entry(name).input_shape[0]
@@ -201,6 +202,7 @@ ONE_STEP = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("stage", "depth", "deep", "width", "wide"), ONE_STEP)
 def test_one_enlarging_step(stage, depth, deep, width, wide):
     depths, widths = [1, 2, 2, 4, 2, 5], [16, 24, 40, 80, 112, 160]
@@ -229,6 +231,7 @@ def test_blur_filters_cost_nothing_but_their_macs():
 # --- behaviour ------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("extra", [0, 5, pytest.param(32, marks=pytest.mark.breadth)])
 def test_any_size_gives_logits(name, extra):
@@ -237,6 +240,7 @@ def test_any_size_gives_logits(name, extra):
     assert build(name)(images).shape == (2, zoo.entry(name).num_classes)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", ALL)
 def test_every_builder_takes_classes_and_input_channels(name):
     _, height, width = zoo.entry(name).input_shape
@@ -244,6 +248,7 @@ def test_every_builder_takes_classes_and_input_channels(name):
     assert model(torch.empty(1, 4, height, width, device="meta")).shape == (1, 7)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "name", ["mnist-b", "cifar-a", "cifar-b", "resnet20", "mobilenet-v1", "mobilenet-v2", "vgg16-bn", "ghostnet"]
 )

@@ -348,6 +348,7 @@ def test_it_reads_no_weights():
     assert method.ask() == ()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("failing", ["base", "structure", "all of phase 2", "last phase", "techniques", "candidates"])
 def test_failures_are_survived(small, failing):
     def fails(number, candidate):

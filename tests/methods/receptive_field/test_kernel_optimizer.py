@@ -45,6 +45,7 @@ def mobilenet():
 # ------------------------------------------------------------------ what is chosen
 
 
+@pytest.mark.few(1)
 def test_the_published_counts_of_mobilenet(mobilenet):
     for groups, params in ((2, 1_647_434), (4, 862_538), (8, 470_090)):
         found = optimize_kernels(mobilenet, Menu(operators=("rpw",), groups=(groups,)))

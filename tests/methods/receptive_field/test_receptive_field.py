@@ -88,6 +88,7 @@ def check(arch, found, score="sum"):
 # ------------------------------------------------------------------ computed by hand
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_distributions_scores_and_parameters(nets, name):
     before, after, q_before, q_after, params = ORGANIZED[name]

@@ -301,6 +301,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(
     ("limit", "tried", "usable"),

@@ -105,6 +105,7 @@ def state_of(model):
 # ------------------------------------------------------------------ the values
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [Modular, Functional])
 def test_taps_see_what_the_graph_computes_before_it_is_overwritten(kind):
     images, _ = sample(5)

@@ -159,6 +159,7 @@ def test_gradients_flow_through_the_branches_that_stay() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "timm:resnetv2_50", "timm:regnety_002"])
 def test_all_residual_blocks_of_known_networks(name: str) -> None:
     arch = cw.read(name if ":" in name else f"torchvision:{name}", (1, 3, 32, 32))

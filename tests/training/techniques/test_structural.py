@@ -73,6 +73,7 @@ def archs() -> dict[str, cw.Architecture]:
     return {name: cw.read(build(), (1, *shape)) for name, (build, shape, *_) in NETS.items()}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "mnist-m3", "convnext"])
 def test_sites(name: str, archs: dict[str, cw.Architecture]) -> None:
     arch = archs[name]
