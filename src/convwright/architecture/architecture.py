@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from convwright.architecture.blocks import Block, block_of_module, find_blocks
+from convwright.architecture.blocks import block_of_module, find_blocks
 from convwright.architecture.capture.exported import Capture, Source, capture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, analyse
-from convwright.architecture.flow import Flow
+from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import Layer, find_layers
 from convwright.architecture.stages import Stage, find_stages
 from convwright.errors import EditError, did_you_mean

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.channels import numbered
-from convwright.architecture.flow import Flow, Shape
+from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import kind_of
 
 _ADDITIONS = frozenset({"add", "__add__", "__iadd__"})
@@ -28,46 +28,6 @@ _LINEAR_KINDS = frozenset({"conv", "linear", "norm", "pool"})
 _PASSING_KINDS = frozenset({"activation", "elementwise", "other"})
 _LIGHT_KINDS = frozenset({"norm", "activation", "elementwise"})
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A unit that depth edits add or remove.
-
-    Attributes:
-        name: unique; the module that holds it, e.g. ``layer1.0``, with ``#2`` where a module holds
-            several, or the first convolution where a flat ``Sequential`` holds a run of layers.
-        kind: ``"residual"`` (input added to a branch) or ``"plain"`` (a repeated unit).
-        layers: names of its layers, in execution order.
-        input_shape: shape of what enters.
-        output_shape: shape of what leaves.
-        entry: graph node whose value enters (it lies before the block).
-        exit: graph node whose value leaves (the last node of the block).
-        branch: of a residual block, the layers between the entry and the addition, shortcut left out.
-        shortcut: of a residual block, the layers on the shortcut (a projection); empty if it has none.
-        join: of a residual block, the graph node of the addition; empty for a plain unit.
-        identity: whether the shortcut hands the entry on unchanged.
-        modules: the modules, one after the other, that the block consists of; empty where it is only a part
-            of a module (a module with two residual branches).
-    """
-
-    name: str
-    kind: str
-    layers: tuple[str, ...]
-    input_shape: Shape
-    output_shape: Shape
-    entry: str = ""
-    exit: str = ""
-    branch: tuple[str, ...] = ()
-    shortcut: tuple[str, ...] = ()
-    join: str = ""
-    identity: bool = False
-    modules: tuple[str, ...] = ()
-
-    @property
-    def keeps_shape(self) -> bool:
-        """Whether the output has the input's shape, so that the block could be skipped."""
-        return self.input_shape == self.output_shape
 
 
 def find_blocks(flow: Flow) -> tuple[Block, ...]:

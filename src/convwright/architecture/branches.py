@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convwright.architecture.blocks import Block, branch_values
+from convwright.architecture.blocks import branch_values
 from convwright.architecture.capture.exported import describe, operator_name, shape_of
-from convwright.architecture.flow import Flow
+from convwright.architecture.flow import Block, Flow
 
 if TYPE_CHECKING:
     from convwright.architecture.architecture import Architecture

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
@@ -13,10 +13,47 @@ from convwright.architecture.capture.exported import Capture, called_modules, mo
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.layers import Layer, kind_of
 
-if TYPE_CHECKING:
-    from convwright.architecture.blocks import Block
-
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A unit that depth edits add or remove.
+
+    Attributes:
+        name: unique; the module that holds it, e.g. ``layer1.0``, with ``#2`` where a module holds
+            several, or the first convolution where a flat ``Sequential`` holds a run of layers.
+        kind: ``"residual"`` (input added to a branch) or ``"plain"`` (a repeated unit).
+        layers: names of its layers, in execution order.
+        input_shape: shape of what enters.
+        output_shape: shape of what leaves.
+        entry: graph node whose value enters (it lies before the block).
+        exit: graph node whose value leaves (the last node of the block).
+        branch: of a residual block, the layers between the entry and the addition, shortcut left out.
+        shortcut: of a residual block, the layers on the shortcut (a projection); empty if it has none.
+        join: of a residual block, the graph node of the addition; empty for a plain unit.
+        identity: whether the shortcut hands the entry on unchanged.
+        modules: the modules, one after the other, that the block consists of; empty where it is only a part
+            of a module (a module with two residual branches).
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    input_shape: Shape
+    output_shape: Shape
+    entry: str = ""
+    exit: str = ""
+    branch: tuple[str, ...] = ()
+    shortcut: tuple[str, ...] = ()
+    join: str = ""
+    identity: bool = False
+    modules: tuple[str, ...] = ()
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the output has the input's shape, so that the block could be skipped."""
+        return self.input_shape == self.output_shape
 
 
 class Flow:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -40,8 +40,29 @@ from convwright.architecture.labels import (
 )
 from convwright.architecture.rules import opaque, rule_for
 
-if TYPE_CHECKING:
-    from convwright.architecture.channels import Resized
+
+class Guide(Protocol):
+    """What the second walk knows from the first: new sizes, and where channels lay."""
+
+    def axis_size(self, tensor: str, axis: int) -> int:
+        """Return the new size of one axis of a parameter or buffer."""
+        ...
+
+    def new_length(self, labels: Tensor) -> int:
+        """Return how long a run of old labels becomes."""
+        ...
+
+    def channel_axes(self, plane: Plane) -> tuple[int, ...]:
+        """Return the axes of an old plane along which *channels* (not just labels) vary."""
+        ...
+
+    def value(self, node: str) -> Values:
+        """Return what the first walk found for a node."""
+        ...
+
+    def axes(self, node: str, index: int) -> tuple[int, ...]:
+        """Return along which axes the labels of a node varied that came from its operand's plane."""
+        ...
 
 
 class Follower:
@@ -55,7 +76,7 @@ class Follower:
         unknown: nodes without a rule that had labels at their inputs.
     """
 
-    def __init__(self, capture: Capture, guide: Resized | None = None) -> None:
+    def __init__(self, capture: Capture, guide: Guide | None = None) -> None:
         self.capture = capture
         self.guide = guide
         self.ledger = Ledger()

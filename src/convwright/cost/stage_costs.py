@@ -20,8 +20,8 @@ import numpy as np
 from torch import fx, nn
 
 from convwright.architecture import Architecture, read
-from convwright.architecture.blocks import Block
 from convwright.architecture.capture.exported import argument, operator_name, shape_of
+from convwright.architecture.flow import Block
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _forms, _names_in_graph
 from convwright.cost.counts import weight_tensors
