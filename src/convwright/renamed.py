@@ -91,4 +91,4 @@ class _Copy:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is {new} now; the old name works until {UNTIL}", DeprecationWarning, stacklevel=2)
+    warnings.warn(f"{old} is {new} now; the old name works until {UNTIL}", DeprecationWarning, stacklevel=3)
