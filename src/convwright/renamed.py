@@ -53,7 +53,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name}", f"{module}.{names[name]}")
+        warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
         return getattr(sys.modules[module], names[name])
 
     return get
@@ -85,10 +85,11 @@ class _Copy:
 
     def exec_module(self, module: ModuleType) -> None:
         new = MODULES[module.__name__]
-        _warn(module.__name__, new)
+        warn_renamed(module.__name__, new)
         content = vars(importlib.import_module(new))
         vars(module).update({name: value for name, value in content.items() if not name.startswith("__")})
 
 
-def _warn(old: str, new: str) -> None:
+def warn_renamed(old: str, new: str) -> None:
+    """Warn of an old name, at the line that called what calls this."""
     warnings.warn(f"{old} is {new} now; the old name works until {UNTIL}", DeprecationWarning, stacklevel=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from convwright.errors import BudgetError, ConvwrightError, did_you_mean
 from convwright.methods.base import Evidence, Method, method_named
-from convwright.renamed import UNTIL
+from convwright.renamed import warn_renamed
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -107,7 +106,7 @@ class ConfigurableMethod(Method):
     @property
     def told(self) -> Mapping[int, Evidence]:
         """The old name of `results`."""
-        warnings.warn(f"told is results now; the old name works until {UNTIL}", DeprecationWarning, stacklevel=2)
+        warn_renamed("told", "results")
         return self.results
 
     def _meets(self, evidence: Evidence) -> bool:
