@@ -18,6 +18,7 @@ from convwright import __version__
 from convwright.arguments import OPTIMIZE
 from convwright.cli import leaving, options, printing
 from convwright.cli.exporting import export
+from convwright.cli.paths import refuse_missing
 from convwright.cli.recipes import recipes
 from convwright.cli.reporting import report, write_report
 from convwright.errors import ConvwrightError
@@ -86,8 +87,10 @@ def analyze(
     given: dict[str, Any] = {"epochs": epochs, "recipe": recipe, "data_dir": data_dir, "weights": weights}
     if conflicts:
         _refuse("analyze --conflicts only trains; leave", latency=latency or None, input_range=input_range)
+        refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
         return _conflicts(model, data, as_json, input_shape=input_shape, **{**given, "epochs": epochs or 1})
     _refuse("analyze trains only with --conflicts; give it, or leave", data=data, **given)
+    refuse_missing(model)
     from convwright.architecture import read
     from convwright.cost import layer_latencies
     from convwright.diagnose.analyze import FieldReport, as_dict
@@ -129,6 +132,7 @@ def doctor(
     as_json: options.Json = False,
 ) -> None:
     """Say what of a network can be changed and what cannot, why, and which line to change."""
+    refuse_missing(model)
     from convwright.diagnose.doctor import examine
     from convwright.diagnose.tables.doctor_tables import diagnosed
 
@@ -153,6 +157,7 @@ def train(
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
     arguments = _without(locals(), "seed", "epochs", "as_json")
+    refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
     from convwright.diagnose.tables.network_tables import training
     from convwright.runs.train import train_named
 
@@ -194,6 +199,7 @@ def optimize(
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
+    refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
     from convwright.runs.config import default_folder
     from convwright.runs.executors import Placement
     from convwright.runs.optimize import optimize as run
@@ -228,6 +234,7 @@ def ablate(
 ) -> None:
     """Say what each training technique is worth on a network and data, beside a control without any."""
     arguments = _without(locals(), "out", "as_json")
+    refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
     from convwright.experiments.ablation import ablate as run
     from convwright.experiments.ablation import default_folder
     from convwright.experiments.results_table import ablated
@@ -258,6 +265,7 @@ def reproduce(
 ) -> None:
     """Train the rows of a paper's table and set them beside its numbers."""
     arguments = _without(locals(), "quick", "full", "only", "out", "as_json")
+    refuse_missing(data_dir=data_dir)
     from convwright.experiments.reproduce import default_folder, listed, size_of
     from convwright.experiments.reproduce import reproduce as run
     from convwright.experiments.results_table import experiments, reproduced
@@ -285,6 +293,7 @@ def apply(
     as_json: options.Json = False,
 ) -> None:
     """Replay a plan on a fresh copy of its network; with --weights, take the weights saved with it."""
+    refuse_missing(model, plan=plan, weights=weights)
     from convwright.diagnose.apply_plan import replay
     from convwright.diagnose.tables.network_tables import replayed
 
@@ -301,6 +310,7 @@ def plan_show(
     as_json: options.Json = False,
 ) -> None:
     """Show what a plan would do, edit by edit: what changes, what changes along and why, what it costs."""
+    refuse_missing(model, plan=plan)
     from convwright.diagnose.apply_plan import show
     from convwright.diagnose.tables.doctor_tables import planned
 

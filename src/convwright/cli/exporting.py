@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from convwright.cli.paths import refuse_missing
 from convwright.cli.printing import print_json
 
 
@@ -20,6 +21,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
     """Write a run's network as plain Python, ONNX, pt2 or safetensors, and check that it computes the same."""
+    refuse_missing(model, folder=folder)
     from convwright.export import export_run
 
     done = export_run(folder, to, out, model=model)

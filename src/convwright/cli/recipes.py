@@ -8,6 +8,7 @@ import typer
 
 from convwright.cli import leaving
 from convwright.cli.options import DataDir, Input, Json
+from convwright.cli.paths import refuse_missing
 from convwright.cli.printing import Commands, print_json, show
 
 recipes = typer.Typer(
@@ -25,6 +26,7 @@ def recipe_show(
     as_json: Json = False,
 ) -> None:
     """Print a recipe as complete YAML, ready to be edited; or list the presets."""
+    refuse_missing(recipe=name)
     from convwright.diagnose import recipes as known
     from convwright.training.recipe.recipe import as_recipe
 
@@ -48,6 +50,7 @@ def recipe_validate(
     as_json: Json = False,
 ) -> None:
     """Check a recipe; with --data and --model, all that training would refuse before its first batch."""
+    refuse_missing(model, data, recipe=file, data_dir=data_dir)
     from convwright.diagnose.recipes import validate
 
     found = validate(file, data, model, input_shape=input_shape, data_dir=data_dir)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convwright.cli import leaving
+from convwright.cli.paths import refuse_missing
 from convwright.cli.printing import print_json
 from convwright.errors import ConvwrightError
 
@@ -26,6 +27,7 @@ def report(
         raise ConvwrightError("--out names the page; --markdown and --json print: send their output to a file")
     if markdown and as_json:
         raise ConvwrightError("--markdown and --json exclude each other; give one of them")
+    refuse_missing(folder=folder)
     from convwright.report import report_of
 
     found = report_of(folder)
