@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convwright import __version__, cli
 from convwright.cli import main
 from convwright.methods import METHODS
+from convwright.report import report_of
+from convwright.runs import BrokenBudgetError, optimize, prove
 from convwright.runs.directory.files import owned
 
 NETWORK = """
@@ -323,6 +326,79 @@ def test_ctrl_c_before_a_command_began(run, monkeypatch):
     code, out, err = run("version")
     assert (code, out) == (130, "")
     assert err.split() == ["convwright:", "interrupted"]
+
+
+# ------------------------------------------------------------------ results that are worse than they look
+
+
+@pytest.fixture
+def collapsed(monkeypatch):
+    """What is handed back is near chance: its weights are gone."""
+    honest = prove.prove
+
+    def emptied(arch, plan, weights):
+        found = honest(arch, plan, weights)
+        for parameter in found.arch.model.parameters() if plan.edits else ():
+            parameter.data.zero_()
+        return found
+
+    monkeypatch.setitem(optimize.__globals__, "prove", emptied)
+
+
+LONG = ("--epochs", "3", "--tune-epochs", "2", "--out", "run")
+
+
+@pytest.mark.usefixtures("collapsed")
+def test_a_collapse_heads_table_report_and_record_and_ends_as_it_was_asked_to(run, folder):
+    code, out, err = run(*OPTIMIZE, *LONG, "--max-drop", "2")
+    assert code == 3
+    lines = " ".join(out.split())
+    assert lines.index("WARNING: test accuracy is 33.3%, ") < lines.index("net.py:Tiny on npz:set.npz")
+    assert "Likely cause: only 2 epochs of training after a cut to" in lines
+    assert "points below the baseline, and --max-drop allows 2. It is kept in run" in err.splitlines()[-1]
+    recorded = json.loads((folder / "run" / "result.json").read_text())
+    assert recorded["warnings"][0]["what"].startswith("test accuracy is 33.3%")
+    assert [row["images"] for row in recorded["classes"]["accuracies"]] == [10, 10, 10]
+    # The report has it first, in each of its forms; so has the finished run when it is resumed.
+    report = report_of("run")
+    assert "Warning: test accuracy is 33.3%" in report.markdown()[:200]
+    assert "Warning: test accuracy is 33.3%" in report.html()
+    assert "Classes of the test part, the largest loss first" in report.html()
+    assert str(report).startswith("WARNING: test accuracy is 33.3%")
+    assert report.as_dict()["classes"][0]["images"] == 10
+    assert run(*OPTIMIZE, *LONG, "--resume")[:2] == (0, out)
+    assert run(*OPTIMIZE, *LONG, "--resume", "--max-drop", "100")[0] == 0
+    code, printed, _ = run(*OPTIMIZE, *LONG, "--resume", "--max-drop", "2", "--json")
+    assert (code, json.loads(printed)["warnings"]) == (3, recorded["warnings"])
+    again = {"recipe": "r.yaml", "epochs": 3, "tune_epochs": 2, "resume": True, "progress": False}
+    with pytest.raises(BrokenBudgetError) as broken:
+        optimize("net.py:Tiny", "npz:set.npz", "macs<=50%", "uniform", "run", max_drop=2, **again)
+    assert broken.value.result.warnings[0].what.startswith("test accuracy is 33.3%")
+
+
+def test_an_old_result_has_no_warnings_and_is_still_reported(run, folder):
+    assert run(*OPTIMIZE, *LONG)[0] == 0
+    path = folder / "run" / "result.json"
+    old = json.loads(path.read_text())
+    del old["warnings"], old["classes"], old["baseline"]["train"], old["result"]["train"]
+    path.write_text(json.dumps(old))
+    assert "Warning" not in report_of("run").markdown()
+    assert run(*OPTIMIZE, *LONG, "--resume", "--max-drop", "100")[0] == 0
+
+
+def test_train_tells_of_over_fitting(run, folder):
+    for part, moved in (("train", 0), ("val", 1)):  # as if the validation images were of another world
+        for number in range(90):
+            path = folder / "gap" / part / "abc"[(number + moved) % 3] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), number % 3 * 90 + number % 5).save(path)
+    words = ("--recipe", "r.yaml", "--epochs", "8", "--out", "t")
+    code, out, _ = run("train", "net.py:Tiny", "--data", "folder:gap", *words)
+    assert code == 0
+    assert out.startswith("WARNING: validation accuracy ")
+    content = json.loads((folder / "t" / "training.json").read_text())
+    assert "points below the training accuracy" in content["result_warnings"][0]["what"]
+    assert report_of("t").warnings[0].what in report_of("t").markdown()
 
 
 # ------------------------------------------------------------------ bad input: one line, exit code 2, nothing written

@@ -36,4 +36,6 @@ OPTIMIZE: Mapping[str, str] = {
     "proxy_samples": "Number of training images on which candidates are ranked; the result is trained on all data.",
     "objective": "Accuracy and one or two costs, such as accuracy,macs: several networks are sought of which none is "
     "beaten in all of them; they are in front/ of the run directory.",
+    "max_drop": "Points of accuracy that the result may be below the baseline; with more it is written, too, and the "
+    "command ends with exit code 3.",
 }

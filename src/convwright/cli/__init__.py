@@ -1,7 +1,7 @@
 """The command line: each command parses its options, calls the library and prints.
 
 Results go to standard output, progress and errors to standard error; with ``--json`` standard output holds one
-JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result that breaks its budget, 130 Ctrl-C.
+JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result that breaks a promise, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -158,13 +158,13 @@ def train(
     """Train a network by a recipe and judge it on the test part."""
     arguments = _without(locals(), "seed", "epochs", "as_json")
     refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
-    from convwright.diagnose.tables.network_tables import training
+    from convwright.diagnose.tables.network_tables import training, warned
     from convwright.runs.train import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
     with leaving.resumable(out, leaving.command()):
         content = train_named(**arguments, changes=chosen)
-    return printing.print_json(content) if as_json else printing.show(training(content))
+    return printing.print_json(content) if as_json else printing.show(*warned(content), training(content))
 
 
 @app.command(cls=options.WithAddresses)
@@ -192,6 +192,7 @@ def optimize(
     option: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["options"], metavar="NAME=VALUE")] = None,
     proxy_classes: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_classes"], metavar="N")] = None,
     proxy_samples: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_samples"], metavar="N")] = None,
+    max_drop: Annotated[float | None, typer.Option(help=OPTIMIZE["max_drop"], metavar="POINTS")] = None,
     input_shape: options.Input = None,
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
@@ -209,7 +210,13 @@ def optimize(
     arguments["options"] = options.parse_options(option or ())
     arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)
     with leaving.resumable(folder, leaving.command()):
-        result = run(**arguments, say=leaving.say, command=leaving.command())
+        try:
+            result = run(**arguments, say=leaving.say, command=leaving.command())
+        except ConvwrightError as error:
+            kept: Result | None = getattr(error, "result", None)
+            if kept is not None:  # it breaks a promise, and is there all the same
+                _show_result(kept, as_json)
+            raise
     _show_result(result, as_json)
 
 
@@ -347,14 +354,14 @@ def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
         return printing.print_json({**result.data, "folder": str(result.folder)})
-    from convwright.diagnose.tables.network_tables import front_table, result_table, trials_table
+    from convwright.diagnose.tables.network_tables import front_table, result_table, trials_table, warned
 
     if result.data.get("decisions"):
         printing.show(trials_table(result.data))
     if result.data.get("front"):
         printing.show(front_table(result.data))
         leaving.say(f"each of them but the untouched network is in {result.folder / 'front'}")
-    printing.show(result_table(result.data))
+    printing.show(*warned(result.data), result_table(result.data))
     return leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
 
 

@@ -64,6 +64,6 @@ def _check_model(model: str) -> None:
         raise ReadError(f"there is no file {file} (asked for by {model!r})")
     if Path(model).suffix in _WEIGHTS:
         raise ReadError(
-            f"{model}: a file of weights is no network; give FILE.py:CLASS, or torchvision:NAME, timm:NAME or zoo:NAME, "
-            f"and the weights with --weights"
+            f"{model}: a file of weights is no network; give FILE.py:CLASS, torchvision:NAME, timm:NAME or zoo:NAME, "
+            "and the weights with --weights"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convwright.renamed import renamed
+from convwright.runs.verdict import ResultWarning
 
 __getattr__ = renamed(__name__, {"Report": "Content"})
 
@@ -52,6 +53,21 @@ class Compared:
     change: str
     share: float | None = None
     better: bool | None = None
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """One class: how many images judge it, and its accuracy (0..1) in the untouched network and in the result."""
+
+    name: str
+    images: int
+    before: float
+    after: float
+
+    @property
+    def points(self) -> float:
+        """The change in points."""
+        return 100 * (self.after - self.before)
 
 
 @dataclass(frozen=True)
@@ -247,9 +263,12 @@ class Content:
         folder: Where the run lies.
         finished: Whether the run is.
         status: One sentence: what came out, or how far it is.
+        warnings: What is wrong with the result, why probably, and what to do next.
         asked: Network, data, budget, method, seed, ...
         limits: The budget's terms.
         compared: The result beside the untouched network.
+        classes: The largest loss first.
+        classes_of: The part that the classes are judged on.
         deviation: What the ± stands for.
         networks: Before and after.
         metrics: Costs that the trials can be drawn over, those of the objective and the limited ones first.
@@ -274,6 +293,9 @@ class Content:
     limits: tuple[Limit, ...] = ()
     compared: tuple[Compared, ...] = ()
     deviation: str = ""
+    warnings: tuple[ResultWarning, ...] = ()
+    classes: tuple[ClassAccuracy, ...] = ()
+    classes_of: str = ""
     networks: Networks | None = None
     metrics: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
@@ -296,7 +318,8 @@ class Content:
         """Return the table of untouched network and result as plain text, for a terminal."""
         limits = [[f"{t.metric} <= {t.limit}", "", t.found, _MET[t.met]] for t in self.limits]
         lines = [[row.name, row.before, row.after, row.change] for row in self.compared]
-        return self.status + "\n" + aligned([["", "baseline", "result", "change"], *lines, ["budget"], *limits])
+        heads = [*(f"WARNING: {each}" for each in self.warnings), self.status]
+        return "\n".join(heads) + "\n" + aligned([["", "baseline", "result", "change"], *lines, ["budget"], *limits])
 
 
 _MET = {True: "met", False: "BROKEN", None: ""}

@@ -14,7 +14,7 @@ from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence
 from convwright.report.changes import compared_networks
-from convwright.report.content import Compared, Curve, Decision, Fact, Limit, Networks
+from convwright.report.content import ClassAccuracy, Compared, Curve, Decision, Fact, Limit, Networks
 from convwright.report.observed import conflicts, quality, widths
 from convwright.report.recorded import Json, Recorded, read_run
 from convwright.report.report import Report
@@ -22,6 +22,7 @@ from convwright.report.trials import costs_limited, described, fastest, leading
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
 from convwright.runs.evaluate import reshaped
+from convwright.runs.verdict import warnings_in
 
 _NAMES = {
     "macs": "multiply-accumulates (MACs)",
@@ -92,6 +93,9 @@ def _optimized(recorded: Recorded) -> Report:
         limits=tuple(_limits(settings, result)),
         compared=() if result is None else tuple(_compared(result)),
         deviation=_deviation(result),
+        warnings=warnings_in(result or {}),
+        classes=tuple(_classes(result)),
+        classes_of=_judged_classes(result).get("part", ""),
         networks=found,
         metrics=limited,
         trials=trials,
@@ -164,6 +168,11 @@ def _compared(result: Json) -> Iterator[Compared]:
     for part in ("test", "validation"):
         if before.get(part) and after.get(part):
             yield _accuracy(part, before[part], after[part])
+    classes = _judged_classes(result)
+    if classes.get("balanced"):
+        one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]
+        change = f"{100 * (two - one):+.2f} points"
+        yield Compared(f"balanced {classes['part']} accuracy", f"{one:.2%}", f"{two:.2%}", change)
     for metric, name in _NAMES.items():
         if metric in before["costs"]:
             one, two = before["costs"][metric], after["costs"][metric]
@@ -179,6 +188,16 @@ def _accuracy(part: str, before: Json, after: Json) -> Compared:
     sure = abs(points) > 2 * noise  # less is what two draws of the same images may differ by
     one, two = map(_judged, (before, after))
     return Compared(f"{part} accuracy", one, two, f"{points:+.2f} points", None, points > 0 if sure else None)
+
+
+def _judged_classes(result: Json | None) -> Json:
+    """Return what is recorded of the classes; nothing in an old result."""
+    return (result or {}).get("classes") or {}
+
+
+def _classes(result: Json | None) -> Iterator[ClassAccuracy]:
+    for row in _judged_classes(result).get("accuracies", ()):
+        yield ClassAccuracy(row["class"], row["images"], row["baseline"], row["result"])
 
 
 def _judged(found: Json) -> str:
@@ -321,6 +340,7 @@ def _trained(recorded: Recorded) -> Report:
         compared=tuple(_values(content)),
         deviation="± is the binomial standard error over the images, from one seed.",
         networks=found,
+        warnings=warnings_in(content),
         curves=curves,
         plan=str(recorded.plan) if recorded.plan is not None and recorded.plan.edits else "",
         recipe=_recipe(recipe),

@@ -21,7 +21,13 @@ def as_markdown(report: Content) -> str:
 
 
 def _lines(report: Content) -> Iterator[str]:
-    yield from (f"# {_plain(report.title)}", "", f"**{_plain(report.status)}**", "")
+    yield from (f"# {_plain(report.title)}", "")
+    for each in report.warnings:
+        yield from (
+            f"> **Warning: {_plain(each.what)}.** Likely cause: {_plain(each.cause)}. Next: {_plain(each.remedy)}.",
+            "",
+        )
+    yield from (f"**{_plain(report.status)}**", "")
     if report.asked:
         yield from _table(("asked", ""), [(f.name, f.value) for f in report.asked])
     yield from _result(report)
@@ -68,6 +74,12 @@ def _result(report: Content) -> Iterator[str]:
         yield from _table(("budget", "limit", "result", ""), limits, right=(1, 2))
     if report.deviation:
         yield from (report.deviation, "")
+    if report.classes:
+        yield from (f"## Classes of the {report.classes_of} part, the largest loss first", "")
+        classes = [
+            (c.name, f"{c.images:,}", f"{c.before:.1%}", f"{c.after:.1%}", f"{c.points:+.1f}") for c in report.classes
+        ]
+        yield from _table(("class", "images", "untouched", "result", "points"), classes, right=(1, 2, 3, 4))
 
 
 def _networks(networks: Networks) -> Iterator[str]:

@@ -56,6 +56,7 @@ class OptimizeOptions(TypedDict, total=False):
     proxy_classes: int | None
     proxy_samples: int | None
     objective: str | Sequence[str] | None
+    max_drop: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,7 @@ class RunConfig:
     proxy_classes: int | None = None
     proxy_samples: int | None = None
     objective: str | Sequence[str] | None = None
+    max_drop: float | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -186,6 +188,8 @@ class RunConfig:
         ):
             if value < least:
                 raise ConvwrightError(f"{name}={value} must be a whole number from {least} on")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
         _ = self.time_budget  # refuses what is no length of time
 
     def settings(self, loaded: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:

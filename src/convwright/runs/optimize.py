@@ -37,14 +37,16 @@ from convwright.runs.evaluate import (
 )
 from convwright.runs.executors import Completed, Executor, threads_of
 from convwright.runs.front import write_front
-from convwright.runs.latency import RunLatency, judged_latency, latency_of
+from convwright.runs.latency import RunLatency, latency_of
+from convwright.runs.latency_repair import FinalsInTime
 from convwright.runs.load import LoadedModel, load_model_and_data
 from convwright.runs.loop import carried_out, search
 from convwright.runs.memory import PROBE, in_parts
-from convwright.runs.outcome import SearchOutcome, side, trial_entry
-from convwright.runs.prove import Proof, check_budget, prove
+from convwright.runs.outcome import SearchOutcome, side, trained, trial_entry
+from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
 from convwright.runs.time_budget import baseline_of, epoch_seconds
+from convwright.runs.verdict import by_class, verdict
 from convwright.training import Metrics, Recipe
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
@@ -72,8 +74,9 @@ def optimize(
     Raises:
         ReadError: The network cannot be read.
         DataError: The data cannot be read, do not fit the network, or have less than a proxy was to have.
-        BudgetError: The budget does not parse, cannot be met (before any training), or was not met
-            (then no result is written).
+        BudgetError: The budget does not parse, cannot be met (before any training), or was not met. As
+            `BrokenBudgetError` it has the written result where latency is over its limit or accuracy fell by more than
+            `max_drop`; where counts are wrong, no result is written.
         RecipeError: The recipe is invalid, or has a technique that edits the network.
         RunError: The directory is damaged, in use, not empty, or was started with other settings.
     """
@@ -126,6 +129,8 @@ class _Job:
         leave_out_known_techniques(method, config.training)
         run = name, config.folder, config.training.batch_size
         method, proxy = proxied(method, config.proxy, loaded.data, run, config.tell)
+        if self.latency is not None:
+            method = FinalsInTime(method, self.latency, limits, config.divisor)
         settings = config.settings(loaded, limits, proxy)
         with Study(
             config.folder,
@@ -138,7 +143,9 @@ class _Job:
             evaluator = self.evaluator(loaded, study, proxy)
             self.threads = config.placement.threads_in(study.settled, study.folder)
             found, best = self.search(method, evaluator, study)
-            return self.finish(SearchOutcome.of(method, found, best), evaluator, study, limits)
+            result = self.finish(SearchOutcome.of(method, found, best), evaluator, study, limits)
+            check_promises(result, config.max_drop)
+            return result
 
     def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Found, Evidence | None]:
         """Search until the method or the time ends; what it ends with is trained on all data and has a baseline.
@@ -272,41 +279,66 @@ class _Job:
     # ------------------------------------------------------------------ after
 
     def finish(self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
-        """Prove, judge on the test part, and write the result's files."""
-        old = load_result(study.folder)
-        if old is not None:  # a finished run: the test part is not read again
-            return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, old)
+        """Return the result; a finished run is proved again only where it was too slow when it was measured."""
+        content = load_result(study.folder)
+        if content is None or not all(values["met"] for values in content["budget_met"].values()):
+            content = self.proved(outcome, evaluator, study, limits, content)
+        return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content)
+
+    def proved(
+        self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, old: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Prove, judge on the test part, and write the result's files; `old` was judged already, and is only proved."""
 
         def proved(trial: Evidence) -> Proof:
             return prove(evaluator.arch, trial.candidate.plan, study.weights(trial.trial))
 
+        def judged(proof: Proof) -> Metrics:
+            assert evaluator.data.val is not None
+            images = evaluator.data.test if evaluator.data.has_test else evaluator.data.val
+            return evaluator.judge(proof.arch.model, resized_images(images, image_size(proof.arch)))
+
         def tested(proof: Proof) -> Metrics | None:
-            if not evaluator.data.has_test:
-                return None
-            return evaluator.judge(proof.arch.model, resized_images(evaluator.data.test, image_size(proof.arch)))
+            return judged(proof) if evaluator.data.has_test else None
 
         trials = (outcome.baseline, outcome.best)
         with self.part("proof"):
             proofs = [proved(trial) for trial in trials]
-            times = self.latency.compare(proofs[0].arch, proofs[1].arch) if self.latency else None
-            limit = next((term for term in self.terms.terms if term.metric == "latency"), None)
-            met = check_budget(proofs[1], limits, judged_latency(limit, times) if limit and times else None)
+            times, latency = self.timed(*proofs)
+            met = check_budget(proofs[1], limits, latency)
+        if old is not None:
+            content = old | {"budget_met": met}
+            for name, side_times in times.items():
+                content[name]["latency"] = side_times
+            write_json(study.folder / "result.json", content)
+            return content
         with self.part("test"), threads_of(self.threads):
-            judged = [tested(proof) for proof in proofs]
-        sides = [side(*of) for of in zip(trials, proofs, judged, strict=True)]
-        if times is not None:
-            for one, name in zip(sides, ("before", "after"), strict=True):
-                one["latency"] = times.latencies[name].as_dict()
-        content = self.content(outcome, evaluator, study, limits, met) | {"baseline": sides[0], "result": sides[1]}
+            metrics = [judged(proof) for proof in proofs]
+        tests = metrics if evaluator.data.has_test else (None, None)
+        content = self.content(outcome, evaluator, study, limits, met)
+        for name, trial, proof, test in zip(("baseline", "result"), trials, proofs, tests, strict=True):
+            training = trained(study.trial_folder(trial.trial), len(evaluator.data.train))
+            latencies = {"latency": times[name]} if times else {}
+            content[name] = {**side(trial, proof, test), "train": training, **latencies}
         if self.config.costs:
             with self.part("front"), threads_of(self.threads):
                 costs = self.config.costs
                 content["front"] = write_front(study.folder, outcome, costs, content, limits, proved, tested)
+        part = "test" if evaluator.data.has_test else "validation"
+        content |= verdict(content, by_class(part, evaluator.data.class_names, *metrics))
         write_text(study.folder / "plan.json", outcome.best.candidate.plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
         write_json(study.folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, self.latency))
         write_json(study.folder / "result.json", content)  # last: it says that the others are whole
-        return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content)
+        return content
+
+    def timed(self, before: Proof, after: Proof) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the latencies of baseline and result, and that of the result judged, where the budget limits it."""
+        limit = next((term for term in self.terms.terms if term.metric == "latency"), None)
+        if self.latency is None or limit is None:
+            return {}, None
+        times, judged = self.latency.proved(limit, before.arch, after.arch)
+        return {"baseline": times.latencies["before"].as_dict(), "result": times.latencies["after"].as_dict()}, judged
 
     def content(
         self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from convwright.errors import RunError
 from convwright.methods import Evidence, Method
+from convwright.runs.evaluate import HISTORY
 from convwright.runs.prove import Proof
 from convwright.runs.train import judged
 from convwright.training import Metrics
@@ -54,6 +57,13 @@ def side(trial: Evidence, proof: Proof, test: Metrics | None) -> dict[str, Any]:
     """Return one of the two sides that ``result.json`` compares, as JSON values."""
     validation = {"accuracy": trial.score, "stderr": trial.stderr}
     return {"trial": trial.trial, **proof.as_dict(), "validation": validation, "test": judged(test)}
+
+
+def trained(folder: Path, samples: int) -> dict[str, Any] | None:
+    """Return the training accuracy of a trial's last epoch, on so many images; None where no epoch is recorded."""
+    file = folder / HISTORY
+    epochs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return {"accuracy": epochs[-1]["train_acc"], "samples": samples} if epochs else None
 
 
 def trial_entry(trial: Evidence) -> dict[str, Any]:

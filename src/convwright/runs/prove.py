@@ -14,13 +14,23 @@ from convwright.edits import Plan
 from convwright.errors import BudgetError
 from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import reshaped
+from convwright.runs.verdict import judged_part, points_lost
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from convwright.runs.directory.result import Result
+
 
 class BrokenBudgetError(BudgetError):
-    """A result that does not keep its promise: it is not handed back, and the exit code is 3."""
+    """A result that does not keep its promise; the exit code is 3.
+
+    Attributes:
+        result: The result, where it was written all the same: its latency is over the limit, or it lost more accuracy
+            than it may. None where its counts are wrong: then nothing is written.
+    """
+
+    result: Result | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +79,7 @@ def prove(arch: Architecture, plan: Plan, weights: Path) -> Proof:
 
 
 def check_budget(proof: Proof, limits: Limits, latency: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
-    """Hold counts and measurements against the limits.
+    """Hold counts and measurements against the limits; what is measured may break them, see `check_promises`.
 
     Args:
         proof: The result with its counts.
@@ -80,7 +90,7 @@ def check_budget(proof: Proof, limits: Limits, latency: dict[str, Any] | None = 
         Per limited metric: ``limit``, ``convwright`` (and ``torch`` where it counts), ``met``; latency as given.
 
     Raises:
-        BrokenBudgetError: A limit is broken.
+        BrokenBudgetError: A limit on what is counted is broken.
     """
     found: dict[str, dict[str, Any]] = {}
     for metric, limit in limits.limits.items():
@@ -89,10 +99,32 @@ def check_budget(proof: Proof, limits: Limits, latency: dict[str, Any] | None = 
             found[metric] = {"limit": limit, **pair, "met": max(pair.values()) <= limit}
         elif latency is not None:
             found[metric] = latency
-    broken = [_said(metric, values) for metric, values in found.items() if not values["met"]]
+    broken = [_said(m, values) for m, values in found.items() if m not in MEASURED and not values["met"]]
     if broken:
         raise BrokenBudgetError(f"the result breaks the budget: {', '.join(broken)}; no result was written")
     return found
+
+
+def check_promises(result: Result, max_drop: float | None) -> None:
+    """Refuse a written result whose measured latency is over the limit, or that lost more accuracy than it may.
+
+    Args:
+        result: The result, which stays where it is.
+        max_drop: Points of accuracy that it may be below the baseline; None: any.
+
+    Raises:
+        BrokenBudgetError: It has the result.
+    """
+    judged = {m: values for m, values in result.data["budget_met"].items() if m in MEASURED and not values["met"]}
+    broken = [f"{_said(m, values)}; measure it again with --resume" for m, values in judged.items()]
+    lost = points_lost(result.data)
+    if max_drop is not None and lost > max_drop:
+        part = judged_part(result.data)
+        broken.append(f"{part} accuracy is {lost:.2f} points below the baseline, and --max-drop allows {max_drop:g}")
+    if broken:
+        error = BrokenBudgetError(f"the result breaks its promise: {'; '.join(broken)}. It is kept in {result.folder}")
+        error.result = result
+        raise error
 
 
 def _said(metric: str, values: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from convwright.runs.directory.files import LOCK, load_weights, owned, refuse_fi
 from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data
+from convwright.runs.verdict import training_warnings
 from convwright.training import Metrics, Recipe, TrainResult, train
 from convwright.training.recipe.recipe import as_recipe
 
@@ -80,7 +81,8 @@ def train_named(
 
 def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network: Architecture) -> dict[str, Any]:
     costs = network.profile()
-    return {
+    last = {"accuracy": trained.last.train_acc, "samples": len(opened.data.train)} if trained.history else None
+    content = {
         "format": FORMAT,
         "version": 1,
         "model": opened.arch.source,
@@ -90,6 +92,7 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "recipe": recipe.model_dump(mode="json"),
         "macs": costs.macs,
         "params": costs.params,
+        "train": last,
         "validation": judged(trained.val),
         "test": judged(trained.test),
         "test_flip": judged(trained.test_flip),
@@ -100,6 +103,7 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "versions": versions(),
         "machine": machine(),
     }
+    return content | {"result_warnings": [asdict(each) for each in training_warnings(content)]}
 
 
 def trained_network(opened: LoadedModel, trained: TrainResult) -> Architecture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from convwright.training.settings import autocast, single_tensor
 
 @dataclass(frozen=True)
 class Metrics:
-    """Results on `samples` images: accuracy in 0..1, mean cross-entropy in nats (no smoothing)."""
+    """Results on `samples` images: accuracy in 0..1, mean cross-entropy in nats (no smoothing).
+
+    `by_class` has images and those told right for each class; empty where the result comes from a checkpoint.
+    """
 
     accuracy: float
     loss: float
     samples: int
+    by_class: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def stderr(self) -> float:
@@ -65,18 +69,20 @@ def evaluate_batches(
         total: Adds a tensor up over all processes; None: there is one.
     """
     loss = torch.zeros((), dtype=torch.float64, device=loader.device)
-    right = torch.zeros((), dtype=torch.int64, device=loader.device)
+    counts = torch.bincount(loader.images.labels)
+    right = torch.zeros(len(counts), dtype=torch.int64, device=loader.device)
     if loader.device.type == "mps":
         loss = loss.float()  # Metal has no float64
     with eval_mode(model), torch.no_grad(), autocast(loader.device, precision):
         for images, labels in loader:
             scores = single_tensor(model(images)).float()
             loss += F.cross_entropy(scores, labels, reduction="sum")
-            right += count_right(scores, labels)
+            right.index_add_(0, labels, (scores.argmax(1) == labels).long())
     if total is not None:
         loss, right = total(loss), total(right)
-    count = len(loader.images)
-    return Metrics(right.item() / count, loss.item() / count, count)
+    count, told = len(loader.images), right.tolist()
+    by_class = tuple(zip(counts.tolist(), told, strict=True))
+    return Metrics(sum(told) / count, loss.item() / count, count, by_class)
 
 
 def count_right(scores: Tensor, labels: Tensor) -> Tensor:

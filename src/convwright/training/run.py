@@ -328,7 +328,7 @@ class Run:
             "settings": json.dumps(asdict(self.settings)),
             "step": self.step,
             "history": [list(astuple(record)) for record in self.history],
-            "val": list(astuple(self.val)) if self.val is not None else [],
+            "val": list(astuple(self.val)[:3]) if self.val is not None else [],
             "model": model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "effects": {name: effect.state_dict() for name, effect in self.effects.items()},

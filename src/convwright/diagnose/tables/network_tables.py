@@ -8,9 +8,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from convwright.cost import costs_of, count_by_torch, feasible_range, human, profile
 from convwright.runs.directory.result import rows
+from convwright.runs.verdict import warnings_in
 from convwright.tables import add_row, brief, folded, new_table
 
 if TYPE_CHECKING:
@@ -131,6 +133,12 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 # ------------------------------------------------------------------ results
+
+
+def warned(data: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield the warnings of an `optimize` or a `train`, which stand above its table."""
+    for each in warnings_in(data):
+        yield Text(f"WARNING: {each}", style="bold red")
 
 
 def result_table(data: Mapping[str, Any]) -> Table:

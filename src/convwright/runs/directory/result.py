@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import MEASURED, human
 from convwright.methods import Evidence
+from convwright.runs.verdict import ResultWarning, warnings_in
 
 if TYPE_CHECKING:
     from convwright.report import Report
@@ -34,6 +35,11 @@ class Result:
     baseline: Evidence
     trials: tuple[Evidence, ...]
     data: Mapping[str, Any]
+
+    @property
+    def warnings(self) -> tuple[ResultWarning, ...]:
+        """What is wrong with the result, if anything: accuracy lost, near chance, over-fitting, classes lost."""
+        return warnings_in(self.data)
 
     @property
     def pareto(self) -> tuple[Evidence, ...]:
@@ -98,6 +104,11 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
     if "latency" in before and "latency" in after:
         lines.append(_latency(before["latency"], after["latency"]))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
+    classes = data.get("classes") or {}
+    if classes.get("balanced"):
+        one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]
+        name = f"balanced {classes['part']} accuracy"
+        lines.append(ResultRow(name, f"{one:.2%}", f"{two:.2%}", f"{100 * (two - one):+.2f} points"))
     lines.append(ResultRow("budget", "", _verdict(data["budget_met"])))
     return lines
 
