@@ -18,7 +18,7 @@ from convwright.methods import Uniform
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.evaluate import reshaped
 from convwright.runs.latency import MARGIN, PROOFS, RunLatency, measured_latency
-from convwright.runs.latency_repair import Repair
+from convwright.runs.latency_repair import FinalsInTime
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_a_final_network_that_takes_too_long_loses_channels_before_it_is_trained
     asked = [trial for trial in result.trials if trial.candidate.role == "candidate"]
     assert len(asked) == 3  # two, and the final one: trained once
     assert result.best.costs["macs"] < max(trial.costs["macs"] for trial in asked[:2])
-    assert any("groups lose channels before it is trained" in line for line in said)
+    assert any("groups lose channels before training" in line for line in said)
     # Stopped before the final training and continued, it is the same network.
     slow_finals[0] = 1.0
     honest = Evaluator.__call__
@@ -270,12 +270,13 @@ def test_what_a_final_network_inherits_stays_in_its_plan(world, tiny, kept):
     world.overhead = 0.0
     limits = Limits({"latency": round(0.55 * latency.present)})
     plan = Plan.empty(arch).with_edits(Width("conv1", 7), Width("conv2", 11))
-    repaired = Repair(latency, limits, 1).repaired(plan, kept)
+    finals = FinalsInTime(None, latency, limits, 1)
+    repaired = finals.repaired(plan, kept)
     assert repaired.edits[:kept] == plan.edits[:kept]
     parent = reshaped(arch, replace(plan, edits=plan.edits[:kept]))
     network = parent.apply(*repaired.edits[kept:])  # as an evaluator inherits: no target may come twice
     assert latency.ratio(network) * latency.present <= limits.limits["latency"]
-    assert Repair(latency, limits, 1).repaired(repaired, kept) == repaired
+    assert finals.repaired(repaired, kept) == repaired
 
 
 def test_a_share_refers_to_the_original_measured_in_the_same_turns(go, world, tmp_path, monkeypatch):

@@ -19,20 +19,7 @@ def refuse_missing(
     plan: Path | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Refuse the first argument of a command that names a file or folder which is not there.
-
-    Args:
-        model: FILE.py:CLASS; names are looked up later.
-        data: npz:PATH or folder:PATH; likewise.
-        weights: A file.
-        recipe: A .yaml file; likewise.
-        data_dir: A folder.
-        plan: A file.
-        folder: A run directory.
-
-    Raises:
-        ConvwrightError: Names the path, and what to check.
-    """
+    """Refuse the first argument of a command that names a file or folder which is not there; names are read later."""
     if model is not None:
         _check_model(model)
     kind, _, path = (data or "").partition(":")

@@ -16,7 +16,7 @@ import inspect
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from convwright.edits import Plan
@@ -292,6 +292,49 @@ class WrappedMethod(Method):
     def history(self) -> Sequence[Mapping[str, Any]]:
         """What it recorded of each step."""
         return self.method.history
+
+
+class RewritingMethod(WrappedMethod):
+    """A method whose candidates are carried out in another way than it asks for; the method itself does not know.
+
+    Final are all candidates of a batch with a baseline: no other candidate goes on from them.
+
+    Args:
+        method: The one inside.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method)
+        self._told: list[Evidence] = []  # as the run has it
+        self._final: set[int] = set()
+        self._rewritten: dict[int, tuple[Candidate, Candidate]] = {}  # as it is asked for, and as it is carried out
+
+    def rewritten(self, candidate: Candidate, final: bool) -> Candidate:
+        """Return what is carried out for a candidate; called once for each."""
+        raise NotImplementedError
+
+    def ask(self) -> tuple[Candidate, ...]:
+        """Return the method's next batch, rewritten."""
+        batch, first = self.method.ask(), len(self._told)
+        if any(candidate.role == "baseline" for candidate in batch):
+            # By number, since the rest of a batch that was cut by the time is asked for again by itself.
+            self._final.update(range(first, first + len(batch)))
+        for number, candidate in enumerate(batch, start=first):
+            if number not in self._rewritten:
+                proposed = candidate.role == "candidate"
+                carried_out = self.rewritten(candidate, number in self._final) if proposed else candidate
+                self._rewritten[number] = candidate, carried_out
+        return tuple(self._rewritten[number][1] for number in range(first, first + len(batch)))
+
+    def tell(self, evidence: Evidence) -> None:
+        """Pass it on as the answer to what the method asked for."""
+        self._told.append(evidence)
+        self.method.tell(replace(evidence, candidate=self._rewritten[evidence.trial][0]))
+
+    def best(self) -> Evidence | None:
+        """Return the method's best trial, as it was carried out."""
+        best = self.method.best()
+        return None if best is None else self._told[best.trial]
 
 
 class Maker(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 
 from convwright.errors import ConvwrightError, DataError
 from convwright.methods import METHODS, Candidate, Evidence, Method, method_named
-from convwright.methods.base import WrappedMethod
+from convwright.methods.base import RewritingMethod
 from convwright.runs.directory.files import read_json, write_json
 from convwright.runs.loop import Say
 from convwright.runs.time_budget import baseline_of
@@ -110,42 +110,12 @@ def proxied(
     return Proxied(method), proxy
 
 
-class Proxied(WrappedMethod):
-    """A method whose candidates are judged on a proxy of the data.
+class Proxied(RewritingMethod):
+    """A method whose candidates are judged on a proxy of the data, but for the final ones."""
 
-    The untouched network, and all that is asked for in one batch with it as a baseline, is trained and judged on all
-    data: these are the final trainings. The method itself does not know.
-
-    Args:
-        method: The method.
-    """
-
-    def __init__(self, method: Method) -> None:
-        super().__init__(method)
-        self._told: list[Evidence] = []  # as the run has it
-        self._whole: set[int] = set()
-
-    def ask(self) -> tuple[Candidate, ...]:
-        """Return the method's next batch, each candidate with what it is judged on."""
-        batch = self.method.ask()
-        first = len(self._told)
-        if any(candidate.role == "baseline" for candidate in batch):
-            # By number, since the rest of a batch that was cut by the time is asked for again by itself.
-            self._whole.update(range(first, first + len(batch)))
-        return tuple(
-            replace(c, images="proxy") if c.role == "candidate" and n not in self._whole else c
-            for n, c in enumerate(batch, start=first)
-        )
-
-    def tell(self, evidence: Evidence) -> None:
-        """Pass it on as the answer to what the method asked for."""
-        self._told.append(evidence)
-        self.method.tell(replace(evidence, candidate=replace(evidence.candidate, images="all")))
-
-    def best(self) -> Evidence | None:
-        """Return the method's best trial, with what it was judged on."""
-        best = self.method.best()
-        return None if best is None else self._told[best.trial]
+    def rewritten(self, candidate: Candidate, final: bool) -> Candidate:
+        """Return the candidate with what it is judged on."""
+        return candidate if final else replace(candidate, images="proxy")
 
 
 def whole_trainings(best: Evidence, found: Sequence[Evidence], epochs: int) -> tuple[Candidate, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,126 +87,98 @@ def by_class(part: str, names: Sequence[str], before: Metrics, after: Metrics) -
 # ------------------------------------------------------------------ warnings
 
 
+def training_warnings(content: Json) -> tuple[ResultWarning, ...]:
+    """Return the warnings of a ``training.json``."""
+    return tuple(_gap_warnings(content, len(content["history"]), content["recipe"]["batch_size"]))
+
+
 def _warnings(content: Json) -> Iterator[ResultWarning]:
-    collapse = _collapse(content)
-    if collapse is not None:
-        yield collapse
-    yield from _spoilt_weights(content)
-    gap, theirs = (_gap(content[side]) for side in ("result", "baseline"))
-    if gap > max(MOST_BELOW_TRAINING, theirs):
-        yield gap_warning(content["result"], int(_trial(content)["epochs"]), int(content["trained_with"]["batch_size"]))
+    trials = {trial["trial"]: trial for trial in content["trials"]}
+    last = trials[content["result"]["trial"]]
+    spoilt = tuple(_spoilt_weights(content))
+    collapse = tuple(_collapse(content, trials, bool(spoilt)))
+    yield from (*collapse, *spoilt)
+    batch, theirs = content["trained_with"]["batch_size"], _gap(content["baseline"])
+    yield from _gap_warnings(content["result"], last["epochs"], batch, max(MOST_BELOW_TRAINING, theirs))
     yield from _lost_classes(content, collapse)
 
 
-def _collapse(content: Json) -> ResultWarning | None:
-    """Return a warning of a result far below its baseline or near chance."""
+def _collapse(content: Json, trials: Mapping[int, Json], spoilt: bool) -> Iterator[ResultWarning]:
+    """Yield a warning of a result far below its baseline or near chance."""
     part, lost, chance = judged_part(content), points_lost(content), _chance(content)
     before, after = content["baseline"][part], content["result"][part]
     one, two = before["accuracy"], after["accuracy"]
     noise = 200 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5  # half of little is soon lost by chance
-    half = chance is not None and lost > max(noise, _points(one - chance) / 2)
-    near = chance is not None and lost > 0 and _near(two, chance)
-    if not (lost > MOST_LOST or half or near):
-        return None
-    chances = f", {'near' if near else 'where'} chance {'' if near else 'is '}{chance:.1%}" if near or half else ""
-    what = f"{part} accuracy is {two:.1%}, {lost:.1f} points below the baseline's {one:.1%}{chances}"
-    if chance is not None and _near(one, chance):
-        return ResultWarning(
-            what,
-            "the untouched network is near chance, too: the training has taught it little",
-            "more epochs, another learning rate, and a look at the labels",
-        )
-    return ResultWarning(what, *_cause(content))
+    half, near = lost > max(noise, _points(one - chance) / 2), lost > 0 and _near(two, chance)
+    if lost > MOST_LOST or half or near:
+        words = f", {'near' if near else 'where'} chance {'' if near else 'is '}{chance:.1%}" if near or half else ""
+        what = f"{part} accuracy is {two:.1%}, {lost:.1f} points below the baseline's {one:.1%}{words}"
+        untaught = "the untouched network is near chance, too: the training has taught it little"
+        remedy = "more epochs, another learning rate, and a look at the labels"
+        causes = (untaught, remedy) if _near(one, chance) else _cause(content, _epochs(content, trials), spoilt)
+        yield ResultWarning(what, *causes)
 
 
-def _cause(content: Json) -> tuple[str, str]:
+def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
     """Return why a result probably lost accuracy, and what to do."""
-    epochs = _epochs(content)
     share = content["result"]["costs"]["macs"] / max(1, content["baseline"]["costs"]["macs"])
-    longer = f"--tune-epochs {max(2 * int(content['tune_epochs']), _FEW_EPOCHS)}"
-    if any(_spoilt_weights(content)):
+    longer = f"train longer ({_longer(content)})"
+    if spoilt:
         return "the training spoils trained weights, see the next warning", "a smaller learning rate first"
     if epochs < _FEW_EPOCHS:
-        trained = f"only {epochs} epoch{'s' * (epochs != 1)} of training"
         what = f"a cut to {share:.0%} of the MACs" if share < 1 else "the change"
-        return f"{trained} after {what}", f"train longer ({longer})" + " or cut less (a looser budget)" * (share < 1)
+        said = f"only {epochs} epoch{'s' * (epochs != 1)} of training after {what}"
+        return said, longer + " or cut less (a looser budget)" * (share < 1)
     if share < 0.5:
-        return f"a strong cut, to {share:.0%} of the MACs", f"cut less (a looser budget), or train longer ({longer})"
-    return "no single one in the record", f"compare the training curves in the report, then train longer ({longer})"
+        return f"a strong cut, to {share:.0%} of the MACs", f"cut less (a looser budget), or {longer}"
+    return "no single one in the record", f"compare the training curves in the report, then {longer}"
 
 
 def _spoilt_weights(content: Json) -> Iterator[ResultWarning]:
     """Yield a warning where even the untouched network lost accuracy by the training: a comparison hides that."""
-    given = [t for t in content["trials"] if t["role"] == "base" and not t["epochs"] and t["score"] is not None]
-    if not given:
-        return
-    one, two = given[0]["score"], content["baseline"]["validation"]["accuracy"]
+    given = [
+        t["score"] for t in content["trials"] if t["role"] == "base" and not t["epochs"] and t["score"] is not None
+    ]
+    one, two = max(given, default=0.0), content["baseline"]["validation"]["accuracy"]
     if _points(one - two) > MOST_LOST:
         rate = float(content["baseline_trained_with"]["lr"])
-        yield ResultWarning(
-            f"the training lowers the untouched network, too: validation accuracy {one:.1%} before it, {two:.1%} after",
-            f"a learning rate (lr {rate:g}) too high for trained weights",
-            f"a recipe with lr {rate / 10:g}",
+        what = (
+            f"the training lowers the untouched network, too: validation accuracy {one:.1%} before it, {two:.1%} after"
         )
+        yield ResultWarning(what, f"a learning rate (lr {rate:g}) too high for trained weights", f"lr {rate / 10:g}")
 
 
-def gap_warning(side: Json, epochs: int, batch: int) -> ResultWarning:
-    """Return the warning of a network whose validation accuracy is far below its training accuracy.
-
-    Args:
-        side: With ``train`` (accuracy, samples) and ``validation``.
-        epochs: Of the training.
-        batch: Images per step.
-    """
+def _gap_warnings(side: Json, epochs: int, batch: int, most: float = MOST_BELOW_TRAINING) -> Iterator[ResultWarning]:
+    """Yield a warning where validation is so many points below training; `side` has ``train`` and ``validation``."""
+    gap = _gap(side)
+    if gap <= most:
+        return
     train, val = side["train"], side["validation"]
     steps = epochs * -(-train["samples"] // batch)
-    what = (
-        f"validation accuracy {val['accuracy']:.1%} is {_gap(side):.1f} points below the training accuracy "
-        f"{train['accuracy']:.1%}"
-    )
+    one, two = f"{val['accuracy']:.1%}", f"{train['accuracy']:.1%}"
+    what = f"validation accuracy {one} is {gap:.1f} points below the training accuracy {two}"
     if steps < _FEW_STEPS and epochs < _FEW_EPOCHS:
         cause = f"a training of {steps} steps: the running statistics of batch norm lag behind the weights"
-        return ResultWarning(what, cause, "train longer, or in smaller batches")
-    cause = f"over-fitting on {train['samples']:,} training images"
-    return ResultWarning(what, cause, "more images, stronger augmentation or weight decay, or fewer epochs")
+        yield ResultWarning(what, cause, "train longer, or in smaller batches")
+    else:
+        cause = f"over-fitting on {train['samples']:,} training images"
+        yield ResultWarning(what, cause, "more images, stronger augmentation or weight decay, or fewer epochs")
 
 
-def training_warnings(content: Json) -> tuple[ResultWarning, ...]:
-    """Return the warnings of one training.
-
-    Args:
-        content: With ``train``, ``validation``, ``history`` and ``recipe``.
-    """
-    if _gap(content) <= MOST_BELOW_TRAINING:
-        return ()
-    return (gap_warning(content, len(content["history"]), int(content["recipe"]["batch_size"])),)
-
-
-def _gap(side: Json) -> float:
-    """Return by how many points validation is below training; 0 where one is not known."""
-    if not side.get("train") or not side.get("validation"):
-        return 0.0
-    return _points(side["train"]["accuracy"] - side["validation"]["accuracy"])
-
-
-def _lost_classes(content: Json, collapse: ResultWarning | None) -> Iterator[ResultWarning]:
-    classes = content["classes"] or {"accuracies": ()}
-    rows = [row for row in classes["accuracies"] if row["images"] >= LEAST_IMAGES]
-    lost = [(row["class"], _points(row["baseline"] - row["result"])) for row in rows]
-    lost = [(name, points) for name, points in lost if points > MOST_LOST_OF_A_CLASS]
-    if not lost:
-        return
-    named = ", ".join(f"{name} ({points:.1f} points)" for name, points in lost[:_NAMED])
-    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
-    what = f"{len(lost)} class{'es lose' if len(lost) > 1 else ' loses'} more than 25 points: {named}{more}"
-    if collapse is not None:
-        yield ResultWarning(what, "that of the loss as a whole", collapse.remedy)
-        return
-    cause = (
-        f"the changed network tells other classes instead; all together change by {-points_lost(content):+.1f} points"
-    )
-    longer = f"--tune-epochs {2 * int(content['tune_epochs'])}"
-    yield ResultWarning(what, cause, f"train longer ({longer}), or with more images of these classes")
+def _lost_classes(content: Json, collapse: Sequence[ResultWarning]) -> Iterator[ResultWarning]:
+    rows = [(row["class"], _points(row["baseline"] - row["result"]), row["images"]) for row in _rows(content)]
+    lost = [
+        f"{name} ({points:.1f} points)"
+        for name, points, n in rows
+        if n >= LEAST_IMAGES and points > MOST_LOST_OF_A_CLASS
+    ]
+    if lost:
+        named = ", ".join(lost[:_NAMED]) + f" and {len(lost) - _NAMED} more" * (len(lost) > _NAMED)
+        what = f"{len(lost)} class{'es lose' if len(lost) > 1 else ' loses'} more than 25 points: {named}"
+        cause = f"other classes are told instead; all together change by {-points_lost(content):+.1f} points"
+        remedy = f"train longer ({_longer(content)}), or with more images of these classes"
+        whole = [("that of the loss as a whole", each.remedy) for each in collapse]
+        yield ResultWarning(what, *(whole or [(cause, remedy)])[0])
 
 
 # ------------------------------------------------------------------ facts
@@ -215,27 +188,34 @@ def _points(share: float) -> float:
     return round(100 * share, 6)
 
 
+def _gap(side: Json) -> float:
+    """Return by how many points validation is below training; 0 where one is not known."""
+    known = side.get("train") and side.get("validation")
+    return _points(side["train"]["accuracy"] - side["validation"]["accuracy"]) if known else 0.0
+
+
 def _near(accuracy: float, chance: float) -> bool:
     """Return whether an accuracy is at most twice chance, and at most a tenth of the way from it to 1."""
     return accuracy <= chance + min(chance, 0.1 * (1 - chance))
 
 
-def _chance(content: Json) -> float | None:
-    """Return the accuracy of always telling the most frequent class; None where the classes are not recorded."""
-    counts = [row["images"] for row in (content["classes"] or {"accuracies": ()})["accuracies"]]
-    return max(counts) / sum(counts) if len(counts) > 1 else None
+def _rows(content: Json) -> Sequence[Json]:
+    return (content["classes"] or {}).get("accuracies", ())
 
 
-def _trial(content: Json) -> Json:
-    number = content["result"]["trial"]
-    found: Json = next(t for t in content["trials"] if t["trial"] == number)
-    return found
+def _chance(content: Json) -> float:
+    """Return the accuracy of always telling the most frequent class; less than 0 where the classes are not recorded."""
+    counts = [row["images"] for row in _rows(content)]
+    return max(counts) / sum(counts) if len(counts) > 1 else -math.inf
 
 
-def _epochs(content: Json) -> int:
+def _longer(content: Json) -> str:
+    return f"--tune-epochs {max(2 * content['tune_epochs'], _FEW_EPOCHS)}"
+
+
+def _epochs(content: Json, trials: Mapping[int, Json]) -> int:
     """Return the epochs that the result was trained for since it was first changed."""
-    trials = {t["trial"]: t for t in content["trials"]}
-    at: Json | None = _trial(content)
+    at: Json | None = trials[content["result"]["trial"]]
     epochs = 0
     while at is not None and at["role"] == "candidate":
         epochs += at["epochs"]
