@@ -96,14 +96,14 @@ def _warnings(content: Json) -> Iterator[ResultWarning]:
     trials = {trial["trial"]: trial for trial in content["trials"]}
     last = trials[content["result"]["trial"]]
     spoilt = tuple(_spoilt_weights(content))
-    collapse = tuple(_collapse(content, trials, bool(spoilt)))
-    yield from (*collapse, *spoilt)
+    cause = _cause(content, _epochs(content, trials), bool(spoilt))
+    yield from (*_collapse(content, cause), *spoilt)
     batch, theirs = content["trained_with"]["batch_size"], _gap(content["baseline"])
     yield from _gap_warnings(content["result"], last["epochs"], batch, max(MOST_BELOW_TRAINING, theirs))
-    yield from _lost_classes(content, collapse)
+    yield from _lost_classes(content, cause)
 
 
-def _collapse(content: Json, trials: Mapping[int, Json], spoilt: bool) -> Iterator[ResultWarning]:
+def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
     """Yield a warning of a result far below its baseline or near chance."""
     part, lost, chance = judged_part(content), points_lost(content), _chance(content)
     before, after = content["baseline"][part], content["result"][part]
@@ -113,10 +113,10 @@ def _collapse(content: Json, trials: Mapping[int, Json], spoilt: bool) -> Iterat
     if lost > MOST_LOST or half or near:
         words = f", {'near' if near else 'where'} chance {'' if near else 'is '}{chance:.1%}" if near or half else ""
         what = f"{part} accuracy is {two:.1%}, {lost:.1f} points below the baseline's {one:.1%}{words}"
-        untaught = "the untouched network is near chance, too: the training has taught it little"
-        remedy = "more epochs, another learning rate, and a look at the labels"
-        causes = (untaught, remedy) if _near(one, chance) else _cause(content, _epochs(content, trials), spoilt)
-        yield ResultWarning(what, *causes)
+        if _near(one, chance):
+            untaught = "the untouched network is near chance, too: the training has taught it little"
+            cause = untaught, "more epochs, another learning rate, and a look at the labels"
+        yield ResultWarning(what, *cause)
 
 
 def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
@@ -124,7 +124,10 @@ def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
     share = content["result"]["costs"]["macs"] / max(1, content["baseline"]["costs"]["macs"])
     longer = f"train longer ({_longer(content)})"
     if spoilt:
-        return "the training spoils trained weights, see the next warning", "a smaller learning rate first"
+        return (
+            "the training spoils trained weights: it lowers the untouched network, too",
+            "a smaller learning rate first",
+        )
     if epochs < _FEW_EPOCHS:
         what = f"a cut to {share:.0%} of the MACs" if share < 1 else "the change"
         said = f"only {epochs} epoch{'s' * (epochs != 1)} of training after {what}"
@@ -158,27 +161,24 @@ def _gap_warnings(side: Json, epochs: int, batch: int, most: float = MOST_BELOW_
     one, two = f"{val['accuracy']:.1%}", f"{train['accuracy']:.1%}"
     what = f"validation accuracy {one} is {gap:.1f} points below the training accuracy {two}"
     if steps < _FEW_STEPS and epochs < _FEW_EPOCHS:
-        cause = f"a training of {steps} steps: the running statistics of batch norm lag behind the weights"
-        yield ResultWarning(what, cause, "train longer, or in smaller batches")
+        cause = f"a training of {steps} steps, in which running statistics lag, or validation images of another kind"
+        yield ResultWarning(what, cause, "train longer, and compare the images of both parts")
     else:
         cause = f"over-fitting on {train['samples']:,} training images"
         yield ResultWarning(what, cause, "more images, stronger augmentation or weight decay, or fewer epochs")
 
 
-def _lost_classes(content: Json, collapse: Sequence[ResultWarning]) -> Iterator[ResultWarning]:
-    rows = [(row["class"], _points(row["baseline"] - row["result"]), row["images"]) for row in _rows(content)]
-    lost = [
-        f"{name} ({points:.1f} points)"
-        for name, points, n in rows
-        if n >= LEAST_IMAGES and points > MOST_LOST_OF_A_CLASS
+def _lost_classes(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
+    rows = [
+        (row["class"], _points(row["baseline"] - row["result"]))
+        for row in _rows(content)
+        if row["images"] >= LEAST_IMAGES
     ]
+    lost = [f"{name} ({points:.1f} points)" for name, points in rows if points > MOST_LOST_OF_A_CLASS]
     if lost:
         named = ", ".join(lost[:_NAMED]) + f" and {len(lost) - _NAMED} more" * (len(lost) > _NAMED)
         what = f"{len(lost)} class{'es lose' if len(lost) > 1 else ' loses'} more than 25 points: {named}"
-        cause = f"other classes are told instead; all together change by {-points_lost(content):+.1f} points"
-        remedy = f"train longer ({_longer(content)}), or with more images of these classes"
-        whole = [("that of the loss as a whole", each.remedy) for each in collapse]
-        yield ResultWarning(what, *(whole or [(cause, remedy)])[0])
+        yield ResultWarning(f"{what}; all together {-points_lost(content):+.1f} points", *cause)
 
 
 # ------------------------------------------------------------------ facts
@@ -200,7 +200,8 @@ def _near(accuracy: float, chance: float) -> bool:
 
 
 def _rows(content: Json) -> Sequence[Json]:
-    return (content["classes"] or {}).get("accuracies", ())
+    rows: Sequence[Json] = content["classes"]["accuracies"] if content["classes"] else ()
+    return rows
 
 
 def _chance(content: Json) -> float:
