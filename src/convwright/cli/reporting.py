@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convwright.cli import leaving
+from convwright.cli import leaving, options
 from convwright.cli.printing import print_json
 from convwright.errors import ConvwrightError
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 def report(
     folder: Annotated[Path, typer.Argument(help="A run directory; the run may be unfinished.", metavar="DIR")],
     out: Annotated[Path | None, typer.Option(help="Where to write the page; default: DIR/report.html.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The untouched network, to draw that of an unfinished run; its code is run.")
+    ] = None,
+    storage: options.Storage = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print it as Markdown instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON document instead.")] = False,
 ) -> None:
@@ -28,7 +32,7 @@ def report(
         raise ConvwrightError("--markdown and --json exclude each other; give one of them")
     from convwright.report import report_of
 
-    found = report_of(folder)
+    found = report_of(folder, model=model, storage=storage)
     if as_json:
         return print_json(found.as_dict())
     if markdown:
