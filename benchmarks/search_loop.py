@@ -8,9 +8,9 @@ what is left is the loop: asking, entering a trial, recording its evidence, tell
 run directory. Then the directory is resumed, and every trial told again.
 
 Medians of the first and the last 20 trials, by the clock and by the processor's time of this process, which other work
-on the machine does not lengthen. Each storage is ``run.db`` in the directory, and with ``--postgresql`` a database there. Prints the rows and writes
-benchmarks/results/search_loop.json. Exit code 1 if a trial costs more than 0.1 s at the end, or more than twice what it
-costs at the beginning, or the resumption more than 10 s.
+on the machine does not lengthen. Each storage is ``run.db`` in the directory, and with ``--postgresql`` a database.
+Prints the rows and writes benchmarks/results/search_loop.json. Exit code 1 if a trial costs more than 0.1 s at the end,
+or more than twice what it costs at the beginning, or the resumption more than 10 s.
 """
 
 from __future__ import annotations
