@@ -349,7 +349,7 @@ def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[st
             raise RunError(f"{file}: missing from a finished run; {remedy}")
     try:
         load_weights(reshaped(arch, plan).model, folder / WEIGHTS)
-        same = Plan.load(folder / "plan.json").edits == plan.edits
+        same = Plan.load(folder / "plan.json").edits == Plan.from_json(plan.to_json()).edits  # lists for tuples
     except ConvwrightError as error:
         raise RunError(f"{str(error).rstrip('.')}; {remedy}") from error
     if not same:

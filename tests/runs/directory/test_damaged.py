@@ -239,31 +239,31 @@ def test_a_damaged_file_is_named_or_not_needed(run, file, damage, copied, capsys
 # ------------------------------------------------------------------ values of another kind
 
 
+READERS = {"run.json": ("report", "resume"), "networks.json": ("report",), "decisions.json": ("report",)}
+
+
 def _kinds():
-    for run, names in (
-        ("finished", ("run.json", "result.json", "networks.json", "plan.json")),
-        ("interrupted", ("run.json", "decisions.json")),
-    ):
-        for file in names:
-            values = json.loads((ASSETS / run / file).read_text())
-            yield from ((run, file, "", key) for key in values)
-            yield from ((run, file, "settings", key) for key in values.get("settings", ()))
+    files = [("finished", name) for name in ("run.json", "result.json", "networks.json", "plan.json")]
+    for run, file in [*files, ("interrupted", "decisions.json")]:
+        values = json.loads((ASSETS / run / file).read_text())
+        yield from ((run, file, "", key) for key in values)
+        yield from ((run, file, "settings", key) for key in values.get("settings", ()))
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(10)
 @pytest.mark.parametrize(("run", "file", "inside", "key"), list(_kinds()), ids=lambda value: value or "top")
-@pytest.mark.parametrize("value", [[["x"]], 7.5, True], ids=["list", "number", "true"])
-def test_a_value_of_another_kind_is_named_or_not_needed(run, file, inside, key, value, copied, capsys):
+def test_a_value_of_another_kind_is_named_or_not_needed(run, file, inside, key, copied, capsys):
     folder = copied(run)
     content = json.loads((folder / file).read_text())
-    (content[inside] if inside else content)[key] = value
+    values = content[inside] if inside else content
+    values[key] = 7.5 if isinstance(values[key], list) else [["x"]]
     (folder / file).write_text(json.dumps(content))
-    for words in commands(run).values():
-        code, _, err = called(capsys, words)
-        assert code in (0, 2, 130), err
+    for name in READERS.get(file, commands(run)):
+        code, _, err = called(capsys, commands(run)[name])
+        assert code in (0, 2), err
         if code == 2:
             assert [line for line in err if "error" in line] == err[-1:], err
-            assert file in err[-1] or f"{run}:" in err[-1], err[-1]
+            assert file in err[-1] or f"{run}: the run was started with {key}" in err[-1], err[-1]
 
 
 COLUMNS = [

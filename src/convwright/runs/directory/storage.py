@@ -54,7 +54,7 @@ class Storage:
             self.storage = stack.enter_context(_connected(url, self.named, called))
             with self.named():
                 self._lock = stack.enter_context(_owned(self.storage, name, called)) if shared else lambda: True
-            with self.named():
+            with self.named(), quiet():
                 import optuna
 
                 self.study = optuna.create_study(
@@ -153,7 +153,7 @@ def read_trials(folder: Path, where: Mapping[str, Any] | None, url: str | None =
     called, name = (check_url(url), str(where["study"])) if where else (str(file), NAME)
     remedy = "give the --storage of this run" if where else ANEW
     named = partial(_named, called, remedy, secrets_of(url))
-    with _connected(url, named, called, reading=True) as storage, named():
+    with _connected(url, named, called, reading=True) as storage, named(), quiet():
         study = storage.get_study_id_from_name(name)
         found = [dict(trial.user_attrs) for trial in _checked(storage.get_all_trials(study, deepcopy=False))]
     if not found and there(folder / "trials"):
@@ -214,8 +214,7 @@ def _named(called: str, remedy: str, secrets: tuple[str, ...]) -> Iterator[None]
 
     kinds = (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError, RuntimeError, AssertionError)
     try:
-        with _quiet():
-            yield
+        yield
     # What lies in a damaged database may be of any type.
     except (*kinds, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise _explained(error, called, remedy, secrets) from error
@@ -239,7 +238,7 @@ def _connected(
     elif reading:
         options["connect_args"] = {"options": "-c default_transaction_read_only=on"}
     try:
-        with named():
+        with named(), quiet():
             storage = optuna.storages.RDBStorage(url, engine_kwargs=options, skip_table_creation=reading)
     except ImportError as error:
         raise RunError(
@@ -319,7 +318,7 @@ def check_url(url: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Optuna's notices to itself: what is wrong is raised, too; its level is the user's afterwards."""
     logger = logging.getLogger("optuna")
     level = logger.level
