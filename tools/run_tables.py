@@ -44,6 +44,22 @@ def kills() -> str:
     return markdown(head, rows, right=(0, 1, 2, 3, 4)) + "\n\n" + provenance(data)
 
 
+@table("search-loop")
+def search_loop() -> str:
+    """Seconds per trial beside training, at the beginning and at the end of a long search."""
+    data = load("search_loop")
+    if not data:
+        return missing("search_loop")
+    times = ("first", "last", "cpu_first", "cpu_last")
+    rows = [
+        (r["storage"], *(f"{1e3 * r[name]:.0f} ms" for name in times), f"{r['resumed']:.1f} s") for r in data["rows"]
+    ]
+    trials, window = data["rows"][0]["trials"], data["window"]
+    words = f"{trials:,} trials, medians of the first and the last {window}, load {data['load'][0]:.1f}.\n\n"
+    head = ("storage", "a trial at first", "at the end", "processor at first", "at the end", "all resumed in")
+    return words + markdown(head, rows, right=(1, 2, 3, 4, 5)) + "\n\n" + provenance(data)
+
+
 @table("report")
 def report() -> str:
     """Size and times of the page of a large run."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from convwright.cli import options
 from convwright.cli.paths import refuse_missing
 from convwright.cli.printing import print_json
 
@@ -18,13 +19,14 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="The original network, where the run was made with one that has no name.")
     ] = None,
+    storage: options.Storage = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
     """Write a run's network as plain Python, ONNX, pt2 or safetensors, and check that it computes the same."""
     refuse_missing(model, folder=folder)
     from convwright.export import export_run
 
-    done = export_run(folder, to, out, model=model)
+    done = export_run(folder, to, out, model=model, storage=storage)
     if as_json:
         return print_json(done.as_dict())
     lines = [*done.files, f"largest difference to the network: {done.difference:.1e}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from convwright.errors import ConvwrightError
+from convwright.passwords import public_command, public_words
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 _CTRL_C = 130
@@ -24,13 +24,13 @@ class _InterruptedError(Exception):
 
 
 def say(text: str) -> None:
-    """Write one line for a person to standard error."""
-    _err.print(text)
+    """Write one line for a person to standard error, without passwords."""
+    _err.print(public_command(text))
 
 
 def command() -> str:
-    """Return this call as it was typed."""
-    return shlex.join(["convwright", *_arguments])
+    """Return this call as it was typed, without passwords."""
+    return public_words(["convwright", *_arguments])
 
 
 @contextmanager

@@ -33,6 +33,10 @@ Ray = Annotated[
     str | None,
     typer.Option(help="Trials on Ray: alone, it is started here; else a cluster's address.", metavar="[ADDRESS]"),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database with the trials; default: as recorded, without a password.", metavar="URL"),
+]
 CpusPerTrial = Annotated[float | None, typer.Option(help="With --ray; default: --threads.")]
 GpusPerTrial = Annotated[float, typer.Option(help="With --ray.")]
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from convwright.cli import leaving
+from convwright.passwords import public_command
 
 
 class Commands(TyperGroup):
@@ -18,7 +19,12 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         with leaving.resumable(None, ""):
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except Exception as error:  # typer tells which word it cannot use: that may be a URL
+                if isinstance(getattr(error, "message", None), str):
+                    error.message = public_command(error.message)  # type: ignore[attr-defined]
+                raise
 
 
 def show(*parts: object) -> None:

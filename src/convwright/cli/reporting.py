@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convwright.cli import leaving
+from convwright.cli import leaving, options
 from convwright.cli.paths import refuse_missing
 from convwright.cli.printing import print_json
 from convwright.errors import ConvwrightError
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 def report(
     folder: Annotated[Path, typer.Argument(help="A run directory; the run may be unfinished.", metavar="DIR")],
     out: Annotated[Path | None, typer.Option(help="Where to write the page; default: DIR/report.html.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The untouched network, to draw that of an unfinished run; its code is run.")
+    ] = None,
+    storage: options.Storage = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print it as Markdown instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON document instead.")] = False,
 ) -> None:
@@ -30,7 +34,7 @@ def report(
     refuse_missing(folder=folder)
     from convwright.report import report_of
 
-    found = report_of(folder)
+    found = report_of(folder, model=model, storage=storage)
     if as_json:
         return print_json(found.as_dict())
     if markdown:

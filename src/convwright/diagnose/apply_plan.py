@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from convwright.cost import count_by_torch, profile
 from convwright.edits import InexactEditWarning, Plan, Step, apply, preview
 from convwright.errors import EditError
 from convwright.runs.directory.files import load_weights, save_weights
+from convwright.runs.directory.result import load_result
 from convwright.runs.load import model_options, parse_input
 
 
@@ -98,15 +98,15 @@ def show(
 def _options(path: Path, plan: Plan, model: str, num_classes: int | None) -> dict[str, Any]:
     """Return what to create the network with: what was said, else what the plan or the result beside it says."""
     recorded = plan.options if model == plan.model else {}
-    classes = num_classes if num_classes is not None else recorded.get("num_classes", _recorded_classes(path, model))
+    classes = num_classes if num_classes is not None else recorded.get("num_classes")
+    if classes is None and "num_classes" not in recorded:
+        classes = _recorded_classes(path, model)
     channels = plan.input_shape[-3] if len(plan.input_shape) > 2 else 3
     return {**recorded, **model_options(model, channels, classes)}
 
 
 def _recorded_classes(plan: Path, model: str) -> int | None:
     """Return the classes that the result beside the plan was made with, if it is of the same network."""
-    try:
-        recorded = json.loads((plan.parent / "result.json").read_text(encoding="utf-8"))
-        return int(recorded["options"]["num_classes"]) if recorded["model"] == model else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    recorded = load_result(plan.parent) or {}
+    classes = recorded.get("options", {}).get("num_classes") if recorded.get("model") == model else None
+    return classes if isinstance(classes, int) else None

@@ -17,7 +17,16 @@ from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.equivalence import EXACT
 from convwright.edits.optimizer_state import optimizer_follows
-from convwright.edits.plan_file import called, edits_of, options_from, plain_options, shape_from, text_of, values_of
+from convwright.edits.plan_file import (
+    called,
+    check_head,
+    edits_of,
+    options_from,
+    plain_options,
+    shape_from,
+    text_of,
+    values_of,
+)
 from convwright.edits.replace import Replace
 from convwright.edits.summary import summary
 from convwright.edits.width import Width
@@ -95,15 +104,14 @@ class Plan:
         values = values_of(text, origin)
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise EditError(f"{origin} is not a convwright plan: it has no 'format': '{FORMAT}'.")
-        if values.get("version") != VERSION:
-            raise EditError(f"{origin} has version {values.get('version')}; this convwright reads version {VERSION}.")
         try:
+            check_head(values, VERSION, origin)
             return cls(
                 edits=edits_of(values["edits"], origin),
-                model=str(values["model"]),
+                model=values["model"],
                 input_shape=shape_from(values["input_shape"], origin),
-                params=int(values["params"]),
-                macs=int(values["macs"]),
+                params=values["params"],
+                macs=values["macs"],
                 options=options_from(values.get("options", {}), origin),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

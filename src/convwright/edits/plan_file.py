@@ -11,6 +11,7 @@ from typing import Any
 
 from convwright.edits.edit import EDITS, Edit, edit_from_dict
 from convwright.errors import EditError
+from convwright.strict_json import check_version, parse
 
 MOST_BYTES = 10_000_000
 _DEEPEST = 8  # lists in lists and objects in objects
@@ -18,6 +19,7 @@ _LARGEST = 10_000_000  # of any number within an edit
 _WIDEST_INPUT = 65_536
 _MOST_INPUT = 10**9  # values in one example input
 _LONGEST = 1_000  # characters of a name
+_NUMBER = "a whole number"
 # Options that load something: a plan says how a network is built, not where its weights come from.
 _LOADING = frozenset({
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
@@ -48,16 +50,12 @@ def values_of(text: str, origin: str) -> object:
     if len(text) > MOST_BYTES:
         raise EditError(f"{origin} is no plan: it has more than {MOST_BYTES:,} characters.")
     try:
-        values = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        values = parse(text)
+    except ValueError as error:
         raise EditError(f"{origin} is not JSON: {error}.") from error
     if _depth(values) > _DEEPEST:
         raise EditError(f"{origin} is damaged: its values are nested more than {_DEEPEST} deep.")
     return values
-
-
-def _no_number(text: str) -> object:
-    raise ValueError(f"{text} is no number")
 
 
 def _depth(values: object) -> int:
@@ -70,6 +68,21 @@ def _depth(values: object) -> int:
         level = [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
         depth += 1
     return depth
+
+
+def check_head(values: Mapping[str, Any], version: int, origin: str) -> None:
+    """Refuse a plan of another version, or one whose head holds values of another kind.
+
+    Raises:
+        EditError: Says which.
+    """
+    try:
+        check_version(values, version)
+    except ValueError as error:
+        raise EditError(f"{origin}: {error}.") from error
+    for name, what, kind in (("model", "a name", str), ("params", _NUMBER, int), ("macs", _NUMBER, int)):
+        if name in values and type(values[name]) is not kind:
+            raise EditError(f"{origin} is damaged: {name!r} must be {what}, not {_brief(values[name])}.")
 
 
 def edits_of(values: object, origin: str) -> tuple[Edit, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -16,7 +17,12 @@ __all__ = ["TARGETS", "ExportError", "Exportable", "Exported", "Program", "expor
 
 
 def export_run(
-    folder: str | Path, to: str, out: str | Path | None = None, *, model: nn.Module | str | None = None
+    folder: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    model: nn.Module | str | None = None,
+    storage: str | None = None,
 ) -> Exported:
     """Export the network of a run, and check that what was written computes the same.
 
@@ -26,6 +32,8 @@ def export_run(
         to: ``"python"``, ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
         out: Where to write; None: ``export/TARGET`` in the run directory.
         model: The original network, where the run cannot name it.
+        storage: URL of the database with the trials of an unfinished run; None: as the run recorded it, without a
+            password.
 
     Returns:
         The files, and the largest difference found.
@@ -35,7 +43,11 @@ def export_run(
         RunError: There is no run, or nothing trained in it.
     """
     write = target_named(to)
-    run = open_run(Path(folder), model)
+    run = open_run(Path(folder), model, storage)
     where = Path(out) if out is not None else Path(folder) / "export" / to
     refuse_file(where)
-    return write(run, where)
+    done = write(run, where)
+    if run.kind != "unfinished":
+        return done
+    note = f"the run is not finished: this is its trial {run.trial}, the most accurate so far, and no budget is proved"
+    return replace(done, notes=(note, *done.notes))

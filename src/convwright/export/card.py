@@ -10,6 +10,7 @@ from typing import Any
 from convwright.cost import profile
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, difference, target
+from convwright.passwords import public_command
 from convwright.runs.directory.files import save_weights, write_text
 from convwright.runs.directory.result import rows
 from convwright.tables import markdown_table
@@ -83,7 +84,7 @@ def _made(run: Exportable) -> str:
         if value is not None:
             lines.append(f"- {name.capitalize()}: {value}")
     if record.get("command"):
-        lines.append(f"- Command: `{record['command']}`")
+        lines.append(f"- Command: `{public_command(record['command'])}`")
     if run.plan.edits:
         lines += ["", "The edits:", "", "```", str(run.plan), "```"]
     if isinstance(recipe, Mapping):

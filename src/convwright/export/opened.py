@@ -12,12 +12,11 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.edits import InexactEditWarning, Plan, apply
-from convwright.errors import ConvwrightError, RunError
-from convwright.methods import Candidate
-from convwright.runs.directory.files import load_weights, read_json
+from convwright.errors import RunError
+from convwright.report.recorded import recorded_trials
+from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.result import load_result
-from convwright.runs.directory.study import FORMAT as RUN
-from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.directory.study import WEIGHTS, read_settings
 from convwright.runs.train import FORMAT as TRAINING
 
 
@@ -50,13 +49,15 @@ class Exportable:
         return f"{self.plan.model}{changed}"
 
 
-def open_run(folder: Path, model: nn.Module | str | None = None) -> Exportable:
+def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | None = None) -> Exportable:
     """Build the network of a run directory.
 
     Args:
         folder: of `optimize` or `train`. Of an unfinished search, the trained trial of the highest validation
             accuracy is taken.
         model: the original network; None: the one that the run names.
+        storage: URL of the database with the trials of an unfinished run; None: as the run recorded it, without a
+            password.
 
     Raises:
         RunError: there is no run, or nothing trained in it yet; or the weights do not fit.
@@ -69,19 +70,19 @@ def open_run(folder: Path, model: nn.Module | str | None = None) -> Exportable:
     if result is not None:
         plan = Plan.load(folder / "plan.json")
         return Exportable(_built(plan, folder / WEIGHTS, result, model), plan, folder, result)
-    if (folder / "training.json").is_file():
+    if there(folder / "training.json"):
         record = read_json(folder / "training.json", TRAINING)
         plan = _plan_of_training(folder, record, model)
         return Exportable(_built(plan, folder / WEIGHTS, record, model), plan, folder, record, "training")
-    if (folder / "run.json").is_file():
-        return _unfinished(folder, model)
+    if there(folder / "run.json"):
+        return _unfinished(folder, model, storage)
     if any(folder.glob("checkpoint*")):
         raise RunError(f"{folder}: the training is not finished; continue it with `convwright train --resume`")
     raise RunError(f"{folder}: holds no run (no result.json, training.json or run.json); give a run directory")
 
 
 def _plan_of_training(folder: Path, record: Mapping[str, Any], model: nn.Module | str | None) -> Plan:
-    if (folder / "plan.json").is_file():
+    if there(folder / "plan.json"):
         return Plan.load(folder / "plan.json")
     from convwright.architecture import read
 
@@ -111,38 +112,16 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
 # ------------------------------------------------------------------ a run without a result
 
 
-def _unfinished(folder: Path, model: nn.Module | str | None) -> Exportable:
-    settings = read_json(folder / "run.json", RUN).get("settings", {})
-    best: tuple[float, int, Plan] | None = None
-    for number, attributes in _trials(folder):
-        evidence, candidate = attributes.get("evidence"), attributes.get("candidate")
-        score = evidence.get("score") if isinstance(evidence, dict) else None
-        weights = folder / "trials" / f"{number:04d}" / WEIGHTS
-        if score is None or candidate is None or not weights.is_file():
-            continue
-        if best is None or score > best[0]:
-            best = (float(score), number, Candidate.from_dict(candidate).plan)
-    if best is None:
+def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None) -> Exportable:
+    run = read_settings(folder)
+    known = [t.evidence for t in recorded_trials(folder, run, storage) if t.evidence is not None and t.evidence.usable]
+    trained = [e for e in known if _weights(folder, e.trial).is_file()]
+    if not trained:
         raise RunError(f"{folder}: unfinished, and no trial has weights yet; continue it with --resume")
-    score, number, plan = best
-    arch = _built(plan, folder / "trials" / f"{number:04d}" / WEIGHTS, settings, model)
-    return Exportable(arch, plan, folder, settings, "unfinished", number, score)
+    best = max(trained, key=lambda e: e.score)
+    arch = _built(best.candidate.plan, _weights(folder, best.trial), run["settings"], model)
+    return Exportable(arch, best.candidate.plan, folder, run["settings"], "unfinished", best.trial, best.score)
 
 
-def _trials(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return number and attributes of the trials of a run, read without taking the directory."""
-    import optuna
-
-    content = read_json(folder / "run.json", RUN)
-    where = content.get("storage")
-    if where is None and not (folder / "run.db").is_file():
-        raise RunError(f"{folder}: run.db is missing; the run is damaged, start anew in another folder")
-    try:
-        url = str(where["url"]) if where else f"sqlite:///{(folder / 'run.db').resolve()}"
-        study = optuna.load_study(study_name=str(where["study"]) if where else "run", storage=url)
-        return [(trial.number, dict(trial.user_attrs)) for trial in study.get_trials(deepcopy=False)]
-    except (ConvwrightError, KeyError):
-        raise
-    except Exception as error:  # whatever optuna, the database or its driver raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{folder}: the record of the trials cannot be read ({reason})") from error
+def _weights(folder: Path, trial: int) -> Path:
+    return folder / "trials" / f"{trial:04d}" / WEIGHTS

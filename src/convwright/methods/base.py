@@ -105,7 +105,12 @@ class Candidate:
             RunError: It is damaged.
         """
         try:
-            for name, known in (("weights", get_args(Weights)), ("images", get_args(JudgedOn))):
+            _check_kinds(values, _OF_CANDIDATE)
+            for name, known in (
+                ("weights", get_args(Weights)),
+                ("images", get_args(JudgedOn)),
+                ("role", get_args(Role)),
+            ):
                 if values.get(name, known[0]) not in known:
                     raise RunError(f"a recorded candidate is damaged ({name} {values[name]!r})")
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
@@ -160,12 +165,31 @@ class Evidence:
             RunError: It is damaged.
         """
         try:
+            _check_kinds(values, _OF_EVIDENCE)
+            _check_kinds(values["costs"], dict.fromkeys(values["costs"], _NUMBER))
             if values["status"] not in get_args(Status):
                 raise RunError(f"a recorded result is damaged (status {values['status']!r})")
             score = float("nan") if values["score"] is None else float(values["score"])
             return cls(**{**values, "score": score}, candidate=candidate)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"a recorded result is damaged ({error})") from error
+
+
+_NUMBER, _NONE = (int, float), type(None)
+_OF_CANDIDATE: dict[str, tuple[type, ...]] = {
+    "plan": (str,), "parent": (int, _NONE), "epochs": (int,), "seed": (int,), "stop": (dict, _NONE), "probes": (list,),
+    "recipe": (dict,),
+}  # fmt: skip
+_OF_EVIDENCE: dict[str, tuple[type, ...]] = {
+    "trial": (int,), "score": (*_NUMBER, _NONE), "stderr": _NUMBER, "costs": (dict,), "probes": (dict,),
+    "status": (str,), "seconds": _NUMBER, "message": (str,),
+}  # fmt: skip
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    for name, known in kinds.items():
+        if name in values and (not isinstance(values[name], known) or isinstance(values[name], bool)):
+            raise TypeError(f"{name} is {type(values[name]).__name__}")
 
 
 @dataclass(frozen=True)

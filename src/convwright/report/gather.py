@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from convwright.architecture import read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of, human
 from convwright.edits import Plan
+from convwright.edits.plan_file import plain_options
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Evidence
+from convwright.passwords import public_command
 from convwright.report.changes import compared_networks
 from convwright.report.content import ClassAccuracy, Compared, Curve, Decision, Fact, Limit, Networks
 from convwright.report.observed import conflicts, quality, widths
@@ -32,11 +35,14 @@ _NAMES = {
 }
 
 
-def report_of(folder: str | Path) -> Report:
-    """Make the report of a run directory; nothing in it is changed.
+def report_of(folder: str | Path, *, model: str | None = None, storage: str | None = None) -> Report:
+    """Make the report of a run directory; nothing in it is changed, and no code that it names is run.
 
     Args:
         folder: Of an ``optimize``, finished or not, or of a ``train``.
+        model: The untouched network, as for `read`, where it is to be built anew to draw it; None: only a network of a
+            library is, by the name that the run recorded.
+        storage: URL of the database with the trials; None: as the run recorded it, without a password.
 
     Returns:
         The report; ``finished`` says whether the run is.
@@ -44,9 +50,9 @@ def report_of(folder: str | Path) -> Report:
     Raises:
         RunError: It is no run directory, or a file in it is damaged; names the file.
     """
-    recorded = read_run(folder)
+    recorded = read_run(folder, storage)
     try:
-        return _optimized(recorded) if recorded.kind == "optimize" else _trained(recorded)
+        return _optimized(recorded, model) if recorded.kind == "optimize" else _trained(recorded, model)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise RunError(
             f"{recorded.folder}: damaged, its record cannot be understood ({type(error).__name__}: {error}); "
@@ -57,13 +63,13 @@ def report_of(folder: str | Path) -> Report:
 # ------------------------------------------------------------------ optimize
 
 
-def _optimized(recorded: Recorded) -> Report:
+def _optimized(recorded: Recorded, model: str | None) -> Report:
     settings, result = recorded.run["settings"], recorded.result
     limited = costs_limited(settings)
     chosen = result["result"]["trial"] if result is not None else None
     trials = described(recorded, limited, chosen)
     best = None if result is not None else leading(recorded.trials, settings.get("limits", {}))
-    found, why = _networks(recorded, best)
+    found, why = _networks(recorded, best, model)
     shown_conflicts, shown_quality = conflicts(recorded.trials), quality(recorded.trials)
     shown_widths, curves = widths(recorded.trials, found), _curves(recorded, result)
     decisions = _decisions(recorded.decided)
@@ -229,7 +235,7 @@ def _deviation(result: Json | None) -> str:
 # ------------------------------------------------------------------ networks
 
 
-def _networks(recorded: Recorded, best: Evidence | None) -> tuple[Networks | None, str]:
+def _networks(recorded: Recorded, best: Evidence | None, model: str | None) -> tuple[Networks | None, str]:
     """Return both networks, or why they cannot be shown."""
     if recorded.networks is not None:
         return compared_networks(recorded.networks, recorded.folder / NETWORKS), ""
@@ -237,8 +243,10 @@ def _networks(recorded: Recorded, best: Evidence | None) -> tuple[Networks | Non
     plan = plan if plan is not None else next((t.candidate.plan for t in recorded.trials), None)
     if plan is None:
         return None, "There is no trial yet, so there is no network to show."
+    if (named := _trusted(plan.model, model)) is None:
+        return None, _not_imported(plan.model, "networks are")
     try:
-        content = _rebuilt(plan)
+        content = _rebuilt(plan, named)
     except (ConvwrightError, OSError, ImportError, TypeError) as error:
         return None, f"The networks are not recorded yet, and cannot be built anew here ({error})."
     if content is None:
@@ -246,11 +254,23 @@ def _networks(recorded: Recorded, best: Evidence | None) -> tuple[Networks | Non
     return compared_networks(content, recorded.folder), ""
 
 
-def _rebuilt(plan: Plan) -> dict[str, Any] | None:
+def _trusted(recorded: str, model: str | None) -> str | None:
+    """Return the name to build a network by: the user's, or a recorded one of a library; never a recorded file."""
+    return model or (recorded if re.fullmatch(r"(zoo|timm|torchvision):[\w.+-]+", recorded) else None)
+
+
+def _not_imported(recorded: str, what: str) -> str:
+    return (
+        f"The {what} not recorded, and a report runs no code that a run directory names ({recorded}): give the "
+        "original network with --model to draw it."
+    )
+
+
+def _rebuilt(plan: Plan, named: str) -> dict[str, Any] | None:
     """Build the networks of a plan by name; None where what that name means now is another network."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = read(plan.model, plan.input_shape, **plan.options)
+        before = read(named, plan.input_shape, **plan.options)
         costs = profile(before)
         if (costs.macs, costs.params) != (plan.macs, plan.params):
             return None
@@ -299,7 +319,7 @@ def _plain(value: Any) -> str:
 def _provenance(recorded: Recorded) -> Iterator[Fact]:
     content = recorded.result or recorded.run
     if content.get("command"):
-        yield Fact("command", str(content["command"]))
+        yield Fact("command", public_command(content["command"]))
     if isinstance(content.get("seconds"), Mapping):
         yield Fact("seconds", fastest(content["seconds"]))
     elif content.get("seconds"):
@@ -317,7 +337,7 @@ def _provenance(recorded: Recorded) -> Iterator[Fact]:
 # ------------------------------------------------------------------ train
 
 
-def _trained(recorded: Recorded) -> Report:
+def _trained(recorded: Recorded, model: str | None) -> Report:
     epochs = recorded.histories.get(-1, ())
     curves = (_curve("training", epochs),) if epochs else ()
     content = recorded.result
@@ -325,7 +345,7 @@ def _trained(recorded: Recorded) -> Report:
         said = f"Unfinished: {len(epochs)} epoch{'s' * (len(epochs) != 1)} trained. Continue with --resume."
         missing = {"networks": "What is trained is recorded when the training ends."}
         return Report("training", recorded.folder, False, said, (), curves=curves, missing=missing)
-    found, why = _trained_network(recorded, content)
+    found, why = _trained_network(recorded, content, model)
     recipe = content["recipe"]
     facts = [Fact("network", content["model"]), Fact("data", content["data"])]
     facts += [Fact("epochs", str(len(epochs))), Fact("seed", str(recipe.get("seed", 0)))]
@@ -357,15 +377,17 @@ def _values(content: Json) -> Iterator[Compared]:
         yield Compared(_NAMES[metric], "", f"{content[metric]:,}", "")
 
 
-def _trained_network(recorded: Recorded, content: Json) -> tuple[Networks | None, str]:
+def _trained_network(recorded: Recorded, content: Json, model: str | None) -> tuple[Networks | None, str]:
     """Read the network by its name, if that still is the network that was trained."""
-    if ":" not in str(content["model"]):
+    if model is None and ":" not in content["model"]:
         return None, f"The network {content['model']} has no name to build it by."
+    if (named := _trusted(content["model"], model)) is None:
+        return None, _not_imported(content["model"], "layers are")
     try:
         if recorded.plan is not None:
-            rebuilt = _rebuilt(recorded.plan)
+            rebuilt = _rebuilt(recorded.plan, named)
         else:
-            arch = read(content["model"], **content.get("options", {}))
+            arch = read(named, **plain_options(content.get("options", {})))
             costs = costs_of(profile(arch))
             same = all(costs[metric] == content[metric] for metric in ("macs", "params"))
             rebuilt = networks_of(arch, None) if same else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +10,16 @@ from typing import Any
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
-from convwright.runs.directory.files import read_json
+from convwright.passwords import public_url
+from convwright.runs.directory.files import read_json, there
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import FORMAT as NETWORKS_FORMAT
-from convwright.runs.directory.result import FORMAT as RESULT
-from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT
-from convwright.runs.directory.study import FORMAT as RUN
+from convwright.runs.directory.result import load_result
+from convwright.runs.directory.storage import read_trials
+from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT, read_settings
 from convwright.runs.evaluate import HISTORY
 from convwright.runs.train import FORMAT as TRAINING
+from convwright.strict_json import parse
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
 from convwright.training.outcome import EpochRecord
@@ -63,11 +63,12 @@ class Recorded:
     histories: Mapping[int, tuple[Json, ...]] = field(default_factory=dict)
 
 
-def read_run(folder: str | Path) -> Recorded:
+def read_run(folder: str | Path, storage: str | None = None) -> Recorded:
     """Read a run directory.
 
     Args:
         folder: Of an ``optimize``, finished or not, or of a ``train``.
+        storage: URL of the database with its trials; None: as the run recorded it, without a password.
 
     Raises:
         RunError: It is no run directory, or a file in it is damaged; names the file.
@@ -75,23 +76,22 @@ def read_run(folder: str | Path) -> Recorded:
     path = Path(folder)
     if not path.is_dir():
         raise RunError(f"{path}: no such folder; give the run directory of an `optimize` or a `train`")
-    if (path / "run.json").is_file():
-        return _optimize(path)
-    if (path / "training.json").is_file() or (path / CHECKPOINT).is_file():
+    if there(path / "run.json"):
+        return _optimize(path, storage)
+    if there(path / "training.json") or there(path / CHECKPOINT):
         return _training(path)
     raise RunError(f"{path}: holds no run (neither run.json nor training.json); give the folder that --out named")
 
 
-def _optimize(folder: Path) -> Recorded:
-    run = read_json(folder / "run.json", RUN)
-    if not isinstance(run.get("settings"), dict):
-        raise RunError(f"{folder / 'run.json'}: damaged, it has no settings; start anew in another folder")
-    result = _result(folder / "result.json") if (folder / "result.json").is_file() else None
-    trials = _trials(folder / "run.db")
-    if result is not None and len(trials) != len(result["trials"]):
+def _optimize(folder: Path, storage: str | None) -> Recorded:
+    run = read_settings(folder)
+    result = load_result(folder)
+    trials = recorded_trials(folder, run, storage)
+    if result is not None and len(trials) != len(result.get("trials", ())):
+        where = public_url(run["storage"]["url"]) if run.get("storage") else folder / "run.db"
         raise RunError(
-            f"{folder / 'run.db'}: damaged, it has {len(trials)} trials and result.json has {len(result['trials'])}; "
-            "start anew in another folder"
+            f"{where}: damaged, it has {len(trials)} trials and {folder / 'result.json'} has "
+            f"{len(result.get('trials', ()))}; start anew in another folder"
         )
     return Recorded(
         folder,
@@ -106,21 +106,12 @@ def _optimize(folder: Path) -> Recorded:
     )
 
 
-def _result(path: Path) -> Json:
-    found = read_json(path, RESULT)
-    needed = ("baseline", "result", "trials", "budget_met", "limits")
-    lacking = [name for name in needed if not isinstance(found.get(name), dict | list)]
-    if lacking:
-        raise RunError(f"{path}: damaged, it has no {lacking[0]}; start anew in another folder")
-    return found
-
-
 def _json_if_there(path: Path, what: str) -> Json | None:
-    return read_json(path, what) if path.is_file() else None
+    return read_json(path, what) if there(path) else None
 
 
 def _plan(path: Path) -> Plan | None:
-    if not path.is_file():
+    if not there(path):
         return None
     try:
         return Plan.load(path)
@@ -131,42 +122,28 @@ def _plan(path: Path) -> Plan | None:
 # ------------------------------------------------------------------ trials
 
 
-def _trials(path: Path) -> tuple[RecordedTrial, ...]:
-    """Return the trials of a storage that is only read."""
-    if not path.is_file():
-        if (path.parent / "trials").is_dir():
-            raise RunError(f"{path}: missing; start anew in another folder")
-        return ()  # stopped before its first trial
+def recorded_trials(folder: Path, run: Json, storage: str | None = None) -> tuple[RecordedTrial, ...]:
+    """Return the trials of a storage that is only read.
+
+    Args:
+        folder: The run directory.
+        run: The content of its ``run.json``.
+        storage: As for `read_run`.
+    """
+    where = run.get("storage")
     found = []
-    for number, attributes in enumerate(_attributes(path)):
-        if "candidate" in attributes:  # else it was killed between two writes
+    for number, attributes in enumerate(read_trials(folder, where, storage)):
+        if "candidate" not in attributes:  # it was killed between two writes
+            continue
+        try:
             candidate = Candidate.from_dict(attributes["candidate"])
             told = attributes.get("evidence")
             evidence = None if told is None else Evidence.from_dict(told, candidate)
-            found.append(RecordedTrial(number, candidate, evidence))
+        except RunError as error:
+            called = public_url(where["url"]) if where else folder / "run.db"
+            raise RunError(f"{called}: damaged, trial {number}: {error}; start anew in another folder") from error
+        found.append(RecordedTrial(number, candidate, evidence))
     return tuple(found)
-
-
-def _attributes(path: Path) -> list[dict[str, Any]]:
-    """Return the user attributes of Optuna's trials, in order; the file is opened for reading only."""
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    address = f"{path.resolve().as_uri()}?mode=ro"
-    engine: dict[str, Any] = {"creator": lambda: sqlite3.connect(address, uri=True, timeout=10)}
-    storage = None
-    try:
-        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=engine)
-        studies = storage.get_all_studies()
-        trials = storage.get_all_trials(studies[0]._study_id, deepcopy=False) if studies else []
-        return [dict(trial.user_attrs) for trial in trials]
-    except (SQLAlchemyError, sqlite3.Error, RuntimeError, AssertionError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path}: damaged ({reason}); start anew in another folder") from error
-    finally:
-        if storage is not None:
-            storage.remove_session()
-            storage.engine.dispose()
 
 
 # ------------------------------------------------------------------ epochs
@@ -176,18 +153,21 @@ def _history(folder: Path, number: int) -> tuple[Json, ...]:
     """Return the epochs of a trial; of an unfinished one, those of its checkpoint."""
     trial = folder / "trials" / f"{number:04d}"
     path = trial / HISTORY
-    return _epochs(path) if path.is_file() else _checkpoint(trial)
+    return _epochs(path) if there(path) else _checkpoint(trial)
 
 
 def _epochs(path: Path) -> tuple[Json, ...]:
     try:
-        return tuple(_epoch(each) for each in json.loads(path.read_text(encoding="utf-8")))
+        return tuple(_epoch(each) for each in parse(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: damaged, it holds no epochs; remove it, and its curve is left out") from error
 
 
 def _epoch(values: Json) -> Json:
-    return {name: values[name] for name in ("train_loss", "train_acc", "val_loss", "val_acc", "seconds")}
+    found = {name: values[name] for name in ("train_loss", "train_acc", "val_loss", "val_acc", "seconds")}
+    if not all(value is None or type(value) in (int, float) for value in found.values()):
+        raise TypeError("what stands there is no number")
+    return found
 
 
 def _checkpoint(folder: Path) -> tuple[Json, ...]:
@@ -202,7 +182,7 @@ def _checkpoint(folder: Path) -> tuple[Json, ...]:
 
 def _training(folder: Path) -> Recorded:
     path = folder / "training.json"
-    if not path.is_file():
+    if not there(path):
         return Recorded(folder, "train", {}, None, histories={-1: _checkpoint(folder)})
     found = read_json(path, TRAINING)
     lacking = [name for name in ("model", "data", "recipe", "history") if name not in found]

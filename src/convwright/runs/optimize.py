@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,24 +15,24 @@ from typing_extensions import Unpack
 from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
-from convwright.edits import check_execution
-from convwright.errors import RunError, did_you_mean
+from convwright.edits import Plan, check_execution
+from convwright.errors import ConvwrightError, RunError, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
 from convwright.runs.config import OptimizeOptions, RunConfig, documented, terms_of
-from convwright.runs.directory.files import load_weights, read_json, save_weights, write_json, write_text
+from convwright.runs.directory.files import load_weights, save_weights, there, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.result import FORMAT, Result, load_result
-from convwright.runs.directory.study import FORMAT as RUN
-from convwright.runs.directory.study import WEIGHTS, Study, check_folder
+from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
 from convwright.runs.evaluate import (
     Evaluator,
     changed_recipe,
     image_size,
     leave_out_known_techniques,
     precision_and_layout,
+    reshaped,
     settled_recipe,
 )
 from convwright.runs.executors import Completed, Executor, threads_of
@@ -204,10 +204,8 @@ class _Job:
             RunError: A resumed run was calibrated for another limit on latency.
         """
         folder = self.config.folder
-        settings = read_json(folder / "run.json", RUN).get("settings") if self.config.resume else None
         now = list(self.config.budgets)
-        recorded = settings.get("budget") if isinstance(settings, dict) else None
-        before = recorded if isinstance(recorded, list) else now
+        before = read_settings(folder)["settings"].get("budget", now) if self.config.resume else now
         if before != now and (self.terms.measures or terms_of(before).measures):
             raise RunError(
                 f"{folder}: a budget on latency cannot be changed when a run is resumed (it was {', '.join(before)}); "
@@ -254,8 +252,10 @@ class _Job:
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
         """Return what evaluates candidates, from the weights that the run started with."""
         initial = study.folder / INITIAL
-        if initial.is_file():
+        if there(initial):
             load_weights(loaded.arch.model, initial)
+        elif there(study.folder / "trials"):
+            raise RunError(f"{initial}: missing, the run started from these weights; start anew in another folder")
         else:
             save_weights(loaded.arch.model, initial)
         if self.latency is not None:
@@ -281,6 +281,8 @@ class _Job:
     def finish(self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
         """Return the result; a finished run is proved again only where it was too slow when it was measured."""
         content = load_result(study.folder)
+        if content is not None:
+            check_files(evaluator.arch, outcome.best.candidate.plan, study.folder, content)
         if content is None or not all(values["met"] for values in content["budget_met"].values()):
             content = self.proved(outcome, evaluator, study, limits, content)
         return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content)
@@ -363,8 +365,28 @@ class _Job:
             "seconds": {**self.seconds, **spent},
             "versions": versions(),
             "machine": machine(),
-            "command": self.config.command,
+            "command": study.command,
         }
+
+
+def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[str, Any]) -> None:
+    """See whether plan and weights of a finished run are there, and are those of its result.
+
+    Raises:
+        ConvwrightError: One is missing or damaged; names it.
+    """
+    remedy = f"remove {folder / 'result.json'}, and --resume writes the result again from the weights of its trials"
+    folders = [folder, *(folder / entry["folder"] for entry in result.get("front", ()) if "folder" in entry)]
+    for file in (each / name for each in folders for name in ("plan.json", WEIGHTS)):
+        if not file.is_file():
+            raise RunError(f"{file}: missing from a finished run; {remedy}")
+    try:
+        load_weights(reshaped(arch, plan).model, folder / WEIGHTS)
+        same = Plan.load(folder / "plan.json").edits == Plan.from_json(plan.to_json()).edits  # lists for tuples
+    except ConvwrightError as error:
+        raise RunError(f"{str(error).rstrip('.')}; {remedy}") from error
+    if not same:
+        raise RunError(f"{folder / 'plan.json'}: another plan than that of the result; {remedy}")
 
 
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from convwright.errors import ConvwrightError, RunError
@@ -62,8 +63,8 @@ class TimeBudget:
             return 0
         if not any(e.usable and e.candidate.epochs for e in found):
             return min(1, len(batch))
-        counts = range(len(batch), 0, -1)
-        return next((count for count in counts if spent + _needed(found, batch[:count]) <= self.seconds), 0)
+        epoch = _epoch(found)
+        return sum(spent + epoch * epochs <= self.seconds for epochs in accumulate(c.epochs for c in batch))
 
     def ended(self, found: Sequence[Evidence], batch: Sequence[Candidate]) -> str:
         """Return the sentence that tells why no candidate of a batch is begun."""
@@ -104,11 +105,16 @@ def _spent(found: Sequence[Evidence]) -> float:
     return sum(evidence.seconds for evidence in found)
 
 
-def _needed(found: Sequence[Evidence], batch: Sequence[Candidate]) -> float:
-    """Return the seconds that a batch would take by the mean epoch so far."""
+def _epoch(found: Sequence[Evidence]) -> float:
+    """Return the seconds of the mean epoch so far; 0 where there was none."""
     trained = [e for e in found if e.usable and e.candidate.epochs]
     epochs = sum(e.candidate.epochs for e in trained)
-    return _spent(trained) / epochs * sum(c.epochs for c in batch) if epochs else 0.0
+    return _spent(trained) / epochs if epochs else 0.0
+
+
+def _needed(found: Sequence[Evidence], batch: Sequence[Candidate]) -> float:
+    """Return the seconds that a batch would take by the mean epoch so far."""
+    return _epoch(found) * sum(c.epochs for c in batch)
 
 
 def length(seconds: float) -> str:

@@ -166,8 +166,10 @@ def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path):
             found = worker(study, done)(number, candidate, parents)
             if number != 1:
                 return found
-            with study.storage.engine.connect() as connection:  # SQLite then says what it says on a full disk
-                connection.exec_driver_sql("PRAGMA max_page_count = 1")
+            connect = study.storage.engine.connect
+            with connect() as one, connect() as other:  # the pool's two; SQLite then says what it says on a full disk
+                one.exec_driver_sql("PRAGMA max_page_count = 1")
+                other.exec_driver_sql("PRAGMA max_page_count = 1")
             return Evidence(candidate, number, 0.1, 0.0, {}, probes={"x": [0.5] * 50_000})
 
         with pytest.raises(RunError, match=r"cannot be written .*full.*--resume"):

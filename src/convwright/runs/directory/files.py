@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,31 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from convwright.errors import RunError
+from convwright.strict_json import check_version, parse
 
 LOCK = ".lock"
+# What the names at the top of our JSON files, and in the settings of a run, hold.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "data", "method", "architecture", "command", "time"), (str,)),
+    **dict.fromkeys(("budget", "objective", "courses", "trials", "decisions", "log", "front", "history"), (list,)),
+    **dict.fromkeys(("options", "limits", "recipe", "method_options", "settings", "settled", "storage"), (dict,)),
+    **dict.fromkeys(("versions", "machine", "budget_met", "trained_with", "baseline_trained_with"), (dict,)),
+    **dict.fromkeys(("baseline", "result"), (dict,)),
+    **dict.fromkeys(("epochs", "tune_epochs", "divisor", "seed", "judgement", "macs", "params"), (int,)),
+    **dict.fromkeys(("before", "after", "test", "validation"), (dict, type(None))),
+    "weights": (str, type(None)),
+    "seconds": (dict, int, float),
+    "input_shape": (list, type(None)),
+}
+_FORMATS = tuple(f"convwright {name}" for name in ("run", "result", "training", "networks", "decisions"))
+_WORDS = {
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    int: "a whole number",
+    type(None): "null",
+    float: "a number",
+}
 
 
 def refuse_file(folder: Path) -> None:
@@ -68,7 +91,10 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # by the umask; safetensors would make it readable by its owner alone
+        mode = temporary.stat().st_mode
         writer(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -88,19 +114,47 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object.
+def there(path: Path) -> bool:
+    """Return whether a name is taken: by a file, a folder or a link, whether or not it can be read."""
+    return os.path.lexists(path)
+
+
+def read_json(path: Path, what: str, remedy: str = "start anew in another folder") -> dict[str, Any]:
+    """Read a JSON object that was written here.
+
+    Args:
+        path: The file.
+        what: What it should be: its ``format``.
+        remedy: What to do where it is not.
 
     Raises:
-        RunError: It is missing or damaged; names the file and `what` it should be.
+        RunError: It is missing or damaged; names the file, what is wrong with it and the remedy.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged, it does not hold {what}; start anew in another folder") from error
+        content = parse(path.read_text(encoding="utf-8"))
+        _check(content, what)
+    except OSError as error:
+        raise RunError(f"{path}: damaged, {what} cannot be read from it ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: damaged, it does not hold {what} ({error}); {remedy}") from error
+    return dict(content)
+
+
+def _check(content: Any, what: str) -> None:
     if not isinstance(content, dict) or content.get("format") != what:
-        raise RunError(f"{path}: damaged, it does not hold {what}; start anew in another folder")
-    return content
+        raise ValueError("its format is another one")
+    check_version(content, 1)
+    if what in _FORMATS:
+        _check_kinds(content)
+        _check_kinds(content.get("settings", {}))
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    """Refuse values of another kind than a file of ours has under a name."""
+    for name, value in values.items():
+        kinds = _KINDS.get(name)
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"its {name!r} must be {' or '.join(_WORDS[kind] for kind in kinds)}")
 
 
 def digest(file: Path) -> str:
@@ -116,6 +170,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
     write(path, lambda to: save_model(model, str(to)))
 
 
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name."""
+    return load_file(path)
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy weights from a file into `model`; no code in the file can run.
 
@@ -127,22 +186,21 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         RunError: The file is missing or damaged, or its tensors do not fit; names the first one.
     """
     file = Path(path)
-    if not file.is_file():
+    if not there(file):
         raise RunError(f"{file}: no such file; check the path of the weights")
     try:
+        with file.open("rb"):  # what cannot be read says why, as itself
+            pass
         if file.suffix == ".safetensors":
             load_model(model, str(file))
         else:
             model.load_state_dict(_torch_state(file))
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror or error}); give a file of weights") from error
     except SafetensorError as error:
         raise RunError(f"{file}: damaged ({error}); write it again") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{file}: these weights do not fit the network ({_reason(error)})") from error
-
-
-def load_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name."""
-    return load_file(path)
 
 
 def _torch_state(file: Path) -> dict[str, Tensor]:
@@ -155,7 +213,7 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """Return the first difference that torch lists, or its first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return (lines[1] if len(lines) > 1 else lines[0]).rstrip(". ")

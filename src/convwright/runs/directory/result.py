@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import MEASURED, human
+from convwright.errors import RunError
 from convwright.methods import Evidence
+from convwright.runs.directory.files import read_json, there
 from convwright.runs.verdict import ResultWarning, warnings_in
 
 if TYPE_CHECKING:
@@ -146,9 +147,16 @@ def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:
-    """Return the content of ``result.json``; None if there is none, or no whole one."""
-    try:
-        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Return the content of ``result.json``; None if there is none.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    path, remedy = folder / "result.json", "remove it, and --resume writes it again"
+    if not there(path):
         return None
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+    content = read_json(path, FORMAT, remedy)
+    lacking = [name for name in ("baseline", "result", "budget_met", "limits") if name not in content]
+    if lacking:
+        raise RunError(f"{path}: damaged, it has no {lacking[0]}; {remedy}")
+    return content

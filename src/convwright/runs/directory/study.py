@@ -30,9 +30,10 @@ from typing import Any
 
 from convwright.errors import RunError
 from convwright.methods import Candidate, Evidence
-from convwright.runs.directory.files import LOCK, owned, read_json, refuse_file, write_json
+from convwright.passwords import public_command, public_url
+from convwright.runs.directory.files import LOCK, owned, read_json, refuse_file, there, write_json
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
-from convwright.runs.directory.storage import Storage, check_url
+from convwright.runs.directory.storage import ANEW, NAME, Storage, check_file, check_storage, check_url
 from convwright.runs.directory.trial_index import CHANGEABLE, TrialIndex
 
 FORMAT = "convwright run"
@@ -40,7 +41,6 @@ VERSION = 1
 DECISIONS = "decisions.json"
 DECISIONS_FORMAT = "convwright decisions"
 WEIGHTS = "model.safetensors"
-_NAME = "run"
 # First what says that all are whole.
 _RESULT = ("result.json", "plan.json", WEIGHTS, DECISIONS, "networks.json", "report.html", "front")
 
@@ -52,12 +52,28 @@ def check_folder(folder: Path, resume: bool) -> None:
         RunError: It holds something and `resume` is off, or holds no run and `resume` is on.
     """
     refuse_file(folder)
-    if resume and not (folder / "run.json").is_file():
+    if resume and not there(folder / "run.json"):
         raise RunError(f"{folder}: no run to resume (there is no run.json); start without --resume")
     # A process that was killed before it wrote anything leaves only its lock.
     if not resume and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
-        hint = "continue it with --resume, or" if (folder / "run.json").is_file() else "it is not empty:"
+        hint = "continue it with --resume, or" if there(folder / "run.json") else "it is not empty:"
         raise RunError(f"{folder}: already exists; {hint} choose another folder with --out")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    content = read_json(folder / "run.json", FORMAT)
+    where = content.get("storage", {"url": "", "study": ""})
+    lacking = next((name for name in ("settings", "settled") if name not in content), None)
+    if lacking or not all(isinstance(where.get(name), str) for name in ("url", "study")):
+        raise RunError(f"{folder / 'run.json'}: damaged, it has no {lacking or 'URL of its storage'}; {ANEW}")
+    if not all(isinstance(course, dict) for course in content.get("courses", ())):
+        raise RunError(f"{folder / 'run.json'}: damaged, its courses are no objects; {ANEW}")
+    return content
 
 
 class Study:
@@ -92,7 +108,7 @@ class Study:
         called = check_url(storage) if storage is not None else None
         settled = {} if resume else resolve()  # before the folder is made: what fails here leaves nothing behind
         self.folder = folder
-        self.command = command
+        self.command = public_command(command)
         with ExitStack() as stack:
             stack.enter_context(owned(folder))
             check_folder(folder, resume)  # another process may just have finished its run here
@@ -127,18 +143,15 @@ class Study:
 
     def _stored(self) -> dict[str, Any]:
         """Check the stored settings and return all that is stored."""
-        path = self.folder / "run.json"
-        content = read_json(path, FORMAT)
-        stored, settled = content.get("settings"), content.get("settled")
-        if not isinstance(stored, dict) or not isinstance(settled, dict):
-            raise RunError(f"{path}: damaged, it has no settings; start anew in another folder")
+        content = read_settings(self.folder)
+        stored = content["settings"]
         now = json.loads(json.dumps(self.settings))
         names = [name for name in {**now, **stored} if now.get(name) != stored.get(name) and name not in CHANGEABLE]
         if names:
             said = "; ".join(_difference(name, stored.get(name), now.get(name)) for name in names)
             raise RunError(f"{self.folder}: the run was started with {said}; give the same, or another --out")
         judged = content.get("judgement", 1)
-        finished = (self.folder / "result.json").is_file() and all(now.get(n) == stored.get(n) for n in CHANGEABLE)
+        finished = there(self.folder / "result.json") and all(now.get(n) == stored.get(n) for n in CHANGEABLE)
         if judged != JUDGEMENT and not finished:
             raise RunError(
                 f"{self.folder}: its networks were judged by version {judged} of the judgement, and this convwright "
@@ -151,19 +164,20 @@ class Study:
         """Open the storage that the run was started with."""
         where = content.get("storage")
         file = self.folder / "run.db"
-        anew = "start anew in another folder"
+        check_storage(self.folder, where, url)
         if not where:
-            if url is not None:
-                raise RunError(f"{self.folder}: the trials of this run are in {file}; leave --storage out")
-            if resume and not file.is_file() and (self.folder / "trials").is_dir():
-                raise RunError(f"{file}: missing; {anew}")
-            return Storage(f"sqlite:///{file}", _NAME, str(file), anew)
-        if url is None or called is None:
-            raise RunError(f"{self.folder}: the trials of this run are in {where['url']}; give it with --storage")
-        opened = Storage(url, where["study"], called, anew, shared=True)
-        if resume and not opened.trials() and (self.folder / "trials").is_dir():
+            if resume:
+                check_file(self.folder)
+            opened = Storage(f"sqlite:///{file}", NAME, str(file), ANEW)
+        elif url is None or called is None:
+            asked = public_url(where["url"])
+            raise RunError(f"{self.folder}: the trials of this run are in {asked}; give it with --storage")
+        else:
+            opened = Storage(url, where["study"], called, ANEW, shared=True)
+        if resume and not opened.trials() and there(self.folder / "trials"):
             opened.close()
-            raise RunError(f"{called}: has no trials of study {where['study']!r}; give the --storage of this run")
+            name, remedy = (where["study"], "give the --storage of this run") if where else (NAME, ANEW)
+            raise RunError(f"{called or file}: has no trials of study {name!r}; {remedy}")
         return opened
 
     def _course(self, content: dict[str, Any], resume: bool) -> int:
@@ -219,15 +233,18 @@ class Study:
 
     def finished(self, number: int, candidate: Candidate) -> Evidence | None:
         """Return what was found out about a candidate earlier; None if it is still to be done."""
-        trial = self._storage.trials()[self._courses.record(number)]
+        trial = self._storage.trial(self._courses.record(number))
         done = trial.state.is_finished()
         if "evidence" not in trial.user_attrs:
             if done:
                 raise self._damaged(f"trial {number} is finished and has no evidence")
             return None
-        evidence = replace(Evidence.from_dict(trial.user_attrs["evidence"], candidate), trial=number)
+        try:
+            evidence = replace(Evidence.from_dict(trial.user_attrs["evidence"], candidate), trial=number)
+        except RunError as error:
+            raise self._damaged(f"trial {number}: {error}") from error
         if evidence.usable and not self.weights(number).is_file():
-            raise self._damaged(f"the weights of trial {number} are missing")
+            raise RunError(f"{self.weights(number)}: damaged, the weights of trial {number} are missing; {ANEW}")
         if not done:  # killed between the two writes
             self._told(evidence)
         return evidence
@@ -255,7 +272,7 @@ class Study:
             file.unlink()
 
     def _damaged(self, what: str) -> RunError:
-        return RunError(f"{self.folder}: damaged, {what}; start anew in another folder")
+        return RunError(f"{self._storage.called}: damaged, {what}; {ANEW}")
 
 
 def _difference(name: str, then: Any, now: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from convwright.errors import RunError
@@ -37,9 +37,11 @@ class TrialIndex:
         self.storage, self.course, self.damaged = storage, str(course), damaged
         self._blank: list[int] = []  # begun by a process that was killed before it said what for
         self._places: dict[int, dict[str, Any]] = {}  # by record
+        self._alike: dict[str, list[int]] = {}  # records by key
         self._records: dict[int, int] = {}  # by number in this course
         self._keys: dict[int, str] = {}  # likewise, of what is asked for now
         self._asked: Counter[str] = Counter()
+        self._end = 0  # the number after the last one in this course
         self._read()
 
     def record(self, number: int) -> int:
@@ -58,9 +60,9 @@ class TrialIndex:
             if self._places[known]["key"] != key:
                 raise self.damaged(f"trial {number} is another candidate than the method now asks for")
             return
-        if any(later > number for later in self._records):
+        if number < self._end:
             raise self.damaged(f"trial {number} is missing")
-        alike = (record for record, place in self._places.items() if place["key"] == key)
+        alike = self._alike.get(key, ())
         found = next((record for record in alike if self.course not in self._places[record]["courses"]), None)
         if found is None:
             found = self._begun(key, number, candidate)
@@ -69,6 +71,7 @@ class TrialIndex:
             self.storage.note_of_study(f"{_ADOPTED}.{self.course}.{number}", found)
             self._places[found]["courses"][self.course] = number
         self._records[number] = found
+        self._end = number + 1
 
     def _begun(self, key: str, number: int, candidate: Candidate) -> int:
         place = {"key": key, "course": self.course, "number": number}
@@ -79,8 +82,12 @@ class TrialIndex:
                 self.storage.note(found, name, value)
         else:
             found = self.storage.begin(attributes)
-        self._places[found] = {"key": key, "courses": {self.course: number}}
+        self._place(found, place)
         return found
+
+    def _place(self, record: int, place: Mapping[str, Any]) -> None:
+        self._places[record] = {"key": place["key"], "courses": {place["course"]: place["number"]}}
+        self._alike.setdefault(place["key"], []).append(record)
 
     def _key(self, number: int, candidate: Candidate) -> str:
         """Return the key of a candidate; the same content asked for again in one course is another trial."""
@@ -95,8 +102,14 @@ class TrialIndex:
         return self._keys[number]
 
     def _read(self) -> None:
+        try:
+            self._read_places()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.damaged(f"its trials cannot be understood ({type(error).__name__}: {error})") from error
+
+    def _read_places(self) -> None:
         """Read the places of all records; older runs have none: they took one course, in order."""
-        keys: dict[int, str] = {}
+        keys, seen = dict[int, str](), Counter[str]()
         for trial in self.storage.trials():
             candidate, place = trial.user_attrs.get("candidate"), trial.user_attrs.get("place")
             if candidate is None:
@@ -105,10 +118,11 @@ class TrialIndex:
             if place is None:
                 origin = candidate.get("parent")
                 key = key_of(candidate, None if origin is None else keys.get(origin, str(origin)))
-                times = sum(1 for other in keys.values() if other.partition("-")[0] == key) + 1
+                times = seen[key] + 1
                 place = {"key": key if times == 1 else f"{key}-{times}", "course": "0", "number": trial.number}
             keys[trial.number] = place["key"]
-            self._places[trial.number] = {"key": place["key"], "courses": {place["course"]: place["number"]}}
+            seen[place["key"].partition("-")[0]] += 1
+            self._place(trial.number, place)
         for name, record in self.storage.notes_of_study().items():
             kind, _, where = name.partition(".")
             if kind == _ADOPTED:
@@ -119,6 +133,7 @@ class TrialIndex:
             for record, place in self._places.items()
             if self.course in place["courses"]
         }
+        self._end = max(self._records, default=-1) + 1
 
 
 def key_of(candidate: dict[str, Any], parent: str | None) -> str:
