@@ -15,6 +15,7 @@ from convwright import zoo
 from convwright.architecture import Architecture, create, parse_shape, read
 from convwright.errors import DataError, ReadError
 from convwright.training import ImageData, check_fits, load_data
+from convwright.training.data.folders import UnlikeImagesError
 from convwright.training.evaluate import eval_mode
 from convwright.training.settings import single_tensor
 
@@ -68,7 +69,10 @@ def load_model_and_data(
     """
     wanted = parse_input(input_shape)
     known = options_of(model)
-    loaded = _loaded(data, data_dir, wanted, val_fraction)
+    try:
+        loaded = _loaded(data, data_dir, wanted, val_fraction)
+    except UnlikeImagesError as error:
+        raise _usual_size(model, error) from error
     options = _options(known, loaded.shape[0], loaded.num_classes)
     built, source = _built(model, options, seed)
     takes = _input_channels(built)
@@ -102,6 +106,15 @@ def _loaded(data: Any, data_dir: str | Path | None, shape: Shape | None, val_fra
     if isinstance(data, ImageData):
         return data
     return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction)
+
+
+def _usual_size(model: nn.Module | str, error: UnlikeImagesError) -> DataError:
+    """Return the error of photographs of several sizes, with the size that the network was made for."""
+    usual = create(model)[1]
+    if usual is None:
+        return error
+    given = "x".join(map(str, (error.channels, *usual[1:])))
+    return DataError(f"{error.what}; give one size for all, the network's usual one is --input {given}")
 
 
 # ------------------------------------------------------------------ the network
