@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from convwright.architecture import Architecture
@@ -19,6 +20,8 @@ from convwright.runs.directory.result import load_result
 from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.train import FORMAT as TRAINING
+from convwright.runs.weights_note import KEYS
+from convwright.training.data.normalisation import Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,16 @@ class Exportable:
     kind: str = "result"
     trial: int | None = None
     trial_score: float | None = None
+
+    @property
+    def usage(self) -> tuple[Normalisation | None, tuple[str, ...]]:
+        """What images are normalised by, and the names of the classes; None and () where it was not recorded."""
+        numbers = self.record.get("normalisation")
+        try:
+            found = Normalisation(**numbers) if numbers is not None else None
+        except (TypeError, ValidationError) as error:
+            raise RunError(f"{self.folder}: the recorded normalisation is damaged; restore the file") from error
+        return found, tuple(map(str, self.record.get("class_names", ())))
 
     @property
     def title(self) -> str:
@@ -112,7 +125,9 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
 
 
 def _unfinished(folder: Path, model: nn.Module | str | None) -> Exportable:
-    settings = read_json(folder / "run.json", RUN).get("settings", {})
+    content = read_json(folder / "run.json", RUN)
+    settled = content.get("settled", {})
+    settings = {**content.get("settings", {}), **{key: settled[key] for key in KEYS if key in settled}}
     best: tuple[float, int, Plan] | None = None
     for number, attributes in _trials(folder):
         evidence, candidate = attributes.get("evidence"), attributes.get("candidate")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,25 @@ class ImageData:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean per channel over training and validation images, in units of 0..1."""
+        """Mean per channel in units of 0..1; the source's is over training and validation images."""
         return self.train.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel over the same images, in units of 0..1."""
+        """Standard deviation per channel, likewise."""
         return self.train.std
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
+        """Return the same images with another mean and standard deviation per channel."""
+
+        def one(images: Images) -> Images:
+            return replace(images, mean=mean, std=std)
+
+        if (mean, std) == (self.mean, self.std):
+            return self
+        val = one(self.val) if self.val is not None else None
+        test = (lambda: one(self.test)) if self.has_test else None
+        return replace(self, train=one(self.train), val=val, read_test=test)
 
     @property
     def has_test(self) -> bool:
