@@ -67,7 +67,7 @@ def test_weights_that_do_not_say_it(tiny, tmp_path):
         "(timm or imagenet for weights of theirs)"
     ]
     save_weights(torch.nn.Linear(1, 1), tmp_path / "x.safetensors", {"normalisation": {"mean": "?"}})
-    with pytest.raises(RunError, match=r"x\.safetensors: its note on normalisation is damaged"):
+    with pytest.raises(RunError, match=r"x\.safetensors: the recorded normalisation is damaged"):
         as_trained(Recipe(), tmp_path / "x.safetensors", said.append)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from convwright.architecture import Architecture
@@ -20,7 +19,7 @@ from convwright.runs.directory.result import load_result
 from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.train import FORMAT as TRAINING
-from convwright.runs.weights_note import KEYS
+from convwright.runs.weights_note import KEYS, recorded
 from convwright.training.data.normalisation import Normalisation
 
 
@@ -49,12 +48,7 @@ class Exportable:
     @property
     def usage(self) -> tuple[Normalisation | None, tuple[str, ...]]:
         """What images are normalised by, and the names of the classes; None and () where it was not recorded."""
-        numbers = self.record.get("normalisation")
-        try:
-            found = Normalisation(**numbers) if numbers is not None else None
-        except (TypeError, ValidationError) as error:
-            raise RunError(f"{self.folder}: the recorded normalisation is damaged; restore the file") from error
-        return found, tuple(map(str, self.record.get("class_names", ())))
+        return recorded(self.record, self.folder), tuple(map(str, self.record.get("class_names", ())))
 
     @property
     def title(self) -> str:

@@ -15,7 +15,7 @@ from convwright.export.card import card
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, ExportError, difference, scale, target
 from convwright.export.source import Source, source_of
-from convwright.export.source.text import WIDTH, literal
+from convwright.export.source.text import literal
 from convwright.runs.directory.files import write, write_text
 
 LIMIT = 1e-6  # of the difference to the network, in float32
@@ -126,10 +126,8 @@ def _preprocessing(run: Exportable) -> list[str]:
     numbers, names = run.usage
     if numbers is None:
         return []
-    constants = {"MEAN": numbers.mean, "STD": numbers.std, "CLASS_NAMES": names}
-    lines = [f"{name} = {literal(value)}\n" for name, value in constants.items()]
-    long = [f"{name} = (\n{''.join(f'    {literal(v)},{chr(10)}' for v in vs)})\n" for name, vs in constants.items()]
-    return ["\n\n", *(b if len(a) > WIDTH + 1 else a for a, b in zip(lines, long, strict=True)), "\n\n", _PREPROCESS]
+    constants = [f"\n\nMEAN = {numbers.mean}\nSTD = {numbers.std}\nCLASS_NAMES = (\n"]
+    return [*constants, *(f"    {literal(name)},\n" for name in names), ")\n\n\n", _PREPROCESS]
 
 
 _PREPROCESS = '''def preprocess(images: Tensor) -> Tensor:

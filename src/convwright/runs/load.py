@@ -76,7 +76,7 @@ def load_model_and_data(
     options = _options(known, loaded.shape[0], loaded.num_classes)
     built, source = _built(model, options, seed)
     takes = _input_channels(built)
-    if wanted is None and takes not in (None, loaded.shape[0]):  # grey images for a colour network
+    if wanted is None and loaded.shape[0] == 1 and takes not in (None, 1):  # grey images for a colour network
         loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
     arch = _read(built, source, options, loaded, wanted)
     check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ def usage(data: ImageData) -> dict[str, Any]:
     return {"normalisation": numbers, "class_names": list(data.class_names)}
 
 
+def recorded(note: Mapping[str, Any], source: str | Path) -> Normalisation | None:
+    """Return the normalisation in what `usage` gave; None if there is none.
+
+    Raises:
+        RunError: It is damaged; names the source.
+    """
+    try:
+        return Normalisation(**note["normalisation"]) if "normalisation" in note else None
+    except (TypeError, ValidationError) as error:
+        raise RunError(f"{source}: the recorded normalisation is damaged; write or export it anew") from error
+
+
 def as_trained(recipe: Recipe, weights: str | Path, say: Callable[[str], object] | None = None) -> Recipe:
     """Return the recipe with the normalisation that weights were trained with, where their file says it.
 
@@ -34,18 +46,14 @@ def as_trained(recipe: Recipe, weights: str | Path, say: Callable[[str], object]
     Raises:
         RunError: What the file says of it is damaged.
     """
-    found = weights_note(weights).get("normalisation")
+    numbers = recorded(weights_note(weights), weights)
     tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
-    if found is None:
+    if numbers is None:
         choice = recipe.normalisation
         tell(
             f"{weights}: does not say how its images were normalised; used is normalisation={choice} of the recipe"
             + (" (timm or imagenet for weights of theirs)" if choice == "data" else "")
         )
         return recipe
-    try:
-        numbers = Normalisation(**found)
-    except (TypeError, ValidationError) as error:
-        raise RunError(f"{weights}: its note on normalisation is damaged; write it again") from error
     tell(f"images are normalised as {weights} was trained: {numbers}")
     return recipe.updated(normalisation=numbers)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from textwrap import shorten
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,18 +15,8 @@ from torch import Tensor
 
 from convwright.errors import DataError
 
-
-class Sized(Protocol):
-    """Images in files: read at whatever size is asked for."""
-
-    def subset(self, indices: Tensor) -> Sized:
-        """Return those at `indices` (m,)."""
-
-    def resized(self, size: tuple[int, int]) -> Sized:
-        """Return the same at another (height, width)."""
-
-    def images(self, stats: Stats | None) -> Images:
-        """Read them, or have them streamed; normalised by `stats`, or by their own mean and standard deviation."""
+if TYPE_CHECKING:
+    from convwright.training.data.folders import ImageFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +36,7 @@ class ArrayImages:
     labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    files: Sized | None = None
+    files: ImageFiles | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -204,9 +194,9 @@ def count_classes(labels: Tensor, source: str) -> int:
     """
     present: list[int] = torch.unique(labels).tolist()
     known, count = set(present), present[-1] + 1
-    missing = [str(n) for n in islice((n for n in range(count) if n not in known), 4)]
+    missing = list(islice((n for n in range(count) if n not in known), 4))
     if missing and present[0] >= 0:  # negative ones are refused as such
-        few = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
+        few = ", ".join(map(str, missing[:3])) + ", ..." * (len(missing) > 3)
         raise DataError(
             f"{source}: labels go up to {count - 1} and none is {few}; number the classes 0, 1, 2, ... "
             f"(numpy.unique(labels, return_inverse=True)[1] does), or name all {count} classes: class_names in an "
