@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from convwright.errors import DataError, ReadError
+from convwright.errors import DataError
 from convwright.runs.load import load_model_and_data
 
 
@@ -28,6 +28,8 @@ def test_photographs_of_several_sizes_are_given_the_networks_usual_one(tmp_path)
 def test_colour_is_not_made_grey_for_a_grey_network(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     data = photographs(tmp_path / "photos", [(8, 8)] * 4)
-    with pytest.raises(ReadError, match=r"have 1 channels, but got 3 channels .*Give the input shape .*--input CxHxW"):
+    with pytest.raises(
+        DataError, match=r"have 3 channels and .* takes 1; only grey .* \(of a folder with --input 1xHxW"
+    ):
         load_model_and_data(model, data)
     assert load_model_and_data(model, data, input_shape="1x8x8").data.shape == (1, 8, 8)

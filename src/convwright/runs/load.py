@@ -183,7 +183,13 @@ def _read(
     try:
         return read(model, (1, *data.shape)).evolved(source=source, options=options)
     except ReadError as error:
-        size = "x".join(map(str, data.shape))
+        size, takes = "x".join(map(str, data.shape)), _input_channels(model)
+        if wanted is None and takes not in (None, data.shape[0]):
+            raise DataError(
+                f"{data.name}: images have {data.shape[0]} channels and the network's first convolution takes {takes}; "
+                "only grey images can be turned into colour: change that layer, or make the images grey (of a folder "
+                "with --input 1xHxW)"
+            ) from error
         hint = "" if wanted else f" (read at the {size} of {data.name}; give a larger --input if it is too small)"
         raise ReadError(f"{error}{hint}") from error
 
