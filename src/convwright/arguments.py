@@ -21,7 +21,8 @@ OPTIMIZE: Mapping[str, str] = {
     "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights.",
     "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's.",
     "divisor": "Divisor of all new widths: they are rounded to multiples of it.",
-    "weights": "Trained weights: a .safetensors file or a state dict saved by torch.",
+    "weights": "Trained weights: a .safetensors file or a state dict saved by torch. Images are normalised as in their "
+    "training if they are of convwright, else as the recipe's normalisation says.",
     "input_shape": "Shape of an image, such as 3x224x224; images of another shape are resized.",
     "data_dir": "Folder with mnist.npz, cifar10.npz and the like.",
     "progress": "Whether trainings show how far they are.",

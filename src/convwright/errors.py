@@ -33,6 +33,10 @@ class DataError(ConvwrightError):
     """A data set could not be found, read, or does not fit the network."""
 
 
+class DataWarning(UserWarning):
+    """Something beside the data is not used."""
+
+
 class RecipeError(ConvwrightError):
     """A training recipe is invalid, or training with it broke down."""
 

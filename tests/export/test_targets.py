@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convwright.architecture import read
 from convwright.cli import main
@@ -19,7 +22,9 @@ from convwright.cost import latency_onnx, profile
 from convwright.edits import Plan, Width
 from convwright.errors import RunError
 from convwright.export import ExportError, export_run, open_run
-from convwright.runs.directory.files import save_weights, write_json, write_text
+from convwright.runs.directory.files import save_weights, weights_note, write_json, write_text
+from convwright.runs.train import train_named
+from convwright.training import ArrayImages, Recipe, load_data
 
 NETWORK = """
 from torch import nn
@@ -65,11 +70,88 @@ def test_python_runs_without_convwright(training: Path) -> None:
     assert done.difference is not None
     assert done.difference <= 1e-6
     folder = training / "export" / "python"
-    assert {file.name for file in done.files} == {"model.py", "weights.pt"}
+    assert {file.name for file in done.files} == {"model.py", "weights.pt", "README.md"}
     code = "import sys, torch, model; print(tuple(model.load()(torch.zeros(3, 1, 11, 13)).shape)); "
     code += "print([m for m in ('convwright', 'timm', 'torchvision') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == ["(3, 3)", "[]"]
+
+
+@pytest.fixture
+def trained(source: str, tmp_path: Path) -> Path:
+    """The directory of a short training, on images whose mean is far from zero."""
+    recipe = Recipe(epochs=1, max_steps=30, batch_size=64, lr=0.05, precision="fp32", memory_format="contiguous")
+    train_named(source, "fashion-mini", None, recipe.model_dump(), out=tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+def accuracy(scores_of: Callable[[Tensor], Tensor]) -> float:
+    """Return the accuracy on the test part for a function of bytes (n, c, h, w)."""
+    test = load_data("fashion-mini").test
+    assert isinstance(test, ArrayImages)
+    return float((scores_of(test.images).argmax(1) == test.labels).double().mean())
+
+
+def test_who_follows_the_export_gets_the_accuracy_of_the_record(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = json.loads((trained / "training.json").read_text())["test"]["accuracy"]
+    for target in ("python", "safetensors", "pt2"):
+        export_run(trained, target)
+    folder = trained / "export" / "python"
+    names = load_data("fashion-mini").class_names
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "model", raising=False)
+    program = importlib.import_module("model")
+    monkeypatch.delitem(sys.modules, "model")
+    assert names == program.CLASS_NAMES
+    with torch.no_grad():
+        model = program.load()
+        assert accuracy(lambda x: model(program.preprocess(x))) == recorded
+        assert accuracy(lambda x: model(program.preprocess(x / 255))) == recorded
+        assert accuracy(lambda x: model(x / 255)) < recorded - 0.05
+        for target in ("python", "safetensors", "pt2"):  # what each card says to do
+            card = (trained / "export" / target / "README.md").read_text()
+            scope = {"torch": torch, "images": torch.zeros(0, 1, 28, 28)}
+            for block in card.split("```python\n")[1:3]:
+                exec(block.split("```")[0], scope)
+            mean, std = scope["MEAN"], scope["STD"]
+            assert isinstance(mean, Tensor)
+            assert accuracy(lambda x, mean=mean, std=std: model((x / 255 - mean) / std)) == recorded
+            assert scope["CLASS_NAMES"] == names
+    told = {"mean": "", "std": "", "class_names": ""}
+    torch.export.load(trained / "export" / "pt2" / "model.pt2", extra_files=told)
+    assert json.loads(told["mean"]) == list(program.MEAN)
+    note = weights_note(trained / "export" / "safetensors" / "model.safetensors")
+    assert note == {"normalisation": {"mean": [*program.MEAN], "std": [*program.STD]}, "class_names": [*names]}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
+def test_an_onnx_file_says_how_images_are_normalised(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = json.loads((trained / "training.json").read_text())["test"]["accuracy"]
+    export_run(trained, "onnx")
+    card = (trained / "export" / "onnx" / "README.md").read_text()
+    code = next(block for block in card.split("```python\n") if "InferenceSession" in block).split("```")[0]
+    monkeypatch.chdir(trained / "export" / "onnx")
+
+    def scores(images: Tensor) -> Tensor:
+        scope = {"images": (images / 255).numpy()}
+        exec(code, scope)
+        return torch.from_numpy(scope["scores"])
+
+    assert accuracy(scores) == pytest.approx(recorded, abs=1e-3)
+
+
+def test_names_of_classes_are_data_and_no_code(training: Path) -> None:
+    names = ['a"b', "c'd\\", "e\nimport os", 3 * "'", 3 * '"', "\ud800"]
+    record = json.loads((training / "training.json").read_text())
+    usage = {"normalisation": {"mean": [0.5], "std": [0.25]}, "class_names": names}
+    write_json(training / "training.json", record | usage)
+    export_run(training, "python")
+    scope: dict[str, Any] = {"__name__": "model"}
+    exec((training / "export" / "python" / "model.py").read_text(), scope)
+    assert scope["CLASS_NAMES"] == tuple(names)
+    write_json(training / "training.json", record | usage | {"normalisation": {"mean": "x"}})
+    with pytest.raises(RunError, match="the recorded normalisation is damaged"):
+        export_run(training, "python")
 
 
 def test_safetensors_has_a_card(training: Path) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 from convwright.plots import heat
 from convwright.runs.directory.files import load_weights
 from convwright.runs.load import Shape, load_model_and_data
+from convwright.runs.weights_note import as_trained
 from convwright.tables import add_row, new_table
 from convwright.training import train
 from convwright.training.probes.bundles import conflict_probe
@@ -62,6 +63,7 @@ def conflict_map(
     )  # fmt: skip
     if weights is not None:
         load_weights(opened.arch.model, weights)
+        chosen = as_trained(chosen, weights)
     every = max(1, math.ceil(len(opened.data.train) / chosen.batch_size) // _MOMENTS)
     name = f"bundles-every-{every}"
     conflict_probe(name, every=every)

@@ -15,6 +15,7 @@ from convwright.errors import RecipeError
 from convwright.runs.load import Shape, load_model_and_data
 from convwright.tables import add_row, new_table
 from convwright.training import Recipe, presets
+from convwright.training.data.normalisation import normalised
 from convwright.training.preflight import prepare
 from convwright.training.recipe.check_recipe import check_alone
 from convwright.training.recipe.recipe import as_recipe
@@ -145,7 +146,8 @@ def validate(
     )
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # inexact edits are warned about when they are made for good
-        found = prepare(opened.arch.model, opened.data, recipe).warnings
+        data = normalised(opened.data, recipe.normalisation, opened.arch.model)
+        found = prepare(opened.arch.model, data, recipe).warnings
     return CheckedRecipe(recipe, f"{opened.arch.source} and {opened.data.name}", tuple(dict.fromkeys(found)))
 
 

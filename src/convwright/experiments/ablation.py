@@ -33,6 +33,7 @@ from convwright.runs.evaluate import precision_and_layout
 from convwright.runs.executors import threads_of
 from convwright.runs.executors.pool import in_turn_or_side_by_side
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data
+from convwright.runs.weights_note import as_trained
 from convwright.training import Recipe
 from convwright.training.recipe.recipe import as_recipe
 
@@ -114,6 +115,7 @@ def ablate(
     )
     if weights is not None:
         load_weights(opened.arch.model, weights)
+        given = as_trained(given, weights)
     if test and not opened.data.has_test:
         raise DataError(f"{data}: no test part; leave out --test")
     folder = folder or default_folder(model, data)

@@ -10,11 +10,14 @@ from typing import Any
 from convwright.cost import profile
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, difference, target
+from convwright.export.source.text import literal
 from convwright.passwords import public_command
 from convwright.runs.directory.files import save_weights, write_text
 from convwright.runs.directory.result import rows
+from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
 
+_PIXELS = "The network was trained on pixels from 0 to 1, minus the mean, divided by the standard deviation:"
 _TITLES = {"result": "result of a search", "training": "trained", "unfinished": "from an unfinished run"}
 
 
@@ -25,7 +28,8 @@ def export_safetensors(run: Exportable, folder: Path) -> Exported:
 
     from convwright.runs.directory.files import load_weights
 
-    save_weights(run.arch.model, folder / "model.safetensors")
+    note = {key: run.record[key] for key in KEYS if key in run.record}
+    save_weights(run.arch.model, folder / "model.safetensors", note)
     again = copy.deepcopy(run.arch.model).eval()
     for tensor in again.parameters():
         tensor.data.fill_(math.nan)  # what the file lacks would show
@@ -36,10 +40,43 @@ def export_safetensors(run: Exportable, folder: Path) -> Exported:
     return Exported("safetensors", tuple(folder / n for n in ("model.safetensors", "plan.json", "README.md")), gap)
 
 
-def card(run: Exportable) -> str:
-    """Return the card of a network, in Markdown: what it is, how it was made, what was not counted, how to load it."""
-    parts = [f"# {run.title}", _summary(run), _costs(run), _made(run), _uncounted(run), _versions(run), _loading(run)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def card(run: Exportable, use: str = "") -> str:
+    """Return the card of a network, in Markdown: what it is and takes, how it was made, how to load it.
+
+    Args:
+        run: The network.
+        use: How what was exported is used; empty: with convwright.
+    """
+    use = f"## How to use it\n\n{use}" if use and run.usage[0] is not None else _loading(run)
+    parts = [f"# {run.title}", _summary(run), _input(run), use, _costs(run), _made(run), _uncounted(run)]
+    return "\n\n".join(part for part in [*parts, _versions(run)] if part) + "\n"
+
+
+def _input(run: Exportable) -> str:
+    """Say what is to be done to an image, and what the outputs mean."""
+    numbers, names = run.usage
+    if numbers is None:
+        return "## Input and output\n\nHow images were normalised was not recorded; it is the recipe's way, below."
+    shape = run.arch.example_input.shape[1:]
+    ready = not any(numbers.mean) and set(numbers.std) == {1.0}
+    lines = [
+        "## Input and output",
+        "",
+        f"Images are {'grey' if shape[0] == 1 else 'RGB'}, {shape[1]} pixels high and {shape[2]} wide; photographs are "
+        "scaled and cut to that around their centre. "
+        + ("They were floats of the data set's own, and nothing is done to them:" if ready else _PIXELS),
+        "",
+        "```python",
+        f"MEAN = torch.tensor({list(numbers.mean)}).view(1, -1, 1, 1)",
+        f"STD = torch.tensor({list(numbers.std)}).view(1, -1, 1, 1)",
+        "batch = (images - MEAN) / STD  # images (n, c, h, w) from 0 to 1: bytes / 255",
+        "```",
+        "",
+        "The outputs are scores, one per class, in this order:",
+        "",
+        f"```python\nCLASS_NAMES = {literal(names)}\n```",
+    ]
+    return "\n".join(lines)
 
 
 def _summary(run: Exportable) -> str:

@@ -18,6 +18,8 @@ from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.result import load_result
 from convwright.runs.directory.study import WEIGHTS, read_settings
 from convwright.runs.train import FORMAT as TRAINING
+from convwright.runs.weights_note import KEYS, recorded
+from convwright.training.data.normalisation import Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,11 @@ class Exportable:
     kind: str = "result"
     trial: int | None = None
     trial_score: float | None = None
+
+    @property
+    def usage(self) -> tuple[Normalisation | None, tuple[str, ...]]:
+        """What images are normalised by, and the names of the classes; None and () where it was not recorded."""
+        return recorded(self.record, self.folder), tuple(map(str, self.record.get("class_names", ())))
 
     @property
     def title(self) -> str:
@@ -119,8 +126,10 @@ def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None
     if not trained:
         raise RunError(f"{folder}: unfinished, and no trial has weights yet; continue it with --resume")
     best = max(trained, key=lambda e: e.score)
-    arch = _built(best.candidate.plan, _weights(folder, best.trial), run["settings"], model)
-    return Exportable(arch, best.candidate.plan, folder, run["settings"], "unfinished", best.trial, best.score)
+    settled = run.get("settled", {})
+    settings = {**run["settings"], **{key: settled[key] for key in KEYS if key in settled}}
+    arch = _built(best.candidate.plan, _weights(folder, best.trial), settings, model)
+    return Exportable(arch, best.candidate.plan, folder, settings, "unfinished", best.trial, best.score)
 
 
 def _weights(folder: Path, trial: int) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,21 +14,39 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.exported import first_line, quiet_torch
 from convwright.cost.latency_onnx import missing_packages, onnx_session
+from convwright.export.card import card
 from convwright.export.opened import Exportable
 from convwright.export.registry import BATCHES, Exported, ExportError, difference, scale, target
-from convwright.runs.directory.files import write
+from convwright.runs.directory.files import write, write_text
 from convwright.training.evaluate import eval_mode
 
 ONNX_LIMIT = 1e-3  # of the largest output: another library adds in another order
 PT2_LIMIT = 1e-6
+PT2_USE = """```python
+model = torch.export.load("model.pt2").module()
+scores = model(batch)  # normalised as above; torch.export.load fills extra_files={"mean": "", "std": "", ...}
+```"""
+ONNX_USE = """```python
+import json
+
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+told = session.get_modelmeta().custom_metadata_map
+mean, std = (np.array(json.loads(told[key]), np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+(scores,) = session.run(None, {session.get_inputs()[0].name: (images - mean) / std})  # float32 images from 0 to 1
+names = [json.loads(told["class_names"])[i] for i in scores.argmax(1)]
+```"""
 
 
-def onnx_bytes(model: nn.Module, example_input: Tensor) -> bytes:
+def onnx_bytes(model: nn.Module, example_input: Tensor, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return a network as an ONNX file that takes any batch size.
 
     Args:
         model: on the CPU; exported in eval mode.
         example_input: shape (n, c, h, w).
+        metadata: texts to write into the file, by their keys.
 
     Raises:
         ExportError: the extra ``onnx`` is not installed, or the exporter refuses the network.
@@ -40,7 +59,11 @@ def onnx_bytes(model: nn.Module, example_input: Tensor) -> bytes:
                 model, (_pair(example_input),), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("n")},)
             )
             assert program is not None
-            return bytes(program.model_proto.SerializeToString())
+            proto = program.model_proto
+            for key, value in (metadata or {}).items():
+                entry = proto.metadata_props.add()
+                entry.key, entry.value = key, value
+            return bytes(proto.SerializeToString())
     except Exception as error:  # whatever the exporter, the network or a limit of the format raises
         raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_cause(error)}") from error
 
@@ -66,11 +89,12 @@ def export_onnx(run: Exportable, folder: Path) -> Exported:
     Raises:
         ExportError: as for `onnx_bytes`; or the outputs differ by more than a thousandth of the largest one.
     """
-    content = onnx_bytes(run.arch.model, run.arch.example_input)
+    content = onnx_bytes(run.arch.model, run.arch.example_input, _metadata(run))
     gap = difference(run.arch.model, onnx_runner(content), run.arch.example_input)
     _check(run, "the ONNX file", gap, ONNX_LIMIT)
     write(folder / "model.onnx", lambda to: to.write_bytes(content))
-    return Exported("onnx", (folder / "model.onnx",), gap)
+    write_text(folder / "README.md", card(run, ONNX_USE))
+    return Exported("onnx", (folder / "model.onnx", folder / "README.md"), gap)
 
 
 @target("pt2")
@@ -93,14 +117,22 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
 
     def save_and_check(to: Path) -> None:
         with to.open("wb") as file:
-            torch.export.save(program, file)
+            torch.export.save(program, file, extra_files=_metadata(run))
         with to.open("rb") as file:
             loaded = torch.export.load(file).module()
         gaps.append(difference(model, loaded, example, BATCHES if dynamic else (len(example),)))
         _check(run, "the reloaded program", gaps[-1], PT2_LIMIT)
 
     write(path, save_and_check)
-    return Exported("pt2", (path,), gaps[-1], notes)
+    write_text(folder / "README.md", card(run, PT2_USE))
+    return Exported("pt2", (path, folder / "README.md"), gaps[-1], notes)
+
+
+def _metadata(run: Exportable) -> dict[str, str]:
+    """Return what goes into a file with the network, as JSON texts: mean, std and class_names."""
+    numbers, names = run.usage
+    found = {"mean": numbers.mean, "std": numbers.std, "class_names": names} if numbers is not None else {}
+    return {key: json.dumps(value) for key, value in found.items()}
 
 
 def pt2_program(model: nn.Module, example_input: Tensor) -> tuple[torch.export.ExportedProgram, bool]:

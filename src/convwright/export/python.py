@@ -11,12 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convwright.export.card import card
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, ExportError, difference, scale, target
 from convwright.export.source import Source, source_of
+from convwright.export.source.text import literal
 from convwright.runs.directory.files import write, write_text
 
 LIMIT = 1e-6  # of the difference to the network, in float32
+USE = """```python
+from model import CLASS_NAMES, load, preprocess
+
+model = load()
+scores = model(preprocess(images))  # images (n, c, h, w): bytes, or floats from 0 to 1
+names = [CLASS_NAMES[i] for i in scores.argmax(1)]
+```"""
 _DROPS = ("DropPath", "StochasticDepth", "DropBlock2d", "DropBlock2D")
 
 
@@ -105,14 +114,39 @@ def export_python(run: Exportable, folder: Path) -> Exported:
     if program.source.operators:
         notes.append(f"called by their full names: {', '.join(program.source.operators)}")
     write(folder / "weights.pt", lambda to: torch.save(program.state, to))
-    write_text(folder / "model.py", program.source.text)
-    return Exported("python", (folder / "model.py", folder / "weights.pt"), program.difference, tuple(notes))
+    before, main, after = program.source.text.partition('\n\nif __name__ == "__main__":')
+    write_text(folder / "model.py", "".join([before, *_preprocessing(run), main, after]))
+    write_text(folder / "README.md", card(run, USE))
+    files = tuple(folder / name for name in ("model.py", "weights.pt", "README.md"))
+    return Exported("python", files, program.difference, tuple(notes))
+
+
+def _preprocessing(run: Exportable) -> list[str]:
+    """Return the constants and the function that make the network's input of images, as lines of the program."""
+    numbers, names = run.usage
+    if numbers is None:
+        return []
+    constants = [f"\n\nMEAN = {numbers.mean}\nSTD = {numbers.std}\nCLASS_NAMES = (\n"]
+    return [*constants, *(f"    {literal(name)},\n" for name in names), ")\n\n\n", _PREPROCESS]
+
+
+_PREPROCESS = '''def preprocess(images: Tensor) -> Tensor:
+    """Return images (n, c, h, w), bytes or floats from 0 to 1, as the network takes them."""
+    pixels = images / 255 if images.dtype == torch.uint8 else images
+    mean = torch.tensor(MEAN, device=images.device).view(1, -1, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, -1, 1, 1)
+    return (pixels - mean) / std
+'''
 
 
 def _docstring(run: Exportable) -> list[str]:
     shape = ", ".join(["n", *map(str, run.arch.example_input.shape[1:])])
     lines = [f"Input: images of shape ({shape}), of any number n.", "Written by convwright; it needs torch only:", ""]
-    lines += ["    from model import load", "", "    model = load()"]
+    if run.usage[0] is None:
+        lines += ["    from model import load", "", "    model = load()"]
+    else:
+        lines += ["    from model import CLASS_NAMES, load, preprocess", "", "    model = load()"]
+        lines += ["    scores = model(preprocess(images))  # bytes, or floats from 0 to 1"]
     missing = training_only(run.arch.model)
     if missing:
         lines += ["", f"Left out, since it acts in training only: {', '.join(missing)}."]

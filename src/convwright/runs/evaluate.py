@@ -25,6 +25,7 @@ from convwright.errors import EditError, RecipeError, RunError
 from convwright.methods import Candidate, Evidence, Status
 from convwright.runs import memory
 from convwright.runs.directory.files import load_weights, save_weights, write_json
+from convwright.runs.weights_note import usage
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 HISTORY = "history.json"  # of a trial: one record per epoch
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
-_NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction")
+_NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction", "normalisation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ class Evaluator:
             return Evidence(
                 candidate, number, float("nan"), 0.0, {}, status="failed", seconds=_since(start), message=str(error)
             )
-        save_weights(network.model, self.study.weights(number))
+        save_weights(network.model, self.study.weights(number), usage(self.data))
         return Evidence(
             candidate,
             number,
@@ -261,8 +262,9 @@ def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) ->
 
 
 def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with the precision and the layout that it settled once, for all its trainings."""
-    return recipe.updated(**{name: settled[name] for name in ("precision", "memory_format") if name in settled})
+    """Return the recipe of a run with what it settled once for all its trainings: precision, layout, normalisation."""
+    names = ("precision", "memory_format", "normalisation")
+    return recipe.updated(**{name: settled[name] for name in names if name in settled})
 
 
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

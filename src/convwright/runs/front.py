@@ -16,6 +16,7 @@ from convwright.runs.directory.result import non_dominated
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.outcome import SearchOutcome, side
 from convwright.runs.prove import Proof, check_budget
+from convwright.runs.weights_note import KEYS
 from convwright.training import Metrics
 
 FOLDER = "front"
@@ -87,5 +88,5 @@ def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
 def _write(folder: Path, trial: Evidence, proof: Proof, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "plan.json", trial.candidate.plan.to_json())
-    save_weights(proof.arch.model, folder / WEIGHTS)
+    save_weights(proof.arch.model, folder / WEIGHTS, {key: content[key] for key in KEYS})
     write_json(folder / "result.json", dict(content))  # last: it says that the others are whole

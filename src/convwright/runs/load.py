@@ -15,6 +15,7 @@ from convwright import zoo
 from convwright.architecture import Architecture, create, parse_shape, read
 from convwright.errors import DataError, ReadError
 from convwright.training import ImageData, check_fits, load_data
+from convwright.training.data.folders import UnlikeImagesError
 from convwright.training.evaluate import eval_mode
 from convwright.training.settings import single_tensor
 
@@ -68,11 +69,14 @@ def load_model_and_data(
     """
     wanted = parse_input(input_shape)
     known = options_of(model)
-    loaded = _loaded(data, data_dir, wanted, val_fraction)
+    try:
+        loaded = _loaded(data, data_dir, wanted, val_fraction)
+    except UnlikeImagesError as error:
+        raise _usual_size(model, error) from error
     options = _options(known, loaded.shape[0], loaded.num_classes)
     built, source = _built(model, options, seed)
     takes = _input_channels(built)
-    if wanted is None and takes not in (None, loaded.shape[0]):  # grey images for a colour network
+    if wanted is None and loaded.shape[0] == 1 and takes not in (None, 1):  # grey images for a colour network
         loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
     arch = _read(built, source, options, loaded, wanted)
     check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
@@ -102,6 +106,15 @@ def _loaded(data: Any, data_dir: str | Path | None, shape: Shape | None, val_fra
     if isinstance(data, ImageData):
         return data
     return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction)
+
+
+def _usual_size(model: nn.Module | str, error: UnlikeImagesError) -> DataError:
+    """Return the error of photographs of several sizes, with the size that the network was made for."""
+    usual = create(model)[1]
+    if usual is None:
+        return error
+    given = "x".join(map(str, (error.channels, *usual[1:])))
+    return DataError(f"{error.what}; give one size for all, the network's usual one is --input {given}")
 
 
 # ------------------------------------------------------------------ the network
@@ -170,7 +183,13 @@ def _read(
     try:
         return read(model, (1, *data.shape)).evolved(source=source, options=options)
     except ReadError as error:
-        size = "x".join(map(str, data.shape))
+        size, takes = "x".join(map(str, data.shape)), _input_channels(model)
+        if wanted is None and takes not in (None, data.shape[0]):
+            raise DataError(
+                f"{data.name}: images have {data.shape[0]} channels and the network's first convolution takes {takes}; "
+                "only grey images can be turned into colour: change that layer, or make the images grey (of a folder "
+                "with --input 1xHxW)"
+            ) from error
         hint = "" if wanted else f" (read at the {size} of {data.name}; give a larger --input if it is too small)"
         raise ReadError(f"{error}{hint}") from error
 

@@ -47,7 +47,9 @@ from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.runs.verdict import by_class, verdict
+from convwright.runs.weights_note import as_trained, usage
 from convwright.training import Metrics, Recipe
+from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
 
@@ -247,6 +249,8 @@ class _Job:
                 epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
             config.time_budget.check(epoch, config.base_epochs, config.later_epochs)
         settled["threads"] = threads
+        recipe = config.training if config.weights is None else as_trained(config.training, config.weights, config.tell)
+        settled |= usage(normalised(loaded.data, recipe.normalisation, loaded.arch.model))
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
@@ -263,7 +267,8 @@ class _Job:
         if self.config.proxy is not None and proxy is not None:
             self.config.proxy.keep(proxy, study.folder)
         recipe = settled_recipe(self.config.training, study.settled)
-        return Evaluator(loaded.arch, loaded.data, recipe, study, self.config.progress, self.config.workers, proxy)
+        data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
+        return Evaluator(loaded.arch, data, recipe, study, self.config.progress, self.config.workers, proxy)
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
@@ -329,7 +334,7 @@ class _Job:
         part = "test" if evaluator.data.has_test else "validation"
         content |= verdict(content, by_class(part, evaluator.data.class_names, *metrics))
         write_text(study.folder / "plan.json", outcome.best.candidate.plan.to_json())
-        save_weights(proofs[1].arch.model, study.folder / WEIGHTS)
+        save_weights(proofs[1].arch.model, study.folder / WEIGHTS, usage(evaluator.data))
         write_json(study.folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, self.latency))
         write_json(study.folder / "result.json", content)  # last: it says that the others are whole
         return content
@@ -357,6 +362,7 @@ class _Job:
             "limits": dict(limits.limits),
             "budget_met": met,
             **measured,
+            **usage(evaluator.data),
             "trained_with": _recipe(outcome.best, evaluator),
             "baseline_trained_with": _recipe(outcome.baseline, evaluator),
             "trials": trials,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data
 from convwright.runs.verdict import training_warnings
+from convwright.runs.weights_note import as_trained, usage
 from convwright.training import Metrics, Recipe, TrainResult, train
+from convwright.training.data.normalisation import normalised
 from convwright.training.recipe.recipe import as_recipe
 
 FORMAT = "convwright training"
@@ -67,12 +69,14 @@ def train_named(
     )
     if weights is not None:
         load_weights(opened.arch.model, weights)
+        chosen = as_trained(chosen, weights)
+    opened = replace(opened, data=normalised(opened.data, chosen.normalisation, opened.arch.model))
     with nullcontext() if out is None else owned(out):
         trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume, devices=devices)
         network = trained_network(opened, trained)
         content = _content(opened, chosen, trained, network)
         if out is not None:
-            save_weights(network.model, out / WEIGHTS)
+            save_weights(network.model, out / WEIGHTS, usage(opened.data))
             if network.plan.edits:
                 write_text(out / "plan.json", network.plan.to_json())
             write_json(out / "training.json", content)
@@ -89,6 +93,7 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "options": opened.options,
         "data": opened.data.name,
         "input_shape": list(network.example_input.shape),
+        **usage(opened.data),
         "recipe": recipe.model_dump(mode="json"),
         "macs": costs.macs,
         "params": costs.params,

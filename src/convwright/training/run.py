@@ -401,7 +401,7 @@ def _data_text(data: ImageData) -> str:
 
 
 def _check_recipe(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:
-    now = recipe.model_dump(mode="json")
+    now, stored = recipe.model_dump(mode="json"), Recipe.completed(stored)
     name = next((name for name in {**now, **stored} if now.get(name) != stored.get(name)), None)
     if name is not None:
         raise RecipeError(

@@ -13,6 +13,7 @@ from torch import nn
 
 from convwright.errors import RecipeError, RecipeWarning
 from convwright.training.data.data import ImageData, load_data
+from convwright.training.data.normalisation import normalised
 from convwright.training.distributed import train_over
 from convwright.training.evaluate import kept_modes
 from convwright.training.outcome import EpochRecord, TrainResult
@@ -78,6 +79,7 @@ def train(
         data = load_data(data, val_fraction=recipe.val_fraction)
     if resume and out is None:
         raise RecipeError("resume needs the folder of the checkpoint; give out=")
+    data = normalised(data, recipe.normalisation, model)
     check_observed(probes, stop)
     if devices > 1 and (on_epoch is not None or probes or stop is not None):
         raise RecipeError(f"on_epoch, probes and stop cannot be called from {devices} processes; use devices=1")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convwright.errors import DataError
+from convwright.errors import DataError, DataWarning
 from convwright.training import ArrayImages, Loader, StreamImages, check_fits, load_data
 from convwright.training.data.named import DATA_SETS, data_set
 from convwright.training.data.sources import npz_parts
@@ -217,7 +217,7 @@ def test_bad_folders(tmp_path):
             load_data(f"folder:{root}", memory_limit=limit)
         assert one_line(error)
     Image.new("RGB", (4, 4)).save(root / "cat" / "05.png")
-    with pytest.raises(DataError, match=r"cat.05\.png: 4x4 pixels .* --input 3x7x9"):
+    with pytest.raises(DataError, match=r"cat.05\.png: 4x4 pixels .* one size for all, .* --input 3x"):
         load_data(f"folder:{root}")
     assert load_data(f"folder:{root}", input_shape=(3, 7, 9)).shape == (3, 7, 9)
 
@@ -381,3 +381,106 @@ def test_what_was_meant_is_hinted_at(spec, message):
 def test_a_folder_without_its_prefix(tmp_path):
     with pytest.raises(DataError, match=r"Did you mean folder:"):
         load_data(str(tmp_path))
+
+
+def one_image(root, image, name="0.png", **options):
+    """Save an image as that of two classes, and return the pixels that are loaded."""
+    for kind in ("cat", "dog"):
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        image.save(root / kind / name, **options)
+    return load_data(f"folder:{root}", val_fraction=0).train.images[0]
+
+
+def test_16_bits_are_scaled_and_not_cut_off(tmp_path):
+    values = np.arange(0, 65536, 257).astype(np.uint16).reshape(16, 16)
+    assert torch.equal(one_image(tmp_path, Image.fromarray(values)).flatten(), torch.arange(256).byte())
+    with pytest.raises(DataError, match=r"0\.tif: float32 pixels from 1.0 to 1.0; save it as 8 bit"):
+        one_image(tmp_path / "float", Image.fromarray(np.ones((4, 4), np.float32)), "0.tif")
+
+
+def test_transparent_pixels_are_white_and_grey_stays_grey(tmp_path):
+    grey = np.full((4, 4, 2), 100, np.uint8)
+    grey[..., 1] = [0, 255, 255, 255]
+    loaded = one_image(tmp_path / "LA", Image.fromarray(grey, "LA"))
+    assert loaded.shape == (1, 4, 4)
+    assert loaded[0, 0].tolist() == [255, 100, 100, 100]
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    assert one_image(tmp_path / "P", palette, transparency=0)[:, 0].T.tolist() == [[255, 255, 255], [0, 0, 255]]
+    cyan = one_image(tmp_path / "CMYK", Image.new("CMYK", (4, 4), (255, 0, 0, 0)), "0.tif")
+    assert cyan[:, 0, 0].tolist() == [0, 255, 255]
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    upright = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    turns = [None, 0, 3, 1, 5, 2, 6, 4]  # what a camera did before it noted orientation 1, 2, ...
+    for orientation, turn in enumerate(turns, start=1):
+        photo = upright if turn is None else upright.transpose(Image.Transpose(turn))
+        exif = photo.getexif()
+        exif[0x112] = orientation
+        loaded = one_image(tmp_path / str(orientation), photo, exif=exif)
+        assert np.array_equal(loaded.permute(1, 2, 0).numpy(), np.array(upright)), orientation
+
+
+def test_images_of_a_data_set_are_no_numbers_of_a_palette():
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    data = load_data(Pairs([(palette, i % 2) for i in range(4)]), val_fraction=0)
+    assert data.train.images[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_colour_after_a_grey_image_is_not_made_grey(tmp_path):
+    folder(tmp_path, mode="L")
+    Image.new("RGB", (9, 7), (255, 0, 0)).save(tmp_path / "dog" / "99.png")
+    with pytest.raises(DataError, match=r"99\.png: in colour where the first image is grey; .* --input 3x"):
+        load_data(f"folder:{tmp_path}")
+    assert load_data(f"folder:{tmp_path}", input_shape=(3, 7, 9)).shape == (3, 7, 9)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Validation"])
+def test_names_of_the_validation_part(tmp_path, name):
+    for part in ("train", name, "testing", "more"):
+        folder(tmp_path / part, count=3)
+    with pytest.warns(DataWarning, match=r"not used: more \("):
+        data = load_data(f"folder:{tmp_path}")
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
+    folder(tmp_path / ("dev" if name != "dev" else "val"), count=1)
+    with pytest.raises(DataError, match="which mean the same; keep one of them"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_a_class_may_be_called_train_and_parts_need_one(tmp_path):
+    data = load_data(f"folder:{folder(tmp_path / 'a', classes=('car', 'train'))}")
+    assert data.class_names == ("car", "train")
+    for part in ("val", "test"):
+        folder(tmp_path / "b" / part)
+    with pytest.raises(DataError, match=r"has test, val and no training images; put those into train/class/"):
+        load_data(f"folder:{tmp_path / 'b'}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2, 5] * 4, "labels go up to 5 and none is 1, 3, 4; number the classes"),
+        ([1, 2, 3] * 4, "labels go up to 3 and none is 0;"),
+        ([0, 1, 3_000_000] * 4, "labels go up to 3000000 and none is 2, 3, 4, ...; .* or name all 3000001 classes"),
+        (list(range(12)), "12 images of 12 classes, one each; give several images of a class"),
+    ],
+)
+def test_labels_that_leave_classes_out(tmp_path, labels, message):
+    images, numbers = torch.zeros(12, 1, 4, 4, dtype=torch.uint8), torch.tensor(labels)
+    dataset = torch.utils.data.TensorDataset(images, numbers)
+    file = tmp_path / "x.npz"
+    np.savez(file, x_train=images[:, 0], y_train=numbers)
+    for spec in (dataset, (dataset, dataset), f"npz:{file}"):
+        with pytest.raises(DataError, match=message) as error:
+            load_data(spec)
+        assert one_line(error)
+    with pytest.raises(DataError, match=message):
+        load_data(dataset, memory_limit=0)
+    count = int(numbers.max()) + 1
+    if count < 100:
+        assert load_data(dataset, num_classes=count).num_classes == count
+        names = [f"class {i}" for i in range(count)]
+        np.savez(file, x_train=images[:, 0], y_train=numbers, class_names=names)
+        assert load_data(f"npz:{file}").class_names == tuple(names)

@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
@@ -42,6 +42,7 @@ _WORDS = {
     type(None): "null",
     float: "a number",
 }
+NOTE = "convwright"  # key in the metadata of a safetensors file
 
 
 def refuse_file(folder: Path) -> None:
@@ -165,9 +166,28 @@ def digest(file: Path) -> str:
         return ""
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict of `model` as safetensors; shared tensors once."""
-    write(path, lambda to: save_model(model, str(to)))
+def save_weights(model: nn.Module, path: Path, note: Mapping[str, Any] | None = None) -> None:
+    """Write the state dict of `model` as safetensors, shared tensors once; `note` is JSON that goes with it."""
+    metadata = {NOTE: json.dumps(note)} if note else None
+    write(path, lambda to: save_model(model, str(to), metadata))
+
+
+def weights_note(path: str | Path) -> dict[str, Any]:
+    """Return what `save_weights` wrote beside the weights; {} for other files.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            note = json.loads((file.metadata() or {}).get(NOTE, "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"{path}: damaged ({error}); write it again") from error
+    if not isinstance(note, dict):
+        raise RunError(f"{path}: its note {NOTE!r} is damaged; write it again")
+    return note
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

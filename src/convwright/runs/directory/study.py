@@ -35,6 +35,7 @@ from convwright.runs.directory.files import LOCK, owned, read_json, refuse_file,
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.storage import ANEW, NAME, Storage, check_file, check_storage, check_url
 from convwright.runs.directory.trial_index import CHANGEABLE, TrialIndex
+from convwright.training.recipe.recipe import Recipe
 
 FORMAT = "convwright run"
 VERSION = 1
@@ -146,6 +147,7 @@ class Study:
         content = read_settings(self.folder)
         stored = content["settings"]
         now = json.loads(json.dumps(self.settings))
+        now, stored = _with_whole_recipe(now), _with_whole_recipe(stored)
         names = [name for name in {**now, **stored} if now.get(name) != stored.get(name) and name not in CHANGEABLE]
         if names:
             said = "; ".join(_difference(name, stored.get(name), now.get(name)) for name in names)
@@ -273,6 +275,12 @@ class Study:
 
     def _damaged(self, what: str) -> RunError:
         return RunError(f"{self._storage.called}: damaged, {what}; {ANEW}")
+
+
+def _with_whole_recipe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings whose recipe has all fields: a recorded one lacks those that have been added since."""
+    recipe = settings.get("recipe")
+    return {**settings, "recipe": Recipe.completed(recipe)} if isinstance(recipe, dict) else settings
 
 
 def _difference(name: str, then: Any, now: Any) -> str:

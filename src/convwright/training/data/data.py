@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convwright.errors import DataError
 from convwright.training.data.folders import dataset_part, folder_parts
-from convwright.training.data.images import Images, check_classes, check_labels, stratified_split
+from convwright.training.data.images import Images, check_classes, check_labels, count_classes, stratified_split
 from convwright.training.data.named import Request, data_set_named
 from convwright.training.data.sources import Parts, Shape, npz_parts
 
@@ -49,13 +49,25 @@ class ImageData:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean per channel over training and validation images, in units of 0..1."""
+        """Mean per channel in units of 0..1; the source's is over training and validation images."""
         return self.train.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel over the same images, in units of 0..1."""
+        """Standard deviation per channel, likewise."""
         return self.train.std
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
+        """Return the same images with another mean and standard deviation per channel."""
+
+        def one(images: Images) -> Images:
+            return replace(images, mean=mean, std=std)
+
+        if (mean, std) == (self.mean, self.std):
+            return self
+        val = one(self.val) if self.val is not None else None
+        test = (lambda: one(self.test)) if self.has_test else None
+        return replace(self, train=one(self.train), val=val, read_test=test)
 
     @property
     def has_test(self) -> bool:
@@ -99,12 +111,13 @@ def load_data(
         val_fraction: Share of the training images, class by class, that becomes the validation
             part; not used where the source has one.
         split_seed: The split depends on it. Leave it, so that different training seeds compare on the same images.
-        num_classes: Number of classes; None: what the source says, else the largest label plus 1.
+        num_classes: Number of classes; None: what the source says, else the largest label plus 1, and then no class
+            may be missing in between.
         memory_limit: Bytes of decoded images per part above which it is streamed.
 
     Raises:
         DataError: Unknown name, missing, empty or damaged files, labels that are not whole numbers, lie outside the
-            classes or are all alike. One line, with the file and the remedy.
+            classes, leave classes out or are all alike. One line, with the file and the remedy.
     """
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction={val_fraction} is not in 0 <= value < 1; use 0.1")
@@ -193,10 +206,10 @@ def _check_samples(spec: Any) -> None:
 def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None) -> ImageData:
     train, val = parts.train, parts.val
     names = parts.class_names or ()
-    count = max(len(names) or int(train.labels.max()) + 1, 1) if num_classes is None else num_classes
-    names = names if len(names) == count else tuple(map(str, range(count)))
-    check_labels(train.labels, count, f"{name}: train")
     check_classes(train.labels, f"{name}: train")
+    count = num_classes if num_classes is not None else len(names) or count_classes(train.labels, f"{name}: train")
+    check_labels(train.labels, count, f"{name}: train")
+    names = names if len(names) == count else tuple(map(str, range(count)))
     if val is not None:
         _check_part(val, train.shape, count, f"{name}: val")
     elif val_fraction > 0:

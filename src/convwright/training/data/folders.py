@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,77 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from convwright.errors import DataError
-from convwright.training.data.images import ArrayImages, Images, StreamImages, as_image, class_number, statistics
+from convwright.errors import DataError, DataWarning
+from convwright.training.data.images import (
+    ArrayImages,
+    Images,
+    Stats,
+    StreamImages,
+    as_image,
+    class_number,
+    eight_bits,
+    statistics,
+)
 from convwright.training.data.sources import Parts, Shape, converted
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-Stats = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
+_TRAIN, _VAL, _TEST = _PARTS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
 _SAMPLE = 256  # images that the statistics of a streamed set are taken from
+_GIVE = "for example --input {}x224x224"
+
+
+class UnlikeImagesError(DataError):
+    """Images of several sizes, where no size was given.
+
+    Attributes:
+        what: Which file differs.
+        channels: Of the images.
+    """
+
+    def __init__(self, what: str, channels: int) -> None:
+        super().__init__(f"{what}; give one size for all, {_GIVE.format(channels)}")
+        self.what, self.channels = what, channels
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images of a folder, decoded to one shape. Reading is `files(position)`."""
+    """The images of a folder, decoded to one shape. Reading is `files(position)`.
+
+    Attributes:
+        paths: Of the files.
+        labels: Of the images.
+        shape: (c, h, w).
+        resize: Whether images of another size or in colour are converted to it, or refused.
+        limit: Bytes of decoded images up to which they are held in memory.
+    """
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     shape: Shape
     resize: bool
+    limit: int
 
-    @property
-    def mode(self) -> str:
-        """Grey or colour, as PIL names it."""
-        return "L" if self.shape[0] == 1 else "RGB"
+    def subset(self, indices: Tensor) -> ImageFiles:
+        """Return the images at `indices` (m,)."""
+        chosen = indices.tolist()
+        return replace(self, paths=tuple(self.paths[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen))
+
+    def resized(self, size: tuple[int, int]) -> ImageFiles:
+        """Return the same images at another (height, width)."""
+        return replace(self, shape=(self.shape[0], *size), resize=True)
+
+    def images(self, stats: Stats | None) -> Images:
+        """Read the images, or have them streamed if they are more than `limit`.
+
+        Raises:
+            DataError: As for reading one.
+        """
+        count = len(self.paths)
+        if count * math.prod(self.shape) > self.limit:
+            return _stream(self, self.labels, self.shape, stats)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding releases the GIL
+            images = list(pool.map(self, range(count)))
+        return replace(_array(images, self.labels, "folder", stats), files=self)
 
     def whole(self, position: int) -> Tensor:
         """Return one image as (c, h, w) uint8 in the size of its file.
@@ -44,32 +94,44 @@ class ImageFiles:
             DataError: Names the file that cannot be decoded.
         """
         path = self.paths[position]
-        return as_image(_decode(path, self.mode), path)
+        return as_image(self._decoded(path), path)
+
+    def _decoded(self, path: str) -> Image.Image:
+        image = _decode(path)
+        if not self.resize and self.shape[0] == 1 and image.mode == "RGB":
+            raise DataError(f"{path}: in colour where the first image is grey; give the colours, {_GIVE.format(3)}")
+        return image.convert("L" if self.shape[0] == 1 else "RGB")
 
     def __call__(self, position: int) -> Tensor:
         """Return one image as (c, h, w) uint8.
 
         Raises:
-            DataError: Names the file that cannot be decoded or has another size.
+            DataError: Names the file that cannot be decoded.
+            UnlikeImagesError: Names the file that has another size.
         """
         path = self.paths[position]
         channels, height, width = self.shape
-        image = _decode(path, self.mode)
+        image = self._decoded(path)
         if image.size != (width, height):
             if not self.resize:
-                raise DataError(
-                    f"{path}: {image.size[0]}x{image.size[1]} pixels where the first image has "
-                    f"{width}x{height}; give the size, for example "
-                    f"--input {channels}x{height}x{width}"
+                raise UnlikeImagesError(
+                    f"{path}: {image.size[0]}x{image.size[1]} pixels where the first image has {width}x{height}",
+                    channels,
                 )
             image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return as_image(image, path)
 
 
-def _decode(path: str, mode: str) -> Image.Image:
+def _decode(path: str) -> Image.Image:
+    """Return an image upright, as 8 bits of grey or colour.
+
+    Raises:
+        DataError: Names the file that cannot be decoded.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            ImageOps.exif_transpose(image, in_place=True)
+            return eight_bits(image, path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image; repair or remove the file") from error
 
@@ -83,46 +145,66 @@ def folder_parts(root: Path, shape: Shape | None, limit: int) -> Parts:
         limit: Bytes of decoded images up to which a part is held in memory; more is streamed.
 
     Raises:
-        DataError: Missing or empty folder, unreadable or unlike images, unknown classes.
+        DataError: Missing or empty folder, two folders for one part, unreadable or unlike images, unknown classes.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; check the path after folder:")
-    nested = (root / "train").is_dir()
-    train_root = root / "train" if nested else root
-    names = tuple(sorted(p.name for p in train_root.iterdir() if p.is_dir()))
-    files = _files(train_root, names, shape)
-    train = _in_memory_or_stream(files, limit, None)
+    train_root, val_root, test_root = (_part_folder(root, names) for names in _PARTS)
+    if train_root is None or not _folders(train_root):  # the folders are the classes, one of which may be called train
+        train_root, val_root, test_root = root, None, None
+    else:
+        _warn_of_unused(root, [train_root, val_root, test_root])
+    names = tuple(p.name for p in _folders(train_root))
+    if names and set(map(str.lower, names)) <= {name for part in _PARTS for name in part}:
+        raise DataError(f"{root}: has {', '.join(names)} and no training images; put those into train/class/")
+    files = _files(train_root, names, shape, limit, every=True)
+    train = files.images(None)
 
-    def part(folder: str) -> Images:
-        return _in_memory_or_stream(_files(root / folder, names, files.shape), limit, (train.mean, train.std))
+    def part(folder: Path) -> Images:
+        return replace(_files(folder, names, files.shape, limit), resize=files.resize).images((train.mean, train.std))
 
-    val = part("val") if nested and (root / "val").is_dir() else None
-    test = (lambda: part("test")) if nested and (root / "test").is_dir() else None
-    return Parts(train, val, test, names)
+    val = part(val_root) if val_root is not None else None
+    return Parts(train, val, (lambda: part(test_root)) if test_root is not None else None, names)
 
 
-def _files(root: Path, names: tuple[str, ...], shape: Shape | None) -> ImageFiles:
-    unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in names)
+def _folders(root: Path) -> list[Path]:
+    """Return the folders in a folder in the order of their names, without hidden ones."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _part_folder(root: Path, names: Sequence[str]) -> Path | None:
+    found = [path for path in _folders(root) if path.name.lower() in names]
+    if len(found) > 1 and all(map(_folders, found)):
+        raise DataError(f"{root}: has {found[0].name} and {found[1].name}, which mean the same; keep one of them")
+    return found[0] if found else None
+
+
+def _warn_of_unused(root: Path, used: Sequence[Path | None]) -> None:
+    unused = [path.name for path in _folders(root) if path not in used]
+    if unused:
+        parts = ", ".join("/".join(names) for names in _PARTS)
+        warnings.warn(f"{root}: not used: {', '.join(unused)} (parts are called {parts})", DataWarning, stacklevel=2)
+
+
+def _files(root: Path, names: tuple[str, ...], shape: Shape | None, limit: int, every: bool = False) -> ImageFiles:
+    unknown = [p.name for p in _folders(root) if p.name not in names]
     if unknown:
         raise DataError(f"{root / unknown[0]}: this class has no training images; add or remove it")
     found: list[tuple[str, int]] = []
     for label, name in enumerate(names):
         paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths and shape is None:
+        if not paths and every:
             raise DataError(f"{root / name}: no images; add some or remove the folder")
         found += [(str(path), label) for path in paths]
     if not found:
         raise DataError(f"{root}: no images; the layout is FOLDER/class/image.png")
     files, labels = zip(*found, strict=True)
-    return ImageFiles(files, labels, shape or _shape_of(files[0]), resize=shape is not None)
+    return ImageFiles(files, labels, shape or _shape_of(files[0]), shape is not None, limit)
 
 
 def _shape_of(path: str) -> Shape:
-    try:
-        with Image.open(path) as image:
-            return (1 if image.mode in ("1", "L") else 3), image.height, image.width
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: not a readable image; repair or remove the file") from error
+    image = _decode(path)
+    return (1 if image.mode == "L" else 3), image.height, image.width
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,12 +279,3 @@ def _stream(read: Callable[[int], Tensor], labels: Sequence[int], shape: Shape, 
         stats = statistics(torch.stack([read(position) for position in positions]))
     whole = read.whole if isinstance(read, ImageFiles) else None
     return StreamImages(read, torch.arange(count), torch.tensor(labels), shape, *stats, whole)
-
-
-def _in_memory_or_stream(files: ImageFiles, limit: int, stats: Stats | None) -> Images:
-    count = len(files.paths)
-    if count * math.prod(files.shape) > limit:
-        return _stream(files, files.labels, files.shape, stats)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # decoding releases the GIL
-        images = list(pool.map(files, range(count)))
-    return _array(images, files.labels, "folder", stats)

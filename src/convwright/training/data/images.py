@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from textwrap import shorten
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from convwright.errors import DataError
+
+if TYPE_CHECKING:
+    from convwright.training.data.folders import ImageFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +29,14 @@ class ArrayImages:
         labels: (n,) int64.
         mean: Per channel, in units of 0..1 (of the values themselves for float images).
         std: Per channel, same units.
+        files: What the images were read from, to read them at another size; None: it is not known.
     """
 
     images: Tensor
     labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    files: ImageFiles | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,7 +51,8 @@ class ArrayImages:
     def subset(self, indices: Tensor) -> ArrayImages:
         """Return a copy of the images at `indices` (m,)."""
         chosen = self.images[indices].contiguous(memory_format=torch.channels_last)
-        return ArrayImages(chosen, self.labels[indices], self.mean, self.std)
+        files = self.files.subset(indices) if self.files is not None else None
+        return replace(self, images=chosen, labels=self.labels[indices], files=files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +87,7 @@ class StreamImages:
 
 
 Images: TypeAlias = ArrayImages | StreamImages
+Stats: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -116,6 +125,8 @@ def as_image(value: Any, source: str) -> Tensor:
     if isinstance(value, Tensor):
         image = value
     else:
+        if isinstance(value, Image.Image) and value.mode not in ("L", "RGB", "RGBA"):
+            value = eight_bits(value, source)  # a palette's numbers are no brightness
         array = np.array(value)  # a copy: PIL hands out read-only memory
         if array.dtype.kind not in "uif":
             raise DataError(f"{source}: {type(value).__name__} is not an image; give a tensor or PIL")
@@ -128,6 +139,28 @@ def as_image(value: Any, source: str) -> Tensor:
             "give (c, h, w) tensors of uint8 or float32"
         )
     return image if image.dtype == torch.uint8 else image.float()
+
+
+def eight_bits(image: Image.Image, source: str) -> Image.Image:
+    """Return an image as 8 bits of grey ("L") or colour ("RGB"), what is transparent on white.
+
+    Args:
+        image: Of any mode; 16 bits are scaled, not cut off.
+        source: Named in errors.
+
+    Raises:
+        DataError: Its pixels are no whole numbers of at most 16 bits, so that nobody knows what is white.
+    """
+    if image.mode[0] in "IF":
+        values = np.array(image)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{source}: {values.dtype} pixels from {values.min()} to {values.max()}; save it as 8 bit")
+        return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("L" if grey else "RGB")
 
 
 def class_number(label: Any, source: str) -> int:
@@ -152,13 +185,38 @@ def class_number(label: Any, source: str) -> int:
     )
 
 
+def count_classes(labels: Tensor, source: str) -> int:
+    """Return the number of classes where nothing but the training labels says it.
+
+    Raises:
+        DataError: Classes are missing in between, or each image has a class of its own: such labels are probably
+            numbers of another kind.
+    """
+    present: list[int] = torch.unique(labels).tolist()
+    known, count = set(present), present[-1] + 1
+    missing = list(islice((n for n in range(count) if n not in known), 4))
+    if missing and present[0] >= 0:  # negative ones are refused as such
+        few = ", ".join(map(str, missing[:3])) + ", ..." * (len(missing) > 3)
+        raise DataError(
+            f"{source}: labels go up to {count - 1} and none is {few}; number the classes 0, 1, 2, ... "
+            f"(numpy.unique(labels, return_inverse=True)[1] does), or name all {count} classes: class_names in an "
+            "npz, num_classes of load_data"
+        )
+    if count == len(labels) > 2:
+        raise DataError(
+            f"{source}: {count} images of {count} classes, one each; give several images of a class, or say that it is "
+            f"so with num_classes={count}"
+        )
+    return max(count, 1)
+
+
 def check_classes(labels: Tensor, source: str) -> None:
     """Refuse training labels of a single class: any network would be right on all images.
 
     Raises:
         DataError: Names the source and the class.
     """
-    if bool((labels == labels[0]).all()):
+    if int(labels[0]) >= 0 and bool((labels == labels[0]).all()):
         raise DataError(
             f"{source}: all labels are {int(labels[0])}; give images of two or more classes, numbered 0, 1, 2, ..."
         )

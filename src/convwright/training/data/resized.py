@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from convwright.training.data.data import ImageData
+from convwright.training.data.folders import ImageFiles
 from convwright.training.data.images import ArrayImages, Images
 
 _CHUNK = 1024  # images at a time: they are floats while they are resized
@@ -28,9 +29,11 @@ class _Reader:
 
 
 def resized_images(images: Images, size: tuple[int, int]) -> Images:
-    """Return images at another height and width: bilinear, antialiased; themselves if they have it.
+    """Return images at another height and width; themselves if they have it.
 
-    Mean and standard deviation stay those of the given images, so that a pixel's value means the same at every size.
+    Images of a folder are read from their files again, so that a larger size shows more; others are resized as they
+    are: bilinear, antialiased. Mean and standard deviation stay those of the given images, so that a pixel's value
+    means the same at every size.
 
     Args:
         images: In memory or streamed.
@@ -38,10 +41,14 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
     """
     if tuple(images.shape[1:]) == tuple(size):
         return images
+    if isinstance(images, ArrayImages) and images.files is not None:
+        return images.files.resized(size).images((images.mean, images.std))
     if isinstance(images, ArrayImages):
         parts = [_resized(chunk, size) for chunk in torch.split(images.images, _CHUNK)]
         return replace(images, images=torch.cat(parts).contiguous(memory_format=torch.channels_last))
     shape = (images.shape[0], *size)
+    if isinstance(images.read, ImageFiles):
+        return replace(images, read=images.read.resized(size), shape=shape)
     # Random crops are cut from the whole image, not from the resized one.
     return replace(images, read=_Reader(images.read, size), shape=shape, read_whole=images.read_whole or images.read)
 

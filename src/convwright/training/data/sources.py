@@ -32,7 +32,7 @@ class Parts:
 
 
 def npz_parts(source: Path, name: str, shape: Shape | None) -> Parts:
-    """Read `x_train y_train` now, and `x_test y_test` when asked for.
+    """Read `x_train y_train` and, if there, `class_names` now, and `x_test y_test` when asked for.
 
     Args:
         source: The file; images uint8 of shape (n, h, w), (n, h, w, c) or (n, c, h, w).
@@ -44,15 +44,18 @@ def npz_parts(source: Path, name: str, shape: Shape | None) -> Parts:
     """
     train = _npz_images(source, name, "train", shape)
     with _opened(source, name) as arrays:
+        classes = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays.files else None
         if not {"x_test", "y_test"} <= set(arrays.files):
-            return Parts(train, None, None, None)
+            return Parts(train, None, None, classes)
 
-    return array_parts(train, lambda: _npz_images(source, name, "test", shape))
+    return array_parts(train, lambda: _npz_images(source, name, "test", shape), classes)
 
 
-def array_parts(train: ArrayImages, test: Callable[[], ArrayImages]) -> Parts:
+def array_parts(
+    train: ArrayImages, test: Callable[[], ArrayImages], class_names: tuple[str, ...] | None = None
+) -> Parts:
     """Return parts whose test images are read when asked for, and normalised as the training images."""
-    return Parts(train, None, lambda: replace(test(), mean=train.mean, std=train.std), None)
+    return Parts(train, None, lambda: replace(test(), mean=train.mean, std=train.std), class_names)
 
 
 @contextmanager

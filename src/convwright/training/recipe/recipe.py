@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from convwright.errors import RecipeError, did_you_mean
 from convwright.training import presets
 from convwright.training.data.augment import Augment, PaddingMode
+from convwright.training.data.normalisation import NAMES, Name, Normalisation
 from convwright.training.recipe.recipe_file import is_file_name, listed, merged, read_fields
 from convwright.training.recipe.schedules import Position, Rates, schedule_named
 from convwright.training.techniques import Technique, made, technique_named
@@ -58,6 +59,9 @@ class Recipe(BaseModel):
         memory_format: Layout, or what a short measurement finds faster.
         seed: Order, augmentation and dropout follow it.
         val_fraction: Share of the training images held out, where `train` loads the data itself.
+        normalisation: What is subtracted from pixels and what they are divided by: the mean and standard deviation of
+            the ``data``, those of ``imagenet``, those that a network of ``timm`` was trained with, or numbers per
+            channel in units of 0..1, ``{mean: [0.5], std: [0.25]}``. Weights that say theirs are followed.
 
     Raises:
         RecipeError: A field is unknown or outside its range; one line.
@@ -92,6 +96,7 @@ class Recipe(BaseModel):
     memory_format: MemoryFormat = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
     val_fraction: float = Field(0.1, ge=0, lt=1)
+    normalisation: Name | Normalisation = "data"
 
     def __init__(self, **values: Any) -> None:
         """Check the fields; pydantic's report becomes one line."""
@@ -148,6 +153,18 @@ class Recipe(BaseModel):
             raise ValueError(f"give [least, largest] with 0 < least <= largest{top}")
         return ends
 
+    @field_validator("normalisation", mode="before")
+    @classmethod
+    def _numbers(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            try:
+                return Normalisation(**given)
+            except ValidationError as error:
+                raise RecipeError(_one_line(error, Normalisation.model_fields, ("normalisation",))) from error
+        if not isinstance(given, Normalisation) and given not in NAMES:
+            raise ValueError(f"give {', '.join(NAMES)}, or numbers such as {{mean: [0.5], std: [0.25]}}")
+        return given
+
     @field_validator("techniques", mode="before")
     @classmethod
     def _made(cls, given: Any) -> dict[str, Technique]:
@@ -185,6 +202,11 @@ class Recipe(BaseModel):
         """
         now = self.model_dump()
         return Recipe(**{**merged(now, changes), "techniques": changes.get("techniques", now["techniques"])})
+
+    @staticmethod
+    def completed(record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a recorded recipe with the defaults of the fields that have been added since."""
+        return {**Recipe().model_dump(mode="json"), **record}
 
     @classmethod
     def preset(cls, name: str) -> Recipe:

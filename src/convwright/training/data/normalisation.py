@@ -1,0 +1,70 @@
+"""What pixels are normalised by before a network sees them: the data's own numbers, those of ImageNet, or others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from convwright.errors import RecipeError
+from convwright.training.data.data import ImageData
+
+Name = Literal["data", "imagenet", "timm"]
+NAMES: tuple[str, ...] = get_args(Name)
+
+
+class Normalisation(BaseModel):
+    """Mean and standard deviation per channel, in units of 0..1 (of the values themselves for float images)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=1)
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+
+    @model_validator(mode="after")
+    def _alike(self) -> Normalisation:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations; give one per channel")
+        return self
+
+    def __str__(self) -> str:
+        """Return the numbers, rounded."""
+        return "; ".join(f"{name} {', '.join(f'{v:.4g}' for v in values)}" for name, values in self)
+
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def normalised(data: ImageData, choice: str | Normalisation, model: nn.Module) -> ImageData:
+    """Return data whose images are normalised as a recipe says.
+
+    Args:
+        data: With its own mean and standard deviation, which ``data`` stands for.
+        choice: The recipe's field `normalisation`.
+        model: Has the numbers that ``timm`` stands for.
+
+    Raises:
+        RecipeError: There are no such numbers, or not as many as the images have channels.
+    """
+    if choice == "data":
+        return data
+    named = {"imagenet": lambda: IMAGENET, "timm": lambda: _of_timm(model)}
+    numbers = choice if isinstance(choice, Normalisation) else named[choice]()
+    if len(numbers.mean) != data.shape[0]:
+        raise RecipeError(
+            f"recipe field normalisation: {numbers} is for {len(numbers.mean)} channels and the images of {data.name} "
+            f"have {data.shape[0]}; use data, or give one mean and std per channel"
+        )
+    return data.normalised(numbers.mean, numbers.std)
+
+
+def _of_timm(model: nn.Module) -> Normalisation:
+    found = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if not isinstance(found, Mapping) or not {"mean", "std"} <= found.keys():
+        raise RecipeError(
+            f"recipe field normalisation=timm: {type(model).__name__} has no pretrained_cfg with mean and std, as the "
+            "networks of timm have; use imagenet or data, or give the numbers"
+        )
+    return Normalisation(mean=found["mean"], std=found["std"])
