@@ -36,4 +36,8 @@ OPTIMIZE: Mapping[str, str] = {
     "proxy_samples": "Number of training images on which candidates are ranked; the result is trained on all data.",
     "objective": "Accuracy and one or two costs, such as accuracy,macs: several networks are sought of which none is "
     "beaten in all of them; they are in front/ of the run directory.",
+    "baseline": "Whether the untouched network is trained on for as long as the result, to compare with; else it is "
+    "compared as it is.",
+    "reestimate": "Whether batch norm is re-estimated on training images where an edit changed the function or a "
+    "training was too short for it.",
 }

@@ -141,3 +141,11 @@ def load_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def compared_with(result: Mapping[str, Any]) -> str:
+    """Return in a sentence what the baseline of a ``result.json`` is."""
+    if result.get("baseline_trained", True):
+        return "The baseline is the untouched network, trained by the same recipe for as long."
+    origin = "with the weights that it came with" if result.get("weights") else "after its first training"
+    return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."
