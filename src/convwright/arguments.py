@@ -39,4 +39,8 @@ OPTIMIZE: Mapping[str, str] = {
     "beaten in all of them; they are in front/ of the run directory.",
     "max_drop": "Points of accuracy that the result may be below the baseline; with more it is written, too, and the "
     "command ends with exit code 3.",
+    "baseline": "Whether the untouched network is trained on for as long as the result, to compare with; else it is "
+    "compared as it is.",
+    "reestimate": "Whether batch norm is re-estimated on training images where an edit changed the function or a "
+    "training was too short for it.",
 }

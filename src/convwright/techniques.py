@@ -9,7 +9,8 @@ costs, and where it helps and where not. Rates that change per batch are torch's
 recipe's `schedule` equals them step by step.
 """
 
-from convwright.training.techniques.averaging import averaged_copy, reestimate_batch_norm
+from convwright.repair.batch_norm import reestimate_batch_norm
+from convwright.training.techniques.averaging import averaged_copy
 from convwright.training.techniques.blurpool import blurpool
 from convwright.training.techniques.branch_sparsity import branch_scales, shrink_groups, zero_branches
 from convwright.training.techniques.cutmix import cutmix

@@ -99,20 +99,18 @@ def test_a_search_of_another_judgement_is_repeated(rows, monkeypatch):
     rows(before=(), one=(SEARCH,))
     first = run("a", seeds=1)
     file = Path("a/rows/one-0/result.json")
-    older = {key: value for key, value in json.loads(file.read_text()).items() if key != "judgement"}
-    file.write_text(json.dumps(older))
     trained = []
     honest = rows_module.train
     monkeypatch.setattr(rows_module, "train", lambda *args, **kw: (trained.append(1), honest(*args, **kw))[1])
     assert timeless(run("a", seeds=1)) == timeless(first)
     assert not trained
     for module in (rows_module, searched, study_module):  # from now on networks are judged otherwise
-        monkeypatch.setattr(module, "JUDGEMENT", 2)
+        monkeypatch.setattr(module, "JUDGEMENT", 3)
     (file.parent / "checkpoint.pt").write_text("of the network that the first search found")
     again = run("a", seeds=1)
     assert len(trained) == 1
     assert len(list(Path("a/searches").glob("[!.]*"))) == 2
-    assert [row["judgement"] for row in again["rows"]] == [1, 2]
+    assert [row["judgement"] for row in again["rows"]] == [2, 3]
     assert again["rows"][1]["accuracies"] == first["rows"][1]["accuracies"]
     assert timeless(run("a", seeds=1)) == timeless(again)
     assert len(trained) == 1

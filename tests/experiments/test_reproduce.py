@@ -248,10 +248,10 @@ def test_every_result_has_the_facts(experiment, run):
 
 @pytest.mark.parametrize("judgement", [7, None])
 def test_a_row_without_a_search_stays_finished_whatever_the_judgement(experiment, run, no_training, judgement):
-    assert [row["judgement"] for row in run("a", only=["first"], seeds=1)["rows"]] == [1, None]
+    assert [row["judgement"] for row in run("a", only=["first"], seeds=1)["rows"]] == [2, None]
     file = Path("a/rows/first-0/result.json")
     content = json.loads(file.read_text())
-    assert content.pop("judgement") == 1
+    assert content.pop("judgement") == 2
     file.write_text(json.dumps(content if judgement is None else {**content, "judgement": judgement}))
     no_training()
     assert run("a", only=["first"], seeds=1)["rows"][0]["judgement"] == (judgement or 1)

@@ -68,7 +68,7 @@ def test_a_network_is_halved_and_proved(go, tiny, tmp_path):
     assert result.best in result.pareto
     assert "budget" in str(result.report())
     assert {"seconds", "versions", "machine", "command", "recipe"} <= set(data)
-    assert data["judgement"] == json.loads((tmp_path / "run" / "run.json").read_text())["judgement"] == 1
+    assert data["judgement"] == json.loads((tmp_path / "run" / "run.json").read_text())["judgement"] == 2
 
     plan = Plan.load(tmp_path / "run" / "plan.json")
     built = apply(plan, tiny)

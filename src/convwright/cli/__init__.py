@@ -153,6 +153,7 @@ def train(
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
     devices: Annotated[int, typer.Option(help="Processes that train together, one per device.", min=1)] = 1,
+    reestimate: Annotated[bool, typer.Option("--reestimate/--no-reestimate", help=OPTIMIZE["reestimate"])] = True,
     as_json: options.Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
@@ -193,6 +194,8 @@ def optimize(
     proxy_classes: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_classes"], metavar="N")] = None,
     proxy_samples: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_samples"], metavar="N")] = None,
     max_drop: Annotated[float | None, typer.Option(help=OPTIMIZE["max_drop"], metavar="POINTS")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help=OPTIMIZE["baseline"])] = True,
+    reestimate: Annotated[bool, typer.Option("--reestimate/--no-reestimate", help=OPTIMIZE["reestimate"])] = True,
     input_shape: options.Input = None,
     data_dir: options.DataDir = None,
     weights: options.Weights = None,

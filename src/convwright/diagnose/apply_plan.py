@@ -33,7 +33,7 @@ def replay(
         num_classes: Outputs of the network; None: as recorded in the plan or beside it.
 
     Returns:
-        Plain JSON values: costs before and after, per edit whether it was exact.
+        Plain JSON values: costs before and after, per edit whether it was exact and kept the function.
 
     Raises:
         EditError: The plan is no plan, or was made for another network.
@@ -61,8 +61,14 @@ def replay(
             "params": costs.params,
         },
         "changes": [
-            {**c.edit.to_dict(), "exact": c.exact, "max_difference": c.max_difference, "notes": list(c.notes)}
-            for c in arch.changes
+            {
+                **change.edit.to_dict(),
+                "exact": change.exact,
+                "keeps_function": change.keeps_function,
+                "max_difference": change.max_difference,
+                "notes": list(change.notes),
+            }
+            for change in arch.changes
         ],
         "saved": str(save) if save is not None else None,
     }

@@ -319,7 +319,7 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
         edits = [replace(edit, approximate=difference > EXACT) for edit in edits]
     inexact = difference is not None and difference > EXACT
     note = ("an activation follows the copied convolutions",) if inexact else ()
-    return surgery.outcome(architecture, edits, difference, more, note)
+    return surgery.outcome(architecture, edits, difference, more, note, keeps=(True,) * len(edits))
 
 
 def why_not_repeatable(architecture: Architecture, block: Block) -> str | None:

@@ -73,6 +73,9 @@ class Change:
         params: parameters before and after.
         coupled: other groups whose size had to change along.
         notes: what a person should know, e.g. why the result is not exact.
+        keeps_function: the network computes what it did before this edit, as measured: exact, and nothing was cut
+            away (growth, added blocks, larger kernels). An exact shrink equals the original without what it dropped,
+            which is another function.
     """
 
     edit: Edit
@@ -82,6 +85,7 @@ class Change:
     params: tuple[int, int]
     coupled: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    keeps_function: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,7 @@ class Outcome:
         notes: per edit.
         moved: old parameter -> new parameter, for optimizers.
         example_input: a new example input, if the edit changes its shape.
+        keeps: per edit, whether its promise is the original itself, nothing cut away; none of them where empty.
     """
 
     model: nn.Module
@@ -107,6 +112,7 @@ class Outcome:
     notes: tuple[tuple[str, ...], ...]
     moved: Mapping[int, Moved] = field(default_factory=dict)
     example_input: Tensor | None = None
+    keeps: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,7 +139,9 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     inexact = difference is not None and difference > EXACT
     note = ("its weight is computed (standardised) from what changed",) if inexact else ()
-    return surgery.outcome(architecture, edits, difference, [_more_macs(architecture, c) for c in changes], note)
+    more = [_more_macs(architecture, change) for change in changes]
+    keeps = tuple(all(a >= b for a, b in zip(c.after, c.before, strict=True)) for c in changes)
+    return surgery.outcome(architecture, edits, difference, more, note, keeps)
 
 
 def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:

@@ -344,9 +344,11 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
     changes = []
     now = _counted(before)
     steps = outcome.steps or (_counted(after),) * len(outcome.edits)
-    for edit, step, coupled, notes in zip(outcome.edits, steps, outcome.coupled, outcome.notes, strict=True):
+    keeps = outcome.keeps or (False,) * len(outcome.edits)
+    each = zip(outcome.edits, steps, outcome.coupled, outcome.notes, keeps, strict=True)
+    for edit, step, coupled, notes, kept in each:
         pair = ((now[0], step[0]), (now[1], step[1]))
-        changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes))
+        changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes, kept and exact is True))
         now = step
     return after.evolved(changes=(*before.changes, *changes))
 

@@ -98,6 +98,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Replace], options: Opt
         coupled=((),) * len(edits),
         notes=tuple(("another operator, begun from the old weights",) if i else () for i in inexact),
         moved=moved,
+        keeps=(True,) * len(edits),
     )
 
 

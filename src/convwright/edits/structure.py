@@ -70,6 +70,7 @@ class Structure:
         difference: float | None,
         mac_changes: Sequence[int],
         note: tuple[str, ...] = (),
+        keeps: tuple[bool, ...] = (),
     ) -> Outcome:
         """Carry out the acts on a copy of a network, and say what that gave; the note holds for each edit."""
         model, moved = self.operate(architecture.model)
@@ -81,6 +82,7 @@ class Structure:
             coupled=((),) * len(edits),
             notes=(note,) * len(edits),
             moved=moved,
+            keeps=keeps,
         )
 
 

@@ -258,7 +258,14 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         coupled=sizes.coupled,
         notes=tuple(_notes(architecture, e, plan, difference) for e in edits),
         moved=moved,
+        keeps=tuple(_only_grows(architecture, e, c, plan) for e, c in zip(edits, sizes.coupled, strict=True)),
     )
+
+
+def _only_grows(architecture: Architecture, edit: Width, coupled: Sequence[str], plan: ChannelRemap) -> bool:
+    """Whether no group that an edit changes loses a channel."""
+    changed = {*(group.name for group in _targets(architecture, edit)), *coupled} & plan.chosen.keys()
+    return all(len(plan.chosen[name]) >= architecture.channels.group(name).units for name in changed)
 
 
 def _check_room(architecture: Architecture, units: Ints, count: int, options: Options) -> None:

@@ -13,7 +13,7 @@ from convwright.export.registry import Exported, difference, target
 from convwright.export.source.text import literal
 from convwright.passwords import public_command
 from convwright.runs.directory.files import save_weights, write_text
-from convwright.runs.directory.result import rows
+from convwright.runs.directory.result import compared_with, rows
 from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
 
@@ -101,8 +101,7 @@ def _costs(run: Exportable) -> str:
     if run.kind == "result":
         lines = [(row.name, row.baseline, row.result, row.change) for row in rows(run.record)]
         table = markdown_table(("", "baseline", "result", "change"), lines, (1, 2, 3))
-        words = "The baseline is the untouched network, trained by the same recipe for as long."
-        return f"## Numbers\n\n{table}\n\n{words}"
+        return f"## Numbers\n\n{table}\n\n{compared_with(run.record)}"
     costs, plan = profile(run.arch), run.plan
     cells = [("MACs", f"{plan.macs:,}", f"{costs.macs:,}"), ("parameters", f"{plan.params:,}", f"{costs.params:,}")]
     for part in ("validation", "test"):

@@ -134,6 +134,8 @@ class Evidence:
         status: ``done``, ``stopped`` (early, as asked) or ``failed`` (then `message` says why).
         seconds: Wall time.
         message: Why it failed, one line.
+        before_training: Validation accuracy right after the edits, before any training; None where there were none.
+        reestimated: Training images on which batch norm was re-estimated before it was judged; 0: it was not.
     """
 
     candidate: Candidate
@@ -145,6 +147,8 @@ class Evidence:
     status: Status = "done"
     seconds: float = 0.0
     message: str = ""
+    before_training: float | None = None
+    reestimated: int = 0
 
     @property
     def usable(self) -> bool:
@@ -155,6 +159,9 @@ class Evidence:
         """Return plain JSON values, without the candidate."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "candidate"}
         score = self.score if self.usable else None  # NaN is not JSON
+        for name, unsaid in (("before_training", None), ("reestimated", 0)):  # as before there were such fields
+            if values[name] == unsaid:
+                del values[name]
         return {**values, "score": score, "costs": dict(self.costs), "probes": dict(self.probes)}
 
     @classmethod
@@ -345,9 +352,7 @@ class RewritingMethod(WrappedMethod):
             self._final.update(range(first, first + len(batch)))
         for number, candidate in enumerate(batch, start=first):
             if number not in self._rewritten:
-                proposed = candidate.role == "candidate"
-                carried_out = self.rewritten(candidate, number in self._final) if proposed else candidate
-                self._rewritten[number] = candidate, carried_out
+                self._rewritten[number] = candidate, self.rewritten(candidate, number in self._final)
         return tuple(self._rewritten[number][1] for number in range(first, first + len(batch)))
 
     def tell(self, evidence: Evidence) -> None:

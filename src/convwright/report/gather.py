@@ -24,6 +24,7 @@ from convwright.report.report import Report
 from convwright.report.trials import costs_limited, described, fastest, leading
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
+from convwright.runs.directory.result import compared_with
 from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import warnings_in
 
@@ -228,7 +229,7 @@ def _deviation(result: Json | None) -> str:
     over = f" over {test['samples']:,} test images" if "samples" in test else ""
     return (
         f"± is the binomial standard error{over}, from one seed ({result['seed']}); differences below two standard "
-        "errors are not coloured. The untouched network was trained by the same recipe for as long."
+        f"errors are not coloured. {compared_with(result)}"
     )
 
 

@@ -11,7 +11,11 @@ from convwright.report.content import Trial
 from convwright.report.recorded import Json, Recorded, RecordedTrial
 from convwright.runs.directory.result import non_dominated
 
-_ROLES = {"base": "the untouched network", "baseline": "the untouched network, trained further"}
+_ROLES = {
+    "base": "the untouched network",
+    "baseline": "the untouched network, trained further",
+    "as it is": "the untouched network, as it is",
+}
 _METRICS = ("macs", "params", "latency", "activations", "weights")
 _LONGEST = 3  # edits named in words
 
@@ -49,6 +53,8 @@ def _trial(recorded: RecordedTrial, words: str, **marks: bool) -> Trial:
         known = {"score": evidence.score if evidence.usable else None, "stderr": evidence.stderr}
         known |= {"costs": dict(evidence.costs), "seconds": evidence.seconds, "status": evidence.status}
         known |= {"note": evidence.message}
+    if evidence is not None and evidence.before_training is not None:
+        words = f"{words or _words(candidate)} ({evidence.before_training:.2%} right after the edits)"
     return Trial(
         number=recorded.number,
         role=candidate.role,
@@ -61,7 +67,7 @@ def _trial(recorded: RecordedTrial, words: str, **marks: bool) -> Trial:
 
 def _words(candidate: Candidate) -> str:
     if candidate.role in _ROLES:
-        return _ROLES[candidate.role]
+        return _ROLES["as it is" if candidate.role == "baseline" and not candidate.epochs else candidate.role]
     edits = candidate.plan.edits
     if not edits:
         return "no edits"

@@ -57,6 +57,8 @@ class OptimizeOptions(TypedDict, total=False):
     proxy_samples: int | None
     objective: str | Sequence[str] | None
     max_drop: float | None
+    baseline: bool
+    reestimate: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,8 @@ class RunConfig:
     proxy_samples: int | None = None
     objective: str | Sequence[str] | None = None
     max_drop: float | None = None
+    baseline: bool = True
+    reestimate: bool = True
 
     @cached_property
     def folder(self) -> Path:
@@ -214,6 +218,8 @@ class RunConfig:
             **({"method_options": options} if options else {}),
             **({"objective": list(self.costs)} if self.costs else {}),
             **({"time": self.time_budget.text} if self.time_budget is not None else {}),
+            **({} if self.baseline else {"baseline_trained": False}),
+            **({} if self.reestimate else {"reestimate": False}),
             **({"proxy": self.proxy.settings(proxy)} if self.proxy is not None and proxy is not None else {}),
         }
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ from convwright.training.outcome import EpochRecord
 from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import to_layout
+from convwright.training.statistics import reestimate
 from convwright.training.techniques import technique_named
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from convwright.runs.executors.executor import Store
 
 
+_Found = TypeVar("_Found")
 HISTORY = "history.json"  # of a trial: one record per epoch
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
@@ -56,6 +58,8 @@ class _Outcome:
     judged: Metrics
     probes: Mapping[str, Any]
     status: Status = "done"
+    before_training: float | None = None
+    reestimated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,8 @@ class Evaluator:
         progress: Whether training shows how far it is.
         workers: Processes that read a streamed data set.
         proxy: The part of the data for candidates that are judged on a proxy.
+        reestimate: Whether batch norm is re-estimated where an edit changed the function, and after short trainings.
+        say: Called with lines for a person while a candidate is worked on.
     """
 
     arch: Architecture
@@ -79,6 +85,8 @@ class Evaluator:
     progress: bool = True
     workers: int | None = None
     proxy: Proxy | None = None
+    reestimate: bool = True
+    say: Callable[[str], object] = lambda text: None
 
     def __call__(self, number: int, candidate: Candidate, parents: Mapping[int, Candidate]) -> Evidence:
         """Return evidence on trial `number`; its weights are in the run directory afterwards.
@@ -114,6 +122,8 @@ class Evaluator:
             outcome.status,
             seconds=_since(start),
             message="" if parts == 1 else f"out of memory at first; trained with batches in {parts} parts",
+            before_training=outcome.before_training,
+            reestimated=outcome.reestimated,
         )
 
     def _within_memory(
@@ -127,8 +137,9 @@ class Evaluator:
                 network = self.build(candidate, parents)
                 seen = self._part if candidate.images == "proxy" else self.data
                 data = resized_data(seen, image_size(network))  # what a candidate at another resolution sees
+                start = self._started(network, data, number, candidate, parents)
                 tried = memory.in_parts(recipe, parts)
-                return network, self._trained(network.model, data, number, candidate, tried), parts
+                return network, self._trained(network.model, data, number, candidate, tried, start), parts
             except (MemoryError, RuntimeError) as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -198,13 +209,45 @@ class Evaluator:
 
     # ------------------------------------------------------------------ training
 
+    def _started(
+        self,
+        network: Architecture,
+        data: ImageData,
+        number: int,
+        candidate: Candidate,
+        parents: Mapping[int, Candidate],
+    ) -> tuple[float | None, int]:
+        """Re-estimate batch norm where the weights come from another function, and judge what is to be trained.
+
+        Returns:
+            Accuracy before the training, None where nothing was edited, and the number of images.
+        """
+        network.model.to(make_fabric("auto", "32-true").device)
+        given = len(parents[candidate.parent].plan.edits) if candidate.parent is not None else 0
+        kept = all(change.keeps_function for change in network.changes[given:])
+        edited, inherits = len(network.changes) > given or candidate.weights != "inherit", candidate.weights != "fresh"
+        disturbed = (not kept or candidate.weights != "inherit") if inherits else not candidate.epochs
+        images = self._reestimated(network.model, data.train) if self.reestimate and disturbed else 0
+        if not (candidate.epochs and edited and inherits) or data.val is None:
+            return None, images
+        before = self.judge(network.model, data.val).accuracy
+        self.say(f"trial {number}: {before:.2%} right after the edits")
+        return before, images
+
     def _trained(
-        self, model: nn.Module, data: ImageData, number: int, candidate: Candidate, recipe: Recipe
+        self,
+        model: nn.Module,
+        data: ImageData,
+        number: int,
+        candidate: Candidate,
+        recipe: Recipe,
+        start: tuple[float | None, int],
     ) -> _Outcome:
         assert data.val is not None
         remove_damaged(self.study.trial_folder(number))
         if not candidate.epochs:
-            return _Outcome(self.judge(model, data.val), self._looked(model, data, candidate, recipe))
+            found = self.judge(model, data.val), self._looked(model, data, candidate, recipe)
+            return _Outcome(*found, reestimated=start[1])
         result = train(
             model,
             data,
@@ -216,10 +259,12 @@ class Evaluator:
             workers=self.workers,
             probes=candidate.probes,
             stop=candidate.stop,
+            reestimate=self.reestimate,
         )
         assert result.val is not None
         write_json(self.study.trial_folder(number) / HISTORY, [_plain(record) for record in result.history])
-        return _Outcome(result.val, result.probes, "stopped" if result.stopped else "done")
+        status: Status = "stopped" if result.stopped else "done"
+        return _Outcome(result.val, result.probes, status, start[0], max(start[1], result.reestimated))
 
     def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
@@ -231,13 +276,19 @@ class Evaluator:
 
     def judge(self, model: nn.Module, images: Images) -> Metrics:
         """Judge a network in the precision and layout of the training."""
+        return self._in_layout(evaluate, model, images)
+
+    def _reestimated(self, model: nn.Module, images: Images) -> int:
+        return self._in_layout(reestimate, model, images)
+
+    def _in_layout(self, function: Callable[..., _Found], model: nn.Module, images: Images) -> _Found:
         channels_last = self.recipe.memory_format == "channels_last"
         to_layout(model, torch.channels_last if channels_last else torch.contiguous_format)
-        metrics = evaluate(
+        found = function(
             model, images, precision=self.recipe.precision, channels_last=channels_last, workers=self.workers
         )
         to_layout(model, torch.contiguous_format)
-        return metrics
+        return found
 
 
 def remove_damaged(folder: Path) -> None:

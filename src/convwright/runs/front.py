@@ -73,7 +73,8 @@ def write_front(
 
 def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
     role = trial.candidate.role
-    untouched = {"base": "the untouched network", "baseline": "the untouched network, trained as long"}
+    further = "trained as long" if trial.candidate.epochs else "as it is"
+    untouched = {"base": "the untouched network", "baseline": f"the untouched network, {further}"}
     return {
         "trial": trial.trial,
         "what": untouched.get(role) or outcome.words.get(trial.trial, f"{len(trial.candidate.plan.edits)} edits"),

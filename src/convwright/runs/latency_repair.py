@@ -37,7 +37,7 @@ class FinalsInTime(RewritingMethod):
 
     def rewritten(self, candidate: Candidate, final: bool) -> Candidate:
         """Return the candidate, a final one narrowed where it takes too long."""
-        if not final:
+        if not final or candidate.role != "candidate":
             return candidate
         inherits = candidate.parent is not None and candidate.weights != "fresh"
         kept = len(self._told[candidate.parent or 0].candidate.plan.edits) if inherits else 0

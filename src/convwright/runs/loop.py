@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from convwright.methods import Candidate, Evidence, Method
 from convwright.runs.executors import Executor, InProcess, Task
 from convwright.runs.executors.in_process import Evaluate
+from convwright.runs.still import still
 
 if TYPE_CHECKING:
     from convwright.runs.directory.study import Study
@@ -46,7 +47,7 @@ def search(
     found: list[Evidence] = []
     asked: dict[int, Candidate] = {}
     said = 0
-    while batch := method.ask():
+    while batch := _asked(method, say):
         said = _decided(method, said, study, say)
         batch = batch[: fits(found, batch)]
         if not batch:
@@ -57,6 +58,11 @@ def search(
             found.append(evidence)
     _decided(method, said, study, say)
     return tuple(found)
+
+
+def _asked(method: Method, say: Say) -> Sequence[Candidate]:
+    with still("planning what to try next", say):
+        return method.ask()
 
 
 def carried_out(
@@ -109,7 +115,7 @@ def _words(candidate: Candidate) -> str:
     """Say in words what is tried."""
     what = {
         "base": "the untouched network",
-        "baseline": "baseline, the untouched network trained further",
+        "baseline": "baseline, the untouched network " + ("trained further" if candidate.epochs else "as it is"),
         "candidate": f"{len(candidate.plan.edits)} edits",
     }[candidate.role]
     epochs = f"{candidate.epochs} epoch{'s' * (candidate.epochs != 1)}" if candidate.epochs else "only judged"
@@ -124,5 +130,8 @@ def _words(candidate: Candidate) -> str:
 def _outcome(evidence: Evidence) -> str:
     if not evidence.usable:
         return f"failed: {evidence.message}"
-    noted = f" ({evidence.message})" if evidence.message else ""
+    before = evidence.before_training
+    notes = [] if before is None else [f"{before:.2%} right after the edits"]
+    notes += [evidence.message] if evidence.message else []
+    noted = f" ({'; '.join(notes)})" if notes else ""
     return f"validation accuracy {evidence.score:.2%} in {evidence.seconds:.1f} s{noted}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,11 @@ from convwright.runs.latency_repair import FinalsInTime
 from convwright.runs.load import LoadedModel, load_model_and_data
 from convwright.runs.loop import carried_out, search
 from convwright.runs.memory import PROBE, in_parts
+from convwright.runs.no_baseline import WithoutBaseline, only_judged
 from convwright.runs.outcome import SearchOutcome, side, trained, trial_entry
 from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
+from convwright.runs.still import still
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.runs.verdict import by_class, verdict
 from convwright.runs.weights_note import as_trained, usage
@@ -99,10 +101,11 @@ class _Job:
         self.threads = 1
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to a part of the work."""
+    def part(self, name: str, doing: str = "") -> Iterator[None]:
+        """Add the seconds spent inside to a part of the work, and say now and then that it is `doing` that."""
         start = time.perf_counter()
-        yield
+        with still(doing, self.config.tell) if doing else nullcontext():
+            yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def run(self) -> Result:
@@ -110,15 +113,15 @@ class _Job:
         config.check()
         self.terms = config.terms
         check_folder(config.folder, config.resume)
-        with self.part("read"):
+        with self.part("read", "reading the network and the data"):
             loaded = self.open()
-        with self.part("latency"):
+        with self.part("latency", "measuring the latency"):
             self.latency = self.measured(loaded.arch)
         limits = self.terms.resolve(profile(loaded.arch), self.latency.present if self.latency else None)
         aims = self.aims(loaded.arch, limits)
         name, options = config.search
         make: Callable[..., Method] = method_named(name)
-        with self.part("plan"):
+        with self.part("plan", "analysing the network and planning the search"):
             method = make(
                 loaded.arch,
                 aims,
@@ -129,6 +132,8 @@ class _Job:
                 **checked_options(name, options),
             )
         leave_out_known_techniques(method, config.training)
+        if not config.baseline:
+            method = WithoutBaseline(method, given=config.weights is not None)
         run = name, config.folder, config.training.batch_size
         method, proxy = proxied(method, config.proxy, loaded.data, run, config.tell)
         if self.latency is not None:
@@ -174,6 +179,8 @@ class _Job:
             missing = whole_trainings(best, found, config.later_epochs)
             if not missing and unasked and (baseline := baseline_of(best, found)) is not None:
                 missing = (baseline,)
+            if not config.baseline:
+                missing = tuple(only_judged(candidate, found) for candidate in missing)
             known = {evidence.trial: evidence.candidate for evidence in found}
             last = tuple(carried_out(missing, known, study, executor, config.tell))
             whole = next((e for e in last if e.candidate.role == "candidate"), best)
@@ -223,7 +230,7 @@ class _Job:
             return limits
         beyond, first = method_named(self.config.search[0]).beyond_widths, self.latency.aimed(limits)
         check_feasible(first.counted if beyond else first, arch)
-        with self.part("latency"):
+        with self.part("latency", "measuring the latency of narrower networks"):
             self.latency = self.latency.ready(limits, self.config.divisor, beyond)
         aims = self.latency.aimed(limits)
         self.show(arch, limits, aims)
@@ -243,9 +250,10 @@ class _Job:
     def resolve(self, loaded: LoadedModel) -> dict[str, Any]:
         """Choose precision and layout once; refuse a time in which nothing can be trained."""
         config, threads = self.config, self.config.placement.settled()
-        settled = precision_and_layout(loaded.arch, loaded.data, config.training)
+        with self.part("settings", "choosing precision and layout"):
+            settled = precision_and_layout(loaded.arch, loaded.data, config.training)
         if config.time_budget is not None:
-            with threads_of(threads):
+            with threads_of(threads), self.part("settings", "timing an epoch"):
                 epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
             config.time_budget.check(epoch, config.base_epochs, config.later_epochs)
         settled["threads"] = threads
@@ -268,7 +276,9 @@ class _Job:
             self.config.proxy.keep(proxy, study.folder)
         recipe = settled_recipe(self.config.training, study.settled)
         data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
-        return Evaluator(loaded.arch, data, recipe, study, self.config.progress, self.config.workers, proxy)
+        config, whole = self.config, (loaded.arch, data, recipe, study)
+        how = config.progress, config.workers, proxy, config.reestimate
+        return Evaluator(*whole, *how, say=config.tell)
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
@@ -309,7 +319,7 @@ class _Job:
             return judged(proof) if evaluator.data.has_test else None
 
         trials = (outcome.baseline, outcome.best)
-        with self.part("proof"):
+        with self.part("proof", "proving the result"):
             proofs = [proved(trial) for trial in trials]
             times, latency = self.timed(*proofs)
             met = check_budget(proofs[1], limits, latency)

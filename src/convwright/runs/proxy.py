@@ -115,7 +115,7 @@ class Proxied(RewritingMethod):
 
     def rewritten(self, candidate: Candidate, final: bool) -> Candidate:
         """Return the candidate with what it is judged on."""
-        return candidate if final else replace(candidate, images="proxy")
+        return candidate if final or candidate.role != "candidate" else replace(candidate, images="proxy")
 
 
 def whole_trainings(best: Evidence, found: Sequence[Evidence], epochs: int) -> tuple[Candidate, ...]:

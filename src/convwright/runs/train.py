@@ -35,6 +35,7 @@ def train_named(
     data_dir: Path | None = None,
     weights: Path | None = None,
     devices: int = 1,
+    reestimate: bool = True,
 ) -> dict[str, Any]:
     """Train a network and judge it on the test part.
 
@@ -49,6 +50,7 @@ def train_named(
         data_dir: Where named data sets lie.
         weights: What to start from.
         devices: As for `train`.
+        reestimate: As for `train`.
 
     Returns:
         The content of ``training.json``.
@@ -72,7 +74,15 @@ def train_named(
         chosen = as_trained(chosen, weights)
     opened = replace(opened, data=normalised(opened.data, chosen.normalisation, opened.arch.model))
     with nullcontext() if out is None else owned(out):
-        trained = train(opened.arch.model, opened.data, chosen, out=out, resume=resume, devices=devices)
+        trained = train(
+            opened.arch.model,
+            opened.data,
+            chosen,
+            out=out,
+            resume=resume,
+            devices=devices,
+            reestimate=reestimate,
+        )
         network = trained_network(opened, trained)
         content = _content(opened, chosen, trained, network)
         if out is not None:
@@ -102,6 +112,7 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "test": judged(trained.test),
         "test_flip": judged(trained.test_flip),
         "warnings": list(trained.warnings),
+        "reestimated": trained.reestimated,
         "history": [asdict(record) for record in trained.history],
         "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format},
         "seconds": trained.seconds,

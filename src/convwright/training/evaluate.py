@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader
 from convwright.training.settings import autocast, single_tensor
@@ -96,14 +97,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     with kept_modes(model):
         model.eval()
         yield
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module back into the mode (train or eval) that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -55,6 +55,8 @@ class TrainResult:
         warnings: Settings of the recipe that have no effect here, one line each.
         probes: What the probes found, by name, as plain JSON values.
         stopped: Whether the training was ended before its last step, by the rule to stop or by `on_epoch`.
+        reestimated: Images on which batch norm was re-estimated before each judgement, the training having been too
+            short for its momentum; 0: it was not.
         optimizer_state: The optimizer's state by parameter name, for `train(optimizer_state=...)`.
     """
 
@@ -70,6 +72,7 @@ class TrainResult:
     warnings: tuple[str, ...] = ()
     probes: Mapping[str, Any] = field(default_factory=dict)
     stopped: bool = False
+    reestimated: int = 0
 
     @property
     def last(self) -> EpochRecord:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from convwright.errors import RecipeError
+from convwright.repair import kept_statistics, stale
 from convwright.training.batches import Batch, Gradients
 from convwright.training.checkpoint import (
     FILE,
@@ -44,6 +46,7 @@ from convwright.training.recipe.optimizers import (
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
+from convwright.training.statistics import IMAGES, reestimate
 from convwright.training.synchronised import synchronised
 from convwright.training.techniques import Effect, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
@@ -67,6 +70,7 @@ class Order:
     workers: int | None
     probes: tuple[str, ...] = ()
     stop: StopRule | None = None
+    reestimate: bool = True
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from."""
@@ -218,7 +222,9 @@ class Run:
         loss, accuracy = self._train_epoch(gradients, optimizer, line)
         self._check_weights()
         if self.val_loader is not None:
-            self.val = self._judged(self.model, self.val_loader)
+            with kept_statistics(self.model) if self._stale else nullcontext():
+                self._reestimate()
+                self.val = self._judged(self.model, self.val_loader)
         return EpochRecord(
             epoch=len(self.history) + 1,
             train_loss=loss,
@@ -298,8 +304,20 @@ class Run:
         last = [effect for effect in self.effects.values() if effect.finishes]
         for effect in last:
             effect.finish()
+        if not last:
+            self._reestimate()  # as it was for the last judgement
         if last and self.val_loader is not None:
             self.val = self._judged(self.model, self.val_loader)
+
+    @property
+    def _stale(self) -> bool:
+        """Whether too few steps were done for the running statistics to be those of the weights."""
+        return self.order.reestimate and stale(self.model, self.step)
+
+    def _reestimate(self) -> None:
+        if self._stale:
+            how = self.settings.precision, self.settings.channels_last, self.order.workers
+            reestimate(self.model, self.data.train, precision=how[0], channels_last=how[1], workers=how[2])
 
     def _check_losses(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite."""
@@ -382,6 +400,7 @@ class Run:
             warnings=prepared.warnings,
             probes=self.probes.found(),
             stopped=self.step < self.total,
+            reestimated=min(len(self.data.train), IMAGES) if self._stale else 0,
         )
 
 

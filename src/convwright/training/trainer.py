@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from convwright.errors import RecipeError, RecipeWarning
+from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.data import ImageData, load_data
 from convwright.training.data.normalisation import normalised
 from convwright.training.distributed import train_over
-from convwright.training.evaluate import kept_modes
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.preflight import make_fabric, prepare, resolve
 from convwright.training.probes.base import StopRule, check_observed
@@ -41,6 +41,7 @@ def train(
     devices: int = 1,
     probes: Sequence[str] = (),
     stop: StopRule | None = None,
+    reestimate: bool = True,
 ) -> TrainResult:
     """Train `model` in place.
 
@@ -67,6 +68,8 @@ def train(
             started anew: a script must guard its own start by ``if __name__ == "__main__":``.
         probes: What to observe, by name: ``channel-quality``, ...; found in `TrainResult.probes`.
         stop: When to end the training early, such as a `convwright.methods.Stop`.
+        reestimate: Whether batch norm is re-estimated on training images before each judgement as long as more than
+            1 % of its running statistics are from before the training: 44 steps at a momentum of 0.1.
 
     Raises:
         RecipeError: Bad recipe, a loss that is not finite (the last good checkpoint stays), or a
@@ -84,7 +87,7 @@ def train(
     if devices > 1 and (on_epoch is not None or probes or stop is not None):
         raise RecipeError(f"on_epoch, probes and stop cannot be called from {devices} processes; use devices=1")
     folder = Path(out) if out is not None else None
-    order = Order(data, recipe, folder, resume, accelerator, progress, test, workers, tuple(probes), stop)
+    order = Order(data, recipe, folder, resume, accelerator, progress, test, workers, tuple(probes), stop, reestimate)
     device = make_fabric(accelerator, "32-true").device
     with ExitStack() as stack:
         stack.enter_context(kept_modes(model))

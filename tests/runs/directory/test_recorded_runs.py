@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import convwright as cw
+from convwright.errors import RunError
 
 ASSETS = Path(__file__).parents[2] / "assets" / "runs"
 
@@ -39,7 +40,20 @@ def test_a_finished_run_is_read_not_repeated(recorded):
     assert (folder / "result.json").read_bytes() == before
 
 
-def test_an_interrupted_run_goes_on_where_it_ended(recorded):
+def test_an_interrupted_run_that_was_judged_otherwise_is_refused_and_left_alone(recorded):
+    folder = recorded("interrupted")
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    with pytest.raises(RunError) as refused:
+        resumed(folder, "phased")
+    said = str(refused.value)
+    assert "\n" not in said
+    assert "version 1 of the judgement, and this convwright has version 2" in said
+    assert "start anew in another folder" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+
+
+def test_an_interrupted_run_goes_on_where_it_ended(recorded, monkeypatch):
+    monkeypatch.setattr("convwright.runs.directory.study.JUDGEMENT", 1)  # its candidates and weights are still read
     folder = recorded("interrupted")
     result = resumed(folder, "phased")
     trials = result.data["trials"]

@@ -225,23 +225,23 @@ def resumed(folder):
 def judged_by(folder, version):
     """Let a run look as if another version had judged its networks; None: one that recorded none."""
     content = json.loads((folder / "run.json").read_text())
-    assert content.pop("judgement") == 1
+    assert content.pop("judgement") == 2
     write_json(folder / "run.json", content if version is None else {**content, "judgement": version})
 
 
-@pytest.mark.parametrize("version", [1, None])
-def test_a_run_of_the_same_judgement_goes_on(finished, version):
-    judged_by(finished, version)
+def test_a_run_of_the_same_judgement_goes_on(finished):
+    judged_by(finished, 2)
     assert len(resumed(finished)) == 5
 
 
-def test_a_run_of_another_judgement_does_not_go_on(finished):
-    judged_by(finished, 7)
+@pytest.mark.parametrize(("version", "said_version"), [(7, 7), (1, 1), (None, 1)])
+def test_a_run_of_another_judgement_does_not_go_on(finished, version, said_version):
+    judged_by(finished, version)
     with pytest.raises(RunError) as refused:
         resumed(finished)
     said = str(refused.value)
     assert "\n" not in said
-    assert "version 7 of the judgement, and this convwright has version 1" in said
+    assert f"version {said_version} of the judgement, and this convwright has version 2" in said
     assert "start anew in another folder, or continue with the version of convwright that began it" in said
 
 

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from convwright.architecture.blocks import outermost
 from convwright.errors import ConvwrightError, check_counts
 from convwright.plots import Series, lines
+from convwright.repair import kept_statistics, reestimate_batch_norm
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, count_right, eval_mode
@@ -287,7 +288,9 @@ class Lesions:
 
             def measure(removed: frozenset[str]) -> Metrics:
                 if removed not in known:
-                    with self.without(removed) as run, _statistics_anew(self.arch.model, run, again):
+                    with self.without(removed) as run, kept_statistics(self.arch.model):
+                        if again:
+                            reestimate_batch_norm(self.arch.model, (x for x, _ in again), run)
                         known[removed] = _measured(run, batches, len(images))
                 return known[removed]
 
@@ -348,29 +351,6 @@ def _measured(run: Callable[[Tensor], Any], batches: Any, count: int) -> Metrics
         loss += float(F.cross_entropy(scores, labels, reduction="sum"))
         right += int(count_right(scores, labels))
     return Metrics(right / count, loss / count, count)
-
-
-@contextmanager
-def _statistics_anew(model: nn.Module, run: Callable[[Tensor], Any], batches: Any) -> Iterator[None]:
-    """Hold statistics of batch norms that are means over some batches; None: those that there are."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats] if batches else []
-    kept = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for images, _ in batches or ():
-            run(images)
-        for norm in norms:
-            norm.eval()
-        yield
-    finally:
-        for norm, (buffers, momentum) in zip(norms, kept, strict=True):
-            norm.eval()
-            norm.momentum = momentum
-            for name, value in buffers.items():
-                norm.get_buffer(name).copy_(value)
 
 
 def _batches(model: nn.Module, images: Images, channels_last: bool = False) -> Any:

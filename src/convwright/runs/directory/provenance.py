@@ -15,7 +15,8 @@ import torch
 
 # How networks are judged, recorded beside every score; what has no number was judged by 1. It is raised whenever the
 # same network would get another score, so that no run goes on with scores of two kinds.
-JUDGEMENT = 1
+# Version 2 re-estimates batch norm after edits that change the function, and after short trainings.
+JUDGEMENT = 2
 _PACKAGES = ("convwright", "torch", "torchvision", "timm", "numpy", "lightning-fabric", "optuna", "safetensors")
 
 

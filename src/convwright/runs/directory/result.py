@@ -160,3 +160,11 @@ def load_result(folder: Path) -> dict[str, Any] | None:
     if lacking:
         raise RunError(f"{path}: damaged, it has no {lacking[0]}; {remedy}")
     return content
+
+
+def compared_with(result: Mapping[str, Any]) -> str:
+    """Return in a sentence what the baseline of a ``result.json`` is."""
+    if result.get("baseline_trained", True):
+        return "The baseline is the untouched network, trained by the same recipe for as long."
+    origin = "with the weights that it came with" if result.get("weights") else "after its first training"
+    return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."

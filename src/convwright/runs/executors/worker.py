@@ -49,6 +49,7 @@ class Setup:
         threads: Of each training.
         workers: Processes that read a streamed data set.
         proxy: The part of the data for candidates that are judged on a proxy.
+        reestimate: As of the evaluator.
     """
 
     model: str | nn.Module
@@ -61,6 +62,7 @@ class Setup:
     threads: int
     workers: int | None = None
     proxy: Proxy | None = None
+    reestimate: bool = True
 
     @classmethod
     def of(cls, evaluator: Evaluator, model: str | nn.Module, weights: Path, threads: int) -> Setup:
@@ -78,7 +80,7 @@ class Setup:
             model = f"{Path(file).resolve()}:{name}"
         network = model, arch.source, tuple(arch.example_input.shape), dict(arch.options), weights.read_bytes()
         data = replace(evaluator.data, read_test=None)  # no trial sees the test part
-        return cls(*network, data, evaluator.recipe, threads, evaluator.workers, evaluator.proxy)
+        return cls(*network, data, evaluator.recipe, threads, evaluator.workers, evaluator.proxy, evaluator.reestimate)
 
     def packed(self, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
         """Return the setup as bytes.
@@ -206,7 +208,9 @@ def answered(packed: bytes, errand: WorkerTask) -> WorkerResult:
     try:
         setup, arch = _opened(packed)
         candidate = Candidate.from_dict(errand.candidate)
-        evaluator = Evaluator(arch, setup.data, setup.recipe, errand, False, setup.workers, setup.proxy)
+        evaluator = Evaluator(
+            arch, setup.data, setup.recipe, errand, False, setup.workers, setup.proxy, setup.reestimate
+        )
         with threads_of(setup.threads):
             found = evaluator(errand.number, candidate, errand.parents())
         return WorkerResult("found", found.to_dict())

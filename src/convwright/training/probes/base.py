@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from convwright.errors import RecipeError, did_you_mean, look_up
 from convwright.metrics.quality.channel_quality import channel_qualities, kernels
+from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.data import ImageData
 from convwright.training.data.loader import Loader, derived_seed
-from convwright.training.evaluate import kept_modes
 from convwright.training.outcome import EpochRecord
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import untouched_random

@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
+from convwright.repair.batch_norm import reestimate_batch_norm
 from convwright.training.techniques.technique import Effect, Training
-
-
-def reestimate_batch_norm(
-    model: nn.Module, images: Iterable[Tensor], forward: Callable[[Tensor], object] | None = None
-) -> None:
-    """Replace the running statistics of batch norms by the averages over these batches.
-
-    Averaged weights never saw data: without this, their accuracy is arbitrary.
-
-    Args:
-        model: Its batch norms are changed in place; its modes stay.
-        images: Batches (n, c, h, w).
-        forward: How to run the model, e.g. in mixed precision; None: ``model(batch)``.
-    """
-    if forward is None:
-        return update_bn(images, model)
-    # Here, not above: what judges networks knows recipes, and these know the techniques.
-    from convwright.training.evaluate import kept_modes
-
-    # torch's own function puts the norms into the state that averages; it calls the "model" that it is given.
-    with kept_modes(model):
-        update_bn(images, _Forward(model, forward))
-    return None
-
-
-class _Forward(nn.Module):
-    def __init__(self, model: nn.Module, forward: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.model = model
-        self.run = forward
-
-    @override
-    def forward(self, images: Tensor) -> object:
-        return self.run(images)
 
 
 def averaged_copy(model: nn.Module, decay: float | None = None) -> AveragedModel:
@@ -91,8 +57,7 @@ class AveragingEffect(Effect):
         with torch.no_grad():
             for mine, averaged in zip(model.parameters(), self.averaged.module.parameters(), strict=True):
                 mine.copy_(averaged)
-        if any(isinstance(module, _BatchNorm) for module in model.modules()):
-            reestimate_batch_norm(model, self.training.batches(), self.training.forward)
+        reestimate_batch_norm(model, self.training.batches(), self.training.forward)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Batch norm re-estimated on training images: which ones, and run as the network is judged."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from convwright.repair import reestimate_batch_norm
+from convwright.training.data.images import Images
+from convwright.training.data.loader import Loader, derived_seed
+from convwright.training.settings import autocast
+
+IMAGES = 1024
+_BATCH = 128  # the variance is a mean over batches: of few images each it would be another one
+_STREAM = 2**35  # of random numbers
+
+
+def reestimate(
+    model: nn.Module,
+    images: Images,
+    *,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    workers: int | None = None,
+) -> int:
+    """Replace the running statistics of a network's batch norms by averages over training images.
+
+    The images are the same for every network of a run, and not augmented: the network is judged on such images.
+
+    Args:
+        model: On its device, in the layout of its batches.
+        images: The training images; at most 1,024 of them are used.
+        precision: As it is judged.
+        channels_last: Layout of the batches.
+        workers: Processes that read a streamed set.
+
+    Returns:
+        The number of images; 0 where there are no running statistics.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derived_seed(0, _STREAM)))
+    part = images.subset(order[:IMAGES])
+    loader = Loader(part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers)
+    with autocast(device, precision):
+        return reestimate_batch_norm(model, (batch for batch, _ in loader))
