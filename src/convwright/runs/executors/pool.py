@@ -16,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
 from convwright.errors import RunError
+from convwright.tether import TetheredProcess
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -119,7 +120,7 @@ class Pool(Generic[_Job, _Result]):
     def _hired(self) -> _Worker[_Job]:
         ours, theirs = self.context.Pipe()
         number = next(n for n in range(self.size) if n not in {worker.number for worker in self.workers})
-        process = self.context.Process(target=_serve, args=(theirs, self.function, number, self.gpus))
+        process = TetheredProcess(target=_serve, args=(theirs, self.function, number, self.gpus))
         worker = _Worker[_Job](number, process, ours)
         with _interrupts_held_back():
             process.start()
