@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
-from convwright.errors import RunError
+from convwright.errors import RunError, brief, is_there
 
 LOCK = ".lock"
 
@@ -127,7 +127,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         RunError: The file is missing or damaged, or its tensors do not fit; names the first one.
     """
     file = Path(path)
-    if not file.is_file():
+    if not is_there(file):
         raise RunError(f"{file}: no such file; check the path of the weights")
     try:
         if file.suffix == ".safetensors":
@@ -152,6 +152,9 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
         raise RunError(f"{file}: cannot be read as a state dict without running code in it") from error
     if not isinstance(state, dict):
         raise RunError(f"{file}: holds a {type(state).__name__}, not a state dict; save model.state_dict()")
+    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd:
+        raise RunError(f"{file}: its entry {brief(odd[0])} is no tensor with a name; save model.state_dict()")
     return state
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from convwright.errors import DataError
+from convwright.errors import DataError, is_there
 from convwright.training.data.images import ArrayImages, Images, StreamImages, as_image, class_number, statistics
 from convwright.training.data.sources import Parts, Shape, converted
 
@@ -85,7 +85,7 @@ def folder_parts(root: Path, shape: Shape | None, limit: int) -> Parts:
     Raises:
         DataError: Missing or empty folder, unreadable or unlike images, unknown classes.
     """
-    if not root.is_dir():
+    if not is_there(root, Path.is_dir):
         raise DataError(f"{root}: no such folder; check the path after folder:")
     nested = (root / "train").is_dir()
     train_root = root / "train" if nested else root
@@ -121,7 +121,7 @@ def _shape_of(path: str) -> Shape:
     try:
         with Image.open(path) as image:
             return (1 if image.mode in ("1", "L") else 3), image.height, image.width
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image; repair or remove the file") from error
 
 
