@@ -17,7 +17,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        with leaving.resumable(None, ""):
+        with leaving.resumable(None, ""), leaving.exits_of_others():
             return super().invoke(ctx)
 
 
