@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
 import pickle
+import signal
+import sys
 import threading
 import time
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1
 _EVERY = 0.5  # seconds between two looks at who the parent is
 
 
@@ -22,6 +28,8 @@ class TetheredProcess(SpawnProcess):
 
 
 def _tied(parent: int, packed: bytes) -> TetheredProcess:
+    if sys.platform == "linux":  # the thread has to wait while a library is loaded, the kernel has not
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_after, args=(parent,), name="tether", daemon=True).start()
     process = TetheredProcess.__new__(TetheredProcess)
     process.__dict__.update(pickle.loads(packed))
@@ -29,7 +37,11 @@ def _tied(parent: int, packed: bytes) -> TetheredProcess:
 
 
 def _end_after(parent: int) -> None:
-    """End this process when it has another parent; where a number never changes (Windows), the pool's lifeline does."""
+    """End this process, whatever it does, when the one that started it is gone, by Ctrl-C or by any kill."""
     while os.getppid() == parent:
-        time.sleep(_EVERY)
+        known = multiprocessing.parent_process()  # not from the first moment on, and then on every system
+        if known is None:
+            time.sleep(_EVERY)
+        elif wait([known.sentinel], _EVERY):
+            break
     os._exit(1)

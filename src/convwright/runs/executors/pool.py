@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -216,7 +215,6 @@ def take_gpu(number: int, devices: Sequence[str]) -> None:
 def _serve(connection: Connection, function: Callable[[Any], Any], number: int, devices: Sequence[str]) -> None:
     """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
     take_gpu(number, devices)
     while True:
         try:
@@ -227,11 +225,3 @@ def _serve(connection: Connection, function: Callable[[Any], Any], number: int, 
             connection.send((function(job), None))
         except Exception as error:
             connection.send((error, traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    """End this process, whatever it does, as soon as the one that started it is gone, by Ctrl-C or by any kill."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
