@@ -7,7 +7,9 @@ it in one line and exits with code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 _Found = TypeVar("_Found")
@@ -68,11 +70,51 @@ def check_counts(least: int = 1, /, **counts: object) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConvwrightError(f"{name}={value!r} must be a whole number from {least} on")
+        if value >= 2**63:
+            raise ConvwrightError(f"{name}={brief(value)} is larger than any number that torch takes")
 
 
 def check_given_counts(least: int = 1, /, **counts: object) -> None:
     """Refuse as `check_counts` does; None is an option that was not given."""
     check_counts(least, **{name: value for name, value in counts.items() if value is not None})
+
+
+def is_there(path: str | Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Return whether there is a file (or `Path.is_dir`) at a path that a person wrote; no path may be so long.
+
+    Examples:
+        >>> is_there("x" * 10_000)
+        False
+    """
+    try:
+        return kind(Path(path))
+    except (OSError, ValueError):
+        return False
+
+
+class _Brief(reprlib.Repr):
+    """Writes values as `repr` does, and of large ones a part: what a person gave may be of any size and depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 200, 200, 60
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+
+brief = _Brief().repr
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number from 0 on that a person wrote in ASCII digits; None for any other text.
+
+    More than 18 digits are none: no count is that large, and Python itself refuses to read thousands of them.
+
+    Examples:
+        >>> whole_number(" 12 "), whole_number("-1"), whole_number("\u00b2"), whole_number("9" * 5000)
+        (12, None, None, None)
+    """
+    digits = text.strip()
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else None
 
 
 def look_up(name: str, known: Mapping[str, _Found], what: str, error: type[ConvwrightError]) -> _Found:

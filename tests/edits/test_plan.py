@@ -55,6 +55,23 @@ def test_a_plan_replays_to_the_same_network(network: type, ratio: float) -> None
     assert fresh.plan == new.plan
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"repairs": {"a.kernel_size": [9, 9]}}, "a Conv2d has the sizes of its weights"),
+        ({"repairs": {"a.in_channels": 99}}, "a Conv2d has the sizes of its weights"),
+        ({"keep": {"nix": [0]}}, "no layer or group called 'nix'"),
+        ({"keep": {"stem": [0, 1]}}, "which channels of stem to keep, and stem loses none"),
+    ],
+)
+def test_plans_that_lie_are_refused(more: dict[str, object], said: str) -> None:
+    arch = read(Residual(), SHAPE)
+    values = json.loads(arch.apply(Width("a", 5)).plan.to_json())
+    values["edits"][0] |= more
+    with pytest.raises(EditError, match=said):
+        apply(Plan.from_json(json.dumps(values)), Residual())
+
+
 def test_edits_in_steps_add_up_in_the_plan() -> None:
     arch = read(Residual(), SHAPE)
     steps = arch.apply(Width("a", 5)).apply(Width("stem", 4))

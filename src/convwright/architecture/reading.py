@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.capture.exported import first_line
-from convwright.errors import ConvwrightError, ReadError, did_you_mean
+from convwright.errors import ConvwrightError, ReadError, did_you_mean, is_there, whole_number
 
 ModelSource = nn.Module | str
 InputLike = Tensor | Sequence[int] | str | None
+_DEEPEST = 100  # modules within modules; exporting takes several calls of each level
+MOST_INPUT = 10**9  # values in one example input
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
@@ -63,6 +66,7 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
     """
     if isinstance(model, nn.Module):
         _refuse_wrapper(model)
+        _refuse_deep(model, type(model).__name__)
         return model, None, type(model).__name__
     where, _, name = model.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm, "zoo": _zoo}
@@ -75,6 +79,7 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
             f"{model!r} is not a model: give torchvision:NAME, timm:NAME, zoo:NAME or "
             f"FILE.py:CLASS.{_nearest_anywhere(model)}"
         )
+    _refuse_deep(built, model)
     return built, shape, model
 
 
@@ -87,6 +92,15 @@ def _refuse_wrapper(model: nn.Module) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise ReadError(f"{type(model).__name__} is compiled by TorchScript: give the Python module it was made from.")
+
+
+def _refuse_deep(model: nn.Module, source: str) -> None:
+    """Python itself follows modules within modules only so far; one that holds itself has no end."""
+    level, depth = [model], 0
+    while level := list({id(child): child for module in level for child in module.children()}.values()):
+        depth += 1
+        if depth > _DEEPEST:
+            raise ReadError(f"{source} nests modules more than {_DEEPEST} deep, or one holds itself: make it flatter.")
 
 
 def _nearest_anywhere(name: str) -> str:
@@ -143,7 +157,7 @@ def _zoo(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]
 def _from_file(source: str, kwargs: dict[str, Any]) -> nn.Module:
     path_text, _, attribute = source.rpartition(":")
     path = Path(path_text)
-    if not path.is_file():
+    if not is_there(path):
         raise ReadError(f"there is no file {path} (asked for by {source!r}).")
     name = f"_convwright_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -170,16 +184,28 @@ def parse_shape(text: str) -> tuple[int, ...]:
     Raises:
         ReadError: if it is not numbers joined by ``x``.
     """
-    parts = text.lower().replace(",", "x").split("x")
-    if not parts or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+    sizes = [whole_number(part) for part in text.lower().replace(",", "x").split("x")]
+    if not all(sizes):
         raise ReadError(f"{text!r} is not an input shape; write it like 3x224x224.")
-    return tuple(int(p) for p in parts)
+    return checked_shape(size for size in sizes if size)
+
+
+def checked_shape(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Return the shape of an example input.
+
+    Raises:
+        ReadError: if it holds more values than any machine takes as one input.
+    """
+    shape = tuple(sizes)
+    if math.prod(shape) > MOST_INPUT:
+        raise ReadError(f"the input {'x'.join(map(str, shape))} has more than {MOST_INPUT:,} values; make it smaller.")
+    return shape
 
 
 def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str) -> Tensor:
     if isinstance(given, Tensor):
         return given
-    shape = parse_shape(given) if isinstance(given, str) else given or default
+    shape = parse_shape(given) if isinstance(given, str) else checked_shape(given) if given else default
     if shape is None:
         raise ReadError(f"{source} needs an example input: give its shape, e.g. 3x224x224.")
     if len(shape) in (2, 3):  # (c, h, w) or (c, l): a batch of one is meant

@@ -70,6 +70,6 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
             raise ConvwrightError(f"--option {name} is given twice; give it once")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or none of a size that an option has
             found[name] = value
     return found

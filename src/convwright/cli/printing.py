@@ -18,7 +18,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        with leaving.resumable(None, ""):
+        with leaving.resumable(None, ""), leaving.exits_of_others():
             try:
                 return super().invoke(ctx)
             except Exception as error:  # typer tells which word it cannot use: that may be a URL

@@ -48,4 +48,4 @@ def write_report(result: Result) -> None:
     try:
         leaving.say(f"report: {result.report().save()}")
     except ConvwrightError as error:
-        leaving.say(f"convwright: warning: the report was not written ({' '.join(str(error).split())})")
+        leaving.say(f"convwright: warning: the report was not written ({leaving.one_line(error)})")

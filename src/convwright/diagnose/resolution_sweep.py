@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convwright.architecture import read
-from convwright.errors import ReadError
+from convwright.errors import ReadError, whole_number
 from convwright.metrics import receptive_field
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def parse_sides(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = [part.strip() for part in re.split(r"[:,]", text)]
-    wrong = next((part for part in parts if not (part.isdecimal() and 0 < int(part) <= _LARGEST)), None)
+    wrong = next((part for part in parts if not 0 < (whole_number(part) or 0) <= _LARGEST), None)
     if wrong is not None:
         what = f"{wrong!r} is no whole number from 1 to {_LARGEST}"
     elif ":" not in text:

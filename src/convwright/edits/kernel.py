@@ -16,7 +16,7 @@ from convwright.edits.compensate import effective_weight, gain_factors, scale_ga
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, whole_numbers
 from convwright.edits.equivalence import EXACT, Run, measure
 from convwright.edits.structure import Structure, Succession, macs_of_layers
-from convwright.edits.surgery import copied
+from convwright.edits.surgery import check_room, copied, weight_bytes
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -77,6 +77,11 @@ class _Change:
     input_shape: Sizes
     gains: frozenset[str]
 
+    def more_bytes(self, model: nn.Module) -> int:
+        """Return how many bytes the kernels grow by."""
+        more = math.prod(self.after) / math.prod(self.before) - 1
+        return int(sum(model.get_parameter(name).nbytes * more for name in self.tensors))
+
     def act(self, model: nn.Module) -> Sequence[Succession]:
         """Change the convolution in a copy."""
         whole = self._effective(model)
@@ -128,6 +133,8 @@ class _Change:
 def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Options) -> Outcome:
     """Change kernels in a copy of the model."""
     changes = [_change(architecture, edit) for edit in edits]
+    before = weight_bytes(architecture.model)
+    check_room(before, before + sum(c.more_bytes(architecture.model) for c in changes), options.verify, "these kernels")
     check_distinct([name for change in changes for name in change.tensors], "changed by two kernel edits")
 
     def promised(model: nn.Module) -> Run:

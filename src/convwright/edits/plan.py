@@ -303,10 +303,18 @@ def _check_repairs(architecture: Architecture, edit: Width) -> None:
     modules = dict(architecture.model.named_modules())
     for name, value in (edit.repairs or {}).items():
         path, _, attribute = name.rpartition(".")
+        if path in modules and _follows_weights(modules[path]):
+            raise EditError(f"its repairs name {name}: a {type(modules[path]).__name__} has the sizes of its weights.")
         stored = vars(modules[path]).get(attribute) if path in modules and not attribute.startswith("_") else None
         alike = isinstance(stored, list | tuple) == isinstance(value, list | tuple)
         if not alike or not all(_is_row(v) for v in (stored, value)):
             raise EditError(f"its repairs name {name}, which is no size that a module of {architecture.source} stores.")
+
+
+def _follows_weights(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers, with parameters or buffers that say its sizes."""
+    own = type(module).__module__.startswith("torch.nn")
+    return own and bool([*module.parameters(recurse=False), *module.buffers(recurse=False)])
 
 
 def _is_row(value: object) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convwright.architecture.reading import MOST_INPUT
 from convwright.edits.edit import EDITS, Edit, edit_from_dict
 from convwright.errors import EditError
 from convwright.strict_json import check_version, parse
@@ -17,7 +18,6 @@ MOST_BYTES = 10_000_000
 _DEEPEST = 8  # lists in lists and objects in objects
 _LARGEST = 10_000_000  # of any number within an edit
 _WIDEST_INPUT = 65_536
-_MOST_INPUT = 10**9  # values in one example input
 _LONGEST = 1_000  # characters of a name
 _NUMBER = "a whole number"
 # Options that load something: a plan says how a network is built, not where its weights come from.
@@ -169,7 +169,7 @@ def shape_from(values: object, origin: str) -> tuple[int, ...]:
     """
     sizes = values if isinstance(values, list) else []
     usual = all(_is_whole(s) and 1 <= s <= _WIDEST_INPUT for s in sizes) and 1 <= len(sizes) <= 6
-    if not usual or math.prod(sizes) > _MOST_INPUT:
+    if not usual or math.prod(sizes) > MOST_INPUT:
         raise EditError(f"{origin} is damaged: 'input_shape' is no shape of an image: {_brief(values)}.")
     return tuple(sizes)
 

@@ -18,6 +18,7 @@ from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_dis
 from convwright.edits.equivalence import EXACT, measure
 from convwright.edits.operators import OPERATORS, Site, build
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
+from convwright.edits.surgery import check_room, weight_bytes
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def carry_out(architecture: Architecture, edits: Sequence[Replace], options: Opt
     """Replace layers in a copy of the model."""
     check_distinct([edit.target for edit in edits], "replaced twice")
     plans = [_Replacement.of(architecture, edit) for edit in edits]
+    before = weight_bytes(architecture.model)
+    more = sum(weight_bytes(p.built) - weight_bytes(architecture.model.get_submodule(p.site.layer)) for p in plans)
+    check_room(before, before + more, options.verify, f"{len(edits)} replaced layers")
     surgery = Structure(tuple(plan.act for plan in plans))
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     model, moved = surgery.operate(architecture.model)

@@ -74,7 +74,28 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise EditError(f"{type(model).__name__} cannot be copied: {error}") from error
+        raise EditError(f"{_uncopied(model)} cannot be copied: {error}. Make it in forward instead.") from error
+
+
+def check_copies(model: nn.Module) -> None:
+    """Refuse a model that cannot be copied: every edit works on a copy.
+
+    Raises:
+        EditError: Names the attribute.
+    """
+    copied(model, dict(stand_ins(model, lambda _, tensor: torch.empty(0))))
+
+
+def _uncopied(model: nn.Module) -> str:
+    """Name the attribute of a model that cannot be copied, or the model itself."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_"):
+                try:
+                    copy.deepcopy(value)
+                except Exception:
+                    return f"{'.'.join(filter(None, (path, name)))} of {type(model).__name__}"
+    return type(model).__name__
 
 
 def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) -> dict[int, Tensor]:
@@ -142,6 +163,11 @@ def tensors_in(output: object) -> list[Tensor]:
 
 
 MOST_CHANNELS = 2**20  # of one group; beyond, the analysis itself would need gigabytes
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers, shared ones once."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def check_room(before: int, after: int, verify: bool, what: str) -> None:

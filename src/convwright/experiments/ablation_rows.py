@@ -138,7 +138,7 @@ def _option(part: str, text: str) -> tuple[str, Any]:
     try:
         if equals and name:
             return name, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         pass
     raise RecipeError(f"{text!r}: {part!r} is no option; write option=value, such as mixup(alpha=0.4)")
 

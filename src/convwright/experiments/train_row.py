@@ -22,7 +22,7 @@ import torch
 
 from convwright.architecture import read
 from convwright.cost import count_by_torch, profile
-from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError
+from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError, brief
 from convwright.experiments.designs.design import (
     SEARCH_FORMAT,
     DesignContext,
@@ -44,6 +44,7 @@ from convwright.training.data.resized import resized_data
 
 ROW_FORMAT = "convwright experiment row"
 ASKED_FORMAT = "convwright experiment asked"
+_MOST = 1024  # trainings per row, or side by side, or threads
 _OWN_FAILURES = (RecipeError, EditError, ReadError, BudgetError)  # of one row; whatever else is wrong is wrong for all
 
 
@@ -85,10 +86,10 @@ class JobOutcome:
 
 
 def check_at_least_one(**counts: int | None) -> None:
-    """Refuse an option that is below 1; None is one that was not given."""
+    """Refuse an option that is below 1 or far beyond any machine; None is one that was not given."""
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise RunError(f"{name}={count}: give at least 1")
+        if count is not None and not 1 <= count <= _MOST:
+            raise RunError(f"{name}={brief(count)}: give at least 1, and at most {_MOST}")
 
 
 # ------------------------------------------------------------------ one training

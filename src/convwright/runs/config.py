@@ -18,7 +18,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.arguments import OPTIMIZE
 from convwright.cost.budget import Budget, Limits, parse_budget
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
 from convwright.runs.evaluate import refuse_structural
@@ -184,14 +184,8 @@ class RunConfig:
         checked_options(method, options)
         refuse_structural(self.training)
         self.placement.check()
-        for name, value, least in (
-            ("epochs", self.base_epochs, 0),
-            ("tune-epochs", self.later_epochs, 1),
-            ("divisor", self.divisor, 1),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise ConvwrightError(f"{name}={value} must be a whole number from {least} on")
+        check_counts(0, epochs=self.base_epochs, seed=self.seed)
+        check_counts(1, **{"tune-epochs": self.later_epochs}, divisor=self.divisor)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
         _ = self.time_budget  # refuses what is no length of time

@@ -13,10 +13,12 @@ from torch import nn
 
 from convwright import zoo
 from convwright.architecture import Architecture, create, parse_shape, read
+from convwright.architecture.capture import first_line
 from convwright.errors import DataError, ReadError
 from convwright.training import ImageData, check_fits, load_data
 from convwright.training.data.folders import UnlikeImagesError
 from convwright.training.evaluate import eval_mode
+from convwright.training.preflight import check_forward, check_values
 from convwright.training.settings import single_tensor
 
 Shape = tuple[int, int, int]
@@ -78,7 +80,10 @@ def load_model_and_data(
     takes = _input_channels(built)
     if wanted is None and loaded.shape[0] == 1 and takes not in (None, 1):  # grey images for a colour network
         loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
+    check_values(built)
     arch = _read(built, source, options, loaded, wanted)
+    if arch.example_input.dtype is not torch.float32:
+        check_forward(arch.model, loaded)  # may do all the same, or says that the type is the reason
     check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
     if needs_val and loaded.val is None:
         raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
@@ -200,8 +205,11 @@ def _outputs(arch: Architecture) -> int:
     Raises:
         ReadError: The network does not return one row of scores per image.
     """
-    with eval_mode(arch.model), torch.no_grad():
-        scores = single_tensor(arch.model(arch.example_input))
+    try:
+        with eval_mode(arch.model), torch.no_grad():
+            scores = single_tensor(arch.model(arch.example_input))
+    except Exception as error:  # the network's own code may raise anything
+        raise ReadError(f"{arch.source} can be read and does not run: {first_line(error)}") from error
     if scores.ndim != 2:
         raise ReadError(
             f"{arch.source} returns {tuple(scores.shape)}; a classifier must return (batch, classes): wrap it"

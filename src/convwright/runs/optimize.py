@@ -16,6 +16,7 @@ from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import Plan, check_execution
+from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RunError, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
@@ -200,6 +201,7 @@ class _Job:
         )
         if config.weights is not None:
             load_weights(loaded.arch.model, config.weights)
+        check_copies(loaded.arch.model)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
         if found.fixed:
             reason = next(iter(found.fixed.values()))

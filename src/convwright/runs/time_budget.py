@@ -44,7 +44,7 @@ class TimeBudget:
         Raises:
             ConvwrightError: It is none of these, or no time at all.
         """
-        parts = re.fullmatch(r"\s*(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+)s)?\s*", text)
+        parts = re.fullmatch(r"\s*" + "".join(rf"(?:([0-9]{{1,9}}){unit})?\s*" for unit in _UNITS), text)
         amounts = [int(part or 0) for part in parts.groups()] if parts else []
         seconds = sum(n * unit for n, unit in zip(amounts, _UNITS.values(), strict=False))
         if seconds <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from convwright.errors import RecipeError, RunError
 
 FILE = "checkpoint.pt"
 FORMAT = 1
+_KINDS = {
+    **dict.fromkeys(("recipe", "data", "settings"), str),
+    **dict.fromkeys(("model", "optimizer", "effects", "random", "loader"), dict),
+    **{"step": int, "history": list, "val": list},
+}
 
 
 def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
@@ -58,7 +63,44 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         raise RunError(f"{path}: damaged; remove it to train from the beginning") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path}: not a checkpoint of this version; remove it or train elsewhere")
+    wrong = next((name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)), None)
+    if wrong is not None:
+        raise _damaged(path, wrong)
     return content
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint is damaged, whatever its values make of the code that takes them.
+
+    Raises:
+        RunError: Names the file.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise _damaged(path, type(error).__name__) from error
+
+
+def check_alike(found: Any, own: Any, path: Path, name: str) -> None:
+    """Refuse a value of a checkpoint that is of another kind or shape than what is in its place here.
+
+    Raises:
+        RunError: Names the file and the value.
+    """
+    alike = type(found) is type(own) or {type(found), type(own)} == {int, float}
+    if isinstance(own, Tensor) and alike:
+        alike = found.shape == own.shape and found.dtype == own.dtype
+    if isinstance(own, list | tuple) and alike:
+        alike = len(found) == len(own)
+    if not alike or (isinstance(own, dict) and not own.keys() <= found.keys()):
+        raise _damaged(path, name)
+    for key in own if isinstance(own, dict) else range(len(own)) if isinstance(own, list | tuple) else ():
+        check_alike(found[key], own[key], path, f"{name}.{key}")
+
+
+def _damaged(path: Path, what: str) -> RunError:
+    return RunError(f"{path}: damaged ({what}); remove it to train from the beginning")
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:

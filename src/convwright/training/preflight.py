@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError
+from convwright.training.checkpoint import FILE, readable
 from convwright.training.data.data import ImageData
 from convwright.training.data.loader import batch_sizes
 from convwright.training.evaluate import eval_mode
@@ -90,10 +92,28 @@ def resolve(
         count = min(recipe.batch_size, len(data.train))
         images = torch.randn(count, *data.shape, device=device)
         return choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
-    stored = json.loads(found["settings"])
-    measured = tuple(Measurement(**values) for values in stored.pop("measured"))
-    # Where the weights go is decided by this run; how they are computed, by the first one.
-    return replace(Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads())
+    with readable(Path(FILE)):
+        stored = json.loads(found["settings"])
+        measured = tuple(Measurement(**values) for values in stored.pop("measured"))
+        # Where the weights go is decided by this run; how they are computed, by the first one.
+        known = replace(Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads())
+        if known.precision not in ("fp32", "bf16") or known.memory_format not in ("contiguous", "channels_last"):
+            raise ValueError(known)
+        return known
+
+
+def check_values(model: nn.Module) -> None:
+    """Refuse a network on the meta device, where weights have a shape and no values.
+
+    Raises:
+        DataError: Names the first such weight.
+    """
+    name = next((name for name, p in (*model.named_parameters(), *model.named_buffers()) if p.is_meta), None)
+    if name is not None:
+        raise DataError(
+            f"{name} of {type(model).__name__} is on the meta device and has no values; build the network without "
+            "torch.device('meta'), or give it values with to_empty() and load_state_dict()"
+        )
 
 
 def check_forward(model: nn.Module, data: ImageData) -> int:
@@ -112,6 +132,13 @@ def check_forward(model: nn.Module, data: ImageData) -> int:
             scores = single_tensor(model(images))
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if kinds - {torch.float32}:
+            named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            raise DataError(
+                f"{data.name}: the network's weights are {named}, and images come as float32: give model.float(); "
+                "a recipe's precision: bf16 computes in bfloat16 all the same"
+            ) from error
         raise DataError(
             f"{data.name}: the network does not take its {shape} images ({reason}); load the data "
             "with another input_shape, or change the network's first layer"

@@ -16,15 +16,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convwright.errors import RecipeError
+from convwright.errors import RecipeError, RunError
 from convwright.repair import kept_statistics, stale
 from convwright.training.batches import Batch, Gradients
 from convwright.training.checkpoint import (
     FILE,
+    check_alike,
     load_model_state,
     model_state,
     random_state,
     read_checkpoint,
+    readable,
     set_random_state,
     write_checkpoint,
 )
@@ -360,8 +362,20 @@ class Run:
 
         Raises:
             RecipeError: It belongs to another recipe, data set or network.
+            RunError: It is damaged.
         """
-        path = (folder or Path()) / FILE
+        with readable((folder or Path()) / FILE):
+            self._restore(found, (folder or Path()) / FILE)
+
+    def _restore(self, found: dict[str, Any], path: Path) -> None:
+        own = self.checkpoint()
+        groups = {"param_groups": own["optimizer"]["param_groups"]}
+        for name, value in (("loader", own["loader"]), ("random", own["random"]), ("optimizer", groups)):
+            check_alike(found[name], value, path, name)
+        numbers = [value for row in (*found["history"], found["val"]) for value in row]
+        states = found["optimizer"]["state"].values()
+        if not all(isinstance(v, int | float | None) for v in numbers) or not all(isinstance(s, dict) for s in states):
+            raise RunError(f"{path}: damaged (history or optimizer.state); remove it to train from the beginning")
         _check_recipe(self.recipe, json.loads(found["recipe"]), path)
         if found["data"] != _data_text(self.data):
             raise RecipeError(

@@ -17,7 +17,7 @@ from convwright.training.data.data import ImageData, load_data
 from convwright.training.data.normalisation import normalised
 from convwright.training.distributed import train_over
 from convwright.training.outcome import EpochRecord, TrainResult
-from convwright.training.preflight import make_fabric, prepare, resolve
+from convwright.training.preflight import check_values, make_fabric, prepare, resolve
 from convwright.training.probes.base import StopRule, check_observed
 from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.recipe.recipe import Recipe, as_recipe
@@ -89,6 +89,7 @@ def train(
     folder = Path(out) if out is not None else None
     order = Order(data, recipe, folder, resume, accelerator, progress, test, workers, tuple(probes), stop, reestimate)
     device = make_fabric(accelerator, "32-true").device
+    check_values(model)
     with ExitStack() as stack:
         stack.enter_context(kept_modes(model))
         stack.enter_context(untouched_random(device))

@@ -44,7 +44,6 @@ def test_warned_alone(values, message):
 
 
 BAD = [
-    ({"batch_size": 62}, r"batch_size=62: there are 61 training images; use at most 61"),
     ({"max_steps": 1}, r"schedule='onecycle': a cycle of one step"),
     ({"schedule": "cosine", "warmup": 0.95}, r"warmup=0.95: of 12 step"),
     ({"schedule": "triangular", "schedule_options": {"cycles": 7}}, r"cycles=7: 12 step\(s\) have room for 6"),
@@ -70,6 +69,15 @@ def test_refused_with_data_and_network(values, message, small_data, small_recipe
 def test_edges_that_are_still_possible(small_data, small_recipe, make_network):
     for values in ({"batch_size": 61}, {"max_steps": 2, "warmup": 0.4}, {"cutout": 8}, {"crop_padding": 7}):
         assert check_setting(setting_for(make_network(), small_data, small_recipe.updated(**values))) == ()
+
+
+def test_a_batch_larger_than_the_data_is_all_of_them(small_data, small_recipe, make_network):
+    large = small_recipe.updated(batch_size=62)
+    setting = setting_for(make_network(), small_data, large)
+    assert (setting.steps_per_epoch, *check_setting(setting)) == (
+        1,
+        "batch_size=62: there are 61 training images; each step takes all of them",
+    )
 
 
 def test_class_counts_have_to_agree(small_data, small_recipe, make_network):

@@ -13,13 +13,14 @@ import typing
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from convwright.edits.surgery import MOST_CHANNELS, check_room, copied, stand_ins, weight_bytes
 from convwright.errors import EditError, did_you_mean
 
 
@@ -108,11 +109,20 @@ def build(name: str, old: nn.Module, site: Site, options: Mapping[str, Any] | No
     options = check_options(name, options or {}, site.layer)
     with _drawing(site.layer):
         try:
+            _check_room(name, old, site, options)
             new = OPERATORS[name].function(old, site, **options)
         except ValueError as error:
             raise EditError(f"{site.layer} cannot become {name!r}: {error}. Choose other options.") from error
     _check_shape(name, new, site)
     return new.train(old.training)
+
+
+def _check_room(name: str, old: nn.Module, site: Site, options: Mapping[str, Any]) -> None:
+    """Build the operator without memory first: its options say how large it is."""
+    with torch.device("meta"):
+        empty = copied(old, stand_ins(old, lambda _, tensor: torch.empty_like(tensor, device="meta")))
+        new = OPERATORS[name].function(empty, replace(site, device=torch.device("meta")), **options)
+    check_room(weight_bytes(old), weight_bytes(new), False, f"{name!r} in the place of {site.layer}")
 
 
 def refuse(name: str, site: Site, reason: str, remedy: str) -> NoReturn:
@@ -144,6 +154,8 @@ def check_options(name: str, options: Mapping[str, Any], layer: str) -> dict[str
             raise EditError(f"{layer}: operator {name!r} has no option {option!r}.{near}")
         if not _fits(value, types[option]):
             raise EditError(f"{layer}: option {option!r} of {name!r} is {_said(types[option])}, not {value!r}.")
+        if isinstance(value, int) and value > MOST_CHANNELS:
+            raise EditError(f"{layer}: option {option!r} of {name!r} is at most {MOST_CHANNELS:,}, not {value:,}.")
     return {**entry.options, **options}
 
 

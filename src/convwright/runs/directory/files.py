@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
-from convwright.errors import RunError
+from convwright.errors import RunError, brief
 from convwright.strict_json import check_version, parse
 
 LOCK = ".lock"
@@ -230,6 +230,9 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
         raise RunError(f"{file}: cannot be read as a state dict without running code in it") from error
     if not isinstance(state, dict):
         raise RunError(f"{file}: holds a {type(state).__name__}, not a state dict; save model.state_dict()")
+    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd:
+        raise RunError(f"{file}: its entry {brief(odd[0])} is no tensor with a name; save model.state_dict()")
     return state
 
 

@@ -116,7 +116,12 @@ class Study:
             self.settings = dict(settings)
             content = self._stored() if resume else self._begun(settled, called)
             self.settled: dict[str, Any] = content["settled"]
-            self._storage = self._opened(content, storage, called, resume)
+            try:
+                self._storage = self._opened(content, storage, called, resume)
+            except RunError:
+                if not resume:  # nothing has begun: the same command works as soon as the database answers
+                    (folder / "run.json").unlink()
+                raise
             stack.callback(self._storage.close)
             course = self._course(content, resume)
             self._courses = TrialIndex(self._storage, course, self._damaged)
@@ -268,10 +273,11 @@ class Study:
         write_json(self.folder / DECISIONS, content)
 
     def _told(self, evidence: Evidence) -> None:
-        score = evidence.score if evidence.usable else None
-        self._storage.tell(self._courses.record(evidence.trial), score, pruned=evidence.candidate.short)
+        # Before it is told: a trial that is told is not looked at again.
         for file in self.trial_folder(evidence.trial).glob("checkpoint*"):
             file.unlink()
+        score = evidence.score if evidence.usable else None
+        self._storage.tell(self._courses.record(evidence.trial), score, pruned=evidence.candidate.short)
 
     def _damaged(self, what: str) -> RunError:
         return RunError(f"{self._storage.called}: damaged, {what}; {ANEW}")

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from convwright.errors import ConvwrightError, RunError, check_given_counts
+from convwright.errors import ConvwrightError, RunError, brief, check_given_counts
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors.executor import Executor
 from convwright.runs.executors.in_process import InProcess
 from convwright.runs.executors.ray import LOCAL, OnRay, Resources
 from convwright.runs.executors.worker import Processes, Setup
+
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Placement:
             ConvwrightError: Names the option.
         """
         check_given_counts(jobs=self.jobs, threads=self.threads)
+        for name, count in (("jobs", self.jobs), ("threads", self.threads)):
+            if count is not None and count > MOST_THREADS:
+                raise ConvwrightError(f"--{name} {brief(count)} is beyond any machine; give {MOST_THREADS} at most")
         if self.ray is None and (self.cpus is not None or self.gpus):
             raise ConvwrightError("--cpus-per-trial and --gpus-per-trial are Ray's; give --ray, too")
         if self.ray is not None and self.jobs > 1:

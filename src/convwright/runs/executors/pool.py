@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
 from convwright.errors import RunError
+from convwright.tether import TetheredProcess
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -119,7 +119,7 @@ class Pool(Generic[_Job, _Result]):
     def _hired(self) -> _Worker[_Job]:
         ours, theirs = self.context.Pipe()
         number = next(n for n in range(self.size) if n not in {worker.number for worker in self.workers})
-        process = self.context.Process(target=_serve, args=(theirs, self.function, number, self.gpus))
+        process = TetheredProcess(target=_serve, args=(theirs, self.function, number, self.gpus))
         worker = _Worker[_Job](number, process, ours)
         with _interrupts_held_back():
             process.start()
@@ -215,7 +215,6 @@ def take_gpu(number: int, devices: Sequence[str]) -> None:
 def _serve(connection: Connection, function: Callable[[Any], Any], number: int, devices: Sequence[str]) -> None:
     """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
     take_gpu(number, devices)
     while True:
         try:
@@ -226,11 +225,3 @@ def _serve(connection: Connection, function: Callable[[Any], Any], number: int, 
             connection.send((function(job), None))
         except Exception as error:
             connection.send((error, traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    """End this process, whatever it does, as soon as the one that started it is gone, by Ctrl-C or by any kill."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

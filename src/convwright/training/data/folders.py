@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from convwright.errors import DataError, DataWarning
+from convwright.errors import DataError, DataWarning, is_there
 from convwright.training.data.images import (
     ArrayImages,
     Images,
@@ -147,7 +147,7 @@ def folder_parts(root: Path, shape: Shape | None, limit: int) -> Parts:
     Raises:
         DataError: Missing or empty folder, two folders for one part, unreadable or unlike images, unknown classes.
     """
-    if not root.is_dir():
+    if not is_there(root, Path.is_dir):
         raise DataError(f"{root}: no such folder; check the path after folder:")
     train_root, val_root, test_root = (_part_folder(root, names) for names in _PARTS)
     if train_root is None or not _folders(train_root):  # the folders are the classes, one of which may be called train

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +21,10 @@ from convwright.errors import DataError
 from convwright.training.data.images import ArrayImages, Images, statistics
 
 Shape = tuple[int, int, int]
+_UNREADABLE = (
+    OSError, ValueError, EOFError, TypeError, MemoryError, OverflowError, SyntaxError, RuntimeError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +74,28 @@ def _opened(source: Path, name: str) -> Iterator[NpzFile]:
             if not isinstance(arrays, NpzFile):
                 raise DataError(f"{name}: a single array; give an .npz with x_train and y_train")
             with arrays:
+                _check_sizes(arrays, name)
                 yield arrays
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; check the path after npz:") from error
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{name}: cannot be read ({reason}); write it with numpy.savez and plain number arrays"
         ) from error
+
+
+def _check_sizes(arrays: NpzFile, name: str) -> None:
+    """Refuse arrays that are said to be larger than what the file holds of them: memory would be taken first."""
+    packed = arrays.zip
+    assert packed is not None
+    for entry in packed.infolist():
+        with packed.open(entry) as file:
+            first = np.lib.format.read_magic(file) == (1, 0)
+            header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            shape, _, kind = header(file)
+        if not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size:
+            raise DataError(f"{name}: {entry.filename} is damaged: it says to be larger than it is")
 
 
 def _npz_images(source: Path, name: str, part: str, shape: Shape | None) -> ArrayImages:

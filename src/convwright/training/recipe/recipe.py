@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from convwright.errors import RecipeError, did_you_mean
+from convwright.errors import RecipeError, brief, did_you_mean
 from convwright.training import presets
 from convwright.training.data.augment import Augment, PaddingMode
 from convwright.training.data.normalisation import NAMES, Name, Normalisation
@@ -304,7 +304,7 @@ def _one_line(error: ValidationError, known: Iterable[str], path: Sequence[str] 
             hint = f" Did you mean {_ELSEWHERE[field]}?" if field in _ELSEWHERE else did_you_mean(last, known)
             parts.append(f"unknown recipe field {field!r}.{hint or _all_of(path, known)}")
         else:
-            parts.append(f"recipe field {field}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+            parts.append(f"recipe field {field}={brief(item['input'])}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(dict.fromkeys(parts))
 
 

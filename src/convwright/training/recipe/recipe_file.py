@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from convwright.errors import RecipeError
+from convwright.errors import RecipeError, is_there
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
@@ -57,7 +57,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _real)
 def is_file_name(text: str | Path) -> bool:
     """Return whether `text` means a file rather than a preset."""
     path = Path(text)
-    return path.suffix.lower() in SUFFIXES or path.is_file()
+    return path.suffix.lower() in SUFFIXES or is_there(path)
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from convwright.errors import DataError, did_you_mean
+from convwright.errors import DataError, did_you_mean, is_there
 from convwright.training.data.sources import Parts, Shape
 
 
@@ -64,7 +64,7 @@ def data_set_named(name: str) -> DataSet:
     """
     if name not in DATA_SETS:
         hint = did_you_mean(name, DATA_SETS)
-        if not hint and (Path(name).suffix == ".npz" or Path(name).is_dir()):
+        if not hint and (Path(name).suffix == ".npz" or is_there(name, Path.is_dir)):
             hint = f" Did you mean {'npz' if Path(name).suffix == '.npz' else 'folder'}:{name}?"
         raise DataError(
             f"unknown data {name!r}.{hint} Give one of {', '.join(sorted(DATA_SETS))}, npz:PATH or folder:PATH"
