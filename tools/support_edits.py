@@ -25,7 +25,6 @@ from torch import Tensor, nn
 import convwright as cw
 from convwright.architecture import Architecture, Block, Layer, create
 from convwright.edits import scale_widths
-from convwright.edits.equivalence import EXACT
 from convwright.errors import ConvwrightError, EditError, ReadError
 
 Cell = dict[str, Any]
@@ -188,7 +187,7 @@ def verdict(before: Architecture, new: Architecture) -> Cell:
     changes = new.changes
     largest = max((float(c.max_difference or 0.0) for c in changes), default=0.0)
     shown = float(f"{largest:.2g}") if math.isfinite(largest) else str(largest)
-    if largest <= EXACT:
+    if all(c.exact is not False for c in changes):
         return {"status": "exact", "max_difference": shown}
     notes = dict.fromkeys(note for c in changes if not c.exact for note in c.notes)
     if not notes and any(c.edit.kind == "width" for c in changes if not c.exact):

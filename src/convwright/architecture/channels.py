@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convwright.architecture.capture.exported import Capture
 from convwright.architecture.follow import Follower
-from convwright.architecture.labels import NEUTRAL, Plane, Values
+from convwright.architecture.labels import NEUTRAL, Ledger, Plane, Values
 from convwright.errors import EditError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
@@ -135,6 +135,33 @@ class ChannelGraph:
         channels = self.component[flat]
         return np.where(flat == NEUTRAL, -1, channels)
 
+    def rows_of(self, labels: Tensor) -> npt.NDArray[np.uint64]:
+        """Return in which parts of grouped operators each label lies, as one number: the same for the same parts.
+
+        A channel of a grouped convolution has an index in each of its groups; a shuffle may mix their order.
+        """
+        found: npt.NDArray[np.uint64] = self._rows[labels.reshape(-1).numpy()]
+        return found
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.uint64]:
+        ledger = self.follower.ledger
+        found = np.zeros(max(ledger.count, 1), dtype=np.uint64)
+        if not ledger.rows:
+            return found
+        thread = _tied(ledger, ledger.ties)
+        tables = [table.numpy() for table in ledger.rows]
+        place = np.concatenate([np.repeat(np.arange(len(t)) + (i << 32), t[0].size) for i, t in enumerate(tables)])
+        atoms = np.concatenate([table.reshape(-1) for table in tables])
+        pairs = np.unique(np.stack([thread[atoms], place])[:, atoms != NEUTRAL], axis=1)
+        mixed = pairs[1].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64: sums of it are distinct
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        total = np.zeros(int(thread.max()) + 1, dtype=np.uint64)
+        np.add.at(total, pairs[0], mixed ^ (mixed >> np.uint64(31)))
+        rows: npt.NDArray[np.uint64] = total[thread]
+        return rows
+
     def count(self, labels: Tensor) -> Ints:
         """Count, per group, the labels that belong to it; the last entry counts the others."""
         channels = self.channels_of(labels)
@@ -198,6 +225,10 @@ class Resized:
         """Return along which axes the labels of a node varied that came from its operand's plane."""
         return self.old.follower.varying[node, index]
 
+    def changing_axis(self, node: str) -> int | None:
+        """Return which axis of a reshape takes a change of size, where a run has shown it."""
+        return self.old.follower.changing_axes.get(node)
+
 
 def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
     """Analyse the same graph with ``units[g]`` channels in group ``g``.
@@ -223,26 +254,12 @@ class _Builder:
         self.atoms = [follower.atoms[axis].numpy() for axis in self.axes]
 
     def build(self) -> ChannelGraph:
-        self.component = self._components()
+        self.component = _tied(self.ledger, [*self.ledger.ties, *((table, table[:1]) for table in self.ledger.rows)])
         self.channels = int(self.component.max()) + 1 if self.count else 0
         self._mark_roles()
         groups, group_of, rank = self._groups()
         graph = ChannelGraph(self.follower, self.component, group_of, rank, tuple(groups))
         return replace(graph, groups=tuple(_with_ties(graph)))
-
-    def _components(self) -> Ints:
-        if not self.ledger.ties:
-            return np.arange(self.count, dtype=np.int64)
-        firsts, seconds = [], []
-        for a, b in self.ledger.ties:
-            if a.shape != b.shape:
-                a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
-            firsts.append(a.reshape(-1))
-            seconds.append(b.reshape(-1))
-        left, right = torch.cat(firsts).numpy(), torch.cat(seconds).numpy()
-        real = (left != NEUTRAL) & (right != NEUTRAL) & (left != right)
-        left, right = left[real], right[real]
-        return _connected(self.count, left, right)
 
     def _mark_roles(self) -> None:
         """Where is each channel produced first, and which atoms are inputs or carried entries?"""
@@ -405,6 +422,16 @@ def numbered(names: Iterable[str]) -> list[str]:
         seen[name] += 1
         found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return found
+
+
+def _tied(ledger: Ledger, ties: Iterable[tuple[Tensor, Tensor]]) -> Ints:
+    """Return the component of each atom that ties join."""
+    pairs = [torch.broadcast_tensors(a, b) if a.shape != b.shape else (a, b) for a, b in ties]  # type: ignore[no-untyped-call]
+    if not pairs:
+        return np.arange(ledger.count, dtype=np.int64)
+    left, right = (torch.cat([pair[side].reshape(-1) for pair in pairs]).numpy() for side in (0, 1))
+    real = (left != NEUTRAL) & (right != NEUTRAL) & (left != right)
+    return _connected(ledger.count, left[real], right[real])
 
 
 def _connected(count: int, left: Ints, right: Ints) -> Ints:

@@ -64,6 +64,10 @@ class Guide(Protocol):
         """Return along which axes the labels of a node varied that came from its operand's plane."""
         ...
 
+    def changing_axis(self, node: str) -> int | None:
+        """Return which axis of a reshape takes a change of size, where a run has shown it."""
+        ...
+
 
 class Follower:
     """One walk over the graph.
@@ -74,6 +78,8 @@ class Follower:
         atoms: (tensor name, axis) -> its labels, in index order.
         groups: node name of each convolution -> its group count under the current sizes.
         unknown: nodes without a rule that had labels at their inputs.
+        changing_axes: reshape -> the axis that takes a change of size, as runs at other sizes have shown.
+        guessed: reshapes in which several axes could have taken the change of size.
     """
 
     def __init__(self, capture: Capture, guide: Guide | None = None) -> None:
@@ -85,6 +91,8 @@ class Follower:
         self.groups: dict[str, int] = {}
         self.varying: dict[tuple[str, int], tuple[int, ...]] = {}
         self.unknown: list[fx.Node] = []
+        self.changing_axes: dict[str, int] = {}
+        self.guessed: list[fx.Node] = []
         self.input_labels: list[Tensor] = []
         self._met: set[tuple[str, int]] = set()
         self._walked = capture  # the graph that is being walked: eval, then training if there is one
@@ -279,7 +287,13 @@ class Follower:
             was, now = (math.prod(sizes[a] for a in inside) for sizes in (before, x.shape))
             if was == now or not outside:
                 continue
-            candidates = [a for a in reversed(outside) if a in channel_axes] or list(outside)
+            ones = (a for a in (outside[0] - 1, outside[-1] + 1) if 0 < a < len(after) and after[a] == 1)
+            possible = (*ones, *reversed(outside))
+            likely = [a for a in possible if a in channel_axes]
+            shown = self.guide.changing_axis(node.name)  # training runs the same code
+            candidates = [shown] if shown in possible else [*likely, *(a for a in possible if a not in likely)]
+            if shown is None and len(possible) > 1 and self._walked is self.capture:
+                self.guessed.append(node)
             for axis in candidates:
                 if after[axis] * now % was == 0:
                     target[axis] = after[axis] * now // was

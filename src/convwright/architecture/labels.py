@@ -73,6 +73,7 @@ class Ledger:
 
     count: int = 0
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     consumed: list[Tensor] = field(default_factory=list)
     produced: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -94,6 +95,10 @@ class Ledger:
         if first.shape != second.shape:
             torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call] # raises: no fit
         self.ties.append((first, second))
+
+    def tie_rows(self, table: Tensor) -> None:
+        """Say that the same place in each row lives and dies together; yet which row a channel is in matters."""
+        self.rows.append(table)
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Say that these labels cannot change, and why."""

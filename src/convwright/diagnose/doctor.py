@@ -14,7 +14,7 @@ from convwright.architecture.capture.exported import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.fake_run import FakeNetwork
+from convwright.edits.fake_run import ATTENTION, FakeNetwork
 from convwright.edits.kernel import Kernel, why_not_kernel
 from convwright.edits.summary import shape_words
 from convwright.runs.load import model_options, parse_input
@@ -174,7 +174,7 @@ def diagnose(arch: Architecture) -> Diagnosis:
         unused=arch.capture.unused,
         macs=costs.macs,
         params=costs.params,
-        rehearsed=FakeNetwork.of(arch) is not None,
+        rehearsed=checked.rehearsed,
         free=tuple(Free(g.name, g.size, g.step, len(g.layers), g.tied, g.across) for g in free),
         groups=len(groups),
         frozen=_gathered(
@@ -188,7 +188,7 @@ def diagnose(arch: Architecture) -> Diagnosis:
         removable=_sorted_out([(b.name, why_not_removable(arch, b)) for b in arch.blocks]),
         repeatable=_sorted_out([(b.name, why_not_repeatable(arch, b)) for b in arch.blocks]),
         kernels=_kernels(arch),
-        resolutions=_resolutions(arch),
+        resolutions=_resolutions(arch, checked.rehearsed),
     )
     return replace(found, verdict=_verdict(found), advice=tuple(_advice(found)))
 
@@ -217,6 +217,7 @@ _WIDTH_ADVICE = (
     ("no rule for scaled_dot_product_attention", _ATTENTION),
     ("no rule for matmul", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
+    (ATTENTION, _ATTENTION),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
     ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
     ("channel is taken", "take one contiguous part of the channels"),
@@ -229,7 +230,7 @@ _WIDTH_ADVICE = (
 
 
 def _width_advice(reason: str, executed: bool) -> str:
-    if executed:
+    if executed and reason != ATTENTION:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
     return next((advice for sign, advice in _WIDTH_ADVICE if sign in reason), "")
 
@@ -265,14 +266,14 @@ def _kernels(arch: Architecture) -> Part:
 # ------------------------------------------------------------------ resolution
 
 
-def _resolutions(arch: Architecture) -> Part:
-    """Try input sizes around the present one."""
+def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
+    """Try input sizes around the present one, if the network runs on fake tensors."""
     like = arch.example_input
     now = tuple(like.shape[2:])
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
-    stage = FakeNetwork.of(arch)
-    if stage is None:
+    if not rehearsed:
         return Part(1, (shape_words(now),), ())
+    stage = FakeNetwork.of(arch)
     works, refused = [], []
     for size in sizes:
         failure = stage.run_at(like.new_zeros(*like.shape[:2], *size)) if size != now else None

@@ -121,6 +121,18 @@ def gained_parameters(plan: ChannelRemap) -> frozenset[str]:
     return frozenset(found)
 
 
+def inexact_reasons(plan: ChannelRemap, name: str) -> tuple[str, ...]:
+    """Return what can make another size of a group inexact: statistics across it, and weights computed from it."""
+    group = plan.before.group(name)
+    tensors = {member.tensor for member in group.members}
+    capture = plan.before.follower.capture
+    computed = (layer.path for layer in computed_layers(plan) if tensors & set(sources_of(capture, layer.weight)))
+    return (
+        *(f"a statistic runs across these channels: {operator}" for operator in group.across),
+        *(f"the weight of {path} is computed from what changes" for path in dict.fromkeys(computed)),
+    )
+
+
 def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> None:
     """Scale the gains of computed weights in a changed copy, so that its weights are those of the original.
 

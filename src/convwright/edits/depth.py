@@ -20,7 +20,7 @@ from convwright.architecture.capture.exported import (
     shape_of,
 )
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, one_sample
-from convwright.edits.equivalence import EXACT, measure
+from convwright.edits.equivalence import measure
 from convwright.edits.identity import identity_start
 from convwright.edits.structure import (
     Act,
@@ -120,7 +120,7 @@ def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock],
     )
     saved = [-macs_of_layers(architecture, removal.layers) for removal in removals]
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
-    if difference is not None and difference > EXACT and any(removal.silenced for removal in removals):
+    if difference is not None and not difference.exact and any(removal.silenced for removal in removals):
         names = ", ".join(e.target for e, r in zip(edits, removals, strict=True) if r.silenced)
         raise EditError(f"{names} cannot be removed: the branch does not vanish with its modules; the code adds more.")
     return surgery.outcome(architecture, edits, difference, saved)
@@ -316,8 +316,8 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
     more = [edit.copies * macs_of_layers(architecture, b.layers) for b, edit in zip(blocks, edits, strict=True)]
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     if difference is not None:
-        edits = [replace(edit, approximate=difference > EXACT) for edit in edits]
-    inexact = difference is not None and difference > EXACT
+        edits = [replace(edit, approximate=not difference.exact) for edit in edits]
+    inexact = difference is not None and not difference.exact
     note = ("an activation follows the copied convolutions",) if inexact else ()
     return surgery.outcome(architecture, edits, difference, more, note, keeps=(True,) * len(edits))
 

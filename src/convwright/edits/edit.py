@@ -60,15 +60,38 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """How far a changed network is from what its edits promise.
+
+    Attributes:
+        difference: the largest absolute difference, divided by the largest output where that exceeds 1.
+        tolerance: differences at or below this are rounding.
+        notes: what could not be measured as usual.
+        rounding: the difference is no larger than what rounding becomes in this network.
+    """
+
+    difference: float
+    tolerance: float = 1e-10
+    notes: tuple[str, ...] = ()
+    rounding: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the difference is rounding."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
 class Change:
     """What one edit did.
 
     Attributes:
         edit: the edit, as it was carried out.
-        exact: the measured difference is at rounding level (1e-10); ``None`` if not measured.
+        exact: the measured difference is at rounding level (1e-10 in float64); ``None`` if not measured.
         max_difference: largest absolute difference between the new network's output and what the edit
-            promises, in float64, on random input with random weights and statistics, divided by
-            the largest output where that exceeds 1. Edits applied in one call are measured together.
+            promises, on random input with random weights and statistics, divided by the largest output where
+            that exceeds 1. Edits applied in one call are measured together. In float64; a network whose code
+            allows only float32 is measured in float32, with 1e-4 as rounding level, and a note says so.
         macs: multiply-accumulates per sample before and after.
         params: parameters before and after.
         coupled: other groups whose size had to change along.
@@ -106,7 +129,7 @@ class Outcome:
 
     model: nn.Module
     edits: tuple[Edit, ...]
-    max_difference: float | None
+    max_difference: Measured | None
     steps: tuple[tuple[int, int], ...]
     coupled: tuple[tuple[str, ...], ...]
     notes: tuple[tuple[str, ...], ...]

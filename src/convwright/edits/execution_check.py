@@ -7,6 +7,7 @@ at fault; they are frozen, with the failing line as the reason.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -33,11 +34,13 @@ class Checked:
         architecture: the same network, with groups frozen that its code does not let change.
         stored: sizes stored on modules (``"module.attribute"``) that edits have to keep in step, and do.
         fixed: group name -> why it is frozen, for the groups that this check froze.
+        rehearsed: whether the network runs on fake tensors; if not, all groups are frozen.
     """
 
     architecture: Architecture
     stored: tuple[str, ...]
     fixed: dict[str, str]
+    rehearsed: bool = True
 
 
 def check_execution(architecture: Architecture) -> Checked:
@@ -47,13 +50,15 @@ def check_execution(architecture: Architecture) -> Checked:
         architecture: the network; it is left as it is.
 
     Returns:
-        The findings. A network that does not run on fake tensors is returned unchecked.
+        The findings. Of a network that does not run on fake tensors every group is frozen: edits need them.
     """
-    stage = FakeNetwork.of(architecture)
-    if stage is None:
-        return Checked(architecture, (), {})
     stored: dict[str, None] = {}
     fixed: dict[str, str] = {}
+    try:
+        stage = FakeNetwork.of(architecture)
+    except EditError as error:
+        fixed = dict.fromkeys((group.name for group in architecture.free_groups), str(error).rstrip("."))
+        return Checked(architecture.evolved(fixed={**architecture.fixed, **fixed}), (), fixed, False)
     for ratio in _RATIOS:
         trial = _Trial(architecture, stage)
         edits = [e for e in proportional_widths(architecture, ratio) if e.target not in fixed]
@@ -79,13 +84,16 @@ def scale_widths(
             bear; without it, they are what the labels allow.
 
     Returns:
-        Edits for the groups that change; of groups tied in size only the largest is named.
+        Edits for the groups that change; of groups tied in size only the largest is named. A warning names those
+        that are left out.
     """
     edits = proportional_widths(architecture, ratio, divisor)
-    stage = FakeNetwork.of(architecture) if check and edits else None
-    if stage is None:
+    if not check or not edits:
         return edits
-    culprits = _Trial(architecture, stage).culprits(edits)
+    culprits = _Trial(architecture, FakeNetwork.of(architecture)).culprits(edits)
+    if culprits:
+        listed = "; ".join(f"{name} ({reason})" for name, reason in culprits.items())
+        warnings.warn(f"left as they are, because the network's code fixes them: {listed}.", stacklevel=2)
     return tuple(edit for edit in edits if edit.target not in culprits)
 
 

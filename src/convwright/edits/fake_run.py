@@ -14,7 +14,7 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
 
 from convwright.architecture.capture.exported import (
     argument,
@@ -37,7 +39,8 @@ from convwright.architecture.capture.exported import (
 from convwright.architecture.channels import ChannelGraph, Ints
 from convwright.architecture.labels import Value
 from convwright.edits.remap import ChannelRemap
-from convwright.edits.surgery import copied, operate, stand_ins, tensors_in
+from convwright.edits.surgery import copied, hollow_copy, operate, plain_tensors, stand_ins, tensors_in
+from convwright.errors import EditError
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -46,6 +49,7 @@ Stored = int | list[int]
 Repairs = dict[str, Stored]  # "module.attribute" -> its new value
 Shape = tuple[int, ...]
 
+ATTENTION = "nn.MultiheadAttention fixes its width"
 _MOST_RUNS = 48  # rehearsals of one edit: stored sizes are repaired class by class, so few are needed
 
 
@@ -81,6 +85,7 @@ class FakeNetwork:
         mode: the mode that they belong to.
         example_input: a fake input.
         outputs: module path -> the graph node that makes its output, for modules called once.
+        reshapes: module path -> the graph nodes of the reshapes that its code calls, in order.
         one_row_each: the network gives one row per image.
         hopeless: modules that no stored size helped, with the groups that changed there.
         known: new group sizes -> the stored sizes that follow them, as found before.
@@ -90,42 +95,76 @@ class FakeNetwork:
     mode: FakeTensorMode
     example_input: Tensor
     outputs: dict[str, fx.Node]
+    reshapes: dict[str, list[fx.Node]] = field(default_factory=dict)
     one_row_each: bool = True
     known: dict[bytes, Repairs] = field(default_factory=dict)
     hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
-    def of(cls, architecture: Architecture) -> FakeNetwork | None:
-        """Return the stage of an architecture, set up once; ``None`` if its model does not run on fake tensors."""
-        if architecture not in _STAGES:
+    def of(cls, architecture: Architecture) -> FakeNetwork:
+        """Return the network of an architecture on fake tensors, set up once.
+
+        Raises:
+            EditError: if it does not run on them.
+        """
+        found = _STAGES.get(architecture)
+        if found is None:
             try:
-                _STAGES[architecture] = _set_up(architecture)
-            except Exception:  # such a model is run for real when its edits are verified
-                _STAGES[architecture] = None
-        return _STAGES[architecture]
+                found = _set_up(architecture)
+            except Exception as error:  # the user's own forward may raise anything
+                found = _describe(error)
+            _STAGES[architecture] = found
+        if isinstance(found, str):
+            raise EditError(
+                f"{architecture.source} cannot be edited: it does not run on tensors without data, on which "
+                f"edits are tried first: {found}."
+            )
+        return found
 
     def rehearse(self, plan: ChannelRemap, repairs: Mapping[str, Stored]) -> Failure | None:
         """Run the network as the recipe changes it; ``None`` if it runs with the predicted shapes."""
-        with self.mode, torch.no_grad(), quiet_torch():
+        with self._prepared():
             changed, _ = operate(self.model, plan, hollow=True)
             store(changed, repairs)
             return self._run(changed, plan.after)
 
+    def changing_axes(self, plan: ChannelRemap, nodes: Iterable[fx.Node]) -> dict[str, int]:
+        """Run the network as the recipe changes it, and return which axis of these reshapes takes the change."""
+        with self._prepared():
+            changed, _ = operate(self.model, plan, hollow=True)
+            observed = _Observed(changed)
+            with suppress(Exception), observed:  # as far as it comes; whether it runs is found out later
+                changed(self.example_input)
+        found = {}
+        for path, shapes in observed.reshapes.items():
+            for node, shape in zip(self.reshapes.get(path, ()), shapes, strict=False):
+                moved = [a for a, (old, new) in enumerate(zip(shape_of(node), shape, strict=False)) if old != new]
+                if node in nodes and len(moved) == 1:
+                    found[node.name] = moved[0]
+        return found
+
     def run_at(self, example_input: Tensor) -> Failure | None:
         """Run the unchanged network on an input of another shape; ``None`` if it runs."""
-        names = {module: name for name, module in self.model.named_modules()}
         running: list[str] = []
+        names: dict[nn.Module, str] = {}
         try:
-            with ExitStack() as hooks, self.mode, torch.no_grad(), quiet_torch():
+            with ExitStack() as hooks, self._prepared():
+                model = hollow_copy(self.model)
+                names.update((module, name) for name, module in model.named_modules())
                 for each in names:
                     hooks.enter_context(each.register_forward_pre_hook(lambda module, _: running.append(names[module])))
-                result = tensors_in(self.model(self.mode.from_tensor(example_input)))
+                result = tensors_in(model(self.mode.from_tensor(example_input)))
         except Exception as error:  # the user's own forward may raise anything
             return Failure(_suspects(error, names), f"{_describe(error)}, in {running[-1] or 'the network'}", 0)
         rows = next((len(t) for t in result if t.ndim), len(example_input))
         if self.one_row_each and rows != len(example_input):
             return Failure((), f"a view moves positions into the batch: {len(example_input)} in, {rows} out", 0)
         return None
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        with self.mode, torch.no_grad(), quiet_torch(), _attention_checked():
+            yield
 
     def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
         values = after.follower.values
@@ -148,47 +187,93 @@ class FakeNetwork:
                 for module in names:
                     hooks.enter_context(module.register_forward_hook(compare))
                 changed(self.example_input)
-        except Exception as error:  # the user's own forward may raise anything
+        except Exception as error:  # the user's own forward may raise anything: what it says is handed on
             return Failure(_suspects(error, names), _describe(error), len(passed))
         return None
 
 
-_STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | None] = weakref.WeakKeyDictionary()
+_STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | str] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def _attention_checked() -> Iterator[None]:
+    """Let attention take the path of training: the fast path of inference does not look at its widths."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Observed(TorchFunctionMode):
+    """Notes the shapes that modules give, and those of the reshapes in their code, while a network runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {module: name for name, module in model.named_modules()}
+        self.outputs: dict[str, Shape] = {}
+        self.calls: Counter[str] = Counter()
+        self.reshapes: dict[str, list[Shape]] = {}
+        self._running = [""]
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> _Observed:
+        for module in self.names:
+            self._hooks.enter_context(module.register_forward_pre_hook(self._begin))
+            self._hooks.enter_context(module.register_forward_hook(self._end))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._hooks.close()
+
+    def _begin(self, module: nn.Module, args: object) -> None:
+        self._running.append(self.names[module])
+
+    def _end(self, module: nn.Module, args: object, result: object) -> None:
+        self._running.pop()
+        self.calls[self.names[module]] += 1
+        if isinstance(result, Tensor):
+            self.outputs[self.names[module]] = tuple(result.shape)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _RESHAPES and isinstance(result, Tensor):
+            self.reshapes.setdefault(self._running[-1], []).append(tuple(result.shape))
+        return result
+
+
+_RESHAPES = ("view", "reshape", "unflatten")
 
 
 def _set_up(architecture: Architecture) -> FakeNetwork:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     fakes = stand_ins(architecture.model, lambda _, tensor: mode.from_tensor(tensor.detach()))
+    plain = {  # these keep their values: code may read numbers out of them
+        key: mode.fake_tensor_converter.from_real_tensor(mode, tensor.detach(), make_constant=True)
+        for key, tensor in plain_tensors(architecture.model).items()
+    }
     with mode:
-        model = copied(architecture.model, fakes).eval()
+        model = copied(architecture.model, plain | fakes).eval()
     example = mode.from_tensor(architecture.example_input.detach())
-    shapes = _output_shapes(model, mode, example)
-    last: dict[str, fx.Node] = {}
-    for node in architecture.capture.graph.nodes:
-        if node.op == "call_function":
-            for path in module_paths(node):
-                last[path] = node
-    outputs = {name: last[name] for name, shape in shapes.items() if name in last and shape_of(last[name]) == shape}
-    rows = shapes.get("", ())[:1]
-    return FakeNetwork(model, mode, example, outputs, one_row_each=rows == tuple(example.shape[:1]))
-
-
-def _output_shapes(model: nn.Module, mode: FakeTensorMode, example: Tensor) -> dict[str, Shape]:
-    """Return what shape each module gives that is called once."""
-    names = {module: name for name, module in model.named_modules()}
-    found: dict[str, Shape] = {}
-    calls: Counter[str] = Counter()
-
-    def note(module: nn.Module, args: object, result: object) -> None:
-        calls[names[module]] += 1
-        if isinstance(result, Tensor):
-            found[names[module]] = tuple(result.shape)
-
-    with ExitStack() as hooks, mode, torch.no_grad():
-        for module in names:
-            hooks.enter_context(module.register_forward_hook(note))
-        model(example)
-    return {name: shape for name, shape in found.items() if calls[name] == 1}
+    nodes = [node for node in architecture.capture.graph.nodes if node.op == "call_function"]
+    last = {path: node for node in nodes for path in module_paths(node)}
+    own: dict[str, list[fx.Node]] = {}
+    for node in nodes:
+        if operator_name(node) in _RESHAPES:
+            own.setdefault(module_path(node), []).append(node)
+    stage = FakeNetwork(model, mode, example, {})
+    with stage._prepared():
+        ran = hollow_copy(model)  # a forward may store what it computes
+        with _Observed(ran) as observed:
+            ran(example)
+    shapes = {name: shape for name, shape in observed.outputs.items() if observed.calls[name] == 1}
+    stage.outputs = {n: last[n] for n, shape in shapes.items() if n in last and shape_of(last[n]) == shape}
+    stage.reshapes = {p: found for p, found in own.items() if [*map(shape_of, found)] == observed.reshapes.get(p)}
+    stage.one_row_each = shapes.get("", ())[:1] == tuple(example.shape[:1])
+    return stage
 
 
 # ------------------------------------------------------------------ what went wrong
@@ -209,6 +294,9 @@ def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ..
 def _describe(error: Exception) -> str:
     if isinstance(error, _DeviationError):
         return str(error)
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(frame.f_locals.get("self"), nn.MultiheadAttention):
+            return ATTENTION
     where = user_frame(error)
     return first_line(error).rstrip(".") + (f", at {where}" if where else "")
 

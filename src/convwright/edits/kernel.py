@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from convwright.architecture.capture.exported import argument, first_line
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, whole_numbers
-from convwright.edits.equivalence import EXACT, Run, measure
+from convwright.edits.equivalence import Run, measure
 from convwright.edits.structure import Structure, Succession, macs_of_layers
 from convwright.edits.surgery import check_room, copied, weight_bytes
 from convwright.errors import EditError
@@ -144,8 +144,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
 
     surgery = Structure(tuple(change.act for change in changes), promised)
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
-    inexact = difference is not None and difference > EXACT
-    note = ("its weight is computed (standardised) from what changed",) if inexact else ()
+    note = ("its weight is computed (standardised) from what changed",) if difference and not difference.exact else ()
     more = [_more_macs(architecture, change) for change in changes]
     keeps = tuple(all(a >= b for a, b in zip(c.after, c.before, strict=True)) for c in changes)
     return surgery.outcome(architecture, edits, difference, more, note, keeps)

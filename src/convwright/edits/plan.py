@@ -15,7 +15,6 @@ from torch import nn
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
-from convwright.edits.equivalence import EXACT
 from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan_file import (
     called,
@@ -339,7 +338,14 @@ def _refused(current: Architecture, run: tuple[Edit, ...], options: Options, err
 
 def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architecture:
     """Record what happened; if asked to verify, read the changed model and check it against what was predicted."""
-    exact = None if outcome.max_difference is None else outcome.max_difference <= EXACT
+    measured = outcome.max_difference
+    exact, difference = (None, None) if measured is None else (measured.exact, measured.difference)
+    if measured is not None and not (measured.exact or measured.rounding or all(outcome.notes)):
+        named = ", ".join(dict.fromkeys(getattr(edit, "target", edit.kind) for edit in outcome.edits))
+        raise EditError(
+            f"{named} cannot change this way: the result differs from what the edit promises by {difference:.2g}, and "
+            "convwright does not know why. Nothing was changed; please report the network."
+        )
     after = Architecture(
         outcome.model,
         before.example_input if outcome.example_input is None else outcome.example_input,
@@ -356,7 +362,8 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
     each = zip(outcome.edits, steps, outcome.coupled, outcome.notes, keeps, strict=True)
     for edit, step, coupled, notes, kept in each:
         pair = ((now[0], step[0]), (now[1], step[1]))
-        changes.append(Change(edit, exact, outcome.max_difference, *pair, coupled, notes, kept and exact is True))
+        said = (*notes, *(measured.notes if measured is not None else ()))
+        changes.append(Change(edit, exact, difference, *pair, coupled, said, kept and exact is True))
         now = step
     return after.evolved(changes=(*before.changes, *changes))
 

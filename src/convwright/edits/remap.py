@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, I
 from convwright.architecture.labels import Value, on_axis
 from convwright.errors import EditError
 
+Rows = npt.NDArray[np.uint64]
 Signature = tuple[tuple[tuple[str, int, int], ...], int]
 
 
@@ -110,9 +112,8 @@ class ChannelRemap:
         lines = [_line(graph.follower.values.get(node), axis) for graph in (self.before, self.after)]
         if lines[0] is None or lines[1] is None:
             return None
-        old, own = self.before.channels_of(lines[0]), self.after.channels_of(lines[1])
         roles = dict.fromkeys(range(len(self.before.groups)), summed)
-        return _take(self.before, old, own, self.origin, (node, axis), roles)
+        return _take(self.before, self.after, (lines[0], lines[1]), self.origin, (node, axis), roles)
 
     def dropped_on(self, value: Value) -> Ints:
         """Return the places along the channel axis of a value whose channels are dropped."""
@@ -145,8 +146,8 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
             summed.setdefault((member.tensor, member.axis), {})[index] = member.role == "in"
     takes = {}
     for axis in before.follower.atoms:
-        old, own = before.channels_of(before.axis_labels(axis)), after.channels_of(after.axis_labels(axis))
-        take = _take(before, old, own, origin, axis, summed.get(axis, {}))
+        lines = before.axis_labels(axis), after.axis_labels(axis)
+        take = _take(before, after, lines, origin, axis, summed.get(axis, {}))
         if take is not None:
             takes[axis] = take
     return ChannelRemap(before, after, chosen, takes, origin)
@@ -174,24 +175,31 @@ def members_of(graph: ChannelGraph) -> dict[str, Ints]:
 
 
 def _take(
-    before: ChannelGraph, old: Ints, own: Ints, origin: Ints, axis: Axis, summed: Mapping[int, bool]
+    before: ChannelGraph,
+    after: ChannelGraph,
+    lines: tuple[Tensor, Tensor],
+    origin: Ints,
+    axis: Axis,
+    summed: Mapping[int, bool],
 ) -> Take | None:
     """Return what to take along an axis.
 
     Args:
         before: the analysis of the network as it is.
-        old: the channel of each old index.
-        own: the new channel of each new index.
+        after: the analysis under the new sizes.
+        lines: the labels along the axis in both.
         origin: new channel -> old channel.
         axis: for the error message.
         summed: by group, whether the axis is summed over.
     """
+    old, own = before.channels_of(lines[0]), after.channels_of(lines[1])
     if not (before.group_of[old] >= 0).any():
         return None  # kernel axes and the like
     new = origin[own]
-    if len(old) == len(new) and (old == new).all():
+    rows = before.rows_of(lines[0]), after.rows_of(lines[1])
+    if len(old) == len(new) and (old == new).all() and (rows[0] == rows[1]).all():
         return None
-    index = _lookup(old, new, own, axis)
+    index = _lookup((old, rows[0]), (new, rows[1]), own, axis)
     group = before.group_of[old[index]]
     shared = np.array([summed.get(i, False) for i in range(len(before.groups))])
     times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
@@ -199,24 +207,33 @@ def _take(
     return Take(index, copies)
 
 
-def _lookup(old: Ints, origin: Ints, new: Ints, axis: Axis) -> Ints:
+def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axis) -> Ints:
     """Find where on the old axis each new index comes from.
 
-    A channel may lie on an axis several times (behind a flatten, in a grouped convolution): its n-th new
-    place continues its n-th old place.
+    A channel may lie on an axis several times (behind a flatten, in a grouped convolution): its n-th new place in
+    the same parts of grouped operators continues its n-th old place there.
 
     Args:
-        old: the channel of each old index.
-        origin: the old channel that each new index continues.
-        new: the channel of each new index.
+        old: the channel of each old index, and the parts of grouped operators that it lies in.
+        new: the old channel that each new index continues, and its parts.
+        own: the channel of each new index.
         axis: for the error message.
     """
-    order = np.argsort(old, kind="stable")
-    starts = np.searchsorted(old[order], origin, side="left")
-    counts = np.searchsorted(old[order], origin, side="right") - starts
+    parts = np.unique(np.concatenate([old[1], new[1]]), return_inverse=True)[1].reshape(-1)
+    count = int(parts.max()) + 1
+    was, now = old[0] * count + parts[: len(old[0])], new[0] * count + parts[len(old[0]) :]
+    order = np.argsort(was, kind="stable")
+    starts = np.searchsorted(was[order], now, side="left")
+    counts = np.searchsorted(was[order], now, side="right") - starts
     if (counts == 0).any():
-        raise EditError(f"axis {axis[1]} of {axis[0]} would need channels that it does not have.")
-    return order[starts + _occurrence(new) % counts]
+        known = np.isin(new[0], old[0]).all()
+        reason = "a shuffle would send channels into other groups of a grouped operator than now"
+        raise EditError(
+            f"with these widths, {reason} (axis {axis[1]} of {axis[0]})."
+            if known
+            else f"axis {axis[1]} of {axis[0]} would need channels that it does not have."
+        )
+    return order[starts + _occurrence(own * count + parts[len(old[0]) :]) % counts]
 
 
 def _occurrence(values: Ints) -> Ints:

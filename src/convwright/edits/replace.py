@@ -15,7 +15,7 @@ from torch import nn
 from convwright.architecture.flattened import flattened_map
 from convwright.cost import count_by_torch
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct
-from convwright.edits.equivalence import EXACT, measure
+from convwright.edits.equivalence import measure
 from convwright.edits.operators import OPERATORS, Site, build
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
 from convwright.edits.surgery import check_room, weight_bytes
@@ -90,7 +90,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Replace], options: Opt
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     model, moved = surgery.operate(architecture.model)
     known = [OPERATORS[edit.operator].approximate for edit in edits]
-    inexact = known if difference is None else [difference > EXACT] * len(edits)
+    inexact = known if difference is None else [not difference.exact] * len(edits)
     return Outcome(
         model=model,
         edits=tuple(

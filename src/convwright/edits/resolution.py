@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convwright.architecture.capture.exported import capture
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, one_sample, whole_numbers
+from convwright.edits.edit import Edit, Measured, Options, Outcome, carries_out, one_sample, whole_numbers
 from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
@@ -51,8 +52,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     """Read a copy of the model at the last of the sizes."""
     inputs = [_input(architecture, edit) for edit in edits]
     example = inputs[-1]
-    stage = FakeNetwork.of(architecture)
-    failure = stage.run_at(example) if stage is not None else None
+    failure = FakeNetwork.of(architecture).run_at(example)
     if failure is not None:
         raise EditError(
             f"the network does not take inputs of {one_sample(example.shape)}: {failure.message}. A layer behind "
@@ -75,11 +75,11 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     )
 
 
-def _weights_moved(architecture: Architecture, model: torch.nn.Module) -> float:
-    """Return 0 if every tensor is the same, bit for bit: that is the edit's promise."""
+def _weights_moved(architecture: Architecture, model: torch.nn.Module) -> Measured:
+    """Measure 0 if every tensor is the same, bit for bit: that is the edit's promise."""
     new = named_tensors(model)
     same = all(torch.equal(tensor, new[name]) for name, tensor in named_tensors(architecture.model).items())
-    return 0.0 if same else float("inf")
+    return Measured(0.0 if same else math.inf)
 
 
 def _input(architecture: Architecture, edit: Resolution) -> Tensor:

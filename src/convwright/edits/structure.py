@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import Capture, capture
-from convwright.edits.edit import Edit, Moved, Outcome
+from convwright.edits.edit import Edit, Measured, Moved, Outcome
 from convwright.edits.equivalence import Run
 from convwright.edits.surgery import copied, named_tensors, stand_ins
 
@@ -67,7 +67,7 @@ class Structure:
         self,
         architecture: Architecture,
         edits: Sequence[Edit],
-        difference: float | None,
+        difference: Measured | None,
         mac_changes: Sequence[int],
         note: tuple[str, ...] = (),
         keeps: tuple[bool, ...] = (),
@@ -163,16 +163,17 @@ def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str,
 
     Args:
         architecture: the original network.
-        model: a float64 copy of its model.
+        model: a copy of its model, in the type in which it is measured.
         instead: graph node -> the node whose value it takes.
     """
-    captured = _in_double(architecture, model)
     tensors = named_tensors(model)
+    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float64)
+    captured = _in_type(architecture, model, dtype)
     inputs = []
     for node in captured.graph.nodes:
         if node.op == "placeholder" and (name := captured.tensors.get(node.name)) is not None:
             tensor = tensors[name] if name in tensors else captured.tensor(name)
-            inputs.append(tensor.double() if tensor.is_floating_point() else tensor)
+            inputs.append(tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
     def run(x: Tensor) -> object:
         return _Rerouted(captured, instead).run(*inputs, x)
@@ -180,15 +181,15 @@ def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str,
     return run
 
 
-def _in_double(architecture: Architecture, model: nn.Module) -> Capture:
-    """Return the graph of the float64 copy: the one at hand, unless types are written into it."""
+def _in_type(architecture: Architecture, model: nn.Module, dtype: torch.dtype) -> Capture:
+    """Return the graph of a copy of another type: the one at hand, unless types are written into it."""
     written = any(
         isinstance(value, torch.dtype) and value.is_floating_point
         for node in architecture.capture.graph.nodes
         if node.op == "call_function" and node.meta.get("val") is not None
         for value in (*node.args, *node.kwargs.values())
     )
-    return capture(model, architecture.example_input.double()) if written else architecture.capture
+    return capture(model, architecture.example_input.to(dtype)) if written else architecture.capture
 
 
 # ------------------------------------------------------------------ predicted costs

@@ -57,8 +57,7 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
         return plan.new_tensor(name, tensor.detach()).contiguous()
 
     successors = stand_ins(model, successor)
-    kept = {id(tensor): tensor for tensor in old.values()} if hollow else {}
-    changed = copied(model, kept | successors)
+    changed = hollow_copy(model, successors) if hollow else copied(model, dict(successors))
     _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in named_tensors(changed).items():
@@ -98,6 +97,12 @@ def _uncopied(model: nn.Module) -> str:
     return type(model).__name__
 
 
+def hollow_copy(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Copy a model, but share its tensors with the original, save those that others stand for."""
+    shared = {id(tensor): tensor for tensor in named_tensors(model).values()}
+    return copied(model, {**shared, **plain_tensors(model), **(instead or {})})
+
+
 def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) -> dict[int, Tensor]:
     """Return what is made in place of parameters and buffers, by identity, so that shared ones stay shared."""
     made: dict[int, Tensor] = {}
@@ -119,6 +124,16 @@ def computed_attributes(model: nn.Module) -> dict[int, Tensor]:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
+
+
+def plain_tensors(model: nn.Module) -> dict[int, Tensor]:
+    """Return the tensors that modules keep as plain attributes, or in lists and dictionaries there, by identity."""
+    found: dict[int, Tensor] = {}
+    named = {id(tensor) for tensor in named_tensors(model).values()}
+    for module in model.modules():
+        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
+        found |= {id(tensor): tensor for tensor in tensors_in(own) if id(tensor) not in named}
+    return found
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

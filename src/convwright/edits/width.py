@@ -17,12 +17,12 @@ from torch import nn
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
-from convwright.edits.compensate import compensate, gained_parameters, silence_inputs
-from convwright.edits.edit import Edit, Moved, Options, Outcome, carries_out
-from convwright.edits.equivalence import EXACT, Run, measure
-from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired, store
+from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
+from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
+from convwright.edits.equivalence import Run, measure
+from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
-from convwright.edits.remap import ChannelRemap, recipe, signatures
+from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate
 from convwright.errors import EditError
 
@@ -192,17 +192,18 @@ def _scale_along_producers(graph: ChannelGraph, units: Ints, pending: set[int], 
 def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tuple[Ints, ChannelGraph]:
     """Walk the graph with the sizes; take over what ties made of the sizes that were left open."""
     graph = architecture.channels
-    try:
-        after = resize(graph, units)
-    except ResizeError as error:
-        raise EditError(f"these widths do not fit together: {error}.") from error
+    after = _resized(graph, units)
+    if any(node.name not in graph.follower.changing_axes for node in after.follower.guessed):
+        graph.follower.changing_axes.update(_observed(architecture, after))
+        after = _resized(graph, units)
     known = {signature: graph.index[group.name] for signature, group in signatures(graph).items()}
     observed = np.zeros_like(units)
     for signature, group in signatures(after).items():
         index = known.get(signature)
         if index is None or (graph.units[index] and not group.units):
             raise EditError(
-                f"with these widths, channels of {group.name} would reach layers that they do not reach now."
+                f"with these widths, channels of {group.name} would reach layers, or groups of a grouped operator, "
+                "that they do not reach now."
             )
         observed[index] = group.units
     for index in np.flatnonzero(observed != units).tolist():
@@ -213,6 +214,26 @@ def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tupl
                 f"{units[index] * group.step}: a constant in the network fixes it."
             )
     return observed, after
+
+
+def _resized(graph: ChannelGraph, units: Ints) -> ChannelGraph:
+    try:
+        return resize(graph, units)
+    except ResizeError as error:
+        raise EditError(f"these widths do not fit together: {error}.") from error
+
+
+def _observed(architecture: Architecture, after: ChannelGraph) -> dict[str, int]:
+    """Run the network with these widths, and see which axis of a reshape that was guessed takes the change."""
+    graph = architecture.channels
+    lengths = {axis: len(after.axis_labels(axis)) for axis in graph.follower.atoms}
+    takes = {
+        axis: Take(np.zeros(length, dtype=np.int64), np.ones(length, dtype=np.int64))
+        for axis, length in lengths.items()
+        if length != len(graph.axis_labels(axis))
+    }
+    shapes = ChannelRemap(graph, after, {}, takes, np.zeros(0, dtype=np.int64))
+    return FakeNetwork.of(architecture).changing_axes(shapes, after.follower.guessed)
 
 
 # ------------------------------------------------------------------ carrying out
@@ -283,16 +304,18 @@ def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, pl
         EditError: if the network does not run with these widths.
     """
     stage = FakeNetwork.of(architecture)
-    if stage is None or not plan.takes:
+    if not plan.takes:
         return {}
     given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
     try:
         return repaired(stage, units, lambda: plan, given)
     except UnrepairableError as error:
         concerned = ", ".join(error.groups[:4]) or "unknown"
+        written = "A size is written down there; take it from a tensor's shape instead, or leave"
+        advice = "Leave" if error.failure.message == ATTENTION else written
         raise EditError(
-            f"the network does not run with these widths: {error.failure.message}. A size is written down there; "
-            f"take it from a tensor's shape instead, or leave these channels as they are: {concerned}."
+            f"the network does not run with these widths: {error.failure.message}. "
+            f"{advice} these channels as they are: {concerned}."
         ) from error
 
 
@@ -356,12 +379,14 @@ def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> 
     return tuple(steps)
 
 
-def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, difference: float | None) -> tuple[str, ...]:
-    """Say why an inexact edit is inexact."""
-    if difference is None or difference <= EXACT:
+def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, difference: Measured | None) -> tuple[str, ...]:
+    """Say why an inexact edit is inexact. Edits of one call are measured together: another's reason may be its own."""
+    if difference is None or difference.exact:
         return ()
-    across = [op for g in _targets(architecture, edit) if g.name in plan.chosen for op in g.across]
-    return tuple(f"a statistic runs across these channels: {op}" for op in dict.fromkeys(across))
+    family = {name for g in _targets(architecture, edit) for name in (g.name, *g.tied)}
+    reasons = [(name, reason) for name in plan.chosen for reason in inexact_reasons(plan, name)]
+    own = [reason for name, reason in reasons if name in family]
+    return tuple(dict.fromkeys(own or [reason for _, reason in reasons]))
 
 
 # ------------------------------------------------------------------ many at once

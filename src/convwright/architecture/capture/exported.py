@@ -28,7 +28,7 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind, Outpu
 from convwright.errors import ReadError
 
 _TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
-_OWN_PACKAGES = tuple(str(Path(__file__).parents[1] / name) + os.sep for name in ("architecture", "edits"))
+_OWN_PACKAGES = tuple(str(Path(__file__).parents[2] / name) + os.sep for name in ("architecture", "edits"))
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,26 @@ def capture(model: nn.Module, example_input: Tensor) -> Capture:
 
 
 def _export(model: nn.Module, example_input: Tensor) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), quiet_torch():
+    with warnings.catch_warnings(), torch.no_grad(), quiet_torch(), attributes_kept(model):
         warnings.simplefilter("ignore")
         return torch.export.export(model, (example_input,), strict=False)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Give modules back the attributes that a forward pass overwrites, such as what it computes once and stores."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [value for _, attributes in before for value in attributes.values() if isinstance(value, dict)]
+    before += [(value, dict(value)) for value in held]  # such as a cache
+    lists = [(v, list(v)) for _, attributes in before for v in attributes.values() if isinstance(v, list)]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            attributes.clear()
+            attributes.update(kept)
+        for entries, kept_entries in lists:
+            entries[:] = kept_entries
 
 
 @contextmanager

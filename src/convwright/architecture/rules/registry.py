@@ -49,8 +49,7 @@ def per_group(node: fx.Node, channels: int, groups: int) -> int:
 def tie_rows(follower: Follower, labels: Tensor, rows: int, node: fx.Node) -> None:
     """Tie the same place in each of ``rows`` equal parts, so that the parts stay equal."""
     per_group(node, labels.numel(), rows)
-    table = labels.reshape(rows, -1)
-    follower.ledger.tie(table, table[:1])
+    follower.ledger.tie_rows(labels.reshape(rows, -1))
 
 
 def opaque(follower: Follower, node: fx.Node) -> Values:

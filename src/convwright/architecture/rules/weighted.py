@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, describe, shape_of
@@ -55,9 +56,9 @@ def _depthwise(follower: Follower, node: fx.Node, x: Value, axis: int, labels: T
 def _consume(follower: Follower, node: fx.Node, labels: Tensor | None, inner: Tensor | None, groups: int) -> None:
     ledger = follower.ledger
     if labels is not None and groups > 1:
-        labels = labels.reshape(groups, -1)
-        ledger.tie(labels, labels[:1])
-        labels = labels[0]
+        table = labels.reshape(groups, -1)
+        ledger.tie_rows(table if inner is None else torch.cat([inner[None], table]))
+        labels = table[0]
     if inner is None:
         if labels is not None and labels.numel() != 1:
             ledger.freeze(labels, f"a computed weight hides its input axis at {describe(node)}")
@@ -66,7 +67,8 @@ def _consume(follower: Follower, node: fx.Node, labels: Tensor | None, inner: Te
     if labels is None:
         ledger.freeze(inner, f"its input carries no channels at {describe(node)}")
     else:
-        ledger.tie(labels, inner)
+        if groups == 1:
+            ledger.tie(labels, inner)
         unlabelled = inner[labels == NEUTRAL]
         if unlabelled.numel():
             ledger.freeze(unlabelled, f"part of its input carries no channels at {describe(node)}")
