@@ -105,7 +105,7 @@ def test_several(text):
         ("params<=2MiB", "not measured in 'mib'"),
         ("activations<=3ms", "not measured in 'ms'"),
         ("paramz<=3", "Did you mean"),
-        ("flops<=1G", "convwright counts MACs; 1 MAC = 2 FLOPs"),
+        ("flops<=2GB", "not measured in 'gb'"),
         ("latency<=3", "needs a unit"),
         ("latency<=3e6", "needs a unit"),
         ("latency<=3m", "not measured in 'm'"),

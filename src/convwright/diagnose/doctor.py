@@ -216,6 +216,8 @@ _WIDTH_ADVICE = (
     ("they are the network's", ""),
     ("no rule for scaled_dot_product_attention", _ATTENTION),
     ("no rule for matmul", _ATTENTION),
+    ("no rule for bmm", _ATTENTION),
+    ("no rule for einsum", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
     ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
@@ -229,7 +231,7 @@ _WIDTH_ADVICE = (
 
 
 def _width_advice(reason: str, executed: bool) -> str:
-    if executed:
+    if executed and "keeps its width" not in reason:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
     return next((advice for sign, advice in _WIDTH_ADVICE if sign in reason), "")
 
@@ -269,10 +271,10 @@ def _resolutions(arch: Architecture) -> Part:
     """Try input sizes around the present one."""
     like = arch.example_input
     now = tuple(like.shape[2:])
-    sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
     stage = FakeNetwork.of(arch)
-    if stage is None:
-        return Part(1, (shape_words(now),), ())
+    if stage is None or not now:  # a vector has no other sizes
+        return Part(1, (shape_words(now or like.shape[1:]),), ())
+    sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
     works, refused = [], []
     for size in sizes:
         failure = stage.run_at(like.new_zeros(*like.shape[:2], *size)) if size != now else None
