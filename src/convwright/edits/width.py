@@ -214,10 +214,9 @@ def _followed(architecture: Architecture, units: Ints, owned: Sequence[list[int]
             )
         observed[index] = group.units
     steps = np.array([group.step for group in graph.groups])
-    fixed = next((i for i in np.flatnonzero(observed != units) if not graph.groups[i].tied), None)
-    missed = next((own for own in owned if ((observed - units) * steps)[own].sum()), None)
-    if fixed is not None or missed is not None:
-        index = fixed if missed is None else missed[0]
+    wrong = [own[0] for own in owned if ((observed - units) * steps)[own].sum()]
+    wrong += [i for i in np.flatnonzero(observed != units).tolist() if not graph.groups[i].tied]
+    for index in wrong[:1]:
         why = (
             "it moves with others, by equal shares"
             if graph.groups[index].tied

@@ -16,7 +16,7 @@ from convwright.architecture.capture.exported import capture, describe, first_li
 from convwright.cost.latency_onnx import missing_packages, onnx_session
 from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
-from convwright.export.registry import BATCHES, Exported, ExportError, difference, scale, target
+from convwright.export.registry import BATCHES, Exported, ExportError, difference, differs, scale, target
 from convwright.runs.directory.files import write
 from convwright.training.evaluate import eval_mode
 
@@ -160,7 +160,7 @@ def _fits(run: Exportable, gap: float, limit: float) -> bool:
 
 def _check(run: Exportable, what: str, gap: float, limit: float) -> None:
     if not _fits(run, gap, limit):
-        raise ExportError(f"{run.folder}: {what} differs from the network by {gap:.1e}; nothing was written")
+        raise ExportError(f"{run.folder}: {what} {differs(gap)}; nothing was written")
 
 
 @contextmanager

@@ -344,7 +344,7 @@ def einsum_operands(node: fx.Node) -> list[tuple[fx.Node, str]]:
     if not out or "." in terms or any(len(set(term)) < len(term) for term in terms.split(",")):
         return []
     assert isinstance(operands, list | tuple)
-    return list(zip(operands, terms.split(","), strict=True))  # type: ignore[arg-type]
+    return list(zip(operands, terms.split(","), strict=True))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -179,13 +179,15 @@ def einsum(follower: Follower, node: fx.Node) -> Values:
     terms = [letters for _, letters in operands]
     which = 1 if values[1].weight else 0
     for letter in set(terms[0]) & set(terms[1]):
-        rows = [along(ledger, v, term.index(letter)) for v, term in zip(values, terms, strict=True)]
-        if rows[0] is not None and rows[1] is not None:
-            ledger.tie(*rows)
-        elif (row := rows[which]) is not None:
-            ledger.freeze(row, f"its input carries no channels at {describe(node)}")
-        if letter not in out and (row := rows[which]) is not None:
-            ledger.consume(row)
+        own, other = (along(ledger, values[i], terms[i].index(letter)) for i in (which, 1 - which))
+        if own is None:
+            continue
+        if other is None:
+            ledger.freeze(own, f"its input carries no channels at {describe(node)}")
+        else:
+            ledger.tie(own, other)
+        if letter not in out:
+            ledger.consume(own)
     placed = [_placed(follower, v, term, out) for v, term in zip(values, terms, strict=True)]
     for plane in placed[which].planes:
         if not any(set(plane.axes) & set(other.axes) for other in placed[1 - which].planes):
