@@ -270,14 +270,15 @@ def _kernels(arch: Architecture) -> Part:
 def _resolutions(arch: Architecture) -> Part:
     """Try input sizes around the present one."""
     like = arch.example_input
-    now = tuple(like.shape[2:])
+    clip = like.ndim > 4 and not any(group.name == "input" for group in arch.groups)  # channels lie further back
+    now = tuple(like.shape[-2:] if clip else like.shape[2:])
     stage = FakeNetwork.of(arch)
     if stage is None or not now:  # a vector has no other sizes
         return Part(1, (shape_words(now or like.shape[1:]),), ())
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
     works, refused = [], []
     for size in sizes:
-        failure = stage.run_at(like.new_zeros(*like.shape[:2], *size)) if size != now else None
+        failure = stage.run_at(like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else None
         if failure is None:
             works.append(shape_words(size))
         else:

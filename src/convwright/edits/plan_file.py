@@ -35,10 +35,8 @@ def text_of(path: Path) -> str:
         if path.stat().st_size > MOST_BYTES:
             raise EditError(f"the plan {path} cannot be read: it has more than {MOST_BYTES:,} bytes.")
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise EditError(f"there is no plan {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not text"
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not text"
         raise EditError(f"the plan {path} cannot be read: {reason}.") from error
 
 
