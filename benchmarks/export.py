@@ -108,10 +108,10 @@ def _python(model: Any, example: Any) -> Row:
 
 
 def _onnx(model: Any, example: Any) -> Row:
-    from convwright.export.programs import onnx_bytes, onnx_runner
+    from convwright.export.programs import onnx_program, onnx_runner
     from convwright.export.registry import difference
 
-    return {"max_difference": difference(model, onnx_runner(onnx_bytes(model, example)), example)}
+    return {"max_difference": difference(model, onnx_runner(onnx_program(model, example)[0]), example)}
 
 
 # ------------------------------------------------------------------ all of them

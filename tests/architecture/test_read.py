@@ -313,3 +313,30 @@ def test_a_module_without_forward():
 def test_wrappers_are_refused_with_what_to_give_instead(wrap):
     message = refused(wrap(networks.Chain()), (3, 9, 9))
     assert "give the network inside it (model." in message
+
+
+def test_a_file_without_a_class_lists_those_in_it(file):
+    message = refused(str(file), (3, 9, 9))
+    assert f"{file}:Branching" in message
+
+
+def test_lazy_layers_are_to_be_run_once():
+    assert "run the network once" in refused(nn.Sequential(nn.LazyConv2d(5, 3), nn.Conv2d(5, 3, 1)), (3, 9, 9))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_a_scripted_part_is_named():
+    message = refused(nn.Sequential(torch.jit.script(nn.Conv2d(3, 5, 1)), nn.Conv2d(5, 3, 1)), (3, 9, 9))
+    assert "0 in Sequential is compiled by TorchScript" in message
+
+
+@pytest.mark.parametrize(
+    "given", [{"image": torch.zeros(1, 3, 9, 9)}, ((3, 9, 9), (3, 9, 9)), (torch.zeros(1, 3, 9, 9),) * 2]
+)
+def test_several_inputs_are_no_shape(given):
+    assert "must be one tensor or its shape" in refused(networks.Chain(), given)
+
+
+def test_a_name_like_none_is_answered_with_the_groups():
+    with pytest.raises(EditError, match="Its groups are input, stem, conv"):
+        read(networks.Chain(), (3, 9, 9)).group("zzzz")

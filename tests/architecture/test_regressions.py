@@ -1,11 +1,16 @@
 """Networks that once broke the reading; one test each."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import convwright as cw
 from convwright.architecture import read
+from convwright.architecture.rules import RULES
+from convwright.diagnose.doctor import diagnose
 
 
 class Net(nn.Module):
@@ -80,3 +85,104 @@ def test_tokens_do_not_multiply_labellings():
     assert max(len(v.planes) for v in arch.channels.follower.values.values() if not isinstance(v, list)) <= 4
     assert not arch.group("patch").frozen
     assert "scaled_dot_product_attention" in arch.groups[2].reason
+
+
+def test_the_dtype_of_another_tensor_couples_nothing():
+    net = Net(
+        lambda s, x: s.d(s.a(x).type_as(s.b(x))) + s.e(s.b(x)),
+        a=nn.Conv2d(3, 5, 1),
+        b=nn.Conv2d(3, 7, 1),
+        d=nn.Conv2d(5, 4, 1),
+        e=nn.Conv2d(7, 4, 1),
+    )
+    assert [group.name for group in read(net, (3, 4, 4)).free_groups] == ["a", "b"]
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_empty])
+def test_new_tensors_take_the_dtype_only_and_the_size_of_what_they_meet(make):
+    net = Net(
+        lambda s, x: s.d(s.a(x) + make(x, (1, s.a(x).shape[1], 1, 1))), a=nn.Conv2d(3, 5, 1), d=nn.Conv2d(5, 4, 1)
+    )
+    arch = read(net, (3, 4, 4))
+    assert arch.group("input").reason == "they are the network's input (x)"
+    assert arch.apply(cw.Width("a", 10), verify=make is not torch.Tensor.new_empty).model.a.out_channels == 10
+
+
+def test_channels_written_into_a_new_tensor_stay_channels():
+    def compute(s, x):
+        y = s.a(x)
+        both = y.new_zeros(y.shape[0], y.shape[1] + 2, *y.shape[2:])
+        both[:, : y.shape[1]] = y
+        return s.d(both.relu())
+
+    arch = read(Net(compute, a=nn.Conv2d(3, 5, 1), d=nn.Conv2d(7, 4, 1)), (3, 4, 4))
+    assert not arch.group("a").frozen
+    assert arch.channels.axis_labels(("d.weight", 1)).numel() == 7
+
+
+def test_pairs_become_complex_numbers_and_pairs_again():
+    def compute(s, x):
+        y = s.a(x)
+        pairs = y.permute(0, 2, 3, 1).reshape(*y.shape[:1], *y.shape[2:], -1, 2).contiguous()
+        return s.d(torch.view_as_real(torch.view_as_complex(pairs) * 2j).flatten(3).permute(0, 3, 1, 2))
+
+    arch = read(Net(compute, a=nn.Conv2d(3, 6, 1), d=nn.Conv2d(6, 4, 1)), (3, 4, 4))
+    assert arch.apply(cw.Width("a", 12)).changes[0].exact
+
+
+def test_an_axis_of_length_zero_carries_no_channels():
+    net = Net(lambda s, x: s.c(x) + s.anchors.transpose(0, 1).sum(), c=nn.Conv2d(3, 5, 1))
+    net.register_buffer("anchors", torch.empty(0, 2))
+    assert read(net, (3, 4, 4)).group("c").size == 5
+
+
+def test_a_rule_that_raises_is_no_rule_and_says_so(monkeypatch):
+    def broken(follower, node):
+        raise KeyError("a hole in the rule")
+
+    monkeypatch.setitem(RULES, "hardtanh", broken)
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 6, 1), nn.ReLU6(), nn.Conv2d(6, 2, 1))
+    arch = read(net, (3, 4, 4))
+    assert re.match(r"its rule does not fit \w+ in 2.*KeyError: 'a hole in the rule'", arch.group("1").reason)
+    assert arch.apply(cw.Width("0", 10)).changes[0].exact
+
+
+def test_a_size_that_self_stores_under_another_name_follows():
+    class Own(nn.Module):
+        def __init__(this):  # noqa: N805
+            super().__init__()
+            this.half, this.a, this.b = 5, nn.Conv2d(3, 10, 1), nn.Conv2d(5, 4, 1)
+
+        def forward(this, x):  # noqa: N805
+            first, second = this.a(x).split(this.half, 1)
+            return this.b(first) * this.b(second)
+
+    new = read(Own(), (3, 4, 4)).apply(cw.Width("a", 20))
+    assert (new.model.half, new.changes[0].exact) == (10, True)
+
+
+def test_attention_is_named_where_it_keeps_the_width_of_what_lies_around():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.qkv, self.out = 3, nn.Linear(12, 36), nn.Linear(12, 12)
+
+        def forward(self, x):
+            n, t, c = x.shape
+            q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(n, t, c))
+
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.attention, self.last = nn.Conv2d(3, 12, 2, 2), Attention(), nn.Linear(12, 4)
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            return self.last(x + self.attention(x))
+
+    with pytest.raises(cw.EditError, match=r"attention.qkv keeps its width: convwright has no rule for matmul"):
+        read(Windows(), (3, 8, 8)).apply(cw.Width("stem", 24))
+    about = [text for text in diagnose(read(Windows(), (3, 8, 8))).advice if "the width of stem" in text]
+    assert about
+    assert all("products of two inputs" in text for text in about)

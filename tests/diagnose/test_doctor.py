@@ -106,3 +106,8 @@ def test_a_named_network_with_options() -> None:
     assert found.input_shape == (3, 40, 40)
     assert found.params < 272_474
     assert found.seconds > 0
+
+
+def test_a_vector_has_one_size() -> None:
+    found = diagnose(read(nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 4)), torch.zeros(1, 6)))
+    assert found.verdict.endswith("only inputs of 6 work.")

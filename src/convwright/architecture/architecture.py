@@ -108,7 +108,8 @@ class Architecture:
         found = self._layer_index.get(name) or self._layer_index.get(self._aliases.get(name, ""))
         if found is None:
             known = [*self._layer_index, *self.channels.index]
-            raise EditError(f"{self.source} has no layer or group called {name!r}.{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known) or f" Its groups are {', '.join([*self.channels.index][:8])}."
+            raise EditError(f"{self.source} has no layer or group called {name!r}.{hint}")
         return found
 
     def block(self, name: str) -> Block:

@@ -202,6 +202,11 @@ class Resized:
     old: ChannelGraph
     units: Ints
 
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """The nodes whose rule failed in the first walk, with the reason."""
+        return self.old.follower.broken
+
     def axis_size(self, tensor: str, axis: int) -> int:
         """Return the new size of one parameter axis."""
         return self.new_length(self.old.axis_labels((tensor, axis)))

@@ -19,6 +19,7 @@ from convwright.architecture.capture.exported import (
     Capture,
     argument,
     describe,
+    first_line,
     module_class,
     module_path,
     shape_of,
@@ -43,6 +44,11 @@ from convwright.architecture.rules import opaque, rule_for
 
 class Guide(Protocol):
     """What the second walk knows from the first: new sizes, and where channels lay."""
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """The nodes whose rule failed in the first walk, with the reason."""
+        ...
 
     def axis_size(self, tensor: str, axis: int) -> int:
         """Return the new size of one axis of a parameter or buffer."""
@@ -80,6 +86,7 @@ class Follower:
         unknown: nodes without a rule that had labels at their inputs.
         changing_axes: reshape -> the axis that takes a change of size, as runs at other sizes have shown.
         guessed: reshapes in which several axes could have taken the change of size.
+        broken: nodes whose rule raised an exception, with the reason that freezes what enters there.
     """
 
     def __init__(self, capture: Capture, guide: Guide | None = None) -> None:
@@ -93,6 +100,7 @@ class Follower:
         self.unknown: list[fx.Node] = []
         self.changing_axes: dict[str, int] = {}
         self.guessed: list[fx.Node] = []
+        self.broken: dict[str, str] = {}
         self.input_labels: list[Tensor] = []
         self._met: set[tuple[str, int]] = set()
         self._walked = capture  # the graph that is being walked: eval, then training if there is one
@@ -124,12 +132,18 @@ class Follower:
         if getattr(node.target, "__name__", "") == "getitem":
             source = self.values[self.key(node.args[0])]  # type: ignore[arg-type]
             return source[int(node.args[1])] if isinstance(source, list) else source  # type: ignore[arg-type]
+        key = self.key(node)
+        if self.guide is not None and key in (broken := self.guide.broken):
+            return opaque(self, node, broken[key])
         try:
             return rule_for(node)(self, node)
-        except RuntimeError as error:
-            if self.guide is None:
-                raise
-            raise ResizeError(f"{str(error).splitlines()[0]} at {describe(node)}") from error
+        except ResizeError:
+            raise
+        except Exception as error:  # a rule that does not fit is no rule: what enters keeps its size
+            if self.guide is not None:
+                raise ResizeError(f"{first_line(error)} at {describe(node)}") from error
+            self.broken[key] = f"its rule does not fit {describe(node)}: {first_line(error).rstrip('.')}"
+            return opaque(self, node, self.broken[key])
 
     # -------------------------------------------------------------- graph inputs and outputs
 
@@ -244,8 +258,10 @@ class Follower:
 
     def value(self, node: fx.Node, planes: Sequence[Plane], weight: bool = False, output: int | None = None) -> Value:
         """Make the value of a node: the original shape, with the sizes its planes have now."""
-        meta = node.meta["val"] if output is None else node.meta["val"][output]
-        return Value(with_sizes(sizes_of(meta), planes), tuple(planes), weight)
+        shape = sizes_of(node.meta["val"] if output is None else node.meta["val"][output])
+        if 0 in shape:  # nothing is in it, so no channels
+            return Value(shape, weight=weight)
+        return Value(with_sizes(shape, planes), tuple(planes), weight)
 
     def rearranged(self, node: fx.Node, x: Value, run: Callable[[Tensor], Tensor]) -> list[Plane]:
         """Run a shape operator on the labels of a value, plane by plane.
@@ -326,6 +342,8 @@ class Follower:
 
 def _labelled_axes(shape: Sequence[int]) -> list[int]:
     """Return the axes of a parameter that may hold channels: not the kernel axes of a convolution."""
+    if 0 in shape:
+        return []
     last = 2 if len(shape) > 3 and shape[0] > 1 else len(shape)
     return [axis for axis in range(last) if shape[axis] > 1]
 

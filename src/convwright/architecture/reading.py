@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.capture.exported import first_line
@@ -74,6 +76,8 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
         built, shape = makers[where](name, kwargs)
     elif ".py:" in model:
         built, shape = _from_file(model, kwargs), None
+    elif model.endswith(".py") and Path(model).is_file():
+        raise ReadError(f"{model} needs the class in it that is the network: {_classes_in(Path(model))}.")
     else:
         raise ReadError(
             f"{model!r} is not a model: give torchvision:NAME, timm:NAME, zoo:NAME or "
@@ -90,8 +94,16 @@ def _refuse_wrapper(model: nn.Module) -> None:
         raise ReadError(
             f"{type(model).__name__} is a wrapper: give the network inside it (model.{inner}), and wrap the result."
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ReadError(f"{type(model).__name__} is compiled by TorchScript: give the Python module it was made from.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"{name} in {type(model).__name__}" if name else type(model).__name__
+            raise ReadError(f"{where} is compiled by TorchScript: give the plain Python module that it was made from.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ReadError(
+                f"{type(model).__name__}: {name} has no shape yet, since its layer is lazy: run the network once on an "
+                "image, then read it."
+            )
 
 
 def _refuse_deep(model: nn.Module, source: str) -> None:
@@ -154,6 +166,15 @@ def _zoo(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]
     return built, zoo.entry(name).input_shape
 
 
+def _classes_in(path: Path) -> str:
+    """Return ``mynet.py:Net`` for each class that a file defines, without importing it."""
+    try:
+        names = [node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.ClassDef)]
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{path}:CLASS (it could not be looked up: {first_line(error).rstrip('.')})"
+    return ", ".join(f"{path}:{name}" for name in names) or f"{path}:CLASS, but it defines no class"
+
+
 def _from_file(source: str, kwargs: dict[str, Any]) -> nn.Module:
     path_text, _, attribute = source.rpartition(":")
     path = Path(path_text)
@@ -208,6 +229,11 @@ def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module
     shape = parse_shape(given) if isinstance(given, str) else checked_shape(given) if given else default
     if shape is None:
         raise ReadError(f"{source} needs an example input: give its shape, e.g. 3x224x224.")
+    if isinstance(shape, Mapping) or not all(isinstance(size, int) for size in shape):
+        raise ReadError(
+            f"{source}: the example input must be one tensor or its shape, e.g. 3x224x224; wrap a network with several "
+            "inputs, or with a dictionary of them, in a module that takes one image and supplies the rest."
+        )
     if len(shape) in (2, 3):  # (c, h, w) or (c, l): a batch of one is meant
         shape = (1, *shape)
     anchor = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -1,8 +1,8 @@
 """Budgets: what a network may cost, written as text and judged on numbers.
 
 ``macs<=50%, params<=1.5M`` is a budget of two terms. A term's limit is absolute or relative to the present network.
-All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most. Latency is held in whole nanoseconds, so
-that all costs are integers.
+All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most. FLOPs are taken as twice the MACs.
+Latency is held in whole nanoseconds, so that all costs are integers.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _ALIASES = {
     "weights": "weights weight weight_bytes size model_size",
     "latency": "latency time",
 }
+_FLOPS = {"flops": 1, "flop": 1, "mflops": 10**6, "gflops": 10**9}  # 1 MAC = 2 FLOPs
 _METRIC = {alias: metric for metric, text in _ALIASES.items() for alias in text.split()}
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
@@ -263,15 +264,15 @@ def _term(text: str) -> Term:
     if match["relation"] in (">=", ">", "≥"):
         raise BudgetError(f"{text!r} is a lower limit; a budget says at most. {_EXAMPLE}")
     number = Decimal(match["number"].replace("_", ""))
+    if (unit := _FLOPS.get(match["metric"].strip())) is not None and match["unit"] not in ("%", "x"):
+        number = number * unit / 2
     if not (number.is_finite() and number > 0):
         raise BudgetError(f"the limit in {text!r} must be a positive number. {_EXAMPLE}")
     return _limited(metric, number, match["unit"], text)
 
 
 def _metric(name: str) -> str:
-    if name in ("flops", "flop", "gflops", "mflops"):
-        raise BudgetError("convwright counts MACs; 1 MAC = 2 FLOPs. Write half the number as macs<=...")
-    metric = _METRIC.get(name.replace(" ", "_"))
+    metric = "macs" if name in _FLOPS else _METRIC.get(name.replace(" ", "_"))
     if metric is None:
         hint = did_you_mean(name, _METRIC)
         raise BudgetError(f"{name!r} is no metric; there are {', '.join(METRICS + MEASURED)}.{hint} {_EXAMPLE}")

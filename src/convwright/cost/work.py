@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from convwright.architecture.capture.exported import argument, operator_name, shape_of
+from convwright.architecture.capture.exported import argument, einsum_operands, operator_name, shape_of
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,12 @@ def _attention(node: fx.Node) -> Work:
 
 @counts("einsum")
 def _einsum(node: fx.Node) -> Work:
-    """Whatever batched products torch decomposes it into, found by doing so on empty tensors."""
+    """A product over all letters; of other forms, what torch decomposes them into, found on empty tensors."""
+    letters = [(letter, Length(o, axis)) for o, term in einsum_operands(node) for axis, letter in enumerate(term)]
+    names, out = [letter for letter, _ in letters], str(node.args[0]).partition("->")[2]
+    if len(einsum_operands(node)) == 2 and any(names.count(each) == 2 and each not in out for each in names):
+        kept = {each: length for each, length in letters if each in out or names.count(each) == 2}
+        return (tuple(kept.values()),)
     equation, operands = node.args[0], node.args[1]
     assert isinstance(operands, list | tuple)
     empty = [torch.empty(shape_of(o), device="meta") for o in operands if isinstance(o, fx.Node)]

@@ -216,6 +216,8 @@ _WIDTH_ADVICE = (
     ("they are the network's", ""),
     ("no rule for scaled_dot_product_attention", _ATTENTION),
     ("no rule for matmul", _ATTENTION),
+    ("no rule for bmm", _ATTENTION),
+    ("no rule for einsum", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
     (ATTENTION, _ATTENTION),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
@@ -230,7 +232,7 @@ _WIDTH_ADVICE = (
 
 
 def _width_advice(reason: str, executed: bool) -> str:
-    if executed and reason != ATTENTION:
+    if executed and reason != ATTENTION and "keeps its width" not in reason:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
     return next((advice for sign, advice in _WIDTH_ADVICE if sign in reason), "")
 
@@ -269,14 +271,15 @@ def _kernels(arch: Architecture) -> Part:
 def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
     """Try input sizes around the present one, if the network runs on fake tensors."""
     like = arch.example_input
-    now = tuple(like.shape[2:])
+    clip = like.ndim > 4 and not any(group.name == "input" for group in arch.groups)  # channels lie further back
+    now = tuple(like.shape[-2:] if clip else like.shape[2:])
+    if not rehearsed or not now:  # a vector has no other sizes
+        return Part(1, (shape_words(now or like.shape[1:]),), ())
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
-    if not rehearsed:
-        return Part(1, (shape_words(now),), ())
     stage = FakeNetwork.of(arch)
     works, refused = [], []
     for size in sizes:
-        failure = stage.run_at(like.new_zeros(*like.shape[:2], *size)) if size != now else None
+        failure = stage.run_at(like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else None
         if failure is None:
             works.append(shape_words(size))
         else:

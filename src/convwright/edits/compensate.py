@@ -136,7 +136,7 @@ def inexact_reasons(plan: ChannelRemap, name: str) -> tuple[str, ...]:
 def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> None:
     """Scale the gains of computed weights in a changed copy, so that its weights are those of the original.
 
-    Per output channel the factor is the least-squares one; where only the norm changed, it is exact.
+    Per channel of the gain the factor is the least-squares one; where only the norm changed, it is exact.
 
     Args:
         original: the network before surgery.
@@ -156,11 +156,17 @@ def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> N
         for axis, take in enumerate(takes):
             wanted = wanted if take is None else take.of(wanted, axis)
         if wanted.shape == new.shape:
-            scale_gains(changed, names, gain_factors(wanted, new, 1 - layer.inner))
+            scale_gains(changed, names, gain_factors(wanted, new, _gain_axis(changed, names, 1 - layer.inner)))
+
+
+def _gain_axis(changed: nn.Module, names: Collection[str], outer: int) -> int:
+    """Return the axis of a weight along which its gain lies: of a transposed convolution's, often the input axis."""
+    shape = changed.get_parameter(min(names)).shape
+    return next((axis for axis, size in enumerate(shape) if size > 1), outer) if len(shape) > 1 else outer
 
 
 def gain_factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:
-    """Return, per output channel, the factor that brings one weight nearest to the other."""
+    """Return, per channel along an axis, the factor that brings one weight nearest to the other."""
     others = [a for a in range(got.ndim) if a != axis]
     energy = (got * got).sum(others)
     return torch.where(energy > 0, (wanted * got).sum(others) / energy.clamp_min(torch.finfo(got.dtype).tiny), 1.0)

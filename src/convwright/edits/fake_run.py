@@ -285,7 +285,7 @@ def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ..
     if isinstance(error, _DeviationError):
         found[error.module] = None
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        owner = frame.f_locals.get("self")
+        owner = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))  # "self", whatever it is called
         if isinstance(owner, nn.Module) and owner in names:
             found[names[owner]] = None
     return tuple(found)
@@ -321,10 +321,11 @@ def store(model: nn.Module, repairs: Mapping[str, Stored]) -> None:
 class UnrepairableError(Exception):
     """An edited network does not run, and no stored size explains it."""
 
-    def __init__(self, failure: Failure, groups: tuple[str, ...]) -> None:
-        super().__init__(failure.message)
+    def __init__(self, failure: Failure, groups: tuple[str, ...], held: str = "") -> None:
+        super().__init__(failure.message + held)
         self.failure = failure
         self.groups = groups  # those that change at the place of failure
+        self.held = held  # what keeps its width on the failing line, and why
 
 
 def repaired(
@@ -367,7 +368,7 @@ def _repaired(stage: FakeNetwork, plan: ChannelRemap, given: Mapping[str, Stored
         else:
             if not given:  # else what was given may be what is wrong
                 stage.hopeless.add(place)
-            raise UnrepairableError(failure, groups)
+            raise UnrepairableError(failure, groups, clues.held(failure))
     return repairs
 
 
@@ -425,12 +426,24 @@ class _Clues:
                 return changing
         return ()
 
+    def held(self, failure: Failure) -> str:
+        """Say which frozen channels arrive on the line that failed, and why they are frozen; empty if none do."""
+        graph = self.plan.before
+        on_line = (n for path in failure.modules[:1] for n in self.own.get(path, ()) if _is_on(n, failure))
+        for operand in (operand for node in on_line for operand in node.all_input_nodes):
+            for value in _values(graph.follower.values.get(operand.name)):
+                for name in (name for plane in value.planes for name in graph.groups_on(plane.labels)):
+                    group = graph.group(name)
+                    if group.frozen and group.name != "input":
+                        return f"; {name} keeps its width: {group.reason}"
+        return ""
+
     def _alike(self, path: str, attribute: str, clue: _Clue, known: Repairs | None = None) -> Repairs:
         """Return the repair of one module's number, and of the same number in other modules of its class."""
         kind = type(self.modules[path])
         found: Repairs = {}
         for other, module in self.modules.items():
-            name = f"{other}.{attribute}"
+            name = f"{other}.{attribute}" if other or "." not in attribute else attribute
             if type(module) is kind and name not in (known or {}):
                 same = [c for a, c in self._matches(other) if a == attribute]
                 chosen = next((c for c in same if c.place == clue.place), same[0] if same else None)
@@ -443,11 +456,8 @@ class _Clues:
         module = self.modules[path]
         source = _source_of_class(type(module))  # type: ignore[arg-type]  # mypy: a type is no Hashable
         found = []
-        for attribute, value in vars(module).items():
-            stored = _as_stored(value)
-            if stored is None or attribute.startswith("_"):
-                continue
-            mention = re.compile(rf"\bself\.{re.escape(attribute)}\b")
+        for attribute, stored in _stored(module, source):
+            mention = re.compile(rf"\.{re.escape(attribute)}\b")  # of self, whatever it is called
             if source and not mention.search(source):
                 continue
             for clue in self._clues(path):
@@ -512,6 +522,16 @@ def _values(value: Any) -> list[Value]:
     return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Value)]
 
 
+def _stored(module: nn.Module, source: str) -> Iterator[tuple[str, Stored]]:
+    """Yield the sizes that a module stores, and those of its children that its own code reads (``self.gru.c``)."""
+    for path, child in module.named_modules():
+        if not path or f".{path}." in source:
+            for attribute, value in vars(child).items():
+                stored = _as_stored(value)
+                if stored is not None and not attribute.startswith("_"):
+                    yield f"{path}.{attribute}" if path else attribute, stored
+
+
 def _as_stored(value: object) -> Stored | None:
     """Return an integer, or a row of integers, that a module stores; ``None`` for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -528,6 +548,11 @@ def _matched(stored: Stored, clue: _Clue) -> Stored | None:
     if isinstance(stored, list) and isinstance(clue.old, int) and isinstance(clue.new, int) and clue.old in stored:
         return [clue.new if v == clue.old else v for v in stored]
     return None
+
+
+def _is_on(node: fx.Node, failure: Failure) -> bool:
+    source = source_of(node)
+    return source is not None and str(source) in failure.message
 
 
 def _line(node: fx.Node) -> str:

@@ -38,7 +38,8 @@ def text_of(path: Path) -> str:
             raise EditError(f"the plan {path} cannot be read: it has more than {MOST_BYTES:,} bytes.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EditError(f"the plan {path} cannot be read: {error}.") from error
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not text"
+        raise EditError(f"the plan {path} cannot be read: {reason}.") from error
 
 
 def values_of(text: str, origin: str) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,7 @@ from convwright.cost.cost_model import CostModel
 from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
-from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
+from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate
@@ -85,16 +86,17 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) 
     """
     graph = architecture.channels
     wanted: dict[int, int] = {}
-    coupled = []
+    owned, coupled = [], []
     for edit in edits:
         own = _targets(architecture, edit)
+        owned.append([graph.index[group.name] for group in own])
         wanted |= _shares(graph, own, edit, divisor)
         tied = {name for group in own for name in group.tied} - {group.name for group in own}
         coupled.append(tuple(n for n in graph.index if n in tied))
     units = graph.units.copy()
     units[list(wanted)] = list(wanted.values())
     units = _carry_ties(graph, units, set(wanted))
-    return Sizes(*_followed(architecture, units, set(wanted)), tuple(coupled))
+    return Sizes(*_followed(architecture, units, owned), tuple(coupled))
 
 
 def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
@@ -189,8 +191,14 @@ def _scale_along_producers(graph: ChannelGraph, units: Ints, pending: set[int], 
         units[index] = max(1, math.floor(int(graph.units[index]) * ratio + 0.5))
 
 
-def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tuple[Ints, ChannelGraph]:
-    """Walk the graph with the sizes; take over what ties made of the sizes that were left open."""
+def _followed(architecture: Architecture, units: Ints, owned: Sequence[list[int]]) -> tuple[Ints, ChannelGraph]:
+    """Walk the graph with the sizes; take over what ties made of the sizes that were left open.
+
+    Args:
+        architecture: the network.
+        units: the new number of channels of each group.
+        owned: per edit, the groups of its target: their sum is what was asked for.
+    """
     graph = architecture.channels
     after = _resized(graph, units)
     if any(node.name not in graph.follower.changing_axes for node in after.follower.guessed):
@@ -206,13 +214,19 @@ def _followed(architecture: Architecture, units: Ints, wanted: set[int]) -> tupl
                 "that they do not reach now."
             )
         observed[index] = group.units
-    for index in np.flatnonzero(observed != units).tolist():
-        group = graph.groups[index]
-        if index in wanted or not group.tied:
-            raise EditError(
-                f"{group.name} would get {observed[index] * group.step} channels instead of "
-                f"{units[index] * group.step}: a constant in the network fixes it."
-            )
+    steps = np.array([group.step for group in graph.groups])
+    wrong = [own[0] for own in owned if ((observed - units) * steps)[own].sum()]
+    wrong += [i for i in np.flatnonzero(observed != units).tolist() if not graph.groups[i].tied]
+    for index in wrong[:1]:
+        why = (
+            "it moves with others, by equal shares"
+            if graph.groups[index].tied
+            else "a constant in the network fixes it"
+        )
+        raise EditError(
+            f"{graph.groups[index].name} would get {observed[index] * steps[index]} channels instead of "
+            f"{units[index] * steps[index]}: {why}."
+        )
     return observed, after
 
 
@@ -262,7 +276,10 @@ class WidthSurgery:
 @carries_out(Width)
 def carry_out(architecture: Architecture, edits: Sequence[Width], options: Options) -> Outcome:
     """Carry out width edits in one operation on a copy of the model."""
-    sizes = solve(architecture, edits, options.divisor)
+    try:
+        sizes = solve(architecture, edits, options.divisor)
+    except EditError as error:
+        raise EditError(f"{error}{_nearest(architecture, edits)}") from error
     _check_room(architecture, sizes.units, len(edits), options)
     chosen = _choose(architecture, sizes.units, edits, options)
     plan = recipe(architecture.channels, sizes.after, chosen)
@@ -289,6 +306,24 @@ def _only_grows(architecture: Architecture, edit: Width, coupled: Sequence[str],
     return all(len(plan.chosen[name]) >= architecture.channels.group(name).units for name in changed)
 
 
+def _nearest(architecture: Architecture, edits: Sequence[Width]) -> str:
+    """Return the nearest size that the layer can have as a whole, if parts of it move together; else nothing."""
+    target = edits[0].target
+    group = architecture.channels.index.get(target)
+    if len(edits) > 1 or (group is not None and not architecture.groups[group].tied):
+        return ""
+    layer = target.partition("[")[0]
+    whole = sum(g.size for g in architecture.groups if g.name.partition("[")[0] == layer)
+    now = architecture.group(target).size if group is not None else whole
+    wanted = round(whole * edits[0].size / max(now, 1))
+    for offset in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+        with suppress(EditError):
+            if wanted + offset not in (0, whole):
+                solve(architecture, [Width(layer, wanted + offset)])
+                return f' Change the layer as a whole, such as Width("{layer}", {wanted + offset}).'
+    return ""
+
+
 def _check_room(architecture: Architecture, units: Ints, count: int, options: Options) -> None:
     graph = architecture.channels
     widths = {g.name: int(units[graph.index[g.name]]) * g.step for g in architecture.free_groups}
@@ -310,13 +345,25 @@ def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, pl
     try:
         return repaired(stage, units, lambda: plan, given)
     except UnrepairableError as error:
-        concerned = ", ".join(error.groups[:4]) or "unknown"
-        written = "A size is written down there; take it from a tensor's shape instead, or leave"
-        advice = "Leave" if error.failure.message == ATTENTION else written
         raise EditError(
-            f"the network does not run with these widths: {error.failure.message}. "
-            f"{advice} these channels as they are: {concerned}."
+            f"the network does not run with these widths: {error}. {_remedy(architecture, edits, error)}"
         ) from error
+
+
+def _remedy(architecture: Architecture, edits: Sequence[Width], error: UnrepairableError) -> str:
+    from convwright.edits.execution_check import in_proportion  # it rehearses width edits
+
+    concerned = ", ".join(error.groups[:4]) or "unknown"
+    if error.held or error.failure.message == ATTENTION:
+        return f"Leave these channels as they are: {concerned}."
+    together = in_proportion(architecture, edits[0]) if len(edits) == 1 else ()
+    if together:
+        named = ", ".join(f'Width("{edit.target}", {edit.size})' for edit in together)
+        return f"The code there takes shares of a size: change these groups in proportion, such as apply({named})."
+    return (
+        "A size is written down there; take it from a tensor's shape instead, "
+        f"or leave these channels as they are: {concerned}."
+    )
 
 
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:

@@ -6,17 +6,19 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import first_line, quiet_torch
+from convwright.architecture.capture.exported import capture, describe, first_line, operator_name, quiet_torch
 from convwright.cost.latency_onnx import missing_packages, onnx_session
+from convwright.errors import ConvwrightError
 from convwright.export.card import card
 from convwright.export.opened import Exportable
-from convwright.export.registry import BATCHES, Exported, ExportError, difference, scale, target
+from convwright.export.registry import BATCHES, Exported, ExportError, difference, differs, scale, target
 from convwright.runs.directory.files import write, write_text
 from convwright.training.evaluate import eval_mode
 
@@ -40,12 +42,15 @@ names = [json.loads(told["class_names"])[i] for i in scores.argmax(1)]
 ```"""
 
 
-def onnx_bytes(model: nn.Module, example_input: Tensor, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a network as an ONNX file that takes any batch size.
+def onnx_program(
+    model: nn.Module, example_input: Tensor, dynamic: bool = True, metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, bool]:
+    """Return a network as an ONNX file, and whether it takes any batch size: where it cannot, it takes the example's.
 
     Args:
         model: on the CPU; exported in eval mode.
         example_input: shape (n, c, h, w).
+        dynamic: whether to try any batch size first.
         metadata: texts to write into the file, by their keys.
 
     Raises:
@@ -54,25 +59,40 @@ def onnx_bytes(model: nn.Module, example_input: Tensor, metadata: Mapping[str, s
     if missing := missing_packages():
         raise ExportError(f"--to onnx needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'")
     try:
-        with _quietly(model):
-            program = torch.onnx.export(
-                model, (_pair(example_input),), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("n")},)
-            )
-            assert program is not None
-            proto = program.model_proto
-            for key, value in (metadata or {}).items():
-                entry = proto.metadata_props.add()
-                entry.key, entry.value = key, value
-            return bytes(proto.SerializeToString())
+        if dynamic:
+            with suppress(Exception):  # a branch or a constant depends on the batch size: the second try says the rest
+                return _onnx(model, _pair(example_input), ({0: torch.export.Dim("n")},), metadata), True
+        return _onnx(model, example_input, None, metadata), False
     except Exception as error:  # whatever the exporter, the network or a limit of the format raises
-        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {_cause(error)}") from error
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported to ONNX{_refused(model, example_input, error)}; "
+            "export with --to pt2 or python"
+        ) from error
 
 
-def _cause(error: BaseException) -> str:
-    """Return what an exporter failed at: its own error only tells how to file a bug, in colours."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
+def _onnx(model: nn.Module, example: Tensor, shapes: Any, metadata: Mapping[str, str] | None) -> bytes:
+    with _quietly(model):
+        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, dynamic_shapes=shapes)
+        assert program is not None
+        proto = program.model_proto
+        for key, value in (metadata or {}).items():
+            entry = proto.metadata_props.add()
+            entry.key, entry.value = key, value
+        return bytes(proto.SerializeToString())
+
+
+def _refused(model: nn.Module, example: Tensor, error: BaseException) -> str:
+    """Say which operator an exporter failed at, and why: its own error only tells how to file a bug, in colours."""
+    told = [error]
+    while (cause := told[-1].__cause__) is not None:
+        told.append(cause)
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", first_line(told[-1])).rstrip(".")
+    operators = set(re.findall(r"torch\.ops\.\w+\.(\w+)", " ".join(map(str, told))))
+    with suppress(ConvwrightError):
+        nodes = capture(model, example).graph.nodes
+        found = next((n for n in nodes if n.op == "call_function" and operator_name(n) in operators), None)
+        return f": its exporter does not know {describe(found)} in this form ({reason})" if found else f": {reason}"
+    return f": {reason}"
 
 
 def onnx_runner(content: bytes | str) -> Callable[[Tensor], list[Tensor]]:
@@ -87,14 +107,20 @@ def export_onnx(run: Exportable, folder: Path) -> Exported:
     """Write ``model.onnx``, and compare it with the network in ONNX Runtime.
 
     Raises:
-        ExportError: as for `onnx_bytes`; or the outputs differ by more than a thousandth of the largest one.
+        ExportError: as for `onnx_program`; or the outputs differ by more than a thousandth of the largest one.
     """
-    content = onnx_bytes(run.arch.model, run.arch.example_input, _metadata(run))
-    gap = difference(run.arch.model, onnx_runner(content), run.arch.example_input)
+
+    def made(dynamic: bool) -> tuple[bytes, bool, float]:
+        content, free = onnx_program(run.arch.model, run.arch.example_input, dynamic, _metadata(run))
+        return content, free, _gap(run, onnx_runner(content), free)
+
+    content, dynamic, gap = made(True)
+    if dynamic and not _fits(run, gap, ONNX_LIMIT):
+        content, dynamic, gap = made(False)
     _check(run, "the ONNX file", gap, ONNX_LIMIT)
     write(folder / "model.onnx", lambda to: to.write_bytes(content))
     write_text(folder / "README.md", card(run, ONNX_USE))
-    return Exported("onnx", (folder / "model.onnx", folder / "README.md"), gap)
+    return Exported("onnx", (folder / "model.onnx", folder / "README.md"), gap, _batch_note(run, dynamic))
 
 
 @target("pt2")
@@ -105,13 +131,12 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
         ExportError: it cannot be exported, or computes something else.
     """
     model, example = run.arch.model, run.arch.example_input
-    notes: tuple[str, ...] = ()
     try:
         program, dynamic = pt2_program(model, example)
+        if dynamic and not _fits(run, _gap(run, program.module(), dynamic), PT2_LIMIT):
+            program, dynamic = pt2_program(model, example, dynamic=False)
     except Exception as error:  # whatever torch.export raises
         raise ExportError(f"{run.folder}: torch.export refuses the network: {first_line(error)}") from error
-    if not dynamic:
-        notes = (f"it takes batches of {example.shape[0]} only: the network's code depends on the batch size",)
     path = folder / "model.pt2"
     gaps: list[float] = []
 
@@ -120,12 +145,12 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
             torch.export.save(program, file, extra_files=_metadata(run))
         with to.open("rb") as file:
             loaded = torch.export.load(file).module()
-        gaps.append(difference(model, loaded, example, BATCHES if dynamic else (len(example),)))
+        gaps.append(_gap(run, loaded, dynamic))
         _check(run, "the reloaded program", gaps[-1], PT2_LIMIT)
 
     write(path, save_and_check)
     write_text(folder / "README.md", card(run, PT2_USE))
-    return Exported("pt2", (path, folder / "README.md"), gaps[-1], notes)
+    return Exported("pt2", (path, folder / "README.md"), gaps[-1], _batch_note(run, dynamic))
 
 
 def _metadata(run: Exportable) -> dict[str, str]:
@@ -135,14 +160,16 @@ def _metadata(run: Exportable) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in found.items()}
 
 
-def pt2_program(model: nn.Module, example_input: Tensor) -> tuple[torch.export.ExportedProgram, bool]:
+def pt2_program(
+    model: nn.Module, example_input: Tensor, dynamic: bool = True
+) -> tuple[torch.export.ExportedProgram, bool]:
     """Export a network in eval mode, and say whether it takes any batch size."""
     with _quietly(model):
-        try:
-            free = ({0: torch.export.Dim("n")},)
-            return torch.export.export(model, (_pair(example_input),), dynamic_shapes=free, strict=False), True
-        except Exception:  # a branch or a constant depends on the batch size
-            return torch.export.export(model, (example_input,), strict=False), False
+        if dynamic:
+            with suppress(Exception):  # a branch or a constant depends on the batch size
+                free = ({0: torch.export.Dim("n")},)
+                return torch.export.export(model, (_pair(example_input),), dynamic_shapes=free, strict=False), True
+        return torch.export.export(model, (example_input,), strict=False), False
 
 
 def _pair(example: Tensor) -> Tensor:
@@ -150,9 +177,24 @@ def _pair(example: Tensor) -> Tensor:
     return torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=example.device)
 
 
+def _gap(run: Exportable, runner: Callable[[Tensor], Any], dynamic: bool) -> float:
+    example = run.arch.example_input
+    return difference(run.arch.model, runner, example, BATCHES if dynamic else (len(example),))
+
+
+def _batch_note(run: Exportable, dynamic: bool) -> tuple[str, ...]:
+    count = len(run.arch.example_input)
+    said = f"it takes batches of {count} only: the network takes other steps for other batch sizes"
+    return () if dynamic else (said,)
+
+
+def _fits(run: Exportable, gap: float, limit: float) -> bool:
+    return gap <= limit * scale(run.arch.model, run.arch.example_input)
+
+
 def _check(run: Exportable, what: str, gap: float, limit: float) -> None:
-    if not gap <= limit * scale(run.arch.model, run.arch.example_input):
-        raise ExportError(f"{run.folder}: {what} differs from the network by {gap:.1e}; nothing was written")
+    if not _fits(run, gap, limit):
+        raise ExportError(f"{run.folder}: {what} {differs(gap)}; nothing was written")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convwright.export.card import card
 from convwright.export.opened import Exportable
-from convwright.export.registry import Exported, ExportError, difference, scale, target
+from convwright.export.registry import Exported, ExportError, difference, differs, scale, target
 from convwright.export.source import Source, source_of
 from convwright.export.source.text import literal
 from convwright.runs.directory.files import write, write_text
@@ -108,8 +108,7 @@ def export_python(run: Exportable, folder: Path) -> Exported:
     program = python_source(run.arch.model, run.arch.example_input, f"{run.title}, as plain PyTorch.", _docstring(run))
     if not program.difference <= LIMIT * scale(program.model, run.arch.example_input):
         raise ExportError(
-            f"{run.folder}: the written source differs from the network by {program.difference:.1e}; "
-            "export with --to pt2 or onnx"
+            f"{run.folder}: the written source {differs(program.difference)}; export with --to pt2 or onnx"
         )
     if program.source.operators:
         notes.append(f"called by their full names: {', '.join(program.source.operators)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,13 @@ def difference(
             gaps = [(a.double() - b.double()).abs().max().item() for a, b in zip(wanted, found, strict=True)]
             worst = max(worst, *(gap if gap == gap else float("inf") for gap in gaps))
     return worst
+
+
+def differs(gap: float) -> str:
+    """Say how far what was exported is from the network."""
+    if gap < math.inf:
+        return f"differs from the network by {gap:.1e}"
+    return "gives NaN or other shapes: the network takes other steps for other batch sizes, or computes NaN"
 
 
 def _flat(value: Any) -> list[Tensor]:

@@ -248,6 +248,9 @@ class _Job:
                 reach = f"from {least:,} to {most:,}"
             self.config.tell(f"feasible {metric}: {reach} by changing widths")
         self.config.tell(f"budget: {limits.describe() or 'none'}")
+        for term in self.terms.terms:
+            if term.relative and term.limit > 1:
+                self.config.tell(f"{term} is above the present cost: the network meets it as it is; meant to grow?")
 
     def resolve(self, loaded: LoadedModel) -> dict[str, Any]:
         """Choose precision and layout once; refuse a time in which nothing can be trained."""

@@ -29,6 +29,7 @@ from convwright.errors import ReadError
 
 _TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
 _OWN_PACKAGES = tuple(str(Path(__file__).parents[2] / name) + os.sep for name in ("architecture", "edits"))
+_OPERATORS = (_TORCH_ROOT, str(Path(torch.__file__).parents[1] / "torchvision" / "ops") + os.sep)
 
 
 @dataclass(frozen=True)
@@ -243,10 +244,11 @@ def _explain(model: nn.Module, example_input: Tensor, error: Exception) -> str:
         with torch.no_grad():
             model(example_input)
     except Exception as forward_error:  # the user's own code may raise anything
-        return (
-            f"{name} does not run on an input of shape {shape}: {first_line(forward_error)} "
-            "Give the input shape that the network expects (--input CxHxW)."
-        )
+        line = user_frame(forward_error)
+        said = f"{name} does not run on an input of shape {shape}{f' at {line}' if line else ''}: "
+        if line is not None and re.search(r"""\w\[["']""", line.code):
+            return f"{said}it takes a dictionary. Wrap it in a module that takes one image and makes the dictionary."
+        return f"{said}{first_line(forward_error)} Give the input shape that the network expects (--input CxHxW)."
     where = next((f" at {s}" for s in [user_frame(error)] if s is not None), "")
     return (
         f"{name} runs, but torch.export cannot capture it{where}: {first_line(error)} "
@@ -327,7 +329,7 @@ def source_of(node: fx.Node) -> Source | None:
     frames = [
         Source(m["file"], int(m["line"]), m["code"].strip())
         for m in _FRAME.finditer(trace)
-        if not m["file"].startswith(_TORCH_ROOT)
+        if not m["file"].startswith(_OPERATORS)
     ]
     return frames[-1] if frames else None
 
@@ -350,6 +352,16 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
                 return node.args[position]
             return parameter.default_value if parameter.has_default_value() else default
     return default
+
+
+def einsum_operands(node: fx.Node) -> list[tuple[fx.Node, str]]:
+    """Return the operands of an einsum with the letters of their axes; empty if letters do not say it all."""
+    terms, _, out = str(node.args[0]).replace(" ", "").partition("->")
+    operands = node.args[1]
+    if not out or "." in terms or any(len(set(term)) < len(term) for term in terms.split(",")):
+        return []
+    assert isinstance(operands, list | tuple)
+    return list(zip(operands, terms.split(","), strict=True))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

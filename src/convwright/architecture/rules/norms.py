@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.capture.exported import argument, describe
+from convwright.architecture.capture.exported import argument, describe, operator_name
 from convwright.architecture.labels import Values, merge
 from convwright.architecture.rules.registry import across, rule, tie_rows
 
@@ -73,5 +73,7 @@ def weight_norm(follower: Follower, node: fx.Node) -> Values:
     direction, gain = follower.input(node, 0), follower.input(node, 1)
     kept = int(argument(node, "dim", 0))
     across(follower, direction, set(range(direction.ndim)) - {kept % direction.ndim}, node)
-    planes = merge(follower.ledger, [direction, gain], direction.ndim)
+    inner = 0 if any("transpose" in operator_name(user) for user in node.users) else 1
+    parts = [gain, direction] if kept == inner else [direction, gain]  # copies on an input axis share the gain
+    planes = merge(follower.ledger, parts, direction.ndim)
     return follower.value(node, planes, weight=True)

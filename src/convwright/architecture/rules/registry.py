@@ -52,7 +52,7 @@ def tie_rows(follower: Follower, labels: Tensor, rows: int, node: fx.Node) -> No
     follower.ledger.tie_rows(labels.reshape(rows, -1))
 
 
-def opaque(follower: Follower, node: fx.Node) -> Values:
+def opaque(follower: Follower, node: fx.Node, reason: str = "") -> Values:
     """No rule: freeze what enters, and emit frozen labels so that what meets them is frozen too."""
     inputs = follower.tensor_inputs(node)
     labelled = [v for v in inputs if v.planes]
@@ -63,7 +63,7 @@ def opaque(follower: Follower, node: fx.Node) -> Values:
     if not labelled:
         plain = [Value(tuple(s), weight=all(v.weight for v in inputs)) for s in shapes]
         return plain[0] if single else plain
-    reason = f"convwright has no rule for {describe(node)}"
+    reason = reason or f"convwright has no rule for {describe(node)}"
     for value in labelled:
         follower.ledger.freeze_value(value, reason)
     follower.unknown.append(node)

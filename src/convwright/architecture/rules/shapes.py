@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
-from convwright.architecture.labels import NEUTRAL, Plane, ResizeError, Value, Values, merge, narrowed
+from convwright.architecture.labels import NEUTRAL, Plane, ResizeError, Value, Values, merge, narrowed, reduce_axes
 from convwright.architecture.rules.registry import rule
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @rule(
     "permute", "transpose", "t", "mT", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
     "swapaxes", "swapdims", "squeeze", "repeat", "tile", "repeat_interleave", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu", "view_as_complex",
+    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu",
 )  # fmt: skip
 def executed(follower: Follower, node: fx.Node) -> Values:
     """Run the operator itself on the label tensors: labels land where the values land."""
@@ -51,6 +51,20 @@ def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ..
         if len(plane.axes) > 1:  # parts of a split axis: rows of equal length
             follower.ledger.equal_parts.append(plane.labels.reshape(-1, plane.labels.size(plane.axes[-1])))
     return follower.value(node, tuple(planes), x.weight)
+
+
+@rule("view_as_complex")
+def view_as_complex(follower: Follower, node: fx.Node) -> Values:
+    """Both entries of the last axis become one number."""
+    x = follower.input(node, 0)
+    return follower.value(node, reduce_axes(follower.ledger, x, (x.ndim - 1,), keepdim=False), x.weight)
+
+
+@rule("view_as_real")
+def view_as_real(follower: Follower, node: fx.Node) -> Values:
+    """Two entries along a new last axis: labels pass."""
+    x = follower.input(node, 0)
+    return follower.value(node, [Plane(p.labels[..., None], p.axes) for p in x.planes], x.weight)
 
 
 @rule("expand", "expand_as", "broadcast_to")
@@ -123,6 +137,21 @@ def split(follower: Follower, node: fx.Node) -> Values:
         follower.value(node, _cut(x, axis, start, size), x.weight, output=i)
         for i, (start, size) in enumerate(zip(starts, sizes, strict=True))
     ]
+
+
+@rule("glu")
+def glu(follower: Follower, node: fx.Node) -> Values:
+    """One half of the channels times the sigmoid of the other."""
+    x = follower.input(node, 0)
+    axis = int(argument(node, "dim", -1)) % x.ndim
+    half = x.shape[axis] // 2
+    if x.shape[axis] % 2:
+        raise ResizeError(f"{x.shape[axis]} does not split into 2 parts at {describe(node)}")
+    if (plane := x.plane_at(axis)) is not None:
+        row = narrowed(plane.labels, (other for other in plane.axes if other != axis))
+        follower.ledger.equal_parts.append(row.reshape(2, -1))
+    halves = [Value(shape_of(node), _cut(x, axis, start, half)) for start in (0, half)]
+    return follower.value(node, merge(follower.ledger, halves, x.ndim), x.weight)
 
 
 def _cut(x: Value, axis: int, start: int, size: int) -> tuple[Plane, ...]:

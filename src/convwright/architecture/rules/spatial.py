@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import argument, as_dims, describe
-from convwright.architecture.labels import Plane, Value, Values, compact, full, narrowed, reduce_axes
+from convwright.architecture.labels import Plane, Value, Values, compact, full, line_plane, merge, narrowed, reduce_axes
 from convwright.architecture.rules.elementwise import elementwise
 from convwright.architecture.rules.registry import across, rule
 
@@ -56,6 +57,24 @@ def spatial(follower: Follower, node: fx.Node) -> Values:
     planes = _resampled(follower, x, changed)
     if isinstance(outputs, tuple | list):
         return [follower.value(node, planes, output=i) for i in range(len(outputs))]
+    return follower.value(node, planes)
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(follower: Follower, node: fx.Node) -> Values:
+    """Values return to the places that a pool noted, channel by channel."""
+    x, places = follower.input(node, 0), follower.input(node, 1)
+    planes = merge(follower.ledger, [x, places], x.ndim)
+    return follower.value(node, _resampled(follower, Value(x.shape, planes), set(range(2, x.ndim))))
+
+
+@rule("im2col")
+def unfold(follower: Follower, node: fx.Node) -> Values:
+    """Each channel gives one row per place of the window; windows follow each other along the last axis."""
+    x = follower.input(node, 0)
+    labels = follower.channels(x, 1, node)
+    rows = math.prod(argument(node, "kernel_size"))
+    planes = [] if labels is None else [line_plane(labels.repeat_interleave(rows), 1, 3)]
     return follower.value(node, planes)
 
 

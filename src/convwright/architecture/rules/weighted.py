@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import argument, describe, shape_of
-from convwright.architecture.labels import NEUTRAL, Value, Values, along, line_plane, merge
+from convwright.architecture.capture.exported import argument, describe, einsum_operands, shape_of
+from convwright.architecture.labels import NEUTRAL, Plane, Value, Values, along, line_plane, merge, reduce_axes
 from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 
 if TYPE_CHECKING:
@@ -90,6 +90,18 @@ def _convolved(follower: Follower, node: fx.Node, x: Value, axis: int, emitted: 
     return follower.value(node, planes)
 
 
+@rule("deform_conv2d")
+def deformable_convolution(follower: Follower, node: fx.Node) -> Values:
+    """A convolution that reads moved positions; the kernel says how many offsets and masks there are."""
+    for name in ("offset", "mask"):
+        reason = f"their number follows from the kernel of {describe(node)}"
+        follower.ledger.freeze_value(follower.input(node, name), reason)
+    x, parts = follower.input(node, "input"), int(argument(node, "offset_groups", 1))
+    if parts > 1 and (labels := follower.channels(x, 1, node)) is not None:
+        tie_rows(follower, labels, parts, node)
+    return convolution(follower, node)
+
+
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(follower: Follower, node: fx.Node) -> Values:
     """Weight (in, out / groups, ...): the input axis is whole, the output axis one group's share."""
@@ -156,6 +168,45 @@ def matmul(follower: Follower, node: fx.Node) -> Values:
         ledger.produce(plane.labels, follower.owner(node))
     planes = merge(ledger, [Value(a.shape, tuple(rows)), Value(b.shape, tuple(columns))], ndim)
     return follower.value(node, planes, a.weight and b.weight)
+
+
+@rule("einsum")
+def einsum(follower: Follower, node: fx.Node) -> Values:
+    """A product with a weight, its axes named by letters: shared letters are tied, summed ones consumed."""
+    operands = einsum_operands(node)
+    values = [follower.resolve(operand) for operand, _ in operands]
+    if len(values) != 2 or not any(v.weight for v in values):
+        return opaque(follower, node)
+    ledger, out = follower.ledger, str(node.args[0]).replace(" ", "").partition("->")[2]
+    terms = [letters for _, letters in operands]
+    which = 1 if values[1].weight else 0
+    for letter in set(terms[0]) & set(terms[1]):
+        own, other = (along(ledger, values[i], terms[i].index(letter)) for i in (which, 1 - which))
+        if own is None:
+            continue
+        if other is None:
+            ledger.freeze(own, f"its input carries no channels at {describe(node)}")
+        else:
+            ledger.tie(own, other)
+        if letter not in out:
+            ledger.consume(own)
+    placed = [_placed(follower, v, term, out) for v, term in zip(values, terms, strict=True)]
+    for plane in placed[which].planes:
+        if not any(set(plane.axes) & set(other.axes) for other in placed[1 - which].planes):
+            ledger.produce(plane.labels, follower.owner(node))
+    return follower.value(node, merge(ledger, placed, len(out)), all(v.weight for v in values))
+
+
+def _placed(follower: Follower, x: Value, term: str, out: str) -> Value:
+    """Bring the planes of an operand into the order of the result's letters."""
+    left = [letter for letter in term if letter in out]
+    planes = []
+    for plane in reduce_axes(follower.ledger, x, [i for i, each in enumerate(term) if each not in out], keepdim=False):
+        order = sorted(range(len(left)), key=lambda i: out.index(left[i]))
+        sizes = {left[i]: plane.labels.size(i) for i in order}
+        labels = plane.labels.permute(order).reshape([sizes.get(letter, 1) for letter in out])
+        planes.append(Plane(labels, tuple(sorted(out.index(left[axis]) for axis in plane.axes))))
+    return Value((1,) * len(out), tuple(planes))  # merging asks for the rank alone
 
 
 @rule("mv", "dot", "vdot")
