@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from convwright import zoo
 from convwright.export import Program, python_source
-from convwright.export.source.text import WIDTH
+from convwright.export.source.classes import Argument, Class
+from convwright.export.source.drafts import ClassDraft
+from convwright.export.source.text import WIDTH, flat
 
 SHAPE = (3, 17, 13)
 
@@ -178,6 +180,12 @@ def test_equal_blocks_share_a_class_and_consecutive_ones_a_line() -> None:
 def test_a_list_that_is_gone_through_is_a_loop() -> None:
     text = program(Odd().eval()).source.text
     assert "for layer in self.loop:\n            x = layer(x)" in text
+
+
+def test_no_argument_of_a_class_stands_by_place_after_one_by_name() -> None:
+    drafts = tuple(ClassDraft(path, "Unit", "nn.Module", (), (), (), ()) for path in ("a", "b"))
+    arguments = (Argument("size", (7, 5), "option"), Argument("channels", (3, 4), "channels"))
+    assert flat(Class("Unit", drafts, arguments).instance(1)) == "Unit(size=5, channels=4)"
 
 
 def test_it_needs_torch_alone() -> None:

@@ -21,7 +21,7 @@ from convwright.cost.cost_model import CostModel
 from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
-from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired, store
+from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate

@@ -57,7 +57,7 @@ def python_source(model: nn.Module, example_input: Tensor, title: str = "", note
 
     Raises:
         ConvwrightError: it cannot be captured, or depends on the batch size in a way that cannot be written.
-        ExportError: the program does not run.
+        ExportError: the program does not run, or its outputs differ by more than 1e-6 times the largest output.
     """
     name = title or f"{type(model).__name__}, as plain PyTorch."
     source = source_of(model, example_input, name, notes)
@@ -72,7 +72,17 @@ def python_source(model: nn.Module, example_input: Tensor, title: str = "", note
             f"{name}: the written source does not run ({type(error).__name__}: {reason}); export with --to pt2 or onnx"
         ) from error
     made.eval()
-    return Program(source, state, made, difference(model, made, example_input))
+    gap = difference(model, made, example_input)
+    if not gap <= LIMIT * scale(model, example_input):
+        raise ExportError(f"{name}: {_why(model, example_input, gap)}; export with --to pt2 or onnx")
+    return Program(source, state, made, gap)
+
+
+def _why(model: nn.Module, example_input: Tensor, gap: float) -> str:
+    """Return why a program is refused."""
+    if difference(model, model, example_input) > 0:
+        return "the network itself returns something else each time that it is given the same images"
+    return f"the written source {differs(gap)}"
 
 
 def _run(source: Source) -> type[nn.Module]:
@@ -106,10 +116,6 @@ def export_python(run: Exportable, folder: Path) -> Exported:
     """
     notes = _notes(run)
     program = python_source(run.arch.model, run.arch.example_input, f"{run.title}, as plain PyTorch.", _docstring(run))
-    if not program.difference <= LIMIT * scale(program.model, run.arch.example_input):
-        raise ExportError(
-            f"{run.folder}: the written source {differs(program.difference)}; export with --to pt2 or onnx"
-        )
     if program.source.operators:
         notes.append(f"called by their full names: {', '.join(program.source.operators)}")
     write(folder / "weights.pt", lambda to: torch.save(program.state, to))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,9 @@ def target_named(name: str, known: Mapping[str, Target] = TARGETS) -> Target:
 
 
 def scale(model: nn.Module, example: Tensor) -> float:
-    """Return what a difference is a share of: a network's largest output for black images, and at least 1."""
-    with eval_mode(model), torch.no_grad():
-        found = model(torch.zeros_like(example))
-    return max(1.0, float(found.abs().max())) if isinstance(found, Tensor) else 1.0
+    """Return what a difference is a share of: the largest output for the images that `difference` tries, at least 1."""
+    found = [tensor for outputs in _tried(model, model, example, BATCHES) for tensor in outputs[0] if tensor.numel()]
+    return max([1.0, *(float(t.abs().nan_to_num(0, 0, 0).max()) for t in found)])
 
 
 def difference(
@@ -91,16 +90,24 @@ def difference(
         batches: sizes of the batches.
     """
     worst = 0.0
+    for wanted, found in _tried(model, other, example, batches):
+        if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
+            return float("inf")
+        for one, two in zip(wanted, found, strict=True):
+            gaps = (one - two).abs().masked_fill((one == two) | (one.isnan() & two.isnan()), 0).nan_to_num(math.inf)
+            worst = max(worst, gaps.max().item() if gaps.numel() else 0.0)
+    return worst
+
+
+def _tried(
+    model: nn.Module, other: Callable[[Tensor], Any], example: Tensor, batches: Sequence[int]
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Yield the outputs of both for random images."""
     with eval_mode(model), torch.no_grad():
         for count in batches:
             generator = torch.Generator().manual_seed(count)
             batch = torch.randn((count, *example.shape[1:]), generator=generator, dtype=example.dtype)
-            wanted, found = _flat(model(batch.clone())), _flat(other(batch.clone()))
-            if len(wanted) != len(found) or any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
-                return float("inf")
-            gaps = [(a.double() - b.double()).abs().max().item() for a, b in zip(wanted, found, strict=True)]
-            worst = max(worst, *(gap if gap == gap else float("inf") for gap in gaps))
-    return worst
+            yield _flat(model(batch.clone())), _flat(other(batch.clone()))
 
 
 def differs(gap: float) -> str:
@@ -111,9 +118,10 @@ def differs(gap: float) -> str:
 
 
 def _flat(value: Any) -> list[Tensor]:
-    """Return the tensors in an output, in order."""
+    """Return the tensors in an output as numbers, in order."""
     if isinstance(value, Tensor):
-        return [value.detach().cpu()]
+        value = torch.view_as_real(value) if value.is_complex() else value
+        return [value.detach().cpu().double()]
     if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in _flat(item)]
     return [tensor for item in value for tensor in _flat(item)] if isinstance(value, (list, tuple)) else []

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convwright.export.source.bodies import Dims, Line
-from convwright.export.source.drafts import ClassDraft, ModuleParts, is_name
+from convwright.export.source.drafts import ClassDraft, ModuleParts
 from convwright.export.source.regions import SIZES
-from convwright.export.source.text import MISSING, Arg, Call, Hole, Text
+from convwright.export.source.text import MISSING, Arg, Call, Hole, Text, is_free
 
 _CHANNEL_LIKE = frozenset({"channels", "size", "groups", "num_groups"})
-_TAKEN = frozenset({"nn", "F", "Tensor", "Path", "OrderedDict", "Sequential", "Module", "ModuleList", "load", "torch"})
 _FACTORS = (2, 3, 4, 6, 8, 16)
 
 
@@ -55,9 +54,10 @@ class Class:
 
     def instance(self, at: int) -> Call:
         """Return what constructs the module of a draft."""
-        args = []
+        args: list[Arg] = []
         for place, argument in enumerate(self.arguments):
             by_place = place < 2 and argument.default is MISSING and argument.kind == "channels"
+            by_place = by_place and not any(arg.name for arg in args)
             hole = Hole(argument.values[at], argument.kind, argument.name, self.drafts[at].path.rpartition(".")[2])
             args.append(Arg("" if by_place else argument.name, hole, argument.default))
         return Call(Text(self.name), tuple(args))
@@ -117,11 +117,11 @@ def classes(parts: ModuleParts) -> tuple[Class, ...]:
 
 
 def _class_name(draft: ClassDraft, names: dict[str, tuple[str, ...]]) -> str:
-    hint = draft.hint if is_name(draft.hint) and draft.hint not in _TAKEN else "Net"
+    hint = draft.hint if is_free(draft.hint) else "Net"
     name = hint
     if name in names:
         extra = [child for child in draft.children if child not in names[hint]]
-        if 1 <= len(extra) <= 2 and all(is_name(e) for e in extra):
+        if 1 <= len(extra) <= 2 and all(is_free(e) for e in extra):
             name = hint + "With" + "And".join("".join(w.capitalize() for w in e.split("_")) for e in extra)
         number = 2
         while name in names:
@@ -218,13 +218,13 @@ def _wanted(
 
 
 def _unused(wanted: str, hole: Hole, used: set[str]) -> str:
-    wanted = wanted if is_name(wanted) else "value"
+    wanted = wanted if is_free(wanted) else "value"
     owner = re.sub(r"\W", "_", hole.owner)
     number = 2
     name = wanted
-    if name in used and is_name(f"{owner}_{wanted}"):
+    if name in used and is_free(f"{owner}_{wanted}"):
         name = f"{owner}_{wanted}"
-    while name in used or name == "self":
+    while name in used:
         name, number = f"{wanted}_{number}", number + 1
     return name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -26,6 +25,9 @@ from convwright.export.source.text import (
     Text,
     flat,
     holes,
+    is_index,
+    is_name,
+    literal,
     positional,
     template,
 )
@@ -152,13 +154,18 @@ class ModuleParts:
         if part.kind == "layer":
             return "layer"
         module = self.net.model.get_submodule(part.path)
-        digits = bool(part.children) and all(name.isdigit() for name in part.children)
         if part.path and not part.tensors and not part.calls:
-            return "list" if digits else "dict" if part.children else "class"
+            named = bool(part.children) and not any(hasattr(nn.ModuleDict, name) for name in part.children)
+            return "list" if self._numbered(part) else "dict" if named else "class"
         one_way = part.path and type(module) is nn.Sequential and not part.tensors
         if one_way and all(is_chain(self.flow, call) for call in part.calls):
             return "chain"
         return "class"
+
+    def _numbered(self, part: ModulePart) -> bool:
+        """Whether a module's children are those of a list, some of which may be left out."""
+        count = len(self.net.model.get_submodule(part.path)._modules)
+        return bool(part.children) and all(is_index(name) and int(name) < count for name in part.children)
 
     # -------------------------------------------------------------- expressions
 
@@ -174,17 +181,17 @@ class ModuleParts:
 
     def _step(self, base: Expr, holder: str, name: str) -> Expr:
         part = self.known.get(holder)
-        if name.isdigit() and part is not None and self.indexable(part):
+        if part is not None and name in part.children and self.indexable(part) and is_index(name):
             return Joined((base, Text(f"[{name}]")))
         if part is not None and part.kind == "dict":
-            return Joined((base, Text(f'["{name}"]')))
+            return Joined((base, Text(f"[{literal(name)}]")))
         if is_name(name):
             return Attr(base, name)
-        return Call(Text("getattr"), positional(base, Text(f'"{name}"')))
+        return Call(Text("getattr"), positional(base, Text(literal(name))))
 
     def indexable(self, part: ModulePart) -> bool:
         """Whether a module's children are reached as ``self[0]``."""
-        return part.kind in ("list", "chain") or (bool(part.children) and all(c.isdigit() for c in part.children))
+        return part.kind == "list" or self._numbered(part)
 
     def build(self, path: str) -> Expr:
         """Return what constructs a module; those of a list that are equal are written as one."""
@@ -194,7 +201,7 @@ class ModuleParts:
         items = {name: self.build(f"{path}.{name}" if path else name) for name in part.children}
         if part.kind == "dict":
             return Call(Text("nn.ModuleDict"), positional(Many(tuple(items.values()), "{}", tuple(items))))
-        if not all(name.isdigit() for name in items):
+        if not self._numbered(part):
             listed = Many(tuple(items.values()), "{}", tuple(items))
             return Call(Text("nn.Sequential"), positional(Call(Text("OrderedDict"), positional(listed))))
         sequence = self.sequence(items)
@@ -298,11 +305,6 @@ class ModuleParts:
             frozen = () if original.requires_grad else (Arg("requires_grad", Text("False")),)
             return Call(Text("nn.Parameter"), (*positional(zeros), *frozen))
         return zeros
-
-
-def is_name(text: str) -> bool:
-    """Whether a text may stand behind a dot."""
-    return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def _all(region: Region) -> list[Region]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +14,6 @@ from torch.nn import functional
 from convwright.architecture.capture.exported import argument, operator_name
 from convwright.export.source.regions import Network, constant, mutates
 from convwright.export.source.text import (
-    MISSING,
     Arg,
     Attr,
     Call,
@@ -22,10 +23,12 @@ from convwright.export.source.text import (
     Many,
     Text,
     flat,
+    literal,
     positional,
     words,
 )
 
+_ELSEWHERE = frozenset({"layout", "pin_memory", "cudnn_enabled", "cudnn_enable"})  # no part of what is computed
 _END = 2**63 - 1  # of a slice without an end
 
 
@@ -33,6 +36,11 @@ class Scope(Protocol):
     """What an operator's arguments are called where it is written."""
 
     net: Network
+
+    @property
+    def names(self) -> Mapping[fx.Node, str]:
+        """The values that have a name here."""
+        ...
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
@@ -43,7 +51,7 @@ class Scope(Protocol):
         ...
 
 
-Writer = Callable[["Writing"], Expr]
+Writer = Callable[["Writing"], Expr | None]
 _WRITERS: dict[str, Writer] = {}
 
 
@@ -112,7 +120,7 @@ def _plain(value: Any, kind: str, owner: str) -> Expr:
         return Hole(value, kind, kind, owner)
     if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
         return Text(str(value))
-    return Text(f'torch.device("{value}")' if isinstance(value, torch.device) else repr(value))
+    return Text(f'torch.device("{value}")' if isinstance(value, torch.device) else literal(value))
 
 
 def written(node: fx.Node, scope: Scope) -> Expr:
@@ -122,15 +130,77 @@ def written(node: fx.Node, scope: Scope) -> Expr:
         node: the operator.
         scope: what its arguments are called.
     """
-    writing = Writing(node, scope)
     if mutates(node) and node not in scope.net.fresh:
-        return _in_place(writing)
-    return _WRITERS.get(writing.name, _generic)(writing)
+        return _in_place(Writing(node, scope))
+    name = operator_name(node)
+    for writer in (_WRITERS.get(name, _functional), _functional, _method, _function, _of_tensor):
+        if _alike(node, writer, scope):
+            found = writer(Writing(node, scope))
+            assert found is not None
+            return found
+    return _by_full_name(Writing(node, scope))
+
+
+class _Trial:
+    """Names for the arguments of an operator that is written for a trial: tensors of modules have one, too."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.net, self.scope, self.names = scope.net, scope, scope.names
+        self.values: dict[str, Any] = {name: _on_meta(node.meta.get("val")) for node, name in scope.names.items()}
+
+    def value(self, node: fx.Node) -> Expr:
+        real = self.net.real(node)
+        if real in self.scope.names:
+            return Text(self.scope.names[real])
+        name = f"own_{len(self.values)}"
+        self.values[name] = _on_meta(node.meta.get("val"))
+        return Text(name)
+
+    def batch(self, node: fx.Node) -> Expr:
+        return self.scope.batch(node)
+
+
+def _alike(node: fx.Node, writer: Writer, scope: Scope) -> bool:
+    """Whether what is written is Python that returns what the operator returns, as far as tensors without data tell."""
+    trial = _Trial(scope)
+    expr = writer(Writing(node, trial))
+    if expr is None:
+        return False
+    known = {
+        "torch": torch,
+        "F": functional,
+        "self": SimpleNamespace(training=False, parameters=_no_data),
+        **trial.values,
+    }
+    try:
+        with torch.no_grad():
+            found = eval(compile(flat(expr), "operator", "eval"), known)
+    except Exception:  # torch raises anything; then the operator is written in another way
+        return False
+    return bool(_forms(found) == _forms(node.meta.get("val")))
+
+
+def _forms(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_forms(v) for v in value]
+    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
+
+
+def _no_data() -> Iterator[Tensor]:
+    yield torch.empty(0, device="meta")
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_on_meta(v) for v in value]
+    return value.detach().to("meta") if isinstance(value, Tensor) else value
 
 
 def _in_place(w: Writing) -> Expr:
     bare = str(w.schema.name).rpartition("::")[2] if w.schema is not None else w.name
-    return Call(Attr(w.first, bare) if hasattr(Tensor, bare) else Text(str(w.node.target)), _arguments(w, skip=1))
+    args = _arguments(w)
+    assert args is not None
+    return Call(Attr(w.first, bare), args[1:]) if hasattr(Tensor, bare) else _by_full_name(w)
 
 
 def writes(*names: str) -> Callable[[Writer], Writer]:
@@ -146,7 +216,7 @@ def writes(*names: str) -> Callable[[Writer], Writer]:
 # ------------------------------------------------------------------ any operator
 
 _FUNCTIONAL = words(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d avg_pool3d "
     "celu conv1d conv2d conv3d conv_transpose1d conv_transpose2d elu embedding fold gelu glu "
     "hardsigmoid hardswish hardtanh instance_norm leaky_relu linear local_response_norm log_softmax "
     "logsigmoid max_pool1d max_pool2d max_pool3d mish one_hot pixel_shuffle pixel_unshuffle prelu "
@@ -160,68 +230,90 @@ _METHODS = words(
 )
 
 
-def _generic(w: Writing) -> Expr:
-    """Write the operator as a function or method of torch by its name, else by its full name."""
-    if w.name in _FUNCTIONAL and hasattr(functional, w.name):
-        return Call(Text(f"F.{w.name}"), _arguments(w))
-    if w.name in _METHODS and isinstance(w.node.args[0], fx.Node):
-        return Call(Attr(w.first, w.name), _arguments(w, skip=1))
-    if callable(getattr(torch, w.name, None)) and not w.name.startswith("_"):
-        return Call(Text(f"torch.{w.name}"), _arguments(w))
-    if isinstance(w.node.args[0] if w.node.args else None, fx.Node) and hasattr(Tensor, w.name):
-        return Call(Attr(w.first, w.name), _arguments(w, skip=1))
-    return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w))
+def _functional(w: Writing) -> Expr | None:
+    known = getattr(functional, w.name, None) if w.name in _FUNCTIONAL else None
+    return _called(Text(f"F.{w.name}"), known and _arguments(w, _accepted(known)))
 
 
-def _arguments(w: Writing, skip: int = 0) -> tuple[Arg, ...]:
-    """Return the arguments that are given, by place where the schema has them by place."""
-    pairs = list(zip(w.node.args, w.twin.args, strict=True))[skip:]
-    declared = [a for a in w.schema.arguments if not a.kwarg_only][skip:] if w.schema is not None else []
-    names = [a.name for a in declared] + [""] * len(pairs)
-    found = [
-        Arg("", w.expr(one, two, _kind(name)), _default_of(declared, at))
-        for at, ((one, two), name) in enumerate(zip(pairs, names, strict=False))
-    ]
-    while found and _at_default(found[-1]):
-        found.pop()
-    named = _by_name(w, found, declared, skip)
-    for name, value in w.node.kwargs.items():
-        if name not in ("layout", "pin_memory") and value is not None:
-            named.append(Arg(name, _device(w) if name == "device" else w.expr(value, w.twin.kwargs[name], name)))
-    return tuple(named)
+def _method(w: Writing) -> Expr | None:
+    return _of_tensor(w) if w.name in _METHODS else None
 
 
-def _by_name(w: Writing, found: list[Arg], declared: Sequence[Any], skip: int) -> list[Arg]:
-    """Give options of torch.nn.functional by name, and leave defaults out: ``F.conv2d(x, w, groups=4)``."""
-    plain = [Arg(a.name, a.value) for a in found]
-    if w.name not in _FUNCTIONAL or skip:
-        return plain
-    result: list[Arg] = []
-    named = False
-    for arg, parameter in zip(found, declared, strict=False):
-        if _at_default(arg):
-            named = True
+def _function(w: Writing) -> Expr | None:
+    known = None if w.name.startswith("_") else getattr(torch, w.name, None)
+    return _called(Text(f"torch.{w.name}"), _arguments(w, _accepted(known)) if callable(known) else None)
+
+
+def _of_tensor(w: Writing) -> Expr | None:
+    known = getattr(Tensor, w.name, None)
+    if known is None or not w.node.args or not isinstance(w.node.args[0], fx.Node):
+        return None
+    args = _arguments(w, _accepted(known))
+    return None if args is None else Call(Attr(w.first, w.name), args[1:])
+
+
+def _by_full_name(w: Writing) -> Expr:
+    args = _arguments(w)
+    assert args is not None
+    return Call(Text(f"torch.ops.{w.node.target}"), args)
+
+
+def _called(function: Expr, args: tuple[Arg, ...] | None) -> Expr | None:
+    return None if args is None else Call(function, args)
+
+
+def _accepted(function: Any) -> list[str] | None:
+    """Return the names of a function's arguments; None if it takes those of the operator's schema."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in
+        return None
+    return None if {"args", "kwargs"} & set(parameters) else list(parameters)
+
+
+def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, ...] | None:
+    """Return the arguments that are not at their defaults: by place up to the first left out, then by name.
+
+    Args:
+        w: the operator.
+        accepted: names of the arguments of the Python function that is called; None: those of the schema.
+
+    Returns:
+        The arguments; None if the function has no such argument.
+    """
+    found: list[Arg] = []
+    declared = w.schema.arguments if w.schema is not None else [None] * len(w.node.args)
+    for at, parameter in enumerate(declared):
+        name = parameter.name if parameter is not None else ""
+        if at < len(w.node.args):
+            one, two = w.node.args[at], w.twin.args[at]
+        elif name in w.node.kwargs:
+            one, two = w.node.kwargs[name], w.twin.kwargs[name]
+        else:
             continue
-        result.append(Arg(parameter.name if named else "", arg.value))
-    return result
+        if (name in _ELSEWHERE and (accepted is None or name not in accepted)) or _at_default(parameter, one, two):
+            continue
+        by_place = at == len(found) and not (parameter is not None and parameter.kwarg_only)
+        if at and accepted is not None:
+            by_place = by_place and at < len(accepted) and accepted[at] == name
+            if name not in accepted:
+                return None
+        by_place = by_place and not (found and found[-1].name)
+        value = _device(w) if name == "device" else w.expr(one, two, _kind(name))
+        found.append(Arg("" if by_place else name, value))
+    return tuple(found)
 
 
-def _default_of(declared: Sequence[Any], at: int) -> Any:
-    return declared[at].default_value if at < len(declared) and declared[at].has_default_value() else MISSING
-
-
-def _at_default(arg: Arg) -> bool:
-    if arg.default is MISSING:
+def _at_default(parameter: Any, one: Any, two: Any) -> bool:
+    """Whether an argument may be left out."""
+    if parameter is None or not parameter.has_default_value() or isinstance(one, fx.Node):
         return False
-    if isinstance(arg.value, Text):
-        return arg.value.text == repr(arg.default)
-    if not isinstance(arg.value, Hole):
-        return False
-    value, default = arg.value.value, arg.default
-    if isinstance(default, (list, tuple)):
-        listed = value if isinstance(value, tuple) else (value,) * len(default)
-        return len(listed) > 0 and tuple(default) == listed
-    return bool(value == default) and type(value) is type(default)
+    default = parameter.default_value
+    if not isinstance(default, (list, tuple)):
+        return one is None if default is None else type(one) is type(default) and one == two == default
+    if not isinstance(one, (list, tuple)) or len(one) != len(default):
+        return bool(default) and all(type(one) is type(d) and one == two == d for d in default)
+    return list(one) == list(two) == list(default)
 
 
 def _kind(name: str) -> str:
@@ -229,10 +321,9 @@ def _kind(name: str) -> str:
 
 
 def _device(w: Writing) -> Expr:
-    """Return the device of the batch: new tensors lie where the images lie."""
-    batch = w.scope.batch(w.node)
-    assert isinstance(batch, Joined)
-    return Attr(batch.parts[0], "device")
+    """Return the device of a value or of the weights: new tensors lie where the images lie."""
+    names = (name for node, name in w.scope.names.items() if isinstance(node.meta.get("val"), Tensor))
+    return Attr(Text(next(names, "next(self.parameters())")), "device")
 
 
 # ------------------------------------------------------------------ arithmetic
@@ -243,22 +334,25 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul":
 
 
 @writes(*_SIGNS)
-def _sign(w: Writing) -> Expr:
+def _sign(w: Writing) -> Expr | None:
     if w.node.kwargs or len(w.node.args) != 2:
-        return _generic(w)
+        return None
     sign = _SIGNS[w.name]
-    return Joined((w.first, Text(sign if sign == "**" else f" {sign} "), _second(w)))
+    return Joined((_operand(w, 0), Text(sign if sign == "**" else f" {sign} "), _operand(w, 1)))
 
 
-def _second(w: Writing) -> Expr:
-    return w.expr(w.node.args[1], w.twin.args[1], "number")
+def _operand(w: Writing, at: int) -> Expr:
+    """Return an argument as it may stand beside a sign."""
+    expr = w.expr(w.node.args[at], w.twin.args[at], "number")
+    negative = isinstance(expr, Hole) and flat(expr).startswith("-")
+    return Joined((Text("("), expr, Text(")"))) if isinstance(expr, Joined) or negative else expr
 
 
 @writes("rsub")
-def _reversed(w: Writing) -> Expr:
+def _reversed(w: Writing) -> Expr | None:
     if w.node.kwargs or len(w.node.args) != 2:
-        return _generic(w)
-    return Joined((_second(w), Text(" - "), w.first))
+        return None
+    return Joined((_operand(w, 1), Text(" - "), _operand(w, 0)))
 
 
 @writes("neg")
@@ -312,9 +406,9 @@ def _index(w: Writing) -> Expr:
 
 
 @writes("view", "reshape", "_unsafe_view", "expand", "repeat")
-def _shaped(w: Writing) -> Expr:
+def _shaped(w: Writing) -> Expr | None:
     if w.node.kwargs or not isinstance(w.node.args[1], (list, tuple)):
-        return _generic(w)
+        return None
     name = "reshape" if w.name == "_unsafe_view" else w.name
     return Call(Attr(w.first, name), _sizes(w, minus_one=name in ("view", "reshape")))
 
@@ -354,7 +448,7 @@ def _dims(w: Writing) -> Expr:
         if one is None or (name in defaults and defaults[name] == one):
             continue
         by_place = (name in parameters[:2] and name not in ("dim", "keepdim", "dtype")) or w.name == "unsqueeze"
-        by_place = by_place and len(args) == parameters.index(name)
+        by_place = by_place and len(args) == parameters.index(name) and not any(arg.name for arg in args)
         args.append(Arg("" if by_place else str(name), _fixed(w, one, two, str(name))))
     return Call(Attr(w.first, w.name), tuple(args))
 
@@ -421,23 +515,29 @@ def _dropout(w: Writing) -> Expr:
     return Call(Text(f"F.{name}"), positional(w.first, w.arg("p"), Text("self.training")))
 
 
+@writes("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def _with_indices(w: Writing) -> Expr:
+    args = positional(w.first, w.arg("output_size", "size"))
+    return Call(Text(f"F.{w.name}"), (*args, Arg("return_indices", Text("True"))))
+
+
 @writes("pad", "constant_pad_nd")
 def _pad(w: Writing) -> Expr:
     args = [*positional(w.first, w.arg("pad"))]
     mode, value = w.given("mode", "constant"), w.given("value")
     if mode != "constant":
-        args.append(Arg("mode", Text(f'"{mode}"')))
+        args.append(Arg("mode", Text(literal(mode))))
     if value not in (None, 0, 0.0):
         args.append(Arg("value", w.arg("value", "number")))
     return Call(Text("F.pad"), tuple(args))
 
 
 @writes("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-def _upsample(w: Writing) -> Expr:
+def _upsample(w: Writing) -> Expr | None:
     mode = w.name.removeprefix("upsample_").removesuffix("2d")
     size, scales = w.given("output_size"), w.given("scale_factors")
     if (size is None) == (scales is None):
-        return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w))
+        return None
     args = [Arg("", w.first), Arg("size", w.arg("output_size", "size")) if size is not None else
             Arg("scale_factor", w.arg("scale_factors", "scale"))]  # fmt: skip
     args.append(Arg("mode", Text(f'"{mode}"')))

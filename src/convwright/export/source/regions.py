@@ -6,7 +6,7 @@ The network is captured with two batch sizes: a constant that differs between th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,7 @@ def network(model: nn.Module, example_input: Tensor) -> Network:
     aliases = _aliases(live)
     places, tensors = _tensors(model, one, live)
     order = [node for node in nodes if node in live and node.op == "call_function" and node not in aliases]
-    root = _regions(order)
+    root = _regions(order, frozenset(name for name, _ in model.named_modules()))
     return Network(
         model, one, dict(zip(nodes, others, strict=True)), root, places, tensors, aliases, _fresh(order, aliases)
     )
@@ -177,13 +177,13 @@ def _tensors(
         name = captured.tensors[node.name]
         tensor = captured.tensor(name)
         if name not in known:
-            holder = _common(node)
+            holder = _common(node, frozenset(path for path, _ in model.named_modules()))
             name, constants = f"{holder}.constant_{constants}".lstrip("."), constants + 1
         places[node], tensors[name] = name, tensor
     return places, tensors
 
 
-def _common(constant: fx.Node) -> str:
+def _common(constant: fx.Node, paths: Collection[str]) -> str:
     """Return the path of the innermost module that holds all uses of a constant."""
     users, waiting = [], list(constant.users)
     while waiting:
@@ -192,12 +192,12 @@ def _common(constant: fx.Node) -> str:
         if name in _NOTHING:
             waiting += list(node.users)
         elif node.op == "call_function":
-            users.append([path for _, path in _stack(node)])
+            users.append([path for _, path in _stack(node, paths)])
     shared = ""
-    for paths in zip(*users, strict=False):
-        if len(set(paths)) > 1:
+    for level in zip(*users, strict=False):
+        if len(set(level)) > 1:
             break
-        shared = paths[0]
+        shared = level[0]
     return shared
 
 
@@ -222,14 +222,14 @@ def _fresh(order: Sequence[fx.Node], aliases: dict[fx.Node, fx.Node]) -> frozens
 # ------------------------------------------------------------------ whose call it was
 
 
-def _stack(node: fx.Node) -> list[tuple[str, str]]:
-    """Return (key of the call, path of the module) from the root's child inwards."""
-    entries = (node.meta.get("nn_module_stack") or {}).items()
-    found = [(str(key), re.sub(r"@\d+$", "", str(value[0]))) for key, value in entries]
+def _stack(node: fx.Node, paths: Collection[str]) -> list[tuple[str, str]]:
+    """Return (key of the call, path of the module) from the root's child inwards; a second call ends in ``@1``."""
+    entries = [(str(key), str(value[0])) for key, value in (node.meta.get("nn_module_stack") or {}).items()]
+    found = [(key, path if path in paths else re.sub(r"@\d+$", "", path)) for key, path in entries]
     return [(key, path) for key, path in found if path]
 
 
-def _regions(order: Sequence[fx.Node]) -> Region:
+def _regions(order: Sequence[fx.Node], paths: Collection[str]) -> Region:
     root = Region("", "")
     stack = [root]
     homes: dict[fx.Node, Region] = {}
@@ -240,7 +240,7 @@ def _regions(order: Sequence[fx.Node]) -> Region:
             home.items.insert(_after(home, source), node)
             homes[node] = home
             continue
-        wanted = _stack(node)
+        wanted = _stack(node, paths)
         shared = 0
         while shared < len(wanted) and shared + 1 < len(stack) and stack[shared + 1].key == wanted[shared][0]:
             shared += 1

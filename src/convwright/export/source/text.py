@@ -6,12 +6,19 @@ into the next one, and, if they do not fit there either, one line for each.
 
 from __future__ import annotations
 
+import builtins
+import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from convwright.errors import ConvwrightError
+
 WIDTH = 88  # of a line: ruff's and black's own
 _STEP = 4
+_MOST_DIGITS = 7
 
 
 class _Missing:
@@ -99,16 +106,46 @@ Names = Mapping[int, str]  # id of a hole -> the program text that stands for it
 
 
 def literal(value: Any) -> str:
-    """Return a constant as program text."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return f'float("{value}")'
+    """Return a constant as program text: everything in the program that a network, not this package, has named.
+
+    Raises:
+        ConvwrightError: the value is no constant, so that its ``repr`` may be any program.
+    """
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(int(value))
+    if isinstance(value, float):
+        text = repr(float(value))
+        return f'float("{text}")' if text in ("nan", "inf", "-inf") else text
     if isinstance(value, str):
-        return '"' + repr(value)[1:-1].replace('"', '\\"') + '"'
+        return '"' + repr(str(value))[1:-1].replace('"', '\\"') + '"'
     if isinstance(value, (tuple, list)):
         inner = ", ".join(literal(v) for v in value)
         closing = "," if len(value) == 1 and isinstance(value, tuple) else ""
         return f"({inner}{closing})" if isinstance(value, tuple) else f"[{inner}]"
-    return repr(value)
+    raise ConvwrightError(f"a {type(value).__name__} cannot be written as Python; export with --to pt2 or onnx")
+
+
+def said(text: str) -> str:
+    """Return a text as it stands in a docstring that it must not end."""
+    return "\n".join(literal(line)[1:-1] for line in text.split("\n"))
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may stand behind a dot, and means itself there: no other spelling, no name that a class hides."""
+    private = text.startswith("__") and not text.endswith("__")
+    return text.isascii() and text.isidentifier() and not keyword.iskeyword(text) and not private
+
+
+def is_free(text: str) -> bool:
+    """Whether a text may name a class or an argument of one: nothing that the program needs has that name."""
+    return is_name(text) and text not in _TAKEN and not hasattr(builtins, text)
+
+
+def is_index(text: str) -> bool:
+    """Whether a text is a number as a list writes it."""
+    return text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS and str(int(text)) == text
 
 
 def words(text: str) -> frozenset[str]:
@@ -142,6 +179,11 @@ def _parts(expr: Expr) -> Sequence[Expr]:
     if isinstance(expr, Repeat):
         return (expr.item, expr.count)
     return ()
+
+
+_TAKEN = words(
+    "self nn F Tensor Path OrderedDict Sequential Module ModuleList torch load load_file path state model weights"
+) | frozenset(dir(nn.Sequential(nn.Identity())))
 
 
 # ------------------------------------------------------------------ one line
@@ -193,7 +235,7 @@ def _arguments(call: Call, name: Callable[[Hole], str], known: Names | None) -> 
 def _entries(many: Many, name: Callable[[Hole], str], known: Names | None) -> list[str]:
     items = [_flat(item, name, known) for item in many.items]
     if many.keys:
-        return [f'"{key}": {item}' for key, item in zip(many.keys, items, strict=True)]
+        return [f"{literal(key)}: {item}" for key, item in zip(many.keys, items, strict=True)]
     if many.brackets == "()" and len(items) == 1:
         return [items[0] + ","]
     return items
@@ -239,6 +281,6 @@ def _splittable(expr: Expr, names: Names) -> tuple[str, list[tuple[str, Expr]], 
         args = [(f"{arg.name}=" if arg.name else "", arg.value) for arg in shown(expr, names)]
         return (flat(expr.function, names) + "(", args, ")") if args else None
     if isinstance(expr, Many) and expr.items:
-        leads = [f'"{key}": ' for key in expr.keys] or [""] * len(expr.items)
+        leads = [f"{literal(key)}: " for key in expr.keys] or [""] * len(expr.items)
         return expr.brackets[0], list(zip(leads, expr.items, strict=True)), expr.brackets[1]
     return None

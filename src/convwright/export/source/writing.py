@@ -10,9 +10,22 @@ from torch import Tensor, nn
 
 from convwright.export.source.bodies import Body, Line
 from convwright.export.source.classes import Class, classes
-from convwright.export.source.drafts import ModuleParts, is_name
+from convwright.export.source.drafts import ModuleParts
 from convwright.export.source.regions import network
-from convwright.export.source.text import WIDTH, Arg, Call, Expr, Text, flat, laid_out, literal, positional, template
+from convwright.export.source.text import (
+    WIDTH,
+    Arg,
+    Call,
+    Expr,
+    Text,
+    flat,
+    is_name,
+    laid_out,
+    literal,
+    positional,
+    said,
+    template,
+)
 
 _INDENT = 4
 _PLACES = 2  # of modules, named in a class's docstring
@@ -78,8 +91,10 @@ def _ties(parts: ModuleParts) -> list[str]:
         if holder not in parts.known or (name not in parts.net.tensors and parts.known[holder].kind != "layer"):
             continue
         if id(parameter) in first:
+            own = name.rpartition(".")[2]
             one, other = (flat(parts.access("", n)) for n in (name, first[id(parameter)]))
-            lines.append(f"{one} = {other}")
+            base = flat(parts.access("", holder)) if holder else "self"
+            lines.append(f"{one} = {other}" if is_name(own) else f"setattr({base}, {literal(own)}, {other})")
         first.setdefault(id(parameter), name)
     return lines
 
@@ -88,9 +103,9 @@ def _ties(parts: ModuleParts) -> list[str]:
 
 
 def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
-    title = title.replace("\\", "/").replace('"', "'")
-    said = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']
-    lines = [*said, "", "from __future__ import annotations", ""]
+    title, notes = said(title), [said(note) for note in notes]
+    opening = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']
+    lines = [*opening, "", "from __future__ import annotations", ""]
     text = "\n".join(body)
     if "OrderedDict(" in text:
         lines.append("from collections import OrderedDict")
@@ -143,7 +158,7 @@ def _class(made: Class, is_root: bool, ties: Sequence[str]) -> list[str]:
 def _where(made: Class, is_root: bool) -> str:
     if is_root:
         return "The network."
-    paths = [draft.path for draft in made.drafts]
+    paths = [said(draft.path) for draft in made.drafts]
     rest = len(paths) - _PLACES
     text = ", ".join(f"`{path}`" for path in paths[:_PLACES]) + (f" and {rest} more." if rest > 0 else ".")
     return text if len(text) <= WIDTH - 10 else f"`{paths[0]}`" + (f" and {len(paths) - 1} more." if paths[1:] else ".")
