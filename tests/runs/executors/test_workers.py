@@ -129,6 +129,24 @@ def test_no_process_outlives_the_first(start, tmp_path, how):
         assert (out, err) == ("KeyboardInterrupt \n", "")
 
 
+def test_no_process_outlives_the_first_while_it_still_imports(start, tmp_path):
+    """What a job is made of is imported when a process has begun: torch takes as long as 15 seconds."""
+    (tmp_path / "slow.py").write_text(
+        "import os, time\nfrom pathlib import Path\n\nif os.environ['FIRST'] != str(os.getpid()):\n"
+        "    Path(f'pid-{os.getpid()}').touch()\n    time.sleep(60)\n\n\ndef work(seconds):\n    return seconds\n"
+    )
+    script = tmp_path / "script.py"
+    text = script.read_text().replace(
+        "    try:", "    os.environ['FIRST'] = str(os.getpid())\n    from slow import work\n\n    try:"
+    )
+    script.write_text(text)
+    process = start(60, 60)
+    wait_until(lambda: pids(tmp_path))
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until(lambda: not any(map(alive, pids(tmp_path))), seconds=10)
+
+
 def test_an_interrupt_while_work_is_handed_out_ends_all(start, tmp_path):
     """It must not leave the pool waiting for what it has begun."""
     script = tmp_path / "script.py"
