@@ -196,7 +196,7 @@ def _spelling(parameter: Any) -> str:
         return parameter.name.upper()
     text = parameter.opts[0]
     if getattr(parameter, "is_flag", False):
-        return text
+        return "/".join((text, *parameter.secondary_opts))
     return f"{text} {parameter.name.upper().removesuffix('_SHAPE').replace('_', '-')}"
 
 

@@ -154,11 +154,21 @@ def test_a_run_records_what_was_reestimated_and_can_do_without(go, tmp_path):
     trials = result.data["trials"]
     assert "reestimate" not in result.data
     assert trials[2]["before_training"] is not None
+    assert trials[2]["reestimated"] == trials[0]["reestimated"] == 179  # of 200, without the validation part
+    assert f"{trials[2]['before_training']:.2%} right after the edits" in result.report().markdown()
+    assert "trained by the same recipe for as long" in result.report().html()
     without = go("without", reestimate=False)
     assert without.data["reestimate"] is False
     assert not any("reestimated" in trial for trial in without.data["trials"])
     with pytest.raises(RunError, match="reestimate"):
         go("without", resume=True)
+
+
+def test_workers_do_as_the_run_was_asked(go):
+    alone = go("alone", reestimate=False)
+    spread = go("spread", reestimate=False, placement=cw.runs.executors.Placement(jobs=2))
+    assert [t.score for t in spread.trials] == [t.score for t in alone.trials]
+    assert not any(t.reestimated for t in spread.trials)
 
 
 def test_without_a_baseline_the_network_is_compared_as_it_is(go):
@@ -168,6 +178,7 @@ def test_without_a_baseline_the_network_is_compared_as_it_is(go):
     assert baseline.candidate.epochs == 0
     assert baseline.score == first.score
     assert result.data["baseline_trained"] is False
+    assert "it was not trained further" in result.report().html()
     assert any("the untouched network as it is, from trial 0, only judged" in line for line in lines)
     assert go("run", baseline=False, resume=True).data == result.data
     with pytest.raises(RunError, match="baseline_trained"):
