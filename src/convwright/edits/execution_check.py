@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
 _RATIOS = (0.5, 2.0)
-_MOST_NAMED = 6  # groups that a message asks to change together
+_MOST_NEAR = 12  # groups at one place, that are tried together
 _MOST_RUNS = 120  # rehearsals per ratio, before what is still unknown is frozen together
 
 
@@ -98,25 +98,29 @@ def scale_widths(
     return tuple(edit for edit in edits if edit.target not in culprits)
 
 
-def in_proportion(architecture: Architecture, edit: Width) -> tuple[Width, ...]:
+def in_proportion(architecture: Architecture, edit: Width, near: Sequence[str]) -> tuple[Width, ...]:
     """Return the fewest edits that change a group together with others, all by one ratio, where alone it does not run.
 
+    Args:
+        architecture: the network.
+        edit: what does not run alone.
+        near: the groups at the place where it stops.
+
     Returns:
-        The edits; empty if nothing runs in proportion either, or the others cannot have the same ratio.
+        The edits; empty if nothing runs in proportion either.
     """
     stage = FakeNetwork.of(architecture)
-    if stage is None or edit.target not in architecture.channels.index:
+    if stage is None or edit.target not in near or len(near) > _MOST_NEAR:
         return ()
     trial = _Trial(architecture, stage)
     for ratio in (edit.size / architecture.group(edit.target).size, 2.0):
-        edits = list(proportional_widths(architecture, ratio))
+        edits = list(proportional_widths(architecture, dict.fromkeys(near, ratio)))
         if not any(e.target == edit.target for e in edits) or trial.failure(edits) is not None:
             continue
         for each in [e for e in edits if e.target != edit.target]:
             fewer = [e for e in edits if e is not each]
-            if trial.runs < _MOST_RUNS // 4 and trial.failure(fewer) is None:
-                edits = fewer
-        return tuple(edits) if len(edits) <= _MOST_NAMED else ()
+            edits = fewer if trial.failure(fewer) is None else edits
+        return tuple(edits)
     return ()
 
 

@@ -321,11 +321,12 @@ def store(model: nn.Module, repairs: Mapping[str, Stored]) -> None:
 class UnrepairableError(Exception):
     """An edited network does not run, and no stored size explains it."""
 
-    def __init__(self, failure: Failure, groups: tuple[str, ...], held: str = "") -> None:
+    def __init__(self, failure: Failure, groups: tuple[str, ...], held: str, near: tuple[str, ...]) -> None:
         super().__init__(failure.message + held)
         self.failure = failure
         self.groups = groups  # those that change at the place of failure
         self.held = held  # what keeps its width on the failing line, and why
+        self.near = near  # all groups at the place of failure
 
 
 def repaired(
@@ -368,7 +369,8 @@ def _repaired(stage: FakeNetwork, plan: ChannelRemap, given: Mapping[str, Stored
         else:
             if not given:  # else what was given may be what is wrong
                 stage.hopeless.add(place)
-            raise UnrepairableError(failure, groups, clues.held(failure))
+            near = tuple(dict.fromkeys(name for module in failure.modules for name in clues.near(module)))
+            raise UnrepairableError(failure, groups, clues.held(failure), near)
     return repairs
 
 
@@ -413,18 +415,21 @@ class _Clues:
 
     def groups(self, suspects: Iterable[str]) -> tuple[str, ...]:
         """Return the changing groups on the values that the first suspect handles itself."""
-        before = self.plan.before
         found: dict[str, None] = {}
         for suspect in suspects:
-            for node in self.own.get(suspect, ()):
-                for operand in [*node.all_input_nodes, node]:
-                    for value in _values(before.follower.values.get(operand.name)):
-                        for plane in value.planes:
-                            found.update(dict.fromkeys(before.groups_on(plane.labels)))
+            found.update(dict.fromkeys(self.near(suspect)))
             changing = tuple(name for name in found if name in self.plan.chosen)
             if changing:
                 return changing
         return ()
+
+    def near(self, module: str) -> tuple[str, ...]:
+        """Return the groups on the values that a module handles itself."""
+        before = self.plan.before
+        operands = (operand for node in self.own.get(module, ()) for operand in [*node.all_input_nodes, node])
+        values = (value for each in operands for value in _values(before.follower.values.get(each.name)))
+        names = (name for value in values for plane in value.planes for name in before.groups_on(plane.labels))
+        return tuple(dict.fromkeys(names))
 
     def held(self, failure: Failure) -> str:
         """Say which frozen channels arrive on the line that failed, and why they are frozen; empty if none do."""

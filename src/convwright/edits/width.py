@@ -356,7 +356,7 @@ def _remedy(architecture: Architecture, edits: Sequence[Width], error: Unrepaira
     concerned = ", ".join(error.groups[:4]) or "unknown"
     if error.held or error.failure.message == ATTENTION:
         return f"Leave these channels as they are: {concerned}."
-    together = in_proportion(architecture, edits[0]) if len(edits) == 1 else ()
+    together = in_proportion(architecture, edits[0], error.near) if len(edits) == 1 else ()
     if together:
         named = ", ".join(f'Width("{edit.target}", {edit.size})' for edit in together)
         return f"The code there takes shares of a size: change these groups in proportion, such as apply({named})."
