@@ -86,6 +86,7 @@ def test_the_command_line_hands_everything_on(monkeypatch):
         "model": "net", "data": "set", "budget": ["macs<=1", "params<=2"], "method": "auto", "objective": "macs",
         "out": Path("o"), "resume": True, "time": "3m", "placement": Placement(4, 5, "a", 6.0, 7.0, True),
         "storage": "s", "seed": 8, "recipe": "r", "epochs": 9, "tune_epochs": 10, "divisor": 11, "options": {"x": 12},
-        "proxy_classes": 13, "proxy_samples": 14, "baseline": False, "reestimate": False, "input_shape": "1x2x3", "data_dir": Path("d"), "weights": Path("w"),
+        "proxy_classes": 13, "proxy_samples": 14, "baseline": False, "reestimate": False,
+        "input_shape": "1x2x3", "data_dir": Path("d"), "weights": Path("w"),
         "command": f"convwright {words}".replace("macs<=1", "'macs<=1'").replace("params<=2", "'params<=2'"),
     }  # fmt: skip
