@@ -40,7 +40,8 @@ def randomised(name):
 
 def difference(before, after):
     x = torch.randn(3, *before.example_input.shape[1:], dtype=torch.float64)
-    outputs = [copy.deepcopy(arch.model).double().eval()(x) for arch in (before, after)]
+    with torch.no_grad():
+        outputs = [copy.deepcopy(arch.model).double().eval()(x) for arch in (before, after)]
     return float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max().clamp(min=1))
 
 
