@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import convwright as cw
 from convwright.architecture import read
-from convwright.cost import profile
-from convwright.cost.memory import live_at_births, storages
+from convwright.cost import costs_of, parse_budget, profile
+from convwright.cost.memory import EagerStorages, live_at_births, peak_bytes, storages
 
 
 class Net(nn.Module):
@@ -18,6 +19,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.function(self, x)
+
+
+def counted(model, images):
+    """What a forward pass on real tensors holds at its peak."""
+    observed = EagerStorages()
+    with torch.no_grad(), observed:
+        observed.hold(images)
+        model(images)
+    return peak_bytes(tuple(observed.found), frozenset(), 1)
 
 
 def peak(function, shape=(1, 2, 4, 4), **layers):
@@ -144,3 +154,82 @@ def test_peak_is_the_largest_moment(name):
     slow = max(sum(b for s, b in zip(found, sizes, strict=True) if s.born <= t <= s.dies) for t in ends)
     fast = max(sum(sizes[i] for i in live) for live in live_at_births(found))
     assert fast == slow == profile(arch).activation_bytes
+
+
+# ------------------------------------------------------------------ what eager PyTorch holds
+
+
+def eager(function, shape=(1, 2, 4, 4), **layers):
+    images = torch.rand(shape)
+    arch = read(Net(function, **layers), images)
+    found = profile(arch).eager_activation_bytes
+    assert arch.cost_model().eager_activation_bytes({}) == found == counted(arch.model.eval(), images)
+    assert found >= profile(arch).activation_bytes
+    return found // 4
+
+
+def test_the_caller_holds_the_input():
+    def run(m, x):
+        return m.c(m.b(m.a(x)))
+
+    assert eager(run, a=conv(2, 3), b=conv(3, 5), c=conv(5, 1)) == PIXELS * (2 + 3 + 5)
+
+
+def test_a_variable_holds_its_value_until_it_is_assigned_anew():
+    def named(m, x):
+        y = m.a(x)
+        z = m.b(y)
+        return m.c(z)
+
+    def anew(m, x):
+        y = m.a(x)
+        y = m.b(y)
+        return m.c(y)
+
+    layers = {"a": conv(2, 9), "b": conv(9, 5), "c": conv(5, 8)}
+    assert eager(named, **layers) == PIXELS * (2 + 9 + 5 + 8)
+    assert eager(anew, **layers) == PIXELS * (2 + 9 + 5)
+
+
+def test_views_and_values_changed_in_place_hold_nothing_of_their_own():
+    def run(m, x):
+        return torch.relu_(m.a(x)).flatten(1)[:, 8:]
+
+    assert eager(run, a=conv(2, 3)) == PIXELS * (2 + 3)
+
+
+def test_what_a_module_keeps_is_held_by_a_copy_and_not_by_the_network():
+    def run(m, x):
+        m.kept = m.a(x)
+        return m.b(m.c(m.kept))
+
+    images = torch.rand(1, 2, 4, 4)
+    model = Net(run, a=conv(2, 3), b=conv(3, 1), c=conv(3, 3))
+    arch = read(model, images)
+    arch.model.__dict__.pop("kept", None)
+    assert arch.profile().eager_activation_bytes == 4 * PIXELS * (2 + 3 + 3 + 1)
+    assert not hasattr(arch.model, "kept")
+
+
+@pytest.mark.parametrize("name", ["zoo:resnet20", "torchvision:shufflenet_v2_x0_5", "timm:mobilevitv2_050"])
+def test_eager_is_what_a_real_pass_holds_and_follows_the_widths(name):
+    arch = cw.read(name)
+    model = arch.cost_model()
+    assert arch.profile().eager_activation_bytes == counted(arch.model.eval(), arch.example_input)
+    widths = {g.name: g.step * max(g.units // 2, 1) for g in arch.free_groups if not g.tied}
+    edited = arch.apply(*(cw.Width(group, width) for group, width in widths.items()), verify=False)
+    assert (
+        edited.profile().eager_activation_bytes
+        == model.eager_activation_bytes(widths)
+        == counted(edited.model.eval(), edited.example_input)
+    )
+
+
+def test_a_budget_is_judged_on_what_eager_pytorch_holds():
+    arch = cw.read("zoo:resnet20")
+    found = costs_of(arch.profile())["activations"]
+    assert found == arch.profile().eager_activation_bytes > arch.profile().activation_bytes
+    assert arch.cost_model().costs({})["activations"] == found
+    assert arch.profile().as_dict()["eager_activation_bytes"] == found
+    limits = parse_budget("activations<=50%").resolve(arch.profile())
+    assert limits.costs(arch.cost_model(), {}) == {"activations": found}

@@ -20,6 +20,7 @@ from convwright.errors import EditError, did_you_mean
 if TYPE_CHECKING:
     from convwright.cost.cost_model import CostModel
     from convwright.cost.counts import Profile
+    from convwright.cost.memory import TensorStorage
     from convwright.edits.plan import Change, Edit, Importance, Plan
 
 
@@ -164,6 +165,13 @@ class Architecture:
         from convwright.cost.counts import profile
 
         return profile(self)
+
+    @cached_property
+    def held(self) -> tuple[TensorStorage, ...]:
+        """The storages of an eager forward pass, and how long each is held; found by executing the network's code."""
+        from convwright.cost.memory import eager_storages
+
+        return eager_storages(self.model, self.example_input, self.capture)
 
     def cost_model(self) -> CostModel:
         """Return the costs as functions of the group widths, for arrays of candidates."""

@@ -2,7 +2,6 @@
 
 from convwright.cost.budget import (
     MEASURED,
-    METRICS,
     Budget,
     Estimate,
     Limits,
@@ -15,7 +14,7 @@ from convwright.cost.budget import (
     smallest_widths,
 )
 from convwright.cost.cost_model import CostModel
-from convwright.cost.counts import LayerCost, ModuleCost, Profile, profile
+from convwright.cost.counts import METRICS, LayerCost, ModuleCost, Profile, profile
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
 from convwright.cost.latency_model import LatencyModel, LayerLatencies, LayerLatency, layer_latencies
 from convwright.cost.latency_table import LatencyTable

@@ -2,7 +2,7 @@
 
 ``macs<=50%, params<=1.5M`` is a budget of two terms. A term's limit is absolute or relative to the present network.
 All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most. Latency is held in whole nanoseconds, so
-that all costs are integers.
+that all costs are integers. A limit on activations is one on what eager PyTorch holds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import numpy as np
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.cost.cost_model import CostModel
-from convwright.cost.counts import Profile
+from convwright.cost.counts import METRICS, Profile
 from convwright.errors import BudgetError, did_you_mean
 
-METRICS = ("macs", "params", "activations", "weights")  # counted
 MEASURED = ("latency",)
 NetworkEstimate = Callable[[Architecture], int]  # a network -> a cost that is measured, not counted
 Estimate = Callable[[Mapping[str, int]], int]  # widths of free groups by name -> a cost that is measured, not counted
@@ -169,7 +168,7 @@ class Limits:
             BudgetError: if a width is wrong, or nothing estimates a limited metric.
         """
         self._check_known(self.estimates)
-        counted = model.costs(widths)
+        counted = model.costs(widths, [m for m in self.limits if m not in MEASURED])
         return {m: self.estimates[m](widths) if m in MEASURED else int(counted[m]) for m in self.limits}
 
     def costs_of(self, network: Architecture) -> dict[str, int]:
@@ -206,7 +205,7 @@ def costs_of(profile: Profile) -> dict[str, int]:
     return {
         "macs": profile.macs,
         "params": profile.params,
-        "activations": profile.activation_bytes,
+        "activations": profile.eager_activation_bytes,
         "weights": profile.weight_bytes,
     }
 

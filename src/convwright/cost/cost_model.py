@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,9 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
-from convwright.cost.counts import weight_tensors
+from convwright.cost.counts import METRICS, weight_tensors
 from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial, Quadratic
-from convwright.cost.memory import done_once, live_at_births, storages
+from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
 from convwright.errors import BudgetError, did_you_mean
 
@@ -50,7 +51,8 @@ class CostModel:
     least: Ints
     frozen: dict[str, str] = field(repr=False)
     _basis: Basis = field(repr=False)
-    _costs: dict[str, Quadratic | Peak] = field(repr=False)  # by the names that budgets use
+    _costs: dict[str, Quadratic | Peak] = field(repr=False)  # by the names that budgets use; "least": activations
+    _arch: Architecture = field(repr=False)
 
     @classmethod
     def of(cls, arch: Architecture) -> CostModel:
@@ -58,7 +60,7 @@ class CostModel:
         sizes = FormMaker(arch.channels)
         macs = _macs(arch, sizes)
         params, weight_bytes = _weights(arch, sizes)
-        moments = _moments(arch, sizes)
+        moments = _moments(arch, sizes, storages(arch.capture))
         basis = Basis(sizes.units, [macs, params, weight_bytes, *moments])
         batch = _batch(arch)
         return cls(
@@ -71,10 +73,23 @@ class CostModel:
             _costs={
                 "macs": Quadratic(basis, macs, batch),
                 "params": Quadratic(basis, params),
-                "activations": Peak(basis, moments, batch),
+                "least": Peak(basis, moments, batch),
                 "weights": Quadratic(basis, weight_bytes),
             },
+            _arch=arch,
         )
+
+    @cached_property
+    def _eager(self) -> tuple[Basis, Peak]:
+        """What eager PyTorch holds, from an execution of the network's code: not every question needs it."""
+        sizes = FormMaker(self._arch.channels)
+        moments = _moments(self._arch, sizes, self._arch.held)
+        basis = Basis(sizes.units, moments)
+        return basis, Peak(basis, moments, _batch(self._arch))
+
+    def _held(self, table: Ints) -> Ints:
+        basis, peak = self._eager
+        return peak(basis.variables(table))
 
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
@@ -93,19 +108,23 @@ class CostModel:
         return self._evaluate("weights", widths=widths)["weights"]
 
     def activation_bytes(self, widths: Widths) -> Ints | int:
-        """Return the peak bytes of input and activations; as ``macs``."""
+        """Return the least peak bytes of input and activations, each freed after its last use; as ``macs``."""
+        return self._evaluate("least", widths=widths)["least"]
+
+    def eager_activation_bytes(self, widths: Widths) -> Ints | int:
+        """Return the peak bytes that eager PyTorch holds, by which budgets are judged; as ``macs``."""
         return self._evaluate("activations", widths=widths)["activations"]
 
-    def costs(self, widths: Widths) -> dict[str, Ints | int]:
-        """Return all four by the names that budgets use: macs, params, activations, weights."""
-        return self._evaluate(*self._costs, widths=widths)
+    def costs(self, widths: Widths, metrics: Sequence[str] = METRICS) -> dict[str, Ints | int]:
+        """Return costs by the names that budgets use: macs, params, activations (eager), weights."""
+        return self._evaluate(*metrics, widths=widths)
 
     # -------------------------------------------------------------- reading widths
 
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
         variables = self._basis.variables(table)
-        results = {name: self._costs[name](variables) for name in names}
+        results = {name: self._costs[name](variables) if name in self._costs else self._held(table) for name in names}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:
@@ -207,10 +226,12 @@ def _names_in_graph(arch: Architecture) -> dict[int, str]:
     return {id(tensor): name for name, tensor in state.items() if name in used}
 
 
-def _moments(arch: Architecture, sizes: FormMaker) -> list[Polynomial]:
+def _moments(arch: Architecture, sizes: FormMaker, found: tuple[TensorStorage, ...]) -> list[Polynomial]:
     """Return the bytes that are live whenever memory is taken (of the whole batch, as ``_macs``)."""
-    found, once = storages(arch.capture), done_once(arch.capture)
-    factors = [sizes.numel(_value(arch, s.node, s.output)) for s in found]
+    once = done_once(arch.capture)
+    factors = [
+        sizes.numel(_value(arch, s.node, s.output)) if s.node else [Form(length) for length in s.shape] for s in found
+    ]
     times = [s.itemsize * (_batch(arch) if s.node in once else 1) for s in found]
     moments = []
     for live in live_at_births(found):

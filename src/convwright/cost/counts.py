@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor, fx, nn
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, module_path, shape_of
 from convwright.architecture.rules import RULES
-from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
+from convwright.cost.memory import done_once, peak_bytes, storages
 from convwright.cost.recount import count_by_torch
 from convwright.cost.work import macs_of, work_of
 
 __all__ = ["LayerCost", "ModuleCost", "Profile", "count_by_torch", "profile", "weight_tensors"]
+
+METRICS = ("macs", "params", "activations", "weights")  # what budgets call what is counted
 
 # Operators without a label rule that only move, pick or compare values.
 _NO_ARITHMETIC = frozenset({
@@ -89,8 +92,8 @@ class Profile:
         params: elements of all parameters, shared ones once (frozen ones too; buffers not).
         buffers: elements of the buffers in the state dict.
         weight_bytes: bytes of the state dict (parameters and buffers), shared tensors once.
-        activation_bytes: the most memory that the input and the activations take at one moment of
-            the forward pass; weights are not in it.
+        activation_bytes: the least memory in which the forward pass can run: each value, the input too, is freed
+            after its last use; weights are not in it. See `eager_activation_bytes`.
         layers: the cost of each layer, in execution order.
         uncounted: operators whose arithmetic nothing here counts, as ``operator in module``.
         parameters: elements of each parameter by its qualified name.
@@ -104,6 +107,17 @@ class Profile:
     layers: tuple[LayerCost, ...] = field(repr=False)
     uncounted: tuple[str, ...]
     parameters: dict[str, int] = field(repr=False)
+    _arch: Architecture | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def eager_activation_bytes(self) -> int:
+        """The most memory that eager PyTorch holds at one moment, without gradients; budgets are judged on it.
+
+        The caller holds the input, and each variable of the network's code its value, so this is more than
+        `activation_bytes`. The code is executed on fake tensors, when this is asked for first.
+        """
+        assert self._arch is not None
+        return peak_bytes(self._arch.held, done_once(self._arch.capture), _batch(self._arch))
 
     @property
     def complete(self) -> bool:
@@ -136,7 +150,9 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, strings, lists and dictionaries."""
-        return {**asdict(self), "complete": self.complete}
+        plain = asdict(replace(self, _arch=None))
+        del plain["_arch"]
+        return {**plain, "eager_activation_bytes": self.eager_activation_bytes, "complete": self.complete}
 
 
 def profile(arch: Architecture) -> Profile:
@@ -164,7 +180,12 @@ def profile(arch: Architecture) -> Profile:
         layers=layers,
         uncounted=tuple(dict.fromkeys(_uncounted(arch))),
         parameters=parameters,
+        _arch=arch,
     )
+
+
+def _batch(arch: Architecture) -> int:
+    return max(int(arch.example_input.shape[0]), 1)
 
 
 def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -181,7 +202,7 @@ class _Meter:
 
     def __init__(self, arch: Architecture) -> None:
         self.arch = arch
-        self.batch = max(int(arch.example_input.shape[0]), 1)
+        self.batch = _batch(arch)
         self.nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
         self.once = done_once(arch.capture)
         self.params = _params_by_node(arch, self.once)
@@ -210,15 +231,7 @@ class _Meter:
 
     def peak(self) -> int:
         """Return the most bytes that are live at one moment."""
-        found = storages(self.arch.capture)
-        sizes = [self._batched_bytes(s) for s in found]
-        moments = [sum(sizes[i] for i in live) for live in live_at_births(found)]
-        return max(moments, default=0) // self.batch
-
-    def _batched_bytes(self, storage: TensorStorage) -> int:
-        """Return bytes, with weight results counted once per sample so that the batch divides."""
-        times = self.batch if storage.node in self.once else 1
-        return times * math.prod(storage.shape) * storage.itemsize
+        return peak_bytes(storages(self.arch.capture), self.once, self.batch)
 
     def _per_sample(self, node: fx.Node, count: int) -> int:
         return count if node.name in self.once else count // self.batch

@@ -101,6 +101,7 @@ def as_dict(
         "macs_by_torch": count_by_torch(arch.model, arch.example_input),
         "params": costs.params,
         "activation_bytes": costs.activation_bytes,
+        "eager_activation_bytes": costs.eager_activation_bytes,
         "weight_bytes": costs.weight_bytes,
         "complete": costs.complete,
         "uncounted": list(costs.uncounted),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from convwright.cost.budget import MEASURED, METRICS, Limits, costs_of, feasible_range, human
+from convwright.cost.budget import MEASURED, Limits, costs_of, feasible_range, human
+from convwright.cost.counts import METRICS
 from convwright.edits import Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, did_you_mean
 from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, reasons

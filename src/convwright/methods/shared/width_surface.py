@@ -161,7 +161,7 @@ class Surface:
         if metric in MEASURED:
             rows = [dict(zip(model.groups, row, strict=True)) for row in table.tolist()]
             return np.array([self.limits.costs(model, row)[metric] for row in rows], dtype=np.float64)
-        return np.asarray(known.get(metric, model.activation_bytes)(table), dtype=np.float64)
+        return np.asarray(known.get(metric, model.eager_activation_bytes)(table), dtype=np.float64)
 
     def _table(self, rows: Sequence[Mapping[str, int]]) -> Ints:
         """Return the sizes of all free groups for several sets of widths, shape (n, groups)."""
