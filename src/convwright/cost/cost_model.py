@@ -87,6 +87,10 @@ class CostModel:
         basis = Basis(sizes.units, moments)
         return basis, Peak(basis, moments, _batch(self._arch))
 
+    def _held(self, table: Ints) -> Ints:
+        basis, peak = self._eager
+        return peak(basis.variables(table))
+
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
 
@@ -120,10 +124,7 @@ class CostModel:
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
         variables = self._basis.variables(table)
-        results = {name: self._costs[name](variables) for name in names if name in self._costs}
-        if "activations" in names:
-            basis, peak = self._eager
-            results["activations"] = peak(basis.variables(table))
+        results = {name: self._costs[name](variables) if name in self._costs else self._held(table) for name in names}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:

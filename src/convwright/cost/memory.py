@@ -144,13 +144,13 @@ def _with_nodes(found: Sequence[TensorStorage], known: Sequence[TensorStorage]) 
 
     What an operator makes for itself, such as the places of maxima, is as large as a value nearby: it gets that one's.
     """
-    one, two = ([(math.prod(s.shape), s.itemsize) for s in listed] for listed in (found, known))
+    one, two = ([(s.shape, s.itemsize) for s in listed] for listed in (found, known))
     nodes: dict[int, TensorStorage] = {}
     for a, b, count in SequenceMatcher(None, one, two, autojunk=False).get_matching_blocks():
         nodes.update((a + i, known[b + i]) for i in range(count))
     named = []
-    for at, (storage, (size, _)) in enumerate(zip(found, one, strict=True)):
-        alike = [at] if at in nodes else [i for i in nodes if one[i][0] == size]
+    for at, storage in enumerate(found):
+        alike = [at] if at in nodes else [i for i in nodes if math.prod(found[i].shape) == math.prod(storage.shape)]
         near = min(alike, key=lambda i: abs(found[i].born - storage.born), default=None)
         named.append(storage if near is None else replace(storage, node=nodes[near].node, output=nodes[near].output))
     return tuple(named)
