@@ -705,6 +705,7 @@ def fuzz(count: int, seed: int, only: Sequence[str] = (), start: int = 0, most: 
     for tried, (number, kind, make) in enumerate(islice(inputs(count, seed, only, start), most), start=1):
         if not tried % 500:
             print(f"{tried} tried, {len(faults)} failed", file=sys.stderr, flush=True)
+        Path("now").write_text(f"{number} {kind}")  # where it was, should the process itself be killed
         shutil.rmtree("case", ignore_errors=True)
         Path("case").mkdir()
         call = make()
