@@ -724,7 +724,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kinds, joined by commas")
     parser.add_argument("--from", dest="start", type=int, default=0)
     given = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (24 * GIB, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    # What asks for more gets a MemoryError, and the machine lives on. A process has some GiB of addresses for a start.
+    resource.setrlimit(resource.RLIMIT_AS, (10 * GIB, resource.getrlimit(resource.RLIMIT_AS)[1]))
     torch.set_num_threads(1)
     only = [kind for kind in given.only.split(",") if kind]
     began = time.monotonic()
