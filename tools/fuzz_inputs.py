@@ -511,7 +511,7 @@ FORWARD = (
     "raise ValueError", "1 / 0",
     "raise SystemExit", "x = x.half()", "x = x.double()", "x = x.numpy()", "x = x.cpu().detach().numpy()",
     "x = x[:, :, ::0]", "x = x.reshape(-1)",
-    "if x.sum() > 0: x = -x", "while True: x = x + x", "x = x.to('meta')", "return self.forward(x)",
+    "if x.sum() > 0: x = -x", "x = x + x[:0].sum()", "x = x.to('meta')", "return self.forward(x)",
     "raise KeyboardInterrupt", "x = x.item()",
     "assert False, 'a\\nb'", "raise Exception('\\x1b[31m' * 999)", "import nix", "print(x)", "x = x * self.nix",
     "del self.conv2", "exit(0)",
