@@ -110,7 +110,7 @@ GOOD = {
     "model": ("net.py:Net", "net.py:Net", "zoo:resnet20", "net.py:net"), "shape": ("1x8x8", "3x32x32"),
     "sides": ("8:16:8", "8,12"), "weights": ("w.safetensors", "w.pt"), "count": ("1", "2"), "few": ("1",),
     "seed": ("0", "7"),
-    "data": ("npz:set.npz", "folder:photos", "fashion-mini"), "recipe": ("r.yaml", "r.yaml", "default"),
+    "data": ("npz:set.npz", "folder:photos", "fashion-mini"), "recipe": ("r.yaml", "r.yaml", "r2.yaml"),
     "out": ("case/out",),
     "budget": ("macs<=50%", "params<=1500", "macs<=60%, weights<=10KB", "activations<=2MB"),
     "method": ("uniform", "random"), "time": ("90s", "1h30m"), "option": ("trials=2", "mode=parity"),
