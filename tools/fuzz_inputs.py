@@ -110,7 +110,7 @@ GOOD = {
     "model": ("net.py:Net", "net.py:Net", "zoo:resnet20", "net.py:net"), "shape": ("1x8x8", "3x32x32"),
     "sides": ("8:16:8", "8,12"), "weights": ("w.safetensors", "w.pt"), "count": ("1", "2"), "few": ("1",),
     "seed": ("0", "7"),
-    "data": ("npz:set.npz", "folder:photos", "fashion-mini"), "recipe": ("r.yaml", "r.yaml", "default"),
+    "data": ("npz:set.npz", "folder:photos", "fashion-mini"), "recipe": ("r.yaml", "r.yaml", "r2.yaml"),
     "out": ("case/out",),
     "budget": ("macs<=50%", "params<=1500", "macs<=60%, weights<=10KB", "activations<=2MB"),
     "method": ("uniform", "random"), "time": ("90s", "1h30m"), "option": ("trials=2", "mode=parity"),
@@ -511,7 +511,7 @@ FORWARD = (
     "raise ValueError", "1 / 0",
     "raise SystemExit", "x = x.half()", "x = x.double()", "x = x.numpy()", "x = x.cpu().detach().numpy()",
     "x = x[:, :, ::0]", "x = x.reshape(-1)",
-    "if x.sum() > 0: x = -x", "while True: x = x + x", "x = x.to('meta')", "return self.forward(x)",
+    "if x.sum() > 0: x = -x", "x = x + x[:0].sum()", "x = x.to('meta')", "return self.forward(x)",
     "raise KeyboardInterrupt", "x = x.item()",
     "assert False, 'a\\nb'", "raise Exception('\\x1b[31m' * 999)", "import nix", "print(x)", "x = x * self.nix",
     "del self.conv2", "exit(0)",
@@ -705,6 +705,7 @@ def fuzz(count: int, seed: int, only: Sequence[str] = (), start: int = 0, most: 
     for tried, (number, kind, make) in enumerate(islice(inputs(count, seed, only, start), most), start=1):
         if not tried % 500:
             print(f"{tried} tried, {len(faults)} failed", file=sys.stderr, flush=True)
+        Path("now").write_text(f"{number} {kind}")  # where it was, should the process itself be killed
         shutil.rmtree("case", ignore_errors=True)
         Path("case").mkdir()
         call = make()
@@ -723,7 +724,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kinds, joined by commas")
     parser.add_argument("--from", dest="start", type=int, default=0)
     given = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (24 * GIB, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    # What asks for more gets a MemoryError, and the machine lives on. A process has some GiB of addresses for a start.
+    resource.setrlimit(resource.RLIMIT_AS, (10 * GIB, resource.getrlimit(resource.RLIMIT_AS)[1]))
     torch.set_num_threads(1)
     only = [kind for kind in given.only.split(",") if kind]
     began = time.monotonic()

@@ -18,7 +18,8 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("step",), "x"), (("history",), {}), (("history", 0), ["x"] * 7), (("settings",), "{}"), (("recipe",), "["),
+        (("step",), "x"), (("history",), {}), (("history", 0), [float("inf")] * 7),
+        (("settings",), "{}"), (("recipe",), "["),
         (("val",), [None, {}]), (("optimizer", "state"), {0: 3}), (("optimizer", "param_groups"), []), (("random",),
         {}),
         (("model",), 3), (("loader",), {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -374,7 +375,8 @@ class Run:
             check_alike(found[name], value, path, name)
         numbers = [value for row in (*found["history"], found["val"]) for value in row]
         states = found["optimizer"]["state"].values()
-        if not all(isinstance(v, int | float | None) for v in numbers) or not all(isinstance(s, dict) for s in states):
+        fine = all(v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in numbers)
+        if not fine or not all(isinstance(state, dict) for state in states):
             raise RunError(f"{path}: damaged (history or optimizer.state); remove it to train from the beginning")
         _check_recipe(self.recipe, json.loads(found["recipe"]), path)
         if found["data"] != _data_text(self.data):

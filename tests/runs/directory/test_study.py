@@ -343,3 +343,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_json(tmp_path / "closed" / "x.json", {})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["closed", "x.json"]
+
+
+def test_a_database_that_does_not_answer_leaves_no_run(tmp_path):
+    with pytest.raises(RunError):
+        Study(tmp_path / "run", {}, storage="sqlite:////no/where/x.db")
+    assert not (tmp_path / "run" / "run.json").exists()
+    Study(tmp_path / "run", {}, storage=f"sqlite:///{tmp_path}/x.db").__exit__(None, None, None)
