@@ -1,5 +1,7 @@
 """``read``: every kind of input it takes, and every input it must refuse in words."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -340,3 +342,18 @@ def test_several_inputs_are_no_shape(given):
 def test_a_name_like_none_is_answered_with_the_groups():
     with pytest.raises(EditError, match="Its groups are input, stem, conv"):
         read(networks.Chain(), (3, 9, 9)).group("zzzz")
+
+
+def test_what_forward_stores_while_it_is_read_is_undone():
+    class Caching(networks.Chain):
+        anchors = torch.empty(0)
+
+        def forward(self, x):
+            y = super().forward(x)
+            self.anchors = torch.arange(y.shape[1]) * 0.5
+            return y + self.anchors
+
+    net = Caching()
+    read(net, (3, 9, 9))
+    assert "anchors" not in vars(net)
+    assert copy.deepcopy(net)(torch.zeros(1, 3, 9, 9)).shape == (1, 3)

@@ -210,14 +210,16 @@ def _name(spec: InputSpec | OutputSpec) -> str:
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put the model into a mode, and give each module back its own afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Put the model into a mode; afterwards each module has its own again, and what forward stored is undone."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     model.train(training)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, attributes, buffers in before:
+            for own, stored in ((vars(module), attributes), (module._buffers, buffers)):
+                own.clear()
+                own.update(stored)
 
 
 def _check_one_input(model: nn.Module) -> None:
