@@ -51,7 +51,9 @@ def search_loop() -> str:
     if not data:
         return missing("search_loop")
     times = ("first", "last", "cpu_first", "cpu_last")
-    rows = [(r["storage"], *(f"{1e3 * r[name]:.0f} ms" for name in times), f"{r['resumed']:.1f} s") for r in data["rows"]]
+    rows = [
+        (r["storage"], *(f"{1e3 * r[name]:.0f} ms" for name in times), f"{r['resumed']:.1f} s") for r in data["rows"]
+    ]
     trials, window = data["rows"][0]["trials"], data["window"]
     words = f"{trials:,} trials, medians of the first and the last {window}, load {data['load'][0]:.1f}.\n\n"
     head = ("storage", "a trial at first", "at the end", "processor at first", "at the end", "all resumed in")
