@@ -295,7 +295,7 @@ def reproduce(
 
 @app.command()
 def apply(
-    plan: Annotated[Path, typer.Argument(help="A plan.json.")],
+    plan: Annotated[Path, typer.Argument(help="A plan.json.", readable=False)],
     model: options.Model,
     weights: options.Weights = None,
     save: Annotated[Path | None, typer.Option(help="Write the changed network's weights (.safetensors).")] = None,
@@ -313,7 +313,7 @@ def apply(
 
 @plans.command("show")
 def plan_show(
-    plan: Annotated[Path, typer.Argument(help="A plan.json.")],
+    plan: Annotated[Path, typer.Argument(help="A plan.json.", readable=False)],
     model: Annotated[str | None, typer.Option(help="Its network; default: the one that the plan names.")] = None,
     input_shape: options.Input = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs; default: as recorded with the plan.")] = None,

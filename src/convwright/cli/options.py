@@ -23,7 +23,7 @@ Input = Annotated[str | None, typer.Option("--input", help=OPTIMIZE["input_shape
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 RecipeName = Annotated[str | None, typer.Option(help=OPTIMIZE["recipe"])]
 Seed = Annotated[int, typer.Option(help=OPTIMIZE["seed"])]
-Weights = Annotated[Path | None, typer.Option(help=OPTIMIZE["weights"])]
+Weights = Annotated[Path | None, typer.Option(help=OPTIMIZE["weights"], readable=False)]
 Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Isolate = Annotated[

@@ -75,9 +75,9 @@ def looped(file):
 
 
 def unreadable(file):
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
     file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("root reads everything")
 
 
 def shuffled(file):
