@@ -83,8 +83,8 @@ def test_validate(run, tmp_path):
     ("words", "message"),
     [
         (("show", "smallnet"), "Did you mean small-net"),
-        (("show", "none.yaml"), "none.yaml: cannot be read"),
-        (("validate", "none.yaml"), "none.yaml: cannot be read"),
+        (("show", "none.yaml"), "none.yaml: no such file"),
+        (("validate", "none.yaml"), "none.yaml: no such file"),
         (("validate", "default", "--data", "fashion-mini"), "--model is missing"),
         (("validate", "default", "--model", "zoo:mnist-b"), "--data is missing"),
         (("validate", "default", "--data", "mnits", "--model", "zoo:mnist-b"), "Did you mean mnist"),

@@ -232,7 +232,10 @@ def unfinished(folder: Path, source: str, scores: list[float | None]) -> None:
         trial = study.ask()
         trial.set_user_attr("candidate", {**candidate, "role": "candidate", "probes": []})
         if score is not None:
-            trial.set_user_attr("evidence", {"score": score})
+            trial.set_user_attr(
+                "evidence",
+                {"trial": number, "score": score, "stderr": 0.0, "costs": {}, "status": "done", "seconds": 1.0},
+            )
             save_weights(changed.model, folder / "trials" / f"{number:04d}" / "model.safetensors")
 
 

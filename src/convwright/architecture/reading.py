@@ -67,8 +67,8 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
         ReadError: if the name is unknown or the constructor fails.
     """
     if isinstance(model, nn.Module):
-        _refuse_wrapper(model)
         _refuse_deep(model, type(model).__name__)
+        _refuse_wrapper(model)
         return model, None, type(model).__name__
     where, _, name = model.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm, "zoo": _zoo}
@@ -226,7 +226,7 @@ def checked_shape(sizes: Iterable[int]) -> tuple[int, ...]:
 def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str) -> Tensor:
     if isinstance(given, Tensor):
         return given
-    shape = parse_shape(given) if isinstance(given, str) else checked_shape(given) if given else default
+    shape = parse_shape(given) if isinstance(given, str) else given if given is not None else default
     if shape is None:
         raise ReadError(f"{source} needs an example input: give its shape, e.g. 3x224x224.")
     if isinstance(shape, Mapping) or not all(isinstance(size, int) for size in shape):
@@ -234,6 +234,7 @@ def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module
             f"{source}: the example input must be one tensor or its shape, e.g. 3x224x224; wrap a network with several "
             "inputs, or with a dictionary of them, in a module that takes one image and supplies the rest."
         )
+    shape = checked_shape(shape)
     if len(shape) in (2, 3):  # (c, h, w) or (c, l): a batch of one is meant
         shape = (1, *shape)
     anchor = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convwright.errors import ConvwrightError, DataError, EditError, ReadError, RecipeError, RunError
+from convwright.errors import ConvwrightError, DataError, EditError, ReadError, RecipeError, RunError, is_there
 
 _WEIGHTS = (".pt", ".pth", ".safetensors", ".onnx")
 
@@ -40,14 +40,14 @@ def refuse_missing(
         (folder, True, RunError, "no such folder; give the run directory of `convwright optimize` or `train`"),
     ]
     for given, is_folder, error, words in checks:
-        if given is not None and not (given.is_dir() if is_folder else given.exists()):
+        if given is not None and not is_there(given, Path.is_dir if is_folder else Path.exists):
             raise error(f"{given}: {words}")
 
 
 def _check_model(model: str) -> None:
     file, colon, _ = model.rpartition(":")
     file = file if colon and ".py:" in model else model
-    if file.endswith(".py") and not Path(file).is_file():
+    if file.endswith(".py") and not is_there(file):
         raise ReadError(f"there is no file {file} (asked for by {model!r})")
     if Path(model).suffix in _WEIGHTS:
         raise ReadError(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convwright.edits.edit import Edit
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
 from convwright.edits.remap import recipe
-from convwright.edits.width import Width, proportional_widths, solve
+from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
 from convwright.errors import EditError
 
 if TYPE_CHECKING:
@@ -122,6 +123,20 @@ def in_proportion(architecture: Architecture, edit: Width, near: Sequence[str]) 
             edits = fewer if trial.failure(fewer) is None else edits
         return tuple(edits)
     return ()
+
+
+def with_remedy(architecture: Architecture, edits: Sequence[Edit], error: EditError) -> EditError:
+    """Return a refusal; of a width, with the edits that do it where groups have to change in proportion."""
+    if not isinstance(error, UnrunnableWidthsError) or len(edits) > 1 or not isinstance(edits[0], Width):
+        return error
+    together = in_proportion(architecture, edits[0], error.near)
+    if not together:
+        return error
+    named = ", ".join(f'Width("{edit.target}", {edit.size})' for edit in together)
+    return EditError(
+        f"{error.what} The code there takes shares of a size: change these groups in proportion, such as "
+        f"apply({named})."
+    )
 
 
 @dataclass(eq=False)

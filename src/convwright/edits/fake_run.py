@@ -435,7 +435,8 @@ class _Clues:
         """Say which frozen channels arrive on the line that failed, and why they are frozen; empty if none do."""
         graph = self.plan.before
         on_line = (n for path in failure.modules[:1] for n in self.own.get(path, ()) if _is_on(n, failure))
-        for operand in (operand for node in on_line for operand in node.all_input_nodes):
+        arriving = (n for node in on_line for n in node.all_input_nodes if n.op != "placeholder")  # weights lie there
+        for operand in arriving:
             for value in _values(graph.follower.values.get(operand.name)):
                 for name in (name for plane in value.planes for name in graph.groups_on(plane.labels)):
                     group = graph.group(name)

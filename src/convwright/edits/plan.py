@@ -15,6 +15,7 @@ from torch import nn
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
+from convwright.edits.execution_check import with_remedy
 from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan_file import (
     called,
@@ -290,9 +291,9 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
     fresh = tuple(replace(e, repairs=None) if isinstance(e, Width) and e.repairs else e for e in run)
     try:
         outcome = carry_out(current, run, options)
-    except EditError:
+    except EditError as error:
         if fresh == run:
-            raise
+            raise with_remedy(current, run, error) from error
         outcome = carry_out(current, fresh, options)  # a plan edited by hand: stored sizes are found anew
     return Passage(current, run, outcome, _succeed(current, outcome, options.verify))
 

@@ -68,8 +68,9 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy a model; what ``memo`` has in place of an object is taken for it, and it notes all others' copies."""
-    for key, value in computed_attributes(model).items():
-        memo.setdefault(key, value)
+    for tensor in computed_attributes(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -113,17 +114,13 @@ def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) ->
     return made
 
 
-def computed_attributes(model: nn.Module) -> dict[int, Tensor]:
-    """Return detached stand-ins for tensors that hooks compute and store (the older ``weight_norm``).
+def computed_attributes(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that hooks compute and store (the older ``weight_norm``).
 
     They carry a graph, which cannot be copied, and are computed anew at each forward pass.
     """
-    return {
-        id(value): value.detach()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
+    stored = (value for module in model.modules() for value in vars(module).values())
+    return [value for value in stored if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def plain_tensors(model: nn.Module) -> dict[int, Tensor]:

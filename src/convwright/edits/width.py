@@ -345,25 +345,24 @@ def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, pl
     try:
         return repaired(stage, units, lambda: plan, given)
     except UnrepairableError as error:
-        raise EditError(
-            f"the network does not run with these widths: {error}. {_remedy(architecture, edits, error)}"
-        ) from error
+        raise UnrunnableWidthsError(error) from error
 
 
-def _remedy(architecture: Architecture, edits: Sequence[Width], error: UnrepairableError) -> str:
-    from convwright.edits.execution_check import in_proportion  # it rehearses width edits
+class UnrunnableWidthsError(EditError):
+    """The network's own code does not run with these widths.
 
-    concerned = ", ".join(error.groups[:4]) or "unknown"
-    if error.held or error.failure.message == ATTENTION:
-        return f"Leave these channels as they are: {concerned}."
-    together = in_proportion(architecture, edits[0], error.near) if len(edits) == 1 else ()
-    if together:
-        named = ", ".join(f'Width("{edit.target}", {edit.size})' for edit in together)
-        return f"The code there takes shares of a size: change these groups in proportion, such as apply({named})."
-    return (
-        "A size is written down there; take it from a tensor's shape instead, "
-        f"or leave these channels as they are: {concerned}."
-    )
+    Attributes:
+        what: where it stops.
+        near: groups at that place, which may have to change together; none where a layer's kind keeps the width.
+    """
+
+    def __init__(self, cause: UnrepairableError) -> None:
+        kept = bool(cause.held) or cause.failure.message == ATTENTION
+        self.what = f"the network does not run with these widths: {cause}."
+        self.near = () if kept else tuple(cause.near)
+        concerned = ", ".join(cause.groups[:4]) or "unknown"
+        written = "A size is written down there; take it from a tensor's shape instead, or leave"
+        super().__init__(f"{self.what} {'Leave' if kept else written} these channels as they are: {concerned}.")
 
 
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:

@@ -22,6 +22,7 @@ def reestimate(
     precision: str = "fp32",
     channels_last: bool = False,
     workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> int:
     """Replace the running statistics of a network's batch norms by averages over training images.
 
@@ -33,6 +34,7 @@ def reestimate(
         precision: As it is judged.
         channels_last: Layout of the batches.
         workers: Processes that read a streamed set.
+        shard: Number of this process, and of all of them, where norms normalise by the batch of all.
 
     Returns:
         The number of images; 0 where there are no running statistics.
@@ -40,6 +42,8 @@ def reestimate(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derived_seed(0, _STREAM)))
     part = images.subset(order[:IMAGES])
-    loader = Loader(part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers)
+    loader = Loader(
+        part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers, shard=shard
+    )
     with autocast(device, precision):
         return reestimate_batch_norm(model, (batch for batch, _ in loader))

@@ -232,7 +232,7 @@ def test_decay_is_on_the_last_scales_alone(small_data):
     """A first step at rate lr leaves scales that are 1 - strength * lr of the plain ones, and all else as it is."""
     fields = {"max_steps": 1, "epochs": 1, "schedule": "constant", "warmup": 0.0}
     plain, decayed = (weights(small_data, each, **fields) for each in ({}, {"branch_decay": {"strength": 3.0}}))
-    for name, value in plain.state_dict().items():
+    for name, value in plain.named_parameters():
         factor = 1 - 3.0 * 0.1 if name in ("3.norm.weight", "4.norm.weight") else 1
         torch.testing.assert_close(decayed.state_dict()[name], factor * value, msg=name)
 
