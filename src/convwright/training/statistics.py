@@ -22,6 +22,7 @@ def reestimate(
     precision: str = "fp32",
     channels_last: bool = False,
     workers: int | None = None,
+    frozen: bool = True,
 ) -> int:
     """Replace the running statistics of a network's batch norms by averages over training images.
 
@@ -33,6 +34,7 @@ def reestimate(
         precision: As it is judged.
         channels_last: Layout of the batches.
         workers: Processes that read a streamed set.
+        frozen: As of `reestimate_batch_norm`.
 
     Returns:
         The number of images; 0 where there are no running statistics.
@@ -42,4 +44,4 @@ def reestimate(
     part = images.subset(order[:IMAGES])
     loader = Loader(part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers)
     with autocast(device, precision):
-        return reestimate_batch_norm(model, (batch for batch, _ in loader))
+        return reestimate_batch_norm(model, (batch for batch, _ in loader), frozen=frozen)
