@@ -23,7 +23,7 @@ def norms_of(model: nn.Module) -> list[_BatchNorm]:
 
 
 def _moving(model: nn.Module) -> list[_BatchNorm]:
-    """Return the batch norms whose running statistics a training moves: not those that ``model.train()`` leaves frozen."""
+    """Return the batch norms whose running statistics a training moves: not those that `train()` leaves frozen."""
     with kept_modes(model):
         model.train()
         return [norm for norm in norms_of(model) if norm.training]

@@ -82,6 +82,8 @@ def test_numbers_that_are_not_there():
         normalised(colours(), "timm", nn.Linear(1, 1))
     with pytest.raises(RecipeError, match="is for 3 channels and the images of fashion-mini have 1; use data"):
         normalised(load_data("fashion-mini"), "imagenet", nn.Linear(1, 1))
+    with pytest.raises(RecipeError, match="is for 1 channel and the images of"):
+        normalised(colours(), Normalisation(mean=[0.5], std=[0.5]), nn.Linear(1, 1))
 
 
 def test_a_checkpoint_from_before_the_field_is_continued(tmp_path):

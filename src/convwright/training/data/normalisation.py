@@ -52,10 +52,10 @@ def normalised(data: ImageData, choice: str | Normalisation, model: nn.Module) -
         return data
     named = {"imagenet": lambda: IMAGENET, "timm": lambda: _of_timm(model)}
     numbers = choice if isinstance(choice, Normalisation) else named[choice]()
-    if len(numbers.mean) != data.shape[0]:
+    if (count := len(numbers.mean)) != data.shape[0]:
         raise RecipeError(
-            f"recipe field normalisation: {numbers} is for {len(numbers.mean)} channels and the images of {data.name} "
-            f"have {data.shape[0]}; use data, or give one mean and std per channel"
+            f"recipe field normalisation: {numbers} is for {count} channel{'s' * (count != 1)} and the images of "
+            f"{data.name} have {data.shape[0]}; use data, or give one mean and std per channel"
         )
     return data.normalised(numbers.mean, numbers.std)
 
