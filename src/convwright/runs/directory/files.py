@@ -223,6 +223,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise RunError(f"{file}: these weights do not fit the network ({_reason(error)})") from error
 
 
+_NAMED = 3  # keys
+
+
 def _torch_state(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -239,4 +242,6 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
 def _reason(error: Exception) -> str:
     """Return the first difference that torch lists, or its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[1] if len(lines) > 1 else lines[0]).rstrip(". ")
+    line = (lines[1] if len(lines) > 1 else lines[0]).rstrip(". ")
+    names = line.split('", "')  # of all keys, where the file is of another network
+    return line if len(names) <= _NAMED else '", "'.join(names[:_NAMED]) + f'" and {len(names) - _NAMED} more'
