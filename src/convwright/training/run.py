@@ -319,8 +319,8 @@ class Run:
     def _reestimate(self) -> None:
         if self._stale:
             how = self.settings.precision, self.settings.channels_last, self.order.workers
-            found = {"precision": how[0], "channels_last": how[1], "workers": how[2]}
-            reestimate(self.model, self.data.train, **found, frozen=False)
+            images = self.data.train
+            reestimate(self.model, images, precision=how[0], channels_last=how[1], workers=how[2], frozen=False)
 
     def _check_losses(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite."""

@@ -60,8 +60,8 @@ def normalised(data: ImageData, choice: str | Normalisation, model: nn.Module) -
         )
     if max(map(abs, numbers.mean)) > _BYTES and max(map(abs, data.mean)) <= 1:
         raise RecipeError(
-            f"recipe field normalisation: {numbers} looks like that of bytes from 0 to 255, and the images of {data.name} "
-            f"have the mean {data.mean[0]:.3g}; give the numbers in units of 0..1, divided by 255"
+            f"recipe field normalisation: {numbers} looks like that of bytes from 0 to 255, and the images of "
+            f"{data.name} have the mean {data.mean[0]:.3g}; give the numbers in units of 0..1, divided by 255"
         )
     return data.normalised(numbers.mean, numbers.std)
 
