@@ -104,6 +104,11 @@ class _Brief(reprlib.Repr):
 brief = _Brief().repr
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 edit``, ``12 edits``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def whole_number(text: str) -> int | None:
     """Return the whole number from 0 on that a person wrote in ASCII digits; None for any other text.
 

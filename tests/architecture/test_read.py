@@ -322,6 +322,12 @@ def test_a_file_without_a_class_lists_those_in_it(file):
     assert f"{file}:Branching" in message
 
 
+def test_a_file_without_a_class_lists_the_functions_in_it(tmp_path):
+    (tmp_path / "made.py").write_text("def small(): ...\n")
+    message = refused(str(tmp_path / "made.py"), (3, 9, 9))
+    assert message.endswith(f"needs the class or function in it that is the network: {tmp_path / 'made.py'}:small.")
+
+
 def test_lazy_layers_are_to_be_run_once():
     assert "run the network once" in refused(nn.Sequential(nn.LazyConv2d(5, 3), nn.Conv2d(5, 3, 1)), (3, 9, 9))
 

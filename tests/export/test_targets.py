@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from convwright.architecture import read
@@ -22,6 +25,7 @@ from convwright.cost import latency_onnx, profile
 from convwright.edits import Plan, Width
 from convwright.errors import RunError
 from convwright.export import ExportError, export_run, open_run
+from convwright.export.card import card
 from convwright.runs.directory.files import save_weights, weights_note, write_json, write_text
 from convwright.runs.train import train_named
 from convwright.training import ArrayImages, Recipe, load_data
@@ -122,6 +126,29 @@ def test_who_follows_the_export_gets_the_accuracy_of_the_record(trained: Path, m
     assert json.loads(told["mean"]) == list(program.MEAN)
     note = weights_note(trained / "export" / "safetensors" / "model.safetensors")
     assert note == {"normalisation": {"mean": [*program.MEAN], "std": [*program.STD]}, "class_names": [*names]}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_card_reads_a_photograph_as_the_training_did(training: Path, tmp_path: Path, channels: int) -> None:
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x112] = 6  # lies on its side
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (61, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / label / "photo.jpg", exif=exif)
+    read_by_us = load_data(f"folder:{tmp_path / 'photos'}", input_shape=(channels, 11, 13), val_fraction=0.0).train
+    assert isinstance(read_by_us, ArrayImages)
+    loss = {"what": "test accuracy is 20.0%", "cause": "a strong cut", "remedy": "cut less"}
+    usage = {"normalisation": {"mean": [0.5] * channels, "std": [0.2] * channels}, "class_names": ["a", "b"]}
+    run = open_run(training)
+    arch = run.arch if channels == 1 else read(nn.Conv2d(3, 3, 3), (3, 11, 13))
+    record = {**usage, "data": "folder:photos (1 training image)", "warnings": [loss], "budget": []}
+    text = card(replace(run, arch=arch, record=record))
+    assert text.splitlines()[2].startswith("> **Warning:** test accuracy is 20.0%. Likely cause: a strong cut.")
+    block = next(each for each in text.split("```python\n") if "ImageOps.fit" in each).split("```")[0]
+    scope: dict[str, Any] = {"torch": torch}
+    exec(block.replace("photo.jpg", str(tmp_path / "photos" / "a" / "photo.jpg")), scope)
+    assert torch.equal((scope["images"] * 255).round().byte(), read_by_us.images[:1])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
@@ -232,10 +259,8 @@ def unfinished(folder: Path, source: str, scores: list[float | None]) -> None:
         trial = study.ask()
         trial.set_user_attr("candidate", {**candidate, "role": "candidate", "probes": []})
         if score is not None:
-            trial.set_user_attr(
-                "evidence",
-                {"trial": number, "score": score, "stderr": 0.0, "costs": {}, "status": "done", "seconds": 1.0},
-            )
+            known = {"trial": number, "score": score, "stderr": 0.0, "costs": {}, "probes": {}}
+            trial.set_user_attr("evidence", {**known, "status": "done", "seconds": 1.0, "message": ""})
             save_weights(changed.model, folder / "trials" / f"{number:04d}" / "model.safetensors")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from convwright.architecture import read
 from convwright.cost import count_by_torch, profile
 from convwright.edits import Plan, apply
-from convwright.errors import BudgetError, ConvwrightError, DataError, ReadError, RunError
+from convwright.errors import BudgetError, ConvwrightError, DataError, ReadError, RecipeError, RunError
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.directory.files import load_state, load_weights
 from convwright.runs.load import load_model_and_data
@@ -237,6 +237,23 @@ def test_a_broken_budget_is_not_handed_back(go, tmp_path, monkeypatch):
 def test_an_infeasible_budget_ends_before_any_training(go, tmp_path):
     with pytest.raises(BudgetError, match="cannot be met"):
         go(tmp_path / "run", budget="params<=3")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_no_trial_could_be_trained_by_ends_before_any_training(go, plain, tmp_path):
+    wrong = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    for change, message in (
+        ({"batch_size": 200}, r"^trials of 1 epoch: .* a smaller batch_size"),
+        ({"normalisation": wrong}, "is for 3 channels"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            go(tmp_path / "run", recipe=plain.updated(**change))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_race_that_begins_with_too_few_steps_ends_before_any_training(go, plain, tmp_path):
+    with pytest.raises(RecipeError, match=r"^trials of 1 epoch: "):
+        go(tmp_path / "run", recipe=plain.updated(batch_size=200, epochs=9), method="auto", tune_epochs=4)
     assert not (tmp_path / "run").exists()
 
 

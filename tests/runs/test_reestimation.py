@@ -137,6 +137,27 @@ def test_a_short_training_that_is_resumed_equals_one_that_is_not(data, tmp_path)
     assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
+class Frozen(Tiny):
+    """One batch norm is frozen as it is in fine-tuning: `train` leaves it in eval mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.bn.eval()
+        return self
+
+
+@pytest.mark.parametrize("techniques", [{}, {"ema": {"decay": 0.1}}])
+def test_a_training_leaves_a_frozen_batch_norm_as_it_was_trained_with(data, techniques):
+    model = Frozen()
+    model.bn.running_mean.fill_(0.25)
+    result = train(model, data, Recipe(epochs=1, batch_size=16, techniques=techniques), progress=False)
+    assert result.val == evaluate(model, data.val)
+    assert torch.equal(model.bn.running_mean, torch.full((12,), 0.25))
+    assert int(model.bn_a.num_batches_tracked) == (6 if techniques else 1)  # this one was estimated anew
+    assert reestimate(model, data.train) == 90  # as after an edit
+    assert not torch.equal(model.bn.running_mean, torch.full((12,), 0.25))
+
+
 # ------------------------------------------------------------------ whole runs
 
 

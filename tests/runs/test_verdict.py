@@ -122,6 +122,14 @@ def test_the_cause_is_what_the_record_shows(facts, cause, remedy):
     assert str(first).count("Likely cause: ") == 1
 
 
+def test_statistics_that_are_left_stale_are_named():
+    record = content(metrics(85, 85, 85, 85), metrics(40, 40, 40, 40), epochs=1) | {"reestimate": False}
+    first = warnings_in(verdict(record, None))[0]
+    assert "only 1 epoch of training" in first.cause
+    assert "batch norm is not re-estimated" in first.cause
+    assert first.remedy.startswith("leave --no-reestimate out; train longer")
+
+
 def test_a_training_that_lowers_the_untouched_network_is_told_though_both_sides_agree():
     same = metrics(80, 80, 80, 80)
     assert warned(same, same, base=0.90) == []

@@ -77,7 +77,7 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
     elif ".py:" in model:
         built, shape = _from_file(model, kwargs), None
     elif model.endswith(".py") and Path(model).is_file():
-        raise ReadError(f"{model} needs the class in it that is the network: {_classes_in(Path(model))}.")
+        raise ReadError(f"{model} needs the class or function in it that is the network: {_classes_in(Path(model))}.")
     else:
         raise ReadError(
             f"{model!r} is not a model: give torchvision:NAME, timm:NAME, zoo:NAME or "
@@ -167,12 +167,14 @@ def _zoo(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]
 
 
 def _classes_in(path: Path) -> str:
-    """Return ``mynet.py:Net`` for each class that a file defines, without importing it."""
+    """Return ``mynet.py:Net`` for each class that a file defines, else for each function, without importing it."""
     try:
-        names = [node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.ClassDef)]
+        body = ast.parse(path.read_bytes()).body
+        names = [node.name for node in body if isinstance(node, ast.ClassDef)]
+        names = names or [node.name for node in body if isinstance(node, ast.FunctionDef)]
     except (OSError, SyntaxError, ValueError) as error:
         return f"{path}:CLASS (it could not be looked up: {first_line(error).rstrip('.')})"
-    return ", ".join(f"{path}:{name}" for name in names) or f"{path}:CLASS, but it defines no class"
+    return ", ".join(f"{path}:{name}" for name in names) or f"{path}:CLASS, but it defines no class and no function"
 
 
 def _from_file(source: str, kwargs: dict[str, Any]) -> nn.Module:

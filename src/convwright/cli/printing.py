@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from convwright.cli import leaving
@@ -30,7 +31,10 @@ class Commands(TyperGroup):
 def show(*parts: object) -> None:
     """Print tables and the like on standard output, as it is now: tests and pipes replace it."""
     for part in parts:
-        Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(part)
+        Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(
+            part,
+            soft_wrap=isinstance(part, Text),  # a message stays one line, also for grep
+        )
 
 
 def print_json(content: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from convwright.export.source.text import literal
 from convwright.passwords import public_command
 from convwright.runs.directory.files import save_weights, write_text
 from convwright.runs.directory.result import compared_with, rows
+from convwright.runs.verdict import warnings_in
 from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
 
@@ -48,7 +49,8 @@ def card(run: Exportable, use: str = "") -> str:
         use: How what was exported is used; empty: with convwright.
     """
     use = f"## How to use it\n\n{use}" if use and run.usage[0] is not None else _loading(run)
-    parts = [f"# {run.title}", _summary(run), _input(run), use, _costs(run), _made(run), _uncounted(run)]
+    warned = [f"> **Warning:** {each}" for each in warnings_in(run.record)]
+    parts = [f"# {run.title}", *warned, _summary(run), _input(run), use, _costs(run), _made(run), _uncounted(run)]
     return "\n\n".join(part for part in [*parts, _versions(run)] if part) + "\n"
 
 
@@ -62,8 +64,7 @@ def _input(run: Exportable) -> str:
     lines = [
         "## Input and output",
         "",
-        f"Images are {'grey' if shape[0] == 1 else 'RGB'}, {shape[1]} pixels high and {shape[2]} wide; photographs are "
-        "scaled and cut to that around their centre. "
+        f"Images are {'grey' if shape[0] == 1 else 'RGB'}, {shape[1]} pixels high and {shape[2]} wide. "
         + ("They were floats of the data set's own, and nothing is done to them:" if ready else _PIXELS),
         "",
         "```python",
@@ -76,7 +77,26 @@ def _input(run: Exportable) -> str:
         "",
         f"```python\nCLASS_NAMES = {literal(names)}\n```",
     ]
+    if str(run.record.get("data", "")).startswith("folder:"):
+        lines += ["", "A photograph is read as it was for the training; another filter costs accuracy:", ""]
+        lines += ["```python", _photograph(shape), "```"]
     return "\n".join(lines)
+
+
+def _photograph(shape: Sequence[int]) -> str:
+    """Return how `training.data.folders` reads a file, as Python with Pillow."""
+    channels, height, width = shape
+    axes = ".permute(2, 0, 1)[None]" if channels > 1 else "[None, None]"
+    return "\n".join(
+        [
+            "import numpy",
+            "from PIL import Image, ImageOps",
+            "",
+            f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{"L" if channels == 1 else "RGB"}")',
+            f"image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BICUBIC)",
+            f"images = torch.from_numpy(numpy.array(image)){axes} / 255",
+        ]
+    )
 
 
 def _summary(run: Exportable) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.edits import InexactEditWarning, Plan, apply
-from convwright.errors import RunError
+from convwright.errors import RunError, counted
 from convwright.report.recorded import recorded_trials
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.result import load_result
@@ -52,7 +52,7 @@ class Exportable:
     @property
     def title(self) -> str:
         """Say in a few words what it is."""
-        changed = f", redesigned by {len(self.plan.edits)} edits" if self.plan.edits else ""
+        changed = f", redesigned by {counted(len(self.plan.edits), 'edit')}" if self.plan.edits else ""
         return f"{self.plan.model}{changed}"
 
 

@@ -22,13 +22,24 @@ def norms_of(model: nn.Module) -> list[_BatchNorm]:
     return [norm for norm in norms if norm.running_mean is not None and norm.momentum != 0]
 
 
+def _moving(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms whose running statistics a training moves: not those that `train()` leaves frozen."""
+    with kept_modes(model):
+        model.train()
+        return [norm for norm in norms_of(model) if norm.training]
+
+
 def stale(model: nn.Module, steps: int) -> bool:
     """Return whether more than 1 % of a batch norm's running statistics are from before these steps of training."""
-    return any(norm.momentum is not None and (1 - norm.momentum) ** steps > STALE for norm in norms_of(model))
+    return any(norm.momentum is not None and (1 - norm.momentum) ** steps > STALE for norm in _moving(model))
 
 
 def reestimate_batch_norm(
-    model: nn.Module, images: Iterable[Tensor], forward: Callable[[Tensor], object] | None = None
+    model: nn.Module,
+    images: Iterable[Tensor],
+    forward: Callable[[Tensor], object] | None = None,
+    *,
+    frozen: bool = True,
 ) -> int:
     """Replace the running statistics of batch norms by their averages over batches.
 
@@ -39,6 +50,8 @@ def reestimate_batch_norm(
         model: Changed in place.
         images: Batches (n, ...) as the network takes them, on its device; all count the same.
         forward: How to run the model, e.g. in mixed precision; None: ``model(batch)``.
+        frozen: Whether batch norms that the model's own ``train()`` leaves in eval mode are re-estimated, too: after an
+            edit theirs fit no better, but a training has used them as they are.
 
     Returns:
         The number of images; 0 where there are no running statistics.
@@ -50,7 +63,7 @@ def reestimate_batch_norm(
         >>> reestimate_batch_norm(model, torch.randn(4, 8, 3, 32, 32))
         32
     """
-    norms, count = norms_of(model), 0
+    norms, count = norms_of(model) if frozen else _moving(model), 0
     if not norms:
         return 0
     before = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]

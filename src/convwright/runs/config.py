@@ -23,7 +23,7 @@ from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
 from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
-from convwright.runs.load import LoadedModel, Shape
+from convwright.runs.load import LoadedModel, Shape, parse_input
 from convwright.runs.loop import Say
 from convwright.runs.proxy import ProxyConfig
 from convwright.runs.time_budget import TimeBudget
@@ -188,7 +188,7 @@ class RunConfig:
         check_counts(1, **{"tune-epochs": self.later_epochs}, divisor=self.divisor)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
-        _ = self.time_budget  # refuses what is no length of time
+        _ = self.terms, self.time_budget, parse_input(self.input_shape)  # refuse what none of them can be
 
     def settings(self, loaded: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
         """Return what the results depend on, as plain JSON values."""

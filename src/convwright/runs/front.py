@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convwright.cost.budget import Limits
+from convwright.errors import counted
 from convwright.methods import Evidence
 from convwright.runs.directory.files import save_weights, write_json, write_text
 from convwright.runs.directory.result import non_dominated
@@ -77,7 +78,7 @@ def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
     untouched = {"base": "the untouched network", "baseline": f"the untouched network, {further}"}
     return {
         "trial": trial.trial,
-        "what": untouched.get(role) or outcome.words.get(trial.trial, f"{len(trial.candidate.plan.edits)} edits"),
+        "what": untouched.get(role) or outcome.words.get(trial.trial, counted(len(trial.candidate.plan.edits), "edit")),
         "score": trial.score,
         "stderr": trial.stderr,
         "costs": dict(trial.costs),

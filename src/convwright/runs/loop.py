@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from convwright.errors import counted
 from convwright.methods import Candidate, Evidence, Method
 from convwright.runs.executors import Executor, InProcess, Task
 from convwright.runs.executors.in_process import Evaluate
-from convwright.runs.still import still
+from convwright.training.still import still
 
 if TYPE_CHECKING:
     from convwright.runs.directory.study import Study
@@ -116,9 +117,9 @@ def _words(candidate: Candidate) -> str:
     what = {
         "base": "the untouched network",
         "baseline": "baseline, the untouched network " + ("trained further" if candidate.epochs else "as it is"),
-        "candidate": f"{len(candidate.plan.edits)} edits",
+        "candidate": counted(len(candidate.plan.edits), "edit"),
     }[candidate.role]
-    epochs = f"{candidate.epochs} epoch{'s' * (candidate.epochs != 1)}" if candidate.epochs else "only judged"
+    epochs = counted(candidate.epochs, "epoch") if candidate.epochs else "only judged"
     origin = f", from trial {candidate.parent}" if candidate.parent is not None else ""
     carried = f" ({candidate.weights} weights)" if candidate.weights != "inherit" else ""
     recipe = f", with {json.dumps(dict(candidate.recipe))}" if candidate.recipe else ""

@@ -17,7 +17,7 @@ from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import Plan, check_execution
 from convwright.edits.surgery import check_copies
-from convwright.errors import ConvwrightError, RunError, did_you_mean
+from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
 from convwright.runs.config import OptimizeOptions, RunConfig, documented, terms_of
@@ -47,7 +47,6 @@ from convwright.runs.no_baseline import WithoutBaseline, only_judged
 from convwright.runs.outcome import SearchOutcome, side, trained, trial_entry
 from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
-from convwright.runs.still import still
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.runs.verdict import by_class, verdict
 from convwright.runs.weights_note import as_trained, usage
@@ -55,6 +54,8 @@ from convwright.training import Metrics, Recipe
 from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
+from convwright.training.preflight import prepare
+from convwright.training.still import still
 
 INITIAL = "initial.safetensors"
 Found = tuple[Evidence, ...]
@@ -103,8 +104,10 @@ class _Job:
 
     @contextmanager
     def part(self, name: str, doing: str = "") -> Iterator[None]:
-        """Add the seconds spent inside to a part of the work, and say now and then that it is `doing` that."""
+        """Add the seconds spent inside to a part of the work; say what it is `doing`, and that it still is."""
         start = time.perf_counter()
+        if doing:
+            self.config.tell(doing)
         with still(doing, self.config.tell) if doing else nullcontext():
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -116,7 +119,7 @@ class _Job:
         check_folder(config.folder, config.resume)
         with self.part("read", "reading the network and the data"):
             loaded = self.open()
-        with self.part("latency", "measuring the latency"):
+        with self.part("latency", "measuring the latency" if self.terms.measures else ""):
             self.latency = self.measured(loaded.arch)
         limits = self.terms.resolve(profile(loaded.arch), self.latency.present if self.latency else None)
         aims = self.aims(loaded.arch, limits)
@@ -202,11 +205,29 @@ class _Job:
         if config.weights is not None:
             load_weights(loaded.arch.model, config.weights)
         check_copies(loaded.arch.model)
+        self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
         if found.fixed:
             reason = next(iter(found.fixed.values()))
-            config.tell(f"{len(found.fixed)} channel groups stay as they are: {reason}")
+            stay = "stay as they are" if len(found.fixed) > 1 else "stays as it is"
+            config.tell(f"{counted(len(found.fixed), 'channel group')} {stay}: {reason}")
         return replace(loaded, arch=found.architecture)
+
+    def check_recipe(self, loaded: LoadedModel) -> None:
+        """Refuse a recipe that the shortest trainings would stumble over, one after the other.
+
+        Raises:
+            RecipeError: Names the length of the training and the field.
+        """
+        lengths = {self.config.base_epochs, self.config.later_epochs} - {0}
+        kind = method_named(self.config.search[0])
+        if kind.ranks and kind.beyond_widths:  # auto and pareto: their races begin with so little
+            lengths.add(1)
+        for epochs in sorted(lengths):
+            try:
+                prepare(loaded.arch.model, loaded.data, self.config.training.updated(epochs=epochs))
+            except RecipeError as error:
+                raise RecipeError(f"trials of {counted(epochs, 'epoch')}: {error}") from error
 
     def measured(self, arch: Architecture) -> RunLatency | None:
         """Measure the latency where the budget limits it; a resumed run keeps what it measured.

@@ -19,6 +19,7 @@ from convwright.runs.weights_note import as_trained, usage
 from convwright.training import Metrics, Recipe, TrainResult, train
 from convwright.training.data.normalisation import normalised
 from convwright.training.recipe.recipe import as_recipe
+from convwright.training.still import still, tell
 
 FORMAT = "convwright training"
 
@@ -60,15 +61,17 @@ def train_named(
     """
     chosen = as_recipe(recipe).updated(**changes)
     _check_out(out, resume)
-    opened = load_model_and_data(
-        model,
-        data,
-        input_shape=input_shape,
-        data_dir=data_dir,
-        val_fraction=chosen.val_fraction,
-        seed=chosen.seed,
-        needs_val=False,
-    )
+    tell("reading the network and the data")
+    with still("reading the network and the data", tell):
+        opened = load_model_and_data(
+            model,
+            data,
+            input_shape=input_shape,
+            data_dir=data_dir,
+            val_fraction=chosen.val_fraction,
+            seed=chosen.seed,
+            needs_val=False,
+        )
     if weights is not None:
         load_weights(opened.arch.model, weights)
         chosen = as_trained(chosen, weights)

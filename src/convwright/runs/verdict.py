@@ -131,6 +131,8 @@ def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
     if epochs < _FEW_EPOCHS:
         what = f"a cut to {share:.0%} of the MACs" if share < 1 else "the change"
         said = f"only {epochs} epoch{'s' * (epochs != 1)} of training after {what}"
+        if content.get("reestimate") is False:
+            said, longer = f"{said}, and batch norm is not re-estimated", f"leave --no-reestimate out; {longer}"
         return said, longer + ", or cut less (a looser budget)" * (share < 1)
     if share < 0.5:
         return f"a strong cut, to {share:.0%} of the MACs", f"cut less (a looser budget), or {longer}"

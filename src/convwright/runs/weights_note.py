@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from convwright.errors import RunError
 from convwright.runs.directory.files import weights_note
 from convwright.training import ImageData, Recipe
 from convwright.training.data.normalisation import Normalisation
+from convwright.training.still import tell
 
 KEYS = ("normalisation", "class_names")
 
@@ -47,13 +47,13 @@ def as_trained(recipe: Recipe, weights: str | Path, say: Callable[[str], object]
         RunError: What the file says of it is damaged.
     """
     numbers = recorded(weights_note(weights), weights)
-    tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    say = say or tell
     if numbers is None:
         choice = recipe.normalisation
-        tell(
+        say(
             f"{weights}: does not say how its images were normalised; used is normalisation={choice} of the recipe"
             + (" (timm or imagenet for weights of theirs)" if choice == "data" else "")
         )
         return recipe
-    tell(f"images are normalised as {weights} was trained: {numbers}")
+    say(f"images are normalised as {weights} was trained: {numbers}")
     return recipe.updated(normalisation=numbers)

@@ -321,7 +321,13 @@ class Run:
         if self._stale:
             how = self.settings.precision, self.settings.channels_last, self.order.workers
             reestimate(
-                self.model, self.data.train, precision=how[0], channels_last=how[1], workers=how[2], shard=self.rank
+                self.model,
+                self.data.train,
+                precision=how[0],
+                channels_last=how[1],
+                workers=how[2],
+                shard=self.rank,
+                frozen=False,
             )
 
     def _check_losses(self, losses: Tensor, first: int) -> None:

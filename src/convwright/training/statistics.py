@@ -23,6 +23,7 @@ def reestimate(
     channels_last: bool = False,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    frozen: bool = True,
 ) -> int:
     """Replace the running statistics of a network's batch norms by averages over training images.
 
@@ -35,6 +36,7 @@ def reestimate(
         channels_last: Layout of the batches.
         workers: Processes that read a streamed set.
         shard: Number of this process, and of all of them, where norms normalise by the batch of all.
+        frozen: As of `reestimate_batch_norm`.
 
     Returns:
         The number of images; 0 where there are no running statistics.
@@ -46,4 +48,4 @@ def reestimate(
         part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers, shard=shard
     )
     with autocast(device, precision):
-        return reestimate_batch_norm(model, (batch for batch, _ in loader))
+        return reestimate_batch_norm(model, (batch for batch, _ in loader), frozen=frozen)

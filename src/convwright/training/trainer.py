@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.recipe.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
+from convwright.training.still import still, tell
 
 
 def train(
@@ -97,7 +98,8 @@ def train(
         stack.enter_context(kept_modes(prepared.model))
         # The weights are handed back in the default layout, which safetensors and views expect.
         stack.callback(to_layout, prepared.model, torch.contiguous_format)
-        settings = resolve(prepared.model, data, recipe, device, order.checkpoint())
+        with still("choosing precision and layout", tell) if progress else nullcontext():
+            settings = resolve(prepared.model, data, recipe, device, order.checkpoint())
         for text in prepared.warnings:
             warnings.warn(text, RecipeWarning, stacklevel=2)
         if devices > 1:

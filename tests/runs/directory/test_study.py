@@ -322,8 +322,13 @@ def test_weights_come_back(tmp_path):
 
 def test_wrong_weights_are_named(tmp_path):
     save_weights(torch.nn.Linear(2, 3), tmp_path / "m.safetensors")
-    with pytest.raises(RunError, match=r"m\.safetensors: these weights do not fit the network \(.*weight"):
+    with pytest.raises(RunError, match=r"m\.safetensors: these weights do not fit .*size mismatch.*FILE.py:FUNCTION"):
         load_weights(torch.nn.Linear(2, 4), tmp_path / "m.safetensors")
+    several = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)))
+    with pytest.raises(
+        RunError, match=r'Missing key.*"0\.bias", "0\.weight", "1\.bias" and 5 more; Unexpected.*"bias", "weight"\)'
+    ):
+        load_weights(several, tmp_path / "m.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     with pytest.raises(RunError, match="damaged"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "bad.safetensors")

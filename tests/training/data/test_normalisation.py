@@ -82,6 +82,13 @@ def test_numbers_that_are_not_there():
         normalised(colours(), "timm", nn.Linear(1, 1))
     with pytest.raises(RecipeError, match="is for 3 channels and the images of fashion-mini have 1; use data"):
         normalised(load_data("fashion-mini"), "imagenet", nn.Linear(1, 1))
+    with pytest.raises(RecipeError, match="is for 1 channel and the images of"):
+        normalised(colours(), Normalisation(mean=[0.5], std=[0.5]), nn.Linear(1, 1))
+
+
+def test_numbers_of_bytes_are_refused_for_images_from_0_to_1():
+    with pytest.raises(RecipeError, match=r"looks like that of bytes .* in units of 0\.\.1, divided by 255"):
+        normalised(colours(), Normalisation(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4]), nn.Linear(1, 1))
 
 
 def test_a_checkpoint_from_before_the_field_is_continued(tmp_path):

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.cost import costs_of, count_by_torch, feasible_range, human, profile
+from convwright.errors import counted
 from convwright.runs.directory.result import rows
 from convwright.runs.verdict import warnings_in
 from convwright.tables import add_row, brief, folded, new_table
@@ -206,7 +207,7 @@ def training(content: Mapping[str, Any]) -> Table:
 def replayed(content: Mapping[str, Any]) -> Table:
     """Return the table of an `apply`."""
     numbers = ("original", "changed")
-    table = new_table(f"{content['model']}, {content['edits']} edits", "", *numbers, numbers=numbers)
+    table = new_table(f"{content['model']}, {counted(content['edits'], 'edit')}", "", *numbers, numbers=numbers)
     for metric, name in (("macs", "MACs"), ("params", "parameters")):
         add_row(table, name, f"{content['before'][metric]:,}", f"{content['after'][metric]:,}")
     add_row(table, "MACs by torch's counter", "", f"{content['after']['macs_by_torch']:,}")

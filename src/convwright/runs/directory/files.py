@@ -223,6 +223,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise RunError(f"{file}: these weights do not fit the network ({_reason(error)})") from error
 
 
+_NAMED = 3  # keys
+
+
 def _torch_state(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -237,6 +240,14 @@ def _torch_state(file: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first difference that torch lists, or its first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[1] if len(lines) > 1 else lines[0]).rstrip(". ")
+    """Return what torch lists first, with the first of the keys, and the remedy where one is known."""
+    lines = [line.strip().rstrip(". ") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first, *more = [_shortened(line) for line in lines[1:3] or lines]
+    if first.startswith("size mismatch"):
+        return f"{first}; of a network with other outputs, load what fits in a function of your own, FILE.py:FUNCTION"
+    return "; ".join([first, *(line for line in more if line.startswith("Unexpected"))])
+
+
+def _shortened(line: str) -> str:
+    names = line.split('", "')  # of all keys, where the file is of another network
+    return line if len(names) <= _NAMED else '", "'.join(names[:_NAMED]) + f'" and {len(names) - _NAMED} more'

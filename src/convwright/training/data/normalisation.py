@@ -13,6 +13,7 @@ from convwright.training.data.data import ImageData
 
 Name = Literal["data", "imagenet", "timm"]
 NAMES: tuple[str, ...] = get_args(Name)
+_BYTES = 2  # a mean above it is none of values from 0 to 1
 
 
 class Normalisation(BaseModel):
@@ -52,10 +53,15 @@ def normalised(data: ImageData, choice: str | Normalisation, model: nn.Module) -
         return data
     named = {"imagenet": lambda: IMAGENET, "timm": lambda: _of_timm(model)}
     numbers = choice if isinstance(choice, Normalisation) else named[choice]()
-    if len(numbers.mean) != data.shape[0]:
+    if (count := len(numbers.mean)) != data.shape[0]:
         raise RecipeError(
-            f"recipe field normalisation: {numbers} is for {len(numbers.mean)} channels and the images of {data.name} "
-            f"have {data.shape[0]}; use data, or give one mean and std per channel"
+            f"recipe field normalisation: {numbers} is for {count} channel{'s' * (count != 1)} and the images of "
+            f"{data.name} have {data.shape[0]}; use data, or give one mean and std per channel"
+        )
+    if max(map(abs, numbers.mean)) > _BYTES and max(map(abs, data.mean)) <= 1:
+        raise RecipeError(
+            f"recipe field normalisation: {numbers} looks like that of bytes from 0 to 255, and the images of "
+            f"{data.name} have the mean {data.mean[0]:.3g}; give the numbers in units of 0..1, divided by 255"
         )
     return data.normalised(numbers.mean, numbers.std)
 

@@ -176,7 +176,7 @@ def onecycle(
     if at.total < 2:
         raise RecipeError(
             "recipe field schedule='onecycle': a cycle of one step goes neither up nor down; "
-            "train for more steps or use schedule: constant"
+            "train for more steps (more epochs or a smaller batch_size) or use schedule: constant"
         )
     _check_descent(at, warmup)
     top = max(warmup * at.total - 1, 0.0)

@@ -57,7 +57,7 @@ class AveragingEffect(Effect):
         with torch.no_grad():
             for mine, averaged in zip(model.parameters(), self.averaged.module.parameters(), strict=True):
                 mine.copy_(averaged)
-        reestimate_batch_norm(model, self.training.batches(), self.training.forward)
+        reestimate_batch_norm(model, self.training.batches(), self.training.forward, frozen=False)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _EVERY = 10.0  # seconds
+
+
+def tell(text: str) -> None:
+    """Write a line for a person to standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
