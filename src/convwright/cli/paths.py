@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from convwright.errors import ConvwrightError, DataError, EditError, ReadError, RecipeError, RunError
@@ -47,7 +48,7 @@ def refuse_missing(
 def _check_model(model: str) -> None:
     file, colon, _ = model.rpartition(":")
     file = file if colon and ".py:" in model else model
-    if file.endswith(".py") and not Path(file).is_file():
+    if file.endswith(".py") and not os.path.isfile(file):  # noqa: PTH113 - Path raises where a name is too long
         raise ReadError(f"there is no file {file} (asked for by {model!r})")
     if Path(model).suffix in _WEIGHTS:
         raise ReadError(
