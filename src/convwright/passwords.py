@@ -13,7 +13,7 @@ from urllib.parse import unquote, unquote_plus
 _LOGIN = re.compile(r"([^:/?@]*)(?::([^@]*))?@")  # as SQLAlchemy reads it: the password ends at the first @
 _PLACE = re.compile(r"(?:\[[^/?@]+\]|[^/:?@]*)(?::\d*)?(?:/[^@]*)?")
 _FILE = re.compile(r"/[^?]*")  # of a URL without a host
-_SECRET = re.compile(r"pass(?!file)|pwd|secret|token", re.IGNORECASE)  # in names of what follows the question mark
+_SECRET = re.compile(r"(?:pass(?!file)|pwd?\b|secret|token)[^=]*=", re.IGNORECASE)  # wherever somebody may write it
 HIDDEN = "***"
 
 
@@ -29,7 +29,8 @@ def public_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     login = _LOGIN.match(rest)
     where, mark, query = rest[login.end() if login else 0 :].partition("?")
-    if not (_PLACE if login else _FILE if where.startswith("/") else _PLACE).fullmatch(where):
+    place = _PLACE if login else _FILE if where.startswith("/") else _PLACE
+    if not place.fullmatch(where) or _is_secret(where) or (login and login[2] is None and ":" in unquote(login[1])):
         return f"{scheme}://{HIDDEN}"
     kept = [each for each in query.split("&") if not _is_secret(each)]
     user = f"{login[1]}@" if login and login[1] else ""
@@ -82,4 +83,4 @@ def _public_word(word: str) -> str:
 
 
 def _is_secret(part: str) -> bool:
-    return _SECRET.search(unquote_plus(part.partition("=")[0])) is not None
+    return _SECRET.search(unquote_plus(part)) is not None

@@ -1,5 +1,6 @@
 """How the command line leaves: a line and a code that says so, whatever the network's own code does."""
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,27 @@ def test_wrong_texts_end_in_one_line(run, words, said):
     assert err.startswith("convwright: error: ")
     assert said in err
     assert len(err) < 3000
+
+
+def test_json_stands_alone_where_a_network_prints(run, tmp_path):
+    loud = "    def forward(self, x):\n        print('hello')\n        return super().forward(x)\n"
+    (tmp_path / "net.py").write_text(f"{NETWORK.format('nn.Conv2d(1, 2, 1)')}\n{loud}")
+    code, out, err = run("analyze", "net.py:Net", "--input", "1x8x8", "--json")
+    assert (code, json.loads(out)["params"], "hello" in err) == (0, 4, True)
+
+
+def test_a_reader_that_goes_away_is_no_fault_of_the_network():
+    reader, file = os.pipe()
+    os.close(reader)
+
+    def unread():
+        try:
+            os.write(file, b"x")
+        except BrokenPipeError:
+            raise SystemExit(1) from None  # as rich does
+
+    with pytest.raises(SystemExit), leaving.exits_of_others():
+        unread()
 
 
 SCRIPT = """

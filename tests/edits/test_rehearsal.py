@@ -135,6 +135,13 @@ def test_bombs_are_refused(text: str) -> None:
         Plan.from_json(text)
 
 
+def test_a_number_of_hundreds_of_digits_is_refused_wherever_it_stands() -> None:
+    plan = json.loads(ghost_plan())
+    plan["edits"][0]["target"] = 10**400
+    with pytest.raises(EditError, match="is the largest"):
+        Plan.from_json(json.dumps(plan))
+
+
 def test_a_width_of_billions_takes_no_memory() -> None:
     arch = reading(GHOST)
     for size in (10**9, 10**12, 10**30):
@@ -146,3 +153,12 @@ def test_nothing_is_drawn_from_the_global_generator() -> None:
     state = torch.get_rng_state()
     reading(GHOST).apply(Width("steps.0.primary", 3))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_weight_that_its_own_code_computes_is_refused_in_words() -> None:
+    layer = torch.nn.utils.parametrizations.orthogonal(torch.nn.Conv2d(4, 6, 3))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), layer, torch.nn.Flatten(), torch.nn.Linear(6 * 16, 3))
+    arch = read(model.eval(), torch.zeros(2, 3, 8, 8))
+    for verify in (True, False):
+        with pytest.raises(EditError, match="does not run with these widths"):
+            arch.apply(Width("1", 5), verify=verify)

@@ -152,7 +152,7 @@ def compact(labels: Tensor, axes: Sequence[int] | None = None) -> Plane:
 def narrowed(labels: Tensor, axes: Iterable[int], ledger: Ledger | None = None) -> Tensor:
     """Return the labels at the first place along some axes; a ledger ties those at the other places to them."""
     for axis in axes:
-        first = labels.narrow(axis, 0, 1)
+        first = labels.narrow(axis, 0, min(1, labels.size(axis)))
         if ledger is not None:
             ledger.tie(labels, first)
         labels = first
@@ -165,7 +165,7 @@ def _varying(labels: Tensor) -> list[int]:
     labels = narrowed(labels, expanded)  # first: they are free to drop
     varying = []
     for axis in candidates:
-        first = labels.narrow(axis, 0, 1)
+        first = labels.narrow(axis, 0, min(1, labels.size(axis)))
         if bool((labels == first).all()):
             labels = first
         else:

@@ -41,6 +41,11 @@ def one_line(message: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
+def words() -> tuple[str, ...]:
+    """Return the words of this call."""
+    return tuple(_arguments)
+
+
 def command() -> str:
     """Return this call as it was typed, without passwords."""
     return public_words(["convwright", *_arguments])
@@ -81,6 +86,8 @@ def exits_of_others() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich: nobody reads the output to its end, as with `| head`
+            raise
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name not in ("ask", "__call__")]
         raise ConvwrightError(
             f"{frames[-1].filename}:{frames[-1].lineno}: the network's own code ends the program here; take that out, "

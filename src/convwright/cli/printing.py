@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -13,13 +15,29 @@ from typer.core import TyperGroup
 from convwright.cli import leaving
 from convwright.passwords import public_command
 
+_documents: list[TextIO] = []  # where JSON goes
+
+
+@contextmanager
+def _document_alone() -> Iterator[None]:
+    """With ``--json``, let what a network's own code prints go to standard error: standard output is one document."""
+    if "--json" not in leaving.words():
+        yield
+        return
+    _documents.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _documents.pop()
+
 
 class Commands(TyperGroup):
     """The sub-commands; Ctrl-C in any of them leaves by our own way, not by typer's."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
-        with leaving.resumable(None, ""), leaving.exits_of_others():
+        with leaving.resumable(None, ""), leaving.exits_of_others(), _document_alone():
             try:
                 return super().invoke(ctx)
             except Exception as error:  # typer tells which word it cannot use: that may be a URL
@@ -39,4 +57,4 @@ def show(*parts: object) -> None:
 
 def print_json(content: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(content, indent=2, allow_nan=False))
+    print(json.dumps(content, indent=2, allow_nan=False), file=_documents[-1] if _documents else None)

@@ -124,7 +124,12 @@ class FakeNetwork:
     def rehearse(self, plan: ChannelRemap, repairs: Mapping[str, Stored]) -> Failure | None:
         """Run the network as the recipe changes it; ``None`` if it runs with the predicted shapes."""
         with self._prepared():
-            changed, _ = operate(self.model, plan, hollow=True)
+            try:
+                changed, _ = operate(self.model, plan, hollow=True)
+            except EditError:
+                raise
+            except Exception as error:  # a weight that is computed from others runs the user's own code
+                return Failure((), _describe(error), 0)
             store(changed, repairs)
             return self._run(changed, plan.after)
 

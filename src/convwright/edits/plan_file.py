@@ -132,7 +132,7 @@ def _check_amounts(name: str, value: object) -> None:
     if isinstance(value, str) and len(value) > _LONGEST:
         raise EditError(f"its {name!r} has more than {_LONGEST} characters.")
     if isinstance(value, int | float) and abs(value) > _LARGEST:
-        raise EditError(f"its {name!r} has the number {value:.3g}; {_LARGEST:,} is the largest.")
+        raise EditError(f"its {name!r} has the number {_brief(value)}; {_LARGEST:,} is the largest.")
     for part in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
         _check_amounts(name, part)
 

@@ -11,7 +11,7 @@ from convwright.export import card, programs, python  # noqa: F401 - each regist
 from convwright.export.opened import Exportable, open_run
 from convwright.export.python import Program, python_source
 from convwright.export.registry import TARGETS, Exported, ExportError, target_named
-from convwright.runs.directory.files import refuse_file
+from convwright.runs.directory.files import refuse_file, understood
 
 __all__ = ["TARGETS", "ExportError", "Exportable", "Exported", "Program", "export_run", "open_run", "python_source"]
 
@@ -46,6 +46,8 @@ def export_run(
     run = open_run(Path(folder), model, storage)
     where = Path(out) if out is not None else Path(folder) / "export" / to
     refuse_file(where)
+    with understood(run.folder):  # before anything is written
+        card.card(run)
     done = write(run, where)
     if run.kind != "unfinished":
         return done

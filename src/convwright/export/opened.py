@@ -112,6 +112,9 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
         warnings.simplefilter("ignore", InexactEditWarning)
         arch = apply(plan, named, None, verify=False, **options)
     load_weights(arch.model, weights)
+    broken = next((name for name, tensor in arch.model.state_dict().items() if tensor.isnan().any()), None)
+    if broken is not None:
+        raise RunError(f"{weights}: damaged, {broken} holds NaN; train anew in another folder")
     arch.model.eval()
     return arch
 

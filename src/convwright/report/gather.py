@@ -13,7 +13,7 @@ from convwright.cost import profile
 from convwright.cost.budget import costs_of, human
 from convwright.edits import Plan
 from convwright.edits.plan_file import plain_options
-from convwright.errors import ConvwrightError, RunError
+from convwright.errors import ConvwrightError
 from convwright.methods import Evidence
 from convwright.passwords import public_command
 from convwright.report.changes import compared_networks
@@ -22,6 +22,7 @@ from convwright.report.observed import conflicts, quality, widths
 from convwright.report.recorded import Json, Recorded, read_run
 from convwright.report.report import Report
 from convwright.report.trials import costs_limited, described, fastest, leading
+from convwright.runs.directory.files import understood
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
 from convwright.runs.directory.result import compared_with
@@ -52,13 +53,8 @@ def report_of(folder: str | Path, *, model: str | None = None, storage: str | No
         RunError: It is no run directory, or a file in it is damaged; names the file.
     """
     recorded = read_run(folder, storage)
-    try:
+    with understood(recorded.folder):
         return _optimized(recorded, model) if recorded.kind == "optimize" else _trained(recorded, model)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise RunError(
-            f"{recorded.folder}: damaged, its record cannot be understood ({type(error).__name__}: {error}); "
-            "start anew in another folder"
-        ) from error
 
 
 # ------------------------------------------------------------------ optimize

@@ -239,6 +239,29 @@ def test_a_damaged_file_is_named_or_not_needed(run, file, damage, copied, capsys
 # ------------------------------------------------------------------ values of another kind
 
 
+def test_weights_that_are_no_numbers_are_not_exported(copied, capsys):
+    file = copied("finished") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-64] + b"\xff" * 64)
+    code, _, err = called(capsys, commands("finished")["export"])
+    assert (code, len(err)) == (2, 1)
+    assert "holds NaN;" in err[0]
+
+
+@pytest.mark.parametrize("path", [("validation", "stderr"), ("counts", "macs", "torch"), ("costs", "weights")])
+def test_a_value_of_another_kind_deep_in_a_result_ends_in_one_line(path, copied, capsys):
+    folder = copied("finished")
+    content = json.loads((folder / "result.json").read_text())
+    inner = content["result"]
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = ["x"]
+    (folder / "result.json").write_text(json.dumps(content))
+    code, _, err = called(capsys, commands("finished")["export"])
+    assert (code, len(err)) == (2, 1)
+    assert "damaged, its record cannot be understood" in err[0]
+    assert not (folder / "export").exists()
+
+
 READERS = {"run.json": ("report", "resume"), "networks.json": ("report",), "decisions.json": ("report",)}
 
 

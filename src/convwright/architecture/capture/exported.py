@@ -211,7 +211,8 @@ def _name(spec: InputSpec | OutputSpec) -> str:
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the model into a mode; afterwards each module has its own again, and what forward stored is undone."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    plain = (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in plain]
     model.train(training)
     try:
         yield

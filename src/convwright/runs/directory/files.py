@@ -56,6 +56,22 @@ def refuse_file(folder: Path) -> None:
 
 
 @contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Turn what happens where a record holds something else than a run writes into one line.
+
+    Raises:
+        RunError: Names the folder.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        raise RunError(
+            f"{folder}: damaged, its record cannot be understood ({type(error).__name__}: {error}); "
+            "start anew in another folder"
+        ) from error
+
+
+@contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Make a folder if it is not there, and keep every other process out of it.
 

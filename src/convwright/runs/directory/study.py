@@ -120,7 +120,8 @@ class Study:
                 self._storage = self._opened(content, storage, called, resume)
             except RunError:
                 if not resume:  # nothing has begun: the same command works as soon as the database answers
-                    (folder / "run.json").unlink()
+                    for name in ("run.json", "run.db", "run.db-journal"):
+                        (folder / name).unlink(missing_ok=True)
                 raise
             stack.callback(self._storage.close)
             course = self._course(content, resume)
