@@ -162,7 +162,7 @@ def test_read_with_the_true_reasons(name: str) -> None:
     assert costs.macs == counted or (case.uncounted and costs.uncounted)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", READ)
 def test_every_free_group_halved_doubled_and_grown_by_half(name: str) -> None:
     case, arch = CASES[name], reading(name)
@@ -188,7 +188,7 @@ def test_doctor_says_what_helps(name: str) -> None:
     assert any(case.advice in text for text in about_widths) if case.advice else not about_widths
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", READ)
 def test_exported_as_python_and_as_a_program(name: str) -> None:
     case, arch = CASES[name], reading(name)

@@ -225,7 +225,7 @@ def test_an_undamaged_run_works(run, copied, capsys):
         assert checked(capsys, run, name, "", words) != 2
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(8)
 @pytest.mark.parametrize(("run", "file", "damage"), CASES, ids=lambda value: value)
 def test_a_damaged_file_is_named_or_not_needed(run, file, damage, copied, capsys):
     folder = copied(run)
@@ -273,7 +273,7 @@ def _kinds():
         yield from ((run, file, "settings", key) for key in values.get("settings", ()))
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("run", "file", "inside", "key"), list(_kinds()), ids=lambda value: value or "top")
 def test_a_value_of_another_kind_is_named_or_not_needed(run, file, inside, key, copied, capsys):
     folder = copied(run)
@@ -308,7 +308,7 @@ COLUMNS = [
 HARMLESS = ("UPDATE version_info SET schema_version = 99",)  # Optuna reads the version of its tables elsewhere
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("run", list(FILES))
 @pytest.mark.parametrize("change", [change for change, _ in COLUMNS], ids=[name for _, name in COLUMNS])
 def test_what_is_wrong_inside_the_storage_is_named(run, change, copied, capsys):
