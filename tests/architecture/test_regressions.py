@@ -186,3 +186,29 @@ def test_attention_is_named_where_it_keeps_the_width_of_what_lies_around():
     about = [text for text in diagnose(read(Windows(), (3, 8, 8))).advice if "the width of stem" in text]
     assert about
     assert all("products of two inputs" in text for text in about)
+
+
+def test_a_slice_without_channels_carries_none():
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.last(torch.cat([x, F.relu(x[:, :0])], 1).mean((2, 3)))
+
+    arch = read(Empty(), (3, 8, 8))
+    assert [group.name for group in arch.free_groups] == ["stem"]
+    assert cw.receptive_field(arch).layers
+    assert arch.apply(cw.Width("stem", 5)).changes[0].exact
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_modes_and_values_come_back_beside_a_compiled_child():
+    from convwright.architecture.capture.exported import in_mode
+
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm2d(3)), nn.BatchNorm2d(3)).eval()
+    with in_mode(model, training=True):
+        model(torch.randn(2, 3, 4, 4))
+    assert [module.training for module in model] == [False, False]

@@ -405,7 +405,7 @@ class _Builder:
         across: dict[int, dict[str, None]] = {}
         for labels, dims, operator in self.ledger.across:
             channels = np.where(labels.numpy() == NEUTRAL, -1, self.component[labels.numpy()])
-            if not any((channels != np.take(channels, [0], axis=a)).any() for a in dims):
+            if not any((channels != np.take(channels, [0], axis=a)).any() for a in dims if channels.shape[a]):
                 continue  # what is reduced are parts of one channel
             touched = group_of[np.unique(channels[channels >= 0])]
             for index in set(touched.tolist()) - {-1}:
