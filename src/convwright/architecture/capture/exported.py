@@ -211,7 +211,8 @@ def _name(spec: InputSpec | OutputSpec) -> str:
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the model into a mode; afterwards each module has its own again, and what forward stored is undone."""
-    plain = (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
+    modes = [(module, module.training) for module in model.modules()]
+    plain = (module for module, _ in modes if not isinstance(module, torch.jit.ScriptModule))
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in plain]
     model.train(training)
     try:
@@ -221,6 +222,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             for own, stored in ((vars(module), attributes), (module._buffers, buffers)):
                 own.clear()
                 own.update(stored)
+        for module, mode in modes:  # of compiled ones, too
+            module.training = mode
 
 
 def _check_one_input(model: nn.Module) -> None:
