@@ -53,3 +53,10 @@ def test_what_cannot_be_copied_is_named(make_network):
     model[0].lock = threading.Lock()
     with pytest.raises(EditError, match=r"0.lock of \w+ cannot be copied: .*lock.* Make it in forward instead"):
         check_copies(model)
+
+
+def test_sparse_weights_are_refused(small_data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    model.mask = nn.Parameter(torch.eye(2).to_sparse())
+    with pytest.raises(DataError, match=r"mask of Sequential is a sparse tensor.*to_dense"):
+        load_model_and_data(model, small_data)

@@ -103,12 +103,18 @@ def resolve(
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a network on the meta device, where weights have a shape and no values.
+    """Refuse a network on the meta device, where weights have a shape and no values, or with sparse weights.
 
     Raises:
         DataError: Names the first such weight.
     """
-    name = next((name for name, p in (*model.named_parameters(), *model.named_buffers()) if p.is_meta), None)
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    name = next((name for name, p in tensors if p.layout is not torch.strided), None)
+    if name is not None:
+        raise DataError(
+            f"{name} of {type(model).__name__} is a sparse tensor, which no training here takes; give it to_dense()"
+        )
+    name = next((name for name, p in tensors if p.is_meta), None)
     if name is not None:
         raise DataError(
             f"{name} of {type(model).__name__} is on the meta device and has no values; build the network without "
