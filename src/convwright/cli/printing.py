@@ -21,7 +21,7 @@ _documents: list[TextIO] = []  # where JSON goes
 @contextmanager
 def _document_alone() -> Iterator[None]:
     """With ``--json``, let what a network's own code prints go to standard error: standard output is one document."""
-    if "--json" not in leaving.words():
+    if _documents or "--json" not in leaving.words():  # groups lie in groups
         yield
         return
     _documents.append(sys.stdout)

@@ -106,7 +106,7 @@ class _Job:
     def part(self, name: str, doing: str = "") -> Iterator[None]:
         """Add the seconds spent inside to a part of the work; say what it is `doing`, and that it still is."""
         start = time.perf_counter()
-        if doing:
+        if doing and name != "read":  # wrong input is one line
             self.config.tell(doing)
         with still(doing, self.config.tell) if doing else nullcontext():
             yield

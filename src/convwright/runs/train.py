@@ -61,7 +61,6 @@ def train_named(
     """
     chosen = as_recipe(recipe).updated(**changes)
     _check_out(out, resume)
-    tell("reading the network and the data")
     with still("reading the network and the data", tell):
         opened = load_model_and_data(
             model,
