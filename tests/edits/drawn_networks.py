@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -265,9 +266,10 @@ def disturbed(model: Drawn, layers: dict[str, nn.Module], source: str, count: in
         hooks.append(layer.register_forward_pre_hook(watch(name)))
         hooks.append(layer.register_forward_hook(disturb if name == source else freeze))
     for module in model.modules():
-        if isinstance(module, (*NORMS, nn.ReLU)):  # statistics would spread it, ReLU hide it
+        if isinstance(module, (*NORMS, nn.ReLU, nn.SiLU)):  # statistics would spread it, flat parts hide it
             hooks.append(module.register_forward_hook(lambda module, args, result: args[0]))
-    with torch.no_grad():
+    # A gate that is shut hides what it is multiplied with.
+    with torch.no_grad(), mock.patch.object(torch, "sigmoid", lambda x: 1 + 0.01 * x):
         model(model.input(count + 1))
     for hook in hooks:
         hook.remove()

@@ -39,7 +39,7 @@ def reading(kind: type[nn.Module], seed: int = 3) -> Architecture:
 # ------------------------------------------------------------------ removing
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("kind", "block"), REMOVALS)
 def test_a_removed_block_is_left_out(kind: type[nn.Module], block: str) -> None:
     arch = reading(kind)
@@ -100,7 +100,7 @@ def test_a_block_called_twice_is_not_removed_once() -> None:
 # ------------------------------------------------------------------ adding
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("kind", "block", "keeps"), ADDITIONS)
 def test_added_blocks_are_the_identity_or_say_that_they_are_not(kind: type[nn.Module], block: str, keeps: bool) -> None:
     arch, copies = reading(kind), 2

@@ -172,7 +172,7 @@ def in_widths(arch, seed, least=1.0, most=3.0):
     return arch.apply(*proportional_widths(arch, ratios), verify=False, importance="first")
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", KINDS + TIED, ids=lambda kind: kind.__name__)
 def test_growing_keeps_the_function(kind, seed):

@@ -69,7 +69,7 @@ def test_growing_keeps_the_function(network: type[nn.Module], ratio: float, seed
     torch.testing.assert_close(output(grown.model, x) / scale, expected / scale, rtol=0, atol=1e-10)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("network", EXACT + STATISTIC, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8, 1.5, 2.0])
 def test_edited_networks_train_and_are_read_as_predicted(network: type[nn.Module], ratio: float) -> None:
@@ -119,7 +119,7 @@ def keep_only(kept: list[int], size: int) -> torch.Tensor:
     return mask
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("network", EXACT, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("ratio", [0.31, 0.5, 0.77, 1.3, 2.0])
 def test_changes_report_exactness_and_costs(network: type[nn.Module], ratio: float) -> None:

@@ -185,6 +185,7 @@ def test_a_run_records_what_was_reestimated_and_can_do_without(go, tmp_path):
         go("without", resume=True)
 
 
+@pytest.mark.breadth
 def test_workers_do_as_the_run_was_asked(go):
     alone = go("alone", reestimate=False)
     spread = go("spread", reestimate=False, placement=cw.runs.executors.Placement(jobs=2))

@@ -160,7 +160,7 @@ MACS = [
 ]
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("name", "options", "side", "expected", "digits"), MACS)
 def test_macs_to_the_printed_digits(name, options, side, expected, digits):
     channels = zoo.entry(name).input_shape[0]
@@ -231,7 +231,7 @@ def test_blur_filters_cost_nothing_but_their_macs():
 # --- behaviour ------------------------------------------------------------------------------------
 
 
-@pytest.mark.few(15)
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("extra", [0, 5, pytest.param(32, marks=pytest.mark.breadth)])
 def test_any_size_gives_logits(name, extra):
@@ -240,7 +240,7 @@ def test_any_size_gives_logits(name, extra):
     assert build(name)(images).shape == (2, zoo.entry(name).num_classes)
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", ALL)
 def test_every_builder_takes_classes_and_input_channels(name):
     _, height, width = zoo.entry(name).input_shape

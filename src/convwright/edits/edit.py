@@ -68,12 +68,14 @@ class Measured:
         tolerance: differences at or below this are rounding.
         notes: what could not be measured as usual.
         rounding: the difference is no larger than what rounding becomes in this network.
+        blind: the output was the same for every input, by chance of the weights: nothing was seen.
     """
 
     difference: float
     tolerance: float = 1e-10
     notes: tuple[str, ...] = ()
     rounding: bool = False
+    blind: bool = False
 
     @property
     def exact(self) -> bool:

@@ -225,7 +225,7 @@ def test_an_undamaged_run_works(run, copied, capsys):
         assert checked(capsys, run, name, "", words) != 2
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("run", "file", "damage"), CASES, ids=lambda value: value)
 def test_a_damaged_file_is_named_or_not_needed(run, file, damage, copied, capsys):
     folder = copied(run)

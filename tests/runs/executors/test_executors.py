@@ -203,6 +203,7 @@ def test_a_killed_worker_is_replaced_a_bounded_number_of_times(forked, tmp_path,
     assert usable or "lost 5 times" in found[1].message
 
 
+@pytest.mark.breadth
 def test_a_process_that_takes_the_place_of_another_takes_its_gpu(forked, monkeypatch, tmp_path):
     import convwright.runs.executors.pool as module
 
