@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convwright.errors import ConvwrightError
+from convwright.errors import ConvwrightError, RunError
 from convwright.runs import optimize
+from convwright.runs.outcome import trained
 from convwright.runs.train import judged
 from convwright.runs.verdict import by_class, training_warnings, verdict, warnings_in
 from convwright.training import Metrics
@@ -184,3 +185,11 @@ def test_counts_of_classes_come_out_of_the_judgement():
 def test_an_impossible_drop_is_refused(drop):
     with pytest.raises(ConvwrightError, match=r"max-drop=.* must be points of accuracy"):
         optimize("net.py:Tiny", "npz:set.npz", "macs<=50%", max_drop=drop)
+
+
+@pytest.mark.parametrize("content", ["[{}]", '[{"train_acc": "much"}]', "{", "[1]"])
+def test_a_damaged_history_of_a_trial_is_named(tmp_path, content):
+    assert trained(tmp_path, 5) is None
+    (tmp_path / "history.json").write_text(content)
+    with pytest.raises(RunError, match=r"history.json: damaged, it holds no epochs"):
+        trained(tmp_path, 5)

@@ -22,17 +22,8 @@ def test_weights_say_how_they_are_to_be_used(tiny, pictures, plain, tmp_path, ca
     assert weights_note(weights) == {"normalisation": OWN, "class_names": ["0", "1", "2"]}
     said = []
     out = tmp_path / "second"
-    result = optimize(
-        tiny,
-        pictures,
-        "macs<=80%",
-        method="uniform",
-        out=out,
-        recipe=plain,
-        tune_epochs=1,
-        weights=weights,
-        say=said.append,
-    )
+    asked = {"method": "uniform", "out": out, "recipe": plain, "tune_epochs": 1, "weights": weights}
+    result = optimize(tiny, pictures, "macs<=80%", say=said.append, **asked)
     assert any("images are normalised as" in line and "mean 0.7; std 0.05" in line for line in said)
     first = result.trials[0]
     assert first.candidate.role == "base"
@@ -43,18 +34,7 @@ def test_weights_say_how_they_are_to_be_used(tiny, pictures, plain, tmp_path, ca
     assert weights_note(out / "trials" / "0000" / "model.safetensors")["normalisation"] == OWN
     # Continued, though the weights and what they say are gone.
     (out / "result.json").unlink()
-    again = optimize(
-        tiny,
-        pictures,
-        "macs<=80%",
-        method="uniform",
-        out=out,
-        recipe=plain,
-        tune_epochs=1,
-        weights=weights,
-        resume=True,
-        progress=False,
-    )
+    again = optimize(tiny, pictures, "macs<=80%", resume=True, progress=False, **asked)
     assert again.data["result"] == content["result"]
 
 

@@ -17,9 +17,8 @@ from convwright.runs.directory.network_record import FORMAT as NETWORKS_FORMAT
 from convwright.runs.directory.result import load_result
 from convwright.runs.directory.storage import read_trials
 from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT, read_settings
-from convwright.runs.evaluate import HISTORY
+from convwright.runs.evaluate import HISTORY, epoch_of, read_history
 from convwright.runs.train import FORMAT as TRAINING
-from convwright.strict_json import parse
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
 from convwright.training.outcome import EpochRecord
@@ -153,21 +152,7 @@ def _history(folder: Path, number: int) -> tuple[Json, ...]:
     """Return the epochs of a trial; of an unfinished one, those of its checkpoint."""
     trial = folder / "trials" / f"{number:04d}"
     path = trial / HISTORY
-    return _epochs(path) if there(path) else _checkpoint(trial)
-
-
-def _epochs(path: Path) -> tuple[Json, ...]:
-    try:
-        return tuple(_epoch(each) for each in parse(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: damaged, it holds no epochs; remove it, and its curve is left out") from error
-
-
-def _epoch(values: Json) -> Json:
-    found = {name: values[name] for name in ("train_loss", "train_acc", "val_loss", "val_acc", "seconds")}
-    if not all(value is None or type(value) in (int, float) for value in found.values()):
-        raise TypeError("what stands there is no number")
-    return found
+    return read_history(path) if there(path) else _checkpoint(trial)
 
 
 def _checkpoint(folder: Path) -> tuple[Json, ...]:
@@ -189,7 +174,7 @@ def _training(folder: Path) -> Recorded:
     if lacking:
         raise RunError(f"{path}: damaged, it has no {lacking[0]}; train anew in another folder")
     try:
-        epochs = tuple(_epoch(each) for each in found["history"])
+        epochs = tuple(epoch_of(each) for each in found["history"])
     except (TypeError, KeyError) as error:
         raise RunError(f"{path}: damaged, its history holds no epochs; train anew in another folder") from error
     return Recorded(folder, "train", found, found, plan=_plan(folder / "plan.json"), histories={-1: epochs})

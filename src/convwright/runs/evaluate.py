@@ -26,6 +26,7 @@ from convwright.methods import Candidate, Evidence, Status
 from convwright.runs import memory
 from convwright.runs.directory.files import load_weights, save_weights, write_json
 from convwright.runs.weights_note import usage
+from convwright.strict_json import parse
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
@@ -289,6 +290,30 @@ class Evaluator:
         )
         to_layout(model, torch.contiguous_format)
         return found
+
+
+def read_history(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Read the epochs of a trial.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        return tuple(epoch_of(each) for each in parse(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: damaged, it holds no epochs; remove it, and its curve is left out") from error
+
+
+def epoch_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is recorded of an epoch.
+
+    Raises:
+        KeyError, TypeError: Something is missing, or no number.
+    """
+    found = {name: values[name] for name in ("train_loss", "train_acc", "val_loss", "val_acc", "seconds")}
+    if not all(value is None or type(value) in (int, float) for value in found.values()):
+        raise TypeError("what stands there is no number")
+    return found
 
 
 def remove_damaged(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from convwright.errors import RunError
 from convwright.methods import Evidence, Method
-from convwright.runs.evaluate import HISTORY
+from convwright.runs.evaluate import HISTORY, read_history
 from convwright.runs.prove import Proof
 from convwright.runs.train import judged
 from convwright.training import Metrics
@@ -62,7 +61,7 @@ def side(trial: Evidence, proof: Proof, test: Metrics | None) -> dict[str, Any]:
 def trained(folder: Path, samples: int) -> dict[str, Any] | None:
     """Return the training accuracy of a trial's last epoch, on so many images; None where no epoch is recorded."""
     file = folder / HISTORY
-    epochs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    epochs = read_history(file) if file.is_file() else ()
     return {"accuracy": epochs[-1]["train_acc"], "samples": samples} if epochs else None
 
 

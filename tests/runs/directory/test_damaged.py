@@ -23,19 +23,6 @@ ASSETS = Path(__file__).parents[2] / "assets" / "runs"
 FOUND = {"finished": "uniform", "interrupted": "phased"}  # by method
 
 
-@pytest.fixture(scope="session")
-def lines(tmp_path_factory):
-    """The data that the recorded runs were made with."""
-    numbers = np.random.default_rng(0)
-    labels = np.arange(600) % 10
-    images = numbers.integers(0, 60, (600, 28, 28), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[2 * label : 2 * label + 8, 4:24] += np.uint8(150)
-    file = tmp_path_factory.mktemp("data") / "lines.npz"
-    np.savez(file, x_train=images[:500], y_train=labels[:500], x_test=images[500:], y_test=labels[500:])
-    return file
-
-
 @pytest.fixture
 def copied(tmp_path, lines, monkeypatch):
     """Return a function that copies a run to where it may be damaged, beside its data."""
