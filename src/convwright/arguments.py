@@ -20,7 +20,10 @@ OPTIMIZE: Mapping[str, str] = {
     "is not tried again.",
     "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights.",
     "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's.",
-    "divisor": "Divisor of all new widths: they are rounded to multiples of it.",
+    "divisor": "Number that new widths are multiples of, or auto: 16 for groups of 64 channels or more, 8 for smaller "
+    "ones, 1 below 16, and less where the budget could not be used.",
+    "constraints": "What to leave as it is, as `convwright.Constraints` or a .yaml file: layers left alone, ratios, "
+    "divisors, blocks that stay, the resolution.",
     "weights": "Trained weights: a .safetensors file or a state dict saved by torch. Images are normalised as in their "
     "training if they are of convwright, else as the recipe's normalisation says.",
     "input_shape": "Shape of an image, such as 3x224x224; images of another shape are resized.",

@@ -189,7 +189,12 @@ def optimize(
     recipe: options.RecipeName = None,
     epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["epochs"])] = None,
     tune_epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["tune_epochs"])] = None,
-    divisor: Annotated[int, typer.Option(help=OPTIMIZE["divisor"])] = 1,
+    divisor: Annotated[str, typer.Option(help=OPTIMIZE["divisor"], metavar="N|auto")] = "auto",
+    constraints: Annotated[Path | None, typer.Option(help=OPTIMIZE["constraints"], readable=False)] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Layer or group to leave alone, or a pattern (layer1.*); one or several.", metavar="NAME"),
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["options"], metavar="NAME=VALUE")] = None,
     proxy_classes: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_classes"], metavar="N")] = None,
     proxy_samples: Annotated[int | None, typer.Option(help=OPTIMIZE["proxy_samples"], metavar="N")] = None,
@@ -204,11 +209,14 @@ def optimize(
     """Redesign a network to a budget, and prove the result."""
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
     refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
+    from convwright.edits.constraints import Constraints
     from convwright.runs.config import default_folder
     from convwright.runs.executors import Placement
     from convwright.runs.optimize import optimize as run
 
     arguments["budget"] = budget or ()
+    arguments["divisor"] = options.parse_divisor(divisor)
+    arguments["constraints"] = Constraints.of(constraints).also(keep=keep or ())
     arguments["out"] = folder = out if out is not None else default_folder(model, budget or (), objective or ())
     arguments["options"] = options.parse_options(option or ())
     arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)

@@ -16,6 +16,7 @@ from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import Plan, check_execution
+from convwright.edits.constraints import odd_widths
 from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
@@ -117,6 +118,9 @@ class _Job:
         config.check()
         self.terms = config.terms
         check_folder(config.folder, config.resume)
+        if config.resume and config.divisor == "auto":  # whatever the run was started with
+            stated = read_settings(config.folder)["settings"].get("divisor", 1)
+            self.config = config = replace(config, divisor=stated)
         with self.part("read", "reading the network and the data"):
             loaded = self.open()
         with self.part("latency", "measuring the latency" if self.terms.measures else ""):
@@ -211,7 +215,7 @@ class _Job:
             reason = next(iter(found.fixed.values()))
             stay = "stay as they are" if len(found.fixed) > 1 else "stays as it is"
             config.tell(f"{counted(len(found.fixed), 'channel group')} {stay}: {reason}")
-        return replace(loaded, arch=found.architecture)
+        return replace(loaded, arch=config.constrained.bound(found.architecture))
 
     def check_recipe(self, loaded: LoadedModel) -> None:
         """Refuse a recipe that the shortest trainings would stumble over, one after the other.
@@ -368,6 +372,8 @@ class _Job:
                 costs = self.config.costs
                 content["front"] = write_front(study.folder, outcome, costs, content, limits, proved, tested)
         part = "test" if evaluator.data.has_test else "validation"
+        odd = odd_widths(proofs[0].arch, proofs[1].arch)
+        content |= {"odd_widths": odd} if odd else {}
         content |= verdict(content, by_class(part, evaluator.data.class_names, *metrics))
         write_text(study.folder / "plan.json", outcome.best.candidate.plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS, usage(evaluator.data))
