@@ -43,6 +43,7 @@ class OptimizeOptions(TypedDict, total=False):
     tune_epochs: int | None
     divisor: int
     weights: str | Path | None
+    pretrained: bool
     input_shape: str | Shape | None
     data_dir: str | Path | None
     progress: bool
@@ -77,6 +78,7 @@ class RunConfig:
     tune_epochs: int | None = None
     divisor: int = 1
     weights: str | Path | None = None
+    pretrained: bool = False
     input_shape: str | Shape | None = None
     data_dir: str | Path | None = None
     progress: bool = True
@@ -139,10 +141,9 @@ class RunConfig:
         """The recipe of all trainings."""
         return as_recipe(self.recipe)
 
-    @property
-    def base_epochs(self) -> int:
-        """Epochs of trial 0."""
-        usual = 0 if self.weights is not None else self.training.epochs
+    def base_epochs(self, trained: bool) -> int:
+        """Return the epochs of trial 0: none where the network comes trained for the data."""
+        usual = 0 if trained else self.training.epochs
         return self.epochs if self.epochs is not None else usual
 
     @property
@@ -184,7 +185,7 @@ class RunConfig:
         checked_options(method, options)
         refuse_structural(self.training)
         self.placement.check()
-        check_counts(0, epochs=self.base_epochs, seed=self.seed)
+        check_counts(0, epochs=self.epochs or 0, seed=self.seed)
         check_counts(1, **{"tune-epochs": self.later_epochs}, divisor=self.divisor)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
@@ -203,12 +204,13 @@ class RunConfig:
             "limits": dict(limits.limits),
             "method": method,
             "recipe": self.training.model_dump(mode="json"),
-            "epochs": self.base_epochs,
+            "epochs": self.base_epochs(loaded.trained),
             "tune_epochs": self.later_epochs,
             "divisor": self.divisor,
             "seed": self.seed,
             "weights": str(Path(self.weights)) if self.weights is not None else None,
             # Left out when there are none, so that runs started before there were such options are resumed.
+            **({"pretrained": True} if self.pretrained else {}),
             **({"method_options": options} if options else {}),
             **({"objective": list(self.costs)} if self.costs else {}),
             **({"time": self.time_budget.text} if self.time_budget is not None else {}),
