@@ -152,6 +152,7 @@ def train(
     input_shape: options.Input = None,
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     devices: Annotated[int, typer.Option(help="Processes that train together, one per device.", min=1)] = 1,
     reestimate: Annotated[bool, typer.Option("--reestimate/--no-reestimate", help=OPTIMIZE["reestimate"])] = True,
     as_json: options.Json = False,
@@ -204,6 +205,7 @@ def optimize(
     input_shape: options.Input = None,
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
     as_json: options.Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""

@@ -24,6 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 RecipeName = Annotated[str | None, typer.Option(help=OPTIMIZE["recipe"])]
 Seed = Annotated[int, typer.Option(help=OPTIMIZE["seed"])]
 Weights = Annotated[Path | None, typer.Option(help=OPTIMIZE["weights"], readable=False)]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help=OPTIMIZE["pretrained"])]
 Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Isolate = Annotated[

@@ -45,6 +45,7 @@ class OptimizeOptions(TypedDict, total=False):
     divisor: int | Literal["auto"]
     constraints: ConstraintsLike
     weights: str | Path | None
+    pretrained: bool
     input_shape: str | Shape | None
     data_dir: str | Path | None
     progress: bool
@@ -80,6 +81,7 @@ class RunConfig:
     divisor: int | Literal["auto"] = "auto"
     constraints: ConstraintsLike = None
     weights: str | Path | None = None
+    pretrained: bool = False
     input_shape: str | Shape | None = None
     data_dir: str | Path | None = None
     progress: bool = True
@@ -147,10 +149,9 @@ class RunConfig:
         """What the search must leave as it is."""
         return Constraints.of(self.constraints)
 
-    @property
-    def base_epochs(self) -> int:
-        """Epochs of trial 0."""
-        usual = 0 if self.weights is not None else self.training.epochs
+    def base_epochs(self, trained: bool) -> int:
+        """Return the epochs of trial 0: none where the network comes trained for the data."""
+        usual = 0 if trained else self.training.epochs
         return self.epochs if self.epochs is not None else usual
 
     @property
@@ -192,7 +193,7 @@ class RunConfig:
         checked_options(method, options)
         refuse_structural(self.training)
         self.placement.check()
-        check_counts(0, epochs=self.base_epochs, seed=self.seed)
+        check_counts(0, epochs=self.epochs or 0, seed=self.seed)
         check_counts(1, **{"tune-epochs": self.later_epochs})
         if self.divisor != "auto":
             check_counts(1, divisor=self.divisor)
@@ -218,12 +219,13 @@ class RunConfig:
             "limits": dict(limits.limits),
             "method": method,
             "recipe": self.training.model_dump(mode="json"),
-            "epochs": self.base_epochs,
+            "epochs": self.base_epochs(loaded.trained),
             "tune_epochs": self.later_epochs,
             "divisor": self.divisor,
             "seed": self.seed,
             "weights": str(Path(self.weights)) if self.weights is not None else None,
             # Left out when there are none, so that runs started before there were such options are resumed.
+            **({"pretrained": True} if self.pretrained else {}),
             **({"method_options": options} if options else {}),
             **({"objective": list(self.costs)} if self.costs else {}),
             **({"constraints": self.constrained.settings()} if self.constrained else {}),

@@ -50,7 +50,7 @@ from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.runs.verdict import by_class, verdict
-from convwright.runs.weights_note import as_trained, usage
+from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe
 from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
@@ -133,7 +133,7 @@ class _Job:
             method = make(
                 loaded.arch,
                 aims,
-                epochs=config.base_epochs,
+                epochs=config.base_epochs(loaded.trained),
                 tune_epochs=config.later_epochs,
                 seed=config.seed,
                 divisor=config.divisor,
@@ -141,7 +141,7 @@ class _Job:
             )
         leave_out_known_techniques(method, config.training)
         if not config.baseline:
-            method = WithoutBaseline(method, given=config.weights is not None)
+            method = WithoutBaseline(method, given=loaded.trained)
         run = name, config.folder, config.training.batch_size
         method, proxy = proxied(method, config.proxy, loaded.data, run, config.tell)
         if self.latency is not None:
@@ -197,17 +197,20 @@ class _Job:
     # ------------------------------------------------------------------ before
 
     def open(self) -> LoadedModel:
-        config = self.config
+        config, recipe = self.config, self.config.training
+        if config.resume:
+            recipe = settled_recipe(recipe, read_settings(config.folder)["settled"])
         loaded = load_model_and_data(
             config.model,
             config.data,
             input_shape=config.input_shape,
             data_dir=config.data_dir,
-            val_fraction=config.training.val_fraction,
+            recipe=recipe,
             seed=config.seed,
+            weights=config.weights,
+            pretrained=config.pretrained,
+            settled=config.resume,
         )
-        if config.weights is not None:
-            load_weights(loaded.arch.model, config.weights)
         check_copies(loaded.arch.model)
         self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
@@ -223,7 +226,7 @@ class _Job:
         Raises:
             RecipeError: Names the length of the training and the field.
         """
-        lengths = {self.config.base_epochs, self.config.later_epochs} - {0}
+        lengths = {self.config.base_epochs(loaded.trained), self.config.later_epochs} - {0}
         kind = method_named(self.config.search[0])
         if kind.ranks and kind.beyond_widths:  # auto and pareto: their races begin with so little
             lengths.add(1)
@@ -285,10 +288,18 @@ class _Job:
         if config.time_budget is not None:
             with threads_of(threads), self.part("settings", "timing an epoch"):
                 epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
-            config.time_budget.check(epoch, config.base_epochs, config.later_epochs)
+            config.time_budget.check(epoch, config.base_epochs(loaded.trained), config.later_epochs)
         settled["threads"] = threads
-        recipe = config.training if config.weights is None else as_trained(config.training, config.weights, config.tell)
-        settled |= usage(normalised(loaded.data, recipe.normalisation, loaded.arch.model))
+        for line in loaded.remarks:
+            config.tell(line)
+        if loaded.taken is not None:
+            settled["weights_taken"] = str(loaded.taken)
+            if not loaded.trained:
+                length = counted(config.base_epochs(trained=False), "epoch")
+                config.tell(
+                    f"its new head is untrained: the untouched network is trained for {length} first (--epochs)"
+                )
+        settled |= usage(normalised(loaded.data, loaded.recipe.normalisation, loaded.arch.model))
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
