@@ -81,7 +81,6 @@ def singles(images, labels):
 def slope(arch, group, unit, images, labels, step=1e-3):
     """The loss's change by a factor on one channel at its consumers, by central differences in float64."""
     model = copy.deepcopy(arch.model).double().eval()
-    double = arch.evolved(model=model)
 
     def loss(factor):
         gates = Gates.of(arch, copy.deepcopy(model))
@@ -97,7 +96,6 @@ def slope(arch, group, unit, images, labels, step=1e-3):
                     )
             return float(cross_entropy(gates.model(images.double()), labels))
 
-    assert double.model is model
     return (loss(1 + step) - loss(1 - step)) / (2 * step)
 
 
@@ -153,8 +151,8 @@ def test_silencing_is_what_cutting_promises():
     arch, (images, _) = network(Mixed), batch()
     rng = np.random.default_rng(5)
     gone = {group.name: rng.random(group.units) < 0.4 for group in arch.free_groups}
-    for name, mask in gone.items():
-        mask[0] = name == "stem" and False
+    for mask in gone.values():
+        mask[0] = False
     keep = {name: np.flatnonzero(~mask).tolist() for name, mask in gone.items()}
     edits = [Width(g.name, len(keep[g.name]) * g.step, {g.name: keep[g.name]}) for g in arch.free_groups]
     cut = arch.apply(*edits, verify=False).model.eval()
@@ -208,6 +206,6 @@ def test_apply_takes_scores_and_refuses_the_name_of_one_that_looks_at_data():
     arch = network(Mixed)
     scores = saliency(arch, [batch()], cross_entropy)
     kept = arch.apply(Width("flat", 6), importance=scores).changes[0].edit.keep["flat"]
-    assert kept == sorted(np.argsort(-scores["flat"])[:6].tolist())
+    assert kept == sorted(np.argsort(-scores["flat"], kind="stable")[:6].tolist())
     with pytest.raises(EditError, match=r"looks at data: give apply the scores that cw\.saliency returns"):
         arch.apply(Width("flat", 6), importance="taylor")

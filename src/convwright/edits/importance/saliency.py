@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.edits.depth import RemoveBlock
-from convwright.edits.importance.gates import Gates
+from convwright.edits.importance.gates import Gates, Site
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, Scores
 from convwright.errors import ConvwrightError, EditError, did_you_mean
 
@@ -66,38 +66,47 @@ def saliency(
     if found.gradients and loss is None:
         raise ConvwrightError(f"saliency {kind!r} is of a loss: give one, such as torch.nn.functional.cross_entropy")
     seen = 0
-    with _evaluated(gates.model), gates.hooked(found.gradients):
+    with _evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
         for inputs, targets in batches:
+            if not seen:
+                ungated = _ungated(gates, inputs)
+                stack.enter_context(_with_gradients_of(gates, gates.sites if found.parameters else ungated))
             seen += len(inputs)
-            for part in _parts(found, inputs, targets):
+            for part in _singles(inputs, targets) if found.single and ungated else [(inputs, targets)]:
                 _see(found, *part, loss if found.gradients else None)
     if not seen:
         raise ConvwrightError(f"saliency {kind!r} looks at data: give at least one calibration batch")
     return found.scores()
 
 
-def _parts(found: Observer, inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
-    """Yield a batch whole, or sample by sample where only the gradient of weights tells what a channel is worth."""
-    gates = found.gates
-    if not found.single or len(inputs) == 1 or not _has_ungated(gates, inputs):
-        yield inputs, targets
-        return
+def _ungated(gates: Gates, inputs: Tensor) -> tuple[Site, ...]:
+    """Return the sites that no gate sees, as a first look at two samples shows."""
+    gates.begin(len(inputs[:2]))
+    with torch.no_grad():
+        gates.model(inputs[:2])
+    return gates.ungated()
+
+
+def _singles(inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
+    """Yield a batch sample by sample: where only weights tell what a channel is worth, they tell it of all together."""
     for place in range(len(inputs)):
-        yield inputs[place : place + 1], _sample(targets, place)
+        one = slice(place, place + 1)
+        named = isinstance(targets, Mapping)
+        yield inputs[one], {name: value[one] for name, value in targets.items()} if named else targets[one]
 
 
-def _has_ungated(gates: Gates, inputs: Tensor) -> bool:
-    if not gates.passed:  # the first batch tells
-        gates.begin(len(inputs[:2]))
-        with torch.no_grad():
-            gates.model(inputs[:2])
-    return bool(gates.ungated())
-
-
-def _sample(targets: Any, place: int) -> Any:
-    if isinstance(targets, Mapping):
-        return {name: value[place : place + 1] for name, value in targets.items()}
-    return targets[place : place + 1]
+@contextmanager
+def _with_gradients_of(gates: Gates, sites: Sequence[Site]) -> Iterator[None]:
+    """Let the gradient reach the parameters of some sites and no others, which is most of the work saved."""
+    wanted = {id(gates.parameter(site)) for site in sites}
+    before = [(parameter, parameter.requires_grad) for parameter in gates.model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
 
 
 def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> None:
@@ -112,8 +121,8 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
         value = loss(gates.model(inputs), targets)
     if not math.isfinite(value.item()):
         raise ConvwrightError(f"the loss of a calibration batch is {value.item()}: are the weights whole?")
-    sites = gates.sites if found.parameters else gates.ungated()
-    parameters = {site.member.tensor: gates.parameter(site) for site in sites}
+    parameters = {site.member.tensor: gates.parameter(site) for site in gates.sites}
+    parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     factors = gates.factors
     gradients = torch.autograd.grad(value, [*factors, *parameters.values()], allow_unused=True)
     for factor, gradient in zip(factors, gradients, strict=False):

@@ -31,7 +31,8 @@ Numbers = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _LEAST = 0.1  # of a group's channels stay where the budget can be met so: what nearly all are worth, no slope says
-_STRIDES = (1, 2, 4)  # levels by which an exchange moves a group
+_STRIDES = (1, 2, 4, 8, 16)  # levels by which an exchange moves a group
+_MANY = 40  # groups from which on only the first strides are tried: exchanges are of pairs
 _ANEW = 0.05  # change of an estimated cost after which its slopes are estimated anew
 _SWEEPS = 300  # exchanges at most
 
@@ -383,8 +384,9 @@ class _Search:
         """Return the levels of all exchanges: one family up by some strides, and none or one down."""
         count = len(self.families)
         unit = np.eye(count, dtype=np.int64)
-        ups = [-stride * unit for stride in _STRIDES]
-        downs = [np.zeros((1, count), dtype=np.int64), *(stride * unit for stride in _STRIDES)]
+        strides = _STRIDES[:2] if count > _MANY else _STRIDES
+        ups = [-stride * unit for stride in strides]
+        downs = [np.zeros((1, count), dtype=np.int64), *(stride * unit for stride in strides)]
         moves = (np.concatenate(downs)[:, None] + np.concatenate(ups)[None]).reshape(-1, count)
         tried = self.levels + moves
         valid = ((tried >= 0) & (tried <= self._last)).all(axis=1)
