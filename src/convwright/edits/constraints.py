@@ -142,8 +142,8 @@ class Ratio(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least: float | None = Field(None, ge=0)
-    most: float | None = Field(None, gt=0)
+    least: float | None = Field(None, ge=0, allow_inf_nan=False)
+    most: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class Constraints(BaseModel):
@@ -233,10 +233,10 @@ class Constraints(BaseModel):
     def _read(cls, path: Path) -> Constraints:
         try:
             return cls.of(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConvwrightError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
         except ConvwrightError as error:
             raise ConvwrightError(f"{path}: {error}") from error
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConvwrightError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
 
     def also(self, keep: Iterable[str] = ()) -> Constraints:
         """Return the constraints with more layers and groups left alone."""
