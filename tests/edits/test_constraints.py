@@ -178,3 +178,11 @@ def test_odd_widths_are_those_that_a_change_made(arch):
     small = cw.read("zoo:mnist-a")
     narrow = small.apply(*cw.scale_widths(small, 0.6), verify=False)
     assert all(small.layer(name).output_shape[1] >= 16 for name in odd_widths(small, narrow))
+
+
+def test_a_group_below_its_own_divisor_stays(arch):
+    bound = Constraints(divisor={"conv1": 24}).bound(arch)
+    assert "conv1" not in {edit.target for edit in cw.scale_widths(bound, 0.5, check=False)}
+    assert width_range(bound.channels, bound.group("conv1"), "auto").most == 16
+    with pytest.raises(cw.EditError, match="allow multiples of 24"):
+        bound.apply(cw.Width("conv1", 8), verify=False)
