@@ -3,7 +3,15 @@
 import pytest
 
 import convwright as cw
-from convwright.edits.constraints import Constraints, Divisor, WidthRange, multiple_of, width_range
+from convwright.edits.constraints import (
+    Constraints,
+    Divisor,
+    WidthRange,
+    levels_of,
+    multiple_of,
+    odd_widths,
+    width_range,
+)
 from convwright.edits.width import solve
 
 
@@ -148,9 +156,9 @@ def test_auto_takes_what_kernels_like(arch):
     assert multiples == {16: 8, 32: 8, 64: 16}
     small = cw.read("zoo:mnist-a")
     assert {multiple_of(group, "auto") for group in small.free_groups if group.size < 16} == {1}
-    levels = [level.wanted(arch.group("layer3.0.conv1")) for level in Divisor.of("auto").levels()]
+    levels = [level.wanted(arch.group("layer3.0.conv1")) for level in levels_of("auto")]
     assert levels == [16, 8, 4, 2, 1]
-    assert Divisor.of(12).levels() == (Divisor(12),)
+    assert levels_of(12) == (Divisor(12),)
     for wrong in (0, -4, True, "all", 1.5, None):
         with pytest.raises(cw.EditError, match="auto or a whole number from 1 on"):
             Divisor.of(wrong)
@@ -162,3 +170,19 @@ def test_a_divisor_by_kind_replaces_that_of_the_run():
     assert depthwise
     assert len(depthwise) < len(arch.free_groups)
     assert {multiple_of(group, 16) for group in depthwise} == {4}
+
+
+def test_odd_widths_are_those_that_a_change_made(arch):
+    new = arch.apply(cw.Width("layer3.0.conv1", 45), cw.Width("layer2.0.conv1", 24), verify=False)
+    assert odd_widths(arch, new) == {"layer3.0.conv1": 45}
+    small = cw.read("zoo:mnist-a")
+    narrow = small.apply(*cw.scale_widths(small, 0.6), verify=False)
+    assert all(small.layer(name).output_shape[1] >= 16 for name in odd_widths(small, narrow))
+
+
+def test_a_group_below_its_own_divisor_stays(arch):
+    bound = Constraints(divisor={"conv1": 24}).bound(arch)
+    assert "conv1" not in {edit.target for edit in cw.scale_widths(bound, 0.5, check=False)}
+    assert width_range(bound.channels, bound.group("conv1"), "auto").most == 16
+    with pytest.raises(cw.EditError, match="allow multiples of 24"):
+        bound.apply(cw.Width("conv1", 8), verify=False)

@@ -133,7 +133,7 @@ def test_a_method_without_its_three_verbs_is_refused():
 def test_terms_and_options_are_told_apart():
     arch = cw.read("zoo:mnist-a")
     method = RandomWidths(arch, epochs=3, seed=5, trials=4)
-    assert method.terms == Terms(epochs=3, tune_epochs=1, seed=5, divisor=1)
+    assert method.terms == Terms(epochs=3, tune_epochs=1, seed=5, divisor="auto")
     assert (method.options.trials, method.options.spread) == (4, 2.0)
     assert RandomWidths(arch, None, Terms(epochs=3, seed=5), trials=4).ask() == method.ask()
     with pytest.raises(

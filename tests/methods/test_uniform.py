@@ -63,6 +63,28 @@ def test_the_budget_is_met_from_below_and_used(resnet, budget, least, divisor):
     assert all(e.size % divisor == 0 or e.size < divisor for e in edits)
 
 
+@pytest.mark.parametrize(
+    ("network", "budget", "odd"),
+    [
+        ("zoo:resnet20", "macs<=50%", 0),
+        ("zoo:resnet20", "macs<=140%", 0),
+        ("zoo:resnet20", "macs<=4%", None),
+        ("zoo:mnist-a", "params<=1500", None),
+    ],
+)
+def test_auto_takes_multiples_as_long_as_they_use_the_budget(network, budget, odd):
+    arch = read(network)
+    limits = limits_of(arch, budget)
+    edits = uniform_widths(arch, limits, "auto")
+    costs = arch.cost_model().costs({e.target: e.size for e in edits})
+    assert limits.met({metric: int(cost) for metric, cost in costs.items()})
+    assert max(costs[m] / limit for m, limit in limits.limits.items()) >= 0.97
+    wrong = [e for e in edits if arch.group(e.target).size >= 16 and e.size % 8]
+    assert (not wrong) if odd == 0 else (arch.free_groups[0].size < 16 or wrong)
+    if odd == 0:
+        assert all(e.size % 16 == 0 for e in edits if arch.group(e.target).size >= 64)
+
+
 def test_all_groups_get_nearly_one_ratio(resnet):
     edits = uniform_widths(resnet, limits_of(resnet, "macs<=50%"))
     ratios = [e.size / resnet.group(e.target).size for e in edits]

@@ -181,8 +181,10 @@ def test_other_settings_do_not_resume(go, tmp_path):
     go(tmp_path / "run")
     with pytest.raises(RunError, match=r"started with seed=0, not 1"):
         go(tmp_path / "run", resume=True, seed=1)
-    with pytest.raises(RunError, match=r"started with divisor=1, not 2"):
+    with pytest.raises(RunError, match=r"started with divisor=auto, not 2"):
         go(tmp_path / "run", resume=True, budget="macs<=40%", divisor=2)
+    with pytest.raises(RunError, match=r"started with constraints=null, not "):
+        go(tmp_path / "run", resume=True, constraints={"keep": "conv1"})
 
 
 def test_another_budget_on_resume_keeps_what_was_tried(go, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What `optimize` takes is declared once: signature, docstring, reference and command line follow."""
 
 import inspect
+import shlex
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer.main
 
 from convwright import cli
 from convwright.arguments import OPTIMIZE
+from convwright.edits import Constraints
 from convwright.runs import optimize
 from convwright.runs.config import OptimizeOptions, RunConfig
 from convwright.runs.executors import Placement
@@ -19,7 +21,7 @@ FIELDS = {each.name: each for each in fields(RunConfig)}
 POSITIONAL = ("model", "data", "budget", "method", "out", "seed", "recipe")
 COMMAND = {p.name: p for p in typer.main.get_command(cli.app).commands["optimize"].params}
 # What the command line puts together to one argument, or keeps to itself.
-PUT_TOGETHER = {"jobs", "isolate", "threads", "ray", "cpus_per_trial", "gpus_per_trial", "option", "as_json"}
+PUT_TOGETHER = {"jobs", "isolate", "threads", "ray", "cpus_per_trial", "gpus_per_trial", "option", "keep", "as_json"}
 
 
 def test_every_argument_is_described():
@@ -66,6 +68,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
     seen = {}
     (tmp_path / "d").mkdir()
     (tmp_path / "w").touch()
+    (tmp_path / "c").write_text("keep: [a]\nresolution: fixed\n")
 
     def stop(**arguments):
         seen.update(arguments)
@@ -80,6 +83,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         " --time 3m --jobs 4 --isolate --threads 5 --ray a --cpus-per-trial 6 --gpus-per-trial 7 --storage s --seed 8"
     )
     words += " --recipe r --epochs 9 --tune-epochs 10 --divisor 11 --option x=12 --proxy-classes 13 --proxy-samples 14"
+    words += " --constraints c --keep b.* --keep fc"
     words += " --no-baseline --no-reestimate --input 1x2x3 --data-dir d --weights w --pretrained --max-drop 15"
     with pytest.raises(SystemExit):
         cli.main(words.split())
@@ -89,6 +93,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         "out": Path("o"), "resume": True, "time": "3m", "placement": Placement(4, 5, "a", 6.0, 7.0, True),
         "storage": "s", "seed": 8, "recipe": "r", "epochs": 9, "tune_epochs": 10, "divisor": 11, "options": {"x": 12},
         "proxy_classes": 13, "proxy_samples": 14, "input_shape": "1x2x3", "data_dir": Path("d"), "weights": Path("w"),
+        "constraints": Constraints(keep=("a", "b.*", "fc"), resolution="fixed"),
         "pretrained": True, "max_drop": 15.0, "baseline": False, "reestimate": False,
-        "command": f"convwright {words}".replace("macs<=1", "'macs<=1'").replace("params<=2", "'params<=2'"),
+        "command": f"convwright {shlex.join(words.split())}",
     }  # fmt: skip

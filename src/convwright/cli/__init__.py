@@ -211,14 +211,16 @@ def optimize(
     """Redesign a network to a budget, and prove the result."""
     arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
     refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
-    from convwright.edits.constraints import Constraints
     from convwright.runs.config import default_folder
     from convwright.runs.executors import Placement
     from convwright.runs.optimize import optimize as run
 
     arguments["budget"] = budget or ()
     arguments["divisor"] = options.parse_divisor(divisor)
-    arguments["constraints"] = Constraints.of(constraints).also(keep=keep or ())
+    if keep:
+        from convwright.edits.constraints import Constraints
+
+        arguments["constraints"] = Constraints.of(constraints).also(keep)
     arguments["out"] = folder = out if out is not None else default_folder(model, budget or (), objective or ())
     arguments["options"] = options.parse_options(option or ())
     arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)

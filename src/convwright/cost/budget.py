@@ -318,8 +318,16 @@ def feasible_range(arch: Architecture, estimates: Mapping[str, Estimate] | None 
 
 
 def smallest_widths(arch: Architecture) -> dict[str, int]:
-    """Return the smallest width of each free group: one channel unit, or tied groups in proportion."""
-    return {g.name: g.step * (g.units // _shrinkable(arch, g)) for g in arch.free_groups}
+    """Return the smallest width of each free group: one channel unit, or tied groups in proportion.
+
+    Groups that the user's constraints bound are as small as these allow.
+    """
+    return {g.name: max(g.step * (g.units // _shrinkable(arch, g)), _bound(g)) for g in arch.free_groups}
+
+
+def _bound(group: ChannelGroup) -> int:
+    least = group.bounds.least if group.bounds is not None and not group.tied else 1
+    return min(group.size, -(-least // group.step) * group.step)
 
 
 def _shrinkable(arch: Architecture, group: ChannelGroup) -> int:
@@ -344,6 +352,7 @@ def check_feasible(limits: Limits, arch: Architecture) -> None:
         low, high = ranges.get(metric, (0, 0))
         if limit < low:
             raise BudgetError(
-                f"{metric}<={human(limit, metric)} cannot be met: by width alone {arch.source} goes "
+                f"{metric}<={human(limit, metric)} cannot be met: by width alone "
+                f"{'and within the constraints ' if arch.constraints is not None else ''}{arch.source} goes "
                 f"from {human(low, metric)} to {human(high, metric)}."
             )

@@ -86,6 +86,8 @@ def multiple_of(group: ChannelGroup, divisor: DivisorLike) -> int:
     """Return what a group's widths are multiples of: of its step, and of the divisor where the group is that large."""
     given = Divisor.of(divisor)
     wanted = given.wanted(group)
+    if group.bounds is not None and group.bounds.divisor:
+        return math.lcm(group.step, wanted)
     while given.stated is None and wanted > 1 and math.lcm(group.step, wanted) > group.size:
         wanted //= 2
     return math.lcm(group.step, wanted) if group.size >= wanted else group.step
@@ -114,13 +116,13 @@ class WidthRange:
 def width_range(graph: ChannelGraph, group: ChannelGroup, divisor: DivisorLike = 1) -> WidthRange:
     """Return the widths that a group may have; of groups tied in size, so that all keep within their bounds.
 
-    Of a group that cannot change, or has no such width, least and most are its present width. Where no multiple of
-    ``auto`` is within the bounds, finer ones are taken.
+    Of a group that cannot change, has no such width, or is smaller than the divisor that constraints give for it, least
+    and most are its present width. Where no multiple of ``auto`` is within the bounds, finer ones are taken.
     """
     family = [group, *(graph.group(name) for name in group.tied)]
     multiples = [multiple_of(group, level) for level in levels_of(divisor)]
     fixed = WidthRange(group.size, group.size, multiples[0])
-    if any(each.frozen for each in family):
+    if any(each.frozen for each in family) or multiples[-1] > group.size:
         return fixed
     bounds = [(each.bounds, group.size / each.size) for each in family if each.bounds is not None]
     low = max((math.ceil(b.least * share - 1e-9) for b, share in bounds), default=1)
@@ -142,8 +144,8 @@ class Ratio(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    least: float | None = Field(None, ge=0)
-    most: float | None = Field(None, gt=0)
+    least: float | None = Field(None, ge=0, allow_inf_nan=False)
+    most: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class Constraints(BaseModel):
@@ -233,10 +235,10 @@ class Constraints(BaseModel):
     def _read(cls, path: Path) -> Constraints:
         try:
             return cls.of(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConvwrightError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
         except ConvwrightError as error:
             raise ConvwrightError(f"{path}: {error}") from error
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConvwrightError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
 
     def also(self, keep: Iterable[str] = ()) -> Constraints:
         """Return the constraints with more layers and groups left alone."""
@@ -423,8 +425,8 @@ def check_widths(groups: Sequence[ChannelGroup], sizes: Sequence[int]) -> None:
 
 def _matches(pattern: str, name: str) -> bool:
     """Return whether a pattern matches a name, or a module that the name lies in."""
-    parts = name.split(".")
-    return any(
+    parts = name.partition("#")[0].split(".")  # "#2" is the second call of a layer
+    return pattern == name or any(
         pattern == path or fnmatchcase(path, pattern)
         for path in (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     )

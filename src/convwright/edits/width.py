@@ -97,8 +97,9 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: DivisorLi
     units = graph.units.copy()
     units[list(wanted)] = list(wanted.values())
     units = _carry_ties(graph, units, set(wanted))
+    units, after = _followed(architecture, units, owned)
     check_widths(graph.groups, [int(u) * g.step for u, g in zip(units, graph.groups, strict=True)])
-    return Sizes(*_followed(architecture, units, owned), tuple(coupled))
+    return Sizes(units, after, tuple(coupled))
 
 
 def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
@@ -469,7 +470,7 @@ def proportional_widths(
         size = round_width(group.size * factor, group, divisor)
         if group.bounds is not None:
             size = width_range(architecture.channels, group, divisor).nearest(group.size * factor)
-        if factor != 1 and size != group.size:
+        if (size - group.size) * (factor - 1) > 0:  # none grows where all shrink
             edits.append(_fitting(architecture, group, size, divisor))
     order = architecture.channels.index
     return tuple(sorted((e for e in edits if e is not None), key=lambda e: order[e.target]))

@@ -18,7 +18,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.arguments import OPTIMIZE
 from convwright.cost.budget import Budget, Limits, parse_budget
-from convwright.edits.constraints import Constraints, ConstraintsLike
+from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
@@ -43,7 +43,7 @@ class OptimizeOptions(TypedDict, total=False):
     epochs: int | None
     tune_epochs: int | None
     divisor: int | Literal["auto"]
-    constraints: ConstraintsLike
+    constraints: Constraints | Mapping[str, Any] | str | Path | None
     weights: str | Path | None
     pretrained: bool
     input_shape: str | Shape | None
@@ -79,7 +79,7 @@ class RunConfig:
     epochs: int | None = None
     tune_epochs: int | None = None
     divisor: int | Literal["auto"] = "auto"
-    constraints: ConstraintsLike = None
+    constraints: Constraints | Mapping[str, Any] | str | Path | None = None
     weights: str | Path | None = None
     pretrained: bool = False
     input_shape: str | Shape | None = None

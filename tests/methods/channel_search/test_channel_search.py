@@ -171,7 +171,7 @@ def test_widths_move_to_the_needy_groups_at_equal_macs(networks, network, rule):
     def score(sizes):
         return 0.9 - 0.3 * spread(sizes, need)
 
-    method = ChannelSearch(arch, limits_of(arch, "macs<=90%"), epochs=2, trials=16, rule=rule, seed=1)
+    method = ChannelSearch(arch, limits_of(arch, "macs<=90%"), epochs=2, trials=16, rule=rule, seed=1, divisor=1)
     world = World(arch, quality, score).play(method)
     start, end = method.history[0]["widths"], world.sizes(method.best().candidate.plan)
     assert spread(end, need) < 0.35 * spread(start, need)
@@ -197,7 +197,7 @@ def test_a_group_without_quality_keeps_channels_enough_to_go_on_from(networks):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 0.9])
 def test_gamma_does_not_set_the_size(plain, gamma):
-    method = ChannelSearch(plain, limits_of(plain, "macs<=70%"), epochs=2, trials=12, gamma=gamma)
+    method = ChannelSearch(plain, limits_of(plain, "macs<=70%"), epochs=2, trials=12, gamma=gamma, divisor=1)
     World(plain, hungry(plain, 5)[1]).play(method)
     macs = [step["costs"]["macs"] for step in method.history]
     assert min(macs) > 0.99 * max(macs)
@@ -214,7 +214,7 @@ def test_constant_evidence_moves_nothing(networks, network, rule):
 
 def test_a_tiny_start_grows_to_the_budget_in_a_third_of_the_trials(networks):
     arch = networks["resnet"]
-    method = ChannelSearch(arch, epochs=2, trials=12, start=5)
+    method = ChannelSearch(arch, epochs=2, trials=12, start=5, divisor=1)
     World(arch, constant(0.4)).play(method)
     macs = [step["costs"]["macs"] for step in method.history]
     assert set(widths(method)[0]) == {5}

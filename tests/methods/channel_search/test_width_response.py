@@ -108,7 +108,9 @@ def test_it_climbs_whichever_way_accuracy_rises(networks, network, trend):
 def test_the_same_seed_asks_the_same(networks):
     def course(seed):
         arch = networks["mobile"]
-        method = ChannelSearch(arch, limits_of(arch, "macs<=60%"), epochs=2, trials=9, rule="response", seed=seed)
+        method = ChannelSearch(
+            arch, limits_of(arch, "macs<=60%"), epochs=2, trials=9, rule="response", seed=seed, divisor=1
+        )
         World(arch, score=lambda sizes: 0.5 + 0.001 * max(sizes.values())).play(method)
         return [list(step["widths"].values()) for step in method.history]
 
@@ -118,7 +120,7 @@ def test_the_same_seed_asks_the_same(networks):
 
 def test_widths_that_cannot_be_trained_are_left_behind(networks):
     arch = networks["chain"]
-    method = ChannelSearch(arch, limits_of(arch, "macs<=60%"), epochs=2, trials=9, rule="response")
+    method = ChannelSearch(arch, limits_of(arch, "macs<=60%"), epochs=2, trials=9, rule="response", divisor=1)
     world = World(arch, fails=lambda number: number in (0, 3)).play(method)
     plans = [evidence.candidate.plan for evidence in world.evidence[:9]]
     assert plans[0] != plans[1]

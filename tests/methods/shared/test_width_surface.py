@@ -43,6 +43,19 @@ def test_whatever_is_wanted_is_scaled_to_the_budget(networks, network, budget, d
         assert max(ratios) == pytest.approx(min(ratios))
 
 
+@pytest.mark.parametrize(("network", "budget"), [("resnet", "macs<=50%"), ("mobile", "macs<=140%")])
+def test_auto_uses_the_budget_in_the_coarsest_multiples_that_can(networks, network, budget):
+    arch, rng = networks[network], np.random.default_rng(3)
+    limits = limits_of(arch, budget)
+    surface, coarse = Surface(arch, limits, divisor="auto"), 0
+    for _ in range(5):
+        place = surface.project(drawn(surface, rng))
+        assert limits.met(surface.costs(place.widths))
+        assert place.use >= 0.97
+        coarse += all(width % 8 == 0 for f in surface.families if f.size >= 16 for width in [place.widths[f.name]])
+    assert coarse
+
+
 def test_only_proportions_count_and_the_same_comes_again(networks):
     arch, rng = networks["resnet"], np.random.default_rng(5)
     surface = Surface(arch, limits_of(arch, "macs<=60%"))

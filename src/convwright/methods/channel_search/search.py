@@ -179,7 +179,7 @@ class ChannelSearch(Scripted):
         self.surface = Surface(
             arch,
             limits if limits is not None else own_costs(arch),
-            divisor=self.terms.divisor,
+            divisor=1 if parity and self.terms.divisor == "auto" else self.terms.divisor,  # as published
             least=given.min_width if given.min_width is not None else least,
             most=given.max_width if given.max_width is not None else most,
             checked=limits is not None or not parity,

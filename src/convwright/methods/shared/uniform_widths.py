@@ -213,7 +213,8 @@ class _Search:
     def _steps(self, widths: Widths, ratio: float, used: float) -> Iterator[Widths]:
         """Yield widenings of one group that fit and cost something, the furthest behind first."""
         for group in sorted(self.loose.values(), key=lambda g: widths[g.name] / g.size / self.share(g, ratio)):
-            wider = {group.name: widths[group.name] + self._step(group)}
+            step = self._step(group)
+            wider = {group.name: (widths[group.name] // step + 1) * step}
             if wider[group.name] <= self._ceiling(group, ratio) and used < self.use(widths | wider) <= 1:
                 yield wider
 
