@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convwright.architecture.channels import Ints
 
 MOST_UNKNOWNS = 8192  # a second moment of more is half a gigabyte; the first linear layer of VGG has 25,088
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # from which the strength is chosen for each layer
 _OPERATORS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear}
 Forward: TypeAlias = Callable[[nn.Module, Tensor], object]
 
@@ -297,10 +298,10 @@ def kept_of(site: Consumer, responses: Tensor) -> Tensor:
     return responses[:, torch.from_numpy(site.outputs).to(responses.device)]
 
 
-def check_options(ridge: float, positions: int) -> None:
+def check_options(ridge: float | None, positions: int) -> None:
     """Refuse a ridge or a number of positions that has no sense."""
     check_counts(positions=positions)
-    if not 0 <= ridge < math.inf:
+    if ridge is not None and not 0 <= ridge < math.inf:
         raise ConvwrightError(f"ridge={ridge!r} must be a finite number from 0 on.")
 
 
@@ -333,10 +334,12 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 class Moments:
     """Sums of products over rows, per group of a layer: of what enters with itself, and with what is wanted.
 
+    They are kept for two halves of the images, so that the one can judge what is fitted on the other.
+
     Attributes:
         constant: Whether the last unknown is a constant.
-        gram: (groups, unknowns, unknowns).
-        cross: (groups, unknowns, wanted).
+        gram: (halves, groups, unknowns, unknowns).
+        cross: (halves, groups, unknowns, wanted).
         square: Sum of squares of what is wanted.
         rows: How many.
     """
@@ -349,7 +352,7 @@ class Moments:
         self._sums: tuple[Tensor | float, float] = 0.0, 0.0
 
     def add(self, entering: Tensor, wanted: Tensor, responses: Tensor) -> None:
-        """Add rows, in double precision where the device has it; products of one batch in that of the network.
+        """Add rows of a batch, image by image; sums are in double precision where the device has it.
 
         Args:
             entering: What enters, shape (rows, groups, inputs of a group).
@@ -357,38 +360,54 @@ class Moments:
             responses: What that is a part of, (rows, groups, outputs of a group).
         """
         exact = torch.float64 if entering.device.type != "mps" else torch.float32
-        x, y = entering, wanted
+        x = entering
         if self.constant:
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        x, y = x.movedim(0, 1), y.movedim(0, 1)
-        self.gram = self.gram + (x.mT @ x).to(exact)
-        self.cross = self.cross + (x.mT @ y).to(exact)
-        self.square += float(y.to(exact).square().sum())
+        middle = len(x) // 2
+        halves = [(v[:middle].movedim(0, 1), v[middle:].movedim(0, 1)) for v in (x, wanted)]
+        self.gram = self.gram + torch.stack([a.mT @ a for a in halves[0]]).to(exact)
+        self.cross = self.cross + torch.stack([a.mT @ b for a, b in zip(*halves, strict=True)]).to(exact)
+        self.square += float(wanted.to(exact).square().sum())
         whole = responses.to(exact)
         self._sums = self._sums[0] + whole.sum(0), self._sums[1] + float(whole.square().sum())
-        self.rows += len(entering)
+        self.rows += len(x)
 
-    def solved(self, layer: str, ridge: float) -> tuple[Tensor, Repaired]:
+    def solved(self, layer: str, ridge: float | None) -> tuple[Tensor, Repaired]:
         """Return the solution, (groups, unknowns, wanted), and what it is worth.
 
         Args:
             layer: For the record and the error.
-            ridge: What holds the unknowns back, as a share of the mean square of the inputs; the constant is free.
+            ridge: What holds the unknowns back, as a share of the mean square of the inputs (the constant is free);
+                None: what is best on the half of the images that it was not fitted on, no step at all included.
 
         Raises:
             ConvwrightError: A sum is not finite.
         """
-        gram, cross = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
+        gram, cross = torch.as_tensor(self.gram).sum(0), torch.as_tensor(self.cross).sum(0)
         if not (bool(torch.isfinite(gram).all()) and math.isfinite(self.square)):
             raise ConvwrightError(
                 f"what {layer} computes on the calibration images is not finite; check the images and the weights."
             )
-        step = _least_squares(gram, cross, ridge, self.constant)
-        gain = float((step * (2 * cross - gram @ step)).sum())
+        step = torch.zeros_like(cross)
+        if ridge is None:
+            best, ridge = max((self._gain_elsewhere(strength), strength) for strength in RIDGES)
+            ridge = ridge if best > 0 else math.inf
+        if ridge < math.inf:
+            step = _least_squares(gram, cross, ridge, self.constant)
+        gain = _gain(gram, cross, step)
         total, squares = self._sums
         spread = squares - float(torch.as_tensor(total).square().sum()) / self.rows
         share = 1 / spread if spread > 0 else 0.0
         return step, Repaired(layer, share * self.square, share * max(0.0, self.square - gain), self.rows)
+
+    def _gain_elsewhere(self, ridge: float) -> float:
+        """Return by how much each half's solution lowers the sum of squares on the other half."""
+        gram, cross = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
+        return _gain(gram.flip(0), cross.flip(0), _least_squares(gram, cross, ridge, self.constant))
+
+
+def _gain(gram: Tensor, cross: Tensor, step: Tensor) -> float:
+    return float((step * (2 * cross - gram @ step)).sum())
 
 
 def _least_squares(gram: Tensor, cross: Tensor, ridge: float, constant: bool) -> Tensor:

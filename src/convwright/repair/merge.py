@@ -28,15 +28,13 @@ if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.architecture.channels import Ints
 
-RIDGE = 1e-3
-
 
 def merge(
     original: Architecture,
     pruned: Architecture,
     images: Iterable[Tensor],
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     positions: int = 20,
     forward: Forward | None = None,
 ) -> tuple[Repaired, ...]:
@@ -93,7 +91,12 @@ def _gone(site: Consumer, weight: Tensor) -> Ints:
 
 
 def _merged(
-    site: Consumer, gone: Ints, moments: Moments, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], ridge: float
+    site: Consumer,
+    gone: Ints,
+    moments: Moments,
+    theirs: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    ridge: float | None,
 ) -> Repaired:
     """Add to a layer's weights what those of the removed inputs are worth on the ones that stay."""
     share, repaired = moments.solved(site.layer, ridge)  # (groups, inputs that stay, inputs that are gone)

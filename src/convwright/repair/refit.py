@@ -28,7 +28,6 @@ from convwright.repair.consumers import (
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
 
-RIDGE = 1e-3
 HELD = 2**28  # bytes of the original's sampled responses that wait until the layers before theirs are done
 _COMPARED = 64  # positions per image at which responses tell whether an edit reaches a layer
 
@@ -40,7 +39,7 @@ def refit(
     pruned: Architecture,
     images: Iterable[Tensor],
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     positions: int = 20,
     forward: Forward | None = None,
 ) -> tuple[Repaired, ...]:
@@ -144,7 +143,7 @@ class _Calibration:
                     found[site.weight, number, turn] = kept_of(site, call.responses(at))
         return found
 
-    def refitted(self, level: Sequence[Consumer], wanted: Wanted, ridge: float) -> list[Repaired]:
+    def refitted(self, level: Sequence[Consumer], wanted: Wanted, ridge: float | None) -> list[Repaired]:
         """Refit layers of which none sees what another one gives."""
         moments = {site.weight: Moments(site.constant) for site in level}
         for number, batch in enumerate(self.batches):
@@ -159,7 +158,7 @@ class _Calibration:
                     moments[site.weight].add(x, lacking.reshape(parts), target.reshape(parts))
         return [self._fitted(site, moments[site.weight], ridge) for site in level]
 
-    def _fitted(self, site: Consumer, moments: Moments, ridge: float) -> Repaired:
+    def _fitted(self, site: Consumer, moments: Moments, ridge: float | None) -> Repaired:
         step, repaired = moments.solved(site.layer, ridge)
         weight = self.tensors[site.weight]
         inputs = step.shape[1] - site.constant
