@@ -47,7 +47,8 @@ def merge(
         original: The network that the edits began with, unedited and with its weights.
         pruned: What edits made of it, just so; its model is changed in place, weights and biases alone.
         images: Batches (n, ...) as the original takes them, on its device.
-        ridge: Strength, as a share of the mean square of a layer's inputs.
+        ridge: Strength, as a share of the mean square of a layer's inputs; None: chosen for each layer on the half of
+            the images that it was not fitted on.
         positions: How many positions to sample per channel that stays, spread evenly over the images.
         forward: How to run the model on a batch, e.g. in mixed precision; None: ``model(batch)``.
 

@@ -58,7 +58,8 @@ def refit(
         original: The network that the edits began with, unedited and with its weights.
         pruned: What edits made of it; its model is changed in place, weights and biases alone.
         images: Batches (n, ...) as the networks take them, on their device; they are gone through several times.
-        ridge: Strength, as a share of the mean square of a layer's inputs.
+        ridge: Strength, as a share of the mean square of a layer's inputs; None: chosen for each layer on the half of
+            the images that it was not fitted on, where a step that does not help there is not taken.
         positions: How many positions to sample per unknown of a layer, spread evenly over the images.
         forward: How to run a model on a batch, e.g. in mixed precision; None: ``model(batch)``.
 
