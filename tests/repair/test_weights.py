@@ -194,3 +194,24 @@ def test_what_cannot_be_repaired_is_said_in_a_line():
         with pytest.raises(ConvwrightError, match="computes on the calibration images is not finite"):
             repair(arch, pruned, [batches()[0] * float("nan")])
         assert all(bool(torch.isfinite(value).all()) for value in named_tensors(pruned.model).values())
+
+
+ZOO = [
+    "zoo:resnet20", "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1", "timm:ghostnet_050",
+    "timm:convnext_atto", "timm:nf_regnet_b0",
+]  # fmt: skip
+
+
+@pytest.mark.breadth
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_of_the_zoo_err_less_on_the_images_afterwards(name):
+    arch = cw.read(name, None if name.startswith("zoo") else (3, 64, 64))
+    arch.model.eval()
+    pruned = arch.apply(*cw.scale_widths(arch, 0.75), verify=False)
+    images = list(torch.randn(2, 8, *arch.example_input.shape[1:]))
+    x = torch.cat(images)
+    errors = [(answers(pruned, x) - answers(arch, x)).square().mean()]
+    for repair in (merge, refit):
+        assert all(0 <= layer.after <= layer.before * (1 + 1e-6) for layer in repair(arch, pruned, images))
+        errors.append((answers(pruned, x) - answers(arch, x)).square().mean())
+    assert errors[2] < errors[0]

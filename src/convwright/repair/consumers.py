@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from convwright.architecture.channels import Ints
 
 MOST_UNKNOWNS = 8192  # a second moment of more is half a gigabyte; the first linear layer of VGG has 25,088
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # from which the strength is chosen for each layer
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # from which the strength is chosen for each layer
 _OPERATORS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear}
 Forward: TypeAlias = Callable[[nn.Module, Tensor], object]
 
