@@ -34,7 +34,7 @@ def merge(
     pruned: Architecture,
     images: Iterable[Tensor],
     *,
-    ridge: float | None = None,
+    ridge: float = 1e-2,
     positions: int = 20,
     forward: Forward | None = None,
 ) -> tuple[Repaired, ...]:
@@ -47,8 +47,7 @@ def merge(
         original: The network that the edits began with, unedited and with its weights.
         pruned: What edits made of it, just so; its model is changed in place, weights and biases alone.
         images: Batches (n, ...) as the original takes them, on its device.
-        ridge: Strength, as a share of the mean square of a layer's inputs; None: chosen for each layer on the half of
-            the images that it was not fitted on.
+        ridge: Strength, as a share of the mean square of a layer's inputs.
         positions: How many positions to sample per channel that stays, spread evenly over the images.
         forward: How to run the model on a batch, e.g. in mixed precision; None: ``model(batch)``.
 
@@ -97,7 +96,7 @@ def _merged(
     moments: Moments,
     theirs: Mapping[str, Tensor],
     ours: Mapping[str, Tensor],
-    ridge: float | None,
+    ridge: float,
 ) -> Repaired:
     """Add to a layer's weights what those of the removed inputs are worth on the ones that stay."""
     share, repaired = moments.solved(site.layer, ridge)  # (groups, inputs that stay, inputs that are gone)
