@@ -16,7 +16,7 @@ from convwright.training.techniques.branch_sparsity import branch_scales, shrink
 from convwright.training.techniques.cutmix import cutmix
 from convwright.training.techniques.cutout import cutout
 from convwright.training.techniques.depthwise_separable import depthwise_separable
-from convwright.training.techniques.distillation import distilled
+from convwright.training.techniques.distill import distillation_loss, distilled, feature_loss
 from convwright.training.techniques.flip_test import Flipped
 from convwright.training.techniques.global_pool import global_pool
 from convwright.training.techniques.label_smoothing import smoothed
@@ -40,7 +40,9 @@ __all__ = [
     "cutmix",
     "cutout",
     "depthwise_separable",
+    "distillation_loss",
     "distilled",
+    "feature_loss",
     "frozen_statistics",
     "global_pool",
     "lookahead",

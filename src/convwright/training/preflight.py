@@ -22,7 +22,7 @@ from convwright.training.evaluate import eval_mode
 from convwright.training.recipe.check_recipe import check_setting
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
-from convwright.training.techniques import TechniqueContext
+from convwright.training.techniques import Teacher, TechniqueContext
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +42,16 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def setting_for(model: nn.Module, data: ImageData, recipe: Recipe) -> TechniqueContext:
+def setting_for(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher | None = None) -> TechniqueContext:
     """Return what the recipe's techniques may look at; the network is captured when one of them asks."""
     per_epoch = len(batch_sizes(len(data.train), recipe.batch_size))
     whole = recipe.epochs * per_epoch
     example = torch.zeros(1, *data.shape, device=_device(model))
     arch = Architecture(model, example, type(model).__name__)
-    return TechniqueContext(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole))
+    return TechniqueContext(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole), teacher)
 
 
-def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
+def prepare(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher | None = None) -> Prepared:
     """Let the recipe's techniques check everything, and edit the network.
 
     Raises:
@@ -61,7 +61,7 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
     """
     # First of all: data that do not fit are said to be so, before something else stumbles over them.
     outputs = check_forward(model, data)
-    first = setting = setting_for(model, data, recipe)
+    first = setting = setting_for(model, data, recipe, teacher)
     notes = list(check_setting(setting))
     if outputs > data.num_classes:
         raise RecipeError(

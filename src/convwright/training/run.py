@@ -51,7 +51,7 @@ from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
 from convwright.training.statistics import IMAGES, reestimate
 from convwright.training.synchronised import synchronised
-from convwright.training.techniques import Effect, TechniqueContext, Training
+from convwright.training.techniques import Effect, Teacher, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
 
 _BEYOND = 2**33  # beside every epoch number: a stream of random numbers of its own
@@ -74,6 +74,7 @@ class Order:
     probes: tuple[str, ...] = ()
     stop: StopRule | None = None
     reestimate: bool = True
+    teacher: Teacher | None = None
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from."""
@@ -91,7 +92,7 @@ def train_prepared(
     setting: TechniqueContext | None = None,
 ) -> Run:
     """Train a network that needs no more edits, in this process; `fabric` is given where it is one of several."""
-    run = Run(model, setting or setting_for(model, order.data, order.recipe), order, settings, fabric)
+    run = Run(model, setting or setting_for(model, order.data, order.recipe, order.teacher), order, settings, fabric)
     found = order.checkpoint()
     try:
         if found is not None:
@@ -168,9 +169,9 @@ class Run:
         made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
         return {name: effect for name, effect in made.items() if effect is not None}
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         with autocast(self.fabric.device, self.settings.precision):
-            return single_tensor(self.model(images))
+            return single_tensor((model or self.model)(images))
 
     def _rates(self, step: int) -> Rates:
         return self.recipe.rates(Position(step, self.total, self.setting.steps_per_epoch))
@@ -199,7 +200,8 @@ class Run:
         """Train until the steps are used up, or `on_epoch` asks to stop."""
         # Fabric wraps its own copies of the references; model and optimizer stay the user's.
         module, optimizer = self.fabric.setup(self.model, self.optimizer)
-        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate)
+        changes = [effect.loss for effect in self.effects.values() if type(effect).loss is not Effect.loss]
+        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate, changes)
         optimizer.zero_grad()
         if not self.step:
             self.probes.observe(Moment("start", 0, 0, 0.0))
