@@ -56,6 +56,7 @@ from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
 from convwright.training.preflight import prepare
 from convwright.training.still import still
+from convwright.training.techniques import Teacher
 
 INITIAL = "initial.safetensors"
 Found = tuple[Evidence, ...]
@@ -223,9 +224,11 @@ class _Job:
         kind = method_named(self.config.search[0])
         if kind.ranks and kind.beyond_widths:  # auto and pareto: their races begin with so little
             lengths.add(1)
+        trained = self.config.weights is not None or self.config.base_epochs
+        teacher = Teacher(loaded.arch.model) if trained else None
         for epochs in sorted(lengths):
             try:
-                prepare(loaded.arch.model, loaded.data, self.config.training.updated(epochs=epochs))
+                prepare(loaded.arch.model, loaded.data, self.config.training.updated(epochs=epochs), teacher)
             except RecipeError as error:
                 raise RecipeError(f"trials of {counted(epochs, 'epoch')}: {error}") from error
 
@@ -304,7 +307,7 @@ class _Job:
         data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
         config, whole = self.config, (loaded.arch, data, recipe, study)
         how = config.progress, config.workers, proxy, config.reestimate
-        return Evaluator(*whole, *how, say=config.tell)
+        return Evaluator(*whole, *how, say=config.tell, trained=config.weights is not None)
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:

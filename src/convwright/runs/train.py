@@ -84,6 +84,7 @@ def train_named(
             resume=resume,
             devices=devices,
             reestimate=reestimate,
+            teacher=opened.arch.model if weights is not None else None,
         )
         network = trained_network(opened, trained)
         content = _content(opened, chosen, trained, network)

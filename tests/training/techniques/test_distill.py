@@ -159,7 +159,7 @@ def test_features_are_those_at_the_end_of_the_stages() -> None:
         "layer2.2": "layer2.2.bn2",
         "layer3.2": "layer3.2.bn2",
     }
-    assert distill.feature_modules(cw.read(still(), (3, 8, 8))) == {"0": "0", "3": "3"}
+    assert distill.feature_modules(cw.read(still(), (3, 8, 8))) == {"1": "1", "4": "4"}
 
 
 def test_a_teacher_of_another_size_sees_resized_images(small_data, small_recipe) -> None:

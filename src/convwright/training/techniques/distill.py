@@ -65,7 +65,7 @@ def feature_loss(own: Tensor, taught: Tensor) -> Tensor:
     """
     own, taught = own.float(), taught.float()
     if own.ndim == 4 and own.shape[2:] != taught.shape[2:]:
-        taught = F.adaptive_avg_pool2d(taught, list(own.shape[2:]))
+        taught = F.adaptive_avg_pool2d(taught, (own.shape[2], own.shape[3]))
     apart, whole = ((each.square().flatten(1).mean(1)) for each in (own - taught, taught))
     return (apart / whole.clamp_min(1e-12)).mean()
 
@@ -174,8 +174,8 @@ class _Lesson(Effect):
         self.asked, self.forward, self.batches = asked, forward, batches
         parameter = next(student.parameters())
         last = any(p.ndim == 4 and not p.is_contiguous() for p in student.parameters())
-        layout = torch.channels_last if last else torch.contiguous_format
-        self.model = teacher.model.to(parameter.device, memory_format=layout).eval().requires_grad_(False)
+        self.model = teacher.model.to(parameter.device).eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         self.size = teacher.size
         self.channels = _channels(teacher, setting.arch) if asked.features else {}
         self.own, self.others = _Taps(student, self.channels, True), _Taps(self.model, self.channels, False)
