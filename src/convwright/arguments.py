@@ -15,11 +15,13 @@ OPTIMIZE: Mapping[str, str] = {
     "method": "Search method; default: auto, or pareto with an objective.",
     "out": "Run directory; default: runs/MODEL-BUDGET.",
     "seed": "Seed of initial weights, choices and trainings.",
-    "recipe": "Training recipe: a preset (default, fast-cpu, small-net) or a .yaml file.",
+    "recipe": "Training recipe: a preset (default, fast-cpu, small-net) or a .yaml file; default: default, or finetune "
+    "with weights.",
     "resume": "Continue the run in the run directory; only budget and time may differ from before, and what was tried "
     "is not tried again.",
     "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights.",
-    "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's.",
+    "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's, or all "
+    "of preset finetune.",
     "divisor": "Divisor of all new widths: they are rounded to multiples of it.",
     "weights": "Trained weights: a .safetensors file or a state dict saved by torch. Images are normalised as in their "
     "training if they are of convwright, else as the recipe's normalisation says.",

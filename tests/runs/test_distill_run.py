@@ -16,7 +16,7 @@ from convwright.runs.load import load_model_and_data
 
 @pytest.fixture
 def recipe(plain):
-    return plain.updated(techniques={"distill": {}})
+    return plain.updated(techniques={"distill": {"features": 0.1}})
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_worker_has_the_same_teacher(tiny, pictures, recipe, tmp_path, given, 
     loaded = load_model_and_data(tiny, pictures)
     empty = Plan.empty(loaded.arch)
     smaller = empty.with_edits(Width("conv1", 5), Resolution(6))
-    asked = {0: Candidate(empty, None, not given, 3, role="base"), 1: Candidate(smaller, None, 1, 4)}
+    asked = {0: Candidate(empty, None, int(not given), 3, role="base"), 1: Candidate(smaller, 0, 1, 4)}
     with Study(tmp_path / "run", {"model": tiny}) as study:
         save_weights(loaded.arch.model, initial := study.folder / "initial.safetensors")
         evaluator = Evaluator(loaded.arch, loaded.data, recipe, study, progress=False, trained=given)
@@ -69,6 +69,7 @@ def test_a_worker_has_the_same_teacher(tiny, pictures, recipe, tmp_path, given, 
             assert (there.score, there.status, there.message) == (here.score, "done", "")
             assert study.weights(number).read_bytes() == weights
     assert seen[-1][1].size == (8, 8)
+    assert len(seen[-1][1].channels["bn1"]) == 5
     assert same_weights(seen[-1][1].model, loaded.arch.model) == given
 
 

@@ -21,6 +21,7 @@ from convwright.cost.budget import Budget, Limits, parse_budget
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
+from convwright.runs.directory.study import read_settings
 from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
 from convwright.runs.load import LoadedModel, Shape, parse_input
@@ -32,6 +33,7 @@ from convwright.training.data.proxy import Proxy
 from convwright.training.recipe.recipe import as_recipe
 
 PARETO = "pareto"
+FINETUNE = "finetune"  # preset
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -136,8 +138,16 @@ class RunConfig:
 
     @cached_property
     def training(self) -> Recipe:
-        """The recipe of all trainings."""
-        return as_recipe(self.recipe)
+        """The recipe of all trainings; trained weights are fine-tuned where no recipe is stated."""
+        return as_recipe(FINETUNE if self.finetunes else self.recipe)
+
+    @cached_property
+    def finetunes(self) -> bool:
+        """Whether the recipe is the preset for trained weights; a run that was begun before there was one keeps its."""
+        if self.recipe is not None or self.weights is None:
+            return False
+        begun = read_settings(self.folder)["settings"].get("recipe") if self.resume else None
+        return not isinstance(begun, Mapping) or Recipe.completed(begun) != as_recipe(None).model_dump(mode="json")
 
     @property
     def base_epochs(self) -> int:
@@ -148,7 +158,8 @@ class RunConfig:
     @property
     def later_epochs(self) -> int:
         """Epochs of every other trial."""
-        return self.tune_epochs if self.tune_epochs is not None else max(1, self.training.epochs // 2)
+        usual = self.training.epochs if self.finetunes else max(1, self.training.epochs // 2)
+        return self.tune_epochs if self.tune_epochs is not None else usual
 
     @cached_property
     def time_budget(self) -> TimeBudget | None:

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
+from convwright.edits import Width
 from convwright.edits.edit import Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.reinitialize import draw_anew
@@ -39,7 +40,7 @@ from convwright.training.probes.base import Moment, Probes, Watched, check_obser
 from convwright.training.settings import to_layout
 from convwright.training.statistics import reestimate
 from convwright.training.techniques import Teacher, technique_named
-from convwright.training.techniques.distill import ORIGINAL, Distill
+from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
 if TYPE_CHECKING:
     from convwright.methods import Method
@@ -254,7 +255,15 @@ class Evaluator:
                 load_weights(original := copy.deepcopy(original), self.study.weights(0))
             elif not self.trained:
                 return recipe, None  # its check says so
-        return recipe, Teacher(original, image_size(self.arch))
+        if not asked.features:
+            return recipe, Teacher(original, image_size(self.arch))
+        given = parents[candidate.parent].plan.edits if candidate.parent is not None else ()
+        if candidate.weights != "inherit" or any(isinstance(e, Width) and e.keep is None for e in given):
+            raise RecipeError(
+                "techniques.distill.features: it is not recorded which channels of the original this candidate has; "
+                "set features: 0"
+            )
+        return recipe, replace(teacher_for(network, self.arch), model=original)
 
     def _trained(
         self,
@@ -354,15 +363,16 @@ def image_size(network: Architecture) -> tuple[int, int]:
 
 
 def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
-    """Choose precision and layout on this machine, once, so that all trainings of a network are alike."""
+    """Choose precision and layout, and the rate if it is to be found, once: all trainings of a network are alike."""
     device = make_fabric("auto", "32-true").device
     chosen = resolve(arch.model.to(device), data, recipe, device, None)
-    return {"precision": chosen.precision, "memory_format": chosen.memory_format}
+    rate = {} if chosen.lr is None else {"lr": chosen.lr}
+    return {"precision": chosen.precision, "memory_format": chosen.memory_format, **rate}
 
 
 def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with what it settled once for all its trainings: precision, layout, normalisation."""
-    names = ("precision", "memory_format", "normalisation")
+    """Return the recipe of a run with what it settled once for all its trainings, such as precision and layout."""
+    names = ("precision", "memory_format", "normalisation", "lr")
     return recipe.updated(**{name: settled[name] for name in names if name in settled})
 
 

@@ -20,7 +20,7 @@ from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
-from convwright.runs.config import OptimizeOptions, RunConfig, documented, terms_of
+from convwright.runs.config import FINETUNE, OptimizeOptions, RunConfig, documented, terms_of
 from convwright.runs.directory.files import load_weights, save_weights, there, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks
@@ -205,6 +205,8 @@ class _Job:
         )
         if config.weights is not None:
             load_weights(loaded.arch.model, config.weights)
+        if config.finetunes:
+            config.tell(f"trained weights are fine-tuned: recipe {FINETUNE}, {counted(config.later_epochs, 'epoch')}")
         check_copies(loaded.arch.model)
         self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
@@ -279,15 +281,18 @@ class _Job:
     def resolve(self, loaded: LoadedModel) -> dict[str, Any]:
         """Choose precision and layout once; refuse a time in which nothing can be trained."""
         config, threads = self.config, self.config.placement.settled()
+        recipe = config.training if config.weights is None else as_trained(config.training, config.weights, config.tell)
+        data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
         with self.part("settings", "choosing precision and layout"):
-            settled = precision_and_layout(loaded.arch, loaded.data, config.training)
+            settled = precision_and_layout(loaded.arch, data, config.training)
+        if "lr" in settled:
+            config.tell(f"the rate test found lr={settled['lr']:g}")
         if config.time_budget is not None:
             with threads_of(threads), self.part("settings", "timing an epoch"):
                 epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
             config.time_budget.check(epoch, config.base_epochs, config.later_epochs)
         settled["threads"] = threads
-        recipe = config.training if config.weights is None else as_trained(config.training, config.weights, config.tell)
-        settled |= usage(normalised(loaded.data, recipe.normalisation, loaded.arch.model))
+        settled |= usage(data)
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:

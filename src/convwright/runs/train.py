@@ -117,7 +117,8 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "warnings": list(trained.warnings),
         "reestimated": trained.reestimated,
         "history": [asdict(record) for record in trained.history],
-        "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format},
+        "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format}
+        | ({} if trained.settings.lr is None else {"lr": trained.settings.lr}),
         "seconds": trained.seconds,
         "versions": versions(),
         "machine": machine(),

@@ -20,6 +20,7 @@ from convwright.training.data.data import ImageData
 from convwright.training.data.loader import batch_sizes
 from convwright.training.evaluate import eval_mode
 from convwright.training.recipe.check_recipe import check_setting
+from convwright.training.recipe.rate_test import rate_test
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
 from convwright.training.techniques import Teacher, TechniqueContext
@@ -86,12 +87,17 @@ def _device(model: nn.Module) -> torch.device:
 def resolve(
     model: nn.Module, data: ImageData, recipe: Recipe, device: torch.device, found: dict[str, Any] | None
 ) -> Settings:
-    """Take the settings of the checkpoint, else choose them for a network that is known to take the images."""
+    """Take the settings of the checkpoint, else choose them for a network that is known to take the images.
+
+    Raises:
+        RecipeError: The recipe's rate is to be found, and there is none.
+    """
     if found is None:
         # A batch that looks like a training batch, without reading a streamed set.
         count = min(recipe.batch_size, len(data.train))
         images = torch.randn(count, *data.shape, device=device)
-        return choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
+        chosen = choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
+        return replace(chosen, lr=rate_test(model, data, recipe, chosen)) if recipe.lr == "auto" else chosen
     with readable(Path(FILE)):
         stored = json.loads(found["settings"])
         measured = tuple(Measurement(**values) for values in stored.pop("measured"))

@@ -123,7 +123,8 @@ class Run:
         fabric: Fabric | None = None,
     ) -> None:
         self.model, self.setting, self.order, self.settings = model, setting, order, settings
-        self.data, self.recipe = order.data, order.recipe
+        self.data = order.data
+        self.recipe = order.recipe if settings.lr is None else order.recipe.updated(lr=settings.lr)
         self.folder = order.folder
         to_layout(self.model, settings.layout)
         self.fabric = fabric or make_fabric(order.accelerator, settings.fabric_precision)
@@ -133,6 +134,7 @@ class Run:
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
         self.total = setting.steps
         self.step = 0
+        self.factor = 1.0  # share of the highest rate in the last step
         self.effects = self._effects()
         self.divides = any(type(effect).batch is not Effect.batch for effect in self.effects.values())
         device = self.fabric.device
@@ -293,12 +295,13 @@ class Run:
         return images, targets
 
     def _lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.recipe.rate * self.factor
 
     def _set_rates(self) -> None:
         factor, momentum = self._rates(self.step)
         for effect in self.effects.values():
             factor = effect.rate(factor, self.step)
+        self.factor = factor
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
             if momentum is not None:
@@ -348,13 +351,13 @@ class Run:
     def _broken(self, what: str) -> None:
         file = self.folder and self.folder / FILE
         kept = f"; the last good checkpoint is {file}" if file and file.is_file() else ""
-        remedy = f"lower lr (now {self.recipe.lr:g}){' or set grad_clip' * (self.recipe.grad_clip is None)}"
+        remedy = f"lower lr (now {self.recipe.rate:g}){' or set grad_clip' * (self.recipe.grad_clip is None)}"
         raise RecipeError(f"training broke down in epoch {len(self.history) + 1}: {what}; {remedy}{kept}")
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that the rest of the training depends on."""
         return {
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": self.order.recipe.model_dump_json(),
             "data": _data_text(self.data),
             "settings": json.dumps(asdict(self.settings)),
             "step": self.step,
@@ -388,7 +391,7 @@ class Run:
         fine = all(v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in numbers)
         if not fine or not all(isinstance(state, dict) for state in states):
             raise RunError(f"{path}: damaged (history or optimizer.state); remove it to train from the beginning")
-        _check_recipe(self.recipe, json.loads(found["recipe"]), path)
+        _check_recipe(self.order.recipe, json.loads(found["recipe"]), path)
         if found["data"] != _data_text(self.data):
             raise RecipeError(
                 f"{path}: trained on {found['data']}, not on {_data_text(self.data)}; "

@@ -112,6 +112,7 @@ def train(
             state = train_over(devices, prepared.model, order, settings, optimizer_state)
             run = Run(prepared.model, prepared.setting, order, settings)
             run.restore(state, Path("the state of the first process"))
+            run.close()
         else:
             run = train_prepared(
                 prepared.model, order, settings, None, optimizer_state, on_epoch=on_epoch, setting=prepared.setting

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import convwright as cw
+from convwright import techniques
 from convwright.techniques import distillation_loss, distilled, feature_loss
 from convwright.training import Recipe, train
 from convwright.training.preflight import prepare
@@ -155,11 +156,36 @@ def test_features_of_kept_channels_reach_the_layers_below_them_alone(small_data,
 
 def test_features_are_those_at_the_end_of_the_stages() -> None:
     assert distill.feature_modules(cw.read("zoo:resnet20")) == {
-        "layer1.2": "layer1.2.bn2",
-        "layer2.2": "layer2.2.bn2",
-        "layer3.2": "layer3.2.bn2",
+        "layer1.2": "layer1.2",
+        "layer2.2": "layer2.2",
+        "layer3.2": "layer3.2",
     }
-    assert distill.feature_modules(cw.read(still(), (3, 8, 8))) == {"1": "1", "4": "4"}
+    assert distill.feature_modules(cw.read(still(), (3, 8, 8))) == {"1": "0", "4": "3"}
+
+
+def test_the_kept_channels_are_known_after_any_cuts() -> None:
+    arch = cw.read("zoo:resnet20")
+    kept = {"layer2.0.conv2": [3, 1, 9], "layer3.0.conv2": list(range(0, 64, 2))}
+    cut = arch.apply(
+        cw.RemoveBlock("layer1.1"), *(cw.Width(name, len(ids), keep={name: ids}) for name, ids in kept.items())
+    )
+    teacher = techniques.teacher_for(cut, arch)
+    wanted = {
+        "layer1.2": list(range(16)),
+        "layer2.2": sorted(kept["layer2.0.conv2"]),
+        "layer3.2": kept["layer3.0.conv2"],
+    }
+    assert {name: sorted(ids) for name, ids in teacher.channels.items()} == wanted
+    assert teacher.size == (32, 32)
+
+
+def test_channels_without_an_origin_are_left_out() -> None:
+    own, other = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    here, there = distill._kept(own, other, [4, -1, 0])
+    assert torch.equal(here, own[:, [0, 2]])
+    assert torch.equal(there, other[:, [4, 0]])
+    assert distill._kept(own, other, None) is None
+    assert distill._kept(own, other, [-1] * 3) is None
 
 
 def test_a_teacher_of_another_size_sees_resized_images(small_data, small_recipe) -> None:

@@ -59,7 +59,7 @@ COMBINATIONS = {
     "ema late": {"ema": {"decay": 0.8, "start": 0.5, "interval": 2}},
     "swa": {"swa": {"start": 0.3, "lr": 0.5}},
     "lookahead": {"lookahead": {"k": 5}},
-    "distill": {"distill": {"features": 0.5}},
+    "distill": {"distill": {"features": 0.5}, "freeze_batch_norm": {}},
     "distill of mixed images, with sam and ema": {
         "distill": {"labels": False},
         "mixup": {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from convwright.errors import RecipeError
+from convwright.edits import kept_channels
+from convwright.errors import EditError, RecipeError
 from convwright.training.techniques.mixing import shares
 from convwright.training.techniques.technique import (
     Card,
@@ -71,14 +73,28 @@ def feature_loss(own: Tensor, taught: Tensor) -> Tensor:
 
 
 def feature_modules(arch: Architecture) -> dict[str, str]:
-    """Return the module that ends each stage, its last block or else its last layer, and the layer it ends with."""
+    """Return the modules that end the stages, with the block or else the layer that each is the end of."""
     blocks, modules = {block.name: block for block in arch.blocks}, dict(arch.model.named_modules())
-    found = {}
+    found: dict[str, str] = {}
     for stage in arch.stages:
-        block = next((blocks[name] for name in reversed(stage.blocks) if blocks[name].modules), None)
-        layer = stage.layers[-1] if block is None else (block.branch or block.layers)[-1]
-        found[layer if block is None else block.modules[-1]] = layer
-    return {module: layer for module, layer in found.items() if module in modules}
+        ends = [(blocks[name].modules[-1], name) for name in stage.blocks if blocks[name].modules]
+        found |= dict((ends or [(name, name) for name in stage.layers if name in modules])[-1:])
+    return found
+
+
+def teacher_for(edited: Architecture, original: Architecture) -> Teacher:
+    """Return a network as the teacher of what edits made of it, with the channels that were kept at each stage's end.
+
+    Args:
+        edited: The network to be trained.
+        original: What was read, with trained weights.
+    """
+    channels = {}
+    for module, name in feature_modules(edited).items():
+        with suppress(EditError):  # of a layer that an edit brought in: it has no counterpart
+            channels[module] = kept_channels(original, edited, name).tolist()
+    height, width = original.example_input.shape[-2:]
+    return Teacher(original.model, (int(height), int(width)), channels)
 
 
 @technique(
@@ -228,9 +244,8 @@ class _Lesson(Effect):
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Return the student's feature maps of the last pass beside the same channels of the teacher's."""
         own, others = self.own.taken(), self.others.taken()
-        both = [(own[name], others[name], self.channels[name]) for name in own if name in others]
-        found = [(mine, _kept(mine, other, channels)) for mine, other, channels in both]
-        return [(mine, other) for mine, other in found if other is not None]
+        found = [_kept(own[name], others[name], self.channels[name]) for name in own if name in others]
+        return [pair for pair in found if pair is not None]
 
     @override
     def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
@@ -292,15 +307,16 @@ def _channels(teacher: Teacher, arch: Architecture) -> dict[str, Sequence[int] |
     return {name: channels for name, channels in found.items() if name in there}
 
 
-def _kept(own: Tensor, other: Tensor, channels: Sequence[int] | None) -> Tensor | None:
-    """Return those channels of a teacher's map that the student's are; None where they do not correspond."""
+def _kept(own: Tensor, other: Tensor, channels: Sequence[int] | None) -> tuple[Tensor, Tensor] | None:
+    """Return the channels that two maps share (-1: the teacher has none); None where they do not correspond."""
     for axis in (1, -1) if own.ndim == other.ndim > 1 else ():
-        numbers = range(other.shape[axis]) if channels is None else channels
-        if len(numbers) == own.shape[axis] and max(numbers) < other.shape[axis]:
-            index = torch.as_tensor(list(numbers), device=other.device)
-            found = other.index_select(axis, index)
-            if found.shape == own.shape or (axis == 1 and own.ndim == 4):
-                return found
+        numbers = torch.arange(other.shape[axis]) if channels is None else torch.as_tensor(channels)
+        mine = (numbers >= 0).nonzero().flatten()
+        if len(numbers) == own.shape[axis] and len(mine) and int(numbers.max()) < other.shape[axis]:
+            index = (each.to(own.device) for each in (mine, numbers[mine]))
+            here, there = (each.index_select(axis, i) for each, i in zip((own, other), index, strict=True))
+            if here.shape == there.shape or (axis == 1 and own.ndim == 4):
+                return here, there
     return None
 
 
