@@ -146,7 +146,8 @@ class RunConfig:
         """Whether the recipe is the preset for trained weights; a run that was begun before there was one keeps its."""
         if self.recipe is not None or self.weights is None:
             return False
-        begun = read_settings(self.folder)["settings"].get("recipe") if self.resume else None
+        resumed = self.resume and (self.folder / "run.json").is_file()
+        begun = read_settings(self.folder)["settings"].get("recipe") if resumed else None
         return not isinstance(begun, Mapping) or Recipe.completed(begun) != as_recipe(None).model_dump(mode="json")
 
     @property
