@@ -15,8 +15,8 @@ OPTIMIZE: Mapping[str, str] = {
     "method": "Search method; default: auto, or pareto with an objective.",
     "out": "Run directory; default: runs/MODEL-BUDGET.",
     "seed": "Seed of initial weights, choices and trainings.",
-    "recipe": "Training recipe: a preset (default, finetune, fast-cpu, small-net) or a .yaml file; optimize takes finetune "
-    "for trained weights.",
+    "recipe": "Training recipe: a preset (default, finetune, fast-cpu, small-net) or a .yaml file; optimize takes "
+    "finetune for trained weights.",
     "resume": "Continue the run in the run directory; only budget and time may differ from before, and what was tried "
     "is not tried again.",
     "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights.",
