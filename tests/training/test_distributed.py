@@ -23,7 +23,9 @@ def network(seed=2):
 
 def test_two_processes_train_as_one(small_data, small_recipe, tmp_path):
     """61 images in batches of 16: the parts of the last batch (13) are unequal. Mixing needs the whole batch."""
-    recipe = small_recipe.updated(techniques={"mixup": {"until": 0.5}, "sam": {}, "swa": {"start": 0.5}, "distill": {}})
+    recipe = small_recipe.updated(
+        techniques={"mixup": {"until": 0.5}, "sam": {}, "swa": {"start": 0.5}, "distill": {"features": 0.2}}
+    )
     how = {"progress": False, "accelerator": "cpu", "teacher": network(3)}
     one = train(network(), small_data, recipe, **how)
     model = network()

@@ -107,8 +107,9 @@ def teacher_for(edited: Architecture, original: Architecture) -> Teacher:
         "at its own size.",
         cost="A forward pass of the teacher per batch (two with sam), about a third of a step more, and its weights in "
         "memory. Where nothing is random, no augmentation and no mixing, its scores are computed once.",
-        helps="Networks that were cut, tuned for a few epochs on few images. `labels: false` needs no right labels.",
-        hurts="There has to be a good teacher. Long trainings on many images, where the labels say more.",
+        helps="Images without labels, or with few right ones (`labels: false`); teachers that are clearly better.",
+        hurts="There has to be a good teacher. Where labels are right and a cut network is almost as good as its teacher, "
+        "it changes little.",
         source="Hinton, Vinyals and Dean 2015; features without projection, as the kept channels are known.",
     ),
 )
@@ -202,7 +203,7 @@ class _Lesson(Effect):
         self.said: dict[int, Tensor] = {}
 
     def check(self, images: Tensor) -> None:
-        """Try two images; leave out feature maps that have no counterpart.
+        """Try two images.
 
         Raises:
             RecipeError: The outputs do not match, or no feature map does.
