@@ -108,8 +108,8 @@ def teacher_for(edited: Architecture, original: Architecture) -> Teacher:
         cost="A forward pass of the teacher per batch (two with sam), about a third of a step more, and its weights in "
         "memory. Where nothing is random, no augmentation and no mixing, its scores are computed once.",
         helps="Images without labels, or with few right ones (`labels: false`); teachers that are clearly better.",
-        hurts="There has to be a good teacher. Where labels are right and a cut network is almost as good as its teacher, "
-        "it changes little.",
+        hurts="There has to be a good teacher. Where labels are right and a cut network is almost as good as its "
+        "teacher, it changes little.",
         source="Hinton, Vinyals and Dean 2015; features without projection, as the kept channels are known.",
     ),
 )
