@@ -15,12 +15,14 @@ OPTIMIZE: Mapping[str, str] = {
     "method": "Search method; default: auto, or pareto with an objective.",
     "out": "Run directory; default: runs/MODEL-BUDGET.",
     "seed": "Seed of initial weights, choices and trainings.",
-    "recipe": "Training recipe: a preset (default, fast-cpu, small-net) or a .yaml file.",
+    "recipe": "Training recipe: a preset (default, finetune, fast-cpu, small-net) or a .yaml file; optimize takes "
+    "finetune for trained weights.",
     "resume": "Continue the run in the run directory; only budget and time may differ from before, and what was tried "
     "is not tried again.",
     "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights "
     "whose head fits.",
-    "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's.",
+    "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's, or all "
+    "of preset finetune.",
     "divisor": "Number that new widths are multiples of, or auto: 16 for groups of 64 channels or more, 8 for smaller "
     "ones, 1 below 16, and less where the budget could not be used.",
     "constraints": "What to leave as it is, as `convwright.Constraints` or a .yaml file: layers left alone, ratios, "
@@ -29,6 +31,7 @@ OPTIMIZE: Mapping[str, str] = {
     "number of classes is drawn anew. Images are normalised as in their training if that is known, else as the recipe "
     "says.",
     "pretrained": "Start from the weights that come with a network of torchvision or timm.",
+    "trained": "Whether a network that is given as a module has trained weights; those of `weights` and `pretrained` are.",
     "input_shape": "Shape of an image, such as 3x224x224; images of another shape are resized.",
     "data_dir": "Folder with mnist.npz, cifar10.npz and the like.",
     "progress": "Whether trainings show how far they are.",

@@ -16,7 +16,7 @@ from convwright.training.techniques.branch_sparsity import branch_scales, shrink
 from convwright.training.techniques.cutmix import cutmix
 from convwright.training.techniques.cutout import cutout
 from convwright.training.techniques.depthwise_separable import depthwise_separable
-from convwright.training.techniques.distillation import distilled
+from convwright.training.techniques.distill import distillation_loss, distilled, feature_loss, teacher_for
 from convwright.training.techniques.flip_test import Flipped
 from convwright.training.techniques.global_pool import global_pool
 from convwright.training.techniques.label_smoothing import smoothed
@@ -26,13 +26,14 @@ from convwright.training.techniques.progressive_resizing import progressive_resi
 from convwright.training.techniques.sam import frozen_statistics, sam_gradients
 from convwright.training.techniques.squeeze_excite import squeeze_excite
 from convwright.training.techniques.stochastic_depth import stochastic_depth
-from convwright.training.techniques.technique import TECHNIQUES, Card, Effect, Technique, technique
+from convwright.training.techniques.technique import TECHNIQUES, Card, Effect, Teacher, Technique, technique
 
 __all__ = [
     "TECHNIQUES",
     "Card",
     "Effect",
     "Flipped",
+    "Teacher",
     "Technique",
     "averaged_copy",
     "blurpool",
@@ -40,7 +41,9 @@ __all__ = [
     "cutmix",
     "cutout",
     "depthwise_separable",
+    "distillation_loss",
     "distilled",
+    "feature_loss",
     "frozen_statistics",
     "global_pool",
     "lookahead",
@@ -52,6 +55,7 @@ __all__ = [
     "smoothed",
     "squeeze_excite",
     "stochastic_depth",
+    "teacher_for",
     "technique",
     "zero_branches",
 ]

@@ -2,8 +2,9 @@
 
 import inspect
 import shlex
+import json
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -16,6 +17,7 @@ from convwright.edits import Constraints
 from convwright.runs import optimize
 from convwright.runs.config import OptimizeOptions, RunConfig
 from convwright.runs.executors import Placement
+from convwright.training import Recipe
 
 FIELDS = {each.name: each for each in fields(RunConfig)}
 POSITIONAL = ("model", "data", "budget", "method", "out", "seed", "recipe")
@@ -97,3 +99,30 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         "pretrained": True, "max_drop": 15.0, "baseline": False, "reestimate": False,
         "command": f"convwright {shlex.join(words.split())}",
     }  # fmt: skip
+
+
+# ------------------------------------------------------------------ trained weights are fine-tuned
+
+
+def test_trained_weights_without_a_recipe_are_fine_tuned(tmp_path):
+    tuned = RunConfig("zoo:resnet20", "fashion-mini", "macs<=50%", weights="w.safetensors")
+    assert tuned.finetunes
+    assert tuned.training == Recipe.preset("finetune")
+    assert (tuned.base_epochs, tuned.later_epochs) == (0, tuned.training.epochs)
+    stated = replace(tuned, recipe="default", tune_epochs=3)
+    assert (stated.finetunes, stated.training, stated.later_epochs) == (False, Recipe(), 3)
+    plain = replace(tuned, weights=None)
+    assert (plain.finetunes, plain.training, plain.later_epochs) == (False, Recipe(), 10)
+
+
+@pytest.mark.parametrize(("begun", "finetunes"), [("default", False), ("finetune", True)])
+def test_a_run_that_was_begun_with_another_default_keeps_it(tmp_path, begun, finetunes):
+    recipe = Recipe.preset(begun).model_dump(mode="json")
+    recipe = {name: value for name, value in recipe.items() if not name.startswith("lr_")}  # added since
+    recipe |= {} if begun == "default" else Recipe.preset(begun).model_dump(mode="json")
+    content = {"format": "convwright run", "version": 1, "settings": {"recipe": recipe}, "settled": {}}
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    config = RunConfig("zoo:resnet20", "fashion-mini", out=tmp_path, resume=True, weights="w.safetensors")
+    assert config.finetunes == finetunes
+    assert config.training == Recipe.preset(begun)
+    assert config.later_epochs == (config.training.epochs if finetunes else 10)

@@ -9,8 +9,8 @@ from convwright.training import train
 from convwright.training.synchronised import synchronised
 
 
-def network():
-    torch.manual_seed(2)
+def network(seed=2):
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1),
         nn.BatchNorm2d(5),
@@ -23,10 +23,13 @@ def network():
 
 def test_two_processes_train_as_one(small_data, small_recipe, tmp_path):
     """61 images in batches of 16: the parts of the last batch (13) are unequal. Mixing needs the whole batch."""
-    recipe = small_recipe.updated(techniques={"mixup": {"until": 0.5}, "sam": {}, "swa": {"start": 0.5}})
-    one = train(network(), small_data, recipe, progress=False, accelerator="cpu")
+    recipe = small_recipe.updated(
+        techniques={"mixup": {"until": 0.5}, "sam": {}, "swa": {"start": 0.5}, "distill": {"features": 0.2}}
+    )
+    how = {"progress": False, "accelerator": "cpu", "teacher": network(3)}
+    one = train(network(), small_data, recipe, **how)
     model = network()
-    two = train(model, small_data, recipe, progress=False, accelerator="cpu", devices=2, out=tmp_path)
+    two = train(model, small_data, recipe, devices=2, out=tmp_path, **how)
     assert two.model is model
     for here, there in zip(one.history, two.history, strict=True):
         assert here.train_loss == pytest.approx(there.train_loss, rel=1e-5)
@@ -36,7 +39,7 @@ def test_two_processes_train_as_one(small_data, small_recipe, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert two.test.loss == pytest.approx(one.test.loss, rel=1e-4)
     # What two processes began, one can finish: the checkpoint is the same.
-    again = train(network(), small_data, recipe, progress=False, accelerator="cpu", out=tmp_path, resume=True)
+    again = train(network(), small_data, recipe, out=tmp_path, resume=True, **how)
     assert again.test.loss == pytest.approx(one.test.loss, rel=1e-4)
 
 

@@ -20,7 +20,7 @@ from convwright.training.preflight import prepare
 from convwright.training.recipe.check_recipe import check_alone
 from convwright.training.recipe.recipe import as_recipe
 from convwright.training.recipe.recipe_file import is_file_name
-from convwright.training.techniques import TECHNIQUES, Entry
+from convwright.training.techniques import TECHNIQUES, Entry, Teacher
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def validate(
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # inexact edits are warned about when they are made for good
         data = normalised(opened.data, recipe.normalisation, opened.arch.model)
-        found = prepare(opened.arch.model, data, recipe).warnings
+        found = prepare(opened.arch.model, data, recipe, Teacher(opened.arch.model)).warnings
     return CheckedRecipe(recipe, f"{opened.arch.source} and {opened.data.name}", tuple(dict.fromkeys(found)))
 
 

@@ -22,6 +22,7 @@ from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
+from convwright.runs.directory.study import read_settings
 from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
 from convwright.runs.load import LoadedModel, Shape, parse_input
@@ -33,6 +34,7 @@ from convwright.training.data.proxy import Proxy
 from convwright.training.recipe.recipe import as_recipe
 
 PARETO = "pareto"
+FINETUNE = "finetune"  # preset
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -46,6 +48,7 @@ class OptimizeOptions(TypedDict, total=False):
     constraints: Constraints | Mapping[str, Any] | str | Path | None
     weights: str | Path | None
     pretrained: bool
+    trained: bool
     input_shape: str | Shape | None
     data_dir: str | Path | None
     progress: bool
@@ -82,6 +85,7 @@ class RunConfig:
     constraints: Constraints | Mapping[str, Any] | str | Path | None = None
     weights: str | Path | None = None
     pretrained: bool = False
+    trained: bool = False
     input_shape: str | Shape | None = None
     data_dir: str | Path | None = None
     progress: bool = True
@@ -141,8 +145,17 @@ class RunConfig:
 
     @cached_property
     def training(self) -> Recipe:
-        """The recipe of all trainings."""
-        return as_recipe(self.recipe)
+        """The recipe of all trainings; trained weights are fine-tuned where no recipe is stated."""
+        return as_recipe(FINETUNE if self.finetunes else self.recipe)
+
+    @cached_property
+    def finetunes(self) -> bool:
+        """Whether the recipe is the preset for trained weights; a run that was begun before there was one keeps its."""
+        if self.recipe is not None or not (self.weights is not None or self.pretrained or self.trained):
+            return False
+        resumed = self.resume and (self.folder / "run.json").is_file()
+        begun = read_settings(self.folder)["settings"].get("recipe") if resumed else None
+        return not isinstance(begun, Mapping) or Recipe.completed(begun) != as_recipe(None).model_dump(mode="json")
 
     @cached_property
     def constrained(self) -> Constraints:
@@ -157,7 +170,8 @@ class RunConfig:
     @property
     def later_epochs(self) -> int:
         """Epochs of every other trial."""
-        return self.tune_epochs if self.tune_epochs is not None else max(1, self.training.epochs // 2)
+        usual = self.training.epochs if self.finetunes else max(1, self.training.epochs // 2)
+        return self.tune_epochs if self.tune_epochs is not None else usual
 
     @cached_property
     def time_budget(self) -> TimeBudget | None:
@@ -226,6 +240,7 @@ class RunConfig:
             "weights": str(Path(self.weights)) if self.weights is not None else None,
             # Left out when there are none, so that runs started before there were such options are resumed.
             **({"pretrained": True} if self.pretrained else {}),
+            **({"trained": True} if self.trained else {}),
             **({"method_options": options} if options else {}),
             **({"objective": list(self.costs)} if self.costs else {}),
             **({"constraints": self.constrained.settings()} if self.constrained else {}),

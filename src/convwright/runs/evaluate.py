@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
+from convwright.edits import Width
 from convwright.edits.edit import Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.reinitialize import draw_anew
@@ -38,7 +39,8 @@ from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import to_layout
 from convwright.training.statistics import reestimate
-from convwright.training.techniques import technique_named
+from convwright.training.techniques import Teacher, technique_named
+from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
 if TYPE_CHECKING:
     from convwright.methods import Method
@@ -77,6 +79,7 @@ class Evaluator:
         proxy: The part of the data for candidates that are judged on a proxy.
         reestimate: Whether batch norm is re-estimated where an edit changed the function, and after short trainings.
         say: Called with lines for a person while a candidate is worked on.
+        trained: Whether the weights that the run starts from were given as trained ones.
     """
 
     arch: Architecture
@@ -88,6 +91,7 @@ class Evaluator:
     proxy: Proxy | None = None
     reestimate: bool = True
     say: Callable[[str], object] = lambda text: None
+    trained: bool = False
 
     def __call__(self, number: int, candidate: Candidate, parents: Mapping[int, Candidate]) -> Evidence:
         """Return evidence on trial `number`; its weights are in the run directory afterwards.
@@ -139,8 +143,8 @@ class Evaluator:
                 seen = self._part if candidate.images == "proxy" else self.data
                 data = resized_data(seen, image_size(network))  # what a candidate at another resolution sees
                 start = self._started(network, data, number, candidate, parents)
-                tried = memory.in_parts(recipe, parts)
-                return network, self._trained(network.model, data, number, candidate, tried, start), parts
+                tried, teacher = self._taught(network, candidate, parents, memory.in_parts(recipe, parts))
+                return network, self._trained(network.model, data, number, candidate, tried, start, teacher), parts
             except (MemoryError, RuntimeError) as error:
                 if not memory.out_of_memory(error):
                     raise
@@ -235,6 +239,32 @@ class Evaluator:
         self.say(f"trial {number}: {before:.2%} right after the edits")
         return before, images
 
+    def _taught(
+        self, network: Architecture, candidate: Candidate, parents: Mapping[int, Candidate], recipe: Recipe
+    ) -> tuple[Recipe, Teacher | None]:
+        """Return recipe and teacher of a training: the untouched network, which learns its own weights without one."""
+        asked = recipe.techniques.get(Distill.name)
+        if not isinstance(asked, Distill) or not candidate.epochs:
+            return recipe, None
+        original, base = self.arch.model, parents.get(0)
+        if asked.teacher == ORIGINAL:
+            if candidate.role == "base":
+                others = {name: each for name, each in recipe.model_dump()["techniques"].items() if name != asked.name}
+                return recipe.updated(techniques=others), None
+            if base is not None and base.role == "base" and base.epochs:
+                load_weights(original := copy.deepcopy(original), self.study.weights(0))
+            elif not self.trained:
+                return recipe, None  # its check says so
+        if not asked.features:
+            return recipe, Teacher(original, image_size(self.arch))
+        given = parents[candidate.parent].plan.edits if candidate.parent is not None else ()
+        if candidate.weights != "inherit" or any(isinstance(e, Width) and e.keep is None for e in given):
+            raise RecipeError(
+                "techniques.distill.features: it is not recorded which channels of the original this candidate has; "
+                "set features: 0"
+            )
+        return recipe, replace(teacher_for(network, self.arch), model=original)
+
     def _trained(
         self,
         model: nn.Module,
@@ -243,6 +273,7 @@ class Evaluator:
         candidate: Candidate,
         recipe: Recipe,
         start: tuple[float | None, int],
+        teacher: Teacher | None,
     ) -> _Outcome:
         assert data.val is not None
         remove_damaged(self.study.trial_folder(number))
@@ -261,6 +292,7 @@ class Evaluator:
             probes=candidate.probes,
             stop=candidate.stop,
             reestimate=self.reestimate,
+            teacher=teacher,
         )
         assert result.val is not None
         write_json(self.study.trial_folder(number) / HISTORY, [_plain(record) for record in result.history])
@@ -331,15 +363,16 @@ def image_size(network: Architecture) -> tuple[int, int]:
 
 
 def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
-    """Choose precision and layout on this machine, once, so that all trainings of a network are alike."""
+    """Choose precision and layout, and the rate if it is to be found, once: all trainings of a network are alike."""
     device = make_fabric("auto", "32-true").device
     chosen = resolve(arch.model.to(device), data, recipe, device, None)
-    return {"precision": chosen.precision, "memory_format": chosen.memory_format}
+    rate = {} if chosen.lr is None else {"lr": chosen.lr}
+    return {"precision": chosen.precision, "memory_format": chosen.memory_format, **rate}
 
 
 def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with what it settled once for all its trainings: precision, layout, preprocessing."""
-    names = ("precision", "memory_format", "normalisation", "resize")
+    """Return the recipe of a run with what it settled once for all its trainings, such as precision and layout."""
+    names = ("precision", "memory_format", "normalisation", "resize", "lr")
     return recipe.updated(**{name: settled[name] for name in names if name in settled})
 
 

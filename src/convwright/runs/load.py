@@ -47,11 +47,12 @@ class LoadedModel:
     recipe: Recipe
     taken: TakenWeights | None = None
     remarks: tuple[str, ...] = ()
+    given: bool = False  # a network that a caller says is trained
 
     @property
     def trained(self) -> bool:
         """Whether it comes trained for these data: with weights, none of which had to be drawn anew."""
-        return self.taken is not None and not self.taken.fresh
+        return self.given if self.taken is None else not self.taken.fresh
 
 
 def load_model_and_data(
@@ -65,6 +66,7 @@ def load_model_and_data(
     needs_val: bool = True,
     weights: str | Path | None = None,
     pretrained: bool = False,
+    trained: bool = False,
     settled: bool = False,
 ) -> LoadedModel:
     """Read a network and load data so that they fit.
@@ -83,6 +85,7 @@ def load_model_and_data(
         needs_val: Whether there must be validation images.
         weights: A file of trained weights.
         pretrained: Whether it gets the weights that come with networks of torchvision and timm.
+        trained: Whether a network that is given as a module has trained weights.
         settled: Whether images are fed as the recipe says whatever the weights were trained with: a run goes on.
 
     Raises:
@@ -119,7 +122,7 @@ def load_model_and_data(
     if found:
         recipe = recipe.updated(normalisation=found.normalising(recipe, loaded.shape[0]), resize=loaded.resize)
     remarks = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None and not settled else ()
-    return LoadedModel(arch, loaded, options, recipe, taken, remarks)
+    return LoadedModel(arch, loaded, options, recipe, taken, remarks, trained)
 
 
 def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:

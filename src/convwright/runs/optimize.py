@@ -21,7 +21,7 @@ from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
-from convwright.runs.config import OptimizeOptions, RunConfig, documented, terms_of
+from convwright.runs.config import FINETUNE, OptimizeOptions, RunConfig, documented, terms_of
 from convwright.runs.directory.files import load_weights, save_weights, there, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks
@@ -57,6 +57,7 @@ from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
 from convwright.training.preflight import prepare
 from convwright.training.still import still
+from convwright.training.techniques import Teacher
 
 INITIAL = "initial.safetensors"
 Found = tuple[Evidence, ...]
@@ -209,8 +210,11 @@ class _Job:
             seed=config.seed,
             weights=config.weights,
             pretrained=config.pretrained,
+            trained=config.trained,
             settled=config.resume,
         )
+        if config.finetunes:
+            config.tell(f"trained weights are fine-tuned: recipe {FINETUNE}, {counted(config.later_epochs, 'epoch')}")
         check_copies(loaded.arch.model)
         self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
@@ -230,9 +234,10 @@ class _Job:
         kind = method_named(self.config.search[0])
         if kind.ranks and kind.beyond_widths:  # auto and pareto: their races begin with so little
             lengths.add(1)
+        teacher = Teacher(loaded.arch.model) if loaded.trained or self.config.base_epochs(loaded.trained) else None
         for epochs in sorted(lengths):
             try:
-                prepare(loaded.arch.model, loaded.data, self.config.training.updated(epochs=epochs))
+                prepare(loaded.arch.model, loaded.data, self.config.training.updated(epochs=epochs), teacher)
             except RecipeError as error:
                 raise RecipeError(f"trials of {counted(epochs, 'epoch')}: {error}") from error
 
@@ -283,11 +288,14 @@ class _Job:
     def resolve(self, loaded: LoadedModel) -> dict[str, Any]:
         """Choose precision and layout once; refuse a time in which nothing can be trained."""
         config, threads = self.config, self.config.placement.settled()
+        data = normalised(loaded.data, loaded.recipe.normalisation, loaded.arch.model)
         with self.part("settings", "choosing precision and layout"):
-            settled = precision_and_layout(loaded.arch, loaded.data, config.training)
+            settled = precision_and_layout(loaded.arch, data, config.training)
+        if "lr" in settled:
+            config.tell(f"the rate test found lr={settled['lr']:g}")
         if config.time_budget is not None:
             with threads_of(threads), self.part("settings", "timing an epoch"):
-                epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
+                epoch = epoch_seconds(loaded.arch.model, data, config.training.updated(**settled))
             config.time_budget.check(epoch, config.base_epochs(loaded.trained), config.later_epochs)
         settled["threads"] = threads
         for line in loaded.remarks:
@@ -297,7 +305,7 @@ class _Job:
             if not loaded.trained:
                 length = counted(config.base_epochs(trained=False), "epoch")
                 config.tell(f"what is drawn anew is untrained: the untouched network is trained for {length} first")
-        settled |= usage(normalised(loaded.data, loaded.recipe.normalisation, loaded.arch.model))
+        settled |= usage(data)
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
@@ -317,7 +325,7 @@ class _Job:
         data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
         config, whole = self.config, (loaded.arch, data, recipe, study)
         how = config.progress, config.workers, proxy, config.reestimate
-        return Evaluator(*whole, *how, say=config.tell)
+        return Evaluator(*whole, *how, say=config.tell, trained=loaded.trained)
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:

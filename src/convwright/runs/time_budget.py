@@ -137,7 +137,8 @@ def epoch_seconds(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
 
     def timed(steps: int) -> float:
         start = time.perf_counter()
-        train(copy.deepcopy(model), data, recipe.updated(epochs=1, max_steps=steps), progress=False, test=False)
+        few = recipe.updated(epochs=1, max_steps=steps)
+        train(copy.deepcopy(model), data, few, progress=False, test=False, teacher=model)
         return time.perf_counter() - start
 
     few, more = timed(_FEW), timed(_MORE)

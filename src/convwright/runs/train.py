@@ -88,6 +88,7 @@ def train_named(
             resume=resume,
             devices=devices,
             reestimate=reestimate,
+            teacher=opened.arch.model if weights is not None else None,
         )
         network = trained_network(opened, trained)
         content = _content(opened, chosen, trained, network)
@@ -121,7 +122,8 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "warnings": list(trained.warnings),
         "reestimated": trained.reestimated,
         "history": [asdict(record) for record in trained.history],
-        "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format},
+        "settings": {"precision": trained.settings.precision, "memory_format": trained.settings.memory_format}
+        | ({} if trained.settings.lr is None else {"lr": trained.settings.lr}),
         "seconds": trained.seconds,
         "versions": versions(),
         "machine": machine(),

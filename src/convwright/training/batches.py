@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -43,12 +44,14 @@ class Gradients:
         module: The network as Fabric wrapped it.
         criterion: Mean loss over the images of its input.
         parts: How many parts are computed one after the other.
+        changes: Each takes images, the network's output and the loss of a part, and returns another loss.
     """
 
     fabric: Fabric
     module: nn.Module
     criterion: Callable[[Tensor, Tensor], Tensor]
     parts: int
+    changes: Sequence[Callable[[Tensor, Any, Tensor], Tensor]] = ()
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the gradients of `batch` to the parameters.
@@ -65,8 +68,11 @@ class Gradients:
         last = len(pieces[0]) - 1
         for index, (images, targets, labels) in enumerate(zip(*pieces, strict=True)):
             with self.fabric.no_backward_sync(self.module, enabled=processes > 1 and index < last):  # type: ignore[arg-type]
-                scores = single_tensor(self.module(images))
+                output = self.module(images)
+                scores = single_tensor(output)
                 mean = self.criterion(scores, targets)
+                for change in self.changes:
+                    mean = change(images, output, mean)
                 share = len(images) / batch.whole
                 self.fabric.backward(mean if count == len(images) == batch.whole else mean * (share * processes))
             with torch.no_grad():

@@ -20,9 +20,10 @@ from convwright.training.data.data import ImageData
 from convwright.training.data.loader import batch_sizes
 from convwright.training.evaluate import eval_mode
 from convwright.training.recipe.check_recipe import check_setting
+from convwright.training.recipe.rate_test import rate_test
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
-from convwright.training.techniques import TechniqueContext
+from convwright.training.techniques import Teacher, TechniqueContext
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +43,16 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def setting_for(model: nn.Module, data: ImageData, recipe: Recipe) -> TechniqueContext:
+def setting_for(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher | None = None) -> TechniqueContext:
     """Return what the recipe's techniques may look at; the network is captured when one of them asks."""
     per_epoch = len(batch_sizes(len(data.train), recipe.batch_size))
     whole = recipe.epochs * per_epoch
     example = torch.zeros(1, *data.shape, device=_device(model))
     arch = Architecture(model, example, type(model).__name__)
-    return TechniqueContext(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole))
+    return TechniqueContext(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole), teacher)
 
 
-def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
+def prepare(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher | None = None) -> Prepared:
     """Let the recipe's techniques check everything, and edit the network.
 
     Raises:
@@ -61,7 +62,7 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe) -> Prepared:
     """
     # First of all: data that do not fit are said to be so, before something else stumbles over them.
     outputs = check_forward(model, data)
-    first = setting = setting_for(model, data, recipe)
+    first = setting = setting_for(model, data, recipe, teacher)
     notes = list(check_setting(setting))
     if outputs > data.num_classes:
         raise RecipeError(
@@ -86,12 +87,17 @@ def _device(model: nn.Module) -> torch.device:
 def resolve(
     model: nn.Module, data: ImageData, recipe: Recipe, device: torch.device, found: dict[str, Any] | None
 ) -> Settings:
-    """Take the settings of the checkpoint, else choose them for a network that is known to take the images."""
+    """Take the settings of the checkpoint, else choose them for a network that is known to take the images.
+
+    Raises:
+        RecipeError: The recipe's rate is to be found, and there is none.
+    """
     if found is None:
         # A batch that looks like a training batch, without reading a streamed set.
         count = min(recipe.batch_size, len(data.train))
         images = torch.randn(count, *data.shape, device=device)
-        return choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
+        chosen = choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
+        return replace(chosen, lr=rate_test(model, data, recipe, chosen)) if recipe.lr == "auto" else chosen
     with readable(Path(FILE)):
         stored = json.loads(found["settings"])
         measured = tuple(Measurement(**values) for values in stored.pop("measured"))

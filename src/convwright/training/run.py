@@ -51,7 +51,7 @@ from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
 from convwright.training.statistics import IMAGES, reestimate
 from convwright.training.synchronised import synchronised
-from convwright.training.techniques import Effect, TechniqueContext, Training
+from convwright.training.techniques import Effect, Teacher, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
 
 _BEYOND = 2**33  # beside every epoch number: a stream of random numbers of its own
@@ -74,6 +74,7 @@ class Order:
     probes: tuple[str, ...] = ()
     stop: StopRule | None = None
     reestimate: bool = True
+    teacher: Teacher | None = None
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from."""
@@ -91,7 +92,7 @@ def train_prepared(
     setting: TechniqueContext | None = None,
 ) -> Run:
     """Train a network that needs no more edits, in this process; `fabric` is given where it is one of several."""
-    run = Run(model, setting or setting_for(model, order.data, order.recipe), order, settings, fabric)
+    run = Run(model, setting or setting_for(model, order.data, order.recipe, order.teacher), order, settings, fabric)
     found = order.checkpoint()
     try:
         if found is not None:
@@ -122,7 +123,8 @@ class Run:
         fabric: Fabric | None = None,
     ) -> None:
         self.model, self.setting, self.order, self.settings = model, setting, order, settings
-        self.data, self.recipe = order.data, order.recipe
+        self.data = order.data
+        self.recipe = order.recipe if settings.lr is None else order.recipe.updated(lr=settings.lr)
         self.folder = order.folder
         to_layout(self.model, settings.layout)
         self.fabric = fabric or make_fabric(order.accelerator, settings.fabric_precision)
@@ -132,6 +134,7 @@ class Run:
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
         self.total = setting.steps
         self.step = 0
+        self.factor = 1.0  # share of the highest rate in the last step
         self.effects = self._effects()
         self.divides = any(type(effect).batch is not Effect.batch for effect in self.effects.values())
         device = self.fabric.device
@@ -168,9 +171,9 @@ class Run:
         made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
         return {name: effect for name, effect in made.items() if effect is not None}
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         with autocast(self.fabric.device, self.settings.precision):
-            return single_tensor(self.model(images))
+            return single_tensor((model or self.model)(images))
 
     def _rates(self, step: int) -> Rates:
         return self.recipe.rates(Position(step, self.total, self.setting.steps_per_epoch))
@@ -199,7 +202,8 @@ class Run:
         """Train until the steps are used up, or `on_epoch` asks to stop."""
         # Fabric wraps its own copies of the references; model and optimizer stay the user's.
         module, optimizer = self.fabric.setup(self.model, self.optimizer)
-        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate)
+        changes = [effect.loss for effect in self.effects.values() if type(effect).loss is not Effect.loss]
+        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate, changes)
         optimizer.zero_grad()
         if not self.step:
             self.probes.observe(Moment("start", 0, 0, 0.0))
@@ -291,12 +295,13 @@ class Run:
         return images, targets
 
     def _lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.recipe.rate * self.factor
 
     def _set_rates(self) -> None:
         factor, momentum = self._rates(self.step)
         for effect in self.effects.values():
             factor = effect.rate(factor, self.step)
+        self.factor = factor
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
             if momentum is not None:
@@ -346,13 +351,13 @@ class Run:
     def _broken(self, what: str) -> None:
         file = self.folder and self.folder / FILE
         kept = f"; the last good checkpoint is {file}" if file and file.is_file() else ""
-        remedy = f"lower lr (now {self.recipe.lr:g}){' or set grad_clip' * (self.recipe.grad_clip is None)}"
+        remedy = f"lower lr (now {self.recipe.rate:g}){' or set grad_clip' * (self.recipe.grad_clip is None)}"
         raise RecipeError(f"training broke down in epoch {len(self.history) + 1}: {what}; {remedy}{kept}")
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that the rest of the training depends on."""
         return {
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": self.order.recipe.model_dump_json(),
             "data": _data_text(self.data),
             "settings": json.dumps(asdict(self.settings)),
             "step": self.step,
@@ -386,7 +391,7 @@ class Run:
         fine = all(v is None or (isinstance(v, int | float) and math.isfinite(v)) for v in numbers)
         if not fine or not all(isinstance(state, dict) for state in states):
             raise RunError(f"{path}: damaged (history or optimizer.state); remove it to train from the beginning")
-        _check_recipe(self.recipe, json.loads(found["recipe"]), path)
+        _check_recipe(self.order.recipe, json.loads(found["recipe"]), path)
         if found["data"] != _data_text(self.data):
             raise RecipeError(
                 f"{path}: trained on {found['data']}, not on {_data_text(self.data)}; "

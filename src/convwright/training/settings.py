@@ -53,6 +53,7 @@ class Settings:
         device: Such as cpu or cuda:0.
         threads: Threads of torch on the CPU.
         measured: The measurement that decided; empty where the recipe did.
+        lr: The highest learning rate that a rate test found; None: the recipe's.
     """
 
     precision: Literal["fp32", "bf16"]
@@ -60,6 +61,7 @@ class Settings:
     device: str
     threads: int
     measured: tuple[Measurement, ...] = ()
+    lr: float | None = None
 
     @property
     def layout(self) -> torch.memory_format:

@@ -24,6 +24,7 @@ from convwright.training.recipe.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
 from convwright.training.still import still, tell
+from convwright.training.techniques import Teacher
 
 
 def train(
@@ -43,6 +44,7 @@ def train(
     probes: Sequence[str] = (),
     stop: StopRule | None = None,
     reestimate: bool = True,
+    teacher: nn.Module | Teacher | None = None,
 ) -> TrainResult:
     """Train `model` in place.
 
@@ -71,6 +73,8 @@ def train(
         stop: When to end the training early, such as a `convwright.methods.Stop`.
         reestimate: Whether batch norm is re-estimated on training images before each judgement as long as more than
             1 % of its running statistics are from before the training: 44 steps at a momentum of 0.1.
+        teacher: The trained network that technique `distill` learns from, if its `teacher` is ``original``: a module,
+            or a `Teacher` that says how its channels correspond. It stays as it is.
 
     Raises:
         RecipeError: Bad recipe, a loss that is not finite (the last good checkpoint stays), or a
@@ -88,13 +92,15 @@ def train(
     if devices > 1 and (on_epoch is not None or probes or stop is not None):
         raise RecipeError(f"on_epoch, probes and stop cannot be called from {devices} processes; use devices=1")
     folder = Path(out) if out is not None else None
-    order = Order(data, recipe, folder, resume, accelerator, progress, test, workers, tuple(probes), stop, reestimate)
+    teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
+    how = accelerator, progress, test, workers, tuple(probes), stop, reestimate, teacher
+    order = Order(data, recipe, folder, resume, *how)
     device = make_fabric(accelerator, "32-true").device
     check_values(model)
     with ExitStack() as stack:
         stack.enter_context(kept_modes(model))
         stack.enter_context(untouched_random(device))
-        prepared = prepare(model.to(device), data, recipe)
+        prepared = prepare(model.to(device), data, recipe, teacher)
         stack.enter_context(kept_modes(prepared.model))
         # The weights are handed back in the default layout, which safetensors and views expect.
         stack.callback(to_layout, prepared.model, torch.contiguous_format)
@@ -106,6 +112,7 @@ def train(
             state = train_over(devices, prepared.model, order, settings, optimizer_state)
             run = Run(prepared.model, prepared.setting, order, settings)
             run.restore(state, Path("the state of the first process"))
+            run.close()
         else:
             run = train_prepared(
                 prepared.model, order, settings, None, optimizer_state, on_epoch=on_epoch, setting=prepared.setting

@@ -59,6 +59,13 @@ COMBINATIONS = {
     "ema late": {"ema": {"decay": 0.8, "start": 0.5, "interval": 2}},
     "swa": {"swa": {"start": 0.3, "lr": 0.5}},
     "lookahead": {"lookahead": {"k": 5}},
+    "distill": {"distill": {"features": 0.5}, "freeze_batch_norm": {}},
+    "distill of mixed images, with sam and ema": {
+        "distill": {"labels": False},
+        "mixup": {},
+        "sam": {},
+        "ema": {"decay": 0.8},
+    },
     "many": {"mixup": {}, "sam": {}, "swa": {"start": 0.5}, "lookahead": {"k": 2}},
 }
 
@@ -69,23 +76,24 @@ def test_resume_equals_uninterrupted(
     small_data, small_recipe, make_network, tmp_path, techniques, precision, accumulate
 ):
     recipe = small_recipe.updated(techniques=techniques, precision=precision, accumulate=accumulate, cutout=0)
-    whole = train(make_network(), small_data, recipe, **QUIET)
+    quiet = QUIET | ({"teacher": make_network(seed=5)} if "distill" in techniques else {})
+    whole = train(make_network(), small_data, recipe, **quiet)
     with pytest.raises(KilledError):
-        train(make_network(), small_data, recipe, out=tmp_path, on_epoch=killed_after(2), **QUIET)
+        train(make_network(), small_data, recipe, out=tmp_path, on_epoch=killed_after(2), **quiet)
     torch.randn(3)
-    resumed = train(make_network(seed=9), small_data, recipe, out=tmp_path, resume=True, **QUIET)
+    resumed = train(make_network(seed=9), small_data, recipe, out=tmp_path, resume=True, **quiet)
     assert_same(state(whole.model), state(resumed.model))
     assert (whole.val, whole.test) == (resumed.val, resumed.test)
     # Finished trainings, too: the checkpoint holds the weights in training, the result the averaged ones.
-    again = train(make_network(seed=8), small_data, recipe, out=tmp_path, resume=True, **QUIET)
+    again = train(make_network(seed=8), small_data, recipe, out=tmp_path, resume=True, **quiet)
     assert_same(state(whole.model), state(again.model))
 
 
 def test_techniques_leave_nothing_on_the_network(small_data, small_recipe, make_network):
     model = make_network()
     before = {name: set(vars(module)) for name, module in model.named_modules()}
-    techniques = {"sam": {}, "ema": {"decay": 0.5}, "lookahead": {}, "mixup": {}}
-    train(model, small_data, small_recipe.updated(techniques=techniques), **QUIET)
+    techniques = {"sam": {}, "ema": {"decay": 0.5}, "lookahead": {}, "mixup": {}, "distill": {"features": 1.0}}
+    train(model, small_data, small_recipe.updated(techniques=techniques), teacher=make_network(seed=5), **QUIET)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
     assert model[1].momentum == 0.1
 

@@ -265,7 +265,7 @@ class _Study:
     def _orders(self) -> tuple[list[dict[str, Any]], dict[str, Sequences]]:
         sample = self._sample()
         points = find_points(self.arch)
-        threshold: dict[str, Any] = {"learning_rate": self.recipe.lr, "batch_size": self.recipe.batch_size}
+        threshold: dict[str, Any] = {"learning_rate": self.recipe.rate, "batch_size": self.recipe.batch_size}
         reading = read_bundles(self.arch.model, points, *sample, **threshold)
         graded = graded_conflicts(self.arch.model, points, sample, self.names, **threshold)
         self._to_layout(True)

@@ -105,7 +105,7 @@ class OnRay:
 
     def _sent(self, task: Task) -> Any:
         errand = WorkerTask.of(task, self.store.trial_folder)
-        weights = None if errand.origin is None else [self._weights(errand.origin)]
+        weights = {number: self._weights(number) for number in errand.folders if number != task.number}
         return self.work.remote(self.setup, errand, weights, self.mark)
 
     def _weights(self, parent: int) -> Any:
@@ -196,16 +196,16 @@ def _check_reachable(address: str, remedy: str) -> None:
 # ------------------------------------------------------------------ in a worker
 
 
-def _work(packed: bytes, errand: WorkerTask, weights: list[Any] | None, mark: tuple[str, str]) -> WorkerResult:
+def _work(packed: bytes, errand: WorkerTask, weights: Mapping[int, Any], mark: tuple[str, str]) -> WorkerResult:
     """Do an errand in the run directory where it is seen, else in a folder of our own."""
     file, content = mark
     if content and digest(Path(file)) == content:
         return answered(packed, errand)
     with tempfile.TemporaryDirectory(prefix="convwright-") as folder:
         own = replace(errand, folders={n: f"{folder}/{n}" for n in errand.folders})
-        if weights is not None and own.origin is not None:
-            own.trial_folder(own.origin).mkdir()
-            own.weights(own.origin).write_bytes(_imported().get(weights[0]))
+        for number, content in weights.items():
+            own.trial_folder(number).mkdir()
+            own.weights(number).write_bytes(_imported().get(content))
         answer = answered(packed, own)
         return replace(answer, files=_files(own.trial_folder(own.number)))
 

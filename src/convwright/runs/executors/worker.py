@@ -50,6 +50,7 @@ class Setup:
         workers: Processes that read a streamed data set.
         proxy: The part of the data for candidates that are judged on a proxy.
         reestimate: As of the evaluator.
+        trained: As of the evaluator.
     """
 
     model: str | nn.Module
@@ -63,6 +64,7 @@ class Setup:
     workers: int | None = None
     proxy: Proxy | None = None
     reestimate: bool = True
+    trained: bool = False
 
     @classmethod
     def of(cls, evaluator: Evaluator, model: str | nn.Module, weights: Path, threads: int) -> Setup:
@@ -80,7 +82,8 @@ class Setup:
             model = f"{Path(file).resolve()}:{name}"
         network = model, arch.source, tuple(arch.example_input.shape), dict(arch.options), weights.read_bytes()
         data = replace(evaluator.data, read_test=None)  # no trial sees the test part
-        return cls(*network, data, evaluator.recipe, threads, evaluator.workers, evaluator.proxy, evaluator.reestimate)
+        how = evaluator.workers, evaluator.proxy, evaluator.reestimate, evaluator.trained
+        return cls(*network, data, evaluator.recipe, threads, *how)
 
     def packed(self, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
         """Return the setup as bytes.
@@ -129,13 +132,15 @@ class WorkerTask:
         number: The trial.
         candidate: As `Candidate.to_dict` gives it.
         parent: The candidate whose weights it gets, likewise.
-        folders: Folder of the trial, and of its parent, by number.
+        folders: Folder of the trial, of its parent, and of the trained original, by number.
+        base: Trial 0 likewise, where it trained the original.
     """
 
     number: int
     candidate: Mapping[str, Any]
     parent: Mapping[str, Any] | None
     folders: Mapping[int, str]
+    base: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, task: Task, folder: Callable[[int], Path]) -> WorkerTask:
@@ -147,9 +152,12 @@ class WorkerTask:
         """
         origin = task.candidate.parent
         parent = task.parents[origin].to_dict() if origin is not None else None
-        numbers = [task.number] if origin is None else [task.number, origin]
+        first = task.parents.get(0) if task.number else None
+        base = first.to_dict() if first is not None and first.role == "base" and first.epochs else None
+        numbers = {task.number, *([] if origin is None else [origin]), *([] if base is None else [0])}
         # Resolved, since a worker may be in another directory.
-        return cls(task.number, task.candidate.to_dict(), parent, {n: str(folder(n).resolve()) for n in numbers})
+        folders = {n: str(folder(n).resolve()) for n in sorted(numbers)}
+        return cls(task.number, task.candidate.to_dict(), parent, folders, base)
 
     @property
     def origin(self) -> int | None:
@@ -158,12 +166,11 @@ class WorkerTask:
         return found
 
     def parents(self) -> dict[int, Candidate]:
-        """Return the one parent by its number."""
-        if self.parent is None or self.origin is None:
-            return {}
-        return {self.origin: Candidate.from_dict(self.parent)}
+        """Return the parent and the trained original by their numbers."""
+        known = {0: self.base} if self.origin is None else {0: self.base, self.origin: self.parent}
+        return {number: Candidate.from_dict(found) for number, found in known.items() if found is not None}
 
-    # As a store: a worker knows no other trials than these two.
+    # As a store: a worker knows no other trials than these.
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of the trial or of its parent."""
@@ -209,7 +216,15 @@ def answered(packed: bytes, errand: WorkerTask) -> WorkerResult:
         setup, arch = _opened(packed)
         candidate = Candidate.from_dict(errand.candidate)
         evaluator = Evaluator(
-            arch, setup.data, setup.recipe, errand, False, setup.workers, setup.proxy, setup.reestimate
+            arch,
+            setup.data,
+            setup.recipe,
+            errand,
+            False,
+            setup.workers,
+            setup.proxy,
+            setup.reestimate,
+            trained=setup.trained,
         )
         with threads_of(setup.threads):
             found = evaluator(errand.number, candidate, errand.parents())

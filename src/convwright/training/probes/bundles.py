@@ -138,7 +138,7 @@ class ConflictProbe(Probe):
     def _threshold(self) -> tuple[float, int]:
         rate, batch = self.settings.learning_rate, self.settings.batch_size
         recipe = self.watched.recipe
-        return (recipe.lr if rate is None else rate), (recipe.batch_size if batch is None else batch)
+        return (recipe.rate if rate is None else rate), (recipe.batch_size if batch is None else batch)
 
     def found(self) -> dict[str, Any]:
         """Return all measurements."""

@@ -15,6 +15,7 @@ from convwright.training.techniques import TECHNIQUES
 
 OptimizerState = Mapping[str, Mapping[str, Any]]
 _FIELDS = ("lr", "momentum", "weight_decay", "nesterov")  # of the recipe, given to each optimizer that has them
+_DEPTHS = 4  # between the first and the last layer
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -135,17 +136,49 @@ def _check_options(kind: type[torch.optim.Optimizer], recipe: Recipe) -> None:
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim > 1 or recipe.decay_norm_and_bias]
-    plain = [parameter for parameter in trained if parameter.ndim <= 1 and not recipe.decay_norm_and_bias]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    shares = _shares(model, recipe)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 and not recipe.decay_norm_and_bias
+            groups.setdefault((plain, -shares.get(id(parameter), 1.0)), []).append(parameter)
+    return [
+        {"params": parameters}
+        | ({"weight_decay": 0.0} if plain else {})
+        | ({"lr": -share * _rate(recipe)} if share != -1 else {})
+        for (plain, share), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _shares(model: nn.Module, recipe: Recipe) -> dict[int, float]:
+    """Return which share of the rate each parameter learns with, by identity, where shares are not all 1.
+
+    Layers stand in the order in which the network holds them. Layers of about the same depth share a group, as an
+    optimizer's step takes longer with more groups.
+    """
+    if recipe.lr_first_factor == recipe.lr_head_factor == 1:
+        return {}
+    classifier = getattr(model, "get_classifier", lambda: None)()  # of timm's networks
+    layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    head = classifier if isinstance(classifier, nn.Module) and list(classifier.parameters()) else layers[-1]
+    last = {id(parameter): recipe.lr_head_factor for parameter in head.parameters()}
+    body = [layer for layer in layers if not {id(p) for p in layer.parameters(recurse=False)} <= last.keys()]
+    shares: dict[int, float] = {}
+    for place, layer in enumerate(body):
+        depth = round(_DEPTHS * place / max(1, len(body) - 1)) / _DEPTHS
+        for parameter in layer.parameters(recurse=False):
+            shares.setdefault(id(parameter), recipe.lr_first_factor ** (1 - depth))
+    return shares | last
+
+
+def _rate(recipe: Recipe) -> float:
+    return 1e-3 if recipe.lr == "auto" else recipe.lr  # before it is found, the optimizer is built to be checked only
 
 
 def _options(kind: type[torch.optim.Optimizer], recipe: Recipe) -> dict[str, Any]:
     accepted = _accepted(kind)
     options: dict[str, Any] = {
-        "lr": recipe.lr,
+        "lr": _rate(recipe),
         "momentum": recipe.momentum,
         "weight_decay": recipe.weight_decay,
         "nesterov": recipe.nesterov and recipe.momentum > 0,

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from convwright.errors import RecipeError, brief, did_you_mean
@@ -23,6 +33,10 @@ from convwright.training.techniques import Technique, made, technique_named
 Precision = Literal["auto", "fp32", "bf16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 _ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "scheduler": "schedule", "amp": "precision"}  # other tools
+Rate = Annotated[
+    Annotated[float, Field(gt=0, allow_inf_nan=False), Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda given: "auto" if given == "auto" else "number"),  # else both kinds would report an error
+]
 Option = bool | int | float | str | tuple[float, ...] | None
 
 
@@ -31,7 +45,11 @@ class Recipe(BaseModel):
 
     Attributes:
         optimizer: Name in torch.optim, else timm.optim, else pytorch_optimizer if installed.
-        lr: The highest learning rate of the schedule.
+        lr: The highest learning rate of the schedule, or ``auto``: found before the first step by a short rate test
+            from the given weights, see `rate_test`.
+        lr_first_factor: Share of the rate that the first layer learns with; it rises from layer to layer, in equal
+            ratios, to 1 at the last one before the head. Trained first layers need little change.
+        lr_head_factor: How many times the rate the last layer learns with: a new one has more to learn.
         momentum: Momentum, or the first beta of Adam's family.
         nesterov: Nesterov momentum, where the optimizer has it.
         weight_decay: Decay per step, in the optimizer's own convention.
@@ -74,7 +92,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: str = "sgd"
-    lr: float = Field(0.1, gt=0, allow_inf_nan=False)
+    lr: Rate = 0.1
+    lr_first_factor: float = Field(1.0, gt=0, le=1)
+    lr_head_factor: float = Field(1.0, gt=0, allow_inf_nan=False)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
@@ -184,6 +204,17 @@ class Recipe(BaseModel):
                 if other in kept:
                     raise RecipeError(f"recipe field techniques: {name} with {other}: {reason}")
         return kept
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate.
+
+        Raises:
+            RecipeError: It is ``auto``, and no rate test has been made.
+        """
+        if self.lr == "auto":
+            raise RecipeError("recipe field lr=auto: `train` and `optimize` find the rate; here, give a number")
+        return self.lr
 
     @property
     def augment(self) -> Augment:
@@ -303,7 +334,7 @@ def _technique(name: str, options: Any) -> Technique | None:
 def _one_line(error: ValidationError, known: Iterable[str], path: Sequence[str] = ()) -> str:
     parts = []
     for item in error.errors():
-        field = ".".join([*path, *(str(part) for part in item["loc"])])
+        field = ".".join([*path, *(str(part) for part in item["loc"] if part != "number")])
         if item["type"] == "extra_forbidden":
             last = field.rpartition(".")[2]
             hint = f" Did you mean {_ELSEWHERE[field]}?" if field in _ELSEWHERE else did_you_mean(last, known)
@@ -321,7 +352,8 @@ def _check_numbers(given: Mapping[str, Any], fields: Mapping[str, FieldInfo], pa
     """
     for name, value in given.items():
         kind = fields[name].annotation if name in fields else None
-        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)} and bool not in get_args(kind):
+        kinds = {getattr(each, "__origin__", each) for each in (kind, *get_args(kind))}
+        if isinstance(value, bool) and {int, float} & kinds and bool not in kinds:
             raise RecipeError(f"recipe field {'.'.join([*path, name])}={value}: give a number")
 
 

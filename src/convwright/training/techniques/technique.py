@@ -7,7 +7,7 @@ field of the recipe is the switch. ``Recipe(techniques={"name": {...}})`` picks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -46,6 +46,22 @@ class Card:
 
 
 @dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained network that others learn from; it is copied before a training and stays as it is.
+
+    Attributes:
+        model: Maps images to outputs like those of the network in training.
+        size: Height and width of the images that it takes; None: those of the network in training.
+        channels: By module of the network in training, which channels of the teacher's module of that name its output
+            channels are; None: all of them, in their order.
+    """
+
+    model: nn.Module
+    size: tuple[int, int] | None = None
+    channels: Mapping[str, Sequence[int]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class TechniqueContext:
     """What a technique may look at before the first batch.
 
@@ -55,6 +71,7 @@ class TechniqueContext:
         arch: The network, read; with the edits of the techniques before this one. Read on first use.
         steps_per_epoch: Batches of an epoch.
         steps: Batches of the whole training.
+        teacher: The trained original of the network; None where there is none.
     """
 
     recipe: Recipe
@@ -62,6 +79,7 @@ class TechniqueContext:
     arch: Architecture
     steps_per_epoch: int
     steps: int
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +91,8 @@ class Training:
         optimizer: Its optimizer.
         setting: What was known before.
         device: Where it runs.
-        forward: Runs the network in the training's precision: images (n, c, h, w) -> scores (n, k).
+        forward: Runs the network, or another one given as its second argument, in the training's precision: images
+            (n, c, h, w) -> scores (n, k).
         rate: The schedule's share of the highest learning rate at a step, without techniques.
         batches: Yields the images of one epoch, normalised and augmented as in training; the training's own order
             goes on as if nothing had been read.
@@ -83,7 +102,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     setting: TechniqueContext
     device: torch.device
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[..., Tensor]
     rate: Callable[[int], float]
     batches: Callable[[], Iterator[Tensor]]
 
@@ -110,6 +129,16 @@ class Effect:
             step: From 0.
         """
         return images, targets
+
+    def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
+        """Return a changed loss of a part of a batch; also called in each further pass over it, as SAM makes.
+
+        Args:
+            images: (n, c, h, w) float32, as the network saw them.
+            output: What the network returned.
+            loss: Mean loss over the images so far, shape ().
+        """
+        return loss
 
     def before_update(self, again: Callable[[], object], step: int) -> None:
         """Change the gradients before the optimizer's step.

@@ -1,0 +1,85 @@
+"""The learning rate range test: a short training in which the rate rises tells which rate a network bears."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from convwright.errors import RecipeError
+from convwright.training.data.loader import Loader
+from convwright.training.settings import autocast, single_tensor, to_layout, untouched_random
+
+if TYPE_CHECKING:
+    from convwright.training.data.data import ImageData
+    from convwright.training.recipe.recipe import Recipe
+    from convwright.training.settings import Settings
+
+_LOW, _HIGH, _STEPS = 1e-6, 10.0, 70  # a quarter more in each step
+_SMOOTH = 0.8
+_DIVERGED = 3.0  # times the least loss so far
+_SHARE = 0.1  # of the rate at which the loss is least
+
+
+def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Settings) -> float:
+    """Return a highest learning rate for a recipe: a tenth of that at which the loss of a rising rate is least.
+
+    A copy of the network is trained from its present weights by the recipe's optimizer on its own batches, without
+    techniques, with a rate that rises from 1e-6 until the smoothed loss is three times its least (Smith 2017; the
+    tenth is fast.ai's rule). Network and random generators stay as they are.
+
+    Args:
+        model: On the device of the training.
+        data: Normalised as in the training.
+        recipe: Everything but its rate counts.
+        settings: Precision and layout.
+
+    Raises:
+        RecipeError: The loss does not fall at any rate.
+    """
+    device = next(model.parameters()).device
+    with untouched_random(device):
+        torch.manual_seed(recipe.seed)
+        losses = _losses(copy.deepcopy(model), data, recipe, settings, device)
+    least = min(range(len(losses)), key=losses.__getitem__)
+    if not least:
+        raise RecipeError("recipe field lr=auto: the loss falls at no rate from 1e-6 to 10; give a number")
+    return float(f"{_SHARE * _rate(least):.2g}")
+
+
+def _rate(step: int) -> float:
+    return math.exp(math.log(_LOW) + step / (_STEPS - 1) * math.log(_HIGH / _LOW))
+
+
+def _losses(model: nn.Module, data: ImageData, recipe: Recipe, settings: Settings, device: torch.device) -> list[float]:
+    """Train while the rate rises; return the smoothed losses until they diverge."""
+    from convwright.training.recipe.optimizers import build_optimizer
+
+    to_layout(model.train(), settings.layout)
+    optimizer = build_optimizer(model, recipe.updated(lr=_LOW))
+    shares = [group["lr"] / _LOW for group in optimizer.param_groups]
+    augment, channels_last = recipe.augment, settings.channels_last
+    loader = Loader(
+        data.train, recipe.batch_size, augment=augment, seed=recipe.seed, device=device, channels_last=channels_last
+    )
+    average, found = 0.0, list[float]()
+    for step, (images, labels) in zip(range(_STEPS), chain.from_iterable(repeat(loader)), strict=False):
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = _rate(step) * share
+        with autocast(device, settings.precision):
+            scores = single_tensor(model(images))
+        loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
+        smoothed = average / (1 - _SMOOTH ** (step + 1))
+        if not math.isfinite(smoothed) or smoothed > _DIVERGED * min(found, default=math.inf):
+            break
+        found.append(smoothed)
+    return found

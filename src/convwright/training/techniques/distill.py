@@ -1,0 +1,424 @@
+"""Distillation: a trained network, by default the original of the one in training, says what each image looks like."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from convwright.edits import kept_channels
+from convwright.errors import EditError, RecipeError
+from convwright.training.techniques.mixing import shares
+from convwright.training.techniques.technique import (
+    Card,
+    Effect,
+    Teacher,
+    Technique,
+    TechniqueContext,
+    Training,
+    technique,
+)
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.training.recipe.recipe import Recipe
+
+ORIGINAL = "original"
+_MOST_CACHED = 2**27  # numbers: half a gigabyte
+_MIXING = ("mixup", "cutmix", "progressive_resizing")  # they make new images of those of the data
+
+
+def distillation_loss(scores: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the Kullback-Leibler divergence of softened class probabilities from those of a teacher.
+
+    Args:
+        scores: (n, classes, ...) of the network in training.
+        taught: The same of the teacher.
+        temperature: What both are divided by; the loss is multiplied by its square, so that gradients keep their size.
+
+    Returns:
+        Mean over everything but the classes, shape ().
+
+    Examples:
+        >>> distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2), 4.0).item()
+        0.0
+    """
+    own, other = (F.log_softmax(each.float() / temperature, dim=1) for each in (scores, taught))
+    return F.kl_div(own, other, reduction="none", log_target=True).sum(1).mean() * temperature**2
+
+
+def feature_loss(own: Tensor, taught: Tensor) -> Tensor:
+    """Return the mean over images of how far two feature maps are apart, squared, as a share of the teacher's square.
+
+    Args:
+        own: (n, c, ...) of the network in training.
+        taught: The same channels of the teacher; a map of another size is averaged to that of `own`.
+    """
+    own, taught = own.float(), taught.float()
+    if own.ndim == 4 and own.shape[2:] != taught.shape[2:]:
+        taught = F.adaptive_avg_pool2d(taught, (own.shape[2], own.shape[3]))
+    apart, whole = ((each.square().flatten(1).mean(1)) for each in (own - taught, taught))
+    return (apart / whole.clamp_min(1e-12)).mean()
+
+
+def feature_modules(arch: Architecture) -> dict[str, str]:
+    """Return the modules that end the stages, with the block or else the layer that each is the end of."""
+    blocks, modules = {block.name: block for block in arch.blocks}, dict(arch.model.named_modules())
+    found: dict[str, str] = {}
+    for stage in arch.stages:
+        ends = [(blocks[name].modules[-1], name) for name in stage.blocks if blocks[name].modules]
+        found |= dict((ends or [(name, name) for name in stage.layers if name in modules])[-1:])
+    return found
+
+
+def teacher_for(edited: Architecture, original: Architecture) -> Teacher:
+    """Return a network as the teacher of what edits made of it, with the channels that were kept at each stage's end.
+
+    Args:
+        edited: The network to be trained.
+        original: What was read, with trained weights.
+    """
+    channels = {}
+    for module, name in feature_modules(edited).items():
+        with suppress(EditError):  # of a layer that an edit brought in: it has no counterpart
+            channels[module] = kept_channels(original, edited, name).tolist()
+    height, width = original.example_input.shape[-2:]
+    return Teacher(original.model, (int(height), int(width)), channels)
+
+
+@technique(
+    "distill",
+    Card(
+        does="Adds to the loss how far the class probabilities, softened by a temperature, are from those that "
+        "a trained network gives for the very same images, augmented and mixed; with `features` also how far the maps "
+        "at the end of each stage are from the teacher's at the channels that were kept. The teacher is the untouched "
+        "network that a search began with, a file of its weights, or any module (`train(teacher=...)`). It sees images "
+        "at its own size.",
+        cost="A forward pass of the teacher per batch (two with sam), about a third of a step more, and its weights in "
+        "memory. Where nothing is random, no augmentation and no mixing, its scores are computed once.",
+        helps="Images without labels, or with few right ones (`labels: false`); teachers that are clearly better.",
+        hurts="There has to be a good teacher. Where labels are right and a cut network is almost as good as its "
+        "teacher, it changes little.",
+        source="Hinton, Vinyals and Dean 2015; features without projection, as the kept channels are known.",
+    ),
+)
+class Distill(Technique):
+    """Options of distillation.
+
+    Attributes:
+        teacher: ``original``, or a .safetensors file with weights of the untouched network; ``{seed}`` in it is the
+            recipe's seed.
+        weight: The teacher's part of the loss, the rest is the labels'; 0: features alone teach.
+        temperature: What both networks' scores are divided by; the divergence is multiplied by its square.
+        features: Weight of the difference of feature maps, each relative to the teacher's; 0: off.
+        labels: Whether the labels count at all; else the teacher alone teaches.
+    """
+
+    teacher: str = ORIGINAL
+    weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
+    features: float = Field(0.0, ge=0, allow_inf_nan=False)
+    labels: bool = True
+
+    @override
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
+        """Refuse a teacher that is not there or does not fit, before any training."""
+        if not self.active:
+            return ("techniques.distill has no effect: its weights are 0",)
+        student, teacher = setting.arch.model, self.taught(setting)
+        images = torch.zeros(2, *setting.data.shape, device=next(student.parameters()).device)
+        lesson = _Lesson(self, setting, student, teacher, lambda batch, model: model(batch))
+        try:
+            lesson.check(images)
+        finally:
+            lesson.close()
+        return ()
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes the loss."""
+        return not self.labels or self.weight > 0 or self.features > 0
+
+    @override
+    def effect(self, training: Training) -> Effect | None:
+        """Return the effect on the loss."""
+        if not self.active:
+            return None
+        teacher = self.taught(training.setting)
+        return _Lesson(self, training.setting, training.model, teacher, training.forward, training.batches)
+
+    def taught(self, setting: TechniqueContext) -> Teacher:
+        """Return a copy of the teacher.
+
+        Raises:
+            RecipeError: There is none, or the file's weights do not fit.
+        """
+        known = setting.teacher
+        if self.teacher != ORIGINAL:
+            base = known or Teacher(setting.arch.model)
+            return Teacher(_with_weights(base.model, self.teacher, setting.recipe, "distill"), base.size, base.channels)
+        if known is None:
+            raise RecipeError(
+                "techniques.distill.teacher=original: there is no trained original here; give trained --weights, a "
+                ".safetensors file as teacher, or in Python train(teacher=network)"
+            )
+        return Teacher(copy.deepcopy(known.model), known.size, known.channels)
+
+
+class _Lesson(Effect):
+    """What a teacher says of the batches of one training."""
+
+    def __init__(
+        self,
+        asked: Distill,
+        setting: TechniqueContext,
+        student: nn.Module,
+        teacher: Teacher,
+        forward: Callable[..., Any],
+        batches: Callable[[], Iterable[Tensor]] = tuple,
+    ) -> None:
+        self.asked, self.forward, self.batches = asked, forward, batches
+        parameter = next(student.parameters())
+        last = any(p.ndim == 4 and not p.is_contiguous() for p in student.parameters())
+        self.model = teacher.model.to(parameter.device).eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        self.size = teacher.size
+        self.channels = _channels(teacher, setting.arch) if asked.features else {}
+        self.own, self.others = _Taps(student, self.channels, True), _Taps(self.model, self.channels, False)
+        random = setting.recipe.augment.active or any(name in setting.recipe.techniques for name in _MIXING)
+        alone = not torch.distributed.is_initialized()
+        few = len(setting.data.train) * setting.data.num_classes <= _MOST_CACHED
+        self.caches = alone and few and not random and not self.channels
+        self.said: dict[int, Tensor] = {}
+
+    def check(self, images: Tensor) -> None:
+        """Try two images.
+
+        Raises:
+            RecipeError: The outputs do not match, or no feature map does.
+        """
+        from convwright.training.evaluate import eval_mode
+        from convwright.training.settings import single_tensor
+
+        with torch.no_grad():
+            taught = self.scores(images)
+        with eval_mode(student := self.own.model), torch.enable_grad():
+            scores = single_tensor(student(images))
+        if taught.shape != scores.shape:
+            raise RecipeError(
+                f"techniques.distill.teacher={self.asked.teacher}: it returns {tuple(taught.shape[1:])} values per "
+                f"image and the network {tuple(scores.shape[1:])}; give a teacher of the same classes"
+            )
+        if self.asked.features and not self.pairs():
+            raise RecipeError(
+                "techniques.distill.features: no stage ends in channels that the teacher has, too; set features: 0"
+            )
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Return what the teacher says of images; those that it is sure to see again are kept."""
+        if self.caches and not self.said:
+            for batch in self.batches():
+                self.said |= dict(zip(_keys(batch), self.computed(batch), strict=True))
+        known = [self.said.get(key) for key in _keys(images)] if self.caches else [None]
+        return self.computed(images) if any(row is None for row in known) else torch.stack(known)  # type: ignore[arg-type]
+
+    def computed(self, images: Tensor) -> Tensor:
+        """Return the teacher's scores, at its own resolution."""
+        from convwright.training.settings import single_tensor
+
+        if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            return single_tensor(self.forward(images, self.model))
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the student's feature maps of the last pass beside the same channels of the teacher's."""
+        own, others = self.own.taken(), self.others.taken()
+        found = [_kept(own[name], others[name], self.channels[name]) for name in own if name in others]
+        return [pair for pair in found if pair is not None]
+
+    @override
+    def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
+        from convwright.training.settings import single_tensor
+
+        asked = self.asked
+        divergence = distillation_loss(single_tensor(output), self.scores(images), asked.temperature)
+        loss = torch.lerp(loss, divergence, asked.weight) if asked.labels else divergence
+        losses = [feature_loss(mine, other) for mine, other in self.pairs()] if asked.features else []
+        return loss + asked.features * torch.stack(losses).mean() if losses else loss
+
+    @override
+    def close(self) -> None:
+        self.own.close()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        mark = hashlib.sha256()
+        for tensor in self.model.state_dict().values():
+            mark.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return {"teacher": mark.hexdigest()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["teacher"] != self.state_dict()["teacher"]:
+            raise RecipeError("techniques.distill: the checkpoint was trained with another teacher; give the same one")
+
+
+class _Taps:
+    """Keeps what modules of a network returned in its last pass, with gradients or without."""
+
+    def __init__(self, model: nn.Module, names: Mapping[str, Any], gradients: bool) -> None:
+        self.model, self.seen = model, dict[str, Tensor]()
+        self.handles = [model.get_submodule(n).register_forward_hook(_tap(self.seen, n, gradients)) for n in names]
+
+    def taken(self) -> dict[str, Tensor]:
+        """Return them by module, and let them go."""
+        found = dict(self.seen)
+        self.seen.clear()
+        return found
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _tap(seen: dict[str, Tensor], name: str, gradients: bool) -> Callable[..., None]:
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and torch.is_grad_enabled() == gradients:
+            seen[name] = output
+
+    return keep
+
+
+def _channels(teacher: Teacher, arch: Architecture) -> dict[str, Sequence[int] | None]:
+    """Return the modules that both networks have, with the teacher's channels that the student's are; None: all."""
+    found = dict.fromkeys(feature_modules(arch)) if teacher.channels is None else teacher.channels
+    there = dict(teacher.model.named_modules())
+    return {name: channels for name, channels in found.items() if name in there}
+
+
+def _kept(own: Tensor, other: Tensor, channels: Sequence[int] | None) -> tuple[Tensor, Tensor] | None:
+    """Return the channels that two maps share (-1: the teacher has none); None where they do not correspond."""
+    for axis in (1, -1) if own.ndim == other.ndim > 1 else ():
+        numbers = torch.arange(other.shape[axis]) if channels is None else torch.as_tensor(channels)
+        mine = (numbers >= 0).nonzero().flatten()
+        if len(numbers) == own.shape[axis] and len(mine) and int(numbers.max()) < other.shape[axis]:
+            index = (each.to(own.device) for each in (mine, numbers[mine]))
+            here, there = (each.index_select(axis, i) for each, i in zip((own, other), index, strict=True))
+            if here.shape == there.shape or (axis == 1 and own.ndim == 4):
+                return here, there
+    return None
+
+
+def _keys(images: Tensor) -> list[int]:
+    """Return a number per image that is the same for the same bits, wherever in a batch the image stands."""
+    bits = images.float().flatten(1).contiguous().view(torch.int32).long()
+    places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * 0x9E3779B97F4A7C15 // 2
+    return [int(key) for key in (bits * (places | 1)).sum(1).tolist()]
+
+
+def _with_weights(model: nn.Module, teacher: str, recipe: Recipe, name: str) -> nn.Module:
+    """Return a copy of a network with weights from a file.
+
+    Raises:
+        RecipeError: There is no such file, or its weights do not fit.
+    """
+    path, copied = Path(teacher.replace("{seed}", str(recipe.seed))), copy.deepcopy(model)
+    if not path.is_file():
+        raise RecipeError(f"techniques.{name}.teacher={path}: no such file; train the teacher first")
+    try:
+        load_model(copied, str(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["damaged"])[0]
+        raise RecipeError(f"techniques.{name}.teacher={path}: not the weights of this network ({reason})") from error
+    return copied
+
+
+# ------------------------------------------------------------------ the earlier form, for recorded recipes
+
+
+def distilled(targets: Tensor, scores: Tensor, weight: float = 0.5, temperature: float = 1.0) -> Tensor:
+    """Return targets of which a part is what a teacher says.
+
+    Args:
+        targets: (n,) class numbers, or (n, classes) shares.
+        scores: (n, classes) of the teacher, for the same images.
+        weight: The teacher's part.
+        temperature: What its scores are divided by.
+
+    Returns:
+        (n, classes) float32, rows summing to 1.
+
+    Examples:
+        >>> distilled(torch.tensor([1]), torch.zeros(1, 2), 0.5).tolist()
+        [[0.25, 0.75]]
+    """
+    said = (scores.float() / temperature).softmax(dim=1)
+    return torch.lerp(shares(targets, scores.shape[1]), said, weight)
+
+
+@technique(
+    "distillation",
+    Card(
+        does="The earlier form of distill, kept for recorded recipes: replaces a part of each target by the "
+        "probabilities that a trained network of the same kind gives for the images.",
+        cost="As distill.",
+        helps="Use distill.",
+        hurts="A technique after it in the recipe may still change the images. No features, no squared temperature.",
+        source="Hinton, Vinyals and Dean 2015, by mixing targets; without their factor of the squared temperature.",
+    ),
+)
+class Distillation(Technique):
+    """Options of the earlier form.
+
+    Attributes:
+        teacher: A .safetensors file with weights of this network; ``{seed}`` in it is the recipe's seed.
+        weight: The teacher's part of the targets; 0: none.
+        temperature: What its scores are divided by.
+    """
+
+    teacher: str = "teacher.safetensors"
+    weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    @override
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
+        """Refuse a file that is not there or does not fit, before any training."""
+        if self.weight == 0:
+            return ("techniques.distillation has no effect: its weight is 0",)
+        _with_weights(setting.arch.model, self.teacher, setting.recipe, self.name)
+        return ()
+
+    @override
+    def effect(self, training: Training) -> Effect | None:
+        """Return the effect on targets."""
+        if self.weight == 0:
+            return None
+        teacher = _with_weights(training.model, self.teacher, training.setting.recipe, self.name)
+        return _MixedTargets(self, teacher.to(training.device).eval(), training)
+
+
+class _MixedTargets(Effect):
+    def __init__(self, asked: Distillation, teacher: nn.Module, training: Training) -> None:
+        self.asked, self.teacher = asked, teacher
+        self.device, self.precision = training.device, training.setting.recipe.precision
+
+    @override
+    def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        # Here, not above: settings need the recipe, which needs the techniques.
+        from convwright.training.settings import autocast, single_tensor
+
+        with torch.no_grad(), autocast(self.device, self.precision):
+            scores = single_tensor(self.teacher(images))
+        return images, distilled(targets, scores, self.asked.weight, self.asked.temperature)
