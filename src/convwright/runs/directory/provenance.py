@@ -22,7 +22,7 @@ _PACKAGES = ("convwright", "torch", "torchvision", "timm", "numpy", "lightning-f
 
 def portable(command: str) -> str:
     """Leave the folders of one person's machine out of a command: anybody can give it as it then stands."""
-    return re.sub(r" --(out|data-dir)[ =]\S+", "", command)
+    return re.sub(r" --(out|data-dir|data)[ =]\S+", "", command)
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,242 @@
+"""The ways in which ``compress`` makes a trained network smaller, before it is tuned: ours and those of others.
+
+A new way is one more function under ``@cut``. What it leaves is judged with its own batch-norm statistics, after every
+step of a repair, and tuned by the row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convwright.architecture import read
+from convwright.cost import count_by_torch
+from convwright.edits import Edit, Resolution
+from convwright.errors import RecipeError, look_up
+from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made
+from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, record
+from convwright.experiments.papers.baselines.torch_pruning import narrowed, widths_of
+from convwright.experiments.papers.compress.baseline import Baseline
+from convwright.methods.shared.uniform_widths import uniform_widths
+from convwright.runs.directory.files import digest, load_weights, read_json, save_weights
+from convwright.training import evaluate
+from convwright.training.data.loader import Loader
+from convwright.training.data.normalisation import normalised
+from convwright.training.data.resized import resized_data
+from convwright.training.statistics import reestimate
+
+if TYPE_CHECKING:
+    from convwright.cost.budget import Limits
+    from convwright.training import ImageData, Recipe
+
+_BATCH = 64  # calibration images at a time
+
+
+@dataclass(frozen=True)
+class Cut(Searched):
+    """A trained network is made smaller in one of `CUTS`; the row's training goes on from what is left.
+
+    Attributes:
+        method: A name in `CUTS`.
+        options: Of that way.
+        baseline: What is cut.
+        start: Digest of its weights; filled in.
+    """
+
+    kind: ClassVar[str] = "cut"
+    seeded: ClassVar[bool] = True
+
+    method: str = "untouched"
+    baseline: Baseline = field(default_factory=lambda: Baseline("", ""))
+    start: str = ""
+
+    def resolve(self, model: str, form: NetworkSpec, setting: DesignContext) -> NetworkSpec:
+        """Return the form with the edits and the weights that are left.
+
+        Raises:
+            RecipeError: The budget cannot be reached, or a package is missing.
+        """
+        begun = self.baseline.weights(model, setting)
+        question = Question(replace(self, seed=setting.seed, start=digest(begun)), model, form, setting)
+        folder = question.once(partial(_carry_out, question, begun))
+        edits = edits_of_record(read_json(folder / "result.json", SEARCH_FORMAT)["edits"])
+        return replace(form.joined(edits, folder), weights=folder / FOUND, teacher=begun)
+
+
+@dataclass
+class Case:
+    """One network to be cut.
+
+    Attributes:
+        question: What is asked, and where.
+        model: The trained network; a way may change it.
+        data: Normalised as the network wants them.
+        recipe: Of the tuning.
+        limits: The budget in numbers; None: there is none.
+        stages: What was seen so far: accuracy after each step, and the seconds that the step took.
+    """
+
+    question: Question
+    model: nn.Module
+    data: ImageData
+    recipe: Recipe
+    limits: Limits | None
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What the row asks for."""
+        return self.question.search.options
+
+    @property
+    def seed(self) -> int:
+        """Of the calibration images, and of drawn weights."""
+        return self.question.search.seed
+
+    @property
+    def image(self) -> Tensor:
+        """An example input, (1, c, h, w)."""
+        return torch.zeros(1, *self.data.shape)
+
+    def budget(self) -> Limits:
+        """Return the limits.
+
+        Raises:
+            RecipeError: There is none.
+        """
+        if self.limits is None:
+            raise RecipeError(f"{self.question.search.method} needs a budget; give one like macs<=50%")
+        return self.limits
+
+    def macs(self) -> float:
+        """Return the limit on MACs.
+
+        Raises:
+            RecipeError: The budget limits something else.
+        """
+        if set(self.budget().limits) != {"macs"}:
+            asked = self.question.search
+            raise RecipeError(f"{asked.method} is brought to a limit on MACs, not to {asked.budget!r}")
+        return float(self.budget().limits["macs"])
+
+    def calibration(self, count: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches of training images, as they are, with their labels; which ones depends on the seed."""
+        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.seed))
+        yield from Loader(self.data.train.subset(order[:count]), _BATCH, shuffle=False)
+
+    def saw(self, stage: str, model: nn.Module, side: tuple[int, int] | None = None) -> None:
+        """Judge what there is after a step; the time for that is not counted."""
+        spent = time.perf_counter() - self._since
+        data = self.data if side is None else resized_data(self.data, side)
+        parts = {"validation": data.val, "test": data.test}
+        seen = {name: evaluate(model, part).accuracy for name, part in parts.items() if part is not None}
+        self.stages.append({"stage": stage, **seen, "seconds": spent})
+        self._since = time.perf_counter()
+
+
+Way = Callable[[Case], tuple[tuple[Edit, ...], nn.Module]]
+CUTS: dict[str, Way] = {}
+
+
+def cut(name: str) -> Callable[[Way], Way]:
+    """Return a decorator that files a way of cutting: from a case to the edits and the network with its weights."""
+
+    def file(way: Way) -> Way:
+        CUTS[name] = way
+        return way
+
+    return file
+
+
+def _carry_out(question: Question, begun: Path, folder: Path) -> None:
+    design, setting = question.search, question.setting
+    assert isinstance(design, Cut)
+    way = look_up(design.method, CUTS, "way of cutting", RecipeError)
+    recipe, data = question.trained_on()
+    model = made(question.model, question.form, data.shape, 0)
+    load_weights(model, begun)
+    data = normalised(data, recipe.normalisation, model)
+    limits = limits_of(design.budget, question.model, replace(setting, shape=data.shape))
+    known = design.baseline.record(setting)
+    before = {part: known[part]["accuracy"] for part in ("validation", "test") if known[part] is not None}
+    case = Case(question, model, data, recipe, limits)
+    case.stages.append({"stage": "baseline", **before, "seconds": known["seconds"]})
+    edits, cut_down = way(case)
+    save_weights(cut_down, folder / FOUND)
+    record(folder, question, design.method, edits, [], history=case.stages)
+
+
+def _reestimated(case: Case, model: nn.Module, side: tuple[int, int] | None = None) -> None:
+    data = case.data if side is None else resized_data(case.data, side)
+    reestimate(model, data.train)
+    case.saw("batch norm", model, side)
+
+
+# ------------------------------------------------------------------ the ways
+
+
+@cut("untouched")
+def untouched(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+    """Leave the network as it is: what tuning alone brings."""
+    return (), case.model
+
+
+@cut("resolution")
+def resolution(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+    """Give the whole network smaller images: the largest within the budget."""
+    limit, (c, h, w) = case.macs(), case.data.shape
+    sizes = ((h - less, w - less) for less in range(1, min(h, w)))
+    size = next(size for size in sizes if count_by_torch(case.model, torch.zeros(1, c, *size)) <= limit)
+    case.saw("cut", case.model, size)
+    _reestimated(case, case.model, size)
+    return (Resolution(size),), case.model
+
+
+@cut("uniform")
+def uniform(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+    """Give all widths one ratio; channels are kept by their L2 norm."""
+    arch = read(case.model, case.image)
+    edits = uniform_widths(arch, case.budget())
+    after = arch.apply(*edits, verify=False).model
+    case.saw("cut", after)
+    _reestimated(case, after)
+    return edits, after
+
+
+@cut("scratch")
+def scratch(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+    """Give all widths one ratio, and draw all weights anew."""
+    edits = uniform_widths(read(case.model, case.image), case.budget())
+    question = case.question
+    return edits, made(question.model, question.form.joined(edits), case.data.shape, case.seed, fresh=True)
+
+
+@cut("torch-pruning")
+def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+    """Let torch-pruning narrow the network. Options: those of `narrowed`, and ``steps`` between which it looks anew."""
+    options = dict(case.options)
+    steps, begun, limit = options.pop("steps", 1), count_by_torch(case.model, case.image), case.macs()
+    for step in range(1, steps + 1):
+        if options["importance"] == "taylor":
+            _gradients(case)
+        narrowed(case.model, case.image, begun * (limit / begun) ** (step / steps), **options)
+    edits = widths_of(case.model, case.question)
+    case.saw("cut", case.model)
+    _reestimated(case, case.model)
+    return edits, case.model
+
+
+def _gradients(case: Case) -> None:
+    """Leave the gradients of the loss over the calibration images in the weights."""
+    case.model.eval().zero_grad()
+    for images, labels in case.calibration():
+        F.cross_entropy(case.model(images), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]

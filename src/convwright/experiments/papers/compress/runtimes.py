@@ -1,0 +1,124 @@
+"""How long a row's network takes in the runtimes that networks are deployed with, beside the untouched one."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from convwright.architecture import create
+from convwright.cost.latency_onnx import exported_onnx, onnx_session
+from convwright.cost.timing import calls_per_sample, enough, spread, wall_timer
+from convwright.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from convwright.training import ImageData, Recipe
+
+Call = Callable[[], object]
+_NEEDS = "the latencies of this experiment need pip install onnx onnxscript onnxruntime openvino"
+
+
+@dataclass(frozen=True)
+class RuntimeStudy:
+    """The latency of a row's network in ONNX Runtime and OpenVINO, measured in turns with that of the untouched one.
+
+    One image, one thread, float32; each network works on images of its own resolution.
+
+    Attributes:
+        model: The untouched network, as for `create`.
+        options: Of its builder.
+        shape: (c, h, w) of its images.
+        seconds: How long is measured.
+    """
+
+    kind: ClassVar[str] = "runtimes"
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shape: tuple[int, int, int] = (3, 32, 32)
+    seconds: float = 8.0
+
+    def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
+        """Return per runtime ``own`` and ``untouched`` in seconds and ``ratio``, each with its 95 % interval.
+
+        Args:
+            model: The network; it stays as it is.
+            data: Gives the shape of its images.
+            recipe: Not used.
+            found: Not used.
+
+        Raises:
+            RecipeError: A runtime is not installed.
+        """
+        untouched, _, _ = create(self.model, **self.options)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._measured({"untouched": (untouched, self.shape), "own": (copy.deepcopy(model), data.shape)})
+        finally:
+            torch.set_num_threads(threads)
+
+    def _measured(self, networks: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> dict[str, Any]:
+        calls: dict[tuple[str, str], Call] = {}
+        for who, (network, shape) in networks.items():
+            image = torch.rand(1, *shape)
+            content = exported_onnx(who, network.float().cpu().eval(), image)
+            calls |= {(runtime, who): make(content, image) for runtime, make in RUNTIMES.items()}
+        samples = in_turns(calls, self.seconds)
+        return {
+            runtime: {
+                **{who: asdict(spread(samples[runtime, who])) for who in networks},
+                "ratio": asdict(spread(_ratios(samples[runtime, "own"], samples[runtime, "untouched"]))),
+            }
+            for runtime in RUNTIMES
+        }
+
+
+def in_turns(calls: Mapping[Any, Call], seconds: float) -> dict[Any, list[float]]:
+    """Time calls in turns (A B A B ...); return the seconds of one call each, turn by turn."""
+    timer, counts = wall_timer(torch.device("cpu")), {}
+    for name, call in calls.items():
+        counts[name] = calls_per_sample(min(timer(call, 1) for _ in range(5)))
+    samples: dict[Any, list[float]] = {name: [] for name in calls}
+    start = time.monotonic()
+    while not enough(next(iter(samples.values())), time.monotonic() - start, seconds, 1000):
+        for name, call in calls.items():
+            samples[name].append(timer(call, counts[name]))
+    return samples
+
+
+def _ratios(own: list[float], other: list[float]) -> list[float]:
+    return [a / b for a, b in zip(own, other, strict=True)]
+
+
+def _onnxruntime(content: bytes, image: Tensor) -> Call:
+    session = onnx_session(content)
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _openvino(content: bytes, image: Tensor) -> Call:
+    core = importlib.import_module("openvino").Core()
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
+    return lambda: request.infer([image.numpy()])
+
+
+def _installed(make: Callable[[bytes, Tensor], Call]) -> Callable[[bytes, Tensor], Call]:
+    def made(content: bytes, image: Tensor) -> Call:
+        try:
+            return make(content, image)
+        except ImportError as error:
+            raise RecipeError(f"{_NEEDS} ({error})") from None
+
+    return made
+
+
+RUNTIMES = {"ONNX Runtime": _installed(_onnxruntime), "OpenVINO": _installed(_openvino)}
