@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from convwright.edits import (
         AddBlock,
         Change,
+        Constraints,
         InexactEditWarning,
         Kernel,
         Plan,
@@ -59,8 +60,8 @@ _HOMES = {
     "convwright.architecture": ("Architecture", "Block", "ChannelGroup", "Layer", "Stage", "read"),
     "convwright.cost": ("CostModel", "Profile", "parse_budget"),
     "convwright.edits": (
-        "AddBlock", "Change", "InexactEditWarning", "Kernel", "Plan", "RemoveBlock", "Replace", "Resolution", "Width",
-        "apply", "scale_widths",
+        "AddBlock", "Change", "Constraints", "InexactEditWarning", "Kernel", "Plan", "RemoveBlock", "Replace",
+        "Resolution", "Width", "apply", "scale_widths",
     ),
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
@@ -95,6 +96,7 @@ __all__ = [
     "Change",
     "ChannelGroup",
     "ChannelQuality",
+    "Constraints",
     "ConvwrightError",
     "CostModel",
     "DataError",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from convwright.cost.cost_model import CostModel
     from convwright.cost.counts import Profile
     from convwright.cost.memory import TensorStorage
+    from convwright.edits.constraints import BoundConstraints
     from convwright.edits.plan import Change, Edit, Importance, Plan
 
 
@@ -38,6 +39,7 @@ class Architecture:
         applied: the plan behind ``changes``.
         fixed: group name -> why it cannot change, for groups that an execution check has ruled out.
         options: what a named network was created with, e.g. ``{"num_classes": 10}``.
+        constraints: what the user wants left as it is; edits pass it on. See ``Constraints.bound``.
     """
 
     model: nn.Module = field(repr=False)
@@ -47,6 +49,7 @@ class Architecture:
     applied: Plan | None = field(default=None, repr=False)
     fixed: Mapping[str, str] = field(default_factory=dict, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    constraints: BoundConstraints | None = field(default=None, repr=False)
 
     # -------------------------------------------------------------- the reading itself
 
@@ -58,13 +61,14 @@ class Architecture:
     @cached_property
     def channels(self) -> ChannelGraph:
         """The channel analysis behind ``groups``."""
-        return analyse(self.capture).with_frozen(self.fixed)
+        graph = analyse(self.capture).with_frozen(self.fixed)
+        return graph if self.constraints is None else self.constraints.marked(graph, self.model)
 
     def evolved(self, **fields: Any) -> Architecture:
         """Return a copy with other fields; what was read stays read where model, input and groups stay."""
         new = replace(self, **fields)
         if not fields.keys() & {"model", "example_input"}:
-            kept = self.__dict__ if "fixed" not in fields else {"capture": self.capture}
+            kept = {"capture": self.capture} if fields.keys() & {"fixed", "constraints"} else self.__dict__
             new.__dict__.update({k: v for k, v in kept.items() if k not in new.__dict__})
         return new
 

@@ -47,6 +47,23 @@ class Member:
 
 
 @dataclass(frozen=True)
+class WidthBounds:
+    """Widths that a user's constraints allow a group to change to.
+
+    Attributes:
+        least: the smallest, in channels.
+        most: the largest.
+        divisor: what they are multiples of; 0: nothing is said.
+        why: what bounds them, for messages.
+    """
+
+    least: int
+    most: int
+    divisor: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that can be removed or repeated one by one, each across all its members.
 
@@ -63,6 +80,7 @@ class ChannelGroup:
             from a tensor that holds them all.
         across: operators that compute a statistic across the channels, so that only whole multiples
             (or nothing) keep the function exactly.
+        bounds: widths that the user's constraints allow; None where there are no constraints.
     """
 
     name: str
@@ -73,6 +91,7 @@ class ChannelGroup:
     members: tuple[Member, ...] = ()
     tied: tuple[str, ...] = ()
     across: tuple[str, ...] = ()
+    bounds: WidthBounds | None = None
 
     @property
     def units(self) -> int:

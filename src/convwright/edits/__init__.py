@@ -1,5 +1,6 @@
 """Edits of width, depth, kernels, operators, resolution; plans; the surgery that keeps the weights."""
 
+from convwright.edits.constraints import Constraints
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.execution_check import Checked, check_execution, scale_widths
@@ -17,6 +18,7 @@ __all__ = [
     "AddBlock",
     "Change",
     "Checked",
+    "Constraints",
     "Edit",
     "GroupChange",
     "InexactEditWarning",

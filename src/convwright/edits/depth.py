@@ -161,6 +161,9 @@ def _whole(architecture: Architecture, name: str) -> Block:
 def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
     block = _whole(architecture, edit.target)
     _check_skippable(block)
+    stays = architecture.constraints.why_block_stays(architecture, block) if architecture.constraints else None
+    if stays is not None:
+        raise EditError(stays)
     skipped = not block.identity  # a plain unit, or one whose shortcut is a computation of its own
     tail = _tail(architecture, block) if block.modules and not skipped else [] if block.modules else None
     instead = (block.exit if skipped else block.join, block.entry)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.optim import Optimizer
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.errors import EditError, did_you_mean
+
+if TYPE_CHECKING:
+    from convwright.edits.constraints import DivisorLike
 
 Importance = Callable[[ChannelGroup, Architecture], npt.ArrayLike]
 
@@ -53,7 +56,7 @@ class Options:
         optimizer: an optimizer whose parameters and state follow.
     """
 
-    divisor: int = 1
+    divisor: DivisorLike = 1
     importance: Any = "l2"
     verify: bool = True
     optimizer: Optimizer | None = None

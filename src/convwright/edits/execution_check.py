@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
 from convwright.edits.remap import recipe
@@ -74,7 +75,7 @@ def check_execution(architecture: Architecture) -> Checked:
 
 
 def scale_widths(
-    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1, check: bool = True
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1, check: bool = True
 ) -> tuple[Width, ...]:
     """Return one edit per independent group that multiplies its width by a ratio.
 

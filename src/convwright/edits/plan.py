@@ -14,6 +14,7 @@ from torch import nn
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
+from convwright.edits.constraints import Divisor, DivisorLike
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.execution_check import with_remedy
 from convwright.edits.optimizer_state import optimizer_follows
@@ -177,15 +178,13 @@ def apply_edits(
     architecture: Architecture,
     edits: Sequence[Edit],
     *,
-    divisor: int = 1,
+    divisor: DivisorLike = 1,
     importance: Any = "l2",
     verify: bool = True,
     optimizer: Any = None,
 ) -> Architecture:
     """Apply edits to a copy of an architecture's model; see ``Architecture.apply``."""
-    if not isinstance(divisor, int) or divisor < 1:
-        raise EditError(f"the divisor must be a whole number from 1 on, not {divisor!r}.")
-    return _applied(architecture, edits, Options(divisor, importance, verify, optimizer))
+    return _applied(architecture, edits, Options(Divisor.of(divisor), importance, verify, optimizer))
 
 
 def _applied(
@@ -287,6 +286,9 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
     for edit in run:
         if isinstance(edit, Width):
             _check_repairs(current, edit)
+        refusal = current.constraints.refusal(edit) if current.constraints is not None else None
+        if refusal is not None:
+            raise EditError(refusal)
     carry_out = EDITS[run[0].kind][1]
     fresh = tuple(replace(e, repairs=None) if isinstance(e, Width) and e.repairs else e for e in run)
     try:
@@ -353,6 +355,7 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         before.source,
         applied=before.plan.with_edits(*outcome.edits),
         options=before.options,
+        constraints=before.constraints,
     )
     if verify:
         _check_prediction(after, outcome)

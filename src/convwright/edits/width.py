@@ -19,6 +19,7 @@ from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, r
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
 from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
+from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
 from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
@@ -77,12 +78,12 @@ class Sizes:
     coupled: tuple[tuple[str, ...], ...]
 
 
-def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) -> Sizes:
+def solve(architecture: Architecture, edits: Sequence[Width], divisor: DivisorLike = 1) -> Sizes:
     """Find sizes for all groups that carry out the edits and keep equal parts equal.
 
     Raises:
-        EditError: if a target is unknown or frozen, a size is impossible, or the network cannot be
-            followed with the sizes.
+        EditError: if a target is unknown or frozen, a size is impossible or breaks a constraint of the user, or the
+            network cannot be followed with the sizes.
     """
     graph = architecture.channels
     wanted: dict[int, int] = {}
@@ -96,6 +97,7 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: int = 1) 
     units = graph.units.copy()
     units[list(wanted)] = list(wanted.values())
     units = _carry_ties(graph, units, set(wanted))
+    check_widths(graph.groups, [int(u) * g.step for u, g in zip(units, graph.groups, strict=True)])
     return Sizes(*_followed(architecture, units, owned), tuple(coupled))
 
 
@@ -113,14 +115,14 @@ def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
     return groups
 
 
-def _shares(graph: ChannelGraph, groups: list[ChannelGroup], edit: Width, divisor: int) -> dict[int, int]:
+def _shares(graph: ChannelGraph, groups: list[ChannelGroup], edit: Width, divisor: DivisorLike) -> dict[int, int]:
     """Distribute an edit's size over the groups that make up its target."""
     if not isinstance(edit.size, int) or isinstance(edit.size, bool) or edit.size < 1:
         raise EditError(f"the width of {edit.target} must be a whole number from 1 on, not {edit.size!r}.")
     if edit.size > MOST_CHANNELS:
         raise EditError(f"the width of {edit.target} cannot be {edit.size}: more than {MOST_CHANNELS} channels.")
     if len(groups) == 1:
-        size = round_width(edit.size, groups[0], divisor, strict=divisor == 1)
+        size = round_width(edit.size, groups[0], divisor, strict=Divisor.of(divisor) == Divisor(1))
         return {graph.index[groups[0].name]: size // groups[0].step}
     ends = np.cumsum([g.size for g in groups])
     bounds = np.floor(ends * edit.size / ends[-1] + 0.5).astype(int)
@@ -131,19 +133,23 @@ def _shares(graph: ChannelGraph, groups: list[ChannelGroup], edit: Width, diviso
     }
 
 
-def round_width(size: float, group: ChannelGroup, divisor: int = 1, strict: bool = False) -> int:
+def round_width(size: float, group: ChannelGroup, divisor: DivisorLike = 1, strict: bool = False) -> int:
     """Round a width to what a group can have.
 
     Args:
         size: the wanted width.
         group: its group; its ``step`` is always obeyed.
-        divisor: also round to multiples of this, unless that would grow a group that shrinks.
+        divisor: also round to multiples of this, unless that would grow a group that shrinks; ``"auto"``: of what
+            kernels like at the group's size.
         strict: raise instead of rounding.
 
     Raises:
         EditError: if ``strict`` and the size is not possible as it is.
     """
-    step = math.lcm(group.step, divisor)
+    given = Divisor.of(divisor)
+    step = multiple_of(group, given)
+    if given.stated:  # a group that grows takes up the divisor, however small it is
+        step = math.lcm(group.step, given.stated if strict else given.wanted(group))
     if group.size < step and size <= group.size:
         step = group.step
     rounded = max(step, int(size / step + 0.5) * step)
@@ -439,7 +445,7 @@ def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, differen
 
 
 def proportional_widths(
-    architecture: Architecture, ratio: float | Mapping[str, float], divisor: int = 1
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1
 ) -> tuple[Width, ...]:
     """Return one edit per independent group that multiplies its width by a ratio, as far as labels can tell.
 
@@ -461,13 +467,15 @@ def proportional_widths(
             continue
         factor = ratio.get(group.name, 1.0) if isinstance(ratio, Mapping) else ratio
         size = round_width(group.size * factor, group, divisor)
-        if size != group.size:
+        if group.bounds is not None:
+            size = width_range(architecture.channels, group, divisor).nearest(group.size * factor)
+        if factor != 1 and size != group.size:
             edits.append(_fitting(architecture, group, size, divisor))
     order = architecture.channels.index
     return tuple(sorted((e for e in edits if e is not None), key=lambda e: order[e.target]))
 
 
-def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: int) -> Width | None:
+def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: DivisorLike) -> Width | None:
     """Return an edit near the wanted size that the network can be followed with.
 
     Rounding may move a tied group the other way (one of three shrinks by a channel while the family grows);
@@ -475,7 +483,7 @@ def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor
     """
     if not group.tied:
         return Width(group.name, size)
-    step = math.lcm(group.step, divisor) if group.size >= divisor else group.step
+    step = multiple_of(group, divisor)
     fallback = None
     for offset in (0, -1, 1, -2, 2, -3, 3):
         candidate = size + offset * step

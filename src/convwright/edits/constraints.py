@@ -1,0 +1,423 @@
+"""What the user wants left as it is, and which widths suit kernels: every edit, and so every method, obeys it.
+
+Constraints are bound to an `Architecture`: its groups then know their least and greatest widths, those left alone are
+frozen, and an edit that breaks a constraint is refused. What comes of the architecture by edits stays bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from convwright.architecture.channels import ChannelGraph, ChannelGroup, WidthBounds
+from convwright.edits.surgery import MOST_CHANNELS
+from convwright.errors import ConvwrightError, EditError, brief, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convwright.architecture import Architecture, Block
+
+ENOUGH = 0.97  # share of a budget that the multiples of ``auto`` must be able to use; else finer ones are taken
+_ALONE = "left alone by the user's constraints"
+
+# ------------------------------------------------------------------ multiples that kernels like
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """Which numbers new widths are multiples of.
+
+    Attributes:
+        stated: One number for all groups; None (``auto``): 16 for groups of 64 channels or more, 8 for smaller ones, 1
+            for those below 16.
+        part: What the numbers of ``auto`` are divided by, where a budget could not be used with them.
+    """
+
+    stated: int | None = None
+    part: int = 1
+
+    @classmethod
+    def of(cls, given: DivisorLike) -> Divisor:
+        """Return what a person gave, ``"auto"`` or a whole number, as a divisor.
+
+        Raises:
+            EditError: It is neither.
+        """
+        if isinstance(given, Divisor):
+            return given
+        if given != "auto" and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+            raise EditError(f"the divisor must be auto or a whole number from 1 on, not {given!r}.")
+        return cls(None if given == "auto" else given)
+
+    def wanted(self, group: ChannelGroup) -> int:
+        """Return what a group's widths are to be multiples of, whatever its step is."""
+        if group.bounds is not None and group.bounds.divisor:
+            return group.bounds.divisor
+        usual = 16 if group.size >= 64 else 8 if group.size >= 16 else 1
+        return self.stated or max(1, usual // self.part)
+
+    def levels(self) -> tuple[Divisor, ...]:
+        """Return the divisors to try, from coarse to fine: those of ``auto``, or the stated one alone."""
+        return (self,) if self.stated else tuple(replace(self, part=part) for part in (1, 2, 4, 8, 16))
+
+
+DivisorLike = int | Literal["auto"] | Divisor
+
+
+def multiple_of(group: ChannelGroup, divisor: DivisorLike) -> int:
+    """Return what a group's widths are multiples of: of its step, and of the divisor where the group is that large."""
+    given = Divisor.of(divisor)
+    wanted = given.wanted(group)
+    while given.stated is None and wanted > 1 and math.lcm(group.step, wanted) > group.size:
+        wanted //= 2
+    return math.lcm(group.step, wanted) if group.size >= wanted else group.step
+
+
+@dataclass(frozen=True)
+class WidthRange:
+    """Widths that a group may have, in channels: multiples of a number within bounds, beside its present one.
+
+    Attributes:
+        least: The smallest.
+        most: The largest.
+        multiple: What all are multiples of.
+    """
+
+    least: int
+    most: int
+    multiple: int
+
+    def nearest(self, width: float) -> int:
+        """Return the nearest width of the range."""
+        rounded = int(width / self.multiple + 0.5) * self.multiple
+        return min(max(rounded, self.least), self.most)
+
+
+def width_range(graph: ChannelGraph, group: ChannelGroup, divisor: DivisorLike = 1) -> WidthRange:
+    """Return the widths that a group may have; of groups tied in size, so that all keep within their bounds.
+
+    Of a group that cannot change, or has no such width, least and most are its present width.
+    """
+    family = [group, *(graph.group(name) for name in group.tied)]
+    multiple = multiple_of(group, divisor)
+    if any(each.frozen for each in family):
+        return WidthRange(group.size, group.size, multiple)
+    bounds = [(each.bounds, group.size / each.size) for each in family if each.bounds is not None]
+    low = max((math.ceil(b.least * share - 1e-9) for b, share in bounds), default=1)
+    high = min((math.floor(b.most * share + 1e-9) for b, share in bounds), default=MOST_CHANNELS)
+    least, most = max(1, math.ceil(low / multiple)) * multiple, high // multiple * multiple
+    return WidthRange(least, most, multiple) if least <= most else WidthRange(group.size, group.size, multiple)
+
+
+# ------------------------------------------------------------------ constraints as data
+
+
+class Ratio(BaseModel):
+    """Least and greatest width of a group, as shares of its width in the network as it was read.
+
+    Attributes:
+        least: The smallest share; None: no bound.
+        most: The largest share; None: no bound.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    least: float | None = Field(None, ge=0)
+    most: float | None = Field(None, gt=0)
+
+
+class Constraints(BaseModel):
+    """What a search must leave as it is.
+
+    Names are those of channel groups, layers and modules; ``*`` stands for anything, and a module's name for all that
+    is in it. Of several patterns that match, all hold.
+
+    Attributes:
+        keep: Layers and groups left alone: the channels that they make and those that they take stay as they are, their
+            kernels and operators too, and the blocks that they are in.
+        ratio: Least and greatest ratio of a group's width to the present one, by pattern: ``(0.5, 1)``, where None is
+            no bound, or ``{"least": 0.5}``. Holds for groups whose width changes.
+        divisor: What widths are multiples of, by pattern or kind (``conv``, ``depthwise``, ``linear``); instead of the
+            divisor of the whole run.
+        blocks: Blocks that stay.
+        resolution: ``fixed`` if the network's input keeps its size.
+
+    Raises:
+        ConvwrightError: A field is unknown or wrong; one line.
+
+    Examples:
+        >>> import convwright as cw
+        >>> arch = cw.Constraints(keep="layer3.*", ratio={"layer1.*": (0.5, 1)}).bound(cw.read("zoo:resnet20"))
+        >>> [edit.target for edit in cw.scale_widths(arch, 0.5)][:3]
+        ['conv1', 'layer1.0.conv1', 'layer1.1.conv1']
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: tuple[str, ...] = ()
+    ratio: dict[str, Ratio] = Field(default_factory=dict)
+    divisor: dict[str, int] = Field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    resolution: Literal["free", "fixed"] = "free"
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise ConvwrightError(f"the constraints are wrong: {_said(error, type(self))}") from error
+
+    @field_validator("keep", "blocks", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def _pairs(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: {"least": pair[0], "most": pair[1]} if _is_pair(pair) else pair for name, pair in given.items()}
+
+    @field_validator("ratio")
+    @classmethod
+    def _in_order(cls, given: dict[str, Ratio]) -> dict[str, Ratio]:
+        for name, ratio in given.items():
+            if ratio.least is not None and ratio.most is not None and ratio.least > ratio.most:
+                raise ValueError(f"{name}: the least ratio {ratio.least:g} is above the greatest {ratio.most:g}")
+        return given
+
+    @field_validator("divisor")
+    @classmethod
+    def _whole(cls, given: dict[str, int]) -> dict[str, int]:
+        for name, number in given.items():
+            if not 1 <= number <= MOST_CHANNELS:
+                raise ValueError(f"{name}: {number} is no whole number from 1 to {MOST_CHANNELS}")
+        return given
+
+    @classmethod
+    def of(cls, given: ConstraintsLike) -> Constraints:
+        """Return constraints from what a person gave: constraints, their fields, a YAML file, or None.
+
+        Raises:
+            ConvwrightError: It is none of these, or wrong; names the file.
+        """
+        if given is None or isinstance(given, Constraints):
+            return given or cls()
+        if isinstance(given, str | Path):
+            return cls._read(Path(given))
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ConvwrightError(f"constraints are fields such as keep: [layer1.*], not {brief(given)}")
+        return cls(**given)
+
+    @classmethod
+    def _read(cls, path: Path) -> Constraints:
+        try:
+            return cls.of(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConvwrightError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        except ConvwrightError as error:
+            raise ConvwrightError(f"{path}: {error}") from error
+
+    def __bool__(self) -> bool:
+        """Whether anything is constrained."""
+        return self != Constraints()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is given, as plain JSON values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def resolution_fixed(self) -> bool:
+        """Whether the network's input keeps its size."""
+        return self.resolution == "fixed"
+
+    def keeps_block(self, name: str) -> bool:
+        """Return whether a block of this name is to stay, by its name alone."""
+        return any(_matches(pattern, name) for pattern in self.blocks)
+
+    def bound(self, arch: Architecture) -> Architecture:
+        """Return an architecture that obeys the constraints, as does all that edits make of it.
+
+        Raises:
+            EditError: A constraint matches nothing in the network; the message has the nearest names.
+        """
+        if not self:
+            return arch.evolved(constraints=None) if arch.constraints is not None else arch
+        self._check(arch)
+        sizes = {**{_key(group): group.size for group in arch.groups}, **{g.name: g.size for g in arch.groups}}
+        bound = arch.evolved(constraints=BoundConstraints(self, sizes))
+        for group in bound.free_groups:
+            assert group.bounds is not None
+            if group.bounds.least > group.bounds.most:
+                raise EditError(f"no width of {group.name} is within all ratios that the constraints give for it.")
+        return bound
+
+    def range(self, arch: Architecture, group: ChannelGroup, divisor: DivisorLike = "auto") -> WidthRange:
+        """Return the widths that a group of an architecture may have; see `width_range`."""
+        bound = arch if arch.constraints is not None else self.bound(arch)
+        return width_range(bound.channels, bound.group(group.name), divisor)
+
+    def _check(self, arch: Architecture) -> None:
+        layers, blocks = [layer.name for layer in arch.layers], [block.name for block in arch.blocks]
+        modules = [name for name, _ in arch.model.named_modules() if name]
+        named = list(dict.fromkeys(name for group in arch.groups for name in _makers(group)))
+        kinds = sorted({kind for group in arch.groups for kind in _kinds(group, arch.model)})
+        anything = [*named, *layers, *modules]
+        given = [("keep", p, anything) for p in self.keep] + [("blocks", p, blocks) for p in self.blocks]
+        given += [("ratio", p, named) for p in self.ratio] + [("divisor", p, [*named, *kinds]) for p in self.divisor]
+        for what, pattern, known in given:
+            if not any(_matches(pattern, name) for name in known):
+                hint = did_you_mean(pattern, known) or f" It has {', '.join(known[:6]) or 'none'}."
+                kind = {"keep": "layer or group", "blocks": "block"}.get(what, "channel group or layer that makes one")
+                raise EditError(f"constraint {what}: {arch.source} has no {kind} that matches {pattern!r}.{hint}")
+
+
+ConstraintsLike = Constraints | Mapping[str, Any] | str | Path | None
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
+
+
+def _said(error: ValidationError, kind: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    place, reason = [str(each) for each in first["loc"]], first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden" and len(place) == 1:
+        return (
+            f"there is no {place[0]!r}.{did_you_mean(place[0], kind.model_fields)} Give {', '.join(kind.model_fields)}"
+        )
+    return f"{' '.join(place)}: {reason}"
+
+
+# ------------------------------------------------------------------ bound to a network
+
+
+@dataclass(frozen=True)
+class BoundConstraints:
+    """Constraints, and the widths that their ratios refer to.
+
+    Attributes:
+        asked: The constraints.
+        sizes: Width of each group in the network as it was read, by name and by the axes that its channels lie on.
+    """
+
+    asked: Constraints
+    sizes: Mapping[object, int] = field(repr=False)
+
+    def marked(self, graph: ChannelGraph, model: nn.Module) -> ChannelGraph:
+        """Return a channel analysis whose groups are frozen or know their bounds."""
+        groups = tuple(group if group.frozen else self._marked(group, model) for group in graph.groups)
+        return replace(graph, groups=groups)
+
+    def _marked(self, group: ChannelGroup, model: nn.Module) -> ChannelGroup:
+        alone = next((p for p in self.asked.keep if _any(p, [*_makers(group), *group.layers])), None)
+        if alone is not None:
+            return replace(group, frozen=True, reason=f"{_ALONE} (keep {alone})")
+        size = self.sizes.get(_key(group)) or self.sizes.get(group.name) or group.size
+        ratios = [(pattern, ratio) for pattern, ratio in self.asked.ratio.items() if _any(pattern, _makers(group))]
+        least = max((math.ceil(r.least * size - 1e-9) for _, r in ratios if r.least is not None), default=1)
+        most = min((math.floor(r.most * size + 1e-9) for _, r in ratios if r.most is not None), default=MOST_CHANNELS)
+        names = [*_makers(group), *_kinds(group, model)]
+        divisors = [number for pattern, number in self.asked.divisor.items() if _any(pattern, names)]
+        why = ", ".join(f"ratio of {pattern}" for pattern, _ in ratios)
+        bounds = WidthBounds(max(1, least), max(1, most), math.lcm(*divisors) if divisors else 0, why)
+        return replace(group, bounds=bounds)
+
+    def refusal(self, edit: Any) -> str | None:
+        """Return why an edit of layers, blocks or the resolution is refused; None if it is not."""
+        if edit.kind == "resolution" and self.asked.resolution_fixed:
+            return "the resolution cannot change: the user's constraints fix it (resolution: fixed)."
+        if edit.kind in ("kernel", "replace") and (pattern := self.alone(edit.target)) is not None:
+            return f"{edit.target} cannot change: it is {_ALONE} (keep {pattern})."
+        return None
+
+    def why_block_stays(self, arch: Architecture, block: Block) -> str | None:
+        """Return why a block may not be removed; None if nothing says so."""
+        inside = {*block.layers}
+        kept = [b for b in arch.blocks if self.asked.keeps_block(b.name) and inside & {*b.layers}]
+        if kept or self.asked.keeps_block(block.name):
+            return f"block {block.name} cannot be removed: the user's constraints keep it (blocks)."
+        for layer in block.layers:
+            if (pattern := self.alone(layer)) is not None:
+                return f"block {block.name} cannot be removed: {layer} in it is {_ALONE} (keep {pattern})."
+        return None
+
+    def alone(self, layer: str) -> str | None:
+        """Return the pattern by which a layer is left alone, if one does."""
+        return next((pattern for pattern in self.asked.keep if _matches(pattern, layer)), None)
+
+
+def check_widths(groups: Sequence[ChannelGroup], sizes: Sequence[int]) -> None:
+    """Refuse new widths that break bounds.
+
+    Args:
+        groups: All groups of a network.
+        sizes: Their new widths, in channels.
+
+    Raises:
+        EditError: Names the group and the constraint.
+    """
+    for group, size in zip(groups, sizes, strict=True):
+        bounds = group.bounds
+        if bounds is None or size == group.size:
+            continue
+        if not bounds.least <= size <= bounds.most:
+            raise EditError(
+                f"{group.name} cannot have {size} channels: the user's constraints allow {bounds.least} to "
+                f"{bounds.most} ({bounds.why})."
+            )
+        if bounds.divisor and size % bounds.divisor and not group.tied:
+            raise EditError(
+                f"{group.name} cannot have {size} channels: the user's constraints allow multiples of {bounds.divisor}."
+            )
+
+
+# ------------------------------------------------------------------ names
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Return whether a pattern matches a name, or a module that the name lies in."""
+    parts = name.split(".")
+    return any(
+        pattern == path or fnmatchcase(path, pattern)
+        for path in (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    )
+
+
+def _any(pattern: str, names: Iterable[str]) -> bool:
+    return any(_matches(pattern, name) for name in names)
+
+
+def _makers(group: ChannelGroup) -> tuple[str, ...]:
+    """Return a group's name, and the modules that make its channels or act on each."""
+    return tuple(dict.fromkeys((group.name, group.name.partition("[")[0], *_owners(group))))
+
+
+def _owners(group: ChannelGroup) -> Iterator[str]:
+    for member in group.members:
+        if member.role != "in":
+            yield member.tensor.rpartition(".")[0]
+
+
+def _kinds(group: ChannelGroup, model: nn.Module) -> tuple[str, ...]:
+    """Return which kinds of layers make a group's channels or act on each: conv, depthwise, linear."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    found = {"": True}
+    for member in group.members:
+        axes = tensors[member.tensor].ndim if member.tensor in tensors else 1
+        made = {"out": "conv" if axes > 2 else "linear", "along": "depthwise" if axes > 2 else ""}
+        found[made.get(member.role, "") if axes > 1 else ""] = True
+    return tuple(kind for kind in found if kind)
+
+
+def _key(group: ChannelGroup) -> object:
+    """Return the axes that a group's channels lie on: they tell groups apart whatever their widths are."""
+    return frozenset((member.tensor, member.axis, member.role) for member in group.members)

@@ -1,0 +1,19 @@
+"""Which channels a network misses least: importances of the weights alone, and of what calibration batches show."""
+
+from convwright.edits.importance import observers, weights
+from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, importance, observer, scores_for
+from convwright.edits.importance.saliency import saliency
+from convwright.edits.importance.weights import l2
+
+__all__ = [
+    "IMPORTANCE",
+    "OBSERVERS",
+    "Observer",
+    "importance",
+    "l2",
+    "observer",
+    "observers",
+    "saliency",
+    "scores_for",
+    "weights",
+]

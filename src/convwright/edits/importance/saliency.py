@@ -1,0 +1,136 @@
+"""Saliency: what each channel is worth by calibration batches and a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convwright.architecture import Architecture
+from convwright.edits.importance.gates import Gates
+from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, Scores
+from convwright.errors import ConvwrightError, did_you_mean
+
+Batches = Iterable[tuple[Tensor, Any]]
+Loss = Callable[[Any, Any], Tensor]
+
+
+def saliency(
+    architecture: Architecture,
+    batches: Batches = (),
+    loss: Loss | None = None,
+    kind: str = "taylor",
+    *,
+    model: nn.Module | None = None,
+) -> dict[str, Scores]:
+    """Score every channel that can go: higher means that the network misses it more.
+
+    The network is in eval mode meanwhile; weights, gradients, modes and random state are as before afterwards. For
+    mixed precision, call it under ``torch.autocast``.
+
+    Args:
+        architecture: the network.
+        batches: calibration batches (inputs (n, ...), targets), on the network's device.
+        loss: of an output and targets; the mean over the batch, as usual in training.
+        kind: ``taylor`` (per sample), ``taylor-batch``, ``fisher``, ``activation-mean``, ``activation-variance``, or
+            one of the weights alone: ``l2``, ``l1``, ``bn-scale``, ``random``.
+        model: the network in use where it is another object of the same structure; None: ``architecture.model``.
+
+    Returns:
+        Scores by group name, each of shape (units of the group,).
+
+    Raises:
+        ConvwrightError: unknown kind, no batches or no loss for a kind that needs them, or a loss that is not finite.
+
+    Examples:
+        >>> import torch, convwright as cw
+        >>> arch = cw.read("zoo:resnet20")
+        >>> batch = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+        >>> scores = cw.saliency(arch, [batch], torch.nn.functional.cross_entropy)
+        >>> scores["layer1.0.conv1"].shape
+        (16,)
+    """
+    if kind in IMPORTANCE:
+        return {group.name: IMPORTANCE[kind](group, architecture) for group in architecture.free_groups}
+    if kind not in OBSERVERS:
+        hint = did_you_mean(kind, [*OBSERVERS, *IMPORTANCE])
+        raise ConvwrightError(f"there is no saliency {kind!r}; there are {', '.join([*OBSERVERS, *IMPORTANCE])}.{hint}")
+    gates = Gates.of(architecture, model)
+    found = OBSERVERS[kind](gates)
+    if found.gradients and loss is None:
+        raise ConvwrightError(f"saliency {kind!r} is of a loss: give one, such as torch.nn.functional.cross_entropy")
+    seen = 0
+    with _evaluated(gates.model), gates.hooked(found.gradients):
+        for inputs, targets in batches:
+            seen += len(inputs)
+            for part in _parts(found, inputs, targets):
+                _see(found, *part, loss if found.gradients else None)
+    if not seen:
+        raise ConvwrightError(f"saliency {kind!r} looks at data: give at least one calibration batch")
+    return found.scores()
+
+
+def _parts(found: Observer, inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
+    """Yield a batch whole, or sample by sample where only the gradient of weights tells what a channel is worth."""
+    gates = found.gates
+    if not found.single or len(inputs) == 1 or not _has_ungated(gates, inputs):
+        yield inputs, targets
+        return
+    for place in range(len(inputs)):
+        yield inputs[place : place + 1], _sample(targets, place)
+
+
+def _has_ungated(gates: Gates, inputs: Tensor) -> bool:
+    if not gates.passed:  # the first batch tells
+        gates.begin(len(inputs[:2]))
+        with torch.no_grad():
+            gates.model(inputs[:2])
+    return bool(gates.ungated())
+
+
+def _sample(targets: Any, place: int) -> Any:
+    if isinstance(targets, Mapping):
+        return {name: value[place : place + 1] for name, value in targets.items()}
+    return targets[place : place + 1]
+
+
+def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> None:
+    gates = found.gates
+    gates.begin(len(inputs))
+    if loss is None:
+        with torch.no_grad():
+            gates.model(inputs)
+        found.see()
+        return
+    with torch.enable_grad():
+        value = loss(gates.model(inputs), targets)
+    if not math.isfinite(float(value.detach())):
+        raise ConvwrightError(f"the loss of a calibration batch is {float(value.detach())}: are the weights trained?")
+    sites = gates.sites if found.parameters else gates.ungated()
+    parameters = {site.member.tensor: gates.parameter(site) for site in sites}
+    factors = gates.factors
+    gradients = torch.autograd.grad(value, [*factors, *parameters.values()], allow_unused=True)
+    for factor, gradient in zip(factors, gradients, strict=False):
+        factor.grad = gradient
+    for name, gradient in zip(parameters, gradients[len(factors) :], strict=True):
+        if gradient is not None:
+            gates.gradients[name] = gradient
+    found.see()
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Put the network into eval mode, and its modes and random state back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(list(devices)):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
