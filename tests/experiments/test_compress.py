@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from convwright.cost import count_by_torch
 from convwright.errors import ConvwrightError
 from convwright.experiments.designs.design import DesignContext, NetworkSpec, opened
 from convwright.experiments.designs.search_design import FOUND
 from convwright.experiments.papers import EXPERIMENTS
+from convwright.experiments.papers.compress import cuts
 from convwright.experiments.papers.compress import rows as compress
 from convwright.experiments.papers.compress.baseline import STARTS, Baseline
 from convwright.experiments.papers.compress.cuts import CUTS, Cut
@@ -34,7 +36,7 @@ def setting(pictures):
 
 
 def cut(method, setting, **fields):
-    asked = Cut(method=method, budget="macs<=50%", recipe=RECIPE, baseline=BASELINE, **fields)
+    asked = Cut(**{"method": method, "budget": "macs<=50%", "recipe": RECIPE, "baseline": BASELINE, **fields})
     form = asked.resolve(MODEL, setting.start, setting)
     content = json.loads((form.searches[-1] / "result.json").read_text())
     return form, [stage["stage"] for stage in content["history"]], content
@@ -45,6 +47,7 @@ def cut(method, setting, **fields):
     [
         pytest.param("resolution", {}, marks=pytest.mark.breadth),
         ("uniform", {}),
+        ("ours", {}),
         pytest.param("scratch", {}, marks=pytest.mark.breadth),
         pytest.param("torch-pruning", {"importance": "magnitude"}, marks=pytest.mark.breadth),
         pytest.param("torch-pruning", {"importance": "magnitude", "ranked_over": "layer"}, marks=pytest.mark.breadth),
@@ -78,6 +81,23 @@ def test_a_baseline_is_trained_once_and_one_that_lies_there_is_taken(setting):
     assert json.loads(Path("b/baselines/small.json").read_text())["seconds"] is None
     seeded, _, _ = cut("untouched", dataclasses.replace(setting, seed=1))
     assert seeded.weights.parent != before.weights.parent  # seeds are those of calibration and tuning
+
+
+@pytest.mark.breadth
+def test_a_latency_is_met_by_the_largest_share_of_the_macs(setting, monkeypatch):
+    def beside(untouched, shape, own, own_shape, seconds, runtimes):
+        macs = [
+            count_by_torch(*each) for each in ((own, torch.zeros(1, *own_shape)), (untouched, torch.zeros(1, *shape)))
+        ]
+        return {name: {"ratio": {"median": macs[0] / macs[1] + 0.2}} for name in runtimes}
+
+    monkeypatch.setattr(cuts, "beside", beside)
+    form, stages, content = cut("uniform", setting, budget="latency<=50%")
+    found = content["history"][1]
+    assert stages == ["baseline", "latency", "cut", "batch norm"]
+    assert found["ratios"][str(found["percent"])] <= 0.5 < found["ratios"][str(found["percent"] + 1)]
+    whole, own = (opened(MODEL, each, SHAPE).profile().macs for each in (setting.start, form))
+    assert 0.27 < own / whole <= 0.3
 
 
 def test_wrong_questions_end_in_one_line(setting, monkeypatch):

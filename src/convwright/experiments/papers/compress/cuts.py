@@ -6,6 +6,8 @@ step of a repair, and tuned by the row.
 
 from __future__ import annotations
 
+import copy
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,11 +22,14 @@ from torch.nn import functional as F
 from convwright.architecture import read
 from convwright.cost import count_by_torch
 from convwright.edits import Edit, Resolution
-from convwright.errors import RecipeError, look_up
+from convwright.edits.importance import saliency
+from convwright.errors import BudgetError, RecipeError, look_up
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made
 from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, record
 from convwright.experiments.papers.baselines.torch_pruning import narrowed, widths_of
 from convwright.experiments.papers.compress.baseline import Baseline
+from convwright.experiments.papers.compress.runtimes import beside
+from convwright.methods.saliency.allocate import allocate
 from convwright.methods.shared.uniform_widths import uniform_widths
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights
 from convwright.training import evaluate
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
     from convwright.training import ImageData, Recipe
 
 _BATCH = 64  # calibration images at a time
+LIMITED = "ONNX Runtime"  # the runtime whose latency is limited
+_SECONDS = 2.0  # of measuring one network while the latency is searched
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Case:
         recipe: Of the tuning.
         limits: The budget in numbers; None: there is none.
         stages: What was seen so far: accuracy after each step, and the seconds that the step took.
+        judged: Whether accuracies are of interest.
     """
 
     question: Question
@@ -90,6 +98,7 @@ class Case:
     recipe: Recipe
     limits: Limits | None
     stages: list[dict[str, Any]] = field(default_factory=list)
+    judged: bool = True
     _since: float = field(default_factory=time.perf_counter)
 
     @property
@@ -135,6 +144,8 @@ class Case:
 
     def saw(self, stage: str, model: nn.Module, side: tuple[int, int] | None = None) -> None:
         """Judge what there is after a step; the time for that is not counted."""
+        if not self.judged:
+            return
         spent = time.perf_counter() - self._since
         data = self.data if side is None else resized_data(self.data, side)
         parts = {"validation": data.val, "test": data.test}
@@ -158,21 +169,55 @@ def cut(name: str) -> Callable[[Way], Way]:
 
 
 def _carry_out(question: Question, begun: Path, folder: Path) -> None:
-    design, setting = question.search, question.setting
+    design = question.search
     assert isinstance(design, Cut)
     way = look_up(design.method, CUTS, "way of cutting", RecipeError)
+    known = design.baseline.record(question.setting)
+    before = {part: known[part]["accuracy"] for part in ("validation", "test") if known[part] is not None}
+    stages = [{"stage": "baseline", **before, "seconds": known["seconds"]}]
+    budget = design.budget
+    if (asked := re.fullmatch(r"latency<=([0-9.]+)%", budget)) is not None:
+        stages.append(_share_of_macs(question, begun, way, float(asked[1]) / 100))
+        budget = f"macs<={stages[-1]['percent']}%"
+    case = _case(question, begun, budget)
+    edits, after = way(case)
+    save_weights(after, folder / FOUND)
+    record(folder, question, design.method, edits, [], history=[*stages, *case.stages])
+
+
+def _case(question: Question, begun: Path, budget: str, judged: bool = True) -> Case:
+    """Return the trained network with all that a way of cutting needs."""
     recipe, data = question.trained_on()
     model = made(question.model, question.form, data.shape, 0)
     load_weights(model, begun)
-    data = normalised(data, recipe.normalisation, model)
-    limits = limits_of(design.budget, question.model, replace(setting, shape=data.shape))
-    known = design.baseline.record(setting)
-    before = {part: known[part]["accuracy"] for part in ("validation", "test") if known[part] is not None}
-    case = Case(question, model, data, recipe, limits)
-    case.stages.append({"stage": "baseline", **before, "seconds": known["seconds"]})
-    edits, cut_down = way(case)
-    save_weights(cut_down, folder / FOUND)
-    record(folder, question, design.method, edits, [], history=case.stages)
+    limits = limits_of(budget, question.model, replace(question.setting, shape=data.shape))
+    return Case(question, model, normalised(data, recipe.normalisation, model), recipe, limits, judged=judged)
+
+
+def _share_of_macs(question: Question, begun: Path, way: Way, limit: float) -> dict[str, Any]:
+    """Find by halving how many percent of the MACs a way may leave, to stay within a share of the measured latency.
+
+    In `LIMITED`, in turns with the untouched network.
+    """
+    start, low, high = time.perf_counter(), 0, 100
+    ratios: dict[int, float] = {}
+    while high - low > 1:
+        percent = (low + high) // 2
+        case = _case(question, begun, f"macs<={percent}%", judged=False)
+        untouched, shape = copy.deepcopy(case.model), case.data.shape
+        try:
+            edits, after = way(case)
+        except BudgetError:  # no widths are as small as that
+            low = percent
+            continue
+        resized = replace(question.form, edits=edits).resolution
+        own = shape if resized is None else (shape[0], *resized)
+        found = beside(untouched, shape, after, own, _SECONDS, (LIMITED,))
+        ratios[percent] = found[LIMITED]["ratio"]["median"]
+        low, high = (percent, high) if ratios[percent] <= limit else (low, percent)
+    if low not in ratios:
+        raise RecipeError(f"{question.search.method} does not reach {limit:.0%} of the latency in {LIMITED}")
+    return {"stage": "latency", "percent": low, "ratios": ratios, "seconds": time.perf_counter() - start}
 
 
 def _reestimated(case: Case, model: nn.Module, side: tuple[int, int] | None = None) -> None:
@@ -233,6 +278,33 @@ def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     case.saw("cut", case.model)
     _reestimated(case, case.model)
     return edits, case.model
+
+
+_OURS: Mapping[str, Any] = {
+    "kind": "taylor", "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True,
+}  # fmt: skip
+
+
+@cut("ours")
+def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+    """Keep what the trained network misses most.
+
+    Options: ``kind`` of the saliency, ``images`` of calibration, ``divisor`` of the widths, ``widths`` decided by
+    ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is).
+    """
+    options = {**_OURS, **case.options}
+    arch, batches = read(case.model, case.image), case.calibration(options["images"])
+    scores = saliency(arch, batches, F.cross_entropy, options["kind"])
+    if options["widths"] == "ratio":
+        edits: tuple[Edit, ...] = uniform_widths(arch, case.budget())
+    else:
+        edits = allocate(arch, scores, case.budget(), divisor=options["divisor"])
+    chosen: Any = scores
+    after = arch.apply(*edits, importance=chosen, verify=False)
+    case.saw("cut", after.model)
+    if options["reestimate"]:
+        _reestimated(case, after.model)
+    return edits, after.model
 
 
 def _gradients(case: Case) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,27 +58,44 @@ class RuntimeStudy:
             RecipeError: A runtime is not installed.
         """
         untouched, _, _ = create(self.model, **self.options)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return self._measured({"untouched": (untouched, self.shape), "own": (copy.deepcopy(model), data.shape)})
-        finally:
-            torch.set_num_threads(threads)
+        return beside(untouched, self.shape, copy.deepcopy(model), data.shape, self.seconds)
 
-    def _measured(self, networks: Mapping[str, tuple[nn.Module, tuple[int, ...]]]) -> dict[str, Any]:
-        calls: dict[tuple[str, str], Call] = {}
-        for who, (network, shape) in networks.items():
-            image = torch.rand(1, *shape)
+
+def beside(
+    untouched: nn.Module,
+    shape: tuple[int, ...],
+    own: nn.Module,
+    own_shape: tuple[int, ...],
+    seconds: float,
+    runtimes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what `RuntimeStudy` returns, of two networks on the CPU, which are put into eval mode.
+
+    Args:
+        untouched: What ratios refer to.
+        shape: (c, h, w) of its images.
+        own: The other network.
+        own_shape: Of its images.
+        seconds: How long is measured.
+        runtimes: Names in `RUNTIMES`; (): all.
+    """
+    chosen, threads = runtimes or tuple(RUNTIMES), torch.get_num_threads()
+    calls: dict[tuple[str, str], Call] = {}
+    torch.set_num_threads(1)
+    try:
+        for who, network, size in (("untouched", untouched, shape), ("own", own, own_shape)):
+            image = torch.rand(1, *size)
             content = exported_onnx(who, network.float().cpu().eval(), image)
-            calls |= {(runtime, who): make(content, image) for runtime, make in RUNTIMES.items()}
-        samples = in_turns(calls, self.seconds)
-        return {
-            runtime: {
-                **{who: asdict(spread(samples[runtime, who])) for who in networks},
-                "ratio": asdict(spread(_ratios(samples[runtime, "own"], samples[runtime, "untouched"]))),
-            }
-            for runtime in RUNTIMES
-        }
+            calls |= {(runtime, who): _called(runtime, content, image) for runtime in chosen}
+        samples = in_turns(calls, seconds)
+    finally:
+        torch.set_num_threads(threads)
+    found: dict[str, Any] = {}
+    for runtime in chosen:
+        times = {who: samples[runtime, who] for who in ("untouched", "own")}
+        ratios = [a / b for a, b in zip(times["own"], times["untouched"], strict=True)]
+        found[runtime] = {name: asdict(spread(values)) for name, values in {**times, "ratio": ratios}.items()}
+    return found
 
 
 def in_turns(calls: Mapping[Any, Call], seconds: float) -> dict[Any, list[float]]:
@@ -94,10 +111,6 @@ def in_turns(calls: Mapping[Any, Call], seconds: float) -> dict[Any, list[float]
     return samples
 
 
-def _ratios(own: list[float], other: list[float]) -> list[float]:
-    return [a / b for a, b in zip(own, other, strict=True)]
-
-
 def _onnxruntime(content: bytes, image: Tensor) -> Call:
     session = onnx_session(content)
     feed = {session.get_inputs()[0].name: image.numpy()}
@@ -111,14 +124,11 @@ def _openvino(content: bytes, image: Tensor) -> Call:
     return lambda: request.infer([image.numpy()])
 
 
-def _installed(make: Callable[[bytes, Tensor], Call]) -> Callable[[bytes, Tensor], Call]:
-    def made(content: bytes, image: Tensor) -> Call:
-        try:
-            return make(content, image)
-        except ImportError as error:
-            raise RecipeError(f"{_NEEDS} ({error})") from None
-
-    return made
+RUNTIMES = {"ONNX Runtime": _onnxruntime, "OpenVINO": _openvino}
 
 
-RUNTIMES = {"ONNX Runtime": _installed(_onnxruntime), "OpenVINO": _installed(_openvino)}
+def _called(runtime: str, content: bytes, image: Tensor) -> Call:
+    try:
+        return RUNTIMES[runtime](content, image)
+    except ImportError as error:
+        raise RecipeError(f"{_NEEDS} ({error})") from None
