@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Resolution,
         Width,
         apply,
+        saliency,
         scale_widths,
     )
     from convwright.errors import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
+    from convwright.methods import allocate
     from convwright.metrics.bundles.counter import Bundles, bundles
     from convwright.metrics.quality.channel_quality import ChannelQuality, channel_quality
     from convwright.metrics.quality.evbmf import Evbmf, evbmf
@@ -61,7 +63,7 @@ _HOMES = {
     "convwright.cost": ("CostModel", "Profile", "parse_budget"),
     "convwright.edits": (
         "AddBlock", "Change", "Constraints", "InexactEditWarning", "Kernel", "Plan", "RemoveBlock", "Replace",
-        "Resolution", "Width", "apply", "scale_widths",
+        "Resolution", "Width", "apply", "saliency", "scale_widths",
     ),
     "convwright.errors": (
         "BudgetError", "ConvwrightError", "DataError", "EditError", "ReadError", "RecipeError", "RunError",
@@ -70,6 +72,7 @@ _HOMES = {
         "Bundles", "ChannelQuality", "Evbmf", "ReceptiveField", "bundles", "channel_quality", "evbmf",
         "receptive_field",
     ),
+    "convwright.methods": ("allocate",),
     "convwright.runs": ("Result", "optimize"),
     "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
 }  # fmt: skip
@@ -120,6 +123,7 @@ __all__ = [
     "TrainResult",
     "Width",
     "__version__",
+    "allocate",
     "apply",
     "bundles",
     "channel_quality",
@@ -135,6 +139,7 @@ __all__ = [
     "read",
     "receptive_field",
     "runs",
+    "saliency",
     "scale_widths",
     "techniques",
     "train",

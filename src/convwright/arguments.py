@@ -18,11 +18,17 @@ OPTIMIZE: Mapping[str, str] = {
     "recipe": "Training recipe: a preset (default, fast-cpu, small-net) or a .yaml file.",
     "resume": "Continue the run in the run directory; only budget and time may differ from before, and what was tried "
     "is not tried again.",
-    "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights.",
+    "epochs": "Epochs of the first training of the untouched network; default: the recipe's, or none with weights "
+    "whose head fits.",
     "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's.",
-    "divisor": "Divisor of all new widths: they are rounded to multiples of it.",
-    "weights": "Trained weights: a .safetensors file or a state dict saved by torch. Images are normalised as in their "
-    "training if they are of convwright, else as the recipe's normalisation says.",
+    "divisor": "Number that new widths are multiples of, or auto: 16 for groups of 64 channels or more, 8 for smaller "
+    "ones, 1 below 16, and less where the budget could not be used.",
+    "constraints": "What to leave as it is, as `convwright.Constraints` or a .yaml file: layers left alone, ratios, "
+    "divisors, blocks that stay, the resolution.",
+    "weights": "Trained weights: a .safetensors file, or a state dict or checkpoint saved by torch; a head for another "
+    "number of classes is drawn anew. Images are normalised as in their training if that is known, else as the recipe "
+    "says.",
+    "pretrained": "Start from the weights that come with a network of torchvision or timm.",
     "input_shape": "Shape of an image, such as 3x224x224; images of another shape are resized.",
     "data_dir": "Folder with mnist.npz, cifar10.npz and the like.",
     "progress": "Whether trainings show how far they are.",

@@ -80,7 +80,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         " --time 3m --jobs 4 --isolate --threads 5 --ray a --cpus-per-trial 6 --gpus-per-trial 7 --storage s --seed 8"
     )
     words += " --recipe r --epochs 9 --tune-epochs 10 --divisor 11 --option x=12 --proxy-classes 13 --proxy-samples 14"
-    words += " --no-baseline --no-reestimate --input 1x2x3 --data-dir d --weights w --max-drop 15"
+    words += " --no-baseline --no-reestimate --input 1x2x3 --data-dir d --weights w --pretrained --max-drop 15"
     with pytest.raises(SystemExit):
         cli.main(words.split())
     assert seen.pop("say")
@@ -89,6 +89,6 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         "out": Path("o"), "resume": True, "time": "3m", "placement": Placement(4, 5, "a", 6.0, 7.0, True),
         "storage": "s", "seed": 8, "recipe": "r", "epochs": 9, "tune_epochs": 10, "divisor": 11, "options": {"x": 12},
         "proxy_classes": 13, "proxy_samples": 14, "input_shape": "1x2x3", "data_dir": Path("d"), "weights": Path("w"),
-        "max_drop": 15.0, "baseline": False, "reestimate": False,
+        "pretrained": True, "max_drop": 15.0, "baseline": False, "reestimate": False,
         "command": f"convwright {words}".replace("macs<=1", "'macs<=1'").replace("params<=2", "'params<=2'"),
     }  # fmt: skip

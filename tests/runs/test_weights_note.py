@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
+from convwright.architecture import create
 from convwright.errors import RunError
 from convwright.runs.directory.files import save_weights, weights_note
+from convwright.runs.load import load_model_and_data
 from convwright.runs.optimize import optimize
 from convwright.runs.train import train_named
-from convwright.runs.weights_note import as_trained
 from convwright.training import Recipe
 
 OWN = {"mean": [0.7], "std": [0.05]}
@@ -38,17 +39,20 @@ def test_weights_say_how_they_are_to_be_used(tiny, pictures, plain, tmp_path, ca
     assert again.data["result"] == content["result"]
 
 
-def test_weights_that_do_not_say_it(tiny, tmp_path):
-    said = []
-    torch.save({}, tmp_path / "w.pt")
-    assert as_trained(Recipe(), tmp_path / "w.pt", said.append) == Recipe()
-    assert said == [
-        f"{tmp_path / 'w.pt'}: does not say how its images were normalised; used is normalisation=data of the recipe "
-        "(timm or imagenet for weights of theirs)"
-    ]
+def test_weights_that_do_not_say_it(tiny, pictures, tmp_path):
+    file = tmp_path / "w.pt"
+    torch.save(create(tiny)[0].state_dict(), file)
+    opened = load_model_and_data(tiny, pictures, weights=file)
+    assert opened.trained
+    assert opened.recipe == Recipe()
+    assert opened.remarks == (
+        f"{file}: took 9 of 9 tensors",
+        f"{file}: does not say how its images were normalised; used is normalisation=data of the recipe "
+        "(timm or imagenet for weights of theirs)",
+    )
     save_weights(torch.nn.Linear(1, 1), tmp_path / "x.safetensors", {"normalisation": {"mean": "?"}})
     with pytest.raises(RunError, match=r"x\.safetensors: the recorded normalisation is damaged"):
-        as_trained(Recipe(), tmp_path / "x.safetensors", said.append)
+        load_model_and_data(tiny, pictures, weights=tmp_path / "x.safetensors")
 
 
 def test_a_run_from_before_the_field_is_continued(tiny, pictures, plain, tmp_path):

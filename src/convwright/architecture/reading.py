@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.capture.exported import first_line
+from convwright.architecture.pretrained import build_options, check_pretrained, create_by_timm, take_of_torchvision
 from convwright.errors import ConvwrightError, ReadError, did_you_mean, is_there, whole_number
 
 ModelSource = nn.Module | str
@@ -36,7 +37,8 @@ def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> 
             ``"path/to/file.py:CallableOrClass"`` (called without positional arguments).
         example_input: a batch of shape (n, c, h, w), a shape such as ``(3, 224, 224)`` or ``"3x224x224"``.
             Named models know their own; for a module it is required.
-        **kwargs: passed to the constructor of a named model, e.g. ``num_classes=10``.
+        **kwargs: passed to the constructor of a named model, e.g. ``num_classes=10``; ``pretrained=True`` gives a
+            network of torchvision or timm its pretrained weights, but for the head of another number of classes.
 
     Returns:
         The architecture.
@@ -52,7 +54,8 @@ def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> 
     """
     built, default_shape, source = create(model, **kwargs)
     example = _example(example_input, default_shape, built, source)
-    architecture = Architecture(built, example, source, options=kwargs if isinstance(model, str) else {})
+    options = build_options(model, kwargs) if isinstance(model, str) else {}
+    architecture = Architecture(built, example, source, options=options)
     _ = architecture.channels  # a network that cannot be read is refused here, not at the first question
     return architecture
 
@@ -64,8 +67,9 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
         The model, its usual input shape (c, h, w) if known, and its name.
 
     Raises:
-        ReadError: if the name is unknown or the constructor fails.
+        ReadError: if the name is unknown, the constructor fails, or pretrained weights are not to be had.
     """
+    check_pretrained(model, bool(kwargs.get("pretrained")))
     if isinstance(model, nn.Module):
         _refuse_deep(model, type(model).__name__)
         _refuse_wrapper(model)
@@ -144,7 +148,10 @@ def _torchvision(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[in
         raise ReadError(f"torchvision has no model {name!r}.{did_you_mean(name, list_models())}")
     if name == "googlenet" or name == "inception_v3":
         kwargs = {"init_weights": True, **kwargs}  # silences a notice about changing defaults
-    built = _construct(f"torchvision:{name}", lambda **k: get_model(name, weights=None, **k), kwargs)
+    options = build_options(f"torchvision:{name}", kwargs)
+    built = _construct(f"torchvision:{name}", lambda **k: get_model(name, weights=None, **k), options)
+    if kwargs.get("pretrained"):
+        take_of_torchvision(built, name, kwargs.get("num_classes"))
     side = 299 if name == "inception_v3" else 224
     return built, (3, side, side)
 
@@ -154,7 +161,8 @@ def _timm(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]
 
     if not timm.is_model(name.split(".")[0]):
         raise ReadError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
-    built = _construct(f"timm:{name}", lambda **k: timm.create_model(name, **k), kwargs)
+    make = create_by_timm if kwargs.get("pretrained") else timm.create_model
+    built = _construct(f"timm:{name}", lambda **k: make(name, **k), kwargs)
     size = (getattr(built, "pretrained_cfg", None) or {}).get("input_size")
     return built, tuple(size) if size else None
 

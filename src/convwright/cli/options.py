@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from convwright.arguments import OPTIMIZE
-from convwright.errors import ConvwrightError
+from convwright.errors import ConvwrightError, brief, whole_number
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
@@ -24,6 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 RecipeName = Annotated[str | None, typer.Option(help=OPTIMIZE["recipe"])]
 Seed = Annotated[int, typer.Option(help=OPTIMIZE["seed"])]
 Weights = Annotated[Path | None, typer.Option(help=OPTIMIZE["weights"], readable=False)]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help=OPTIMIZE["pretrained"])]
 Jobs = Annotated[int, typer.Option(help="Trainings side by side, each in a process of its own.")]
 Threads = Annotated[int | None, typer.Option(help="Of each training; default: all cores, divided by --jobs.")]
 Isolate = Annotated[
@@ -49,6 +50,18 @@ class WithAddresses(TyperCommand):
         pairs = zip(args, [*args[1:], "--"], strict=True)
         written = [[word, "local"] if word == "--ray" and after[:1] == "-" else [word] for word, after in pairs]
         return super().parse_args(ctx, [word for words in written for word in words])
+
+
+def parse_divisor(text: str) -> int | str:
+    """Read a divisor: ``auto`` or a whole number.
+
+    Raises:
+        ConvwrightError: It is neither.
+    """
+    number = whole_number(text)
+    if text != "auto" and not number:
+        raise ConvwrightError(f"--divisor {brief(text)} is neither auto nor a whole number from 1 on, such as 8")
+    return number or text
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:

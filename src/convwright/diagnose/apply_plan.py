@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from convwright.architecture import read
+from convwright.architecture.weights import read_checkpoint, take
 from convwright.cost import count_by_torch, profile
 from convwright.edits import InexactEditWarning, Plan, Step, apply, preview
 from convwright.errors import EditError
-from convwright.runs.directory.files import load_weights, save_weights
+from convwright.runs.directory.files import save_weights
 from convwright.runs.directory.result import load_result
 from convwright.runs.load import model_options, parse_input
 
@@ -46,7 +47,7 @@ def replay(
         warnings.simplefilter("ignore", InexactEditWarning)
         arch = apply(loaded, model, None, verify=True, **options)
     if weights is not None:
-        load_weights(arch.model, weights)
+        take(arch.model, read_checkpoint(weights))
     if save is not None:
         save_weights(arch.model, save)
     costs = profile(arch)

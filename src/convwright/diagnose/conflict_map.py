@@ -11,13 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.plots import heat
-from convwright.runs.directory.files import load_weights
 from convwright.runs.load import Shape, load_model_and_data
-from convwright.runs.weights_note import as_trained
 from convwright.tables import add_row, new_table
 from convwright.training import train
 from convwright.training.probes.bundles import conflict_probe
 from convwright.training.recipe.recipe import as_recipe
+from convwright.training.still import tell
 
 _MOMENTS = 8  # within each epoch
 _SHADES = "░▒▓█"
@@ -58,12 +57,12 @@ def conflict_map(
     """
     chosen = as_recipe(recipe).updated(epochs=epochs, seed=seed)
     opened = load_model_and_data(
-        model, data, input_shape=input_shape, data_dir=data_dir, val_fraction=chosen.val_fraction, seed=seed,
-        needs_val=False,
+        model, data, input_shape=input_shape, data_dir=data_dir, recipe=chosen, seed=seed, needs_val=False,
+        weights=weights,
     )  # fmt: skip
-    if weights is not None:
-        load_weights(opened.arch.model, weights)
-        chosen = as_trained(chosen, weights)
+    for line in opened.remarks:
+        tell(line)
+    chosen = opened.recipe
     every = max(1, math.ceil(len(opened.data.train) / chosen.batch_size) // _MOMENTS)
     name = f"bundles-every-{every}"
     conflict_probe(name, every=every)

@@ -140,7 +140,7 @@ def validate(
         data,
         input_shape=input_shape,
         data_dir=data_dir,
-        val_fraction=recipe.val_fraction,
+        recipe=recipe,
         seed=recipe.seed,
         needs_val=False,
     )

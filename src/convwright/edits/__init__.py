@@ -4,7 +4,7 @@ from convwright.edits.constraints import Constraints
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.execution_check import Checked, check_execution, scale_widths
-from convwright.edits.importance import IMPORTANCE, importance
+from convwright.edits.importance import IMPORTANCE, importance, saliency
 from convwright.edits.kernel import Kernel
 from convwright.edits.plan import InexactEditWarning, Plan, apply
 from convwright.edits.preview import GroupChange, Step, preview, tree
@@ -34,6 +34,7 @@ __all__ = [
     "importance",
     "preview",
     "round_width",
+    "saliency",
     "scale_widths",
     "solve",
     "tree",

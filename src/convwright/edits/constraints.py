@@ -59,17 +59,27 @@ class Divisor:
 
     def wanted(self, group: ChannelGroup) -> int:
         """Return what a group's widths are to be multiples of, whatever its step is."""
-        if group.bounds is not None and group.bounds.divisor:
-            return group.bounds.divisor
-        usual = 16 if group.size >= 64 else 8 if group.size >= 16 else 1
-        return self.stated or max(1, usual // self.part)
+        stated = group.bounds.divisor if group.bounds is not None else 0
+        return stated or self.of_width(group.size)
 
-    def levels(self) -> tuple[Divisor, ...]:
-        """Return the divisors to try, from coarse to fine: those of ``auto``, or the stated one alone."""
-        return (self,) if self.stated else tuple(replace(self, part=part) for part in (1, 2, 4, 8, 16))
+    @property
+    def finer(self) -> Divisor | None:
+        """Half of what ``auto`` stands for; None where that is 1 for all, or a number was stated."""
+        return None if self.stated or self.part >= 16 else Divisor(part=2 * self.part)
+
+    def of_width(self, width: int) -> int:
+        """Return what widths are to be multiples of that are so many channels now."""
+        usual = 16 if width >= 64 else 8 if width >= 16 else 1
+        return self.stated or max(1, usual // self.part)
 
 
 DivisorLike = int | Literal["auto"] | Divisor
+
+
+def levels_of(divisor: DivisorLike) -> tuple[Divisor, ...]:
+    """Return the divisors to try, from coarse to fine: those that ``auto`` stands for, or a stated one alone."""
+    first = Divisor.of(divisor)
+    return (first, *(levels_of(first.finer) if first.finer is not None else ()))
 
 
 def multiple_of(group: ChannelGroup, divisor: DivisorLike) -> int:
@@ -104,17 +114,19 @@ class WidthRange:
 def width_range(graph: ChannelGraph, group: ChannelGroup, divisor: DivisorLike = 1) -> WidthRange:
     """Return the widths that a group may have; of groups tied in size, so that all keep within their bounds.
 
-    Of a group that cannot change, or has no such width, least and most are its present width.
+    Of a group that cannot change, or has no such width, least and most are its present width. Where no multiple of
+    ``auto`` is within the bounds, finer ones are taken.
     """
     family = [group, *(graph.group(name) for name in group.tied)]
-    multiple = multiple_of(group, divisor)
+    multiples = [multiple_of(group, level) for level in levels_of(divisor)]
+    fixed = WidthRange(group.size, group.size, multiples[0])
     if any(each.frozen for each in family):
-        return WidthRange(group.size, group.size, multiple)
+        return fixed
     bounds = [(each.bounds, group.size / each.size) for each in family if each.bounds is not None]
     low = max((math.ceil(b.least * share - 1e-9) for b, share in bounds), default=1)
     high = min((math.floor(b.most * share + 1e-9) for b, share in bounds), default=MOST_CHANNELS)
-    least, most = max(1, math.ceil(low / multiple)) * multiple, high // multiple * multiple
-    return WidthRange(least, most, multiple) if least <= most else WidthRange(group.size, group.size, multiple)
+    ranges = [WidthRange(max(1, math.ceil(low / m)) * m, high // m * m, m) for m in multiples]
+    return next((each for each in ranges if each.least <= each.most), fixed)
 
 
 # ------------------------------------------------------------------ constraints as data
@@ -226,6 +238,10 @@ class Constraints(BaseModel):
         except ConvwrightError as error:
             raise ConvwrightError(f"{path}: {error}") from error
 
+    def also(self, keep: Iterable[str] = ()) -> Constraints:
+        """Return the constraints with more layers and groups left alone."""
+        return self.model_copy(update={"keep": tuple(dict.fromkeys((*self.keep, *keep)))})
+
     def __bool__(self) -> bool:
         """Whether anything is constrained."""
         return self != Constraints()
@@ -252,7 +268,8 @@ class Constraints(BaseModel):
         if not self:
             return arch.evolved(constraints=None) if arch.constraints is not None else arch
         self._check(arch)
-        sizes = {**{_key(group): group.size for group in arch.groups}, **{g.name: g.size for g in arch.groups}}
+        sizes: dict[object, int] = {_key(group): group.size for group in arch.groups}
+        sizes.update({group.name: group.size for group in arch.groups})
         bound = arch.evolved(constraints=BoundConstraints(self, sizes))
         for group in bound.free_groups:
             assert group.bounds is not None
@@ -331,14 +348,6 @@ class BoundConstraints:
         bounds = WidthBounds(max(1, least), max(1, most), math.lcm(*divisors) if divisors else 0, why)
         return replace(group, bounds=bounds)
 
-    def refusal(self, edit: Any) -> str | None:
-        """Return why an edit of layers, blocks or the resolution is refused; None if it is not."""
-        if edit.kind == "resolution" and self.asked.resolution_fixed:
-            return "the resolution cannot change: the user's constraints fix it (resolution: fixed)."
-        if edit.kind in ("kernel", "replace") and (pattern := self.alone(edit.target)) is not None:
-            return f"{edit.target} cannot change: it is {_ALONE} (keep {pattern})."
-        return None
-
     def why_block_stays(self, arch: Architecture, block: Block) -> str | None:
         """Return why a block may not be removed; None if nothing says so."""
         inside = {*block.layers}
@@ -353,6 +362,35 @@ class BoundConstraints:
     def alone(self, layer: str) -> str | None:
         """Return the pattern by which a layer is left alone, if one does."""
         return next((pattern for pattern in self.asked.keep if _matches(pattern, layer)), None)
+
+
+def check_alone(arch: Architecture, layer: str) -> None:
+    """Refuse another kernel or operator for a layer that is left alone.
+
+    Raises:
+        EditError: Names the layer and the constraint.
+    """
+    pattern = arch.constraints.alone(layer) if arch.constraints is not None else None
+    if pattern is not None:
+        raise EditError(f"{layer} cannot change: it is {_ALONE} (keep {pattern}).")
+
+
+def why_resolution_stays(arch: Architecture) -> str:
+    """Return the constraint by which the input keeps its size; empty if there is none."""
+    fixed = arch.constraints is not None and arch.constraints.asked.resolution_fixed
+    return "the user's constraints fix it (resolution: fixed)" if fixed else ""
+
+
+def odd_widths(before: Architecture, after: Architecture) -> dict[str, int]:
+    """Return the layers that a change gave widths that are no multiples of 8: kernels of many runtimes are slow there.
+
+    Layers of less than 16 channels before are left out.
+    """
+    was, now = (
+        {n.name: n.output_shape[1 if n.kind == "conv" else -1] for n in arch.layers if n.kind in ("conv", "linear")}
+        for arch in (before, after)
+    )
+    return {n: width for n, width in now.items() if width % 8 and was.get(n, 16) >= 16 and was.get(n) != width}
 
 
 def check_widths(groups: Sequence[ChannelGroup], sizes: Sequence[int]) -> None:

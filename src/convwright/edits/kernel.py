@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from convwright.architecture.capture.exported import argument, first_line
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
+from convwright.edits.constraints import check_alone
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, whole_numbers
 from convwright.edits.equivalence import Run, measure
 from convwright.edits.structure import Structure, Succession, macs_of_layers
@@ -169,6 +170,7 @@ def _more_macs(architecture: Architecture, change: _Change) -> int:
 
 def _change(architecture: Architecture, edit: Kernel) -> _Change:
     layer = architecture.layer(edit.target)
+    check_alone(architecture, layer.name)
     if layer.kind != "conv":
         raise EditError(f"{edit.target} is no convolution (it is {layer.operator}); only those have kernels to change.")
     node = next(n for n in architecture.capture.graph.nodes if n.name == layer.node)

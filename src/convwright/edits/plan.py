@@ -286,9 +286,6 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
     for edit in run:
         if isinstance(edit, Width):
             _check_repairs(current, edit)
-        refusal = current.constraints.refusal(edit) if current.constraints is not None else None
-        if refusal is not None:
-            raise EditError(refusal)
     carry_out = EDITS[run[0].kind][1]
     fresh = tuple(replace(e, repairs=None) if isinstance(e, Width) and e.repairs else e for e in run)
     try:

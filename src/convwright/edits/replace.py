@@ -14,6 +14,7 @@ from torch import nn
 
 from convwright.architecture.flattened import flattened_map
 from convwright.cost import count_by_torch
+from convwright.edits.constraints import check_alone
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct
 from convwright.edits.equivalence import measure
 from convwright.edits.operators import OPERATORS, Site, build
@@ -163,6 +164,7 @@ def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
 def _layer(architecture: Architecture, edit: Replace) -> tuple[Layer, list[str]]:
     """Return the layer that is replaced, and the names of all calls to it."""
     layer = architecture.layer(edit.target)
+    check_alone(architecture, layer.name)
     modules = dict(architecture.model.named_modules())
     if layer.name not in modules or len(layer.input_shapes) != 1:
         raise EditError(f"{edit.target} is not a module called with one tensor, so nothing can take its place.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convwright.architecture.capture.exported import capture
+from convwright.edits.constraints import why_resolution_stays
 from convwright.edits.edit import Edit, Measured, Options, Outcome, carries_out, one_sample, whole_numbers
 from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.structure import Structure
@@ -84,6 +85,8 @@ def _weights_moved(architecture: Architecture, model: torch.nn.Module) -> Measur
 
 def _input(architecture: Architecture, edit: Resolution) -> Tensor:
     example = architecture.example_input
+    if stays := why_resolution_stays(architecture):
+        raise EditError(f"the resolution cannot change: {stays}.")
     sizes = whole_numbers(edit.size, example.ndim - 2, "the resolution")
     if max(sizes) > _LARGEST:
         raise EditError(f"a resolution of {max(sizes)} is more than {_LARGEST} per side.")

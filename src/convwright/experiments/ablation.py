@@ -27,13 +27,12 @@ from convwright.experiments.results_table import ablated
 from convwright.experiments.statistics import gain
 from convwright.experiments.train_row import Job, carried_out, check_at_least_one, finished, judge
 from convwright.plots import Point, scatter
-from convwright.runs.directory.files import digest, load_weights, owned, read_json, write_json, write_text
+from convwright.runs.directory.files import digest, owned, read_json, write_json, write_text
 from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.evaluate import precision_and_layout
 from convwright.runs.executors import threads_of
 from convwright.runs.executors.pool import in_turn_or_side_by_side
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data
-from convwright.runs.weights_note import as_trained
 from convwright.training import Recipe
 from convwright.training.recipe.recipe import as_recipe
 
@@ -110,12 +109,10 @@ def ablate(
     given = as_recipe(recipe).updated(**({} if epochs is None else {"epochs": epochs}))
     check_at_least_one(seeds=seeds, jobs=jobs, threads=threads)
     plan_ablation(given, techniques, all_pairs=all_pairs, together=together)  # before anything is read or written
-    opened = load_model_and_data(
-        model, data, input_shape=input_shape, data_dir=data_dir, val_fraction=given.val_fraction, needs_val=True
-    )
-    if weights is not None:
-        load_weights(opened.arch.model, weights)
-        given = as_trained(given, weights)
+    opened = load_model_and_data(model, data, input_shape=input_shape, data_dir=data_dir, recipe=given, weights=weights)
+    for line in opened.remarks:
+        say(line)
+    given = opened.recipe
     if test and not opened.data.has_test:
         raise DataError(f"{data}: no test part; leave out --test")
     folder = folder or default_folder(model, data)

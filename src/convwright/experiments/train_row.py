@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from convwright.architecture import read
+from convwright.architecture.weights import read_checkpoint, take
 from convwright.cost import count_by_torch, profile
 from convwright.errors import BudgetError, EditError, ReadError, RecipeError, RecipeWarning, RunError, brief
 from convwright.experiments.designs.design import (
@@ -38,8 +39,10 @@ from convwright.experiments.papers import Row
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.executors.pool import in_turn_or_side_by_side
+from convwright.runs.load import scores
 from convwright.runs.train import judged
 from convwright.training import ImageData, Recipe, TrainResult, load_data, train
+from convwright.training.data.folders import Resize
 from convwright.training.data.resized import resized_data
 
 ROW_FORMAT = "convwright experiment row"
@@ -359,19 +362,24 @@ def _as_decided(job: Job, form: NetworkSpec, data: ImageData) -> tuple[Job, torc
     if form.epochs is not None and job.row.recipe is not None:
         job = replace(job, row=replace(job.row, recipe=job.row.recipe.updated(epochs=form.epochs)))
     model = made(job.row.model, form, data.shape, job.seed, job.row.fresh)
-    if (weights := job.weights or form.weights) is not None:
-        load_weights(model, weights)
+    if job.weights is not None:  # the user's: its head may be of other classes
+        take(model, read_checkpoint(job.weights), scores(model, torch.zeros(1, *data.shape)).shape[1])
+    elif form.weights is not None:
+        load_weights(model, form.weights)
     job = replace(job, teacher=form.teacher)
     return job, model, data if form.resolution is None else resized_data(data, form.resolution)
 
 
 def _data(job: Job) -> ImageData:
-    return _loaded(job.source or job.row.data, job.data_dir, job.shape, job.val_fraction or job.row.held)
+    resize, source = job.row.recipe.resize if job.row.recipe is not None else Resize(), job.source or job.row.data
+    return _loaded(source, job.data_dir, job.shape, job.val_fraction or job.row.held, resize)
 
 
 @lru_cache(maxsize=2)
-def _loaded(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float) -> ImageData:
-    return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction)
+def _loaded(
+    spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float, resize: Resize
+) -> ImageData:
+    return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
 
 
 # ------------------------------------------------------------------ several

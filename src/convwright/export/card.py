@@ -17,6 +17,7 @@ from convwright.runs.directory.result import compared_with, rows
 from convwright.runs.verdict import warnings_in
 from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
+from convwright.training.data.folders import Resize
 
 _PIXELS = "The network was trained on pixels from 0 to 1, minus the mean, divided by the standard deviation:"
 _TITLES = {"result": "result of a search", "training": "trained", "unfinished": "from an unfinished run"}
@@ -79,13 +80,15 @@ def _input(run: Exportable) -> str:
     ]
     if str(run.record.get("data", "")).startswith("folder:"):
         lines += ["", "A photograph is read as it was for the training; another filter costs accuracy:", ""]
-        lines += ["```python", _photograph(shape), "```"]
+        lines += ["```python", _photograph(shape, run.resize), "```"]
     return "\n".join(lines)
 
 
-def _photograph(shape: Sequence[int]) -> str:
+def _photograph(shape: Sequence[int], resize: Resize) -> str:
     """Return how `training.data.folders` reads a file, as Python with Pillow."""
     channels, height, width = shape
+    bleed = f", bleed={(1 - resize.crop_pct) / 2:.6g}" if resize.crop_pct not in (None, 1) else ""
+    method = f"Image.Resampling.{(resize.interpolation or 'bicubic').upper()}"
     axes = ".permute(2, 0, 1)[None]" if channels > 1 else "[None, None]"
     return "\n".join(
         [
@@ -93,7 +96,7 @@ def _photograph(shape: Sequence[int]) -> str:
             "from PIL import Image, ImageOps",
             "",
             f'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{"L" if channels == 1 else "RGB"}")',
-            f"image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BICUBIC)",
+            f"image = ImageOps.fit(image, ({width}, {height}), {method}{bleed})",
             f"images = torch.from_numpy(numpy.array(image)){axes} / 255",
         ]
     )

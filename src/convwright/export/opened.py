@@ -19,6 +19,7 @@ from convwright.runs.directory.result import load_result
 from convwright.runs.directory.study import WEIGHTS, read_settings
 from convwright.runs.train import FORMAT as TRAINING
 from convwright.runs.weights_note import KEYS, recorded
+from convwright.training.data.folders import Resize
 from convwright.training.data.normalisation import Normalisation
 
 
@@ -47,7 +48,12 @@ class Exportable:
     @property
     def usage(self) -> tuple[Normalisation | None, tuple[str, ...]]:
         """What images are normalised by, and the names of the classes; None and () where it was not recorded."""
-        return recorded(self.record, self.folder), tuple(map(str, self.record.get("class_names", ())))
+        return recorded(self.record, self.folder)[0], tuple(map(str, self.record.get("class_names", ())))
+
+    @property
+    def resize(self) -> Resize:
+        """How photographs of a folder became images of one size."""
+        return recorded(self.record, self.folder)[1]
 
     @property
     def title(self) -> str:

@@ -2,7 +2,7 @@
 
 >>> from convwright import methods
 >>> ", ".join(sorted(methods.METHODS))
-'auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, scaling, uniform'
+'auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, saliency, scaling, uniform'
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from convwright.methods.receptive_field.kernel_optimizer import KernelOptimizer,
 from convwright.methods.receptive_field.layer_operators import Menu
 from convwright.methods.receptive_field.organizer import Organization, ReceptiveFieldOrganizer, organize
 from convwright.methods.receptive_field.unit_moves import Rule
+from convwright.methods.saliency import Saliency, allocate
 from convwright.methods.uniform import Uniform
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "RandomWidths",
     "ReceptiveFieldOrganizer",
     "Rule",
+    "Saliency",
     "Scaling",
     "Status",
     "Stop",
@@ -69,6 +71,7 @@ __all__ = [
     "Trying",
     "Uniform",
     "Weights",
+    "allocate",
     "method_named",
     "optimize_kernels",
     "organize",

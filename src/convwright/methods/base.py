@@ -25,6 +25,7 @@ from convwright.errors import ConvwrightError, RunError, look_up
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.cost.budget import Limits
+    from convwright.edits.constraints import DivisorLike
     from convwright.methods.phased.techniques import Trying
 
 Role = Literal["base", "baseline", "candidate"]
@@ -377,7 +378,7 @@ class Maker(Protocol):
         epochs: int,
         tune_epochs: int,
         seed: int = 0,
-        divisor: int = 1,
+        divisor: DivisorLike = "auto",
     ) -> Any:
         """Make a method.
 
@@ -387,7 +388,7 @@ class Maker(Protocol):
             epochs: Epochs of the first training of the untouched network; 0 if it comes trained.
             tune_epochs: Epochs of each training after that.
             seed: Of all choices and trainings.
-            divisor: Widths are rounded to multiples of this.
+            divisor: Widths are rounded to multiples of this; ``auto``: of what kernels like.
         """
         ...
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from convwright.edits.constraints import DivisorLike
 from convwright.errors import BudgetError, ConvwrightError, did_you_mean
 from convwright.methods.base import Evidence, Method, method_named
 from convwright.renamed import warn_renamed
@@ -32,13 +33,14 @@ class Terms:
         epochs: Epochs of the first training of the untouched network; 0 if it comes trained.
         tune_epochs: Epochs of each training after that.
         seed: Of all choices and trainings.
-        divisor: Widths are rounded to multiples of this.
+        divisor: Widths are rounded to multiples of this; ``auto``: 16 for groups of 64 channels or more, 8 for smaller
+            ones, 1 below 16, and finer ones where the budget could not be used with these.
     """
 
     epochs: int = 1
     tune_epochs: int = 1
     seed: int = 0
-    divisor: int = 1
+    divisor: DivisorLike = "auto"
 
 
 _TERMS = tuple(each.name for each in fields(Terms))

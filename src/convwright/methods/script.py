@@ -25,7 +25,7 @@ class Scripted(ConfigurableMethod):
 
     def _begin(self) -> None:
         self._script = self._run()
-        self._batch = next(self._script)
+        self._batch = next(self._script, ())
 
     def _run(self) -> Script:
         """Yield batches; each is answered by its evidence, in order."""

@@ -145,8 +145,17 @@ def _asked(settings: Json) -> Iterator[Fact]:
     yield Fact("seed", str(settings["seed"]))
     if settings.get("divisor", 1) != 1:
         yield Fact("divisor of widths", str(settings["divisor"]))
+    for name, value in settings.get("constraints", {}).items():
+        yield Fact(f"constraint {name}", _listed(value))
     if settings.get("weights"):
         yield Fact("weights from", str(settings["weights"]))
+
+
+def _listed(value: Any) -> str:
+    """Write a constraint: names, numbers by name, or a word."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_listed(each)}" for name, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _limits(settings: Json, result: Json | None) -> Iterator[Limit]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.arguments import OPTIMIZE
 from convwright.cost.budget import Budget, Limits, parse_budget
+from convwright.edits.constraints import Constraints, ConstraintsLike
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
@@ -41,8 +42,10 @@ class OptimizeOptions(TypedDict, total=False):
     resume: bool
     epochs: int | None
     tune_epochs: int | None
-    divisor: int
+    divisor: int | Literal["auto"]
+    constraints: ConstraintsLike
     weights: str | Path | None
+    pretrained: bool
     input_shape: str | Shape | None
     data_dir: str | Path | None
     progress: bool
@@ -75,8 +78,10 @@ class RunConfig:
     resume: bool = False
     epochs: int | None = None
     tune_epochs: int | None = None
-    divisor: int = 1
+    divisor: int | Literal["auto"] = "auto"
+    constraints: ConstraintsLike = None
     weights: str | Path | None = None
+    pretrained: bool = False
     input_shape: str | Shape | None = None
     data_dir: str | Path | None = None
     progress: bool = True
@@ -139,10 +144,14 @@ class RunConfig:
         """The recipe of all trainings."""
         return as_recipe(self.recipe)
 
-    @property
-    def base_epochs(self) -> int:
-        """Epochs of trial 0."""
-        usual = 0 if self.weights is not None else self.training.epochs
+    @cached_property
+    def constrained(self) -> Constraints:
+        """What the search must leave as it is."""
+        return Constraints.of(self.constraints)
+
+    def base_epochs(self, trained: bool) -> int:
+        """Return the epochs of trial 0: none where the network comes trained for the data."""
+        usual = 0 if trained else self.training.epochs
         return self.epochs if self.epochs is not None else usual
 
     @property
@@ -184,11 +193,18 @@ class RunConfig:
         checked_options(method, options)
         refuse_structural(self.training)
         self.placement.check()
-        check_counts(0, epochs=self.base_epochs, seed=self.seed)
-        check_counts(1, **{"tune-epochs": self.later_epochs}, divisor=self.divisor)
+        check_counts(0, epochs=self.epochs or 0, seed=self.seed)
+        check_counts(1, **{"tune-epochs": self.later_epochs})
+        if self.divisor != "auto":
+            check_counts(1, divisor=self.divisor)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
-        _ = self.terms, self.time_budget, parse_input(self.input_shape)  # refuse what none of them can be
+        _ = (
+            self.terms,
+            self.time_budget,
+            self.constrained,
+            parse_input(self.input_shape),
+        )  # refuse what none of them can be
 
     def settings(self, loaded: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
         """Return what the results depend on, as plain JSON values."""
@@ -203,14 +219,16 @@ class RunConfig:
             "limits": dict(limits.limits),
             "method": method,
             "recipe": self.training.model_dump(mode="json"),
-            "epochs": self.base_epochs,
+            "epochs": self.base_epochs(loaded.trained),
             "tune_epochs": self.later_epochs,
             "divisor": self.divisor,
             "seed": self.seed,
             "weights": str(Path(self.weights)) if self.weights is not None else None,
             # Left out when there are none, so that runs started before there were such options are resumed.
+            **({"pretrained": True} if self.pretrained else {}),
             **({"method_options": options} if options else {}),
             **({"objective": list(self.costs)} if self.costs else {}),
+            **({"constraints": self.constrained.settings()} if self.constrained else {}),
             **({"time": self.time_budget.text} if self.time_budget is not None else {}),
             **({} if self.baseline else {"baseline_trained": False}),
             **({} if self.reestimate else {"reestimate": False}),

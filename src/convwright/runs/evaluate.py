@@ -49,7 +49,7 @@ _Found = TypeVar("_Found")
 HISTORY = "history.json"  # of a trial: one record per epoch
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
-_NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction", "normalisation")
+_NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction", "normalisation", "resize")
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,8 +338,8 @@ def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) ->
 
 
 def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with what it settled once for all its trainings: precision, layout, normalisation."""
-    names = ("precision", "memory_format", "normalisation")
+    """Return the recipe of a run with what it settled once for all its trainings: precision, layout, preprocessing."""
+    names = ("precision", "memory_format", "normalisation", "resize")
     return recipe.updated(**{name: settled[name] for name in names if name in settled})
 
 

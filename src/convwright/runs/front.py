@@ -90,5 +90,5 @@ def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
 def _write(folder: Path, trial: Evidence, proof: Proof, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "plan.json", trial.candidate.plan.to_json())
-    save_weights(proof.arch.model, folder / WEIGHTS, {key: content[key] for key in KEYS})
+    save_weights(proof.arch.model, folder / WEIGHTS, {key: content[key] for key in KEYS if key in content})
     write_json(folder / "result.json", dict(content))  # last: it says that the others are whole

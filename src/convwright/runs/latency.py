@@ -30,6 +30,7 @@ from convwright.runs.loop import Say
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
+    from convwright.edits.constraints import DivisorLike
 
 MARGIN = 0.05  # of a limit on latency, left free by the search: two measurements of one network differ by some percent
 PROOFS = 3  # measurements of a result over its limit, until it is within: other work on the machine only adds time
@@ -133,7 +134,7 @@ class RunLatency:
             return evidence
         return replace(evidence, costs={**evidence.costs, "latency": self.estimate(evidence.candidate.plan)})
 
-    def ready(self, limits: Limits, divisor: int, beyond_widths: bool) -> RunLatency:
+    def ready(self, limits: Limits, divisor: DivisorLike, beyond_widths: bool) -> RunLatency:
         """Return what is known once the estimate is corrected; where a run is continued, it is.
 
         Args:

@@ -17,6 +17,7 @@ from convwright.runs.latency import RunLatency, solved
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
+    from convwright.edits.constraints import DivisorLike
 
 
 class FinalsInTime(RewritingMethod):
@@ -31,7 +32,7 @@ class FinalsInTime(RewritingMethod):
         divisor: Widths are rounded to multiples of this.
     """
 
-    def __init__(self, method: Method, latency: RunLatency, limits: Limits, divisor: int) -> None:
+    def __init__(self, method: Method, latency: RunLatency, limits: Limits, divisor: DivisorLike) -> None:
         super().__init__(method)
         self.latency, self.limits, self.divisor = latency, limits, divisor
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convwright import zoo
 from convwright.architecture import Architecture, create, parse_shape, read
 from convwright.architecture.capture import first_line
+from convwright.architecture.pretrained import build_options, check_pretrained, said_of_loaded
+from convwright.architecture.weights import TakenWeights, read_checkpoint, take
 from convwright.errors import DataError, ReadError
-from convwright.training import ImageData, check_fits, load_data
-from convwright.training.data.folders import UnlikeImagesError
+from convwright.runs.weights_note import AsTrained, remark
+from convwright.training import ImageData, Recipe, check_fits, load_data
+from convwright.training.data.folders import Resize, UnlikeImagesError
 from convwright.training.evaluate import eval_mode
 from convwright.training.preflight import check_forward, check_values
 from convwright.training.settings import single_tensor
@@ -33,11 +36,22 @@ class LoadedModel:
         arch: The network, read at the data's shape.
         data: The data, in the shape that the network takes.
         options: What a named network was created with, e.g. ``num_classes=10``.
+        recipe: The recipe, with the normalisation and resizing that the weights were trained with.
+        taken: What it has of the weights that were given; None: none were given.
+        remarks: Lines for a person: what was taken, and how images are fed.
     """
 
     arch: Architecture
     data: ImageData
     options: dict[str, int]
+    recipe: Recipe
+    taken: TakenWeights | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether it comes trained for these data: with weights, none of which had to be drawn anew."""
+        return self.taken is not None and not self.taken.fresh
 
 
 def load_model_and_data(
@@ -46,9 +60,12 @@ def load_model_and_data(
     *,
     input_shape: str | Shape | None = None,
     data_dir: str | Path | None = None,
-    val_fraction: float = 0.1,
+    recipe: Recipe | None = None,
     seed: int = 0,
     needs_val: bool = True,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    settled: bool = False,
 ) -> LoadedModel:
     """Read a network and load data so that they fit.
 
@@ -61,33 +78,48 @@ def load_model_and_data(
         data: As for `load_data`, or an `ImageData`, which is taken as it is.
         input_shape: ``"3x224x224"`` or (3, 224, 224): images are resized to it.
         data_dir: As for `load_data`.
-        val_fraction: As for `load_data`.
-        seed: Of the initial weights.
+        recipe: Says how many images are held out, and how images are fed; None: the default.
+        seed: Of the initial weights, also of a new head.
         needs_val: Whether there must be validation images.
+        weights: A file of trained weights.
+        pretrained: Whether it gets the weights that come with networks of torchvision and timm.
+        settled: Whether images are fed as the recipe says whatever the weights were trained with: a run goes on.
 
     Raises:
-        ReadError: The network cannot be made or captured.
+        ReadError: The network cannot be made or captured, or has no pretrained weights.
         DataError: The data cannot be read, have no validation part, or do not fit.
+        RunError: The weights cannot be read or do not fit.
     """
+    check_pretrained(model, pretrained, weights)
+    recipe = recipe or Recipe()
+    found = None if settled else AsTrained.of(model, weights, pretrained)
     wanted = parse_input(input_shape)
     known = options_of(model)
+    how = data_dir, recipe.val_fraction, found.resizing(recipe) if found else recipe.resize
     try:
-        loaded = _loaded(data, data_dir, wanted, val_fraction)
+        loaded = _loaded(data, wanted, *how)
     except UnlikeImagesError as error:
         raise _usual_size(model, error) from error
-    options = _options(known, loaded.shape[0], loaded.num_classes)
+    options: dict[str, Any] = _options(known, loaded.shape[0], loaded.num_classes)
+    options |= {"pretrained": True} if pretrained else {}
     built, source = _built(model, options, seed)
+    options = build_options(source, options)
     takes = _input_channels(built)
     if wanted is None and loaded.shape[0] == 1 and takes not in (None, 1):  # grey images for a colour network
-        loaded = _loaded(data, data_dir, (takes or 1, *loaded.shape[1:]), val_fraction)
+        loaded = _loaded(data, (takes or 1, *loaded.shape[1:]), *how)
     check_values(built)
     arch = _read(built, source, options, loaded, wanted)
     if arch.example_input.dtype is not torch.float32:
         check_forward(arch.model, loaded)  # may do all the same, or says that the type is the reason
-    check_fits(loaded, tuple(arch.example_input.shape), _outputs(arch))
+    check_fits(loaded, tuple(arch.example_input.shape), outputs := _outputs(arch))
     if needs_val and loaded.val is None:
         raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
-    return LoadedModel(arch, loaded, options)
+    taken = said_of_loaded(built, source, outputs) if pretrained else None
+    taken = take(built, read_checkpoint(weights), outputs) if weights is not None else taken
+    if found:
+        recipe = recipe.updated(normalisation=found.normalising(recipe, loaded.shape[0]), resize=loaded.resize)
+    remarks = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None and not settled else ()
+    return LoadedModel(arch, loaded, options, recipe, taken, remarks)
 
 
 def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:
@@ -107,10 +139,12 @@ def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:
 # ------------------------------------------------------------------ the data
 
 
-def _loaded(data: Any, data_dir: str | Path | None, shape: Shape | None, val_fraction: float) -> ImageData:
+def _loaded(
+    data: Any, shape: Shape | None, data_dir: str | Path | None, val_fraction: float, resize: Resize
+) -> ImageData:
     if isinstance(data, ImageData):
         return data
-    return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction)
+    return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
 
 
 def _usual_size(model: nn.Module | str, error: UnlikeImagesError) -> DataError:
@@ -206,12 +240,17 @@ def _outputs(arch: Architecture) -> int:
         ReadError: The network does not return one row of scores per image.
     """
     try:
-        with eval_mode(arch.model), torch.no_grad():
-            scores = single_tensor(arch.model(arch.example_input))
+        found = scores(arch.model, arch.example_input)
     except Exception as error:  # the network's own code may raise anything
         raise ReadError(f"{arch.source} can be read and does not run: {first_line(error)}") from error
-    if scores.ndim != 2:
+    if found.ndim != 2:
         raise ReadError(
-            f"{arch.source} returns {tuple(scores.shape)}; a classifier must return (batch, classes): wrap it"
+            f"{arch.source} returns {tuple(found.shape)}; a classifier must return (batch, classes): wrap it"
         )
-    return scores.shape[1]
+    return found.shape[1]
+
+
+def scores(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what a network says of images, without any trace in it."""
+    with eval_mode(model), torch.no_grad():
+        return single_tensor(model(images))

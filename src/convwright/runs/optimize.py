@@ -16,6 +16,7 @@ from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import Plan, check_execution
+from convwright.edits.constraints import odd_widths
 from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
@@ -49,7 +50,7 @@ from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.runs.verdict import by_class, verdict
-from convwright.runs.weights_note import as_trained, usage
+from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe
 from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
@@ -117,6 +118,9 @@ class _Job:
         config.check()
         self.terms = config.terms
         check_folder(config.folder, config.resume)
+        if config.resume and config.divisor == "auto":  # whatever the run was started with
+            stated = read_settings(config.folder)["settings"].get("divisor", 1)
+            self.config = config = replace(config, divisor=stated)
         with self.part("read", "reading the network and the data"):
             loaded = self.open()
         with self.part("latency", "measuring the latency" if self.terms.measures else ""):
@@ -129,7 +133,7 @@ class _Job:
             method = make(
                 loaded.arch,
                 aims,
-                epochs=config.base_epochs,
+                epochs=config.base_epochs(loaded.trained),
                 tune_epochs=config.later_epochs,
                 seed=config.seed,
                 divisor=config.divisor,
@@ -137,7 +141,7 @@ class _Job:
             )
         leave_out_known_techniques(method, config.training)
         if not config.baseline:
-            method = WithoutBaseline(method, given=config.weights is not None)
+            method = WithoutBaseline(method, given=loaded.trained)
         run = name, config.folder, config.training.batch_size
         method, proxy = proxied(method, config.proxy, loaded.data, run, config.tell)
         if self.latency is not None:
@@ -193,17 +197,20 @@ class _Job:
     # ------------------------------------------------------------------ before
 
     def open(self) -> LoadedModel:
-        config = self.config
+        config, recipe = self.config, self.config.training
+        if config.resume:
+            recipe = settled_recipe(recipe, read_settings(config.folder)["settled"])
         loaded = load_model_and_data(
             config.model,
             config.data,
             input_shape=config.input_shape,
             data_dir=config.data_dir,
-            val_fraction=config.training.val_fraction,
+            recipe=recipe,
             seed=config.seed,
+            weights=config.weights,
+            pretrained=config.pretrained,
+            settled=config.resume,
         )
-        if config.weights is not None:
-            load_weights(loaded.arch.model, config.weights)
         check_copies(loaded.arch.model)
         self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
@@ -211,7 +218,7 @@ class _Job:
             reason = next(iter(found.fixed.values()))
             stay = "stay as they are" if len(found.fixed) > 1 else "stays as it is"
             config.tell(f"{counted(len(found.fixed), 'channel group')} {stay}: {reason}")
-        return replace(loaded, arch=found.architecture)
+        return replace(loaded, arch=config.constrained.bound(found.architecture))
 
     def check_recipe(self, loaded: LoadedModel) -> None:
         """Refuse a recipe that the shortest trainings would stumble over, one after the other.
@@ -219,7 +226,7 @@ class _Job:
         Raises:
             RecipeError: Names the length of the training and the field.
         """
-        lengths = {self.config.base_epochs, self.config.later_epochs} - {0}
+        lengths = {self.config.base_epochs(loaded.trained), self.config.later_epochs} - {0}
         kind = method_named(self.config.search[0])
         if kind.ranks and kind.beyond_widths:  # auto and pareto: their races begin with so little
             lengths.add(1)
@@ -281,10 +288,18 @@ class _Job:
         if config.time_budget is not None:
             with threads_of(threads), self.part("settings", "timing an epoch"):
                 epoch = epoch_seconds(loaded.arch.model, loaded.data, config.training.updated(**settled))
-            config.time_budget.check(epoch, config.base_epochs, config.later_epochs)
+            config.time_budget.check(epoch, config.base_epochs(loaded.trained), config.later_epochs)
         settled["threads"] = threads
-        recipe = config.training if config.weights is None else as_trained(config.training, config.weights, config.tell)
-        settled |= usage(normalised(loaded.data, recipe.normalisation, loaded.arch.model))
+        for line in loaded.remarks:
+            config.tell(line)
+        if loaded.taken is not None:
+            settled["weights_taken"] = str(loaded.taken)
+            if not loaded.trained:
+                length = counted(config.base_epochs(trained=False), "epoch")
+                config.tell(
+                    f"its new head is untrained: the untouched network is trained for {length} first (--epochs)"
+                )
+        settled |= usage(normalised(loaded.data, loaded.recipe.normalisation, loaded.arch.model))
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
@@ -368,6 +383,8 @@ class _Job:
                 costs = self.config.costs
                 content["front"] = write_front(study.folder, outcome, costs, content, limits, proved, tested)
         part = "test" if evaluator.data.has_test else "validation"
+        odd = odd_widths(proofs[0].arch, proofs[1].arch)
+        content |= {"odd_widths": odd} if odd else {}
         content |= verdict(content, by_class(part, evaluator.data.class_names, *metrics))
         write_text(study.folder / "plan.json", outcome.best.candidate.plan.to_json())
         save_weights(proofs[1].arch.model, study.folder / WEIGHTS, usage(evaluator.data))

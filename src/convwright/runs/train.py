@@ -10,12 +10,12 @@ from typing import Any
 from convwright.architecture import Architecture, read
 from convwright.edits import Plan
 from convwright.errors import RunError
-from convwright.runs.directory.files import LOCK, load_weights, owned, refuse_file, save_weights, write_json, write_text
+from convwright.runs.directory.files import LOCK, owned, refuse_file, save_weights, write_json, write_text
 from convwright.runs.directory.provenance import machine, versions
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.load import LoadedModel, Shape, load_model_and_data
 from convwright.runs.verdict import training_warnings
-from convwright.runs.weights_note import as_trained, usage
+from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe, TrainResult, train
 from convwright.training.data.normalisation import normalised
 from convwright.training.recipe.recipe import as_recipe
@@ -35,6 +35,7 @@ def train_named(
     input_shape: str | Shape | None = None,
     data_dir: Path | None = None,
     weights: Path | None = None,
+    pretrained: bool = False,
     devices: int = 1,
     reestimate: bool = True,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def train_named(
         input_shape: Images are resized to it.
         data_dir: Where named data sets lie.
         weights: What to start from.
+        pretrained: Whether to start from the weights that come with a network of torchvision or timm.
         devices: As for `train`.
         reestimate: As for `train`.
 
@@ -67,13 +69,15 @@ def train_named(
             data,
             input_shape=input_shape,
             data_dir=data_dir,
-            val_fraction=chosen.val_fraction,
+            recipe=chosen,
             seed=chosen.seed,
             needs_val=False,
+            weights=weights,
+            pretrained=pretrained,
         )
-    if weights is not None:
-        load_weights(opened.arch.model, weights)
-        chosen = as_trained(chosen, weights)
+    for line in opened.remarks:
+        tell(line)
+    chosen = opened.recipe
     opened = replace(opened, data=normalised(opened.data, chosen.normalisation, opened.arch.model))
     with nullcontext() if out is None else owned(out):
         trained = train(
@@ -106,6 +110,7 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "data": opened.data.name,
         "input_shape": list(network.example_input.shape),
         **usage(opened.data),
+        **({"weights_taken": str(opened.taken)} if opened.taken is not None else {}),
         "recipe": recipe.model_dump(mode="json"),
         "macs": costs.macs,
         "params": costs.params,

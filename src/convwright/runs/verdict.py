@@ -101,6 +101,7 @@ def _warnings(content: Json) -> Iterator[ResultWarning]:
     batch, theirs = content["trained_with"]["batch_size"], _gap(content["baseline"])
     yield from _gap_warnings(content["result"], last["epochs"], batch, max(MOST_BELOW_TRAINING, theirs))
     yield from _lost_classes(content, cause)
+    yield from _odd_widths(content)
 
 
 def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
@@ -168,6 +169,21 @@ def _gap_warnings(side: Json, epochs: int, batch: int, most: float = MOST_BELOW_
     else:
         cause = f"over-fitting on {train['samples']:,} training images"
         yield ResultWarning(what, cause, "more images, stronger augmentation or weight decay, or fewer epochs")
+
+
+def _odd_widths(content: Json) -> Iterator[ResultWarning]:
+    """Yield a warning of widths that kernels of many runtimes are slow with."""
+    odd = content.get("odd_widths", {})
+    if odd:
+        shown = ", ".join(f"{name} {width}" for name, width in list(odd.items())[:_NAMED])
+        has = "layer has a width that is no multiple" if len(odd) == 1 else "layers have widths that are no multiples"
+        what = f"{len(odd)} {has} of 8 ({shown}{', ...' * (len(odd) > _NAMED)})"
+        cause = "coarser widths could not use the budget" if content["divisor"] == "auto" else "the divisor"
+        yield ResultWarning(
+            f"{what}: runtimes such as ONNX Runtime may be slower",
+            f"{cause} (--divisor {content['divisor']})",
+            "measure the latency, or give another --divisor or budget",
+        )
 
 
 def _lost_classes(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:

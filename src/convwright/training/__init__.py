@@ -8,6 +8,7 @@ from convwright.training.evaluate import Metrics, evaluate
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.probes.bundles import ConflictProbe, ConflictSettings, conflict_probe
 from convwright.training.probes.channel_norms import ChannelNorms
+from convwright.training.probes.saliency import BlockLosses, SaliencyProbe
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings
 from convwright.training.trainer import train
@@ -15,6 +16,7 @@ from convwright.training.trainer import train
 __all__ = [
     "ArrayImages",
     "Augment",
+    "BlockLosses",
     "ChannelNorms",
     "ConflictProbe",
     "ConflictSettings",
@@ -24,6 +26,7 @@ __all__ = [
     "Measurement",
     "Metrics",
     "Recipe",
+    "SaliencyProbe",
     "Settings",
     "StreamImages",
     "TrainResult",

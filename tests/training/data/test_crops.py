@@ -101,3 +101,26 @@ def test_streamed_folders_crop_whole_files(tmp_path):
     assert batches[1].shape == (8, 3, 8, 8)
     again = torch.cat([x for x, _ in Loader(data.train, 4, augment=recipe.augment, workers=1)])
     assert torch.equal(again, batches[1])
+
+
+def test_the_middle_of_photographs_is_shown_as_timm_shows_it(tmp_path):
+    from timm.data import create_transform
+
+    from convwright.training.data.folders import Resize
+
+    image = Image.effect_mandelbrot((90, 60), (-2, -1.2, 1, 1.2), 50).convert("RGB")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            image.save(tmp_path / name / f"{number}.png")
+    whole, part = (
+        load_data(f"folder:{tmp_path}", input_shape=(3, 28, 28), val_fraction=0, resize=how)
+        for how in (None, Resize(crop_pct=0.875, interpolation="bilinear"))
+    )
+    theirs = create_transform((3, 28, 28), crop_pct=0.875, interpolation="bilinear", mean=(0,) * 3, std=(1,) * 3)
+    wanted = theirs(image) * 255
+    errors = [(data.train.images[0].float() - wanted).abs().mean().item() for data in (part, whole)]
+    assert errors[0] < 2.5 < 10 < errors[1]
+    assert (part.resize.crop_pct, whole.resize) == (0.875, Resize())
+    # Images that are alike and stay as they are do not lose their borders.
+    assert load_data(f"folder:{tmp_path}", val_fraction=0, resize=part.resize).shape == (3, 60, 90)

@@ -2,15 +2,18 @@
 
 from convwright.edits.importance import observers, weights
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, importance, observer, scores_for
-from convwright.edits.importance.saliency import saliency
+from convwright.edits.importance.saliency import block_losses, loss_curve, mean_loss, saliency
 from convwright.edits.importance.weights import l2
 
 __all__ = [
     "IMPORTANCE",
     "OBSERVERS",
     "Observer",
+    "block_losses",
     "importance",
     "l2",
+    "loss_curve",
+    "mean_loss",
     "observer",
     "observers",
     "saliency",

@@ -8,7 +8,7 @@ concatenations and shared modules need no case of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.channels import Ints, Member
@@ -127,12 +128,39 @@ class Gates:
     def hooked(self, gradients: bool) -> Iterator[None]:
         """Put the gates on; without `gradients` they only look at what passes."""
         with ExitStack() as stack:
-            for key in dict.fromkeys((s.module, s.output) for s in self.sites if s.module is not None):
+            for key in self._by_module():
                 module = self.model.get_submodule(key[0])
-                hook = _Hook(self, key, module, gradients)
-                place = module.register_forward_hook if key[1] else module.register_forward_pre_hook
-                stack.callback(place(hook.after if key[1] else hook.before).remove)
+                stack.callback(_Hook(self, key, module, gradients).placed().remove)
             yield
+
+    @contextmanager
+    def silenced(self, gone: Mapping[str, npt.NDArray[np.bool_]]) -> Iterator[None]:
+        """Multiply channels by 0 where they are consumed, as if they were cut.
+
+        Args:
+            gone: group -> which of its channels, shape (units,).
+        """
+        with ExitStack() as stack:
+            for key, sites in self._by_module().items():
+                module = self.model.get_submodule(key[0])
+                stack.callback(_Hook(self, key, module, mask=self._mask(sites, gone)).placed().remove)
+            yield
+
+    def _by_module(self) -> dict[tuple[str, bool], list[Site]]:
+        found: dict[tuple[str, bool], list[Site]] = {}
+        for site in self.sites:
+            if site.module is not None and not site.member.tensor.endswith(".bias"):
+                found.setdefault((site.module, site.output), []).append(site)
+        return found
+
+    def _mask(self, sites: Sequence[Site], gone: Mapping[str, npt.NDArray[np.bool_]]) -> Tensor:
+        """Return 0 and 1 for the entries of a module's axis; those of no group here are 1."""
+        weight = self.parameter(sites[0])
+        mask = torch.ones(weight.shape[sites[0].member.axis], dtype=weight.dtype, device=weight.device)
+        for site in sites:
+            if site.group in gone:
+                mask[torch.from_numpy(site.entries[gone[site.group][site.ranks]]).to(mask.device)] = 0
+        return mask
 
     def begin(self, count: int) -> None:
         """Forget the last batch."""
@@ -166,15 +194,17 @@ class Gates:
         length = self.parameter(site).shape[site.member.axis]
         by_sample = table.double().reshape(self.count, -1, table.shape[1]).sum(1)
         entries = by_sample.reshape(self.count, -1, length).sum(1).cpu().numpy()[:, site.entries]
-        total = np.zeros((self.count, self.units[site.group]))
-        np.add.at(total, (slice(None), site.ranks), entries)
-        return total
+        total = np.zeros((self.units[site.group], self.count))
+        np.add.at(total, site.ranks, entries.T)
+        return total.T
 
     def by_weight(self, site: Site, table: Tensor) -> Scores:
         """Return a table of the shape of the site's parameter, summed by channel of the group, shape (1, units)."""
         others, table = [a for a in range(table.ndim) if a != site.member.axis], table.detach()
         sums = table.double().sum(dim=others) if others else table.double()
-        return np.bincount(site.ranks, sums.cpu().numpy()[site.entries], minlength=self.units[site.group])[None]
+        total = np.zeros((1, self.units[site.group]))
+        total[0] += np.bincount(site.ranks, sums.cpu().numpy()[site.entries], minlength=self.units[site.group])
+        return total
 
     def changes(self) -> dict[str, Scores]:
         """Return per group the first-order change of each sample's loss when a channel is silenced, (samples, units).
@@ -199,7 +229,13 @@ class _Hook:
     gates: Gates
     key: tuple[str, bool]
     module: nn.Module
-    gradients: bool
+    gradients: bool = False
+    mask: Tensor | None = None  # instead of a gate
+
+    def placed(self) -> RemovableHandle:
+        if self.key[1]:
+            return self.module.register_forward_hook(self.after)
+        return self.module.register_forward_pre_hook(self.before)
 
     def before(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.through(args[0]), *args[1:]) if args and isinstance(args[0], Tensor) else args
@@ -212,12 +248,18 @@ class _Hook:
         axis = value.ndim - 1 if linear else value.ndim - 1 - len(self.module.kernel_size)  # type: ignore[arg-type]
         if axis < 1:
             return value  # without a batch
+        shape = [value.shape[a] if a == axis else 1 for a in range(value.ndim)]
+        if self.mask is not None:  # of a grouped convolution: the same for all its parts
+            return value * self.mask.repeat(shape[axis] // len(self.mask)).view(shape).to(value.dtype)
         passes, rows = self.gates.passed.setdefault(self.key, []), value.shape[0]
         if not self.gradients:
-            flat = value.detach().float().movedim(axis, 1).flatten(2) if value.ndim > 2 else value.detach().float()[..., None]
+            flat = (
+                value.detach().float().movedim(axis, 1).flatten(2)
+                if value.ndim > 2
+                else value.detach().float()[..., None]
+            )
             passes.append(Passed(rows, moments=(flat.mean(2), flat.square().mean(2))))
             return value
-        shape = [rows if a == 0 else value.shape[a] if a == axis else 1 for a in range(value.ndim)]
-        gate = torch.ones(shape, dtype=value.dtype, device=value.device, requires_grad=True)
+        gate = torch.ones([rows, *shape[1:]], dtype=value.dtype, device=value.device, requires_grad=True)
         passes.append(Passed(rows, gate))
         return value * gate

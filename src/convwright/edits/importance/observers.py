@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from convwright.edits.importance.gates import Gates
 from convwright.edits.importance.registry import Observer, Scores, observer
@@ -18,6 +19,7 @@ class _Mean(Observer):
         self.total = {name: np.zeros(units) for name, units in gates.units.items()}
         self.seen = 0
 
+    @override
     def scores(self) -> dict[str, Scores]:
         return {name: total / max(1, self.seen) for name, total in self.total.items()}
 
@@ -32,6 +34,7 @@ class Taylor(_Mean):
 
     single: ClassVar[bool] = True
 
+    @override
     def see(self) -> None:
         for name, changes in self.gates.changes().items():
             self.total[name] += (changes**2).sum(axis=0)
@@ -42,6 +45,7 @@ class Taylor(_Mean):
 class TaylorOfBatches(_Mean):
     """The squared change of the mean loss of a batch: cheaper where consumers have no gate; changes cancel in it."""
 
+    @override
     def see(self) -> None:
         for name, changes in self.gates.changes().items():
             self.total[name] += changes.mean(axis=0) ** 2
@@ -58,6 +62,7 @@ class FisherDiagonal(_Mean):
 
     parameters: ClassVar[bool] = True
 
+    @override
     def see(self) -> None:
         gates = self.gates
         for site in gates.sites:
@@ -77,6 +82,7 @@ class _Activation(_Mean):
         self.moments = {name: np.zeros((2, units)) for name, units in gates.units.items()}
         self.passes = dict.fromkeys(gates.units, 0)
 
+    @override
     def see(self) -> None:
         for site in self.gates.sites:
             for moments in (each.moments for each in self.gates.passes(site)):
@@ -87,13 +93,14 @@ class _Activation(_Mean):
                     self.passes[site.group] += self.gates.count
 
     def _means(self) -> dict[str, tuple[Scores, Scores]]:
-        return {name: tuple(table / max(1, self.passes[name])) for name, table in self.moments.items()}  # type: ignore[misc]
+        return {name: tuple(table / max(1, self.passes[name])) for name, table in self.moments.items()}
 
 
 @observer("activation-mean")
 class ActivationMean(_Activation):
     """Mean of a channel's activations, without sign."""
 
+    @override
     def scores(self) -> dict[str, Scores]:
         return {name: np.abs(mean) for name, (mean, _) in self._means().items()}
 
@@ -102,5 +109,6 @@ class ActivationMean(_Activation):
 class ActivationVariance(_Activation):
     """Variance of a channel's activations over samples and positions."""
 
+    @override
     def scores(self) -> dict[str, Scores]:
         return {name: np.maximum(square - mean**2, 0) for name, (mean, square) in self._means().items()}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convwright.architecture import Architecture
+from convwright.edits.depth import RemoveBlock
 from convwright.edits.importance.gates import Gates
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, Scores
-from convwright.errors import ConvwrightError, did_you_mean
+from convwright.errors import ConvwrightError, EditError, did_you_mean
 
 Batches = Iterable[tuple[Tensor, Any]]
 Loss = Callable[[Any, Any], Tensor]
@@ -108,8 +110,8 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
         return
     with torch.enable_grad():
         value = loss(gates.model(inputs), targets)
-    if not math.isfinite(float(value.detach())):
-        raise ConvwrightError(f"the loss of a calibration batch is {float(value.detach())}: are the weights trained?")
+    if not math.isfinite(value.item()):
+        raise ConvwrightError(f"the loss of a calibration batch is {value.item()}: are the weights whole?")
     sites = gates.sites if found.parameters else gates.ungated()
     parameters = {site.member.tensor: gates.parameter(site) for site in sites}
     factors = gates.factors
@@ -120,6 +122,68 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
         if gradient is not None:
             gates.gradients[name] = gradient
     found.see()
+
+
+def mean_loss(model: nn.Module, batches: Batches, loss: Loss) -> float:
+    """Return the mean loss over all samples, without gradients, in eval mode."""
+    total = count = 0.0
+    with _evaluated(model), torch.no_grad():
+        for inputs, targets in batches:
+            total += float(loss(model(inputs), targets)) * len(inputs)
+            count += len(inputs)
+    return total / max(1.0, count)
+
+
+def block_losses(
+    architecture: Architecture, batches: Batches, loss: Loss, model: nn.Module | None = None
+) -> dict[str, float]:
+    """Measure what each block that can go is worth: how much the loss rises when its branch is zeroed.
+
+    Args:
+        architecture: the network.
+        batches: calibration batches, passed over once per block: a sequence.
+        loss: as of `saliency`.
+        model: as of `saliency`.
+
+    Returns:
+        Rise of the mean loss by name of the block; below 0 where the network is better without it.
+    """
+    used = architecture if model is None else architecture.evolved(model=model)
+    before, found = mean_loss(used.model, batches, loss), {}
+    for block in architecture.blocks:
+        try:
+            without = used.apply(RemoveBlock(block.name), verify=False)
+        except EditError:
+            continue
+        found[block.name] = mean_loss(without.model, batches, loss) - before
+    return found
+
+
+def loss_curve(
+    architecture: Architecture,
+    batches: Batches,
+    loss: Loss,
+    scores: Mapping[str, Scores],
+    model: nn.Module | None = None,
+    shares: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+) -> list[tuple[float, float]]:
+    """Measure how saliency that is lost turns into loss: what brings blocks and resolution into its unit.
+
+    Shares of all channels, those of least saliency first, are silenced where they are consumed.
+
+    Returns:
+        (saliency lost, rise of the mean loss), both rising, from (0, 0) on.
+    """
+    gates = Gates.of(architecture, model)
+    before, order = mean_loss(gates.model, batches, loss), np.sort(np.concatenate(list(scores.values())))
+    curve = [(0.0, 0.0)]
+    for share in shares if len(order) else ():
+        most = order[min(len(order) - 1, int(share * len(order)))]
+        gone = {name: values < most for name, values in scores.items()}
+        with gates.silenced(gone):
+            rise = mean_loss(gates.model, batches, loss) - before
+        curve.append((float(order[order < most].sum()), max(rise, curve[-1][1])))
+    return curve
 
 
 @contextmanager

@@ -13,9 +13,7 @@ from convwright.architecture.channels import Member
 from convwright.edits.importance.registry import Scores, importance
 
 
-def _per_channel(
-    group: ChannelGroup, architecture: Architecture, power: int
-) -> Iterator[tuple[Member, Scores]]:
+def _per_channel(group: ChannelGroup, architecture: Architecture, power: int) -> Iterator[tuple[Member, Scores]]:
     """Yield, per parameter axis of a group, the sum of |weight| ** power of each channel, shape (units,)."""
     graph = architecture.channels
     for member in group.members:
@@ -27,7 +25,8 @@ def _per_channel(
         entries = norms.double().cpu().numpy() ** power
         channels = graph.channels_of(graph.axis_labels((member.tensor, member.axis)))
         mine = graph.group_of[channels] == graph.index[group.name]
-        yield member, np.bincount(graph.rank[channels[mine]], entries[mine], minlength=group.units)
+        summed = np.bincount(graph.rank[channels[mine]], entries[mine], minlength=group.units)
+        yield member, summed.astype(np.float64, copy=False)
 
 
 def _group_norm(group: ChannelGroup, architecture: Architecture, power: int) -> Scores:

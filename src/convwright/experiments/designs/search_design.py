@@ -79,7 +79,8 @@ class Searched:
     def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
         """Return the method that searches, without its last batch."""
         make: Any = method_named(self.method)
-        return UpToTheEnd(make(arch, limits, **{"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}))
+        given = {"epochs": 1, "tune_epochs": 1, "divisor": 1, "seed": self.seed, **self.options}  # as recorded
+        return UpToTheEnd(make(arch, limits, **given))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from convwright.architecture import Architecture
 from convwright.cost.budget import Limits, Widths
 from convwright.edits import Edit, Resolution, Width
+from convwright.edits.constraints import DivisorLike
 from convwright.errors import BudgetError, ConvwrightError, EditError, ReadError
 from convwright.methods.phased.moves import Scene
 from convwright.methods.shared.uniform_widths import uniform_widths
@@ -58,7 +59,7 @@ class DesignBuilder:
 
     arch: Architecture
     limits: Limits
-    divisor: int = 1
+    divisor: DivisorLike = 1
     dropped: dict[str, str] = field(default_factory=dict)
     _scenes: dict[tuple[Edit, ...], Scene | str] = field(default_factory=dict, repr=False)
     _designs: dict[tuple[str, tuple[Edit, ...]], ProposedDesign | None] = field(default_factory=dict, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from convwright.edits.constraints import DivisorLike
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods.auto.proposals import Findings, qualities, structure_of
 from convwright.methods.channel_search.readings import PROBE, check_measurable, read_trial
@@ -70,7 +71,7 @@ class FirstTraining:
         )
 
 
-def quality_of(evidence: Evidence, arch: Architecture, limits: Limits, divisor: int = 1) -> dict[str, float]:
+def quality_of(evidence: Evidence, arch: Architecture, limits: Limits, divisor: DivisorLike = 1) -> dict[str, float]:
     """Return the quality of each channel group over the mean; nothing where none was measured or all is noise.
 
     Args:

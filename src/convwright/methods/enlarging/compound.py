@@ -18,6 +18,7 @@ from convwright.methods.enlarging.space import EnlargingSpace, network_record, s
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
 from convwright.methods.shared.stage_knobs import Layers, Stages
+from convwright.methods.shared.uniform_widths import finest_needed
 
 
 class ScalingOptions(MethodOptions):
@@ -98,19 +99,16 @@ class Scaling(Scripted):
 
     def set_up(self) -> None:
         """Propose what the rule makes of the network."""
-        given, seed = self.options, self.terms.seed
-        self.stages = Stages.of(self.arch, quantum=given.quantum, divisor=self.terms.divisor, layers=given.layers)
-        self.space = EnlargingSpace.of(self.stages, self.limits)
+        given = self.options
+        stages = Stages.of(self.arch, quantum=given.quantum, divisor=self.terms.divisor, layers=given.layers)
+        self.space = EnlargingSpace.of(stages, self.limits)
         if self.space.metric == "latency":
             raise BudgetError("method scaling cannot follow a limit on latency; limit macs or params.")
         self._present = Setting(self.stages.widths, self.stages.depths, self.stages.resolution)
         self.target = self.limits.limits[self.space.metric]
         if self.space.cost(self.space.start) >= self.target:
             raise BudgetError(f"a budget of {human(self.target)} is not above the present cost: nothing to enlarge")
-        draws = range(given.samples) if given.rule == "random" else range(1)
-        coefficients = given.alpha, given.beta, given.gamma
-        made = (self._trimmed(self._made(given.rule, coefficients, seed + i)) for i in draws)
-        self.settings = tuple(dict.fromkeys(made))
+        self.space, self.settings = finest_needed(self.space.levels, self._settings)
         self.untouched = Plan.empty(self.arch)
         self._chosen = self.settings[0]
         self.shortened: Mapping[str, Any] = {} if given.trial_steps is None else {"max_steps": given.trial_steps}
@@ -118,6 +116,20 @@ class Scaling(Scripted):
         words = {i + first: f"{given.rule}: {_said(s)}" for i, s in enumerate(self.settings)}
         told = "; ".join(f"{_said(s)}, {self._cost(s) / self.target:.1%} of the limit" for s in self.settings)
         self._note(f"scaling by {given.rule}", told, words, next(iter(words)))
+
+    @property
+    def stages(self) -> Stages:
+        """The network as stages."""
+        return self.space.stages
+
+    def _settings(self, space: EnlargingSpace) -> tuple[tuple[EnlargingSpace, tuple[Setting, ...]], float]:
+        """Return what the rule makes of a space, and the least share of the target that is used."""
+        self.space, given = space, self.options
+        draws = range(given.samples) if given.rule == "random" else range(1)
+        coefficients = given.alpha, given.beta, given.gamma
+        made = (self._trimmed(self._made(given.rule, coefficients, self.terms.seed + i)) for i in draws)
+        settings = tuple(dict.fromkeys(made))
+        return (space, settings), min(map(self._cost, settings)) / self.target
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -193,8 +205,7 @@ class Scaling(Scripted):
         stages = self.stages
         knobs = stages.knobs
         widths = [
-            max(k.width, round(w / k.quantum) * k.quantum) if k.quantum and w != k.width else k.width
-            for k, w in zip(knobs, wanted.widths, strict=True)
+            k.grown(w) if k.quantum and w != k.width else k.width for k, w in zip(knobs, wanted.widths, strict=True)
         ]
         depths = [d if k.template else k.depth for k, d in zip(knobs, wanted.depths, strict=True)]
         side = stages.resolution if "resolution" in self.space.dropped else wanted.resolution

@@ -28,6 +28,7 @@ from convwright.methods.enlarging.growth import (
     Ties,
     budgets,
     enlarge,
+    landings,
     level_with_the_best,
     mean_of,
     moves_between,
@@ -193,7 +194,7 @@ class GreedyEnlarging(Scripted):
     def set_up(self) -> None:
         """Find what can grow, and set the levels."""
         given, divisor = self.options, self.terms.divisor
-        if given.quantum is not None and divisor > 1 and given.quantum % divisor:
+        if given.quantum is not None and isinstance(divisor, int) and given.quantum % divisor:
             raise ConvwrightError(
                 f"quantum={given.quantum} is no multiple of divisor={divisor}, so stages would have widths that break "
                 f"it; give a multiple of {divisor}"
@@ -201,7 +202,7 @@ class GreedyEnlarging(Scripted):
         self.growth = Growth(given.tolerance, given.beam, given.pairs, given.span, given.ties)
         length = given.trial_epochs, given.trial_steps, given.beam
         self.halving = None if given.halving is None else Halving(given.halving, *length)
-        self.stages = Stages.of(
+        stages = Stages.of(
             self.arch,
             quantum=given.quantum,
             divisor=divisor,
@@ -209,7 +210,7 @@ class GreedyEnlarging(Scripted):
             layers=given.layers,
         )
         self.space = EnlargingSpace.of(
-            self.stages,
+            stages,
             self.limits,
             given.objective,
             width_growth=given.width_growth,
@@ -220,6 +221,14 @@ class GreedyEnlarging(Scripted):
         start, target = self.space.cost(self.space.start), self.limits.limits[self.space.metric]
         usual = max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
         self.levels = budgets(start, target, usual if given.steps is None else given.steps, given.schedule)
+        # Widths as coarse as the end allows, and the search: no knob is to be lost by them.
+        most = landings(self.space.levels[-1], self.levels, self.growth)
+        self.space, _ = self.space.spent(
+            self.space.start,
+            target,
+            given.final_tolerance,
+            lambda space: landings(space, self.levels, self.growth) >= most,
+        )
         self.shortened: Mapping[str, Any] = {} if given.trial_steps is None else {"max_steps": given.trial_steps}
         self.untouched = Plan.empty(self.arch)
         self._found: dict[tuple[int, Point], Evidence] = {}
@@ -227,6 +236,11 @@ class GreedyEnlarging(Scripted):
         self._course: tuple[Mapping[str, Any], ...] = ()
         self._best: Step | None = None
         self._base: int | None = None
+
+    @property
+    def stages(self) -> Stages:
+        """The network as stages."""
+        return self.space.stages
 
     def _meets(self, evidence: Evidence) -> bool:
         # What is measured is not among the counted costs: it is estimated again when the run ends.
@@ -408,7 +422,7 @@ class GreedyEnlarging(Scripted):
     def _end(self, best: Step) -> Script:
         """Trim the last network to the limit, and train it, and the untouched one beside it."""
         target = self.limits.limits[self.space.metric]
-        point = trimmed(self.space, best.point, target, self.options.final_tolerance, self.space.trimming)
+        self.space, point = self.space.spent(best.point, target, self.options.final_tolerance)
         inherits, epochs = self.options.weights == "inherit", self.terms.epochs or self.terms.tune_epochs
         if inherits:  # blocks and resolutions are not taken back: the network before them is taken
             while self.space.cost(point) > target and best.parent is not None and best.parent.parent is not None:

@@ -317,6 +317,12 @@ def _tied(one: Score, top: Score) -> bool:
     return top.value - one.value <= math.hypot(one.stderr, top.stderr)
 
 
+def landings(space: Space, levels: Sequence[int], growth: Growth) -> int:
+    """Return how many moves from the start of a space come near a budget within their span."""
+    moves = _Walk(space, levels, growth).moves(Step(space.start, 0, space.cost(space.start)))
+    return sum(move.level <= growth.span for move in moves)
+
+
 @dataclass(eq=False)
 class _Walk:
     """Candidates by the level that they land on."""
@@ -334,14 +340,15 @@ class _Walk:
         """Put all moves from a point to the levels where they land."""
         if step.level + 1 >= len(self.levels):
             return
-        moves = list(self._moves(step))
+        moves = list(self.moves(step))
         near = [m for m in moves if m.level - step.level <= self.growth.span]
         # Where every knob is too coarse, the nearest landing is taken, however far.
         first = min((m.level for m in moves), default=0)
         for move in near or [m for m in moves if m.level == first]:
             self.waiting.setdefault(move.level, []).append(move)
 
-    def _moves(self, step: Step) -> Iterator[Step]:
+    def moves(self, step: Step) -> Iterator[Step]:
+        """Yield all moves from a point, each to the first level that it comes near."""
         for knob in range(len(self.space.knobs)):
             landed = (self._lands(step, step.point, (knob,), n) for n in range(step.level + 1, len(self.levels)))
             yield from itertools.islice((m for m in landed if m is not None), 1)

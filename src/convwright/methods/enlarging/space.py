@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from convwright.cost.budget import MEASURED, Limits
 from convwright.errors import BudgetError
-from convwright.methods.enlarging.growth import Knob, Point, Step
+from convwright.methods.enlarging.growth import Knob, Point, Step, trimmed
 from convwright.methods.shared.stage_knobs import Stages
+from convwright.methods.shared.uniform_widths import finest_needed
 
 Metric = Literal["macs", "params", "latency"]
 Size = tuple[tuple[int, ...], tuple[int, ...], int]  # widths and depths of all stages, and the resolution
@@ -85,6 +86,27 @@ class EnlargingSpace:
         return self.point(self.stages.widths, self.stages.depths, self.stages.resolution)
 
     @property
+    def levels(self) -> tuple[EnlargingSpace, ...]:
+        """This space, and the same with finer widths where ``auto`` chose them."""
+        finer = self.stages.finer
+        if finer is None:
+            return (self,)
+        knobs = (replace(k, quantum=finer.knobs[k.stage].quantum) if k.kind == "width" else k for k in self.knobs)
+        return (self, *replace(self, stages=finer, knobs=tuple(knobs), _costs={}).levels)
+
+    def spent(
+        self, point: Point, target: int, tolerance: float, suits: Callable[[EnlargingSpace], bool] = lambda space: True
+    ) -> tuple[EnlargingSpace, Point]:
+        """Return the widths near a point that spend a target, in the coarsest space that suits and can spend it."""
+
+        def found(space: EnlargingSpace) -> tuple[tuple[EnlargingSpace, Point], float]:
+            near = trimmed(space, point, target, tolerance, space.trimming)
+            share = space.cost(near) / target
+            return (space, near), share if share <= 1 and suits(space) else 0.0
+
+        return finest_needed(self.levels, found)
+
+    @property
     def trimming(self) -> tuple[int, ...]:
         """Indices of the knobs that trim a network to its limit: the widths; the depths where there are none."""
         widths = tuple(i for i, knob in enumerate(self.knobs) if knob.kind == "width")
@@ -119,6 +141,8 @@ class EnlargingSpace:
 
     def _found(self, point: Point) -> dict[str, int]:
         widths, depths, side = self.parts(point)
+        if not self.stages.bears(widths):
+            return dict.fromkeys(("macs", "params", *self.limits.limits), 2**62)
         if side > _LARGEST_SIDE or (side != self.stages.resolution and self.stages.stage_costs.refusal(side)):
             return dict.fromkeys(("macs", "params", *self.limits.limits), 2**62)
         measured = {m: self.limits.estimates[m](self.stages.sizes(widths)) for m in self.limits.limits if m in MEASURED}

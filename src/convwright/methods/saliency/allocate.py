@@ -66,7 +66,7 @@ def allocate(
     Args:
         arch: the network.
         scores: saliency per channel by group name, shape (units,), as `saliency` returns it; groups left out stay.
-        budget: such as ``macs<=50%`` or ``["macs<=50%", "params<=1M"]``; or limits in numbers, which may have estimates.
+        budget: such as ``macs<=50%`` or ``["macs<=50%", "params<=1M"]``; or limits in numbers.
         constraints: of the user, beside those that the network is bound to.
         divisor: of new widths: ``auto`` or a number.
         blocks: what whole blocks are worth in the unit of the scores, by name; None: all blocks stay.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from convwright.architecture.stages import find_stages
 from convwright.cost.forms import FormMaker
 from convwright.cost.stage_costs import Side, StageCosts
 from convwright.edits import AddBlock, Edit, RemoveBlock, Resolution, Width
+from convwright.edits.constraints import Divisor, DivisorLike, why_resolution_stays, width_range
 from convwright.edits.depth import why_not_removable, why_not_repeatable
+from convwright.edits.surgery import MOST_CHANNELS
 from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
 from convwright.zoo.ghostnet import large_layers
 
@@ -45,6 +47,9 @@ class StageKnob:
         blocks: its blocks, in execution order.
         width: channels that leave it.
         quantum: widths are multiples of this; 0: the width cannot change.
+        least: smallest width that the user's constraints allow.
+        most: largest.
+        unit: what widths are multiples of at least, so that every group on it is whole.
         template: the block that is copied to make it deeper; empty if none can be.
         removable: blocks that can go, from the last on.
         reasons: why a knob is missing, by ``width`` and ``depth``.
@@ -59,6 +64,14 @@ class StageKnob:
     removable: tuple[str, ...]
     reasons: Mapping[str, str]
     fan: Mapping[str, int] = field(default_factory=dict, hash=False)
+    least: int = 1
+    most: int = MOST_CHANNELS
+    unit: int = 1
+
+    def grown(self, width: float) -> int:
+        """Return the width nearest to one that the stage can grow to, or the present one."""
+        found = min(round(width / self.quantum), self.most // self.quantum) * self.quantum
+        return found if found >= max(self.width, self.least) else self.width
 
     @property
     def depth(self) -> int:
@@ -77,6 +90,7 @@ class Stages:
         drivers: free group -> the stage whose width moves it, or -1.
         layers: the generator's own rule for the widths of layers, if there is one.
         divisor: inner widths are rounded to multiples of this.
+        quantum: what the widths of all stages were to be multiples of; None: nothing was said.
     """
 
     arch: Architecture
@@ -84,7 +98,8 @@ class Stages:
     stage_costs: StageCosts
     drivers: Mapping[str, int]
     layers: Layers | None = None
-    divisor: int = 1
+    divisor: Divisor = Divisor(1)  # noqa: RUF009 - frozen
+    quantum: int | None = None
     _sizes: dict[tuple[tuple[int, ...], float], dict[str, int]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -93,7 +108,7 @@ class Stages:
         arch: Architecture,
         *,
         quantum: int | None = None,
-        divisor: int = 1,
+        divisor: DivisorLike = 1,
         merge_equal_resolution: bool = False,
         layers: Layers | None = None,
     ) -> Stages:
@@ -103,7 +118,8 @@ class Stages:
             arch: the network.
             quantum: widths of stages are multiples of this; None: of `divisor`, and where that is 1, of 4 (of 2 or 1
                 in networks narrower than 16 or 8).
-            divisor: widths inside the blocks are rounded to multiples of this.
+            divisor: widths inside the blocks are rounded to multiples of this; ``auto`` begins with the coarsest, see
+                `finer`.
             merge_equal_resolution: all blocks at one spatial size are one stage, whatever their widths; then its
                 width is that of its last block, and the others go along in proportion.
             layers: how wide each layer is for given widths of the stages, by name; groups that no such layer makes
@@ -112,21 +128,27 @@ class Stages:
         Raises:
             ConvwrightError: the network has no stages with blocks, or a number is out of its range.
         """
-        check_given_counts(quantum=quantum, divisor=divisor)
+        check_given_counts(quantum=quantum)
         found = [s for s in find_stages(arch.flow, split_by_width=not merge_equal_resolution) if s.blocks]
         runs = [outermost(arch.flow, [arch.block(name) for name in stage.blocks]) for stage in found]
         if not runs:
             raise ConvwrightError(f"{arch.source} has no blocks, so it has no stages that could be enlarged.")
         fans = _fans(arch, runs)
-        narrowest = min(_width(arch, run[-1]) for run in runs)
-        usual = divisor if divisor > 1 else 4 if narrowest >= 16 else 2 if narrowest >= 8 else 1
         drivers = _drivers(arch, runs, fans)
-        knobs = tuple(
-            _knob(arch, s.name, run, fan, quantum or usual) for s, run, fan in zip(found, runs, fans, strict=True)
-        )
+        knobs = tuple(_knob(arch, s.name, run, fan) for s, run, fan in zip(found, runs, fans, strict=True))
+        first = Divisor.of(divisor)
+        knobs = _in_steps(knobs, first, quantum)
         names = [n for knob in knobs for n in dict.fromkeys((knob.template, *knob.removable)) if n]
         rule = layers or (_zoo_rule(arch, knobs) if not merge_equal_resolution else None)
-        return cls(arch, knobs, StageCosts.of(arch, names), drivers, rule, divisor)
+        return cls(arch, knobs, StageCosts.of(arch, names), drivers, rule, first, quantum)
+
+    @property
+    def finer(self) -> Stages | None:
+        """The same stages with finer widths, where ``auto`` chose them and there are such."""
+        divisor = self.divisor.finer
+        if divisor is None:
+            return None
+        return replace(self, knobs=_in_steps(self.knobs, divisor, self.quantum), divisor=divisor, _sizes={})
 
     # ------------------------------------------------------------------ where it stands
 
@@ -149,6 +171,8 @@ class Stages:
     def fixed_resolution(self) -> str:
         """Why the resolution cannot change; empty if it can."""
         side = self.stage_costs.side
+        if stays := why_resolution_stays(self.arch):
+            return stays
         if len(set(side)) != 1:
             return f"inputs of {'x'.join(map(str, side))} are not square"
         return self.stage_costs.refusal(side[0] + 8)
@@ -180,10 +204,10 @@ class Stages:
             layer = group.name.partition("[")[0]
             if layer in named:
                 ratio = named[layer] / self.arch.layer(layer).output_shape[1]
-            step = group.step
-            if driver == _NOBODY or group.name not in self.knobs[driver].fan:
-                step = math.lcm(step, self.divisor) if group.size >= self.divisor and layer not in named else step
-            sizes[group.name] = group.size if ratio == 1 else max(step, int(group.size * ratio / step + 0.5) * step)
+            inner = driver == _NOBODY or group.name not in self.knobs[driver].fan
+            divisor = self.divisor if inner and layer not in named else Divisor(1)
+            allowed = width_range(self.arch.channels, group, divisor)
+            sizes[group.name] = group.size if ratio == 1 else allowed.nearest(group.size * ratio)
         return sizes
 
     def _check(self, widths: Sequence[int]) -> None:
@@ -194,10 +218,15 @@ class Stages:
                 continue
             if not knob.quantum:
                 raise BudgetError(f"the width of {knob.name} cannot change: {knob.reasons['width']}.")
-            if width < 1 or width % knob.quantum:
+            if width < 1 or width % knob.quantum or not knob.least <= width <= knob.most:
+                within = "" if knob.most == MOST_CHANNELS else f" from {knob.least} to {knob.most}"
                 raise BudgetError(
-                    f"{knob.name} cannot have {width} channels; it takes positive multiples of {knob.quantum}."
+                    f"{knob.name} cannot have {width} channels; it takes positive multiples of {knob.quantum}{within}."
                 )
+
+    def bears(self, widths: Sequence[int]) -> bool:
+        """Return whether widths of the stages are within the user's constraints."""
+        return all(k.width == w or k.least <= w <= k.most for k, w in zip(self.knobs, widths, strict=True))
 
     def copies(self, depths: Sequence[int]) -> dict[str, int]:
         """Return further copies of each block (-1: it is absent) that give the stages these depths.
@@ -300,10 +329,26 @@ def _fans(arch: Architecture, runs: Sequence[Sequence[Block]]) -> list[dict[str,
     return fans
 
 
-def _knob(arch: Architecture, name: str, run: Sequence[Block], fan: Mapping[str, int], quantum: int) -> StageKnob:
+def _in_steps(knobs: Sequence[StageKnob], divisor: Divisor, quantum: int | None) -> tuple[StageKnob, ...]:
+    """Return stages whose widths are multiples of a quantum; None: of the divisor, or of few channels where it is 1."""
+    narrowest = min(knob.width for knob in knobs)
+    few = 4 if narrowest >= 16 else 2 if narrowest >= 8 else 1
+
+    def step(knob: StageKnob) -> int:
+        asked = divisor.of_width(knob.width)
+        usual = quantum or (asked if asked > 1 and divisor.stated else max(asked, few))
+        return math.lcm(usual, knob.unit) if knob.unit else 0
+
+    return tuple(replace(knob, quantum=step(knob)) for knob in knobs)
+
+
+def _knob(arch: Architecture, name: str, run: Sequence[Block], fan: Mapping[str, int]) -> StageKnob:
     reasons = {}
     width = _width(arch, run[-1])
-    step, reason = _width_step(arch, width, fan, quantum)
+    unit, reason = _width_unit(arch, width, fan)
+    ranges = [(width_range(arch.channels, arch.group(group)), width / arch.group(group).size) for group in fan]
+    least = max((math.ceil(allowed.least * share) for allowed, share in ranges), default=1)
+    most = min((math.floor(allowed.most * share) for allowed, share in ranges), default=MOST_CHANNELS)
     if reason:
         reasons["width"] = reason
     refusals = {b.name: why_not_repeatable(arch, b) for b in reversed(run)}
@@ -311,18 +356,21 @@ def _knob(arch: Architecture, name: str, run: Sequence[Block], fan: Mapping[str,
     if not template:
         reasons["depth"] = str(refusals[run[-1].name]).rstrip(".")
     removable = tuple(b.name for b in reversed(run) if why_not_removable(arch, b) is None)[: len(run) - 1]
-    return StageKnob(name, tuple(b.name for b in run), width, step, template, removable, reasons, dict(fan))
+    more = (reasons, dict(fan), least, min(most, MOST_CHANNELS), unit)
+    return StageKnob(name, tuple(b.name for b in run), width, unit, template, removable, *more)
 
 
-def _width_step(arch: Architecture, width: int, fan: Mapping[str, int], quantum: int) -> tuple[int, str]:
+def _width_unit(arch: Architecture, width: int, fan: Mapping[str, int]) -> tuple[int, str]:
     """Return what the width must be a multiple of so that every group on it is whole; 0 and why, if it is stuck."""
     if sum(fan.values()) != width:
         return 0, "some channels that leave it are frozen, or are those of an earlier stage"
     tied = next((name for name in fan if arch.group(name).tied), None)
     if tied is not None:
         return 0, f"the channels of {tied} are tied in size to other channels"
-    units = math.gcd(width, *(arch.group(name).units for name in fan))
-    return math.lcm(quantum, width // units), ""
+    groups = [arch.group(name) for name in fan]
+    unit = width // math.gcd(width, *(group.units for group in groups))
+    asked = [group.bounds.divisor * width // group.size for group in groups if group.bounds and group.bounds.divisor]
+    return math.lcm(unit, *asked), ""
 
 
 def _drivers(arch: Architecture, runs: Sequence[Sequence[Block]], fans: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from convwright.cost.cost_model import CostModel
 from convwright.edits import Width, scale_widths, solve
-from convwright.errors import BudgetError, EditError
+from convwright.edits.constraints import ENOUGH, Divisor, DivisorLike, levels_of, multiple_of, width_range
+from convwright.errors import BudgetError, ConvwrightError, EditError
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup
@@ -21,10 +22,14 @@ _FULL = 0.999  # share of the budget from which nothing more is added
 _FULL_ESTIMATED = 0.97  # the same where a limit is on an estimate, such as latency: finer than this is noise
 _SPREAD = 1.15  # a single group may be regrown to so much above the common ratio, rounded up
 
+BETTER = 0.005  # of two divisors the finer one is taken only if it uses so much more of the budget
+
 Widths = dict[str, int]
+_Found = TypeVar("_Found")
+_Level = TypeVar("_Level")
 
 
-def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1) -> tuple[Width, ...]:
+def uniform_widths(architecture: Architecture, limits: Limits, divisor: DivisorLike = 1) -> tuple[Width, ...]:
     """Scale all free groups by the largest common ratio that meets all limits.
 
     Whole channels leave some of the budget over. It is spent on single groups, those furthest below
@@ -33,7 +38,7 @@ def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1)
     Args:
         architecture: The network.
         limits: The budget in numbers.
-        divisor: Widths are rounded to multiples of this.
+        divisor: Widths are rounded to multiples of this; ``auto``: the coarsest with which the budget can be used.
 
     Returns:
         One edit per group that changes.
@@ -47,7 +52,7 @@ def uniform_widths(architecture: Architecture, limits: Limits, divisor: int = 1)
 def weighted_widths(
     architecture: Architecture,
     limits: Limits,
-    divisor: int = 1,
+    divisor: DivisorLike = 1,
     weights: Mapping[str, float] | None = None,
     fill: bool = True,
 ) -> tuple[Width, ...]:
@@ -56,7 +61,7 @@ def weighted_widths(
     Args:
         architecture: The network.
         limits: The budget in numbers.
-        divisor: Widths are rounded to multiples of this.
+        divisor: Widths are rounded to multiples of this; ``auto``: the coarsest with which the budget can be used.
         weights: Weight by group name, from 0 (stays) to 1; groups left out stay. None: 1 for every group.
         fill: Spend what whole channels leave over on single groups. Without it, groups of one size and one weight
             stay equal.
@@ -67,20 +72,48 @@ def weighted_widths(
     Raises:
         BudgetError: No ratio meets the limits.
     """
-    search = _Search(architecture, limits, divisor, weights)
+    return finest_needed(levels_of(divisor), lambda level: _scaled(_Search(architecture, limits, level, weights), fill))
+
+
+def finest_needed(levels: Sequence[_Level], found: Callable[[_Level], tuple[_Found, float]]) -> _Found:
+    """Return what the coarsest divisor gives that uses the budget well enough, or as well as any finer one.
+
+    Args:
+        levels: Divisors, or what has widths of them, from coarse to fine.
+        found: Returns what a level gives, and the share of the budget that it uses.
+
+    Raises:
+        ConvwrightError: None gives anything; the finest one's error.
+    """
+    best: tuple[_Found, float] | None = None
+    for level in levels:
+        try:
+            one = found(level)
+        except ConvwrightError:  # such as a budget that only finer widths meet
+            if level is levels[-1] and best is None:
+                raise
+            continue
+        if one[1] >= ENOUGH:
+            return one[0]
+        best = one if best is None or one[1] > best[1] + BETTER else best
+    assert best is not None
+    return best[0]
+
+
+def _scaled(search: _Search, fill: bool) -> tuple[tuple[Width, ...], float]:
     ratio = search.largest_ratio()
     edits = search.edits(ratio)
-    if not fill:
-        return edits
-    regrown = search.regrown(edits, ratio)
-    return regrown if search.used(regrown) <= 1 else edits
+    used = search.used(edits)
+    regrown = search.regrown(edits, ratio) if fill else edits
+    both = (regrown, search.used(regrown)) if fill else (edits, used)
+    return both if both[1] <= 1 else (edits, used)
 
 
 class _Search:
     """Exact costs of sets of edits, remembered."""
 
     def __init__(
-        self, architecture: Architecture, limits: Limits, divisor: int, weights: Mapping[str, float] | None = None
+        self, architecture: Architecture, limits: Limits, divisor: Divisor, weights: Mapping[str, float] | None = None
     ) -> None:
         self.architecture, self.limits, self.divisor, self.weights = architecture, limits, divisor, weights
         self.model = CostModel.of(architecture)
@@ -142,9 +175,11 @@ class _Search:
             ratio /= 2
             if self.used(self.edits(ratio)) <= 1:
                 return ratio, 2 * ratio
+        stated = self.divisor.stated or 1
         raise BudgetError(
             f"no common ratio of widths meets {self.limits.describe()}"
-            f"{f' with divisor {self.divisor}' if self.divisor > 1 else ''}; raise the budget or lower the divisor"
+            f"{' within the constraints' if self.architecture.constraints is not None else ''}"
+            f"{f' with divisor {stated}' if stated > 1 else ''}; raise the budget or lower the divisor"
         )
 
     def _upwards(self) -> tuple[float, float]:
@@ -177,11 +212,12 @@ class _Search:
                 yield wider
 
     def _step(self, group: ChannelGroup) -> int:
-        return math.lcm(group.step, self.divisor) if group.size >= self.divisor else group.step
+        return multiple_of(group, self.divisor)
 
     def _ceiling(self, group: ChannelGroup, ratio: float) -> int:
         """Return the largest width that still counts as near the common ratio."""
         near = math.ceil(group.size * self.share(group, ratio) * _SPREAD) + self._step(group)
+        near = min(near, width_range(self.architecture.channels, group, self.divisor).most)
         return min(near, group.size) if ratio < 1 else near
 
     def _as_edits(self, widths: Widths, edits: Sequence[Width]) -> tuple[Width, ...]:

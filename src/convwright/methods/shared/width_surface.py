@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,10 @@ from convwright.cost.budget import MEASURED, Limits, human
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Ints
 from convwright.edits import Width, solve
+from convwright.edits.constraints import ENOUGH, Divisor, DivisorLike, width_range
 from convwright.edits.surgery import MOST_CHANNELS
 from convwright.errors import BudgetError, ConvwrightError, EditError
+from convwright.methods.shared.uniform_widths import BETTER
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -94,7 +97,8 @@ class Surface:
     Args:
         arch: The network.
         limits: The budget in numbers.
-        divisor: Widths are multiples of this, too; groups that are smaller than it keep their own step.
+        divisor: Widths are multiples of this, too; groups that are smaller than it keep their own step. ``auto``: of
+            what kernels like.
         least: Smallest width of a group; None: one step.
         most: Largest; None: none.
         checked: Refuse limits that even the smallest widths break.
@@ -109,25 +113,48 @@ class Surface:
         arch: Architecture,
         limits: Limits,
         *,
-        divisor: int = 1,
+        divisor: DivisorLike = 1,
         least: int | None = None,
         most: int | None = None,
         checked: bool = True,
     ) -> None:
-        self.arch, self.limits, self.divisor = arch, limits, divisor
+        self.arch, self.limits = arch, limits
         self.model = CostModel.of(arch)
         self.full = _FULL_ESTIMATED if limits.estimates else FULL
-        self.families = tuple(_families(arch, divisor, least, most))
+        self.divisor, self._bounds = Divisor.of(divisor), (least, most)
+        self.families = self._made()
         self._places: dict[tuple[str, int], dict[str, int]] = {}
         self._column = {name: i for i, name in enumerate(self.model.groups)}
-        smallest = {f.name: f.least for f in self.families}
-        for metric, by in self.limits.excess(self.costs(smallest)).items() if checked else ():
+        for metric, by in self._excess().items() if checked else ():
             limit = self.limits.limits[metric]
             bound = "" if least is None else f" of {least} channels (min_width); allow less"
             raise BudgetError(
                 f"{metric}<={human(limit, metric)} cannot be met: the smallest widths{bound or ' of all groups'} need "
                 f"{human(limit + by, metric)}. Raise the budget"
             )
+
+    def _made(self) -> tuple[Family, ...]:
+        """Return the families, in multiples that are as fine as the bounds need."""
+        while True:
+            try:
+                return tuple(_families(self.arch, self.divisor, *self._bounds))
+            except ConvwrightError:
+                if self.divisor.finer is None:
+                    raise
+                self.divisor = self.divisor.finer
+
+    @cached_property
+    def finer(self) -> Surface | None:
+        """The same in finer multiples, where ``auto`` chose these."""
+        least, most = self._bounds
+        if self.divisor.finer is None:
+            return None
+        return Surface(self.arch, self.limits, divisor=self.divisor.finer, least=least, most=most, checked=False)
+
+    def _excess(self) -> Mapping[str, int]:
+        """Return by how much even the smallest widths break the limits."""
+        excess = self.limits.excess(self.costs({f.name: f.least for f in self.families}))
+        return self.finer._excess() if excess and self.finer is not None else excess
 
     # ------------------------------------------------------------------ sizes and costs
 
@@ -230,11 +257,19 @@ class Surface:
 
         Returns:
             Widths that use at most `target` of the tightest limit, and at least 99 % of that where steps and bounds
-            allow. Where even the smallest widths use more than `target`, these.
+            allow, in finer multiples than those of ``auto`` where these use less than 97 %. Where even the
+            smallest widths use more than `target`, these.
 
         Raises:
             BudgetError: Tied groups do not fit together at any scale.
         """
+        place = self._projected(wanted, target)
+        if ENOUGH * target <= place.use <= target or self.finer is None:
+            return place
+        finer = self.finer.project(wanted, target)
+        return finer if place.use > target or place.use + BETTER < finer.use <= target else place
+
+    def _projected(self, wanted: Shape, target: float) -> Place:
         scale = self._scale(wanted, target)
         for _ in range(60):
             shape = {f.name: min(max(wanted[f.name] * scale, f.least), f.most) for f in self.families}
@@ -351,7 +386,7 @@ def _near(family: Family, wanted: float) -> list[int]:
 # ------------------------------------------------------------------ families
 
 
-def _families(arch: Architecture, divisor: int, least: int | None, most: int | None) -> Iterator[Family]:
+def _families(arch: Architecture, divisor: Divisor, least: int | None, most: int | None) -> Iterator[Family]:
     """Yield the families that can change, in the network's order.
 
     Raises:
@@ -365,11 +400,13 @@ def _families(arch: Architecture, divisor: int, least: int | None, most: int | N
         if group.name in covered:
             continue
         covered |= {group.name, *group.tied}
+        allowed = width_range(arch.channels, group, divisor)
         if any(arch.channels.group(name).frozen for name in group.tied):
             continue
-        step = math.lcm(group.step, divisor) if group.size >= divisor else group.step
-        low = max(step, math.ceil((least or 1) / step) * step)
-        high = (most or MOST_CHANNELS) // step * step
+        step, low, high = allowed.multiple, allowed.least, allowed.most
+        if not low == high == group.size:  # else there is nothing to choose
+            low = max(low, math.ceil((least or 1) / step) * step)
+            high = min(high, (most or MOST_CHANNELS) // step * step)
         if low > high:
             raise ConvwrightError(
                 f"{group.name} has widths that are multiples of {step}: none lies from {least or 1} to {most} "

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
-from convwright.errors import RunError, brief
+from convwright.errors import RunError
 from convwright.strict_json import check_version, parse
 
 LOCK = ".lock"
@@ -27,7 +26,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("options", "limits", "recipe", "method_options", "settings", "settled", "storage"), (dict,)),
     **dict.fromkeys(("versions", "machine", "budget_met", "trained_with", "baseline_trained_with"), (dict,)),
     **dict.fromkeys(("baseline", "result"), (dict,)),
-    **dict.fromkeys(("epochs", "tune_epochs", "divisor", "seed", "judgement", "macs", "params"), (int,)),
+    **dict.fromkeys(("epochs", "tune_epochs", "seed", "judgement", "macs", "params"), (int,)),
+    "divisor": (int, str),
+    **dict.fromkeys(("constraints", "odd_widths"), (dict,)),
     **dict.fromkeys(("before", "after", "test", "validation"), (dict, type(None))),
     "weights": (str, type(None)),
     "seconds": (dict, int, float),
@@ -212,11 +213,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy weights from a file into `model`; no code in the file can run.
+    """Copy weights that `save_weights` wrote into `model`; every tensor must be there, and no other.
 
-    Args:
-        model: Takes the weights.
-        path: A .safetensors file, or a state dict saved by torch.
+    What a user brings is read by `convwright.architecture.weights` instead.
 
     Raises:
         RunError: The file is missing or damaged, or its tensors do not fit; names the first one.
@@ -227,10 +226,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         with file.open("rb"):  # what cannot be read says why, as itself
             pass
-        if file.suffix == ".safetensors":
-            load_model(model, str(file))
-        else:
-            model.load_state_dict(_torch_state(file))
+        load_model(model, str(file))
     except OSError as error:
         raise RunError(f"{file}: cannot be read ({error.strerror or error}); give a file of weights") from error
     except SafetensorError as error:
@@ -242,25 +238,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 _NAMED = 3  # keys
 
 
-def _torch_state(file: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way
-        raise RunError(f"{file}: cannot be read as a state dict without running code in it") from error
-    if not isinstance(state, dict):
-        raise RunError(f"{file}: holds a {type(state).__name__}, not a state dict; save model.state_dict()")
-    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if odd:
-        raise RunError(f"{file}: its entry {brief(odd[0])} is no tensor with a name; save model.state_dict()")
-    return state
-
-
 def _reason(error: Exception) -> str:
-    """Return what torch lists first, with the first of the keys, and the remedy where one is known."""
+    """Return what torch lists first, with the first of the keys."""
     lines = [line.strip().rstrip(". ") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     first, *more = [_shortened(line) for line in lines[1:3] or lines]
-    if first.startswith("size mismatch"):
-        return f"{first}; of a network with other outputs, load what fits in a function of your own, FILE.py:FUNCTION"
     return "; ".join([first, *(line for line in more if line.startswith("Unexpected"))])
 
 

@@ -13,8 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from convwright.errors import DataError
-from convwright.training.data.folders import dataset_part, folder_parts
-from convwright.training.data.images import Images, check_classes, check_labels, count_classes, stratified_split
+from convwright.training.data.folders import ImageFiles, Resize, dataset_part, folder_parts
+from convwright.training.data.images import (
+    ArrayImages,
+    Images,
+    check_classes,
+    check_labels,
+    count_classes,
+    stratified_split,
+)
 from convwright.training.data.named import Request, data_set_named
 from convwright.training.data.sources import Parts, Shape, npz_parts
 
@@ -58,6 +65,12 @@ class ImageData:
         """Standard deviation per channel, likewise."""
         return self.train.std
 
+    @property
+    def resize(self) -> Resize:
+        """How photographs became images of one size."""
+        files = self.train.files if isinstance(self.train, ArrayImages) else self.train.read
+        return files.framing if isinstance(files, ImageFiles) else Resize()
+
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
         """Return the same images with another mean and standard deviation per channel."""
 
@@ -98,6 +111,7 @@ def load_data(
     split_seed: int = 0,
     num_classes: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    resize: Resize | None = None,
 ) -> ImageData:
     """Load a data set and split off its validation part.
 
@@ -115,6 +129,7 @@ def load_data(
         num_classes: Number of classes; None: what the source says, else the largest label plus 1, and then no class
             may be missing in between.
         memory_limit: Bytes of decoded images per part above which it is streamed.
+        resize: How photographs of a folder are converted to `input_shape`; None: whole.
 
     Raises:
         DataError: Unknown name, missing, empty or damaged files, labels that are not whole numbers, lie outside the
@@ -123,7 +138,7 @@ def load_data(
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction={val_fraction} is not in 0 <= value < 1; use 0.1")
     folder = Path(data_dir) if data_dir is not None else None
-    name, parts = _parts(spec, folder, input_shape, memory_limit)
+    name, parts = _parts(spec, folder, input_shape, memory_limit, resize)
     return _image_data(name, parts, val_fraction, split_seed, num_classes)
 
 
@@ -157,7 +172,9 @@ def check_fits(data: ImageData, example_input_shape: tuple[int, ...], num_output
         )
 
 
-def _parts(spec: Any, data_dir: Path | None, shape: Shape | None, limit: int) -> tuple[str, Parts]:
+def _parts(
+    spec: Any, data_dir: Path | None, shape: Shape | None, limit: int, resize: Resize | None
+) -> tuple[str, Parts]:
     if not isinstance(spec, (str, Path)):
         return _dataset_parts(spec, shape, limit)
     text = str(spec)
@@ -165,7 +182,7 @@ def _parts(spec: Any, data_dir: Path | None, shape: Shape | None, limit: int) ->
     if kind == "npz" and path:
         return text, npz_parts(Path(os.path.expanduser(path)), path, shape)  # noqa: PTH111 - "~nobody" is no error
     if kind == "folder" and path:
-        return text, folder_parts(Path(os.path.expanduser(path)), shape, limit)  # noqa: PTH111
+        return text, folder_parts(Path(os.path.expanduser(path)), shape, limit, resize)  # noqa: PTH111
     return text, data_set_named(text).read(Request(data_dir, shape, limit))
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from convwright.errors import DataError, DataWarning, is_there
@@ -32,6 +33,33 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", 
 _TRAIN, _VAL, _TEST = _PARTS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
 _SAMPLE = 256  # images that the statistics of a streamed set are taken from
 _GIVE = "for example --input {}x224x224"
+
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class Resize(BaseModel):
+    """How photographs of a folder become images of one size: resized, and a part cut out of the middle.
+
+    Attributes:
+        crop_pct: Share of the shorter side that is shown, 1 for all of it. None: as the pretrained weights of the
+            network were judged, where there are such weights; else 1.
+        interpolation: Of the resizing. None: likewise; else bicubic.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Interpolation | None = None
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"{self.crop_pct or 1:.4g} of the shorter side is shown, {self.interpolation or 'bicubic'}"
+
+    def of(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """Return an image at another size; what is beyond the sides' ratio is cut off alike on both ends."""
+        method = Image.Resampling[(self.interpolation or "bicubic").upper()]
+        return ImageOps.fit(image, (width, height), method, bleed=(1 - (self.crop_pct or 1)) / 2)
 
 
 class UnlikeImagesError(DataError):
@@ -57,6 +85,7 @@ class ImageFiles:
         shape: (c, h, w).
         resize: Whether images of another size or in colour are converted to it, or refused.
         limit: Bytes of decoded images up to which they are held in memory.
+        framing: How images are converted.
     """
 
     paths: tuple[str, ...]
@@ -64,6 +93,7 @@ class ImageFiles:
     shape: Shape
     resize: bool
     limit: int
+    framing: Resize = Resize()  # noqa: RUF009 - frozen
 
     def subset(self, indices: Tensor) -> ImageFiles:
         """Return the images at `indices` (m,)."""
@@ -112,14 +142,12 @@ class ImageFiles:
         path = self.paths[position]
         channels, height, width = self.shape
         image = self._decoded(path)
-        if image.size != (width, height):
-            if not self.resize:
-                raise UnlikeImagesError(
-                    f"{path}: {image.size[0]}x{image.size[1]} pixels where the first image has {width}x{height}",
-                    channels,
-                )
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-        return as_image(image, path)
+        if image.size != (width, height) and not self.resize:
+            raise UnlikeImagesError(
+                f"{path}: {image.size[0]}x{image.size[1]} pixels where the first image has {width}x{height}", channels
+            )
+        whole = image.size == (width, height) and self.framing.crop_pct in (None, 1)
+        return as_image(image if whole else self.framing.of(image, width, height), path)
 
 
 def _decode(path: str) -> Image.Image:
@@ -136,13 +164,14 @@ def _decode(path: str) -> Image.Image:
         raise DataError(f"{path}: not a readable image; repair or remove the file") from error
 
 
-def folder_parts(root: Path, shape: Shape | None, limit: int) -> Parts:
+def folder_parts(root: Path, shape: Shape | None, limit: int, framing: Resize | None = None) -> Parts:
     """Read `root/class/*.png`, or `root/train/class/*` with `root/val/...` and `root/test/...`.
 
     Args:
         root: The folder; classes are numbered in the order of their names.
         shape: (c, h, w) to decode to; None: as the first image is, and all must be alike.
         limit: Bytes of decoded images up to which a part is held in memory; more is streamed.
+        framing: How images are converted to `shape`; None: whole. Images that are alike already stay as they are.
 
     Raises:
         DataError: Missing or empty folder, two folders for one part, unreadable or unlike images, unknown classes.
@@ -157,11 +186,14 @@ def folder_parts(root: Path, shape: Shape | None, limit: int) -> Parts:
     names = tuple(p.name for p in _folders(train_root))
     if names and set(map(str.lower, names)) <= {name for part in _PARTS for name in part}:
         raise DataError(f"{root}: has {', '.join(names)} and no training images; put those into train/class/")
-    files = _files(train_root, names, shape, limit, every=True)
+    paths, labels = _listed(train_root, names, every=True)
+    framing = framing if framing is not None and shape is not None else Resize()
+    files = ImageFiles(paths, labels, shape or _shape_of(paths[0]), shape is not None, limit, framing)
     train = files.images(None)
 
     def part(folder: Path) -> Images:
-        return replace(_files(folder, names, files.shape, limit), resize=files.resize).images((train.mean, train.std))
+        paths, labels = _listed(folder, names)
+        return replace(files, paths=paths, labels=labels).images((train.mean, train.std))
 
     val = part(val_root) if val_root is not None else None
     return Parts(train, val, (lambda: part(test_root)) if test_root is not None else None, names)
@@ -186,20 +218,21 @@ def _warn_of_unused(root: Path, used: Sequence[Path | None]) -> None:
         warnings.warn(f"{root}: not used: {', '.join(unused)} (parts are called {parts})", DataWarning, stacklevel=2)
 
 
-def _files(root: Path, names: tuple[str, ...], shape: Shape | None, limit: int, every: bool = False) -> ImageFiles:
+def _listed(root: Path, names: tuple[str, ...], every: bool = False) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the files of a part and their labels; with `every`, each class must have some."""
     unknown = [p.name for p in _folders(root) if p.name not in names]
     if unknown:
         raise DataError(f"{root / unknown[0]}: this class has no training images; add or remove it")
     found: list[tuple[str, int]] = []
     for label, name in enumerate(names):
-        paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths and every:
+        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files and every:
             raise DataError(f"{root / name}: no images; add some or remove the folder")
-        found += [(str(path), label) for path in paths]
+        found += [(str(file), label) for file in files]
     if not found:
         raise DataError(f"{root}: no images; the layout is FOLDER/class/image.png")
-    files, labels = zip(*found, strict=True)
-    return ImageFiles(files, labels, shape or _shape_of(files[0]), shape is not None, limit)
+    paths, labels = zip(*found, strict=True)
+    return paths, labels
 
 
 def _shape_of(path: str) -> Shape:

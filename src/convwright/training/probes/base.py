@@ -59,6 +59,7 @@ class Watched:
         device: Where it is.
         channels_last: Layout of its batches.
         workers: Processes that read a streamed data set.
+        calibration: Training images for what is measured on a sample of them.
     """
 
     model: nn.Module
@@ -67,6 +68,7 @@ class Watched:
     device: torch.device
     channels_last: bool = False
     workers: int | None = None
+    calibration: int = 512
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the same training images at every call and in a resumed training: drawn by the seed, not augmented.

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from convwright.errors import RecipeError, brief, did_you_mean
 from convwright.training import presets
 from convwright.training.data.augment import Augment, PaddingMode
+from convwright.training.data.folders import Resize
 from convwright.training.data.normalisation import NAMES, Name, Normalisation
 from convwright.training.recipe.recipe_file import is_file_name, listed, merged, read_fields
 from convwright.training.recipe.schedules import Position, Rates, schedule_named
@@ -61,7 +62,10 @@ class Recipe(BaseModel):
         val_fraction: Share of the training images held out, where `train` loads the data itself.
         normalisation: What is subtracted from pixels and what they are divided by: the mean and standard deviation of
             the ``data``, those of ``imagenet``, those that a network of ``timm`` was trained with, or numbers per
-            channel in units of 0..1, ``{mean: [0.5], std: [0.25]}``. Weights that say theirs are followed.
+            channel in units of 0..1, ``{mean: [0.5], std: [0.25]}``. Weights that say theirs are followed; where this
+            is ``data``, so are the numbers of the network's own pretrained weights.
+        resize: How photographs of a folder become images of one size, ``{crop_pct: 0.875, interpolation: bicubic}``;
+            what is left out is as for the network's own pretrained weights, else the whole image, bicubic.
 
     Raises:
         RecipeError: A field is unknown or outside its range; one line.
@@ -97,6 +101,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     val_fraction: float = Field(0.1, ge=0, lt=1)
     normalisation: Name | Normalisation = "data"
+    resize: Resize = Resize()
 
     def __init__(self, **values: Any) -> None:
         """Check the fields; pydantic's report becomes one line."""

@@ -117,7 +117,7 @@ class Phases(Searched):
     def method_for(self, arch: Architecture, limits: Limits | None) -> Method:
         """Return the method that searches, without the trainings of the untouched network after the first."""
         assert limits is not None
-        given: dict[str, Any] = {"epochs": 1, "tune_epochs": 1, "seed": self.seed, **self.options}
+        given: dict[str, Any] = {"epochs": 1, "tune_epochs": 1, "divisor": 1, "seed": self.seed, **self.options}
         return WithoutBaselines(PhasedDesign(arch, limits, techniques=(), **given))
 
 

@@ -250,7 +250,7 @@ def resolution(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 def uniform(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Give all widths one ratio; channels are kept by their L2 norm."""
     arch = read(case.model, case.image)
-    edits = uniform_widths(arch, case.budget())
+    edits = uniform_widths(arch, case.budget(), "auto")
     after = arch.apply(*edits, verify=False).model
     case.saw("cut", after)
     _reestimated(case, after)
@@ -260,7 +260,7 @@ def uniform(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 @cut("scratch")
 def scratch(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Give all widths one ratio, and draw all weights anew."""
-    edits = uniform_widths(read(case.model, case.image), case.budget())
+    edits = uniform_widths(read(case.model, case.image), case.budget(), "auto")
     question = case.question
     return edits, made(question.model, question.form.joined(edits), case.data.shape, case.seed, fresh=True)
 
@@ -296,7 +296,7 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     arch, batches = read(case.model, case.image), case.calibration(options["images"])
     scores = saliency(arch, batches, F.cross_entropy, options["kind"])
     if options["widths"] == "ratio":
-        edits: tuple[Edit, ...] = uniform_widths(arch, case.budget())
+        edits: tuple[Edit, ...] = uniform_widths(arch, case.budget(), "auto")
     else:
         edits = allocate(arch, scores, case.budget(), divisor=options["divisor"])
     chosen: Any = scores

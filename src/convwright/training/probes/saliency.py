@@ -1,0 +1,93 @@
+"""The probe of saliency: what each channel and each block is worth to a trained network, by calibration images."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from convwright.architecture import Architecture, read
+from convwright.edits.importance import IMPORTANCE, OBSERVERS, block_losses, loss_curve, mean_loss, saliency
+from convwright.training.probes.base import Moment, Probe, probe
+from convwright.training.settings import autocast, untouched_random
+
+_BATCH = 32
+_MEASURED = 256  # images on which losses are measured; gradients are taken of all calibration images
+_DIGITS = 6
+
+
+class _AtTheEnd(Probe):
+    """Looks at the trained network once, at the end, on calibration images."""
+
+    def due(self, moment: Moment) -> bool:
+        """Nothing is kept on the way."""
+        return False
+
+    def found(self) -> dict[str, Any]:
+        """Return what is found, as plain JSON values."""
+        watched = self.watched
+        with untouched_random(watched.device), autocast(watched.device, watched.recipe.precision):
+            model = copy.deepcopy(watched.model).float().eval().requires_grad_(True)
+            arch = read(model, torch.zeros(1, *watched.data.shape, device=watched.device))
+            images, labels = watched.sample(watched.calibration)
+            parts = range(0, len(images), _BATCH)
+            return self.looked(arch, [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in parts])
+
+    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Return what batches say about a network."""
+        raise NotImplementedError
+
+    def state_dict(self) -> Any:
+        """A resumed training needs nothing: the end is looked at, and nothing else."""
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Nothing was kept."""
+
+
+class SaliencyProbe(_AtTheEnd):
+    """What each channel is worth: ``groups``, one score per channel by name of each group that can change."""
+
+    kind: ClassVar[str] = "taylor"
+
+    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Return the scores."""
+        scores = saliency(arch, batches, cross_entropy, self.kind)
+        return {"groups": {name: [_short(value) for value in values.tolist()] for name, values in scores.items()}}
+
+
+@probe("block-losses")
+class BlockLosses(_AtTheEnd):
+    """What each block is worth: how much the loss rises without it, and how lost saliency turns into loss.
+
+    Found: ``blocks``, the rise by name of each block that can go; ``curve``, rising pairs (saliency lost, rise of the
+    loss), which bring blocks into the unit of the channels; ``loss``, that of the network as it is.
+    """
+
+    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Return blocks, curve and loss."""
+        measured = batches[: max(1, _MEASURED // _BATCH)]
+        blocks = block_losses(arch, measured, cross_entropy)
+        curve = loss_curve(arch, measured, cross_entropy, saliency(arch, measured, cross_entropy)) if blocks else []
+        return {
+            "blocks": {name: _short(value) for name, value in blocks.items()},
+            "curve": [[_short(lost), _short(rise)] for lost, rise in curve],
+            "loss": _short(mean_loss(arch.model, measured, cross_entropy)),
+        }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _register() -> None:
+    """File one probe per kind: ``saliency`` is the Taylor terms, ``saliency-KIND`` another one."""
+    probe("saliency")(SaliencyProbe)
+    for kind in (*OBSERVERS, *IMPORTANCE):
+        probe(f"saliency-{kind}", key="saliency")(type(f"SaliencyProbe_{kind}", (SaliencyProbe,), {"kind": kind}))
+
+
+_register()
