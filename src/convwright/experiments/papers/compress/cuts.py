@@ -40,7 +40,7 @@ from convwright.training.statistics import reestimate
 
 if TYPE_CHECKING:
     from convwright.cost.budget import Limits
-    from convwright.training import ImageData, Recipe
+    from convwright.training import ImageData
 
 _BATCH = 64  # calibration images at a time
 LIMITED = "ONNX Runtime"  # the runtime whose latency is limited
@@ -86,7 +86,6 @@ class Case:
         question: What is asked, and where.
         model: The trained network; a way may change it.
         data: Normalised as the network wants them.
-        recipe: Of the tuning.
         limits: The budget in numbers; None: there is none.
         stages: What was seen so far: accuracy after each step, and the seconds that the step took.
         judged: Whether accuracies are of interest.
@@ -95,7 +94,6 @@ class Case:
     question: Question
     model: nn.Module
     data: ImageData
-    recipe: Recipe
     limits: Limits | None
     stages: list[dict[str, Any]] = field(default_factory=list)
     judged: bool = True
@@ -191,7 +189,7 @@ def _case(question: Question, begun: Path, budget: str, judged: bool = True) -> 
     model = made(question.model, question.form, data.shape, 0)
     load_weights(model, begun)
     limits = limits_of(budget, question.model, replace(question.setting, shape=data.shape))
-    return Case(question, model, normalised(data, recipe.normalisation, model), recipe, limits, judged=judged)
+    return Case(question, model, normalised(data, recipe.normalisation, model), limits, judged=judged)
 
 
 def _share_of_macs(question: Question, begun: Path, way: Way, limit: float) -> dict[str, Any]:
