@@ -56,10 +56,10 @@ class Base:
     ablated: bool = False
     seconds: float = 8.0
 
-    def recipe(self, distill: bool) -> Recipe:
-        """Return how all rows of the network are tuned."""
-        techniques: dict[str, Any] = {"distill": {}} if distill else {}
-        return self.baseline.recipe_of(**self.tuning, techniques=techniques)
+    def recipe(self, kind: Kind) -> Recipe:
+        """Return how a row of the network is tuned."""
+        techniques: dict[str, Any] = {} if kind.distill is None else {"distill": dict(kind.distill)}
+        return self.baseline.recipe_of(**{**self.tuning, **kind.tuning}, techniques=techniques)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Kind:
         method: In `CUTS`.
         note: One line for the reader.
         options: Of the method.
-        distill: Whether the untouched network teaches in the tuning.
+        distill: Options of technique ``distill``, by which the untouched network teaches in the tuning; None: it
+            does not.
         tuning: Fields of the tuning's recipe that only this row has.
         ablation: Whether it belongs to the ablations, which have two seeds.
     """
@@ -80,20 +81,21 @@ class Kind:
     method: str
     note: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    distill: bool = False
+    distill: Mapping[str, Any] | None = None
     tuning: Mapping[str, Any] = field(default_factory=dict)
     ablation: bool = False
 
 
-def _ours(name: str, note: str, distill: bool = False, ablation: bool = False, **options: Any) -> Kind:
-    label = f"ours-{name}" if name else "ours"
-    return Kind(label, "ours", note, options, distill=distill, ablation=ablation)
+def _ours(
+    name: str, note: str, distill: Mapping[str, Any] | None = None, ablation: bool = False, **options: Any
+) -> Kind:
+    return Kind(f"ours-{name}" if name else "ours", "ours", note, options, distill, ablation=ablation)
 
 
 def _torch_pruning(name: str, note: str, **options: Any) -> Iterator[Kind]:
     kind = Kind(f"torch-pruning-{name}", "torch-pruning", f"torch-pruning 1.6: {note}", options)
     yield kind
-    yield replace(kind, name=f"{kind.name}-distilled", note=f"{kind.note}; distilled", distill=True)
+    yield replace(kind, name=f"{kind.name}-distilled", note=f"{kind.note}; distilled", distill={})
 
 
 UNTOUCHED = Kind("untouched", "untouched", "the untouched network, tuned as long")
@@ -119,7 +121,8 @@ ABLATIONS: tuple[Kind, ...] = (
 )
 KINDS: tuple[Kind, ...] = (
     _ours("", "saliency and allocation"),
-    _ours("distilled", "saliency and allocation; distilled", distill=True),
+    _ours("distilled", "saliency and allocation; distilled", distill={}),
+    _ours("no-labels", "saliency and allocation; the untouched network alone teaches", {"labels": False}),
     Kind("resolution", "resolution", "the untouched network on smaller images"),
     Kind("uniform", "uniform", "one ratio for all widths, channels kept by L2 norm"),
     Kind("scratch", "scratch", "the same widths from drawn weights"),
@@ -205,7 +208,7 @@ def _rows(name: str, base: Base, size: Size) -> Iterator[Row]:
     for budget in base.budgets:
         table = f"{name}{budget.partition('<=')[2].rstrip('%')}{'ms' if budget.startswith('latency') else ''}"
         for kind in KINDS:
-            if (DISTILL or not kind.distill) and _wanted(base, kind, budget):
+            if (DISTILL or kind.distill is None) and _wanted(base, kind, budget):
                 yield replace(_row(f"{table}-{kind.name}", base, kind, budget, size), control=f"{name}-untouched")
 
 
@@ -218,7 +221,7 @@ def _wanted(base: Base, kind: Kind, budget: str) -> bool:
 
 
 def _row(name: str, base: Base, kind: Kind, budget: str, size: Size) -> Row:
-    recipe = base.recipe(kind.distill).updated(**kind.tuning)
+    recipe = base.recipe(kind)
     # Of the recipe, a cut depends on what images look like, so that rows that are only tuned otherwise share it.
     seen = recipe.model_dump(mode="json", include={"normalisation", "resize"}, exclude_defaults=True)
     design = Cut(
