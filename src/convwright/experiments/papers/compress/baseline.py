@@ -22,6 +22,7 @@ from convwright.training.data.normalisation import normalised
 
 if TYPE_CHECKING:
     from convwright.experiments.designs.design import DesignContext
+    from convwright.training import ImageData
 
 FORMAT = "convwright experiment baseline"
 _HERE = Path(__file__).parent
@@ -60,25 +61,25 @@ class Baseline:
         Raises:
             RecipeError: The weights to start from are not installed.
         """
-        assert setting.searches is not None
-        folder = setting.searches.parent / "baselines"
-        folder.mkdir(parents=True, exist_ok=True)
-        path, record = folder / f"{self.name}.safetensors", folder / f"{self.name}.json"
-        with filelock.FileLock(folder / f".{self.name}.lock"):
+        path, record = self._file(setting), self._file(setting, "json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_name(f".{self.name}.lock")):
             if not path.is_file():
                 self._train(model, setting, path)
-            if not record.is_file() or read_json(record, FORMAT)["weights"] != digest(path):
+            if not record.is_file() or self.record(setting)["weights"] != digest(path):
                 self._judge(model, setting, path, record)
         return path
 
     def record(self, setting: DesignContext) -> dict[str, Any]:
         """Return what is known of the weights, after `weights`."""
+        return read_json(self._file(setting, "json"), FORMAT)
+
+    def _file(self, setting: DesignContext, kind: str = "safetensors") -> Path:
         assert setting.searches is not None
-        return read_json(setting.searches.parent / "baselines" / f"{self.name}.json", FORMAT)
+        return setting.searches.parent / "baselines" / f"{self.name}.{kind}"
 
     def _train(self, model: str, setting: DesignContext, path: Path) -> None:
-        recipe = self.recipe_of()
-        network, data = self._network(model, setting)
+        recipe, network, data = self._loaded(model, setting)
         if self.start:
             STARTS[self.start](network)
         folder = path.with_suffix("")
@@ -88,8 +89,7 @@ class Baseline:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def _judge(self, model: str, setting: DesignContext, path: Path, record: Path) -> None:
-        recipe = self.recipe_of()
-        network, data = self._network(model, setting)
+        recipe, network, data = self._loaded(model, setting)
         load_weights(network, path)
         data = normalised(data, recipe.normalisation, network)
         training = path.with_suffix("") / "training.json"
@@ -106,9 +106,11 @@ class Baseline:
         }
         write_json(record, content)
 
-    def _network(self, model: str, setting: DesignContext) -> tuple[nn.Module, Any]:
-        data = load_data(setting.source or setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=0.0)
-        return made(model, NetworkSpec(setting.start.options), data.shape, 0), data
+    def _loaded(self, model: str, setting: DesignContext) -> tuple[Recipe, nn.Module, ImageData]:
+        recipe, source = self.recipe_of(), setting.source or setting.data
+        how: Any = {"input_shape": setting.shape, "val_fraction": recipe.val_fraction, "resize": recipe.resize}
+        data = load_data(source, setting.data_dir, **how)
+        return recipe, made(model, NetworkSpec(setting.start.options), data.shape, 0), data
 
 
 def _lite0(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from convwright.architecture import read
 from convwright.cost import count_by_torch
+from convwright.cost.budget import Limits
 from convwright.edits import Edit, Resolution
 from convwright.edits.importance import saliency
 from convwright.errors import BudgetError, RecipeError, look_up
@@ -39,7 +40,6 @@ from convwright.training.data.resized import resized_data
 from convwright.training.statistics import reestimate
 
 if TYPE_CHECKING:
-    from convwright.cost.budget import Limits
     from convwright.training import ImageData
 
 _BATCH = 64  # calibration images at a time
@@ -86,7 +86,7 @@ class Case:
         question: What is asked, and where.
         model: The trained network; a way may change it.
         data: Normalised as the network wants them.
-        limits: The budget in numbers; None: there is none.
+        limits: The budget in numbers; none where nothing is cut.
         stages: What was seen so far: accuracy after each step, and the seconds that the step took.
         judged: Whether accuracies are of interest.
     """
@@ -94,7 +94,7 @@ class Case:
     question: Question
     model: nn.Module
     data: ImageData
-    limits: Limits | None
+    limits: Limits
     stages: list[dict[str, Any]] = field(default_factory=list)
     judged: bool = True
     _since: float = field(default_factory=time.perf_counter)
@@ -114,26 +114,17 @@ class Case:
         """An example input, (1, c, h, w)."""
         return torch.zeros(1, *self.data.shape)
 
-    def budget(self) -> Limits:
-        """Return the limits.
-
-        Raises:
-            RecipeError: There is none.
-        """
-        if self.limits is None:
-            raise RecipeError(f"{self.question.search.method} needs a budget; give one like macs<=50%")
-        return self.limits
-
+    @property
     def macs(self) -> float:
-        """Return the limit on MACs.
+        """The limit on MACs.
 
         Raises:
             RecipeError: The budget limits something else.
         """
-        if set(self.budget().limits) != {"macs"}:
+        if set(self.limits.limits) != {"macs"}:
             asked = self.question.search
             raise RecipeError(f"{asked.method} is brought to a limit on MACs, not to {asked.budget!r}")
-        return float(self.budget().limits["macs"])
+        return float(self.limits.limits["macs"])
 
     def calibration(self, count: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of training images, as they are, with their labels; which ones depends on the seed."""
@@ -188,7 +179,7 @@ def _case(question: Question, begun: Path, budget: str, judged: bool = True) -> 
     recipe, data = question.trained_on()
     model = made(question.model, question.form, data.shape, 0)
     load_weights(model, begun)
-    limits = limits_of(budget, question.model, replace(question.setting, shape=data.shape))
+    limits = limits_of(budget, question.model, replace(question.setting, shape=data.shape)) or Limits({})
     return Case(question, model, normalised(data, recipe.normalisation, model), limits, judged=judged)
 
 
@@ -236,7 +227,7 @@ def untouched(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 @cut("resolution")
 def resolution(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Give the whole network smaller images: the largest within the budget."""
-    limit, (c, h, w) = case.macs(), case.data.shape
+    limit, (c, h, w) = case.macs, case.data.shape
     sizes = ((h - less, w - less) for less in range(1, min(h, w)))
     size = next(size for size in sizes if count_by_torch(case.model, torch.zeros(1, c, *size)) <= limit)
     case.saw("cut", case.model, size)
@@ -248,7 +239,7 @@ def resolution(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 def uniform(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Give all widths one ratio; channels are kept by their L2 norm."""
     arch = read(case.model, case.image)
-    edits = uniform_widths(arch, case.budget(), "auto")
+    edits = uniform_widths(arch, case.limits, "auto")
     after = arch.apply(*edits, verify=False).model
     case.saw("cut", after)
     _reestimated(case, after)
@@ -258,7 +249,7 @@ def uniform(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 @cut("scratch")
 def scratch(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Give all widths one ratio, and draw all weights anew."""
-    edits = uniform_widths(read(case.model, case.image), case.budget(), "auto")
+    edits = uniform_widths(read(case.model, case.image), case.limits, "auto")
     question = case.question
     return edits, made(question.model, question.form.joined(edits), case.data.shape, case.seed, fresh=True)
 
@@ -267,7 +258,7 @@ def scratch(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Let torch-pruning narrow the network. Options: those of `narrowed`, and ``steps`` between which it looks anew."""
     options = dict(case.options)
-    steps, begun, limit = options.pop("steps", 1), count_by_torch(case.model, case.image), case.macs()
+    steps, begun, limit = options.pop("steps", 1), count_by_torch(case.model, case.image), case.macs
     for step in range(1, steps + 1):
         if options["importance"] == "taylor":
             _gradients(case)
@@ -294,9 +285,9 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     arch, batches = read(case.model, case.image), case.calibration(options["images"])
     scores = saliency(arch, batches, F.cross_entropy, options["kind"])
     if options["widths"] == "ratio":
-        edits: tuple[Edit, ...] = uniform_widths(arch, case.budget(), "auto")
+        edits: tuple[Edit, ...] = uniform_widths(arch, case.limits, "auto")
     else:
-        edits = allocate(arch, scores, case.budget(), divisor=options["divisor"])
+        edits = allocate(arch, scores, case.limits, divisor=options["divisor"])
     chosen: Any = scores
     after = arch.apply(*edits, importance=chosen, verify=False)
     case.saw("cut", after.model)
