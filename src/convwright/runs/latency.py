@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from convwright.cost.budget import Choice, Limits, Term, Widths, human
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
 from convwright.cost.latency_model import LatencyModel, operator_calls
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
-from convwright.edits import Plan, Width, solve
+from convwright.edits import Plan, Width
 from convwright.errors import BudgetError, RunError
 from convwright.methods import Evidence
-from convwright.methods.shared.uniform_widths import uniform_widths
+from convwright.methods.shared.uniform_widths import solved, uniform_widths
 from convwright.runs.directory.files import read_json, write_json
 from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.evaluate import reshaped
@@ -286,12 +286,6 @@ def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
 def _placed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a network where the example input lies: a run may train it elsewhere."""
     return copy.deepcopy(model).to(example.device)
-
-
-def solved(arch: Architecture, edits: Sequence[Width]) -> dict[str, int]:
-    """Return the sizes of all free groups under edits, tied ones included."""
-    units = solve(arch, edits).units
-    return {g.name: int(u) * g.step for g, u in zip(arch.groups, units, strict=True) if not g.frozen}
 
 
 # ------------------------------------------------------------------ proof

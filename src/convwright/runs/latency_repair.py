@@ -11,9 +11,9 @@ from convwright.edits.transfer import width_edits
 from convwright.errors import BudgetError, EditError
 from convwright.methods import Candidate, Method
 from convwright.methods.base import RewritingMethod
-from convwright.methods.shared.uniform_widths import uniform_widths
+from convwright.methods.shared.uniform_widths import solved, uniform_widths
 from convwright.runs.evaluate import reshaped
-from convwright.runs.latency import RunLatency, solved
+from convwright.runs.latency import RunLatency
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

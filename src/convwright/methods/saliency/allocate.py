@@ -18,8 +18,9 @@ import numpy.typing as npt
 from convwright.cost.budget import MEASURED, Limits, parse_budget
 from convwright.cost.cost_model import CostModel
 from convwright.edits import RemoveBlock, Width
-from convwright.edits.constraints import ENOUGH, Divisor, width_range
+from convwright.edits.constraints import Divisor, levels_of, width_range
 from convwright.errors import BudgetError, ConvwrightError, EditError, did_you_mean
+from convwright.methods.shared.uniform_widths import finest_needed, solved
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup
@@ -97,60 +98,80 @@ def allocation(
     *,
     divisor: DivisorLike = "auto",
     blocks: Mapping[str, float] | None = None,
+    measured: bool = False,
 ) -> Allocation:
-    """As `allocate`, with what was found out on the way; `arch` is bound to the user's constraints."""
-    best = of_widths(arch, _checked(arch, scores), limits, divisor)
-    return best if not blocks else _without_blocks(arch, scores, limits, best, dict(blocks))
+    """As `allocate`, with what was found out on the way.
+
+    Args:
+        arch: bound to the user's constraints.
+        scores: as of `allocate`.
+        limits: in numbers.
+        divisor: as of `allocate`.
+        blocks: as of `allocate`.
+        measured: whether a limit on latency holds for what is chosen when it is measured, not only estimated; `limits`
+            may then be for another network, such as one with all its blocks.
+    """
+    checked = _checked(arch, scores)
+    best = (_fitted if measured else of_widths)(arch, checked, limits, Divisor.of(divisor))
+    return best if not blocks or not best.edits else _without_blocks(arch, checked, limits, best, dict(blocks))
 
 
 def of_widths(arch: Architecture, scores: Mapping[str, Numbers], limits: Limits, divisor: DivisorLike) -> Allocation:
     """Return the best widths; with finer multiples where those of ``auto`` leave too much of the budget over."""
-    found: Allocation | None = None
-    for level in Divisor.of(divisor).levels():
-        try:
-            tried = _Search(arch, scores, limits, level).run()
-        except BudgetError as error:
-            refused = error
-            continue
-        found = tried if found is None or tried.use > found.use else found
-        if tried.use >= ENOUGH or not tried.edits:
-            break
-    if found is None:
-        raise refused
-    return found
+
+    def found(level: Divisor) -> tuple[Allocation, float]:
+        best = _Search(arch, scores, limits, level).run()
+        return best, best.use if best.edits else 1.0
+
+    return finest_needed(levels_of(divisor), found)
 
 
 def _without_blocks(
-    arch: Architecture, scores: Mapping[str, npt.ArrayLike], limits: Limits, best: Allocation, worth: dict[str, float]
+    arch: Architecture, scores: Mapping[str, Numbers], limits: Limits, best: Allocation, worth: dict[str, float]
 ) -> Allocation:
     """Take blocks out, the one with most costs for its worth first, while less is lost in all."""
     gone: tuple[RemoveBlock, ...] = ()
-    spent = 0.0
-    present, now = arch, limits.costs(CostModel.of(arch), {})
+    spent, present, costs = 0.0, arch, _costs_of(arch, limits)
     while worth:
-        found: list[tuple[float, str, Architecture]] = []
-        for name, value in worth.items():
-            try:
-                smaller = arch.apply(*gone, RemoveBlock(name), verify=False)
-            except EditError:
-                continue
-            costs = limits.costs(CostModel.of(smaller), {}) if not limits.measures else limits.costs_of(smaller)
-            saved = max((now[m] - costs[m]) / limit for m, limit in limits.limits.items())
-            found.append((value / max(saved, 1e-12), name, smaller))
-        if not found:
+        smaller = {name: found for name in worth if (found := _without(present, name)) is not None}
+        after = {name: _costs_of(network, limits) for name, network in smaller.items()}
+        saved = {n: max((costs[m] - each[m]) / limits.limits[m] for m in costs) for n, each in after.items()}
+        name = min(smaller, key=lambda n: worth[n] / max(saved[n], 1e-12), default="")
+        if not name or spent + worth[name] >= best.lost:
             break
-        _, name, present = min(found, key=lambda each: each[0])
-        gone, spent = (*gone, RemoveBlock(name)), spent + worth.pop(name)
-        left = {group.name for group in present.free_groups}
-        kept = {group: values for group, values in _checked(arch, scores).items() if group in left}
+        gone, spent = (*gone, RemoveBlock(name)), spent + worth[name]
+        present, costs, worth = smaller[name], after[name], {n: worth[n] for n in smaller if n != name}
         try:
-            tried = of_widths(present, kept, limits, best.divisor)
+            tried = _fitted(present, scores, limits, best.divisor)
         except BudgetError:
             continue
         if spent + tried.lost >= best.lost:
             break
         best = replace(tried, edits=(*gone, *tried.edits), lost=spent + tried.lost)
     return best
+
+
+def _without(arch: Architecture, block: str) -> Architecture | None:
+    try:
+        return arch.apply(RemoveBlock(block), verify=False)
+    except EditError:
+        return None
+
+
+def _costs_of(arch: Architecture, limits: Limits) -> dict[str, int]:
+    return limits.costs_of(arch) if limits.measures else limits.costs(CostModel.of(arch), {})
+
+
+def _fitted(arch: Architecture, scores: Mapping[str, Numbers], limits: Limits, divisor: Divisor) -> Allocation:
+    """Return the best widths of a network with fewer blocks, whose latency is measured where it is limited."""
+    free = {group.name for group in arch.free_groups}
+    kept = {name: values for name, values in scores.items() if name in free}
+
+    def choose(within: Limits) -> tuple[Architecture, Mapping[str, int]]:
+        edits = of_widths(arch, kept, within, divisor).edits
+        return arch.apply(*edits, verify=False), solved(arch, [edit for edit in edits if isinstance(edit, Width)])
+
+    return of_widths(arch, kept, limits.fitted(arch, choose), divisor)
 
 
 def _checked(arch: Architecture, scores: Mapping[str, npt.ArrayLike]) -> dict[str, Numbers]:

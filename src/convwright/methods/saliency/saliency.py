@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from pydantic import Field
 
-from convwright.cost.budget import Limits, human
-from convwright.cost.cost_model import CostModel
-from convwright.edits import Plan, RemoveBlock, Width
+from convwright.cost.budget import Limits
+from convwright.edits import Plan
 from convwright.edits.importance import IMPORTANCE, OBSERVERS
 from convwright.errors import ConvwrightError, did_you_mean
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.base import Candidate, register
 from convwright.methods.options import MethodOptions
-from convwright.methods.saliency.allocate import Allocation, allocation
+from convwright.methods.saliency.allocate import allocation
+from convwright.methods.saliency.rounds import Cutting, Start
 from convwright.methods.script import Script, Scripted
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-
-CHANNELS = "saliency"
-BLOCKS = "block-losses"
 
 
 class SaliencyOptions(MethodOptions):
@@ -85,72 +75,22 @@ class Saliency(Scripted):
             raise ConvwrightError(f"{self.arch.source} has no channels that could change; `convwright doctor` says why")
         flat = {group.name: np.ones(group.units) for group in self.arch.free_groups}
         allocation(self.arch, flat, self.limits, divisor=self.terms.divisor)
-        self.probe = CHANNELS if kind == "taylor" else f"{CHANNELS}-{kind}"
 
     def _run(self) -> Script:
-        plan, terms = Plan.empty(self.arch), self.terms
-        probes = (self.probe, *((BLOCKS,) if self.options.blocks else ()))
-        (now,) = yield (Candidate(plan, None, terms.epochs, terms.seed, role="base", probes=probes),)
-        arch, left = self.arch, terms.tune_epochs
-        for number in range(1, self.options.rounds + 1):
-            if not now.usable:
-                return
-            last = number == self.options.rounds
-            found = self._cut(arch, now, self._aim(number))
-            if not found.edits and not last:
-                continue
-            plan, arch = plan.with_edits(*found.edits), arch.apply(*found.edits, verify=False)
-            self._note(f"cut {number} of {self.options.rounds}", _words(found, arch, self.limits), kept=now.trial + 1)
-            if last:
-                break
-            between = min(self.options.epochs_between, max(0, left - 1))
-            left -= between
-            (now,) = yield (Candidate(plan, now.trial, between, terms.seed + number, probes=probes),)
+        terms, options = self.terms, self.options
+        cutting = Cutting(self.arch, self.limits, terms.divisor, options.kind, options.rounds, options.blocks)
+        (base,) = yield (
+            Candidate(Plan.empty(self.arch), None, terms.epochs, terms.seed, role="base", probes=cutting.probes),
+        )
+        cuts = max(1, options.rounds - 1)
+        between = min(options.epochs_between, (terms.tune_epochs - 1) // cuts)
+        cut = yield from cutting.run(Start(Plan.empty(self.arch), self.arch, base), terms.seed, between)
+        if cut is None:
+            self._note("cut", f"there is nothing to begin with, {base.message}")
+            return
+        for words in cut.words:
+            self._note("cut", words)
+        left = terms.tune_epochs - between * cuts
         untouched = Candidate(Plan.empty(self.arch), 0, terms.tune_epochs, terms.seed + 1, role="baseline")
-        _, final = yield (untouched, Candidate(plan, now.trial, left, terms.seed + 1))
+        _, final = yield (untouched, Candidate(cut.plan, cut.parent, left, terms.seed + 1))
         self._final = final.trial if self._meets(final) else None
-
-    def _aim(self, number: int) -> Limits:
-        """Return the limits of a round: equal steps in the ratio of costs."""
-        part = number / self.options.rounds
-        if part == 1:
-            return self.limits
-        present = self.limits.costs(CostModel.of(self.arch), {})
-        between = {
-            metric: max(limit, int(present[metric] ** (1 - part) * limit**part))
-            for metric, limit in self.limits.limits.items()
-        }
-        return replace(self.limits, limits=between)
-
-    def _cut(self, arch: Architecture, now: Evidence, limits: Limits) -> Allocation:
-        free = {group.name for group in arch.free_groups}
-        worth = blocks_worth(now.probes.get(BLOCKS)) if self.options.blocks else None
-        known = {name: values for name, values in now.probes[CHANNELS]["groups"].items() if name in free}
-        return allocation(arch, known, limits, divisor=self.terms.divisor, blocks=worth)
-
-
-def blocks_worth(measured: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return what blocks are worth in the unit of the channels' saliency, by the curve of measured losses.
-
-    Args:
-        measured: what the probe of block losses found: ``blocks``, name -> rise of the loss, and ``curve``, rising
-            pairs (saliency lost, rise of the loss).
-    """
-    if not measured:
-        return {}
-    lost, rise = np.array(measured["curve"], dtype=np.float64).T
-    rise = rise + np.arange(len(rise)) * 1e-12  # strictly rising
-    return {
-        name: float(np.interp(max(value, 0.0), rise, lost, right=np.inf))
-        for name, value in measured["blocks"].items()
-        if value is not None
-    }
-
-
-def _words(found: Allocation, arch: Architecture, limits: Limits) -> str:
-    costs = limits.costs(CostModel.of(arch), {}) if not limits.measures else {}
-    gone = [edit.target for edit in found.edits if isinstance(edit, RemoveBlock)]
-    widths = sum(isinstance(edit, Width) for edit in found.edits)
-    parts = [f"{widths} groups narrower", *([f"without {', '.join(gone)}"] if gone else [])]
-    parts += [f"{human(cost, metric)} {metric}" for metric, cost in costs.items()]
-    return "; ".join(parts)

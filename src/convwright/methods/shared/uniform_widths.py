@@ -109,6 +109,12 @@ def _scaled(search: _Search, fill: bool) -> tuple[tuple[Width, ...], float]:
     return both if both[1] <= 1 else (edits, used)
 
 
+def solved(arch: Architecture, edits: Sequence[Width]) -> dict[str, int]:
+    """Return the sizes of all free groups under edits, tied ones included."""
+    units = solve(arch, edits).units
+    return {g.name: int(u) * g.step for g, u in zip(arch.groups, units, strict=True) if not g.frozen}
+
+
 class _Search:
     """Exact costs of sets of edits, remembered."""
 

@@ -59,7 +59,6 @@ class SaliencyProbe(_AtTheEnd):
         return {"groups": {name: [_short(value) for value in values.tolist()] for name, values in scores.items()}}
 
 
-@probe("block-losses")
 class BlockLosses(_AtTheEnd):
     """What each block is worth: how much the loss rises without it, and how lost saliency turns into loss.
 
@@ -67,11 +66,14 @@ class BlockLosses(_AtTheEnd):
     loss), which bring blocks into the unit of the channels; ``loss``, that of the network as it is.
     """
 
+    kind: ClassVar[str] = "taylor"
+
     def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """Return blocks, curve and loss."""
         measured = batches[: max(1, _MEASURED // _BATCH)]
         blocks = block_losses(arch, measured, cross_entropy)
-        curve = loss_curve(arch, measured, cross_entropy, saliency(arch, measured, cross_entropy)) if blocks else []
+        scores = saliency(arch, measured, cross_entropy, self.kind) if blocks else {}
+        curve = loss_curve(arch, measured, cross_entropy, scores) if blocks else []
         return {
             "blocks": {name: _short(value) for name, value in blocks.items()},
             "curve": [[_short(lost), _short(rise)] for lost, rise in curve],
@@ -84,10 +86,11 @@ def _short(value: float) -> float:
 
 
 def _register() -> None:
-    """File one probe per kind: ``saliency`` is the Taylor terms, ``saliency-KIND`` another one."""
-    probe("saliency")(SaliencyProbe)
+    """File two probes per kind of scores; those of the Taylor terms go by the name alone."""
     for kind in (*OBSERVERS, *IMPORTANCE):
-        probe(f"saliency-{kind}", key="saliency")(type(f"SaliencyProbe_{kind}", (SaliencyProbe,), {"kind": kind}))
+        for base, name in ((SaliencyProbe, "saliency"), (BlockLosses, "block-losses")):
+            own = base if kind == base.kind else type(f"{base.__name__}_{kind}", (base,), {"kind": kind})
+            probe(name if own is base else f"{name}-{kind}", key=name)(own)
 
 
 _register()
