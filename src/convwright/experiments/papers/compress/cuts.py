@@ -23,14 +23,14 @@ from convwright.architecture import read
 from convwright.cost import count_by_torch
 from convwright.cost.budget import Limits
 from convwright.edits import Edit, Resolution
-from convwright.edits.importance import saliency
+from convwright.edits.importance import block_losses, loss_curve, saliency
 from convwright.errors import BudgetError, RecipeError, look_up
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made
 from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, record
 from convwright.experiments.papers.baselines.torch_pruning import narrowed, widths_of
 from convwright.experiments.papers.compress.baseline import Baseline
 from convwright.experiments.papers.compress.runtimes import beside
-from convwright.methods.saliency.allocate import allocate
+from convwright.methods.saliency import SaliencyOptions, allocate, blocks_worth
 from convwright.methods.shared.uniform_widths import uniform_widths
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights
 from convwright.training import evaluate
@@ -40,6 +40,7 @@ from convwright.training.data.resized import resized_data
 from convwright.training.statistics import reestimate
 
 if TYPE_CHECKING:
+    from convwright.architecture import Architecture
     from convwright.training import ImageData
 
 _BATCH = 64  # calibration images at a time
@@ -115,7 +116,7 @@ class Case:
         return torch.zeros(1, *self.data.shape)
 
     @property
-    def macs(self) -> float:
+    def macs(self) -> int:
         """The limit on MACs.
 
         Raises:
@@ -124,7 +125,13 @@ class Case:
         if set(self.limits.limits) != {"macs"}:
             asked = self.question.search
             raise RecipeError(f"{asked.method} is brought to a limit on MACs, not to {asked.budget!r}")
-        return float(self.limits.limits["macs"])
+        return self.limits.limits["macs"]
+
+    def aims(self, steps: int) -> Iterator[int]:
+        """Yield limits on MACs, each the same share of the one before, down to the budget."""
+        begun = count_by_torch(self.model, self.image)
+        yield from (int(begun * (self.macs / begun) ** (step / steps)) for step in range(1, steps))
+        yield self.macs
 
     def calibration(self, count: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of training images, as they are, with their labels; which ones depends on the seed."""
@@ -258,11 +265,10 @@ def scratch(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Let torch-pruning narrow the network. Options: those of `narrowed`, and ``steps`` between which it looks anew."""
     options = dict(case.options)
-    steps, begun, limit = options.pop("steps", 1), count_by_torch(case.model, case.image), case.macs
-    for step in range(1, steps + 1):
+    for limit in case.aims(options.pop("steps", 1)):
         if options["importance"] == "taylor":
             _gradients(case)
-        narrowed(case.model, case.image, begun * (limit / begun) ** (step / steps), **options)
+        narrowed(case.model, case.image, limit, **options)
     edits = widths_of(case.model, case.question)
     case.saw("cut", case.model)
     _reestimated(case, case.model)
@@ -270,30 +276,44 @@ def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 
 
 _OURS: Mapping[str, Any] = {
-    "kind": "taylor", "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True,
+    **{name: SaliencyOptions.model_fields[name].default for name in ("kind", "rounds", "blocks")},
+    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True,
 }  # fmt: skip
 
 
 @cut("ours")
 def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
-    """Keep what the trained network misses most.
+    """Cut what the trained network misses least, in rounds.
 
-    Options: ``kind`` of the saliency, ``images`` of calibration, ``divisor`` of the widths, ``widths`` decided by
-    ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is).
+    Options: those of method ``saliency`` without training in between; and ``images`` of calibration, the ``divisor`` of
+    the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is).
     """
     options = {**_OURS, **case.options}
-    arch, batches = read(case.model, case.image), case.calibration(options["images"])
-    scores = saliency(arch, batches, F.cross_entropy, options["kind"])
-    if options["widths"] == "ratio":
-        edits: tuple[Edit, ...] = uniform_widths(arch, case.limits, "auto")
-    else:
-        edits = allocate(arch, scores, case.limits, divisor=options["divisor"])
-    chosen: Any = scores
-    after = arch.apply(*edits, importance=chosen, verify=False)
-    case.saw("cut", after.model)
+    arch, edits = read(case.model, case.image), tuple[Edit, ...]()
+    batches = list(case.calibration(options["images"]))
+    rounds = 1 if options["widths"] == "ratio" else options["rounds"]
+    for number, limit in enumerate(case.aims(rounds), start=1):
+        within = Limits({"macs": limit})
+        scores: Any = saliency(arch, batches, F.cross_entropy, options["kind"])
+        if options["widths"] == "ratio":
+            found: tuple[Edit, ...] = uniform_widths(arch, within, options["divisor"])
+        else:
+            blocks = _blocks(arch, batches, scores) if options["blocks"] else None
+            found = allocate(arch, scores, within, divisor=options["divisor"], blocks=blocks)
+        arch, edits = arch.apply(*found, importance=scores, verify=False), (*edits, *found)
+        if number < rounds and options["reestimate"]:
+            reestimate(arch.model, case.data.train)
+    case.saw("cut", arch.model)
     if options["reestimate"]:
-        _reestimated(case, after.model)
-    return edits, after.model
+        _reestimated(case, arch.model)
+    return edits, arch.model
+
+
+def _blocks(arch: Architecture, batches: list[tuple[Tensor, Tensor]], scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return what whole blocks are worth in the unit of the scores, by measured losses on half of the batches."""
+    some = batches[: max(1, len(batches) // 2)]
+    curve = loss_curve(arch, some, F.cross_entropy, scores)
+    return blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
 
 
 def _gradients(case: Case) -> None:

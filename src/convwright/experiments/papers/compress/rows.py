@@ -115,6 +115,8 @@ ABLATIONS: tuple[Kind, ...] = (
             "random",
         )
     ),
+    _ours("one-shot", "cut at once in place of rounds", ablation=True, rounds=1),
+    _ours("no-blocks", "all blocks stay", ablation=True, blocks=False),
     _ours("one-ratio", "one ratio for all widths in place of the allocation", ablation=True, widths="ratio"),
     _ours("any-width", "widths of any number in place of multiples of 16", ablation=True, divisor=1),
     _ours("no-reestimation", "batch norm with the statistics of the whole network", ablation=True, reestimate=False),
