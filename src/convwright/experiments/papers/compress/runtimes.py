@@ -119,7 +119,12 @@ def _onnxruntime(content: bytes, image: Tensor) -> Call:
 
 def _openvino(content: bytes, image: Tensor) -> Call:
     core = importlib.import_module("openvino").Core()
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # a core that others work on would be waited for
+    }
     request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
     return lambda: request.infer([image.numpy()])
 
