@@ -14,6 +14,7 @@ from convwright.architecture.capture.exported import Capture, Source, capture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, analyse
 from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import Layer, find_layers
+from convwright.architecture.origins import Origins
 from convwright.architecture.stages import Stage, find_stages
 from convwright.errors import EditError, did_you_mean
 
@@ -40,6 +41,7 @@ class Architecture:
         fixed: group name -> why it cannot change, for groups that an execution check has ruled out.
         options: what a named network was created with, e.g. ``{"num_classes": 10}``.
         constraints: what the user wants left as it is; edits pass it on. See ``Constraints.bound``.
+        origins: which entries of which tensors of the network as it was read this one has.
     """
 
     model: nn.Module = field(repr=False)
@@ -50,6 +52,7 @@ class Architecture:
     fixed: Mapping[str, str] = field(default_factory=dict, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     constraints: BoundConstraints | None = field(default=None, repr=False)
+    origins: Origins = field(default_factory=Origins, repr=False)
 
     # -------------------------------------------------------------- the reading itself
 

@@ -163,12 +163,17 @@ class ChannelGraph:
         return found
 
     @cached_property
+    def threads(self) -> Ints:
+        """The thread of each label: the labels that are the same channel at the same place of grouped operators."""
+        return _tied(self.follower.ledger, self.follower.ledger.ties)
+
+    @cached_property
     def _rows(self) -> npt.NDArray[np.uint64]:
         ledger = self.follower.ledger
         found = np.zeros(max(ledger.count, 1), dtype=np.uint64)
         if not ledger.rows:
             return found
-        thread = _tied(ledger, ledger.ties)
+        thread = self.threads
         tables = [table.numpy() for table in ledger.rows]
         place = np.concatenate([np.repeat(np.arange(len(t)) + (i << 32), t[0].size) for i, t in enumerate(tables)])
         atoms = np.concatenate([table.reshape(-1) for table in tables])

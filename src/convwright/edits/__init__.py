@@ -6,6 +6,7 @@ from convwright.edits.edit import EDITS, Change, Edit
 from convwright.edits.execution_check import Checked, check_execution, scale_widths
 from convwright.edits.importance import IMPORTANCE, importance, saliency
 from convwright.edits.kernel import Kernel
+from convwright.edits.origins import kept_channels, kept_entries, origin_of
 from convwright.edits.plan import InexactEditWarning, Plan, apply
 from convwright.edits.preview import GroupChange, Step, preview, tree
 from convwright.edits.replace import Replace
@@ -32,6 +33,9 @@ __all__ = [
     "apply",
     "check_execution",
     "importance",
+    "kept_channels",
+    "kept_entries",
+    "origin_of",
     "preview",
     "round_width",
     "saliency",

@@ -172,7 +172,7 @@ def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
     first, *rest = block.modules
 
     def act(model: nn.Module) -> Sequence[Succession]:
-        stays = [copy.deepcopy(model.get_submodule(s)) if isinstance(s, str) else s() for s in tail]
+        stays = [model.get_submodule(s) if isinstance(s, str) else s() for s in tail]
         put(model, first, _what_stays(model.get_submodule(first), stays))
         for other in rest:
             put(model, other, nn.Identity())

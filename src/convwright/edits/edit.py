@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convwright.architecture import Architecture, ChannelGroup
+from convwright.architecture.channels import Axis, Ints
 from convwright.errors import EditError, did_you_mean
 
 if TYPE_CHECKING:
@@ -127,9 +128,10 @@ class Outcome:
         steps: costs after each edit, (macs, params), when known before counting.
         coupled: per edit, the groups that changed along.
         notes: per edit.
-        moved: old parameter -> new parameter, for optimizers.
+        moved: old parameter or buffer, by identity -> its successor, for optimizers and for origins.
         example_input: a new example input, if the edit changes its shape.
         keeps: per edit, whether its promise is the original itself, nothing cut away; none of them where empty.
+        takes: (old tensor, axis) -> the old index behind each new one (-1: none), for axes that change.
     """
 
     model: nn.Module
@@ -141,13 +143,14 @@ class Outcome:
     moved: Mapping[int, Moved] = field(default_factory=dict)
     example_input: Tensor | None = None
     keeps: tuple[bool, ...] = ()
+    takes: Mapping[Axis, Ints] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """A parameter's successor, and how its elements were taken from the old one."""
+    """A parameter's or buffer's successor, and how its elements were taken from the old one."""
 
-    new: nn.Parameter
+    new: Tensor
     take: Callable[[Tensor], Tensor]
 
 

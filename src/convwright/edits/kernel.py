@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture.capture.exported import argument, first_line
+from convwright.architecture.channels import Axis, Ints
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.constraints import check_alone
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, whole_numbers
@@ -115,6 +117,15 @@ class _Change:
         margins = [(b - a) // 2 for a, b in zip(self.before, self.after, strict=True)]
         return F.pad(tensor, [m for margin in reversed(margins) for m in (margin, margin)]).contiguous()
 
+    def takes(self, model: nn.Module) -> dict[Axis, Ints]:
+        """Return the old place behind each new one along the kernel axes; -1 where zeros are put."""
+        found: dict[Axis, Ints] = {}
+        for number, (a, b) in enumerate(zip(self.before, self.after, strict=True)):
+            index = np.arange(b) - (b - a) // 2
+            index[(index < 0) | (index >= a)] = -1
+            found |= {(name, model.get_parameter(name).ndim - len(self.after) + number): index for name in self.tensors}
+        return found
+
     def mask(self, model: nn.Module) -> None:
         """Zero what a crop drops, in the original."""
         margins = [max(0, (a - b) // 2) for a, b in zip(self.before, self.after, strict=True)]
@@ -148,7 +159,8 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
     note = ("its weight is computed (standardised) from what changed",) if difference and not difference.exact else ()
     more = [_more_macs(architecture, change) for change in changes]
     keeps = tuple(all(a >= b for a, b in zip(c.after, c.before, strict=True)) for c in changes)
-    return surgery.outcome(architecture, edits, difference, more, note, keeps)
+    takes = {key: index for change in changes for key, index in change.takes(architecture.model).items()}
+    return surgery.outcome(architecture, edits, difference, more, note, keeps, takes)
 
 
 def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from convwright.edits.edit import Moved
 
@@ -31,7 +31,7 @@ def optimizer_follows(optimizer: Any, model: nn.Module, moved: Mapping[int, Move
     optimizer.param_groups[0]["params"] += [p for p in model.parameters() if id(p) not in inherited]
 
 
-def _follow(optimizer: Any, parameter: nn.Parameter, successor: Moved) -> nn.Parameter:
+def _follow(optimizer: Any, parameter: nn.Parameter, successor: Moved) -> Tensor:
     state = optimizer.state.pop(parameter, None)
     if state is not None:
         optimizer.state[successor.new] = {

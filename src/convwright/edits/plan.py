@@ -18,6 +18,7 @@ from convwright.edits.constraints import Divisor, DivisorLike
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.execution_check import with_remedy
 from convwright.edits.optimizer_state import optimizer_follows
+from convwright.edits.origins import followed
 from convwright.edits.plan_file import (
     called,
     check_head,
@@ -353,6 +354,7 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         applied=before.plan.with_edits(*outcome.edits),
         options=before.options,
         constraints=before.constraints,
+        origins=followed(before, outcome),
     )
     if verify:
         _check_prediction(after, outcome)

@@ -222,10 +222,7 @@ def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axi
     parts = np.unique(np.concatenate([old[1], new[1]]), return_inverse=True)[1].reshape(-1)
     count = int(parts.max()) + 1
     was, now = old[0] * count + parts[: len(old[0])], new[0] * count + parts[len(old[0]) :]
-    order = np.argsort(was, kind="stable")
-    starts = np.searchsorted(was[order], now, side="left")
-    counts = np.searchsorted(was[order], now, side="right") - starts
-    if (counts == 0).any():
+    if not np.isin(now, was).all():
         known = np.isin(new[0], old[0]).all()
         reason = "a shuffle would send channels into other groups of a grouped operator than now"
         raise EditError(
@@ -233,7 +230,15 @@ def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axi
             if known
             else f"axis {axis[1]} of {axis[0]} would need channels that it does not have."
         )
-    return order[starts + _occurrence(own * count + parts[len(old[0]) :]) % counts]
+    return places(was, now, own * count + parts[len(old[0]) :])
+
+
+def places(old: Ints, new: Ints, own: Ints) -> Ints:
+    """Find each of some values in a row of old ones; of equal old ones, the n-th for the n-th of equal ``own``."""
+    order = np.argsort(old, kind="stable")
+    starts = np.searchsorted(old[order], new, side="left")
+    counts = np.searchsorted(old[order], new, side="right") - starts
+    return order[starts + _occurrence(own) % counts]
 
 
 def _occurrence(values: Ints) -> Ints:

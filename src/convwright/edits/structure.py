@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import Capture, capture
+from convwright.architecture.channels import Axis, Ints
 from convwright.edits.edit import Edit, Measured, Moved, Outcome
 from convwright.edits.equivalence import Run
 from convwright.edits.surgery import copied, named_tensors, stand_ins
@@ -47,14 +48,14 @@ class Structure:
     promise: Callable[[nn.Module], Run] = lambda model: model
 
     def operate(self, model: nn.Module) -> tuple[nn.Module, dict[int, Moved]]:
-        """Return a changed deep copy, and where each parameter that is left went."""
-        old = {id(p): p for p in model.parameters()}
+        """Return a changed deep copy, and where each parameter and buffer that is left went."""
+        old = [id(tensor) for tensor in named_tensors(model).values()]
         memo: dict[int, Any] = {}
         changed = copied(model, memo)
         successors = [s for act in self.acts for s in act(changed)]
         by_old = {id(s.old): s for s in successors}
-        present = {id(p) for p in changed.parameters()}
-        moved = {}
+        present = {id(tensor) for tensor in named_tensors(changed).values()}
+        moved: dict[int, Moved] = {}
         for key in old:
             successor = by_old.get(id(memo.get(key)))
             if successor is not None:
@@ -71,6 +72,7 @@ class Structure:
         mac_changes: Sequence[int],
         note: tuple[str, ...] = (),
         keeps: tuple[bool, ...] = (),
+        takes: Mapping[Axis, Ints] | None = None,
     ) -> Outcome:
         """Carry out the acts on a copy of a network, and say what that gave; the note holds for each edit."""
         model, moved = self.operate(architecture.model)
@@ -83,6 +85,7 @@ class Structure:
             notes=(note,) * len(edits),
             moved=moved,
             keeps=keeps,
+            takes=takes or {},
         )
 
 

@@ -33,7 +33,7 @@ _KNOWN = (
 
 
 def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
-    """Return a changed copy of a model, and where each parameter went.
+    """Return a changed copy of a model, and where each parameter and buffer went.
 
     The class, its other attributes, devices, dtypes, ``requires_grad`` and training modes are kept.
 
@@ -61,7 +61,7 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
     _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in named_tensors(changed).items():
-        if isinstance(final, nn.Parameter) and name in old:
+        if name in old:
             moved.setdefault(id(old[name]), Moved(final, partial(plan.new_tensor, name, divide=False)))
     return changed, moved
 

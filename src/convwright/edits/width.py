@@ -302,6 +302,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         coupled=sizes.coupled,
         notes=tuple(_notes(architecture, e, plan, difference) for e in edits),
         moved=moved,
+        takes={axis: take.index for axis, take in plan.takes.items()},
         keeps=tuple(_only_grows(architecture, e, c, plan) for e, c in zip(edits, sizes.coupled, strict=True)),
     )
 
