@@ -1,6 +1,7 @@
 """Weights that a user brings, in whole runs: what counts as trained, and how images are fed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_a_network_with_a_new_head_is_trained_first(tiny, pictures, plain, tmp_p
         f"{file} [state_dict]: took 7 of 9 tensors; drawn anew: fc.weight, fc.bias (5 -> 3 classes); ignored: epoch"
         in said
     )
-    assert "its new head is untrained: the untouched network is trained for 2 epochs first (--epochs)" in said
+    assert "what is drawn anew is untrained: the untouched network is trained for 2 epochs first" in said
     assert found.trials[0].candidate.epochs == 2
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["settings"]["epochs"] == 2
@@ -74,8 +75,8 @@ def test_what_counts_as_trained(tiny, pictures, plain, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "normalisation", "crop_pct", "said"),
     [
-        (Recipe(), HALF, 0.95, "as the pretrained timm:test_resnet was trained: mean 0.5, 0.5, 0.5; std 0.5, 0.5, 0.5; 0.95"),
-        (Recipe(normalisation="imagenet", resize={"crop_pct": 1}), "imagenet", 1, "used is normalisation=imagenet of the"),
+        (Recipe(), HALF, 0.95, "as the pretrained timm:test_resnet was trained: mean 0.5, 0.5, 0.5; std 0.5"),
+        (Recipe(normalisation="imagenet", resize={"crop_pct": 1}), "imagenet", 1, "used is normalisation=imagenet of"),
     ],
 )  # fmt: skip
 def test_images_are_fed_as_to_the_pretrained_network_unless_a_recipe_says_else(
@@ -100,6 +101,25 @@ def test_weights_say_how_photographs_were_resized(photographs, small, plain, tmp
     assert opened.trained
     assert opened.data.resize == Resize(**content["resize"])
     assert "0.95 of the shorter side is shown, bilinear" in opened.remarks[1]
+
+
+@pytest.mark.breadth
+def test_a_pretrained_network_is_optimised_and_the_run_continued(photographs, small, plain, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(small))
+    said, recipe = [], plain.updated(epochs=1, batch_size=4, schedule="constant")
+    asked = {"method": "uniform", "out": tmp_path / "run", "recipe": recipe, "input_shape": "3x32x32"}
+    result = optimize(SMALL, photographs, "macs<=80%", pretrained=True, say=said.append, **asked)
+    took = re.compile(
+        "pretrained weights of timm:test_resnet: took .*; drawn anew: fc.weight, fc.bias .1000 -> 2 classes"
+    )
+    assert any(map(took.match, said))
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["settings"]["pretrained"], run["settings"]["epochs"], run["settings"]["weights"]) == (True, 1, None)
+    assert run["settled"]["resize"] == {"crop_pct": 0.95, "interpolation": "bilinear"}
+    (tmp_path / "run" / "result.json").unlink()
+    again = optimize(SMALL, photographs, "macs<=80%", pretrained=True, resume=True, progress=False, **asked)
+    assert again.data["result"] == result.data["result"]
+    assert again.data["resize"] == run["settled"]["resize"]
 
 
 def test_weights_are_given_once(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from convwright.architecture.capture.exported import first_line
-from convwright.architecture.weights import Checkpoint, TakenWeights, take, taken_by_loader
+from convwright.architecture.weights import COUNTER, Checkpoint, TakenWeights, head_tensors, take
 from convwright.errors import ReadError
 
 _PATIENCE = 10.0  # seconds until a server that does not answer counts as out of reach
@@ -84,7 +84,10 @@ def build_options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def said_of_loaded(model: nn.Module, name: str, outputs: int) -> TakenWeights:
     """Say what a network that was created by name has of its pretrained weights."""
     known = preprocessing(name)
-    return taken_by_loader(model, f"pretrained weights of {name}", (known.classes if known else outputs, outputs))
+    classes = (known.classes, outputs) if known and known.classes != outputs else None
+    names, head = [n for n in model.state_dict() if not n.endswith(COUNTER)], head_tensors(model, outputs)
+    fresh = tuple(n for n in names if n in head and classes)
+    return TakenWeights(f"pretrained weights of {name}", tuple(n for n in names if n not in fresh), fresh, classes)
 
 
 def take_of_torchvision(model: nn.Module, name: str, outputs: int | None) -> None:

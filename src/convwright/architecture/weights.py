@@ -24,7 +24,7 @@ _KEPT_UNDER = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "state_dict", "model_state_dict",
     "model_state", "model", "network", "net", "module", "params_ema", "params", "weights",
 )  # fmt: skip
-_COUNTER = "num_batches_tracked"  # of batch norms: nothing is computed from it, and old checkpoints lack it
+COUNTER = "num_batches_tracked"  # of batch norms: nothing is computed from it, and old checkpoints lack it
 _NAMED = 3  # tensors in a message
 # What training programs keep beside weights: numbers of numpy, and their command line. None of it runs code.
 _NUMPY = {"scalar": np.float64(1).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
@@ -148,7 +148,7 @@ def take(model: nn.Module, checkpoint: Checkpoint, outputs: int | None = None) -
         RunError: A shape differs elsewhere, or less than half of the parameters are there; names the first ones.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    head = _head(model, outputs) & own.keys()
+    head = head_tensors(model, outputs) & own.keys()
     state, by_order = _renamed(checkpoint.state, own), False
     if 2 * len(state.keys() & own.keys()) < len(own) and checkpoint.ordered:
         ordered = _by_order(checkpoint.state, own, head)
@@ -164,7 +164,7 @@ def take(model: nn.Module, checkpoint: Checkpoint, outputs: int | None = None) -
         reason = str(error).strip().splitlines()[-1].strip()
         raise RunError(f"{checkpoint.source}: these weights do not fit the network ({reason})") from error
     fresh = _without_values(own, set(found.missing_keys))
-    taken = [name for name in own if name not in fresh and not name.endswith(_COUNTER)]
+    taken = [name for name in own if name not in fresh and not name.endswith(COUNTER)]
     body = {name: p.numel() for name, p in model.named_parameters() if name not in head}
     known = sum(count for name, count in body.items() if name not in fresh)
     if not taken or 2 * known < sum(body.values()) or (outputs is None and fresh):
@@ -172,25 +172,11 @@ def take(model: nn.Module, checkpoint: Checkpoint, outputs: int | None = None) -
         share = f"{known:,} of {sum(body.values()):,} parameters are there"
         raise RunError(f"{checkpoint.source}: these weights do not fit the network: {share}; it has {there}")
     classes = (state[unlike[0]].shape[0], own[unlike[0]].shape[0]) if unlike else None
-    ignored = tuple(name for name in (*found.unexpected_keys, *checkpoint.ignored) if not name.endswith(_COUNTER))
+    ignored = tuple(name for name in (*found.unexpected_keys, *checkpoint.ignored) if not name.endswith(COUNTER))
     return TakenWeights(checkpoint.source, tuple(taken), tuple(fresh), classes, ignored, by_order)
 
 
-def taken_by_loader(model: nn.Module, source: str, classes: tuple[int, int]) -> TakenWeights:
-    """Say what a network has of pretrained weights that its own loader gave it.
-
-    Args:
-        model: The network.
-        source: Whose weights they are.
-        classes: Outputs of the network that the weights are of, and of this one.
-    """
-    fresh = _head(model, classes[1]) if classes[0] != classes[1] else set()
-    names = [name for name in model.state_dict() if not name.endswith(_COUNTER)]
-    taken, drawn = (tuple(name for name in names if (name in fresh) is new) for new in (False, True))
-    return TakenWeights(source, taken, drawn, classes if fresh else None)
-
-
-def _head(model: nn.Module, outputs: int | None) -> set[str]:
+def head_tensors(model: nn.Module, outputs: int | None) -> set[str]:
     """Return weights and biases of the layers with as many outputs as the network: auxiliary heads, too."""
     kinds = nn.Linear, nn.modules.conv._ConvNd
     layers = [name for name, m in model.named_modules() if isinstance(m, kinds) and m.weight.shape[0] == outputs]
@@ -222,7 +208,7 @@ def _by_order(state: State, own: State, head: set[str]) -> State | None:
     Ports of a network keep its layers in order and call them as they like; kind (weight, bias, ...) and shape of every
     single tensor must agree.
     """
-    theirs, ours = ([n for n in names if not n.endswith(_COUNTER)] for names in (state, own))
+    theirs, ours = ([n for n in names if not n.endswith(COUNTER)] for names in (state, own))
     if len(theirs) != len(ours):
         return None
     for name, mine in zip(theirs, ours, strict=True):
@@ -236,7 +222,7 @@ def _by_order(state: State, own: State, head: set[str]) -> State | None:
 def _without_values(own: State, missing: set[str]) -> list[str]:
     """Return the missing tensors, without counters and without other names of tensors that are there."""
     shared = {tensor.data_ptr() for name, tensor in own.items() if name not in missing}
-    return [n for n, t in own.items() if n in missing and not n.endswith(_COUNTER) and t.data_ptr() not in shared]
+    return [n for n, t in own.items() if n in missing and not n.endswith(COUNTER) and t.data_ptr() not in shared]
 
 
 def _shape(tensor: Tensor) -> str:

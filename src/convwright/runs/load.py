@@ -91,7 +91,7 @@ def load_model_and_data(
         RunError: The weights cannot be read or do not fit.
     """
     check_pretrained(model, pretrained, weights)
-    recipe = recipe or Recipe()
+    recipe, checkpoint = recipe or Recipe(), read_checkpoint(weights) if weights is not None else None
     found = None if settled else AsTrained.of(model, weights, pretrained)
     wanted = parse_input(input_shape)
     known = options_of(model)
@@ -115,7 +115,7 @@ def load_model_and_data(
     if needs_val and loaded.val is None:
         raise DataError(f"{loaded.name}: no validation images; set val_fraction in the recipe above 0")
     taken = said_of_loaded(built, source, outputs) if pretrained else None
-    taken = take(built, read_checkpoint(weights), outputs) if weights is not None else taken
+    taken = take(built, checkpoint, outputs) if checkpoint is not None else taken
     if found:
         recipe = recipe.updated(normalisation=found.normalising(recipe, loaded.shape[0]), resize=loaded.resize)
     remarks = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None and not settled else ()

@@ -296,9 +296,7 @@ class _Job:
             settled["weights_taken"] = str(loaded.taken)
             if not loaded.trained:
                 length = counted(config.base_epochs(trained=False), "epoch")
-                config.tell(
-                    f"its new head is untrained: the untouched network is trained for {length} first (--epochs)"
-                )
+                config.tell(f"what is drawn anew is untrained: the untouched network is trained for {length} first")
         settled |= usage(normalised(loaded.data, loaded.recipe.normalisation, loaded.arch.model))
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 

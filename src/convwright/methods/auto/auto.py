@@ -14,6 +14,7 @@ from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
 from convwright.methods.auto.first_training import quality_of
 from convwright.methods.auto.proposals import combinations, neighbours, proposals
 from convwright.methods.auto.recipe import default_recipe, gaining, recipe_course, reserved, together, with_techniques
+from convwright.methods.auto.trained import trained_course
 from convwright.methods.base import Candidate, Evidence, register
 from convwright.methods.phased.techniques import Trying, techniques_named
 from convwright.methods.script import Script
@@ -119,6 +120,9 @@ class Auto(DesignSearch):
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
+        if not self.terms.epochs:
+            yield from trained_course(self)
+            return
         base = yield from self._base(self.bench)
         if base is None:
             return

@@ -1,0 +1,136 @@
+"""Allocation: budgets are met and used, by the exact costs, and the loss is that of the exact optimum or close."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import convwright as cw
+from convwright.architecture import read
+from convwright.cost import costs_of, parse_budget, profile
+from convwright.edits.constraints import Constraints
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods.saliency import allocate, allocation, blocks_worth
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return read("zoo:resnet20", "3x16x16", widths=[24, 32, 64], depths=[2, 2, 1])
+
+
+def limits_of(arch, budget):
+    return parse_budget(budget).resolve(profile(arch))
+
+
+def drawn(arch, seed):
+    rng = np.random.default_rng(seed)
+    return {group.name: rng.exponential(rng.exponential(), group.units) for group in arch.free_groups}
+
+
+def optimum(arch, scores, limits, multiple):
+    """Return the least saliency lost by trying all widths."""
+    model = arch.cost_model()
+    sizes = [[g.size, *(w for w in range(g.size - 1, 0, -1) if w % multiple == 0)] for g in arch.free_groups]
+    table = np.array(list(itertools.product(*sizes)))
+    worth = [np.append(0, np.cumsum(np.sort(scores[name]))) for name in model.groups]
+    lost = np.sum([w[size - table[:, i]] for i, (w, size) in enumerate(zip(worth, model.sizes, strict=True))], axis=0)
+    fits = np.all([model.costs(table, [m])[m] <= limit for m, limit in limits.limits.items()], axis=0)
+    floor = np.all(table >= 0.1 * model.sizes, axis=1)
+    return lost[fits & floor].min()
+
+
+@pytest.mark.parametrize("budget", ["macs<=50%", "params<=30%", "macs<=70%, params<=40%", "activations<=70%"])
+def test_it_is_the_exact_optimum_or_close(budget):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        *(torch.nn.Conv2d(i, o, 3, padding=1) for i, o in ((1, 16), (16, 24), (24, 12), (12, 20))),
+        torch.nn.Flatten(),
+        torch.nn.Linear(20 * 64, 3),
+    )
+    arch = read(model, (1, 1, 8, 8))
+    limits, ratios = limits_of(arch, budget), []
+    for seed in range(12):
+        scores = drawn(arch, seed)
+        found = allocation(arch, scores, limits, divisor=2)
+        ratios.append(found.lost / optimum(arch, scores, limits, 2))
+    assert min(ratios) >= 1 - 1e-9
+    assert np.mean(ratios) < 1.02 and max(ratios) < 1.15
+    assert np.mean(np.array(ratios) < 1 + 1e-9) >= 0.5
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("budget", ["macs<=50%", "macs<=25%", "params<=40%, macs<=60%", "weights<=50%"])
+@pytest.mark.parametrize("name", ["zoo:resnet20", "zoo:mnist-a", "timm:ghostnet_100", "torchvision:shufflenet_v2_x0_5"])
+def test_budgets_are_met_and_used_on_networks_of_all_kinds(name, budget):
+    arch = read(name, "1x28x28" if "mnist" in name else "3x32x32")
+    limits, scores = limits_of(arch, budget), drawn(arch, 3)
+    new = arch.apply(*allocate(arch, scores, budget), verify=False)
+    costs = costs_of(profile(new))
+    used = max(costs[metric] / limit for metric, limit in limits.limits.items())
+    assert 0.95 <= used <= 1
+
+
+def test_the_channels_of_least_saliency_go(resnet):
+    scores = drawn(resnet, 1)
+    edits = allocate(resnet, scores, "macs<=60%")
+    for edit in edits:
+        for name, kept in edit.keep.items():
+            gone = np.delete(scores[name], kept)
+            assert not len(gone) or gone.max() <= scores[name][kept].min()
+    new = resnet.apply(*edits)
+    assert all(change.exact for change in new.changes)
+
+
+def test_widths_suit_kernels_unless_a_number_is_stated(resnet):
+    by_default = resnet.apply(*allocate(resnet, drawn(resnet, 2), "macs<=50%"), verify=False)
+    for group in by_default.free_groups:
+        before = resnet.group(group.name).size
+        assert group.size == before or group.size % (16 if before >= 64 else 8) == 0
+    stated = allocate(resnet, drawn(resnet, 2), "macs<=50%", divisor=1)
+    assert any(edit.size % 8 for edit in stated)
+
+
+def test_constraints_hold(resnet):
+    constraints = Constraints(keep="layer2.0.conv1", ratio={"layer1.*": (0.75, 1)})
+    new = resnet.apply(*allocate(resnet, drawn(resnet, 4), "macs<=60%", constraints), verify=False)
+    assert new.group("layer2.0.conv1").size == resnet.group("layer2.0.conv1").size
+    assert new.group("layer1.1.conv1").size >= 0.75 * resnet.group("layer1.1.conv1").size
+
+
+def test_blocks_go_where_the_widths_they_save_are_worth_more(resnet):
+    scores, limits = drawn(resnet, 5), limits_of(resnet, "macs<=50%")
+    widths = allocation(resnet, scores, limits)
+    free = allocation(resnet, scores, limits, blocks={"layer1.0": 0.0, "layer1.1": 0.0})
+    dear = allocation(resnet, scores, limits, blocks={"layer1.0": 1e9, "layer1.1": np.inf})
+    assert dear.edits == widths.edits
+    assert {e.target for e in free.edits if isinstance(e, cw.RemoveBlock)} >= {"layer1.0"}
+    assert free.lost < widths.lost
+    new = resnet.apply(*free.edits, verify=False)
+    assert limits.met(costs_of(profile(new)))
+
+
+def test_what_a_block_is_worth_is_read_off_the_measured_curve():
+    curve = [[0, 0], [1, 0.1], [4, 0.2], [9, 0.2]]
+    worth = blocks_worth({"blocks": {"a": 0.15, "b": -1.0, "c": 0.5, "d": None}, "curve": curve, "loss": 1.0})
+    assert worth == {"a": pytest.approx(2.5), "b": 0.0, "c": np.inf}
+    assert blocks_worth(None) == {}
+
+
+def test_a_network_within_the_budget_stays(resnet):
+    assert allocate(resnet, drawn(resnet, 0), "macs<=120%") == ()
+
+
+@pytest.mark.parametrize(
+    ("scores", "budget", "error", "message"),
+    [
+        ({"layer1.0.conv9": np.ones(24)}, "macs<=50%", ConvwrightError, "no channel group.*layer1.0.conv1"),
+        ({"layer1.0.conv1": np.ones(7)}, "macs<=50%", ConvwrightError, r"of shape \(7,\); give 24 numbers"),
+        ({"layer1.0.conv1": np.full(24, np.nan)}, "macs<=50%", ConvwrightError, "are not finite"),
+        ({"layer1.0.conv1": np.ones(24)}, "macs<=1%", BudgetError, "no widths.*raise the budget"),
+        ({}, "macs<=0%", BudgetError, "positive number"),
+    ],
+)
+def test_what_cannot_be_is_refused(resnet, scores, budget, error, message):
+    with pytest.raises(error, match=message):
+        allocate(resnet, scores, budget)

@@ -1,0 +1,146 @@
+"""Method `saliency` and the course of `auto` for trained networks, in made-up worlds where nothing is trained."""
+
+import numpy as np
+import pytest
+
+from convwright.architecture import read
+from convwright.cost import costs_of, parse_budget, profile
+from convwright.edits import Plan, RemoveBlock, Resolution
+from convwright.errors import BudgetError, ConvwrightError
+from convwright.methods import Auto, Evidence, Saliency
+from convwright.runs.evaluate import reshaped
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return read("zoo:resnet20", "3x32x32", widths=[16, 24, 32], depths=[2, 2, 2])
+
+
+def limits_of(arch, budget):
+    return parse_budget(budget).resolve(profile(arch))
+
+
+def observed(arch, probes, worth):
+    rng = np.random.default_rng(0)
+    groups = {group.name: rng.exponential(size=group.units).tolist() for group in arch.free_groups}
+    blocks = {block.name: worth for block in arch.blocks}
+    found = {"saliency": {"groups": groups}}
+    if any(probe.startswith("block-losses") for probe in probes):
+        found["block-losses"] = {"blocks": blocks, "curve": [[0, 0], [1, 0.1], [1000, 100.0]], "loss": 1.0}
+    return found if probes else {}
+
+
+def play(method, arch, worth=100.0, score=lambda arch, candidate: 0.5, fails=()):
+    """Answer everything that a method asks; return the candidates."""
+    asked, number = [], 0
+    while batch := method.ask():
+        for candidate in batch:
+            network = reshaped(arch, candidate.plan)
+            status = "failed" if number in fails else "done"
+            evidence = Evidence(
+                candidate, number, score(network, candidate), 0.01, costs_of(profile(network)),
+                observed(network, candidate.probes, worth), status,
+            )  # fmt: skip
+            method.tell(evidence)
+            asked.append(candidate)
+            number += 1
+    return asked
+
+
+def test_it_cuts_in_rounds_and_trains_once(resnet):
+    limits = limits_of(resnet, "macs<=50%")
+    method = Saliency(resnet, limits, epochs=0, tune_epochs=5, rounds=3)
+    asked = play(method, resnet)
+    assert [(c.role, c.epochs, c.parent) for c in asked] == [
+        ("base", 0, None), ("candidate", 0, 0), ("candidate", 0, 1), ("baseline", 5, 0), ("candidate", 5, 2),
+    ]  # fmt: skip
+    macs = [profile(reshaped(resnet, c.plan)).macs for c in asked if c.role != "baseline"]
+    assert macs == sorted(macs, reverse=True) and macs[-1] <= limits.limits["macs"]
+    assert np.allclose(np.array(macs[1:]) / macs[:-1], 0.5 ** (1 / 3), atol=0.06)
+    assert method.best().trial == 4
+    assert len(method.decisions) == 3
+
+
+def test_epochs_between_cuts_are_taken_from_the_last_training(resnet):
+    method = Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=2, tune_epochs=6, rounds=3, epochs_between=2)
+    asked = play(method, resnet)
+    assert [c.epochs for c in asked] == [2, 2, 2, 6, 2]
+    assert asked[0].epochs + 6 == sum(c.epochs for c in asked if c.role != "baseline")
+
+
+def test_blocks_that_are_worth_nothing_go_and_dear_ones_stay(resnet):
+    for worth, gone in ((0.0, True), (50.0, False)):
+        asked = play(Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1), resnet, worth)
+        assert any(isinstance(edit, RemoveBlock) for edit in asked[-1].plan.edits) is gone
+    asked = play(Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1, blocks=False), resnet, 0.0)
+    assert asked[0].probes == ("saliency",)
+    assert not any(isinstance(edit, RemoveBlock) for edit in asked[-1].plan.edits)
+
+
+@pytest.mark.parametrize("make", [Saliency, Auto])
+def test_it_depends_on_what_it_is_told_alone(resnet, make):
+    limits = limits_of(resnet, "macs<=50%")
+    first, second = (make(resnet, limits, epochs=0, tune_epochs=3) for _ in range(2))
+    asked = play(first, resnet)
+    for number in range(len(asked)):
+        assert second.ask()[0].to_dict() in [c.to_dict() for c in asked[number:]]
+        second.tell(first.results[number])
+    assert second.best() is not None and second.best().trial == first.best().trial
+
+
+def test_a_trial_that_fails_ends_it_without_a_result(resnet):
+    for fails in ({0}, {1}, {5}):
+        method = Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1)
+        play(method, resnet, fails=fails)
+        assert method.best() is None or method.best().usable
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kind": "tailor"}, ConvwrightError, "give one of taylor.*Did you mean taylor"),
+        ({"rounds": 0}, ConvwrightError, "rounds=0"),
+        ({"budget": "macs<=0.001%"}, BudgetError, "no widths"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_training(resnet, options, error, message):
+    limits = limits_of(resnet, options.pop("budget", "macs<=50%"))
+    with pytest.raises(error, match=message):
+        Saliency(resnet, limits, epochs=0, tune_epochs=1, **options)
+
+
+def test_auto_judges_designs_of_a_trained_network_without_training_and_races_the_best(resnet):
+    limits = limits_of(resnet, "macs<=50%")
+    likes = {"resolution": 0.9, "depth": 0.8, "": 0.7}
+
+    def score(network, candidate):
+        kinds = {type(edit) for edit in candidate.plan.edits}
+        return likes["resolution" if Resolution in kinds else "depth" if RemoveBlock in kinds else ""]
+
+    method = Auto(resnet, limits, epochs=0, tune_epochs=6)
+    asked = play(method, resnet, worth=0.0, score=score)
+    judged = [c for c in asked if c.role == "candidate" and not c.epochs]
+    racing = [c for c in asked if c.role == "candidate" and c.epochs == 2]
+    assert len(racing) == 3 and len(judged) > 6
+    assert [c.epochs for c in asked if c.role == "baseline"] == [8]
+    assert any(isinstance(edit, Resolution) for edit in method.best().candidate.plan.edits)
+    assert limits.met(method.best().costs)
+    assert not any(c.weights == "fresh" for c in asked)
+
+
+def test_new_weights_race_where_the_given_ones_are_worth_little(resnet):
+    def score(network, candidate):
+        return 0.9 if not candidate.plan.edits or candidate.weights == "fresh" else 0.2
+
+    method = Auto(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=6)
+    asked = play(method, resnet, score=score)
+    assert [c.weights for c in asked].count("fresh") == 1
+
+
+def test_where_the_resolution_is_fixed_widths_and_blocks_are_left(resnet):
+    bound = __import__("convwright").Constraints(resolution="fixed").bound(resnet)
+    method = Auto(bound, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=3)
+    asked = play(method, bound)
+    assert not any(isinstance(edit, Resolution) for c in asked for edit in c.plan.edits)
+    assert method.best() is not None
+    assert all(c.plan == Plan.empty(bound) for c in asked if c.role != "candidate")
