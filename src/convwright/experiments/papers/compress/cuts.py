@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convwright.architecture import read
+from convwright.architecture import Architecture, read
 from convwright.cost import count_by_torch
 from convwright.cost.budget import Limits
 from convwright.edits import Edit, Resolution
@@ -32,6 +32,7 @@ from convwright.experiments.papers.compress.baseline import Baseline
 from convwright.experiments.papers.compress.runtimes import beside
 from convwright.methods.saliency import SaliencyOptions, allocate, blocks_worth
 from convwright.methods.shared.uniform_widths import uniform_widths
+from convwright.repair import merge, refit
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights
 from convwright.training import evaluate
 from convwright.training.data.loader import Loader
@@ -40,7 +41,6 @@ from convwright.training.data.resized import resized_data
 from convwright.training.statistics import reestimate
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
     from convwright.training import ImageData
 
 _BATCH = 64  # calibration images at a time
@@ -277,8 +277,11 @@ def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
 
 _OURS: Mapping[str, Any] = {
     **{name: SaliencyOptions.model_fields[name].default for name in ("kind", "rounds", "blocks")},
-    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True,
+    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ("refit",),
 }  # fmt: skip
+
+
+REPAIRS: Mapping[str, Callable[[Architecture, Architecture, list[Tensor]], object]] = {"merge": merge, "refit": refit}
 
 
 @cut("ours")
@@ -286,10 +289,12 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     """Cut what the trained network misses least, in rounds.
 
     Options: those of method ``saliency`` without training in between; and ``images`` of calibration, the ``divisor`` of
-    the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is).
+    the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is), and
+    what of `REPAIRS` follows the last round.
     """
     options = {**_OURS, **case.options}
-    arch, edits = read(case.model, case.image), tuple[Edit, ...]()
+    original = arch = read(case.model, case.image)
+    edits: tuple[Edit, ...] = ()
     batches = list(case.calibration(options["images"]))
     rounds = 1 if options["widths"] == "ratio" else options["rounds"]
     for number, limit in enumerate(case.aims(rounds), start=1):
@@ -304,6 +309,9 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
         if number < rounds and options["reestimate"]:
             reestimate(arch.model, case.data.train)
     case.saw("cut", arch.model)
+    for name in options["repair"]:
+        REPAIRS[name](original, arch, [images for images, _ in batches])
+        case.saw(name, arch.model)
     if options["reestimate"]:
         _reestimated(case, arch.model)
     return edits, arch.model

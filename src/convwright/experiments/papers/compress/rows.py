@@ -119,6 +119,10 @@ ABLATIONS: tuple[Kind, ...] = (
     _ours("no-blocks", "all blocks stay", ablation=True, blocks=False),
     _ours("one-ratio", "one ratio for all widths in place of the allocation", ablation=True, widths="ratio"),
     _ours("any-width", "widths of any number in place of multiples of 16", ablation=True, divisor=1),
+    _ours(
+        "merge", "removed channels merged into those that stay in place of the refit", ablation=True, repair=["merge"]
+    ),
+    _ours("no-refit", "weights as cut", ablation=True, repair=[]),
     _ours("no-reestimation", "batch norm with the statistics of the whole network", ablation=True, reestimate=False),
 )
 KINDS: tuple[Kind, ...] = (
