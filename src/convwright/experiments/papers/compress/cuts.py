@@ -275,9 +275,9 @@ def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     return edits, case.model
 
 
-_OURS: Mapping[str, Any] = {
+OURS: Mapping[str, Any] = {
     **{name: SaliencyOptions.model_fields[name].default for name in ("kind", "rounds", "blocks")},
-    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ("refit",),
+    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ["refit"],
 }  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
     the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is), and
     what of `REPAIRS` follows the last round.
     """
-    options = {**_OURS, **case.options}
+    options = {**OURS, **case.options}
     original = arch = read(case.model, case.image)
     edits: tuple[Edit, ...] = ()
     batches = list(case.calibration(options["images"]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convwright.experiments.papers.compress.baseline import Baseline
-from convwright.experiments.papers.compress.cuts import Cut
+from convwright.experiments.papers.compress.cuts import OURS, Cut
 from convwright.experiments.papers.compress.runtimes import RuntimeStudy
 from convwright.experiments.papers.compress.tables import conclude
 from convwright.experiments.row import Row, Size, experiment, seeds_of
@@ -89,7 +89,7 @@ class Kind:
 def _ours(
     name: str, note: str, distill: Mapping[str, Any] | None = None, ablation: bool = False, **options: Any
 ) -> Kind:
-    return Kind(f"ours-{name}" if name else "ours", "ours", note, options, distill, ablation=ablation)
+    return Kind(f"ours-{name}" if name else "ours", "ours", note, {**OURS, **options}, distill, ablation=ablation)
 
 
 def _torch_pruning(name: str, note: str, **options: Any) -> Iterator[Kind]:
