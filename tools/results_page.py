@@ -11,7 +11,7 @@ from table_kit import Json, load, markdown, missing, provenance, table
 EXPERIMENTS = (
     "mnist-1500", "cifar10-140k", "mnist-phases", "mnist-techniques", "cifar10-techniques", "3drf", "3drf-rank",
     "conetv2", "conetv2-rank", "conetv2-transfer", "conflicts-lesion", "conflicts-tune",
-    "conflicts-boundary", "greedy", "greedy-rank", "rivals",
+    "conflicts-boundary", "greedy", "greedy-rank", "rivals", "compress",
 )  # fmt: skip
 # Of an experiment that draws more than a page can show; the others show all.
 SHOWN = {

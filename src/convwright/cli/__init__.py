@@ -282,6 +282,9 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/reproduce/NAME[-quick|-full].")] = None,
     jobs: options.Jobs = 1,
     threads: options.Threads = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the images of a folder are, for experiments on one: folder:PATH.")
+    ] = None,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:

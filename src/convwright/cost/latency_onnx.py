@@ -36,12 +36,22 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
         raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {example_input.device}.")
     if example_input.dtype not in (torch.float32, torch.float64, torch.float16):
         raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {example_input.dtype}.")
-    session = onnx_session(_exported(name, model, example_input))
+    session = onnx_session(exported_onnx(name, model, example_input))
     feed = {session.get_inputs()[0].name: example_input.detach().numpy()}
     return lambda: session.run(None, feed)
 
 
-def _exported(name: str, model: nn.Module, example_input: Tensor) -> bytes:
+def exported_onnx(name: str, model: nn.Module, example_input: Tensor) -> bytes:
+    """Return a network as the bytes of an ONNX file.
+
+    Args:
+        name: of the network, for messages.
+        model: in eval mode, on the CPU.
+        example_input: shape (n, ...), on the CPU; the file takes this shape.
+
+    Raises:
+        ConvwrightError: if the export fails.
+    """
     try:
         # The exporter's notes are left out: it prints and warns, and errors say what matters.
         with quiet_torch(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():

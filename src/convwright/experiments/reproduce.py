@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def reproduce(
     folder: Path | None = None,
     *,
     size: Size = "standard",
+    data: str | None = None,
     data_dir: Path | None = None,
     jobs: int = 1,
     threads: int | None = None,
@@ -53,6 +55,7 @@ def reproduce(
         name: The experiment.
         folder: Where trainings and result lie; what is finished there is kept. None: `default_folder`.
         size: See `Experiment`.
+        data: Where rows on images of a folder read them, ``folder:PATH``; None: from the folder that the row names.
         data_dir: As for `load_data`.
         jobs: Trainings side by side, each in a process of its own.
         threads: Threads of each training; None: torch's own number divided by `jobs`.
@@ -75,7 +78,7 @@ def reproduce(
     threads = threads or max(1, torch.get_num_threads() // jobs)
     failures = []
     with owned(folder):
-        work = _work(rows, seeds, folder, data_dir, threads)
+        work = _work(rows, seeds, folder, data_dir, threads, data or "")
         left = [job for job in work if finished(job) is None]
         if len(left) < len(work):
             say(f"{len(work) - len(left)} of {len(work)} {_called(rows)} are finished in {folder}")
@@ -137,14 +140,15 @@ def _chosen(found: Experiment, size: Size, only: Sequence[str]) -> tuple[Row, ..
 
 
 def _work(
-    rows: Sequence[Row], seeds: int | None, folder: Path, data_dir: Path | None, threads: int | None
+    rows: Sequence[Row], seeds: int | None, folder: Path, data_dir: Path | None, threads: int | None, source: str
 ) -> list[Job]:
     """Return what there is to do in its order: counts first, then every row once before any row twice."""
     trained = [row for row in rows if row.recipe is not None]
     pairs = [(row, 0) for row in rows if row.recipe is None]
     every = sorted({seed for row in trained for seed in row.seeds[:seeds]})
     pairs += [(row, seed) for seed in every for row in trained if seed in row.seeds[:seeds]]
-    return [Job(row, seed, _folder_of(row, seed, folder), data_dir, threads) for row, seed in pairs]
+    jobs = [Job(row, seed, _folder_of(row, seed, folder), data_dir, threads) for row, seed in pairs]
+    return [replace(job, source=source) if job.row.data.startswith("folder:") else job for job in jobs]
 
 
 def _folder_of(row: Row, seed: int, folder: Path) -> Path:
@@ -231,6 +235,7 @@ def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         **_of_searches(row, results),
         "seeds": [content["seed"] for content in trained],
         "accuracies": accuracies,
+        "validations": [(content["validation"] or {}).get("accuracy") for content in trained],
         "mean": statistics.fmean(accuracies) if accuracies else None,
         "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "train_accuracies": [content["history"][-1]["train_acc"] for content in trained],
@@ -247,6 +252,8 @@ def _of_searches(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, An
     content: dict[str, Any] = {}
     if row.design and results:
         content["searches"] = results[0].get("searches", [])
+    if any(getattr(design, "seeded", False) for design in row.design):  # another search for each seed
+        content["histories"] = [[each["history"] for each in result.get("searches", ())] for result in results]
     if row.quality:
         content["qualities"] = [result.get("quality") for result in results]
         content["train_losses"] = [result["history"][-1]["train_loss"] for result in results]

@@ -51,6 +51,7 @@ class Row:
         fresh: All weights are drawn after the edits, so that an edited network begins like any other of its shape.
         quality: Whether the quality of its trained kernels is recorded.
         held: Share of the training images that is held out, for a study to decide on.
+        shape: (c, h, w) that the images are brought to; None: as they are.
         probes: What is observed during the training.
         study: What is done with the trained network.
         paper: What the source reports, by name: ``accuracy`` (0..1) and what else it gives. The counts of a row that
@@ -72,6 +73,7 @@ class Row:
     fresh: bool = False
     quality: bool = False
     held: float = 0.0
+    shape: tuple[int, int, int] | None = None
     probes: tuple[str, ...] = ()
     study: PaperStudy | None = None
     paper: Mapping[str, Any] = field(default_factory=dict)

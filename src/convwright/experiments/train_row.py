@@ -66,6 +66,8 @@ class Job:
         test: Whether the result is judged on the test part as soon as it is trained.
         keep: Whether the checkpoint stays when the training is finished, so that `judge` can follow.
         weights: What the network starts from; None: weights drawn from the seed.
+        teacher: Weights of the row's network without edits, for a recipe that learns from it; None: there is none.
+        source: Where the images are read from on this machine, as for `load_data`; "": from the row's data.
     """
 
     row: Row
@@ -78,6 +80,13 @@ class Job:
     test: bool = True
     keep: bool = False
     weights: Path | None = None
+    teacher: Path | None = None
+    source: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """The shape that images are brought to."""
+        return self.input_shape or self.row.shape
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,8 @@ def asked(job: Job) -> dict[str, Any]:
         values["fresh"] = True
     if row.edits:
         values["edits"] = plain([edit.to_dict() for edit in row.edits])
-    if job.input_shape is not None:
-        values["input_shape"] = list(job.input_shape)
+    if job.shape is not None:
+        values["input_shape"] = list(job.shape)
     if held := job.val_fraction or row.held:
         values["val_fraction"] = held
     if row.probes:
@@ -285,8 +294,10 @@ def _taken_over(job: Job, form: NetworkSpec, twin: Path) -> dict[str, Any]:
 
 def _settled(job: Job, shape: tuple[int, int, int] | None = None) -> NetworkSpec:
     """Return how the network is made; searches that this needs are carried out, or read where they were before."""
-    searches = job.folder.parent.parent / "searches"
-    return form_of(job.row, DesignContext(shape, NetworkSpec({}), searches, job.row.data, job.data_dir, job.threads))
+    searches, row = job.folder.parent.parent / "searches", job.row
+    start = NetworkSpec({})
+    context = DesignContext(shape, start, searches, row.data, job.data_dir, job.threads, job.source, job.seed)
+    return form_of(row, context)
 
 
 def _form(row: Row, form: NetworkSpec) -> dict[str, Any]:
@@ -332,9 +343,15 @@ def _prepared(job: Job) -> bool:
 def _trained(job: Job, model: torch.nn.Module, data: ImageData, test: bool) -> TrainResult:
     assert job.row.recipe is not None  # such rows are counted
     recipe = job.row.recipe.updated(seed=job.seed)
+    teacher: dict[str, Any] = {}
+    if job.teacher is not None and "distill" in recipe.techniques:
+        original = made(job.row.model, NetworkSpec(job.row.options), data.shape, job.seed)
+        load_weights(original, job.teacher)
+        teacher = {"teacher": original}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecipeWarning)  # they are in the result, and in the table
-        return train(model, data, recipe, out=job.folder, resume=True, progress=False, test=test, probes=job.row.probes)
+        how: dict[str, Any] = {"progress": False, "test": test, "probes": job.row.probes, **teacher}
+        return train(model, data, recipe, out=job.folder, resume=True, **how)
 
 
 def _as_decided(job: Job, form: NetworkSpec, data: ImageData) -> tuple[Job, torch.nn.Module, ImageData]:
@@ -349,12 +366,13 @@ def _as_decided(job: Job, form: NetworkSpec, data: ImageData) -> tuple[Job, torc
         take(model, read_checkpoint(job.weights), scores(model, torch.zeros(1, *data.shape)).shape[1])
     elif form.weights is not None:
         load_weights(model, form.weights)
+    job = replace(job, teacher=form.teacher)
     return job, model, data if form.resolution is None else resized_data(data, form.resolution)
 
 
 def _data(job: Job) -> ImageData:
-    resize = job.row.recipe.resize if job.row.recipe is not None else Resize()
-    return _loaded(job.row.data, job.data_dir, job.input_shape, job.val_fraction or job.row.held, resize)
+    resize, source = job.row.recipe.resize if job.row.recipe is not None else Resize(), job.source or job.row.data
+    return _loaded(source, job.data_dir, job.shape, job.val_fraction or job.row.held, resize)
 
 
 @lru_cache(maxsize=2)

@@ -53,6 +53,7 @@ class NetworkSpec:
         searches: Folders of the searches that this rests upon; another one that led here would do as well.
         weights: The file that the network's training begins with, in the folder of a search; None: drawn weights.
         epochs: Of that training; None: as the recipe says.
+        teacher: Weights of the network without edits, for a recipe that learns from it; None: there is none.
     """
 
     options: Mapping[str, Any]
@@ -60,6 +61,7 @@ class NetworkSpec:
     searches: tuple[Path, ...] = ()
     weights: Path | None = None
     epochs: int | None = None
+    teacher: Path | None = None
 
     @property
     def resolution(self) -> tuple[int, int] | None:
@@ -96,6 +98,8 @@ class DesignContext:
         data: What a search trains on, as for `load_data`; "" for none.
         data_dir: Where named data sets lie.
         threads: Threads of torch; None: as they are.
+        source: Where the images of `data` are read from on this machine; "": from `data`.
+        seed: Of the row's training, for designs that depend on it.
     """
 
     shape: Shape | None = None
@@ -104,6 +108,8 @@ class DesignContext:
     data: str = ""
     data_dir: Path | None = None
     threads: int | None = None
+    source: str = ""
+    seed: int = 0
 
 
 class Design(Protocol):

@@ -245,8 +245,8 @@ class Question:
     def trained_on(self) -> tuple[Recipe, ImageData]:
         """Return the recipe of the search's trainings, and the data with the part that is held out."""
         setting, recipe = self.setting, Recipe(**{"seed": self.search.seed, **self.search.recipe})
-        data = load_data(setting.data, setting.data_dir, input_shape=setting.shape, val_fraction=recipe.val_fraction)
-        return recipe, data
+        how: Any = {"input_shape": setting.shape, "val_fraction": recipe.val_fraction, "resize": recipe.resize}
+        return recipe, load_data(setting.source or setting.data, setting.data_dir, **how)
 
 
 def _carry_out(question: Question, make: Any, folder: Path) -> None:

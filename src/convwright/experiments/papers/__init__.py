@@ -18,6 +18,7 @@ from convwright.experiments.papers import (
     technique_tables,
 )
 from convwright.experiments.papers.baselines import rows as rivals
+from convwright.experiments.papers.compress import rows as compress
 from convwright.experiments.row import (
     EXPERIMENTS,
     SIZES,
@@ -36,6 +37,7 @@ __all__ = [
     "Row",
     "Size",
     "cifar_small",
+    "compress",
     "conetv2",
     "conetv2_rank",
     "conetv2_transfer",

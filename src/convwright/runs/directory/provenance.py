@@ -22,7 +22,8 @@ _PACKAGES = ("convwright", "torch", "torchvision", "timm", "numpy", "lightning-f
 
 def portable(command: str) -> str:
     """Leave the folders of one person's machine out of a command: anybody can give it as it then stands."""
-    return re.sub(r" --(out|data-dir)[ =]\S+", "", command)
+    shorter = re.sub(r" --(out|data-dir)[ =]\S+", "", command)
+    return re.sub(r"( --data[ =]folder:)\S+", r"\1PATH", shorter)
 
 
 def versions() -> dict[str, str]:

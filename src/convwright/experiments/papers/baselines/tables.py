@@ -94,23 +94,24 @@ def verdict(rows: Sequence[Json]) -> dict[str, Any]:
     found: dict[str, Any] = {"first": _split(order[0])[1]}
     long = by_kind.get("baseline-long")
     if long is not None:
-        leads = [(row, _lead(row, long)) for row in within]
+        leads = [(row, lead_of(row, long)) for row in within]
         near = [row for row, lead in leads if lead["lead"] >= -(lead["deviation"] or 0.0)]
         found["as_accurate"] = {_split(row)[1]: latency(row) for row in near}
     ours = by_kind.get(OURS)
     if ours is not None and long is not None:
-        found["auto_ahead_of_untouched"] = _lead(ours, long)
+        found["auto_ahead_of_untouched"] = lead_of(ours, long)
     others = [row for row in order if row is not ours]
     if ours is None or not others:
         return found
-    lead = _lead(ours, others[0])
-    above = {_split(row)[1]: _lead(ours, row) for row in others}
+    lead = lead_of(ours, others[0])
+    above = {_split(row)[1]: lead_of(ours, row) for row in others}
     found |= {"auto_ahead_of_next": {"row": _split(others[0])[1], **lead}, "auto_ahead": above}
     found["auto_above_every_row"] = all(clear(each) for each in above.values())
     return found
 
 
-def _lead(one: Json, other: Json) -> dict[str, Any]:
+def lead_of(one: Json, other: Json) -> dict[str, Any]:
+    """Return by how much one row is ahead of another, and the deviation of the difference of two single trainings."""
     both = one["deviation"], other["deviation"]
     deviation = None if None in both else math.hypot(*both)
     return {"lead": one["mean"] - other["mean"], "deviation": deviation}

@@ -32,7 +32,7 @@ from convwright.training import train
 if TYPE_CHECKING:
     from convwright.training import ImageData, Recipe
 
-Importance = Literal["magnitude", "group-norm"]
+Importance = Literal["magnitude", "group-norm", "taylor"]
 MOST = 0.95  # share of a layer's channels that may go, where nothing else is said
 _FINE = 200  # steps of the pruner from nothing to almost everything: it stops at the first that meets the target
 
@@ -106,15 +106,26 @@ def _carry_out(design: Pruned, question: Question, trained: Path, folder: Path) 
     record(folder, question, f"{design.method}, {design.importance}", edits, rows)
 
 
-def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: Importance, most: float = MOST) -> None:
+def narrowed(
+    model: nn.Module,
+    image: torch.Tensor,
+    target: float,
+    importance: Importance,
+    most: float = MOST,
+    *,
+    ranked_over: Literal["network", "layer"] = "network",
+    round_to: int | None = None,
+) -> None:
     """Let torch-pruning narrow a network, in place, until it needs no more MACs than `target`.
 
     Args:
         model: The network.
         image: An example input, (1, c, h, w).
         target: MACs of one image.
-        importance: See `Pruned`.
+        importance: See `Pruned`; ``taylor`` needs gradients in the weights.
         most: See `Pruned`.
+        ranked_over: Whether channels are ranked over the network, or every layer loses the same share.
+        round_to: Widths are multiples of it; None: any.
 
     Raises:
         RecipeError: There is no torch-pruning, or it gets no further.
@@ -125,17 +136,19 @@ def narrowed(model: nn.Module, image: torch.Tensor, target: float, importance: I
     ranked: Mapping[Importance, Callable[[], Any]] = {
         "magnitude": partial(library.importance.GroupMagnitudeImportance, p=1, group_reduction="first"),
         "group-norm": partial(library.importance.GroupMagnitudeImportance, p=2),
+        "taylor": library.importance.GroupTaylorImportance,
     }
     outputs = _classifier(model, image)
     pruner = library.pruner.BasePruner(
         model.eval(),
         image,
         ranked[importance](),
-        global_pruning=True,
+        global_pruning=ranked_over == "network",
         pruning_ratio=most,
         max_pruning_ratio=most,
         iterative_steps=_FINE,
         ignored_layers=[outputs],
+        round_to=round_to,
     )
     for _ in range(_FINE):
         pruner.step()

@@ -1,0 +1,251 @@
+"""``compress``: a trained network at half and a quarter of its cost, by our way and by those of others, equally tuned.
+
+What is equal. Every row of a network begins with the same trained weights (`Baseline`), is within the same budget, has
+its batch-norm statistics estimated anew after the cut, and is tuned by the same recipe for the same epochs on the same
+images. Seeds are those of calibration and tuning. The last epoch counts; nothing is chosen on test images. Untouched
+networks are tuned as long as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from convwright.experiments.papers.compress.baseline import Baseline
+from convwright.experiments.papers.compress.cuts import OURS, Cut
+from convwright.experiments.papers.compress.runtimes import RuntimeStudy
+from convwright.experiments.papers.compress.tables import conclude
+from convwright.experiments.row import Row, Size, experiment, seeds_of
+from convwright.training import Recipe
+from convwright.training.techniques import TECHNIQUES
+
+Shape = tuple[int, int, int]
+DISTILL = "distill" in TECHNIQUES
+_AT_HALF, _BOTH = ("macs<=50%",), ("macs<=50%", "macs<=25%")
+_FASTER = ("latency<=50%",)  # of one image in ONNX Runtime
+
+
+@dataclass(frozen=True)
+class Base:
+    """A trained network to be made smaller.
+
+    Attributes:
+        model: Its name.
+        data: What it is trained and tuned on.
+        shape: (c, h, w) of the images.
+        baseline: How it was trained.
+        tuning: Fields of the recipe of the tuning that differ from the baseline's.
+        options: Of the network's builder.
+        budgets: That its rows are within.
+        sizes: At which it has rows.
+        kinds: Names of the rows that it has; (): all but ablations.
+        ablated: Whether it has the ablations.
+        seconds: How long latencies are measured.
+    """
+
+    model: str
+    data: str
+    shape: Shape
+    baseline: Baseline
+    tuning: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budgets: tuple[str, ...] = _BOTH
+    sizes: tuple[Size, ...] = ("standard", "full")
+    kinds: tuple[str, ...] = ()
+    ablated: bool = False
+    seconds: float = 8.0
+
+    def recipe(self, kind: Kind) -> Recipe:
+        """Return how a row of the network is tuned."""
+        techniques: dict[str, Any] = {} if kind.distill is None else {"distill": dict(kind.distill)}
+        return self.baseline.recipe_of(**{**self.tuning, **kind.tuning}, techniques=techniques)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of each table.
+
+    Attributes:
+        name: At the end of the row's name.
+        method: In `CUTS`.
+        note: One line for the reader.
+        options: Of the method.
+        distill: Options of technique ``distill``, by which the untouched network teaches in the tuning; None: it
+            does not.
+        tuning: Fields of the tuning's recipe that only this row has.
+        ablation: Whether it belongs to the ablations, which have two seeds.
+    """
+
+    name: str
+    method: str
+    note: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    distill: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    ablation: bool = False
+
+
+def _ours(
+    name: str, note: str, distill: Mapping[str, Any] | None = None, ablation: bool = False, **options: Any
+) -> Kind:
+    return Kind(f"ours-{name}" if name else "ours", "ours", note, {**OURS, **options}, distill, ablation=ablation)
+
+
+def _torch_pruning(name: str, note: str, **options: Any) -> Iterator[Kind]:
+    kind = Kind(f"torch-pruning-{name}", "torch-pruning", f"torch-pruning 1.6: {note}", options)
+    yield kind
+    yield replace(kind, name=f"{kind.name}-distilled", note=f"{kind.note}; distilled", distill={})
+
+
+UNTOUCHED = Kind("untouched", "untouched", "the untouched network, tuned as long")
+_SALIENCIES = ("taylor-batch", "fisher", "activation-mean", "activation-variance", "bn-scale", "l1", "l2", "random")
+# Each part of ours left out or exchanged, with all others as in `ours`, and parts alone.
+ABLATIONS: tuple[Kind, ...] = (
+    *(
+        _ours(kind, f"saliency {kind} in place of taylor", ablation=True, kind=kind)
+        for kind in (
+            "taylor-batch",
+            "fisher",
+            "activation-mean",
+            "activation-variance",
+            "bn-scale",
+            "l1",
+            "l2",
+            "random",
+        )
+    ),
+    _ours("one-shot", "cut at once in place of rounds", ablation=True, rounds=1),
+    _ours("no-blocks", "all blocks stay", ablation=True, blocks=False),
+    _ours("one-ratio", "one ratio for all widths in place of the allocation", ablation=True, widths="ratio"),
+    _ours("any-width", "widths of any number in place of multiples of 16", ablation=True, divisor=1),
+    _ours(
+        "merge", "removed channels merged into those that stay in place of the refit", ablation=True, repair=["merge"]
+    ),
+    _ours("no-refit", "weights as cut", ablation=True, repair=[]),
+    _ours("no-reestimation", "batch norm with the statistics of the whole network", ablation=True, reestimate=False),
+)
+KINDS: tuple[Kind, ...] = (
+    _ours("", "saliency and allocation"),
+    _ours("distilled", "saliency and allocation; distilled", distill={}),
+    _ours("no-labels", "saliency and allocation; the untouched network alone teaches", {"labels": False}),
+    Kind("resolution", "resolution", "the untouched network on smaller images"),
+    Kind("uniform", "uniform", "one ratio for all widths, channels kept by L2 norm"),
+    Kind("scratch", "scratch", "the same widths from drawn weights"),
+    *_torch_pruning("magnitude", "L1 norms, ranked over the network", importance="magnitude"),
+    *_torch_pruning("local", "L1 norms, one share for all layers", importance="magnitude", ranked_over="layer"),
+    *_torch_pruning("taylor", "Taylor, ranked over the network", importance="taylor"),
+    *_torch_pruning("taylor-36", "Taylor, in 36 steps with gradients anew", importance="taylor", steps=36),
+    *ABLATIONS,
+)
+
+_LITE0 = Base(
+    "timm:tf_efficientnet_lite0",
+    "folder:clothing-dataset-small",
+    (3, 96, 96),
+    Baseline("lite0-clothing", "lite0-clothing.yaml", start="lite0-imagenet"),
+    {"epochs": 6},
+    {"num_classes": 10},
+    (*_BOTH, *_FASTER),
+    ablated=True,
+)
+_RESNET20 = Base(
+    "zoo:resnet20",
+    "cifar10",
+    (3, 32, 32),
+    Baseline("resnet20-cifar10", "cifar10.yaml"),
+    {"epochs": 6, "lr": 0.02, "precision": "bf16", "memory_format": "channels_last"},
+)
+_QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
+BASES: Mapping[str, Base] = {
+    "clothing": _LITE0,
+    "clothing128x": replace(
+        _LITE0,
+        shape=(3, 128, 128),
+        baseline=replace(_LITE0.baseline, name="lite0-clothing-128"),
+        budgets=_AT_HALF,
+        kinds=("ours", "ours-distilled", "torch-pruning-taylor", "torch-pruning-taylor-distilled", "resolution"),
+        ablated=False,
+    ),
+    "resnet": _RESNET20,
+    "mobilenet": replace(
+        _RESNET20,
+        model="zoo:mobilenet-v2",
+        options={"width": 0.5},
+        baseline=Baseline("mobilenet-cifar10", "cifar10.yaml"),
+        tuning={**_RESNET20.tuning, "precision": "fp32"},
+    ),
+    "resnet56x": replace(
+        _RESNET20,
+        model="zoo:resnet56",
+        baseline=Baseline("resnet56-cifar10", "cifar10.yaml", 100),
+        tuning={**_RESNET20.tuning, "epochs": 100},
+        budgets=("macs<=47.6%", "macs<=39.2%"),  # 2.1 and 2.55 times fewer
+        sizes=("full",),
+    ),
+    "fashion": replace(
+        _RESNET20,
+        data="fashion-mini",
+        shape=(1, 28, 28),
+        baseline=Baseline("mini", "cifar10.yaml", 1),
+        tuning={**_RESNET20.tuning, "epochs": 1},
+        options=_QUICK,
+        budgets=_AT_HALF,
+        sizes=("quick",),
+        seconds=0.2,
+    ),
+}
+
+
+@experiment(
+    "compress",
+    title="Trained networks at 50 % and 25 % of their cost: ours beside torch-pruning and simple ways, equally tuned",
+    source="a comparison of ours: no paper has these rows; the photographs are "
+    "github.com/alexeygrigorev/clothing-dataset-small, a copy of which --data folder:PATH names",
+    conclude=conclude,
+)
+def compress(size: Size) -> tuple[Row, ...]:
+    """Return per network the untouched one and, per budget, what each way makes of it."""
+    return tuple(row for name, base in BASES.items() if size in base.sizes for row in _rows(name, base, size))
+
+
+def _rows(name: str, base: Base, size: Size) -> Iterator[Row]:
+    yield _row(f"{name}-{UNTOUCHED.name}", base, UNTOUCHED, "", size)
+    for budget in base.budgets:
+        table = f"{name}{budget.partition('<=')[2].rstrip('%')}{'ms' if budget.startswith('latency') else ''}"
+        for kind in KINDS:
+            if (DISTILL or kind.distill is None) and _wanted(base, kind, budget):
+                yield replace(_row(f"{table}-{kind.name}", base, kind, budget, size), control=f"{name}-untouched")
+
+
+def _wanted(base: Base, kind: Kind, budget: str) -> bool:
+    if budget in _FASTER and "steps" in kind.options:
+        return False  # a latency takes some seven cuts to find
+    if kind.ablation:
+        return base.ablated and budget in _BOTH
+    return not base.kinds or kind.name in base.kinds
+
+
+def _row(name: str, base: Base, kind: Kind, budget: str, size: Size) -> Row:
+    recipe = base.recipe(kind)
+    # Of the recipe, a cut depends on what images look like, so that rows that are only tuned otherwise share it.
+    seen = recipe.model_dump(mode="json", include={"normalisation", "resize"}, exclude_defaults=True)
+    design = Cut(
+        method=kind.method,
+        options=kind.options,
+        budget=budget,
+        recipe={**seen, "val_fraction": 0.0},
+        baseline=base.baseline,
+    )
+    return Row(
+        name,
+        base.model,
+        base.data,
+        recipe,
+        seeds_of(size, 2 if kind.ablation else 3),
+        base.options,
+        (design,),
+        shape=base.shape,
+        study=RuntimeStudy(base.model, base.options, base.shape, base.seconds),
+        note=kind.note,
+    )
