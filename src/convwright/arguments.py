@@ -31,7 +31,7 @@ OPTIMIZE: Mapping[str, str] = {
     "number of classes is drawn anew. Images are normalised as in their training if that is known, else as the recipe "
     "says.",
     "pretrained": "Start from the weights that come with a network of torchvision or timm.",
-    "trained": "Whether a network that is given as a module has trained weights; those of `weights` and `pretrained` are.",
+    "trained": "Whether a network that is given as a module comes with trained weights.",
     "input_shape": "Shape of an image, such as 3x224x224; images of another shape are resized.",
     "data_dir": "Folder with mnist.npz, cifar10.npz and the like.",
     "progress": "Whether trainings show how far they are.",

@@ -1,8 +1,8 @@
 """What `optimize` takes is declared once: signature, docstring, reference and command line follow."""
 
 import inspect
-import shlex
 import json
+import shlex
 import sys
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
