@@ -137,6 +137,8 @@ class Evidence:
         message: Why it failed, one line.
         before_training: Validation accuracy right after the edits, before any training; None where there were none.
         reestimated: Training images on which batch norm was re-estimated before it was judged; 0: it was not.
+        repaired: Validation accuracy after the cut and after each repair, by name and in order; empty where nothing is
+            trained after them.
     """
 
     candidate: Candidate
@@ -150,6 +152,7 @@ class Evidence:
     message: str = ""
     before_training: float | None = None
     reestimated: int = 0
+    repaired: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -160,7 +163,7 @@ class Evidence:
         """Return plain JSON values, without the candidate."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "candidate"}
         score = self.score if self.usable else None  # NaN is not JSON
-        for name, unsaid in (("before_training", None), ("reestimated", 0)):  # as before there were such fields
+        for name, unsaid in (("before_training", None), ("reestimated", 0), ("repaired", {})):  # as before these fields
             if values[name] == unsaid:
                 del values[name]
         return {**values, "score": score, "costs": dict(self.costs), "probes": dict(self.probes)}
