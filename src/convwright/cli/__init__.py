@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -257,7 +257,8 @@ def _searched(command: str, given: dict[str, Any]) -> None:
     arguments["options"] = options.parse_options(given["option"] or ())
     placed = ("jobs", "threads", "ray", "cpus_per_trial", "gpus_per_trial", "isolate")
     arguments["placement"] = Placement(*(given[name] for name in placed))
-    as_json, start = given["as_json"], run
+    as_json = given["as_json"]
+    start: Callable[..., Result] = run
     if command == "compress":
         arguments, start = _without(arguments, "method", "objective"), shrink
     with leaving.resumable(folder, leaving.command()):
