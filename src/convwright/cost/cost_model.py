@@ -12,7 +12,7 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
-from convwright.cost.counts import METRICS, weight_tensors
+from convwright.cost.counts import METRICS, batch_of, weight_tensors
 from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial, Quadratic
 from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
@@ -62,7 +62,7 @@ class CostModel:
         params, weight_bytes = _weights(arch, sizes)
         moments = _moments(arch, sizes, storages(arch.capture))
         basis = Basis(sizes.units, [macs, params, weight_bytes, *moments])
-        batch = _batch(arch)
+        batch = batch_of(arch)
         return cls(
             groups=tuple(g.name for g in arch.free_groups),
             sizes=np.array([g.size for g in arch.free_groups], dtype=np.int64),
@@ -85,7 +85,7 @@ class CostModel:
         sizes = FormMaker(self._arch.channels)
         moments = _moments(self._arch, sizes, self._arch.held)
         basis = Basis(sizes.units, moments)
-        return basis, Peak(basis, moments, _batch(self._arch))
+        return basis, Peak(basis, moments, batch_of(self._arch))
 
     def _held(self, table: Ints) -> Ints:
         basis, peak = self._eager
@@ -179,10 +179,6 @@ def _integers(array: npt.NDArray[np.generic]) -> Ints:
 # ------------------------------------------------------------------ the polynomials
 
 
-def _batch(arch: Architecture) -> int:
-    return max(int(arch.example_input.shape[0]), 1)
-
-
 def _value(arch: Architecture, node: str, output: int | None = None) -> Value:
     value = arch.channels.follower.values[node]
     return value[output or 0] if isinstance(value, list) else value
@@ -194,7 +190,7 @@ def _macs(arch: Architecture, sizes: FormMaker) -> Polynomial:
     once = done_once(arch.capture)
     for node in arch.capture.graph.nodes:
         work = work_of(node) if node.op == "call_function" else None
-        times = _batch(arch) if node.name in once else 1
+        times = batch_of(arch) if node.name in once else 1
         for term in work or ():
             total.add([f for factor in term for f in _forms(arch, sizes, factor)], times)
     return total
@@ -232,7 +228,7 @@ def _moments(arch: Architecture, sizes: FormMaker, found: tuple[TensorStorage, .
     factors = [
         sizes.numel(_value(arch, s.node, s.output)) if s.node else [Form(length) for length in s.shape] for s in found
     ]
-    times = [s.itemsize * (_batch(arch) if s.node in once else 1) for s in found]
+    times = [s.itemsize * (batch_of(arch) if s.node in once else 1) for s in found]
     moments = []
     for live in live_at_births(found):
         total = Polynomial()

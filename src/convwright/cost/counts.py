@@ -117,7 +117,7 @@ class Profile:
         `activation_bytes`. The code is executed on fake tensors, when this is asked for first.
         """
         assert self._arch is not None
-        return peak_bytes(self._arch.held, done_once(self._arch.capture), _batch(self._arch))
+        return peak_bytes(self._arch.held, done_once(self._arch.capture), batch_of(self._arch))
 
     @property
     def complete(self) -> bool:
@@ -184,7 +184,8 @@ def profile(arch: Architecture) -> Profile:
     )
 
 
-def _batch(arch: Architecture) -> int:
+def batch_of(arch: Architecture) -> int:
+    """Return how many samples the example input holds."""
     return max(int(arch.example_input.shape[0]), 1)
 
 
@@ -202,7 +203,7 @@ class _Meter:
 
     def __init__(self, arch: Architecture) -> None:
         self.arch = arch
-        self.batch = _batch(arch)
+        self.batch = batch_of(arch)
         self.nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
         self.once = done_once(arch.capture)
         self.params = _params_by_node(arch, self.once)
