@@ -17,7 +17,10 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
+
+from pydantic_core import to_jsonable_python
 
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError, look_up
@@ -218,7 +221,8 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**dataclasses.asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
+        values: dict[str, Any] = to_jsonable_python(self)
+        return values
 
 
 class Method(ABC):
@@ -305,25 +309,10 @@ class WrappedMethod(Method):
         """Pass it on."""
         self.method.without_techniques(known)
 
-    @property
-    def decisions(self) -> Sequence[Decision]:
-        """What the method decided."""
-        return self.method.decisions
-
-    @property
-    def log(self) -> Sequence[str]:
-        """What it says about its decisions."""
-        return self.method.log
-
-    @property
-    def finals(self) -> Sequence[int]:
-        """Which trials it trained to the end."""
-        return self.method.finals
-
-    @property
-    def history(self) -> Sequence[Mapping[str, Any]]:
-        """What it recorded of each step."""
-        return self.method.history
+    if not TYPE_CHECKING:  # what it says of itself is what the method says
+        decisions, log, finals, history = (
+            property(attrgetter(f"method.{name}")) for name in ("decisions", "log", "finals", "history")
+        )
 
 
 class RewritingMethod(WrappedMethod):
