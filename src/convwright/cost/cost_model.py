@@ -13,7 +13,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
 from convwright.cost.counts import METRICS, batch_of, weight_tensors
-from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial, Quadratic
+from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial
 from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
 from convwright.errors import BudgetError, did_you_mean
@@ -51,7 +51,7 @@ class CostModel:
     least: Ints
     frozen: dict[str, str] = field(repr=False)
     _basis: Basis = field(repr=False)
-    _costs: dict[str, Quadratic | Peak] = field(repr=False)  # by the names that budgets use; "least": activations
+    _costs: dict[str, Peak] = field(repr=False)  # by the names that budgets use; "least": activations
     _arch: Architecture = field(repr=False)
 
     @classmethod
@@ -71,10 +71,10 @@ class CostModel:
             frozen={g.name: g.reason for g in arch.groups if g.frozen},
             _basis=basis,
             _costs={
-                "macs": Quadratic(basis, macs, batch),
-                "params": Quadratic(basis, params),
+                "macs": Peak(basis, [macs], batch),
+                "params": Peak(basis, [params]),
                 "least": Peak(basis, moments, batch),
-                "weights": Quadratic(basis, weight_bytes),
+                "weights": Peak(basis, [weight_bytes]),
             },
             _arch=arch,
         )

@@ -26,7 +26,7 @@ from convwright.architecture.flow import Block
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _forms, _names_in_graph
 from convwright.cost.counts import batch_of, weight_tensors
-from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Polynomial, split
+from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Polynomial, Products, split
 from convwright.cost.memory import done_once
 from convwright.cost.work import Numel, work_of
 from convwright.errors import BudgetError, EditError, ReadError
@@ -49,44 +49,19 @@ class _Term:
     over: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
 class _FormProducts:
-    """Products of forms, one a column: coefficient, factors, and the block that each belongs to.
+    """Sums of products of forms, each in a repeated block or in none."""
 
-    Attributes:
-        coefficients: shape (t,).
-        factors: each shape (V, t): coefficients of the variables, as many as the longest product has factors.
-        blocks: shape (t,): index of the repeated block, or -1.
-    """
-
-    coefficients: Ints
-    factors: tuple[Ints, ...]
-    blocks: Ints
-
-    @classmethod
-    def of(cls, basis: Basis, terms: Sequence[_Term]) -> _FormProducts:
-        """Compile terms."""
-        most = max((len(term.forms) for term in terms), default=0)
-        rows = [[basis.row(f) for f in t.forms] + [basis.one()] * (most - len(t.forms)) for t in terms]
-        factors = tuple(np.array([row[i] for row in rows], dtype=np.int64).T for i in range(most))
-        coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
-        return cls(coefficients, factors, np.array([t.block for t in terms], np.int64))
+    def __init__(self, basis: Basis, terms: Sequence[_Term]) -> None:
+        self.products = Products(basis, [term.forms for term in terms])
+        self.coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
+        self.blocks = np.array([t.block for t in terms], np.int64)
 
     def __call__(self, variables: Ints, copies: Ints) -> Ints:
-        """Return the sums for candidates.
-
-        Args:
-            variables: shape (n, V).
-            copies: further copies of each repeated block, shape (n, B).
-
-        Returns:
-            Shape (n,).
-        """
-        values = np.broadcast_to(self.coefficients, (len(variables), len(self.coefficients))).copy()
-        for factor in self.factors:
-            values *= variables @ factor
+        """Return the sums for candidates, shape (n,); variables (n, V), further copies of each block (n, B)."""
         times = np.concatenate([copies + 1, np.ones((len(copies), 1), np.int64)], axis=1)
-        result: Ints = (values * times[:, self.blocks]).sum(axis=1)  # block -1: the last column
+        values = self.products(variables) * self.coefficients * times[:, self.blocks]  # block -1: the last column
+        result: Ints = values.sum(axis=1)
         return result
 
 
@@ -141,7 +116,7 @@ class StageCosts:
         terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
         basis = _basis_of(sizes, [*terms, *params])
         side = tuple(arch.example_input.shape[2:])
-        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _FormProducts.of(basis, params), tuple(terms))
+        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _FormProducts(basis, params), tuple(terms))
 
     def costs(self, widths: Mapping[str, int], copies: Mapping[str, int], resolution: int | Side) -> dict[str, int]:
         """Return ``macs`` and ``params`` of one candidate.
@@ -206,7 +181,7 @@ class StageCosts:
         if shapes is not None:
             moved = ((t, shapes.get(t.over or "")) for t in self._terms)
             terms = [t if v is None else replace(t, positions=math.prod(v.shape[2:])) for t, v in moved]
-            return _Reading(self._basis, _FormProducts.of(self._basis, terms))
+            return _Reading(self._basis, _FormProducts(self._basis, terms))
         try:
             there = read(self.arch.model, (*self.arch.example_input.shape[:2], *side))
             sizes = FormMaker(there.channels)
@@ -216,7 +191,7 @@ class StageCosts:
         if tuple(group.name for group in there.free_groups) != self.model.groups:
             return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
         basis = _basis_of(sizes, terms)
-        return _Reading(basis, _FormProducts.of(basis, terms))
+        return _Reading(basis, _FormProducts(basis, terms))
 
 
 # ------------------------------------------------------------------ what the costs are made of
