@@ -22,7 +22,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, solve, solve_published
-from convwright.metrics.quality.members import Member, group_qualities, members, network_quality
+from convwright.metrics.quality.members import Member as Member
+from convwright.metrics.quality.members import group_qualities as group_qualities
+from convwright.metrics.quality.members import members as members
+from convwright.metrics.quality.members import network_quality as network_quality
 from convwright.metrics.quality.unfolding import Spectrum, input_spectra, kernel_spectra, output_spectra
 
 Metric = Literal["rank", "knowledge_gain", "condition", "qc", "new_qc"]
@@ -30,22 +33,6 @@ METRICS: tuple[Metric, ...] = ("rank", "knowledge_gain", "condition", "qc", "new
 
 _LEAST = 0.1  # of 1 - 1/condition: two equal values out of many are no proof of quality
 _PUBLISHED_LEAST = 1e-4
-
-__all__ = [
-    "METRICS",
-    "ChannelQuality",
-    "Member",
-    "Metric",
-    "Mode",
-    "channel_qualities",
-    "channel_quality",
-    "group_qualities",
-    "kernels",
-    "members",
-    "network_quality",
-    "of_metric",
-    "rank_slope",
-]
 
 
 @dataclass(frozen=True)
