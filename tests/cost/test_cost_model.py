@@ -292,7 +292,7 @@ def test_products_of_three_forms_and_rounded_lengths():
     cost.add([whole, other, half], 5)
     cost.add([half], 7)
     cost.add([Form(4), Form(3)])
-    basis = Basis([6, 5], [cost])
+    basis = Basis([6, 5], cost.terms)
     assert list(basis.rounded) == [half]
     units = np.array([[6, 5], [3, 2], [4, 9]])
     result = Peak(basis, [cost])(basis.variables(units))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ class CostModel:
         macs = _macs(arch, sizes)
         params, weight_bytes = _weights(arch, sizes)
         moments = _moments(arch, sizes, storages(arch.capture))
-        basis = Basis(sizes.units, [macs, params, weight_bytes, *moments])
+        basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes, *moments))))
         batch = batch_of(arch)
         return cls(
             groups=tuple(g.name for g in arch.free_groups),
@@ -84,7 +85,7 @@ class CostModel:
         """What eager PyTorch holds, from an execution of the network's code: not every question needs it."""
         sizes = FormMaker(self._arch.channels)
         moments = _moments(self._arch, sizes, self._arch.held)
-        basis = Basis(sizes.units, moments)
+        basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
         return basis, Peak(basis, moments, batch_of(self._arch))
 
     def _held(self, table: Ints) -> Ints:

@@ -231,7 +231,6 @@ class _Meter:
         return (sum(counts.values()) - weights) // self.batch + weights
 
     def peak(self) -> int:
-        """Return the most bytes that are live at one moment."""
         return peak_bytes(storages(self.arch.capture), self.once, self.batch)
 
     def _per_sample(self, node: fx.Node, count: int) -> int:

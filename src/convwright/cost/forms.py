@@ -132,9 +132,9 @@ class Basis:
     (a constant slice of a group), its length is rounded as the edits round it, and is a variable itself.
     """
 
-    def __init__(self, units: Sequence[int], polynomials: Sequence[Polynomial]) -> None:
+    def __init__(self, units: Sequence[int], monomials: Iterable[Monomial]) -> None:
         self.units = np.asarray(units, dtype=np.int64)
-        forms = {form for p in polynomials for monomial in p.terms for form in monomial}
+        forms = {form for monomial in monomials for form in monomial}
         rounded = [f for f in forms if not self._is_whole(f)]
         self.rounded = {f: i for i, f in enumerate(sorted(rounded, key=lambda f: f.shares))}
         self.size = len(units) + 1 + len(self.rounded)

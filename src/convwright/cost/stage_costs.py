@@ -26,7 +26,7 @@ from convwright.architecture.flow import Block
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _forms, _names_in_graph
 from convwright.cost.counts import batch_of, weight_tensors
-from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Polynomial, Products, split
+from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Products, split
 from convwright.cost.memory import done_once
 from convwright.cost.work import Numel, work_of
 from convwright.errors import BudgetError, EditError, ReadError
@@ -57,12 +57,10 @@ class _FormProducts:
         self.coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
         self.blocks = np.array([t.block for t in terms], np.int64)
 
-    def __call__(self, variables: Ints, copies: Ints) -> Ints:
-        """Return the sums for candidates, shape (n,); variables (n, V), further copies of each block (n, B)."""
-        times = np.concatenate([copies + 1, np.ones((len(copies), 1), np.int64)], axis=1)
-        values = self.products(variables) * self.coefficients * times[:, self.blocks]  # block -1: the last column
-        result: Ints = values.sum(axis=1)
-        return result
+    def __call__(self, variables: Ints, copies: Ints) -> int:
+        """Return the sum for a candidate: variables (1, V), further copies of each repeated block (1, B)."""
+        times = np.append(copies[0] + 1, 1)[self.blocks]  # block -1: the last one
+        return int((self.products(variables)[0] * self.coefficients * times).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +112,7 @@ class StageCosts:
         found = [arch.block(name) for name in blocks]
         sizes = FormMaker(arch.channels)
         terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
-        basis = _basis_of(sizes, [*terms, *params])
+        basis = Basis(sizes.units, [term.forms for term in (*terms, *params)])
         side = tuple(arch.example_input.shape[2:])
         return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _FormProducts(basis, params), tuple(terms))
 
@@ -133,35 +131,17 @@ class StageCosts:
         if unknown:
             raise BudgetError(f"{unknown[0]} is none of the blocks that may be repeated: {', '.join(self.blocks)}.")
         self.model._check_names(widths)
-        row = [widths.get(name, int(size)) for name, size in zip(self.model.groups, self.model.sizes, strict=True)]
-        table = np.array([row], np.int64).reshape(1, -1)
-        counts = np.array([[copies.get(name, 0) for name in self.blocks]], np.int64).reshape(1, -1)
-        found = self.table(table, counts, resolution)
-        return {name: int(values[0]) for name, values in found.items()}
-
-    def table(self, widths: Ints, copies: Ints, resolution: int | Side) -> dict[str, Ints]:
-        """Return the costs of candidates at one resolution.
-
-        Args:
-            widths: sizes of all free groups, shape (n, G), in the order of ``model.groups``.
-            copies: further copies of each block, shape (n, B).
-            resolution: height and width, as one number or two.
-
-        Returns:
-            ``macs`` and ``params``, each shape (n,).
-
-        Raises:
-            BudgetError: a width or a number is wrong, or the network does not take this resolution.
-        """
-        self.model._check(widths)
-        if copies.size and copies.min() < -1:
-            raise BudgetError(f"a block has {copies.min()} further copies; -1 takes it out, and no more can go.")
-        units = widths // self.model.steps
-        reading = self._reading(resolution)
+        sizes = zip(self.model.groups, self.model.sizes.tolist(), strict=True)
+        row = np.array([[widths.get(name, size) for name, size in sizes]], np.int64)
+        self.model._check(row)
+        counts = np.array([[copies.get(name, 0) for name in self.blocks]], np.int64)
+        if counts.min(initial=0) < -1:
+            raise BudgetError(f"a block has {counts.min()} further copies; -1 takes it out, and no more can go.")
+        reading, units = self._reading(resolution), row // self.model.steps
         if isinstance(reading, str):
             raise BudgetError(reading)
-        macs = reading.macs(reading.basis.variables(units), copies) // batch_of(self.arch)
-        return {"macs": macs, "params": self._params(self._basis.variables(units), copies)}
+        macs = reading.macs(reading.basis.variables(units), counts) // batch_of(self.arch)
+        return {"macs": macs, "params": self._params(self._basis.variables(units), counts)}
 
     def refusal(self, resolution: int | Side) -> str:
         """Return why the network does not take a resolution; empty if it does."""
@@ -190,18 +170,11 @@ class StageCosts:
             return f"{self.arch.source} does not take inputs of {'x'.join(map(str, side))}: {error}"
         if tuple(group.name for group in there.free_groups) != self.model.groups:
             return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
-        basis = _basis_of(sizes, terms)
+        basis = Basis(sizes.units, [term.forms for term in terms])
         return _Reading(basis, _FormProducts(basis, terms))
 
 
 # ------------------------------------------------------------------ what the costs are made of
-
-
-def _basis_of(sizes: FormMaker, terms: Sequence[_Term]) -> Basis:
-    polynomial = Polynomial()
-    for term in terms:
-        polynomial.add(term.forms, term.coefficient)
-    return Basis(sizes.units, [polynomial])
 
 
 def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
@@ -226,14 +199,9 @@ def _parameter_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Bloc
     for name, tensor in weight_tensors(arch.model).items():
         if isinstance(tensor, nn.Parameter):
             constant, varying = split(sizes.parameter(names.get(id(tensor), name), tensor.shape))
-            terms.append(_Term(constant, varying, _holder(blocks, name)))
+            holders = (i for i, b in enumerate(blocks) if any(name.startswith(f"{path}.") for path in b.modules))
+            terms.append(_Term(constant, varying, next(holders, -1)))
     return terms
-
-
-def _holder(blocks: Sequence[Block], parameter: str) -> int:
-    """Return which block a parameter belongs to; -1 if to none."""
-    inside = (i for i, b in enumerate(blocks) if any(parameter.startswith(f"{path}.") for path in b.modules))
-    return next(inside, -1)
 
 
 # ------------------------------------------------------------------ positions at another resolution
