@@ -110,13 +110,7 @@ class Candidate:
         """
         try:
             _check_kinds(values, _OF_CANDIDATE)
-            for name, known in (
-                ("weights", get_args(Weights)),
-                ("images", get_args(JudgedOn)),
-                ("role", get_args(Role)),
-            ):
-                if values.get(name, known[0]) not in known:
-                    raise RunError(f"a recorded candidate is damaged ({name} {values[name]!r})")
+            _check_words(values, weights=Weights, images=JudgedOn, role=Role)
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
             plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
             return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})
@@ -178,8 +172,7 @@ class Evidence:
         try:
             _check_kinds(values, _OF_EVIDENCE)
             _check_kinds(values["costs"], dict.fromkeys(values["costs"], _NUMBER))
-            if values["status"] not in get_args(Status):
-                raise RunError(f"a recorded result is damaged (status {values['status']!r})")
+            _check_words(values, status=Status)
             score = float("nan") if values["score"] is None else float(values["score"])
             return cls(**{**values, "score": score}, candidate=candidate)
         except (KeyError, TypeError, ValueError) as error:
@@ -201,6 +194,12 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]
     for name, known in kinds.items():
         if name in values and (not isinstance(values[name], known) or isinstance(values[name], bool)):
             raise TypeError(f"{name} is {type(values[name]).__name__}")
+
+
+def _check_words(values: Mapping[str, Any], **kinds: Any) -> None:
+    for name, known in kinds.items():
+        if name in values and values[name] not in get_args(known):
+            raise ValueError(f"{name} {values[name]!r}")
 
 
 @dataclass(frozen=True)
@@ -383,17 +382,10 @@ class Maker(Protocol):
 
 
 class MethodMaker(Maker, Protocol):
-    """Makes a `Method`, and says before that what holds for all it makes."""
+    """Makes a `Method`, and says before that what holds for all it makes, as `Method` does."""
 
-    @property
-    def ranks(self) -> bool:
-        """As `Method.ranks`."""
-        ...
-
-    @property
-    def beyond_widths(self) -> bool:
-        """As `Method.beyond_widths`."""
-        ...
+    ranks: ClassVar[bool]
+    beyond_widths: ClassVar[bool]
 
 
 METHODS: dict[str, Maker] = {}
