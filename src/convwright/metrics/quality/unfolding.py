@@ -47,19 +47,9 @@ class Spectrum:
         return Spectrum(np.pad(self.values**2, (0, rows - len(self.values))), (rows, rows), self.finite)
 
 
-def output_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
-    """Return the singular values of kernels (out, in, *kernel) unfolded to (out, in * taps)."""
-    return spectra([weight.flatten(1) for weight in weights])
-
-
 def input_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
     """Return the singular values of kernels (out, in, *kernel) unfolded to (in, out * taps): mode 3 of the paper."""
     return spectra([weight.transpose(0, 1) for weight in weights])
-
-
-def kernel_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
-    """Return the singular values of kernels (out, in, *kernel) unfolded to (taps, in * out): mode 12 of the paper."""
-    return spectra([weight.reshape(math.prod(weight.shape[:2]), -1).T for weight in weights])
 
 
 def spectra(tensors: Sequence[Tensor]) -> list[Spectrum]:
