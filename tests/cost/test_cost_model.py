@@ -295,7 +295,7 @@ def test_products_of_three_forms_and_rounded_lengths():
     basis = Basis([6, 5], cost.terms)
     assert list(basis.rounded) == [half]
     units = np.array([[6, 5], [3, 2], [4, 9]])
-    result = Peak(basis, [cost])(basis.variables(units))
+    result = Peak(basis, [cost])(units)
     lengths = [(u, 2 * v + 2, 1 + int(np.rint(u / 2))) for u, v in units.tolist()]
     assert result.tolist() == [5 * w * o * h + 7 * h + 12 for w, o, h in lengths]
 

@@ -51,7 +51,6 @@ class CostModel:
     steps: Ints
     least: Ints
     frozen: dict[str, str] = field(repr=False)
-    _basis: Basis = field(repr=False)
     _costs: dict[str, Peak] = field(repr=False)  # by the names that budgets use; "least": activations
     _arch: Architecture = field(repr=False)
 
@@ -70,7 +69,6 @@ class CostModel:
             steps=np.array([g.step for g in arch.free_groups], dtype=np.int64),
             least=np.array([0 if g.tied else g.step for g in arch.free_groups], dtype=np.int64),
             frozen={g.name: g.reason for g in arch.groups if g.frozen},
-            _basis=basis,
             _costs={
                 "macs": Peak(basis, [macs], batch),
                 "params": Peak(basis, [params]),
@@ -81,16 +79,12 @@ class CostModel:
         )
 
     @cached_property
-    def _eager(self) -> tuple[Basis, Peak]:
+    def _eager(self) -> Peak:
         """What eager PyTorch holds, from an execution of the network's code: not every question needs it."""
         sizes = FormMaker(self._arch.channels)
         moments = _moments(self._arch, sizes, self._arch.held)
         basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
-        return basis, Peak(basis, moments, batch_of(self._arch))
-
-    def _held(self, table: Ints) -> Ints:
-        basis, peak = self._eager
-        return peak(basis.variables(table))
+        return Peak(basis, moments, batch_of(self._arch))
 
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
@@ -124,8 +118,7 @@ class CostModel:
 
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
-        variables = self._basis.variables(table)
-        results = {name: self._costs[name](variables) if name in self._costs else self._held(table) for name in names}
+        results = {name: (self._costs.get(name) or self._eager)(table) for name in names}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:

@@ -169,14 +169,16 @@ def profile(arch: Architecture) -> Profile:
     """
     meter = _Meter(arch)
     layers = tuple(meter.layer(layer) for layer in arch.layers)
+    counts = {name: macs_of(node) for name, node in meter.nodes.items() if node.op == "call_function"}
+    of_weights = sum(count for name, count in counts.items() if name in meter.once)
     weights = weight_tensors(arch.model)
     parameters = {n: t.numel() for n, t in weights.items() if isinstance(t, nn.Parameter)}
     return Profile(
-        macs=meter.macs(),
+        macs=(sum(counts.values()) - of_weights) // meter.batch + of_weights,
         params=sum(parameters.values()),
         buffers=sum(t.numel() for n, t in weights.items() if n not in parameters),
         weight_bytes=sum(t.numel() * t.element_size() for t in weights.values()),
-        activation_bytes=meter.peak(),
+        activation_bytes=peak_bytes(storages(arch.capture), meter.once, meter.batch),
         layers=layers,
         uncounted=tuple(dict.fromkeys(_uncounted(arch))),
         parameters=parameters,
@@ -223,15 +225,6 @@ class _Meter:
             **{f"{name}_ops": count for name, count in ops.items()},
             output_bytes=self._per_sample(node, _bytes(node)),
         )
-
-    def macs(self) -> int:
-        """Return the whole: batch work divided once, weight work as it is."""
-        counts = {name: macs_of(node) for name, node in self.nodes.items() if node.op == "call_function"}
-        weights = sum(count for name, count in counts.items() if name in self.once)
-        return (sum(counts.values()) - weights) // self.batch + weights
-
-    def peak(self) -> int:
-        return peak_bytes(storages(self.arch.capture), self.once, self.batch)
 
     def _per_sample(self, node: fx.Node, count: int) -> int:
         return count if node.name in self.once else count // self.batch

@@ -9,7 +9,7 @@ the numbers of channel units. Everything is integer arithmetic, so every result 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,20 +193,23 @@ class Peak:
     """The largest of several compiled polynomials: memory at each moment, or a sum by itself."""
 
     def __init__(self, basis: Basis, moments: Sequence[Polynomial], divisor: int = 1) -> None:
-        self.divisor = divisor
+        self.basis, self.divisor = basis, divisor
         monomials = list(dict.fromkeys(m for p in moments for m in p.terms))
         table = [[p.terms.get(m, 0) for m in monomials] for p in moments]
         shape = (len(moments), len(monomials))
         self.table = _undominated(np.array(table, dtype=np.int64).reshape(shape))
         self.products = Products(basis, monomials)
 
-    def __call__(self, variables: Ints) -> Ints:
-        """Evaluate for candidates, shape (n, V); returns shape (n,)."""
+    def __call__(self, units: Ints) -> Ints:
+        """Evaluate for candidates, shape (n, G); returns shape (n,)."""
+        variables = self.basis.variables(units)
         most = self.products(variables.max(axis=0, initial=0)[None].astype(np.float64))
         exact = _number_type(float((most @ self.table.T).max(initial=0)))
         table = self.table.T.astype(exact)
-        peaks = _in_chunks(lambda chunk: (self.products(chunk.astype(exact)) @ table).max(axis=1, initial=0), variables)
-        return peaks // self.divisor
+        chunks = np.split(variables.astype(exact), range(_CHUNK, len(variables), _CHUNK))
+        peaks = [(self.products(chunk) @ table).max(axis=1, initial=0) for chunk in chunks]
+        found: Ints = np.concatenate(peaks).astype(np.int64) // self.divisor
+        return found
 
 
 def _number_type(bound: float) -> type[np.float64] | type[np.int64]:
@@ -220,11 +223,6 @@ def _number_type(bound: float) -> type[np.float64] | type[np.int64]:
     if bound < 2**63 * rounding:
         return np.int64
     raise BudgetError(f"a cost of {bound:.1e} does not fit into 64 bits; give smaller widths.")
-
-
-def _in_chunks(evaluate: Callable[[Ints], Numbers], variables: Ints) -> Ints:
-    starts = range(0, max(len(variables), 1), _CHUNK)
-    return np.concatenate([evaluate(variables[i : i + _CHUNK]).astype(np.int64) for i in starts])
 
 
 def _undominated(table: Ints) -> Ints:

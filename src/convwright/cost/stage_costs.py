@@ -53,22 +53,15 @@ class _FormProducts:
     """Sums of products of forms, each in a repeated block or in none."""
 
     def __init__(self, basis: Basis, terms: Sequence[_Term]) -> None:
+        self.basis = basis
         self.products = Products(basis, [term.forms for term in terms])
         self.coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
         self.blocks = np.array([t.block for t in terms], np.int64)
 
-    def __call__(self, variables: Ints, copies: Ints) -> int:
-        """Return the sum for a candidate: variables (1, V), further copies of each repeated block (1, B)."""
+    def __call__(self, units: Ints, copies: Ints) -> int:
+        """Return the sum for a candidate: units (1, G), further copies of each repeated block (1, B)."""
         times = np.append(copies[0] + 1, 1)[self.blocks]  # block -1: the last one
-        return int((self.products(variables)[0] * self.coefficients * times).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """The multiply-accumulates at one resolution."""
-
-    basis: Basis
-    macs: _FormProducts
+        return int((self.products(self.basis.variables(units))[0] * self.coefficients * times).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +86,9 @@ class StageCosts:
     blocks: tuple[str, ...]
     side: Side
     arch: Architecture = field(repr=False)
-    _basis: Basis = field(repr=False)
     _params: _FormProducts = field(repr=False)
     _terms: tuple[_Term, ...] = field(repr=False)
-    _readings: dict[Side, _Reading | str] = field(default_factory=dict, repr=False)
+    _readings: dict[Side, _FormProducts | str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, arch: Architecture, blocks: Sequence[str] = ()) -> StageCosts:
@@ -114,7 +106,7 @@ class StageCosts:
         terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
         basis = Basis(sizes.units, [term.forms for term in (*terms, *params)])
         side = tuple(arch.example_input.shape[2:])
-        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _FormProducts(basis, params), tuple(terms))
+        return cls(CostModel.of(arch), tuple(blocks), side, arch, _FormProducts(basis, params), tuple(terms))
 
     def costs(self, widths: Mapping[str, int], copies: Mapping[str, int], resolution: int | Side) -> dict[str, int]:
         """Return ``macs`` and ``params`` of one candidate.
@@ -140,28 +132,27 @@ class StageCosts:
         reading, units = self._reading(resolution), row // self.model.steps
         if isinstance(reading, str):
             raise BudgetError(reading)
-        macs = reading.macs(reading.basis.variables(units), counts) // batch_of(self.arch)
-        return {"macs": macs, "params": self._params(self._basis.variables(units), counts)}
+        return {"macs": reading(units, counts) // batch_of(self.arch), "params": self._params(units, counts)}
 
     def refusal(self, resolution: int | Side) -> str:
         """Return why the network does not take a resolution; empty if it does."""
         found = self._reading(resolution)
         return found if isinstance(found, str) else ""
 
-    def _reading(self, resolution: int | Side) -> _Reading | str:
+    def _reading(self, resolution: int | Side) -> _FormProducts | str:
         side = (resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)
         if side not in self._readings:
             self._readings[side] = self._found(side)
         return self._readings[side]
 
-    def _found(self, side: Side) -> _Reading | str:
+    def _found(self, side: Side) -> _FormProducts | str:
         if len(side) != len(self.side) or min(side) < 1:
             return f"a resolution of {side} does not suit inputs of {self.side}."
         shapes = _followed(self.arch, side)
         if shapes is not None:
             moved = ((t, shapes.get(t.over or "")) for t in self._terms)
             terms = [t if v is None else replace(t, positions=math.prod(v.shape[2:])) for t, v in moved]
-            return _Reading(self._basis, _FormProducts(self._basis, terms))
+            return _FormProducts(self._params.basis, terms)
         try:
             there = read(self.arch.model, (*self.arch.example_input.shape[:2], *side))
             sizes = FormMaker(there.channels)
@@ -170,8 +161,7 @@ class StageCosts:
             return f"{self.arch.source} does not take inputs of {'x'.join(map(str, side))}: {error}"
         if tuple(group.name for group in there.free_groups) != self.model.groups:
             return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
-        basis = Basis(sizes.units, [term.forms for term in terms])
-        return _Reading(basis, _FormProducts(basis, terms))
+        return _FormProducts(Basis(sizes.units, [term.forms for term in terms]), terms)
 
 
 # ------------------------------------------------------------------ what the costs are made of
