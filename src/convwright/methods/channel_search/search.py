@@ -194,7 +194,6 @@ class ChannelSearch(Scripted):
         self._base: int | None = None
 
     def _walk(self, first: Widths) -> Published | OnBudget | Response:
-        """Return what answers the trials."""
         given, surface, seed = self.options, self.surface, self.terms.seed
         spread = _SPREAD[self.rule] if given.spread is None else given.spread
         if self.rule == "response":
