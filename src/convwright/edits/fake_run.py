@@ -38,6 +38,7 @@ from convwright.architecture.capture.exported import (
 )
 from convwright.architecture.channels import ChannelGraph, Ints
 from convwright.architecture.labels import Value
+from convwright.cost.recount import unfused
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied, hollow_copy, operate, plain_tensors, stand_ins, tensors_in
 from convwright.errors import EditError
@@ -168,7 +169,7 @@ class FakeNetwork:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        with self.mode, torch.no_grad(), quiet_torch(), _attention_checked():
+        with self.mode, torch.no_grad(), quiet_torch(), unfused():
             yield
 
     def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
@@ -198,17 +199,6 @@ class FakeNetwork:
 
 
 _STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | str] = weakref.WeakKeyDictionary()
-
-
-@contextmanager
-def _attention_checked() -> Iterator[None]:
-    """Let attention take the path of training: the fast path of inference does not look at its widths."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Observed(TorchFunctionMode):

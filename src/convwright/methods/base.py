@@ -17,7 +17,10 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
+
+from pydantic_core import to_jsonable_python
 
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError, look_up
@@ -107,13 +110,7 @@ class Candidate:
         """
         try:
             _check_kinds(values, _OF_CANDIDATE)
-            for name, known in (
-                ("weights", get_args(Weights)),
-                ("images", get_args(JudgedOn)),
-                ("role", get_args(Role)),
-            ):
-                if values.get(name, known[0]) not in known:
-                    raise RunError(f"a recorded candidate is damaged ({name} {values[name]!r})")
+            _check_words(values, weights=Weights, images=JudgedOn, role=Role)
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
             plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
             return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})
@@ -178,8 +175,7 @@ class Evidence:
         try:
             _check_kinds(values, _OF_EVIDENCE)
             _check_kinds(values["costs"], dict.fromkeys(values["costs"], _NUMBER))
-            if values["status"] not in get_args(Status):
-                raise RunError(f"a recorded result is damaged (status {values['status']!r})")
+            _check_words(values, status=Status)
             score = float("nan") if values["score"] is None else float(values["score"])
             return cls(**{**values, "score": score}, candidate=candidate)
         except (KeyError, TypeError, ValueError) as error:
@@ -203,6 +199,12 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]
             raise TypeError(f"{name} is {type(values[name]).__name__}")
 
 
+def _check_words(values: Mapping[str, Any], **kinds: Any) -> None:
+    for name, known in kinds.items():
+        if name in values and values[name] not in get_args(known):
+            raise ValueError(f"{name} {values[name]!r}")
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a method decided in one phase of its search.
@@ -221,7 +223,8 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**dataclasses.asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
+        values: dict[str, Any] = to_jsonable_python(self)
+        return values
 
 
 class Method(ABC):
@@ -308,25 +311,10 @@ class WrappedMethod(Method):
         """Pass it on."""
         self.method.without_techniques(known)
 
-    @property
-    def decisions(self) -> Sequence[Decision]:
-        """What the method decided."""
-        return self.method.decisions
-
-    @property
-    def log(self) -> Sequence[str]:
-        """What it says about its decisions."""
-        return self.method.log
-
-    @property
-    def finals(self) -> Sequence[int]:
-        """Which trials it trained to the end."""
-        return self.method.finals
-
-    @property
-    def history(self) -> Sequence[Mapping[str, Any]]:
-        """What it recorded of each step."""
-        return self.method.history
+    if not TYPE_CHECKING:  # what it says of itself is what the method says
+        decisions, log, finals, history = (
+            property(attrgetter(f"method.{name}")) for name in ("decisions", "log", "finals", "history")
+        )
 
 
 class RewritingMethod(WrappedMethod):
@@ -397,17 +385,10 @@ class Maker(Protocol):
 
 
 class MethodMaker(Maker, Protocol):
-    """Makes a `Method`, and says before that what holds for all it makes."""
+    """Makes a `Method`, and says before that what holds for all it makes, as `Method` does."""
 
-    @property
-    def ranks(self) -> bool:
-        """As `Method.ranks`."""
-        ...
-
-    @property
-    def beyond_widths(self) -> bool:
-        """As `Method.beyond_widths`."""
-        ...
+    ranks: ClassVar[bool]
+    beyond_widths: ClassVar[bool]
 
 
 METHODS: dict[str, Maker] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convwright.cost.budget import MEASURED, Limits, human
+from convwright.cost.budget import Limits, human
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Ints
 from convwright.edits import Width, solve
@@ -178,17 +178,16 @@ class Surface:
 
     def uses(self, rows: Sequence[Mapping[str, int]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Return `use` of several sets of widths, shape (n,)."""
-        table = self._table(rows)
-        shares = [self._metric(metric, table) / limit for metric, limit in self.limits.limits.items()]
+        table, limits = self._table(rows), self.limits.limits
+        counted: Mapping[str, Ints | int]
+        if self.limits.measures:
+            sizes = (dict(zip(self.model.groups, row, strict=True)) for row in table.tolist())
+            each = [self.limits.costs(self.model, row) for row in sizes]
+            counted = {metric: np.array([costs[metric] for costs in each]) for metric in limits}
+        else:
+            counted = self.model.costs(table, list(limits))
+        shares = [np.asarray(counted[metric]) / limit for metric, limit in limits.items()]
         return np.asarray(np.max(np.stack(shares), axis=0), dtype=np.float64)
-
-    def _metric(self, metric: str, table: Ints) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        model = self.model
-        known = {"macs": model.macs, "params": model.params, "weights": model.weight_bytes}
-        if metric in MEASURED:
-            rows = [dict(zip(model.groups, row, strict=True)) for row in table.tolist()]
-            return np.array([self.limits.costs(model, row)[metric] for row in rows], dtype=np.float64)
-        return np.asarray(known.get(metric, model.eager_activation_bytes)(table), dtype=np.float64)
 
     def _table(self, rows: Sequence[Mapping[str, int]]) -> Ints:
         """Return the sizes of all free groups for several sets of widths, shape (n, groups)."""
