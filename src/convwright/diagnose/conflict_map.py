@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.plots import heat
 from convwright.runs.load import Shape, load_model_and_data
 from convwright.tables import add_row, new_table
 from convwright.training import train
@@ -120,12 +119,3 @@ def _summary(found: Mapping[str, Any]) -> str:
 
 def _most(values: Sequence[float | None]) -> float:
     return max((math.inf if value is None else value for value in values), default=0.0)
-
-
-def conflict_picture(found: Mapping[str, Any]) -> str:
-    """Return the map as SVG."""
-    rows = [
-        (f"{point['block']} {point['role']}", [row[place] for row in found["excess"]])
-        for place, point in enumerate(found["points"])
-    ]
-    return heat(rows, f"Share of {found['samples']} images in conflict", "measurements, from the start")

@@ -40,15 +40,12 @@ class Scope(Protocol):
     @property
     def names(self) -> Mapping[fx.Node, str]:
         """The values that have a name here."""
-        ...
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
-        ...
 
     def batch(self, node: fx.Node) -> Expr:
         """Return the batch size, as an expression for an argument of `node`."""
-        ...
 
 
 Writer = Callable[["Writing"], Expr | None]

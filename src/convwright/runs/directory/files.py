@@ -12,8 +12,8 @@ from typing import Any
 
 import filelock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model, save_model
-from torch import Tensor, nn
+from safetensors.torch import load_model, save_model
+from torch import nn
 
 from convwright.errors import RunError
 from convwright.strict_json import check_version, parse
@@ -205,11 +205,6 @@ def weights_note(path: str | Path) -> dict[str, Any]:
     if not isinstance(note, dict):
         raise RunError(f"{path}: its note {NOTE!r} is damaged; write it again")
     return note
-
-
-def load_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name."""
-    return load_file(path)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -32,11 +32,9 @@ class Store(Protocol):
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
-        ...
 
     def weights(self, number: int) -> Path:
         """Return the file of a finished trial's weights."""
-        ...
 
 
 @runtime_checkable
@@ -52,11 +50,9 @@ class Executor(Protocol):
         Raises:
             RunError: What no other attempt would change: a full disk, a network that cannot be sent, no cluster.
         """
-        ...
 
     def close(self) -> None:
         """End what was started; what is under way is given up."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
