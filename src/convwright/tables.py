@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -70,15 +71,7 @@ class Sheet:
     @staticmethod
     def from_dict(values: Json) -> Sheet:
         """Return the sheet of such values."""
-        return Sheet(
-            title=values["title"],
-            columns=tuple(values["columns"]),
-            rows=tuple(map(tuple, values["rows"])),
-            right=tuple(values["right"]),
-            notes=tuple(values["notes"]),
-            spare=tuple(values["spare"]),
-            more=tuple(map(Sheet.from_dict, values["more"])),
-        )
+        return TypeAdapter(Sheet).validate_python(values)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Container[int] = ()) -> str:
