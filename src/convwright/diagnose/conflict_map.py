@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,10 @@ def conflict_tables(found: Mapping[str, Any]) -> Iterator[Table | Text]:
 
 def _summary(found: Mapping[str, Any]) -> str:
     own: Mapping[str, int] = found["own"]
-    worst = {name: _most([row[place] for row in found["excess"]]) for name, place in own.items()}
-    bad = [name for name, value in worst.items() if value > 0]
+    bad = [n for n, place in own.items() if any(row[place] is None or row[place] > 0 for row in found["excess"])]
     if not bad:
         return f"None of {len(own)} blocks conflicted (residual blocks are judged by their branch)."
     return (
         f"{len(bad)} of {len(own)} blocks conflicted at some time, {bad[0]} first in order; residual blocks are judged "
         "by their branch. `--method conflicts` removes such blocks."
     )
-
-
-def _most(values: Sequence[float | None]) -> float:
-    return max((math.inf if value is None else value for value in values), default=0.0)

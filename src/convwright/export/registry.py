@@ -63,13 +63,13 @@ def target(name: str) -> Callable[[Target], Target]:
     return register
 
 
-def target_named(name: str, known: Mapping[str, Target] = TARGETS) -> Target:
+def target_named(name: str) -> Target:
     """Return a target.
 
     Raises:
         ExportError: there is none of that name; lists those there are.
     """
-    return look_up(name, known, "export target", ExportError)
+    return look_up(name, TARGETS, "export target", ExportError)
 
 
 def scale(model: nn.Module, example: Tensor) -> float:

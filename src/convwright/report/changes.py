@@ -108,12 +108,6 @@ def letter_of(number: int) -> str:
 # ------------------------------------------------------------------ stages and blocks
 
 
-def _side(change: LayerChange) -> LayerFacts:
-    side = change.before or change.after
-    assert side is not None
-    return side
-
-
 def _stages(before: Json, after: Json, changes: Sequence[LayerChange]) -> Iterator[StageChange]:
     """Yield the stages of the first network; a layer that is new stands with its neighbours."""
     old = {stage["name"]: stage["size"] for stage in before["stages"]}
@@ -140,7 +134,7 @@ def _size(size: Sequence[int] | None) -> str:
 
 
 def _blocks(layers: Sequence[LayerChange]) -> Iterator[BlockChange]:
-    for name, inside in groupby(layers, key=lambda change: _side(change).block):
+    for name, inside in groupby(layers, key=lambda c: (c.before or c.after).block):  # type: ignore[union-attr]  # one is
         members = tuple(inside)
         alike = len({change.state for change in members}) == 1
         yield BlockChange(name, members[0].state if alike else "changed", members)

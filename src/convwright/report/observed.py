@@ -20,7 +20,8 @@ def widths(trials: Sequence[RecordedTrial], networks: Networks | None) -> Heat |
         trials: In the order of asking.
         networks: The untouched network in it gives the sizes at first; without it, the largest stands for it.
     """
-    given = [_sizes(trial) for trial in trials]
+    edits = [[edit for edit in trial.candidate.plan.edits if isinstance(edit, Width)] for trial in trials]
+    given = [{edit.target: int(edit.size) for edit in each} for each in edits]  # the last size that a plan gives
     names = tuple(dict.fromkeys(name for sizes in given for name in sizes))
     if not names or len(trials) < 2:
         return None
@@ -31,11 +32,6 @@ def widths(trials: Sequence[RecordedTrial], networks: Networks | None) -> Heat |
     return Heat("channels", names, tuple(str(trial.number) for trial in trials), values, first)
 
 
-def _sizes(trial: RecordedTrial) -> dict[str, int]:
-    """Return the last size that a plan gives each group that it names."""
-    return {edit.target: int(edit.size) for edit in trial.candidate.plan.edits if isinstance(edit, Width)}
-
-
 def conflicts(trials: Sequence[RecordedTrial]) -> tuple[Heat, ...]:
     """Return the share of the images in conflict, by block and time, for the trials that looked."""
     return tuple(_conflicts(trial, found) for trial, found in _looked(trials, "bundles"))
@@ -44,12 +40,9 @@ def conflicts(trials: Sequence[RecordedTrial]) -> tuple[Heat, ...]:
 def _conflicts(trial: RecordedTrial, found: Mapping[str, Any]) -> Heat:
     own: Mapping[str, int] = found["own"]  # per block, the point that judges it
     values = tuple(tuple(_rounded(row[place]) for row in found["excess"]) for place in own.values())
-    columns = _distinct([_moment(time) for time in found["times"]])
+    moments = (("epoch" if time["event"] == "epoch" else "step", time) for time in found["times"])
+    columns = _distinct([f"{what} {time[what]}" for what, time in moments])
     return Heat(f"trial {trial.number}", tuple(own), columns, values)
-
-
-def _moment(time: Mapping[str, Any]) -> str:
-    return f"epoch {time['epoch']}" if time["event"] == "epoch" else f"step {time['step']}"
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

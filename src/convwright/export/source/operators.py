@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from convwright.export.source.text import (
 
 _ELSEWHERE = frozenset({"layout", "pin_memory", "cudnn_enabled", "cudnn_enable"})  # no part of what is computed
 _END = 2**63 - 1  # of a slice without an end
+_SIZES = frozenset({"size", "shape", "self", "sizes", ""})
 
 
 class Scope(Protocol):
@@ -137,7 +138,8 @@ def written(node: fx.Node, scope: Scope) -> Expr:
     if mutates(node) and node not in scope.net.fresh:
         return _in_place(Writing(node, scope))
     name = operator_name(node)
-    for writer in (_WRITERS.get(name, _functional), _functional, _method, _function, _of_tensor):
+    usual: tuple[Writer, ...] = (_of_tensor,) if name in _METHODS else ()
+    for writer in (_WRITERS.get(name, _functional), _functional, *usual, _function, _of_tensor):
         if _alike(node, writer, scope):
             found = writer(Writing(node, scope))
             assert found is not None
@@ -173,7 +175,7 @@ def _alike(node: fx.Node, writer: Writer, scope: Scope) -> bool:
     known = {
         "torch": torch,
         "F": functional,
-        "self": SimpleNamespace(training=False, parameters=_no_data),
+        "self": SimpleNamespace(training=False, parameters=lambda: iter([torch.empty(0, device="meta")])),
         **trial.values,
     }
     try:
@@ -188,10 +190,6 @@ def _forms(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_forms(v) for v in value]
     return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
-
-
-def _no_data() -> Iterator[Tensor]:
-    yield torch.empty(0, device="meta")
 
 
 def _on_meta(value: Any) -> Any:
@@ -237,10 +235,6 @@ _METHODS = words(
 def _functional(w: Writing) -> Expr | None:
     known = getattr(functional, w.name, None) if w.name in _FUNCTIONAL else None
     return _call_of(w, f"F.{w.name}", known)
-
-
-def _method(w: Writing) -> Expr | None:
-    return _of_tensor(w) if w.name in _METHODS else None
 
 
 def _function(w: Writing) -> Expr | None:
@@ -298,7 +292,7 @@ def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, 
             if name not in accepted:
                 return None
         by_place = by_place and not (found and found[-1].name)
-        value = _device(w) if name == "device" else w.expr(one, two, _kind(name))
+        value = _device(w) if name == "device" else w.expr(one, two, "size" if name in _SIZES else name)
         found.append(Arg("" if by_place else name, value))
     return tuple(found)
 
@@ -313,10 +307,6 @@ def _at_default(parameter: Any, one: Any, two: Any) -> bool:
     if not isinstance(one, (list, tuple)) or len(one) != len(default):
         return bool(default) and all(type(one) is type(d) and one == two == d for d in default)
     return list(one) == list(two) == list(default)
-
-
-def _kind(name: str) -> str:
-    return "size" if name in ("size", "shape", "self", "sizes", "") else name
 
 
 def _device(w: Writing) -> Expr:
