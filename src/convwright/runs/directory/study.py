@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from convwright.errors import RunError
@@ -69,9 +68,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     content = read_json(folder / "run.json", FORMAT)
     where = content.get("storage", {"url": "", "study": ""})
-    lacking = next((name for name in ("settings", "settled") if name not in content), None)
-    if lacking or not all(isinstance(where.get(name), str) for name in ("url", "study")):
-        raise RunError(f"{folder / 'run.json'}: damaged, it has no {lacking or 'URL of its storage'}; {ANEW}")
+    if not all(isinstance(where.get(name), str) for name in ("url", "study")):
+        raise RunError(f"{folder / 'run.json'}: damaged, it has no URL of its storage; {ANEW}")
     if not all(isinstance(course, dict) for course in content.get("courses", ())):
         raise RunError(f"{folder / 'run.json'}: damaged, its courses are no objects; {ANEW}")
     return content
@@ -133,9 +131,7 @@ class Study:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the storage and let the directory go."""
         self._held.close()
 
