@@ -153,11 +153,7 @@ def _asked(given: Recipe, opened: LoadedModel, model: str, data: str, weights: P
 
 
 def _settled(given: Recipe, opened: LoadedModel, asked: Mapping[str, Any], folder: Path, threads: int) -> Recipe:
-    """Return the recipe with precision and layout chosen, the same for all rows and all calls.
-
-    Raises:
-        RunError: The folder holds another ablation.
-    """
+    """Return the recipe with precision and layout chosen, the same for all rows and all calls."""
     path = folder / "ablation.json"
     if path.is_file():
         found = read_json(path, NOTE_FORMAT)
@@ -207,11 +203,7 @@ def _work(
 
 
 def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
-    """Train what is not trained yet; yield after each.
-
-    Raises:
-        RecipeError: The control breaks down.
-    """
+    """Train what is not trained yet; yield after each."""
     everything = work.all()
     left = [job for job in everything if finished(job) is None]
     if len(left) < len(everything):

@@ -108,11 +108,7 @@ def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[De
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the pictures of each search, and of accuracy beside cost.
-
-    Args:
-        content: Of ``result.json``.
-    """
+    """Return the pictures of each search, and of accuracy beside cost."""
     pictures: dict[str, str] = {}
     known: dict[str, tuple[str, Json]] = {}  # each search once, with the first row that it decided
     for row in content["rows"]:

@@ -36,14 +36,7 @@ _PREDICTORS: Mapping[str, Callable[[Json], float | None]] = {
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return how well each predictor orders the networks by their accuracy, by itself and at equal MACs.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-
-    Returns:
-        A table, the numbers, and a picture of QC beside accuracy.
-    """
+    """Return how well each predictor orders the networks by their accuracy, by itself and at equal MACs."""
     rows = [row for row in content["rows"] if row["mean"] is not None and all(row.get("qualities") or [None])]
     if len(rows) < LEAST:
         return Conclusion()

@@ -24,11 +24,7 @@ _WORDS: Mapping[str, str] = {
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return accuracy and seconds of each trial under each transfer.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return accuracy and seconds of each trial under each transfer."""
     walks = {row["name"]: row["searches"][-1] for row in content["rows"] if row.get("searches")}
     if not walks:
         return Conclusion()

@@ -58,11 +58,7 @@ def conflicts_boundary(size: Size) -> tuple[Row, ...]:
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the grid as a table and a picture, and how accurate networks with and without conflicts are.
-
-    Args:
-        content: Of ``result.json``, whatever is finished of it.
-    """
+    """Return the grid as a table and a picture, and how accurate networks with and without conflicts are."""
     known = {
         (row["options"]["depth"], row["options"]["width"]): (row["mean"], row["studies"][0])
         for row in content["rows"]

@@ -85,11 +85,7 @@ def _row(size: Size, name: str, control: str, techniques: Mapping[str, Any], not
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return whether a row reaches the claim, beside all orders of `conflicts-lesion`.
-
-    Args:
-        content: Of ``result.json``, whatever is finished of it.
-    """
+    """Return whether a row reaches the claim, beside all orders of `conflicts-lesion`."""
     rows = {row["name"]: row for row in content["rows"] if any(row.get("studies") or ())}
     facts = {
         (name, order): _facts(row, rows.get(row["control"]), order) for name, row in rows.items() for order in _CLAIMED

@@ -52,14 +52,7 @@ _PREDICTORS: Mapping[str, Callable[[Json], float | None]] = {
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return how well each predictor orders the networks of a family by their accuracy.
-
-    Args:
-        content: Of ``result.json``; rows without result or facts are left out.
-
-    Returns:
-        A table, the numbers, and a picture per family of Q beside accuracy.
-    """
+    """Return how well each predictor orders the networks of a family by their accuracy."""
     values: dict[str, Any] = {}
     cells: list[tuple[str, ...]] = []
     pictures = {}

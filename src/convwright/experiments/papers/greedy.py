@@ -140,11 +140,7 @@ def _designs(base: GreedyBase, size: Size) -> Iterator[tuple[str, Design, str]]:
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return what each row's network is and what finding it cost, how the two searches decided, and pictures.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return what each row's network is and what finding it cost, how the two searches decided, and pictures."""
     cells: list[tuple[str, ...]] = []
     values: dict[str, Any] = {}
     pictures: dict[str, str] = {}

@@ -39,7 +39,6 @@ class Base:
         data: What it is trained on, at each size.
         shapes: (c, h, w) of the images, at each size.
         precision: In which it is faster on the processors at hand.
-        without: Rows that say nothing here.
         most_pruned: Share of a layer's channels that torch-pruning may remove.
         timed: Sizes at which it has budgets of time.
     """
@@ -49,7 +48,6 @@ class Base:
     data: Mapping[Size, str]
     shapes: Mapping[Size, tuple[int, int, int]]
     precision: str
-    without: tuple[str, ...] = ()
     most_pruned: float = MOST
     timed: tuple[Size, ...] = ("standard", "full")
 
@@ -236,6 +234,5 @@ def _rows(table: str, base: Base, size: Size, percent: int, rows: Iterable[_Plan
     yield replace(start, name=f"{table}-baseline", design=(Rest(course.first),), note=words, control=long)
     yield replace(start, name=long, design=(Rest(total),), note="untouched, with all the compute")
     for made in rows:
-        if made.kind not in base.without:
-            design = (*made.design, Rest(total))
-            yield replace(start, name=f"{table}-{made.kind}", design=design, note=made.note, control=f"{table}-auto")
+        design = (*made.design, Rest(total))
+        yield replace(start, name=f"{table}-{made.kind}", design=design, note=made.note, control=f"{table}-auto")

@@ -19,11 +19,7 @@ UNTOUCHED = ("baseline", "baseline-long")
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the tables, who wins, and a picture per network.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return the tables, who wins, and a picture per network."""
     tables: dict[str, list[Json]] = {}
     untrained: dict[str, list[str]] = {}
     for row in content["rows"]:
