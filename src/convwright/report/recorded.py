@@ -169,7 +169,10 @@ def _training(folder: Path) -> Recorded:
     path = folder / "training.json"
     if not there(path):
         return Recorded(folder, "train", {}, None, histories={-1: _checkpoint(folder)})
-    found = read_json(path, TRAINING, "train anew in another folder")
+    found = read_json(path, TRAINING)
+    lacking = [name for name in ("model", "data", "recipe", "history") if name not in found]
+    if lacking:
+        raise RunError(f"{path}: damaged, it has no {lacking[0]}; train anew in another folder")
     try:
         epochs = tuple(epoch_of(each) for each in found["history"])
     except (TypeError, KeyError) as error:

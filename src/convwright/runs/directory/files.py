@@ -38,7 +38,6 @@ _FORMATS = tuple(f"convwright {name}" for name in ("run", "result", "training", 
 _NEEDED = {  # names without which a file of a format says nothing
     "convwright run": ("settings", "settled"),
     "convwright result": ("baseline", "result", "budget_met", "limits"),
-    "convwright training": ("model", "data", "recipe", "history"),
 }
 _WORDS = {
     str: "a text",
