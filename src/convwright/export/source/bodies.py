@@ -266,13 +266,14 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
 
 def _folded(lines: Sequence[Line]) -> tuple[Line, ...]:
     """Return ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
-    result: list[Line] = []
-    at = 0
-    while at < len(lines):
-        run = max(_run(lines[at:]), 1)
-        result.append(lines[at] if run == 1 else _loop(lines[at : at + run]))
-        at += run
-    return tuple(result)
+
+    def row(numbered: tuple[int, Line]) -> tuple[object, ...]:
+        at, line = numbered
+        entry = _entry(line)
+        return (at,) if entry is None else (entry[0], entry[1] - at, line.targets)
+
+    rows = [[line for _, line in found] for _, found in itertools.groupby(enumerate(lines), row)]
+    return tuple(each[0] if len(each) == 1 else _loop(each) for each in rows)
 
 
 def _entry(line: Line) -> tuple[str, int] | None:
@@ -287,17 +288,6 @@ def _entry(line: Line) -> tuple[str, int] | None:
     if not isinstance(name, Text) or (name.text,) != line.targets or not index.strip("[]").isdigit():
         return None
     return template(Joined(called.parts[:-1])), int(index.strip("[]"))
-
-
-def _run(lines: Sequence[Line]) -> int:
-    first = _entry(lines[0])
-    count = 0
-    for line in lines:
-        entry = _entry(line)
-        if first is None or entry != (first[0], first[1] + count) or line.targets != lines[0].targets:
-            break
-        count += 1
-    return count
 
 
 def _loop(lines: Sequence[Line]) -> Line:
