@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.errors import ConvwrightError, look_up
+from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
 from convwright.training.evaluate import eval_mode
 
@@ -61,15 +61,6 @@ def target(name: str) -> Callable[[Target], Target]:
         return function
 
     return register
-
-
-def target_named(name: str) -> Target:
-    """Return a target.
-
-    Raises:
-        ExportError: there is none of that name; lists those there are.
-    """
-    return look_up(name, TARGETS, "export target", ExportError)
 
 
 def scale(model: nn.Module, example: Tensor) -> float:

@@ -187,12 +187,10 @@ class Study:
     def _course(self, content: dict[str, Any], resume: bool) -> int:
         """Return the number of the course with these budgets and this time; put results of another one aside."""
         changeable = [name for name in CHANGEABLE if name in {**self.settings, **content["settings"]}]
-        wanted = json.loads(json.dumps({name: self.settings.get(name) for name in changeable}))
-        known = content.get("courses") or [{name: content["settings"].get(name) for name in changeable}]
-        known = [{name: course.get(name) for name in changeable} for course in known]
+        of = (self.settings, content["settings"], *(content.get("courses") or [content["settings"]]))
+        wanted, before, *known = json.loads(json.dumps([{name: each.get(name) for name in changeable} for each in of]))
         if resume:
             self._clean()
-        before = json.loads(json.dumps({name: content["settings"].get(name) for name in changeable}))
         if wanted == before:
             return int(known.index(wanted)) if wanted in known else 0
         self._put_aside(known.index(before) if before in known else 0)
