@@ -119,14 +119,9 @@ def _stages(before: Json, after: Json, changes: Sequence[LayerChange]) -> Iterat
         named.append((last, change))
     for stage, inside in groupby(named, key=lambda pair: pair[0]):
         layers = [change for _, change in inside]
-        size, later = (old.get(stage), _later(layers) or new.get(stage)) if stage else (None, None)
+        kept = [c.after.size for c in layers if c.after is not None and len(c.after.size) == 2]
+        size, later = (old.get(stage), kept[-1] if kept else new.get(stage)) if stage else (None, None)
         yield StageChange(stage or "head", _size(size), _size(later), tuple(_blocks(layers)))
-
-
-def _later(layers: Sequence[LayerChange]) -> Sequence[int] | None:
-    """Return the map of a stage in the second network: that of the last layer that is still there."""
-    kept = [c.after.size for c in layers if c.after is not None and len(c.after.size) == 2]
-    return kept[-1] if kept else None
 
 
 def _size(size: Sequence[int] | None) -> str:

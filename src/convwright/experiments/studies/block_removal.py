@@ -200,13 +200,12 @@ def flags_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "steps": [time["step"] for time in found["times"]],
         "blocks": list(own),
-        "excess": [[_rounded(row[place]) for place in own.values()] for row in found["excess"]],
+        "excess": [
+            [None if (each := row[place]) is None or each != each else round(each, 5) for place in own.values()]
+            for row in found["excess"]
+        ],
         "samples": found["samples"],
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or value != value else round(value, 5)
 
 
 class _Study:
