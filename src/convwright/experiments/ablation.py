@@ -142,14 +142,9 @@ def default_folder(model: str, data: str) -> Path:
 
 def _asked(given: Recipe, opened: LoadedModel, model: str, data: str, weights: Path | None) -> dict[str, Any]:
     """Return what all rows of a folder have in common, as plain values."""
-    asked: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "shape": list(opened.data.shape),
-        "recipe": given.model_dump(mode="json"),
-        "weights": None,
-    }
-    return asked if weights is None else {**asked, "weights": f"sha256:{digest(weights)[:12]}"}
+    begun = None if weights is None else f"sha256:{digest(weights)[:12]}"
+    recipe = given.model_dump(mode="json")
+    return {"model": model, "data": data, "shape": list(opened.data.shape), "recipe": recipe, "weights": begun}
 
 
 def _settled(given: Recipe, opened: LoadedModel, asked: Mapping[str, Any], folder: Path, threads: int) -> Recipe:

@@ -1,10 +1,11 @@
-"""From what a run directory holds to what a report says."""
+"""From what a run directory holds to what a report says, and the forms that it takes."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from convwright.errors import ConvwrightError
 from convwright.methods import Evidence
 from convwright.passwords import public_command
 from convwright.report.changes import compared_networks
-from convwright.report.content import ClassAccuracy, Compared, Curve, Decision, Fact, Limit, Networks
-from convwright.report.observed import conflicts, quality, widths
+from convwright.report.content import ClassAccuracy, Compared, Content, Curve, Decision, Fact, Limit, Networks
+from convwright.report.html import as_html
+from convwright.report.markdown import as_markdown
 from convwright.report.recorded import Json, Recorded, read_run
-from convwright.report.report import Report
-from convwright.report.trials import costs_limited, described, fastest, leading
-from convwright.runs.directory.files import understood
+from convwright.report.trials import conflicts, costs_limited, described, fastest, leading, quality, widths
+from convwright.runs.directory.files import understood, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
 from convwright.runs.directory.result import compared_with, interval, percent
@@ -35,6 +36,35 @@ _NAMES = {
     "activations": "activation memory at the peak",
     "weights": "weights in memory",
 }
+
+
+@dataclass(frozen=True)
+class Report(Content):
+    """The report of a run: its content, as a page, as Markdown or as plain values."""
+
+    def html(self) -> str:
+        """Return the page: one file that needs no network."""
+        return as_html(self)
+
+    def markdown(self) -> str:
+        """Return the same as Markdown."""
+        return as_markdown(self)
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write the page.
+
+        Args:
+            path: The file; None: ``report.html`` in the run directory.
+
+        Returns:
+            The file.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        to = Path(path) if path is not None else self.folder / "report.html"
+        write_text(to, self.html())
+        return to
 
 
 def report_of(folder: str | Path, *, model: str | None = None, storage: str | None = None) -> Report:

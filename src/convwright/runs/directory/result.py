@@ -102,7 +102,9 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         if metric in before["costs"]:
             lines.append(_counted(unit, before["costs"][metric], after["costs"][metric]))
     if "latency" in before and "latency" in after:
-        lines.append(_latency(before["latency"], after["latency"]))
+        one, two = before["latency"], after["latency"]
+        change = f"{two['median'] / one['median'] - 1:+.1%}"
+        lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     classes = data.get("classes") or {}
     if classes.get("balanced"):
@@ -115,11 +117,6 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
 
 def _counted(name: str, before: int, after: int) -> ResultRow:
     return ResultRow(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
-
-
-def _latency(before: Mapping[str, Any], after: Mapping[str, Any]) -> ResultRow:
-    one, two = before["median"], after["median"]
-    return ResultRow("latency, measured in turns", interval(before), interval(after), f"{two / one - 1:+.1%}")
 
 
 def interval(found: Mapping[str, Any]) -> str:
