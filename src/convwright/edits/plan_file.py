@@ -174,7 +174,8 @@ def shape_from(values: object, origin: str) -> tuple[int, ...]:
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructor options that a plan can hold: plain values that load nothing."""
-    return {name: _plain(value) for name, value in options.items() if name not in _LOADING and _is_plain(value)}
+    plain = {name: value for name, value in options.items() if name not in _LOADING and _is_plain(value)}
+    return dict(json.loads(json.dumps(plain)))  # lists for tuples
 
 
 def options_from(values: object, origin: str) -> dict[str, Any]:
@@ -199,12 +200,6 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _brief(value: object) -> str:
