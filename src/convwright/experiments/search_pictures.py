@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from convwright.plots import Point, Series, heat, lines, scatter
+from convwright.tables import Json
 
-Json = Mapping[str, Any]
 MILLIONS = {"macs": "millions of MACs", "params": "millions of parameters"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convwright.edits.surgery import tensors_in
 from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
 from convwright.training.evaluate import eval_mode
@@ -108,11 +109,7 @@ def differs(gap: float) -> str:
     return "gives NaN or other shapes: the network takes other steps for other batch sizes, or computes NaN"
 
 
-def _flat(value: Any) -> list[Tensor]:
+def _flat(output: object) -> list[Tensor]:
     """Return the tensors in an output as numbers, in order."""
-    if isinstance(value, Tensor):
-        value = torch.view_as_real(value) if value.is_complex() else value
-        return [value.detach().cpu().double()]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in _flat(item)]
-    return [tensor for item in value for tensor in _flat(item)] if isinstance(value, (list, tuple)) else []
+    found = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(output))
+    return [tensor.detach().cpu().double() for tensor in found]

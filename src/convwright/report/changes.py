@@ -7,12 +7,10 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from convwright.errors import RunError
 from convwright.report.content import BlockChange, Coupling, LayerChange, LayerFacts, Networks, StageChange
-
-Json = Mapping[str, Any]
+from convwright.tables import Json
 
 
 def compared_networks(content: Json, origin: Path) -> Networks:

@@ -21,7 +21,7 @@ from convwright.report.changes import compared_networks
 from convwright.report.content import ClassAccuracy, Compared, Content, Curve, Decision, Fact, Limit, Networks
 from convwright.report.html import as_html
 from convwright.report.markdown import as_markdown
-from convwright.report.recorded import Json, Recorded, read_run
+from convwright.report.recorded import Recorded, read_run
 from convwright.report.trials import conflicts, costs_limited, described, fastest, leading, quality, widths
 from convwright.runs.directory.files import understood, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
@@ -29,6 +29,7 @@ from convwright.runs.directory.network_record import networks as networks_of
 from convwright.runs.directory.result import compared_with, interval, percent
 from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import warnings_in
+from convwright.tables import Json
 
 _NAMES = {
     "macs": "multiply-accumulates (MACs)",

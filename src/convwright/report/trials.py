@@ -9,8 +9,9 @@ from typing import Any
 from convwright.edits import Width
 from convwright.methods import Candidate, Evidence
 from convwright.report.content import Heat, Networks, Trial
-from convwright.report.recorded import Json, Recorded, RecordedTrial
+from convwright.report.recorded import Recorded, RecordedTrial
 from convwright.runs.directory.result import non_dominated
+from convwright.tables import Json
 
 _ROLES = {
     "base": "the untouched network",

@@ -11,9 +11,8 @@ from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
 from convwright.experiments.search_pictures import MILLIONS, beside_cost, pictures_of
+from convwright.tables import Json
 from convwright.training import Recipe
-
-Json = Mapping[str, Any]
 
 BUDGETS: Mapping[str, str] = {"macs": "macs<=50%", "params": "params<=50%"}
 

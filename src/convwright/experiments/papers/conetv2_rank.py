@@ -13,9 +13,7 @@ from convwright.experiments.papers.conetv2 import recipe_of
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 NETWORKS = 32
 _FIRST_SEED = 2110  # of the draws; network i has the seed 2110 + i

@@ -9,10 +9,8 @@ from typing import Any
 from convwright.experiments.features import LayerConflicts
 from convwright.experiments.row import Conclusion, Row, Size, experiment, start
 from convwright.plots import boundary
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 from convwright.training import Recipe
-
-Json = Mapping[str, Any]
 
 _DEPTHS: Mapping[Size, tuple[int, ...]] = {
     "quick": (2, 12),

@@ -18,9 +18,7 @@ from convwright.experiments.papers import conflicts_lesion
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.studies.block_removal import WITH_FIRSTS, RemovalStudyOfAll
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 # Blocks per group: 76 layers is of the published list, 120 the published network; and a sketch.
 _DEPTHS: Mapping[Size, tuple[int, ...]] = {"quick": (1, 2, 3, 2), "standard": (3, 6, 25, 3), "full": (3, 12, 41, 3)}

@@ -10,11 +10,9 @@ from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
 from convwright.experiments.studies.block_removal import WITH_FIRSTS, RemovalStudy
 from convwright.plots import Series, heat, lines
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 from convwright.training import Recipe
 from convwright.training.probes.bundles import conflict_probe
-
-Json = Mapping[str, Any]
 
 # Blocks per group of the published residual network: 120 layers; 50, as in its list of smaller ones; and a sketch.
 _DEPTHS: Mapping[Size, tuple[int, ...]] = {"quick": (1, 2, 3, 2), "standard": (3, 6, 12, 3), "full": (3, 12, 41, 3)}

@@ -13,9 +13,7 @@ from convwright.experiments.papers.conflicts_lesion import published
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, trial_fields
 from convwright.experiments.search_pictures import beside_cost
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 NETWORK = "zoo:vgg120"
 # Blocks of two convolutions per group: the published start, at the standard size a quarter as wide; and depths that

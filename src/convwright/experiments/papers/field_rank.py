@@ -11,9 +11,7 @@ from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 _EPOCHS = {"quick": 1, "standard": 3, "full": 30}
 _OPTIONS = {"width": 0.125}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,7 @@ from convwright.experiments.papers.greedy import BASES, LESS, random_of, recipe_
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
 from convwright.plots import Point, scatter
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 NETWORKS = 14
 _SEED = 2108  # of the draws; allocation i has the seed 2108 + i

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion
 from convwright.plots import Series, lines
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 
-Json = Mapping[str, Any]
 OURS = "auto"
 UNTOUCHED = ("baseline", "baseline-long")
 
