@@ -107,14 +107,24 @@ class CallFlow:
         return [node for node in region.nodes() if any(user not in own for user in self.users.get(node, []))]
 
 
-Access = Callable[[str], Expr]  # from a qualified name below the module to an expression
+class CallWriter:
+    """Writes one call of a module.
 
-
-class _Writer:
-    """One call of a module while its lines are written."""
+    Args:
+        flow: the values of the network.
+        region: the call.
+        access: from a qualified name below the module to the expression for it.
+        method: from the call of another module to the name of the method that it means.
+        special: an operator that the base class carries out.
+    """
 
     def __init__(
-        self, flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
+        self,
+        flow: CallFlow,
+        region: Region,
+        access: Callable[[str], Expr],
+        method: Callable[[Region], str],
+        special: fx.Node | None,
     ) -> None:
         self.flow, self.region, self.access, self.method, self.special = flow, region, access, method, special
         self.net = flow.net
@@ -123,6 +133,7 @@ class _Writer:
         self.now = 0
 
     def body(self) -> Body:
+        """Return the method."""
         inputs = self.flow.inputs(self.region, self.region.path)
         returns = self.flow.outputs(self.region) if self.region.path else self.flow.results
         for at, item in enumerate(self.region.items):
@@ -199,6 +210,7 @@ class _Writer:
     # -------------------------------------------------------------- what operators ask
 
     def value(self, node: fx.Node) -> Expr:
+        """Return the name of a value."""
         real = self.net.real(node)
         if real in self.names:
             return Text(self.names[real])
@@ -207,6 +219,7 @@ class _Writer:
         raise ConvwrightError(f"the value {node.name} is used where it is not known; export with --to pt2 or onnx")
 
     def batch(self, node: fx.Node) -> Expr:
+        """Return the batch size, as an expression for an argument of `node`."""
         named = [self.net.real(n) for n in node.all_input_nodes if self.net.real(n) in self.names]
         axes = [(k, a, pair) for k in (*named, *self.names) for a, pair in enumerate(self.net.dims(k))]
         for known, axis, pair in axes:
@@ -225,21 +238,6 @@ class _Writer:
 
 def _rank(name: str) -> tuple[int, str]:
     return (_NAMES.index(name), "") if name in _NAMES else (len(_NAMES) + len(name), name)
-
-
-def body(
-    flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None = None
-) -> Body:
-    """Write one call of a module.
-
-    Args:
-        flow: the values of the network.
-        region: the call.
-        access: from a qualified name to the expression for it.
-        method: from the call of another module to the name of the method that it means.
-        special: an operator that the base class carries out.
-    """
-    return _Writer(flow, region, access, method, special).body()
 
 
 def is_chain(flow: CallFlow, region: Region) -> bool:
@@ -268,13 +266,14 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
 
 def _folded(lines: Sequence[Line]) -> tuple[Line, ...]:
     """Return ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
-    result: list[Line] = []
-    at = 0
-    while at < len(lines):
-        run = max(_run(lines[at:]), 1)
-        result.append(lines[at] if run == 1 else _loop(lines[at : at + run]))
-        at += run
-    return tuple(result)
+
+    def row(numbered: tuple[int, Line]) -> tuple[object, ...]:
+        at, line = numbered
+        entry = _entry(line)
+        return (at,) if entry is None else (entry[0], entry[1] - at, line.targets)
+
+    rows = [[line for _, line in found] for _, found in itertools.groupby(enumerate(lines), row)]
+    return tuple(each[0] if len(each) == 1 else _loop(each) for each in rows)
 
 
 def _entry(line: Line) -> tuple[str, int] | None:
@@ -289,17 +288,6 @@ def _entry(line: Line) -> tuple[str, int] | None:
     if not isinstance(name, Text) or (name.text,) != line.targets or not index.strip("[]").isdigit():
         return None
     return template(Joined(called.parts[:-1])), int(index.strip("[]"))
-
-
-def _run(lines: Sequence[Line]) -> int:
-    first = _entry(lines[0])
-    count = 0
-    for line in lines:
-        entry = _entry(line)
-        if first is None or entry != (first[0], first[1] + count) or line.targets != lines[0].targets:
-            break
-        count += 1
-    return count
 
 
 def _loop(lines: Sequence[Line]) -> Line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from convwright.export.source.text import (
 
 _ELSEWHERE = frozenset({"layout", "pin_memory", "cudnn_enabled", "cudnn_enable"})  # no part of what is computed
 _END = 2**63 - 1  # of a slice without an end
+_SIZES = frozenset({"size", "shape", "self", "sizes", ""})
 
 
 class Scope(Protocol):
@@ -40,15 +41,12 @@ class Scope(Protocol):
     @property
     def names(self) -> Mapping[fx.Node, str]:
         """The values that have a name here."""
-        ...
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
-        ...
 
     def batch(self, node: fx.Node) -> Expr:
         """Return the batch size, as an expression for an argument of `node`."""
-        ...
 
 
 Writer = Callable[["Writing"], Expr | None]
@@ -103,10 +101,17 @@ class Writing:
         """The first argument."""
         return self.expr(self.node.args[0], self.twin.args[0], "size")
 
-    def source(self) -> fx.Node:
-        """Return the node of the first argument."""
+    @property
+    def source(self) -> Any:
+        """The value of the first argument, without its data."""
         found = self.node.args[0]
         assert isinstance(found, fx.Node)
+        return found.meta.get("val")
+
+    def row(self, at: int) -> Sequence[Any]:
+        """Return an argument that is a list."""
+        found = self.node.args[at]
+        assert isinstance(found, (list, tuple))
         return found
 
 
@@ -133,7 +138,8 @@ def written(node: fx.Node, scope: Scope) -> Expr:
     if mutates(node) and node not in scope.net.fresh:
         return _in_place(Writing(node, scope))
     name = operator_name(node)
-    for writer in (_WRITERS.get(name, _functional), _functional, _method, _function, _of_tensor):
+    usual: tuple[Writer, ...] = (_of_tensor,) if name in _METHODS else ()
+    for writer in (_WRITERS.get(name, _functional), _functional, *usual, _function, _of_tensor):
         if _alike(node, writer, scope):
             found = writer(Writing(node, scope))
             assert found is not None
@@ -169,7 +175,7 @@ def _alike(node: fx.Node, writer: Writer, scope: Scope) -> bool:
     known = {
         "torch": torch,
         "F": functional,
-        "self": SimpleNamespace(training=False, parameters=_no_data),
+        "self": SimpleNamespace(training=False, parameters=lambda: iter([torch.empty(0, device="meta")])),
         **trial.values,
     }
     try:
@@ -184,10 +190,6 @@ def _forms(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_forms(v) for v in value]
     return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
-
-
-def _no_data() -> Iterator[Tensor]:
-    yield torch.empty(0, device="meta")
 
 
 def _on_meta(value: Any) -> Any:
@@ -232,16 +234,16 @@ _METHODS = words(
 
 def _functional(w: Writing) -> Expr | None:
     known = getattr(functional, w.name, None) if w.name in _FUNCTIONAL else None
-    return _called(Text(f"F.{w.name}"), known and _arguments(w, _accepted(known)))
-
-
-def _method(w: Writing) -> Expr | None:
-    return _of_tensor(w) if w.name in _METHODS else None
+    return _call_of(w, f"F.{w.name}", known)
 
 
 def _function(w: Writing) -> Expr | None:
-    known = None if w.name.startswith("_") else getattr(torch, w.name, None)
-    return _called(Text(f"torch.{w.name}"), _arguments(w, _accepted(known)) if callable(known) else None)
+    return _call_of(w, f"torch.{w.name}", None if w.name.startswith("_") else getattr(torch, w.name, None))
+
+
+def _call_of(w: Writing, name: str, function: Any) -> Expr | None:
+    args = _arguments(w, _accepted(function)) if callable(function) else None
+    return None if args is None else Call(Text(name), args)
 
 
 def _of_tensor(w: Writing) -> Expr | None:
@@ -258,10 +260,6 @@ def _by_full_name(w: Writing) -> Expr:
     return Call(Text(f"torch.ops.{w.node.target}"), args)
 
 
-def _called(function: Expr, args: tuple[Arg, ...] | None) -> Expr | None:
-    return None if args is None else Call(function, args)
-
-
 def _accepted(function: Any) -> list[str] | None:
     """Return the names of a function's arguments; None if it takes those of the operator's schema."""
     try:
@@ -274,12 +272,7 @@ def _accepted(function: Any) -> list[str] | None:
 def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, ...] | None:
     """Return the arguments that are not at their defaults: by place up to the first left out, then by name.
 
-    Args:
-        w: the operator.
-        accepted: names of the arguments of the Python function that is called; None: those of the schema.
-
-    Returns:
-        The arguments; None if the function has no such argument.
+    None if the Python function that is called, whose arguments are `accepted`, has no such argument.
     """
     found: list[Arg] = []
     declared = w.schema.arguments if w.schema is not None else [None] * len(w.node.args)
@@ -299,7 +292,7 @@ def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, 
             if name not in accepted:
                 return None
         by_place = by_place and not (found and found[-1].name)
-        value = _device(w) if name == "device" else w.expr(one, two, _kind(name))
+        value = _device(w) if name == "device" else w.expr(one, two, "size" if name in _SIZES else name)
         found.append(Arg("" if by_place else name, value))
     return tuple(found)
 
@@ -316,10 +309,6 @@ def _at_default(parameter: Any, one: Any, two: Any) -> bool:
     return list(one) == list(two) == list(default)
 
 
-def _kind(name: str) -> str:
-    return "size" if name in ("size", "shape", "self", "sizes", "") else name
-
-
 def _device(w: Writing) -> Expr:
     """Return the device of a value or of the weights: new tensors lie where the images lie."""
     names = (name for node, name in w.scope.names.items() if isinstance(node.meta.get("val"), Tensor))
@@ -330,15 +319,16 @@ def _device(w: Writing) -> Expr:
 
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "eq": "==", "gt": ">", "lt": "<",
           "ge": ">=", "le": "<=", "ne": "!=", "__add__": "+", "__iadd__": "+", "true_divide": "/",
-          "multiply": "*", "subtract": "-", "divide": "/"}  # fmt: skip
+          "multiply": "*", "subtract": "-", "divide": "/", "rsub": "-"}  # fmt: skip
 
 
 @writes(*_SIGNS)
 def _sign(w: Writing) -> Expr | None:
     if w.node.kwargs or len(w.node.args) != 2:
         return None
-    sign = _SIGNS[w.name]
-    return Joined((_operand(w, 0), Text(sign if sign == "**" else f" {sign} "), _operand(w, 1)))
+    sign, order = _SIGNS[w.name], (1, 0) if w.name == "rsub" else (0, 1)
+    left, right = (_operand(w, at) for at in order)
+    return Joined((left, Text(sign if sign == "**" else f" {sign} "), right))
 
 
 def _operand(w: Writing, at: int) -> Expr:
@@ -346,13 +336,6 @@ def _operand(w: Writing, at: int) -> Expr:
     expr = w.expr(w.node.args[at], w.twin.args[at], "number")
     negative = isinstance(expr, Hole) and flat(expr).startswith("-")
     return Joined((Text("("), expr, Text(")"))) if isinstance(expr, Joined) or negative else expr
-
-
-@writes("rsub")
-def _reversed(w: Writing) -> Expr | None:
-    if w.node.kwargs or len(w.node.args) != 2:
-        return None
-    return Joined((_operand(w, 1), Text(" - "), _operand(w, 0)))
 
 
 @writes("neg")
@@ -384,9 +367,7 @@ def _select(w: Writing) -> Expr:
 
 def _at(w: Writing, dim: int, parts: tuple[Expr, ...]) -> Expr:
     """Return ``x[:, parts]``, from the front or, for the last axes, from the back."""
-    value = w.source().meta.get("val")
-    assert isinstance(value, Tensor)
-    ndim = value.ndim
+    ndim = w.source.ndim
     dim %= ndim
     if dim >= ndim - 2 and ndim > 3:
         opening, closing = "[..., ", ", :" * (ndim - 1 - dim) + "]"
@@ -397,10 +378,8 @@ def _at(w: Writing, dim: int, parts: tuple[Expr, ...]) -> Expr:
 
 @writes("index")
 def _index(w: Writing) -> Expr:
-    indices = w.node.args[1]
-    assert isinstance(indices, (list, tuple))
     parts: list[Expr] = []
-    for at, index in enumerate(indices):
+    for at, index in enumerate(w.row(1)):
         parts += [Text(", " if at else ""), w.scope.value(index) if isinstance(index, fx.Node) else Text(":")]
     return Joined((w.first, Text("["), *parts, Text("]")))
 
@@ -415,23 +394,14 @@ def _shaped(w: Writing) -> Expr | None:
 
 @writes("permute")
 def _permute(w: Writing) -> Expr:
-    dims = w.node.args[1]
-    assert isinstance(dims, (list, tuple))
-    return Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in dims)))
+    return Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in w.row(1))))
 
 
 def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
-    one, two = w.node.args[1], w.twin.args[1]
-    assert isinstance(one, (list, tuple))
-    assert isinstance(two, (list, tuple))
-    by_batch = [constant(a, b) is not None for a, b in zip(one, two, strict=True)]
-    inferred = minus_one and sum(by_batch) == 1 and -1 not in one
-    return positional(
-        *(
-            Text("-1") if a == -1 or (depends and inferred) else w.expr(a, b, "size")
-            for a, b, depends in zip(one, two, by_batch, strict=True)
-        )
-    )
+    pairs = list(zip(w.row(1), w.twin.args[1], strict=True))  # type: ignore[arg-type]  # the same graph: a list, too
+    inferred = minus_one and sum(constant(*pair) is not None for pair in pairs) == 1 and -1 not in w.row(1)
+    sizes = (Text("-1") if a == -1 or (inferred and constant(a, b)) else w.expr(a, b, "size") for a, b in pairs)
+    return positional(*sizes)
 
 
 @writes(
@@ -462,9 +432,7 @@ def _fixed(w: Writing, one: Any, two: Any, name: str) -> Expr:
 
 @writes("cat", "concat", "concatenate", "stack")
 def _cat(w: Writing) -> Expr:
-    tensors = w.node.args[0]
-    assert isinstance(tensors, (list, tuple))
-    items = Many(tuple(w.scope.value(t) for t in tensors if isinstance(t, fx.Node)))
+    items = Many(tuple(w.scope.value(t) for t in w.row(0) if isinstance(t, fx.Node)))
     return Call(Text(f"torch.{'stack' if w.name == 'stack' else 'cat'}"), (*positional(items), *_along(w)))
 
 
@@ -482,7 +450,7 @@ def _split(w: Writing) -> Expr:
 @writes("to", "_to_copy")
 def _to(w: Writing) -> Expr:
     value = w.node.meta.get("val")
-    if isinstance(value, Tensor) and value.dtype != w.source().meta["val"].dtype:
+    if isinstance(value, Tensor) and value.dtype != w.source.dtype:
         return Call(Attr(w.first, "to"), positional(Text(str(value.dtype))))
     return Call(Attr(w.first, "clone"), ())
 

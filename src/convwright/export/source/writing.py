@@ -13,6 +13,7 @@ from convwright.export.source.classes import Class, classes
 from convwright.export.source.drafts import ModuleParts
 from convwright.export.source.regions import network
 from convwright.export.source.text import (
+    MISSING,
     WIDTH,
     Arg,
     Call,
@@ -194,7 +195,7 @@ def _parameter(name: str, values: Sequence[object], default: object) -> str:
         kind = "int | tuple[int, ...]"
     if kind == "object" and {type(v) for v in values} <= {int, float}:
         kind = "float"
-    return f"{name}: {kind}" + ("" if type(default).__name__ == "_Missing" else f" = {literal(default)}")
+    return f"{name}: {kind}" + ("" if default is MISSING else f" = {literal(default)}")
 
 
 def _definition(name: str, params: Sequence[str], returns: str) -> list[str]:

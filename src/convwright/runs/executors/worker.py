@@ -22,8 +22,7 @@ from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
-from convwright.runs.executors.in_process import threads_of
+from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost, threads_of
 from convwright.runs.executors.pool import Lost, Pool
 from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
