@@ -11,9 +11,9 @@ from torch import Tensor
 
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import (
-    LayerCall,
     Consumer,
     Forward,
+    LayerCall,
     Moments,
     Repaired,
     batches_of,
