@@ -12,7 +12,7 @@ from convwright.architecture.capture.exported import operator_name
 from convwright.errors import ConvwrightError
 from convwright.export.source.operators import written
 from convwright.export.source.regions import SIZES, Network, Region
-from convwright.export.source.text import Attr, Call, Expr, Joined, Text, positional, template
+from convwright.export.source.text import Attr, Call, Expr, Joined, Text, flat, positional, template
 
 _NAMES = ("x", "y", "z", "u", "v", "w", "r", "s", "t")
 _MOST_PARTS = 6  # of a list that are unpacked
@@ -110,8 +110,16 @@ class CallFlow:
 Access = Callable[[str], Expr]  # from a qualified name below the module to an expression
 
 
-class _Writer:
-    """One call of a module while its lines are written."""
+class BodyWriter:
+    """Writes one call of a module.
+
+    Args:
+        flow: the values of the network.
+        region: the call.
+        access: from a qualified name to the expression for it.
+        method: from the call of another module to the name of the method that it means.
+        special: an operator that the base class carries out.
+    """
 
     def __init__(
         self, flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
@@ -123,6 +131,7 @@ class _Writer:
         self.now = 0
 
     def body(self) -> Body:
+        """Return the lines, and what enters and leaves."""
         inputs = self.flow.inputs(self.region, self.region.path)
         returns = self.flow.outputs(self.region) if self.region.path else self.flow.results
         for at, item in enumerate(self.region.items):
@@ -132,17 +141,14 @@ class _Writer:
             self.names[node] = self._new()
         params = tuple(self.names[node] for node in inputs)
         entry = self.net.dims(inputs[0]) if inputs else ()
-        lines = list(self._lines())
-        results = tuple(self.names[node] for node in returns)
-        return Body(params, _folded(lines), results, entry)
-
-    def _lines(self) -> Iterator[Line]:
+        lines = []
         for at, item in enumerate(self.region.items):
             self.now = at
             if isinstance(item, Region):
-                yield self._called(item)
+                lines.append(self._called(item))
             elif item not in self.names:  # the parts of an unpacked list have their names already
-                yield self._operator(item)
+                lines.append(self._operator(item))
+        return Body(params, tuple(_folded(lines)), tuple(self.names[node] for node in returns), entry)
 
     def _called(self, item: Region) -> Line:
         inputs = self.flow.inputs(item, item.path)
@@ -182,14 +188,12 @@ class _Writer:
         free = sorted((self.names[node] for node in dying), key=_rank)
         for node in dying:
             del self.names[node]
-        targets = []
         for node in outputs:
-            name = free.pop(0) if free else self._new()
-            self.names[node] = name
-            targets.append(name)
+            self.names[node] = free.pop(0) if free else self._new()
         dims = self.net.dims(outputs[0]) if outputs else ()
         before = next((self.net.dims(node) for node in inputs if self.net.dims(node)), ())
-        return Line(tuple(targets), expr, () if dims == before else dims, child=child, unpacks=unpacks)
+        targets = tuple(self.names[node] for node in outputs)
+        return Line(targets, expr, () if dims == before else dims, child=child, unpacks=unpacks)
 
     def _new(self) -> str:
         used = set(self.names.values())
@@ -199,6 +203,7 @@ class _Writer:
     # -------------------------------------------------------------- what operators ask
 
     def value(self, node: fx.Node) -> Expr:
+        """Return the name of a value, or what reaches the tensor that it is."""
         real = self.net.real(node)
         if real in self.names:
             return Text(self.names[real])
@@ -207,6 +212,7 @@ class _Writer:
         raise ConvwrightError(f"the value {node.name} is used where it is not known; export with --to pt2 or onnx")
 
     def batch(self, node: fx.Node) -> Expr:
+        """Return the batch size by the shape of a value that has it."""
         named = [self.net.real(n) for n in node.all_input_nodes if self.net.real(n) in self.names]
         axes = [(k, a, pair) for k in (*named, *self.names) for a, pair in enumerate(self.net.dims(k))]
         for known, axis, pair in axes:
@@ -225,21 +231,6 @@ class _Writer:
 
 def _rank(name: str) -> tuple[int, str]:
     return (_NAMES.index(name), "") if name in _NAMES else (len(_NAMES) + len(name), name)
-
-
-def body(
-    flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None = None
-) -> Body:
-    """Write one call of a module.
-
-    Args:
-        flow: the values of the network.
-        region: the call.
-        access: from a qualified name to the expression for it.
-        method: from the call of another module to the name of the method that it means.
-        special: an operator that the base class carries out.
-    """
-    return _Writer(flow, region, access, method, special).body()
 
 
 def is_chain(flow: CallFlow, region: Region) -> bool:
@@ -266,19 +257,15 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
 # ------------------------------------------------------------------ loops
 
 
-def _folded(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Return ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
-    result: list[Line] = []
-    at = 0
-    while at < len(lines):
-        run = max(_run(lines[at:]), 1)
-        result.append(lines[at] if run == 1 else _loop(lines[at : at + run]))
-        at += run
-    return tuple(result)
+def _folded(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
+    for _, run in itertools.groupby(enumerate(lines), key=lambda pair: _entry(*pair) or pair[0]):
+        alike = [line for _, line in run]
+        yield alike[0] if len(alike) == 1 else _loop(alike)
 
 
-def _entry(line: Line) -> tuple[str, int] | None:
-    """Return (text of the list, index) of a line ``x = self.layers[i](x)``."""
+def _entry(at: int, line: Line) -> tuple[str, int, tuple[str, ...]] | None:
+    """Return what the lines ``x = self.layers[i](x)`` of one loop share: the list, i less their place, and x."""
     if not isinstance(line.expr, Call) or not line.child or len(line.targets) != 1:
         return None
     called, args = line.expr.function, line.expr.args
@@ -288,26 +275,14 @@ def _entry(line: Line) -> tuple[str, int] | None:
     index = called.parts[-1].text
     if not isinstance(name, Text) or (name.text,) != line.targets or not index.strip("[]").isdigit():
         return None
-    return template(Joined(called.parts[:-1])), int(index.strip("[]"))
-
-
-def _run(lines: Sequence[Line]) -> int:
-    first = _entry(lines[0])
-    count = 0
-    for line in lines:
-        entry = _entry(line)
-        if first is None or entry != (first[0], first[1] + count) or line.targets != lines[0].targets:
-            break
-        count += 1
-    return count
+    return template(Joined(called.parts[:-1])), int(index.strip("[]")) - at, line.targets
 
 
 def _loop(lines: Sequence[Line]) -> Line:
     expr = lines[0].expr
     assert isinstance(expr, Call)
     assert isinstance(expr.function, Joined)
-    first = _entry(lines[0])
-    assert first is not None
-    base, span = Joined(expr.function.parts[:-1]), Text(f"[{first[1]}:{first[1] + len(lines)}]")
-    call = Call(Text("layer"), expr.args)
-    return Line(lines[0].targets, call, lines[-1].dims, loop=Joined((base, span)), child=lines[0].child)
+    *base, index = expr.function.parts
+    first = int(flat(index).strip("[]"))
+    loop = Joined((Joined(tuple(base)), Text(f"[{first}:{first + len(lines)}]")))
+    return Line(lines[0].targets, Call(Text("layer"), expr.args), lines[-1].dims, loop, lines[0].child)

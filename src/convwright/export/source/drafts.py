@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import operator_name
-from convwright.export.source.bodies import Body, CallFlow, Line, body, is_chain
+from convwright.export.source.bodies import Body, BodyWriter, CallFlow, Line, is_chain
 from convwright.export.source.layers import base_constructor, constructor
 from convwright.export.source.regions import Network, Region
 from convwright.export.source.text import (
@@ -117,10 +117,12 @@ class ModuleParts:
     def _collect(self, region: Region) -> None:
         part = self._part(region.path)
         part.calls.append(region)
-        layer = self._layer(region)
-        if layer is not None:
-            part.kind, part.expr = "layer", layer
-            return
+        one_way = len(self.flow.inputs(region, region.path)) == 1 and len(self.flow.outputs(region)) <= 1
+        if region.path and one_way:  # called like a layer of torch
+            module = self.net.model.get_submodule(region.path)
+            if (layer := constructor(module, region.path.rpartition(".")[2])) is not None:
+                part.kind, part.expr = "layer", layer
+                return
         for item in region.items:
             if isinstance(item, Region):
                 self._collect(item)
@@ -135,14 +137,6 @@ class ModuleParts:
             if built is not None and not any(region.path == path for region in _all(self.net.root)):
                 self.known[path].kind, self.known[path].expr = "layer", built
         return self.known[path]
-
-    def _layer(self, region: Region) -> Expr | None:
-        """Return what constructs a layer of torch that is called like one: one value in, one out."""
-        if not region.path:
-            return None
-        if len(self.flow.inputs(region, region.path)) != 1 or len(self.flow.outputs(region)) > 1:
-            return None
-        return constructor(self.net.model.get_submodule(region.path), region.path.rpartition(".")[2])
 
     def _children(self, path: str) -> list[str]:
         prefix = f"{path}." if path else ""
@@ -265,7 +259,7 @@ class ModuleParts:
         texts: dict[str, str] = {}
         for call in part.calls:
             access = partial(self.access, part.path)
-            written = body(self.flow, call, access, lambda r: self.methods.get(r, "forward"), special)
+            written = BodyWriter(self.flow, call, access, lambda r: self.methods.get(r, "forward"), special).body()
             written = replace(written, lines=tuple(map(self._loop, written.lines)))
             text = "\n".join([str(written.key), *(flat(line.expr) for line in written.lines)])
             name = texts.setdefault(text, "forward" if not texts else f"forward_{len(texts) + 1}")
@@ -280,9 +274,7 @@ class ModuleParts:
         listed = self.known[line.child.rpartition(".")[0]].children
         assert isinstance(line.loop, Joined)
         whole = Text(f"[0:{len(listed)}]") == line.loop.parts[-1] and listed == [str(i) for i in range(len(listed))]
-        if not whole:
-            return line
-        return replace(line, loop=Joined(line.loop.parts[:-1]))
+        return replace(line, loop=Joined(line.loop.parts[:-1])) if whole else line
 
     def _attributes(self, part: ModulePart, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
         own: list[tuple[str, Expr]] = []

@@ -42,7 +42,10 @@ def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Ca
                 return None
             continue
         values[name], defaults[name] = value, parameter.default
-    short = {name: _short(value) for name, value in values.items()}
+    short = {  # (3, 3) as 3
+        name: v[0] if isinstance(v, tuple) and v and isinstance(v[0], int) and all(x == v[0] for x in v) else v
+        for name, v in values.items()
+    }
     given = next((given for given in (short, values) if _same(module, kind, given)), None)
     return None if given is None else _call(kind, given, defaults, owner)
 
@@ -98,10 +101,3 @@ def _default(default: Any, value: Any) -> Any:
         return MISSING
     same_number = isinstance(default, (int, float)) and isinstance(value, (int, float)) and default == value
     return value if same_number and isinstance(default, bool) == isinstance(value, bool) else default
-
-
-def _short(value: Any) -> Any:
-    """Return (3, 3) as 3."""
-    if isinstance(value, tuple) and value and all(v == value[0] for v in value) and isinstance(value[0], int):
-        return value[0]
-    return value

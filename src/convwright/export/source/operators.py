@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from convwright.architecture.capture.exported import argument, operator_name
 from convwright.export.source.regions import Network, constant, mutates
@@ -29,6 +30,7 @@ from convwright.export.source.text import (
 )
 
 _ELSEWHERE = frozenset({"layout", "pin_memory", "cudnn_enabled", "cudnn_enable"})  # no part of what is computed
+_SIZES = frozenset({"size", "shape", "self", "sizes", ""})
 _END = 2**63 - 1  # of a slice without an end
 
 
@@ -130,15 +132,18 @@ def written(node: fx.Node, scope: Scope) -> Expr:
         node: the operator.
         scope: what its arguments are called.
     """
+    name, plain = operator_name(node), Writing(node, scope)
     if mutates(node) and node not in scope.net.fresh:
-        return _in_place(Writing(node, scope))
-    name = operator_name(node)
-    for writer in (_WRITERS.get(name, _functional), _functional, _method, _function, _of_tensor):
+        bare = str(plain.schema.name).rpartition("::")[2] if plain.schema is not None else name
+        in_place = hasattr(Tensor, bare)
+        return Call(Attr(plain.first, bare), _all_arguments(plain)[1:]) if in_place else _by_full_name(plain)
+    usual = _of_tensor if name in _METHODS else _function
+    for writer in (_WRITERS.get(name, _functional), _functional, usual, _function, _of_tensor):
         if _alike(node, writer, scope):
-            found = writer(Writing(node, scope))
+            found = writer(plain)
             assert found is not None
             return found
-    return _by_full_name(Writing(node, scope))
+    return _by_full_name(plain)
 
 
 class _Trial:
@@ -166,12 +171,8 @@ def _alike(node: fx.Node, writer: Writer, scope: Scope) -> bool:
     expr = writer(Writing(node, trial))
     if expr is None:
         return False
-    known = {
-        "torch": torch,
-        "F": functional,
-        "self": SimpleNamespace(training=False, parameters=_no_data),
-        **trial.values,
-    }
+    own = SimpleNamespace(training=False, parameters=lambda: iter([torch.empty(0, device="meta")]))
+    known = {"torch": torch, "F": functional, "self": own, **trial.values}
     try:
         with torch.no_grad():
             found = eval(compile(flat(expr), "operator", "eval"), known)
@@ -186,21 +187,8 @@ def _forms(value: Any) -> Any:
     return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
 
 
-def _no_data() -> Iterator[Tensor]:
-    yield torch.empty(0, device="meta")
-
-
 def _on_meta(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_on_meta(v) for v in value]
-    return value.detach().to("meta") if isinstance(value, Tensor) else value
-
-
-def _in_place(w: Writing) -> Expr:
-    bare = str(w.schema.name).rpartition("::")[2] if w.schema is not None else w.name
-    args = _arguments(w)
-    assert args is not None
-    return Call(Attr(w.first, bare), args[1:]) if hasattr(Tensor, bare) else _by_full_name(w)
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
 
 
 def writes(*names: str) -> Callable[[Writer], Writer]:
@@ -235,10 +223,6 @@ def _functional(w: Writing) -> Expr | None:
     return _called(Text(f"F.{w.name}"), known and _arguments(w, _accepted(known)))
 
 
-def _method(w: Writing) -> Expr | None:
-    return _of_tensor(w) if w.name in _METHODS else None
-
-
 def _function(w: Writing) -> Expr | None:
     known = None if w.name.startswith("_") else getattr(torch, w.name, None)
     return _called(Text(f"torch.{w.name}"), _arguments(w, _accepted(known)) if callable(known) else None)
@@ -253,9 +237,13 @@ def _of_tensor(w: Writing) -> Expr | None:
 
 
 def _by_full_name(w: Writing) -> Expr:
+    return Call(Text(f"torch.ops.{w.node.target}"), _all_arguments(w))
+
+
+def _all_arguments(w: Writing) -> tuple[Arg, ...]:
     args = _arguments(w)
     assert args is not None
-    return Call(Text(f"torch.ops.{w.node.target}"), args)
+    return args
 
 
 def _called(function: Expr, args: tuple[Arg, ...] | None) -> Expr | None:
@@ -299,7 +287,7 @@ def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, 
             if name not in accepted:
                 return None
         by_place = by_place and not (found and found[-1].name)
-        value = _device(w) if name == "device" else w.expr(one, two, _kind(name))
+        value = _device(w) if name == "device" else w.expr(one, two, "size" if name in _SIZES else name)
         found.append(Arg("" if by_place else name, value))
     return tuple(found)
 
@@ -316,10 +304,6 @@ def _at_default(parameter: Any, one: Any, two: Any) -> bool:
     return list(one) == list(two) == list(default)
 
 
-def _kind(name: str) -> str:
-    return "size" if name in ("size", "shape", "self", "sizes", "") else name
-
-
 def _device(w: Writing) -> Expr:
     """Return the device of a value or of the weights: new tensors lie where the images lie."""
     names = (name for node, name in w.scope.names.items() if isinstance(node.meta.get("val"), Tensor))
@@ -330,15 +314,15 @@ def _device(w: Writing) -> Expr:
 
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "eq": "==", "gt": ">", "lt": "<",
           "ge": ">=", "le": "<=", "ne": "!=", "__add__": "+", "__iadd__": "+", "true_divide": "/",
-          "multiply": "*", "subtract": "-", "divide": "/"}  # fmt: skip
+          "multiply": "*", "subtract": "-", "divide": "/", "rsub": "-"}  # fmt: skip
 
 
 @writes(*_SIGNS)
 def _sign(w: Writing) -> Expr | None:
     if w.node.kwargs or len(w.node.args) != 2:
         return None
-    sign = _SIGNS[w.name]
-    return Joined((_operand(w, 0), Text(sign if sign == "**" else f" {sign} "), _operand(w, 1)))
+    sign, (left, right) = _SIGNS[w.name], (1, 0) if w.name == "rsub" else (0, 1)
+    return Joined((_operand(w, left), Text(sign if sign == "**" else f" {sign} "), _operand(w, right)))
 
 
 def _operand(w: Writing, at: int) -> Expr:
@@ -346,13 +330,6 @@ def _operand(w: Writing, at: int) -> Expr:
     expr = w.expr(w.node.args[at], w.twin.args[at], "number")
     negative = isinstance(expr, Hole) and flat(expr).startswith("-")
     return Joined((Text("("), expr, Text(")"))) if isinstance(expr, Joined) or negative else expr
-
-
-@writes("rsub")
-def _reversed(w: Writing) -> Expr | None:
-    if w.node.kwargs or len(w.node.args) != 2:
-        return None
-    return Joined((_operand(w, 1), Text(" - "), _operand(w, 0)))
 
 
 @writes("neg")

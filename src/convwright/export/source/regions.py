@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import Capture, capture, operator_name
@@ -95,7 +94,7 @@ def network(model: nn.Module, example_input: Tensor) -> Network:
         ReadError: it cannot be captured.
         ConvwrightError: its code does something else with two images than with three.
     """
-    one, two = (capture(model, _batch(example_input, n)) for n in SIZES)
+    one, two = (capture(model, example_input.new_zeros((n, *example_input.shape[1:]))) for n in SIZES)
     nodes, others = (list(c.graph.nodes) for c in (one, two))
     if [str(n.target) for n in nodes] != [str(n.target) for n in others]:
         raise ConvwrightError(
@@ -112,10 +111,6 @@ def network(model: nn.Module, example_input: Tensor) -> Network:
     )
 
 
-def _batch(example: Tensor, count: int) -> Tensor:
-    return torch.zeros((count, *example.shape[1:]), dtype=example.dtype, device=example.device)
-
-
 # ------------------------------------------------------------------ what of the graph is needed
 
 
@@ -127,10 +122,9 @@ def mutates(node: fx.Node) -> bool:
 
 def _live(capture: Capture) -> frozenset[fx.Node]:
     outputs = set(capture.outputs)
+    in_place = (n for n in capture.graph.nodes if n.op == "call_function" and mutates(n))
     waiting = [n for n in capture.graph.nodes if n.name in outputs]
-    waiting += [
-        n for n in capture.graph.nodes if n.op == "call_function" and mutates(n) and operator_name(n) != "detach"
-    ]
+    waiting += [n for n in in_place if operator_name(n) != "detach"]
     live: set[fx.Node] = set()
     while waiting:
         node = waiting.pop()

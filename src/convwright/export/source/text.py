@@ -206,7 +206,8 @@ def _flat(expr: Expr, name: Callable[[Hole], str], known: Names | None) -> str:
     if isinstance(expr, Hole):
         return name(expr)
     if isinstance(expr, Call):
-        return f"{_flat(expr.function, name, known)}({', '.join(_arguments(expr, name, known))})"
+        args = (f"{a.name}=" * bool(a.name) + _flat(a.value, name, known) for a in shown(expr, known))
+        return f"{_flat(expr.function, name, known)}({', '.join(args)})"
     if isinstance(expr, Attr):
         return f"{_flat(expr.base, name, known)}.{expr.name}"
     if isinstance(expr, Many):
@@ -226,10 +227,6 @@ def _is_default(arg: Arg, known: Names) -> bool:
     if isinstance(arg.default, _Missing) or not isinstance(arg.value, Hole) or id(arg.value) in known:
         return False
     return type(arg.value.value) is type(arg.default) and bool(arg.value.value == arg.default)
-
-
-def _arguments(call: Call, name: Callable[[Hole], str], known: Names | None) -> list[str]:
-    return [(f"{arg.name}=" if arg.name else "") + _flat(arg.value, name, known) for arg in shown(call, known)]
 
 
 def _entries(many: Many, name: Callable[[Hole], str], known: Names | None) -> list[str]:
