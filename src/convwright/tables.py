@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -44,13 +45,11 @@ class Sheet:
 
     def rich(self) -> Group:
         """Return it for a terminal."""
-        table = Table(title=Text(self.title), title_justify="left", title_style="bold", header_style="bold")
         shown = [place for place, column in enumerate(self.columns) if column not in self.spare]
-        for place in shown:
-            column = self.columns[place]
-            table.add_column(column, justify="right" if place in self.right else "left", overflow="fold")
+        headings, numbers = ([self.columns[place] for place in places] for places in (shown, self.right))
+        table = new_table(Text(self.title), *headings, numbers=numbers)
         for row in self.rows:
-            table.add_row(*[Text(row[place]) for place in shown])  # brackets in names are no markup
+            add_row(table, *[row[place] for place in shown])
         return Group(table, *[Text(note) for note in self.notes], *[sheet.rich() for sheet in self.more])
 
     def without_empty(self) -> Sheet:
@@ -70,15 +69,10 @@ class Sheet:
     @staticmethod
     def from_dict(values: Json) -> Sheet:
         """Return the sheet of such values."""
-        return Sheet(
-            title=values["title"],
-            columns=tuple(values["columns"]),
-            rows=tuple(map(tuple, values["rows"])),
-            right=tuple(values["right"]),
-            notes=tuple(values["notes"]),
-            spare=tuple(values["spare"]),
-            more=tuple(map(Sheet.from_dict, values["more"])),
-        )
+        return _SHEET.validate_python(values)
+
+
+_SHEET = TypeAdapter(Sheet)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Container[int] = ()) -> str:
@@ -88,7 +82,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], rig
     return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
 
 
-def new_table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+def new_table(title: str | Text, *columns: str, numbers: Sequence[str] = ()) -> Table:
     """Return an empty table; columns of numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:

@@ -38,19 +38,6 @@ _JOURNAL = "latency.json"
 _FORMAT = "convwright latency of a run"
 
 
-@dataclass
-class Ratios:
-    """The measured times of networks over the untouched one's, so that what was decided on them is decided again.
-
-    Attributes:
-        known: By what the networks run, as of `fingerprint`.
-        keep: Called after each measurement, before anything is decided on it.
-    """
-
-    known: dict[str, float] = field(default_factory=dict)
-    keep: Callable[[], object] = lambda: None
-
-
 @dataclass(frozen=True, eq=False)
 class RunLatency:
     """What a run knows of its network's latency.
@@ -58,13 +45,13 @@ class RunLatency:
     Attributes:
         model: estimates it for widths; holds the network, its present latency, and the times of operators.
         rounds: how it was calibrated.
-        ratios: what was measured of networks with other structures, and in the rounds.
+        ratios: the measured times of networks over the untouched one's, by what they run, as of `fingerprint`.
         say: told what was measured.
     """
 
     model: LatencyModel
     rounds: tuple[Round, ...] = field(default=())
-    ratios: Ratios = field(default_factory=Ratios)
+    ratios: dict[str, float] = field(default_factory=dict)
     say: Say = print
     _fitted: dict[str, int] = field(default_factory=dict)  # networks chosen by a corrected estimate -> nanoseconds
 
@@ -197,29 +184,25 @@ class RunLatency:
     def ratio(self, network: Architecture, when: str = "") -> float:
         """Return a network's time over the untouched one's, measured in turns; once for what runs the same."""
         key = fingerprint(network) + when
-        if key not in self.ratios.known:
-            self.ratios.known[key] = self.compare(self.arch, network).ratios["after"].median
-            self.ratios.keep()
-        return self.ratios.known[key]
+        if key not in self.ratios:
+            self.ratios[key] = self.compare(self.arch, network).ratios["after"].median
+            self.model.table.keep(self.model.table.used)
+        return self.ratios[key]
 
     # -------------------------------------------------------------- the record
 
     def summary(self) -> dict[str, Any]:
         """Return what was measured of whole networks before the search, as plain JSON values."""
-        return {
-            "whole": self.model.whole.as_dict(),
-            "calibration": self.model.calibration,
-            "fixed": self.model.fixed,
-            "rounds": [asdict(done) for done in self.rounds],
-            "margin": MARGIN,
-        }
+        model, rounds = self.model, [asdict(done) for done in self.rounds]
+        numbers = {"calibration": model.calibration, "fixed": model.fixed}
+        return {"whole": model.whole.as_dict(), **numbers, "rounds": rounds, "margin": MARGIN}
 
     def as_dict(self) -> dict[str, Any]:
         """Return all that decisions rest on, as plain JSON values."""
         return {**self.summary(), **self._measured()}
 
     def _measured(self) -> dict[str, Any]:
-        return {"operators": as_entries(self.model.table.used), "ratios": dict(self.ratios.known)}
+        return {"operators": as_entries(self.model.table.used), "ratios": dict(self.ratios)}
 
     def keep_in(self, folder: Path) -> None:
         """Write what is measured from now on into the run directory, before anything is decided on it."""
@@ -227,7 +210,7 @@ class RunLatency:
         def keep(*_: object) -> None:
             write_json(folder / _JOURNAL, {"format": _FORMAT, **self._measured()})
 
-        self.model.table.keep = self.ratios.keep = keep
+        self.model.table.keep = keep
 
 
 def fingerprint(network: Architecture) -> str:
@@ -278,7 +261,7 @@ def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
         model = LatencyModel.of(arch, table, Latency(**content["whole"]), float(content["calibration"]))
         model = model.calibrated(model.calibration, float(content.get("fixed", 0.0)))
         table.used |= known
-        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), Ratios(ratios), say)
+        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), ratios, say)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}: damaged, its latencies cannot be read ({error}); start anew") from error
 
@@ -374,7 +357,10 @@ class Calibration:
         """
         for _ in range(ROUNDS):
             network, widths = self.choose(self.model)
-            done = self._round(network, widths)
+            ratio, model = self.ratio(network), self.model
+            changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
+            measured = max(1, round(ratio * self.untouched))
+            done = Round(changed, model.nanoseconds(widths), measured, ratio, model.calibration, model.fixed)
             self.rounds = (*self.rounds, done)
             tell(done)
             if done.measured <= self.most:
@@ -387,13 +373,6 @@ class Calibration:
         if self.found is not None:
             best, _ = self.found
             self.model = self.model.calibrated(best.calibration, best.fixed)
-
-    def _round(self, network: Architecture, widths: Mapping[str, int]) -> Round:
-        model = self.model
-        ratio = self.ratio(network)
-        changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
-        measured = max(1, round(ratio * self.untouched))
-        return Round(changed, model.nanoseconds(widths), measured, ratio, model.calibration, model.fixed)
 
     def _corrected(self, done: Round) -> LatencyModel:
         """Return the model whose line goes through what was measured."""

@@ -60,24 +60,16 @@ class FinalsInTime(RewritingMethod):
         while not all(isinstance(edit, Width) for edit in plan.edits[kept:]):
             kept += 1
         start = replace(plan, edits=plan.edits[:kept])
-        try:
-            narrowed = self._narrowed(network)
+
+        def choose(within: Limits) -> tuple[Architecture, Widths]:
+            edits = uniform_widths(network, within, self.divisor)
+            return reshaped(network, Plan.empty(network).with_edits(*edits)), solved(network, edits)
+
+        try:  # the widest widths of one ratio that keep the limits when they are measured
+            narrowed, _ = choose(self.latency.aimed(self.limits).fitted(network, choose))
             edits, changed = width_edits(reshaped(self.latency.arch, start), narrowed), width_edits(network, narrowed)
         except (BudgetError, EditError) as error:
             self.latency.say(f"latency: a final network takes {both}; it stays as it is, no widths keep that: {error}")
             return plan
         self.latency.say(f"latency: a final network takes {both}; {len(changed)} groups lose channels before training")
         return start.with_edits(*edits)
-
-    def _narrowed(self, network: Architecture) -> Architecture:
-        """Return the network with the widest widths of one ratio that keep the limits when they are measured.
-
-        Raises:
-            BudgetError: There are none.
-        """
-
-        def choose(within: Limits) -> tuple[Architecture, Widths]:
-            edits = uniform_widths(network, within, self.divisor)
-            return reshaped(network, Plan.empty(network).with_edits(*edits)), solved(network, edits)
-
-        return choose(self.latency.aimed(self.limits).fitted(network, choose))[0]

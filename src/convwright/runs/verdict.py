@@ -106,7 +106,10 @@ def _warnings(content: Json) -> Iterator[ResultWarning]:
 
 def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
     """Yield a warning of a result far below its baseline or near chance."""
-    part, lost, chance = judged_part(content), points_lost(content), _chance(content)
+    part, lost = judged_part(content), points_lost(content)
+    counts = [row["images"] for row in _rows(content)]
+    # Of always telling the most frequent class; less than 0 where the classes are not recorded.
+    chance = max(counts) / sum(counts) if len(counts) > 1 else -math.inf
     before, after = content["baseline"][part], content["result"][part]
     one, two = before["accuracy"], after["accuracy"]
     noise = 200 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5  # half of little is soon lost by chance
@@ -123,7 +126,7 @@ def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
 def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
     """Return why a result probably lost accuracy, and what to do."""
     share = content["result"]["costs"]["macs"] / max(1, content["baseline"]["costs"]["macs"])
-    longer = f"train longer ({_longer(content)})"
+    longer = f"train longer (--tune-epochs {max(2 * content['tune_epochs'], _FEW_EPOCHS)})"
     if spoilt:
         return (
             "the training spoils trained weights: it lowers the untouched network, too",
@@ -220,16 +223,6 @@ def _near(accuracy: float, chance: float) -> bool:
 def _rows(content: Json) -> Sequence[Json]:
     rows: Sequence[Json] = content["classes"]["accuracies"] if content["classes"] else ()
     return rows
-
-
-def _chance(content: Json) -> float:
-    """Return the accuracy of always telling the most frequent class; less than 0 where the classes are not recorded."""
-    counts = [row["images"] for row in _rows(content)]
-    return max(counts) / sum(counts) if len(counts) > 1 else -math.inf
-
-
-def _longer(content: Json) -> str:
-    return f"--tune-epochs {max(2 * content['tune_epochs'], _FEW_EPOCHS)}"
 
 
 def _epochs(content: Json, trials: Mapping[int, Json]) -> int:
