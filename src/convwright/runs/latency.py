@@ -87,7 +87,7 @@ class RunLatency:
         known = LatencyModel.of(network, self.model.table, self.model.whole)
         share = len(operator_calls(network)) / len(operator_calls(self.arch))
         start = known.calibrated(self.model.calibration, share * self.model.fixed)
-        course = Calibration(start, most, lambda model: choose(within(model)), self.ratio, self.present, line=False)
+        course = Calibration(start, most, lambda model: choose(within(model)), self, line=False)
         course.run(lambda one: None)
         times = [each.measured for each in course.rounds]
         self.say(
@@ -138,9 +138,7 @@ class RunLatency:
         aimed, most = self.aimed(limits), round(limits.limits["latency"] * (1 - MARGIN / 2))
 
         def choose(model: LatencyModel) -> tuple[Architecture, Widths]:
-            within = replace(aimed, estimates={"latency": model.nanoseconds})
-            edits = uniform_widths(self.arch, within, divisor)
-            return reshaped(self.arch, Plan.empty(self.arch).with_edits(*edits)), solved(self.arch, edits)
+            return narrowed(self.arch, replace(aimed, estimates={"latency": model.nanoseconds}), divisor)
 
         def tell(one: Round) -> None:
             self.say(
@@ -148,7 +146,7 @@ class RunLatency:
                 f"{human(one.estimate, 'latency')}, measured {human(one.measured, 'latency')}"
             )
 
-        course = Calibration(self.model, most, choose, self.ratio, self.present, line=True)
+        course = Calibration(self.model, most, choose, self, line=True)
         try:
             course.run(tell)
         except BudgetError as error:
@@ -211,6 +209,12 @@ class RunLatency:
             write_json(folder / _JOURNAL, {"format": _FORMAT, **self._measured()})
 
         self.model.table.keep = keep
+
+
+def narrowed(network: Architecture, limits: Limits, divisor: DivisorLike) -> tuple[Architecture, Widths]:
+    """Return a network with the widest widths of one ratio within limits, and these widths."""
+    edits = uniform_widths(network, limits, divisor)
+    return reshaped(network, Plan.empty(network).with_edits(*edits)), solved(network, edits)
 
 
 def fingerprint(network: Architecture) -> str:
@@ -330,8 +334,7 @@ class Calibration:
         model: The estimate so far; in the end the one whose choice used most of what is allowed without taking longer.
         most: Nanoseconds that what is chosen may take when it is measured.
         choose: Chooses widths by a model's estimate; returns the network with these, and the widths.
-        ratio: Measures a network: its time over the untouched network's.
-        untouched: Nanoseconds of that one.
+        latency: Measures a network: its time over the untouched network's.
         line: Whether the model's network was measured as it is, which is a first point of the line.
         rounds: What was measured.
         found: The round of that choice, and the network; None where all took longer.
@@ -340,8 +343,7 @@ class Calibration:
     model: LatencyModel
     most: int
     choose: Callable[[LatencyModel], tuple[Architecture, Mapping[str, int]]]
-    ratio: Callable[[Architecture], float]
-    untouched: int
+    latency: RunLatency
     line: bool
     rounds: tuple[Round, ...] = ()
     found: tuple[Round, Architecture] | None = None
@@ -357,9 +359,9 @@ class Calibration:
         """
         for _ in range(ROUNDS):
             network, widths = self.choose(self.model)
-            ratio, model = self.ratio(network), self.model
+            ratio, model = self.latency.ratio(network), self.model
             changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
-            measured = max(1, round(ratio * self.untouched))
+            measured = max(1, round(ratio * self.latency.present))
             done = Round(changed, model.nanoseconds(widths), measured, ratio, model.calibration, model.fixed)
             self.rounds = (*self.rounds, done)
             tell(done)

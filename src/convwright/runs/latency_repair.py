@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from convwright.cost.budget import Limits, Widths, human
+from convwright.cost.budget import Limits, human
 from convwright.edits import Plan, Width
 from convwright.edits.transfer import width_edits
 from convwright.errors import BudgetError, EditError
 from convwright.methods import Candidate, Method
 from convwright.methods.base import RewritingMethod
-from convwright.methods.shared.uniform_widths import solved, uniform_widths
 from convwright.runs.evaluate import reshaped
-from convwright.runs.latency import RunLatency
+from convwright.runs.latency import RunLatency, narrowed
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
     from convwright.edits.constraints import DivisorLike
 
 
@@ -61,13 +59,10 @@ class FinalsInTime(RewritingMethod):
             kept += 1
         start = replace(plan, edits=plan.edits[:kept])
 
-        def choose(within: Limits) -> tuple[Architecture, Widths]:
-            edits = uniform_widths(network, within, self.divisor)
-            return reshaped(network, Plan.empty(network).with_edits(*edits)), solved(network, edits)
-
         try:  # the widest widths of one ratio that keep the limits when they are measured
-            narrowed, _ = choose(self.latency.aimed(self.limits).fitted(network, choose))
-            edits, changed = width_edits(reshaped(self.latency.arch, start), narrowed), width_edits(network, narrowed)
+            fitted = self.latency.aimed(self.limits).fitted(network, lambda each: narrowed(network, each, self.divisor))
+            after, _ = narrowed(network, fitted, self.divisor)
+            edits, changed = width_edits(reshaped(self.latency.arch, start), after), width_edits(network, after)
         except (BudgetError, EditError) as error:
             self.latency.say(f"latency: a final network takes {both}; it stays as it is, no widths keep that: {error}")
             return plan

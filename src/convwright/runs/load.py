@@ -222,11 +222,7 @@ def _read(
 
 
 def _outputs(arch: Architecture) -> int:
-    """Return the number of outputs per image.
-
-    Raises:
-        ReadError: The network does not return one row of scores per image.
-    """
+    """Return the number of outputs per image; refuse a network that does not return one row of scores per image."""
     try:
         found = scores(arch.model, arch.example_input)
     except Exception as error:  # the network's own code may raise anything

@@ -75,8 +75,7 @@ class CallFlow:
     def __init__(self, net: Network) -> None:
         self.net = net
         self.users: dict[fx.Node, list[fx.Node | None]] = {}
-        self.place = {node: at for at, node in enumerate(net.root.nodes())}
-        for node in self.place:
+        for node in net.root.nodes():
             for source in node.all_input_nodes:
                 self.users.setdefault(net.real(source), []).append(node)
         named = {node.name: node for node in net.capture.graph.nodes}

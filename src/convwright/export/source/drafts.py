@@ -175,17 +175,13 @@ class ModuleParts:
 
     def _step(self, base: Expr, holder: str, name: str) -> Expr:
         part = self.known.get(holder)
-        if part is not None and name in part.children and self.indexable(part) and is_index(name):
+        if part is not None and name in part.children and self._numbered(part):
             return Joined((base, Text(f"[{name}]")))
         if part is not None and part.kind == "dict":
             return Joined((base, Text(f"[{literal(name)}]")))
         if is_name(name):
             return Attr(base, name)
         return Call(Text("getattr"), positional(base, Text(literal(name))))
-
-    def indexable(self, part: ModulePart) -> bool:
-        """Whether a module's children are reached as ``self[0]``."""
-        return part.kind == "list" or self._numbered(part)
 
     def build(self, path: str) -> Expr:
         """Return what constructs a module; those of a list that are equal are written as one."""
@@ -231,7 +227,7 @@ class ModuleParts:
         return ClassDraft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
 
     def _base(self, part: ModulePart, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
-        if self.indexable(part):
+        if self._numbered(part):
             items = {name: self.build(f"{part.path}.{name}" if part.path else name) for name in part.children}
             return "nn.Sequential", Call(Text(""), positional(*self.sequence(items))), None
         special = self._normalisation(part, module)

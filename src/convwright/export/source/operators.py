@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -38,11 +38,7 @@ class Scope(Protocol):
     """What an operator's arguments are called where it is written."""
 
     net: Network
-
-    @property
-    def names(self) -> Mapping[fx.Node, str]:
-        """The values that have a name here."""
-        ...
+    names: dict[fx.Node, str]  # of the values that have one here
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""

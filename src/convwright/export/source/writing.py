@@ -180,14 +180,9 @@ def _attribute(name: str, expr: Expr, names: dict[int, str]) -> list[str]:
 
 
 def _parameter(name: str, values: Sequence[object], default: object) -> str:
-    kinds = {type(value) for value in values}
-    kind = kinds.pop().__name__ if len(kinds) == 1 else "object"
-    if kind == "tuple":
-        kind = "tuple[int, ...]"
-    if kind == "object" and {type(v) for v in values} <= {int, tuple}:
-        kind = "int | tuple[int, ...]"
-    if kind == "object" and {type(v) for v in values} <= {int, float}:
-        kind = "float"
+    kinds = {type(value).__name__ for value in values}
+    mixed = {("tuple",): "tuple[int, ...]", ("int", "tuple"): "int | tuple[int, ...]", ("float", "int"): "float"}
+    kind = mixed.get(tuple(sorted(kinds)), kinds.pop() if len(kinds) == 1 else "object")
     return f"{name}: {kind}" + ("" if type(default).__name__ == "_Missing" else f" = {literal(default)}")
 
 
