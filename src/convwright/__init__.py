@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from convwright.metrics.quality.evbmf import Evbmf, evbmf
     from convwright.metrics.receptive_field.analysis import ReceptiveField, receptive_field
     from convwright.runs import Result
-    from convwright.runs.optimize import optimize
+    from convwright.runs.optimize import compress, optimize
     from convwright.training import Recipe, TrainResult, load_data, train
 
 __version__ = "0.1.0"
@@ -73,7 +73,7 @@ _HOMES = {
         "receptive_field",
     ),
     "convwright.methods": ("allocate",),
-    "convwright.runs": ("Result", "optimize"),
+    "convwright.runs": ("Result", "compress", "optimize"),
     "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -127,6 +127,7 @@ __all__ = [
     "apply",
     "bundles",
     "channel_quality",
+    "compress",
     "cost",
     "edits",
     "evbmf",

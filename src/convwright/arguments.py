@@ -52,4 +52,10 @@ OPTIMIZE: Mapping[str, str] = {
     "compared as it is.",
     "reestimate": "Whether batch norm is re-estimated on training images where an edit changed the function or a "
     "training was too short for it.",
+    "merge": "Whether kept channels stand in for removed ones in the weights behind a cut; default: for trained "
+    "networks.",
+    "refit": "Whether the weights behind a cut are refitted to what the untouched network computes; default: for "
+    "trained networks.",
+    "calibration": "Number of training images for saliency and repair.",
+    "distill": "Whether the untouched network teaches in every training after its own.",
 }

@@ -46,8 +46,8 @@ class Sheet:
     def rich(self) -> Group:
         """Return it for a terminal."""
         shown = [place for place, column in enumerate(self.columns) if column not in self.spare]
-        headings, numbers = ([self.columns[place] for place in places] for places in (shown, self.right))
-        table = new_table(Text(self.title), *headings, numbers=numbers)
+        numbers = [self.columns[place] for place in self.right]
+        table = new_table(Text(self.title), *[self.columns[place] for place in shown], numbers=numbers)
         for row in self.rows:
             add_row(table, *[row[place] for place in shown])
         return Group(table, *[Text(note) for note in self.notes], *[sheet.rich() for sheet in self.more])
@@ -69,10 +69,7 @@ class Sheet:
     @staticmethod
     def from_dict(values: Json) -> Sheet:
         """Return the sheet of such values."""
-        return _SHEET.validate_python(values)
-
-
-_SHEET = TypeAdapter(Sheet)
+        return TypeAdapter(Sheet).validate_python(values)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Container[int] = ()) -> str:

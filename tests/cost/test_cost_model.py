@@ -8,7 +8,7 @@ from torch import nn
 
 from convwright.architecture import read
 from convwright.cost import CostModel, costs_of, count_by_torch, profile
-from convwright.cost.forms import Basis, Form, Polynomial, Quadratic
+from convwright.cost.forms import Basis, Form, Peak, Polynomial
 from convwright.errors import BudgetError
 
 
@@ -292,10 +292,10 @@ def test_products_of_three_forms_and_rounded_lengths():
     cost.add([whole, other, half], 5)
     cost.add([half], 7)
     cost.add([Form(4), Form(3)])
-    basis = Basis([6, 5], [cost])
+    basis = Basis([6, 5], cost.terms)
     assert list(basis.rounded) == [half]
     units = np.array([[6, 5], [3, 2], [4, 9]])
-    result = Quadratic(basis, cost)(basis.variables(units))
+    result = Peak(basis, [cost])(units)
     lengths = [(u, 2 * v + 2, 1 + int(np.rint(u / 2))) for u, v in units.tolist()]
     assert result.tolist() == [5 * w * o * h + 7 * h + 12 for w, o, h in lengths]
 

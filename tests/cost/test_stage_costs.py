@@ -58,18 +58,6 @@ def test_a_block_that_is_absent():
         costs.costs({}, {"layer2.2": -2}, 17)
 
 
-def test_many_candidates_at_once_equal_one_by_one():
-    arch = cw.read("zoo:resnet20", "3x16x16", widths=(4, 6, 10), depths=(2, 1, 1))
-    costs = StageCosts.of(arch, ("layer1.1",))
-    random = np.random.default_rng(3)
-    widths = random.integers(1, 30, (7, len(arch.free_groups)))
-    copies = random.integers(0, 5, (7, 1))
-    table = costs.table(widths, copies, 29)
-    for i, (row, more) in enumerate(zip(widths.tolist(), copies.tolist(), strict=True)):
-        single = costs.costs(dict(zip(costs.model.groups, row, strict=True)), {"layer1.1": more[0]}, 29)
-        assert single == {name: int(values[i]) for name, values in table.items()}
-
-
 class Rearranged(nn.Module):
     """A network whose shape operations are written with sizes of the image: it has to be read anew."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from convwright.architecture import create
 from convwright.cli import main
@@ -16,7 +17,7 @@ from convwright.experiments import train_row as rows_module
 from convwright.experiments.ablation import ablate
 from convwright.experiments.ablation_rows import CONTROL, TOGETHER, folder_names, is_on, parse_techniques, plan_ablation
 from convwright.experiments.results_table import ablated
-from convwright.runs.directory.files import load_state, save_weights
+from convwright.runs.directory.files import save_weights
 from convwright.training import Recipe, load_data
 from convwright.training.techniques import TECHNIQUES, technique_named
 
@@ -264,7 +265,7 @@ def test_every_row_starts_from_the_weights(run, trained_file, monkeypatch):
     monkeypatch.setattr(rows_module, "train", noted)
     file = trained_file(7)
     run("mixup", weights=file)
-    wanted = load_state(file)
+    wanted = load_file(file)
     assert len(first) == 4
     assert all(torch.equal(wanted[name], state[name]) for state in first for name in wanted)
     assert "Every row starts from start.safetensors." in Path("a/table.md").read_text()

@@ -135,7 +135,7 @@ def test_the_experiment_from_training_to_table(monkeypatch, pictures):
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
     changes = {**RECIPE, "memory_format": "contiguous"}
-    base = compress.Base(
+    base = compress.BaselineNetwork(
         MODEL, pictures, SHAPE, BASELINE, changes, OPTIONS, ("macs<=50%",), ("quick",), ("uniform", "resolution"),
         seconds=0.01,
     )  # fmt: skip

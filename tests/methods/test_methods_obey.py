@@ -62,6 +62,11 @@ def observed(candidate, arch):
         times = [{"event": "epoch" if n else "start", "epoch": n, "step": n} for n in range(candidate.epochs + 1)]
         probes["bundles"] = {"own": {n: i for i, n in enumerate(names)}, "times": times,
                              "excess": [[0.2] * len(names) for _ in times]}  # fmt: skip
+    if "saliency" in candidate.probes:
+        probes["saliency"] = {"groups": {g.name: [1 + i % 7 for i in range(g.units)] for g in arch.free_groups}}
+    if "block-losses" in candidate.probes:
+        worth = {block.name: 0.1 * i for i, block in enumerate(arch.blocks)}
+        probes["block-losses"] = {"blocks": worth, "curve": [[0, 0], [100, 1.0]], "loss": 1.0}
     return json.loads(json.dumps(probes))
 
 

@@ -14,7 +14,7 @@ from convwright.report import Report, report_of
 from convwright.report.changes import compared_networks, letter_of
 from convwright.report.figures import charts
 from convwright.report.html import _count, _for_script
-from convwright.report.observed import _distinct
+from convwright.report.trials import _distinct
 from convwright.runs.directory.network_record import networks
 
 

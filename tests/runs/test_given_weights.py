@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from convwright.architecture import create
 from convwright.errors import ReadError
 from convwright.runs.config import RunConfig
-from convwright.runs.directory.files import load_state, weights_note
+from convwright.runs.directory.files import weights_note
 from convwright.runs.load import load_model_and_data
 from convwright.runs.optimize import optimize
 from convwright.runs.train import train_named
@@ -57,7 +58,7 @@ def test_a_network_with_a_new_head_is_trained_first(tiny, pictures, plain, tmp_p
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["settings"]["epochs"] == 2
     assert "drawn anew: fc.weight" in run["settled"]["weights_taken"]
-    start = load_state(tmp_path / "run" / "initial.safetensors")
+    start = load_file(tmp_path / "run" / "initial.safetensors")
     assert torch.equal(start["conv1.weight"], other.conv1.weight)
     assert torch.equal(start["fc.weight"], load_model_and_data(tiny, pictures, seed=0).arch.model.fc.weight)
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from convwright.architecture import read
@@ -14,7 +15,7 @@ from convwright.cost import count_by_torch, profile
 from convwright.edits import Plan, apply
 from convwright.errors import BudgetError, ConvwrightError, DataError, ReadError, RecipeError, RunError
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
-from convwright.runs.directory.files import load_state, load_weights
+from convwright.runs.directory.files import load_weights
 from convwright.runs.load import load_model_and_data
 from convwright.training import load_data
 
@@ -79,8 +80,8 @@ def test_a_network_is_halved_and_proved(go, tiny, tmp_path):
 def test_the_result_has_inherited_weights(go, tmp_path):
     """The narrowed network starts from channels of the trained one: most of them look alike still."""
     go(tmp_path / "run")
-    base = load_state(tmp_path / "run" / "trials" / "0000" / "model.safetensors")["conv1.weight"]
-    narrowed = load_state(tmp_path / "run" / "model.safetensors")["conv1.weight"]
+    base = load_file(tmp_path / "run" / "trials" / "0000" / "model.safetensors")["conv1.weight"]
+    narrowed = load_file(tmp_path / "run" / "model.safetensors")["conv1.weight"]
     alike = torch.cosine_similarity(narrowed.flatten(1)[:, None], base.flatten(1)[None], dim=-1).max(1).values
     assert alike.min() > 0.8
 
@@ -104,7 +105,7 @@ def test_a_trained_network_needs_no_first_training(go, tiny, tmp_path):
 
 
 def load_state_of(folder, trial):
-    return load_state(folder / "trials" / f"{trial:04d}" / "model.safetensors")
+    return load_file(folder / "trials" / f"{trial:04d}" / "model.safetensors")
 
 
 def test_a_module_from_python_stays_as_it_is(go, tiny, tmp_path):

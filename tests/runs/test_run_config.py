@@ -87,6 +87,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
     words += " --recipe r --epochs 9 --tune-epochs 10 --divisor 11 --option x=12 --proxy-classes 13 --proxy-samples 14"
     words += " --constraints c --keep b.* --keep fc"
     words += " --no-baseline --no-reestimate --input 1x2x3 --data-dir d --weights w --pretrained --max-drop 15"
+    words += " --no-merge --refit --calibration 16 --distill"
     with pytest.raises(SystemExit):
         cli.main(words.split())
     assert seen.pop("say")
@@ -97,6 +98,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         "proxy_classes": 13, "proxy_samples": 14, "input_shape": "1x2x3", "data_dir": Path("d"), "weights": Path("w"),
         "constraints": Constraints(keep=("a", "b.*", "fc"), resolution="fixed"),
         "pretrained": True, "max_drop": 15.0, "baseline": False, "reestimate": False,
+        "merge": False, "refit": True, "calibration": 16, "distill": True,
         "command": f"convwright {shlex.join(words.split())}",
     }  # fmt: skip
 
@@ -108,7 +110,7 @@ def test_trained_weights_without_a_recipe_are_fine_tuned(tmp_path):
     tuned = RunConfig("zoo:resnet20", "fashion-mini", "macs<=50%", weights="w.safetensors")
     assert tuned.finetunes
     assert tuned.training == Recipe.preset("finetune")
-    assert (tuned.base_epochs, tuned.later_epochs) == (0, tuned.training.epochs)
+    assert (tuned.base_epochs(trained=True), tuned.later_epochs) == (0, tuned.training.epochs)
     stated = replace(tuned, recipe="default", tune_epochs=3)
     assert (stated.finetunes, stated.training, stated.later_epochs) == (False, Recipe(), 3)
     plain = replace(tuned, weights=None)

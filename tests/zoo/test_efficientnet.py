@@ -50,7 +50,7 @@ def test_large_ones_to_the_printed_digits(number, side, billions, millions):
 def test_the_given_sizes_are_those_of_the_registry():
     sides = [side for _, side, *_ in [*EXACT, *ROUNDED]]
     assert [zoo.entry(f"efficientnet-b{n}").input_shape for n in range(8)] == [(3, s, s) for s in sides]
-    assert [s.resolution for s in SCALINGS] == sides
+    assert [side for _, _, side, _ in SCALINGS] == sides
 
 
 @pytest.mark.parametrize("number", [0, 4])

@@ -80,7 +80,8 @@ def additions(flow: Flow, block: Block) -> list[tuple[fx.Node, list[fx.Node]]] |
         if _is_addition(flow, position):
             before = flow.dominator[position]
             leaves, _ = _operands(flow, position)
-            passing = next((n for names in (_NOTHING, _PASSING) for n in leaves if _passes(flow, before, n, names)), -1)
+            ways = {leaf: {operator_name(flow.nodes[n]) for n in flow.between(before, leaf)} for leaf in leaves}
+            passing = next((n for names in (_NOTHING, _PASSING) for n in leaves if ways[n] <= names), -1)
             if passing < 0 or before < entry:
                 return None
             found.append((flow.nodes[passing], [flow.nodes[n] for n in leaves if n != passing]))
@@ -106,10 +107,6 @@ def branch_values(flow: Flow, block: Block) -> tuple[fx.Node, ...]:
     ordered = sorted(leaves, key=lambda leaf: _weight(flow, flow.between(entry, leaf)))
     short = next((leaf for leaf in ordered if _is_linear(flow, flow.between(entry, leaf))), -1)
     return tuple(flow.nodes[leaf] for leaf in sorted(leaves) if leaf != short)
-
-
-def _passes(flow: Flow, start: int, end: int, names: frozenset[str]) -> bool:
-    return all(operator_name(flow.nodes[n]) in names for n in flow.between(start, end))
 
 
 @dataclass(frozen=True)
@@ -269,7 +266,7 @@ class _Plain:
         return set().union(*(self.flow.region(tuple(m.split("."))) for m in members))
 
     def _children(self, name: str) -> list[str]:
-        paths = (_join(name, child) for child, _ in self.modules[name].named_children())
+        paths = (f"{name}.{child}" if name else child for child, _ in self.modules[name].named_children())
         return [path for path in paths if path in self.modules]  # a shared module has one name
 
     def _is_unit(self, name: str, region: set[int]) -> bool:
@@ -300,7 +297,8 @@ class _Plain:
             return False
         runs = self._runs(name)
         if runs:
-            return len({self._run_kind(run) for run in runs}) == 1
+            kinds = {(_convolution_kind(self.modules[m]), *(type(self.modules[n]) for n in more)) for m, *more in runs}
+            return len(kinds) == 1
         units = [c for c in self._children(name) if self._convolutions_in(c)]
         kinds = {self._unit_kind(unit) for unit in units}
         return len(kinds) == 1 and all(self._children(unit) for unit in units)
@@ -333,14 +331,6 @@ class _Plain:
         """The class; where it holds one convolution that one's kind too (depthwise, pointwise)."""
         inside = self._convolutions_in(name)
         return (type(self.modules[name]), _convolution_kind(inside[0]) if len(inside) == 1 else ())
-
-    def _run_kind(self, run: Run) -> tuple[object, ...]:
-        rest = tuple(type(self.modules[m]) for m in run[1:])
-        return (_convolution_kind(self.modules[run[0]]), rest)
-
-
-def _join(parent: str, child: str) -> str:
-    return f"{parent}.{child}" if parent else child
 
 
 def _is_convolution(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -41,38 +41,8 @@ from convwright.architecture.labels import (
 )
 from convwright.architecture.rules import opaque, rule_for
 
-
-class Guide(Protocol):
-    """What the second walk knows from the first: new sizes, and where channels lay."""
-
-    @property
-    def broken(self) -> Mapping[str, str]:
-        """The nodes whose rule failed in the first walk, with the reason."""
-        ...
-
-    def axis_size(self, tensor: str, axis: int) -> int:
-        """Return the new size of one axis of a parameter or buffer."""
-        ...
-
-    def new_length(self, labels: Tensor) -> int:
-        """Return how long a run of old labels becomes."""
-        ...
-
-    def channel_axes(self, plane: Plane) -> tuple[int, ...]:
-        """Return the axes of an old plane along which *channels* (not just labels) vary."""
-        ...
-
-    def value(self, node: str) -> Values:
-        """Return what the first walk found for a node."""
-        ...
-
-    def axes(self, node: str, index: int) -> tuple[int, ...]:
-        """Return along which axes the labels of a node varied that came from its operand's plane."""
-        ...
-
-    def changing_axis(self, node: str) -> int | None:
-        """Return which axis of a reshape takes a change of size, where a run has shown it."""
-        ...
+if TYPE_CHECKING:
+    from convwright.architecture.channels import Resized
 
 
 class Follower:
@@ -89,7 +59,7 @@ class Follower:
         broken: nodes whose rule raised an exception, with the reason that freezes what enters there.
     """
 
-    def __init__(self, capture: Capture, guide: Guide | None = None) -> None:
+    def __init__(self, capture: Capture, guide: Resized | None = None) -> None:
         self.capture = capture
         self.guide = guide
         self.ledger = Ledger()

@@ -88,7 +88,8 @@ class Layer:
 
 def find_layers(capture: Capture, channels: ChannelGraph) -> tuple[Layer, ...]:
     """List the layers of a captured network in execution order."""
-    nodes = [n for n in capture.graph.nodes if n.op == "call_function" and _computes(n)]
+    called = (n for n in capture.graph.nodes if n.op == "call_function" and operator_name(n) not in _REARRANGING)
+    nodes = [n for n in called if isinstance(_first(n), Tensor)]
     names = numbered(_base_name(n, capture) for n in nodes)
     return tuple(_layer(n, name, capture, channels) for n, name in zip(nodes, names, strict=True))
 
@@ -100,10 +101,6 @@ def kind_of(node: fx.Node) -> str:
         return KINDS[name]
     is_elementwise = RULES.get(name) in (elementwise, pad) or name in {"add", "mul", "sub", "div"}
     return "elementwise" if is_elementwise else "other"
-
-
-def _computes(node: fx.Node) -> bool:
-    return operator_name(node) not in _REARRANGING and isinstance(_first(node), Tensor)
 
 
 def _first(node: fx.Node) -> object:

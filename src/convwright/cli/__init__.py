@@ -6,9 +6,10 @@ JSON document and nothing else. Exit codes: 0 done, 2 wrong input, 3 a result th
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,10 @@ app.command()(export)
 app.command()(report)
 
 # Written out, since to ask the registry is to load torch; a test compares the two.
-_METHODS = "auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, scaling, uniform"
+_METHODS = (
+    "auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, saliency, scaling, "
+    "uniform"
+)
 
 
 @app.callback()
@@ -202,6 +206,10 @@ def optimize(
     max_drop: Annotated[float | None, typer.Option(help=OPTIMIZE["max_drop"], metavar="POINTS")] = None,
     baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help=OPTIMIZE["baseline"])] = True,
     reestimate: Annotated[bool, typer.Option("--reestimate/--no-reestimate", help=OPTIMIZE["reestimate"])] = True,
+    merge: Annotated[bool | None, typer.Option("--merge/--no-merge", help=OPTIMIZE["merge"])] = None,
+    refit: Annotated[bool | None, typer.Option("--refit/--no-refit", help=OPTIMIZE["refit"])] = None,
+    calibration: Annotated[int, typer.Option(help=OPTIMIZE["calibration"], metavar="N")] = 512,
+    distill: Annotated[bool, typer.Option("--distill/--no-distill", help=OPTIMIZE["distill"])] = False,
     input_shape: options.Input = None,
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
@@ -209,24 +217,53 @@ def optimize(
     as_json: options.Json = False,
 ) -> None:
     """Redesign a network to a budget, and prove the result."""
-    arguments: dict[str, Any] = {name: value for name, value in locals().items() if name in OPTIMIZE}
-    refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
+    _searched("optimize", locals())
+
+
+def compress(**arguments: Any) -> None:
+    """Make a trained network cheaper: cut what it misses least, repair it, fine-tune it, and prove the result."""
+    budget = arguments.pop("budget") or ["macs<=50%"]
+    _searched("compress", {**arguments, "budget": budget, "method": None, "objective": None})
+
+
+def _taken(command: Any, without: tuple[str, ...]) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return the signature of a command and its annotations, without some of its options."""
+    parameters = inspect.signature(command, eval_str=True).parameters
+    kept = {name: each for name, each in parameters.items() if name not in without}
+    return inspect.Signature(list(kept.values())), {name: each.annotation for name, each in kept.items()}
+
+
+compress.__signature__, compress.__annotations__ = _taken(optimize, ("method", "objective"))  # type: ignore[attr-defined]
+app.command(cls=options.WithAddresses)(compress)
+
+
+def _searched(command: str, given: dict[str, Any]) -> None:
+    """Run a search as the command line says it, and show its result."""
+    model, budget, objective = given["model"], given["budget"] or (), given["objective"] or ()
+    arguments: dict[str, Any] = {name: value for name, value in given.items() if name in OPTIMIZE}
+    refuse_missing(model, given["data"], **{name: given[name] for name in ("weights", "recipe", "data_dir")})
     from convwright.runs.config import default_folder
     from convwright.runs.executors import Placement
+    from convwright.runs.optimize import compress as shrink
     from convwright.runs.optimize import optimize as run
 
-    arguments["budget"] = budget or ()
-    arguments["divisor"] = options.parse_divisor(divisor)
-    if keep:
+    arguments["budget"] = budget
+    arguments["divisor"] = options.parse_divisor(given["divisor"])
+    if given["keep"]:
         from convwright.edits.constraints import Constraints
 
-        arguments["constraints"] = Constraints.of(constraints).also(keep)
-    arguments["out"] = folder = out if out is not None else default_folder(model, budget or (), objective or ())
-    arguments["options"] = options.parse_options(option or ())
-    arguments["placement"] = Placement(jobs, threads, ray, cpus_per_trial, gpus_per_trial, isolate)
+        arguments["constraints"] = Constraints.of(given["constraints"]).also(given["keep"])
+    arguments["out"] = folder = given["out"] or default_folder(model, budget, objective)
+    arguments["options"] = options.parse_options(given["option"] or ())
+    placed = ("jobs", "threads", "ray", "cpus_per_trial", "gpus_per_trial", "isolate")
+    arguments["placement"] = Placement(*(given[name] for name in placed))
+    as_json = given["as_json"]
+    start: Callable[..., Result] = run
+    if command == "compress":
+        arguments, start = _without(arguments, "method", "objective"), shrink
     with leaving.resumable(folder, leaving.command()):
         try:
-            result = run(**arguments, say=leaving.say, command=leaving.command())
+            result = start(**arguments, say=leaving.say, command=leaving.command())
         except ConvwrightError as error:
             kept: Result | None = getattr(error, "result", None)
             if kept is not None:  # it breaks a promise, and is there all the same

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,8 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
-from convwright.cost.counts import METRICS, weight_tensors
-from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial, Quadratic
+from convwright.cost.counts import METRICS, batch_of, weight_tensors
+from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial
 from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
 from convwright.errors import BudgetError, did_you_mean
@@ -50,8 +51,7 @@ class CostModel:
     steps: Ints
     least: Ints
     frozen: dict[str, str] = field(repr=False)
-    _basis: Basis = field(repr=False)
-    _costs: dict[str, Quadratic | Peak] = field(repr=False)  # by the names that budgets use; "least": activations
+    _costs: dict[str, Peak] = field(repr=False)  # by the names that budgets use; "least": activations
     _arch: Architecture = field(repr=False)
 
     @classmethod
@@ -61,35 +61,30 @@ class CostModel:
         macs = _macs(arch, sizes)
         params, weight_bytes = _weights(arch, sizes)
         moments = _moments(arch, sizes, storages(arch.capture))
-        basis = Basis(sizes.units, [macs, params, weight_bytes, *moments])
-        batch = _batch(arch)
+        basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes, *moments))))
+        batch = batch_of(arch)
         return cls(
             groups=tuple(g.name for g in arch.free_groups),
             sizes=np.array([g.size for g in arch.free_groups], dtype=np.int64),
             steps=np.array([g.step for g in arch.free_groups], dtype=np.int64),
             least=np.array([0 if g.tied else g.step for g in arch.free_groups], dtype=np.int64),
             frozen={g.name: g.reason for g in arch.groups if g.frozen},
-            _basis=basis,
             _costs={
-                "macs": Quadratic(basis, macs, batch),
-                "params": Quadratic(basis, params),
+                "macs": Peak(basis, [macs], batch),
+                "params": Peak(basis, [params]),
                 "least": Peak(basis, moments, batch),
-                "weights": Quadratic(basis, weight_bytes),
+                "weights": Peak(basis, [weight_bytes]),
             },
             _arch=arch,
         )
 
     @cached_property
-    def _eager(self) -> tuple[Basis, Peak]:
+    def _eager(self) -> Peak:
         """What eager PyTorch holds, from an execution of the network's code: not every question needs it."""
         sizes = FormMaker(self._arch.channels)
         moments = _moments(self._arch, sizes, self._arch.held)
-        basis = Basis(sizes.units, moments)
-        return basis, Peak(basis, moments, _batch(self._arch))
-
-    def _held(self, table: Ints) -> Ints:
-        basis, peak = self._eager
-        return peak(basis.variables(table))
+        basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
+        return Peak(basis, moments, batch_of(self._arch))
 
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
@@ -123,8 +118,7 @@ class CostModel:
 
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
-        variables = self._basis.variables(table)
-        results = {name: self._costs[name](variables) if name in self._costs else self._held(table) for name in names}
+        results = {name: (self._costs.get(name) or self._eager)(table) for name in names}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:
@@ -179,10 +173,6 @@ def _integers(array: npt.NDArray[np.generic]) -> Ints:
 # ------------------------------------------------------------------ the polynomials
 
 
-def _batch(arch: Architecture) -> int:
-    return max(int(arch.example_input.shape[0]), 1)
-
-
 def _value(arch: Architecture, node: str, output: int | None = None) -> Value:
     value = arch.channels.follower.values[node]
     return value[output or 0] if isinstance(value, list) else value
@@ -194,7 +184,7 @@ def _macs(arch: Architecture, sizes: FormMaker) -> Polynomial:
     once = done_once(arch.capture)
     for node in arch.capture.graph.nodes:
         work = work_of(node) if node.op == "call_function" else None
-        times = _batch(arch) if node.name in once else 1
+        times = batch_of(arch) if node.name in once else 1
         for term in work or ():
             total.add([f for factor in term for f in _forms(arch, sizes, factor)], times)
     return total
@@ -232,7 +222,7 @@ def _moments(arch: Architecture, sizes: FormMaker, found: tuple[TensorStorage, .
     factors = [
         sizes.numel(_value(arch, s.node, s.output)) if s.node else [Form(length) for length in s.shape] for s in found
     ]
-    times = [s.itemsize * (_batch(arch) if s.node in once else 1) for s in found]
+    times = [s.itemsize * (batch_of(arch) if s.node in once else 1) for s in found]
     moments = []
     for live in live_at_births(found):
         total = Polynomial()

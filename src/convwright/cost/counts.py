@@ -117,7 +117,7 @@ class Profile:
         `activation_bytes`. The code is executed on fake tensors, when this is asked for first.
         """
         assert self._arch is not None
-        return peak_bytes(self._arch.held, done_once(self._arch.capture), _batch(self._arch))
+        return peak_bytes(self._arch.held, done_once(self._arch.capture), batch_of(self._arch))
 
     @property
     def complete(self) -> bool:
@@ -169,14 +169,16 @@ def profile(arch: Architecture) -> Profile:
     """
     meter = _Meter(arch)
     layers = tuple(meter.layer(layer) for layer in arch.layers)
+    counts = {name: macs_of(node) for name, node in meter.nodes.items() if node.op == "call_function"}
+    of_weights = sum(count for name, count in counts.items() if name in meter.once)
     weights = weight_tensors(arch.model)
     parameters = {n: t.numel() for n, t in weights.items() if isinstance(t, nn.Parameter)}
     return Profile(
-        macs=meter.macs(),
+        macs=(sum(counts.values()) - of_weights) // meter.batch + of_weights,
         params=sum(parameters.values()),
         buffers=sum(t.numel() for n, t in weights.items() if n not in parameters),
         weight_bytes=sum(t.numel() * t.element_size() for t in weights.values()),
-        activation_bytes=meter.peak(),
+        activation_bytes=peak_bytes(storages(arch.capture), meter.once, meter.batch),
         layers=layers,
         uncounted=tuple(dict.fromkeys(_uncounted(arch))),
         parameters=parameters,
@@ -184,7 +186,8 @@ def profile(arch: Architecture) -> Profile:
     )
 
 
-def _batch(arch: Architecture) -> int:
+def batch_of(arch: Architecture) -> int:
+    """Return how many samples the example input holds."""
     return max(int(arch.example_input.shape[0]), 1)
 
 
@@ -202,7 +205,7 @@ class _Meter:
 
     def __init__(self, arch: Architecture) -> None:
         self.arch = arch
-        self.batch = _batch(arch)
+        self.batch = batch_of(arch)
         self.nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
         self.once = done_once(arch.capture)
         self.params = _params_by_node(arch, self.once)
@@ -222,16 +225,6 @@ class _Meter:
             **{f"{name}_ops": count for name, count in ops.items()},
             output_bytes=self._per_sample(node, _bytes(node)),
         )
-
-    def macs(self) -> int:
-        """Return the whole: batch work divided once, weight work as it is."""
-        counts = {name: macs_of(node) for name, node in self.nodes.items() if node.op == "call_function"}
-        weights = sum(count for name, count in counts.items() if name in self.once)
-        return (sum(counts.values()) - weights) // self.batch + weights
-
-    def peak(self) -> int:
-        """Return the most bytes that are live at one moment."""
-        return peak_bytes(storages(self.arch.capture), self.once, self.batch)
 
     def _per_sample(self, node: fx.Node, count: int) -> int:
         return count if node.name in self.once else count // self.batch

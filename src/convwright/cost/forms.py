@@ -9,7 +9,7 @@ the numbers of channel units. Everything is integer arithmetic, so every result 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,9 +132,9 @@ class Basis:
     (a constant slice of a group), its length is rounded as the edits round it, and is a variable itself.
     """
 
-    def __init__(self, units: Sequence[int], polynomials: Sequence[Polynomial]) -> None:
+    def __init__(self, units: Sequence[int], monomials: Iterable[Monomial]) -> None:
         self.units = np.asarray(units, dtype=np.int64)
-        forms = {form for p in polynomials for monomial in p.terms for form in monomial}
+        forms = {form for monomial in monomials for form in monomial}
         rounded = [f for f in forms if not self._is_whole(f)]
         self.rounded = {f: i for i, f in enumerate(sorted(rounded, key=lambda f: f.shares))}
         self.size = len(units) + 1 + len(self.rounded)
@@ -152,10 +152,6 @@ class Basis:
             for group, count in form.shares:
                 row[group] = count // self.units[group]
         return row
-
-    def one(self) -> Ints:
-        """Return the constant 1 as coefficients of the variables."""
-        return self.row(Form(1))
 
     def variables(self, units: Ints) -> Ints:
         """Return the variables for candidates.
@@ -176,84 +172,57 @@ class Basis:
         return lengths[:, None]
 
 
-class Quadratic:
-    """A compiled polynomial: ``v Q v^T`` for products of up to two forms, the rest one by one."""
+class Products:
+    """Products of forms, compiled: each different form is evaluated once."""
 
-    def __init__(self, basis: Basis, polynomial: Polynomial, divisor: int = 1) -> None:
-        self.basis = basis
-        self.divisor = divisor
-        self.matrix = np.zeros((basis.size, basis.size), dtype=np.int64)
-        self.higher: list[tuple[int, list[Ints]]] = []
-        for monomial, coefficient in polynomial.terms.items():
-            rows = [basis.row(form) for form in monomial]
-            if len(rows) > 2:
-                self.higher.append((coefficient, rows))
-                continue
-            rows += [basis.one()] * (2 - len(rows))
-            self.matrix += coefficient * np.outer(rows[0], rows[1])
+    def __init__(self, basis: Basis, monomials: Sequence[Monomial]) -> None:
+        forms = [*dict.fromkeys(form for monomial in monomials for form in monomial), Form(1)]
+        self.rows = np.stack([basis.row(form) for form in forms], axis=1)
+        places, longest = {form: i for i, form in enumerate(forms)}, max(map(len, monomials), default=0)
+        padded = [[places[f] for f in m] + [len(forms) - 1] * (longest - len(m)) for m in monomials]
+        self.places = np.array(padded, dtype=np.int64).reshape(len(monomials), longest)
 
-    def __call__(self, variables: Ints) -> Ints:
-        """Evaluate for candidates, shape (n, V); returns shape (n,)."""
-        exact = _number_type(self._value(variables.max(axis=0, initial=0).astype(object)))
-        matrix = self.matrix.astype(exact)
-        return _in_chunks(lambda chunk: self._evaluate(chunk.astype(exact), matrix), variables) // self.divisor
-
-    def _evaluate(self, variables: Numbers, matrix: Numbers) -> Numbers:
-        total: Numbers = np.einsum("nv,nv->n", variables @ matrix, variables)
-        for coefficient, rows in self.higher:
-            product = np.prod([variables @ row.astype(variables.dtype) for row in rows], axis=0)
-            total = total + coefficient * product
-        return total
-
-    def _value(self, variables: Numbers) -> int:
-        """Evaluate one candidate in unlimited integers."""
-        total = int(variables @ self.matrix.astype(object) @ variables)
-        products = [c * math.prod(int(variables @ r) for r in rows) for c, rows in self.higher]
-        return total + sum(products)
+    def __call__(self, variables: Numbers) -> Numbers:
+        """Evaluate for candidates, shape (n, V); returns shape (n, monomials) of the same type."""
+        lengths = variables @ self.rows.astype(variables.dtype)
+        found: Numbers = np.prod(lengths[:, self.places], axis=2, dtype=variables.dtype)
+        return found
 
 
 class Peak:
-    """The largest of several compiled polynomials: memory at each moment."""
+    """The largest of several compiled polynomials: memory at each moment, or a sum by itself."""
 
     def __init__(self, basis: Basis, moments: Sequence[Polynomial], divisor: int = 1) -> None:
-        self.divisor = divisor
+        self.basis, self.divisor = basis, divisor
         monomials = list(dict.fromkeys(m for p in moments for m in p.terms))
         table = [[p.terms.get(m, 0) for m in monomials] for p in moments]
         shape = (len(moments), len(monomials))
         self.table = _undominated(np.array(table, dtype=np.int64).reshape(shape))
-        self.rows = [[basis.row(form) for form in m] or [basis.one()] for m in monomials]
+        self.products = Products(basis, monomials)
 
-    def __call__(self, variables: Ints) -> Ints:
-        """Evaluate for candidates, shape (n, V); returns shape (n,)."""
-        most = self._products(variables.max(axis=0, initial=0)[None].astype(object))
-        bound = max((self.table.astype(object) @ most[0]).tolist(), default=0)
-        exact = _number_type(int(bound))
+    def __call__(self, units: Ints) -> Ints:
+        """Evaluate for candidates, shape (n, G); returns shape (n,)."""
+        variables = self.basis.variables(units)
+        most = self.products(variables.max(axis=0, initial=0)[None].astype(np.float64))
+        exact = _number_type(float((most @ self.table.T).max(initial=0)))
         table = self.table.T.astype(exact)
-        peaks = _in_chunks(
-            lambda chunk: (self._products(chunk.astype(exact)) @ table).max(axis=1, initial=0), variables
-        )
-        return peaks // self.divisor
-
-    def _products(self, variables: Numbers) -> Numbers:
-        columns = [np.prod([variables @ row.astype(variables.dtype) for row in rows], axis=0) for rows in self.rows]
-        return np.stack(columns, axis=1) if columns else variables[:, :0]
+        chunks = np.split(variables.astype(exact), range(_CHUNK, len(variables), _CHUNK))
+        peaks = [(self.products(chunk) @ table).max(axis=1, initial=0) for chunk in chunks]
+        found: Ints = np.concatenate(peaks).astype(np.int64) // self.divisor
+        return found
 
 
-def _number_type(bound: int) -> type[np.float64] | type[np.int64]:
+def _number_type(bound: float) -> type[np.float64] | type[np.int64]:
     """Choose floats where they hold every intermediate integer exactly: they multiply faster.
 
     All terms are non-negative, so no partial sum exceeds the value at the largest widths.
     """
-    if bound < _EXACT_IN_FLOAT:
+    rounding = 1 - 1e-9  # of the bound itself
+    if bound < _EXACT_IN_FLOAT * rounding:
         return np.float64
-    if bound < 2**63:
+    if bound < 2**63 * rounding:
         return np.int64
     raise BudgetError(f"a cost of {bound:.1e} does not fit into 64 bits; give smaller widths.")
-
-
-def _in_chunks(evaluate: Callable[[Ints], Numbers], variables: Ints) -> Ints:
-    starts = range(0, max(len(variables), 1), _CHUNK)
-    return np.concatenate([evaluate(variables[i : i + _CHUNK]).astype(np.int64) for i in starts])
 
 
 def _undominated(table: Ints) -> Ints:

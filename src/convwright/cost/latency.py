@@ -21,7 +21,7 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Spread):
     """How long one forward pass takes.
 
     Attributes:
@@ -35,10 +35,6 @@ class Latency:
         backend: ``eager`` or ``onnxruntime``.
     """
 
-    median: float
-    lower: float
-    upper: float
-    repeats: int
     threads: int
     device: str
     dtype: str

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from convwright.architecture.capture.exported import operator_name
 from convwright.architecture.labels import Values
+from convwright.cost.memory import storage_key
 from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer
 
 Shape = tuple[int, ...]
@@ -129,9 +130,9 @@ def is_free(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None or schema.is_mutable:
         return False
-    given = {_storage(t) for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))}
+    given = {storage_key(t) for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))}
     made = _tensors(node.meta["val"])
-    return bool(made) and all(_storage(t) in given for t in made)
+    return bool(made) and all(storage_key(t) in given for t in made)
 
 
 def is_operator(node: fx.Node) -> bool:
@@ -209,10 +210,6 @@ def _put(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, cons
 def _tensors(value: Any) -> list[Tensor]:
     listed = value if isinstance(value, list | tuple) else [value]
     return [v for v in listed if isinstance(v, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 # ------------------------------------------------------------------ running it
@@ -293,7 +290,6 @@ class _Made:
         self.kwargs = {name: self._filled(value) for name, value in call.kwargs.items()}
 
     def run(self) -> object:
-        """Call the operator once."""
         return self.target(*self.args, **self.kwargs)
 
     def refresh(self) -> None:

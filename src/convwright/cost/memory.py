@@ -52,19 +52,19 @@ class TensorStorage:
 
 def storages(capture: Capture) -> tuple[TensorStorage, ...]:
     """List the storages of the activations in the order in which they are made."""
-    weights = {_key(t) for n in capture.graph.nodes if n.name in capture.tensors for _, t in _tensors(n)}
+    weights = {storage_key(t) for n in capture.graph.nodes if n.name in capture.tensors for _, t in _tensors(n)}
     made: dict[int, tuple[fx.Node, int | None, Tensor, int]] = {}
     last: dict[int, int] = {}
     for position, node in enumerate(capture.graph.nodes):
         for output, tensor in _tensors(node):
-            key = _key(tensor)
+            key = storage_key(tensor)
             if key not in weights:
                 made.setdefault(key, (node, output, tensor, position))
                 last[key] = position
         if node.target is operator.getitem:  # picking one of several results uses no other
             continue
         for used in node.all_input_nodes:
-            last.update((_key(t), position) for _, t in _tensors(used))
+            last.update((storage_key(t), position) for _, t in _tensors(used))
     return tuple(
         TensorStorage(node.name, output, tuple(t.shape), t.element_size(), born, last[key])
         for key, (node, output, t, born) in made.items()
@@ -180,7 +180,7 @@ def _tensors(node: fx.Node) -> list[tuple[int | None, Tensor]]:
     return []
 
 
-def _key(tensor: Tensor) -> int:
+def storage_key(tensor: Tensor) -> int:
     """Identify a storage; the graph keeps its tensors alive, so the address is not used again."""
     storage: torch.UntypedStorage = tensor.untyped_storage()
     return int(storage._cdata)

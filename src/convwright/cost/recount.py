@@ -34,7 +34,7 @@ def count_by_torch(model: nn.Module, example_input: Tensor) -> int:
         Half of torch's FLOPs.
     """
     *attempts, last = itertools.product((example_input[:1], example_input), (_run_empty, nn.Module.__call__))
-    with in_mode(model, training=False), _unfused(), torch.no_grad():
+    with in_mode(model, training=False), unfused(), torch.no_grad():
         for sample, run in attempts:
             with suppress(Exception):
                 return _macs(run, model, sample)
@@ -54,8 +54,8 @@ def _run_empty(model: nn.Module, sample: Tensor) -> object:
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
-    """Do without the fused transformer kernels, which torch's counter does not know."""
+def unfused() -> Iterator[None]:
+    """Do without the fused transformer kernels: torch's counter does not know them, and they do not look at widths."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

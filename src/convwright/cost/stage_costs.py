@@ -6,8 +6,8 @@ products n times. So one reading of a network at one resolution gives its costs 
 
     MACs = sum over products of  (1 + copies of its block) * positions at the resolution * factor * factor * ...
 
-Positions are followed through convolutions, pools and whatever leaves maps as they are, with each operator's own
-rounding. Where an operator has no such rule, the network is read anew at that resolution.
+Positions are followed by executing convolutions, pools and whatever leaves maps as they are on tensors without memory.
+Where another operator is met, into which sizes may be written, the network is read anew at that resolution.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture, read
-from convwright.architecture.capture.exported import argument, operator_name, shape_of
+from convwright.architecture.capture.exported import operator_name, shape_of
 from convwright.architecture.flow import Block
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _forms, _names_in_graph
-from convwright.cost.counts import weight_tensors
-from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Polynomial, split
+from convwright.cost.counts import batch_of, weight_tensors
+from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Products, split
 from convwright.cost.memory import done_once
 from convwright.cost.work import Numel, work_of
 from convwright.errors import BudgetError, EditError, ReadError
 
 Side = tuple[int, ...]
+_SLIDING = ("conv1d", "conv2d", "conv3d", "max_pool", "avg_pool", "adaptive_avg_pool")
 _ALIKE = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias",
-                    "batch_norm", "group_norm", "instance_norm"})  # fmt: skip
+                    "batch_norm", "group_norm", "instance_norm", "mean", "amax", "cat", "concat"})  # fmt: skip
 _ALIKE_KINDS = frozenset({"activation", "elementwise"})
 
 
@@ -47,53 +49,19 @@ class _Term:
     over: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
 class _FormProducts:
-    """Products of forms, one a column: coefficient, factors, and the block that each belongs to.
+    """Sums of products of forms, each in a repeated block or in none."""
 
-    Attributes:
-        coefficients: shape (t,).
-        factors: each shape (V, t): coefficients of the variables, as many as the longest product has factors.
-        blocks: shape (t,): index of the repeated block, or -1.
-    """
+    def __init__(self, basis: Basis, terms: Sequence[_Term]) -> None:
+        self.basis = basis
+        self.products = Products(basis, [term.forms for term in terms])
+        self.coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
+        self.blocks = np.array([t.block for t in terms], np.int64)
 
-    coefficients: Ints
-    factors: tuple[Ints, ...]
-    blocks: Ints
-
-    @classmethod
-    def of(cls, basis: Basis, terms: Sequence[_Term]) -> _FormProducts:
-        """Compile terms."""
-        most = max((len(term.forms) for term in terms), default=0)
-        rows = [[basis.row(f) for f in t.forms] + [basis.one()] * (most - len(t.forms)) for t in terms]
-        factors = tuple(np.array([row[i] for row in rows], dtype=np.int64).T for i in range(most))
-        coefficients = np.array([t.coefficient * t.positions for t in terms], np.int64)
-        return cls(coefficients, factors, np.array([t.block for t in terms], np.int64))
-
-    def __call__(self, variables: Ints, copies: Ints) -> Ints:
-        """Return the sums for candidates.
-
-        Args:
-            variables: shape (n, V).
-            copies: further copies of each repeated block, shape (n, B).
-
-        Returns:
-            Shape (n,).
-        """
-        values = np.broadcast_to(self.coefficients, (len(variables), len(self.coefficients))).copy()
-        for factor in self.factors:
-            values *= variables @ factor
-        times = np.concatenate([copies + 1, np.ones((len(copies), 1), np.int64)], axis=1)
-        result: Ints = (values * times[:, self.blocks]).sum(axis=1)  # block -1: the last column
-        return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """The multiply-accumulates at one resolution."""
-
-    basis: Basis
-    macs: _FormProducts
+    def __call__(self, units: Ints, copies: Ints) -> int:
+        """Return the sum for a candidate: units (1, G), further copies of each repeated block (1, B)."""
+        times = np.append(copies[0] + 1, 1)[self.blocks]  # block -1: the last one
+        return int((self.products(self.basis.variables(units))[0] * self.coefficients * times).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +86,9 @@ class StageCosts:
     blocks: tuple[str, ...]
     side: Side
     arch: Architecture = field(repr=False)
-    _basis: Basis = field(repr=False)
     _params: _FormProducts = field(repr=False)
     _terms: tuple[_Term, ...] = field(repr=False)
-    _readings: dict[Side, _Reading | str] = field(default_factory=dict, repr=False)
+    _readings: dict[Side, _FormProducts | str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, arch: Architecture, blocks: Sequence[str] = ()) -> StageCosts:
@@ -137,9 +104,9 @@ class StageCosts:
         found = [arch.block(name) for name in blocks]
         sizes = FormMaker(arch.channels)
         terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
-        basis = _basis_of(sizes, [*terms, *params])
+        basis = Basis(sizes.units, [term.forms for term in (*terms, *params)])
         side = tuple(arch.example_input.shape[2:])
-        return cls(CostModel.of(arch), tuple(blocks), side, arch, basis, _FormProducts.of(basis, params), tuple(terms))
+        return cls(CostModel.of(arch), tuple(blocks), side, arch, _FormProducts(basis, params), tuple(terms))
 
     def costs(self, widths: Mapping[str, int], copies: Mapping[str, int], resolution: int | Side) -> dict[str, int]:
         """Return ``macs`` and ``params`` of one candidate.
@@ -156,55 +123,36 @@ class StageCosts:
         if unknown:
             raise BudgetError(f"{unknown[0]} is none of the blocks that may be repeated: {', '.join(self.blocks)}.")
         self.model._check_names(widths)
-        row = [widths.get(name, int(size)) for name, size in zip(self.model.groups, self.model.sizes, strict=True)]
-        table = np.array([row], np.int64).reshape(1, -1)
-        counts = np.array([[copies.get(name, 0) for name in self.blocks]], np.int64).reshape(1, -1)
-        found = self.table(table, counts, resolution)
-        return {name: int(values[0]) for name, values in found.items()}
-
-    def table(self, widths: Ints, copies: Ints, resolution: int | Side) -> dict[str, Ints]:
-        """Return the costs of candidates at one resolution.
-
-        Args:
-            widths: sizes of all free groups, shape (n, G), in the order of ``model.groups``.
-            copies: further copies of each block, shape (n, B).
-            resolution: height and width, as one number or two.
-
-        Returns:
-            ``macs`` and ``params``, each shape (n,).
-
-        Raises:
-            BudgetError: a width or a number is wrong, or the network does not take this resolution.
-        """
-        self.model._check(widths)
-        if copies.size and copies.min() < -1:
-            raise BudgetError(f"a block has {copies.min()} further copies; -1 takes it out, and no more can go.")
-        units = widths // self.model.steps
-        reading = self._reading(resolution)
+        sizes = zip(self.model.groups, self.model.sizes.tolist(), strict=True)
+        row = np.array([[widths.get(name, size) for name, size in sizes]], np.int64)
+        self.model._check(row)
+        counts = np.array([[copies.get(name, 0) for name in self.blocks]], np.int64)
+        if counts.min(initial=0) < -1:
+            raise BudgetError(f"a block has {counts.min()} further copies; -1 takes it out, and no more can go.")
+        reading, units = self._reading(resolution), row // self.model.steps
         if isinstance(reading, str):
             raise BudgetError(reading)
-        batch = max(int(self.arch.example_input.shape[0]), 1)
-        macs = reading.macs(reading.basis.variables(units), copies) // batch
-        return {"macs": macs, "params": self._params(self._basis.variables(units), copies)}
+        return {"macs": reading(units, counts) // batch_of(self.arch), "params": self._params(units, counts)}
 
     def refusal(self, resolution: int | Side) -> str:
         """Return why the network does not take a resolution; empty if it does."""
         found = self._reading(resolution)
         return found if isinstance(found, str) else ""
 
-    def _reading(self, resolution: int | Side) -> _Reading | str:
+    def _reading(self, resolution: int | Side) -> _FormProducts | str:
         side = (resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)
         if side not in self._readings:
             self._readings[side] = self._found(side)
         return self._readings[side]
 
-    def _found(self, side: Side) -> _Reading | str:
+    def _found(self, side: Side) -> _FormProducts | str:
         if len(side) != len(self.side) or min(side) < 1:
             return f"a resolution of {side} does not suit inputs of {self.side}."
         shapes = _followed(self.arch, side)
         if shapes is not None:
-            terms = [t if t.over is None else replace(t, positions=math.prod(shapes[t.over])) for t in self._terms]
-            return _Reading(self._basis, _FormProducts.of(self._basis, terms))
+            moved = ((t, shapes.get(t.over or "")) for t in self._terms)
+            terms = [t if v is None else replace(t, positions=math.prod(v.shape[2:])) for t, v in moved]
+            return _FormProducts(self._params.basis, terms)
         try:
             there = read(self.arch.model, (*self.arch.example_input.shape[:2], *side))
             sizes = FormMaker(there.channels)
@@ -213,24 +161,16 @@ class StageCosts:
             return f"{self.arch.source} does not take inputs of {'x'.join(map(str, side))}: {error}"
         if tuple(group.name for group in there.free_groups) != self.model.groups:
             return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
-        basis = _basis_of(sizes, terms)
-        return _Reading(basis, _FormProducts.of(basis, terms))
+        return _FormProducts(Basis(sizes.units, [term.forms for term in terms]), terms)
 
 
 # ------------------------------------------------------------------ what the costs are made of
 
 
-def _basis_of(sizes: FormMaker, terms: Sequence[_Term]) -> Basis:
-    polynomial = Polynomial()
-    for term in terms:
-        polynomial.add(term.forms, term.coefficient)
-    return Basis(sizes.units, [polynomial])
-
-
 def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
     """Return the products of the multiply-accumulates; of convolutions with the positions apart."""
     owner = {arch.flow.nodes[n].name: i for i, block in enumerate(blocks) for n in arch.flow.span(block)}
-    batch, once = max(int(arch.example_input.shape[0]), 1), done_once(arch.capture)
+    batch, once = batch_of(arch), done_once(arch.capture)
     terms = []
     for node in arch.capture.graph.nodes:
         for work in (work_of(node) if node.op == "call_function" else None) or ():
@@ -249,91 +189,48 @@ def _parameter_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Bloc
     for name, tensor in weight_tensors(arch.model).items():
         if isinstance(tensor, nn.Parameter):
             constant, varying = split(sizes.parameter(names.get(id(tensor), name), tensor.shape))
-            terms.append(_Term(constant, varying, _holder(blocks, name)))
+            holders = (i for i, b in enumerate(blocks) if any(name.startswith(f"{path}.") for path in b.modules))
+            terms.append(_Term(constant, varying, next(holders, -1)))
     return terms
-
-
-def _holder(blocks: Sequence[Block], parameter: str) -> int:
-    """Return which block a parameter belongs to; -1 if to none."""
-    inside = (i for i, b in enumerate(blocks) if any(parameter.startswith(f"{path}.") for path in b.modules))
-    return next(inside, -1)
 
 
 # ------------------------------------------------------------------ positions at another resolution
 
 
-def _followed(arch: Architecture, side: Side) -> dict[str, Side] | None:
-    """Return the spatial size of every value at another resolution; None where an operator has no rule."""
-    shapes: dict[str, Side] = {}
-    moved: set[str] = set()
-    inputs = set(arch.capture.inputs)
+def _followed(arch: Architecture, side: Side) -> dict[str, Tensor] | None:
+    """Return the values that change at another resolution, without memory; None where an operator may hold sizes."""
+    changed: dict[str, Tensor] = {}
+
+    def there(node: fx.Node) -> Tensor:
+        return changed.get(node.name, _empty(node, shape_of(node)))
+
     for node in arch.capture.graph.nodes:
-        before = shape_of(node)[2:]
-        shapes[node.name] = before
-        if node.name in inputs:
-            shapes[node.name] = side
-        elif node.op == "call_function" and any(n.name in moved for n in node.all_input_nodes):
-            found = _size_after(node, shapes, moved)
-            if found is None or (found and min(found) < 1):
+        if node.name in arch.capture.inputs:
+            changed[node.name] = _empty(node, (*shape_of(node)[:2], *side))
+        elif node.op == "call_function" and any(n.name in changed for n in node.all_input_nodes):
+            if not _holds_no_sizes(node):
                 return None
-            shapes[node.name] = found
-        if shapes[node.name] != before:
-            moved.add(node.name)
-    return shapes
+            args, options = (fx.node.map_arg(given, there) for given in (node.args, node.kwargs))
+            try:
+                value = node.target(*args, **options)
+            except (RuntimeError, ValueError, IndexError):  # such as a table of positions: reading anew tells why
+                return None
+            if min(value.shape) < 1:
+                return None
+            if tuple(value.shape) != shape_of(node):
+                changed[node.name] = value
+    return changed
 
 
-def _size_after(node: fx.Node, shapes: Mapping[str, Side], moved: set[str]) -> Side | None:
-    """Return the spatial size of an operator's value, given those of its operands; None if there is no rule."""
-    name, sources = operator_name(node), [n for n in node.all_input_nodes if len(shape_of(n)) > 2]
-    first = shapes[sources[0].name] if sources else ()
-    if name in ("conv1d", "conv2d", "conv3d"):
-        return _slid(node, first, shape_of(node.all_input_nodes[1])[2:], has_ceil=False)
-    if name.startswith(("max_pool", "avg_pool")) and "indices" not in name:
-        return _slid(node, first, argument(node, "kernel_size"), has_ceil=True)
-    if name.startswith("adaptive_avg_pool"):
-        return shape_of(node)[2:]
-    if name in ("mean", "amax"):
-        return _reduced(node)
-    if name in ("cat", "concat"):
-        same = len({shapes[n.name] for n in sources}) == 1
-        return first if same and argument(node, "dim", 0) == 1 else None
-    if name in _ALIKE or kind_of(node) in _ALIKE_KINDS:
-        return _broadcast(node, [shapes[n.name] for n in sources if n.name in moved or len(shape_of(n)) > 2])
-    return None
+def _empty(node: fx.Node, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=node.meta["val"].dtype, device="meta")
 
 
-def _broadcast(node: fx.Node, sides: Sequence[Side]) -> Side | None:
-    """Return what maps and single positions give together, if their operator treats positions alike."""
-    if operator_name(node) in ("softmax", "log_softmax", "_softmax", "_log_softmax", "pad", "constant_pad_nd"):
-        return None
-    maps = {side for side in sides if set(side) != {1}}
-    return maps.pop() if len(maps) == 1 else (sides[0] if sides and not maps else None)
-
-
-def _reduced(node: fx.Node) -> Side | None:
-    """Return the size after a reduction over all positions."""
-    axes = argument(node, "dim")
-    rank = len(shape_of(node.all_input_nodes[0]))
-    given = [axes] if isinstance(axes, int) else list(axes or ())
-    if sorted(axis % rank for axis in given) != list(range(2, rank)):
-        return None
-    return shape_of(node)[2:]
-
-
-def _slid(node: fx.Node, side: Side, kernel: int | Sequence[int], has_ceil: bool) -> Side | None:
-    """Return the size after a kernel that slides, with its own rounding."""
-    if has_ceil and argument(node, "ceil_mode", False):
-        return None
-    if isinstance(argument(node, "padding", 0), str):
-        return None
-    rank = len(side)
-    sizes, padding = _each(kernel, rank), _each(argument(node, "padding", 0), rank)
-    dilation = _each(argument(node, "dilation", 1), rank)
-    stride = _each(argument(node, "stride", 1) or kernel, rank)
-    each = zip(side, sizes, padding, dilation, stride, strict=True)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, d, s in each)
-
-
-def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * rank if len(values) == 1 else values
+def _holds_no_sizes(node: fx.Node) -> bool:
+    """Whether an operator's arguments do not depend on the resolution: padding, for one, may have been computed."""
+    name = operator_name(node)
+    return (
+        "indices" not in name
+        and "pad" not in name
+        and (name.startswith(_SLIDING) or name in _ALIKE or kind_of(node) in _ALIKE_KINDS)
+    )

@@ -116,7 +116,8 @@ def _removals(
     chosen: list[Block] = []
     for block in sorted(arch.blocks, key=lambda b: -len(b.layers)):  # of nested blocks the outer one
         inside = kernels & set(block.layers)
-        fits = inside and inside <= set(marked) and not _overlaps(block, chosen) and not _is_shared(arch, block)
+        nested = any(set(block.layers) & set(o.layers) or block.name.startswith(f"{o.name}.") for o in chosen)
+        fits = inside and inside <= set(marked) and not nested and not _is_shared(arch, block)
         if fits and why_not_removable(arch, block) is None:
             chosen.append(block)
     order = [layer.name for layer in arch.layers]
@@ -135,10 +136,6 @@ def _removals(
     return [each for each in priced if each.edit is not None], {
         name: refused.get(name, "") for name in marked if name not in done
     }
-
-
-def _overlaps(block: Block, others: Sequence[Block]) -> bool:
-    return any(set(block.layers) & set(o.layers) or block.name.startswith(f"{o.name}.") for o in others)
 
 
 def _is_shared(arch: Architecture, block: Block) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from convwright.plots import heat
 from convwright.runs.load import Shape, load_model_and_data
 from convwright.tables import add_row, new_table
 from convwright.training import train
@@ -108,24 +107,10 @@ def conflict_tables(found: Mapping[str, Any]) -> Iterator[Table | Text]:
 
 def _summary(found: Mapping[str, Any]) -> str:
     own: Mapping[str, int] = found["own"]
-    worst = {name: _most([row[place] for row in found["excess"]]) for name, place in own.items()}
-    bad = [name for name, value in worst.items() if value > 0]
+    bad = [n for n, place in own.items() if any(row[place] is None or row[place] > 0 for row in found["excess"])]
     if not bad:
         return f"None of {len(own)} blocks conflicted (residual blocks are judged by their branch)."
     return (
         f"{len(bad)} of {len(own)} blocks conflicted at some time, {bad[0]} first in order; residual blocks are judged "
         "by their branch. `--method conflicts` removes such blocks."
     )
-
-
-def _most(values: Sequence[float | None]) -> float:
-    return max((math.inf if value is None else value for value in values), default=0.0)
-
-
-def conflict_picture(found: Mapping[str, Any]) -> str:
-    """Return the map as SVG."""
-    rows = [
-        (f"{point['block']} {point['role']}", [row[place] for row in found["excess"]])
-        for place, point in enumerate(found["points"])
-    ]
-    return heat(rows, f"Share of {found['samples']} images in conflict", "measurements, from the start")

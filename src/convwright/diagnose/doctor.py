@@ -292,20 +292,22 @@ def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:
     return tuple(max(unit, round(side * factor / unit) * unit) for side in size)
 
 
+_RESOLUTION_ADVICE = (
+    ("too small|Kernel size can't be greater", ""),
+    ("divisible", "give it inputs whose maps divide evenly there, such as whole multiples of the present size"),
+    ("into the batch", "put nn.AdaptiveAvgPool2d before the flatten, and flatten by x.flatten(1)"),
+    (r"mat1|shapes? cannot be multiplied|\blinear\b",
+     "put nn.AdaptiveAvgPool2d before the flatten, so that the linear layer gets one size"),
+    ("doesn't match model|position|size of tensor a",
+     "interpolate the table that has the input's size, or create the network with a dynamic input size"),
+    ("is invalid for input of size",
+     "put nn.AdaptiveAvgPool2d before it, and take the sizes there from a tensor's shape"),
+    ("", "take the size from a tensor's shape, such as x.shape[2:]"),
+)  # fmt: skip
+
+
 def _resolution_advice(message: str) -> str:
-    if "too small" in message or "Kernel size can't be greater" in message:
-        return ""
-    if "divisible" in message:
-        return "give it inputs whose maps divide evenly there, such as whole multiples of the present size"
-    if "into the batch" in message:
-        return "put nn.AdaptiveAvgPool2d before the flatten, and flatten by x.flatten(1)"
-    if re.search(r"mat1|shapes? cannot be multiplied|\blinear\b", message):
-        return "put nn.AdaptiveAvgPool2d before the flatten, so that the linear layer gets one size"
-    if re.search(r"doesn't match model|position|size of tensor a", message):
-        return "interpolate the table that has the input's size, or create the network with a dynamic input size"
-    if "is invalid for input of size" in message:
-        return "put nn.AdaptiveAvgPool2d before it, and take the sizes there from a tensor's shape"
-    return "take the size from a tensor's shape, such as x.shape[2:]"
+    return next(advice for sign, advice in _RESOLUTION_ADVICE if re.search(sign, message))
 
 
 # ------------------------------------------------------------------ reasons

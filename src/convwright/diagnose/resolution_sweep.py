@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from convwright.metrics import LayerField, ReceptiveField
 
 FLAG = "--input-range"
+# What this call says already of a resolution that cannot be read: the network, the size, the flag.
+_SAID = r"^.* does not run on an input of shape [\dx]+: (\w+Error: )?| Give the input shape .*$"
 _MOST = 64  # resolutions of one call: each takes about a second to read
 _LARGEST = 16_384  # pixels per side, as for the edit of the resolution
 _EXAMPLES = "32:224:32 (start:stop:step, the stop included if it is hit) or 32,64,128"
@@ -103,10 +105,5 @@ def _at(arch: Architecture, side: int) -> AtResolution:
     try:
         there = arch if shape == tuple(example.shape) else read(arch.model, shape)
     except ReadError as error:
-        return AtResolution(side, refused=_short(str(error)))
+        return AtResolution(side, refused=re.sub(_SAID, "", str(error)))
     return AtResolution(side, there.profile().macs, receptive_field(there))
-
-
-def _short(message: str) -> str:
-    """Return why reading failed, without what this call has said already: the network, the size, the flag."""
-    return re.sub(r"^.* does not run on an input of shape [\dx]+: (\w+Error: )?| Give the input shape .*$", "", message)

@@ -201,11 +201,7 @@ def _broken(error: Exception) -> EditError:
 
 
 def _without_backward(model: nn.Module, x: Tensor) -> _OriginalError | None:
-    """Return why a network has no backward pass; ``None`` if it has one.
-
-    Raises:
-        _OriginalError: if it does not run forwards either.
-    """
+    """Return why a network has no backward pass, ``None`` if it has one; refuse one that does not run at all."""
     try:
         _forward_backward(model, x)
     except Exception as error:  # such as values that are overwritten in place

@@ -111,10 +111,9 @@ def in_proportion(architecture: Architecture, edit: Width, near: Sequence[str]) 
     Returns:
         The edits; empty if nothing runs in proportion either.
     """
-    stage = FakeNetwork.of(architecture)
-    if stage is None or edit.target not in near or len(near) > _MOST_NEAR:
+    if edit.target not in near or len(near) > _MOST_NEAR:
         return ()
-    trial = _Trial(architecture, stage)
+    trial = _Trial(architecture, FakeNetwork.of(architecture))
     for ratio in (edit.size / architecture.group(edit.target).size, 2.0):
         edits = list(proportional_widths(architecture, dict.fromkeys(near, ratio)))
         if not any(e.target == edit.target for e in edits) or trial.failure(edits) is not None:

@@ -38,6 +38,7 @@ from convwright.architecture.capture.exported import (
 )
 from convwright.architecture.channels import ChannelGraph, Ints
 from convwright.architecture.labels import Value
+from convwright.cost.recount import unfused
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied, hollow_copy, operate, plain_tensors, stand_ins, tensors_in
 from convwright.errors import EditError
@@ -168,7 +169,7 @@ class FakeNetwork:
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
-        with self.mode, torch.no_grad(), quiet_torch(), _attention_checked():
+        with self.mode, torch.no_grad(), quiet_torch(), unfused():
             yield
 
     def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
@@ -198,17 +199,6 @@ class FakeNetwork:
 
 
 _STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | str] = weakref.WeakKeyDictionary()
-
-
-@contextmanager
-def _attention_checked() -> Iterator[None]:
-    """Let attention take the path of training: the fast path of inference does not look at its widths."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Observed(TorchFunctionMode):
@@ -439,7 +429,8 @@ class _Clues:
     def held(self, failure: Failure) -> str:
         """Say which frozen channels arrive on the line that failed, and why they are frozen; empty if none do."""
         graph = self.plan.before
-        on_line = (n for path in failure.modules[:1] for n in self.own.get(path, ()) if _is_on(n, failure))
+        own = (n for path in failure.modules[:1] for n in self.own.get(path, ()))
+        on_line = (node for node in own if (source := source_of(node)) and str(source) in failure.message)
         arriving = (n for node in on_line for n in node.all_input_nodes if n.op != "placeholder")  # weights lie there
         for operand in arriving:
             for value in _values(graph.follower.values.get(operand.name)):
@@ -483,7 +474,7 @@ class _Clues:
         """Return the sizes that change at the operators which a module calls itself."""
         if path not in self.found:
             self.found[path] = [
-                _Clue((index, *place), old, new, _line(node))
+                _Clue((index, *place), old, new, source.code if (source := source_of(node)) else "")
                 for index, node in enumerate(self.own.get(path, ()))
                 for place, old, new in self._changes(node)
             ]
@@ -559,16 +550,6 @@ def _matched(stored: Stored, clue: _Clue) -> Stored | None:
     if isinstance(stored, list) and isinstance(clue.old, int) and isinstance(clue.new, int) and clue.old in stored:
         return [clue.new if v == clue.old else v for v in stored]
     return None
-
-
-def _is_on(node: fx.Node, failure: Failure) -> bool:
-    source = source_of(node)
-    return source is not None and str(source) in failure.message
-
-
-def _line(node: fx.Node) -> str:
-    source = source_of(node)
-    return source.code if source else ""
 
 
 @lru_cache(maxsize=512)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from convwright.architecture.reading import MOST_INPUT
 from convwright.edits.edit import EDITS, Edit, edit_from_dict
@@ -122,8 +124,8 @@ def _edit(values: object) -> Edit:
     given = EDITS[edit.kind][0]
     annotations = {item.name: str(item.type) for item in dataclasses.fields(given)}
     for name, value in values.items():
-        what, fits = _FIELDS.get(annotations.get(name, ""), ("", lambda value: True))
-        if name != "edit" and not fits(value):
+        what, kind = _FIELDS.get(annotations.get(name, ""), ("", object))
+        if name != "edit" and not _fits(kind, value):
             raise EditError(f"its {name!r} must be {what}, not {_brief(value)}.")
     return edit
 
@@ -137,31 +139,25 @@ def _check_amounts(name: str, value: object) -> None:
         _check_amounts(name, part)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _fits(kind: Any, value: object) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
-def _are_whole(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_whole, value))
-
-
-def _one_or_several(value: object) -> bool:
-    return _is_whole(value) or _are_whole(value)
-
-
-def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or (isinstance(value, dict) and all(map(fits, value.values())))
-
-
-# Annotation of a field -> what it must be, in words and as a test. Fields of other types are checked by their edit.
-_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "str": ("a name", lambda value: isinstance(value, str) and bool(value)),
-    "int": ("a whole number", _is_whole),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "int | Sequence[int]": ("a whole number or a list of them", _one_or_several),
-    "Mapping[str, Sequence[int]] | None": ("lists of whole numbers by name", _by_name(_are_whole)),
-    "Mapping[str, int | list[int]] | None": ("whole numbers, or lists of them, by name", _by_name(_one_or_several)),
+_Numbers = int | list[int]
+# Annotation of a field -> what it must be, in words and as a type. Fields of other types are checked by their edit.
+_FIELDS: dict[str, tuple[str, Any]] = {
+    "str": ("a name", Annotated[str, Field(min_length=1)]),
+    "int": (_NUMBER, int),
+    "bool": ("true or false", bool),
+    "int | Sequence[int]": ("a whole number or a list of them", _Numbers),
+    "Mapping[str, Sequence[int]] | None": ("lists of whole numbers by name", dict[str, list[int]] | None),
+    "Mapping[str, int | list[int]] | None": ("whole numbers, or lists of them, by name", dict[str, _Numbers] | None),
 }
+_SHAPE = Annotated[list[Annotated[int, Field(ge=1, le=_WIDEST_INPUT)]], Field(min_length=1, max_length=6)]
 
 
 def shape_from(values: object, origin: str) -> tuple[int, ...]:
@@ -170,16 +166,16 @@ def shape_from(values: object, origin: str) -> tuple[int, ...]:
     Raises:
         EditError: if it is none, or of a size that no image has.
     """
-    sizes = values if isinstance(values, list) else []
-    usual = all(_is_whole(s) and 1 <= s <= _WIDEST_INPUT for s in sizes) and 1 <= len(sizes) <= 6
-    if not usual or math.prod(sizes) > MOST_INPUT:
+    sizes = values if isinstance(values, list) and _fits(_SHAPE, values) else []
+    if not sizes or math.prod(sizes) > MOST_INPUT:
         raise EditError(f"{origin} is damaged: 'input_shape' is no shape of an image: {_brief(values)}.")
     return tuple(sizes)
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructor options that a plan can hold: plain values that load nothing."""
-    return {name: _plain(value) for name, value in options.items() if name not in _LOADING and _is_plain(value)}
+    plain = {name: value for name, value in options.items() if name not in _LOADING and _is_plain(value)}
+    return dict(json.loads(json.dumps(plain)))  # lists for tuples
 
 
 def options_from(values: object, origin: str) -> dict[str, Any]:
@@ -204,12 +200,6 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _brief(value: object) -> str:

@@ -6,6 +6,7 @@ edits are acts; they share the copying, the bookkeeping for optimizers, and the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -132,14 +133,8 @@ def free_names(model: nn.Module, path: str, count: int) -> list[str]:
     """Return child names for copies of a module that its parent does not use yet."""
     parent_path, _, child = path.rpartition(".")
     taken = {name for name, _ in model.get_submodule(parent_path).named_children()}
-    names: list[str] = []
-    number = 1
-    while len(names) < count:
-        name = f"{child}_copy{number}"
-        number += 1
-        if name not in taken:
-            names.append(name)
-    return names
+    names = (f"{child}_copy{number}" for number in itertools.count(1))
+    return list(itertools.islice((name for name in names if name not in taken), count))
 
 
 # ------------------------------------------------------------------ promises

@@ -9,6 +9,7 @@ Net2Wider (Chen et al. 2016) grows and importance shrinks, with norms and classi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,8 +146,7 @@ def check_widths_only(before: Plan, after: Plan) -> None:
     if (before.model, before.params, before.macs) != (after.model, after.params, after.macs):
         raise EditError(f"one plan is for {before.model}, the other for {after.model}.")
     ours, theirs = _besides_widths(before), _besides_widths(after)
-    for index in range(max(len(ours), len(theirs))):
-        mine, other = (edits[index] if index < len(edits) else None for edits in (ours, theirs))
+    for mine, other in zip_longest(ours, theirs):
         if mine is None or other is None or mine[1] != other[1]:
             place, (number, edit) = ("later", other) if other is not None else ("earlier", mine or ours[0])
             raise EditError(

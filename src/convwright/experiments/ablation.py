@@ -142,22 +142,13 @@ def default_folder(model: str, data: str) -> Path:
 
 def _asked(given: Recipe, opened: LoadedModel, model: str, data: str, weights: Path | None) -> dict[str, Any]:
     """Return what all rows of a folder have in common, as plain values."""
-    asked: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "shape": list(opened.data.shape),
-        "recipe": given.model_dump(mode="json"),
-        "weights": None,
-    }
-    return asked if weights is None else {**asked, "weights": f"sha256:{digest(weights)[:12]}"}
+    begun = None if weights is None else f"sha256:{digest(weights)[:12]}"
+    recipe = given.model_dump(mode="json")
+    return {"model": model, "data": data, "shape": list(opened.data.shape), "recipe": recipe, "weights": begun}
 
 
 def _settled(given: Recipe, opened: LoadedModel, asked: Mapping[str, Any], folder: Path, threads: int) -> Recipe:
-    """Return the recipe with precision and layout chosen, the same for all rows and all calls.
-
-    Raises:
-        RunError: The folder holds another ablation.
-    """
+    """Return the recipe with precision and layout chosen, the same for all rows and all calls."""
     path = folder / "ablation.json"
     if path.is_file():
         found = read_json(path, NOTE_FORMAT)
@@ -207,11 +198,7 @@ def _work(
 
 
 def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
-    """Train what is not trained yet; yield after each.
-
-    Raises:
-        RecipeError: The control breaks down.
-    """
+    """Train what is not trained yet; yield after each."""
     everything = work.all()
     left = [job for job in everything if finished(job) is None]
     if len(left) < len(everything):

@@ -91,17 +91,7 @@ class LayerConflicts:
     kind: ClassVar[str] = "layer conflicts"
 
     def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
-        """Return per moment (``start``, ``end``) what `at` returns.
-
-        Args:
-            model: Not looked at.
-            data: Likewise.
-            recipe: Likewise.
-            found: By the probe ``bundles``.
-
-        Raises:
-            ConvwrightError: The row has no such probe.
-        """
+        """Return per moment (``start``, ``end``) what `at` returns; the row needs the probe ``bundles``."""
         if "bundles" not in found:
             raise ConvwrightError("layer conflicts: give the row the probe 'bundles'")
         seen = found["bundles"]
@@ -150,14 +140,7 @@ class CostStudy:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
-        """Return costs, ``layers`` with weights, ``latency`` in nanoseconds and its ``ratio`` to the other's.
-
-        Args:
-            model: The network; it stays as it is.
-            data: Gives the shape of its images.
-            recipe: Not used.
-            found: Not used.
-        """
+        """Return costs, ``layers`` with weights, ``latency`` in nanoseconds and its ``ratio`` to the other's."""
         arch = read(model, (1, *data.shape))
         other, _, _ = create(self.model, **self.options)
         image = torch.zeros(1, *data.shape)

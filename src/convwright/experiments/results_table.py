@@ -8,10 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from convwright.experiments.statistics import gain
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
-
+from convwright.tables import Json, Sheet
 
 # ------------------------------------------------------------------ reproduce
 

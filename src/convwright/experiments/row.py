@@ -30,7 +30,14 @@ class PaperStudy(Protocol):
     kind: ClassVar[str]
 
     def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
-        """Return what is found, as plain JSON values; `model` stays as it is, `found` is what the probes saw."""
+        """Return what is found, as plain JSON values.
+
+        Args:
+            model: The trained network; it stays as it is.
+            data: What it was trained on, with the images that were held out.
+            recipe: It was trained by, with its seed.
+            found: By the probes during its training.
+        """
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,8 @@ class Experiment:
         source: The paper, and what of it is confirmed or reconstructed.
         rows: The rows at a size: ``quick`` takes minutes, ``standard`` hours on two cores, ``full`` is the
             paper's own size. It reads no network, so that experiments can be listed at once.
-        conclude: What follows from the content of ``result.json``, whatever is finished of it; None: nothing.
+        conclude: What follows from the content of ``result.json``, whatever is finished of it: rows without a result
+            are left out; None: nothing.
     """
 
     name: str

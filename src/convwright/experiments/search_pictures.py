@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from convwright.plots import Point, Series, heat, lines, scatter
+from convwright.tables import Json
 
-Json = Mapping[str, Any]
 MILLIONS = {"macs": "millions of MACs", "params": "millions of parameters"}
 
 
@@ -41,20 +40,19 @@ def qualities(found: Json, title: str) -> str | None:
     return heat(shown, title, "epoch, over all trials") if shown else None
 
 
-def scores(searches: Sequence[tuple[str, Json]], title: str, cost: str = "macs") -> str | None:
+def scores(searches: Sequence[tuple[str, Json]], title: str) -> str | None:
     """Draw the validation accuracy of every trial beside what the network costs.
 
     Args:
         searches: Name and ``result.json``.
         title: Above the picture.
-        cost: ``macs`` or ``params``.
     """
     series = []
     for name, found in searches:
-        points = [(t[cost] / 1e6, 100 * t["score"]) for t in found["trials"] if t["score"] is not None]
+        points = [(t["macs"] / 1e6, 100 * t["score"]) for t in found["trials"] if t["score"] is not None]
         if points:
             series.append(Series(name, tuple(points), joined=False))
-    return lines(series, title, MILLIONS[cost], "validation accuracy, %") if series else None
+    return lines(series, title, MILLIONS["macs"], "validation accuracy, %") if series else None
 
 
 def beside_cost(rows: Mapping[str, Sequence[Json]], title: str, cost: str = "macs", per: str = "seed") -> str:

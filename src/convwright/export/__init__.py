@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
+from convwright.errors import look_up
 from convwright.export import card, programs, python  # noqa: F401 - each registers its targets
 from convwright.export.opened import Exportable, open_run
 from convwright.export.python import Program, python_source
-from convwright.export.registry import TARGETS, Exported, ExportError, target_named
+from convwright.export.registry import TARGETS, Exported, ExportError
 from convwright.runs.directory.files import refuse_file, understood
 
 __all__ = ["TARGETS", "ExportError", "Exportable", "Exported", "Program", "export_run", "open_run", "python_source"]
@@ -42,7 +43,7 @@ def export_run(
         ExportError: The target is unknown or not installed, or the network cannot be exported to it.
         RunError: There is no run, or nothing trained in it.
     """
-    write = target_named(to)
+    write = look_up(to, TARGETS, "export target", ExportError)
     run = open_run(Path(folder), model, storage)
     where = Path(out) if out is not None else Path(folder) / "export" / to
     refuse_file(where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, difference, target
 from convwright.export.source.text import literal
 from convwright.passwords import public_command
-from convwright.runs.directory.files import save_weights, write_text
+from convwright.runs.directory.files import load_weights, save_weights, write_text
 from convwright.runs.directory.result import compared_with, rows
 from convwright.runs.verdict import warnings_in
 from convwright.runs.weights_note import KEYS
@@ -26,10 +27,6 @@ _TITLES = {"result": "result of a search", "training": "trained", "unfinished": 
 @target("safetensors")
 def export_safetensors(run: Exportable, folder: Path) -> Exported:
     """Write ``model.safetensors``, ``plan.json`` and a card, ``README.md``."""
-    import copy
-
-    from convwright.runs.directory.files import load_weights
-
     note = {key: run.record[key] for key in KEYS if key in run.record}
     save_weights(run.arch.model, folder / "model.safetensors", note)
     again = copy.deepcopy(run.arch.model).eval()
@@ -51,8 +48,10 @@ def card(run: Exportable, use: str = "") -> str:
     """
     use = f"## How to use it\n\n{use}" if use and run.usage[0] is not None else _loading(run)
     warned = [f"> **Warning:** {each}" for each in warnings_in(run.record)]
-    parts = [f"# {run.title}", *warned, _summary(run), _input(run), use, _costs(run), _made(run), _uncounted(run)]
-    return "\n\n".join(part for part in [*parts, _versions(run)] if part) + "\n"
+    uncounted = "\n".join(f"- {item}" for item in profile(run.arch).uncounted) or "Nothing: every operator was counted."
+    parts = [f"# {run.title}", *warned, _summary(run), _input(run), use, _costs(run), _made(run)]
+    parts += [f"## What was not counted\n\n{uncounted}", _versions(run)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _input(run: Exportable) -> str:
@@ -156,12 +155,6 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
     return f"`{value}`"
-
-
-def _uncounted(run: Exportable) -> str:
-    uncounted = profile(run.arch).uncounted
-    listed = "\n".join(f"- {item}" for item in uncounted) if uncounted else "Nothing: every operator was counted."
-    return f"## What was not counted\n\n{listed}"
 
 
 def _versions(run: Exportable) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from convwright.architecture import Architecture
+from convwright.architecture import Architecture, read
 from convwright.edits import InexactEditWarning, Plan, apply
 from convwright.errors import RunError, counted
 from convwright.report.recorded import recorded_trials
@@ -97,8 +97,6 @@ def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | 
 def _plan_of_training(folder: Path, record: Mapping[str, Any], model: nn.Module | str | None) -> Plan:
     if there(folder / "plan.json"):
         return Plan.load(folder / "plan.json")
-    from convwright.architecture import read
-
     shape = record.get("input_shape")
     named = model if model is not None else str(record["model"])
     options = dict(record.get("options", {})) if isinstance(named, str) else {}

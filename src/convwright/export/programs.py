@@ -61,7 +61,7 @@ def onnx_program(
     try:
         if dynamic:
             with suppress(Exception):  # a branch or a constant depends on the batch size: the second try says the rest
-                return _onnx(model, _pair(example_input), ({0: torch.export.Dim("n")},), metadata), True
+                return _onnx(model, torch.cat([example_input[:1]] * 2), ({0: torch.export.Dim("n")},), metadata), True
         return _onnx(model, example_input, None, metadata), False
     except Exception as error:  # whatever the exporter, the network or a limit of the format raises
         raise ExportError(
@@ -168,13 +168,9 @@ def pt2_program(
         if dynamic:
             with suppress(Exception):  # a branch or a constant depends on the batch size
                 free = ({0: torch.export.Dim("n")},)
-                return torch.export.export(model, (_pair(example_input),), dynamic_shapes=free, strict=False), True
+                pair = torch.cat([example_input[:1]] * 2)  # of one image, its size would be taken for a constant
+                return torch.export.export(model, (pair,), dynamic_shapes=free, strict=False), True
         return torch.export.export(model, (example_input,), strict=False), False
-
-
-def _pair(example: Tensor) -> Tensor:
-    """Return two images: torch.export takes a size of one for a constant."""
-    return torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=example.device)
 
 
 def _gap(run: Exportable, runner: Callable[[Tensor], Any], dynamic: bool) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.errors import ConvwrightError, look_up
+from convwright.edits.surgery import tensors_in
+from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
 from convwright.training.evaluate import eval_mode
 
@@ -63,15 +64,6 @@ def target(name: str) -> Callable[[Target], Target]:
     return register
 
 
-def target_named(name: str, known: Mapping[str, Target] = TARGETS) -> Target:
-    """Return a target.
-
-    Raises:
-        ExportError: there is none of that name; lists those there are.
-    """
-    return look_up(name, known, "export target", ExportError)
-
-
 def scale(model: nn.Module, example: Tensor) -> float:
     """Return what a difference is a share of: the largest output for the images that `difference` tries, at least 1."""
     found = [tensor for outputs in _tried(model, model, example, BATCHES) for tensor in outputs[0] if tensor.numel()]
@@ -117,11 +109,7 @@ def differs(gap: float) -> str:
     return "gives NaN or other shapes: the network takes other steps for other batch sizes, or computes NaN"
 
 
-def _flat(value: Any) -> list[Tensor]:
+def _flat(output: object) -> list[Tensor]:
     """Return the tensors in an output as numbers, in order."""
-    if isinstance(value, Tensor):
-        value = torch.view_as_real(value) if value.is_complex() else value
-        return [value.detach().cpu().double()]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in _flat(item)]
-    return [tensor for item in value for tensor in _flat(item)] if isinstance(value, (list, tuple)) else []
+    found = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(output))
+    return [tensor.detach().cpu().double() for tensor in found]

@@ -134,17 +134,13 @@ class RollingPointwiseConv2d(nn.Module):
         """Channels from the start of one window to the start of the next."""
         return self.window // self._blocks if self.regular else self._shift
 
-    def window_of_output(self) -> Tensor:
-        """Return the number of the window that each output reads, shape (out_channels,)."""
-        return windows_of_outputs(self.out_channels, self.windows, self.order, self.weight.device)
-
     def channels(self) -> Tensor:
         """Return the input channel behind each weight, shape (out_channels, window)."""
-        return self.channels_of(self.window_of_output())
+        return self._plan().index(self.weight.device)
 
     def channels_of(self, windows: Tensor) -> Tensor:
         """Return the input channels in some windows, shape (len(windows), window)."""
-        return channels_of_windows(windows, self.window, self.shift, self.in_channels)
+        return self._plan().channels_of(windows)
 
     def dense_weight(self) -> Tensor:
         """Return the equal weight of an ordinary 1x1 convolution, shape (out_channels, in_channels, 1, 1)."""
@@ -262,18 +258,6 @@ def _swap(x: Tensor, axis: int, rows: int) -> Tensor:
     """Take an axis as a table of ``rows`` rows and read it column by column."""
     table = x.reshape(*x.shape[:axis], rows, -1, *x.shape[axis + 1 :])
     return table.transpose(axis, axis + 1).flatten(axis, axis + 1)
-
-
-def windows_of_outputs(out_channels: int, windows: int, order: str, device: torch.device | str | None = None) -> Tensor:
-    """Return the number of the window that each output reads, shape (out_channels,)."""
-    outputs = torch.arange(out_channels, device=device)
-    return outputs % windows if order == "interleaved" else outputs // (out_channels // windows)
-
-
-def channels_of_windows(windows: Tensor, window: int, shift: int, in_channels: int) -> Tensor:
-    """Return the input channels in windows of ``window`` channels, shape (len(windows), window)."""
-    inside = torch.arange(window, device=windows.device)
-    return (windows[:, None] * shift + inside) % in_channels
 
 
 def window_plan(in_channels: int, out_channels: int, groups: int, overlap: float, order: str) -> tuple[int, int]:

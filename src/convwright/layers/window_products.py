@@ -72,8 +72,11 @@ class Windows:
     def index(self, device: torch.device | None = None) -> Tensor:
         """Return the channel behind each weight, shape (outputs, window)."""
         number = torch.arange(self.outputs, device=device)
-        number = number % self.count if self.interleaved else number // (self.outputs // self.count)
-        return (number[:, None] * self.shift + torch.arange(self.window, device=device)) % self.channels
+        return self.channels_of(number % self.count if self.interleaved else number // (self.outputs // self.count))
+
+    def channels_of(self, numbers: Tensor) -> Tensor:
+        """Return the channels in some windows, shape (len(numbers), window)."""
+        return (numbers[:, None] * self.shift + torch.arange(self.window, device=numbers.device)) % self.channels
 
     def __iter__(self) -> Iterator[tuple[slice, tuple[tuple[slice, slice], ...]]]:
         """Yield outputs and channels of each window that has an output."""
@@ -251,12 +254,7 @@ def _image(matrix: Tensor) -> Tensor:
 
 def _rolled(matrix: Tensor, by: int) -> Tensor:
     """Return a matrix with column ``by`` first."""
-    if by == 0:
-        return matrix
-    rolled, left = torch.empty_like(matrix), matrix.shape[1] - by
-    rolled[:, :left] = matrix[:, by:]
-    rolled[:, left:] = matrix[:, :by]
-    return rolled
+    return matrix.roll(-by, 1) if by else matrix
 
 
 def _add_rolled(terms: list[Tensor], by: int, out: Tensor) -> None:

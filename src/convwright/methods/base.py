@@ -17,7 +17,10 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
+
+from pydantic_core import to_jsonable_python
 
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError, look_up
@@ -107,13 +110,7 @@ class Candidate:
         """
         try:
             _check_kinds(values, _OF_CANDIDATE)
-            for name, known in (
-                ("weights", get_args(Weights)),
-                ("images", get_args(JudgedOn)),
-                ("role", get_args(Role)),
-            ):
-                if values.get(name, known[0]) not in known:
-                    raise RunError(f"a recorded candidate is damaged ({name} {values[name]!r})")
+            _check_words(values, weights=Weights, images=JudgedOn, role=Role)
             stop = Stop(**values["stop"]) if values["stop"] is not None else None
             plan, recipe = Plan.from_json(values["plan"]), dict(values.get("recipe", {}))
             return cls(**{**values, "plan": plan, "stop": stop, "probes": tuple(values["probes"]), "recipe": recipe})
@@ -137,6 +134,8 @@ class Evidence:
         message: Why it failed, one line.
         before_training: Validation accuracy right after the edits, before any training; None where there were none.
         reestimated: Training images on which batch norm was re-estimated before it was judged; 0: it was not.
+        repaired: Validation accuracy after the cut and after each repair, by name and in order; empty where nothing is
+            trained after them.
     """
 
     candidate: Candidate
@@ -150,6 +149,7 @@ class Evidence:
     message: str = ""
     before_training: float | None = None
     reestimated: int = 0
+    repaired: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -160,7 +160,7 @@ class Evidence:
         """Return plain JSON values, without the candidate."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "candidate"}
         score = self.score if self.usable else None  # NaN is not JSON
-        for name, unsaid in (("before_training", None), ("reestimated", 0)):  # as before there were such fields
+        for name, unsaid in (("before_training", None), ("reestimated", 0), ("repaired", {})):  # as before these fields
             if values[name] == unsaid:
                 del values[name]
         return {**values, "score": score, "costs": dict(self.costs), "probes": dict(self.probes)}
@@ -175,8 +175,7 @@ class Evidence:
         try:
             _check_kinds(values, _OF_EVIDENCE)
             _check_kinds(values["costs"], dict.fromkeys(values["costs"], _NUMBER))
-            if values["status"] not in get_args(Status):
-                raise RunError(f"a recorded result is damaged (status {values['status']!r})")
+            _check_words(values, status=Status)
             score = float("nan") if values["score"] is None else float(values["score"])
             return cls(**{**values, "score": score}, candidate=candidate)
         except (KeyError, TypeError, ValueError) as error:
@@ -200,6 +199,12 @@ def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]
             raise TypeError(f"{name} is {type(values[name]).__name__}")
 
 
+def _check_words(values: Mapping[str, Any], **kinds: Any) -> None:
+    for name, known in kinds.items():
+        if name in values and values[name] not in get_args(known):
+            raise ValueError(f"{name} {values[name]!r}")
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a method decided in one phase of its search.
@@ -218,7 +223,8 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**dataclasses.asdict(self), "trials": {str(number): words for number, words in self.trials.items()}}
+        values: dict[str, Any] = to_jsonable_python(self)
+        return values
 
 
 class Method(ABC):
@@ -305,25 +311,10 @@ class WrappedMethod(Method):
         """Pass it on."""
         self.method.without_techniques(known)
 
-    @property
-    def decisions(self) -> Sequence[Decision]:
-        """What the method decided."""
-        return self.method.decisions
-
-    @property
-    def log(self) -> Sequence[str]:
-        """What it says about its decisions."""
-        return self.method.log
-
-    @property
-    def finals(self) -> Sequence[int]:
-        """Which trials it trained to the end."""
-        return self.method.finals
-
-    @property
-    def history(self) -> Sequence[Mapping[str, Any]]:
-        """What it recorded of each step."""
-        return self.method.history
+    if not TYPE_CHECKING:  # what it says of itself is what the method says
+        decisions, log, finals, history = (
+            property(attrgetter(f"method.{name}")) for name in ("decisions", "log", "finals", "history")
+        )
 
 
 class RewritingMethod(WrappedMethod):
@@ -394,17 +385,10 @@ class Maker(Protocol):
 
 
 class MethodMaker(Maker, Protocol):
-    """Makes a `Method`, and says before that what holds for all it makes."""
+    """Makes a `Method`, and says before that what holds for all it makes, as `Method` does."""
 
-    @property
-    def ranks(self) -> bool:
-        """As `Method.ranks`."""
-        ...
-
-    @property
-    def beyond_widths(self) -> bool:
-        """As `Method.beyond_widths`."""
-        ...
+    ranks: ClassVar[bool]
+    beyond_widths: ClassVar[bool]
 
 
 METHODS: dict[str, Maker] = {}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convwright.edits import Edit, Plan
-from convwright.methods.base import Candidate, Decision, Evidence
-from convwright.methods.options import ConfigurableMethod
+from convwright.methods.base import Candidate
+from convwright.methods.script import Script, Scripted
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Proposal:
     edits: tuple[Edit, ...]
 
 
-class Proposals(ConfigurableMethod):
+class Proposals(Scripted):
     """Trains the untouched network, then it and all proposals for as long, with its weights.
 
     Asks for the untouched network first. Then, side by side and for the same number of epochs: the untouched
@@ -32,7 +32,7 @@ class Proposals(ConfigurableMethod):
     """
 
     proposals: tuple[Proposal, ...] = ()
-    decisions: tuple[Decision, ...] = ()
+    log = ()  # decisions say it
 
     def propose(self, *proposals: Proposal) -> None:
         """Set what is tried."""
@@ -55,22 +55,10 @@ class Proposals(ConfigurableMethod):
         """
         self.propose(*([proposal] if proposal.edits else []))
         kept = 2 if self.proposals else None
-        self.decisions = (Decision(phase, {2: proposal.words}, kept, " ".join(log)),)
+        self._note(phase, " ".join(log), {2: proposal.words}, kept)
 
-    def ask(self) -> tuple[Candidate, ...]:
-        """Return the base, then the baseline and the proposals, then nothing."""
-        if 0 in self.results and not self.results[0].usable:
-            return ()
-        number = 0
-        for batch in self.batches:
-            numbered = enumerate(batch, start=number)
-            if open_ones := tuple(c for n, c in numbered if n not in self.results):
-                return open_ones
-            number += len(batch)
-        return ()
-
-    def best(self) -> Evidence | None:
-        """Return the best proposal that is trained and meets the limits; of equal ones the first."""
-        numbers = range(2, 2 + len(self.proposals))
-        meeting = [self.results[n] for n in numbers if n in self.results and self._meets(self.results[n])]
-        return max(meeting, key=lambda e: e.score, default=None)
+    def _run(self) -> Script:
+        first, second = self.batches
+        (base,) = yield first
+        if base.usable:
+            yield second

@@ -157,7 +157,7 @@ def _mean_behind(architecture: Architecture, nodes: Sequence[fx.Node]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class LayerCall:
     """One call of a convolution or linear layer on a batch.
 
     Attributes:
@@ -219,12 +219,12 @@ class Call:
         return found if found.dtype == torch.float64 else found.float()  # also of mixed precision
 
 
-def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> Call:
+def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> LayerCall:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     weight = given["weight"]
     if func is F.linear:
-        return Call(given["input"], weight, output)
+        return LayerCall(given["input"], weight, output)
     kernel = weight.shape[2:]
     stride, dilation = (_per_axis(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
     padding = given.get("padding", 0)
@@ -233,7 +233,7 @@ def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Ten
         pairs = tuple((t // 2, t - t // 2) for t in total)
     else:
         pairs = tuple((p, p) for p in _per_axis(0 if padding == "valid" else padding, len(kernel)))
-    return Call(given["input"], weight, output, stride, pairs, dilation, int(given.get("groups", 1)))
+    return LayerCall(given["input"], weight, output, stride, pairs, dilation, int(given.get("groups", 1)))
 
 
 def _per_axis(value: Any, count: int) -> tuple[int, ...]:
@@ -252,7 +252,7 @@ class _Watch(TorchFunctionMode):
     needs no rule, and a layer may be a module or code in a forward.
     """
 
-    def __init__(self, names: Mapping[int, str], calls: int, see: Callable[[str, Call], None]) -> None:
+    def __init__(self, names: Mapping[int, str], calls: int, see: Callable[[str, LayerCall], None]) -> None:
         super().__init__()
         self.names, self.calls, self.see = names, calls, see
 
@@ -273,7 +273,7 @@ _FUNCTIONS = frozenset(_OPERATORS.values())
 
 def watched(
     model: nn.Module, calls: Mapping[str, int], batch: Tensor, forward: Forward | None
-) -> dict[str, list[Call]]:
+) -> dict[str, list[LayerCall]]:
     """Run a network on a batch up to the last call of some weights, and return the calls of each.
 
     Args:
@@ -283,7 +283,7 @@ def watched(
         forward: How to run the model.
     """
     tensors = named_tensors(model)
-    found: dict[str, list[Call]] = {name: [] for name in calls}
+    found: dict[str, list[LayerCall]] = {name: [] for name in calls}
     names = {id(tensors[name]): name for name in calls}
     try:
         with _Watch(names, sum(calls.values()), lambda name, call: found[name].append(call)):

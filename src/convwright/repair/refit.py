@@ -11,9 +11,9 @@ from torch import Tensor
 
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import (
-    Call,
     Consumer,
     Forward,
+    LayerCall,
     Moments,
     Repaired,
     batches_of,
@@ -172,7 +172,7 @@ class _Calibration:
         return repaired
 
 
-def _differ(site: Consumer, theirs: Sequence[Call], ours: Sequence[Call]) -> bool:
+def _differ(site: Consumer, theirs: Sequence[LayerCall], ours: Sequence[LayerCall]) -> bool:
     """Whether an edit reaches a layer; not one that is run otherwise than in the graph, or on maps of another size."""
     if not len(theirs) == len(ours) == len(site.nodes) or any(
         a.places != b.places for a, b in zip(theirs, ours, strict=True)

@@ -1,6 +1,5 @@
 """The report of a run: one HTML page that works offline, Markdown or JSON."""
 
-from convwright.report.gather import report_of
-from convwright.report.report import Report
+from convwright.report.gather import Report, report_of
 
 __all__ = ["Report", "report_of"]

@@ -7,12 +7,10 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from convwright.errors import RunError
 from convwright.report.content import BlockChange, Coupling, LayerChange, LayerFacts, Networks, StageChange
-
-Json = Mapping[str, Any]
+from convwright.tables import Json
 
 
 def compared_networks(content: Json, origin: Path) -> Networks:
@@ -108,12 +106,6 @@ def letter_of(number: int) -> str:
 # ------------------------------------------------------------------ stages and blocks
 
 
-def _side(change: LayerChange) -> LayerFacts:
-    side = change.before or change.after
-    assert side is not None
-    return side
-
-
 def _stages(before: Json, after: Json, changes: Sequence[LayerChange]) -> Iterator[StageChange]:
     """Yield the stages of the first network; a layer that is new stands with its neighbours."""
     old = {stage["name"]: stage["size"] for stage in before["stages"]}
@@ -125,14 +117,9 @@ def _stages(before: Json, after: Json, changes: Sequence[LayerChange]) -> Iterat
         named.append((last, change))
     for stage, inside in groupby(named, key=lambda pair: pair[0]):
         layers = [change for _, change in inside]
-        size, later = (old.get(stage), _later(layers) or new.get(stage)) if stage else (None, None)
+        kept = [c.after.size for c in layers if c.after is not None and len(c.after.size) == 2]
+        size, later = (old.get(stage), kept[-1] if kept else new.get(stage)) if stage else (None, None)
         yield StageChange(stage or "head", _size(size), _size(later), tuple(_blocks(layers)))
-
-
-def _later(layers: Sequence[LayerChange]) -> Sequence[int] | None:
-    """Return the map of a stage in the second network: that of the last layer that is still there."""
-    kept = [c.after.size for c in layers if c.after is not None and len(c.after.size) == 2]
-    return kept[-1] if kept else None
 
 
 def _size(size: Sequence[int] | None) -> str:
@@ -140,7 +127,7 @@ def _size(size: Sequence[int] | None) -> str:
 
 
 def _blocks(layers: Sequence[LayerChange]) -> Iterator[BlockChange]:
-    for name, inside in groupby(layers, key=lambda change: _side(change).block):
+    for name, inside in groupby(layers, key=lambda c: (c.before or c.after).block):  # type: ignore[union-attr]  # one is
         members = tuple(inside)
         alike = len({change.state for change in members}) == 1
         yield BlockChange(name, members[0].state if alike else "changed", members)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from itertools import accumulate
 from typing import Any
 
@@ -170,12 +171,7 @@ def _hover(trial: Trial) -> str:
     )
     words = trial.words if len(trial.words) <= 70 else f"{trial.words[:67]}..."
     score = f"{_percent(trial):.2f} % ± {100 * trial.stderr:.2f}"
-    return f"<b>trial {trial.number}</b>, {_escaped(words)}<br>{score}<br>{costs}"
-
-
-def _escaped(text: str) -> str:
-    """Return text in which plotly finds no tags."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"<b>trial {trial.number}</b>, {escape(words, quote=False)}<br>{score}<br>{costs}"
 
 
 # ------------------------------------------------------------------ tables of shades
@@ -248,7 +244,7 @@ def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: 
                         mode="lines+markers" if len(values) < 30 else "lines",
                         line={"color": colour, "dash": dash, "width": 2},
                         marker={"size": 5, "color": colour},
-                        hovertemplate=f"{_escaped(name)}<br>epoch %{{x}}: %{{y}}<extra></extra>",
+                        hovertemplate=f"{escape(name, quote=False)}<br>epoch %{{x}}: %{{y}}<extra></extra>",
                     )
                 )
     most = max(len(curve.train_loss) for curve in curves)

@@ -1,10 +1,11 @@
-"""From what a run directory holds to what a report says."""
+"""From what a run directory holds to what a report says, and the forms that it takes."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from convwright.errors import ConvwrightError
 from convwright.methods import Evidence
 from convwright.passwords import public_command
 from convwright.report.changes import compared_networks
-from convwright.report.content import ClassAccuracy, Compared, Curve, Decision, Fact, Limit, Networks
-from convwright.report.observed import conflicts, quality, widths
-from convwright.report.recorded import Json, Recorded, read_run
-from convwright.report.report import Report
-from convwright.report.trials import costs_limited, described, fastest, leading
-from convwright.runs.directory.files import understood
+from convwright.report.content import ClassAccuracy, Compared, Content, Curve, Decision, Fact, Limit, Networks
+from convwright.report.html import as_html
+from convwright.report.markdown import as_markdown
+from convwright.report.recorded import Recorded, read_run
+from convwright.report.trials import conflicts, costs_limited, described, fastest, leading, quality, widths
+from convwright.runs.directory.files import understood, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
-from convwright.runs.directory.result import compared_with
+from convwright.runs.directory.result import compared_with, interval, percent
 from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import warnings_in
+from convwright.tables import Json
 
 _NAMES = {
     "macs": "multiply-accumulates (MACs)",
@@ -35,6 +37,35 @@ _NAMES = {
     "activations": "activation memory at the peak",
     "weights": "weights in memory",
 }
+
+
+@dataclass(frozen=True)
+class Report(Content):
+    """The report of a run: its content, as a page, as Markdown or as plain values."""
+
+    def html(self) -> str:
+        """Return the page: one file that needs no network."""
+        return as_html(self)
+
+    def markdown(self) -> str:
+        """Return the same as Markdown."""
+        return as_markdown(self)
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write the page.
+
+        Args:
+            path: The file; None: ``report.html`` in the run directory.
+
+        Returns:
+            The file.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        to = Path(path) if path is not None else self.folder / "report.html"
+        write_text(to, self.html())
+        return to
 
 
 def report_of(folder: str | Path, *, model: str | None = None, storage: str | None = None) -> Report:
@@ -97,7 +128,10 @@ def _optimized(recorded: Recorded, model: str | None) -> Report:
         compared=() if result is None else tuple(_compared(result)),
         deviation=_deviation(result),
         warnings=warnings_in(result or {}),
-        classes=tuple(_classes(result)),
+        classes=tuple(
+            ClassAccuracy(row["class"], row["images"], row["baseline"], row["result"])
+            for row in _judged_classes(result).get("accuracies", ())
+        ),
         classes_of=_judged_classes(result).get("part", ""),
         networks=found,
         metrics=limited,
@@ -146,16 +180,9 @@ def _asked(settings: Json) -> Iterator[Fact]:
     if settings.get("divisor", 1) != 1:
         yield Fact("divisor of widths", str(settings["divisor"]))
     for name, value in settings.get("constraints", {}).items():
-        yield Fact(f"constraint {name}", _listed(value))
+        yield Fact(f"constraint {name}", _plain(value))
     if settings.get("weights"):
         yield Fact("weights from", str(settings["weights"]))
-
-
-def _listed(value: Any) -> str:
-    """Write a constraint: names, numbers by name, or a word."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_listed(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _limits(settings: Json, result: Json | None) -> Iterator[Limit]:
@@ -191,14 +218,14 @@ def _compared(result: Json) -> Iterator[Compared]:
             yield _cost(name, _amount(metric, one), _amount(metric, two), one, two)
     if "latency" in before and "latency" in after:
         one, two = before["latency"], after["latency"]
-        yield _cost("latency, measured in turns", _interval(one), _interval(two), one["median"], two["median"])
+        yield _cost("latency, measured in turns", interval(one), interval(two), one["median"], two["median"])
 
 
 def _accuracy(part: str, before: Json, after: Json) -> Compared:
     points = 100 * (after["accuracy"] - before["accuracy"])
     noise = 100 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5
     sure = abs(points) > 2 * noise  # less is what two draws of the same images may differ by
-    one, two = map(_judged, (before, after))
+    one, two = map(percent, (before, after))
     return Compared(f"{part} accuracy", one, two, f"{points:+.2f} points", None, points > 0 if sure else None)
 
 
@@ -207,24 +234,10 @@ def _judged_classes(result: Json | None) -> Json:
     return (result or {}).get("classes") or {}
 
 
-def _classes(result: Json | None) -> Iterator[ClassAccuracy]:
-    for row in _judged_classes(result).get("accuracies", ()):
-        yield ClassAccuracy(row["class"], row["images"], row["baseline"], row["result"])
-
-
-def _judged(found: Json) -> str:
-    return f"{found['accuracy']:.2%} ± {found['stderr']:.2%}"
-
-
 def _cost(name: str, before: str, after: str, one: float, two: float) -> Compared:
     share = two / one if one else None
     change = f"{share - 1:+.1%}" if share is not None else ""
     return Compared(name, before, after, change, share, None if two == one else two < one)
-
-
-def _interval(found: Json) -> str:
-    median, low, high = (human(round(1e9 * found[name]), "latency") for name in ("median", "lower", "upper"))
-    return f"{median} ({low} to {high})"
 
 
 def _deviation(result: Json | None) -> str:
@@ -356,7 +369,7 @@ def _trained(recorded: Recorded, model: str | None) -> Report:
     facts = [Fact("network", content["model"]), Fact("data", content["data"])]
     facts += [Fact("epochs", str(len(epochs))), Fact("seed", str(recipe.get("seed", 0)))]
     part = next((p for p in ("test", "validation") if content.get(p)), None)
-    shown = f"{part} accuracy {_judged(content[part])}" if part else "trained"
+    shown = f"{part} accuracy {percent(content[part])}" if part else "trained"
     return Report(
         title=content["model"],
         folder=recorded.folder,
@@ -378,7 +391,7 @@ def _trained(recorded: Recorded, model: str | None) -> Report:
 def _values(content: Json) -> Iterator[Compared]:
     for part in ("test", "validation"):
         if content.get(part):
-            yield Compared(f"{part} accuracy", "", _judged(content[part]), "")
+            yield Compared(f"{part} accuracy", "", percent(content[part]), "")
     for metric in ("macs", "params"):
         yield Compared(_NAMES[metric], "", f"{content[metric]:,}", "")
 

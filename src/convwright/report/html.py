@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from convwright import __version__
-from convwright.report.content import BlockChange, Content, LayerChange, Networks
+from convwright.report.content import Content, LayerChange, Networks
 from convwright.report.figures import charts
 
 _FOLDED = 14  # trials from which their table is folded
@@ -17,14 +17,7 @@ _HUES = 8  # colours of coupled channels
 
 
 def as_html(report: Content) -> str:
-    """Return the page of a report.
-
-    Args:
-        report: What it says.
-
-    Returns:
-        HTML with style, pictures, data and plotly in it.
-    """
+    """Return the page of a report: HTML with style, pictures, data and plotly in it."""
     import jinja2
 
     drawn = charts(report)
@@ -33,7 +26,9 @@ def as_html(report: Content) -> str:
         for name, chart in drawn.items()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"count": _count, "times": _times, "hue": _hue, "last": _last_name}
+    environment.filters |= {"count": _count, "hue": _hue}
+    environment.filters["times"] = lambda size: _BY.join(size.split("x") if isinstance(size, str) else map(str, size))
+    environment.filters["last"] = lambda change, block: change.name.removeprefix(f"{block.name}.")
     page = environment.from_string(_part("page.html.j2"))
     return page.render(
         report=report,
@@ -83,22 +78,12 @@ def _count(value: int | float | None) -> str:
     return f"{value:,}"
 
 
-def _times(size: tuple[int, ...] | str) -> str:
-    """Write a size with a times sign between rows and columns."""
-    return size.replace("x", _BY) if isinstance(size, str) else _BY.join(map(str, size))
-
-
 def _hue(letter: str) -> int:
     """Return the colour of a letter of coupled channels, 0..7."""
     number = 0
     for character in letter:
         number = number * 26 + ord(character) - 64
     return (number - 1) % _HUES
-
-
-def _last_name(change: LayerChange, block: BlockChange) -> str:
-    """Return a layer's name within its block."""
-    return change.name.removeprefix(f"{block.name}.") if block.name else change.name
 
 
 def _tip(change: LayerChange) -> str:

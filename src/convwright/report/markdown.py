@@ -9,14 +9,7 @@ from convwright.tables import markdown_table
 
 
 def as_markdown(report: Content) -> str:
-    """Return a report as Markdown.
-
-    Args:
-        report: What it says.
-
-    Returns:
-        Text with a table per section.
-    """
+    """Return a report as Markdown, with a table per section."""
     return "\n".join(_lines(report)).rstrip() + "\n"
 
 

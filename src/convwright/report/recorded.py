@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError
@@ -19,11 +18,10 @@ from convwright.runs.directory.storage import read_trials
 from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT, read_settings
 from convwright.runs.evaluate import HISTORY, epoch_of, read_history
 from convwright.runs.train import FORMAT as TRAINING
+from convwright.tables import Json
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
 from convwright.training.outcome import EpochRecord
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

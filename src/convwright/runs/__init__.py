@@ -4,7 +4,7 @@ from convwright.runs.directory.result import Result
 from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.loop import search
-from convwright.runs.optimize import optimize
+from convwright.runs.optimize import compress, optimize
 from convwright.runs.prove import BrokenBudgetError
 
-__all__ = ["BrokenBudgetError", "Evaluator", "Result", "Study", "optimize", "search"]
+__all__ = ["BrokenBudgetError", "Evaluator", "Result", "Study", "compress", "optimize", "search"]

@@ -28,18 +28,19 @@ from convwright.runs.executors import Placement
 from convwright.runs.load import LoadedModel, Shape, parse_input
 from convwright.runs.loop import Say
 from convwright.runs.proxy import ProxyConfig
+from convwright.runs.repairing import Repairs
 from convwright.runs.time_budget import TimeBudget
 from convwright.training import Recipe
 from convwright.training.data.proxy import Proxy
 from convwright.training.recipe.recipe import as_recipe
 
 PARETO = "pareto"
-FINETUNE = "finetune"  # preset
+FINETUNE, DISTILL = "finetune", "distill"  # a preset and a technique
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class OptimizeOptions(TypedDict, total=False):
-    """What `optimize` takes by name alone; `RunConfig` has the defaults."""
+    """What `optimize` and `compress` take by name alone; `RunConfig` has the defaults."""
 
     resume: bool
     epochs: int | None
@@ -65,6 +66,10 @@ class OptimizeOptions(TypedDict, total=False):
     max_drop: float | None
     baseline: bool
     reestimate: bool
+    merge: bool | None
+    refit: bool | None
+    calibration: int
+    distill: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +107,10 @@ class RunConfig:
     max_drop: float | None = None
     baseline: bool = True
     reestimate: bool = True
+    merge: bool | None = None
+    refit: bool | None = None
+    calibration: int = 512
+    distill: bool = False
 
     @cached_property
     def folder(self) -> Path:
@@ -146,7 +155,10 @@ class RunConfig:
     @cached_property
     def training(self) -> Recipe:
         """The recipe of all trainings; trained weights are fine-tuned where no recipe is stated."""
-        return as_recipe(FINETUNE if self.finetunes else self.recipe)
+        recipe = as_recipe(FINETUNE if self.finetunes else self.recipe)
+        if not self.distill or DISTILL in recipe.techniques:
+            return recipe
+        return recipe.updated(techniques={**recipe.model_dump()["techniques"], DISTILL: {}})
 
     @cached_property
     def finetunes(self) -> bool:
@@ -166,6 +178,11 @@ class RunConfig:
         """Return the epochs of trial 0: none where the network comes trained for the data."""
         usual = 0 if trained else self.training.epochs
         return self.epochs if self.epochs is not None else usual
+
+    def repairs(self, trained: bool) -> Repairs:
+        """Return what is repaired after a cut: all of it where the network comes trained."""
+        merge, refit = (trained if given is None else given for given in (self.merge, self.refit))
+        return Repairs(merge, refit, self.reestimate, self.calibration)
 
     @property
     def later_epochs(self) -> int:
@@ -208,7 +225,7 @@ class RunConfig:
         refuse_structural(self.training)
         self.placement.check()
         check_counts(0, epochs=self.epochs or 0, seed=self.seed)
-        check_counts(1, **{"tune-epochs": self.later_epochs})
+        check_counts(1, **{"tune-epochs": self.later_epochs}, calibration=self.calibration)
         if self.divisor != "auto":
             check_counts(1, divisor=self.divisor)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
@@ -247,6 +264,8 @@ class RunConfig:
             **({"time": self.time_budget.text} if self.time_budget is not None else {}),
             **({} if self.baseline else {"baseline_trained": False}),
             **({} if self.reestimate else {"reestimate": False}),
+            **{name: given for name in ("merge", "refit") if (given := getattr(self, name)) is not None},
+            **({"calibration": self.calibration} if self.calibration != 512 else {}),
             **({"proxy": self.proxy.settings(proxy)} if self.proxy is not None and proxy is not None else {}),
         }
 

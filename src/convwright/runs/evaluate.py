@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,7 @@ from convwright.errors import EditError, RecipeError, RunError
 from convwright.methods import Candidate, Evidence, Status
 from convwright.runs import memory
 from convwright.runs.directory.files import load_weights, save_weights, write_json
+from convwright.runs.repairing import Repairs, traceable
 from convwright.runs.weights_note import usage
 from convwright.strict_json import parse
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
@@ -55,14 +56,22 @@ _NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_frac
 
 
 @dataclass(frozen=True, eq=False)
+class _Start:
+    """What a candidate begins with: its accuracy, images that batch norm was re-estimated on, accuracy by repair."""
+
+    accuracy: float | None = None
+    images: int = 0
+    repaired: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class _Outcome:
     """What training a candidate, or only judging it, gave."""
 
     judged: Metrics
     probes: Mapping[str, Any]
     status: Status = "done"
-    before_training: float | None = None
-    reestimated: int = 0
+    start: _Start = _Start()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +86,7 @@ class Evaluator:
         progress: Whether training shows how far it is.
         workers: Processes that read a streamed data set.
         proxy: The part of the data for candidates that are judged on a proxy.
-        reestimate: Whether batch norm is re-estimated where an edit changed the function, and after short trainings.
+        repairs: What is repaired where an edit changed the function.
         say: Called with lines for a person while a candidate is worked on.
         trained: Whether the weights that the run starts from were given as trained ones.
     """
@@ -89,7 +98,7 @@ class Evaluator:
     progress: bool = True
     workers: int | None = None
     proxy: Proxy | None = None
-    reestimate: bool = True
+    repairs: Repairs = Repairs()  # noqa: RUF009 - frozen
     say: Callable[[str], object] = lambda text: None
     trained: bool = False
 
@@ -127,8 +136,9 @@ class Evaluator:
             outcome.status,
             seconds=_since(start),
             message="" if parts == 1 else f"out of memory at first; trained with batches in {parts} parts",
-            before_training=outcome.before_training,
-            reestimated=outcome.reestimated,
+            before_training=outcome.start.accuracy,
+            reestimated=outcome.start.images,
+            repaired=outcome.start.repaired,
         )
 
     def _within_memory(
@@ -221,23 +231,55 @@ class Evaluator:
         number: int,
         candidate: Candidate,
         parents: Mapping[int, Candidate],
-    ) -> tuple[float | None, int]:
-        """Re-estimate batch norm where the weights come from another function, and judge what is to be trained.
-
-        Returns:
-            Accuracy before the training, None where nothing was edited, and the number of images.
-        """
+    ) -> _Start:
+        """Repair a network whose weights come from another function, and judge what is to be trained."""
         network.model.to(make_fabric("auto", "32-true").device)
         given = len(parents[candidate.parent].plan.edits) if candidate.parent is not None else 0
         kept = all(change.keeps_function for change in network.changes[given:])
         edited, inherits = len(network.changes) > given or candidate.weights != "inherit", candidate.weights != "fresh"
         disturbed = (not kept or candidate.weights != "inherit") if inherits else not candidate.epochs
-        images = self._reestimated(network.model, data.train) if self.reestimate and disturbed else 0
-        if not (candidate.epochs and edited and inherits) or data.val is None:
-            return None, images
-        before = self.judge(network.model, data.val).accuracy
-        self.say(f"trial {number}: {before:.2%} right after the edits")
-        return before, images
+        shown = bool(candidate.epochs) and edited and inherits and data.val is not None
+        if not disturbed:
+            before = self._accuracy(network.model, data) if shown else None
+            if before is not None:
+                self.say(f"trial {number}: {before:.2%} right after the edits")
+            return _Start(before)
+        original = self._original(candidate, parents)
+        steps = self.repairs.steps(original, network, data.train, lambda model: self._reestimated(model, data.train))
+        found = {"cut": self._accuracy(network.model, data)} if shown and len(steps) > 1 else {}
+        images = 0
+        for name, step in steps.items():
+            images = step()
+            if shown:
+                found[name] = self._accuracy(network.model, data)
+        before = (list(found.values())[-1] if found else self._accuracy(network.model, data)) if shown else None
+        if before is not None:
+            told = f" ({', '.join(f'{name} {value:.2%}' for name, value in found.items())})" if len(found) > 1 else ""
+            self.say(f"trial {number}: {before:.2%} right after the edits{told}")
+        return _Start(before, images, found if len(found) > 1 else {})
+
+    def _accuracy(self, model: nn.Module, data: ImageData) -> float:
+        assert data.val is not None
+        return self.judge(model, data.val).accuracy
+
+    def _original(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture | None:
+        """Return the untouched network with its trained weights, where a cut one can be repaired by it."""
+        repairs, parent = self.repairs, parents.get(candidate.parent if candidate.parent is not None else -1)
+        trained_since = parent is not None and parent.role != "base" and parent.epochs
+        if not (repairs.merge or repairs.refit) or candidate.weights != "inherit" or trained_since:
+            return None
+        if parent is not None and not traceable(parent.plan):
+            return None
+        return self._base(parents)
+
+    def _base(self, parents: Mapping[int, Candidate]) -> Architecture:
+        """Return the untouched network with the weights of trial 0, where that trained it."""
+        base = parents.get(0)
+        original = reshaped(self.arch, Plan.empty(self.arch))
+        if base is not None and base.role == "base" and base.epochs:
+            load_weights(original.model, self.study.weights(0))
+        original.model.to(make_fabric("auto", "32-true").device)
+        return original
 
     def _taught(
         self, network: Architecture, candidate: Candidate, parents: Mapping[int, Candidate], recipe: Recipe
@@ -272,14 +314,14 @@ class Evaluator:
         number: int,
         candidate: Candidate,
         recipe: Recipe,
-        start: tuple[float | None, int],
+        start: _Start,
         teacher: Teacher | None,
     ) -> _Outcome:
         assert data.val is not None
         remove_damaged(self.study.trial_folder(number))
         if not candidate.epochs:
             found = self.judge(model, data.val), self._looked(model, data, candidate, recipe)
-            return _Outcome(*found, reestimated=start[1])
+            return _Outcome(*found, start=start)
         result = train(
             model,
             data,
@@ -291,19 +333,21 @@ class Evaluator:
             workers=self.workers,
             probes=candidate.probes,
             stop=candidate.stop,
-            reestimate=self.reestimate,
+            reestimate=self.repairs.reestimate,
             teacher=teacher,
+            calibration=self.repairs.images,
         )
         assert result.val is not None
         write_json(self.study.trial_folder(number) / HISTORY, [_plain(record) for record in result.history])
         status: Status = "stopped" if result.stopped else "done"
-        return _Outcome(result.val, result.probes, status, start[0], max(start[1], result.reestimated))
+        return _Outcome(result.val, result.probes, status, replace(start, images=max(start.images, result.reestimated)))
 
     def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)
-        with Probes(candidate.probes, Watched(model, data, recipe, device, workers=self.workers)) as probes:
+        watched = Watched(model, data, recipe, device, workers=self.workers, calibration=self.repairs.images)
+        with Probes(candidate.probes, watched) as probes:
             probes.observe(Moment("epoch", 0, 0, 0.0))
             return probes.found()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from convwright.errors import counted
 from convwright.methods import Candidate, Evidence, Method
 from convwright.runs.executors import Executor, InProcess, Task
-from convwright.runs.executors.in_process import Evaluate
+from convwright.runs.executors.executor import Evaluate
 from convwright.training.still import still
 
 if TYPE_CHECKING:

@@ -88,10 +88,58 @@ def optimize(
         RecipeError: The recipe is invalid, or has a technique that edits the network.
         RunError: The directory is damaged, in use, not empty, or was started with other settings.
     """
+    _check_names("optimize", options)
+    return _Job(RunConfig(model, data, budget, method, out, seed, recipe, **options)).run()
+
+
+def compress(
+    model: nn.Module | str,
+    data: Any,
+    budget: str | Sequence[str] = "macs<=50%",
+    out: str | Path | None = None,
+    seed: int = 0,
+    recipe: Recipe | str | Path | None = None,
+    **options: Unpack[OptimizeOptions],
+) -> Result:
+    """Make a trained network cheaper: cut what it misses least, repair it, fine-tune it, and prove the result.
+
+    It is `optimize` with method ``saliency``, preset ``finetune`` and repair; all its options hold.
+
+    Args:
+        model: As for `optimize`; a module is taken as trained. A named network needs `weights` or `pretrained`.
+        data: As for `optimize`.
+        budget: As for `optimize`.
+        out: As for `optimize`.
+        seed: As for `optimize`.
+        recipe: As for `optimize`; default: preset ``finetune``.
+        options: As for `optimize`.
+
+    Returns:
+        The proved result; its files are in the run directory.
+
+    Raises:
+        ConvwrightError: The network has no trained weights; else as `optimize`.
+
+    Examples:
+        >>> import convwright as cw
+        >>> result = cw.compress(model, "folder:photos", "macs<=50%")  # doctest: +SKIP
+        >>> result.model, result.plan  # doctest: +SKIP
+    """
+    _check_names("compress", options)
+    given = isinstance(model, nn.Module)
+    if not (given or options.get("weights") is not None or options.get("pretrained")):
+        raise ConvwrightError(
+            f"compress begins with trained weights, and {model} has none: give weights (--weights FILE) or take those "
+            "that come with it (--pretrained); optimize also trains new networks"
+        )
+    options = {"trained": given, **options}
+    return _Job(RunConfig(model, data, budget, "saliency", out, seed, recipe, **options)).run()
+
+
+def _check_names(function: str, options: OptimizeOptions) -> None:
     for name in options.keys() - OptimizeOptions.__annotations__.keys():
         hint = did_you_mean(name, [each.name for each in fields(RunConfig)], 1)
-        raise TypeError(f"optimize() got an unexpected keyword argument {name!r}.{hint}")
-    return _Job(RunConfig(model, data, budget, method, out, seed, recipe, **options)).run()
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}.{hint}")
 
 
 class _Job:
@@ -324,7 +372,7 @@ class _Job:
         recipe = settled_recipe(self.config.training, study.settled)
         data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
         config, whole = self.config, (loaded.arch, data, recipe, study)
-        how = config.progress, config.workers, proxy, config.reestimate
+        how = config.progress, config.workers, proxy, config.repairs(loaded.trained)
         return Evaluator(*whole, *how, say=config.tell, trained=loaded.trained)
 
     @contextmanager

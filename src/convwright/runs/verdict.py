@@ -108,8 +108,7 @@ def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
     """Yield a warning of a result far below its baseline or near chance."""
     part, lost = judged_part(content), points_lost(content)
     counts = [row["images"] for row in _rows(content)]
-    # Of always telling the most frequent class; less than 0 where the classes are not recorded.
-    chance = max(counts) / sum(counts) if len(counts) > 1 else -math.inf
+    chance = max(counts) / sum(counts) if len(counts) > 1 else -math.inf  # of the most frequent class, where recorded
     before, after = content["baseline"][part], content["result"][part]
     one, two = before["accuracy"], after["accuracy"]
     noise = 200 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5  # half of little is soon lost by chance

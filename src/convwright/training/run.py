@@ -75,6 +75,7 @@ class Order:
     stop: StopRule | None = None
     reestimate: bool = True
     teacher: Teacher | None = None
+    calibration: int = 512
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Return the checkpoint to continue from."""
@@ -144,7 +145,8 @@ class Run:
         self.history: list[EpochRecord] = []
         self.val: Metrics | None = None
         self.stopped = False
-        watched = Watched(self.model, self.data, self.recipe, device, settings.channels_last, order.workers)
+        how = device, settings.channels_last, order.workers, order.calibration
+        watched = Watched(self.model, self.data, self.recipe, *how)
         self.probes = Probes(order.probes, watched)
 
     def _training_loader(self) -> Loader:

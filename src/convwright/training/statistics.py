@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convwright.repair import reestimate_batch_norm
 from convwright.training.data.images import Images
@@ -42,10 +42,30 @@ def reestimate(
         The number of images; 0 where there are no running statistics.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derived_seed(0, _STREAM)))
-    part = images.subset(order[:IMAGES])
+    part = _drawn(images, IMAGES)
     loader = Loader(
         part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers, shard=shard
     )
     with autocast(device, precision):
         return reestimate_batch_norm(model, (batch for batch, _ in loader), frozen=frozen)
+
+
+def calibration(images: Images, count: int, device: torch.device | None = None, batch: int = 32) -> list[Tensor]:
+    """Return training images for repair, without augmentation: the same ones for every network of a run.
+
+    Args:
+        images: The training images.
+        count: So many of them; all where there are not so many.
+        device: Where they are to lie; None: on the CPU.
+        batch: Images per batch.
+
+    Returns:
+        Batches (batch, c, h, w).
+    """
+    loader = Loader(_drawn(images, count), batch, shuffle=False, device=device or torch.device("cpu"))
+    return [found for found, _ in loader]
+
+
+def _drawn(images: Images, count: int) -> Images:
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derived_seed(0, _STREAM)))
+    return images.subset(order[:count])

@@ -45,6 +45,7 @@ def train(
     stop: StopRule | None = None,
     reestimate: bool = True,
     teacher: nn.Module | Teacher | None = None,
+    calibration: int = 512,
 ) -> TrainResult:
     """Train `model` in place.
 
@@ -75,6 +76,7 @@ def train(
             1 % of its running statistics are from before the training: 44 steps at a momentum of 0.1.
         teacher: The trained network that technique `distill` learns from, if its `teacher` is ``original``: a module,
             or a `Teacher` that says how its channels correspond. It stays as it is.
+        calibration: Training images for probes that look at some, such as ``saliency``.
 
     Raises:
         RecipeError: Bad recipe, a loss that is not finite (the last good checkpoint stays), or a
@@ -93,7 +95,7 @@ def train(
         raise RecipeError(f"on_epoch, probes and stop cannot be called from {devices} processes; use devices=1")
     folder = Path(out) if out is not None else None
     teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
-    how = accelerator, progress, test, workers, tuple(probes), stop, reestimate, teacher
+    how = accelerator, progress, test, workers, tuple(probes), stop, reestimate, teacher, calibration
     order = Order(data, recipe, folder, resume, *how)
     device = make_fabric(accelerator, "32-true").device
     check_values(model)

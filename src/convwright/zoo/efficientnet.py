@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -29,32 +28,17 @@ _EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 _STEM, _HEAD, _DIVISOR = 32, 1280, 8
 
 
-@dataclass(frozen=True)
-class EfficientNetScaling:
-    """How one of the family differs from B0.
-
-    Attributes:
-        width: factor of all widths, the results rounded to multiples of 8.
-        depth: factor of all depths, rounded up.
-        resolution: side of the image.
-        dropout: before the classifier.
-    """
-
-    width: float
-    depth: float
-    resolution: int
-    dropout: float
-
-
+# Of B0 to B7: factor of all widths, the results rounded to multiples of 8; of all depths, rounded up; side of the
+# image; dropout before the classifier.
 SCALINGS = (
-    EfficientNetScaling(1.0, 1.0, 224, 0.2),
-    EfficientNetScaling(1.0, 1.1, 240, 0.2),
-    EfficientNetScaling(1.1, 1.2, 260, 0.3),
-    EfficientNetScaling(1.2, 1.4, 300, 0.3),
-    EfficientNetScaling(1.4, 1.8, 380, 0.4),
-    EfficientNetScaling(1.6, 2.2, 456, 0.4),
-    EfficientNetScaling(1.8, 2.6, 528, 0.5),
-    EfficientNetScaling(2.0, 3.1, 600, 0.5),
+    (1.0, 1.0, 224, 0.2),
+    (1.0, 1.1, 240, 0.2),
+    (1.1, 1.2, 260, 0.3),
+    (1.2, 1.4, 300, 0.3),
+    (1.4, 1.8, 380, 0.4),
+    (1.6, 2.2, 456, 0.4),
+    (1.8, 2.6, 528, 0.5),
+    (2.0, 3.1, 600, 0.5),
 )
 
 
@@ -143,18 +127,17 @@ def _scaled(channels: int, width: float) -> int:
     return channels if width == 1 else divisible(channels * width, _DIVISOR)
 
 
-def _register(number: int, scaling: EfficientNetScaling) -> None:
+def _file(number: int, scale: float, depth: float, side: int, usual: float) -> None:
     def build(
         num_classes: int = 1000,
         in_channels: int = 3,
         width: float = 1.0,
         widths: Sequence[int] = _WIDTHS,
         depths: Sequence[int] = _DEPTHS,
-        dropout: float = scaling.dropout,
+        dropout: float = usual,
         drop_path: float = 0.0,
     ) -> nn.Sequential:
-        factor = scaling.width * width
-        return efficientnet(num_classes, in_channels, factor, widths, depths, scaling.depth, dropout, drop_path)
+        return efficientnet(num_classes, in_channels, scale * width, widths, depths, depth, dropout, drop_path)
 
     build.__name__ = build.__qualname__ = f"efficientnet_b{number}"
     build.__doc__ = f"""Build EfficientNet-B{number}: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
@@ -168,9 +151,8 @@ def _register(number: int, scaling: EfficientNetScaling) -> None:
         dropout: probability before the classifier.
         drop_path: of the last block. Published: 0.2.
     """
-    side = scaling.resolution
     register(f"efficientnet-b{number}", input_shape=(3, side, side), num_classes=1000, source=_SOURCE)(build)
 
 
 for _number, _scaling in enumerate(SCALINGS):
-    _register(_number, _scaling)
+    _file(_number, *_scaling)

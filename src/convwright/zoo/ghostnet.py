@@ -108,43 +108,35 @@ class GhostBottleneck(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class Ends:
-    """What stands around the six stages.
+def _network(
+    stages: Sequence[Sequence[BlockSpec]], ends: tuple[int, int, int], num_classes: int, in_channels: int,
+    activation: type[nn.Module], dropout: float, stem_stride: int = 2,
+) -> nn.Sequential:  # fmt: skip
+    """Return stem, stages and head: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
 
-    Attributes:
-        stem: channels of the stem convolution.
-        pooled: channels that are pooled.
-        hidden: channels between pooling and the classifier.
+    Args:
+        stages: what the six stages are made of.
+        ends: channels of the stem, of what is pooled, and between pooling and the classifier.
+        num_classes: outputs.
+        in_channels: channels of the image.
         activation: nonlinearity of the stem and of the hidden layer.
         dropout: probability before the classifier.
         stem_stride: of the stem convolution.
     """
-
-    stem: int
-    pooled: int
-    hidden: int
-    activation: type[nn.Module]
-    dropout: float
-    stem_stride: int = 2
-
-
-def _network(stages: Sequence[Sequence[BlockSpec]], ends: Ends, num_classes: int, in_channels: int) -> nn.Sequential:
-    """Return stem, stages and head: (N, in_channels, H, W) -> (N, num_classes) for any H and W."""
-    stem = conv_bn(in_channels, ends.stem, 3, ends.stem_stride, activation=ends.activation)
+    channels, pooled, hidden = ends
+    stem = conv_bn(in_channels, channels, 3, stem_stride, activation=activation)
     layers = OrderedDict[str, nn.Module](stem=stem)
-    channels = ends.stem
     for number, specs in enumerate(stages, start=1):
         inputs = [channels, *(spec.out_channels for spec in specs)]
         layers[f"stage{number}"] = nn.Sequential(*map(GhostBottleneck, inputs, specs))
         channels = inputs[-1]
-    layers["head"] = conv_bn(channels, ends.pooled)
+    layers["head"] = conv_bn(channels, pooled)
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["hidden"] = nn.Conv2d(ends.pooled, ends.hidden, 1)
-    layers["act"] = ends.activation()
+    layers["hidden"] = nn.Conv2d(pooled, hidden, 1)
+    layers["act"] = activation()
     layers["flatten"] = nn.Flatten(1)
-    layers["dropout"] = nn.Dropout(ends.dropout)
-    layers["fc"] = nn.Linear(ends.hidden, num_classes)
+    layers["dropout"] = nn.Dropout(dropout)
+    layers["fc"] = nn.Linear(hidden, num_classes)
     return nn.Sequential(layers)
 
 
@@ -186,8 +178,8 @@ def ghostnet(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, 
             squeeze = divisible(expansion * 0.25, 4) if squeezed else 0
             specs.append(BlockSpec(expansion, divisible(out * width, 4), _KERNELS[index], stride, squeeze))
         stages.append(specs)
-    ends = Ends(divisible(16 * width, 4), divisible(960 * width, 4), 1280, nn.ReLU, dropout=dropout)
-    return _network(stages, ends, num_classes, in_channels)
+    ends = divisible(16 * width, 4), divisible(960 * width, 4), 1280
+    return _network(stages, ends, num_classes, in_channels, nn.ReLU, dropout)
 
 
 # How many times wider a block is inside. The first block of a stage expands the width that comes in
@@ -214,9 +206,8 @@ def large_stages(
     return [_large_stage(i, depth, widths[max(0, i - 1)], widths[i], strides[i]) for i, depth in enumerate(depths)]
 
 
-def _large_ends(widths: Sequence[int], dropout: float, head_width: int = _HEAD, stem_stride: int = 2) -> Ends:
-    hidden = max(head_width, 5 * widths[-1])
-    return Ends(widths[0], 6 * widths[-1], hidden, nn.Hardswish, dropout, stem_stride)
+def _large_ends(widths: Sequence[int], head_width: int) -> tuple[int, int, int]:
+    return widths[0], 6 * widths[-1], max(head_width, 5 * widths[-1])
 
 
 def large_layers(widths: Sequence[int], depths: Sequence[int], head_width: int = _HEAD) -> dict[str, int]:
@@ -230,8 +221,7 @@ def large_layers(widths: Sequence[int], depths: Sequence[int], head_width: int =
         depths: blocks in each stage.
         head_width: the head's hidden layer is at least so wide.
     """
-    ends = _large_ends(widths, 0.0, head_width)
-    layers = {"stem.conv": ends.stem, "head.conv": ends.pooled, "hidden": ends.hidden}
+    layers = dict(zip(("stem.conv", "head.conv", "hidden"), _large_ends(widths, head_width), strict=True))
     for number, specs in enumerate(large_stages(widths, depths), start=1):
         for index, spec in enumerate(specs):
             branch = f"stage{number}.{index}.branch"
@@ -271,8 +261,8 @@ def ghostnet_large(
     """
     check_stages("ghostnet-large", 6, widths=widths, depths=depths, strides=strides)
     outs = [divisible(base * width, 4) for base in widths]
-    ends = _large_ends(outs, dropout, head_width, stem_stride)
-    return _network(large_stages(outs, depths, strides), ends, num_classes, in_channels)
+    stages, ends = large_stages(outs, depths, strides), _large_ends(outs, head_width)
+    return _network(stages, ends, num_classes, in_channels, nn.Hardswish, dropout, stem_stride)
 
 
 # Name, side of the images, dropout, widths and depths. The widths of b1 are the base widths times 1.75 and only its

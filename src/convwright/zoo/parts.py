@@ -45,14 +45,15 @@ def conv_bn(
     stride: int = 1,
     groups: int = 1,
     activation: type[nn.Module] | None = nn.ReLU,
+    bias: bool = False,
 ) -> nn.Sequential:
-    """Return convolution (no bias, same padding), batch norm and, unless None, an activation.
+    """Return convolution (same padding), batch norm and, unless None, an activation.
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
     layers = OrderedDict[str, nn.Module](
         conv=nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias
         ),
         bn=nn.BatchNorm2d(out_channels),
     )

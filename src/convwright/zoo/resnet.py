@@ -30,15 +30,13 @@ class BasicBlock(nn.Module):
         in_channels: width of the input.
         out_channels: width of the output.
         stride: stride of the first convolution and of the shortcut.
-        mid_channels: width between the two convolutions; ``out_channels`` if None.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, mid_channels: int | None = None) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        mid = out_channels if mid_channels is None else mid_channels
-        self.conv1 = nn.Conv2d(in_channels, mid, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(mid)
-        self.conv2 = nn.Conv2d(mid, out_channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample = shortcut(in_channels, out_channels, stride)
         self.relu = nn.ReLU()
@@ -52,7 +50,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution with a shortcut around them; the 3x3 one carries the stride.
+    """1x1, 3x3 and 1x1 convolution with a shortcut around them; the 3x3 one, a quarter as wide, carries the stride.
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
@@ -60,12 +58,11 @@ class Bottleneck(nn.Module):
         in_channels: width of the input.
         out_channels: width of the output.
         stride: stride of the 3x3 convolution and of the shortcut.
-        mid_channels: width of the 3x3 convolution; a quarter of ``out_channels`` if None.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, mid_channels: int | None = None) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        mid = max(1, out_channels // 4) if mid_channels is None else mid_channels
+        mid = max(1, out_channels // 4)
         self.conv1 = nn.Conv2d(in_channels, mid, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(mid)
         self.conv2 = nn.Conv2d(mid, mid, 3, stride, padding=1, bias=False)

@@ -11,17 +11,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from convwright.zoo.parts import check_stages, classify, scaled
+from convwright.zoo.parts import check_stages, classify, conv_bn, scaled
 from convwright.zoo.registry import register
-
-
-def conv_unit(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return 3x3 convolution, batch norm, ReLU: (N, in, H, W) -> (N, out, H, W)."""
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            conv=nn.Conv2d(in_channels, out_channels, 3, padding=1), bn=nn.BatchNorm2d(out_channels), act=nn.ReLU()
-        )
-    )
 
 
 @register(
@@ -52,7 +43,7 @@ def vgg16_bn(
     for number, (base, depth) in enumerate(zip(widths, depths, strict=True), start=1):
         stage = nn.Sequential()
         for _ in range(depth):
-            stage.append(conv_unit(channels, scaled(base, width)))
+            stage.append(conv_bn(channels, scaled(base, width), 3, bias=True))
             channels = scaled(base, width)
         stage.append(nn.MaxPool2d(2))
         layers[f"stage{number}"] = stage

@@ -1,6 +1,7 @@
 """Saliency: the laws of the gates over networks with sums, concatenations, groups, attention and shared modules."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_nothing_of_the_network_changes(kind):
     assert all((values >= 0).all() and np.isfinite(values).all() for values in found.values())
     assert all(torch.equal(value, before[name]) for name, value in arch.model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), random)
-    assert arch.model.training and not arch.model.norm.training
+    assert arch.model.training
+    assert not arch.model.norm.training
     assert not arch.model.fc.weight.requires_grad
     assert [name for name, p in arch.model.named_parameters() if p.grad is not None] == ["fc.bias"]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in arch.model.modules())
@@ -175,7 +177,7 @@ def test_blocks_are_worth_the_loss_without_them():
     assert found["layer1.1"] == pytest.approx(rise, abs=1e-6)
     curve = loss_curve(arch, batches, cross_entropy, saliency(arch, batches, cross_entropy))
     assert curve[0] == (0.0, 0.0)
-    assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(curve))
 
 
 def test_a_dead_channel_is_worth_nothing():
@@ -185,7 +187,8 @@ def test_a_dead_channel_is_worth_nothing():
         arch.model.flat.bias[3] = 0
     for kind in ("taylor", "taylor-batch", "activation-mean", "activation-variance"):
         scores = saliency(arch, [(images, labels)], cross_entropy, kind)["flat"]
-        assert scores[3] == 0 and np.delete(scores, 3).max() > 0
+        assert scores[3] == 0
+        assert np.delete(scores, 3).max() > 0
 
 
 @pytest.mark.parametrize(

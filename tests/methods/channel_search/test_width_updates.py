@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from convwright.methods.channel_search.updates import (
     Need,
-    V1Step,
     annealed,
     kick_probability,
     metropolis,
@@ -19,7 +18,6 @@ from convwright.methods.channel_search.updates import (
     resized,
     round_even,
     temperature,
-    v1_slope,
 )
 
 
@@ -105,32 +103,6 @@ def test_a_constant_metric_gives_a_size_that_gamma_sets(gamma, expected):
 
 def test_first_terms_of_a_constant_metric():
     assert greedy(lambda t: 0.45, 0.8, 36)[:12] == [16, 32, 44, 56, 68, 80, 92, 102, 112, 120, 128, 134]
-
-
-# ------------------------------------------------------------------ the forerunner
-
-
-def test_v1_slope():
-    assert v1_slope([0.10, 0.20, 0.35, 0.30]) == pytest.approx(0.12499375, abs=1e-8)
-    assert v1_slope([0.3, 0.2]) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("before", "slope", "condition", "after"),
-    [
-        (V1Step(32), 0.02, 3, V1Step(38, 0.2, 1)),
-        (V1Step(38, 0.2, 1), 0.02, 3, V1Step(46, 0.2, 1)),
-        (V1Step(46, 0.2, 1), 0.001, 3, V1Step(42, 0.1, -1)),
-        (V1Step(42, 0.1, -1), 0.02, 12, V1Step(38, 0.1, -1)),
-        (V1Step(38, 0.1, -1), 0.02, 3, V1Step(40, 0.05, 1)),
-        (V1Step(60, 0.008, 1), 0.001, 3, V1Step(60, 0.004, 0)),
-        (V1Step(60, 0.004, 0), 0.02, 3, V1Step(60, 0.004, 0)),
-    ],
-)
-def test_v1_steps(before, slope, condition, after):
-    found = before.after(slope, condition)
-    assert (found.width, found.direction) == (after.width, after.direction)
-    assert found.factor == pytest.approx(after.factor)
 
 
 # ------------------------------------------------------------------ ours

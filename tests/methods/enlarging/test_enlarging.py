@@ -16,8 +16,8 @@ from convwright.cost.budget import Limits
 from convwright.edits.transfer import check_widths_only
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.base import Candidate, Evidence
-from convwright.methods.enlarging.greedy import GreedyEnlarging
-from convwright.methods.enlarging.growth import Growth, Knob, Score, Step, budgets, enlarge, nearest, ranked, trimmed
+from convwright.methods.enlarging.greedy import GreedyEnlarging, GreedyOptions
+from convwright.methods.enlarging.growth import Knob, Score, Step, budgets, enlarge, nearest, ranked, trimmed
 from convwright.methods.shared.stage_knobs import Stages
 
 
@@ -39,7 +39,7 @@ class Units:
 def grown(space, levels, worth, growth=None):
     """Run the core with a function that scores points; return the levels."""
     seen = []
-    course = enlarge(space, levels, growth or Growth(tolerance=0.0), seen.append)
+    course = enlarge(space, levels, growth or GreedyOptions(tolerance=0.0), seen.append)
     pool = next(course, None)
     while pool is not None:
         try:
@@ -91,7 +91,7 @@ def test_the_printed_loss():
 def test_where_the_assumption_fails_only_a_beam_finds_the_optimum(beam, end, value):
     worth = lambda p: Score(max(0.5 * p[0], 0.12 * p[1] ** 2))  # noqa: E731
     levels = tuple(range(6))
-    best = grown(Units((0, 0)), levels, worth, Growth(tolerance=0.0, beam=beam))[-1].kept[0]
+    best = grown(Units((0, 0)), levels, worth, GreedyOptions(tolerance=0.0, beam=beam))[-1].kept[0]
     assert (best.point, best.score.value) == (end, value)
 
 
@@ -110,7 +110,7 @@ def test_regret_beside_exhaustive_search():
 
     space = Units(start, products)
     levels = budgets(products(start), 3 * products(start), 6, "geometric")
-    seen = grown(space, levels, worth, Growth(tolerance=0.05))
+    seen = grown(space, levels, worth, GreedyOptions(tolerance=0.05))
     grid = itertools.product(*[range(1, 4)] * 3, range(4, 9), range(4, 9), range(8, 14), range(8, 13))
     points = [(p, products(p), worth(p).value) for p in grid]
     for level in seen:
@@ -153,7 +153,7 @@ def test_ties_go_to_the_cheaper_then_to_the_earlier_knob():
 def test_a_coarse_knob_spans_levels_and_is_compared_at_equal_cost():
     coarse = Units((0, 0), lambda p: 100 + 3 * p[0] + 17 * p[1])
     levels = (100, 106, 112, 118, 124, 130)
-    seen = grown(coarse, levels, lambda p: Score(p[0] + 10 * p[1]), Growth(tolerance=0.02))
+    seen = grown(coarse, levels, lambda p: Score(p[0] + 10 * p[1]), GreedyOptions(tolerance=0.02))
     at = {level.number: [s.point for s in level.judged] for level in seen}
     assert at[1] == [(2, 0)]
     assert (0, 1) in at[3]
@@ -164,7 +164,7 @@ def test_a_coarse_knob_spans_levels_and_is_compared_at_equal_cost():
 
 def test_nothing_lands_on_a_level_and_its_budget_is_carried_over():
     coarse = Units((0,), lambda p: 100 + 40 * p[0])
-    seen = grown(coarse, (100, 110, 120, 130, 140), lambda p: Score(1.0), Growth(tolerance=0.01, span=1))
+    seen = grown(coarse, (100, 110, 120, 130, 140), lambda p: Score(1.0), GreedyOptions(tolerance=0.01, span=1))
     assert [bool(level.kept) for level in seen] == [False, False, False, True]
     assert seen[-1].kept[0].point == (1,)
 
@@ -172,7 +172,7 @@ def test_nothing_lands_on_a_level_and_its_budget_is_carried_over():
 def test_a_level_where_all_fail_is_passed_by_what_spans_it():
     space = Units((0, 0), lambda p: 100 + 5 * p[0] + 10 * p[1])
     worth = lambda p: Score(math.nan if p == (1, 0) else 1.0)  # noqa: E731
-    seen = grown(space, (100, 105, 110, 115), worth, Growth(tolerance=0.001))
+    seen = grown(space, (100, 105, 110, 115), worth, GreedyOptions(tolerance=0.001))
     assert not seen[0].kept
     assert seen[1].kept[0].point == (0, 1)
     assert seen[2].kept[0].point == (1, 1)
@@ -190,10 +190,9 @@ def test_schedules(schedule):
 def test_caps_hold_and_pairs_spend_two_halves():
     capped = Units((10, 10), growth=1.5)
     assert nearest(capped, (10, 10), 0, 1000) == (15, 10)
-    assert nearest(capped, (10, 10), 0, 1000, capped=False) == (990, 10)
     knobs = Units((10, 10))
     knobs.knobs = (Knob("w", "width", 0), Knob("d", "depth", 0))
-    (level,) = grown(knobs, (20, 30), lambda p: Score(p[0] * p[1]), Growth(tolerance=0.0, pairs="stage"))
+    (level,) = grown(knobs, (20, 30), lambda p: Score(p[0] * p[1]), GreedyOptions(tolerance=0.0, pairs="stage"))
     assert level.kept[0].point == (15, 15)
     assert level.kept[0].turned == (0, 1)
 

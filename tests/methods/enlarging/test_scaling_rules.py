@@ -13,12 +13,10 @@ from convwright.methods.enlarging.compound import Scaling
 from convwright.methods.enlarging.rules import (
     REGNETS,
     Setting,
-    coefficient_grid,
     coefficients,
     compound,
     fast,
     regnet,
-    round_width,
     scaled,
     shares,
     single,
@@ -26,6 +24,7 @@ from convwright.methods.enlarging.rules import (
     to_cost,
 )
 from convwright.methods.shared.stage_knobs import Stages
+from convwright.zoo.parts import divisible
 
 GHOST = Setting((16, 24, 40, 80, 112, 160), (1, 2, 2, 4, 2, 5), 224)
 B0 = Setting((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1), 224)
@@ -106,14 +105,15 @@ def test_the_published_family_is_not_the_exact_powers():
 
 def test_widths_are_never_rounded_below_nine_tenths():
     for value, quantum in itertools.product(range(1, 200), (4, 8)):
-        found = round_width(value, quantum)
+        found = divisible(value, quantum)
         assert found % quantum == 0
         assert found >= 0.9 * value
         assert abs(found - value) <= quantum
 
 
 def test_coefficients_are_searched_on_the_grid():
-    grid = list(coefficient_grid())
+    grid = []
+    coefficients(lambda c: grid.append(c) or 0)
     assert (1.2, 1.1, 1.15) in grid
     assert all(abs(a * b * b * c * c - 2) <= 0.1 for a, b, c in grid)
     assert len(set(grid)) == len(grid)

@@ -110,7 +110,7 @@ def capture(model: nn.Module, example_input: Tensor) -> Capture:
 
 
 def _export(model: nn.Module, example_input: Tensor) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), quiet_torch(), attributes_kept(model):
+    with warnings.catch_warnings(), torch.no_grad(), quiet_torch():
         warnings.simplefilter("ignore")
         return torch.export.export(model, (example_input,), strict=False)
 
@@ -212,18 +212,13 @@ def _name(spec: InputSpec | OutputSpec) -> str:
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the model into a mode; afterwards each module has its own again, and what forward stored is undone."""
     modes = [(module, module.training) for module in model.modules()]
-    plain = (module for module, _ in modes if not isinstance(module, torch.jit.ScriptModule))
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in plain]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in before:
-            for own, stored in ((vars(module), attributes), (module._buffers, buffers)):
-                own.clear()
-                own.update(stored)
-        for module, mode in modes:  # of compiled ones, too
-            module.training = mode
+    with attributes_kept(model):
+        model.train(training)
+        try:
+            yield
+        finally:
+            for module, mode in modes:  # of compiled ones it is no attribute
+                module.training = mode
 
 
 def _check_one_input(model: nn.Module) -> None:

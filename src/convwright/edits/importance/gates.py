@@ -28,7 +28,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class GateSite:
     """One place where channels of a group are consumed, or produced where nothing with weights consumes them.
 
     Attributes:
@@ -48,7 +48,7 @@ class Site:
     ranks: Ints
 
 
-def sites_of(architecture: Architecture, group: ChannelGroup) -> tuple[Site, ...]:
+def sites_of(architecture: Architecture, group: ChannelGroup) -> tuple[GateSite, ...]:
     """Return where a group's channels are consumed; where nothing with weights does, where they are born."""
     chosen, output = [m for m in group.members if m.role == "in"], False
     if not chosen:
@@ -63,7 +63,7 @@ def sites_of(architecture: Architecture, group: ChannelGroup) -> tuple[Site, ...
         channels = graph.channels_of(graph.axis_labels((member.tensor, member.axis)))
         entries = np.flatnonzero(graph.group_of[channels] == graph.index[group.name])
         module = _owner(architecture.model, member, output)
-        found.append(Site(group.name, member, module, output, entries, graph.rank[channels[entries]]))
+        found.append(GateSite(group.name, member, module, output, entries, graph.rank[channels[entries]]))
     return tuple(found)
 
 
@@ -108,7 +108,7 @@ class Gates:
 
     architecture: Architecture
     model: nn.Module
-    sites: tuple[Site, ...]
+    sites: tuple[GateSite, ...]
     passed: dict[tuple[str, bool], list[Passed]] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
@@ -146,14 +146,14 @@ class Gates:
                 stack.callback(_Hook(self, key, module, mask=self._mask(sites, gone)).placed().remove)
             yield
 
-    def _by_module(self) -> dict[tuple[str, bool], list[Site]]:
-        found: dict[tuple[str, bool], list[Site]] = {}
+    def _by_module(self) -> dict[tuple[str, bool], list[GateSite]]:
+        found: dict[tuple[str, bool], list[GateSite]] = {}
         for site in self.sites:
             if site.module is not None and not site.member.tensor.endswith(".bias"):
                 found.setdefault((site.module, site.output), []).append(site)
         return found
 
-    def _mask(self, sites: Sequence[Site], gone: Mapping[str, npt.NDArray[np.bool_]]) -> Tensor:
+    def _mask(self, sites: Sequence[GateSite], gone: Mapping[str, npt.NDArray[np.bool_]]) -> Tensor:
         """Return 0 and 1 for the entries of a module's axis; those of no group here are 1."""
         weight = self.parameter(sites[0])
         mask = torch.ones(weight.shape[sites[0].member.axis], dtype=weight.dtype, device=weight.device)
@@ -173,20 +173,20 @@ class Gates:
         """The gates of the present batch."""
         return [each.gate for passes in self.passed.values() for each in passes if each.gate is not None]
 
-    def parameter(self, site: Site) -> nn.Parameter:
+    def parameter(self, site: GateSite) -> nn.Parameter:
         """Return the parameter of a site in the network in use."""
         return self.model.get_parameter(site.member.tensor)
 
-    def ungated(self) -> tuple[Site, ...]:
+    def ungated(self) -> tuple[GateSite, ...]:
         """Return the sites that no gate of the present batch saw: functional calls, attention, samples folded away."""
         return tuple(site for site in self.sites if not self.passes(site))
 
-    def passes(self, site: Site) -> list[Passed]:
+    def passes(self, site: GateSite) -> list[Passed]:
         """Return the calls of a site's module; none where they cannot be told apart by sample."""
         found = self.passed.get((site.module, site.output), []) if site.module is not None else []
         return [] if any(each.rows % self.count for each in found) else found
 
-    def by_channel(self, site: Site, table: Tensor) -> Scores:
+    def by_channel(self, site: GateSite, table: Tensor) -> Scores:
         """Return a table (rows, channels of the module) as (samples, channels of the group).
 
         Rows are added up by sample, and the parts of a grouped convolution by position.
@@ -198,7 +198,7 @@ class Gates:
         np.add.at(total, site.ranks, entries.T)
         return total.T
 
-    def by_weight(self, site: Site, table: Tensor) -> Scores:
+    def by_weight(self, site: GateSite, table: Tensor) -> Scores:
         """Return a table of the shape of the site's parameter, summed by channel of the group, shape (1, units)."""
         others, table = [a for a in range(table.ndim) if a != site.member.axis], table.detach()
         sums = table.double().sum(dim=others) if others else table.double()

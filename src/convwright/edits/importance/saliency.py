@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.edits.depth import RemoveBlock
-from convwright.edits.importance.gates import Gates, Site
+from convwright.edits.importance.gates import Gates, GateSite
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, Scores
 from convwright.errors import ConvwrightError, EditError, did_you_mean
 
@@ -79,7 +79,7 @@ def saliency(
     return found.scores()
 
 
-def _ungated(gates: Gates, inputs: Tensor) -> tuple[Site, ...]:
+def _ungated(gates: Gates, inputs: Tensor) -> tuple[GateSite, ...]:
     """Return the sites that no gate sees, as a first look at two samples shows."""
     gates.begin(len(inputs[:2]))
     with torch.no_grad():
@@ -96,7 +96,7 @@ def _singles(inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
 
 
 @contextmanager
-def _with_gradients_of(gates: Gates, sites: Sequence[Site]) -> Iterator[None]:
+def _with_gradients_of(gates: Gates, sites: Sequence[GateSite]) -> Iterator[None]:
     """Let the gradient reach the parameters of some sites and no others, which is most of the work saved."""
     wanted = {id(gates.parameter(site)) for site in sites}
     before = [(parameter, parameter.requires_grad) for parameter in gates.model.parameters()]

@@ -44,11 +44,7 @@ def global_pool(old: nn.Module, site: Site, *, init: Init = "least_squares") -> 
 
 
 def _channels_and_positions(old: nn.Linear, site: Site) -> tuple[int, int]:
-    """Return how many channels and positions the flattened map has.
-
-    Raises:
-        EditError: there is no such map.
-    """
+    """Return how many channels and positions the flattened map has; refuse where there is none."""
     if not site.map_shape:
         refuse(
             "global_pool",

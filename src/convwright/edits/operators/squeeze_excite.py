@@ -67,11 +67,7 @@ def squeeze_excite(
 
 
 def _doubled(old: nn.Module, site: Site) -> nn.Module:
-    """Return a copy with twice the output.
-
-    Raises:
-        EditError: the layer has no scale that can be doubled.
-    """
+    """Return a copy with twice the output; refuse a layer that has no scale."""
     if isinstance(old, nn.BatchNorm2d):
         check_untouched("squeeze_excite", old, site, nn.BatchNorm2d)
         if not old.affine:

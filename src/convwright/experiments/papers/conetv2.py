@@ -11,9 +11,8 @@ from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
 from convwright.experiments.search_pictures import MILLIONS, beside_cost, pictures_of
+from convwright.tables import Json
 from convwright.training import Recipe
-
-Json = Mapping[str, Any]
 
 BUDGETS: Mapping[str, str] = {"macs": "macs<=50%", "params": "params<=50%"}
 
@@ -108,11 +107,7 @@ def _designs(name: str, size: Size, budget: str) -> Iterator[tuple[str, tuple[De
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the pictures of each search, and of accuracy beside cost.
-
-    Args:
-        content: Of ``result.json``.
-    """
+    """Return the pictures of each search, and of accuracy beside cost."""
     pictures: dict[str, str] = {}
     known: dict[str, tuple[str, Json]] = {}  # each search once, with the first row that it decided
     for row in content["rows"]:

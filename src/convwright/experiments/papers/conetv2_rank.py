@@ -13,9 +13,7 @@ from convwright.experiments.papers.conetv2 import recipe_of
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 NETWORKS = 32
 _FIRST_SEED = 2110  # of the draws; network i has the seed 2110 + i
@@ -36,14 +34,7 @@ _PREDICTORS: Mapping[str, Callable[[Json], float | None]] = {
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return how well each predictor orders the networks by their accuracy, by itself and at equal MACs.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-
-    Returns:
-        A table, the numbers, and a picture of QC beside accuracy.
-    """
+    """Return how well each predictor orders the networks by their accuracy, by itself and at equal MACs."""
     rows = [row for row in content["rows"] if row["mean"] is not None and all(row.get("qualities") or [None])]
     if len(rows) < LEAST:
         return Conclusion()

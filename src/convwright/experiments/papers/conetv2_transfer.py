@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, get_args
+from typing import get_args
 
 from convwright.experiments.designs.search_design import Transfer, Walked
 from convwright.experiments.papers.conetv2 import BUDGETS, NETWORKS, search_of
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.plots import Series, lines
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 _START: Mapping[Size, int] = {"quick": 2, "standard": 4, "full": 16}
 _WORDS: Mapping[str, str] = {
@@ -24,11 +22,7 @@ _WORDS: Mapping[str, str] = {
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return accuracy and seconds of each trial under each transfer.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return accuracy and seconds of each trial under each transfer."""
     walks = {row["name"]: row["searches"][-1] for row in content["rows"] if row.get("searches")}
     if not walks:
         return Conclusion()

@@ -9,10 +9,8 @@ from typing import Any
 from convwright.experiments.features import LayerConflicts
 from convwright.experiments.row import Conclusion, Row, Size, experiment, start
 from convwright.plots import boundary
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 from convwright.training import Recipe
-
-Json = Mapping[str, Any]
 
 _DEPTHS: Mapping[Size, tuple[int, ...]] = {
     "quick": (2, 12),
@@ -58,11 +56,7 @@ def conflicts_boundary(size: Size) -> tuple[Row, ...]:
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the grid as a table and a picture, and how accurate networks with and without conflicts are.
-
-    Args:
-        content: Of ``result.json``, whatever is finished of it.
-    """
+    """Return the grid as a table and a picture, and how accurate networks with and without conflicts are."""
     known = {
         (row["options"]["depth"], row["options"]["width"]): (row["mean"], row["studies"][0])
         for row in content["rows"]

@@ -18,9 +18,7 @@ from convwright.experiments.papers import conflicts_lesion
 from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.studies.block_removal import WITH_FIRSTS, RemovalStudyOfAll
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 # Blocks per group: 76 layers is of the published list, 120 the published network; and a sketch.
 _DEPTHS: Mapping[Size, tuple[int, ...]] = {"quick": (1, 2, 3, 2), "standard": (3, 6, 25, 3), "full": (3, 12, 41, 3)}
@@ -85,11 +83,7 @@ def _row(size: Size, name: str, control: str, techniques: Mapping[str, Any], not
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return whether a row reaches the claim, beside all orders of `conflicts-lesion`.
-
-    Args:
-        content: Of ``result.json``, whatever is finished of it.
-    """
+    """Return whether a row reaches the claim, beside all orders of `conflicts-lesion`."""
     rows = {row["name"]: row for row in content["rows"] if any(row.get("studies") or ())}
     facts = {
         (name, order): _facts(row, rows.get(row["control"]), order) for name, row in rows.items() for order in _CLAIMED

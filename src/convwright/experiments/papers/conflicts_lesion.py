@@ -10,11 +10,9 @@ from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
 from convwright.experiments.studies.block_removal import WITH_FIRSTS, RemovalStudy
 from convwright.plots import Series, heat, lines
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 from convwright.training import Recipe
 from convwright.training.probes.bundles import conflict_probe
-
-Json = Mapping[str, Any]
 
 # Blocks per group of the published residual network: 120 layers; 50, as in its list of smaller ones; and a sketch.
 _DEPTHS: Mapping[Size, tuple[int, ...]] = {"quick": (1, 2, 3, 2), "standard": (3, 6, 12, 3), "full": (3, 12, 41, 3)}
@@ -52,12 +50,18 @@ def _recipe(size: Size, **techniques: Mapping[str, Any]) -> Recipe:
     return cifar_recipe(_EPOCHS[size], techniques=techniques, **steps)
 
 
-def _published(size: Size, epochs: int) -> Recipe:
-    """Return the recipe of the published code: rectified Adam inside lookahead, a constant rate, batches of 64."""
-    steps = {"max_steps": _QUICK_STEPS} if size == "quick" else {}
+def published(size: Size, epochs: int, quick: int = _QUICK_STEPS) -> Recipe:
+    """Return the recipe of the published code: rectified Adam inside lookahead, a constant rate, batches of 64.
+
+    Args:
+        size: Of the experiment.
+        epochs: Of the training.
+        quick: Steps at the size ``quick``.
+    """
     return cifar_recipe(
         epochs, optimizer="radam", optimizer_options={"decoupled_weight_decay": True}, lr=1e-3, batch_size=64,
-        schedule="constant", warmup=0.0, weight_decay=1e-2, label_smoothing=0.0, techniques={"lookahead": {}}, **steps,
+        schedule="constant", warmup=0.0, weight_decay=1e-2, label_smoothing=0.0, techniques={"lookahead": {}},
+        **({"max_steps": quick} if size == "quick" else {}),
     )  # fmt: skip
 
 
@@ -99,16 +103,24 @@ def conflicts_lesion(size: Size) -> tuple[Row, ...]:
             for word, strength in (("sparse", 0.02), ("sparser", 0.03))
         ),
         Row(
-            "no-shortcuts", "zoo:vgg120", "cifar10", _published(size, _PLAIN_EPOCHS[size]), seeds,
+            "no-shortcuts", "zoo:vgg120", "cifar10", published(size, _PLAIN_EPOCHS[size]), seeds,
             {"width": _WIDTH[size], "depths": list(_PLAIN_DEPTHS[size])}, **common,
             note="120 layers, published recipe; none can be left out at inference: when do they conflict?",
         ),
     )  # fmt: skip
     if size != "full":
         return rows
-    published = _published(size, _EPOCHS[size])
     more = (
-        Row("residual-published", network, "cifar10", published, seeds, options, **common, note="published recipe"),
+        Row(
+            "residual-published",
+            network,
+            "cifar10",
+            published(size, _EPOCHS[size]),
+            seeds,
+            options,
+            **common,
+            note="published recipe",
+        ),
         Row("resnet56-dropped", "zoo:resnet56", "cifar10", dropped, seeds, {}, **common, note="larger maps"),
     )
     return (*rows, *more)
@@ -118,11 +130,7 @@ def conflicts_lesion(size: Size) -> tuple[Row, ...]:
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return what can go by each order, what is left when it is removed, and how early flags agree.
-
-    Args:
-        content: Of ``result.json``, whatever is finished of it.
-    """
+    """Return what can go by each order, what is left when it is removed, and how early flags agree."""
     rows = [(row, [s for s in row.get("studies") or () if s]) for row in content["rows"]]
     studied = [(row, [s for s in studies if "chosen" in s]) for row, studies in rows]
     studied = [(row, studies) for row, studies in studied if studies]
@@ -147,16 +155,12 @@ def _shares(studies: Sequence[Json]) -> dict[str, Any]:
             found.setdefault(order, {})[tolerance] = {
                 "blocks": [one["blocks"] for one in chosen],
                 "layers": [
-                    _layers(one["blocks"], each) / each["layers"] for one, each in zip(chosen, studies, strict=True)
+                    each.get("layers_per_block", 2) * one["blocks"] / each["layers"]
+                    for one, each in zip(chosen, studies, strict=True)
                 ],
                 "lost": [each["test"] - one["test"] for one, each in zip(chosen, studies, strict=True)],
             }
     return found
-
-
-def _layers(blocks: int, study: Json) -> int:
-    """Return the layers of so many blocks; a block of the networks here has two."""
-    return int(study.get("layers_per_block", 2)) * blocks
 
 
 def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
@@ -178,7 +182,8 @@ def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
                 if lost <= 0.01 and layers > best[0]:
                     best = (layers, f"{row['name']}, {order}")
                     whole = statistics.fmean(each["test"] for each in studies)
-            cells.append((row["name"], order, _could_go(order, studies[0]), *parts))
+            firsts = studies[0]["firsts"] if order == WITH_FIRSTS else ()
+            cells.append((row["name"], order, str(len(studies[0]["removable"]) + len(firsts)), *parts))
     columns = (
         "row", "order", "blocks that could go", "within 0.5 point: blocks", "layers", "test points lost",
         "within 1 point: blocks", "of layers", "points lost on test",
@@ -192,10 +197,6 @@ def _chosen(studied: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
         f"with all layers); the aim of {GOAL:.0%} is {reached}.".replace("%", " %"),
     )
     return Sheet("What can go without fine-tuning", columns, tuple(cells), (2, 4, 5, 7, 8), notes)
-
-
-def _could_go(order: str, study: Json) -> str:
-    return str(len(study["removable"]) + (len(study["firsts"]) if order == WITH_FIRSTS else 0))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -9,14 +9,11 @@ from typing import Any
 
 from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.features import CostStudy
-from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.papers.conflicts_lesion import published
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, trial_fields
 from convwright.experiments.search_pictures import beside_cost
-from convwright.tables import Sheet
-from convwright.training import Recipe
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 NETWORK = "zoo:vgg120"
 # Blocks of two convolutions per group: the published start, at the standard size a quarter as wide; and depths that
@@ -36,15 +33,6 @@ _EXECUTIONS = 3
 _STEPS = 10
 
 
-def recipe_of(size: Size) -> Recipe:
-    """Return the published optimizer, rectified Adam inside lookahead at a constant rate, with crops and flips."""
-    return cifar_recipe(
-        _EPOCHS[size], optimizer="radam", optimizer_options={"decoupled_weight_decay": True}, lr=1e-3, batch_size=64,
-        schedule="constant", warmup=0.0, weight_decay=1e-2, label_smoothing=0.0, techniques={"lookahead": {}},
-        **({"max_steps": _STEPS} if size == "quick" else {}),
-    )  # fmt: skip
-
-
 def search_of(size: Size, execution: int, check: str, restart: str) -> Searched:
     """Return one execution of the method: other weights, another order of images.
 
@@ -55,7 +43,9 @@ def search_of(size: Size, execution: int, check: str, restart: str) -> Searched:
         restart: ``fresh`` or ``inherit``.
     """
     options = {"epochs": _WINDOW[size], "window": _WINDOW[size], "check": check, "restart": restart}
-    return Searched("conflicts", options, "", trial_fields(recipe_of(size), _HELD[size]), 100 * execution)
+    return Searched(
+        "conflicts", options, "", trial_fields(published(size, _EPOCHS[size], _STEPS), _HELD[size]), 100 * execution
+    )
 
 
 @experiment(
@@ -74,8 +64,8 @@ def _rows(size: Size) -> Iterator[Row]:
     seeds = tuple(range(1 if size == "quick" else _EXECUTIONS))
     begin: dict[str, Any] = {"width": _WIDTH[size], "depths": list(_START[size])}
     first = Row(
-        "start", NETWORK, "cifar10", recipe_of(size), seeds, begin, fresh=True, study=CostStudy(NETWORK, begin),
-        note="the network before anything is removed",
+        "start", NETWORK, "cifar10", published(size, _EPOCHS[size], _STEPS), seeds, begin, fresh=True,
+        study=CostStudy(NETWORK, begin), note="the network before anything is removed",
     )  # fmt: skip
     yield first
     for check, restart, word, note in (
@@ -96,11 +86,7 @@ def _rows(size: Size) -> Iterator[Row]:
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return accuracy and costs of each way to a depth, executions taken together.
-
-    Args:
-        content: Of ``result.json``, whatever is finished of it.
-    """
+    """Return accuracy and costs of each way to a depth, executions taken together."""
     kinds: dict[str, list[Json]] = {}
     for row in content["rows"]:
         if row["mean"] is not None and all(row.get("studies") or [None]):

@@ -11,9 +11,7 @@ from convwright.experiments.papers.cifar_small import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 _EPOCHS = {"quick": 1, "standard": 3, "full": 30}
 _OPTIONS = {"width": 0.125}
@@ -52,14 +50,7 @@ _PREDICTORS: Mapping[str, Callable[[Json], float | None]] = {
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return how well each predictor orders the networks of a family by their accuracy.
-
-    Args:
-        content: Of ``result.json``; rows without result or facts are left out.
-
-    Returns:
-        A table, the numbers, and a picture per family of Q beside accuracy.
-    """
+    """Return how well each predictor orders the networks of a family by their accuracy."""
     values: dict[str, Any] = {}
     cells: list[tuple[str, ...]] = []
     pictures = {}

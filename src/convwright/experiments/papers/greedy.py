@@ -13,10 +13,8 @@ from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
 from convwright.experiments.search_pictures import beside_cost
 from convwright.plots import Series, lines
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 from convwright.training import Recipe
-
-Json = Mapping[str, Any]
 
 NEAR = 0.02  # all networks of a table use at least 98 % of the budget, and no more than it
 
@@ -140,11 +138,7 @@ def _designs(base: GreedyBase, size: Size) -> Iterator[tuple[str, Design, str]]:
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return what each row's network is and what finding it cost, how the two searches decided, and pictures.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return what each row's network is and what finding it cost, how the two searches decided, and pictures."""
     cells: list[tuple[str, ...]] = []
     values: dict[str, Any] = {}
     pictures: dict[str, str] = {}

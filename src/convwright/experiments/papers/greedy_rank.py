@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,7 @@ from convwright.experiments.papers.greedy import BASES, LESS, random_of, recipe_
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
 from convwright.plots import Point, scatter
-from convwright.tables import Sheet
-
-Json = Mapping[str, Any]
+from convwright.tables import Json, Sheet
 
 NETWORKS = 14
 _SEED = 2108  # of the draws; allocation i has the seed 2108 + i
@@ -23,11 +20,7 @@ _WORDS = ("short training, new weights", "short training, inherited weights")
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return how well each score that a search would see orders the networks by their accuracy after full training.
-
-    Args:
-        content: Of ``result.json``; rows without a result, or without both scores, are left out.
-    """
+    """Return how well each score that a search would see orders the networks by their accuracy after full training."""
     rows = [row for row in content["rows"] if row["mean"] is not None and None not in _scores(row)]
     if len(rows) < LEAST:
         return Conclusion()
@@ -38,9 +31,12 @@ def conclude(content: Json) -> Conclusion:
         "MACs": lambda row: row["macs"],
         "parameters": lambda row: row["params"],
     }
-    found = {name: correlated([value(row) for row in rows], accuracy) for name, value in predictors.items()}
-    spent = {name: _spent(rows[0], place) for place, name in enumerate(_WORDS)}
-    cells = tuple((name, *said(rho), *spent.get(name, ("", ""))) for name, rho in found.items())
+    rhos = {name: correlated([value(row) for row in rows], accuracy) for name, value in predictors.items()}
+    spent = {
+        name: (f"{found['image_macs'] / 1e12:.3g} T", f"{found['seconds']:,.0f}")
+        for name, found in zip(_WORDS, rows[0]["searches"], strict=True)
+    }
+    cells = tuple((name, *said(rho), *spent.get(name, ("", ""))) for name, rho in rhos.items())
     columns = ("predictor", "rank correlation", "95 % interval", "image-MACs of all", "seconds of all")
     notes = (
         NOTE,
@@ -48,8 +44,8 @@ def conclude(content: Json) -> Conclusion:
         "among them.",
     )
     table = Sheet(f"What predicts accuracy, {len(rows)} networks of equal MACs", columns, cells, (1, 3, 4), notes)
-    values = {"networks": len(rows), "spearman": found}
-    return Conclusion((table,), values, {"greedy-rank": _picture(rows, found[_WORDS[0]])})
+    values = {"networks": len(rows), "spearman": rhos}
+    return Conclusion((table,), values, {"greedy-rank": _picture(rows, rhos[_WORDS[0]])})
 
 
 def _scores(row: Json) -> tuple[float | None, ...]:
@@ -59,11 +55,6 @@ def _scores(row: Json) -> tuple[float | None, ...]:
         return (None, None)
     number = int(row["name"].rpartition("-")[2])
     return tuple([trial["score"] for trial in found["trials"] if trial["edits"]][number] for found in searches)
-
-
-def _spent(row: Json, place: int) -> tuple[str, str]:
-    found = row["searches"][place]
-    return f"{found['image_macs'] / 1e12:.3g} T", f"{found['seconds']:,.0f}"
 
 
 def _picture(rows: Sequence[Json], found: Mapping[str, float] | None) -> str:

@@ -8,7 +8,6 @@ ours.
 from __future__ import annotations
 
 import copy
-import math
 import random
 import statistics
 import time
@@ -24,7 +23,7 @@ from convwright.cost.budget import costs_of
 from convwright.cost.latency import compare_latency
 from convwright.edits import RemoveBlock
 from convwright.errors import ConvwrightError
-from convwright.experiments.studies.lesion import Lesions, Measure
+from convwright.experiments.studies.lesion import Lesions, Measure, conflict_of
 from convwright.methods.conflicts.blocks import BlockGroups
 from convwright.training import ImageData, Recipe, evaluate, train
 from convwright.training.data.images import Images
@@ -57,12 +56,6 @@ def by_conflict(names: Sequence[str], points: Points, reading: BundleReading) ->
     return tuple(sorted(names, key=place.__getitem__))
 
 
-def conflict_of(points: Points, reading: BundleReading, name: str) -> float:
-    """Return the share of samples in conflict in a block's branch beyond that of the images; 1 where it diverged."""
-    excess = reading.excess[points.own[name]]
-    return 1.0 if math.isnan(excess) else excess
-
-
 def graded_conflicts(
     model: nn.Module,
     points: Points,
@@ -90,9 +83,8 @@ def graded_conflicts(
     """
     total = dict.fromkeys(names, 0.0)
     for grade in range(grades):
-        reading = read_bundles(
-            model, points, *sample, learning_rate=learning_rate / 4**grade, batch_size=batch_size
-        )  # fmt: skip
+        rate = learning_rate / 4**grade
+        reading = read_bundles(model, points, *sample, learning_rate=rate, batch_size=batch_size)
         for name in names:
             total[name] += conflict_of(points, reading, name)
     return {name: value / grades for name, value in total.items()}
@@ -180,13 +172,7 @@ class RemovalStudy:
     every: int = 2
 
     def carry_out(self, model: torch.nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
-        """Return what is found, as plain JSON values; a network without residual blocks has only its flags.
-
-        Args:
-            model: Trained; it stays as it is.
-            data: With a validation part: the held-out images.
-            recipe: It was trained by, with its seed.
-            found: By the probes during its training.
+        """Return what is found; a network without residual blocks has only its flags.
 
         Raises:
             ConvwrightError: Nothing is held out.
@@ -214,13 +200,12 @@ def flags_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "steps": [time["step"] for time in found["times"]],
         "blocks": list(own),
-        "excess": [[_rounded(row[place]) for place in own.values()] for row in found["excess"]],
+        "excess": [
+            [None if (each := row[place]) is None or each != each else round(each, 5) for place in own.values()]
+            for row in found["excess"]
+        ],
         "samples": found["samples"],
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or value != value else round(value, 5)
 
 
 class _Study:
@@ -263,7 +248,8 @@ class _Study:
     # -------------------------------------------------------------- orders
 
     def _orders(self) -> tuple[list[dict[str, Any]], dict[str, Sequences]]:
-        sample = self._sample()
+        watched = Watched(self.arch.model, self.data, self.recipe, torch.device("cpu"))
+        sample = watched.sample(self.asked.sample)
         points = find_points(self.arch)
         threshold: dict[str, Any] = {"learning_rate": self.recipe.rate, "batch_size": self.recipe.batch_size}
         reading = read_bundles(self.arch.model, points, *sample, **threshold)
@@ -295,9 +281,6 @@ class _Study:
             for name in self.names
         ]
         return facts, sequences
-
-    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return Watched(self.arch.model, self.data, self.recipe, torch.device("cpu")).sample(self.asked.sample)
 
     # -------------------------------------------------------------- curves
 
@@ -332,16 +315,12 @@ class _Study:
         return {"test": whole, "curves": curves, "chosen": read_off}
 
     def _measuring(self, images: Images, anew: bool = False) -> Any:
-        return self.surgery.measuring(
-            images,
-            precision=self.precision,
-            channels_last=self.channels_last,
-            anew=self.anew if anew else None,
-        )
+        how: dict[str, Any] = {"precision": self.precision, "channels_last": self.channels_last}
+        return self.surgery.measuring(images, **how, anew=self.anew if anew else None)
 
-    def _to_layout(self, fast: bool) -> None:
+    def _to_layout(self, fast: bool, model: nn.Module | None = None) -> None:
         layout = torch.channels_last if fast and self.channels_last else torch.contiguous_format
-        to_layout(self.arch.model, layout)
+        to_layout(model or self.arch.model, layout)
 
     # -------------------------------------------------------------- carried out
 
@@ -370,9 +349,8 @@ class _Study:
 
     def _judged(self, network: Architecture) -> float:
         model = copy.deepcopy(network.model)
-        to_layout(model, torch.channels_last if self.channels_last else torch.contiguous_format)
-        found = evaluate(model, self.data.test, precision=self.precision, channels_last=self.channels_last)
-        return found.accuracy
+        self._to_layout(True, model)
+        return evaluate(model, self.data.test, precision=self.precision, channels_last=self.channels_last).accuracy
 
     def _tuned(self, network: Architecture) -> float | None:
         """Return the test accuracy after fine-tuning, always by the plain recipe: no technique, rate falling."""

@@ -198,10 +198,15 @@ def lesion_study(
 
 
 def _facts(surgery: Lesions, points: Points, reading: BundleReading, name: str, accuracy: Judge) -> BlockFacts:
-    place = points.own[name]
-    found, excess = reading.points[place], reading.excess[place]
-    conflict = 1.0 if math.isnan(excess) else excess
-    return BlockFacts(name, conflict, found.entropy, found.count, accuracy(frozenset({name})), surgery.macs[name])
+    found, alone = reading.points[points.own[name]], accuracy(frozenset({name}))
+    conflict = conflict_of(points, reading, name)
+    return BlockFacts(name, conflict, found.entropy, found.count, alone, surgery.macs[name])
+
+
+def conflict_of(points: Points, reading: BundleReading, name: str) -> float:
+    """Return the share of samples in conflict in a block's branch beyond that of the images; 1 where it diverged."""
+    excess = reading.excess[points.own[name]]
+    return 1.0 if math.isnan(excess) else excess
 
 
 def _point(count: int, sets: Sequence[frozenset[str]], surgery: Lesions, accuracy: Judge) -> LesionPoint:
@@ -283,7 +288,7 @@ class Lesions:
         known: dict[frozenset[str], Metrics] = {}
         batches = _batches(self.arch.model, images, channels_last)
         again = _batches(self.arch.model, anew, channels_last) if anew is not None else None
-        device = next((p.device for p in self.arch.model.parameters()), torch.device("cpu"))
+        device = next(self.arch.model.parameters(), torch.empty(0)).device
         with eval_mode(self.arch.model), torch.no_grad(), autocast(device, precision):
 
             def measure(removed: frozenset[str]) -> Metrics:
@@ -355,6 +360,6 @@ def _measured(run: Callable[[Tensor], Any], batches: Any, count: int) -> Metrics
 
 def _batches(model: nn.Module, images: Images, channels_last: bool = False) -> Any:
     """Return the batches to judge on: kept in memory where they are few, else read each time."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next(model.parameters(), torch.empty(0)).device
     loader = Loader(images, _BATCH, shuffle=False, device=device, channels_last=channels_last)
     return list(loader) if len(images) * math.prod(images.shape) <= _HELD else loader

@@ -106,22 +106,24 @@ class CallFlow:
         return [node for node in region.nodes() if any(user not in own for user in self.users.get(node, []))]
 
 
-Access = Callable[[str], Expr]  # from a qualified name below the module to an expression
-
-
-class BodyWriter:
+class CallWriter:
     """Writes one call of a module.
 
     Args:
         flow: the values of the network.
         region: the call.
-        access: from a qualified name to the expression for it.
+        access: from a qualified name below the module to the expression for it.
         method: from the call of another module to the name of the method that it means.
         special: an operator that the base class carries out.
     """
 
     def __init__(
-        self, flow: CallFlow, region: Region, access: Access, method: Callable[[Region], str], special: fx.Node | None
+        self,
+        flow: CallFlow,
+        region: Region,
+        access: Callable[[str], Expr],
+        method: Callable[[Region], str],
+        special: fx.Node | None,
     ) -> None:
         self.flow, self.region, self.access, self.method, self.special = flow, region, access, method, special
         self.net = flow.net
@@ -130,7 +132,7 @@ class BodyWriter:
         self.now = 0
 
     def body(self) -> Body:
-        """Return the lines, and what enters and leaves."""
+        """Return the method."""
         inputs = self.flow.inputs(self.region, self.region.path)
         returns = self.flow.outputs(self.region) if self.region.path else self.flow.results
         for at, item in enumerate(self.region.items):
@@ -202,7 +204,7 @@ class BodyWriter:
     # -------------------------------------------------------------- what operators ask
 
     def value(self, node: fx.Node) -> Expr:
-        """Return the name of a value, or what reaches the tensor that it is."""
+        """Return the name of a value."""
         real = self.net.real(node)
         if real in self.names:
             return Text(self.names[real])
@@ -211,7 +213,7 @@ class BodyWriter:
         raise ConvwrightError(f"the value {node.name} is used where it is not known; export with --to pt2 or onnx")
 
     def batch(self, node: fx.Node) -> Expr:
-        """Return the batch size by the shape of a value that has it."""
+        """Return the batch size, as an expression for an argument of `node`."""
         named = [self.net.real(n) for n in node.all_input_nodes if self.net.real(n) in self.names]
         axes = [(k, a, pair) for k in (*named, *self.names) for a, pair in enumerate(self.net.dims(k))]
         for known, axis, pair in axes:

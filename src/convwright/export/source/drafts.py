@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture.capture.exported import operator_name
-from convwright.export.source.bodies import Body, BodyWriter, CallFlow, Line, is_chain
+from convwright.export.source.bodies import Body, CallFlow, CallWriter, Line, is_chain
 from convwright.export.source.layers import base_constructor, constructor
 from convwright.export.source.regions import Network, Region
 from convwright.export.source.text import (
@@ -255,7 +255,7 @@ class ModuleParts:
         texts: dict[str, str] = {}
         for call in part.calls:
             access = partial(self.access, part.path)
-            written = BodyWriter(self.flow, call, access, lambda r: self.methods.get(r, "forward"), special).body()
+            written = CallWriter(self.flow, call, access, lambda r: self.methods.get(r, "forward"), special).body()
             written = replace(written, lines=tuple(map(self._loop, written.lines)))
             text = "\n".join([str(written.key), *(flat(line.expr) for line in written.lines)])
             name = texts.setdefault(text, "forward" if not texts else f"forward_{len(texts) + 1}")

@@ -38,7 +38,7 @@ def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Ca
             continue
         value = _value(module, name)
         if value is MISSING:
-            if parameter.default is parameter.empty:
+            if parameter.default is MISSING:
                 return None
             continue
         values[name], defaults[name] = value, parameter.default
@@ -86,18 +86,16 @@ def _call(kind: type[nn.Module], values: dict[str, Any], defaults: dict[str, Any
     for place, (name, value) in enumerate(values.items()):
         default = defaults[name]
         if value is None:
-            if default is not None and default is not inspect.Parameter.empty:
+            if default is not None and default is not MISSING:
                 args.append(Arg(name, Text("None")))
             continue
         hole = Hole(value, "channels" if name in _CHANNELS else name, name, owner)
-        by_place = default is inspect.Parameter.empty and place < _POSITIONAL
+        by_place = default is MISSING and place < _POSITIONAL
         args.append(Arg("" if by_place else name, hole, MISSING if by_place else _default(default, hole.value)))
     return Call(Text(f"nn.{kind.__name__}"), tuple(args))
 
 
 def _default(default: Any, value: Any) -> Any:
     """Return a default in the type of the value: 0 and 0.0, 1 and (1, 1) are the same to torch."""
-    if default is inspect.Parameter.empty:
-        return MISSING
     same_number = isinstance(default, (int, float)) and isinstance(value, (int, float)) and default == value
     return value if same_number and isinstance(default, bool) == isinstance(value, bool) else default

@@ -30,8 +30,8 @@ from convwright.export.source.text import (
 )
 
 _ELSEWHERE = frozenset({"layout", "pin_memory", "cudnn_enabled", "cudnn_enable"})  # no part of what is computed
-_SIZES = frozenset({"size", "shape", "self", "sizes", ""})
 _END = 2**63 - 1  # of a slice without an end
+_SIZES = frozenset({"size", "shape", "self", "sizes", ""})
 
 
 class Scope(Protocol):
@@ -42,11 +42,9 @@ class Scope(Protocol):
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
-        ...
 
     def batch(self, node: fx.Node) -> Expr:
         """Return the batch size, as an expression for an argument of `node`."""
-        ...
 
 
 Writer = Callable[["Writing"], Expr | None]
@@ -101,10 +99,17 @@ class Writing:
         """The first argument."""
         return self.expr(self.node.args[0], self.twin.args[0], "size")
 
-    def source(self) -> fx.Node:
-        """Return the node of the first argument."""
+    @property
+    def source(self) -> Any:
+        """The value of the first argument, without its data."""
         found = self.node.args[0]
         assert isinstance(found, fx.Node)
+        return found.meta.get("val")
+
+    def row(self, at: int) -> Sequence[Any]:
+        """Return an argument that is a list."""
+        found = self.node.args[at]
+        assert isinstance(found, (list, tuple))
         return found
 
 
@@ -216,12 +221,16 @@ _METHODS = words(
 
 def _functional(w: Writing) -> Expr | None:
     known = getattr(functional, w.name, None) if w.name in _FUNCTIONAL else None
-    return _called(Text(f"F.{w.name}"), known and _arguments(w, _accepted(known)))
+    return _call_of(w, f"F.{w.name}", known)
 
 
 def _function(w: Writing) -> Expr | None:
-    known = None if w.name.startswith("_") else getattr(torch, w.name, None)
-    return _called(Text(f"torch.{w.name}"), _arguments(w, _accepted(known)) if callable(known) else None)
+    return _call_of(w, f"torch.{w.name}", None if w.name.startswith("_") else getattr(torch, w.name, None))
+
+
+def _call_of(w: Writing, name: str, function: Any) -> Expr | None:
+    args = _arguments(w, _accepted(function)) if callable(function) else None
+    return None if args is None else Call(Text(name), args)
 
 
 def _of_tensor(w: Writing) -> Expr | None:
@@ -242,10 +251,6 @@ def _all_arguments(w: Writing) -> tuple[Arg, ...]:
     return args
 
 
-def _called(function: Expr, args: tuple[Arg, ...] | None) -> Expr | None:
-    return None if args is None else Call(function, args)
-
-
 def _accepted(function: Any) -> list[str] | None:
     """Return the names of a function's arguments; None if it takes those of the operator's schema."""
     try:
@@ -258,12 +263,7 @@ def _accepted(function: Any) -> list[str] | None:
 def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, ...] | None:
     """Return the arguments that are not at their defaults: by place up to the first left out, then by name.
 
-    Args:
-        w: the operator.
-        accepted: names of the arguments of the Python function that is called; None: those of the schema.
-
-    Returns:
-        The arguments; None if the function has no such argument.
+    None if the Python function that is called, whose arguments are `accepted`, has no such argument.
     """
     found: list[Arg] = []
     declared = w.schema.arguments if w.schema is not None else [None] * len(w.node.args)
@@ -357,9 +357,7 @@ def _select(w: Writing) -> Expr:
 
 def _at(w: Writing, dim: int, parts: tuple[Expr, ...]) -> Expr:
     """Return ``x[:, parts]``, from the front or, for the last axes, from the back."""
-    value = w.source().meta.get("val")
-    assert isinstance(value, Tensor)
-    ndim = value.ndim
+    ndim = w.source.ndim
     dim %= ndim
     if dim >= ndim - 2 and ndim > 3:
         opening, closing = "[..., ", ", :" * (ndim - 1 - dim) + "]"
@@ -370,10 +368,8 @@ def _at(w: Writing, dim: int, parts: tuple[Expr, ...]) -> Expr:
 
 @writes("index")
 def _index(w: Writing) -> Expr:
-    indices = w.node.args[1]
-    assert isinstance(indices, (list, tuple))
     parts: list[Expr] = []
-    for at, index in enumerate(indices):
+    for at, index in enumerate(w.row(1)):
         parts += [Text(", " if at else ""), w.scope.value(index) if isinstance(index, fx.Node) else Text(":")]
     return Joined((w.first, Text("["), *parts, Text("]")))
 
@@ -388,23 +384,14 @@ def _shaped(w: Writing) -> Expr | None:
 
 @writes("permute")
 def _permute(w: Writing) -> Expr:
-    dims = w.node.args[1]
-    assert isinstance(dims, (list, tuple))
-    return Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in dims)))
+    return Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in w.row(1))))
 
 
 def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
-    one, two = w.node.args[1], w.twin.args[1]
-    assert isinstance(one, (list, tuple))
-    assert isinstance(two, (list, tuple))
-    by_batch = [constant(a, b) is not None for a, b in zip(one, two, strict=True)]
-    inferred = minus_one and sum(by_batch) == 1 and -1 not in one
-    return positional(
-        *(
-            Text("-1") if a == -1 or (depends and inferred) else w.expr(a, b, "size")
-            for a, b, depends in zip(one, two, by_batch, strict=True)
-        )
-    )
+    pairs = list(zip(w.row(1), w.twin.args[1], strict=True))  # type: ignore[arg-type]  # the same graph: a list, too
+    inferred = minus_one and sum(constant(*pair) is not None for pair in pairs) == 1 and -1 not in w.row(1)
+    sizes = (Text("-1") if a == -1 or (inferred and constant(a, b)) else w.expr(a, b, "size") for a, b in pairs)
+    return positional(*sizes)
 
 
 @writes(
@@ -435,9 +422,7 @@ def _fixed(w: Writing, one: Any, two: Any, name: str) -> Expr:
 
 @writes("cat", "concat", "concatenate", "stack")
 def _cat(w: Writing) -> Expr:
-    tensors = w.node.args[0]
-    assert isinstance(tensors, (list, tuple))
-    items = Many(tuple(w.scope.value(t) for t in tensors if isinstance(t, fx.Node)))
+    items = Many(tuple(w.scope.value(t) for t in w.row(0) if isinstance(t, fx.Node)))
     return Call(Text(f"torch.{'stack' if w.name == 'stack' else 'cat'}"), (*positional(items), *_along(w)))
 
 
@@ -455,7 +440,7 @@ def _split(w: Writing) -> Expr:
 @writes("to", "_to_copy")
 def _to(w: Writing) -> Expr:
     value = w.node.meta.get("val")
-    if isinstance(value, Tensor) and value.dtype != w.source().meta["val"].dtype:
+    if isinstance(value, Tensor) and value.dtype != w.source.dtype:
         return Call(Attr(w.first, "to"), positional(Text(str(value.dtype))))
     return Call(Attr(w.first, "clone"), ())
 

@@ -7,6 +7,7 @@ into the next one, and, if they do not fit there either, one line for each.
 from __future__ import annotations
 
 import builtins
+import inspect
 import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,7 @@ _STEP = 4
 _MOST_DIGITS = 7
 
 
-class _Missing:
-    """No default value."""
-
-
-MISSING = _Missing()
+MISSING: Any = inspect.Parameter.empty  # no default value
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ def _flat(expr: Expr, name: Callable[[Hole], str], known: Names | None) -> str:
     if isinstance(expr, Hole):
         return name(expr)
     if isinstance(expr, Call):
-        args = (f"{a.name}=" * bool(a.name) + _flat(a.value, name, known) for a in shown(expr, known))
+        args = ((f"{arg.name}=" if arg.name else "") + _flat(arg.value, name, known) for arg in shown(expr, known))
         return f"{_flat(expr.function, name, known)}({', '.join(args)})"
     if isinstance(expr, Attr):
         return f"{_flat(expr.base, name, known)}.{expr.name}"
@@ -224,7 +221,7 @@ def shown(call: Call, known: Names | None) -> list[Arg]:
 
 
 def _is_default(arg: Arg, known: Names) -> bool:
-    if isinstance(arg.default, _Missing) or not isinstance(arg.value, Hole) or id(arg.value) in known:
+    if arg.default is MISSING or not isinstance(arg.value, Hole) or id(arg.value) in known:
         return False
     return type(arg.value.value) is type(arg.default) and bool(arg.value.value == arg.default)
 

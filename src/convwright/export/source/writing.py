@@ -13,6 +13,7 @@ from convwright.export.source.classes import Class, classes
 from convwright.export.source.drafts import ModuleParts
 from convwright.export.source.regions import network
 from convwright.export.source.text import (
+    MISSING,
     WIDTH,
     Arg,
     Call,
@@ -183,7 +184,7 @@ def _parameter(name: str, values: Sequence[object], default: object) -> str:
     kinds = {type(value).__name__ for value in values}
     mixed = {("tuple",): "tuple[int, ...]", ("int", "tuple"): "int | tuple[int, ...]", ("float", "int"): "float"}
     kind = mixed.get(tuple(sorted(kinds)), kinds.pop() if len(kinds) == 1 else "object")
-    return f"{name}: {kind}" + ("" if type(default).__name__ == "_Missing" else f" = {literal(default)}")
+    return f"{name}: {kind}" + ("" if default is MISSING else f" = {literal(default)}")
 
 
 def _definition(name: str, params: Sequence[str], returns: str) -> list[str]:

@@ -27,12 +27,14 @@ class Reading:
     """The qualities that a trial showed.
 
     Attributes:
+        evidence: Of the trial.
         groups: Of each channel group that has one.
         families: Of each family of groups; those without a measured layer go along with the mean.
         network: Mean over the groups.
         remarks: What is odd about them, in words.
     """
 
+    evidence: Evidence
     groups: Mapping[str, float]
     families: Mapping[str, float]
     network: float
@@ -79,7 +81,8 @@ def read_trial(
     known = {f.name: [groups[name] for name in f.groups if name in groups] for f in families}
     found = {name: math.fsum(values) / len(values) for name, values in known.items() if values}
     mean = math.fsum(found.values()) / len(found) if found else 0.0
-    return Reading(groups, {f.name: found.get(f.name, mean) for f in families}, network_quality(groups), _odd(groups))
+    of_families = {f.name: found.get(f.name, mean) for f in families}
+    return Reading(evidence, groups, of_families, network_quality(groups), _odd(groups))
 
 
 def _odd(groups: Mapping[str, float]) -> tuple[str, ...]:

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from convwright.methods.channel_search.walks import Seen, Verdict
+from convwright.methods.channel_search.walks import Verdict
 from convwright.methods.shared.width_surface import Place, Surface, Widths
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convwright.architecture import Architecture
+    from convwright.methods.base import Evidence
+    from convwright.methods.channel_search.readings import Reading
     from convwright.metrics.quality.channel_quality import Member
 
     Floats = NDArray[np.float64]
@@ -163,17 +165,17 @@ class Response:
         self._shares = _shares_of_cost(surface, self._next)
         self._asked = 1
         self._places: list[Place] = []
-        self._seen: list[Seen] = []
+        self._seen: list[Evidence] = []
 
     @property
     def widths(self) -> Widths:
         """What to try next."""
         return self._next.widths
 
-    def take(self, seen: Seen) -> Verdict:
+    def take(self, _: int, seen: Reading) -> Verdict:
         """Take in a trial, and choose the next place."""
         self._places.append(self._next)
-        self._seen.append(seen)
+        self._seen.append(seen.evidence)
         return Verdict(True, self._propose())
 
     def back(self) -> None:

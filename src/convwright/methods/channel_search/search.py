@@ -19,7 +19,7 @@ from convwright.errors import ConvwrightError
 from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.channel_search.readings import Reading, check_measurable, read_trial
 from convwright.methods.channel_search.response import Response, trends_of
-from convwright.methods.channel_search.walks import Energy, OnBudget, Published, Seen, Verdict, Walk
+from convwright.methods.channel_search.walks import Energy, OnBudget, Published, Verdict
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.width_surface import Surface, Widths, own_costs
@@ -193,22 +193,15 @@ class ChannelSearch(Scripted):
         self.walk = self._walk(first)
         self._base: int | None = None
 
-    def _walk(self, first: Widths) -> Walk:
-        """Return what answers the trials."""
-        given, surface, trials, seed = self.options, self.surface, self.options.trials, self.terms.seed
+    def _walk(self, first: Widths) -> Published | OnBudget | Response:
+        given, surface, seed = self.options, self.surface, self.terms.seed
         spread = _SPREAD[self.rule] if given.spread is None else given.spread
         if self.rule == "response":
             trends = trends_of(self.arch, surface, self.members)
-            return Response(surface, first, trends, trials=trials, spread=spread, seed=seed)
+            return Response(surface, first, trends, trials=given.trials, spread=spread, seed=seed)
         if given.mode == "parity":
-            return Published(
-                surface, first, trials=trials, gamma=given.gamma, rule=self.rule, step=given.step, seed=seed,
-                limited=self.limits is not None,
-            )  # fmt: skip
-        return OnBudget(
-            surface, first, trials=trials, gamma=given.gamma, rule=self.rule, energy=given.energy,
-            heat=given.temperature, spread=spread, seed=seed,
-        )  # fmt: skip
+            return Published(surface, first, given, self.rule, seed, limited=self.limits is not None)
+        return OnBudget(surface, first, given, self.rule, spread, seed)
 
     # ------------------------------------------------------------------ what it did
 
@@ -253,8 +246,7 @@ class ChannelSearch(Scripted):
                     return f"ended after {turn + 1} trials: {failed} failed in a row, {evidence.message}"
                 continue
             failed, silent = 0, 0 if reading.network > 0 else silent + 1
-            seen = Seen(evidence.trial, turn, reading.families, reading.network, evidence.score, evidence.stderr)
-            self._seen(turn, evidence, widths, reading, self.walk.take(seen))
+            self._seen(turn, evidence, widths, reading, self.walk.take(turn, reading))
             if silent == _SILENT and self.rule != "response":
                 return f"ended after {turn + 1} trials: no kernel had any quality in {silent} trials in a row"
         return ""

@@ -1,15 +1,14 @@
 """How widths answer a quality of channels: the published updates, and ours.
 
-Pure functions on numbers. ``published``, ``annealed`` and their parts are those of CONetV2's code (Wang et al. 2021);
-the `V1Step` is that of its forerunner CONet. What begins with ``pull`` and ``metropolis`` is ours: the published
-signal is a momentum that is not normalised, so that its decay sets the size of the network, and the published
-"annealing" only ever adds.
+Pure functions on numbers. ``annealed`` and what stands before it are those of CONetV2's code (Wang et al. 2021). What
+begins with ``pull`` and ``metropolis`` is ours: the published signal is a momentum that is not normalised, so that its
+decay sets the size of the network, and the published "annealing" only ever adds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _LEAST, _MOST = 0.5, 2.0  # what a width is multiplied by in one update
@@ -50,15 +49,14 @@ def momentum(before: Values, values: Values, gamma: float) -> dict[str, float]:
     return {name: gamma * before.get(name, 0.0) + value for name, value in values.items()}
 
 
-def temperature(trial: int, trials: int, alpha: float = ALPHA) -> float:
-    """Return the published temperature of an update: ``alpha * (trials - (trial - 1)) / trials``.
+def temperature(trial: int, trials: int) -> float:
+    """Return the published temperature of an update: ``ALPHA * (trials - (trial - 1)) / trials``.
 
     Args:
         trial: The trial that is about to be asked for, from 1 on.
         trials: All trials.
-        alpha: The factor.
     """
-    return alpha * (trials - (trial - 1)) / trials
+    return ALPHA * (trials - (trial - 1)) / trials
 
 
 def kick_probability(delta: float, heat: float) -> float:
@@ -79,69 +77,6 @@ def annealed(delta: float, heat: float, draw: float) -> float:
     """
     chance = kick_probability(delta, heat)
     return delta + chance if draw < chance else delta
-
-
-# ------------------------------------------------------------------ CONet, the forerunner
-
-
-def v1_slope(ranks: Sequence[float]) -> float:
-    """Return the rank slope of one trial: from the first epoch to the one with the highest rank, per epoch.
-
-    Args:
-        ranks: A group's average rank after each epoch.
-    """
-    best = max(range(len(ranks)), key=lambda epoch: ranks[epoch])
-    return (ranks[best] - ranks[0]) / (best + 0.0001)
-
-
-@dataclass(frozen=True)
-class V1Step:
-    """A group's width in the search of CONet (Wang et al. 2021, the first paper), for ablations.
-
-    Attributes:
-        width: Channels.
-        factor: Share by which the next update changes them.
-        direction: Of the last update: 1, -1, 0 where the group is frozen; None before the first.
-    """
-
-    width: int
-    factor: float = 0.2
-    direction: int | None = None
-
-    def after(
-        self,
-        slope: float,
-        condition: float,
-        *,
-        threshold: float = 0.0075,
-        worst: float = 10.0,
-        least: int = 32,
-        most: int = 256,
-        smallest_factor: float = 0.01,
-    ) -> V1Step:
-        """Return the next step: wider while the rank still rises and the mapping is well conditioned, else narrower.
-
-        A change of direction halves the factor; where it is below `smallest_factor` already, the group is frozen.
-
-        Args:
-            slope: The group's rank slope, as `v1_slope`.
-            condition: Its mapping condition.
-            threshold: Slopes below it narrow.
-            worst: Conditions from it on narrow.
-            least: Smallest width.
-            most: Largest width.
-            smallest_factor: Below it a change of direction freezes.
-        """
-        if self.direction == 0:
-            return self
-        done = (slope < threshold or condition >= worst) and self.width > least
-        direction = -1 if done or self.width > most else 1
-        factor = self.factor
-        if self.direction is not None and direction != self.direction:
-            direction = 0 if factor < smallest_factor else direction
-            factor /= 2
-        width = min(max(round_even(self.width * (1 + factor * direction)), least), most)
-        return V1Step(width, factor, direction)
 
 
 # ------------------------------------------------------------------ ours
@@ -188,20 +123,17 @@ def relative_values(values: Values) -> dict[str, float]:
     return {name: min(max(value / mean, _LEAST), _MOST) for name, value in values.items()}
 
 
-def pulled(
-    shape: Values, pull: Values, heat: float, noise: Values | None = None, kick: float = 0.5
-) -> dict[str, float]:
+def pulled(shape: Values, pull: Values, heat: float, noise: Values | None = None) -> dict[str, float]:
     """Return widths moved along their pull.
 
     Args:
         shape: Widths, whole numbers or not.
         pull: As `Need.pull`.
         heat: Share of the pull that is followed, from 0 to 1.
-        noise: A normal number per group; None: none.
-        kick: How far a normal number of 1 moves a width, in units of the pulls' root mean square. So where nothing
-            pulls, nothing is shaken.
+        noise: A normal number per group; None: none. A number of 1 moves a width by half of the pulls' root mean
+            square: where nothing pulls, nothing is shaken.
     """
-    strength = kick * math.sqrt(sum(value * value for value in pull.values()) / len(pull))
+    strength = 0.5 * math.sqrt(sum(value * value for value in pull.values()) / len(pull))
     steps = {name: heat * (pull[name] + strength * (noise[name] if noise else 0.0)) for name in shape}
     return {name: width * min(max(math.exp(steps[name]), _LEAST), _MOST) for name, width in shape.items()}
 

@@ -1,7 +1,7 @@
 """The two courses of a channel search: the published one, and ours along a budget's surface.
 
-A walk says which widths to try next and is told what a trial of them showed. It draws from its own seeded generator
-and depends on nothing else.
+A walk says which widths to try next (``widths``) and from which trial's weights (``parent``), and is told what a trial
+showed (``take``), or that it failed (``back``). It draws from its own seeded generator and depends on nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,6 +25,10 @@ from convwright.methods.channel_search.updates import (
 )
 from convwright.methods.shared.width_surface import FULL, Place, Surface, Widths
 
+if TYPE_CHECKING:
+    from convwright.methods.channel_search.readings import Reading
+    from convwright.methods.channel_search.search import ChannelOptions
+
 Rule = Literal["greedy", "annealing"]
 Energy = Literal["score", "quality"]
 
@@ -35,59 +39,12 @@ _QUALITY_NOISE = 0.02  # what a network's quality varies by from chance, as a sh
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a trial showed.
-
-    Attributes:
-        trial: Its number in the run.
-        turn: Its number among the trials of the search, from 0.
-        values: Quality by family.
-        network: Mean over the groups.
-        score: Validation accuracy, 0..1.
-        stderr: Its standard error.
-    """
-
-    trial: int
-    turn: int
-    values: Mapping[str, float]
-    network: float
-    score: float
-    stderr: float
-
-
-@dataclass(frozen=True)
 class Verdict:
     """What a walk made of a trial: whether it goes on from there, why, and how far chance reached."""
 
     accepted: bool
     words: str
     heat: float = 0.0
-
-
-class Walk(Protocol):
-    """A course of the search."""
-
-    @property
-    def widths(self) -> Widths:
-        """What to try next, by family."""
-        ...
-
-    @property
-    def parent(self) -> int | None:
-        """The trial to go on from; None before the first."""
-        ...
-
-    def take(self, seen: Seen) -> Verdict:
-        """Take in a trial of `widths`, and choose the next ones."""
-        ...
-
-    def back(self) -> None:
-        """Go back to the widths of the last accepted trial."""
-        ...
-
-    def chosen(self) -> tuple[Widths, str] | None:
-        """Return the widths that the search ends with and why; None where it has found nothing."""
-        ...
 
 
 # ------------------------------------------------------------------ as published
@@ -100,20 +57,16 @@ class Published:
     Attributes:
         surface: The network's widths.
         start: First widths by family.
-        trials: All trials.
-        gamma: Decay of the momentum, which is not normalised.
+        given: Options of the search: trials, step, and gamma, the decay of the momentum, which is not normalised.
         rule: ``annealing``: groups are widened further by chance.
-        step: Added to all widths after the first trial.
         seed: Of the draws.
         limited: Whether only widths within the limits are kept. Published: no.
     """
 
     surface: Surface
     start: Widths
-    trials: int
-    gamma: float
+    given: ChannelOptions
     rule: Rule
-    step: int
     seed: int
     limited: bool
 
@@ -127,22 +80,22 @@ class Published:
         self._best: tuple[float, int, Widths] | None = None
         self._early: tuple[float, int, Widths] | None = None  # before the published code begins to look
 
-    def take(self, seen: Seen) -> Verdict:
+    def take(self, _: int, seen: Reading) -> Verdict:
         """Take in a trial: update the momentum, then every width; keep the best from trial 6 on."""
         tried, turn = self.widths, self._taken + 1  # the published number of the trial that comes next
-        if turn >= self.trials:
-            self._last, self.parent = tried, seen.trial
+        if turn >= self.given.trials:
+            self._last, self.parent = tried, seen.evidence.trial
             return Verdict(True, "the last trial's qualities are not read, as published")
-        after = momentum(self._momentum, seen.values, self.gamma)
-        heat = temperature(turn, self.trials)
+        after = momentum(self._momentum, seen.families, self.given.gamma)
+        heat = temperature(turn, self.given.trials)
         if turn == 1:
-            wanted = {name: width + self.step for name, width in tried.items()}
-            words = f"all widths + {self.step}"
+            wanted = {name: width + self.given.step for name, width in tried.items()}
+            words = f"all widths + {self.given.step}"
         else:
             deltas = {name: after[name] - self._momentum[name] for name in tried}
             wanted, words = self._updated(tried, deltas, heat)
         kept = self._track(turn, seen, after, tried)
-        self._momentum, self._taken, self._last, self.parent = after, turn, tried, seen.trial
+        self._momentum, self._taken, self._last, self.parent = after, turn, tried, seen.evidence.trial
         self.widths = self._possible(wanted, tried)
         return Verdict(True, words + kept, heat if self.rule == "annealing" else 0.0)
 
@@ -157,16 +110,16 @@ class Published:
             words += f", {up} of {len(deltas)} groups widened by chance at temperature {heat:.3f}"
         return {name: resized(width, kicked[name], *bounds[name]) for name, width in tried.items()}, words
 
-    def _track(self, turn: int, seen: Seen, after: Mapping[str, float], tried: Widths) -> str:
+    def _track(self, turn: int, seen: Reading, after: Mapping[str, float], tried: Widths) -> str:
         """Keep the widths with the highest accumulated quality."""
         total, early = sum(after.values()) / len(after), turn < _TRACKED
         kept = self._early if early else self._best
         if (self.limited and self.surface.use(tried) > 1) or (kept is not None and total <= kept[0]):
             return ""
         if early:
-            self._early = total, seen.trial, tried
+            self._early = total, seen.evidence.trial, tried
         else:
-            self._best = total, seen.trial, tried
+            self._best = total, seen.evidence.trial, tried
         return "" if early else f"; best so far, accumulated quality {total:.4f}"
 
     def _possible(self, wanted: Widths, tried: Widths) -> Widths:
@@ -220,22 +173,16 @@ class OnBudget:
         surface: The network's widths and the budget.
         start: First widths by family. Where they use less than the budget, its share grows geometrically to the
             whole over the first third of the trials; else they are scaled to it.
-        trials: All trials.
-        gamma: Weight of earlier trials in what a group is found to need.
+        given: Options of the search: trials, gamma, energy, temperature.
         rule: ``annealing``: widths are shaken and losing trials may be rejected.
-        energy: What is annealed: the ``score`` or the network's ``quality``.
-        heat: Temperature at the beginning, in units of the energy's noise; it falls linearly.
         spread: A width may be so many times what one common ratio of the start would give, or one over it.
         seed: Of the draws.
     """
 
     surface: Surface
     start: Widths
-    trials: int
-    gamma: float
+    given: ChannelOptions
     rule: Rule
-    energy: Energy
-    heat: float
     spread: float
     seed: int
 
@@ -255,46 +202,46 @@ class OnBudget:
 
     def share(self, turn: int) -> float:
         """Return the share of the budget that a trial may use."""
-        ramp = math.ceil(self.trials / _RAMP)
+        ramp = math.ceil(self.given.trials / _RAMP)
         return 1.0 if turn >= ramp or self.first >= FULL else float(self.first ** (1 - turn / ramp))
 
     def cold(self, turn: int) -> float:
         """Return what is left of the temperature: 1 at the first trial, 1 / trials at the last."""
-        return (self.trials - turn) / self.trials
+        return (self.given.trials - turn) / self.given.trials
 
     # ------------------------------------------------------------------ one trial
 
-    def take(self, seen: Seen) -> Verdict:
+    def take(self, turn: int, seen: Reading) -> Verdict:
         """Accept or reject a trial, and propose the next from the accepted one."""
-        rng = np.random.default_rng([self.seed, seen.turn])
+        rng = np.random.default_rng([self.seed, turn])
         spot = self._spot(seen)
-        verdict = self._judged(spot, seen.turn, float(rng.random()))
+        verdict = self._judged(spot, turn, float(rng.random()))
         if verdict.accepted:
-            self._at, self.parent = spot, seen.trial
+            self._at, self.parent = spot, seen.evidence.trial
             if spot.whole and (self._best is None or spot.energy >= self._best.energy):
                 self._best = spot
         assert self._at is not None
         noise = rng.standard_normal(len(self.base)).tolist() if self.rule == "annealing" else None
-        self._propose(self._at, seen.turn, noise)
+        self._propose(self._at, turn, noise)
         return verdict
 
-    def _spot(self, seen: Seen) -> _Spot:
+    def _spot(self, seen: Reading) -> _Spot:
         known = self._at.need if self._at is not None else Need({})
-        answers = any(value > 0 for value in seen.values.values())
-        need = known.joined(self._next.shape, seen.values, self.gamma) if answers else known
-        score = self.energy == "score"
-        stderr = seen.stderr if score else _QUALITY_NOISE * abs(seen.network)
-        return _Spot(self._next, need, seen.trial, seen.score if score else seen.network, stderr, self._share)
+        answers = any(value > 0 for value in seen.families.values())
+        need = known.joined(self._next.shape, seen.families, self.given.gamma) if answers else known
+        trial, of_quality = seen.evidence.trial, (seen.network, _QUALITY_NOISE * abs(seen.network))
+        energy, stderr = of_quality if self.given.energy == "quality" else (seen.evidence.score, seen.evidence.stderr)
+        return _Spot(self._next, need, trial, energy, stderr, self._share)
 
     def _judged(self, spot: _Spot, turn: int, draw: float) -> Verdict:
-        here, name = self._at, _WORDS[self.energy]
+        here, name = self._at, _WORDS[self.given.energy]
         if here is None:
             return Verdict(True, "accepted, the first")
         if self.rule == "greedy":
             return Verdict(True, "accepted, as every trial of rule greedy")
         if not (spot.whole and here.whole):
             return Verdict(True, "accepted, the share of the budget still grows")
-        heat = self.heat * self.cold(turn) * math.hypot(spot.stderr, here.stderr)
+        heat = self.given.temperature * self.cold(turn) * math.hypot(spot.stderr, here.stderr)
         chance = metropolis(here.energy - spot.energy, heat)
         numbers = f"{name} {spot.energy:.4f} against {here.energy:.4f} of trial {here.trial}"
         accepted = draw < chance
@@ -336,7 +283,7 @@ class OnBudget:
         if self._at is None:
             return None
         if self.rule == "annealing" and (best := self._best) is not None:
-            told = f"accepted with the highest {_WORDS[self.energy]} {best.energy:.4f}"
+            told = f"accepted with the highest {_WORDS[self.given.energy]} {best.energy:.4f}"
             return best.place.widths, f"the widths of trial {best.trial}, {told}"
         place = self._next if self._share >= 1 else self.surface.project(self._next.shape)
         return place.widths, f"the widths that follow from trial {self._at.trial}"

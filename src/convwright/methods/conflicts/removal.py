@@ -11,7 +11,7 @@ import bisect
 import math
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -44,10 +44,6 @@ class ConflictDecision(Decision):
     conflicts: Mapping[str, float] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**super().to_dict(), "removed": list(self.removed), "groups": list(self.groups)}
 
 
 class ConflictOptions(MethodOptions):

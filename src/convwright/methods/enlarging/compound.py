@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from convwright.cost.budget import Limits, human
 from convwright.edits import Plan
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.base import Candidate, Evidence, register
-from convwright.methods.enlarging.growth import Point, nearest, trimmed
+from convwright.methods.enlarging.growth import nearest, trimmed
 from convwright.methods.enlarging.rules import Rule, Setting, compound, fast, shares, single, to_cost
 from convwright.methods.enlarging.space import EnlargingSpace, network_record, said_sizes
 from convwright.methods.options import MethodOptions
@@ -227,8 +228,8 @@ class Scaling(Scripted):
         return Setting(*self.space.parts(point))
 
     def _trimmed(self, setting: Setting) -> Setting:
-        space = _Ended(self.space, self.stages, setting.ends)
-        point = self.space.point(*setting[:3])
+        space = replace(self.space, ends=setting.ends, _costs={})
+        point = space.point(*setting[:3])
         point = trimmed(space, point, self.target, self.options.final_tolerance, self.space.trimming)
         if space.cost(point) > self.target:  # no width has grown: what has is taken back, and widths fill the rest
             point = trimmed(space, point, self.target, self.options.final_tolerance, range(len(self.space.knobs)))
@@ -236,17 +237,6 @@ class Scaling(Scripted):
 
     def _cost(self, setting: Setting) -> int:
         return self.stages.costs(*setting)[self.space.metric]
-
-
-class _Ended:
-    """An enlarging space whose stem and head are scaled already."""
-
-    def __init__(self, space: EnlargingSpace, stages: Stages, ends: float) -> None:
-        self.knobs, self.start, self.allows = space.knobs, space.start, space.allows
-        self._space, self._stages, self._ends = space, stages, ends
-
-    def cost(self, point: Point) -> int:
-        return self._stages.costs(*self._space.parts(point), self._ends)[self._space.metric]
 
 
 def _said(setting: Setting) -> str:

@@ -18,7 +18,6 @@ from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
 from convwright.errors import ConvwrightError
 from convwright.methods.base import Candidate, Evidence, Weights, register
 from convwright.methods.enlarging.growth import (
-    Growth,
     Level,
     Pairs,
     Point,
@@ -199,7 +198,6 @@ class GreedyEnlarging(Scripted):
                 f"quantum={given.quantum} is no multiple of divisor={divisor}, so stages would have widths that break "
                 f"it; give a multiple of {divisor}"
             )
-        self.growth = Growth(given.tolerance, given.beam, given.pairs, given.span, given.ties)
         length = given.trial_epochs, given.trial_steps, given.beam
         self.halving = None if given.halving is None else Halving(given.halving, *length)
         stages = Stages.of(
@@ -222,12 +220,12 @@ class GreedyEnlarging(Scripted):
         usual = max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
         self.levels = budgets(start, target, usual if given.steps is None else given.steps, given.schedule)
         # Widths as coarse as the end allows, and the search: no knob is to be lost by them.
-        most = landings(self.space.levels[-1], self.levels, self.growth)
+        most = landings(self.space.levels[-1], self.levels, self.options)
         self.space, _ = self.space.spent(
             self.space.start,
             target,
             given.final_tolerance,
-            lambda space: landings(space, self.levels, self.growth) >= most,
+            lambda space: landings(space, self.levels, self.options) >= most,
         )
         self.shortened: Mapping[str, Any] = {} if given.trial_steps is None else {"max_steps": given.trial_steps}
         self.untouched = Plan.empty(self.arch)
@@ -281,7 +279,7 @@ class GreedyEnlarging(Scripted):
         yield from self._end(self._best)
 
     def _levels(self) -> Script:
-        course = enlarge(self.space, self.levels, self.growth, self._seen)
+        course = enlarge(self.space, self.levels, self.options, self._seen)
         pool = next(course, None)
         while pool is not None:
             scores = yield from self._judgements(self._phase(pool[0].level), pool)
@@ -291,7 +289,6 @@ class GreedyEnlarging(Scripted):
                 return
 
     def _judgements(self, phase: str, pool: Sequence[Step]) -> Judgements:
-        """Train candidates; return their scores."""
         whole = yield from self._first_parts(phase, pool)
         evidence = (yield tuple(self._candidate(step) for step in whole)) if whole else ()
         for step, found in zip(whole, evidence, strict=True):
@@ -324,17 +321,17 @@ class GreedyEnlarging(Scripted):
         number = min(present.level, len(self.levels) - 1)
         target, increment = self.levels[number], self.levels[number] - self.levels[number - 1]
         level = len(self.levels) + turn
-        pool = tuple(moves_between(self.space, present, target, increment, self.growth.tolerance, level))
+        pool = tuple(moves_between(self.space, present, target, increment, self.options.tolerance, level))
         pool = tuple(step for step in pool if all(step.point != point for _, point in self._found))
         phase = f"refine, round {turn} of {self.options.refine}"
         if not pool:
             self._note(phase, "no move keeps to the budget that was not tried")
             return False
         scores = yield from self._judgements(phase, pool)
-        judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
+        judged = tuple(replace(step, score=score) for step, score in zip(pool, scores, strict=True))
         words = {self._found[s.key].trial: self.space.words(s) for s in judged}
         before = self._scores[present.key]
-        best = next(iter(ranked(judged, self.growth.ties)), present)
+        best = next(iter(ranked(judged, self.options.ties)), present)
         after = self._scores[best.key]
         if not after.times or after.value - before.value <= math.hypot(after.stderr, before.stderr):
             self._note(phase, f"none of {len(pool)} moves is better than {said(before)} by more than noise", words)
@@ -348,7 +345,7 @@ class GreedyEnlarging(Scripted):
 
     def _again(self, pool: Sequence[Step]) -> Script:
         """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""
-        scored = [step.judged(self._scores[step.key]) for step in pool]
+        scored = [replace(step, score=self._scores[step.key]) for step in pool]
         close = level_with_the_best(scored)[: self.options.contenders]
         if not self.options.rescore or len(close) < 2:
             return

@@ -1,4 +1,4 @@
-"""Growing by budgets: the greedy core, on any space of whole numbers with a cost.
+"""Growing by budgets: the greedy core, on any space of whole numbers with a cost (`knobs`, `start`, `cost`, `allows`).
 
 Reconstructed: of Greedy Network Enlarging (Liu et al. 2021) the aim is known (stages are enlarged in width, depth and
 resolution, greedily, step by step), not its algorithm. Level k has the budget T_k. From each of the best points of a
@@ -8,17 +8,20 @@ several: it is then judged at the level where it lands, beside what other paths 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from convwright.errors import BudgetError, check_counts
 
 if TYPE_CHECKING:
     from convwright.methods.base import Evidence
+    from convwright.methods.enlarging.greedy import GreedyOptions
+    from convwright.methods.enlarging.space import EnlargingSpace as Space
 
 Point = tuple[int, ...]
 Schedule = Literal["arithmetic", "geometric"]
@@ -57,49 +60,6 @@ class Knob:
         if math.isinf(self.growth):
             return _FURTHEST
         return max(1, int((value * self.growth + self.slack) // self.quantum) - value // self.quantum)
-
-
-class Space(Protocol):
-    """What can grow, and what it costs."""
-
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        """The knobs."""
-        ...
-
-    @property
-    def start(self) -> Point:
-        """Their first values."""
-        ...
-
-    def cost(self, point: Point) -> int:
-        """Return the cost of a point; it grows with every value."""
-        ...
-
-    def allows(self, point: Point) -> bool:
-        """Return whether a point may be proposed: whether it keeps all other limits."""
-        ...
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How the greedy core moves.
-
-    Attributes:
-        tolerance: a candidate's cost lies within this part of its budget.
-        beam: so many points of a level are gone on from.
-        pairs: also spend an increment on two knobs, half each: width and depth of one ``stage``, ``all`` pairs (without
-            the resolution), or ``none``.
-        span: a knob may take so many increments at once.
-        ties: what decides between scores that are equal within their errors: the ``cheaper`` point, or the ``score``
-            itself.
-    """
-
-    tolerance: float = 0.05
-    beam: int = 1
-    pairs: Pairs = "none"
-    span: int = 4
-    ties: Ties = "cheaper"
 
 
 @dataclass(frozen=True)
@@ -170,10 +130,6 @@ class Step:
         """What tells it from all others of a search."""
         return self.level, self.point
 
-    def judged(self, score: Score) -> Step:
-        """Return it with a score."""
-        return replace(self, score=score)
-
     @property
     def line(self) -> tuple[Step, ...]:
         """All steps from the first point to this one."""
@@ -227,9 +183,7 @@ def budgets(start: int, target: int, steps: int, schedule: Schedule = "arithmeti
     return (start, *inner, target)
 
 
-def nearest(
-    space: Space, point: Point, knob: int, budget: float, capped: bool = True, below: bool = False
-) -> Point | None:
+def nearest(space: Space, point: Point, knob: int, budget: float, below: bool = False) -> Point | None:
     """Return the point nearest in cost to a budget that one knob leads to; None if a single step costs nothing.
 
     Args:
@@ -237,11 +191,10 @@ def nearest(
         point: where it starts.
         knob: index of the knob.
         budget: the cost to come to; of two points equally near, the cheaper.
-        capped: whether the knob's caps hold.
         below: only points within the budget.
     """
     turn = space.knobs[knob]
-    most = turn.most(point[knob]) if capped else _FURTHEST
+    most = turn.most(point[knob])
 
     def at(steps: int) -> Point:
         return (*point[:knob], turn.above(point[knob], steps), *point[knob + 1 :])
@@ -251,16 +204,14 @@ def nearest(
         high = min(2 * high, most)
     if high >= _FURTHEST:
         return None
-    low = 1
-    while low < high:  # the first that reaches the budget, or the cap
-        middle = (low + high) // 2
-        low, high = (low, middle) if space.cost(at(middle)) >= budget else (middle + 1, high)
-    found = [at(n) for n in (low - 1, low) if n > 0]
+    # The first that reaches the budget, or the cap.
+    first = bisect.bisect_left(range(high), budget, 1, key=lambda n: space.cost(at(n)))
+    found = [at(n) for n in (first - 1, first) if n > 0]
     fitting = [p for p in found if not below or space.cost(p) <= budget]
     return min(fitting, key=lambda p: (abs(space.cost(p) - budget), space.cost(p)), default=None)
 
 
-def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[[Level], None]) -> Course:
+def enlarge(space: Space, levels: Sequence[int], growth: GreedyOptions, seen: Callable[[Level], None]) -> Course:
     """Go from budget to budget.
 
     Yields tuples of steps to be judged, and is sent their scores in the same order. After each budget `seen` is
@@ -269,7 +220,7 @@ def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[
     Args:
         space: what grows.
         levels: budgets, the present cost first.
-        growth: how.
+        growth: how: its tolerance, beam, pairs, span and ties.
         seen: takes what happened at each level.
     """
     walk = _Walk(space, levels, growth)
@@ -277,7 +228,7 @@ def enlarge(space: Space, levels: Sequence[int], growth: Growth, seen: Callable[
     for number in range(1, len(levels)):
         pool = walk.pool(number)
         scores = (yield pool) if pool else ()
-        judged = tuple(step.judged(score) for step, score in zip(pool, scores, strict=True))
+        judged = tuple(replace(step, score=score) for step, score in zip(pool, scores, strict=True))
         kept = tuple(ranked(judged, growth.ties)[: growth.beam])
         for step in kept:
             walk.depart(step)
@@ -317,7 +268,7 @@ def _tied(one: Score, top: Score) -> bool:
     return top.value - one.value <= math.hypot(one.stderr, top.stderr)
 
 
-def landings(space: Space, levels: Sequence[int], growth: Growth) -> int:
+def landings(space: Space, levels: Sequence[int], growth: GreedyOptions) -> int:
     """Return how many moves from the start of a space come near a budget within their span."""
     moves = _Walk(space, levels, growth).moves(Step(space.start, 0, space.cost(space.start)))
     return sum(move.level <= growth.span for move in moves)
@@ -329,7 +280,7 @@ class _Walk:
 
     space: Space
     levels: Sequence[int]
-    growth: Growth
+    growth: GreedyOptions
     waiting: dict[int, list[Step]] = field(default_factory=dict)
 
     def pool(self, number: int) -> tuple[Step, ...]:

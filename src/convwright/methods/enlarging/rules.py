@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from convwright.errors import ConvwrightError
+from convwright.zoo.parts import divisible
 
 Rule = Literal["width", "depth", "resolution", "compound", "fast", "uniform", "random", "equal"]
 Cost = Callable[["Setting"], int]
@@ -41,16 +42,6 @@ class Setting(NamedTuple):
     ends: float = 1.0
 
 
-def round_width(value: float, quantum: int) -> int:
-    """Return the multiple of a quantum nearest to a width, but never below 90 % of it.
-
-    >>> round_width(19.7, 4), round_width(11, 8), round_width(9.0, 8)
-    (20, 16, 16)
-    """
-    nearest = max(quantum, int(value + quantum / 2) // quantum * quantum)
-    return nearest if nearest >= 0.9 * value else nearest + quantum
-
-
 def scaled(
     base: Setting,
     *,
@@ -72,7 +63,7 @@ def scaled(
         step: the resolution becomes a multiple of it.
         depth_rounding: ``up`` or to the ``nearest`` (half away from zero); at least 1 either way.
     """
-    wide = tuple(round_width(w * width, quantum) if width != 1 else w for w in base.widths)
+    wide = tuple(divisible(w * width, quantum) if width != 1 else w for w in base.widths)
     deep = (d * depth for d in base.depths)
     blocks = tuple(max(1, math.ceil(d - 1e-9) if depth_rounding == "up" else int(d + 0.5)) for d in deep)
     side = base.resolution if resolution == 1 else max(step, step * int(base.resolution * resolution / step + 0.5))
@@ -167,20 +158,12 @@ def coefficients(
     Raises:
         ConvwrightError: no triple of the grid has the product.
     """
-    found = list(coefficient_grid(product=product, tolerance=tolerance, step=step, most=most))
+    values = [round(1 + step * i, 10) for i in range(int((most - 1) / step + 1e-9) + 1)]
+    triples = itertools.product(values, values, values)
+    found = [triple for triple in triples if abs(_product(triple) - product) <= tolerance * product]
     if not found:
         raise ConvwrightError(f"no coefficients on a grid of {step} have the product {product}; give a finer step")
     return max(found, key=lambda c: (score(c), -abs(_product(c) - product), [-x for x in c]))
-
-
-def coefficient_grid(
-    *, product: float = 2.0, tolerance: float = 0.05, step: float = 0.05, most: float = 2.0
-) -> Iterator[tuple[float, float, float]]:
-    """Yield the triples from 1 on whose product alpha * beta^2 * gamma^2 is near enough; arguments as above."""
-    values = [round(1 + step * i, 10) for i in range(int((most - 1) / step + 1e-9) + 1)]
-    for one in itertools.product(values, values, values):
-        if abs(_product(one) - product) <= tolerance * product:
-            yield one
 
 
 def _product(c: tuple[float, float, float]) -> float:

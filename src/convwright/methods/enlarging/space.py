@@ -28,6 +28,7 @@ class EnlargingSpace:
         metric: what the budget is in.
         knobs: widths, then depths, then the resolution, as far as there are such.
         dropped: knobs that the network does not have -> why.
+        ends: what stem and head are multiplied by.
     """
 
     stages: Stages
@@ -35,6 +36,7 @@ class EnlargingSpace:
     metric: Metric
     knobs: tuple[Knob, ...]
     dropped: dict[str, str]
+    ends: float = 1.0
     _costs: dict[Point, dict[str, int]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -146,7 +148,7 @@ class EnlargingSpace:
         if side > _LARGEST_SIDE or (side != self.stages.resolution and self.stages.stage_costs.refusal(side)):
             return dict.fromkeys(("macs", "params", *self.limits.limits), 2**62)
         measured = {m: self.limits.estimates[m](self.stages.sizes(widths)) for m in self.limits.limits if m in MEASURED}
-        return {**self.stages.costs(widths, depths, side), **measured}
+        return {**self.stages.costs(widths, depths, side, self.ends), **measured}
 
     def allows(self, point: Point) -> bool:
         """Return whether the limits on other metrics hold."""

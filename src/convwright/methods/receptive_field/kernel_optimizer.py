@@ -152,7 +152,6 @@ class _Bill:
     first: Mapping[str, Choice]
 
     def costs(self, chosen: Mapping[str, Choice]) -> dict[str, int]:
-        """Return MACs and parameters."""
         profile = self.arch.profile()
         costs = {"macs": profile.macs, "params": profile.params}
         for name, choice in chosen.items():

@@ -18,13 +18,8 @@ from convwright.edits import Edit, Kernel, Replace
 from convwright.edits.kernel import why_not_kernel
 from convwright.edits.replace import why_not_replaceable
 from convwright.errors import ConvwrightError
-from convwright.layers.rolling_pointwise import (
-    MOST_COPIES,
-    ORDERS,
-    channels_of_windows,
-    window_plan,
-    windows_of_outputs,
-)
+from convwright.layers.rolling_pointwise import MOST_COPIES, ORDERS, window_plan
+from convwright.layers.window_products import Windows
 from convwright.metrics.receptive_field.field import FieldValue
 from convwright.metrics.receptive_field.interpreter import ChannelMixing, FieldWalk, Window
 from convwright.metrics.receptive_field.rules import kernels_of
@@ -141,7 +136,7 @@ class Place:
 def rolling_channels(ins: int, outs: int, groups: int, overlap: float, order: str) -> Tensor:
     """Return the input channels that each output of a rolling pointwise convolution reads, (outs, ins / groups)."""
     shift, windows = window_plan(ins, outs, groups, overlap, order)  # no layer is made: it would draw weights
-    return channels_of_windows(windows_of_outputs(outs, windows, order), ins // groups, shift, ins)
+    return Windows(ins, outs, ins // groups, shift, windows, order == "interleaved").index()
 
 
 # ------------------------------------------------------------------ where, and what

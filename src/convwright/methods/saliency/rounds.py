@@ -32,7 +32,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Cut:
+class FinalCut:
     """What became of it: the whole plan, the trial whose weights it inherits, and a sentence per round."""
 
     plan: Plan
@@ -66,7 +66,7 @@ class Cutting:
         kind = "" if self.kind == "taylor" else f"-{self.kind}"
         return (CHANNELS + kind, BLOCKS + kind) if self.blocks else (CHANNELS + kind,)
 
-    def run(self, start: Start, seed: int, epochs: int = 0) -> Generator[Batch, tuple[Evidence, ...], Cut | None]:
+    def run(self, start: Start, seed: int, epochs: int = 0) -> Generator[Batch, tuple[Evidence, ...], FinalCut | None]:
         """Yield a candidate after each round but the last, and return the last cut, which nothing was tried of yet.
 
         Args:
@@ -88,7 +88,7 @@ class Cutting:
                 words = (*words, f"round {number} of {self.rounds}: {_words(found, arch, self.limits)}")
             if found.edits and number < self.rounds:
                 (now,) = yield (Candidate(plan, now.trial, epochs, seed + number, probes=self.probes),)
-        return Cut(plan, now.trial, words) if now.usable else None
+        return FinalCut(plan, now.trial, words) if now.usable else None
 
     def _aim(self, part: float) -> Limits:
         """Return the limits of a round: equal steps in the ratio of costs."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convwright.cost.budget import MEASURED, Limits, human
+from convwright.cost.budget import Limits, human
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Ints
 from convwright.edits import Width, solve
@@ -178,13 +178,15 @@ class Surface:
 
     def uses(self, rows: Sequence[Mapping[str, int]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Return `use` of several sets of widths, shape (n,)."""
-        table, limits, model = self._table(rows), self.limits.limits, self.model
-        costs = dict(model.costs(table, [metric for metric in limits if metric not in MEASURED]))
-        if costs.keys() != limits.keys():
-            sizes = [dict(zip(model.groups, row, strict=True)) for row in table.tolist()]
-            each = [self.limits.costs(model, row) for row in sizes]
-            costs |= {metric: np.array([one[metric] for one in each]) for metric in limits.keys() - costs.keys()}
-        shares = [np.asarray(costs[metric], dtype=np.float64) / limit for metric, limit in limits.items()]
+        table, limits = self._table(rows), self.limits.limits
+        counted: Mapping[str, Ints | int]
+        if self.limits.measures:
+            sizes = (dict(zip(self.model.groups, row, strict=True)) for row in table.tolist())
+            each = [self.limits.costs(self.model, row) for row in sizes]
+            counted = {metric: np.array([costs[metric] for costs in each]) for metric in limits}
+        else:
+            counted = self.model.costs(table, list(limits))
+        shares = [np.asarray(counted[metric]) / limit for metric, limit in limits.items()]
         return np.asarray(np.max(np.stack(shares), axis=0), dtype=np.float64)
 
     def _table(self, rows: Sequence[Mapping[str, int]]) -> Ints:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ _ROWS = 1 << 12  # of a whole array, hashed at a time
 
 
 @dataclass(frozen=True)
-class Bundles:
+class Bundles(Counts):
     """The bundles of one layer.
 
     Attributes:
@@ -53,14 +53,6 @@ class Bundles:
         eps: None for the entropy itself, else what was added within its logarithm.
     """
 
-    samples: int
-    count: int
-    conflicting_bundles: int
-    samples_in_conflict: int
-    entropy: float
-    label_entropy: float
-    accuracy_ceiling: float
-    diverged_samples: int
     verified: bool
     grid: WeightGrid
     eps: float | None = None
@@ -94,19 +86,7 @@ class Bundles:
 
     @classmethod
     def _of(cls, counts: Counts, grid: WeightGrid, verified: bool, eps: float | None) -> Bundles:
-        return cls(
-            samples=counts.samples,
-            count=counts.bundles,
-            conflicting_bundles=counts.conflicting,
-            samples_in_conflict=counts.in_conflict,
-            entropy=math.nan if counts.void else counts.entropy,
-            label_entropy=counts.label_entropy,
-            accuracy_ceiling=math.nan if counts.void else counts.majority / counts.samples,
-            diverged_samples=counts.void,
-            verified=verified,
-            grid=grid,
-            eps=eps,
-        )
+        return cls(**asdict(counts), verified=verified, grid=grid, eps=eps)
 
 
 def bundles(

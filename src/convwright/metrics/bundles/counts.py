@@ -18,37 +18,29 @@ Ints = NDArray[np.int64]
 Piece = tuple[Ints, Ints, Ints]  # rows, keys and labels; a label is negative where the row holds a NaN
 _PART = 1 << 11  # rows that are sorted at a time,
 _BITS = 6  # or a 64th of all, if that is more
-_LARGEST_BLOCK = 1 << 11
+_BLOCK = 1 << 11  # rows from which a block is not joined with the next batch
 
 
 @dataclass
 class KeyStore:
     """What is kept of each sample: two hashes and the label, 20 bytes, on the device of the activations.
 
-    They lie in blocks, each at most a quarter of what came before, so that little is reserved and nothing is ever
-    copied to grow. A label is kept as its complement, a negative number, where the row holds a NaN.
+    They lie in blocks of some size: batches may be small. A label is kept as its complement, a negative number, where
+    the row holds a NaN.
     """
 
     rows: int = 0
     blocks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    free: int = 0
 
     def append(self, keys: Tensor, void: Tensor, labels: Tensor) -> None:
         """Add rows: (n, 2) int64, (n,) bool, (n,) integers."""
+        self.rows += len(keys)
         labels = labels.to(keys.device, torch.int32)
         labels = torch.where(void, ~labels, labels)
-        while len(keys):
-            if not self.free:
-                size = max(len(keys), min(self.rows // 4, _LARGEST_BLOCK))
-                self.blocks.append((keys.new_empty(size, 2), labels.new_empty(size)))
-                self.free = size
-            count = min(self.free, len(keys))
-            place = slice(len(self.blocks[-1][0]) - self.free, len(self.blocks[-1][0]) - self.free + count)
-            for kept, new in zip(self.blocks[-1], (keys, labels), strict=True):
-                kept[place] = new[:count]
-            keys, labels = keys[count:], labels[count:]
-            self.free -= count
-            self.rows += count
+        if self.blocks and len(self.blocks[-1][0]) < _BLOCK:
+            before = self.blocks.pop()
+            keys, labels = torch.cat([before[0], keys]), torch.cat([before[1], labels])
+        self.blocks.append((keys, labels))
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield where rows from ``start`` to before ``stop`` are (counted from ``start``), and views of them."""
@@ -112,27 +104,16 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted of one layer.
-
-    Attributes:
-        samples: all rows.
-        void: rows that hold a NaN; they are equal to nothing and count as a bundle each.
-        bundles: groups of equal rows, those of one row included.
-        conflicting: bundles with more than one label.
-        in_conflict: samples in those.
-        majority: samples that have the most frequent label of their bundle.
-        entropy: of the labels given the bundle, nats.
-        label_entropy: of all labels, nats.
-    """
+    """What is counted of one layer; each number as in ``Bundles``."""
 
     samples: int
-    void: int
-    bundles: int
-    conflicting: int
-    in_conflict: int
-    majority: int
+    count: int
+    conflicting_bundles: int
+    samples_in_conflict: int
     entropy: float
     label_entropy: float
+    accuracy_ceiling: float
+    diverged_samples: int
 
 
 def count(store: KeyStore, eps: float | None) -> Counts:
@@ -166,16 +147,9 @@ def count(store: KeyStore, eps: float | None) -> Counts:
         chosen = mixed[owners]
         sums.append(_entropy_sum(counts[chosen], sizes[owners[chosen]], owners[chosen], eps))
     of_labels = _label_entropy(store)
-    return Counts(
-        samples=store.rows,
-        void=void,
-        bundles=bundles + void,
-        conflicting=conflicting,
-        in_conflict=in_conflict,
-        majority=majority,
-        entropy=min(math.fsum(sums) / store.rows, of_labels),  # knowing the bundle never adds; rounding could
-        label_entropy=of_labels,
-    )
+    entropy = min(math.fsum(sums) / store.rows, of_labels)  # knowing the bundle never adds; rounding could
+    entropy, ceiling = (math.nan, math.nan) if void else (entropy, majority / store.rows)
+    return Counts(store.rows, bundles + void, conflicting, in_conflict, entropy, of_labels, ceiling, void)
 
 
 def _no_pairs() -> tuple[Ints, Ints, Ints]:

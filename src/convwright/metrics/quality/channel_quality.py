@@ -22,30 +22,17 @@ from typing import Literal
 from torch import Tensor, nn
 
 from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, solve, solve_published
-from convwright.metrics.quality.members import Member, group_qualities, members, network_quality
-from convwright.metrics.quality.unfolding import Spectrum, input_spectra, kernel_spectra, output_spectra
+from convwright.metrics.quality.members import Member as Member
+from convwright.metrics.quality.members import group_qualities as group_qualities
+from convwright.metrics.quality.members import members as members
+from convwright.metrics.quality.members import network_quality as network_quality
+from convwright.metrics.quality.unfolding import Spectrum, input_spectra, spectra
 
 Metric = Literal["rank", "knowledge_gain", "condition", "qc", "new_qc"]
 METRICS: tuple[Metric, ...] = ("rank", "knowledge_gain", "condition", "qc", "new_qc")
 
 _LEAST = 0.1  # of 1 - 1/condition: two equal values out of many are no proof of quality
 _PUBLISHED_LEAST = 1e-4
-
-__all__ = [
-    "METRICS",
-    "ChannelQuality",
-    "Member",
-    "Metric",
-    "Mode",
-    "channel_qualities",
-    "channel_quality",
-    "group_qualities",
-    "kernels",
-    "members",
-    "network_quality",
-    "of_metric",
-    "rank_slope",
-]
 
 
 @dataclass(frozen=True)
@@ -197,14 +184,14 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def _corrected(weights: Mapping[str, Tensor]) -> dict[str, ChannelQuality]:
     out = {name: weight for name, weight in weights.items() if weight.shape[0] > 1}
-    spectra = dict(zip(out, output_spectra(list(out.values())), strict=True))
+    outward = dict(zip(out, spectra(list(out.values())), strict=True))
     into = {name: weight for name, weight in weights.items() if weight.shape[1] > 1}
     # With one tap the two unfoldings are each other's transpose.
     alike = {name for name in into if name in out and math.prod(into[name].shape[2:]) == 1}
     rest = {name: weight for name, weight in into.items() if name not in alike}
     inward = dict(zip(rest, input_spectra(list(rest.values())), strict=True))
-    inward |= {name: spectra[name].turned for name in alike}
-    outputs, inputs = _modes(spectra), _modes(inward)
+    inward |= {name: outward[name].turned for name in alike}
+    outputs, inputs = _modes(outward), _modes(inward)
     return {name: ChannelQuality(inputs.get(name), outputs.get(name)) for name in weights}
 
 
@@ -217,8 +204,9 @@ def _published(weights: Mapping[str, Tensor]) -> dict[str, ChannelQuality]:
     """As in the code: all modes of all kernels, with one row or not; mode 12 from the Gram matrix."""
     listed = list(weights.values())
     inputs = solve_published(input_spectra(listed))
-    outputs = solve_published(output_spectra(listed))
-    squared = solve_published([spectrum.squared for spectrum in kernel_spectra(listed)])
+    outputs = solve_published(spectra(listed))
+    taps = spectra([weight.reshape(math.prod(weight.shape[:2]), -1).T for weight in listed])  # (taps, in * out)
+    squared = solve_published([spectrum.squared for spectrum in taps])
     found = {}
     for name, one, two, three in zip(weights, inputs, outputs, squared, strict=True):
         roots = Evbmf(three.rank, tuple(math.sqrt(v) for v in three.values), three.variance, three.shape, three.problem)

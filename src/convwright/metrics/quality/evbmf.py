@@ -25,7 +25,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from convwright.metrics.quality.unfolding import Spectrum, spectra
+from convwright.metrics.quality.unfolding import Spectrum, alike, spectra
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -92,21 +92,13 @@ def evbmf(matrix: Tensor | npt.NDArray[np.floating], *, parity: bool = False) ->
 
 def solve(found: Sequence[Spectrum]) -> list[Evbmf]:
     """Return the exact solution for each matrix; equal shapes are solved together."""
-    solved: list[Evbmf | None] = [None] * len(found)
-    alike: dict[tuple[int, int], list[int]] = {}
-    for i, spectrum in enumerate(found):
-        trouble = _problem(spectrum)
-        if trouble:
-            solved[i] = Evbmf(0, (), 0.0, spectrum.shape, trouble)
-        else:
-            alike.setdefault((min(spectrum.shape), max(spectrum.shape)), []).append(i)
-    for (rows, columns), places in alike.items():
-        batch = max(1, _ENTRIES // rows**2)
-        for start in range(0, len(places), batch):
-            some = places[start : start + batch]
-            for i, answer in zip(some, _solve_alike([found[i] for i in some], rows, columns), strict=True):
-                solved[i] = answer
-    return [each for each in solved if each is not None]
+    solved = {i: Evbmf(0, (), 0.0, s.shape, trouble) for i, s in enumerate(found) if (trouble := _problem(s))}
+    rest = [i for i in range(len(found)) if i not in solved]
+    shapes = [tuple(sorted(found[i].shape)) for i in rest]
+    for some in alike(shapes, lambda n: _ENTRIES // shapes[n][0] ** 2):
+        places = [rest[n] for n in some]
+        solved |= zip(places, _solve_alike([found[i] for i in places], *shapes[some[0]]), strict=True)
+    return [solved[i] for i in range(len(found))]
 
 
 def solve_published(found: Sequence[Spectrum]) -> list[Evbmf]:

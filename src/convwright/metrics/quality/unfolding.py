@@ -8,15 +8,13 @@ decomposition with its vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-Shape = tuple[int, ...]
 
 _NUMBERS = 1 << 22  # of one batch in double precision: 32 MB
 _BLOCK = 128  # rows
@@ -49,54 +47,36 @@ class Spectrum:
         return Spectrum(np.pad(self.values**2, (0, rows - len(self.values))), (rows, rows), self.finite)
 
 
-def output_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
-    """Return the singular values of kernels (out, in, *kernel) unfolded to (out, in * taps)."""
-    return spectra([weight.flatten(1) for weight in weights])
-
-
 def input_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
     """Return the singular values of kernels (out, in, *kernel) unfolded to (in, out * taps): mode 3 of the paper."""
     return spectra([weight.transpose(0, 1) for weight in weights])
 
 
-def kernel_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
-    """Return the singular values of kernels (out, in, *kernel) unfolded to (taps, in * out): mode 12 of the paper."""
-    return spectra([weight.reshape(math.prod(weight.shape[:2]), -1).T for weight in weights])
-
-
 def spectra(tensors: Sequence[Tensor]) -> list[Spectrum]:
     """Return the singular values of tensors as matrices: the first axis holds the rows, all others the columns.
 
-    Equal shapes on one device go through together. The tensors stay where they are; the singular values of all of
-    them come to the host at once.
+    Equal shapes on one device go through together. The tensors stay where they are.
     """
-    batches = list(_batches(tensors))
+    kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+    batches = alike(kinds, lambda i: _NUMBERS // max(1, tensors[i].numel()))  # up to a limit of memory
     with torch.no_grad():
         results = [_singular_values(torch.stack([tensors[i].detach() for i in batch])) for batch in batches]
-        on_host = _to_host(results)
-    found: list[Spectrum | None] = [None] * len(tensors)
-    for batch, values in zip(batches, on_host, strict=True):
-        shape = _matrix(tensors[batch[0]].shape)
-        for i, row in zip(batch, values, strict=True):
+    found: dict[int, Spectrum] = {}
+    for batch, values in zip(batches, results, strict=True):
+        rows, *others = tensors[batch[0]].shape
+        for i, row in zip(batch, values.cpu().double().numpy(), strict=True):
             finite = not bool(np.isnan(row).any())
-            found[i] = Spectrum(row if finite else np.zeros_like(row), shape, finite)
-    return [each for each in found if each is not None]
+            found[i] = Spectrum(row if finite else np.zeros_like(row), (rows, math.prod(others)), finite)
+    return [found[i] for i in range(len(tensors))]
 
 
-def _matrix(shape: Shape) -> tuple[int, int]:
-    return shape[0], math.prod(shape[1:])
-
-
-def _batches(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Put tensors of equal shape, type and device together, up to a limit of memory."""
-    alike: dict[object, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        alike.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(i)
-    batches = []
-    for places in alike.values():
-        most = max(1, _NUMBERS // max(1, tensors[places[0]].numel()))
-        batches += [places[i : i + most] for i in range(0, len(places), most)]
-    return batches
+def alike(keys: Sequence[object], most: Callable[[int], int]) -> list[list[int]]:
+    """Return the places of equal keys together, at most so many as `most` says of the first one's place."""
+    places: dict[object, list[int]] = {}
+    for i, key in enumerate(keys):
+        places.setdefault(key, []).append(i)
+    steps = [(some, max(1, most(some[0]))) for some in places.values()]
+    return [some[i : i + step] for some, step in steps for i in range(0, len(some), step)]
 
 
 def _singular_values(stacked: Tensor) -> Tensor:
@@ -121,15 +101,3 @@ def _lower_gram(matrices: Tensor) -> Tensor:
         stop = min(start + _BLOCK, rows)
         gram[:, start:stop, :stop] = matrices[:, start:stop] @ matrices[:, :stop].mT
     return gram
-
-
-def _to_host(results: Sequence[Tensor]) -> list[npt.NDArray[np.float64]]:
-    """Bring small tensors to the host, with one transfer per device."""
-    arrays: list[npt.NDArray[np.float64] | None] = [None] * len(results)
-    for device in {result.device for result in results}:
-        places = [i for i, result in enumerate(results) if result.device == device]
-        flat = torch.cat([results[i].reshape(-1) for i in places]).cpu().numpy().astype(np.float64)
-        cuts = np.cumsum([results[i].numel() for i in places])[:-1]
-        for i, part in zip(places, np.split(flat, cuts), strict=True):
-            arrays[i] = part.reshape(tuple(results[i].shape))
-    return [each for each in arrays if each is not None]

@@ -284,7 +284,6 @@ class _Judge:
         return any(self.arch.layer(name).kind in ("conv", "linear", "matmul") for name in stage.layers)
 
     def stage(self, stage: Stage) -> StageField:
-        """Return one stage on its own scope."""
         part = StagePart.of(self.arch, stage)
         walk = part.walk()
         self.skipped.update(walk.skipped)
@@ -315,7 +314,6 @@ class _Judge:
                 yield self.layer(walk, layer, value)
 
     def layer(self, walk: FieldWalk, layer: Layer, value: FieldValue) -> LayerField:
-        """Return the record of one layer."""
         node = self.arch.flow.nodes[self.arch.flow.place[layer.node]]
         entered = walk.entered.get(layer.node) or walk.input(node)
         measured = self.sight.measure(walk, value)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture.capture.exported import argument, operator_name, shape_of, sizes_of
@@ -120,8 +120,8 @@ class Oracle:
         return torch.full(tensor.shape, 1.0 / fan_in, dtype=torch.float64)
 
     def _call(self, node: fx.Node) -> Any:
-        arguments, options = _operands(node, self.values)
-        name = operator_name(node)
+        name, given = operator_name(node), (node.args, node.kwargs)
+        arguments, options = cast(Any, fx.node.map_arg(given, lambda n: self.values[n.name]))
         if node.name in self.apart:
             return _ones(node)
         if name == "_assert_tensor_metadata":
@@ -179,12 +179,6 @@ def _as_recorded(node: fx.Node, value: Tensor) -> Any:
     if not isinstance(meta, Sequence):
         return value
     return [value, *(torch.zeros(tuple(m.shape), dtype=torch.int64) for m in meta[1:])]
-
-
-def _operands(node: fx.Node, values: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return a node's arguments and options with the values of the nodes among them."""
-    arguments, options = (fx.node.map_arg(each, lambda n: values[n.name]) for each in (node.args, node.kwargs))
-    return arguments, options
 
 
 def _ones(node: fx.Node) -> Any:
@@ -252,22 +246,12 @@ def _spatial(arch: Architecture, node: str) -> bool:
 
 def _outputs(arch: Architecture, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
     """Run the captured graph on images and return the values of some layers."""
-    nodes = {arch.layer(name).node: name for name in names}
-    values: dict[str, Any] = {}
-    found: dict[str, Tensor] = {}
-    graph = arch.capture.graph
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            tensor = arch.capture.tensors.get(node.name)
-            values[node.name] = x if tensor is None else arch.capture.tensor(tensor).to(x.device)
-        elif node.op == "call_function":
-            arguments, options = _operands(node, values)
-            values[node.name] = node.target(*arguments, **options)
-        if node.name in nodes:
-            found[nodes[node.name]] = values[node.name]
-        if len(found) == len(nodes):
-            break
-    return found
+    capture = arch.capture
+    entering = (capture.tensors.get(node.name) for node in capture.graph.nodes if node.op == "placeholder")
+    run = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=capture.graph)
+    run.run(*[x if tensor is None else capture.tensor(tensor).to(x.device) for tensor in entering])
+    values = {node.name: value for node, value in run.env.items()}
+    return {name: values[arch.layer(name).node] for name in names}
 
 
 def _effective(name: str, output: Tensor, x: Tensor) -> EffectiveField:

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model, save_model
-from torch import Tensor, nn
+from safetensors.torch import load_model, save_model
+from torch import nn
 
 from convwright.errors import RunError
 from convwright.strict_json import check_version, parse
@@ -35,6 +35,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "input_shape": (list, type(None)),
 }
 _FORMATS = tuple(f"convwright {name}" for name in ("run", "result", "training", "networks", "decisions"))
+_NEEDED = {  # names without which a file of a format says nothing
+    "convwright run": ("settings", "settled"),
+    "convwright result": ("baseline", "result", "budget_met", "limits"),
+}
 _WORDS = {
     str: "a text",
     list: "a list",
@@ -84,20 +88,19 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made ({error.strerror}); choose another folder with --out") from error
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise RunError(
-            f"{folder}: another process is working in this run directory; wait for it, "
-            "or choose another folder with --out"
-        ) from error
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(folder / LOCK, timeout=0))
+        except filelock.Timeout as error:
+            raise RunError(
+                f"{folder}: another process is working in this run directory; wait for it, "
+                "or choose another folder with --out"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
@@ -162,6 +165,8 @@ def _check(content: Any, what: str) -> None:
     if not isinstance(content, dict) or content.get("format") != what:
         raise ValueError("its format is another one")
     check_version(content, 1)
+    if lacking := [name for name in _NEEDED.get(what, ()) if name not in content]:
+        raise ValueError(f"it has no {lacking[0]}")
     if what in _FORMATS:
         _check_kinds(content)
         _check_kinds(content.get("settings", {}))
@@ -205,11 +210,6 @@ def weights_note(path: str | Path) -> dict[str, Any]:
     if not isinstance(note, dict):
         raise RunError(f"{path}: its note {NOTE!r} is damaged; write it again")
     return note
-
-
-def load_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name."""
-    return load_file(path)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convwright.cost.budget import MEASURED, human
-from convwright.errors import RunError
 from convwright.methods import Evidence
 from convwright.runs.directory.files import read_json, there
 from convwright.runs.verdict import ResultWarning, warnings_in
@@ -103,7 +102,9 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         if metric in before["costs"]:
             lines.append(_counted(unit, before["costs"][metric], after["costs"][metric]))
     if "latency" in before and "latency" in after:
-        lines.append(_latency(before["latency"], after["latency"]))
+        one, two = before["latency"], after["latency"]
+        change = f"{two['median'] / one['median'] - 1:+.1%}"
+        lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     classes = data.get("classes") or {}
     if classes.get("balanced"):
@@ -118,22 +119,19 @@ def _counted(name: str, before: int, after: int) -> ResultRow:
     return ResultRow(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
 
 
-def _latency(before: Mapping[str, Any], after: Mapping[str, Any]) -> ResultRow:
-    one, two = before["median"], after["median"]
-    return ResultRow("latency, measured in turns", _interval(before), _interval(after), f"{two / one - 1:+.1%}")
-
-
-def _interval(found: Mapping[str, Any]) -> str:
+def interval(found: Mapping[str, Any]) -> str:
+    """Write a measured time with the interval of its median."""
     median, lower, upper = (human(round(1e9 * found[name]), "latency") for name in ("median", "lower", "upper"))
     return f"{median} ({lower} to {upper})"
 
 
 def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> ResultRow:
     one, two = before["accuracy"], after["accuracy"]
-    return ResultRow(f"{part} accuracy", _percent(before), _percent(after), f"{100 * (two - one):+.2f} points")
+    return ResultRow(f"{part} accuracy", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
 
 
-def _percent(judged: Mapping[str, float]) -> str:
+def percent(judged: Mapping[str, float]) -> str:
+    """Write an accuracy with its standard error."""
     return f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"
 
 
@@ -152,14 +150,8 @@ def load_result(folder: Path) -> dict[str, Any] | None:
     Raises:
         RunError: It is damaged.
     """
-    path, remedy = folder / "result.json", "remove it, and --resume writes it again"
-    if not there(path):
-        return None
-    content = read_json(path, FORMAT, remedy)
-    lacking = [name for name in ("baseline", "result", "budget_met", "limits") if name not in content]
-    if lacking:
-        raise RunError(f"{path}: damaged, it has no {lacking[0]}; {remedy}")
-    return content
+    path = folder / "result.json"
+    return read_json(path, FORMAT, "remove it, and --resume writes it again") if there(path) else None
 
 
 def compared_with(result: Mapping[str, Any]) -> str:

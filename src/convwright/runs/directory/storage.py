@@ -25,9 +25,17 @@ NAME = "run"  # of the study in run.db
 ANEW = "start anew in another folder"
 _DIALECTS = ("postgresql", "sqlite")
 _WRITE_WAIT = 60.0  # seconds that SQLite waits for another one's write, such as a dashboard's
-_BUSY = ("database is locked", "database table is locked", "could not obtain lock", "lock timeout")
-_FULL = ("disk is full", "no space left", "disk full")
-_VERSION = ("no longer compatible", "table schema", "alembic", "can't locate revision")
+# Words of databases, what they mean, and what to do.
+_SAID = (
+    (("database is locked", "database table is locked", "could not obtain lock", "lock timeout"),
+     "locked by another process", "end that one, and continue with --resume"),
+    (("disk is full", "no space left", "disk full"), "cannot be written", "free space, and continue with --resume"),
+    (("no longer compatible", "table schema", "alembic", "can't locate revision"),
+     "written by another version of Optuna",
+     "install that version, or bring the storage up to date with `optuna storage upgrade`"),
+    (("password", "could not translate host", "connection"), "the database cannot be reached",
+     "check --storage, and that it runs"),
+)  # fmt: skip
 
 
 class Storage:
@@ -188,11 +196,7 @@ def check_file(folder: Path) -> bool:
 
 
 def _checked(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
-    """Refuse trials that no run wrote: a database may hold anything.
-
-    Raises:
-        ValueError, TypeError: Says what is wrong.
-    """
+    """Refuse, by a ValueError or a TypeError, trials that no run wrote: a database may hold anything."""
     for number, trial in enumerate(trials):
         if trial.number != number:
             raise ValueError(f"trial {number} is missing")
@@ -204,11 +208,7 @@ def _checked(trials: list[optuna.trial.FrozenTrial]) -> list[optuna.trial.Frozen
 
 @contextmanager
 def _named(called: str, remedy: str, secrets: tuple[str, ...]) -> Iterator[None]:
-    """Say in one line what a database says in many.
-
-    Raises:
-        RunError: Names the storage, what is wrong with it and what to do.
-    """
+    """Say in one line what a database says in many, and what to do."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -278,18 +278,8 @@ def _explained(error: Exception, called: str, remedy: str, secrets: tuple[str, .
     text = " ".join(str(each) for each in chain)
     reason = without((str(chain[-1]).strip().splitlines() or [type(error).__name__])[0], secrets)
     known = text.lower()
-    if any(word in known for word in _BUSY):
-        return RunError(f"{called}: locked by another process ({reason}); end that one, and continue with --resume")
-    if any(word in known for word in _FULL):
-        return RunError(f"{called}: cannot be written ({reason}); free space, and continue with --resume")
-    if any(word in known for word in _VERSION):
-        return RunError(
-            f"{called}: written by another version of Optuna ({reason}); install that version, or bring the storage "
-            "up to date with `optuna storage upgrade`"
-        )
-    if "password" in known or "could not translate host" in known or "connection" in known:
-        return RunError(f"{called}: the database cannot be reached ({reason}); check --storage, and that it runs")
-    return RunError(f"{called}: damaged ({reason}); {remedy}")
+    what, advice = next((said for words, *said in _SAID if any(word in known for word in words)), ("damaged", remedy))
+    return RunError(f"{called}: {what} ({reason}); {advice}")
 
 
 def check_url(url: str) -> str:
@@ -334,36 +324,24 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _owned(storage: optuna.storages.RDBStorage, name: str, called: str) -> Iterator[Any]:
-    """Keep other drivers out of a study, on whatever machine; yields what tells whether we still do.
-
-    Raises:
-        RunError: Another process works at it.
-    """
+    """Keep other drivers out of a study, on whatever machine; yields what tells whether we still do."""
     engine = storage.engine
     busy = RunError(f"{called}: another process is working at study {name!r}; wait for it, or start anew with --out")
     if engine.dialect.name == "sqlite":
-        file = engine.url.database
-        if not file:
+        with ExitStack() as stack:
+            try:
+                if file := engine.url.database:
+                    stack.enter_context(filelock.FileLock(f"{file}.{_number(name):x}.lock", timeout=0))
+            except filelock.Timeout as error:
+                raise busy from error
             yield lambda: True
-            return
-        lock = filelock.FileLock(Path(f"{file}.{_number(name):x}.lock"), timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise busy from error
-        try:
-            yield lambda: True
-        finally:
-            lock.release()
         return
-    with _advisory(engine, _number(name)) as held:
-        if held is None:
-            raise busy
+    with _advisory(engine, _number(name), busy) as held:
         yield held
 
 
 @contextmanager
-def _advisory(engine: Any, key: int) -> Iterator[Any]:
+def _advisory(engine: Any, key: int, busy: RunError) -> Iterator[Any]:
     """Hold an advisory lock of PostgreSQL: the server frees it as soon as the connection ends, by any kill."""
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
@@ -371,8 +349,7 @@ def _advisory(engine: Any, key: int) -> Iterator[Any]:
     connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
         if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
-            yield None
-            return
+            raise busy
 
         def held() -> bool:
             try:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from convwright.errors import RunError
@@ -69,9 +68,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     content = read_json(folder / "run.json", FORMAT)
     where = content.get("storage", {"url": "", "study": ""})
-    lacking = next((name for name in ("settings", "settled") if name not in content), None)
-    if lacking or not all(isinstance(where.get(name), str) for name in ("url", "study")):
-        raise RunError(f"{folder / 'run.json'}: damaged, it has no {lacking or 'URL of its storage'}; {ANEW}")
+    if not all(isinstance(where.get(name), str) for name in ("url", "study")):
+        raise RunError(f"{folder / 'run.json'}: damaged, it has no URL of its storage; {ANEW}")
     if not all(isinstance(course, dict) for course in content.get("courses", ())):
         raise RunError(f"{folder / 'run.json'}: damaged, its courses are no objects; {ANEW}")
     return content
@@ -133,9 +131,7 @@ class Study:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the storage and let the directory go."""
         self._held.close()
 
@@ -191,12 +187,10 @@ class Study:
     def _course(self, content: dict[str, Any], resume: bool) -> int:
         """Return the number of the course with these budgets and this time; put results of another one aside."""
         changeable = [name for name in CHANGEABLE if name in {**self.settings, **content["settings"]}]
-        wanted = json.loads(json.dumps({name: self.settings.get(name) for name in changeable}))
-        known = content.get("courses") or [{name: content["settings"].get(name) for name in changeable}]
-        known = [{name: course.get(name) for name in changeable} for course in known]
+        of = (self.settings, content["settings"], *(content.get("courses") or [content["settings"]]))
+        wanted, before, *known = json.loads(json.dumps([{name: each.get(name) for name in changeable} for each in of]))
         if resume:
             self._clean()
-        before = json.loads(json.dumps({name: content["settings"].get(name) for name in changeable}))
         if wanted == before:
             return int(known.index(wanted)) if wanted in known else 0
         self._put_aside(known.index(before) if before in known else 0)

@@ -1,11 +1,14 @@
-"""What an executor is: it is handed tasks and yields evidence, in any order and from anywhere."""
+"""What an executor is: handed tasks, it yields evidence in any order and from anywhere. And the one in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+import torch
 
 from convwright.methods import Candidate, Evidence
 
@@ -32,11 +35,9 @@ class Store(Protocol):
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
-        ...
 
     def weights(self, number: int) -> Path:
         """Return the file of a finished trial's weights."""
-        ...
 
 
 @runtime_checkable
@@ -52,11 +53,9 @@ class Executor(Protocol):
         Raises:
             RunError: What no other attempt would change: a full disk, a network that cannot be sent, no cluster.
         """
-        ...
 
     def close(self) -> None:
         """End what was started; what is under way is given up."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,3 +83,45 @@ def lost(task: Task, why: str) -> Evidence:
     """Return the evidence on a candidate that was lost as often as it was begun; the search goes on without it."""
     message = f"lost {ATTEMPTS} times: {why}"
     return Evidence(task.candidate, task.number, float("nan"), 0.0, {}, status="failed", message=message)
+
+
+# ------------------------------------------------------------------ in this process
+
+Evaluate = Callable[[int, Candidate, Mapping[int, Candidate]], Evidence]
+
+
+@dataclass(frozen=True, eq=False)
+class InProcess:
+    """Calls a function for one candidate after the other.
+
+    Attributes:
+        evaluate: Called with trial, candidate and the earlier candidates by number.
+        threads: Threads of the function; None: as many as there are.
+    """
+
+    evaluate: Evaluate
+    threads: int | None = None
+
+    def carry_out(self, tasks: Iterable[Task]) -> Iterator[Evidence]:
+        """Yield the evidence in the order of the tasks."""
+        for task in tasks:
+            with threads_of(self.threads):
+                found = self.evaluate(task.number, task.candidate, task.parents)
+            yield found
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+@contextmanager
+def threads_of(count: int | None) -> Iterator[None]:
+    """Have torch use so many threads inside; None: as it is."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -12,8 +12,7 @@ from torch import nn
 
 from convwright.errors import ConvwrightError, RunError, brief, check_given_counts
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.executors.executor import Executor
-from convwright.runs.executors.in_process import InProcess
+from convwright.runs.executors.executor import Executor, InProcess
 from convwright.runs.executors.ray import LOCAL, OnRay, Resources
 from convwright.runs.executors.worker import Processes, Setup
 

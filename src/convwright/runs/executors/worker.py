@@ -22,9 +22,9 @@ from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import Evaluator
-from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
-from convwright.runs.executors.in_process import threads_of
+from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost, threads_of
 from convwright.runs.executors.pool import Lost, Pool
+from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
 
@@ -49,7 +49,7 @@ class Setup:
         threads: Of each training.
         workers: Processes that read a streamed data set.
         proxy: The part of the data for candidates that are judged on a proxy.
-        reestimate: As of the evaluator.
+        repairs: As of the evaluator.
         trained: As of the evaluator.
     """
 
@@ -63,7 +63,7 @@ class Setup:
     threads: int
     workers: int | None = None
     proxy: Proxy | None = None
-    reestimate: bool = True
+    repairs: Repairs = Repairs()  # noqa: RUF009 - frozen
     trained: bool = False
 
     @classmethod
@@ -82,7 +82,7 @@ class Setup:
             model = f"{Path(file).resolve()}:{name}"
         network = model, arch.source, tuple(arch.example_input.shape), dict(arch.options), weights.read_bytes()
         data = replace(evaluator.data, read_test=None)  # no trial sees the test part
-        how = evaluator.workers, evaluator.proxy, evaluator.reestimate, evaluator.trained
+        how = evaluator.workers, evaluator.proxy, evaluator.repairs, evaluator.trained
         return cls(*network, data, evaluator.recipe, threads, *how)
 
     def packed(self, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
@@ -223,7 +223,7 @@ def answered(packed: bytes, errand: WorkerTask) -> WorkerResult:
             False,
             setup.workers,
             setup.proxy,
-            setup.reestimate,
+            setup.repairs,
             trained=setup.trained,
         )
         with threads_of(setup.threads):

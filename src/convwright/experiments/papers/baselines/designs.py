@@ -208,12 +208,6 @@ class LatencyStudy:
         """Return ``latency`` and ``untouched`` in seconds and ``ratio``, the median over turns.
 
         And what costs refer to: ``images``, how many were trained on, and ``macs``, those of the untouched network.
-
-        Args:
-            model: The network; it stays as it is.
-            data: Gives the shape of its images, and their number.
-            recipe: Not used.
-            found: Not used.
         """
         untouched, _, _ = create(self.model, **self.options)
         own = copy.deepcopy(model).float().cpu()

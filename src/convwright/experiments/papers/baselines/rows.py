@@ -39,7 +39,6 @@ class Base:
         data: What it is trained on, at each size.
         shapes: (c, h, w) of the images, at each size.
         precision: In which it is faster on the processors at hand.
-        without: Rows that say nothing here.
         most_pruned: Share of a layer's channels that torch-pruning may remove.
         timed: Sizes at which it has budgets of time.
     """
@@ -49,7 +48,6 @@ class Base:
     data: Mapping[Size, str]
     shapes: Mapping[Size, tuple[int, int, int]]
     precision: str
-    without: tuple[str, ...] = ()
     most_pruned: float = MOST
     timed: tuple[Size, ...] = ("standard", "full")
 
@@ -141,13 +139,7 @@ def trial_recipe(base: Base, course: Course) -> dict[str, Any]:
     return trial_fields(recipe_of(base, 1), course.held)
 
 
-@dataclass(frozen=True)
-class _PlannedRow:
-    """A row to be: its name, what decides its network, and a note."""
-
-    kind: str
-    design: tuple[Design, ...]
-    note: str
+_PlannedRow = tuple[str, tuple[Design, ...], str]  # its name, what decides its network, and a note
 
 
 def _made(base: Base, course: Course, percent: int) -> Iterator[_PlannedRow]:
@@ -161,35 +153,33 @@ def _made(base: Base, course: Course, percent: int) -> Iterator[_PlannedRow]:
 
     yield _auto(base, course, budget)
     response = search("channel-search", rule="response", **equal)
-    yield _PlannedRow("channel-search", (response,), "rule response: trials from new weights")
+    yield "channel-search", (response,), "rule response: trials from new weights"
     greedy = search("greedy", trial_epochs=course.trial, weights="fresh", **GREEDY[course.search])
-    yield _PlannedRow(
-        "greedy", (UniformRatio(f"macs<={percent / 2:g}%"), greedy), "half the budget by one ratio, then enlarged"
-    )
+    yield "greedy", (UniformRatio(f"macs<={percent / 2:g}%"), greedy), "half the budget by one ratio, then enlarged"
     phased = Phases(budget=budget, recipe=recipe, options={"epochs": first, "tune_epochs": course.trial})
-    yield _PlannedRow("phased", (Kept(phased),), "the phases, without techniques")
+    yield "phased", (Kept(phased),), "the phases, without techniques"
     conflicts = search("conflicts", within="", epochs=first)
-    yield _PlannedRow("conflicts", (conflicts, to_budget), "blocks in conflict removed; then one ratio for all widths")
-    yield _PlannedRow("receptive-field", (MovedUnits(), to_budget), "units moved between stages; then one ratio")
-    yield _PlannedRow("kernel", (OptimizedKernels(budget=budget), to_budget), "cheaper operators; then one ratio")
+    yield "conflicts", (conflicts, to_budget), "blocks in conflict removed; then one ratio for all widths"
+    yield "receptive-field", (MovedUnits(), to_budget), "units moved between stages; then one ratio"
+    yield "kernel", (OptimizedKernels(budget=budget), to_budget), "cheaper operators; then one ratio"
     one_ratio = search("uniform", epochs=first)
-    yield _PlannedRow("uniform", (Kept(one_ratio),), "one ratio for all widths, trained weights kept")
-    yield _PlannedRow("uniform-new", (to_budget,), "one ratio for all widths, from new weights")
+    yield "uniform", (Kept(one_ratio),), "one ratio for all widths, trained weights kept"
+    yield "uniform-new", (to_budget,), "one ratio for all widths, from new weights"
     for importance, words in (("magnitude", "L1 norm of filters"), ("group-norm", "L2 norm of groups")):
         pruned = Pruned(
             first=one_ratio, budget=budget, recipe=recipe, importance=importance,  # type: ignore[arg-type]
             epochs=course.trial, most=base.most_pruned,
         )  # fmt: skip
-        yield _PlannedRow(f"torch-pruning-{importance}", (pruned,), f"{words}, in {pruned.steps} steps, fine-tuned")
+        yield f"torch-pruning-{importance}", (pruned,), f"{words}, in {pruned.steps} steps, fine-tuned"
     tpe = Tpe(budget=budget, recipe=recipe, options=equal)
-    yield _PlannedRow("tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights")
+    yield "tpe", (tpe,), "Optuna: a width factor and a depth per stage, trials from new weights"
 
 
 def _auto(base: Base, course: Course, budget: str) -> _PlannedRow:
     begun, searched = course.auto
     lengths = {"epochs": begun, "search_epochs": searched, "tune_epochs": course.final, "rounds": course.rounds}
     design = Kept(Searched("auto", lengths, budget, trial_recipe(base, course)))
-    return _PlannedRow("auto", (design,), "all methods' proposals")
+    return "auto", (design,), "all methods' proposals"
 
 
 # Steps of greedy enlarging by the epochs of a search: each tries some seven candidates, smaller than the budget.
@@ -235,7 +225,6 @@ def _rows(table: str, base: Base, size: Size, percent: int, rows: Iterable[_Plan
     long, words = f"{table}-baseline-long", f"untouched, {course.first} epochs"
     yield replace(start, name=f"{table}-baseline", design=(Rest(course.first),), note=words, control=long)
     yield replace(start, name=long, design=(Rest(total),), note="untouched, with all the compute")
-    for made in rows:
-        if made.kind not in base.without:
-            design = (*made.design, Rest(total))
-            yield replace(start, name=f"{table}-{made.kind}", design=design, note=made.note, control=f"{table}-auto")
+    for kind, design, note in rows:
+        design = (*design, Rest(total))
+        yield replace(start, name=f"{table}-{kind}", design=design, note=note, control=f"{table}-auto")

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion
 from convwright.plots import Series, lines
-from convwright.tables import Sheet
+from convwright.tables import Json, Sheet
 
-Json = Mapping[str, Any]
 OURS = "auto"
 UNTOUCHED = ("baseline", "baseline-long")
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the tables, who wins, and a picture per network.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return the tables, who wins, and a picture per network."""
     tables: dict[str, list[Json]] = {}
     untrained: dict[str, list[str]] = {}
     for row in content["rows"]:

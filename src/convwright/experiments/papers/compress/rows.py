@@ -27,7 +27,7 @@ _FASTER = ("latency<=50%",)  # of one image in ONNX Runtime
 
 
 @dataclass(frozen=True)
-class Base:
+class BaselineNetwork:
     """A trained network to be made smaller.
 
     Attributes:
@@ -139,7 +139,7 @@ KINDS: tuple[Kind, ...] = (
     *ABLATIONS,
 )
 
-_LITE0 = Base(
+_LITE0 = BaselineNetwork(
     "timm:tf_efficientnet_lite0",
     "folder:clothing-dataset-small",
     (3, 96, 96),
@@ -149,7 +149,7 @@ _LITE0 = Base(
     (*_BOTH, *_FASTER),
     ablated=True,
 )
-_RESNET20 = Base(
+_RESNET20 = BaselineNetwork(
     "zoo:resnet20",
     "cifar10",
     (3, 32, 32),
@@ -157,7 +157,7 @@ _RESNET20 = Base(
     {"epochs": 6, "lr": 0.02, "precision": "bf16", "memory_format": "channels_last"},
 )
 _QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
-BASES: Mapping[str, Base] = {
+BASES: Mapping[str, BaselineNetwork] = {
     "clothing": _LITE0,
     "clothing128x": replace(
         _LITE0,
@@ -209,7 +209,7 @@ def compress(size: Size) -> tuple[Row, ...]:
     return tuple(row for name, base in BASES.items() if size in base.sizes for row in _rows(name, base, size))
 
 
-def _rows(name: str, base: Base, size: Size) -> Iterator[Row]:
+def _rows(name: str, base: BaselineNetwork, size: Size) -> Iterator[Row]:
     yield _row(f"{name}-{UNTOUCHED.name}", base, UNTOUCHED, "", size)
     for budget in base.budgets:
         table = f"{name}{budget.partition('<=')[2].rstrip('%')}{'ms' if budget.startswith('latency') else ''}"
@@ -218,7 +218,7 @@ def _rows(name: str, base: Base, size: Size) -> Iterator[Row]:
                 yield replace(_row(f"{table}-{kind.name}", base, kind, budget, size), control=f"{name}-untouched")
 
 
-def _wanted(base: Base, kind: Kind, budget: str) -> bool:
+def _wanted(base: BaselineNetwork, kind: Kind, budget: str) -> bool:
     if budget in _FASTER and "steps" in kind.options:
         return False  # a latency takes some seven cuts to find
     if kind.ablation:
@@ -226,7 +226,7 @@ def _wanted(base: Base, kind: Kind, budget: str) -> bool:
     return not base.kinds or kind.name in base.kinds
 
 
-def _row(name: str, base: Base, kind: Kind, budget: str, size: Size) -> Row:
+def _row(name: str, base: BaselineNetwork, kind: Kind, budget: str, size: Size) -> Row:
     recipe = base.recipe(kind)
     # Of the recipe, a cut depends on what images look like, so that rows that are only tuned otherwise share it.
     seen = recipe.model_dump(mode="json", include={"normalisation", "resize"}, exclude_defaults=True)

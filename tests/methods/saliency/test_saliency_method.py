@@ -55,7 +55,8 @@ def test_it_cuts_in_rounds_and_trains_once(resnet):
         ("base", 0, None), ("candidate", 0, 0), ("candidate", 0, 1), ("baseline", 5, 0), ("candidate", 5, 2),
     ]  # fmt: skip
     macs = [profile(reshaped(resnet, c.plan)).macs for c in asked if c.role != "baseline"]
-    assert macs == sorted(macs, reverse=True) and macs[-1] <= limits.limits["macs"]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[-1] <= limits.limits["macs"]
     assert np.allclose(np.array(macs[1:]) / macs[:-1], 0.5 ** (1 / 3), atol=0.06)
     assert method.best().trial == 4
     assert len(method.decisions) == 3
@@ -85,7 +86,8 @@ def test_it_depends_on_what_it_is_told_alone(resnet, make):
     for number in range(len(asked)):
         assert second.ask()[0].to_dict() in [c.to_dict() for c in asked[number:]]
         second.tell(first.results[number])
-    assert second.best() is not None and second.best().trial == first.best().trial
+    assert second.best() is not None
+    assert second.best().trial == first.best().trial
 
 
 def test_a_trial_that_fails_ends_it_without_a_result(resnet):
@@ -121,7 +123,8 @@ def test_auto_judges_designs_of_a_trained_network_without_training_and_races_the
     asked = play(method, resnet, worth=0.0, score=score)
     judged = [c for c in asked if c.role == "candidate" and not c.epochs]
     racing = [c for c in asked if c.role == "candidate" and c.epochs == 2]
-    assert len(racing) == 3 and len(judged) > 6
+    assert len(racing) == 3
+    assert len(judged) > 6
     assert [c.epochs for c in asked if c.role == "baseline"] == [8]
     assert any(isinstance(edit, Resolution) for edit in method.best().candidate.plan.edits)
     assert limits.met(method.best().costs)

@@ -1,0 +1,64 @@
+"""Repair of an edited network before it is trained or judged: its consumers, then batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from convwright.edits import Plan, Width
+from convwright.repair import merge, refit
+from convwright.training.statistics import calibration
+
+if TYPE_CHECKING:
+    from convwright.architecture import Architecture
+    from convwright.training.data.images import Images
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What is repaired where an edit changed the function.
+
+    Attributes:
+        merge: Whether removed channels are stood in for by the kept ones.
+        refit: Whether the weights that read from a cut are refitted to the original's responses.
+        reestimate: Whether batch norm is re-estimated, also after trainings that are too short for it.
+        images: Calibration images of the first two, and of probes that look at some.
+    """
+
+    merge: bool = False
+    refit: bool = False
+    reestimate: bool = True
+    images: int = 512
+
+    def steps(
+        self, original: Architecture | None, edited: Architecture, images: Images, norms: Callable[[nn.Module], int]
+    ) -> Mapping[str, Callable[[], int]]:
+        """Return what is to be done, by name and in order; each returns the number of images that it used.
+
+        Args:
+            original: The untouched network with its weights; None where it is not known which channels are left of it.
+            edited: What edits made of it; its weights are changed in place.
+            images: The training images.
+            norms: Re-estimates batch norm.
+        """
+
+        def batches() -> list[Tensor]:
+            device = next((p.device for p in edited.model.parameters()), None)
+            return calibration(images, self.images, device)
+
+        found: dict[str, Callable[[], int]] = {}
+        if original is not None and self.merge:
+            found["merging"] = lambda: len(merge(original, edited, batches())) and self.images
+        if original is not None and self.refit:
+            found["refit"] = lambda: len(refit(original, edited, batches())) and self.images
+        if self.reestimate:
+            found["batch norm"] = lambda: norms(edited.model)
+        return found
+
+
+def traceable(plan: Plan) -> bool:
+    """Return whether a plan says which channels are left: widths by the weights of a trained parent do not."""
+    return all(edit.keep is not None for edit in plan.edits if isinstance(edit, Width))
