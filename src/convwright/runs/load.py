@@ -148,9 +148,6 @@ def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:
     return shape[0], shape[1], shape[2]
 
 
-# ------------------------------------------------------------------ the data
-
-
 def _loaded(
     data: Any, shape: Shape | None, data_dir: str | Path | None, val_fraction: float, resize: Resize
 ) -> ImageData:

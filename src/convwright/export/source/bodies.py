@@ -201,8 +201,6 @@ class CallWriter:
         more = (f"x{i}" for i in itertools.count(1))
         return next(name for name in itertools.chain(_NAMES, more) if name not in used)
 
-    # -------------------------------------------------------------- what operators ask
-
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
         real = self.net.real(node)

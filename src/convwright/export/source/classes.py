@@ -200,7 +200,9 @@ def _named(
         used.add(name)
         values = vectors[places[0]]
         kind = "groups" if name == "groups" else kind  # most have one group: that is the default
-        result.append((Argument(name, values, kind, _usual(kind, values)), places))
+        usual, count = Counter(values).most_common(1)[0]
+        default = usual if kind not in ("channels", "depth") and 2 * count >= len(values) else MISSING
+        result.append((Argument(name, values, kind, default), places))
     return result
 
 
@@ -230,14 +232,6 @@ def _unused(wanted: str, hole: Hole, used: set[str]) -> str:
     while name in used:
         name, number = f"{wanted}_{number}", number + 1
     return name
-
-
-def _usual(kind: str, values: Sequence[Any]) -> Any:
-    """Return the value that is the default: the most frequent one, if it is that of most modules."""
-    if kind in ("channels", "depth"):
-        return MISSING
-    value, count = Counter(values).most_common(1)[0]
-    return value if 2 * count >= len(values) else MISSING
 
 
 def _expressions(

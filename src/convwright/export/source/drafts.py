@@ -108,7 +108,10 @@ class ModuleParts:
             if (part := self._part(holder)).kind != "layer" and own not in part.tensors:
                 part.tensors.append(own)
         for part in self.known.values():
-            part.children = self._children(part.path)
+            prefix = f"{part.path}." if part.path else ""
+            below = {path.removeprefix(prefix).partition(".")[0] for path in self.known if path.startswith(prefix)}
+            order = [name for name, _ in net.model.get_submodule(part.path).named_children()]
+            part.children = sorted(below - {""}, key=order.index)
             part.kind = self._kind(part)
         self.module_of = {path: net.model.get_submodule(path) for path in self.known}
 
@@ -137,12 +140,6 @@ class ModuleParts:
             if built is not None and not any(region.path == path for region in _all(self.net.root)):
                 self.known[path].kind, self.known[path].expr = "layer", built
         return self.known[path]
-
-    def _children(self, path: str) -> list[str]:
-        prefix = f"{path}." if path else ""
-        below = {p.removeprefix(prefix).partition(".")[0] for p in self.known if p.startswith(prefix) and p != path}
-        order = [name for name, _ in self.net.model.get_submodule(path).named_children()]
-        return sorted(below, key=order.index)
 
     def _kind(self, part: ModulePart) -> str:
         if part.kind == "layer":

@@ -98,9 +98,6 @@ def _ties(parts: ModuleParts) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------ around the classes
-
-
 def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
     title, notes = said(title), [said(note) for note in notes]
     opening = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']

@@ -135,6 +135,13 @@ class Auto(DesignSearch):
         base = yield from self._base(self.bench)
         if base is None:
             return
+        known, aim = self.findings, f"budget {self.limits.describe()}"
+        worst = ", ".join(f"{name} {share:.0%}" for name, share in list(known.conflicts.items())[:_SHOWN])
+        quality = "channel quality says nothing: all kernels show noise, or were not measured"
+        if known.quality:
+            (low, least), (high, most) = (end(known.quality.items(), key=itemgetter(1)) for end in (min, max))
+            quality = f"channel quality from {least:.2f} ({low}) to {most:.2f} ({high}) times the mean"
+        self._diagnosed(base, aim, f" ({worst})" if worst else "", quality)
         for_recipe = reserved(self.left, len(self.techniques))
         self.left -= for_recipe
         share = max(1, int(self.left * _RACE)) if self.options.rounds else self.left
@@ -284,25 +291,6 @@ class Auto(DesignSearch):
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
         others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
         self._note("end", f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}", words, best.trial)
-
-    # ------------------------------------------------------------------ what is recorded
-
-    def _diagnosis(self, base: Evidence) -> str:
-        known, profile = self.findings, self.arch.profile()
-        worst = ", ".join(f"{name} {share:.0%}" for name, share in list(known.conflicts.items())[:_SHOWN])
-        quality = "channel quality says nothing: all kernels show noise, or were not measured"
-        if known.quality:
-            (low, least), (high, most) = (end(known.quality.items(), key=itemgetter(1)) for end in (min, max))
-            quality = f"channel quality from {least:.2f} ({low}) to {most:.2f} ({high}) times the mean"
-        parts = [
-            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
-            f"{base.stderr:.2%}; budget {self.limits.describe()}",
-            f"{known.blind_layers} layers see nothing new",
-            f"{len(known.conflicts)} blocks in conflict{f' ({worst})' if worst else ''}",
-            quality,
-            *known.notes,
-        ]
-        return "; ".join(parts)
 
     def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
         words = {r.trial: r.words for r in found}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
+from convwright.cost.budget import human
 from convwright.edits import Plan
 from convwright.edits.constraints import DivisorLike
 from convwright.errors import ConvwrightError
@@ -132,9 +133,15 @@ class DesignSearch(Scripted):
         self.untouched = Plan.empty(self.arch)
         self._step = 0
 
-    def _diagnosis(self, base: Evidence) -> str:
-        """Return what the first training told, in words."""
-        raise NotImplementedError
+    def _diagnosed(self, base: Evidence, aim: str, conflicts: str = "", *more: str) -> None:
+        """Note what the first training told."""
+        known, profile = self.findings, self.arch.profile()
+        numbers = f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters"
+        accuracy = f"accuracy {base.score:.2%} ± {base.stderr:.2%}"
+        fields = f"{known.blind_layers} layers see nothing new"
+        blocks = f"{len(known.conflicts)} blocks in conflict{conflicts}"
+        told = "; ".join((f"{numbers}, {accuracy}; {aim}", fields, blocks, *more, *known.notes))
+        self._note("network", told, {base.trial: "the untouched network"})
 
     def _base(self, bench: DesignBuilder) -> Generator[Batch, tuple[Evidence, ...], Evidence | None]:
         """Train the untouched network and read it; None if that failed."""
@@ -142,9 +149,9 @@ class DesignSearch(Scripted):
         free = any(name not in groups.fixed for stage in groups.stages for name in stage)
         probes = (*[BUNDLES] * free, *[NORMS] * bool(self.arch.free_groups), *self.later_probes)
         (base,) = yield (Candidate(self.untouched, None, terms.epochs, terms.seed, role="base", probes=probes),)
-        words = {base.trial: "the untouched network"}
         if not base.usable:
-            self._note("network", f"there is nothing to begin with, {base.message}", words)
+            why = f"there is nothing to begin with, {base.message}"
+            self._note("network", why, {base.trial: "the untouched network"})
             return None
         residual = any(block.kind == "residual" for block in self.arch.blocks)
         read = read_conflicts(base, "any" if residual else "last", 1)
@@ -156,7 +163,6 @@ class DesignSearch(Scripted):
             quality=quality_of(base, bench.arch, bench.limits, bench.divisor),
             norms={name: tuple(each) for name, each in norms.items()},
         )
-        self._note("network", self._diagnosis(base), words)
         return base
 
     def _trained(self, runners: Sequence[Runner], epochs: int, probes: tuple[str, ...]) -> Runners:

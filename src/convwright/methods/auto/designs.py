@@ -194,7 +194,8 @@ def tapered(power: float) -> Shape:
     """
 
     def shape(surface: Surface) -> dict[str, float]:
-        sides = {f.name: _side(surface.arch, f.name) for f in surface.families}
+        maps = {f.name: surface.arch.layer(f.name.partition("[")[0]).output_shape[2:] for f in surface.families}
+        sides = {name: float(max(1, math.prod(size))) ** 0.5 if size else 1.0 for name, size in maps.items()}
         top = max(sides.values())
         return {f.name: f.size * (top / sides[f.name]) ** power for f in surface.families}
 
@@ -252,8 +253,3 @@ def inner_groups(arch: Architecture) -> frozenset[str]:
     homes = {layer: block.name for block in arch.blocks for layer in block.layers}
     places = {group.name: {homes.get(layer, "") for layer in group.layers} for group in arch.free_groups}
     return frozenset(name for name, found in places.items() if len(found) == 1 and "" not in found)
-
-
-def _side(arch: Architecture, group: str) -> float:
-    shape = arch.layer(group.partition("[")[0]).output_shape
-    return float(max(1, math.prod(shape[2:]))) ** 0.5 if len(shape) > 2 else 1.0

@@ -189,9 +189,14 @@ class ParetoSearch(DesignSearch):
         base = yield from self._base(self.benches[0])
         if base is None:
             return
+        metric = self.objective[0]
+        levels = ", ".join(human(bench.limits.limits[metric], metric) for bench in self.benches)
+        unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
+        aim = f"objective accuracy, {', '.join(self.objective)}; budget {self.limits.describe() or 'none'}"
+        self._diagnosed(base, f"{aim}; proposals at {levels} {metric}{unreached}")
         share = max(1, int(self.left * _HALVING)) if self.options.rounds else self.left
         begun = self._population(self._course(_MOST, share)[0].count)
-        metric, dropped = self.objective[0], self._dropped()
+        dropped = self._dropped()
         listed = ", ".join(f"{d.words} at {human(bench.limits.limits[metric], metric)}" for bench, d in begun)
         left_out = f". Left out: {reasons(dropped, most=len(dropped))}" if dropped else ""
         self._note("proposals", f"{len(begun)} of them: {listed}{left_out}")
@@ -305,8 +310,6 @@ class ParetoSearch(DesignSearch):
         beside = f"; beside it {others}" if others else ""
         self._note("end", f"{rule}: {self._said(best)}{beside}", words, best.trial)
 
-    # ------------------------------------------------------------------ one batch
-
     def _chosen(self, phase: str, members: _Members, count: int) -> _Members:
         """Return those that go on, and note why."""
         usable = [m for m in members if m.scored.usable]
@@ -328,25 +331,9 @@ class ParetoSearch(DesignSearch):
     def _by_cost(self, members: Sequence[Runner]) -> list[Runner]:
         return sorted(members, key=lambda m: [-m.costs[name] for name in self.objective])
 
-    # ------------------------------------------------------------------ what is recorded
-
     def _said(self, member: Runner) -> str:
         costs = ", ".join(f"{human(member.costs[m], m)} {m}" for m in self.objective)
         return f"{member.told} at {costs}"
-
-    def _diagnosis(self, base: Evidence) -> str:
-        known, profile = self.findings, self.arch.profile()
-        levels = ", ".join(human(bench.limits.limits[self.objective[0]], self.objective[0]) for bench in self.benches)
-        unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
-        parts = [
-            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
-            f"{base.stderr:.2%}; objective accuracy, {', '.join(self.objective)}; "
-            f"budget {self.limits.describe() or 'none'}; proposals at {levels} {self.objective[0]}{unreached}",
-            f"{known.blind_layers} layers see nothing new",
-            f"{len(known.conflicts)} blocks in conflict",
-            *known.notes,
-        ]
-        return "; ".join(parts)
 
     def _dropped(self) -> dict[str, str]:
         """Return what could not be made at some level, and why."""

@@ -265,9 +265,6 @@ def elasticities(scene: Scene) -> dict[str, float]:
     return {name: value / most for name, value in steep.items() if value > 0} if most > 0 else {}
 
 
-# ------------------------------------------------------------------ how much to cut
-
-
 def _savings(scene: Scene, cuts: Mapping[_E, Sequence[Width]]) -> dict[_E, dict[str, int]]:
     """Return about what each cut saves by metric, each with the changes of width that come before it.
 
@@ -308,9 +305,6 @@ def _taken(scene: Scene, savings: Mapping[_E, Mapping[str, int]], target: float)
         if taken and scene.use_of(costs) <= target:
             break
     return tuple(taken)
-
-
-# ------------------------------------------------------------------ the phases in order
 
 
 @dataclass(frozen=True)

@@ -272,9 +272,6 @@ class PhasedDesign(Scripted):
         return _Stand(evidence, scene)
 
 
-# ------------------------------------------------------------------ judging
-
-
 def _highest(limits: Limits, found: Sequence[Evidence]) -> Evidence | None:
     """Return the most accurate trial; of equal ones the cheaper, then the earlier. None if all failed."""
 

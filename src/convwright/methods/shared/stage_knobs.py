@@ -190,14 +190,11 @@ class Stages:
             BudgetError: a width is none that its stage can have.
         """
         key = tuple(widths), ends
-        if key not in self._sizes:
-            self._sizes[key] = self._found_sizes(tuple(widths), ends)
-        return self._sizes[key]
-
-    def _found_sizes(self, widths: tuple[int, ...], ends: float) -> dict[str, int]:
+        if key in self._sizes:
+            return self._sizes[key]
         self._check(widths)
         named = self.layers(widths) if self.layers is not None else {}
-        sizes = {}
+        sizes: dict[str, int] = {}
         for group in self.arch.free_groups:
             driver = self.drivers[group.name]
             ratio = ends if driver == _NOBODY else widths[driver] / self.knobs[driver].width
@@ -208,7 +205,7 @@ class Stages:
             divisor = self.divisor if inner and layer not in named else Divisor(1)
             allowed = width_range(self.arch.channels, group, divisor)
             sizes[group.name] = group.size if ratio == 1 else allowed.nearest(group.size * ratio)
-        return sizes
+        return self._sizes.setdefault(key, sizes)
 
     def _check(self, widths: Sequence[int]) -> None:
         if len(widths) != len(self.knobs):

@@ -111,8 +111,6 @@ class _Search:
 
         self.loose = {g.name: g for g in architecture.free_groups if not g.tied}  # a tied one would take others along
 
-    # ------------------------------------------------------------------ costs
-
     def use(self, widths: Mapping[str, int]) -> float:
         """Return the share of the tightest limit that is used; above 1 it is broken."""
         costs = self.limits.costs(self.model, widths)
@@ -124,8 +122,6 @@ class _Search:
             return self.use(solved(self.architecture, edits))
         except (EditError, BudgetError):  # such as a part of a tied group that would vanish
             return math.inf
-
-    # ------------------------------------------------------------------ one ratio
 
     def edits(self, ratio: float) -> tuple[Width, ...]:
         """Return the edits for a common ratio."""
@@ -162,8 +158,6 @@ class _Search:
             f"{' within the constraints' if self.architecture.constraints is not None else ''}"
             f"{f' with divisor {stated}' if stated > 1 else ''}; raise the budget or lower the divisor"
         )
-
-    # ------------------------------------------------------------------ the rest of the budget
 
     def regrown(self, edits: Sequence[Width], ratio: float) -> tuple[Width, ...]:
         """Spend what is left over on single groups, step by step."""

@@ -224,8 +224,6 @@ class Surface:
             return None
         return {name: int(units[graph.index[name]]) * graph.group(name).step for name in family.groups}
 
-    # ------------------------------------------------------------------ plans
-
     def edits(self, widths: Mapping[str, int]) -> tuple[Width, ...]:
         """Return one edit per family that changes, in the network's order."""
         wanted = {f.name: self._placed(f, widths[f.name])[f.name] if f.tied else widths[f.name] for f in self.families}
@@ -370,9 +368,6 @@ def _ceiling(family: Family, wanted: float) -> float:
 
 def _floor(family: Family, wanted: float) -> float:
     return max(family.least, wanted / _OFF - family.step)
-
-
-# ------------------------------------------------------------------ families
 
 
 def _families(arch: Architecture, divisor: Divisor, least: int | None, most: int | None) -> Iterator[Family]:
