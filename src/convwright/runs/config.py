@@ -179,9 +179,13 @@ class RunConfig:
         usual = 0 if trained else self.training.epochs
         return self.epochs if self.epochs is not None else usual
 
-    def repairs(self, trained: bool) -> Repairs:
-        """Return what is repaired after a cut: all of it where the network comes trained."""
-        merge, refit = (trained if given is None else given for given in (self.merge, self.refit))
+    def repairs(self, trained: bool, settled: Mapping[str, bool] | None = None) -> Repairs:
+        """Return what is repaired after a cut: all of it where the network comes trained, or as a run settled it."""
+        usual = settled if settled is not None else {"merge": trained, "refit": trained}
+        merge, refit = (
+            usual.get(name, False) if given is None else given
+            for name, given in (("merge", self.merge), ("refit", self.refit))
+        )
         return Repairs(merge, refit, self.reestimate, self.calibration)
 
     @property

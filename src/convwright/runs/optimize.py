@@ -353,7 +353,8 @@ class _Job:
             if not loaded.trained:
                 length = counted(config.base_epochs(trained=False), "epoch")
                 config.tell(f"what is drawn anew is untrained: the untouched network is trained for {length} first")
-        settled |= usage(data)
+        repairs = config.repairs(loaded.trained)
+        settled |= {"repairs": {"merge": repairs.merge, "refit": repairs.refit}, **usage(data)}
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
@@ -372,7 +373,7 @@ class _Job:
         recipe = settled_recipe(self.config.training, study.settled)
         data = normalised(loaded.data, recipe.normalisation, loaded.arch.model)
         config, whole = self.config, (loaded.arch, data, recipe, study)
-        how = config.progress, config.workers, proxy, config.repairs(loaded.trained)
+        how = config.progress, config.workers, proxy, config.repairs(loaded.trained, study.settled.get("repairs", {}))
         return Evaluator(*whole, *how, say=config.tell, trained=loaded.trained)
 
     @contextmanager
