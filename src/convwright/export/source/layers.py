@@ -26,7 +26,10 @@ def constructor(module: nn.Module, owner: str) -> Call | None:
         module: any module.
         owner: the name that it has in the module that holds it.
     """
-    return base_constructor(module, type(module), owner) if _plain(module) else None
+    kind = type(module)
+    changed = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
+    plain = kind.__name__ in LEAVES and getattr(nn, kind.__name__, None) is kind and not changed
+    return base_constructor(module, kind, owner) if plain else None
 
 
 def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Call | None:
@@ -48,14 +51,6 @@ def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Ca
     }
     given = next((given for given in (short, values) if _same(module, kind, given)), None)
     return None if given is None else _call(kind, given, defaults, owner)
-
-
-def _plain(module: nn.Module) -> bool:
-    kind = type(module)
-    if kind.__name__ not in LEAVES or getattr(nn, kind.__name__, None) is not kind:
-        return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return not any(hooks) and "forward" not in vars(module)
 
 
 def _value(module: nn.Module, name: str) -> Any:

@@ -289,7 +289,6 @@ def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, 
 
 
 def _at_default(parameter: Any, one: Any, two: Any) -> bool:
-    """Whether an argument may be left out."""
     if parameter is None or not parameter.has_default_value() or isinstance(one, fx.Node):
         return False
     default = parameter.default_value

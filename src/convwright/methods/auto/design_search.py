@@ -193,7 +193,6 @@ class DesignSearch(Scripted):
         )
 
     def _why_not(self, runner: Runner) -> str:
-        """Return why a runner has no score."""
         return self.results[runner.trial].message or "it breaks the limits"
 
 

@@ -130,7 +130,16 @@ class ParetoSearch(DesignSearch):
         self.benches, self._unreached = self._levels()
         self._tried: set[frozenset[str]] = set()  # networks by their edits: none is proposed twice
         self._ends: range = range(0)  # trials of the final trainings
-        self._check()
+        begun = (design for bench in self.benches for design in proposals(bench, self.findings, most=2))
+        if any(design.edits for design in begun):
+            return
+        dropped = self._dropped()
+        why = reasons(dropped)
+        if not dropped or self.limits.met(costs_of(self.arch.profile()) | dict.fromkeys(MEASURED, 0)):
+            raise ConvwrightError(
+                f"{self.arch.source} has nothing that method pareto could change" + (f" ({why})" if why else "")
+            )
+        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
 
     @property
     def finals(self) -> tuple[int, ...]:
@@ -169,19 +178,6 @@ class ParetoSearch(DesignSearch):
         top = {**costs_of(self.arch.profile()), **self.limits.limits}
         cells = (math.ceil(_CELLS * math.log2(max(member.costs[m], 1) / top[m]) - 1e-9) for m in self.objective)
         return member.scored.score, *(-cell for cell in cells)
-
-    def _check(self) -> None:
-        """Refuse, before any training, what no training could help."""
-        for bench in self.benches:
-            if any(design.edits for design in proposals(bench, self.findings, most=2)):
-                return
-        dropped = self._dropped()
-        why = reasons(dropped)
-        if not dropped or self.limits.met(costs_of(self.arch.profile()) | dict.fromkeys(MEASURED, 0)):
-            raise ConvwrightError(
-                f"{self.arch.source} has nothing that method pareto could change" + (f" ({why})" if why else "")
-            )
-        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
 
     # ------------------------------------------------------------------ the course of the search
 

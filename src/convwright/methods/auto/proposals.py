@@ -138,7 +138,10 @@ def _drafts(bench: DesignBuilder, findings: Findings, base: _Cut) -> Iterator[Pr
     """Yield what is expected to be best, then designs that change one thing each; all are without blocks of `base`."""
     depths = _cuts(bench, findings, base)
     few = depths.get("fewer blocks", ())
-    crowded = _on_tiny_maps(bench.arch) > _CROWDED
+    # On maps of at most 4 x 4 a kernel of 3 x 3 sees more padding than image.
+    macs = {layer.name: layer.macs for layer in bench.arch.profile().layers}
+    tiny = [n.name for n in bench.arch.layers if 1 < math.prod(n.output_shape[2:]) <= _TINY**2]
+    crowded = sum(macs.get(name, 0) for name in tiny) / max(1, sum(macs.values())) > _CROWDED
     tapers = {"wider on large maps": tapered(-_TAPER), "wider on small maps": tapered(_TAPER)}
     order = tuple(tapers) if crowded else tuple(tapers)[::-1]
     sizes = tuple(_sizes(bench, crowded))
@@ -245,15 +248,7 @@ def _stages(bench: DesignBuilder) -> tuple[StageKnob, ...]:
 # ------------------------------------------------------------------ maps and resolution, operators
 
 
-def _on_tiny_maps(arch: Architecture) -> float:
-    """Return the share of MACs on maps of at most 4 x 4: there a kernel of 3 x 3 sees more padding than image."""
-    macs = {layer.name: layer.macs for layer in arch.profile().layers}
-    tiny = [n.name for n in arch.layers if 1 < math.prod(n.output_shape[2:]) <= _TINY**2]
-    return sum(macs.get(name, 0) for name in tiny) / max(1, sum(macs.values()))
-
-
 def _sizes(bench: DesignBuilder, larger_first: bool) -> Iterator[tuple[int, Edit]]:
-    """Yield resolutions to try."""
     shape = bench.arch.example_input.shape
     if bench.widths_only or len(shape) != 4 or shape[-1] != shape[-2]:
         return

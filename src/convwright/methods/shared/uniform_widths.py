@@ -56,7 +56,16 @@ def uniform_widths(
     Raises:
         BudgetError: Even the smallest widths break a limit.
     """
-    return finest_needed(levels_of(divisor), lambda level: _scaled(_Search(architecture, limits, level, weights), fill))
+
+    def scaled(level: Divisor) -> tuple[tuple[Width, ...], float]:
+        search = _Search(architecture, limits, level, weights)
+        ratio = search.largest_ratio()
+        edits = search.edits(ratio)
+        regrown = search.regrown(edits, ratio) if fill else edits
+        used = search.used(regrown)
+        return (regrown, used) if used <= 1 else (edits, search.used(edits))
+
+    return finest_needed(levels_of(divisor), scaled)
 
 
 def finest_needed(levels: Sequence[_Level], found: Callable[[_Level], tuple[_Found, float]]) -> _Found:
@@ -82,15 +91,6 @@ def finest_needed(levels: Sequence[_Level], found: Callable[[_Level], tuple[_Fou
         best = one if best is None or one[1] > best[1] + BETTER else best
     assert best is not None
     return best[0]
-
-
-def _scaled(search: _Search, fill: bool) -> tuple[tuple[Width, ...], float]:
-    ratio = search.largest_ratio()
-    edits = search.edits(ratio)
-    used = search.used(edits)
-    regrown = search.regrown(edits, ratio) if fill else edits
-    both = (regrown, search.used(regrown)) if fill else (edits, used)
-    return both if both[1] <= 1 else (edits, used)
 
 
 def solved(arch: Architecture, edits: Sequence[Width]) -> dict[str, int]:
