@@ -60,7 +60,19 @@ def test_a_network_with_a_new_head_is_trained_first(tiny, pictures, plain, tmp_p
     assert "drawn anew: fc.weight" in run["settled"]["weights_taken"]
     start = load_file(tmp_path / "run" / "initial.safetensors")
     assert torch.equal(start["conv1.weight"], other.conv1.weight)
-    assert torch.equal(start["fc.weight"], load_model_and_data(tiny, pictures, seed=0).arch.model.fc.weight)
+    assert torch.equal(start["fc.weight"], load_model_and_data(tiny, pictures, weights=file).arch.model.fc.weight)
+
+
+def test_a_new_head_is_drawn_small_whatever_the_network_draws(tmp_path):
+    other = create("timm:tf_efficientnet_lite0", num_classes=5)[0]
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=images, y_train=np.arange(20) % 10)
+    data = f"npz:{tmp_path / 'x.npz'}"
+    head = load_model_and_data("timm:tf_efficientnet_lite0", data, weights=tmp_path / "w.pth").arch.model.classifier
+    assert head.out_features == 10
+    assert float(head.weight.detach().abs().max()) <= 1280**-0.5
+    assert float(create("timm:tf_efficientnet_lite0", num_classes=10)[0].classifier.weight.detach().abs().max()) > 0.2
 
 
 def test_what_counts_as_trained(tiny, pictures, plain, tmp_path):
