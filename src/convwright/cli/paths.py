@@ -23,16 +23,11 @@ def refuse_missing(
     if model is not None:
         _check_model(model)
     kind, _, path = (data or "").partition(":")
-    source = Path(path).expanduser()
+    npz, source = (Path(path).expanduser() if path and kind == known else None for known in ("npz", "folder"))
     yaml = Path(recipe) if recipe is not None and recipe.lower().endswith((".yaml", ".yml")) else None
     checks: list[tuple[Path | None, bool, type[ConvwrightError], str]] = [
-        (source if kind == "npz" and path else None, False, DataError, "no such file; check the path after npz:"),
-        (
-            source if kind == "folder" and path else None,
-            True,
-            DataError,
-            "no such folder; check the path after folder:",
-        ),
+        (npz, False, DataError, "no such file; check the path after npz:"),
+        (source, True, DataError, "no such folder; check the path after folder:"),
         (data_dir, True, DataError, "no such folder; check the path after --data-dir"),
         (weights, False, RunError, "no such file; check the path of the weights"),
         (yaml, False, RecipeError, "no such file; check the path of the recipe"),

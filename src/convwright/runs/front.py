@@ -62,8 +62,13 @@ def write_front(
             met = check_budget(proof, limits)
             told = known.get(trial.trial) or side(trial, proof, test(proof))
             where = f"{FOLDER}/{trial.trial:04d}"
+            (folder / where).mkdir(parents=True, exist_ok=True)
+            write_text(folder / where / "plan.json", trial.candidate.plan.to_json())
+            note = {key: content[key] for key in KEYS if key in content}
+            save_weights(proof.arch.model, folder / where / WEIGHTS, note)
             own = {name: value for name, value in content.items() if name not in _LEFT_OUT}
-            _write(folder / where, trial, proof, {**own, "budget_met": met, "result": told})
+            # Last: it says that the others are whole.
+            write_json(folder / where / "result.json", {**own, "budget_met": met, "result": told})
             entry |= {"finished": True, "counts": told["counts"], "test": told["test"], "folder": where}
         elif trial is outcome.baseline:
             told = known[trial.trial]
@@ -85,10 +90,3 @@ def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
         "finished": False,
         "result": trial is outcome.best,
     }
-
-
-def _write(folder: Path, trial: Evidence, proof: Proof, content: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "plan.json", trial.candidate.plan.to_json())
-    save_weights(proof.arch.model, folder / WEIGHTS, {key: content[key] for key in KEYS if key in content})
-    write_json(folder / "result.json", dict(content))  # last: it says that the others are whole

@@ -38,19 +38,6 @@ _JOURNAL = "latency.json"
 _FORMAT = "convwright latency of a run"
 
 
-@dataclass
-class Ratios:
-    """The measured times of networks over the untouched one's, so that what was decided on them is decided again.
-
-    Attributes:
-        known: By what the networks run, as of `fingerprint`.
-        keep: Called after each measurement, before anything is decided on it.
-    """
-
-    known: dict[str, float] = field(default_factory=dict)
-    keep: Callable[[], object] = lambda: None
-
-
 @dataclass(frozen=True, eq=False)
 class RunLatency:
     """What a run knows of its network's latency.
@@ -58,13 +45,13 @@ class RunLatency:
     Attributes:
         model: estimates it for widths; holds the network, its present latency, and the times of operators.
         rounds: how it was calibrated.
-        ratios: what was measured of networks with other structures, and in the rounds.
+        ratios: the measured times of networks over the untouched one's, by what they run, as of `fingerprint`.
         say: told what was measured.
     """
 
     model: LatencyModel
     rounds: tuple[Round, ...] = field(default=())
-    ratios: Ratios = field(default_factory=Ratios)
+    ratios: dict[str, float] = field(default_factory=dict)
     say: Say = print
     _fitted: dict[str, int] = field(default_factory=dict)  # networks chosen by a corrected estimate -> nanoseconds
 
@@ -100,7 +87,7 @@ class RunLatency:
         known = LatencyModel.of(network, self.model.table, self.model.whole)
         share = len(operator_calls(network)) / len(operator_calls(self.arch))
         start = known.calibrated(self.model.calibration, share * self.model.fixed)
-        course = Calibration(start, most, lambda model: choose(within(model)), self.ratio, self.present, line=False)
+        course = Calibration(start, most, lambda model: choose(within(model)), self, line=False)
         course.run(lambda one: None)
         times = [each.measured for each in course.rounds]
         self.say(
@@ -151,9 +138,7 @@ class RunLatency:
         aimed, most = self.aimed(limits), round(limits.limits["latency"] * (1 - MARGIN / 2))
 
         def choose(model: LatencyModel) -> tuple[Architecture, Widths]:
-            within = replace(aimed, estimates={"latency": model.nanoseconds})
-            edits = uniform_widths(self.arch, within, divisor)
-            return reshaped(self.arch, Plan.empty(self.arch).with_edits(*edits)), solved(self.arch, edits)
+            return narrowed(self.arch, replace(aimed, estimates={"latency": model.nanoseconds}), divisor)
 
         def tell(one: Round) -> None:
             self.say(
@@ -161,7 +146,7 @@ class RunLatency:
                 f"{human(one.estimate, 'latency')}, measured {human(one.measured, 'latency')}"
             )
 
-        course = Calibration(self.model, most, choose, self.ratio, self.present, line=True)
+        course = Calibration(self.model, most, choose, self, line=True)
         try:
             course.run(tell)
         except BudgetError as error:
@@ -197,29 +182,25 @@ class RunLatency:
     def ratio(self, network: Architecture, when: str = "") -> float:
         """Return a network's time over the untouched one's, measured in turns; once for what runs the same."""
         key = fingerprint(network) + when
-        if key not in self.ratios.known:
-            self.ratios.known[key] = self.compare(self.arch, network).ratios["after"].median
-            self.ratios.keep()
-        return self.ratios.known[key]
+        if key not in self.ratios:
+            self.ratios[key] = self.compare(self.arch, network).ratios["after"].median
+            self.model.table.keep(self.model.table.used)
+        return self.ratios[key]
 
     # -------------------------------------------------------------- the record
 
     def summary(self) -> dict[str, Any]:
         """Return what was measured of whole networks before the search, as plain JSON values."""
-        return {
-            "whole": self.model.whole.as_dict(),
-            "calibration": self.model.calibration,
-            "fixed": self.model.fixed,
-            "rounds": [asdict(done) for done in self.rounds],
-            "margin": MARGIN,
-        }
+        model, rounds = self.model, [asdict(done) for done in self.rounds]
+        numbers = {"calibration": model.calibration, "fixed": model.fixed}
+        return {"whole": model.whole.as_dict(), **numbers, "rounds": rounds, "margin": MARGIN}
 
     def as_dict(self) -> dict[str, Any]:
         """Return all that decisions rest on, as plain JSON values."""
         return {**self.summary(), **self._measured()}
 
     def _measured(self) -> dict[str, Any]:
-        return {"operators": as_entries(self.model.table.used), "ratios": dict(self.ratios.known)}
+        return {"operators": as_entries(self.model.table.used), "ratios": dict(self.ratios)}
 
     def keep_in(self, folder: Path) -> None:
         """Write what is measured from now on into the run directory, before anything is decided on it."""
@@ -227,7 +208,13 @@ class RunLatency:
         def keep(*_: object) -> None:
             write_json(folder / _JOURNAL, {"format": _FORMAT, **self._measured()})
 
-        self.model.table.keep = self.ratios.keep = keep
+        self.model.table.keep = keep
+
+
+def narrowed(network: Architecture, limits: Limits, divisor: DivisorLike) -> tuple[Architecture, Widths]:
+    """Return a network with the widest widths of one ratio within limits, and these widths."""
+    edits = uniform_widths(network, limits, divisor)
+    return reshaped(network, Plan.empty(network).with_edits(*edits)), solved(network, edits)
 
 
 def fingerprint(network: Architecture) -> str:
@@ -278,7 +265,7 @@ def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
         model = LatencyModel.of(arch, table, Latency(**content["whole"]), float(content["calibration"]))
         model = model.calibrated(model.calibration, float(content.get("fixed", 0.0)))
         table.used |= known
-        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), Ratios(ratios), say)
+        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), ratios, say)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}: damaged, its latencies cannot be read ({error}); start anew") from error
 
@@ -347,8 +334,7 @@ class Calibration:
         model: The estimate so far; in the end the one whose choice used most of what is allowed without taking longer.
         most: Nanoseconds that what is chosen may take when it is measured.
         choose: Chooses widths by a model's estimate; returns the network with these, and the widths.
-        ratio: Measures a network: its time over the untouched network's.
-        untouched: Nanoseconds of that one.
+        latency: Measures a network: its time over the untouched network's.
         line: Whether the model's network was measured as it is, which is a first point of the line.
         rounds: What was measured.
         found: The round of that choice, and the network; None where all took longer.
@@ -357,8 +343,7 @@ class Calibration:
     model: LatencyModel
     most: int
     choose: Callable[[LatencyModel], tuple[Architecture, Mapping[str, int]]]
-    ratio: Callable[[Architecture], float]
-    untouched: int
+    latency: RunLatency
     line: bool
     rounds: tuple[Round, ...] = ()
     found: tuple[Round, Architecture] | None = None
@@ -374,7 +359,10 @@ class Calibration:
         """
         for _ in range(ROUNDS):
             network, widths = self.choose(self.model)
-            done = self._round(network, widths)
+            ratio, model = self.latency.ratio(network), self.model
+            changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
+            measured = max(1, round(ratio * self.latency.present))
+            done = Round(changed, model.nanoseconds(widths), measured, ratio, model.calibration, model.fixed)
             self.rounds = (*self.rounds, done)
             tell(done)
             if done.measured <= self.most:
@@ -387,13 +375,6 @@ class Calibration:
         if self.found is not None:
             best, _ = self.found
             self.model = self.model.calibrated(best.calibration, best.fixed)
-
-    def _round(self, network: Architecture, widths: Mapping[str, int]) -> Round:
-        model = self.model
-        ratio = self.ratio(network)
-        changed = sum(widths.get(group.name, group.size) != group.size for group in model.arch.free_groups)
-        measured = max(1, round(ratio * self.untouched))
-        return Round(changed, model.nanoseconds(widths), measured, ratio, model.calibration, model.fixed)
 
     def _corrected(self, done: Round) -> LatencyModel:
         """Return the model whose line goes through what was measured."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from convwright.cost.budget import Limits, Widths, human
+from convwright.cost.budget import Limits, human
 from convwright.edits import Plan, Width
 from convwright.edits.transfer import width_edits
 from convwright.errors import BudgetError, EditError
 from convwright.methods import Candidate, Method
 from convwright.methods.base import RewritingMethod
-from convwright.methods.shared.uniform_widths import solved, uniform_widths
 from convwright.runs.evaluate import reshaped
-from convwright.runs.latency import RunLatency
+from convwright.runs.latency import RunLatency, narrowed
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
     from convwright.edits.constraints import DivisorLike
 
 
@@ -60,24 +58,13 @@ class FinalsInTime(RewritingMethod):
         while not all(isinstance(edit, Width) for edit in plan.edits[kept:]):
             kept += 1
         start = replace(plan, edits=plan.edits[:kept])
-        try:
-            narrowed = self._narrowed(network)
-            edits, changed = width_edits(reshaped(self.latency.arch, start), narrowed), width_edits(network, narrowed)
+
+        try:  # the widest widths of one ratio that keep the limits when they are measured
+            fitted = self.latency.aimed(self.limits).fitted(network, lambda each: narrowed(network, each, self.divisor))
+            after, _ = narrowed(network, fitted, self.divisor)
+            edits, changed = width_edits(reshaped(self.latency.arch, start), after), width_edits(network, after)
         except (BudgetError, EditError) as error:
             self.latency.say(f"latency: a final network takes {both}; it stays as it is, no widths keep that: {error}")
             return plan
         self.latency.say(f"latency: a final network takes {both}; {len(changed)} groups lose channels before training")
         return start.with_edits(*edits)
-
-    def _narrowed(self, network: Architecture) -> Architecture:
-        """Return the network with the widest widths of one ratio that keep the limits when they are measured.
-
-        Raises:
-            BudgetError: There are none.
-        """
-
-        def choose(within: Limits) -> tuple[Architecture, Widths]:
-            edits = uniform_widths(network, within, self.divisor)
-            return reshaped(network, Plan.empty(network).with_edits(*edits)), solved(network, edits)
-
-        return choose(self.latency.aimed(self.limits).fitted(network, choose))[0]

@@ -103,10 +103,16 @@ def load_model_and_data(
     try:
         loaded = _loaded(data, wanted, *how)
     except UnlikeImagesError as error:
-        raise _usual_size(model, error) from error
+        usual = create(model)[1]  # the size that the network was made for
+        if usual is None:
+            raise
+        given = "x".join(map(str, (error.channels, *usual[1:])))
+        raise DataError(f"{error.what}; give one size for all, the network's usual one is --input {given}") from error
     options: dict[str, Any] = _options(known, loaded.shape[0], loaded.num_classes)
     options |= {"pretrained": True} if pretrained else {}
-    built, source = _built(model, options, seed)
+    with torch.random.fork_rng(devices=[]):  # its weights depend on the seed and on nothing else
+        torch.manual_seed(seed)
+        built, _, source = create(model, **options)
     options = build_options(source, options)
     takes = _input_channels(built)
     if wanted is None and loaded.shape[0] == 1 and takes not in (None, 1):  # grey images for a colour network
@@ -142,24 +148,12 @@ def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:
     return shape[0], shape[1], shape[2]
 
 
-# ------------------------------------------------------------------ the data
-
-
 def _loaded(
     data: Any, shape: Shape | None, data_dir: str | Path | None, val_fraction: float, resize: Resize
 ) -> ImageData:
     if isinstance(data, ImageData):
         return data
     return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
-
-
-def _usual_size(model: nn.Module | str, error: UnlikeImagesError) -> DataError:
-    """Return the error of photographs of several sizes, with the size that the network was made for."""
-    usual = create(model)[1]
-    if usual is None:
-        return error
-    given = "x".join(map(str, (error.channels, *usual[1:])))
-    return DataError(f"{error.what}; give one size for all, the network's usual one is --input {given}")
 
 
 # ------------------------------------------------------------------ the network
@@ -198,23 +192,11 @@ def _arguments(file: str, attribute: str) -> list[str]:
         tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return []  # `read` reports it
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == attribute:
-            functions = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-        elif isinstance(node, ast.FunctionDef) and node.name == attribute:
-            functions = [node]
-        else:
-            continue
-        return [each.arg for function in functions[:1] for each in (*function.args.args, *function.args.kwonlyargs)]
-    return []
-
-
-def _built(model: nn.Module | str, options: dict[str, int], seed: int) -> tuple[nn.Module, str]:
-    """Create the network; its weights depend on the seed and on nothing else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        built, _, source = create(model, **options)
-    return built, source
+    named = next((n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == attribute), None)
+    inside = named.body if isinstance(named, ast.ClassDef) else [named]
+    functions = (n for n in inside if isinstance(n, ast.FunctionDef) and n.name in ("__init__", attribute))
+    function = next(functions, None)
+    return [each.arg for each in (*function.args.args, *function.args.kwonlyargs)] if function is not None else []
 
 
 def _draw_head(model: nn.Module, fresh: Sequence[str], seed: int) -> None:
@@ -253,11 +235,7 @@ def _read(
 
 
 def _outputs(arch: Architecture) -> int:
-    """Return the number of outputs per image.
-
-    Raises:
-        ReadError: The network does not return one row of scores per image.
-    """
+    """Return the number of outputs per image; refuse a network that does not return one row of scores per image."""
     try:
         found = scores(arch.model, arch.example_input)
     except Exception as error:  # the network's own code may raise anything

@@ -113,7 +113,6 @@ def _decided(method: Method, said: int, study: Study, say: Say) -> int:
 
 
 def _words(candidate: Candidate) -> str:
-    """Say in words what is tried."""
     what = {
         "base": "the untouched network",
         "baseline": "baseline, the untouched network " + ("trained further" if candidate.epochs else "as it is"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,16 @@ class SearchOutcome:
         Raises:
             RunError: There is no result, or nothing to compare it with.
         """
+        if best is None:
+            failed = [t for t in trials if not t.usable]
+            why = f"trial {failed[0].trial}: {failed[0].message}" if failed else "no trial meets the budget"
+            raise RunError(f"the search found nothing: {why}")
+        by_role = {t.candidate.role: t for t in trials if t.usable}
+        baseline = by_role.get("baseline") or by_role.get("base")  # trained as long as the result, or as it was
+        if baseline is None:
+            raise RunError("the untouched network could not be trained: there is nothing to compare with")
         decisions = tuple(decision.to_dict() for decision in method.decisions)
-        ends = _chosen(best, trials), _baseline(trials)
-        return cls(trials, *ends, decisions, tuple(method.log), tuple(method.finals))
+        return cls(trials, best, baseline, decisions, tuple(method.log), tuple(method.finals))
 
     @property
     def words(self) -> dict[int, str]:
@@ -77,20 +84,3 @@ def trial_entry(trial: Evidence) -> dict[str, Any]:
         "images": candidate.images,
         "recipe": dict(candidate.recipe),
     }
-
-
-def _chosen(best: Evidence | None, trials: Sequence[Evidence]) -> Evidence:
-    if best is not None:
-        return best
-    failed = [t for t in trials if not t.usable]
-    why = f"trial {failed[0].trial}: {failed[0].message}" if failed else "no trial meets the budget"
-    raise RunError(f"the search found nothing: {why}")
-
-
-def _baseline(trials: Sequence[Evidence]) -> Evidence:
-    """Return the untouched network trained as long as the result; without one, as it was at first."""
-    by_role = {t.candidate.role: t for t in trials if t.usable}
-    found = by_role.get("baseline") or by_role.get("base")
-    if found is None:
-        raise RunError("the untouched network could not be trained: there is nothing to compare with")
-    return found

@@ -146,9 +146,6 @@ def epoch_seconds(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     return more + max(0.0, more - few) / (_MORE - _FEW) * max(0, steps - _MORE)
 
 
-# ------------------------------------------------------------------ what an ended search is compared with
-
-
 def baseline_of(best: Evidence, found: Sequence[Evidence]) -> Candidate | None:
     """Return the untouched network trained as long as the best trial, where a search ended before it asked for that.
 

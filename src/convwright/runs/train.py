@@ -90,7 +90,11 @@ def train_named(
             reestimate=reestimate,
             teacher=opened.arch.model if weights is not None else None,
         )
-        network = trained_network(opened, trained)
+        network = opened.arch
+        if trained.plan is not None:  # techniques edited a module without its name; with it the plan replays
+            plan = Plan.empty(network).with_edits(*trained.plan.edits)
+            changed = read(trained.model, network.example_input)
+            network = changed.evolved(source=network.source, applied=plan, options=network.options)
         content = _content(opened, chosen, trained, network)
         if out is not None:
             save_weights(network.model, out / WEIGHTS, usage(opened.data))
@@ -129,19 +133,6 @@ def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network:
         "machine": machine(),
     }
     return content | {"result_warnings": [asdict(each) for each in training_warnings(content)]}
-
-
-def trained_network(opened: LoadedModel, trained: TrainResult) -> Architecture:
-    """Return what was trained: the network that was opened, or, where techniques edited it, that with its plan.
-
-    The techniques saw a module without its name; the plan gets the name, so that it replays on a fresh network.
-    """
-    if trained.plan is None:
-        return opened.arch
-    start = Plan.empty(opened.arch)
-    plan = start.with_edits(*trained.plan.edits)
-    changed = read(trained.model, opened.arch.example_input)
-    return changed.evolved(source=opened.arch.source, applied=plan, options=opened.arch.options)
 
 
 def judged(metrics: Metrics | None) -> dict[str, Any] | None:

@@ -39,8 +39,15 @@ def verdict(content: Json, classes: Json | None) -> dict[str, Any]:
         content: The rest of ``result.json``.
         classes: As of `by_class`.
     """
-    whole = {**content, "classes": classes}
-    return {"classes": classes, "warnings": [asdict(each) for each in _warnings(whole)]}
+    content = {**content, "classes": classes}
+    trials = {trial["trial"]: trial for trial in content["trials"]}
+    last = trials[content["result"]["trial"]]
+    spoilt = tuple(_spoilt_weights(content))
+    cause = _cause(content, _epochs(content, trials), bool(spoilt))
+    batch, most = content["trained_with"]["batch_size"], max(MOST_BELOW_TRAINING, _gap(content["baseline"]))
+    gap = _gap_warnings(content["result"], last["epochs"], batch, most)
+    found = (*_collapse(content, cause), *spoilt, *gap, *_lost_classes(content, cause), *_odd_widths(content))
+    return {"classes": classes, "warnings": [asdict(each) for each in found]}
 
 
 def warnings_in(content: Json) -> tuple[ResultWarning, ...]:
@@ -59,9 +66,6 @@ def points_lost(content: Json) -> float:
     """Return by how many points of accuracy the result is below the baseline; negative where it is above."""
     part = judged_part(content)
     return _points(content["baseline"][part]["accuracy"] - content["result"][part]["accuracy"])
-
-
-# ------------------------------------------------------------------ classes
 
 
 def by_class(part: str, names: Sequence[str], before: Metrics, after: Metrics) -> dict[str, Any]:
@@ -90,18 +94,6 @@ def by_class(part: str, names: Sequence[str], before: Metrics, after: Metrics) -
 def training_warnings(content: Json) -> tuple[ResultWarning, ...]:
     """Return the warnings of a ``training.json``."""
     return tuple(_gap_warnings(content, len(content["history"]), content["recipe"]["batch_size"]))
-
-
-def _warnings(content: Json) -> Iterator[ResultWarning]:
-    trials = {trial["trial"]: trial for trial in content["trials"]}
-    last = trials[content["result"]["trial"]]
-    spoilt = tuple(_spoilt_weights(content))
-    cause = _cause(content, _epochs(content, trials), bool(spoilt))
-    yield from (*_collapse(content, cause), *spoilt)
-    batch, theirs = content["trained_with"]["batch_size"], _gap(content["baseline"])
-    yield from _gap_warnings(content["result"], last["epochs"], batch, max(MOST_BELOW_TRAINING, theirs))
-    yield from _lost_classes(content, cause)
-    yield from _odd_widths(content)
 
 
 def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:

@@ -5,7 +5,7 @@ from auto_worlds import World, auto, late_is_best, residual, share_benches
 
 from convwright.errors import ConvwrightError
 from convwright.methods import Trying
-from convwright.methods.auto.recipe import default_recipe, recipe_course, reserved
+from convwright.methods.auto.auto import default_recipe, recipe_course, reserved
 
 SMOOTH = Trying("smooth", {"label_smoothing": 0.1})
 MIXUP = Trying("mixup", {"techniques": {"mixup": {"alpha": 0.2}}})

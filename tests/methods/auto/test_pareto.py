@@ -20,7 +20,7 @@ from convwright.edits import RemoveBlock, solve
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import METHODS, ParetoSearch
 from convwright.methods.auto.designs import DesignBuilder
-from convwright.methods.auto.pareto import Level, course, objective_costs
+from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.phased.moves import Scene
 from convwright.methods.shared.dominance import dominates
 from convwright.methods.shared.halving import rungs
@@ -49,15 +49,14 @@ BENCHES, FOUND = {}, {}  # designs are pure functions of network and limits: mad
 
 @pytest.fixture(autouse=True)
 def _shared_designs(monkeypatch):
-    monkeypatch.setattr("convwright.methods.auto.pareto.DesignBuilder", lambda *of: shared(DesignBuilder, *of))
-    monkeypatch.setattr("convwright.methods.auto.pareto.Level", lambda *of, top: shared(Level, *of, top=top))
+    monkeypatch.setattr("convwright.methods.auto.pareto.DesignBuilder", shared)
 
 
-def shared(made, arch, limits, divisor, **more):
+def shared(arch, limits, divisor, top=None):
     """One bench for networks with the same layers and limits."""
     layers = zlib.crc32(str([(n, tuple(t.shape)) for n, t in arch.model.state_dict().items()]).encode())
-    key = made, layers, str(arch.example_input.shape), limits.describe(), str(dict(limits.limits)), divisor
-    return BENCHES.setdefault(key, made(arch, limits, divisor, **more))
+    key = top is None, layers, str(arch.example_input.shape), limits.describe(), str(dict(limits.limits)), divisor
+    return BENCHES.setdefault(key, DesignBuilder(arch, limits, divisor, top))
 
 
 class Net:
@@ -376,7 +375,7 @@ def test_levels_that_widths_cannot_reach_are_left_out():
 
 @given(count=st.integers(1, 60), budget=st.integers(1, 500), eta=st.integers(2, 5), points=st.integers(2, 7))
 def test_a_course_keeps_the_budget_and_ends_with_the_points(count, budget, eta, points):
-    found = course(count, budget, eta, points)
+    found = rungs(count, budget, eta, last=points, least=points)
     assert sum(rung.cost for rung in found) <= budget
     assert found[0].count <= count
     assert found[-1].count == min(points, found[0].count)
@@ -384,15 +383,13 @@ def test_a_course_keeps_the_budget_and_ends_with_the_points(count, budget, eta, 
         assert after.epochs == eta * before.epochs
         assert after.count == max(points, math.ceil(before.count / eta)) < before.count
     if found[0].count < count:
-        assert sum(rung.cost for rung in course(found[0].count + 1, 10**6, eta, points)) > budget
-    # Without points to keep it is the course of the halving.
-    assert course(count, budget, eta, 1) == rungs(count, budget, eta, 1)
+        assert sum(rung.cost for rung in rungs(found[0].count + 1, 10**6, eta, last=points, least=points)) > budget
 
 
 def test_a_level_makes_what_a_bench_makes():
     arch = residual()
     first, limits = DesignBuilder(arch, limits_of(arch, "macs<=90%")), limits_of(arch, "macs<=47%")
-    level, alone = Level(arch, limits, top=first), DesignBuilder(arch, limits)
+    level, alone = DesignBuilder(arch, limits, top=first), DesignBuilder(arch, limits)
     block = next(b.name for b in arch.blocks if b.kind == "residual")
     for edits in ((), (RemoveBlock(block),)):
         assert level.design("it", edits) == alone.design("it", edits)

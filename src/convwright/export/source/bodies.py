@@ -12,7 +12,7 @@ from convwright.architecture.capture.exported import operator_name
 from convwright.errors import ConvwrightError
 from convwright.export.source.operators import written
 from convwright.export.source.regions import SIZES, Network, Region
-from convwright.export.source.text import Attr, Call, Expr, Joined, Text, positional, template
+from convwright.export.source.text import Attr, Call, Expr, Joined, Text, flat, positional, template
 
 _NAMES = ("x", "y", "z", "u", "v", "w", "r", "s", "t")
 _MOST_PARTS = 6  # of a list that are unpacked
@@ -75,8 +75,7 @@ class CallFlow:
     def __init__(self, net: Network) -> None:
         self.net = net
         self.users: dict[fx.Node, list[fx.Node | None]] = {}
-        self.place = {node: at for at, node in enumerate(net.root.nodes())}
-        for node in self.place:
+        for node in net.root.nodes():
             for source in node.all_input_nodes:
                 self.users.setdefault(net.real(source), []).append(node)
         named = {node.name: node for node in net.capture.graph.nodes}
@@ -143,17 +142,14 @@ class CallWriter:
             self.names[node] = self._new()
         params = tuple(self.names[node] for node in inputs)
         entry = self.net.dims(inputs[0]) if inputs else ()
-        lines = list(self._lines())
-        results = tuple(self.names[node] for node in returns)
-        return Body(params, _folded(lines), results, entry)
-
-    def _lines(self) -> Iterator[Line]:
+        lines = []
         for at, item in enumerate(self.region.items):
             self.now = at
             if isinstance(item, Region):
-                yield self._called(item)
+                lines.append(self._called(item))
             elif item not in self.names:  # the parts of an unpacked list have their names already
-                yield self._operator(item)
+                lines.append(self._operator(item))
+        return Body(params, tuple(_folded(lines)), tuple(self.names[node] for node in returns), entry)
 
     def _called(self, item: Region) -> Line:
         inputs = self.flow.inputs(item, item.path)
@@ -193,21 +189,17 @@ class CallWriter:
         free = sorted((self.names[node] for node in dying), key=_rank)
         for node in dying:
             del self.names[node]
-        targets = []
         for node in outputs:
-            name = free.pop(0) if free else self._new()
-            self.names[node] = name
-            targets.append(name)
+            self.names[node] = free.pop(0) if free else self._new()
         dims = self.net.dims(outputs[0]) if outputs else ()
         before = next((self.net.dims(node) for node in inputs if self.net.dims(node)), ())
-        return Line(tuple(targets), expr, () if dims == before else dims, child=child, unpacks=unpacks)
+        targets = tuple(self.names[node] for node in outputs)
+        return Line(targets, expr, () if dims == before else dims, child=child, unpacks=unpacks)
 
     def _new(self) -> str:
         used = set(self.names.values())
         more = (f"x{i}" for i in itertools.count(1))
         return next(name for name in itertools.chain(_NAMES, more) if name not in used)
-
-    # -------------------------------------------------------------- what operators ask
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
@@ -264,20 +256,15 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
 # ------------------------------------------------------------------ loops
 
 
-def _folded(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Return ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
-
-    def row(numbered: tuple[int, Line]) -> tuple[object, ...]:
-        at, line = numbered
-        entry = _entry(line)
-        return (at,) if entry is None else (entry[0], entry[1] - at, line.targets)
-
-    rows = [[line for _, line in found] for _, found in itertools.groupby(enumerate(lines), row)]
-    return tuple(each[0] if len(each) == 1 else _loop(each) for each in rows)
+def _folded(lines: Sequence[Line]) -> Iterator[Line]:
+    """Yield ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
+    for _, run in itertools.groupby(enumerate(lines), key=lambda pair: _entry(*pair) or pair[0]):
+        alike = [line for _, line in run]
+        yield alike[0] if len(alike) == 1 else _loop(alike)
 
 
-def _entry(line: Line) -> tuple[str, int] | None:
-    """Return (text of the list, index) of a line ``x = self.layers[i](x)``."""
+def _entry(at: int, line: Line) -> tuple[str, int, tuple[str, ...]] | None:
+    """Return what the lines ``x = self.layers[i](x)`` of one loop share: the list, i less their place, and x."""
     if not isinstance(line.expr, Call) or not line.child or len(line.targets) != 1:
         return None
     called, args = line.expr.function, line.expr.args
@@ -287,15 +274,14 @@ def _entry(line: Line) -> tuple[str, int] | None:
     index = called.parts[-1].text
     if not isinstance(name, Text) or (name.text,) != line.targets or not index.strip("[]").isdigit():
         return None
-    return template(Joined(called.parts[:-1])), int(index.strip("[]"))
+    return template(Joined(called.parts[:-1])), int(index.strip("[]")) - at, line.targets
 
 
 def _loop(lines: Sequence[Line]) -> Line:
     expr = lines[0].expr
     assert isinstance(expr, Call)
     assert isinstance(expr.function, Joined)
-    first = _entry(lines[0])
-    assert first is not None
-    base, span = Joined(expr.function.parts[:-1]), Text(f"[{first[1]}:{first[1] + len(lines)}]")
-    call = Call(Text("layer"), expr.args)
-    return Line(lines[0].targets, call, lines[-1].dims, loop=Joined((base, span)), child=lines[0].child)
+    *base, index = expr.function.parts
+    first = int(flat(index).strip("[]"))
+    loop = Joined((Joined(tuple(base)), Text(f"[{first}:{first + len(lines)}]")))
+    return Line(lines[0].targets, Call(Text("layer"), expr.args), lines[-1].dims, loop, lines[0].child)

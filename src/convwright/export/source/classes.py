@@ -15,6 +15,8 @@ from convwright.export.source.text import MISSING, Arg, Call, Hole, Text, is_fre
 
 _CHANNEL_LIKE = frozenset({"channels", "size", "groups", "num_groups"})
 _FACTORS = (2, 3, 4, 6, 8, 16)
+_ORDER = ("in_channels", "in_features", "channels", "mid_channels", "out_channels", "out_features", "depth",
+          "kernel_size", "stride", "padding", "dilation", "groups")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,8 @@ def _class(name: str, drafts: Sequence[ClassDraft]) -> Class:
     free, derived = _derived([(str(key[0]), places) for key, places in merged.items()], vectors)
     arguments = _named(free, first, vectors, {name for name, _ in drafts[0].attributes})
     names, kept = _expressions(arguments, derived, first, len(drafts[0].built_with()))
-    ordered = sorted((a for a, _ in arguments), key=lambda a: (a.default is not MISSING, _order(a.name)))
+    order = {name: place for place, name in enumerate(_ORDER)}
+    ordered = sorted((a for a, _ in arguments), key=lambda a: (a.default is not MISSING, order.get(a.name, len(order))))
     return Class(name, tuple(drafts), tuple(ordered), names, kept)
 
 
@@ -197,7 +200,9 @@ def _named(
         used.add(name)
         values = vectors[places[0]]
         kind = "groups" if name == "groups" else kind  # most have one group: that is the default
-        result.append((Argument(name, values, kind, _usual(kind, values)), places))
+        usual, count = Counter(values).most_common(1)[0]
+        default = usual if kind not in ("channels", "depth") and 2 * count >= len(values) else MISSING
+        result.append((Argument(name, values, kind, default), places))
     return result
 
 
@@ -227,20 +232,6 @@ def _unused(wanted: str, hole: Hole, used: set[str]) -> str:
     while name in used:
         name, number = f"{wanted}_{number}", number + 1
     return name
-
-
-def _usual(kind: str, values: Sequence[Any]) -> Any:
-    """Return the value that is the default: the most frequent one, if it is that of most modules."""
-    if kind in ("channels", "depth"):
-        return MISSING
-    value, count = Counter(values).most_common(1)[0]
-    return value if 2 * count >= len(values) else MISSING
-
-
-def _order(name: str) -> int:
-    known = ("in_channels", "in_features", "channels", "mid_channels", "out_channels", "out_features", "depth",
-             "kernel_size", "stride", "padding", "dilation", "groups")  # fmt: skip
-    return known.index(name) if name in known else len(known)
 
 
 def _expressions(

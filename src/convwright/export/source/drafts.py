@@ -108,7 +108,10 @@ class ModuleParts:
             if (part := self._part(holder)).kind != "layer" and own not in part.tensors:
                 part.tensors.append(own)
         for part in self.known.values():
-            part.children = self._children(part.path)
+            prefix = f"{part.path}." if part.path else ""
+            below = {path.removeprefix(prefix).partition(".")[0] for path in self.known if path.startswith(prefix)}
+            order = [name for name, _ in net.model.get_submodule(part.path).named_children()]
+            part.children = sorted(below - {""}, key=order.index)
             part.kind = self._kind(part)
         self.module_of = {path: net.model.get_submodule(path) for path in self.known}
 
@@ -117,10 +120,12 @@ class ModuleParts:
     def _collect(self, region: Region) -> None:
         part = self._part(region.path)
         part.calls.append(region)
-        layer = self._layer(region)
-        if layer is not None:
-            part.kind, part.expr = "layer", layer
-            return
+        one_way = len(self.flow.inputs(region, region.path)) == 1 and len(self.flow.outputs(region)) <= 1
+        if region.path and one_way:  # called like a layer of torch
+            module = self.net.model.get_submodule(region.path)
+            if (layer := constructor(module, region.path.rpartition(".")[2])) is not None:
+                part.kind, part.expr = "layer", layer
+                return
         for item in region.items:
             if isinstance(item, Region):
                 self._collect(item)
@@ -135,20 +140,6 @@ class ModuleParts:
             if built is not None and not any(region.path == path for region in _all(self.net.root)):
                 self.known[path].kind, self.known[path].expr = "layer", built
         return self.known[path]
-
-    def _layer(self, region: Region) -> Expr | None:
-        """Return what constructs a layer of torch that is called like one: one value in, one out."""
-        if not region.path:
-            return None
-        if len(self.flow.inputs(region, region.path)) != 1 or len(self.flow.outputs(region)) > 1:
-            return None
-        return constructor(self.net.model.get_submodule(region.path), region.path.rpartition(".")[2])
-
-    def _children(self, path: str) -> list[str]:
-        prefix = f"{path}." if path else ""
-        below = {p.removeprefix(prefix).partition(".")[0] for p in self.known if p.startswith(prefix) and p != path}
-        order = [name for name, _ in self.net.model.get_submodule(path).named_children()]
-        return sorted(below, key=order.index)
 
     def _kind(self, part: ModulePart) -> str:
         if part.kind == "layer":
@@ -181,17 +172,13 @@ class ModuleParts:
 
     def _step(self, base: Expr, holder: str, name: str) -> Expr:
         part = self.known.get(holder)
-        if part is not None and name in part.children and self.indexable(part) and is_index(name):
+        if part is not None and name in part.children and self._numbered(part):
             return Joined((base, Text(f"[{name}]")))
         if part is not None and part.kind == "dict":
             return Joined((base, Text(f"[{literal(name)}]")))
         if is_name(name):
             return Attr(base, name)
         return Call(Text("getattr"), positional(base, Text(literal(name))))
-
-    def indexable(self, part: ModulePart) -> bool:
-        """Whether a module's children are reached as ``self[0]``."""
-        return part.kind == "list" or self._numbered(part)
 
     def build(self, path: str) -> Expr:
         """Return what constructs a module; those of a list that are equal are written as one."""
@@ -237,7 +224,7 @@ class ModuleParts:
         return ClassDraft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
 
     def _base(self, part: ModulePart, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
-        if self.indexable(part):
+        if self._numbered(part):
             items = {name: self.build(f"{part.path}.{name}" if part.path else name) for name in part.children}
             return "nn.Sequential", Call(Text(""), positional(*self.sequence(items))), None
         special = self._normalisation(part, module)
@@ -280,9 +267,7 @@ class ModuleParts:
         listed = self.known[line.child.rpartition(".")[0]].children
         assert isinstance(line.loop, Joined)
         whole = Text(f"[0:{len(listed)}]") == line.loop.parts[-1] and listed == [str(i) for i in range(len(listed))]
-        if not whole:
-            return line
-        return replace(line, loop=Joined(line.loop.parts[:-1]))
+        return replace(line, loop=Joined(line.loop.parts[:-1])) if whole else line
 
     def _attributes(self, part: ModulePart, module: nn.Module, base: str) -> tuple[tuple[str, Expr], ...]:
         own: list[tuple[str, Expr]] = []

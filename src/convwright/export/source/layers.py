@@ -26,7 +26,10 @@ def constructor(module: nn.Module, owner: str) -> Call | None:
         module: any module.
         owner: the name that it has in the module that holds it.
     """
-    return base_constructor(module, type(module), owner) if _plain(module) else None
+    kind = type(module)
+    changed = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
+    plain = kind.__name__ in LEAVES and getattr(nn, kind.__name__, None) is kind and not changed
+    return base_constructor(module, kind, owner) if plain else None
 
 
 def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Call | None:
@@ -42,17 +45,12 @@ def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Ca
                 return None
             continue
         values[name], defaults[name] = value, parameter.default
-    short = {name: _short(value) for name, value in values.items()}
+    short = {  # (3, 3) as 3
+        name: v[0] if isinstance(v, tuple) and v and isinstance(v[0], int) and all(x == v[0] for x in v) else v
+        for name, v in values.items()
+    }
     given = next((given for given in (short, values) if _same(module, kind, given)), None)
     return None if given is None else _call(kind, given, defaults, owner)
-
-
-def _plain(module: nn.Module) -> bool:
-    kind = type(module)
-    if kind.__name__ not in LEAVES or getattr(nn, kind.__name__, None) is not kind:
-        return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return not any(hooks) and "forward" not in vars(module)
 
 
 def _value(module: nn.Module, name: str) -> Any:
@@ -96,10 +94,3 @@ def _default(default: Any, value: Any) -> Any:
     """Return a default in the type of the value: 0 and 0.0, 1 and (1, 1) are the same to torch."""
     same_number = isinstance(default, (int, float)) and isinstance(value, (int, float)) and default == value
     return value if same_number and isinstance(default, bool) == isinstance(value, bool) else default
-
-
-def _short(value: Any) -> Any:
-    """Return (3, 3) as 3."""
-    if isinstance(value, tuple) and value and all(v == value[0] for v in value) and isinstance(value[0], int):
-        return value[0]
-    return value

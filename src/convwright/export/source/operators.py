@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from convwright.architecture.capture.exported import argument, operator_name
 from convwright.export.source.regions import Network, constant, mutates
@@ -37,10 +38,7 @@ class Scope(Protocol):
     """What an operator's arguments are called where it is written."""
 
     net: Network
-
-    @property
-    def names(self) -> Mapping[fx.Node, str]:
-        """The values that have a name here."""
+    names: dict[fx.Node, str]  # of the values that have one here
 
     def value(self, node: fx.Node) -> Expr:
         """Return the name of a value."""
@@ -135,16 +133,18 @@ def written(node: fx.Node, scope: Scope) -> Expr:
         node: the operator.
         scope: what its arguments are called.
     """
+    name, plain = operator_name(node), Writing(node, scope)
     if mutates(node) and node not in scope.net.fresh:
-        return _in_place(Writing(node, scope))
-    name = operator_name(node)
-    usual: tuple[Writer, ...] = (_of_tensor,) if name in _METHODS else ()
-    for writer in (_WRITERS.get(name, _functional), _functional, *usual, _function, _of_tensor):
+        bare = str(plain.schema.name).rpartition("::")[2] if plain.schema is not None else name
+        in_place = hasattr(Tensor, bare)
+        return Call(Attr(plain.first, bare), _all_arguments(plain)[1:]) if in_place else _by_full_name(plain)
+    usual = _of_tensor if name in _METHODS else _function
+    for writer in (_WRITERS.get(name, _functional), _functional, usual, _function, _of_tensor):
         if _alike(node, writer, scope):
-            found = writer(Writing(node, scope))
+            found = writer(plain)
             assert found is not None
             return found
-    return _by_full_name(Writing(node, scope))
+    return _by_full_name(plain)
 
 
 class _Trial:
@@ -172,12 +172,8 @@ def _alike(node: fx.Node, writer: Writer, scope: Scope) -> bool:
     expr = writer(Writing(node, trial))
     if expr is None:
         return False
-    known = {
-        "torch": torch,
-        "F": functional,
-        "self": SimpleNamespace(training=False, parameters=lambda: iter([torch.empty(0, device="meta")])),
-        **trial.values,
-    }
+    own = SimpleNamespace(training=False, parameters=lambda: iter([torch.empty(0, device="meta")]))
+    known = {"torch": torch, "F": functional, "self": own, **trial.values}
     try:
         with torch.no_grad():
             found = eval(compile(flat(expr), "operator", "eval"), known)
@@ -193,16 +189,7 @@ def _forms(value: Any) -> Any:
 
 
 def _on_meta(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_on_meta(v) for v in value]
-    return value.detach().to("meta") if isinstance(value, Tensor) else value
-
-
-def _in_place(w: Writing) -> Expr:
-    bare = str(w.schema.name).rpartition("::")[2] if w.schema is not None else w.name
-    args = _arguments(w)
-    assert args is not None
-    return Call(Attr(w.first, bare), args[1:]) if hasattr(Tensor, bare) else _by_full_name(w)
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
 
 
 def writes(*names: str) -> Callable[[Writer], Writer]:
@@ -255,9 +242,13 @@ def _of_tensor(w: Writing) -> Expr | None:
 
 
 def _by_full_name(w: Writing) -> Expr:
+    return Call(Text(f"torch.ops.{w.node.target}"), _all_arguments(w))
+
+
+def _all_arguments(w: Writing) -> tuple[Arg, ...]:
     args = _arguments(w)
     assert args is not None
-    return Call(Text(f"torch.ops.{w.node.target}"), args)
+    return args
 
 
 def _accepted(function: Any) -> list[str] | None:
@@ -298,7 +289,6 @@ def _arguments(w: Writing, accepted: Sequence[str] | None = None) -> tuple[Arg, 
 
 
 def _at_default(parameter: Any, one: Any, two: Any) -> bool:
-    """Whether an argument may be left out."""
     if parameter is None or not parameter.has_default_value() or isinstance(one, fx.Node):
         return False
     default = parameter.default_value
@@ -326,9 +316,8 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul":
 def _sign(w: Writing) -> Expr | None:
     if w.node.kwargs or len(w.node.args) != 2:
         return None
-    sign, order = _SIGNS[w.name], (1, 0) if w.name == "rsub" else (0, 1)
-    left, right = (_operand(w, at) for at in order)
-    return Joined((left, Text(sign if sign == "**" else f" {sign} "), right))
+    sign, (left, right) = _SIGNS[w.name], (1, 0) if w.name == "rsub" else (0, 1)
+    return Joined((_operand(w, left), Text(sign if sign == "**" else f" {sign} "), _operand(w, right)))
 
 
 def _operand(w: Writing, at: int) -> Expr:

@@ -122,10 +122,9 @@ def mutates(node: fx.Node) -> bool:
 
 def _live(capture: Capture) -> frozenset[fx.Node]:
     outputs = set(capture.outputs)
+    in_place = (n for n in capture.graph.nodes if n.op == "call_function" and mutates(n))
     waiting = [n for n in capture.graph.nodes if n.name in outputs]
-    waiting += [
-        n for n in capture.graph.nodes if n.op == "call_function" and mutates(n) and operator_name(n) != "detach"
-    ]
+    waiting += [n for n in in_place if operator_name(n) != "detach"]
     live: set[fx.Node] = set()
     while waiting:
         node = waiting.pop()
@@ -231,8 +230,8 @@ def _regions(order: Sequence[fx.Node], paths: Collection[str]) -> Region:
     for node in order:
         source = node.args[0] if operator_name(node) == "getitem" else None
         if isinstance(source, fx.Node) and source in homes:  # the parts of a list belong to what made the list
-            home = homes[source]
-            home.items.insert(_after(home, source), node)
+            home, parts = homes[source], {source, *source.users}
+            home.items.insert(1 + max(at for at, item in enumerate(home.items) if item in parts), node)
             homes[node] = home
             continue
         wanted = _stack(node, paths)
@@ -247,17 +246,6 @@ def _regions(order: Sequence[fx.Node], paths: Collection[str]) -> Region:
         stack[-1].items.append(node)
         homes[node] = stack[-1]
     return root
-
-
-def _after(home: Region, source: fx.Node) -> int:
-    """Return the place behind a list and the parts of it that stand there already."""
-    at = home.items.index(source) + 1
-    while at < len(home.items):
-        item = home.items[at]
-        if not isinstance(item, fx.Node) or operator_name(item) != "getitem" or item.args[0] is not source:
-            break
-        at += 1
-    return at
 
 
 def constant(one: Any, two: Any) -> tuple[int, int] | None:

@@ -74,11 +74,9 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
     body = [
         line for made in found for line in ["", "", *_class(made, made is root, _ties(parts) if made is root else [])]
     ]
-    shape = tuple(example_input.shape[1:])
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
-    loading = _loader(root.name, dtype).splitlines()
     head = _head(title, notes, body)
-    text = "\n".join([*head, *body, "", "", *loading, "", "", *_main(shape)]) + "\n"
+    text = "\n".join([*head, *body, "", "", _loader(root.name, dtype, (1, *example_input.shape[1:]))]) + "\n"
     full = tuple(sorted({w.partition("(")[0] for line in body for w in line.split() if "torch.ops." in w}))
     return Source(text, root.name, constants, tuple(made.name for made in found), full, dtype)
 
@@ -100,9 +98,6 @@ def _ties(parts: ModuleParts) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------ around the classes
-
-
 def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
     title, notes = said(title), [said(note) for note in notes]
     opening = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']
@@ -116,7 +111,7 @@ def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
     return lines
 
 
-def _loader(name: str, dtype: torch.dtype) -> str:
+def _loader(name: str, dtype: torch.dtype, shape: Sequence[int]) -> str:
     cast = "" if dtype is torch.float32 else f".to({dtype})"
     return f'''def load(weights: str | Path | None = None) -> {name}:
     """Return the network with its weights, in eval mode.
@@ -133,16 +128,12 @@ def _loader(name: str, dtype: torch.dtype) -> str:
         state = torch.load(path, map_location="cpu", weights_only=True)
     model = {name}(){cast}
     model.load_state_dict(state)
-    return model.eval()'''
+    return model.eval()
 
 
-def _main(shape: Sequence[int]) -> list[str]:
-    sizes = ", ".join(map(str, (1, *shape)))
-    return [
-        'if __name__ == "__main__":',
-        "    with torch.no_grad():",
-        f"        print(load()(torch.zeros({sizes})).shape)",
-    ]
+if __name__ == "__main__":
+    with torch.no_grad():
+        print(load()(torch.zeros({", ".join(map(str, shape))})).shape)'''
 
 
 # ------------------------------------------------------------------ one class
@@ -187,14 +178,9 @@ def _attribute(name: str, expr: Expr, names: dict[int, str]) -> list[str]:
 
 
 def _parameter(name: str, values: Sequence[object], default: object) -> str:
-    kinds = {type(value) for value in values}
-    kind = kinds.pop().__name__ if len(kinds) == 1 else "object"
-    if kind == "tuple":
-        kind = "tuple[int, ...]"
-    if kind == "object" and {type(v) for v in values} <= {int, tuple}:
-        kind = "int | tuple[int, ...]"
-    if kind == "object" and {type(v) for v in values} <= {int, float}:
-        kind = "float"
+    kinds = {type(value).__name__ for value in values}
+    mixed = {("tuple",): "tuple[int, ...]", ("int", "tuple"): "int | tuple[int, ...]", ("float", "int"): "float"}
+    kind = mixed.get(tuple(sorted(kinds)), kinds.pop() if len(kinds) == 1 else "object")
     return f"{name}: {kind}" + ("" if default is MISSING else f" = {literal(default)}")
 
 

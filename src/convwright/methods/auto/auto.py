@@ -1,24 +1,29 @@
-"""The method that combines the others: proposals by all of them, a race by short trainings, then small steps."""
+"""The method that combines the others: proposals by all of them, a race by short trainings, then small steps.
+
+The last step is about the recipe: which techniques the best network is trained on with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
+from typing import Any
 
 from pydantic import Field
 
+from convwright.architecture import Architecture
 from convwright.cost.budget import human
+from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError, EditError
-from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, reasons
+from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, quality_of, reasons
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
-from convwright.methods.auto.first_training import quality_of
 from convwright.methods.auto.proposals import combinations, neighbours, proposals
-from convwright.methods.auto.recipe import default_recipe, gaining, recipe_course, reserved, together, with_techniques
 from convwright.methods.auto.trained import trained_course
 from convwright.methods.base import Candidate, Evidence, register
-from convwright.methods.phased.techniques import Trying, techniques_named
+from convwright.methods.phased.techniques import Trying, default_techniques, joined, techniques_named, tried_on
 from convwright.methods.script import Script
-from convwright.methods.shared.halving import Rung, ranking, rungs, survivors, tied
+from convwright.methods.shared.halving import Rung, beats, ranking, rungs, survivors, tied
 
 _RACE = 0.5  # share of the search's epochs that the race of the proposals gets; the rounds after it get the rest
 _FINALISTS = 2
@@ -26,6 +31,10 @@ _JOINED = "combinations"
 _RESTART = 4  # so many times as long as before the final training must be to begin anew
 _WITH_ANEW = 3  # epochs of a race from which one entrant has new weights: two others are there, too
 _SHOWN = 3
+_SHARE = 4  # one in so many of the search's epochs is for the recipe
+_LEAST = 3  # epochs of a training that is to tell what a technique is worth
+_BESIDE = 2  # trainings beside those with a single technique: with none, and with those that gain
+_ERRORS = 2.0  # standard errors by which a technique must gain: several are tried, and one would win by chance
 
 
 class AutoOptions(DesignOptions):
@@ -126,16 +135,27 @@ class Auto(DesignSearch):
         base = yield from self._base(self.bench)
         if base is None:
             return
+        known, aim = self.findings, f"budget {self.limits.describe()}"
+        worst = ", ".join(f"{name} {share:.0%}" for name, share in list(known.conflicts.items())[:_SHOWN])
+        quality = "channel quality says nothing: all kernels show noise, or were not measured"
+        if known.quality:
+            (low, least), (high, most) = (end(known.quality.items(), key=itemgetter(1)) for end in (min, max))
+            quality = f"channel quality from {least:.2f} ({low}) to {most:.2f} ({high}) times the mean"
+        self._diagnosed(base, aim, f" ({worst})" if worst else "", quality)
         for_recipe = reserved(self.left, len(self.techniques))
         self.left -= for_recipe
         share = max(1, int(self.left * _RACE)) if self.options.rounds else self.left
         anew = self.terms.epochs > 0 and share >= _WITH_ANEW
         begun = proposals(self.bench, self.findings, min(self.options.proposals or 64, share - anew))
-        self._propose(begun)
+        uses, dropped = [d.use for d in begun], reasons(self.bench.dropped, most=len(self.bench.dropped))
+        told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: "
+        told += ", ".join(d.words for d in begun) + (f". Left out: {dropped}" if dropped else "")
+        self._note("proposals", told)
         plans = (self.untouched.with_edits(*design.edits) for design in begun)
         racing = tuple(Runner(self.bench, d, plan, base.trial) for d, plan in zip(begun, plans, strict=True))
-        if anew and len(racing) > 1:
-            racing = (racing[0], _anew(racing[1]), *racing[1:])
+        if anew and len(racing) > 1:  # one with new weights instead of those of the first training
+            design = replace(racing[1].design, words=f"{racing[1].words}, from new weights")
+            racing = (racing[0], replace(racing[1], design=design, weights="fresh", anew=True), *racing[1:])
         racing = yield from self._race(racing, share)
         for number in range(self.options.rounds):
             if racing:
@@ -147,11 +167,13 @@ class Auto(DesignSearch):
 
     def _race(self, racing: tuple[Runner, ...], share: int) -> Runners:
         """Train all, the best of them on, and so forth; return those that the last rung cannot tell apart."""
-        course = _course(len(racing), share, self.options.eta)
+        course = rungs(len(racing), share, self.options.eta)
+        if course[0].count < len(racing):  # halving is too dear for all: one training of equal lengths
+            course = (Rung(len(racing), max(1, share // len(racing))),)
         spare = share - sum(rung.cost for rung in course)
         for number, rung in enumerate(course, start=1):
             last = number == len(course)
-            found = yield from self._trained(racing, rung.epochs, self.first_training.later_probes if last else ())
+            found = yield from self._trained(racing, rung.epochs, self.later_probes if last else ())
             self._first = self._first or tuple(r for r in found if not r.anew)
             scores = [r.scored for r in found]
             if last:
@@ -186,16 +208,18 @@ class Auto(DesignSearch):
         self._near |= {design.words for design in found}
         epochs = min(spent, share // (len(found) + 1))
         runners = (present, *(present.redesigned(bench, design) for design in found))
-        trained = yield from self._trained(runners, epochs, self.first_training.later_probes)
+        trained = yield from self._trained(runners, epochs, self.later_probes)
         phase = f"{what}, {len(found)} beside the best for {epochs} epoch{'s' * (epochs != 1)}"
         return self._moved(phase, trained, stays_if_tied=what != _JOINED)
 
     def _new(self, bench: DesignBuilder, present: Runner, most: int) -> tuple[str, tuple[ProposedDesign, ...]]:
         """Return what is tried beside the present network: combinations once, then neighbours."""
         first, self._first = self._first, ()
-        joined = combinations(bench, present.design, _better(first), most)
-        if joined:
-            return _JOINED, joined
+        order = ranking([r.scored for r in first]) if first and first[0].scored.usable else ()
+        # What did better than uniform widths, the first of all, in one training of the same length.
+        better = [first[i].design for i in order if first[i].scored.score > first[0].scored.score]
+        if designs := combinations(bench, present.design, better, most):
+            return _JOINED, designs
         quality = quality_of(self.results[present.trial], bench.arch, bench.limits, bench.divisor)
         near = neighbours(bench, present.design, quality)
         return "neighbours", tuple(design for design in near if design.words not in self._near)[:most]
@@ -217,14 +241,24 @@ class Auto(DesignSearch):
     def _recipe(self, present: Runner, share: int) -> Runners:
         """Train on with none, with each technique, and with those together that gain; return what is gone on with."""
         count, epochs = recipe_course(share, len(self.techniques))
-        tried, refused = with_techniques(present, self.techniques[:count])
+        tried: list[Runner] = []
+        refused: list[str] = []  # techniques whose operator finds no layer or room
+        for technique in self.techniques[:count]:
+            edits = _edits(present, technique) if technique.operator else ()
+            if isinstance(edits, str):
+                refused.append(f"{technique.name} is not tried, {edits}")
+            else:
+                tried.append(_changed(present, technique.name, edits, [present.recipe, technique.recipe]))
         found = yield from self._trained((present, *tried), epochs, ())
         if not found[0].scored.usable:
             self._note("recipe", f"it stays as it was: without a technique it failed ({self._why_not(found[0])})")
             return (present,)
-        won = gaining(found)
-        joint = together(present, won) if len(won) > 1 else None
-        if joint is not None:
+        scores = [runner.scored for runner in found]
+        won = tuple(found[i] for i in ranking(scores) if beats(scores[i], scores[0], _ERRORS))
+        edits = tuple(edit for runner in won for edit in runner.plan.edits[len(present.plan.edits) :])
+        if len(won) > 1 and (not edits or _fits(present, edits)):  # all that gain at once
+            words = " + ".join(runner.words.removeprefix(f"{present.words}, ") for runner in won)
+            joint = _changed(present, words, edits, [runner.recipe for runner in won])
             added = yield from self._trained((joint,), epochs, ())
             found, won = (*found, *added), (*won, *(r for r in added if r.scored.usable))
         after = (max(won or found[:1], key=lambda r: r.scored.score),)
@@ -239,7 +273,11 @@ class Auto(DesignSearch):
             return
         epochs = racing[0].epochs + self.terms.tune_epochs
         self._step += 1
-        finals = [self._candidate(self._restarted(runner), self.terms.tune_epochs) for runner in racing]
+        # One that began with new weights begins anew, if it had few epochs against those to come: a short schedule is
+        # at its highest rate almost from the start, and what that spoils stays spoilt.
+        few = [r.anew and _RESTART * r.epochs <= self.terms.tune_epochs for r in racing]
+        begun = [replace(r, weights="fresh") if anew else r for r, anew in zip(racing, few, strict=True)]
+        finals = [self._candidate(runner, self.terms.tune_epochs) for runner in begun]
         seed, recipe = self.terms.seed + self._step, racing[0].recipe
         baseline = Candidate(self.untouched, base.trial, epochs, seed, role="baseline", recipe=recipe)
         *found, _ = yield (*finals, baseline)
@@ -253,36 +291,6 @@ class Auto(DesignSearch):
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
         others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
         self._note("end", f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}", words, best.trial)
-
-    def _restarted(self, runner: Runner) -> Runner:
-        """Return a network that began with new weights as it begins anew, if it had few epochs against those to come.
-
-        A short schedule is at its highest rate almost from the start, and what that spoils stays spoilt.
-        """
-        few = runner.anew and _RESTART * runner.epochs <= self.terms.tune_epochs
-        return replace(runner, weights="fresh") if few else runner
-
-    # ------------------------------------------------------------------ what is recorded
-
-    def _diagnosis(self, base: Evidence) -> str:
-        known, profile = self.findings, self.arch.profile()
-        worst = ", ".join(f"{name} {share:.0%}" for name, share in list(known.conflicts.items())[:_SHOWN])
-        parts = [
-            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
-            f"{base.stderr:.2%}; budget {self.limits.describe()}",
-            f"{known.blind_layers} layers see nothing new",
-            f"{len(known.conflicts)} blocks in conflict{f' ({worst})' if worst else ''}",
-            _quality_words(known.quality),
-            *known.notes,
-        ]
-        return "; ".join(parts)
-
-    def _propose(self, begun: Sequence[ProposedDesign]) -> None:
-        uses = [d.use for d in begun]
-        listed = ", ".join(d.words for d in begun)
-        told = f"{len(begun)} of them, using {min(uses):.1%} to {max(uses):.1%} of the budget: {listed}"
-        dropped = reasons(self.bench.dropped, most=len(self.bench.dropped))
-        self._note("proposals", told + (f". Left out: {dropped}" if dropped else ""))
 
     def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
         words = {r.trial: r.words for r in found}
@@ -300,26 +308,6 @@ class Auto(DesignSearch):
         self._note(phase, ", ".join(parts), words, after[0].trial)
 
 
-def _anew(runner: Runner) -> Runner:
-    """Return a proposal with new weights instead of those of the first training."""
-    design = replace(runner.design, words=f"{runner.words}, from new weights")
-    return replace(runner, design=design, weights="fresh", anew=True)
-
-
-def _course(count: int, budget: int, eta: int) -> tuple[Rung, ...]:
-    """Return the rungs of a race in which all take part: one of equal lengths, where halving is too dear for all."""
-    course = rungs(count, budget, eta)
-    return course if course[0].count == count else (Rung(count, max(1, budget // count)),)
-
-
-def _better(first: Sequence[Runner]) -> tuple[ProposedDesign, ...]:
-    """Return what did better than uniform widths, the first of all, in one training of the same length."""
-    if not first or not first[0].scored.usable:
-        return ()
-    order = ranking([r.scored for r in first])
-    return tuple(first[i].design for i in order if first[i].scored.score > first[0].scored.score)
-
-
 def _expected_first(found: Sequence[Runner], kept: tuple[int, ...]) -> tuple[int, ...]:
     """Put first, of those that cannot be told apart from the best, the one that more was expected of.
 
@@ -333,8 +321,58 @@ def _expected_first(found: Sequence[Runner], kept: tuple[int, ...]) -> tuple[int
     return (first, *(i for i in kept if i != first))[: len(kept)]
 
 
-def _quality_words(quality: Mapping[str, float]) -> str:
-    if not quality:
-        return "channel quality says nothing: all kernels show noise, or were not measured"
-    low, high = min(quality, key=lambda n: quality[n]), max(quality, key=lambda n: quality[n])
-    return f"channel quality from {quality[low]:.2f} ({low}) to {quality[high]:.2f} ({high}) times the mean"
+# ------------------------------------------------------------------ the recipe
+
+
+def default_recipe(arch: Architecture) -> tuple[Trying, ...]:
+    """Return what is tried: `default_techniques`, first those that change the recipe alone."""
+    return tuple(sorted(default_techniques(arch), key=lambda tried: bool(tried.operator)))
+
+
+def reserved(search_epochs: int, techniques: int) -> int:
+    """Return how many of a search's epochs are kept for the recipe: none where they would not tell a technique's worth.
+
+    Examples:
+        >>> [reserved(epochs, 7) for epochs in (35, 36, 120)]
+        [0, 9, 30]
+    """
+    share = search_epochs // _SHARE
+    return share if techniques and share // _LEAST >= 1 + _BESIDE else 0
+
+
+def recipe_course(share: int, techniques: int) -> tuple[int, int]:
+    """Return how many techniques are tried, and for how many epochs each.
+
+    Examples:
+        >>> recipe_course(9, 7), recipe_course(30, 7), recipe_course(60, 7)
+        ((1, 3), (7, 3), (7, 6))
+    """
+    count = min(techniques, share // _LEAST - _BESIDE)
+    return count, share // (count + _BESIDE)
+
+
+def _changed(present: Runner, words: str, edits: Sequence[Edit], recipes: Sequence[Mapping[str, Any]]) -> Runner:
+    design = replace(present.design, words=f"{present.words}, {words}")
+    return replace(present, design=design, plan=present.plan.with_edits(*edits), recipe=joined(recipes))
+
+
+def _edits(present: Runner, tried: Trying) -> tuple[Edit, ...] | str:
+    """Return the edits of an operator, or why there are none."""
+    if present.origin.widths_only:
+        return "latency is estimated for the present layers only"
+    try:
+        scene = present.bench.scene(())
+    except EditError as error:
+        return str(error)
+    edits, after = tried_on(scene, tried)
+    if after is None:
+        return "it finds no layer"
+    return edits if present.origin.meets(after) else "the budget has no room"
+
+
+def _fits(present: Runner, edits: Sequence[Edit]) -> bool:
+    try:
+        after = present.bench.scene(()).after(edits)
+    except EditError:
+        return False
+    return present.origin.meets(after)

@@ -1,4 +1,7 @@
-"""What the searches by designs share: a first training that is read, then designs that are trained on by rounds."""
+"""What the searches by designs share: a first training that is read, then designs that are trained on by rounds.
+
+The first training of the untouched network tells which blocks are in conflict, and the quality of channels.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
+from convwright.cost.budget import human
 from convwright.edits import Plan
+from convwright.edits.constraints import DivisorLike
+from convwright.errors import ConvwrightError
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
-from convwright.methods.auto.first_training import FirstTraining
+from convwright.methods.auto.proposals import Findings, qualities, structure_of
 from convwright.methods.base import Candidate, Evidence, Weights
+from convwright.methods.channel_search.readings import PROBE, check_measurable, read_trial
+from convwright.methods.conflicts.blocks import read_conflicts
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Scripted
 from convwright.methods.shared.halving import Scored
+from convwright.methods.shared.width_surface import Surface
+from convwright.metrics.quality.channel_quality import members
 
 if TYPE_CHECKING:
+    from convwright.architecture import Architecture
     from convwright.cost.budget import Limits
-    from convwright.methods.auto.proposals import Findings
+
+BUNDLES = "bundles"
+NORMS = "channel-norms"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +107,7 @@ class DesignSearch(Scripted):
 
     Attributes:
         per_tuning: Epochs of the search for each epoch of the final training.
-        first_training: What is observed in the first training.
+        later_probes: What to observe in a training whose network neighbours are proposed for.
         findings: What is known of the network so far.
         untouched: The plan without edits.
         left: Epochs that the search has left.
@@ -106,31 +119,50 @@ class DesignSearch(Scripted):
     beyond_widths = True
     per_tuning: ClassVar[int]
     findings: Findings
+    later_probes: tuple[str, ...]
 
     def set_up(self) -> None:
         """Read what is known before any training."""
         given = self.options.search_epochs
         self.left = given if given is not None else self.per_tuning * self.terms.tune_epochs
-        self.first_training = FirstTraining.of(self.arch)
-        self.findings = self.first_training.known
+        self.findings, self.later_probes = structure_of(self.arch), (PROBE,)
+        try:
+            check_measurable(self.arch, members(self.arch))
+        except ConvwrightError:  # no kernels whose quality can be observed
+            self.later_probes = ()
         self.untouched = Plan.empty(self.arch)
         self._step = 0
 
-    def _diagnosis(self, base: Evidence) -> str:
-        """Return what the first training told, in words."""
-        raise NotImplementedError
+    def _diagnosed(self, base: Evidence, aim: str, conflicts: str = "", *more: str) -> None:
+        """Note what the first training told."""
+        known, profile = self.findings, self.arch.profile()
+        numbers = f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters"
+        accuracy = f"accuracy {base.score:.2%} ± {base.stderr:.2%}"
+        fields = f"{known.blind_layers} layers see nothing new"
+        blocks = f"{len(known.conflicts)} blocks in conflict{conflicts}"
+        told = "; ".join((f"{numbers}, {accuracy}; {aim}", fields, blocks, *more, *known.notes))
+        self._note("network", told, {base.trial: "the untouched network"})
 
     def _base(self, bench: DesignBuilder) -> Generator[Batch, tuple[Evidence, ...], Evidence | None]:
         """Train the untouched network and read it; None if that failed."""
-        probes = self.first_training.probes
-        terms = self.terms
+        terms, groups = self.terms, self.findings.groups
+        free = any(name not in groups.fixed for stage in groups.stages for name in stage)
+        probes = (*[BUNDLES] * free, *[NORMS] * bool(self.arch.free_groups), *self.later_probes)
         (base,) = yield (Candidate(self.untouched, None, terms.epochs, terms.seed, role="base", probes=probes),)
-        words = {base.trial: "the untouched network"}
         if not base.usable:
-            self._note("network", f"there is nothing to begin with, {base.message}", words)
+            why = f"there is nothing to begin with, {base.message}"
+            self._note("network", why, {base.trial: "the untouched network"})
             return None
-        self.findings = self.first_training.found(base, bench)
-        self._note("network", self._diagnosis(base), words)
+        residual = any(block.kind == "residual" for block in self.arch.blocks)
+        read = read_conflicts(base, "any" if residual else "last", 1)
+        hit = {n: v for n, v in read.blocks.items() if v > 0} if read is not None and read.seen else {}
+        norms = base.probes.get(NORMS, {}).get("norms", {})
+        self.findings = replace(
+            self.findings,
+            conflicts=dict(sorted(hit.items(), key=lambda item: -item[1])),
+            quality=quality_of(base, bench.arch, bench.limits, bench.divisor),
+            norms={name: tuple(each) for name, each in norms.items()},
+        )
         return base
 
     def _trained(self, runners: Sequence[Runner], epochs: int, probes: tuple[str, ...]) -> Runners:
@@ -161,10 +193,28 @@ class DesignSearch(Scripted):
         )
 
     def _why_not(self, runner: Runner) -> str:
-        """Return why a runner has no score."""
         return self.results[runner.trial].message or "it breaks the limits"
 
 
 def reasons(dropped: Mapping[str, str], most: int = 3) -> str:
     """Return what could not be made and why, in one line; of `DesignBuilder.dropped` a few, enough for an error."""
     return "; ".join(f"{words}: {why}" for words, why in list(dropped.items())[:most])
+
+
+def quality_of(evidence: Evidence, arch: Architecture, limits: Limits, divisor: DivisorLike = 1) -> dict[str, float]:
+    """Return the quality of each channel group over the mean; nothing where none was measured or all is noise.
+
+    Args:
+        evidence: Of a training of the network.
+        arch: The network.
+        limits: Of the widths that it will be used for.
+        divisor: Of them.
+    """
+    if PROBE not in evidence.probes:
+        return {}
+    try:
+        families = Surface(arch, limits, divisor=divisor, checked=False).families
+        reading = read_trial(evidence, members(arch), families, "qc", highest=False)
+    except ConvwrightError:
+        return {}
+    return qualities(reading.families) if reading is not None and any(reading.groups.values()) else {}

@@ -16,7 +16,7 @@ from convwright.edits.constraints import DivisorLike
 from convwright.errors import BudgetError, ConvwrightError, EditError, ReadError
 from convwright.methods.phased.moves import Scene
 from convwright.methods.shared.uniform_widths import uniform_widths
-from convwright.methods.shared.width_surface import Surface
+from convwright.methods.shared.width_surface import Place, Surface
 
 Shape = Callable[[Surface], Mapping[str, float]]  # wanted proportions of the families' widths
 
@@ -52,6 +52,7 @@ class DesignBuilder:
         arch: The network that edits are for.
         limits: The budget in numbers.
         divisor: Widths are rounded to multiples of this.
+        top: What makes designs from the same network at a higher cost: structures are built once, there.
 
     Attributes:
         dropped: What could not be made -> why.
@@ -60,6 +61,7 @@ class DesignBuilder:
     arch: Architecture
     limits: Limits
     divisor: DivisorLike = 1
+    top: DesignBuilder | None = None
     dropped: dict[str, str] = field(default_factory=dict)
     _scenes: dict[tuple[Edit, ...], Scene | str] = field(default_factory=dict, repr=False)
     _designs: dict[tuple[str, tuple[Edit, ...]], ProposedDesign | None] = field(default_factory=dict, repr=False)
@@ -79,15 +81,17 @@ class DesignBuilder:
             EditError: One is refused, or a limit is on what is estimated for the present layers only.
         """
         key = tuple(structure)
+        if self.top is not None and not any(isinstance(edit, Width) for edit in key):
+            found = self.top.scene(key)
+            return replace(found, limits=self.limits, known=found.counted)
         if key not in self._scenes:
             try:
                 self._scenes[key] = self._built(key)
             except (EditError, ReadError) as error:
                 self._scenes[key] = str(error)
-        found = self._scenes[key]
-        if isinstance(found, str):
-            raise EditError(found)
-        return found
+        if isinstance(known := self._scenes[key], str):
+            raise EditError(known)
+        return known
 
     def _built(self, structure: tuple[Edit, ...]) -> Scene:
         if not structure:
@@ -117,7 +121,10 @@ class DesignBuilder:
             # The design of a structure in its own proportions is the same, whatever it was called.
             same = (design for (_, known), design in self._designs.items() if known == key[1])
             equal = next((d for d in same if d is not None and d.shape is None), None) if shape is None else None
-            design = replace(equal, words=words) if equal is not None else self._tried(*key, shape)
+            try:
+                design = replace(equal, words=words) if equal is not None else self._made(*key, shape)
+            except ConvwrightError as error:
+                self.dropped[words], design = str(error).rstrip("."), None
             self._designs[key] = replace(design, factor=factor, shape=shape) if design is not None else None
         return self._designs[key]
 
@@ -134,45 +141,37 @@ class DesignBuilder:
             self._designs[key] = design
         return self._designs[key]
 
-    def _tried(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> ProposedDesign | None:
-        try:
-            return self._made(words, structure, shape)
-        except ConvwrightError as error:
-            self.dropped[words] = str(error).rstrip(".")
-            return None
-
     def _made(self, words: str, structure: tuple[Edit, ...], shape: Shape | None) -> ProposedDesign:
         scene = self.scene(structure)
+
+        def chosen(within: Limits) -> tuple[Architecture, Widths]:
+            """Return the network with the widths that limits choose, which is built once, and these widths."""
+            surface, place = self._place(scene, shape, within)
+            edits = surface.edits(place.widths)
+            if (structure, edits) not in self._built_widths:
+                self._built_widths[structure, edits] = scene.narrowed(edits).arch
+            return self._built_widths[structure, edits], surface.sizes(place.widths)
+
         if not scene.arch.free_groups:
             if not self.meets(scene):
                 raise BudgetError(f"no width can change, and it does not meet {self.limits.describe()} as it is")
             return ProposedDesign(words, structure, structure, scene.use)
         limits = self.limits
         if not self.widths_only:  # else its one estimate is for this network
-            limits = limits.fitted(scene.arch, lambda within: self._chosen(structure, scene, shape, within))
-        placed = self._place(scene, shape, limits)
-        return ProposedDesign(words, structure, (*structure, *placed.edits), placed.use, placed.ratio)
+            limits = limits.fitted(scene.arch, chosen)
+        surface, place = self._place(scene, shape, limits)
+        logs = [math.log(place.widths[family.name] / family.size) for family in surface.families]
+        ratio = math.exp(math.fsum(logs) / len(logs))
+        return ProposedDesign(words, structure, (*structure, *surface.edits(place.widths)), place.use, ratio)
 
-    def _chosen(
-        self, structure: tuple[Edit, ...], scene: Scene, shape: Shape | None, limits: Limits
-    ) -> tuple[Architecture, Widths]:
-        """Return the network with the widths that limits choose, which is built once, and these widths."""
-        placed = self._place(scene, shape, limits)
-        key = structure, placed.edits
-        if key not in self._built_widths:
-            self._built_widths[key] = scene.narrowed(placed.edits).arch
-        return self._built_widths[key], placed.sizes
-
-    def _place(self, scene: Scene, shape: Shape | None, limits: Limits) -> _Placed:
+    def _place(self, scene: Scene, shape: Shape | None, limits: Limits) -> tuple[Surface, Place]:
         """Return the widths in given proportions that use limits up."""
         surface = Surface(scene.arch, limits, divisor=self.divisor)
         present = {f.name: float(f.size) for f in surface.families}
         place = surface.project(present if shape is None else shape(surface))
         if place.use > 1:
             raise BudgetError(f"no widths of it meet {self.limits.describe()}")
-        logs = [math.log(place.widths[name] / size) for name, size in present.items()]
-        ratio = math.exp(math.fsum(logs) / len(logs))
-        return _Placed(surface.edits(place.widths), surface.sizes(place.widths), place.use, ratio)
+        return surface, place
 
     def meets(self, scene: Scene) -> bool:
         """Return whether a network keeps the budget as it is: counted, and measured where a limit is on that."""
@@ -185,23 +184,6 @@ class DesignBuilder:
         return self.limits.counted.met(scene.costs)
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """Widths on a budget's surface.
-
-    Attributes:
-        edits: What changes.
-        sizes: Of all free groups.
-        use: Share of the tightest limit.
-        ratio: As of `ProposedDesign`.
-    """
-
-    edits: tuple[Width, ...]
-    sizes: Mapping[str, int]
-    use: float
-    ratio: float
-
-
 # ------------------------------------------------------------------ proportions of widths
 
 
@@ -212,7 +194,8 @@ def tapered(power: float) -> Shape:
     """
 
     def shape(surface: Surface) -> dict[str, float]:
-        sides = {f.name: _side(surface.arch, f.name) for f in surface.families}
+        maps = {f.name: surface.arch.layer(f.name.partition("[")[0]).output_shape[2:] for f in surface.families}
+        sides = {name: float(max(1, math.prod(size))) ** 0.5 if size else 1.0 for name, size in maps.items()}
         top = max(sides.values())
         return {f.name: f.size * (top / sides[f.name]) ** power for f in surface.families}
 
@@ -270,8 +253,3 @@ def inner_groups(arch: Architecture) -> frozenset[str]:
     homes = {layer: block.name for block in arch.blocks for layer in block.layers}
     places = {group.name: {homes.get(layer, "") for layer in group.layers} for group in arch.free_groups}
     return frozenset(name for name, found in places.items() if len(found) == 1 and "" not in found)
-
-
-def _side(arch: Architecture, group: str) -> float:
-    shape = arch.layer(group.partition("[")[0]).output_shape
-    return float(max(1, math.prod(shape[2:]))) ** 0.5 if len(shape) > 2 else 1.0

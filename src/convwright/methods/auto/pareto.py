@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,11 @@ from pydantic import Field
 
 from convwright.cost.budget import MEASURED, Limits, costs_of, feasible_range, human
 from convwright.cost.counts import METRICS
-from convwright.edits import Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, did_you_mean
-from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, reasons
+from convwright.methods.auto.design_search import DesignOptions, DesignSearch, Runner, Runners, quality_of, reasons
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign
-from convwright.methods.auto.first_training import quality_of
-from convwright.methods.auto.proposals import Findings, neighbours, proposals
+from convwright.methods.auto.proposals import neighbours, proposals
 from convwright.methods.base import Candidate, Evidence, register
-from convwright.methods.phased.moves import Scene
 from convwright.methods.script import Batch, Script
 from convwright.methods.shared.dominance import Point, chosen, crowding, fronts, knee, spread
 from convwright.methods.shared.halving import Rung, rungs
@@ -33,28 +30,6 @@ _CELLS = 28  # costs within the 28th root of 2 (2.5%) count as equal: designs us
 _MOST = 64  # proposals
 _CENTRES = 3  # networks around which a round tries neighbours
 _COSTS = 2  # beside accuracy
-
-
-@dataclass(eq=False)
-class Level(DesignBuilder):
-    """Makes designs at one cost; structures are built once for all levels.
-
-    Attributes:
-        top: Of the highest level; None: structures are built here.
-    """
-
-    top: DesignBuilder | None = None
-
-    def scene(self, structure: Sequence[Edit]) -> Scene:
-        """Return the network after edits of structure.
-
-        Raises:
-            EditError: As of the highest level.
-        """
-        if self.top is None or any(isinstance(edit, Width) for edit in structure):
-            return super().scene(structure)
-        found = self.top.scene(structure)
-        return replace(found, limits=self.limits, known=found.counted)
 
 
 _Members = tuple[Runner, ...]
@@ -89,24 +64,6 @@ def objective_costs(objective: str | Sequence[str]) -> tuple[str, ...]:
         said = f"{len(costs)} costs ({', '.join(costs)})" if costs else "no cost"
         raise ConvwrightError(f"objective: accuracy and one or two costs, such as accuracy,macs,params; here is {said}")
     return costs
-
-
-def course(count: int, budget: int, eta: int, points: int) -> tuple[Rung, ...]:
-    """Return the rungs of successive halving that a budget pays for, none with fewer networks than are wanted.
-
-    Each rung keeps one in `eta`, but at least `points`, and trains it `eta` times as long.
-
-    Args:
-        count: Candidates that there are.
-        budget: Epochs of all trainings together.
-        eta: Share that goes on: one in so many.
-        points: How many the race ends with.
-
-    Examples:
-        >>> [(rung.count, rung.epochs) for rung in course(64, 24, 3, 4)]
-        [(12, 1), (4, 3)]
-    """
-    return rungs(count, budget, eta, last=points, least=points)
 
 
 class ParetoOptions(DesignOptions):
@@ -173,7 +130,16 @@ class ParetoSearch(DesignSearch):
         self.benches, self._unreached = self._levels()
         self._tried: set[frozenset[str]] = set()  # networks by their edits: none is proposed twice
         self._ends: range = range(0)  # trials of the final trainings
-        self._check()
+        begun = (design for bench in self.benches for design in proposals(bench, self.findings, most=2))
+        if any(design.edits for design in begun):
+            return
+        dropped = self._dropped()
+        why = reasons(dropped)
+        if not dropped or self.limits.met(costs_of(self.arch.profile()) | dict.fromkeys(MEASURED, 0)):
+            raise ConvwrightError(
+                f"{self.arch.source} has nothing that method pareto could change" + (f" ({why})" if why else "")
+            )
+        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
 
     @property
     def finals(self) -> tuple[int, ...]:
@@ -199,7 +165,7 @@ class ParetoSearch(DesignSearch):
         reached = [level for level in levels if level >= least] or levels[:1]
         top_level, *lower = (self._limited(metric, level) for level in reached)
         first = DesignBuilder(self.arch, top_level, self.terms.divisor)
-        benches = (first, *(Level(self.arch, limits, self.terms.divisor, top=first) for limits in lower))
+        benches = (first, *(DesignBuilder(self.arch, limits, self.terms.divisor, first) for limits in lower))
         return benches, tuple(human(level, metric) for level in levels if level not in reached)
 
     def _limited(self, metric: str, most: int) -> Limits:
@@ -213,28 +179,23 @@ class ParetoSearch(DesignSearch):
         cells = (math.ceil(_CELLS * math.log2(max(member.costs[m], 1) / top[m]) - 1e-9) for m in self.objective)
         return member.scored.score, *(-cell for cell in cells)
 
-    def _check(self) -> None:
-        """Refuse, before any training, what no training could help."""
-        for bench in self.benches:
-            if any(design.edits for design in proposals(bench, self.first_training.known, most=2)):
-                return
-        dropped = self._dropped()
-        why = reasons(dropped)
-        if not dropped or self.limits.met(costs_of(self.arch.profile()) | dict.fromkeys(MEASURED, 0)):
-            raise ConvwrightError(
-                f"{self.arch.source} has nothing that method pareto could change" + (f" ({why})" if why else "")
-            )
-        raise BudgetError(f"no proposal meets {self.limits.describe()} ({why}). Raise the budget")
-
     # ------------------------------------------------------------------ the course of the search
 
     def _run(self) -> Script:
         base = yield from self._base(self.benches[0])
         if base is None:
             return
+        metric = self.objective[0]
+        levels = ", ".join(human(bench.limits.limits[metric], metric) for bench in self.benches)
+        unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
+        aim = f"objective accuracy, {', '.join(self.objective)}; budget {self.limits.describe() or 'none'}"
+        self._diagnosed(base, f"{aim}; proposals at {levels} {metric}{unreached}")
         share = max(1, int(self.left * _HALVING)) if self.options.rounds else self.left
-        begun = self._population(self.findings, course(_MOST, share, self.options.eta, self.options.points)[0].count)
-        self._propose(begun)
+        begun = self._population(self._course(_MOST, share)[0].count)
+        dropped = self._dropped()
+        listed = ", ".join(f"{d.words} at {human(bench.limits.limits[metric], metric)}" for bench, d in begun)
+        left_out = f". Left out: {reasons(dropped, most=len(dropped))}" if dropped else ""
+        self._note("proposals", f"{len(begun)} of them: {listed}{left_out}")
         members = tuple(Runner(bench, d, self.untouched.with_edits(*d.edits), base.trial) for bench, d in begun)
         members = yield from self._race(members, share)
         for number in range(1, self.options.rounds + 1):
@@ -244,10 +205,14 @@ class ParetoSearch(DesignSearch):
             members = near
         yield from self._end(base, members)
 
-    def _population(self, found: Findings, most: int) -> list[tuple[DesignBuilder, ProposedDesign]]:
+    def _course(self, count: int, budget: int) -> tuple[Rung, ...]:
+        """Return the rungs of successive halving, none with fewer networks than are wanted."""
+        return rungs(count, budget, self.options.eta, last=self.options.points, least=self.options.points)
+
+    def _population(self, most: int) -> list[tuple[DesignBuilder, ProposedDesign]]:
         """Return the first proposal of each level, then the second of each, and so forth; equal networks once."""
         each = math.ceil(most / len(self.benches)) + 1  # one more, where a network comes at two levels
-        columns = [[(bench, d) for d in proposals(bench, found, each) if d.edits] for bench in self.benches]
+        columns = [[(bench, d) for d in proposals(bench, self.findings, each) if d.edits] for bench in self.benches]
         in_turn = (entry for row in zip_longest(*columns) for entry in row if entry is not None)
         return list(islice((entry for entry in in_turn if self._is_new(entry[1].edits)), most))
 
@@ -260,10 +225,10 @@ class ParetoSearch(DesignSearch):
 
     def _race(self, members: _Members, share: int) -> Runners:
         """Train all, those on the front on, and so forth; return those of the last rung, chosen likewise."""
-        race = course(len(members), share, self.options.eta, self.options.points) if members else ()
+        race = self._course(len(members), share) if members else ()
         for number, rung in enumerate(race, start=1):
             last = number == len(race)
-            members = yield from self._trained(members, rung.epochs, self.first_training.later_probes if last else ())
+            members = yield from self._trained(members, rung.epochs, self.later_probes if last else ())
             for_epochs = f"{len(members)} networks for {rung.epochs} epoch{'s' * (rung.epochs > 1)}"
             keep = self.options.points if last else race[number].count
             members = self._chosen(f"rung {number} of {len(race)}, {for_epochs}", members, keep)
@@ -284,7 +249,7 @@ class ParetoSearch(DesignSearch):
             return None
         everyone = (*members, *near)
         epochs = min(spent, share // len(everyone))
-        everyone = yield from self._trained(everyone, epochs, self.first_training.later_probes)
+        everyone = yield from self._trained(everyone, epochs, self.later_probes)
         return self._chosen(f"neighbours, round {number}", everyone, max(self.options.points, size))
 
     def _neighbours(self, members: _Members, metric: str, most: int, number: int) -> _Members:
@@ -293,23 +258,24 @@ class ParetoSearch(DesignSearch):
         front = fronts(points)[0]
         distances = dict(zip(front, crowding([points[i] for i in front]), strict=True))
         centres = sorted(front, key=lambda i: (-distances[i], -points[i][0]))[:_CENTRES]
-        columns = [self._near_to(members[i], metric, number) for i in centres]
+        columns = []
+        for member in (members[i] for i in centres):  # their neighbours, back at their own cost
+            try:
+                origin = member.bench.arch
+            except EditError as error:
+                self._note(f"neighbours, round {number}", f"none of {member.words}: {error}")
+                continue
+            bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.terms.divisor)
+            quality = quality_of(self.results[member.trial], origin, bench.limits, self.terms.divisor)
+            columns.append([member.redesigned(bench, d) for d in neighbours(bench, member.design, quality)])
         in_turn = (each for row in zip_longest(*columns) for each in row if each is not None)
         return tuple(islice((each for each in in_turn if self._is_new(each.plan.edits)), most))
 
-    def _near_to(self, member: Runner, metric: str, number: int) -> list[Runner]:
-        """Return the neighbours of one, back at its own cost."""
-        try:
-            origin = member.bench.arch
-        except EditError as error:
-            self._note(f"neighbours, round {number}", f"none of {member.words}: {error}")
-            return []
-        bench = DesignBuilder(origin, self._limited(metric, member.costs[metric]), self.terms.divisor)
-        quality = quality_of(self.results[member.trial], origin, bench.limits, self.terms.divisor)
-        return [member.redesigned(bench, d) for d in neighbours(bench, member.design, quality)]
-
     def _end(self, base: Evidence, members: _Members) -> Script:
-        """Train a spread choice of the front to the end, and the untouched network for as long."""
+        """Train a spread choice of the front to the end, and the untouched network for as long.
+
+        The result is the most accurate within the budget, or without one the knee.
+        """
         if not members:
             self._note("end", "no final network: no proposal could be trained")
             return
@@ -324,10 +290,6 @@ class ParetoSearch(DesignSearch):
             Candidate(self.untouched, base.trial, epochs, self.terms.seed + self._step, role="baseline"),
         )
         ended = [self._after(m, e, self.terms.tune_epochs) for m, e in zip(finals, found, strict=True)]
-        self._decide(ended)
-
-    def _decide(self, ended: Sequence[Runner]) -> None:
-        """Take the most accurate within the budget, or without one the knee."""
         words = {member.trial: member.words for member in ended}
         usable = [member for member in ended if member.scored.usable]
         if not usable:
@@ -343,8 +305,6 @@ class ParetoSearch(DesignSearch):
         others = "; ".join(self._said(m) for m in self._by_cost(usable) if m is not best)
         beside = f"; beside it {others}" if others else ""
         self._note("end", f"{rule}: {self._said(best)}{beside}", words, best.trial)
-
-    # ------------------------------------------------------------------ one batch
 
     def _chosen(self, phase: str, members: _Members, count: int) -> _Members:
         """Return those that go on, and note why."""
@@ -367,33 +327,9 @@ class ParetoSearch(DesignSearch):
     def _by_cost(self, members: Sequence[Runner]) -> list[Runner]:
         return sorted(members, key=lambda m: [-m.costs[name] for name in self.objective])
 
-    # ------------------------------------------------------------------ what is recorded
-
     def _said(self, member: Runner) -> str:
         costs = ", ".join(f"{human(member.costs[m], m)} {m}" for m in self.objective)
         return f"{member.told} at {costs}"
-
-    def _diagnosis(self, base: Evidence) -> str:
-        known, profile = self.findings, self.arch.profile()
-        levels = ", ".join(human(bench.limits.limits[self.objective[0]], self.objective[0]) for bench in self.benches)
-        unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
-        parts = [
-            f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters, accuracy {base.score:.2%} ± "
-            f"{base.stderr:.2%}; objective accuracy, {', '.join(self.objective)}; "
-            f"budget {self.limits.describe() or 'none'}; proposals at {levels} {self.objective[0]}{unreached}",
-            f"{known.blind_layers} layers see nothing new",
-            f"{len(known.conflicts)} blocks in conflict",
-            *known.notes,
-        ]
-        return "; ".join(parts)
-
-    def _propose(self, begun: Sequence[tuple[DesignBuilder, ProposedDesign]]) -> None:
-        metric = self.objective[0]
-        listed = ", ".join(f"{d.words} at {human(bench.limits.limits[metric], metric)}" for bench, d in begun)
-        dropped = self._dropped()
-        left_out = reasons(dropped, most=len(dropped))
-        told = f"{len(begun)} of them: {listed}" + (f". Left out: {left_out}" if left_out else "")
-        self._note("proposals", told)
 
     def _dropped(self) -> dict[str, str]:
         """Return what could not be made at some level, and why."""

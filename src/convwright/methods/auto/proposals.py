@@ -9,7 +9,7 @@ that widths move to; each of the others changes one thing, and those that prove 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convwright.architecture import Architecture
@@ -31,7 +31,7 @@ from convwright.methods.conflicts.blocks import BlockGroups
 from convwright.methods.receptive_field.kernel_optimizer import optimize_kernels
 from convwright.methods.receptive_field.organizer import organize
 from convwright.methods.receptive_field.unit_moves import Rule
-from convwright.methods.shared.stage_knobs import Stages
+from convwright.methods.shared.stage_knobs import StageKnob, Stages
 from convwright.metrics.receptive_field.analysis import receptive_field
 
 _TAPER = 0.25  # widths times the fourth root of (side of the image / side of the map): about MACs to later stages
@@ -138,7 +138,10 @@ def _drafts(bench: DesignBuilder, findings: Findings, base: _Cut) -> Iterator[Pr
     """Yield what is expected to be best, then designs that change one thing each; all are without blocks of `base`."""
     depths = _cuts(bench, findings, base)
     few = depths.get("fewer blocks", ())
-    crowded = _on_tiny_maps(bench.arch) > _CROWDED
+    # On maps of at most 4 x 4 a kernel of 3 x 3 sees more padding than image.
+    macs = {layer.name: layer.macs for layer in bench.arch.profile().layers}
+    tiny = [n.name for n in bench.arch.layers if 1 < math.prod(n.output_shape[2:]) <= _TINY**2]
+    crowded = sum(macs.get(name, 0) for name in tiny) / max(1, sum(macs.values())) > _CROWDED
     tapers = {"wider on large maps": tapered(-_TAPER), "wider on small maps": tapered(_TAPER)}
     order = tuple(tapers) if crowded else tuple(tapers)[::-1]
     sizes = tuple(_sizes(bench, crowded))
@@ -167,8 +170,7 @@ def _drafts(bench: DesignBuilder, findings: Findings, base: _Cut) -> Iterator[Pr
         if words in depths:
             yield bench.design(_said(words, depths[words]), depths[words], factor="depth")
     if not bench.widths_only:
-        yield _organized(bench)
-        yield _operators(bench)
+        yield from _of_optimizers(bench)
     if not growing:
         yield from _deeper(bench, "more blocks, narrower")
 
@@ -229,29 +231,24 @@ def _cut(findings: Findings, share: float) -> tuple[str, ...]:
 
 
 def _deeper(bench: DesignBuilder, words: str) -> Iterator[ProposedDesign | None]:
-    if bench.widths_only:
-        return
-    try:
-        knobs = Stages.of(bench.arch).knobs
-    except ConvwrightError:
-        return
-    more = tuple(AddBlock(knob.template, copies=max(1, round(knob.depth / 3))) for knob in knobs if knob.template)
+    blocks = ((knob.template, max(1, round(knob.depth / 3))) for knob in _stages(bench) if knob.template)
+    more = tuple(AddBlock(template, copies=copies) for template, copies in blocks)
     if more:
         yield bench.design(f"{words} (after {', '.join(e.target for e in more[:4])})", more, factor="depth")
+
+
+def _stages(bench: DesignBuilder) -> tuple[StageKnob, ...]:
+    """Return the stages whose depth can change; none where there are no blocks, or widths alone may change."""
+    try:
+        return () if bench.widths_only else Stages.of(bench.arch).knobs
+    except ConvwrightError:
+        return ()
 
 
 # ------------------------------------------------------------------ maps and resolution, operators
 
 
-def _on_tiny_maps(arch: Architecture) -> float:
-    """Return the share of MACs on maps of at most 4 x 4: there a kernel of 3 x 3 sees more padding than image."""
-    macs = {layer.name: layer.macs for layer in arch.profile().layers}
-    tiny = [n.name for n in arch.layers if 1 < math.prod(n.output_shape[2:]) <= _TINY**2]
-    return sum(macs.get(name, 0) for name in tiny) / max(1, sum(macs.values()))
-
-
 def _sizes(bench: DesignBuilder, larger_first: bool) -> Iterator[tuple[int, Edit]]:
-    """Yield resolutions to try."""
     shape = bench.arch.example_input.shape
     if bench.widths_only or len(shape) != 4 or shape[-1] != shape[-2]:
         return
@@ -268,26 +265,20 @@ def _sizes(bench: DesignBuilder, larger_first: bool) -> Iterator[tuple[int, Edit
         yield new, Resolution(new)
 
 
-def _organized(bench: DesignBuilder) -> ProposedDesign | None:
-    words = "blocks by 3D receptive field"
-    edits = _decided(bench, words, lambda: organize(bench.arch, Rule("greedy", score="log")).edits)
-    return bench.design(words, edits, factor="depth") if edits else None
-
-
-def _operators(bench: DesignBuilder) -> ProposedDesign | None:
-    words = "cheaper operators where no field is lost"
+def _of_optimizers(bench: DesignBuilder) -> Iterator[ProposedDesign | None]:
+    """Yield what the stage and the kernel optimizer decide; where one refuses, that is noted."""
     limits = bench.limits if bench.limits.limits.keys() <= {"macs", "params"} else None
-    edits = _decided(bench, words, lambda: optimize_kernels(bench.arch, limits=limits).edits)
-    return bench.design(f"{words} ({len(edits)} replaced)", edits, factor="operators") if edits else None
-
-
-def _decided(bench: DesignBuilder, words: str, decide: Callable[[], tuple[Edit, ...]]) -> tuple[Edit, ...]:
-    """Return the edits of another method; none where it refuses, which is noted."""
-    try:
-        return decide()
-    except ConvwrightError as error:
-        bench.dropped[words] = str(error).rstrip(".")
-        return ()
+    for words, factor, decide in (
+        ("blocks by 3D receptive field", "depth", lambda: organize(bench.arch, Rule("greedy", score="log"))),
+        ("cheaper operators where no field is lost", "operators", lambda: optimize_kernels(bench.arch, limits=limits)),
+    ):
+        try:
+            edits = decide().edits
+        except ConvwrightError as error:
+            bench.dropped[words] = str(error).rstrip(".")
+            continue
+        replaced = f" ({len(edits)} replaced)" if factor == "operators" else ""
+        yield bench.design(words + replaced, edits, factor=factor) if edits else None
 
 
 # ------------------------------------------------------------------ combinations and neighbours
@@ -360,12 +351,7 @@ def neighbours(
 
 def _other_depths(bench: DesignBuilder, design: ProposedDesign) -> list[ProposedDesign | None]:
     """Return one block less where most are, and one more there where fewest are, with the widths solved again."""
-    if bench.widths_only:
-        return []
-    try:
-        knobs = Stages.of(bench.arch).knobs
-    except ConvwrightError:
-        return []
+    knobs = _stages(bench)
     less = max((k for k in knobs if k.removable), key=lambda k: k.depth, default=None)
     more = min((k for k in knobs if k.template), key=lambda k: k.depth, default=None)
     found: list[ProposedDesign | None] = []

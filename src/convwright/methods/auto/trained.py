@@ -37,7 +37,7 @@ class _Entrant:
 
     @property
     def scored(self) -> Scored:
-        return Scored(self.trial.score, self.trial.stderr)
+        return Scored.of(self.trial)
 
     def candidate(self, epochs: int, seed: int) -> Candidate:
         plan = self.trial.candidate.plan

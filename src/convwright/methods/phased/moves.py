@@ -12,13 +12,14 @@ from torch import nn
 
 from convwright.cost.budget import Limits, costs_of
 from convwright.cost.cost_model import CostModel
-from convwright.edits import Edit, RemoveBlock, Replace, Width, check_execution, solve
+from convwright.edits import Edit, RemoveBlock, Replace, Width, check_execution
 from convwright.edits.depth import why_not_removable
 from convwright.edits.operators import OPERATORS
 from convwright.errors import EditError, ReadError
+from convwright.methods.shared.uniform_widths import solved
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block, Stage
+    from convwright.architecture import Architecture, Block
 
 _SMALLER = 2 / 3  # a stage ends where the map's side falls to so much or less: not where an unpadded kernel trims it
 _OTHERS = 0.25  # weight of all other groups where those at the ends of stages are narrowed first
@@ -35,7 +36,7 @@ class Draft:
     Attributes:
         words: What it is, for a person.
         edits: Edits of structure.
-        weights: How the widths are then brought to the phase's level, as in `weighted_widths`; None: all alike.
+        weights: How the widths are then brought to the phase's level, as in `uniform_widths`; None: all alike.
         grows: Whether widths may also grow to that level.
     """
 
@@ -98,7 +99,8 @@ class Scene:
             after.counted  # noqa: B018 - reads it
         except ReadError as error:
             raise EditError(f"the changed network cannot be read: {error}") from error
-        return after.checked() if self.arch.fixed else after
+        # Where the code fixes the widths of groups, those of the changed network are frozen anew.
+        return replace(after, arch=check_execution(after.arch).architecture) if self.arch.fixed else after
 
     def narrowed(self, widths: Sequence[Width]) -> Scene:
         """Return the network after changes of width; its costs come from the cost model, it is not read yet.
@@ -108,15 +110,10 @@ class Scene:
         """
         if not widths:
             return self
-        units, index = solve(self.arch, widths).units, self.arch.channels.index
-        sizes = {g.name: int(units[index[g.name]]) * g.step for g in self.arch.free_groups}
-        costs = {metric: int(cost) for metric, cost in CostModel.of(self.arch).costs(sizes).items()}
+        found = CostModel.of(self.arch).costs(solved(self.arch, widths))
+        costs = {metric: int(cost) for metric, cost in found.items()}
         built = self.arch.apply(*widths, importance="first", verify=False)
         return Scene(built.evolved(fixed=self.arch.fixed), self.limits, costs)
-
-    def checked(self) -> Scene:
-        """Return the network with the groups frozen that its code does not let change."""
-        return replace(self, arch=check_execution(self.arch).architecture)
 
 
 def sketched(edit: Edit) -> Edit:
@@ -168,13 +165,10 @@ def stage_ends(arch: Architecture) -> list[str]:
     free = {group.name for group in arch.free_groups}
     found: dict[str, None] = {}
     for stage, following in zip(arch.stages, arch.stages[1:], strict=False):
-        if _side(following) <= _SMALLER * _side(stage):
+        smaller, side = (math.prod(each.size) ** (1 / len(each.size)) for each in (following, stage))
+        if smaller <= _SMALLER * side:
             found.update(dict.fromkeys(layers[stage.layers[-1]].groups))
     return [name for name in found if name in free]
-
-
-def _side(stage: Stage) -> float:
-    return float(math.prod(stage.size) ** (1 / len(stage.size)))
 
 
 # ------------------------------------------------------------------ phase 3: depth
@@ -271,9 +265,6 @@ def elasticities(scene: Scene) -> dict[str, float]:
     return {name: value / most for name, value in steep.items() if value > 0} if most > 0 else {}
 
 
-# ------------------------------------------------------------------ how much to cut
-
-
 def _savings(scene: Scene, cuts: Mapping[_E, Sequence[Width]]) -> dict[_E, dict[str, int]]:
     """Return about what each cut saves by metric, each with the changes of width that come before it.
 
@@ -314,9 +305,6 @@ def _taken(scene: Scene, savings: Mapping[_E, Mapping[str, int]], target: float)
         if taken and scene.use_of(costs) <= target:
             break
     return tuple(taken)
-
-
-# ------------------------------------------------------------------ the phases in order
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from convwright.methods.phased.moves import PHASES, Draft, Phase, Scene
 from convwright.methods.phased.techniques import Trying, default_techniques, joined, techniques_named, tried_on
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.halving import Scored, beats
-from convwright.methods.shared.uniform_widths import uniform_widths, weighted_widths
+from convwright.methods.shared.uniform_widths import uniform_widths
 
 Answers = Generator[Batch, tuple[Evidence, ...], tuple[Evidence, ...]]
 
@@ -195,7 +195,7 @@ class PhasedDesign(Scripted):
         if aims.met(after.costs) and not draft.grows:
             return _Option(draft.words, draft.edits, after)
         try:
-            widths = weighted_widths(after.arch, aims, self.terms.divisor, draft.weights, fill=level == 1)
+            widths = uniform_widths(after.arch, aims, self.terms.divisor, draft.weights, fill=level == 1)
             option = _Option(draft.words, (*draft.edits, *widths), after.narrowed(widths))
         except (BudgetError, EditError):
             return None
@@ -209,17 +209,27 @@ class PhasedDesign(Scripted):
             whole = self.original.after((*at.evidence.candidate.plan.edits, *option.edits))
         except EditError:
             return False
-        return _shapes(whole) == _shapes(option.scene)
+        states = (scene.arch.model.state_dict() for scene in (whole, option.scene))
+        one, two = ({name: tensor.shape for name, tensor in state.items()} for state in states)
+        return one == two
 
     # ------------------------------------------------------------------ techniques
 
     def _techniques(self, at: _Stand) -> Script:
         """Train on with each technique alone and with none, then with those together that won."""
-        options, refused = self._technique_options(at)
+        options, refused = [_Option("no technique", (), at.scene)], []
+        for tried in self.techniques:
+            edits, after = tried_on(at.scene, tried)
+            if after is None:
+                refused.append(f"{tried.name} finds no layer here")
+            elif not self.limits.met(after.costs):
+                refused.append(f"no room for {tried.name} ({self._used(after.costs)})")
+            else:
+                options.append(_Option(tried.name, edits, after, tried.recipe))
         parent_link, seed = self._links[-1], self.terms.seed + len(self._links)
         found = yield from self._tried(at, options)
         words, control = _words(found, options), found[0]
-        won = [e for e in found[1:] if self._meets(e) and beats(_scored(e), _scored(control))]
+        won = [e for e in found[1:] if self._meets(e) and beats(Scored.of(e), Scored.of(control))]
         best = _highest(self.limits, won or [control])
         name = "techniques, one by one"
         if best is None:
@@ -235,19 +245,6 @@ class PhasedDesign(Scripted):
         if recipe:  # the untouched network, too, is trained last with what the result was trained with
             epochs = self.terms.tune_epochs
             yield (Candidate(self.untouched, parent_link, epochs, seed, role="baseline", recipe=recipe),)
-
-    def _technique_options(self, at: _Stand) -> tuple[list[_Option], list[str]]:
-        """Return the control and what is tried, and why the rest is not."""
-        options, refused = [_Option("no technique", (), at.scene)], []
-        for tried in self.techniques:
-            edits, after = tried_on(at.scene, tried)
-            if after is None:
-                refused.append(f"{tried.name} finds no layer here")
-            elif not self.limits.met(after.costs):
-                refused.append(f"no room for {tried.name} ({self._used(after.costs)})")
-            else:
-                options.append(_Option(tried.name, edits, after, tried.recipe))
-        return options, refused
 
     def _together(self, at: _Stand, alone: _Stand, winners: Sequence[_Option], seed: int) -> Stands:
         """Train with all winners at once; return that if it is more accurate than the best of them alone."""
@@ -275,9 +272,6 @@ class PhasedDesign(Scripted):
         return _Stand(evidence, scene)
 
 
-# ------------------------------------------------------------------ judging
-
-
 def _highest(limits: Limits, found: Sequence[Evidence]) -> Evidence | None:
     """Return the most accurate trial; of equal ones the cheaper, then the earlier. None if all failed."""
 
@@ -287,20 +281,12 @@ def _highest(limits: Limits, found: Sequence[Evidence]) -> Evidence | None:
     return min((e for e in found if e.usable), key=rank, default=None)
 
 
-def _scored(evidence: Evidence) -> Scored:
-    return Scored(evidence.score if evidence.usable else math.nan, evidence.stderr)
-
-
 def _after(scene: Scene, draft: Draft) -> Scene | None:
     """Return the network after a draft's edits of structure; None if they are refused."""
     try:
         return scene.after(draft.edits)
     except EditError:
         return None
-
-
-def _shapes(scene: Scene) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in scene.arch.model.state_dict().items()}
 
 
 # ------------------------------------------------------------------ words

@@ -93,7 +93,9 @@ def joined(recipes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def tried_on(scene: Scene, tried: Trying) -> tuple[tuple[Edit, ...], Scene | None]:
     """Return a technique's edits and the network after them; no network where it finds no layer to change."""
-    edits = technique_edits(scene, tried)
+    names = _replaced(scene.arch, tried.operator) if tried.operator in OPERATORS else ()
+    wanted = [Replace(name, tried.operator, **tried.options) for name in names]
+    edits = tuple(edit for edit in wanted if accepted(scene, edit))
     if tried.operator and not edits:
         return (), None
     try:
@@ -102,31 +104,16 @@ def tried_on(scene: Scene, tried: Trying) -> tuple[tuple[Edit, ...], Scene | Non
         return edits, None
 
 
-def technique_edits(scene: Scene, tried: Trying) -> tuple[Edit, ...]:
-    """Return the edits of a technique that is an operator; none where the network takes it nowhere."""
-    if tried.operator not in OPERATORS:
-        return ()
-    names = _pools(scene.arch) if tried.operator == "blurpool" else _stage_lasts(scene.arch)
-    edits = [Replace(name, tried.operator, **tried.options) for name in names]
-    return tuple(edit for edit in edits if accepted(scene, edit))
-
-
-def _pools(arch: Architecture) -> list[str]:
-    """Return the modules that sub-sample: pools with a stride, else convolutions."""
+def _replaced(arch: Architecture, operator: str) -> list[str]:
+    """Return whose place an operator takes: what sub-samples, or the last norm, else convolution, of each stage."""
     modules = dict(arch.model.named_modules())
+    if operator != "blurpool":
+        found: list[str] = []
+        for stage in arch.stages:
+            kinds = (nn.BatchNorm2d, nn.Conv2d)
+            norms, convs = ([n for n in stage.layers if isinstance(modules.get(n), kind)] for kind in kinds)
+            found += (norms or convs)[-1:]
+        return found
     called = {layer.name: modules[layer.name] for layer in arch.layers if layer.name in modules}
     pools = [name for name, module in called.items() if isinstance(module, nn.MaxPool2d | nn.AvgPool2d)]
-    return pools or [
-        name for name, module in called.items() if isinstance(module, nn.Conv2d) and max(module.stride) > 1
-    ]
-
-
-def _stage_lasts(arch: Architecture) -> list[str]:
-    """Return the last batch norm, else the last convolution, of each stage."""
-    modules = dict(arch.model.named_modules())
-    found: list[str] = []
-    for stage in arch.stages:
-        norms = [name for name in stage.layers if isinstance(modules.get(name), nn.BatchNorm2d)]
-        convs = [name for name in stage.layers if isinstance(modules.get(name), nn.Conv2d)]
-        found += (norms or convs)[-1:]
-    return found
+    return pools or [n for n, module in called.items() if isinstance(module, nn.Conv2d) and max(module.stride) > 1]

@@ -39,15 +39,11 @@ def fronts(points: Sequence[Point]) -> tuple[tuple[int, ...], ...]:
         >>> fronts([(0.9, -50), (0.8, -50), (0.7, -35), (0.6, -50)])
         ((0, 2), (1,), (3,))
     """
-    beaten = [sum(dominates(other, point) for other in points) for point in points]
     found: list[tuple[int, ...]] = []
-    left = set(range(len(points)))
+    left = list(range(len(points)))
     while left:
-        front = tuple(sorted(i for i in left if beaten[i] == 0))
-        found.append(front)
-        left -= set(front)
-        for i in left:
-            beaten[i] -= sum(dominates(points[j], points[i]) for j in front)
+        found.append(tuple(i for i in left if not any(dominates(points[j], points[i]) for j in left)))
+        left = [i for i in left if i not in found[-1]]
     return tuple(found)
 
 

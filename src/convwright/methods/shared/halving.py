@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convwright.errors import ConvwrightError
+from convwright.methods.base import Evidence
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Scored:
 
     score: float
     stderr: float = 0.0
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Scored:
+        """Return the score of a trial."""
+        return cls(evidence.score if evidence.usable else math.nan, evidence.stderr)
 
     @property
     def usable(self) -> bool:

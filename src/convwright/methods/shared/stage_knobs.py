@@ -190,14 +190,11 @@ class Stages:
             BudgetError: a width is none that its stage can have.
         """
         key = tuple(widths), ends
-        if key not in self._sizes:
-            self._sizes[key] = self._found_sizes(tuple(widths), ends)
-        return self._sizes[key]
-
-    def _found_sizes(self, widths: tuple[int, ...], ends: float) -> dict[str, int]:
+        if key in self._sizes:
+            return self._sizes[key]
         self._check(widths)
         named = self.layers(widths) if self.layers is not None else {}
-        sizes = {}
+        sizes: dict[str, int] = {}
         for group in self.arch.free_groups:
             driver = self.drivers[group.name]
             ratio = ends if driver == _NOBODY else widths[driver] / self.knobs[driver].width
@@ -208,7 +205,7 @@ class Stages:
             divisor = self.divisor if inner and layer not in named else Divisor(1)
             allowed = width_range(self.arch.channels, group, divisor)
             sizes[group.name] = group.size if ratio == 1 else allowed.nearest(group.size * ratio)
-        return sizes
+        return self._sizes.setdefault(key, sizes)
 
     def _check(self, widths: Sequence[int]) -> None:
         if len(widths) != len(self.knobs):
@@ -305,17 +302,11 @@ def refused(arch: Architecture, names: Sequence[str]) -> str | None:
     return None
 
 
-def _width(arch: Architecture, block: Block) -> int:
-    return arch.flow.width(arch.flow.place[block.exit])
-
-
 def _leaving(arch: Architecture, node: str) -> dict[str, int]:
     """Return how many of a value's channels lie in each free group."""
     value = arch.channels.follower.values[node]
-    first = value[0] if isinstance(value, list) else value
-    form = FormMaker(arch.channels).length(first, 1)
-    free = arch.free_groups
-    return {free[column].name: count for column, count in form.shares}
+    form = FormMaker(arch.channels).length(value[0] if isinstance(value, list) else value, 1)
+    return {arch.free_groups[column].name: count for column, count in form.shares}
 
 
 def _fans(arch: Architecture, runs: Sequence[Sequence[Block]]) -> list[dict[str, int]]:
@@ -344,7 +335,7 @@ def _in_steps(knobs: Sequence[StageKnob], divisor: Divisor, quantum: int | None)
 
 def _knob(arch: Architecture, name: str, run: Sequence[Block], fan: Mapping[str, int]) -> StageKnob:
     reasons = {}
-    width = _width(arch, run[-1])
+    width = arch.flow.width(arch.flow.place[run[-1].exit])
     unit, reason = _width_unit(arch, width, fan)
     ranges = [(width_range(arch.channels, arch.group(group)), width / arch.group(group).size) for group in fan]
     least = max((math.ceil(allowed.least * share) for allowed, share in ranges), default=1)
@@ -378,24 +369,19 @@ def _drivers(arch: Architecture, runs: Sequence[Sequence[Block]], fans: Sequence
     leaving = {name: i for i, fan in enumerate(fans) for name in fan}
     entering = _votes(arch, runs, leaving)
     drivers = {}
+    homes = {layer: (i, b) for i, run in [*enumerate(runs)][::-1] for b in reversed(run) for layer in b.layers}
     for group in arch.free_groups:
-        home = _home(runs, group.name.partition("[")[0])
+        layer = group.name.partition("[")[0]
         if group.name in leaving:
             drivers[group.name] = leaving[group.name]
-        elif home is None or group.tied:
+        elif layer not in homes or group.tied:
             drivers[group.name] = _NOBODY
         else:
-            stage, block, rest = home
+            stage, block = homes[layer]
             # The stage whose width enters the block; nobody's if these are channels of the stem.
             before = max((leaving.get(name, _NOBODY) for name in _leaving(arch, block.entry)), default=_NOBODY)
-            drivers[group.name] = before if entering[rest] and _changes(block) else stage
+            drivers[group.name] = before if entering[layer.removeprefix(block.name)] and _changes(block) else stage
     return drivers
-
-
-def _home(runs: Sequence[Sequence[Block]], layer: str) -> tuple[int, Block, str] | None:
-    """Return the stage and block that a layer lies in, and its name there."""
-    homes = ((i, block) for i, run in enumerate(runs) for block in run if layer in block.layers)
-    return next(((i, block, layer.removeprefix(block.name)) for i, block in homes), None)
 
 
 def _changes(block: Block) -> bool:

@@ -22,7 +22,7 @@ from convwright.edits import Width, solve
 from convwright.edits.constraints import ENOUGH, Divisor, DivisorLike, width_range
 from convwright.edits.surgery import MOST_CHANNELS
 from convwright.errors import BudgetError, ConvwrightError, EditError
-from convwright.methods.shared.uniform_widths import BETTER
+from convwright.methods.shared.uniform_widths import BETTER, solved
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -169,8 +169,8 @@ class Surface:
 
     def counted(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Return MACs and parameters."""
-        row = self._table([widths])[0]
-        return {"macs": int(self.model.macs(row)), "params": int(self.model.params(row))}
+        found = self.model.costs(self.sizes(widths), ("macs", "params"))
+        return {metric: int(cost) for metric, cost in found.items()}
 
     def use(self, widths: Mapping[str, int]) -> float:
         """Return the share of the tightest limit that is used; above 1 it is broken."""
@@ -224,8 +224,6 @@ class Surface:
             return None
         return {name: int(units[graph.index[name]]) * graph.group(name).step for name in family.groups}
 
-    # ------------------------------------------------------------------ plans
-
     def edits(self, widths: Mapping[str, int]) -> tuple[Width, ...]:
         """Return one edit per family that changes, in the network's order."""
         wanted = {f.name: self._placed(f, widths[f.name])[f.name] if f.tied else widths[f.name] for f in self.families}
@@ -239,11 +237,9 @@ class Surface:
         if not edits or not any(f.tied for f in self.families):
             return True
         try:
-            units = solve(self.arch, edits).units
+            return solved(self.arch, edits) == self.sizes(widths)
         except EditError:
             return False
-        graph = self.arch.channels
-        return all(units[graph.index[n]] * graph.group(n).step == s for n, s in self.sizes(widths).items())
 
     # ------------------------------------------------------------------ the surface
 
@@ -334,7 +330,12 @@ class Surface:
 
     def _exchanged(self, widths: Widths, shape: Shape, used: float, target: float) -> tuple[Widths, float] | None:
         """Widen one family and narrow another by a step each; the pair that uses most."""
-        rows = [] if len(self.families) > _MOST_PAIRS or self.limits.estimates else list(self._pairs(widths, shape))
+        if len(self.families) > _MOST_PAIRS or self.limits.estimates:
+            return None
+        up = [f for f in self.families if widths[f.name] + f.step <= _ceiling(f, shape[f.name])]
+        down = [f for f in self.families if widths[f.name] - f.step >= _floor(f, shape[f.name])]
+        pairs = ((one, other) for one in up for other in down if one is not other)
+        rows = [{**widths, u.name: widths[u.name] + u.step, d.name: widths[d.name] - d.step} for u, d in pairs]
         if not rows:
             return None
         uses = self.uses(rows)
@@ -347,8 +348,11 @@ class Surface:
         families = self.families
         if len(families) > _FEW or self.limits.estimates or any(f.tied for f in families):
             return None
-        choices, names = [_near(f, shape[f.name]) for f in families], [f.name for f in families]
-        rows = [dict(zip(names, row, strict=True)) for row in itertools.product(*choices)] or [widths]
+        choices = []  # the widths nearest to what was wanted, up to two steps either way
+        for f in families:
+            near = (f.rounded(shape[f.name]) + offset * f.step for offset in range(-2, 3))
+            choices.append([w for w in near if _floor(f, shape[f.name]) <= w <= _ceiling(f, shape[f.name])])
+        rows = [dict(zip(shape, row, strict=True)) for row in itertools.product(*choices)] or [widths]
         uses = self.uses(rows)
         uses[uses > target] = 0.0
         if uses.max() <= used:
@@ -356,16 +360,6 @@ class Surface:
         enough = np.flatnonzero(uses >= min(self.full * target, uses.max())).tolist()
         best = min(enough, key=lambda i: sum(math.log(rows[i][n] / shape[n]) ** 2 for n in shape))
         return rows[best], float(uses[best])
-
-    def _pairs(self, widths: Widths, shape: Shape) -> Iterator[Widths]:
-        for up in self.families:
-            wider = widths[up.name] + up.step
-            if wider > _ceiling(up, shape[up.name]):
-                continue
-            for down in self.families:
-                narrower = widths[down.name] - down.step
-                if down is not up and narrower >= _floor(down, shape[down.name]):
-                    yield {**widths, up.name: wider, down.name: narrower}
 
 
 def _ceiling(family: Family, wanted: float) -> float:
@@ -376,21 +370,8 @@ def _floor(family: Family, wanted: float) -> float:
     return max(family.least, wanted / _OFF - family.step)
 
 
-def _near(family: Family, wanted: float) -> list[int]:
-    """Return the widths nearest to what was wanted, up to two steps either way."""
-    steps = (family.rounded(wanted) + offset * family.step for offset in range(-2, 3))
-    return [width for width in steps if _floor(family, wanted) <= width <= _ceiling(family, wanted)]
-
-
-# ------------------------------------------------------------------ families
-
-
 def _families(arch: Architecture, divisor: Divisor, least: int | None, most: int | None) -> Iterator[Family]:
-    """Yield the families that can change, in the network's order.
-
-    Raises:
-        ConvwrightError: There is none, or one has no width within the bounds.
-    """
+    """Yield the families that can change, in the network's order; refuse where there is none, or none in the bounds."""
     if least is not None and most is not None and least > most:
         raise ConvwrightError(f"min_width={least} is above max_width={most}; give a smaller min_width")
     covered: set[str] = set()
