@@ -66,7 +66,7 @@ def saliency(
     if found.gradients and loss is None:
         raise ConvwrightError(f"saliency {kind!r} is of a loss: give one, such as torch.nn.functional.cross_entropy")
     seen = 0
-    with _evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
+    with evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
         for inputs, targets in batches:
             if not seen:
                 ungated = _ungated(gates, inputs)
@@ -136,7 +136,7 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
 def mean_loss(model: nn.Module, batches: Batches, loss: Loss) -> float:
     """Return the mean loss over all samples, without gradients, in eval mode."""
     total = count = 0.0
-    with _evaluated(model), torch.no_grad():
+    with evaluated(model), torch.no_grad():
         for inputs, targets in batches:
             total += float(loss(model(inputs), targets)) * len(inputs)
             count += len(inputs)
@@ -196,13 +196,14 @@ def loss_curve(
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Put the network into eval mode, and its modes and random state back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+def evaluated(*models: nn.Module) -> Iterator[None]:
+    """Put networks into eval mode, and their modes and the random state back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    devices = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)):
-            model.eval()
+            for model in models:
+                model.eval()
             yield
     finally:
         for module, mode in modes:
