@@ -12,16 +12,7 @@ from torch import Tensor
 
 from convwright.edits.importance import evaluated
 from convwright.edits.surgery import named_tensors
-from convwright.repair.consumers import (
-    Consumer,
-    Forward,
-    Moments,
-    Repaired,
-    checked,
-    consumers,
-    shift,
-    watched,
-)
+from convwright.repair.consumers import Consumer, Forward, Moments, Repaired, checked, consumers, shift, watched
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture

@@ -324,16 +324,9 @@ class Run:
 
     def _reestimate(self) -> None:
         if self._stale:
-            how = self.settings.precision, self.settings.channels_last, self.order.workers
-            reestimate(
-                self.model,
-                self.data.train,
-                precision=how[0],
-                channels_last=how[1],
-                workers=how[2],
-                shard=self.rank,
-                frozen=False,
-            )
+            how: Any = {"precision": self.settings.precision, "channels_last": self.settings.channels_last}
+            how |= {"workers": self.order.workers, "shard": self.rank}
+            reestimate(self.model, self.data.train, **how, frozen=False)
 
     def _check_losses(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite."""

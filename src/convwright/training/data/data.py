@@ -73,15 +73,14 @@ class ImageData:
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
         """Return the same images with another mean and standard deviation per channel."""
+        same = (mean, std) == (self.mean, self.std)
+        return self if same else self.mapped(lambda images: replace(images, mean=mean, std=std))
 
-        def one(images: Images) -> Images:
-            return replace(images, mean=mean, std=std)
-
-        if (mean, std) == (self.mean, self.std):
-            return self
-        val = one(self.val) if self.val is not None else None
-        test = (lambda: one(self.test)) if self.has_test else None
-        return replace(self, train=one(self.train), val=val, read_test=test)
+    def mapped(self, change: Callable[[Images], Images]) -> ImageData:
+        """Return the data with each part changed; the test part when it is asked for."""
+        val = change(self.val) if self.val is not None else None
+        test = (lambda: change(self.test)) if self.has_test else None
+        return replace(self, train=change(self.train), val=val, read_test=test)
 
     @property
     def has_test(self) -> bool:
@@ -202,11 +201,7 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
 
 
 def _check_samples(spec: Any) -> None:
-    """Refuse what was meant as samples or as images and labels, with the way to write it.
-
-    Raises:
-        DataError: A list of samples, or arrays where data sets belong.
-    """
+    """Refuse what was meant as samples or as images and labels, with the way to write it."""
     if spec is None:
         raise DataError("data=None; give a name such as fashion-mini, npz:PATH, folder:PATH or a Dataset")
     first = next(iter(spec), None) if isinstance(spec, (tuple, list)) else spec

@@ -151,11 +151,7 @@ class ImageFiles:
 
 
 def _decode(path: str) -> Image.Image:
-    """Return an image upright, as 8 bits of grey or colour.
-
-    Raises:
-        DataError: Names the file that cannot be decoded.
-    """
+    """Return an image upright, as 8 bits of grey or colour."""
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)

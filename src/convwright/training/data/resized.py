@@ -62,9 +62,7 @@ def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
     """
     if tuple(data.shape[1:]) == tuple(size):
         return data
-    val = resized_images(data.val, size) if data.val is not None else None
-    read_test = (lambda: resized_images(data.test, size)) if data.has_test else None
-    return replace(data, train=resized_images(data.train, size), val=val, read_test=read_test)
+    return data.mapped(lambda images: resized_images(images, size))
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

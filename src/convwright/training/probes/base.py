@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -108,9 +107,7 @@ class Probe:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take everything off the network again."""
 
     def due(self, moment: Moment) -> bool:

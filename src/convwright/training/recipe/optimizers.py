@@ -59,10 +59,8 @@ def _timm_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
 
 
 def _other_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
-    try:
-        import pytorch_optimizer
-    except ImportError:
-        return None
+    import pytorch_optimizer
+
     members = {member.lower(): member for member in dir(pytorch_optimizer)}
     found = getattr(pytorch_optimizer, members.get(name, ""), None)
     return found if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) else None

@@ -120,13 +120,7 @@ class BranchSparsity(Technique):
     @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches that it cannot shorten."""
-        found, missed = scaled_ends(setting.arch, trained=True)
-        if not found:
-            why = missed[0] if missed else "the network has no residual block"
-            return (f"techniques.branch_sparsity has no effect: {why}",)
-        if missed:
-            return (f"techniques.branch_sparsity leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
-        return ()
+        return branches_left(self.name, setting)
 
     @override
     def effect(self, training: Training) -> Effect:
@@ -149,8 +143,7 @@ class _BranchSparsityEffect(Effect):
     ) -> None:
         self.strength, self.enough, self.groups = asked.strength, asked.enough, groups
         self.first, self.last = round(asked.since * steps), round(asked.until * steps)
-        options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
-        self.options = [options_of[id(group[0])] for group in groups]
+        self.options = options_of_each(optimizer, [group[0] for group in groups])
         self.still: tuple[int, ...] | None = None
 
     @override
@@ -193,6 +186,23 @@ def scaled_ends(arch: Architecture, trained: bool = False) -> tuple[dict[str, st
             why = end.reason or f"its branch ends in {end.module}, which has no scales in training"
             missed.append(f"{end.block} ({why})")
     return found, tuple(missed)
+
+
+def branches_left(technique: str, setting: TechniqueContext) -> tuple[str, ...]:
+    """Return a warning of branches that have no scales in training."""
+    found, missed = scaled_ends(setting.arch, trained=True)
+    if not found:
+        why = missed[0] if missed else "the network has no residual block"
+        return (f"techniques.{technique} has no effect: {why}",)
+    if missed:
+        return (f"techniques.{technique} leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
+    return ()
+
+
+def options_of_each(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Return the optimizer's group that each parameter is in."""
+    options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
+    return [options_of[id(each)] for each in parameters]
 
 
 def _scaled(module: nn.Module, trained: bool) -> bool:

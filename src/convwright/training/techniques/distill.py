@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from convwright.edits import kept_channels
 from convwright.errors import EditError, RecipeError
+from convwright.training.evaluate import eval_mode
+from convwright.training.settings import autocast, single_tensor
 from convwright.training.techniques.mixing import shares
 from convwright.training.techniques.technique import (
     Card,
@@ -195,26 +199,32 @@ class _Lesson(Effect):
         self.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         self.size = teacher.size
         self.channels = _channels(teacher, setting.arch) if asked.features else {}
-        self.own, self.others = _Taps(student, self.channels, True), _Taps(self.model, self.channels, False)
+        self.student, self.handles = student, list[RemovableHandle]()
+        self.own, self.others = self._tapped(student, True), self._tapped(self.model, False)
         random = setting.recipe.augment.active or any(name in setting.recipe.techniques for name in _MIXING)
         alone = not torch.distributed.is_initialized()
         few = len(setting.data.train) * setting.data.num_classes <= _MOST_CACHED
         self.caches = alone and few and not random and not self.channels
         self.said: dict[int, Tensor] = {}
 
+    def _tapped(self, model: nn.Module, gradients: bool) -> dict[str, Tensor]:
+        """Return what modules of a network return in each pass from now on, with gradients or without."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and torch.is_grad_enabled() == gradients:
+                seen[name] = output
+
+        for name in self.channels:
+            self.handles.append(model.get_submodule(name).register_forward_hook(partial(keep, name)))
+        return seen
+
     def check(self, images: Tensor) -> None:
-        """Try two images.
-
-        Raises:
-            RecipeError: The outputs do not match, or no feature map does.
-        """
-        from convwright.training.evaluate import eval_mode
-        from convwright.training.settings import single_tensor
-
+        """Try two images: the outputs must match, and a feature map must."""
         with torch.no_grad():
             taught = self.scores(images)
-        with eval_mode(student := self.own.model), torch.enable_grad():
-            scores = single_tensor(student(images))
+        with eval_mode(self.student), torch.enable_grad():
+            scores = single_tensor(self.student(images))
         if taught.shape != scores.shape:
             raise RecipeError(
                 f"techniques.distill.teacher={self.asked.teacher}: it returns {tuple(taught.shape[1:])} values per "
@@ -235,8 +245,6 @@ class _Lesson(Effect):
 
     def computed(self, images: Tensor) -> Tensor:
         """Return the teacher's scores, at its own resolution."""
-        from convwright.training.settings import single_tensor
-
         if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         with torch.no_grad():
@@ -244,14 +252,13 @@ class _Lesson(Effect):
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Return the student's feature maps of the last pass beside the same channels of the teacher's."""
-        own, others = self.own.taken(), self.others.taken()
-        found = [_kept(own[name], others[name], self.channels[name]) for name in own if name in others]
+        found = [_kept(own, self.others[n], self.channels[n]) for n, own in self.own.items() if n in self.others]
+        self.own.clear()
+        self.others.clear()
         return [pair for pair in found if pair is not None]
 
     @override
     def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
-        from convwright.training.settings import single_tensor
-
         asked = self.asked
         divergence = distillation_loss(single_tensor(output), self.scores(images), asked.temperature)
         loss = torch.lerp(loss, divergence, asked.weight) if asked.labels else divergence
@@ -260,7 +267,8 @@ class _Lesson(Effect):
 
     @override
     def close(self) -> None:
-        self.own.close()
+        for handle in self.handles:
+            handle.remove()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -273,32 +281,6 @@ class _Lesson(Effect):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["teacher"] != self.state_dict()["teacher"]:
             raise RecipeError("techniques.distill: the checkpoint was trained with another teacher; give the same one")
-
-
-class _Taps:
-    """Keeps what modules of a network returned in its last pass, with gradients or without."""
-
-    def __init__(self, model: nn.Module, names: Mapping[str, Any], gradients: bool) -> None:
-        self.model, self.seen = model, dict[str, Tensor]()
-        self.handles = [model.get_submodule(n).register_forward_hook(_tap(self.seen, n, gradients)) for n in names]
-
-    def taken(self) -> dict[str, Tensor]:
-        """Return them by module, and let them go."""
-        found = dict(self.seen)
-        self.seen.clear()
-        return found
-
-    def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def _tap(seen: dict[str, Tensor], name: str, gradients: bool) -> Callable[..., None]:
-    def keep(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and torch.is_grad_enabled() == gradients:
-            seen[name] = output
-
-    return keep
 
 
 def _channels(teacher: Teacher, arch: Architecture) -> dict[str, Sequence[int] | None]:
@@ -329,11 +311,7 @@ def _keys(images: Tensor) -> list[int]:
 
 
 def _with_weights(model: nn.Module, teacher: str, recipe: Recipe, name: str) -> nn.Module:
-    """Return a copy of a network with weights from a file.
-
-    Raises:
-        RecipeError: There is no such file, or its weights do not fit.
-    """
+    """Return a copy of a network with weights from a file, if they fit."""
     path, copied = Path(teacher.replace("{seed}", str(recipe.seed))), copy.deepcopy(model)
     if not path.is_file():
         raise RecipeError(f"techniques.{name}.teacher={path}: no such file; train the teacher first")
@@ -416,9 +394,6 @@ class _MixedTargets(Effect):
 
     @override
     def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        # Here, not above: settings need the recipe, which needs the techniques.
-        from convwright.training.settings import autocast, single_tensor
-
         with torch.no_grad(), autocast(self.device, self.precision):
             scores = single_tensor(self.teacher(images))
         return images, distilled(targets, scores, self.asked.weight, self.asked.temperature)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from convwright.training.settings import single_tensor
 from convwright.training.techniques.technique import Card, Technique, TechniqueContext, technique
 
 
@@ -23,8 +24,6 @@ class Flipped(nn.Module):
     @override
     def forward(self, images: Tensor) -> Tensor:
         """Return (n, classes) logarithms of the mean probabilities."""
-        from convwright.training.settings import single_tensor
-
         pair = [single_tensor(self.model(x)).float().log_softmax(1) for x in (images, images.flip(-1))]
         return torch.logaddexp(*pair) - torch.log(torch.tensor(2.0, device=images.device))
 
