@@ -123,11 +123,10 @@ class ConflictProbe(Probe):
 
     def measure(self, moment: Moment) -> None:
         """Measure all points in one pass."""
-        rate, batch = self._threshold()
-        settings = self.settings
+        settings, how = self.settings, self._threshold()
         reading = read_bundles(
-            self.watched.model, self.points, *self.sample, learning_rate=rate, batch_size=batch, mode=settings.mode,
-            dtype=settings.dtype, scaled=settings.scaled,
+            self.watched.model, self.points, *self.sample, mode=settings.mode, dtype=settings.dtype,
+            scaled=settings.scaled, **how,
         )  # fmt: skip
         self.times.append({"event": moment.event, "epoch": moment.epoch, "step": moment.step})
         self.amplitudes.append(reading.amplitude)
@@ -135,22 +134,22 @@ class ConflictProbe(Probe):
         for name, row in rows_of(reading).items():
             self.rows[name].append(row)
 
-    def _threshold(self) -> tuple[float, int]:
-        rate, batch = self.settings.learning_rate, self.settings.batch_size
-        recipe = self.watched.recipe
-        return (recipe.rate if rate is None else rate), (recipe.batch_size if batch is None else batch)
+    def _threshold(self) -> dict[str, Any]:
+        rate, batch, recipe = self.settings.learning_rate, self.settings.batch_size, self.watched.recipe
+        return {
+            "learning_rate": recipe.rate if rate is None else rate,
+            "batch_size": recipe.batch_size if batch is None else batch,
+        }
 
     def found(self) -> dict[str, Any]:
         """Return all measurements."""
-        rate, batch = self._threshold()
         return {
             "points": [{"block": p.name, "role": p.role} for p in self.points.points],
             "own": dict(self.points.own),
             "skipped": dict(self.points.skipped),
             "samples": len(self.sample[1]),
             "inputs": self.inputs,
-            "learning_rate": rate,
-            "batch_size": batch,
+            **self._threshold(),
             "times": self.times,
             "amplitude": self.amplitudes,
             **self.rows,
