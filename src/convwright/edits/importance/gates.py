@@ -56,15 +56,9 @@ def sites_of(architecture: Architecture, group: ChannelGroup) -> tuple[Site, ...
         first = born[0].tensor.rpartition(".")[0] if born else ""
         chosen, output = [m for m in born if m.tensor.rpartition(".")[0] == first], True
     return tuple(
-        Site(
-            group.name,
-            member,
-            _owner(architecture.model, member, output),
-            output,
-            *entries_of(architecture, group, member),
-        )
-        for member in chosen
-        if member.tensor in architecture.capture.parameters
+        Site(group.name, m, _owner(architecture.model, m, output), output, *entries_of(architecture, group, m))
+        for m in chosen
+        if m.tensor in architecture.capture.parameters
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 from torch import nn
-from typing_extensions import override
 
 from convwright.training.techniques.branch_sparsity import branches_left, options_of_each, scaled_ends
 from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
@@ -34,12 +33,10 @@ class BranchDecay(Technique):
 
     strength: float = Field(0.01, ge=0, allow_inf_nan=False)
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches whose scales it cannot find."""
         return branches_left(self.name, setting)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales."""
         names = scaled_ends(training.setting.arch, trained=True)[0].values()
@@ -52,7 +49,6 @@ class _BranchDecayEffect(Effect):
         self.strength, self.scales = strength, scales
         self.options = options_of_each(optimizer, scales)
 
-    @override
     def after_step(self, step: int) -> None:
         with torch.no_grad():
             for scale, options in zip(self.scales, self.options, strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from convwright.architecture.branches import branch_ends
 from convwright.training.techniques.structural import as_architecture
@@ -117,12 +117,10 @@ class BranchSparsity(Technique):
             raise ValueError(f"since={self.since:g} is not before until={self.until:g}")
         return self
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches that it cannot shorten."""
         return branches_left(self.name, setting)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales and shifts."""
         names = scaled_ends(training.setting.arch, trained=True)[0].values()
@@ -146,7 +144,6 @@ class _BranchSparsityEffect(Effect):
         self.options = options_of_each(optimizer, [group[0] for group in groups])
         self.still: tuple[int, ...] | None = None
 
-    @override
     def after_step(self, step: int) -> None:
         if self.still is not None:
             with torch.no_grad():
@@ -167,11 +164,9 @@ class _BranchSparsityEffect(Effect):
         if due or (self.enough is not None and len(zero) >= self.enough * len(self.groups)):
             self.still = zero
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         return {} if self.still is None else {"still": torch.tensor(self.still, dtype=torch.int64)}
 
-    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.still = tuple(int(number) for number in state["still"]) if "still" in state else None
 

@@ -17,7 +17,6 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
-from typing_extensions import override
 
 from convwright.edits import kept_channels
 from convwright.errors import EditError, RecipeError
@@ -135,7 +134,6 @@ class Distill(Technique):
     features: float = Field(0.0, ge=0, allow_inf_nan=False)
     labels: bool = True
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse a teacher that is not there or does not fit, before any training."""
         if not self.active:
@@ -154,7 +152,6 @@ class Distill(Technique):
         """Whether it changes the loss."""
         return not self.labels or self.weight > 0 or self.features > 0
 
-    @override
     def effect(self, training: Training) -> Effect | None:
         """Return the effect on the loss."""
         if not self.active:
@@ -257,7 +254,6 @@ class _Lesson(Effect):
         self.others.clear()
         return [pair for pair in found if pair is not None]
 
-    @override
     def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
         asked = self.asked
         divergence = distillation_loss(single_tensor(output), self.scores(images), asked.temperature)
@@ -265,19 +261,16 @@ class _Lesson(Effect):
         losses = [feature_loss(mine, other) for mine, other in self.pairs()] if asked.features else []
         return loss + asked.features * torch.stack(losses).mean() if losses else loss
 
-    @override
     def close(self) -> None:
         for handle in self.handles:
             handle.remove()
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         mark = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             mark.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return {"teacher": mark.hexdigest()}
 
-    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["teacher"] != self.state_dict()["teacher"]:
             raise RecipeError("techniques.distill: the checkpoint was trained with another teacher; give the same one")
@@ -370,7 +363,6 @@ class Distillation(Technique):
     weight: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse a file that is not there or does not fit, before any training."""
         if self.weight == 0:
@@ -378,7 +370,6 @@ class Distillation(Technique):
         _with_weights(setting.arch.model, self.teacher, setting.recipe, self.name)
         return ()
 
-    @override
     def effect(self, training: Training) -> Effect | None:
         """Return the effect on targets."""
         if self.weight == 0:
@@ -392,7 +383,6 @@ class _MixedTargets(Effect):
         self.asked, self.teacher = asked, teacher
         self.device, self.precision = training.device, training.setting.recipe.precision
 
-    @override
     def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), autocast(self.device, self.precision):
             scores = single_tensor(self.teacher(images))

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import override
 
 from convwright.training.techniques.technique import Card, Effect, Technique, Training, technique
 
@@ -101,7 +100,6 @@ class Sam(Technique):
     adaptive: bool = False
     interval: int = Field(1, ge=1)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on gradients."""
         return _SamEffect(self, training.model)
@@ -113,7 +111,6 @@ class _SamEffect(Effect):
         self.model = model
         self.perturbation = _perturbation(model.parameters(), options.rho, options.adaptive)
 
-    @override
     def before_update(self, again: Callable[[], object], step: int) -> None:
         if step % self.interval == 0:
             _sam_gradients(self.model, self.perturbation, again)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 from torch import nn
-from typing_extensions import override
 
 from convwright.architecture import Architecture, Layer, read
 from convwright.architecture.reading import InputLike
@@ -57,12 +56,10 @@ class Structural(Technique):
                 edits.append(found)
         return Sites(tuple(edits), skipped)
 
-    @override
     def edits(self, arch: Architecture) -> tuple[Edit, ...]:
         """Return the replacements that can be made; see `sites` for the others."""
         return self.sites(arch).edits
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the network stays as it is."""
         found = self.sites(setting.arch)
