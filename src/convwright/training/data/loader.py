@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convwright.errors import DataError
-from convwright.training.data.augment import Augment, cutout_mask, draw, gather, normalise, resized_crop
+from convwright.training.data.augment import Augment, draw, gather, normalise, resized_crop, square_mask
 from convwright.training.data.images import ArrayImages, Images, StreamImages
 
 Batch = tuple[Tensor, Tensor]
@@ -162,7 +162,8 @@ class Loader:
             pixels = pixels.contiguous().flatten().view(pixels.shape)
         batch = normalise(pixels, self._mean, self._std)
         if self.augment is not None and draws is not None and self.augment.cutout:
-            batch.masked_fill_(cutout_mask(self.augment, draws, *size).to(self.device), 0.0)
+            mask = square_mask(draws.row, draws.column, self.augment.cutout, *size)
+            batch.masked_fill_(mask.to(self.device), 0.0)
         return batch, self._labels.index_select(0, indices)
 
 
