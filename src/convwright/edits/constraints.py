@@ -378,10 +378,6 @@ def odd_widths(before: Architecture, after: Architecture) -> dict[str, int]:
 def check_widths(groups: Sequence[ChannelGroup], sizes: Sequence[int]) -> None:
     """Refuse new widths that break bounds.
 
-    Args:
-        groups: All groups of a network.
-        sizes: Their new widths, in channels.
-
     Raises:
         EditError: Names the group and the constraint.
     """

@@ -265,14 +265,7 @@ class _Watch(TorchFunctionMode):
 def watched(
     model: nn.Module, calls: Mapping[str, int], batch: Tensor, forward: Forward | None
 ) -> dict[str, list[Call]]:
-    """Run a network on a batch up to the last call of some weights, and return the calls of each.
-
-    Args:
-        model: In eval mode.
-        calls: How often each weight is used.
-        batch: Images.
-        forward: How to run the model.
-    """
+    """Run a network on a batch up to the last call of some weights, and return the calls of each."""
     watch = _Watch(model, calls)
     with suppress(_Reached), watch:
         forward(model, batch) if forward else model(batch)

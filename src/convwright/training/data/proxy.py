@@ -40,11 +40,7 @@ class Proxy:
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
 
     def of(self, data: ImageData) -> ImageData:
-        """Return the part of a data set that this is: the same classes and labels, fewer images, no test part.
-
-        Args:
-            data: What it was drawn from; it has a validation part.
-        """
+        """Return the part of a data set that this is: the same classes and labels, fewer images, no test part."""
         assert data.val is not None
         train, val = data.train.subset(torch.tensor(self.train)), data.val.subset(torch.tensor(self.val))
         return replace(data, train=train, val=val, read_test=None)

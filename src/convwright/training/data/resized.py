@@ -34,10 +34,6 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
     Images of a folder are read from their files again, so that a larger size shows more; others are resized as they
     are: bilinear, antialiased. Mean and standard deviation stay those of the given images, so that a pixel's value
     means the same at every size.
-
-    Args:
-        images: In memory or streamed.
-        size: (height, width).
     """
     if tuple(images.shape[1:]) == tuple(size):
         return images
@@ -54,12 +50,7 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
 
 
 def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
-    """Return a data set at another height and width; itself if it has it.
-
-    Args:
-        data: The data.
-        size: (height, width) of all its parts.
-    """
+    """Return a data set at another height and width; itself if it has it."""
     if tuple(data.shape[1:]) == tuple(size):
         return data
     return data.mapped(lambda images: resized_images(images, size))

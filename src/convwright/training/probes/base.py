@@ -169,10 +169,6 @@ def probe(name: str, key: str = "") -> Callable[[_Kind], _Kind]:
 class Probes:
     """The probes of one training; a context, as each of them is.
 
-    Args:
-        names: As in the registry.
-        watched: What they look at.
-
     Raises:
         RecipeError: See `check_observed`.
     """

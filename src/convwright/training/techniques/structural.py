@@ -69,12 +69,7 @@ class Structural(Technique):
         return (f"techniques.{self.name} has no effect: {reason}",)
 
     def applied(self, network: Architecture | nn.Module | str, example_input: InputLike = None) -> Architecture:
-        """Return the changed network; what was given stays as it was.
-
-        Args:
-            network: A network that was read, or what `read` takes.
-            example_input: As for `read`, where `network` has not been read.
-        """
+        """Return the changed network; what was given stays as it was."""
         arch = as_architecture(network, example_input)
         return arch.apply(*self.edits(arch))
 
