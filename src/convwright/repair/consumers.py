@@ -353,7 +353,10 @@ class Moments:
                 f"what {layer} computes on the calibration images is not finite; check the images and the weights."
             )
         if ridge is None:
-            best, ridge = max((self._gain_elsewhere(strength), strength) for strength in RIDGES)
+            # By how much each half's solution lowers the sum of squares on the other half.
+            halves = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
+            others = [half.flip(0) for half in halves]
+            best, ridge = max((_gain(*others, _least_squares(*halves, r, self.constant)), r) for r in RIDGES)
             ridge = ridge if best > 0 else math.inf
         step = _least_squares(gram, cross, ridge, self.constant) if ridge < math.inf else torch.zeros_like(cross)
         gain = _gain(gram, cross, step)
@@ -361,11 +364,6 @@ class Moments:
         spread = squares - float(torch.as_tensor(total).square().sum()) / self.rows
         share = 1 / spread if spread > 0 else 0.0
         return step, Repaired(layer, share * self.square, share * max(0.0, self.square - gain), self.rows)
-
-    def _gain_elsewhere(self, ridge: float) -> float:
-        """Return by how much each half's solution lowers the sum of squares on the other half."""
-        gram, cross = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
-        return _gain(gram.flip(0), cross.flip(0), _least_squares(gram, cross, ridge, self.constant))
 
 
 def _gain(gram: Tensor, cross: Tensor, step: Tensor) -> float:

@@ -227,7 +227,9 @@ class Run:
     def _epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> EpochRecord:
         start = time.perf_counter()
         loss, accuracy = self._train_epoch(gradients, optimizer, line)
-        self._check_weights()
+        for name, tensor in model_state(self.model).items():  # before a checkpoint is written
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                self._broken(f"{name} is no longer finite after step {self.step}")
         if self.val_loader is not None:
             with kept_statistics(self.model) if self._stale else nullcontext():
                 self._reestimate()
@@ -334,12 +336,6 @@ class Run:
             return
         index = int((~torch.isfinite(losses)).nonzero()[0])
         self._broken(f"the loss became {float(losses[index])} at step {first + index + 1}")
-
-    def _check_weights(self) -> None:
-        """Stop before a checkpoint if the epoch's last step spoiled the weights."""
-        for name, tensor in model_state(self.model).items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                self._broken(f"{name} is no longer finite after step {self.step}")
 
     def _broken(self, what: str) -> None:
         file = self.folder and self.folder / FILE

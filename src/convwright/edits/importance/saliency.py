@@ -68,8 +68,11 @@ def saliency(
     seen = 0
     with evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
         for inputs, targets in batches:
-            if not seen:
-                ungated = _ungated(gates, inputs)
+            if not seen:  # a first look at two samples
+                gates.begin(len(inputs[:2]))
+                with torch.no_grad():
+                    gates.model(inputs[:2])
+                ungated = gates.ungated()
                 stack.enter_context(_with_gradients_of(gates, gates.sites if found.parameters else ungated))
             seen += len(inputs)
             for part in _singles(inputs, targets) if found.single and ungated else [(inputs, targets)]:
@@ -77,14 +80,6 @@ def saliency(
     if not seen:
         raise ConvwrightError(f"saliency {kind!r} looks at data: give at least one calibration batch")
     return found.scores()
-
-
-def _ungated(gates: Gates, inputs: Tensor) -> tuple[Site, ...]:
-    """Return the sites that no gate sees, as a first look at two samples shows."""
-    gates.begin(len(inputs[:2]))
-    with torch.no_grad():
-        gates.model(inputs[:2])
-    return gates.ungated()
 
 
 def _singles(inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
@@ -115,22 +110,19 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
     if loss is None:
         with torch.no_grad():
             gates.model(inputs)
-        found.see()
-        return
+        return found.see()
     with torch.enable_grad():
         value = loss(gates.model(inputs), targets)
     if not math.isfinite(value.item()):
         raise ConvwrightError(f"the loss of a calibration batch is {value.item()}: are the weights whole?")
-    parameters = {site.member.tensor: gates.parameter(site) for site in gates.sites}
-    parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    factors = gates.factors
+    sites = {site.member.tensor: gates.parameter(site) for site in gates.sites}
+    parameters, factors = {name: p for name, p in sites.items() if p.requires_grad}, gates.factors
     gradients = torch.autograd.grad(value, [*factors, *parameters.values()], allow_unused=True)
     for factor, gradient in zip(factors, gradients, strict=False):
         factor.grad = gradient
-    for name, gradient in zip(parameters, gradients[len(factors) :], strict=True):
-        if gradient is not None:
-            gates.gradients[name] = gradient
-    found.see()
+    of_weights = zip(parameters, gradients[len(factors) :], strict=True)
+    gates.gradients.update((name, gradient) for name, gradient in of_weights if gradient is not None)
+    return found.see()
 
 
 def mean_loss(model: nn.Module, batches: Batches, loss: Loss) -> float:

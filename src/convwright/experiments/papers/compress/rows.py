@@ -17,7 +17,6 @@ from convwright.experiments.papers.compress.cuts import OURS, Cut
 from convwright.experiments.papers.compress.runtimes import RuntimeStudy
 from convwright.experiments.papers.compress.tables import conclude
 from convwright.experiments.row import Row, Size, experiment, seeds_of
-from convwright.training import Recipe
 
 Shape = tuple[int, int, int]
 _AT_HALF, _BOTH = ("macs<=50%",), ("macs<=50%", "macs<=25%")
@@ -53,11 +52,6 @@ class Base:
     kinds: tuple[str, ...] = ()
     ablated: bool = False
     seconds: float = 8.0
-
-    def recipe(self, kind: Kind) -> Recipe:
-        """Return how a row of the network is tuned."""
-        techniques: dict[str, Any] = {} if kind.distill is None else {"distill": dict(kind.distill)}
-        return self.baseline.recipe_of(**self.tuning, techniques=techniques)
 
 
 @dataclass(frozen=True)
@@ -202,7 +196,8 @@ def _wanted(base: Base, kind: Kind, budget: str) -> bool:
 
 
 def _row(name: str, base: Base, kind: Kind, budget: str, size: Size) -> Row:
-    recipe = base.recipe(kind)
+    techniques = {} if kind.distill is None else {"distill": dict(kind.distill)}
+    recipe = base.baseline.recipe_of(**base.tuning, techniques=techniques)
     # Of the recipe, a cut depends on what images look like, so that rows that are only tuned otherwise share it.
     seen = recipe.model_dump(mode="json", include={"normalisation", "resize"}, exclude_defaults=True)
     design = Cut(
