@@ -93,8 +93,13 @@ def consumers(original: Architecture, edited: Architecture) -> tuple[Consumer, .
     Raises:
         EditError: The second network was not made from the first by edits.
     """
-    _check_origin(original, edited)
+    if original.plan.edits:
+        raise EditError(f"the original {original.source} is an edited network; give the one that the plan begins with.")
+    check_made_for(edited.plan, original)
     theirs, ours, known = named_tensors(original.model), named_tensors(edited.model), _weighted(original)
+    for source in (origin_of(edited, name) for name in ours):
+        if source and source not in theirs:
+            raise EditError(f"{original.source} has no {source}: {edited.source} was not made from it by edits.")
     found = []
     for name, nodes in _weighted(edited).items():
         source, weight, groups = origin_of(edited, name), ours[name], _groups(nodes[0])
@@ -112,17 +117,6 @@ def consumers(original: Architecture, edited: Architecture) -> tuple[Consumer, .
         mean = _mean_behind(edited, nodes) if not bias else ""
         found.append(Consumer(layer, name, source, bias, mean, tuple(n.name for n in nodes), outputs, inputs))
     return tuple(found)
-
-
-def _check_origin(original: Architecture, edited: Architecture) -> None:
-    if original.plan.edits:
-        raise EditError(f"the original {original.source} is an edited network; give the one that the plan begins with.")
-    check_made_for(edited.plan, original)
-    theirs = named_tensors(original.model)
-    for name in named_tensors(edited.model):
-        source = origin_of(edited, name)
-        if source and source not in theirs:
-            raise EditError(f"{original.source} has no {source}: {edited.source} was not made from it by edits.")
 
 
 def _weighted(architecture: Architecture) -> dict[str, list[fx.Node]]:
