@@ -349,7 +349,7 @@ class Moments:
         if ridge is None:
             # By how much each half's solution lowers the sum of squares on the other half.
             halves = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
-            others = [half.flip(0) for half in halves]
+            others = halves[0].flip(0), halves[1].flip(0)
             best, ridge = max((_gain(*others, _least_squares(*halves, r, self.constant)), r) for r in RIDGES)
             ridge = ridge if best > 0 else math.inf
         step = _least_squares(gram, cross, ridge, self.constant) if ridge < math.inf else torch.zeros_like(cross)

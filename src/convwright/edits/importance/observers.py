@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from convwright.edits.importance.gates import Gates
-from convwright.edits.importance.registry import Observer, Scores, observer
+from convwright.edits.importance.gates import Gates, Scores
+from convwright.edits.importance.registry import Observer, observer
 
 
 class _Mean(Observer):

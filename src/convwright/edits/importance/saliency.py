@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.edits.depth import RemoveBlock
-from convwright.edits.importance.gates import Gates, Site
-from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, Scores
+from convwright.edits.importance.gates import Gates, Scores, Site
+from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer
 from convwright.errors import ConvwrightError, EditError, did_you_mean
 
 Batches = Iterable[tuple[Tensor, Any]]

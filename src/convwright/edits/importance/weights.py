@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.channels import Member
-from convwright.edits.importance.gates import entries_of
-from convwright.edits.importance.registry import Scores, importance
+from convwright.edits.importance.gates import Scores, entries_of
+from convwright.edits.importance.registry import importance
 
 
 def _per_channel(group: ChannelGroup, architecture: Architecture, power: int) -> Iterator[tuple[Member, Scores]]:

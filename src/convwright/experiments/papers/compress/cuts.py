@@ -101,16 +101,6 @@ class Case:
     _since: float = field(default_factory=time.perf_counter)
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """What the row asks for."""
-        return self.question.search.options
-
-    @property
-    def seed(self) -> int:
-        """Of the calibration images, and of drawn weights."""
-        return self.question.search.seed
-
-    @property
     def image(self) -> Tensor:
         """An example input, (1, c, h, w)."""
         return torch.zeros(1, *self.data.shape)
@@ -135,7 +125,7 @@ class Case:
 
     def calibration(self, count: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of training images, as they are, with their labels; which ones depends on the seed."""
-        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.question.search.seed))
         yield from Loader(self.data.train.subset(order[:count]), _BATCH, shuffle=False)
 
     def saw(self, stage: str, model: nn.Module, side: tuple[int, int] | None = None) -> None:
@@ -256,15 +246,14 @@ def uniform(case: Case) -> Found:
 @cut("scratch")
 def scratch(case: Case) -> Found:
     """Give all widths one ratio, and draw all weights anew."""
-    edits = uniform_widths(read(case.model, case.image), case.limits, "auto")
-    question = case.question
-    return edits, made(question.model, question.form.joined(edits), case.data.shape, case.seed, fresh=True)
+    edits, asked = uniform_widths(read(case.model, case.image), case.limits, "auto"), case.question
+    return edits, made(asked.model, asked.form.joined(edits), case.data.shape, asked.search.seed, fresh=True)
 
 
 @cut("torch-pruning")
 def torch_pruning(case: Case) -> Found:
     """Let torch-pruning narrow the network. Options: those of `narrowed`, and ``steps`` between which it looks anew."""
-    options = dict(case.options)
+    options = dict(case.question.search.options)
     for limit in case.aims(options.pop("steps", 1)):
         if options["importance"] == "taylor":
             case.model.eval().zero_grad()
@@ -292,7 +281,7 @@ def ours(case: Case) -> Found:
     the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is), and
     what of `REPAIRS` follows the last round.
     """
-    options = {**OURS, **case.options}
+    options = {**OURS, **case.question.search.options}
     original = arch = read(case.model, case.image)
     edits: tuple[Edit, ...] = ()
     batches = list(case.calibration(options["images"]))
@@ -303,7 +292,11 @@ def ours(case: Case) -> Found:
         if options["widths"] == "ratio":
             found: tuple[Edit, ...] = uniform_widths(arch, within, options["divisor"])
         else:
-            blocks = _blocks(arch, batches, scores) if options["blocks"] else None
+            blocks = None
+            if options["blocks"]:  # in the unit of the scores, by measured losses on half of the batches
+                some = batches[: max(1, len(batches) // 2)]
+                curve = loss_curve(arch, some, F.cross_entropy, scores)
+                blocks = blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
             found = allocate(arch, scores, within, divisor=options["divisor"], blocks=blocks)
         arch, edits = arch.apply(*found, importance=scores, verify=False), (*edits, *found)
         if number < rounds and options["reestimate"]:
@@ -315,10 +308,3 @@ def ours(case: Case) -> Found:
     if options["reestimate"]:
         case.reestimated(arch.model)
     return edits, arch.model
-
-
-def _blocks(arch: Architecture, batches: list[tuple[Tensor, Tensor]], scores: Mapping[str, Any]) -> dict[str, float]:
-    """Return what whole blocks are worth in the unit of the scores, by measured losses on half of the batches."""
-    some = batches[: max(1, len(batches) // 2)]
-    curve = loss_curve(arch, some, F.cross_entropy, scores)
-    return blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
