@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,18 +15,6 @@ from convwright.training.data.folders import ImageFiles
 from convwright.training.data.images import ArrayImages, Images
 
 _CHUNK = 1024  # images at a time: they are floats while they are resized
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads one image and resizes it; picklable, so that worker processes can have it."""
-
-    read: Callable[[int], Tensor]
-    size: tuple[int, int]
-
-    def __call__(self, position: int) -> Tensor:
-        """Return the image at a position, (c, h, w)."""
-        return _resized(self.read(position)[None], self.size)[0]
 
 
 def resized_images(images: Images, size: tuple[int, int]) -> Images:
@@ -46,7 +35,8 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
     if isinstance(images.read, ImageFiles):
         return replace(images, read=images.read.resized(size), shape=shape)
     # Random crops are cut from the whole image, not from the resized one.
-    return replace(images, read=_Reader(images.read, size), shape=shape, read_whole=images.read_whole or images.read)
+    read = partial(_read, images.read, size)
+    return replace(images, read=read, shape=shape, read_whole=images.read_whole or images.read)
 
 
 def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
@@ -54,6 +44,10 @@ def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
     if tuple(data.shape[1:]) == tuple(size):
         return data
     return data.mapped(lambda images: resized_images(images, size))
+
+
+def _read(read: Callable[[int], Tensor], size: tuple[int, int], position: int) -> Tensor:
+    return _resized(read(position)[None], size)[0]
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
