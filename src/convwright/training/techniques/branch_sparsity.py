@@ -64,10 +64,8 @@ def branch_scales(
         (9, [(64,), (64,)])
     """
     arch = as_architecture(network, example_input)
-    return {
-        block: tuple(arch.model.get_submodule(name).parameters(recurse=False))
-        for block, name in scaled_ends(arch)[0].items()
-    }  # fmt: skip
+    ends = {block: arch.model.get_submodule(name) for block, name in scaled_ends(arch)[0].items()}
+    return {block: tuple(end.parameters(recurse=False)) for block, end in ends.items()}
 
 
 def zero_branches(network: Architecture | nn.Module | str, example_input: InputLike = None) -> tuple[str, ...]:
@@ -123,8 +121,7 @@ class BranchSparsity(Technique):
 
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales and shifts."""
-        names = scaled_ends(training.setting.arch, trained=True)[0].values()
-        ends = (training.model.get_submodule(name) for name in names)
+        ends = map(training.model.get_submodule, scaled_ends(training.setting.arch, trained=True)[0].values())
         groups = [tuple(each for each in end.parameters(recurse=False) if each.requires_grad) for end in ends]
         return _BranchSparsityEffect(self, training.setting.steps, training.optimizer, groups)
 
@@ -147,9 +144,8 @@ class _BranchSparsityEffect(Effect):
     def after_step(self, step: int) -> None:
         if self.still is not None:
             with torch.no_grad():
-                for number in self.still:
-                    for each in self.groups[number]:
-                        each.zero_()
+                for each in (each for number in self.still for each in self.groups[number]):
+                    each.zero_()
             return
         if self.first <= step < self.last:
             for group, options in zip(self.groups, self.options, strict=True):
