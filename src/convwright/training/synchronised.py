@@ -36,8 +36,9 @@ def _forward(norm: _BatchNorm, images: Tensor) -> Tensor:
     mean, variance, count = batch_statistics(values)
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         seen = norm.num_batches_tracked.add_(1) if norm.num_batches_tracked is not None else None
-        cumulative = 1.0 / float(seen) if seen is not None else 0.0  # the average's share, where there is no momentum
-        share = norm.momentum if norm.momentum is not None else cumulative
+        share = norm.momentum
+        if share is None:  # the cumulative average
+            share = 1.0 / float(seen) if seen is not None else 0.0
         unbiased = variance.detach() * count / (count - 1).clamp(min=1)
         norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), share)
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
