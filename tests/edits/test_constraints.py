@@ -129,24 +129,29 @@ def test_scaled_widths_keep_within(bound, ratio):
     solve(bound, [cw.Width(*pair) for pair in sizes.items()])
 
 
+def range_of(constraints, arch, group, divisor="auto"):
+    bound = constraints.bound(arch)
+    return width_range(bound.channels, bound.group(group.name), divisor)
+
+
 def test_ranges(arch, bound):
     asked = bound.constraints.asked
-    assert asked.range(arch, arch.group("layer1.0.conv1")) == WidthRange(8, 16, 4)
-    assert asked.range(arch, arch.group("layer2.0.conv1")).least == 24
-    assert asked.range(arch, arch.group("layer3.0.conv1")) == WidthRange(64, 64, 16)
-    assert Constraints().range(arch, arch.group("layer3.0.conv1")).multiple == 16
-    assert Constraints().range(arch, arch.group("conv1"), 1).least == 1
-    assert (asked.keeps_block("layer1.0"), asked.keeps_block("layer1.1"), asked.resolution_fixed) == (True, False, True)
+    assert range_of(asked, arch, arch.group("layer1.0.conv1")) == WidthRange(8, 16, 4)
+    assert range_of(asked, arch, arch.group("layer2.0.conv1")).least == 24
+    assert range_of(asked, arch, arch.group("layer3.0.conv1")) == WidthRange(64, 64, 16)
+    assert range_of(Constraints(), arch, arch.group("layer3.0.conv1")).multiple == 16
+    assert range_of(Constraints(), arch, arch.group("conv1"), 1).least == 1
+    assert (asked.keeps_block("layer1.0"), asked.keeps_block("layer1.1"), asked.resolution) == (True, False, "fixed")
 
 
 def test_tied_groups_share_a_range():
     arch = cw.read("torchvision:shufflenet_v2_x0_5")
     group = next(g for g in arch.free_groups if g.tied)
     other = Constraints(ratio={group.tied[0]: (0.5, 1.5)})
-    allowed = other.range(arch, group, 1)
+    allowed = range_of(other, arch, group, 1)
     assert allowed.least >= group.size / 2
     assert allowed.most <= 1.5 * group.size
-    alone = Constraints(keep=group.tied[0]).range(arch, group, 1)
+    alone = range_of(Constraints(keep=group.tied[0]), arch, group, 1)
     assert (alone.least, alone.most) == (group.size, group.size)
 
 

@@ -46,10 +46,8 @@ def preprocessing(model: str) -> Preprocessing | None:
     """Return how images were fed to a named network of torchvision or timm; None for others, and where none is said."""
     where, _, name = model.partition(":")
     if where == "timm":
-        config = _timm_config(name)
-        if config is None:
-            return None
-        return Preprocessing(config.mean, config.std, config.crop_pct, config.interpolation, config.num_classes)
+        c = _timm_config(name)
+        return c and Preprocessing(c.mean, c.std, c.crop_pct, c.interpolation, c.num_classes)
     weights = _torchvision_weights(name) if where == "torchvision" else None
     preset: Any = weights.transforms() if weights is not None else None
     if weights is None or not hasattr(preset, "crop_size"):  # of no classifier
@@ -121,9 +119,8 @@ def create_by_timm(name: str, **options: Any) -> nn.Module:
         from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
         repository, _, revision = config.hf_hub_id.partition("@")
-        file = config.hf_hub_filename or "model.safetensors"
-        url = hf_hub_url(repository, file, revision=revision or None)
-        kept = try_to_load_from_cache(repository, file, revision=revision or None)
+        where: Any = {"filename": config.hf_hub_filename or "model.safetensors", "revision": revision or None}
+        url, kept = hf_hub_url(repository, **where), try_to_load_from_cache(repository, **where)
         overlay |= {"file": kept} if isinstance(kept, str) else {}
     here = bool({"file", "state_dict"} & overlay.keys()) or _kept(url).is_file()
     with _fetching(f"timm:{name}", url, here, "give it with --weights FILE"):

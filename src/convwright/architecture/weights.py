@@ -163,7 +163,9 @@ def take(model: nn.Module, checkpoint: Checkpoint, outputs: int | None = None) -
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise RunError(f"{checkpoint.source}: these weights do not fit the network ({reason})") from error
-    fresh = _without_values(own, set(found.missing_keys))
+    missing = {name for name in found.missing_keys if not name.endswith(COUNTER)}
+    shared = {tensor.data_ptr() for name, tensor in own.items() if name not in missing}  # it has another name, too
+    fresh = [name for name, tensor in own.items() if name in missing and tensor.data_ptr() not in shared]
     taken = [name for name in own if name not in fresh and not name.endswith(COUNTER)]
     body = {name: p.numel() for name, p in model.named_parameters() if name not in head}
     known = sum(count for name, count in body.items() if name not in fresh)
@@ -217,12 +219,6 @@ def _by_order(state: State, own: State, head: set[str]) -> State | None:
         if not alike or name.rpartition(".")[2] != mine.rpartition(".")[2]:
             return None
     return {mine: state[name] for name, mine in zip(theirs, ours, strict=True)}
-
-
-def _without_values(own: State, missing: set[str]) -> list[str]:
-    """Return the missing tensors, without counters and without other names of tensors that are there."""
-    shared = {tensor.data_ptr() for name, tensor in own.items() if name not in missing}
-    return [n for n, t in own.items() if n in missing and not n.endswith(COUNTER) and t.data_ptr() not in shared]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -7,14 +7,15 @@ frozen, and an edit that breaks a constraint is refused. What comes of the archi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, WidthBounds
 from convwright.edits.surgery import MOST_CHANNELS
@@ -147,6 +148,18 @@ class Ratio(BaseModel):
     least: float | None = Field(None, ge=0, allow_inf_nan=False)
     most: float | None = Field(None, gt=0, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pair(cls, given: Any) -> Any:
+        pair = isinstance(given, list | tuple) and len(given) == 2
+        return {"least": given[0], "most": given[1]} if pair else given
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"the least ratio {self.least:g} is above the greatest {self.most:g}")
+        return self
+
 
 class Constraints(BaseModel):
     """What a search must leave as it is.
@@ -193,21 +206,6 @@ class Constraints(BaseModel):
     def _several(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str) else given
 
-    @field_validator("ratio", mode="before")
-    @classmethod
-    def _pairs(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        return {name: {"least": pair[0], "most": pair[1]} if _is_pair(pair) else pair for name, pair in given.items()}
-
-    @field_validator("ratio")
-    @classmethod
-    def _in_order(cls, given: dict[str, Ratio]) -> dict[str, Ratio]:
-        for name, ratio in given.items():
-            if ratio.least is not None and ratio.most is not None and ratio.least > ratio.most:
-                raise ValueError(f"{name}: the least ratio {ratio.least:g} is above the greatest {ratio.most:g}")
-        return given
-
     @field_validator("divisor")
     @classmethod
     def _whole(cls, given: dict[str, int]) -> dict[str, int]:
@@ -226,19 +224,15 @@ class Constraints(BaseModel):
         if given is None or isinstance(given, Constraints):
             return given or cls()
         if isinstance(given, str | Path):
-            return cls._read(Path(given))
+            try:
+                return cls.of(yaml.safe_load(Path(given).read_text(encoding="utf-8")))
+            except ConvwrightError as error:
+                raise ConvwrightError(f"{given}: {error}") from error
+            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+                raise ConvwrightError(f"{given}: cannot be read as YAML ({' '.join(str(error).split())})") from error
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise ConvwrightError(f"constraints are fields such as keep: [layer1.*], not {brief(given)}")
         return cls(**given)
-
-    @classmethod
-    def _read(cls, path: Path) -> Constraints:
-        try:
-            return cls.of(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except ConvwrightError as error:
-            raise ConvwrightError(f"{path}: {error}") from error
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ConvwrightError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
 
     def also(self, keep: Iterable[str] = ()) -> Constraints:
         """Return the constraints with more layers and groups left alone."""
@@ -252,14 +246,9 @@ class Constraints(BaseModel):
         """Return what is given, as plain JSON values."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    @property
-    def resolution_fixed(self) -> bool:
-        """Whether the network's input keeps its size."""
-        return self.resolution == "fixed"
-
     def keeps_block(self, name: str) -> bool:
         """Return whether a block of this name is to stay, by its name alone."""
-        return any(_matches(pattern, name) for pattern in self.blocks)
+        return any(_matches(pattern, [name]) for pattern in self.blocks)
 
     def bound(self, arch: Architecture) -> Architecture:
         """Return an architecture that obeys the constraints, as does all that edits make of it.
@@ -270,8 +259,7 @@ class Constraints(BaseModel):
         if not self:
             return arch.evolved(constraints=None) if arch.constraints is not None else arch
         self._check(arch)
-        sizes: dict[object, int] = {_key(group): group.size for group in arch.groups}
-        sizes.update({group.name: group.size for group in arch.groups})
+        sizes = {key: group.size for group in arch.groups for key in (_key(group), group.name)}
         bound = arch.evolved(constraints=BoundConstraints(self, sizes))
         for group in bound.free_groups:
             assert group.bounds is not None
@@ -279,40 +267,33 @@ class Constraints(BaseModel):
                 raise EditError(f"no width of {group.name} is within all ratios that the constraints give for it.")
         return bound
 
-    def range(self, arch: Architecture, group: ChannelGroup, divisor: DivisorLike = "auto") -> WidthRange:
-        """Return the widths that a group of an architecture may have; see `width_range`."""
-        bound = arch if arch.constraints is not None else self.bound(arch)
-        return width_range(bound.channels, bound.group(group.name), divisor)
-
     def _check(self, arch: Architecture) -> None:
         layers, blocks = [layer.name for layer in arch.layers], [block.name for block in arch.blocks]
         modules = [name for name, _ in arch.model.named_modules() if name]
         named = list(dict.fromkeys(name for group in arch.groups for name in _makers(group)))
         kinds = sorted({kind for group in arch.groups for kind in _kinds(group, arch.model)})
-        anything = [*named, *layers, *modules]
-        given = [("keep", p, anything) for p in self.keep] + [("blocks", p, blocks) for p in self.blocks]
-        given += [("ratio", p, named) for p in self.ratio] + [("divisor", p, [*named, *kinds]) for p in self.divisor]
-        for what, pattern, known in given:
-            if not any(_matches(pattern, name) for name in known):
-                hint = did_you_mean(pattern, known) or f" It has {', '.join(known[:6]) or 'none'}."
-                kind = {"keep": "layer or group", "blocks": "block"}.get(what, "channel group or layer that makes one")
-                raise EditError(f"constraint {what}: {arch.source} has no {kind} that matches {pattern!r}.{hint}")
+        maker = "channel group or layer that makes one"
+        for what, patterns, kind, known in (
+            ("keep", self.keep, "layer or group", [*named, *layers, *modules]),
+            ("blocks", self.blocks, "block", blocks),
+            ("ratio", self.ratio, maker, named),
+            ("divisor", self.divisor, maker, [*named, *kinds]),
+        ):
+            for pattern in patterns:
+                if not _matches(pattern, known):
+                    hint = did_you_mean(pattern, known) or f" It has {', '.join(known[:6]) or 'none'}."
+                    raise EditError(f"constraint {what}: {arch.source} has no {kind} that matches {pattern!r}.{hint}")
 
 
 ConstraintsLike = Constraints | Mapping[str, Any] | str | Path | None
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _said(error: ValidationError, kind: type[BaseModel]) -> str:
     first = error.errors()[0]
     place, reason = [str(each) for each in first["loc"]], first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden" and len(place) == 1:
-        return (
-            f"there is no {place[0]!r}.{did_you_mean(place[0], kind.model_fields)} Give {', '.join(kind.model_fields)}"
-        )
+        fields = kind.model_fields
+        return f"there is no {place[0]!r}.{did_you_mean(place[0], fields)} Give {', '.join(fields)}"
     return f"{' '.join(place)}: {reason}"
 
 
@@ -337,24 +318,23 @@ class BoundConstraints:
         return replace(graph, groups=groups)
 
     def _marked(self, group: ChannelGroup, model: nn.Module) -> ChannelGroup:
-        alone = next((p for p in self.asked.keep if _any(p, [*_makers(group), *group.layers])), None)
+        makers = _makers(group)
+        alone = next((p for p in self.asked.keep if _matches(p, [*makers, *group.layers])), None)
         if alone is not None:
             return replace(group, frozen=True, reason=f"{_ALONE} (keep {alone})")
         size = self.sizes.get(_key(group)) or self.sizes.get(group.name) or group.size
-        ratios = [(pattern, ratio) for pattern, ratio in self.asked.ratio.items() if _any(pattern, _makers(group))]
+        ratios = [(pattern, ratio) for pattern, ratio in self.asked.ratio.items() if _matches(pattern, makers)]
         least = max((math.ceil(r.least * size - 1e-9) for _, r in ratios if r.least is not None), default=1)
         most = min((math.floor(r.most * size + 1e-9) for _, r in ratios if r.most is not None), default=MOST_CHANNELS)
-        names = [*_makers(group), *_kinds(group, model)]
-        divisors = [number for pattern, number in self.asked.divisor.items() if _any(pattern, names)]
+        names = [*makers, *_kinds(group, model)]
+        divisors = [number for pattern, number in self.asked.divisor.items() if _matches(pattern, names)]
         why = ", ".join(f"ratio of {pattern}" for pattern, _ in ratios)
-        bounds = WidthBounds(max(1, least), max(1, most), math.lcm(*divisors) if divisors else 0, why)
-        return replace(group, bounds=bounds)
+        return replace(group, bounds=WidthBounds(max(1, least), max(1, most), math.lcm(*divisors or [0]), why))
 
     def why_block_stays(self, arch: Architecture, block: Block) -> str | None:
         """Return why a block may not be removed; None if nothing says so."""
-        inside = {*block.layers}
-        kept = [b for b in arch.blocks if self.asked.keeps_block(b.name) and inside & {*b.layers}]
-        if kept or self.asked.keeps_block(block.name):
+        overlapping = (b.name for b in arch.blocks if {*block.layers} & {*b.layers})
+        if any(map(self.asked.keeps_block, (block.name, *overlapping))):
             return f"block {block.name} cannot be removed: the user's constraints keep it (blocks)."
         for layer in block.layers:
             if (pattern := self.alone(layer)) is not None:
@@ -363,7 +343,7 @@ class BoundConstraints:
 
     def alone(self, layer: str) -> str | None:
         """Return the pattern by which a layer is left alone, if one does."""
-        return next((pattern for pattern in self.asked.keep if _matches(pattern, layer)), None)
+        return next((pattern for pattern in self.asked.keep if _matches(pattern, [layer])), None)
 
 
 def check_alone(arch: Architecture, layer: str) -> None:
@@ -379,7 +359,7 @@ def check_alone(arch: Architecture, layer: str) -> None:
 
 def why_resolution_stays(arch: Architecture) -> str:
     """Return the constraint by which the input keeps its size; empty if there is none."""
-    fixed = arch.constraints is not None and arch.constraints.asked.resolution_fixed
+    fixed = arch.constraints is not None and arch.constraints.asked.resolution == "fixed"
     return "the user's constraints fix it (resolution: fixed)" if fixed else ""
 
 
@@ -397,10 +377,6 @@ def odd_widths(before: Architecture, after: Architecture) -> dict[str, int]:
 
 def check_widths(groups: Sequence[ChannelGroup], sizes: Sequence[int]) -> None:
     """Refuse new widths that break bounds.
-
-    Args:
-        groups: All groups of a network.
-        sizes: Their new widths, in channels.
 
     Raises:
         EditError: Names the group and the constraint.
@@ -423,39 +399,28 @@ def check_widths(groups: Sequence[ChannelGroup], sizes: Sequence[int]) -> None:
 # ------------------------------------------------------------------ names
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Return whether a pattern matches a name, or a module that the name lies in."""
-    parts = name.partition("#")[0].split(".")  # "#2" is the second call of a layer
-    return pattern == name or any(
-        pattern == path or fnmatchcase(path, pattern)
-        for path in (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    )
-
-
-def _any(pattern: str, names: Iterable[str]) -> bool:
-    return any(_matches(pattern, name) for name in names)
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    """Return whether a pattern matches one of some names, or a module that it lies in."""
+    for name in names:
+        parts = name.partition("#")[0].split(".")  # "#2" is the second call of a layer
+        paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        if pattern in (name, *paths) or any(fnmatchcase(path, pattern) for path in paths):
+            return True
+    return False
 
 
 def _makers(group: ChannelGroup) -> tuple[str, ...]:
     """Return a group's name, and the modules that make its channels or act on each."""
-    return tuple(dict.fromkeys((group.name, group.name.partition("[")[0], *_owners(group))))
-
-
-def _owners(group: ChannelGroup) -> Iterator[str]:
-    for member in group.members:
-        if member.role != "in":
-            yield member.tensor.rpartition(".")[0]
+    owners = (member.tensor.rpartition(".")[0] for member in group.members if member.role != "in")
+    return tuple(dict.fromkeys((group.name, group.name.partition("[")[0], *owners)))
 
 
 def _kinds(group: ChannelGroup, model: nn.Module) -> tuple[str, ...]:
     """Return which kinds of layers make a group's channels or act on each: conv, depthwise, linear."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    found = {"": True}
-    for member in group.members:
-        axes = tensors[member.tensor].ndim if member.tensor in tensors else 1
-        made = {"out": "conv" if axes > 2 else "linear", "along": "depthwise" if axes > 2 else ""}
-        found[made.get(member.role, "") if axes > 1 else ""] = True
-    return tuple(kind for kind in found if kind)
+    found = [(m.role, tensors[m.tensor].ndim) for m in group.members if m.tensor in tensors]
+    kinds = {("out", True): "conv", ("out", False): "linear", ("along", True): "depthwise"}  # role, whether of a kernel
+    return tuple(dict.fromkeys(kinds[r, n > 2] for r, n in found if n > 1 and (r, n > 2) in kinds))
 
 
 def _key(group: ChannelGroup) -> object:

@@ -42,16 +42,12 @@ def followed(before: Architecture, outcome: Outcome) -> Origins:
             names[name] = first
         for axis in range(tensor.ndim) if first else ():
             taken = (outcome.takes[alias, axis] for alias in aliases if (alias, axis) in outcome.takes)
-            index = _composed(before.origins.entries.get((old, axis)), next(taken, None))
+            index, take = before.origins.entries.get((old, axis)), next(taken, None)
+            if take is not None:  # composed with what was taken before
+                index = take if index is None else np.where(take == NONE, NONE, index[take])
             if index is not None:
                 entries[name, axis] = index
     return Origins(entries, names)
-
-
-def _composed(earlier: Ints | None, take: Ints | None) -> Ints | None:
-    if earlier is None or take is None:
-        return earlier if take is None else take
-    return np.where(take == NONE, NONE, earlier[take])
 
 
 def origin_of(architecture: Architecture, tensor: str) -> str:

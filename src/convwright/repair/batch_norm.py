@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.edits.importance import evaluated
+
 STALE = 0.01  # share of statistics from before a training above which they are not those of its weights
 
 
@@ -67,9 +69,7 @@ def reestimate_batch_norm(
     if not norms:
         return 0
     before = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with kept_modes(model), torch.no_grad(), torch.random.fork_rng(list(devices)):
-        model.eval()
+    with evaluated(model), torch.no_grad():
         try:
             for batch in _of_several(images):
                 for norm in norms if not count else ():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +18,6 @@ from convwright.edits.origins import NONE, kept_entries, origin_of
 from convwright.edits.plan import check_made_for
 from convwright.edits.surgery import named_tensors
 from convwright.errors import ConvwrightError, EditError, check_counts
-from convwright.repair.batch_norm import kept_modes
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 MOST_UNKNOWNS = 8192  # a second moment of more is half a gigabyte; the first linear layer of VGG has 25,088
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # from which the strength is chosen for each layer
 _OPERATORS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear}
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 Forward: TypeAlias = Callable[[nn.Module, Tensor], object]
 
 
@@ -93,8 +93,13 @@ def consumers(original: Architecture, edited: Architecture) -> tuple[Consumer, .
     Raises:
         EditError: The second network was not made from the first by edits.
     """
-    _check_origin(original, edited)
+    if original.plan.edits:
+        raise EditError(f"the original {original.source} is an edited network; give the one that the plan begins with.")
+    check_made_for(edited.plan, original)
     theirs, ours, known = named_tensors(original.model), named_tensors(edited.model), _weighted(original)
+    for source in (origin_of(edited, name) for name in ours):
+        if source and source not in theirs:
+            raise EditError(f"{original.source} has no {source}: {edited.source} was not made from it by edits.")
     found = []
     for name, nodes in _weighted(edited).items():
         source, weight, groups = origin_of(edited, name), ours[name], _groups(nodes[0])
@@ -112,17 +117,6 @@ def consumers(original: Architecture, edited: Architecture) -> tuple[Consumer, .
         mean = _mean_behind(edited, nodes) if not bias else ""
         found.append(Consumer(layer, name, source, bias, mean, tuple(n.name for n in nodes), outputs, inputs))
     return tuple(found)
-
-
-def _check_origin(original: Architecture, edited: Architecture) -> None:
-    if original.plan.edits:
-        raise EditError(f"the original {original.source} is an edited network; give the one that the plan begins with.")
-    check_made_for(edited.plan, original)
-    theirs = named_tensors(original.model)
-    for name in named_tensors(edited.model):
-        source = origin_of(edited, name)
-        if source and source not in theirs:
-            raise EditError(f"{original.source} has no {source}: {edited.source} was not made from it by edits.")
 
 
 def _weighted(architecture: Architecture) -> dict[str, list[fx.Node]]:
@@ -158,7 +152,7 @@ def _mean_behind(architecture: Architecture, nodes: Sequence[fx.Node]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One call of a convolution or linear layer on a batch.
+    """One call of a convolution on a batch, or of a linear layer, which is one with a kernel of 1.
 
     Attributes:
         x: What enters.
@@ -173,15 +167,15 @@ class LayerCall:
     x: Tensor
     weight: Tensor
     output: Tensor
-    stride: tuple[int, ...] = ()
-    padding: tuple[tuple[int, int], ...] = ()
-    dilation: tuple[int, ...] = ()
+    stride: tuple[int, ...] = (1,)
+    padding: tuple[tuple[int, int], ...] = ((0, 0),)
+    dilation: tuple[int, ...] = (1,)
     groups: int = 1
 
     @property
     def places(self) -> tuple[int, ...]:
         """The positions at which it responds."""
-        return tuple(self.output.shape[2:] if self.stride else self.output.shape[1:-1])
+        return tuple(self.output.shape[2:])
 
     def drawn(self, count: int, seed: int) -> Tensor:
         """Return ``count`` different positions of each image, or all there are, shape (n, positions)."""
@@ -192,13 +186,9 @@ class LayerCall:
 
     def entering(self, positions: Tensor) -> Tensor:
         """Return what the weights see at some positions, shape (rows, groups, inputs of a group, kernel)."""
-        if not self.stride:
-            flat = self.x.reshape(len(self.x), -1, self.x.shape[-1])
-            return self._at(flat, positions).unsqueeze(1).unsqueeze(-1)
         x = F.pad(self.x, [side for pair in reversed(self.padding) for side in pair])
-        for axis, (size, step, gap) in enumerate(
-            zip(self.weight.shape[2:], self.stride, self.dilation, strict=True), start=2
-        ):
+        kernel = zip(self.weight.shape[2:], self.stride, self.dilation, strict=True)
+        for axis, (size, step, gap) in enumerate(kernel, start=2):
             x = x.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
         spatial = len(self.stride)
         x = x.permute(0, *range(2, 2 + spatial), 1, *range(2 + spatial, 2 + 2 * spatial))
@@ -206,25 +196,21 @@ class LayerCall:
 
     def responses(self, positions: Tensor) -> Tensor:
         """Return its responses at some positions, shape (rows, outputs)."""
-        if not self.stride:
-            return self._at(self.output.reshape(len(self.x), -1, self.output.shape[-1]), positions)
         return self._at(self.output.movedim(1, -1), positions)
 
     def _at(self, values: Tensor, positions: Tensor) -> Tensor:
         """Take positions of values of shape (n, places, ...)."""
         images = torch.arange(len(positions), device=values.device).unsqueeze(1)
-        shape = self.places if self.stride else values.shape[1:2]
-        indices = torch.unravel_index(positions.to(values.device), shape)
+        indices = torch.unravel_index(positions.to(values.device), self.places)
         found = values[(images, *indices)].flatten(0, 1)
         return found if found.dtype == torch.float64 else found.float()  # also of mixed precision
 
 
-def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor) -> LayerCall:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    weight = given["weight"]
+def _call(func: Any, given: Mapping[str, Any], output: Tensor) -> LayerCall:
+    x, weight = given["input"], given["weight"]
     if func is F.linear:
-        return LayerCall(given["input"], weight, output)
+        x, output = (value.reshape(len(value), -1, value.shape[-1]).mT for value in (x, output))
+        return LayerCall(x, weight.unsqueeze(-1), output)
     kernel = weight.shape[2:]
     stride, dilation = (_per_axis(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
     padding = given.get("padding", 0)
@@ -233,7 +219,7 @@ def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Ten
         pairs = tuple((t // 2, t - t // 2) for t in total)
     else:
         pairs = tuple((p, p) for p in _per_axis(0 if padding == "valid" else padding, len(kernel)))
-    return LayerCall(given["input"], weight, output, stride, pairs, dilation, int(given.get("groups", 1)))
+    return LayerCall(x, weight, output, stride, pairs, dilation, int(given.get("groups", 1)))
 
 
 def _per_axis(value: Any, count: int) -> tuple[int, ...]:
@@ -252,45 +238,32 @@ class _Watch(TorchFunctionMode):
     needs no rule, and a layer may be a module or code in a forward.
     """
 
-    def __init__(self, names: Mapping[int, str], calls: int, see: Callable[[str, LayerCall], None]) -> None:
+    def __init__(self, model: nn.Module, calls: Mapping[str, int]) -> None:
         super().__init__()
-        self.names, self.calls, self.see = names, calls, see
+        tensors = named_tensors(model)
+        self.names, self.left = {id(tensors[name]): name for name in calls}, sum(calls.values())
+        self.found: dict[str, list[LayerCall]] = {name: [] for name in calls}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _FUNCTIONS:
-            weight = (kwargs or {}).get("weight", args[1] if len(args) > 1 else None)
-            if (name := self.names.get(id(weight))) is not None:
-                self.see(name, _call(func, args, kwargs or {}, result))
-                self.calls -= 1
-                if not self.calls:
+        if func in _OPERATORS.values():
+            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})}
+            if (name := self.names.get(id(given["weight"]))) is not None:
+                self.found[name].append(_call(func, given, result))
+                self.left -= 1
+                if not self.left:
                     raise _Reached
         return result
-
-
-_FUNCTIONS = frozenset(_OPERATORS.values())
 
 
 def watched(
     model: nn.Module, calls: Mapping[str, int], batch: Tensor, forward: Forward | None
 ) -> dict[str, list[LayerCall]]:
-    """Run a network on a batch up to the last call of some weights, and return the calls of each.
-
-    Args:
-        model: In eval mode.
-        calls: How often each weight is used.
-        batch: Images.
-        forward: How to run the model.
-    """
-    tensors = named_tensors(model)
-    found: dict[str, list[LayerCall]] = {name: [] for name in calls}
-    names = {id(tensors[name]): name for name in calls}
-    try:
-        with _Watch(names, sum(calls.values()), lambda name, call: found[name].append(call)):
-            forward(model, batch) if forward else model(batch)
-    except _Reached:
-        pass
-    return found
+    """Run a network on a batch up to the last call of some weights, and return the calls of each."""
+    watch = _Watch(model, calls)
+    with suppress(_Reached), watch:
+        forward(model, batch) if forward else model(batch)
+    return watch.found
 
 
 def kept_of(site: Consumer, responses: Tensor) -> Tensor:
@@ -298,34 +271,20 @@ def kept_of(site: Consumer, responses: Tensor) -> Tensor:
     return responses[:, torch.from_numpy(site.outputs).to(responses.device)]
 
 
-def check_options(ridge: float | None, positions: int) -> None:
-    """Refuse a ridge or a number of positions that has no sense."""
-    check_counts(positions=positions)
-    if ridge is not None and not 0 <= ridge < math.inf:
-        raise ConvwrightError(f"ridge={ridge!r} must be a finite number from 0 on.")
-
-
-def batches_of(images: Iterable[Tensor], repair: str) -> list[Tensor]:
+def checked(images: Iterable[Tensor], repair: str, ridge: float | None, positions: int) -> list[Tensor]:
     """Return the calibration batches as a list: they are gone through more than once.
 
     Raises:
-        ConvwrightError: There are none, or they are not batches of images.
+        ConvwrightError: There are none, or they are not batches of images; or another option has no sense.
     """
+    check_counts(positions=positions)
+    if ridge is not None and not 0 <= ridge < math.inf:
+        raise ConvwrightError(f"ridge={ridge!r} must be a finite number from 0 on.")
     batches = list(images)
     if not batches or not all(isinstance(batch, Tensor) and batch.ndim > 1 and len(batch) for batch in batches):
         given = f"of {type(batches[0]).__name__}" if batches else "of nothing"
         raise ConvwrightError(f"{repair} takes batches of images, shape (n, ...), without labels; these are {given}.")
     return batches
-
-
-@contextmanager
-def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Run networks in eval mode without gradients; modes and random generators are as before afterwards."""
-    devices = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
-    holder = nn.ModuleList(models)
-    with kept_modes(holder), torch.no_grad(), torch.random.fork_rng(list(devices)):
-        holder.eval()
-        yield
 
 
 # ------------------------------------------------------------------ least squares
@@ -359,8 +318,7 @@ class Moments:
             wanted: What is to be explained by it, (rows, groups, outputs of a group).
             responses: What that is a part of, (rows, groups, outputs of a group).
         """
-        exact = torch.float64 if entering.device.type != "mps" else torch.float32
-        x = entering
+        exact, x = torch.float64 if entering.device.type != "mps" else torch.float32, entering
         if self.constant:
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
         middle = len(x) // 2
@@ -388,22 +346,18 @@ class Moments:
             raise ConvwrightError(
                 f"what {layer} computes on the calibration images is not finite; check the images and the weights."
             )
-        step = torch.zeros_like(cross)
         if ridge is None:
-            best, ridge = max((self._gain_elsewhere(strength), strength) for strength in RIDGES)
+            # By how much each half's solution lowers the sum of squares on the other half.
+            halves = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
+            others = halves[0].flip(0), halves[1].flip(0)
+            best, ridge = max((_gain(*others, _least_squares(*halves, r, self.constant)), r) for r in RIDGES)
             ridge = ridge if best > 0 else math.inf
-        if ridge < math.inf:
-            step = _least_squares(gram, cross, ridge, self.constant)
+        step = _least_squares(gram, cross, ridge, self.constant) if ridge < math.inf else torch.zeros_like(cross)
         gain = _gain(gram, cross, step)
         total, squares = self._sums
         spread = squares - float(torch.as_tensor(total).square().sum()) / self.rows
         share = 1 / spread if spread > 0 else 0.0
         return step, Repaired(layer, share * self.square, share * max(0.0, self.square - gain), self.rows)
-
-    def _gain_elsewhere(self, ridge: float) -> float:
-        """Return by how much each half's solution lowers the sum of squares on the other half."""
-        gram, cross = torch.as_tensor(self.gram), torch.as_tensor(self.cross)
-        return _gain(gram.flip(0), cross.flip(0), _least_squares(gram, cross, ridge, self.constant))
 
 
 def _gain(gram: Tensor, cross: Tensor, step: Tensor) -> float:

@@ -10,19 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convwright.edits.importance import evaluated
 from convwright.edits.surgery import named_tensors
-from convwright.repair.consumers import (
-    Consumer,
-    Forward,
-    Moments,
-    Repaired,
-    batches_of,
-    check_options,
-    consumers,
-    shift,
-    undisturbed,
-    watched,
-)
+from convwright.repair.consumers import Consumer, Forward, Moments, Repaired, checked, consumers, shift, watched
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -67,27 +57,22 @@ def merge(
         >>> len(merge(arch, pruned, torch.randn(2, 8, *arch.example_input.shape[1:])))
         1
     """
-    check_options(ridge, positions)
-    batches = batches_of(images, "merge")
+    batches = checked(images, "merge", ridge, positions)
     theirs, ours = named_tensors(original.model), named_tensors(pruned.model)
-    sites = {site: gone for site in consumers(original, pruned) if len(gone := _gone(site, theirs[site.source]))}
-    moments = {site: Moments(site.constant) for site in sites}
-    count = sum(map(len, batches))
-    with undisturbed(original.model):
+    gone = {s: np.setdiff1d(np.arange(theirs[s.source].shape[1]), s.inputs) for s in consumers(original, pruned)}
+    sites = {site: inputs for site, inputs in gone.items() if len(inputs)}
+    moments, count = {site: Moments(site.constant) for site in sites}, sum(map(len, batches))
+    with evaluated(original.model), torch.no_grad():
         for number, batch in enumerate(batches):
             calls = watched(original.model, {site.source: len(site.nodes) for site in sites}, batch, forward)
-            for site, gone in sites.items():
+            for site, lost in sites.items():
                 for call in calls[site.source]:
                     seen = call.weight[0, 0].numel() * len(calls[site.source]) * count
                     at = call.drawn(math.ceil(positions * (len(site.inputs) + site.constant) / seen), number)
                     entering = call.entering(at).movedim(-1, 1).flatten(0, 1)  # what a kernel sees: each a row
-                    stays, goes = (entering[..., torch.from_numpy(i).to(batch.device)] for i in (site.inputs, gone))
+                    stays, goes = (entering[..., torch.from_numpy(i).to(batch.device)] for i in (site.inputs, lost))
                     moments[site].add(stays, goes, goes)
-        return tuple(_merged(site, gone, moments[site], theirs, ours, ridge) for site, gone in sites.items())
-
-
-def _gone(site: Consumer, weight: Tensor) -> Ints:
-    return np.setdiff1d(np.arange(weight.shape[1]), site.inputs)
+        return tuple(_merged(site, lost, moments[site], theirs, ours, ridge) for site, lost in sites.items())
 
 
 def _merged(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from convwright.edits.importance import evaluated
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import (
     Consumer,
@@ -16,12 +17,10 @@ from convwright.repair.consumers import (
     LayerCall,
     Moments,
     Repaired,
-    batches_of,
-    check_options,
+    checked,
     consumers,
     kept_of,
     shift,
-    undisturbed,
     watched,
 )
 
@@ -80,10 +79,9 @@ def refit(
         >>> all(layer.after <= layer.before for layer in refit(arch, pruned, images))
         True
     """
-    check_options(ridge, positions)
-    calibration = _Calibration(original, pruned, batches_of(images, "refit"), positions, forward)
+    calibration = _Calibration(original, pruned, checked(images, "refit", ridge, positions), positions, forward)
     done = []
-    with undisturbed(original.model, pruned.model):
+    with evaluated(original.model, pruned.model), torch.no_grad():
         # Whatever an edit reaches is fitted, not what has lost inputs alone: it makes good errors that have added up.
         # Running statistics stay the original's: the responses that are fitted are meant for those. Re-estimating them
         # on the way was no better on EfficientNet-Lite0; afterwards it is, the more is cut.
@@ -102,7 +100,7 @@ class _Calibration:
         self,
         original: Architecture,
         pruned: Architecture,
-        batches: Sequence[Tensor],
+        batches: list[Tensor],
         positions: int,
         forward: Forward | None,
     ) -> None:
@@ -124,8 +122,7 @@ class _Calibration:
 
     def held_together(self, levels: Sequence[Sequence[Consumer]]) -> Iterator[Sequence[Sequence[Consumer]]]:
         """Put levels together for which the original runs once."""
-        together: list[Sequence[Consumer]] = []
-        size = 0
+        together, size = list[Sequence[Consumer]](), 0
         for level in levels:
             rows = (self.each(site) * self.images * len(site.nodes) * len(site.outputs) for site in level)
             more = self.batches[0].element_size() * sum(rows)
@@ -174,11 +171,10 @@ class _Calibration:
 
 def _differ(site: Consumer, theirs: Sequence[LayerCall], ours: Sequence[LayerCall]) -> bool:
     """Whether an edit reaches a layer; not one that is run otherwise than in the graph, or on maps of another size."""
-    if not len(theirs) == len(ours) == len(site.nodes) or any(
-        a.places != b.places for a, b in zip(theirs, ours, strict=True)
-    ):
+    pairs = list(zip(theirs, ours, strict=False))
+    if not len(theirs) == len(ours) == len(site.nodes) or any(a.places != b.places for a, b in pairs):
         return False
-    drawn = [(a, b, a.drawn(_COMPARED, 0)) for a, b in zip(theirs, ours, strict=True)]
+    drawn = ((a, b, a.drawn(_COMPARED, 0)) for a, b in pairs)
     return not all(torch.equal(kept_of(site, a.responses(at)), b.responses(at)) for a, b, at in drawn)
 
 

@@ -7,8 +7,7 @@ from convwright.training.data.loader import Loader
 from convwright.training.evaluate import Metrics, evaluate
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.probes.bundles import ConflictProbe, ConflictSettings, conflict_probe
-from convwright.training.probes.channel_norms import ChannelNorms
-from convwright.training.probes.saliency import BlockLosses, SaliencyProbe
+from convwright.training.probes.saliency import BlockLosses, ChannelNorms, SaliencyProbe
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings
 from convwright.training.trainer import train

@@ -105,7 +105,7 @@ def _damaged(path: Path, what: str) -> RunError:
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer by name, also the buffers that state_dict leaves out."""
-    return {name: tensor.detach() for name, tensor in _tensors(model)}
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def load_model_state(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
@@ -114,7 +114,7 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor], source: Path) -
     Raises:
         RecipeError: Another network: names the first tensor that differs. Nothing is changed then.
     """
-    own = dict(_tensors(model))
+    own = model_state(model)  # the same memory
     for name in [*own, *state]:
         here, there = own.get(name), state.get(name)
         if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
@@ -122,14 +122,8 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor], source: Path) -
                 f"{source}: the checkpoint is of another network ({name}: {_brief(there)} there, "
                 f"{_brief(here)} here); give the same network, or train without resume"
             )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
 
 
 def _brief(tensor: Tensor | None) -> str:

@@ -114,18 +114,15 @@ def check_values(model: nn.Module) -> None:
     Raises:
         DataError: Names the first such weight.
     """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    name = next((name for name, p in tensors if p.layout is not torch.strided), None)
-    if name is not None:
-        raise DataError(
-            f"{name} of {type(model).__name__} is a sparse tensor, which no training here takes; give it to_dense()"
-        )
-    name = next((name for name, p in tensors if p.is_meta), None)
-    if name is not None:
-        raise DataError(
-            f"{name} of {type(model).__name__} is on the meta device and has no values; build the network without "
-            "torch.device('meta'), or give it values with to_empty() and load_state_dict()"
-        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        which = f"{name} of {type(model).__name__}"
+        if tensor.layout is not torch.strided:
+            raise DataError(f"{which} is a sparse tensor, which no training here takes; give it to_dense()")
+        if tensor.is_meta:
+            raise DataError(
+                f"{which} is on the meta device and has no values; build the network without torch.device('meta'), or "
+                "give it values with to_empty() and load_state_dict()"
+            )
 
 
 def check_forward(model: nn.Module, data: ImageData) -> int:

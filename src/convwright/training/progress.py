@@ -9,14 +9,7 @@ _EVERY = 10  # steps between two updates of the bar: drawing must not cost train
 
 
 class ProgressLine:
-    """Shows steps and epochs on standard error; a context manager.
-
-    Args:
-        total: Steps of the whole training.
-        done: Steps that a checkpoint already holds.
-        show: False keeps silent.
-        console: Where to write; None: standard error.
-    """
+    """Shows steps and epochs on standard error; a context manager."""
 
     def __init__(self, total: int, done: int, show: bool, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)

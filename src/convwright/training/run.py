@@ -229,7 +229,9 @@ class Run:
     def _epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> EpochRecord:
         start = time.perf_counter()
         loss, accuracy = self._train_epoch(gradients, optimizer, line)
-        self._check_weights()
+        for name, tensor in model_state(self.model).items():  # before a checkpoint is written
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                self._broken(f"{name} is no longer finite after step {self.step}")
         if self.val_loader is not None:
             with kept_statistics(self.model) if self._stale else nullcontext():
                 self._reestimate()
@@ -326,16 +328,9 @@ class Run:
 
     def _reestimate(self) -> None:
         if self._stale:
-            how = self.settings.precision, self.settings.channels_last, self.order.workers
-            reestimate(
-                self.model,
-                self.data.train,
-                precision=how[0],
-                channels_last=how[1],
-                workers=how[2],
-                shard=self.rank,
-                frozen=False,
-            )
+            how: Any = {"precision": self.settings.precision, "channels_last": self.settings.channels_last}
+            how |= {"workers": self.order.workers, "shard": self.rank}
+            reestimate(self.model, self.data.train, **how, frozen=False)
 
     def _check_losses(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite."""
@@ -343,12 +338,6 @@ class Run:
             return
         index = int((~torch.isfinite(losses)).nonzero()[0])
         self._broken(f"the loss became {float(losses[index])} at step {first + index + 1}")
-
-    def _check_weights(self) -> None:
-        """Stop before a checkpoint if the epoch's last step spoiled the weights."""
-        for name, tensor in model_state(self.model).items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                self._broken(f"{name} is no longer finite after step {self.step}")
 
     def _broken(self, what: str) -> None:
         file = self.folder and self.folder / FILE

@@ -35,7 +35,13 @@ def _forward(norm: _BatchNorm, images: Tensor) -> Tensor:
     values = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
     mean, variance, count = batch_statistics(values)
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
-        _update(norm, mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        seen = norm.num_batches_tracked.add_(1) if norm.num_batches_tracked is not None else None
+        share = norm.momentum
+        if share is None:  # the cumulative average
+            share = 1.0 / float(seen) if seen is not None else 0.0
+        unbiased = variance.detach() * count / (count - 1).clamp(min=1)
+        norm.running_mean.lerp_(mean.detach().to(norm.running_mean.dtype), share)
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
     shape = (1, -1, *(1,) * (values.ndim - 2))
     normal = (values - mean.view(shape)) * torch.rsqrt(variance.view(shape) + norm.eps)
     if norm.affine:
@@ -51,10 +57,10 @@ def batch_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dims = [0, *range(2, values.ndim)]
     own = torch.tensor(float(values.numel() // values.shape[1]), device=values.device)
     # One message for sum and count; the squares are summed around the mean, else large means would cancel them.
-    summed = _summed(torch.cat([values.sum(dims), own.to(values.dtype)[None]]))
+    summed: Tensor = _Sum.apply(torch.cat([values.sum(dims), own.to(values.dtype)[None]]))
     mean, count = summed[:-1] / summed[-1], summed[-1].detach()
     shape = (1, -1, *(1,) * (values.ndim - 2))
-    squares = _summed((values - mean.view(shape)).square().sum(dims))
+    squares: Tensor = _Sum.apply((values - mean.view(shape)).square().sum(dims))
     return mean, squares / count, count
 
 
@@ -70,25 +76,7 @@ class _Sum(torch.autograd.Function):
         return _added(gradient)
 
 
-def _summed(part: Tensor) -> Tensor:
-    result: Tensor = _Sum.apply(part)
-    return result
-
-
 def _added(part: Tensor) -> Tensor:
     whole = part.contiguous().clone()
     torch.distributed.all_reduce(whole)
     return whole
-
-
-def _update(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    if norm.momentum is not None:
-        share = norm.momentum
-    else:  # the cumulative average
-        share = 1.0 / float(norm.num_batches_tracked) if norm.num_batches_tracked is not None else 0.0
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from convwright.errors import RecipeError
-from convwright.training.data.augment import Augment, Draws, cutout_mask, draw, gather, normalise
+from convwright.training.data.augment import Augment, Draws, draw, gather, normalise, square_mask
 
 
 def reference(image, augment, top, left, flip):
@@ -54,7 +54,7 @@ def test_zero_padding_may_exceed_the_image():
 def test_cutout_equals_reference(size):
     augment = Augment(cutout=size)
     draws = draw(augment, 19, 11, 7, torch.Generator().manual_seed(5))
-    mask = cutout_mask(augment, draws, 11, 7)
+    mask = square_mask(draws.row, draws.column, augment.cutout, 11, 7)
     for k in range(19):
         row, column = int(draws.row[k]) - size // 2, int(draws.column[k]) - size // 2
         expected = torch.zeros(11, 7, dtype=torch.bool)

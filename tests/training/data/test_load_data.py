@@ -81,7 +81,7 @@ def test_named_set_is_found_in_a_folder(write_npz, monkeypatch):
 def test_the_first_images_of_a_named_set(write_npz, monkeypatch):
     path = write_npz()
     path.rename(path.parent / "cifar10.npz")
-    monkeypatch.setattr("convwright.training.data.named.first_images.COUNT", 5)
+    monkeypatch.setattr("convwright.training.data.named.well_known.FIRST", 5)
     whole, first = (load_data(name, path.parent, val_fraction=0) for name in ("cifar10", "cifar10-10k"))
     assert (len(whole.train), len(first.train)) == (40, 5)
     assert torch.equal(first.train.images, whole.train.images[:5])

@@ -11,7 +11,7 @@ from convwright.architecture import read
 from convwright.edits.importance import l2
 from convwright.training import ArrayImages, Recipe, load_data, train
 from convwright.training.probes.base import Watched
-from convwright.training.probes.channel_norms import ChannelNorms
+from convwright.training.probes.saliency import ChannelNorms
 
 
 @pytest.fixture

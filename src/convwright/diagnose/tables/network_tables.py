@@ -163,7 +163,9 @@ def trials_table(data: Mapping[str, Any]) -> Table:
             phases[int(number)] = (decision["phase"], words, kept)
     before = ""
     for trial in data["trials"]:
-        phase, words, kept = phases.get(trial["trial"], ("", f"{trial['role']}, {'trained' if trial['epochs'] else 'judged'}", ""))
+        phase, words, kept = phases.get(
+            trial["trial"], ("", f"{trial['role']}, {'trained' if trial['epochs'] else 'judged'}", "")
+        )
         shown, before = (phase if phase != before else ""), phase or before
         score = "failed" if trial["score"] is None else f"{trial['score']:.2%} ± {trial['stderr']:.2%}"
         costs = [f"{trial['costs'][name]:,}" if name in trial["costs"] else "" for name in ("params", "macs")]

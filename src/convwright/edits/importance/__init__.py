@@ -2,7 +2,7 @@
 
 from convwright.edits.importance import observers, weights
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, importance, observer, scores_for
-from convwright.edits.importance.saliency import block_losses, loss_curve, mean_loss, saliency
+from convwright.edits.importance.saliency import block_losses, evaluated, loss_curve, mean_loss, saliency
 from convwright.edits.importance.weights import l2
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "OBSERVERS",
     "Observer",
     "block_losses",
+    "evaluated",
     "importance",
     "l2",
     "loss_curve",

@@ -55,16 +55,19 @@ def sites_of(architecture: Architecture, group: ChannelGroup) -> tuple[GateSite,
         born = [m for m in group.members if m.role == "out"]
         first = born[0].tensor.rpartition(".")[0] if born else ""
         chosen, output = [m for m in born if m.tensor.rpartition(".")[0] == first], True
+    return tuple(
+        GateSite(group.name, m, _owner(architecture.model, m, output), output, *entries_of(architecture, group, m))
+        for m in chosen
+        if m.tensor in architecture.capture.parameters
+    )
+
+
+def entries_of(architecture: Architecture, group: ChannelGroup, member: Member) -> tuple[Ints, Ints]:
+    """Return which entries of a parameter's axis are a group's, and the channel of each of them; shape (k,)."""
     graph = architecture.channels
-    found = []
-    for member in chosen:
-        if member.tensor not in architecture.capture.parameters:
-            continue
-        channels = graph.channels_of(graph.axis_labels((member.tensor, member.axis)))
-        entries = np.flatnonzero(graph.group_of[channels] == graph.index[group.name])
-        module = _owner(architecture.model, member, output)
-        found.append(GateSite(group.name, member, module, output, entries, graph.rank[channels[entries]]))
-    return tuple(found)
+    channels = graph.channels_of(graph.axis_labels((member.tensor, member.axis)))
+    entries = np.flatnonzero(graph.group_of[channels] == graph.index[group.name])
+    return entries, graph.rank[channels[entries]]
 
 
 def _owner(model: nn.Module, member: Member, output: bool) -> str | None:
@@ -129,8 +132,7 @@ class Gates:
         """Put the gates on; without `gradients` they only look at what passes."""
         with ExitStack() as stack:
             for key in self._by_module():
-                module = self.model.get_submodule(key[0])
-                stack.callback(_Hook(self, key, module, gradients).placed().remove)
+                stack.callback(_Hook(self, key, gradients).placed().remove)
             yield
 
     @contextmanager
@@ -142,8 +144,7 @@ class Gates:
         """
         with ExitStack() as stack:
             for key, sites in self._by_module().items():
-                module = self.model.get_submodule(key[0])
-                stack.callback(_Hook(self, key, module, mask=self._mask(sites, gone)).placed().remove)
+                stack.callback(_Hook(self, key, mask=self._mask(sites, gone)).placed().remove)
             yield
 
     def _by_module(self) -> dict[tuple[str, bool], list[GateSite]]:
@@ -228,24 +229,20 @@ class Gates:
 class _Hook:
     gates: Gates
     key: tuple[str, bool]
-    module: nn.Module
     gradients: bool = False
     mask: Tensor | None = None  # instead of a gate
 
     def placed(self) -> RemovableHandle:
+        module = self.gates.model.get_submodule(self.key[0])
         if self.key[1]:
-            return self.module.register_forward_hook(self.after)
-        return self.module.register_forward_pre_hook(self.before)
+            return module.register_forward_hook(lambda module, _, output: self.through(module, output))
+        return module.register_forward_pre_hook(self.before)
 
-    def before(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.through(args[0]), *args[1:]) if args and isinstance(args[0], Tensor) else args
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.through(module, args[0]), *args[1:]) if args and isinstance(args[0], Tensor) else args
 
-    def after(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return self.through(output)
-
-    def through(self, value: Tensor) -> Tensor:
-        linear = isinstance(self.module, nn.Linear)
-        axis = value.ndim - 1 if linear else value.ndim - 1 - len(self.module.kernel_size)  # type: ignore[arg-type]
+    def through(self, module: nn.Module, value: Tensor) -> Tensor:
+        axis = value.ndim - 1 - len(getattr(module, "kernel_size", ()))
         if axis < 1:
             return value  # without a batch
         shape = [value.shape[a] if a == axis else 1 for a in range(value.ndim)]
@@ -253,11 +250,7 @@ class _Hook:
             return value * self.mask.repeat(shape[axis] // len(self.mask)).view(shape).to(value.dtype)
         passes, rows = self.gates.passed.setdefault(self.key, []), value.shape[0]
         if not self.gradients:
-            flat = (
-                value.detach().float().movedim(axis, 1).flatten(2)
-                if value.ndim > 2
-                else value.detach().float()[..., None]
-            )
+            flat = value.detach().float().movedim(axis, 1).unsqueeze(-1).flatten(2)
             passes.append(Passed(rows, moments=(flat.mean(2), flat.square().mean(2))))
             return value
         gate = torch.ones([rows, *shape[1:]], dtype=value.dtype, device=value.device, requires_grad=True)

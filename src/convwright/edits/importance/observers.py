@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from typing_extensions import override
 
-from convwright.edits.importance.gates import Gates
-from convwright.edits.importance.registry import Observer, Scores, observer
+from convwright.edits.importance.gates import Gates, Scores
+from convwright.edits.importance.registry import Observer, observer
 
 
 class _Mean(Observer):
@@ -19,7 +18,6 @@ class _Mean(Observer):
         self.total = {name: np.zeros(units) for name, units in gates.units.items()}
         self.seen = 0
 
-    @override
     def scores(self) -> dict[str, Scores]:
         return {name: total / max(1, self.seen) for name, total in self.total.items()}
 
@@ -34,8 +32,8 @@ class Taylor(_Mean):
 
     single: ClassVar[bool] = True
 
-    @override
     def see(self) -> None:
+        """Add up the batch."""
         for name, changes in self.gates.changes().items():
             self.total[name] += (changes**2).sum(axis=0)
         self.seen += self.gates.count
@@ -45,8 +43,8 @@ class Taylor(_Mean):
 class TaylorOfBatches(_Mean):
     """The squared change of the mean loss of a batch: cheaper where consumers have no gate; changes cancel in it."""
 
-    @override
     def see(self) -> None:
+        """Add up the batch."""
         for name, changes in self.gates.changes().items():
             self.total[name] += changes.mean(axis=0) ** 2
         self.seen += 1
@@ -62,8 +60,8 @@ class FisherDiagonal(_Mean):
 
     parameters: ClassVar[bool] = True
 
-    @override
     def see(self) -> None:
+        """Add up the batch."""
         gates = self.gates
         for site in gates.sites:
             gradient = gates.gradients.get(site.member.tensor)
@@ -82,7 +80,6 @@ class _Activation(_Mean):
         self.moments = {name: np.zeros((2, units)) for name, units in gates.units.items()}
         self.passes = dict.fromkeys(gates.units, 0)
 
-    @override
     def see(self) -> None:
         for site in self.gates.sites:
             for moments in (each.moments for each in self.gates.passes(site)):
@@ -100,8 +97,8 @@ class _Activation(_Mean):
 class ActivationMean(_Activation):
     """Mean of a channel's activations, without sign."""
 
-    @override
     def scores(self) -> dict[str, Scores]:
+        """Return one score per channel, by group name."""
         return {name: np.abs(mean) for name, (mean, _) in self._means().items()}
 
 
@@ -109,6 +106,6 @@ class ActivationMean(_Activation):
 class ActivationVariance(_Activation):
     """Variance of a channel's activations over samples and positions."""
 
-    @override
     def scores(self) -> dict[str, Scores]:
+        """Return one score per channel, by group name."""
         return {name: np.maximum(square - mean**2, 0) for name, (mean, square) in self._means().items()}

@@ -11,13 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from convwright.architecture import Architecture, ChannelGroup
-from convwright.edits.importance.gates import Gates
+from convwright.edits.importance.gates import Gates, Scores
 from convwright.errors import EditError, did_you_mean
 
-Scores = npt.NDArray[np.float64]
 IMPORTANCE: dict[str, Callable[[ChannelGroup, Architecture], Scores]] = {}
 OBSERVERS: dict[str, type[Observer]] = {}
 _Kind = TypeVar("_Kind", bound="type[Observer]")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.edits.depth import RemoveBlock
-from convwright.edits.importance.gates import Gates, GateSite
-from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, Scores
+from convwright.edits.importance.gates import Gates, GateSite, Scores
+from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer
 from convwright.errors import ConvwrightError, EditError, did_you_mean
 
 Batches = Iterable[tuple[Tensor, Any]]
@@ -66,10 +66,13 @@ def saliency(
     if found.gradients and loss is None:
         raise ConvwrightError(f"saliency {kind!r} is of a loss: give one, such as torch.nn.functional.cross_entropy")
     seen = 0
-    with _evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
+    with evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
         for inputs, targets in batches:
-            if not seen:
-                ungated = _ungated(gates, inputs)
+            if not seen:  # a first look at two samples
+                gates.begin(len(inputs[:2]))
+                with torch.no_grad():
+                    gates.model(inputs[:2])
+                ungated = gates.ungated()
                 stack.enter_context(_with_gradients_of(gates, gates.sites if found.parameters else ungated))
             seen += len(inputs)
             for part in _singles(inputs, targets) if found.single and ungated else [(inputs, targets)]:
@@ -77,14 +80,6 @@ def saliency(
     if not seen:
         raise ConvwrightError(f"saliency {kind!r} looks at data: give at least one calibration batch")
     return found.scores()
-
-
-def _ungated(gates: Gates, inputs: Tensor) -> tuple[GateSite, ...]:
-    """Return the sites that no gate sees, as a first look at two samples shows."""
-    gates.begin(len(inputs[:2]))
-    with torch.no_grad():
-        gates.model(inputs[:2])
-    return gates.ungated()
 
 
 def _singles(inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
@@ -115,28 +110,25 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
     if loss is None:
         with torch.no_grad():
             gates.model(inputs)
-        found.see()
-        return
+        return found.see()
     with torch.enable_grad():
         value = loss(gates.model(inputs), targets)
     if not math.isfinite(value.item()):
         raise ConvwrightError(f"the loss of a calibration batch is {value.item()}: are the weights whole?")
-    parameters = {site.member.tensor: gates.parameter(site) for site in gates.sites}
-    parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    factors = gates.factors
+    sites = {site.member.tensor: gates.parameter(site) for site in gates.sites}
+    parameters, factors = {name: p for name, p in sites.items() if p.requires_grad}, gates.factors
     gradients = torch.autograd.grad(value, [*factors, *parameters.values()], allow_unused=True)
     for factor, gradient in zip(factors, gradients, strict=False):
         factor.grad = gradient
-    for name, gradient in zip(parameters, gradients[len(factors) :], strict=True):
-        if gradient is not None:
-            gates.gradients[name] = gradient
-    found.see()
+    of_weights = zip(parameters, gradients[len(factors) :], strict=True)
+    gates.gradients.update((name, gradient) for name, gradient in of_weights if gradient is not None)
+    return found.see()
 
 
 def mean_loss(model: nn.Module, batches: Batches, loss: Loss) -> float:
     """Return the mean loss over all samples, without gradients, in eval mode."""
     total = count = 0.0
-    with _evaluated(model), torch.no_grad():
+    with evaluated(model), torch.no_grad():
         for inputs, targets in batches:
             total += float(loss(model(inputs), targets)) * len(inputs)
             count += len(inputs)
@@ -196,13 +188,14 @@ def loss_curve(
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Put the network into eval mode, and its modes and random state back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+def evaluated(*models: nn.Module) -> Iterator[None]:
+    """Put networks into eval mode, and their modes and the random state back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    devices = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)):
-            model.eval()
+            for model in models:
+                model.eval()
             yield
     finally:
         for module, mode in modes:

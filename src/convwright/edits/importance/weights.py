@@ -10,22 +10,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.channels import Member
-from convwright.edits.importance.registry import Scores, importance
+from convwright.edits.importance.gates import Scores, entries_of
+from convwright.edits.importance.registry import importance
 
 
 def _per_channel(group: ChannelGroup, architecture: Architecture, power: int) -> Iterator[tuple[Member, Scores]]:
     """Yield, per parameter axis of a group, the sum of |weight| ** power of each channel, shape (units,)."""
-    graph = architecture.channels
     for member in group.members:
         if member.tensor not in architecture.capture.parameters:
             continue
         weight = architecture.model.get_parameter(member.tensor).detach()
         others = [a for a in range(weight.ndim) if a != member.axis]
         norms = torch.linalg.vector_norm(weight, power, dim=others) if others else weight.abs()
-        entries = norms.double().cpu().numpy() ** power
-        channels = graph.channels_of(graph.axis_labels((member.tensor, member.axis)))
-        mine = graph.group_of[channels] == graph.index[group.name]
-        summed = np.bincount(graph.rank[channels[mine]], entries[mine], minlength=group.units)
+        mine, ranks = entries_of(architecture, group, member)
+        summed = np.bincount(ranks, (norms.double().cpu().numpy() ** power)[mine], minlength=group.units)
         yield member, summed.astype(np.float64, copy=False)
 
 

@@ -114,42 +114,25 @@ def gather(images: Tensor, indices: Tensor, augment: Augment | None, draws: Draw
     pixels = images.permute(0, 2, 3, 1)
     if augment is None or draws is None or not (augment.crop_padding or augment.hflip):
         return pixels.index_select(0, indices).permute(0, 3, 1, 2)
-    rows, columns = _sources(augment, draws, height, width, images.device)
-    outside = _outside(rows, columns, height, width) if augment.padding_mode == "zero" else None
+    top, left, flip = (part.to(images.device)[:, None] for part in (draws.top, draws.left, draws.flip))
+    across = torch.arange(width, device=images.device)
+    if augment.hflip:  # a flip reads the crop from right to left
+        across = torch.where(flip, width - 1 - across, across)
+    rows, columns = torch.arange(height, device=images.device) + top, across + left
+    row_out, column_out = (rows < 0) | (rows >= height), (columns < 0) | (columns >= width)
     rows, columns = _mirrored(rows, height), _mirrored(columns, width)
     flat = (indices[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
     fetched = pixels.reshape(n * height * width, channels).index_select(0, flat.view(-1))
     batch = fetched.view(len(indices), height, width, channels)
-    if outside is not None:
-        batch.masked_fill_(outside[..., None], 0)
+    if augment.padding_mode == "zero":
+        batch.masked_fill_((row_out[:, :, None] | column_out[:, None, :])[..., None], 0)
     return batch.permute(0, 3, 1, 2)
-
-
-def _sources(augment: Augment, draws: Draws, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the source row (batch, h) and column (batch, w) of every target row and column."""
-    top, left, flip = (part.to(device)[:, None] for part in (draws.top, draws.left, draws.flip))
-    across = torch.arange(width, device=device)
-    if augment.hflip:  # a flip reads the crop from right to left
-        across = torch.where(flip, width - 1 - across, across)
-    return torch.arange(height, device=device) + top, across + left
 
 
 def _mirrored(positions: Tensor, size: int) -> Tensor:
     """Fold positions outside 0..size-1 back; clamped because zero padding may exceed the image."""
     last = size - 1
     return (last - (last - positions.abs()).abs()).clamp_(0, last)
-
-
-def _outside(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
-    """Return a (batch, h, w) mask of the pixels that lie in the padding."""
-    row_out = (rows < 0) | (rows >= height)
-    column_out = (columns < 0) | (columns >= width)
-    return row_out[:, :, None] | column_out[:, None, :]
-
-
-def cutout_mask(augment: Augment, draws: Draws, height: int, width: int) -> Tensor:
-    """Return the (batch, 1, h, w) mask of the pixels that cutout erases."""
-    return square_mask(draws.row, draws.column, augment.cutout, height, width)
 
 
 def square_mask(row: Tensor, column: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -73,15 +73,14 @@ class ImageData:
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
         """Return the same images with another mean and standard deviation per channel."""
+        same = (mean, std) == (self.mean, self.std)
+        return self if same else self.mapped(lambda images: replace(images, mean=mean, std=std))
 
-        def one(images: Images) -> Images:
-            return replace(images, mean=mean, std=std)
-
-        if (mean, std) == (self.mean, self.std):
-            return self
-        val = one(self.val) if self.val is not None else None
-        test = (lambda: one(self.test)) if self.has_test else None
-        return replace(self, train=one(self.train), val=val, read_test=test)
+    def mapped(self, change: Callable[[Images], Images]) -> ImageData:
+        """Return the data with each part changed; the test part when it is asked for."""
+        val = change(self.val) if self.val is not None else None
+        test = (lambda: change(self.test)) if self.has_test else None
+        return replace(self, train=change(self.train), val=val, read_test=test)
 
     @property
     def has_test(self) -> bool:
@@ -139,7 +138,17 @@ def load_data(
         raise DataError(f"val_fraction={val_fraction} is not in 0 <= value < 1; use 0.1")
     folder = Path(data_dir) if data_dir is not None else None
     name, parts = _parts(spec, folder, input_shape, memory_limit, resize)
-    return _image_data(name, parts, val_fraction, split_seed, num_classes)
+    train, val, names = parts.train, parts.val, parts.class_names or ()
+    check_classes(train.labels, f"{name}: train")
+    count = num_classes if num_classes is not None else len(names) or count_classes(train.labels, f"{name}: train")
+    check_labels(train.labels, count, f"{name}: train")
+    names = names if len(names) == count else tuple(map(str, range(count)))
+    if val is not None:
+        _check_part(val, train.shape, count, f"{name}: val")
+    elif val_fraction > 0:
+        kept, held = stratified_split(train.labels, val_fraction, split_seed)
+        train, val = train.subset(kept), (train.subset(held) if len(held) else None)
+    return ImageData(name, train, val, names, parts.test)
 
 
 def check_fits(data: ImageData, example_input_shape: tuple[int, ...], num_outputs: int) -> None:
@@ -202,11 +211,7 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
 
 
 def _check_samples(spec: Any) -> None:
-    """Refuse what was meant as samples or as images and labels, with the way to write it.
-
-    Raises:
-        DataError: A list of samples, or arrays where data sets belong.
-    """
+    """Refuse what was meant as samples or as images and labels, with the way to write it."""
     if spec is None:
         raise DataError("data=None; give a name such as fashion-mini, npz:PATH, folder:PATH or a Dataset")
     first = next(iter(spec), None) if isinstance(spec, (tuple, list)) else spec
@@ -219,21 +224,6 @@ def _check_samples(spec: Any) -> None:
             f"a {type(spec).__name__} of {count} sample{'s' * (count != 1)} where data sets are wanted; give {pair} or "
             "your own Dataset, or (train, test) of them"
         )
-
-
-def _image_data(name: str, parts: Parts, val_fraction: float, seed: int, num_classes: int | None) -> ImageData:
-    train, val = parts.train, parts.val
-    names = parts.class_names or ()
-    check_classes(train.labels, f"{name}: train")
-    count = num_classes if num_classes is not None else len(names) or count_classes(train.labels, f"{name}: train")
-    check_labels(train.labels, count, f"{name}: train")
-    names = names if len(names) == count else tuple(map(str, range(count)))
-    if val is not None:
-        _check_part(val, train.shape, count, f"{name}: val")
-    elif val_fraction > 0:
-        kept, held = stratified_split(train.labels, val_fraction, seed)
-        train, val = train.subset(kept), (train.subset(held) if len(held) else None)
-    return ImageData(name, train, val, names, parts.test)
 
 
 def _check_part(part: Images, shape: Shape, num_classes: int, source: str) -> None:

@@ -151,11 +151,7 @@ class ImageFiles:
 
 
 def _decode(path: str) -> Image.Image:
-    """Return an image upright, as 8 bits of grey or colour.
-
-    Raises:
-        DataError: Names the file that cannot be decoded.
-    """
+    """Return an image upright, as 8 bits of grey or colour."""
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
@@ -181,8 +177,9 @@ def folder_parts(root: Path, shape: Shape | None, limit: int, framing: Resize | 
     train_root, val_root, test_root = (_part_folder(root, names) for names in _PARTS)
     if train_root is None or not _folders(train_root):  # the folders are the classes, one of which may be called train
         train_root, val_root, test_root = root, None, None
-    else:
-        _warn_of_unused(root, [train_root, val_root, test_root])
+    elif unused := [path.name for path in _folders(root) if path not in (train_root, val_root, test_root)]:
+        parts = ", ".join("/".join(names) for names in _PARTS)
+        warnings.warn(f"{root}: not used: {', '.join(unused)} (parts are called {parts})", DataWarning, stacklevel=2)
     names = tuple(p.name for p in _folders(train_root))
     if names and set(map(str.lower, names)) <= {name for part in _PARTS for name in part}:
         raise DataError(f"{root}: has {', '.join(names)} and no training images; put those into train/class/")
@@ -209,13 +206,6 @@ def _part_folder(root: Path, names: Sequence[str]) -> Path | None:
     if len(found) > 1 and all(map(_folders, found)):
         raise DataError(f"{root}: has {found[0].name} and {found[1].name}, which mean the same; keep one of them")
     return found[0] if found else None
-
-
-def _warn_of_unused(root: Path, used: Sequence[Path | None]) -> None:
-    unused = [path.name for path in _folders(root) if path not in used]
-    if unused:
-        parts = ", ".join("/".join(names) for names in _PARTS)
-        warnings.warn(f"{root}: not used: {', '.join(unused)} (parts are called {parts})", DataWarning, stacklevel=2)
 
 
 def _listed(root: Path, names: tuple[str, ...], every: bool = False) -> tuple[tuple[str, ...], tuple[int, ...]]:

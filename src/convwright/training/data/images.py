@@ -166,10 +166,6 @@ def eight_bits(image: Image.Image, source: str) -> Image.Image:
 def class_number(label: Any, source: str) -> int:
     """Return the label of one sample as an int; a float or a tensor of one number is fine if it is whole.
 
-    Args:
-        label: What the data set gave.
-        source: The sample, named in errors.
-
     Raises:
         DataError: A fraction, NaN, a vector, or no number: `int` would make class 0 of a regression target.
     """

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convwright.errors import DataError
-from convwright.training.data.augment import Augment, cutout_mask, draw, gather, normalise, resized_crop
+from convwright.training.data.augment import Augment, draw, gather, normalise, resized_crop, square_mask
 from convwright.training.data.images import ArrayImages, Images, StreamImages
 
 Batch = tuple[Tensor, Tensor]
+_IMAGES = 2**32  # a stream of seeds, which become an image's own when its position is mixed in
 
 
 def derived_seed(*parts: int) -> int:
@@ -98,8 +99,11 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches that are left in the current epoch."""
         epoch, first = self.epoch, self.position
-        parts = self.parts()[first:]
-        raws = self._reads(parts)
+        parts, raws = self.parts()[first:], None
+        if self._stream is not None:  # the workers start on these batches
+            base = derived_seed(self.seed, epoch, _IMAGES)
+            self._order[:] = [[(int(k), base ^ int(k)) for k in self._own(part)] for part in parts]
+            raws = iter(self._stream)
         for position, part in enumerate(parts, start=first):
             raw = None if raws is None else _next_batch(raws)
             batch = self._finish(epoch, position, part, raw)
@@ -121,23 +125,11 @@ class Loader:
         rank, count = self.shard
         return part[rank::count]
 
-    def _reads(self, parts: tuple[Tensor, ...]) -> Iterator[Tensor] | None:
-        """Let the workers start on these batches; None for a set in memory."""
-        if self._stream is None:
-            return None
-        base = self._image_seed(self.epoch)
-        self._order[:] = [[(int(k), base ^ int(k)) for k in self._own(part)] for part in parts]
-        return iter(self._stream)
-
-    def _image_seed(self, epoch: int) -> int:
-        """Return what becomes an image's own seed when its position is mixed in."""
-        return derived_seed(self.seed, epoch, 2**32)
-
     def _resized(self, pixels: Tensor, epoch: int, part: Tensor) -> Tensor:
         """Crop and resize images in memory (batch, c, h, w); workers do it for those that they read."""
         if self.augment is None or self.augment.resized_crop is None:
             return pixels
-        base, size = self._image_seed(epoch), (pixels.shape[2], pixels.shape[3])
+        base, size = derived_seed(self.seed, epoch, _IMAGES), (pixels.shape[2], pixels.shape[3])
         crops = [resized_crop(x, self.augment, size, base ^ int(k)) for x, k in zip(pixels, part, strict=True)]
         return _stack(crops)
 
@@ -162,7 +154,8 @@ class Loader:
             pixels = pixels.contiguous().flatten().view(pixels.shape)
         batch = normalise(pixels, self._mean, self._std)
         if self.augment is not None and draws is not None and self.augment.cutout:
-            batch.masked_fill_(cutout_mask(self.augment, draws, *size).to(self.device), 0.0)
+            mask = square_mask(draws.row, draws.column, self.augment.cutout, *size)
+            batch.masked_fill_(mask.to(self.device), 0.0)
         return batch, self._labels.index_select(0, indices)
 
 

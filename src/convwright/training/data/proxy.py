@@ -40,11 +40,7 @@ class Proxy:
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
 
     def of(self, data: ImageData) -> ImageData:
-        """Return the part of a data set that this is: the same classes and labels, fewer images, no test part.
-
-        Args:
-            data: What it was drawn from; it has a validation part.
-        """
+        """Return the part of a data set that this is: the same classes and labels, fewer images, no test part."""
         assert data.val is not None
         train, val = data.train.subset(torch.tensor(self.train)), data.val.subset(torch.tensor(self.val))
         return replace(data, train=train, val=val, read_test=None)
@@ -91,6 +87,9 @@ def draw_proxy(data: ImageData, classes: int | None = None, samples: int | None 
     """
     if data.val is None:
         raise DataError(f"{data.name}: no validation images; a proxy is judged on those")
+    for name, value in (("classes", classes), ("samples", samples)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise DataError(f"proxy {name}={value!r}: give a whole number")
     generator = torch.Generator().manual_seed(seed)
     chosen = _classes(data, classes, generator)
     members = [(data.train.labels == label).nonzero()[:, 0] for label in chosen]
@@ -104,14 +103,13 @@ def draw_proxy(data: ImageData, classes: int | None = None, samples: int | None 
 def _classes(data: ImageData, count: int | None, generator: torch.Generator) -> list[int]:
     assert data.val is not None
     known = torch.unique(data.train.labels).tolist()
-    _check_whole("classes", count)
     if count is not None and count < _FEWEST:
         raise DataError(f"proxy classes={count}: a proxy needs at least {_FEWEST} classes to tell apart")
     if count is not None and count > len(known):
         raise DataError(
             f"proxy classes={count}: {data.name} has training images of {len(known)} classes; give at most {len(known)}"
         )
-    drawn = torch.randperm(len(known), generator=generator)[: count if count is not None else len(known)]
+    drawn = torch.randperm(len(known), generator=generator)[:count]
     chosen = sorted(known[int(place)] for place in drawn)
     judged = set(data.val.labels.tolist())
     missing = [data.class_names[label] for label in chosen if label not in judged]
@@ -124,7 +122,6 @@ def _classes(data: ImageData, count: int | None, generator: torch.Generator) -> 
 
 
 def _checked(data: ImageData, samples: int, sizes: Sequence[int]) -> int:
-    _check_whole("samples", samples)
     if samples > sum(sizes):
         raise DataError(
             f"proxy samples={samples}: the {len(sizes)} classes of the proxy have {sum(sizes)} training images in "
@@ -133,11 +130,6 @@ def _checked(data: ImageData, samples: int, sizes: Sequence[int]) -> int:
     if samples < len(sizes):
         raise DataError(f"proxy samples={samples}: give at least one image of each of the {len(sizes)} classes")
     return samples
-
-
-def _check_whole(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise DataError(f"proxy {name}={value!r}: give a whole number")
 
 
 def shares(sizes: Sequence[int], count: int) -> list[int]:

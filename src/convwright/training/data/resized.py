@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,28 +17,12 @@ from convwright.training.data.images import ArrayImages, Images
 _CHUNK = 1024  # images at a time: they are floats while they are resized
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads one image and resizes it; picklable, so that worker processes can have it."""
-
-    read: Callable[[int], Tensor]
-    size: tuple[int, int]
-
-    def __call__(self, position: int) -> Tensor:
-        """Return the image at a position, (c, h, w)."""
-        return _resized(self.read(position)[None], self.size)[0]
-
-
 def resized_images(images: Images, size: tuple[int, int]) -> Images:
     """Return images at another height and width; themselves if they have it.
 
     Images of a folder are read from their files again, so that a larger size shows more; others are resized as they
     are: bilinear, antialiased. Mean and standard deviation stay those of the given images, so that a pixel's value
     means the same at every size.
-
-    Args:
-        images: In memory or streamed.
-        size: (height, width).
     """
     if tuple(images.shape[1:]) == tuple(size):
         return images
@@ -50,21 +35,19 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
     if isinstance(images.read, ImageFiles):
         return replace(images, read=images.read.resized(size), shape=shape)
     # Random crops are cut from the whole image, not from the resized one.
-    return replace(images, read=_Reader(images.read, size), shape=shape, read_whole=images.read_whole or images.read)
+    read = partial(_read, images.read, size)
+    return replace(images, read=read, shape=shape, read_whole=images.read_whole or images.read)
 
 
 def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
-    """Return a data set at another height and width; itself if it has it.
-
-    Args:
-        data: The data.
-        size: (height, width) of all its parts.
-    """
+    """Return a data set at another height and width; itself if it has it."""
     if tuple(data.shape[1:]) == tuple(size):
         return data
-    val = resized_images(data.val, size) if data.val is not None else None
-    read_test = (lambda: resized_images(data.test, size)) if data.has_test else None
-    return replace(data, train=resized_images(data.train, size), val=val, read_test=read_test)
+    return data.mapped(lambda images: resized_images(images, size))
+
+
+def _read(read: Callable[[int], Tensor], size: tuple[int, int], position: int) -> Tensor:
+    return _resized(read(position)[None], size)[0]
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

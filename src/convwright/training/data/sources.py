@@ -120,8 +120,12 @@ def array_images(
     Raises:
         DataError: Wrong type or shape; names the source.
     """
-    images = _image_tensor(pixels, pixel_source)
-    labels = _label_tensor(numbers, len(images), label_source)
+    images, count = _image_tensor(pixels, pixel_source), len(pixels)
+    if numbers.dtype.kind not in "iu":
+        raise DataError(f"{label_source} has type {numbers.dtype}; give integer class numbers from 0")
+    if numbers.shape not in ((count,), (count, 1)):
+        raise DataError(f"{label_source} has shape {numbers.shape}; give one label per image: ({count},)")
+    labels = torch.from_numpy(numbers.reshape(-1).astype(np.int64))
     images = (converted(images, shape) if shape else images).contiguous(memory_format=torch.channels_last)
     return ArrayImages(images, labels, *statistics(images))
 
@@ -142,15 +146,6 @@ def _image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
     if not tensor.numel():
         raise DataError(f"{source} is empty (shape {array.shape}); give at least one image")
     return tensor
-
-
-def _label_tensor(array: npt.NDArray[Any], count: int, source: str) -> Tensor:
-    """Return a label array as a (n,) int64 tensor; (n, 1) is accepted."""
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{source} has type {array.dtype}; give integer class numbers from 0")
-    if array.shape not in ((count,), (count, 1)):
-        raise DataError(f"{source} has shape {array.shape}; give one label per image: ({count},)")
-    return torch.from_numpy(array.reshape(-1).astype(np.int64))
 
 
 def converted(images: Tensor, shape: Shape) -> Tensor:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -108,9 +107,7 @@ class Probe:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take everything off the network again."""
 
     def due(self, moment: Moment) -> bool:
@@ -171,10 +168,6 @@ def probe(name: str, key: str = "") -> Callable[[_Kind], _Kind]:
 
 class Probes:
     """The probes of one training; a context, as each of them is.
-
-    Args:
-        names: As in the registry.
-        watched: What they look at.
 
     Raises:
         RecipeError: See `check_observed`.
@@ -286,19 +279,16 @@ def check_observed(names: Sequence[str], stop: StopRule | None) -> None:
         keys[key] = name
     if stop is None or stop.probe in _RECORDED:
         return
-    known = [path for name in names for path in _paths(name)]
+    known: list[str] = []
+    for name in names:
+        entry = PROBES[name]
+        called = dict.fromkeys((name, entry.key) if entry.metrics else ())
+        known += [*called, *(f"{word}.{metric}" for word in called for metric in entry.metrics)]
     if stop.probe not in known:
         raise RecipeError(
             f"the rule to stop early names {stop.probe!r}, which is not observed; name one of "
             f"{', '.join(_RECORDED)}, or a probe that is asked for.{did_you_mean(stop.probe, known)}"
         )
-
-
-def _paths(name: str) -> list[str]:
-    """Return what a rule to stop can say about a probe."""
-    entry = PROBES[name]
-    called = dict.fromkeys((name, entry.key) if entry.metrics else ())
-    return [*called, *(f"{word}.{metric}" for word in called for metric in entry.metrics)]
 
 
 def reached(stop: StopRule, record: EpochRecord, probes: Probes) -> bool:
@@ -310,9 +300,6 @@ def reached(stop: StopRule, record: EpochRecord, probes: Probes) -> bool:
 
 
 # ------------------------------------------------------------------ channel quality
-
-
-_MODES = ("input", "output")
 
 
 @probe("channel-quality")
@@ -335,7 +322,8 @@ class ChannelQuality(Probe):
         """Add a row to every metric."""
         qualities = channel_qualities(kernels(self.watched.model), parity=self.parity)
         for metric, rows in self.rows.items():
-            rows.append([[_number(qualities[layer], mode, metric) for mode in _MODES] for layer in self.layers])
+            sides = [(qualities[layer].input, qualities[layer].output) for layer in self.layers]
+            rows.append([[None if s is None else float(getattr(s, metric)) for s in pair] for pair in sides])
 
     def found(self) -> dict[str, Any]:
         """Return layers and metrics."""
@@ -357,8 +345,3 @@ class PublishedChannelQuality(ChannelQuality):
     """The same by the numbers of the published code, with its defects."""
 
     parity: ClassVar[bool] = True
-
-
-def _number(quality: Any, mode: str, metric: str) -> float | None:
-    side = getattr(quality, mode)
-    return None if side is None else float(getattr(side, metric))

@@ -93,33 +93,27 @@ def find_points(arch: Architecture, layers: Sequence[str] | None = None) -> Poin
 def branch_tap(arch: Architecture, block: Block) -> Tap | None:
     """Return where a residual block's branch ends, before the addition; None if it has several or is out of reach."""
     ends = branch_values(arch.flow, block)
-    return find_tap(arch, ends[0], _taker(arch, ends[0])) if len(ends) == 1 else None
+    if len(ends) != 1:
+        return None
+    added = (user for user in ends[0].users if user in arch.flow.position and operator_name(user) in _ADDS)
+    return find_tap(arch, ends[0], next(added, None))
 
 
 def _points_of_block(arch: Architecture, block: Block) -> tuple[list[BundlePoint], str]:
-    flow = arch.flow
-    leaving = flow.nodes[flow.place[block.exit]]
+    leaving = arch.flow.nodes[arch.flow.place[block.exit]]
     found, reason = [], ""
     if block.kind == "residual":
         tap = branch_tap(arch, block)
         if tap is not None:
-            found.append(BundlePoint(block.name, "branch", tap, _norms(arch, block)))
+            modules: Mapping[str, nn.Module] = dict(arch.model.named_modules())
+            norms = tuple(name for name in block.branch if isinstance(modules.get(name), _BatchNorm))
+            found.append(BundlePoint(block.name, "branch", tap, norms))
         else:
             reason = "several branches meet in its addition, so that none can be looked at alone: judged by its output"
     tap = find_tap(arch, _behind(arch, leaving, frozenset({"activation"})))
     if tap is not None:
         found.append(BundlePoint(block.name, "output", tap))
     return found, reason
-
-
-def _taker(arch: Architecture, value: fx.Node) -> fx.Node | None:
-    users = [user for user in value.users if user in arch.flow.position and operator_name(user) in _ADDS]
-    return users[0] if users else None
-
-
-def _norms(arch: Architecture, block: Block) -> tuple[str, ...]:
-    modules: Mapping[str, nn.Module] = dict(arch.model.named_modules())
-    return tuple(name for name in block.branch if isinstance(modules.get(name), _BatchNorm))
 
 
 def _behind(arch: Architecture, node: fx.Node, kinds: frozenset[str]) -> fx.Node:

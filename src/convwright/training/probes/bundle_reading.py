@@ -103,15 +103,13 @@ def read_bundles(
     inputs = BundleCounter(mode="exact", name="input")
     inputs.add(images, labels)
     counts = [_Count(point, make) for point in chosen]
-    passes = 1
     _run(model, counts, batches, scaled)
     again = [count for count in counts if count.again]
+    for count in again:
+        count.whole_rows()
     if again:
-        for count in again:
-            count.whole_rows()
         _run(model, again, batches, scaled)
-        passes = 2
-    return BundleReading(tuple(count.result() for count in counts), inputs.result(), amplitude, passes)
+    return BundleReading(tuple(count.result() for count in counts), inputs.result(), amplitude, 1 + bool(again))
 
 
 class _Count:
@@ -186,11 +184,13 @@ def _run(model: nn.Module, counts: Sequence[_Count], batches: Sequence[Batch], s
 
     def see(number: int, value: Tensor) -> None:
         count = counts[number]
-        scale = _scale([spreads[name] for name in count.point.norms if name in spreads])
+        entering = [spreads[name] for name in count.point.norms if name in spreads]
+        scale = math.prod(1 / math.sqrt(each + _EPSILON) for each in entering) if entering else None
         count.add(value.detach(), scale, now["labels"], count.point.tap.module in sound and _known(count, spreads))
 
     norms = {name for count in counts for name in count.point.norms} if scaled else set()
-    sound = {name for name in norms if _all_finite(model.get_submodule(name))}
+    numbers = {name: (*(norm := model.get_submodule(name)).parameters(), *norm.buffers()) for name in norms}
+    sound = {name for name in norms if all(bool(n.isfinite().all()) for n in numbers[name] if n.is_floating_point())}
     with _measuring(model), _spreads(model, norms, spreads), Tapped(model, [c.point.tap for c in counts], see) as run:
         for images, labels in batches:
             spreads.clear()
@@ -202,10 +202,6 @@ def _known(count: _Count, spreads: dict[str, float]) -> bool:
     """Whether a norm with finite numbers took in finite numbers: then it gives no NaN."""
     tap = count.point.tap
     return not tap.operator and math.isfinite(spreads.get(tap.module, math.nan))
-
-
-def _all_finite(norm: nn.Module) -> bool:
-    return all(bool(t.isfinite().all()) for t in (*norm.parameters(), *norm.buffers()) if t.is_floating_point())
 
 
 @contextmanager
@@ -245,9 +241,3 @@ def variance(values: Tensor) -> float:
     if not mean * mean <= _STEEP * found:  # NaN, too
         return float(values.double().var(correction=0))
     return found
-
-
-def _scale(variances: Sequence[float]) -> float | None:
-    if not variances:
-        return None
-    return math.prod(1 / math.sqrt(each + _EPSILON) for each in variances)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -83,37 +84,32 @@ class ConflictProbe(Probe):
 
     def __init__(self, watched: Watched) -> None:
         super().__init__(watched)
-        self._points: Points | None = None
-        self._sample: tuple[Tensor, Tensor] | None = None
         self.times: list[dict[str, Any]] = []
         self.rows: dict[str, list[list[Any]]] = {name: [] for name in _KEPT}
         self.amplitudes: list[float] = []
         self.inputs = 0
 
-    @property
+    @cached_property
     def points(self) -> Points:
-        """Return where is looked; the network is read at first, from a copy."""
-        if self._points is None:
-            # In double precision or half the network is read as it is: its images must have its type.
-            images = self.sample[0][:1].contiguous()
-            with untouched_random(self.watched.device):
-                arch = read(copy.deepcopy(self.watched.model), images)
-                self._points = find_points(arch, self.settings.layers)
-            if not self._points.points:
-                raise ReadError(
-                    f"probe bundles: {arch.source} has no blocks and no layers with weights before its last one; "
-                    "there is nothing that could conflict"
-                )
-        return self._points
+        """Where is looked; the network is read at first, from a copy."""
+        # In double precision or half the network is read as it is: its images must have its type.
+        images = self.sample[0][:1].contiguous()
+        with untouched_random(self.watched.device):
+            arch = read(copy.deepcopy(self.watched.model), images)
+            found = find_points(arch, self.settings.layers)
+        if not found.points:
+            raise ReadError(
+                f"probe bundles: {arch.source} has no blocks and no layers with weights before its last one; "
+                "there is nothing that could conflict"
+            )
+        return found
 
-    @property
+    @cached_property
     def sample(self) -> tuple[Tensor, Tensor]:
-        """Return the images and labels, drawn once."""
-        if self._sample is None:
-            images, labels = self.watched.sample(self.settings.samples)
-            kind = next((p.dtype for p in self.watched.model.parameters()), torch.float32)
-            self._sample = images.to(kind), labels
-        return self._sample
+        """The images and labels, drawn once."""
+        images, labels = self.watched.sample(self.settings.samples)
+        kind = next((p.dtype for p in self.watched.model.parameters()), torch.float32)
+        return images.to(kind), labels
 
     def due(self, moment: Moment) -> bool:
         """Return whether to measure now."""
@@ -123,11 +119,10 @@ class ConflictProbe(Probe):
 
     def measure(self, moment: Moment) -> None:
         """Measure all points in one pass."""
-        rate, batch = self._threshold()
-        settings = self.settings
+        settings, how = self.settings, self._threshold()
         reading = read_bundles(
-            self.watched.model, self.points, *self.sample, learning_rate=rate, batch_size=batch, mode=settings.mode,
-            dtype=settings.dtype, scaled=settings.scaled,
+            self.watched.model, self.points, *self.sample, mode=settings.mode, dtype=settings.dtype,
+            scaled=settings.scaled, **how,
         )  # fmt: skip
         self.times.append({"event": moment.event, "epoch": moment.epoch, "step": moment.step})
         self.amplitudes.append(reading.amplitude)
@@ -135,22 +130,22 @@ class ConflictProbe(Probe):
         for name, row in rows_of(reading).items():
             self.rows[name].append(row)
 
-    def _threshold(self) -> tuple[float, int]:
-        rate, batch = self.settings.learning_rate, self.settings.batch_size
-        recipe = self.watched.recipe
-        return (recipe.rate if rate is None else rate), (recipe.batch_size if batch is None else batch)
+    def _threshold(self) -> dict[str, Any]:
+        rate, batch, recipe = self.settings.learning_rate, self.settings.batch_size, self.watched.recipe
+        return {
+            "learning_rate": recipe.rate if rate is None else rate,
+            "batch_size": recipe.batch_size if batch is None else batch,
+        }
 
     def found(self) -> dict[str, Any]:
         """Return all measurements."""
-        rate, batch = self._threshold()
         return {
             "points": [{"block": p.name, "role": p.role} for p in self.points.points],
             "own": dict(self.points.own),
             "skipped": dict(self.points.skipped),
             "samples": len(self.sample[1]),
             "inputs": self.inputs,
-            "learning_rate": rate,
-            "batch_size": batch,
+            **self._threshold(),
             "times": self.times,
             "amplitude": self.amplitudes,
             **self.rows,

@@ -1,16 +1,17 @@
-"""The probe of saliency: what each channel and each block is worth to a trained network, by calibration images."""
+"""Probes of a trained network: what each channel and each block is worth, by its weights or calibration images."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from convwright.architecture import Architecture, read
-from convwright.edits.importance import IMPORTANCE, OBSERVERS, block_losses, loss_curve, mean_loss, saliency
+from convwright.edits.importance import IMPORTANCE, OBSERVERS, block_losses, l2, loss_curve, mean_loss, saliency
 from convwright.training.probes.base import Moment, Probe, probe
 from convwright.training.settings import autocast, untouched_random
 
@@ -46,6 +47,25 @@ class _AtTheEnd(Probe):
 
     def load_state_dict(self, state: Any) -> None:
         """Nothing was kept."""
+
+
+@probe("channel-norms")
+class ChannelNorms(_AtTheEnd):
+    """Looks at the trained network once, at the end: the group-wide L2 norm of each channel, as narrowing ranks them.
+
+    What is found is, by name of each channel group that can change, the norms over their mean, largest first: what a
+    pruner that ranks all channels of a network together compares (group norms of Fang et al. 2023, DepGraph).
+    """
+
+    def found(self) -> dict[str, Any]:
+        """Return ``norms``: group -> norms over their mean, largest first."""
+        watched = self.watched
+        with untouched_random(watched.device):
+            arch = read(copy.deepcopy(watched.model).float().cpu(), torch.zeros(1, *watched.data.shape))
+        norms = {group.name: np.sort(l2(group, arch))[::-1] for group in arch.free_groups}
+        return {
+            "norms": {name: [round(float(n), 4) for n in each / (each.mean() or 1)] for name, each in norms.items()}
+        }
 
 
 class SaliencyProbe(_AtTheEnd):

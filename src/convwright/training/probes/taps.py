@@ -57,7 +57,9 @@ def find_tap(arch: Architecture, node: fx.Node, taker: fx.Node | None = None) ->
     """
     flow = arch.flow
     path = flow.paths[flow.place[node.name]]
-    again = _called_again(arch)
+    stacks = (node.meta.get("nn_module_stack") or {} for node in flow.nodes)
+    calls = (str(entry[0]).rpartition("@") for stack in stacks for entry in stack.values())
+    again = {name for name, _, number in calls if name and number.isdigit()}  # modules that run more than once
     for length in range(len(path), 0, -1):
         name = ".".join(path[:length])
         if name in flow.called and name not in again and _leaving(arch, path[:length]) == {node.name}:
@@ -76,13 +78,6 @@ def _leaving(arch: Architecture, path: tuple[str, ...]) -> set[str]:
         for n in region
         if flow.nodes[n].name in flow.returned or any(user not in region for user in flow.users[n])
     }
-
-
-def _called_again(arch: Architecture) -> set[str]:
-    """Return the modules that run more than once."""
-    stacks = [node.meta.get("nn_module_stack") or {} for node in arch.flow.nodes]
-    calls = [str(entry[0]).rpartition("@") for stack in stacks for entry in stack.values()]
-    return {name for name, _, number in calls if name and number.isdigit()}
 
 
 def _call(arch: Architecture, node: fx.Node, value: str, operand: int) -> Tap:

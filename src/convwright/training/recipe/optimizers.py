@@ -24,7 +24,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         RecipeError: No such optimizer, or one whose step needs a closure.
     """
-    known, lower = _torch_optimizers(), name.lower()
+    members, base, lower = inspect.getmembers(torch.optim, inspect.isclass), torch.optim.Optimizer, name.lower()
+    known = {name.lower(): kind for name, kind in members if issubclass(kind, base) and kind is not base}
     found = known.get(lower) or _timm_optimizer(lower) or _other_optimizer(lower)
     if found is None:
         raise RecipeError(
@@ -37,12 +38,6 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise RecipeError(f"recipe field optimizer: {name!r} needs several passes per step; choose another one")
     return found
-
-
-def _torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    base = torch.optim.Optimizer
-    members = inspect.getmembers(torch.optim, inspect.isclass)
-    return {name.lower(): kind for name, kind in members if issubclass(kind, base) and kind is not base}
 
 
 def _timm_names() -> list[str]:
@@ -59,10 +54,8 @@ def _timm_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
 
 
 def _other_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
-    try:
-        import pytorch_optimizer
-    except ImportError:
-        return None
+    import pytorch_optimizer
+
     members = {member.lower(): member for member in dir(pytorch_optimizer)}
     found = getattr(pytorch_optimizer, members.get(name, ""), None)
     return found if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) else None

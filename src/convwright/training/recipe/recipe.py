@@ -345,11 +345,7 @@ def _one_line(error: ValidationError, known: Iterable[str], path: Sequence[str] 
 
 
 def _check_numbers(given: Mapping[str, Any], fields: Mapping[str, FieldInfo], path: Sequence[str] = ()) -> None:
-    """Refuse ``true`` (also written yes and on) where a number is meant: it would count as 1.
-
-    Raises:
-        RecipeError: Names the field.
-    """
+    """Refuse ``true`` (also written yes and on) where a number is meant: it would count as 1."""
     for name, value in given.items():
         kind = fields[name].annotation if name in fields else None
         kinds = {getattr(each, "__origin__", each) for each in (kind, *get_args(kind))}

@@ -95,11 +95,6 @@ class Schedule:
     def rates(self, at: Position, warmup: float = 0.0, options: Mapping[str, Any] | None = None) -> Rates:
         """Return rate and momentum at a position.
 
-        Args:
-            at: The position.
-            warmup: Share of all steps in which the rate rises.
-            options: As in the recipe's ``schedule_options``.
-
         Raises:
             RecipeError: The schedule is impossible over so many steps.
         """

@@ -1,28 +1,9 @@
 """Training techniques such as mixup or SAM: functions for your own loop, and fields of a recipe."""
 
+import importlib
+import pkgutil
+
 from convwright.renamed import renamed
-from convwright.training.techniques import (
-    blurpool,
-    branch_decay,
-    branch_sparsity,
-    cutmix,
-    cutout,
-    depthwise_separable,
-    distill,
-    ema,
-    flip_test,
-    freeze_batch_norm,
-    global_pool,
-    label_smoothing,
-    lookahead,
-    mixup,
-    progressive_resizing,
-    rate_cycles,
-    sam,
-    squeeze_excite,
-    stochastic_depth,
-    swa,
-)
 from convwright.training.techniques.technique import (
     TECHNIQUES,
     Card,
@@ -46,29 +27,13 @@ __all__ = [
     "Technique",
     "TechniqueContext",
     "Training",
-    "blurpool",
-    "branch_decay",
-    "branch_sparsity",
-    "cutmix",
-    "cutout",
-    "depthwise_separable",
-    "distill",
-    "ema",
-    "flip_test",
-    "freeze_batch_norm",
-    "global_pool",
-    "label_smoothing",
-    "lookahead",
     "made",
-    "mixup",
-    "progressive_resizing",
-    "rate_cycles",
-    "sam",
-    "squeeze_excite",
-    "stochastic_depth",
-    "swa",
     "technique",
     "technique_named",
 ]
+
+# Importing a file registers its techniques: a new one is one new file and nothing here changes.
+for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __getattr__ = renamed(__name__, {"Setting": "TechniqueContext"})

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from typing_extensions import override
 
 from convwright.repair.batch_norm import reestimate_batch_norm
 from convwright.training.techniques.technique import Effect, Training
@@ -43,12 +42,11 @@ class AveragingEffect(Effect):
         self.averaged = averaged_copy(training.model, decay)
         self.due = due
 
-    @override
     def after_step(self, step: int) -> None:
+        """Let the weights enter the average where it is time."""
         if self.due(step):
             self.averaged.update_parameters(self.training.model)
 
-    @override
     def finish(self) -> None:
         """Put the averaged weights into the network and re-estimate its batch norm on training batches."""
         if not int(self.averaged.n_averaged):
@@ -59,13 +57,13 @@ class AveragingEffect(Effect):
                 mine.copy_(averaged)
         reestimate_batch_norm(model, self.training.batches(), self.training.forward, frozen=False)
 
-    @override
     def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
         weights = {name: p.detach() for name, p in self.averaged.module.named_parameters()}
         return {"averaged": int(self.averaged.n_averaged), "weights": weights}
 
-    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the average."""
         self.averaged.n_averaged.fill_(state["averaged"])
         with torch.no_grad():
             for name, parameter in self.averaged.module.named_parameters():

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
-from typing_extensions import override
 
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, module_class
@@ -90,7 +89,6 @@ class BlurPool(Structural):
     order: BlurOrder = "before"
     min_channels: int = Field(16, ge=1)
 
-    @override
     def candidates(self, arch: Architecture) -> Iterator[Replace | tuple[str, str]]:
         """Yield max pools and strided convolutions; those that are blurred already are left alone."""
         strided = {layer.name: conv for layer, conv in modules_called(arch, nn.Conv2d) if max(conv.stride) > 1}

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 from torch import nn
-from typing_extensions import override
 
-from convwright.training.techniques.branch_sparsity import scaled_ends
+from convwright.training.techniques.branch_sparsity import branches_left, options_of_each, scaled_ends
 from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
 
 
@@ -34,18 +33,10 @@ class BranchDecay(Technique):
 
     strength: float = Field(0.01, ge=0, allow_inf_nan=False)
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches whose scales it cannot find."""
-        found, missed = scaled_ends(setting.arch, trained=True)
-        if not found:
-            why = missed[0] if missed else "the network has no residual block"
-            return (f"techniques.branch_decay has no effect: {why}",)
-        if missed:
-            return (f"techniques.branch_decay leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
-        return ()
+        return branches_left(self.name, setting)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales."""
         names = scaled_ends(training.setting.arch, trained=True)[0].values()
@@ -56,10 +47,8 @@ class BranchDecay(Technique):
 class _BranchDecayEffect(Effect):
     def __init__(self, strength: float, optimizer: torch.optim.Optimizer, scales: Sequence[nn.Parameter]) -> None:
         self.strength, self.scales = strength, scales
-        options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
-        self.options = [options_of[id(each)] for each in scales]
+        self.options = options_of_each(optimizer, scales)
 
-    @override
     def after_step(self, step: int) -> None:
         with torch.no_grad():
             for scale, options in zip(self.scales, self.options, strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from convwright.architecture.branches import branch_ends
 from convwright.training.techniques.structural import as_architecture
@@ -64,10 +64,8 @@ def branch_scales(
         (9, [(64,), (64,)])
     """
     arch = as_architecture(network, example_input)
-    return {
-        block: tuple(arch.model.get_submodule(name).parameters(recurse=False))
-        for block, name in scaled_ends(arch)[0].items()
-    }  # fmt: skip
+    ends = {block: arch.model.get_submodule(name) for block, name in scaled_ends(arch)[0].items()}
+    return {block: tuple(end.parameters(recurse=False)) for block, end in ends.items()}
 
 
 def zero_branches(network: Architecture | nn.Module | str, example_input: InputLike = None) -> tuple[str, ...]:
@@ -117,22 +115,13 @@ class BranchSparsity(Technique):
             raise ValueError(f"since={self.since:g} is not before until={self.until:g}")
         return self
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of branches that it cannot shorten."""
-        found, missed = scaled_ends(setting.arch, trained=True)
-        if not found:
-            why = missed[0] if missed else "the network has no residual block"
-            return (f"techniques.branch_sparsity has no effect: {why}",)
-        if missed:
-            return (f"techniques.branch_sparsity leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
-        return ()
+        return branches_left(self.name, setting)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales and shifts."""
-        names = scaled_ends(training.setting.arch, trained=True)[0].values()
-        ends = (training.model.get_submodule(name) for name in names)
+        ends = map(training.model.get_submodule, scaled_ends(training.setting.arch, trained=True)[0].values())
         groups = [tuple(each for each in end.parameters(recurse=False) if each.requires_grad) for end in ends]
         return _BranchSparsityEffect(self, training.setting.steps, training.optimizer, groups)
 
@@ -149,17 +138,14 @@ class _BranchSparsityEffect(Effect):
     ) -> None:
         self.strength, self.enough, self.groups = asked.strength, asked.enough, groups
         self.first, self.last = round(asked.since * steps), round(asked.until * steps)
-        options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
-        self.options = [options_of[id(group[0])] for group in groups]
+        self.options = options_of_each(optimizer, [group[0] for group in groups])
         self.still: tuple[int, ...] | None = None
 
-    @override
     def after_step(self, step: int) -> None:
         if self.still is not None:
             with torch.no_grad():
-                for number in self.still:
-                    for each in self.groups[number]:
-                        each.zero_()
+                for each in (each for number in self.still for each in self.groups[number]):
+                    each.zero_()
             return
         if self.first <= step < self.last:
             for group, options in zip(self.groups, self.options, strict=True):
@@ -174,11 +160,9 @@ class _BranchSparsityEffect(Effect):
         if due or (self.enough is not None and len(zero) >= self.enough * len(self.groups)):
             self.still = zero
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         return {} if self.still is None else {"still": torch.tensor(self.still, dtype=torch.int64)}
 
-    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.still = tuple(int(number) for number in state["still"]) if "still" in state else None
 
@@ -193,6 +177,23 @@ def scaled_ends(arch: Architecture, trained: bool = False) -> tuple[dict[str, st
             why = end.reason or f"its branch ends in {end.module}, which has no scales in training"
             missed.append(f"{end.block} ({why})")
     return found, tuple(missed)
+
+
+def branches_left(technique: str, setting: TechniqueContext) -> tuple[str, ...]:
+    """Return a warning of branches that have no scales in training."""
+    found, missed = scaled_ends(setting.arch, trained=True)
+    if not found:
+        why = missed[0] if missed else "the network has no residual block"
+        return (f"techniques.{technique} has no effect: {why}",)
+    if missed:
+        return (f"techniques.{technique} leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
+    return ()
+
+
+def options_of_each(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Return the optimizer's group that each parameter is in."""
+    options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
+    return [options_of[id(each)] for each in parameters]
 
 
 def _scaled(module: nn.Module, trained: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
 from convwright.training.techniques.mixing import Mixing, shares
@@ -38,12 +37,6 @@ def cutmix(images: Tensor, targets: Tensor, num_classes: int, alpha: float = 1.0
     ),
 )
 class CutMix(Mixing):
-    """Options of cutmix.
-
-    Attributes:
-        alpha: Of the Beta distribution.
-    """
+    """Options of cutmix."""
 
     blend = staticmethod(cutmix)
-
-    alpha: float = Field(1.0, gt=0, le=32, allow_inf_nan=False)

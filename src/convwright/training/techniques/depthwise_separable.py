@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import nn
-from typing_extensions import override
 
 from convwright.architecture import Architecture
 from convwright.architecture.reading import InputLike
@@ -67,7 +66,6 @@ class DepthwiseSeparable(Structural):
     first: bool = False
     init: Init = "least_squares"
 
-    @override
     def candidates(self, arch: Architecture) -> Iterator[Replace | tuple[str, str]]:
         """Yield the dense convolutions larger than 1x1."""
         for number, (layer, conv) in enumerate(modules_called(arch, nn.Conv2d)):

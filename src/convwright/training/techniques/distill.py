@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import override
+from torch.utils.hooks import RemovableHandle
 
 from convwright.edits import kept_channels
 from convwright.errors import EditError, RecipeError
+from convwright.training.evaluate import eval_mode
+from convwright.training.settings import autocast, single_tensor
 from convwright.training.techniques.mixing import shares
 from convwright.training.techniques.technique import (
     Card,
@@ -131,7 +134,6 @@ class Distill(Technique):
     features: float = Field(0.0, ge=0, allow_inf_nan=False)
     labels: bool = True
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse a teacher that is not there or does not fit, before any training."""
         if not self.active:
@@ -150,7 +152,6 @@ class Distill(Technique):
         """Whether it changes the loss."""
         return not self.labels or self.weight > 0 or self.features > 0
 
-    @override
     def effect(self, training: Training) -> Effect | None:
         """Return the effect on the loss."""
         if not self.active:
@@ -195,26 +196,32 @@ class _Lesson(Effect):
         self.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         self.size = teacher.size
         self.channels = _channels(teacher, setting.arch) if asked.features else {}
-        self.own, self.others = _Taps(student, self.channels, True), _Taps(self.model, self.channels, False)
+        self.student, self.handles = student, list[RemovableHandle]()
+        self.own, self.others = self._tapped(student, True), self._tapped(self.model, False)
         random = setting.recipe.augment.active or any(name in setting.recipe.techniques for name in _MIXING)
         alone = not torch.distributed.is_initialized()
         few = len(setting.data.train) * setting.data.num_classes <= _MOST_CACHED
         self.caches = alone and few and not random and not self.channels
         self.said: dict[int, Tensor] = {}
 
+    def _tapped(self, model: nn.Module, gradients: bool) -> dict[str, Tensor]:
+        """Return what modules of a network return in each pass from now on, with gradients or without."""
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and torch.is_grad_enabled() == gradients:
+                seen[name] = output
+
+        for name in self.channels:
+            self.handles.append(model.get_submodule(name).register_forward_hook(partial(keep, name)))
+        return seen
+
     def check(self, images: Tensor) -> None:
-        """Try two images.
-
-        Raises:
-            RecipeError: The outputs do not match, or no feature map does.
-        """
-        from convwright.training.evaluate import eval_mode
-        from convwright.training.settings import single_tensor
-
+        """Try two images: the outputs must match, and a feature map must."""
         with torch.no_grad():
             taught = self.scores(images)
-        with eval_mode(student := self.own.model), torch.enable_grad():
-            scores = single_tensor(student(images))
+        with eval_mode(self.student), torch.enable_grad():
+            scores = single_tensor(self.student(images))
         if taught.shape != scores.shape:
             raise RecipeError(
                 f"techniques.distill.teacher={self.asked.teacher}: it returns {tuple(taught.shape[1:])} values per "
@@ -235,8 +242,6 @@ class _Lesson(Effect):
 
     def computed(self, images: Tensor) -> Tensor:
         """Return the teacher's scores, at its own resolution."""
-        from convwright.training.settings import single_tensor
-
         if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         with torch.no_grad():
@@ -244,61 +249,31 @@ class _Lesson(Effect):
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Return the student's feature maps of the last pass beside the same channels of the teacher's."""
-        own, others = self.own.taken(), self.others.taken()
-        found = [_kept(own[name], others[name], self.channels[name]) for name in own if name in others]
+        found = [_kept(own, self.others[n], self.channels[n]) for n, own in self.own.items() if n in self.others]
+        self.own.clear()
+        self.others.clear()
         return [pair for pair in found if pair is not None]
 
-    @override
     def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
-        from convwright.training.settings import single_tensor
-
         asked = self.asked
         divergence = distillation_loss(single_tensor(output), self.scores(images), asked.temperature)
         loss = torch.lerp(loss, divergence, asked.weight) if asked.labels else divergence
         losses = [feature_loss(mine, other) for mine, other in self.pairs()] if asked.features else []
         return loss + asked.features * torch.stack(losses).mean() if losses else loss
 
-    @override
     def close(self) -> None:
-        self.own.close()
+        for handle in self.handles:
+            handle.remove()
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         mark = hashlib.sha256()
         for tensor in self.model.state_dict().values():
             mark.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return {"teacher": mark.hexdigest()}
 
-    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["teacher"] != self.state_dict()["teacher"]:
             raise RecipeError("techniques.distill: the checkpoint was trained with another teacher; give the same one")
-
-
-class _Taps:
-    """Keeps what modules of a network returned in its last pass, with gradients or without."""
-
-    def __init__(self, model: nn.Module, names: Mapping[str, Any], gradients: bool) -> None:
-        self.model, self.seen = model, dict[str, Tensor]()
-        self.handles = [model.get_submodule(n).register_forward_hook(_tap(self.seen, n, gradients)) for n in names]
-
-    def taken(self) -> dict[str, Tensor]:
-        """Return them by module, and let them go."""
-        found = dict(self.seen)
-        self.seen.clear()
-        return found
-
-    def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def _tap(seen: dict[str, Tensor], name: str, gradients: bool) -> Callable[..., None]:
-    def keep(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and torch.is_grad_enabled() == gradients:
-            seen[name] = output
-
-    return keep
 
 
 def _channels(teacher: Teacher, arch: Architecture) -> dict[str, Sequence[int] | None]:
@@ -329,11 +304,7 @@ def _keys(images: Tensor) -> list[int]:
 
 
 def _with_weights(model: nn.Module, teacher: str, recipe: Recipe, name: str) -> nn.Module:
-    """Return a copy of a network with weights from a file.
-
-    Raises:
-        RecipeError: There is no such file, or its weights do not fit.
-    """
+    """Return a copy of a network with weights from a file, if they fit."""
     path, copied = Path(teacher.replace("{seed}", str(recipe.seed))), copy.deepcopy(model)
     if not path.is_file():
         raise RecipeError(f"techniques.{name}.teacher={path}: no such file; train the teacher first")
@@ -392,7 +363,6 @@ class Distillation(Technique):
     weight: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse a file that is not there or does not fit, before any training."""
         if self.weight == 0:
@@ -400,7 +370,6 @@ class Distillation(Technique):
         _with_weights(setting.arch.model, self.teacher, setting.recipe, self.name)
         return ()
 
-    @override
     def effect(self, training: Training) -> Effect | None:
         """Return the effect on targets."""
         if self.weight == 0:
@@ -414,11 +383,7 @@ class _MixedTargets(Effect):
         self.asked, self.teacher = asked, teacher
         self.device, self.precision = training.device, training.setting.recipe.precision
 
-    @override
     def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        # Here, not above: settings need the recipe, which needs the techniques.
-        from convwright.training.settings import autocast, single_tensor
-
         with torch.no_grad(), autocast(self.device, self.precision):
             scores = single_tensor(self.teacher(images))
         return images, distilled(targets, scores, self.asked.weight, self.asked.temperature)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
-from typing_extensions import override
 
 from convwright.errors import RecipeError
 from convwright.training.techniques.averaging import AveragingEffect
@@ -41,7 +40,6 @@ class Ema(Technique):
 
     excludes: ClassVar[Mapping[str, str]] = {"swa": "both decide which weights are handed back; keep one of them"}
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse an average that never begins, and warn of one that reaches back to the first weights."""
         updates = (setting.steps - round(self.start * setting.steps)) // self.interval
@@ -57,7 +55,6 @@ class Ema(Technique):
             )
         return ()
 
-    @override
     def effect(self, training: Training) -> AveragingEffect:
         """Return the effect on weights."""
         begin = round(self.start * training.setting.steps)

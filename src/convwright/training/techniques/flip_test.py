@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
+from convwright.training.settings import single_tensor
 from convwright.training.techniques.technique import Card, Technique, TechniqueContext, technique
 
 
@@ -20,11 +20,8 @@ class Flipped(nn.Module):
         super().__init__()
         self.model = model
 
-    @override
     def forward(self, images: Tensor) -> Tensor:
         """Return (n, classes) logarithms of the mean probabilities."""
-        from convwright.training.settings import single_tensor
-
         pair = [single_tensor(self.model(x)).float().log_softmax(1) for x in (images, images.flip(-1))]
         return torch.logaddexp(*pair) - torch.log(torch.tensor(2.0, device=images.device))
 
@@ -45,7 +42,6 @@ class TestFlip(Technique):
 
     __test__ = False  # not a test, whatever pytest thinks of the name
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the network never saw mirrored images."""
         if not setting.recipe.hflip:

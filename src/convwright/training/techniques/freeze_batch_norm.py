@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
-from typing_extensions import override
 
 from convwright.repair.batch_norm import norms_of
 from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
@@ -26,14 +25,12 @@ from convwright.training.techniques.technique import Card, Effect, Technique, Te
 class FreezeBatchNorm(Technique):
     """Frozen batch norm has no options."""
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where there is nothing to freeze."""
         if norms_of(setting.arch.model):
             return ()
         return ("techniques.freeze_batch_norm has no effect: no batch norm keeps running statistics",)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on batch norms."""
         return _Frozen(training.model)
@@ -46,7 +43,6 @@ class _Frozen(Effect):
             norm.eval()
             vars(norm)["train"] = _stays(norm)  # each epoch puts the whole network into training mode
 
-    @override
     def close(self) -> None:
         for norm in self.norms:
             del vars(norm)["train"]

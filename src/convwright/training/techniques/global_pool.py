@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import nn
-from typing_extensions import override
 
 from convwright.architecture import Architecture
 from convwright.architecture.flattened import flattened_map
@@ -63,7 +62,6 @@ class GlobalPool(Structural):
 
     init: Init = "least_squares"
 
-    @override
     def candidates(self, arch: Architecture) -> Iterator[Replace | tuple[str, str]]:
         """Yield the linear layers that read a flattened map of more than one position."""
         for layer, _ in modules_called(arch, nn.Linear):

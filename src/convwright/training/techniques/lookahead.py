@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import override
 
 from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
 
@@ -50,7 +49,6 @@ class Lookahead(Technique):
     alpha: float = Field(0.5, gt=0, le=1)
     k: int = Field(6, ge=1)
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the slow weights are always the optimizer's, or never move."""
         if self.alpha == 1:
@@ -59,7 +57,6 @@ class Lookahead(Technique):
             return (f"techniques.lookahead.k={self.k} has no effect: the training has {setting.steps} steps",)
         return ()
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on weights."""
         return _LookaheadEffect(self, training.model)
@@ -73,22 +70,18 @@ class _LookaheadEffect(Effect):
         self.named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         self.slow = {name: p.clone() for name, p in self.named.items()}
 
-    @override
     def after_step(self, step: int) -> None:
         if (step + 1) % self.options.k == 0:
             lookahead(self.named.values(), self.slow.values(), self.options.alpha)
 
-    @override
     def finish(self) -> None:
         """Hand back the slow weights, as the paper does."""
         for name, slow in self.slow.items():
             self.named[name].copy_(slow)
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         return {"slow": self.slow}
 
-    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, slow in state["slow"].items():
             self.slow[name].copy_(slow)

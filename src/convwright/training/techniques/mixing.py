@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import override
 
 from convwright.errors import RecipeError
 from convwright.training.techniques.technique import Effect, Technique, TechniqueContext, Training
@@ -31,7 +30,6 @@ class Mixing(Technique):
         """Return blended images (n, c, h, w) and targets (n, num_classes)."""
         raise NotImplementedError
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse batches of one image: there is nothing to blend with."""
         if setting.recipe.batch_size < 2:
@@ -40,7 +38,6 @@ class Mixing(Technique):
             raise RecipeError(f"recipe field techniques.{self.name}: the data have a single class")
         return ()
 
-    @override
     def effect(self, training: Training) -> MixingEffect:
         """Return the effect on batches."""
         blend, classes = type(self).blend, training.setting.data.num_classes
@@ -55,7 +52,6 @@ class MixingEffect(Effect):
         self.last = round(options.until * steps)
         self.blend = blend
 
-    @override
     def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the blended batch, or the batch as it is."""
         if step >= self.last or (self.probability < 1 and float(torch.rand(())) >= self.probability):

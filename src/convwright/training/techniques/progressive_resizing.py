@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import override
 
 from convwright.architecture.capture.exported import first_line
 from convwright.edits.structure import Structure
@@ -95,7 +94,6 @@ class ProgressiveResizing(Technique):
         height, width = (min(side, self.multiple * max(1, round(part * side / self.multiple))) for side in whole)
         return height, width
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Run the network at the smallest size and at the full one; warn where all sizes are the full one.
 
@@ -121,7 +119,6 @@ class ProgressiveResizing(Technique):
             )
         return ()
 
-    @override
     def effect(self, training: Training) -> ResizingEffect:
         """Return the effect on batches."""
         return ResizingEffect(self, training.setting.steps)
@@ -133,7 +130,6 @@ class ResizingEffect(Effect):
     def __init__(self, options: ProgressiveResizing, steps: int) -> None:
         self.options, self.steps = options, steps
 
-    @override
     def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch at the size of its step."""
         size = self.options.size(step / self.steps, (images.shape[-2], images.shape[-1]))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import override
 
 from convwright.training.techniques.technique import Card, Effect, Technique, Training, technique
 
@@ -46,10 +45,11 @@ def sam_gradients(model: nn.Module, again: Callable[[], object], rho: float = 0.
         rho: Distance, in the norm over all parameters together.
         adaptive: Measure the distance relative to the size of each weight (ASAM).
     """
-    _sam_gradients(model, _perturbation(model.parameters(), rho, adaptive), again)
+    from pytorch_optimizer import SAM
 
-
-def _sam_gradients(model: nn.Module, perturbation: Any, again: Callable[[], object]) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    make: Any = lambda groups, **_: _Weights(groups)  # noqa: E731
+    perturbation: Any = SAM(trained, base_optimizer=make, rho=rho, adaptive=adaptive)
     perturbation.first_step(zero_grad=True)
     try:
         with frozen_statistics(model), torch.enable_grad():
@@ -67,14 +67,6 @@ class _Weights:
 
     def step(self) -> None:
         """Do nothing: the gradients are left to the optimizer of the training."""
-
-
-def _perturbation(parameters: Iterable[Tensor], rho: float, adaptive: bool) -> Any:
-    from pytorch_optimizer import SAM
-
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    make: Any = lambda groups, **_: _Weights(groups)  # noqa: E731
-    return SAM(trained, base_optimizer=make, rho=rho, adaptive=adaptive)
 
 
 @technique(
@@ -101,7 +93,6 @@ class Sam(Technique):
     adaptive: bool = False
     interval: int = Field(1, ge=1)
 
-    @override
     def effect(self, training: Training) -> Effect:
         """Return the effect on gradients."""
         return _SamEffect(self, training.model)
@@ -109,11 +100,8 @@ class Sam(Technique):
 
 class _SamEffect(Effect):
     def __init__(self, options: Sam, model: nn.Module) -> None:
-        self.interval = options.interval
-        self.model = model
-        self.perturbation = _perturbation(model.parameters(), options.rho, options.adaptive)
+        self.options, self.model = options, model
 
-    @override
     def before_update(self, again: Callable[[], object], step: int) -> None:
-        if step % self.interval == 0:
-            _sam_gradients(self.model, self.perturbation, again)
+        if step % self.options.interval == 0:
+            sam_gradients(self.model, again, self.options.rho, adaptive=self.options.adaptive)

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
-from typing_extensions import override
 
 from convwright.architecture import Architecture
 from convwright.architecture.branches import branch_ends
@@ -94,7 +93,6 @@ class SqueezeExcite(Structural):
     gate: Gate = "sigmoid"
     min_channels: int = Field(16, ge=1)
 
-    @override
     def candidates(self, arch: Architecture) -> Iterator[Replace | tuple[str, str]]:
         """Yield convolutions of enough channels, or the ends of the residual branches."""
         return self._convolutions(arch) if self.per == "convolution" else self._blocks(arch)

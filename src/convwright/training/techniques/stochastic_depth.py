@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from convwright.architecture import Architecture
 from convwright.architecture.branches import branch_ends
@@ -53,9 +53,7 @@ class DroppedBranches:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -166,12 +164,10 @@ class StochasticDepth(Technique):
             )
         return tuple(found)
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn of blocks that keep their branches, and of drop paths that the network has itself."""
         return self.remarks(setting.arch)
 
-    @override
     def effect(self, training: Training) -> StochasticDepthEffect:
         """Return the effect: hooks on the network until it is closed."""
         dropped = DroppedBranches(training.model, self.rates(training.setting.arch))
@@ -184,13 +180,11 @@ class StochasticDepthEffect(Effect):
     def __init__(self, dropped: DroppedBranches, rising: float = 0.0) -> None:
         self.dropped, self.rising = dropped, rising
 
-    @override
     def rate(self, factor: float, step: int) -> float:
         """Leave the learning rate as it is: this is what is called before each step, also of a resumed training."""
         self.dropped.scale(1.0 if step >= self.rising else step / self.rising)
         return factor
 
-    @override
     def close(self) -> None:
         """Take the hooks off."""
         self.dropped.close()

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 from torch import nn
-from typing_extensions import override
 
 from convwright.architecture import Architecture, Layer, read
 from convwright.architecture.reading import InputLike
@@ -57,12 +56,10 @@ class Structural(Technique):
                 edits.append(found)
         return Sites(tuple(edits), skipped)
 
-    @override
     def edits(self, arch: Architecture) -> tuple[Edit, ...]:
         """Return the replacements that can be made; see `sites` for the others."""
         return self.sites(arch).edits
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the network stays as it is."""
         found = self.sites(setting.arch)
@@ -72,12 +69,7 @@ class Structural(Technique):
         return (f"techniques.{self.name} has no effect: {reason}",)
 
     def applied(self, network: Architecture | nn.Module | str, example_input: InputLike = None) -> Architecture:
-        """Return the changed network; what was given stays as it was.
-
-        Args:
-            network: A network that was read, or what `read` takes.
-            example_input: As for `read`, where `network` has not been read.
-        """
+        """Return the changed network; what was given stays as it was."""
         arch = as_architecture(network, example_input)
         return arch.apply(*self.edits(arch))
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
-from typing_extensions import override
 
 from convwright.errors import RecipeError
 from convwright.training.techniques.averaging import AveragingEffect
@@ -59,7 +58,6 @@ class Swa(Technique):
         """Return the first step of averaging: of an epoch, so that each that counts was trained at its rate."""
         return math.ceil(self.start * setting.steps / setting.steps_per_epoch) * setting.steps_per_epoch
 
-    @override
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Refuse an average that is longer than the training."""
         if self.begin(setting) >= setting.steps:
@@ -69,7 +67,6 @@ class Swa(Technique):
             )
         return ()
 
-    @override
     def effect(self, training: Training) -> AveragingEffect:
         """Return the effect on rates and weights."""
         return _SwaEffect(self, training)
@@ -84,7 +81,6 @@ class _SwaEffect(AveragingEffect):
         setting = self.training.setting
         return step >= self.begin and ((step + 1) % setting.steps_per_epoch == 0 or step + 1 == setting.steps)
 
-    @override
     def rate(self, factor: float, step: int) -> float:
         if step < self.begin:
             return factor

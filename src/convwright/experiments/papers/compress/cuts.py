@@ -101,16 +101,6 @@ class Case:
     _since: float = field(default_factory=time.perf_counter)
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """What the row asks for."""
-        return self.question.search.options
-
-    @property
-    def seed(self) -> int:
-        """Of the calibration images, and of drawn weights."""
-        return self.question.search.seed
-
-    @property
     def image(self) -> Tensor:
         """An example input, (1, c, h, w)."""
         return torch.zeros(1, *self.data.shape)
@@ -135,22 +125,30 @@ class Case:
 
     def calibration(self, count: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of training images, as they are, with their labels; which ones depends on the seed."""
-        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.question.search.seed))
         yield from Loader(self.data.train.subset(order[:count]), _BATCH, shuffle=False)
 
     def saw(self, stage: str, model: nn.Module, side: tuple[int, int] | None = None) -> None:
         """Judge what there is after a step; the time for that is not counted."""
         if not self.judged:
             return
-        spent = time.perf_counter() - self._since
-        data = self.data if side is None else resized_data(self.data, side)
+        spent, data = time.perf_counter() - self._since, self._sized(side)
         parts = {"validation": data.val, "test": data.test}
         seen = {name: evaluate(model, part).accuracy for name, part in parts.items() if part is not None}
         self.stages.append({"stage": stage, **seen, "seconds": spent})
         self._since = time.perf_counter()
 
+    def reestimated(self, model: nn.Module, side: tuple[int, int] | None = None) -> None:
+        """Re-estimate batch norm on training images, and judge the network."""
+        reestimate(model, self._sized(side).train)
+        self.saw("batch norm", model, side)
 
-Way = Callable[[Case], tuple[tuple[Edit, ...], nn.Module]]
+    def _sized(self, side: tuple[int, int] | None) -> ImageData:
+        return self.data if side is None else resized_data(self.data, side)
+
+
+Found = tuple[tuple[Edit, ...], nn.Module]
+Way = Callable[[Case], Found]
 CUTS: dict[str, Way] = {}
 
 
@@ -165,18 +163,16 @@ def cut(name: str) -> Callable[[Way], Way]:
 
 
 def _carry_out(question: Question, begun: Path, folder: Path) -> None:
-    design = question.search
+    design, budget = question.search, question.search.budget
     assert isinstance(design, Cut)
     way = look_up(design.method, CUTS, "way of cutting", RecipeError)
     known = design.baseline.record(question.setting)
     before = {part: known[part]["accuracy"] for part in ("validation", "test") if known[part] is not None}
     stages = [{"stage": "baseline", **before, "seconds": known["seconds"]}]
-    budget = design.budget
     if (asked := re.fullmatch(r"latency<=([0-9.]+)%", budget)) is not None:
         stages.append(_share_of_macs(question, begun, way, float(asked[1]) / 100))
         budget = f"macs<={stages[-1]['percent']}%"
-    case = _case(question, begun, budget)
-    edits, after = way(case)
+    edits, after = way(case := _case(question, begun, budget))
     save_weights(after, folder / FOUND)
     record(folder, question, design.method, edits, [], history=[*stages, *case.stages])
 
@@ -216,62 +212,57 @@ def _share_of_macs(question: Question, begun: Path, way: Way, limit: float) -> d
     return {"stage": "latency", "percent": low, "ratios": ratios, "seconds": time.perf_counter() - start}
 
 
-def _reestimated(case: Case, model: nn.Module, side: tuple[int, int] | None = None) -> None:
-    data = case.data if side is None else resized_data(case.data, side)
-    reestimate(model, data.train)
-    case.saw("batch norm", model, side)
-
-
 # ------------------------------------------------------------------ the ways
 
 
 @cut("untouched")
-def untouched(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+def untouched(case: Case) -> Found:
     """Leave the network as it is: what tuning alone brings."""
     return (), case.model
 
 
 @cut("resolution")
-def resolution(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+def resolution(case: Case) -> Found:
     """Give the whole network smaller images: the largest within the budget."""
     limit, (c, h, w) = case.macs, case.data.shape
     sizes = ((h - less, w - less) for less in range(1, min(h, w)))
     size = next(size for size in sizes if count_by_torch(case.model, torch.zeros(1, c, *size)) <= limit)
     case.saw("cut", case.model, size)
-    _reestimated(case, case.model, size)
+    case.reestimated(case.model, size)
     return (Resolution(size),), case.model
 
 
 @cut("uniform")
-def uniform(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+def uniform(case: Case) -> Found:
     """Give all widths one ratio; channels are kept by their L2 norm."""
     arch = read(case.model, case.image)
     edits = uniform_widths(arch, case.limits, "auto")
     after = arch.apply(*edits, verify=False).model
     case.saw("cut", after)
-    _reestimated(case, after)
+    case.reestimated(after)
     return edits, after
 
 
 @cut("scratch")
-def scratch(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+def scratch(case: Case) -> Found:
     """Give all widths one ratio, and draw all weights anew."""
-    edits = uniform_widths(read(case.model, case.image), case.limits, "auto")
-    question = case.question
-    return edits, made(question.model, question.form.joined(edits), case.data.shape, case.seed, fresh=True)
+    edits, asked = uniform_widths(read(case.model, case.image), case.limits, "auto"), case.question
+    return edits, made(asked.model, asked.form.joined(edits), case.data.shape, asked.search.seed, fresh=True)
 
 
 @cut("torch-pruning")
-def torch_pruning(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+def torch_pruning(case: Case) -> Found:
     """Let torch-pruning narrow the network. Options: those of `narrowed`, and ``steps`` between which it looks anew."""
-    options = dict(case.options)
+    options = dict(case.question.search.options)
     for limit in case.aims(options.pop("steps", 1)):
         if options["importance"] == "taylor":
-            _gradients(case)
+            case.model.eval().zero_grad()
+            for images, labels in case.calibration():
+                F.cross_entropy(case.model(images), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
         narrowed(case.model, case.image, limit, **options)
     edits = widths_of(case.model, case.question)
     case.saw("cut", case.model)
-    _reestimated(case, case.model)
+    case.reestimated(case.model)
     return edits, case.model
 
 
@@ -279,20 +270,18 @@ OURS: Mapping[str, Any] = {
     **{name: SaliencyOptions.model_fields[name].default for name in ("kind", "rounds", "blocks")},
     "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ["refit"],
 }  # fmt: skip
-
-
 REPAIRS: Mapping[str, Callable[[Architecture, Architecture, list[Tensor]], object]] = {"merge": merge, "refit": refit}
 
 
 @cut("ours")
-def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
+def ours(case: Case) -> Found:
     """Cut what the trained network misses least, in rounds.
 
     Options: those of method ``saliency`` without training in between; and ``images`` of calibration, the ``divisor`` of
     the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is), and
     what of `REPAIRS` follows the last round.
     """
-    options = {**OURS, **case.options}
+    options = {**OURS, **case.question.search.options}
     original = arch = read(case.model, case.image)
     edits: tuple[Edit, ...] = ()
     batches = list(case.calibration(options["images"]))
@@ -303,7 +292,11 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
         if options["widths"] == "ratio":
             found: tuple[Edit, ...] = uniform_widths(arch, within, options["divisor"])
         else:
-            blocks = _blocks(arch, batches, scores) if options["blocks"] else None
+            blocks = None
+            if options["blocks"]:  # in the unit of the scores, by measured losses on half of the batches
+                some = batches[: max(1, len(batches) // 2)]
+                curve = loss_curve(arch, some, F.cross_entropy, scores)
+                blocks = blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
             found = allocate(arch, scores, within, divisor=options["divisor"], blocks=blocks)
         arch, edits = arch.apply(*found, importance=scores, verify=False), (*edits, *found)
         if number < rounds and options["reestimate"]:
@@ -313,19 +306,5 @@ def ours(case: Case) -> tuple[tuple[Edit, ...], nn.Module]:
         REPAIRS[name](original, arch, [images for images, _ in batches])
         case.saw(name, arch.model)
     if options["reestimate"]:
-        _reestimated(case, arch.model)
+        case.reestimated(arch.model)
     return edits, arch.model
-
-
-def _blocks(arch: Architecture, batches: list[tuple[Tensor, Tensor]], scores: Mapping[str, Any]) -> dict[str, float]:
-    """Return what whole blocks are worth in the unit of the scores, by measured losses on half of the batches."""
-    some = batches[: max(1, len(batches) // 2)]
-    curve = loss_curve(arch, some, F.cross_entropy, scores)
-    return blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
-
-
-def _gradients(case: Case) -> None:
-    """Leave the gradients of the loss over the calibration images in the weights."""
-    case.model.eval().zero_grad()
-    for images, labels in case.calibration():
-        F.cross_entropy(case.model(images), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]

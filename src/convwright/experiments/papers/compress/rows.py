@@ -17,11 +17,8 @@ from convwright.experiments.papers.compress.cuts import OURS, Cut
 from convwright.experiments.papers.compress.runtimes import RuntimeStudy
 from convwright.experiments.papers.compress.tables import conclude
 from convwright.experiments.row import Row, Size, experiment, seeds_of
-from convwright.training import Recipe
-from convwright.training.techniques import TECHNIQUES
 
 Shape = tuple[int, int, int]
-DISTILL = "distill" in TECHNIQUES
 _AT_HALF, _BOTH = ("macs<=50%",), ("macs<=50%", "macs<=25%")
 _FASTER = ("latency<=50%",)  # of one image in ONNX Runtime
 
@@ -56,11 +53,6 @@ class BaselineNetwork:
     ablated: bool = False
     seconds: float = 8.0
 
-    def recipe(self, kind: Kind) -> Recipe:
-        """Return how a row of the network is tuned."""
-        techniques: dict[str, Any] = {} if kind.distill is None else {"distill": dict(kind.distill)}
-        return self.baseline.recipe_of(**{**self.tuning, **kind.tuning}, techniques=techniques)
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -73,7 +65,6 @@ class Kind:
         options: Of the method.
         distill: Options of technique ``distill``, by which the untouched network teaches in the tuning; None: it
             does not.
-        tuning: Fields of the tuning's recipe that only this row has.
         ablation: Whether it belongs to the ablations, which have two seeds.
     """
 
@@ -82,7 +73,6 @@ class Kind:
     note: str
     options: Mapping[str, Any] = field(default_factory=dict)
     distill: Mapping[str, Any] | None = None
-    tuning: Mapping[str, Any] = field(default_factory=dict)
     ablation: bool = False
 
 
@@ -102,19 +92,7 @@ UNTOUCHED = Kind("untouched", "untouched", "the untouched network, tuned as long
 _SALIENCIES = ("taylor-batch", "fisher", "activation-mean", "activation-variance", "bn-scale", "l1", "l2", "random")
 # Each part of ours left out or exchanged, with all others as in `ours`, and parts alone.
 ABLATIONS: tuple[Kind, ...] = (
-    *(
-        _ours(kind, f"saliency {kind} in place of taylor", ablation=True, kind=kind)
-        for kind in (
-            "taylor-batch",
-            "fisher",
-            "activation-mean",
-            "activation-variance",
-            "bn-scale",
-            "l1",
-            "l2",
-            "random",
-        )
-    ),
+    *(_ours(kind, f"saliency {kind} in place of taylor", ablation=True, kind=kind) for kind in _SALIENCIES),
     _ours("one-shot", "cut at once in place of rounds", ablation=True, rounds=1),
     _ours("no-blocks", "all blocks stay", ablation=True, blocks=False),
     _ours("one-ratio", "one ratio for all widths in place of the allocation", ablation=True, widths="ratio"),
@@ -140,23 +118,14 @@ KINDS: tuple[Kind, ...] = (
 )
 
 _LITE0 = BaselineNetwork(
-    "timm:tf_efficientnet_lite0",
-    "folder:clothing-dataset-small",
-    (3, 96, 96),
-    Baseline("lite0-clothing", "lite0-clothing.yaml", start="lite0-imagenet"),
-    {"epochs": 6},
-    {"num_classes": 10},
-    (*_BOTH, *_FASTER),
-    ablated=True,
-)
+    "timm:tf_efficientnet_lite0", "folder:clothing-dataset-small", (3, 96, 96),
+    Baseline("lite0-clothing", "lite0-clothing.yaml", start="lite0-imagenet"), {"epochs": 6}, {"num_classes": 10},
+    (*_BOTH, *_FASTER), ablated=True,
+)  # fmt: skip
 _RESNET20 = BaselineNetwork(
-    "zoo:resnet20",
-    "cifar10",
-    (3, 32, 32),
-    Baseline("resnet20-cifar10", "cifar10.yaml"),
+    "zoo:resnet20", "cifar10", (3, 32, 32), Baseline("resnet20-cifar10", "cifar10.yaml"),
     {"epochs": 6, "lr": 0.02, "precision": "bf16", "memory_format": "channels_last"},
-)
-_QUICK = {"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]}  # one network, and no download
+)  # fmt: skip
 BASES: Mapping[str, BaselineNetwork] = {
     "clothing": _LITE0,
     "clothing128x": replace(
@@ -183,13 +152,13 @@ BASES: Mapping[str, BaselineNetwork] = {
         budgets=("macs<=47.6%", "macs<=39.2%"),  # 2.1 and 2.55 times fewer
         sizes=("full",),
     ),
-    "fashion": replace(
+    "fashion": replace(  # one network, and no download
         _RESNET20,
         data="fashion-mini",
         shape=(1, 28, 28),
         baseline=Baseline("mini", "cifar10.yaml", 1),
         tuning={**_RESNET20.tuning, "epochs": 1},
-        options=_QUICK,
+        options={"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]},
         budgets=_AT_HALF,
         sizes=("quick",),
         seconds=0.2,
@@ -214,7 +183,7 @@ def _rows(name: str, base: BaselineNetwork, size: Size) -> Iterator[Row]:
     for budget in base.budgets:
         table = f"{name}{budget.partition('<=')[2].rstrip('%')}{'ms' if budget.startswith('latency') else ''}"
         for kind in KINDS:
-            if (DISTILL or kind.distill is None) and _wanted(base, kind, budget):
+            if _wanted(base, kind, budget):
                 yield replace(_row(f"{table}-{kind.name}", base, kind, budget, size), control=f"{name}-untouched")
 
 
@@ -227,25 +196,15 @@ def _wanted(base: BaselineNetwork, kind: Kind, budget: str) -> bool:
 
 
 def _row(name: str, base: BaselineNetwork, kind: Kind, budget: str, size: Size) -> Row:
-    recipe = base.recipe(kind)
+    techniques = {} if kind.distill is None else {"distill": dict(kind.distill)}
+    recipe = base.baseline.recipe_of(**base.tuning, techniques=techniques)
     # Of the recipe, a cut depends on what images look like, so that rows that are only tuned otherwise share it.
     seen = recipe.model_dump(mode="json", include={"normalisation", "resize"}, exclude_defaults=True)
     design = Cut(
-        method=kind.method,
-        options=kind.options,
-        budget=budget,
-        recipe={**seen, "val_fraction": 0.0},
+        method=kind.method, options=kind.options, budget=budget, recipe={**seen, "val_fraction": 0.0},
         baseline=base.baseline,
-    )
+    )  # fmt: skip
     return Row(
-        name,
-        base.model,
-        base.data,
-        recipe,
-        seeds_of(size, 2 if kind.ablation else 3),
-        base.options,
-        (design,),
-        shape=base.shape,
-        study=RuntimeStudy(base.model, base.options, base.shape, base.seconds),
-        note=kind.note,
-    )
+        name, base.model, base.data, recipe, seeds_of(size, 2 if kind.ablation else 3), base.options, (design,),
+        shape=base.shape, study=RuntimeStudy(base.model, base.options, base.shape, base.seconds), note=kind.note,
+    )  # fmt: skip

@@ -48,12 +48,6 @@ class RuntimeStudy:
     def carry_out(self, model: nn.Module, data: ImageData, recipe: Recipe, found: Mapping[str, Any]) -> Any:
         """Return per runtime ``own`` and ``untouched`` in seconds and ``ratio``, each with its 95 % interval.
 
-        Args:
-            model: The network; it stays as it is.
-            data: Gives the shape of its images.
-            recipe: Not used.
-            found: Not used.
-
         Raises:
             RecipeError: A runtime is not installed.
         """
@@ -69,16 +63,7 @@ def beside(
     seconds: float,
     runtimes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what `RuntimeStudy` returns, of two networks on the CPU, which are put into eval mode.
-
-    Args:
-        untouched: What ratios refer to.
-        shape: (c, h, w) of its images.
-        own: The other network.
-        own_shape: Of its images.
-        seconds: How long is measured.
-        runtimes: Names in `RUNTIMES`; (): all.
-    """
+    """Return what `RuntimeStudy` returns, of two networks on the CPU, which are put into eval mode."""
     chosen, threads = runtimes or tuple(RUNTIMES), torch.get_num_threads()
     calls: dict[tuple[str, str], Call] = {}
     torch.set_num_threads(1)

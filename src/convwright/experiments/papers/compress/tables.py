@@ -23,11 +23,7 @@ _NOTE = (
 
 
 def conclude(content: Json) -> Conclusion:
-    """Return the tables, and how far ours is ahead.
-
-    Args:
-        content: Of ``result.json``; rows without a result are left out.
-    """
+    """Return the tables, and how far ours is ahead."""
     done = [row for row in content["rows"] if row["seeds"]]
     untouched = {row["name"]: row for row in done if not row["control"]}
     tables: dict[str, list[Json]] = {}
