@@ -143,11 +143,12 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.drop = nn.Dropout()
-        self.name, self.log = name, log
+        # A method: what forward stores in a module's own lists is undone after a measurement.
+        self.name, self.log = name, None if log is None else log.append
 
     def forward(self, x):
         if self.log is not None:
-            self.log.append((self.name, self.training, torch.is_inference_mode_enabled()))
+            self.log((self.name, self.training, torch.is_inference_mode_enabled()))
         return self.drop(self.conv(x))
 
 

@@ -58,7 +58,7 @@ class Proposals(Scripted):
         self._note(phase, " ".join(log), {2: proposal.words}, kept)
 
     def _run(self) -> Script:
-        first, second = self.batches
-        (base,) = yield first
-        if base.usable:
-            yield second
+        number, (base,) = 1, (yield self.batches[0])
+        while base.usable and number < len(self.batches):
+            yield self.batches[number]
+            number += 1

@@ -58,8 +58,8 @@ def _trial(recorded: RecordedTrial, words: str, **marks: bool) -> Trial:
         known |= {"costs": dict(evidence.costs), "seconds": evidence.seconds, "status": evidence.status}
         known |= {"note": evidence.message}
     if evidence is not None and evidence.before_training is not None:
-        steps = evidence.repaired or {"right after the edits": evidence.before_training}
-        words = f"{words or _words(candidate)} ({', '.join(f'{name} {value:.2%}' for name, value in steps.items())})"
+        steps = "".join(f"; {name} {value:.2%}" for name, value in evidence.repaired.items())
+        words = f"{words or _words(candidate)} ({evidence.before_training:.2%} right after the edits{steps})"
     return Trial(
         number=recorded.number,
         role=candidate.role,
