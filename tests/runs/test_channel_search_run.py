@@ -58,7 +58,7 @@ def test_a_trained_network_keeps_its_weights(tiny, pictures, plain, tmp_path):
     first = optimize(tiny, pictures, "macs<=100%", "uniform", tmp_path / "first", recipe=recipe, progress=False)
     found = optimize(
         tiny, pictures, "params<=60%", "channel-search", tmp_path / "second", recipe=recipe, progress=False,
-        weights=first.folder / "model.safetensors", options=FEW, divisor=1,
+        weights=first.folder / "model.safetensors", options=FEW, divisor=1, merge=False, refit=False,
     )  # fmt: skip
     assert [t.candidate.weights for t in found.trials] == ["inherit"] * 2 + ["net2wider"] * 3 + ["inherit"] * 2
     assert found.data["budget_met"]["params"]["met"]

@@ -128,20 +128,19 @@ def of_widths(arch: Architecture, scores: Mapping[str, Numbers], limits: Limits,
 
 
 def _without_blocks(
-    arch: Architecture, scores: Mapping[str, Numbers], limits: Limits, best: Allocation, worth: dict[str, float]
+    arch: Architecture, scores: Mapping[str, Numbers], limits: Limits, best: Allocation, worth: Mapping[str, float]
 ) -> Allocation:
     """Take blocks out, the one with most costs for its worth first, while less is lost in all."""
-    gone: tuple[RemoveBlock, ...] = ()
-    spent, present, costs = 0.0, arch, _costs_of(arch, limits)
-    while worth:
-        smaller = {name: found for name in worth if (found := _without(present, name)) is not None}
-        after = {name: _costs_of(network, limits) for name, network in smaller.items()}
-        saved = {n: max((costs[m] - each[m]) / limits.limits[m] for m in costs) for n, each in after.items()}
-        name = min(smaller, key=lambda n: worth[n] / max(saved[n], 1e-12), default="")
-        if not name or spent + worth[name] >= best.lost:
+    shares, gone, spent, present = _shares(arch, limits), list[RemoveBlock](), 0.0, arch
+    for name in sorted(worth, key=lambda block: worth[block] / max(shares.get(block, 0.0), 1e-12)):
+        if spent + worth[name] >= best.lost:
             break
-        gone, spent = (*gone, RemoveBlock(name)), spent + worth[name]
-        present, costs, worth = smaller[name], after[name], {n: worth[n] for n in smaller if n != name}
+        try:
+            smaller = present.apply(RemoveBlock(name), verify=False)
+        except EditError:
+            continue
+        present, spent = smaller, spent + worth[name]
+        gone.append(RemoveBlock(name))
         try:
             tried = _fitted(present, scores, limits, best.divisor)
         except BudgetError:
@@ -152,15 +151,13 @@ def _without_blocks(
     return best
 
 
-def _without(arch: Architecture, block: str) -> Architecture | None:
-    try:
-        return arch.apply(RemoveBlock(block), verify=False)
-    except EditError:
-        return None
-
-
-def _costs_of(arch: Architecture, limits: Limits) -> dict[str, int]:
-    return limits.costs_of(arch) if limits.measures else limits.costs(CostModel.of(arch), {})
+def _shares(arch: Architecture, limits: Limits) -> dict[str, float]:
+    """Return the share of the costs that the layers of each block have; MACs stand for what is not counted by layer."""
+    profile = arch.profile()
+    params = bool(limits.limits) and all(metric in ("params", "weights") for metric in limits.limits)
+    costs = {layer.name: layer.params if params else layer.macs for layer in profile.layers}
+    total = max(1, sum(costs.values()))
+    return {block.name: sum(costs.get(layer, 0) for layer in block.layers) / total for block in arch.blocks}
 
 
 def _fitted(arch: Architecture, scores: Mapping[str, Numbers], limits: Limits, divisor: Divisor) -> Allocation:

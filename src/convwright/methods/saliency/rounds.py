@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convwright.cost.budget import Limits, human
+from convwright.cost.budget import Limits
 from convwright.edits import Plan, RemoveBlock, Width
+from convwright.errors import counted
 from convwright.methods.base import Candidate, Evidence
 from convwright.methods.saliency.allocate import Allocation, allocation
 from convwright.methods.script import Batch
@@ -85,7 +86,7 @@ class Cutting:
             found = self._cut(arch, now, number / self.rounds)
             if found.edits:
                 plan, arch = plan.with_edits(*found.edits), arch.apply(*found.edits, verify=False)
-                words = (*words, f"round {number} of {self.rounds}: {_words(found, arch, self.limits)}")
+                words = (*words, f"round {number} of {self.rounds}: {_words(found)}")
             if found.edits and number < self.rounds:
                 (now,) = yield (Candidate(plan, now.trial, epochs, seed + number, probes=self.probes),)
         return FinalCut(plan, now.trial, words) if now.usable else None
@@ -127,10 +128,8 @@ def blocks_worth(measured: Mapping[str, Any] | None) -> dict[str, float]:
     }
 
 
-def _words(found: Allocation, arch: Architecture, limits: Limits) -> str:
-    costs = limits.costs(arch.cost_model(), {}) if not limits.measures else {}
+def _words(found: Allocation) -> str:
     gone = [edit.target for edit in found.edits if isinstance(edit, RemoveBlock)]
     widths = sum(isinstance(edit, Width) for edit in found.edits)
-    parts = [f"{widths} groups narrower", *([f"without {', '.join(gone)}"] if gone else [])]
-    parts += [f"{human(cost, metric)} {metric}" for metric, cost in costs.items()]
-    return "; ".join(parts)
+    parts = [f"{counted(widths, 'group')} narrower", *([f"without {', '.join(gone)}"] if gone else [])]
+    return "; ".join([*parts, f"{found.use:.1%} of the round's limit used"])
