@@ -245,7 +245,10 @@ class Evaluator:
                 self.say(f"trial {number}: {before:.2%} right after the edits")
             return _Start(before)
         original = self._original(candidate, parents)
-        steps = self.repairs.steps(original, network, data.train, lambda model: self._reestimated(model, data.train))
+        # A refit takes most of the time: what is scored to be cut again gets its own after the last cut.
+        again = not candidate.epochs and any(probe.startswith("saliency") for probe in candidate.probes)
+        repairs = replace(self.repairs, refit=self.repairs.refit and not again)
+        steps = repairs.steps(original, network, data.train, lambda model: self._reestimated(model, data.train))
         found = {"cut": self._accuracy(network.model, data)} if shown and len(steps) > 1 else {}
         images = 0
         for name, step in steps.items():

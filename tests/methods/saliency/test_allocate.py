@@ -117,7 +117,7 @@ def test_what_a_block_is_worth_is_read_off_the_measured_curve():
     curve = [[0, 0], [1, 0.1], [4, 0.2], [9, 0.2]]
     worth = blocks_worth({"blocks": {"a": 0.15, "b": -1.0, "c": 0.5, "d": None}, "curve": curve, "loss": 1.0})
     assert worth == {"a": pytest.approx(2.5), "b": 0.0, "c": np.inf}
-    assert blocks_worth(None) == {}
+    assert blocks_worth(None) == blocks_worth({"blocks": {}, "curve": [], "loss": 1.0}) == {}
 
 
 def test_a_network_within_the_budget_stays(resnet):

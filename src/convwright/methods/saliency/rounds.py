@@ -117,7 +117,7 @@ def blocks_worth(measured: Mapping[str, Any] | None) -> dict[str, float]:
         measured: what the probe of block losses found: ``blocks``, name -> rise of the loss, and ``curve``, rising
             pairs (saliency lost, rise of the loss).
     """
-    if not measured:
+    if not measured or not measured["blocks"]:
         return {}
     lost, rise = np.array(measured["curve"], dtype=np.float64).T
     rise = rise + np.arange(len(rise)) * 1e-12  # strictly rising

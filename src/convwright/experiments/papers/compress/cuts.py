@@ -268,7 +268,7 @@ def torch_pruning(case: Case) -> Found:
 
 OURS: Mapping[str, Any] = {
     **{name: SaliencyOptions.model_fields[name].default for name in ("kind", "rounds", "blocks")},
-    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ["refit"],
+    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ["merge", "refit"],
 }  # fmt: skip
 REPAIRS: Mapping[str, Callable[[Architecture, Architecture, list[Tensor]], object]] = {"merge": merge, "refit": refit}
 
@@ -299,6 +299,8 @@ def ours(case: Case) -> Found:
                 blocks = blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
             found = allocate(arch, scores, within, divisor=options["divisor"], blocks=blocks)
         arch, edits = arch.apply(*found, importance=scores, verify=False), (*edits, *found)
+        if number < rounds and "merge" in options["repair"]:
+            merge(original, arch, [images for images, _ in batches])
         if number < rounds and options["reestimate"]:
             reestimate(arch.model, case.data.train)
     case.saw("cut", arch.model)
