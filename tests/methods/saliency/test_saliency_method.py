@@ -86,7 +86,7 @@ def test_blocks_that_are_worth_nothing_go_and_dear_ones_stay(resnet):
     assert not any(isinstance(edit, RemoveBlock) for edit in asked[-1].plan.edits)
 
 
-@pytest.mark.parametrize("make", [Saliency, Auto])
+@pytest.mark.parametrize("make", [Saliency, pytest.param(Auto, marks=pytest.mark.breadth)])
 def test_it_depends_on_what_it_is_told_alone(resnet, make):
     limits = limits_of(resnet, "macs<=50%")
     first, second = (make(resnet, limits, epochs=0, tune_epochs=3) for _ in range(2))

@@ -185,7 +185,7 @@ def forked(monkeypatch):
     monkeypatch.setattr("convwright.runs.executors.pool._ENOUGH", 0.1)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("kills", "usable"), [(1, True), (0, True), (5, False), (4, True)])
 def test_a_killed_worker_is_replaced_a_bounded_number_of_times(forked, tmp_path, kills, usable):
     said = []
