@@ -79,9 +79,10 @@ def test_epochs_between_cuts_are_taken_from_the_last_training(resnet):
 
 def test_blocks_that_are_worth_nothing_go_and_dear_ones_stay(resnet):
     for worth, gone in ((0.0, True), (50.0, False)):
-        asked = play(Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1), resnet, worth)
+        method = Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1, blocks=True)
+        asked = play(method, resnet, worth)
         assert any(isinstance(edit, RemoveBlock) for edit in asked[-1].plan.edits) is gone
-    asked = play(Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1, blocks=False), resnet, 0.0)
+    asked = play(Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1), resnet, 0.0)
     assert asked[0].probes == ("saliency",)
     assert not any(isinstance(edit, RemoveBlock) for edit in asked[-1].plan.edits)
 

@@ -94,7 +94,7 @@ _SALIENCIES = ("taylor-batch", "fisher", "activation-mean", "activation-variance
 ABLATIONS: tuple[Kind, ...] = (
     *(_ours(kind, f"saliency {kind} in place of taylor", ablation=True, kind=kind) for kind in _SALIENCIES),
     _ours("one-shot", "cut at once in place of rounds", ablation=True, rounds=1),
-    _ours("no-blocks", "all blocks stay", ablation=True, blocks=False),
+    _ours("blocks", "whole blocks may go, too", ablation=True, blocks=True),
     _ours("one-ratio", "one ratio for all widths in place of the allocation", ablation=True, widths="ratio"),
     _ours("any-width", "widths of any number in place of multiples of 16", ablation=True, divisor=1),
     _ours(
