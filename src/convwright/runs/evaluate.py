@@ -17,7 +17,6 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
-from convwright.edits import Width
 from convwright.edits.edit import Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.reinitialize import draw_anew
@@ -239,27 +238,31 @@ class Evaluator:
         edited, inherits = len(network.changes) > given or candidate.weights != "inherit", candidate.weights != "fresh"
         disturbed = (not kept or candidate.weights != "inherit") if inherits else not candidate.epochs
         shown = bool(candidate.epochs) and edited and inherits and data.val is not None
-        if not disturbed:
-            before = self._accuracy(network.model, data) if shown else None
-            if before is not None:
-                self.say(f"trial {number}: {before:.2%} right after the edits")
-            return _Start(before)
-        original = self._original(candidate, parents)
-        # A refit takes most of the time: what is scored to be cut again gets its own after the last cut.
-        again = not candidate.epochs and any(probe.startswith("saliency") for probe in candidate.probes)
-        repairs = replace(self.repairs, refit=self.repairs.refit and not again)
-        steps = repairs.steps(original, network, data.train, lambda model: self._reestimated(model, data.train))
-        found = {"cut": self._accuracy(network.model, data)} if shown and len(steps) > 1 else {}
+        steps = self._repairs(network, data, candidate, parents) if disturbed else {}
+        # After a single repair what was before it is not told.
+        found = {"cut": self._accuracy(network.model, data)} if shown and len(steps) != 1 else {}
         images = 0
         for name, step in steps.items():
             images = step()
             if shown:
                 found[name] = self._accuracy(network.model, data)
-        before = (list(found.values())[-1] if found else self._accuracy(network.model, data)) if shown else None
+        before, repaired = next(reversed(found.values()), None), found if len(found) > 1 else {}
         if before is not None:
-            told = f" ({', '.join(f'{name} {value:.2%}' for name, value in found.items())})" if len(found) > 1 else ""
+            told = f" ({', '.join(f'{name} {value:.2%}' for name, value in repaired.items())})" if repaired else ""
             self.say(f"trial {number}: {before:.2%} right after the edits{told}")
-        return _Start(before, images, found if len(found) > 1 else {})
+        return _Start(before, images, repaired)
+
+    def _repairs(
+        self, network: Architecture, data: ImageData, candidate: Candidate, parents: Mapping[int, Candidate]
+    ) -> Mapping[str, Callable[[], int]]:
+        """Return what is repaired of a network, in order."""
+        # A refit takes most of the time: what is scored to be cut again gets its own after the last cut.
+        again = not candidate.epochs and any(probe.startswith("saliency") for probe in candidate.probes)
+        repairs, original = (
+            replace(self.repairs, refit=self.repairs.refit and not again),
+            self._original(candidate, parents),
+        )
+        return repairs.steps(original, network, data.train, lambda model: self._reestimated(model, data.train))
 
     def _accuracy(self, model: nn.Module, data: ImageData) -> float:
         assert data.val is not None
@@ -277,9 +280,8 @@ class Evaluator:
 
     def _base(self, parents: Mapping[int, Candidate]) -> Architecture:
         """Return the untouched network with the weights of trial 0, where that trained it."""
-        base = parents.get(0)
         original = reshaped(self.arch, Plan.empty(self.arch))
-        if base is not None and base.role == "base" and base.epochs:
+        if _trained_first(parents):
             load_weights(original.model, self.study.weights(0))
         original.model.to(make_fabric("auto", "32-true").device)
         return original
@@ -291,19 +293,19 @@ class Evaluator:
         asked = recipe.techniques.get(Distill.name)
         if not isinstance(asked, Distill) or not candidate.epochs:
             return recipe, None
-        original, base = self.arch.model, parents.get(0)
+        original = self.arch.model
         if asked.teacher == ORIGINAL:
             if candidate.role == "base":
                 others = {name: each for name, each in recipe.model_dump()["techniques"].items() if name != asked.name}
                 return recipe.updated(techniques=others), None
-            if base is not None and base.role == "base" and base.epochs:
-                load_weights(original := copy.deepcopy(original), self.study.weights(0))
+            if _trained_first(parents):
+                original = self._base(parents).model
             elif not self.trained:
                 return recipe, None  # its check says so
         if not asked.features:
             return recipe, Teacher(original, image_size(self.arch))
-        given = parents[candidate.parent].plan.edits if candidate.parent is not None else ()
-        if candidate.weights != "inherit" or any(isinstance(e, Width) and e.keep is None for e in given):
+        parent = parents.get(candidate.parent) if candidate.parent is not None else None
+        if candidate.weights != "inherit" or (parent is not None and not traceable(parent.plan)):
             raise RecipeError(
                 "techniques.distill.features: it is not recorded which channels of the original this candidate has; "
                 "set features: 0"
@@ -369,6 +371,12 @@ class Evaluator:
         )
         to_layout(model, torch.contiguous_format)
         return found
+
+
+def _trained_first(parents: Mapping[int, Candidate]) -> bool:
+    """Whether trial 0 trained the untouched network, so that its weights are the original's."""
+    base = parents.get(0)
+    return base is not None and base.role == "base" and bool(base.epochs)
 
 
 def read_history(path: Path) -> tuple[Mapping[str, Any], ...]:

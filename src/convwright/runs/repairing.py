@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Repairs:
             norms: Re-estimates batch norm.
         """
 
+        @cache  # both repairs see the same images, read once
         def batches() -> list[Tensor]:
             device = next((p.device for p in edited.model.parameters()), None)
             return calibration(images, self.images, device)

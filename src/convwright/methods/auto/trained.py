@@ -1,7 +1,4 @@
-"""The course of `auto` for a network that comes trained: cut, repair and judge without training, then race the best.
-
-What each rule rests on is in docs/methods.md, "auto with trained weights".
-"""
+"""The course of `auto` for a network that comes trained: cut, repair and judge without training, then race the best."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from convwright.cost.cost_model import CostModel
 from convwright.edits import Edit, Resolution
 from convwright.errors import BudgetError, ConvwrightError, EditError
 from convwright.methods.base import Candidate, Evidence
@@ -107,11 +103,10 @@ def _largest_side(search: DesignSearch, side: int) -> int:
     for smaller in range((side - 1) // _GRID * _GRID, side // 4, -_GRID):
         try:
             network = search.arch.apply(Resolution(smaller), verify=False)
-            limits = search.limits
-            costs = limits.costs_of(network) if limits.measures else limits.costs(CostModel.of(network), {})
+            costs = search.limits.costs_of(network)
         except ConvwrightError:  # such as a head that takes one size only
             return 0
-        if limits.met(costs):
+        if search.limits.met(costs):
             return smaller
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,11 +92,14 @@ class Cutting:
                 (now,) = yield (Candidate(plan, now.trial, epochs, seed + number, probes=self.probes),)
         return FinalCut(plan, now.trial, words) if now.usable else None
 
+    @cached_property
+    def _present(self) -> Mapping[str, int]:
+        return self.limits.costs(self.arch.cost_model(), {})
+
     def _aim(self, part: float) -> Limits:
         """Return the limits of a round: equal steps in the ratio of costs."""
-        present = self.limits.costs(self.arch.cost_model(), {})
         between = {
-            metric: max(limit, int(present[metric] ** (1 - part) * limit**part)) if part < 1 else limit
+            metric: max(limit, int(self._present[metric] ** (1 - part) * limit**part)) if part < 1 else limit
             for metric, limit in self.limits.limits.items()
         }
         return replace(self.limits, limits=between)
