@@ -369,7 +369,8 @@ def test_pictures_are_drawn_from_the_record(rows):
 @pytest.mark.parametrize("name", ["conetv2", "conetv2-rank", "conetv2-transfer"])
 def test_the_quick_size_runs_on_embedded_images(monkeypatch, name, tmp_path):
     quick = EXPERIMENTS[name].rows("quick")
-    replaced = tuple(dataclasses.replace(row, data="fashion-mini", seeds=(0,)) for row in quick)[:6]
+    embedded = {"data": "fashion-mini", "shape": (3, 28, 28), "seeds": (0,)}
+    replaced = tuple(dataclasses.replace(row, **embedded) for row in quick[:6])
     kept = EXPERIMENTS[name]
     monkeypatch.setitem(EXPERIMENTS, name, dataclasses.replace(kept, rows=lambda size: replaced))
     assert reproduce(name, tmp_path / "out", size="quick", say=lambda text: None)["rows"]

@@ -232,8 +232,8 @@ def _counted(job: Job) -> dict[str, Any]:
     start = time.perf_counter()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    form = _settled(job)
-    arch = opened(job.row.model, form, None)
+    form = _settled(job, job.shape)
+    arch = opened(job.row.model, form, job.shape)
     costs, by_torch = profile(arch), count_by_torch(arch.model, arch.example_input)
     if costs.macs != by_torch:
         raise RunError(
@@ -292,7 +292,7 @@ def _taken_over(job: Job, form: NetworkSpec, twin: Path) -> dict[str, Any]:
     return content
 
 
-def _settled(job: Job, shape: tuple[int, int, int] | None = None) -> NetworkSpec:
+def _settled(job: Job, shape: tuple[int, int, int] | None) -> NetworkSpec:
     """Return how the network is made; searches that this needs are carried out, or read where they were before."""
     searches, row = job.folder.parent.parent / "searches", job.row
     start = NetworkSpec({})
