@@ -60,8 +60,8 @@ def test_a_way_of_cutting_ends_within_the_budget_and_is_judged_at_every_step(met
     form, stages, _ = cut(method, setting, options=options)
     whole, own = (opened(MODEL, each, SHAPE).profile().macs for each in (setting.start, form))
     assert 0.25 * whole < own <= 0.5 * whole
-    repaired = ["merge", "refit"] if method == "ours" else []
-    assert stages == ["baseline", *([] if method == "scratch" else ["cut", *repaired, "batch norm"])]
+    steps = {"scratch": [], "ours": ["batch norm"]}
+    assert stages == ["baseline", *steps.get(method, ["cut", "batch norm"])]
     opened(MODEL, form, SHAPE).model.load_state_dict(load_file(form.weights))  # it is a network of ours
     assert form.weights == form.searches[-1] / FOUND
     assert form.teacher == Path("a/baselines/small.safetensors")

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +38,7 @@ from convwright.training.outcome import EpochRecord
 from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import to_layout
-from convwright.training.statistics import reestimate
+from convwright.training.statistics import IMAGES, reestimate
 from convwright.training.techniques import Teacher, technique_named
 from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 
 _Found = TypeVar("_Found")
+_BETWEEN_CUTS = 256  # training images that batch norm is re-estimated on before channels are scored again
 HISTORY = "history.json"  # of a trial: one record per epoch
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
@@ -125,6 +126,9 @@ class Evaluator:
                 candidate, number, float("nan"), 0.0, {}, status="failed", seconds=_since(start), message=str(error)
             )
         save_weights(network.model, self.study.weights(number), usage(self.data))
+        self._last.clear()
+        if not candidate.epochs:  # a training may leave more behind than weights
+            self._last[number] = network
         return Evidence(
             candidate,
             number,
@@ -164,6 +168,15 @@ class Evaluator:
             memory.let_go()
 
     @cached_property
+    def _last(self) -> dict[int, Architecture]:
+        """The last network, by its number: a child of it need not replay its plan."""
+        return {}
+
+    @cached_property
+    def _untouched(self) -> Architecture:
+        return reshaped(self.arch, Plan.empty(self.arch))
+
+    @cached_property
     def _part(self) -> ImageData:
         if self.proxy is None:
             raise RunError("a candidate is to be judged on a proxy of the data, and this run has none")
@@ -198,7 +211,7 @@ class Evaluator:
         """Return the network that a candidate gets its weights from, with its trained weights."""
         if candidate.parent is None:
             return reshaped(self.arch, Plan.empty(self.arch))
-        parent = reshaped(self.arch, parents[candidate.parent].plan)
+        parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
         load_weights(parent.model, self.study.weights(candidate.parent))
         return parent
 
@@ -256,13 +269,12 @@ class Evaluator:
         self, network: Architecture, data: ImageData, candidate: Candidate, parents: Mapping[int, Candidate]
     ) -> Mapping[str, Callable[[], int]]:
         """Return what is repaired of a network, in order."""
-        # A refit takes most of the time: what is scored to be cut again gets its own after the last cut.
+        # Most of the time goes into refit and batch norm; what is scored to be cut again gets more after the last cut.
         again = not candidate.epochs and any(probe.startswith("saliency") for probe in candidate.probes)
-        repairs, original = (
-            replace(self.repairs, refit=self.repairs.refit and not again),
-            self._original(candidate, parents),
-        )
-        return repairs.steps(original, network, data.train, lambda model: self._reestimated(model, data.train))
+        repairs = replace(self.repairs, refit=self.repairs.refit and not again)
+        norms = partial(reestimate, images=data.train, count=_BETWEEN_CUTS if again else IMAGES)
+        original = self._original(candidate, parents)
+        return repairs.steps(original, network, data.train, lambda model: self._in_layout(norms, model))
 
     def _accuracy(self, model: nn.Module, data: ImageData) -> float:
         assert data.val is not None
@@ -280,7 +292,7 @@ class Evaluator:
 
     def _base(self, parents: Mapping[int, Candidate]) -> Architecture:
         """Return the untouched network with the weights of trial 0, where that trained it."""
-        original = reshaped(self.arch, Plan.empty(self.arch))
+        original = self._untouched
         if _trained_first(parents):
             load_weights(original.model, self.study.weights(0))
         original.model.to(make_fabric("auto", "32-true").device)
@@ -358,17 +370,12 @@ class Evaluator:
 
     def judge(self, model: nn.Module, images: Images) -> Metrics:
         """Judge a network in the precision and layout of the training."""
-        return self._in_layout(evaluate, model, images)
+        return self._in_layout(partial(evaluate, images=images), model)
 
-    def _reestimated(self, model: nn.Module, images: Images) -> int:
-        return self._in_layout(reestimate, model, images)
-
-    def _in_layout(self, function: Callable[..., _Found], model: nn.Module, images: Images) -> _Found:
+    def _in_layout(self, function: Callable[..., _Found], model: nn.Module) -> _Found:
         channels_last = self.recipe.memory_format == "channels_last"
         to_layout(model, torch.channels_last if channels_last else torch.contiguous_format)
-        found = function(
-            model, images, precision=self.recipe.precision, channels_last=channels_last, workers=self.workers
-        )
+        found = function(model, precision=self.recipe.precision, channels_last=channels_last, workers=self.workers)
         to_layout(model, torch.contiguous_format)
         return found
 

@@ -24,6 +24,7 @@ def reestimate(
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
     frozen: bool = True,
+    count: int = IMAGES,
 ) -> int:
     """Replace the running statistics of a network's batch norms by averages over training images.
 
@@ -31,18 +32,19 @@ def reestimate(
 
     Args:
         model: On its device, in the layout of its batches.
-        images: The training images; at most 1,024 of them are used.
+        images: The training images.
         precision: As it is judged.
         channels_last: Layout of the batches.
         workers: Processes that read a streamed set.
         shard: Number of this process, and of all of them, where norms normalise by the batch of all.
         frozen: As of `reestimate_batch_norm`.
+        count: So many images are used; all where there are not so many.
 
     Returns:
         The number of images; 0 where there are no running statistics.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    part = _drawn(images, IMAGES)
+    part = _drawn(images, count)
     loader = Loader(
         part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers, shard=shard
     )

@@ -84,7 +84,7 @@ class Saliency(Scripted):
             Candidate(Plan.empty(self.arch), None, terms.epochs, terms.seed, role="base", probes=cutting.probes),
         )
         cuts = max(1, options.rounds - 1)
-        between = min(options.epochs_between, (terms.tune_epochs - 1) // cuts)
+        between = min(options.epochs_between, max(0, terms.tune_epochs - 1) // cuts)
         cut = yield from cutting.run(Start(Plan.empty(self.arch), self.arch, base), terms.seed, between)
         if cut is None:
             self._note("cut", f"there is nothing to begin with, {base.message}")

@@ -10,31 +10,39 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convwright.architecture import Architecture, read
+from convwright.architecture import read
 from convwright.cost import count_by_torch
 from convwright.cost.budget import Limits
 from convwright.edits import Edit, Resolution
-from convwright.edits.importance import block_losses, loss_curve, saliency
+from convwright.edits.importance import saliency
 from convwright.errors import BudgetError, RecipeError, look_up
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made
-from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, record
+from convwright.experiments.designs.search_design import FOUND, Question, Searched, UpToTheEnd, edits_of_record, record
 from convwright.experiments.papers.baselines.torch_pruning import narrowed, widths_of
 from convwright.experiments.papers.compress.baseline import Baseline
 from convwright.experiments.papers.compress.runtimes import beside
-from convwright.methods.saliency import SaliencyOptions, allocate, blocks_worth
+from convwright.methods import Saliency
+from convwright.methods.saliency import SaliencyOptions
 from convwright.methods.shared.uniform_widths import uniform_widths
 from convwright.repair import merge, refit
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights
-from convwright.training import evaluate
+from convwright.runs.directory.study import Study
+from convwright.runs.evaluate import Evaluator, precision_and_layout, settled_recipe
+from convwright.runs.executors import InProcess
+from convwright.runs.loop import carried_out
+from convwright.runs.loop import search as search_by
+from convwright.runs.repairing import Repairs
+from convwright.training import Recipe, evaluate
 from convwright.training.data.loader import Loader
 from convwright.training.data.normalisation import normalised
 from convwright.training.data.resized import resized_data
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
 
 _BATCH = 64  # calibration images at a time
 LIMITED = "ONNX Runtime"  # the runtime whose latency is limited
+REPAIRED = "batch norm"  # the last stage before the tuning
 _SECONDS = 2.0  # of measuring one network while the latency is searched
 
 
@@ -141,7 +150,7 @@ class Case:
     def reestimated(self, model: nn.Module, side: tuple[int, int] | None = None) -> None:
         """Re-estimate batch norm on training images, and judge the network."""
         reestimate(model, self._sized(side).train)
-        self.saw("batch norm", model, side)
+        self.saw(REPAIRED, model, side)
 
     def _sized(self, side: tuple[int, int] | None) -> ImageData:
         return self.data if side is None else resized_data(self.data, side)
@@ -267,46 +276,51 @@ def torch_pruning(case: Case) -> Found:
 
 
 OURS: Mapping[str, Any] = {
-    **{name: SaliencyOptions.model_fields[name].default for name in ("kind", "rounds", "blocks")},
-    "images": 512, "divisor": "auto", "widths": "allocation", "reestimate": True, "repair": ["merge", "refit"],
+    **{name: field.default for name, field in SaliencyOptions.model_fields.items()},
+    "divisor": "auto", "repairs": asdict(Repairs(merge=True, refit=True)),
 }  # fmt: skip
-REPAIRS: Mapping[str, Callable[[Architecture, Architecture, list[Tensor]], object]] = {"merge": merge, "refit": refit}
 
 
 @cut("ours")
 def ours(case: Case) -> Found:
-    """Cut what the trained network misses least, in rounds.
+    """Cut and repair as method ``saliency`` does in a run, up to its last training.
 
-    Options: those of method ``saliency`` without training in between; and ``images`` of calibration, the ``divisor`` of
-    the widths, ``widths`` decided by ``allocation`` or by one ``ratio``, ``reestimate`` (whether batch norm is), and
-    what of `REPAIRS` follows the last round.
+    Options: those of the method, the ``divisor`` of the widths, and the ``repairs`` as in `Repairs`.
     """
-    options = {**OURS, **case.question.search.options}
-    original = arch = read(case.model, case.image)
-    edits: tuple[Edit, ...] = ()
-    batches = list(case.calibration(options["images"]))
-    rounds = 1 if options["widths"] == "ratio" else options["rounds"]
-    for number, limit in enumerate(case.aims(rounds), start=1):
-        within = Limits({"macs": limit})
-        scores: Any = saliency(arch, batches, F.cross_entropy, options["kind"])
-        if options["widths"] == "ratio":
-            found: tuple[Edit, ...] = uniform_widths(arch, within, options["divisor"])
-        else:
-            blocks = None
-            if options["blocks"]:  # in the unit of the scores, by measured losses on half of the batches
-                some = batches[: max(1, len(batches) // 2)]
-                curve = loss_curve(arch, some, F.cross_entropy, scores)
-                blocks = blocks_worth({"blocks": block_losses(arch, some, F.cross_entropy), "curve": curve})
-            found = allocate(arch, scores, within, divisor=options["divisor"], blocks=blocks)
-        arch, edits = arch.apply(*found, importance=scores, verify=False), (*edits, *found)
-        if number < rounds and "merge" in options["repair"]:
-            merge(original, arch, [images for images, _ in batches])
-        if number < rounds and options["reestimate"]:
-            reestimate(arch.model, case.data.train)
-    case.saw("cut", arch.model)
-    for name in options["repair"]:
-        REPAIRS[name](original, arch, [images for images, _ in batches])
-        case.saw(name, arch.model)
-    if options["reestimate"]:
-        case.reestimated(arch.model)
+    search = case.question.search
+    options = {**OURS, **search.options}
+    repairs, arch = Repairs(**{**OURS["repairs"], **options.pop("repairs")}), read(case.model, case.image)
+    # A run judges each step; here that decides nothing, so where nothing is held out a few training images do.
+    data = replace(case.data, val=case.data.val or case.data.train.subset(torch.arange(min(256, len(case.data.train)))))
+    length = 1 + options["epochs_between"] * options["rounds"]
+    make: Any = Saliency
+    method = UpToTheEnd(make(arch, case.limits, epochs=0, tune_epochs=length, seed=search.seed, **options))
+    recipe = Recipe(**{"seed": search.seed, **search.recipe})
+    with (
+        TemporaryDirectory() as folder,
+        Study(Path(folder), {}, lambda: precision_and_layout(arch, data, recipe)) as study,
+    ):
+        chosen = settled_recipe(recipe, study.settled)
+        evaluator = Evaluator(arch, data, chosen, study, progress=False, repairs=repairs, trained=True)
+        executor = InProcess(evaluator)
+        known = {trial.trial: trial.candidate for trial in search_by(method, study, executor)}
+        if method.found is None:
+            raise RecipeError("method saliency ended without a result")
+        (last,) = carried_out([replace(method.found, epochs=0)], known, study, executor, lambda text: None)
+        model = evaluator.build(replace(last.candidate, parent=last.trial), known).model
+    case.saw(REPAIRED, model)
+    return last.candidate.plan.edits, model
+
+
+@cut("one-ratio")
+def one_ratio(case: Case) -> Found:
+    """Give all widths one ratio; channels are kept by the saliency that ours begins with, and repaired as in ours."""
+    original = read(case.model, case.image)
+    batches = list(case.calibration())
+    scores: Any = saliency(original, batches, F.cross_entropy)
+    edits = uniform_widths(original, case.limits, "auto")
+    arch = original.apply(*edits, importance=scores, verify=False)
+    for repair in (merge, refit):
+        repair(original, arch, [images for images, _ in batches])
+    case.reestimated(arch.model)
     return edits, arch.model

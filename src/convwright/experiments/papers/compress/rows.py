@@ -95,13 +95,18 @@ ABLATIONS: tuple[Kind, ...] = (
     *(_ours(kind, f"saliency {kind} in place of taylor", ablation=True, kind=kind) for kind in _SALIENCIES),
     _ours("one-shot", "cut at once in place of rounds", ablation=True, rounds=1),
     _ours("blocks", "whole blocks may go, too", ablation=True, blocks=True),
-    _ours("one-ratio", "one ratio for all widths in place of the allocation", ablation=True, widths="ratio"),
+    Kind("ours-one-ratio", "one-ratio", "one ratio for all widths in place of allocation and rounds", ablation=True),
     _ours("any-width", "widths of any number in place of multiples of 16", ablation=True, divisor=1),
+    _ours("merge", "removed channels merged into those that stay, no refit", ablation=True, repairs={"refit": False}),
+    _ours("refit", "a refit after the last cut, no merging", ablation=True, repairs={"merge": False}),
+    _ours("no-repair", "weights as cut", ablation=True, repairs={"merge": False, "refit": False}),
     _ours(
-        "merge", "removed channels merged into those that stay in place of the refit", ablation=True, repair=["merge"]
+        "no-reestimation",
+        "batch norm with the statistics of the whole network",
+        ablation=True,
+        repairs={"reestimate": False},
     ),
-    _ours("no-refit", "weights as cut", ablation=True, repair=[]),
-    _ours("no-reestimation", "batch norm with the statistics of the whole network", ablation=True, reestimate=False),
+    _ours("iterative", "an epoch of the tuning after each round but the last", ablation=True, epochs_between=1),
 )
 KINDS: tuple[Kind, ...] = (
     _ours("", "saliency and allocation"),
@@ -198,8 +203,11 @@ def _wanted(base: BaselineNetwork, kind: Kind, budget: str) -> bool:
 def _row(name: str, base: BaselineNetwork, kind: Kind, budget: str, size: Size) -> Row:
     techniques = {} if kind.distill is None else {"distill": dict(kind.distill)}
     recipe = base.baseline.recipe_of(**base.tuning, techniques=techniques)
-    # Of the recipe, a cut depends on what images look like, so that rows that are only tuned otherwise share it.
-    seen = recipe.model_dump(mode="json", include={"normalisation", "resize"}, exclude_defaults=True)
+    between = kind.options.get("epochs_between", 0) * (kind.options.get("rounds", 1) - 1)
+    # Without training, a cut depends on how images are seen alone: rows that are only tuned otherwise share it.
+    fields = None if between else {"normalisation", "resize", "precision", "memory_format"}
+    seen = recipe.model_dump(mode="json", include=fields, exclude={"seed", "epochs"}, exclude_defaults=True)
+    recipe = recipe.updated(epochs=recipe.epochs - between)
     design = Cut(
         method=kind.method, options=kind.options, budget=budget, recipe={**seen, "val_fraction": 0.0},
         baseline=base.baseline,
