@@ -21,6 +21,11 @@ from convwright.experiments.row import Row, Size, experiment, seeds_of
 Shape = tuple[int, int, int]
 _AT_HALF, _BOTH = ("macs<=50%",), ("macs<=50%", "macs<=25%")
 _FASTER = ("latency<=50%",)  # of one image in ONNX Runtime
+# Beside ours where not every way has a row: a latency takes some seven cuts to find, and CIFAR-10 six long epochs.
+_MAIN = (
+    "ours", "ours-distilled", "torch-pruning-magnitude", "torch-pruning-taylor", "torch-pruning-taylor-distilled",
+    "resolution", "uniform",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,14 +127,20 @@ KINDS: tuple[Kind, ...] = (
     *ABLATIONS,
 )
 
+# Of preset finetune, what differs from the baseline's training. On validation images, seed 0, after 6 epochs: ours at
+# half the MACs 88.9 % with it and 86.5 % without, the untouched network 88.3 and 88.6 %.
+_FINETUNE = {
+    "epochs": 6, "lr": 1e-3, "lr_first_factor": 0.3, "lr_head_factor": 3, "weight_decay": 0.01, "warmup": 0.05,
+    "random_resized_crop": [0.8, 1.0],
+}  # fmt: skip
 _LITE0 = BaselineNetwork(
     "timm:tf_efficientnet_lite0", "folder:clothing-dataset-small", (3, 96, 96),
-    Baseline("lite0-clothing", "lite0-clothing.yaml", start="lite0-imagenet"), {"epochs": 6}, {"num_classes": 10},
+    Baseline("lite0-clothing", "lite0-clothing.yaml", start="lite0-imagenet"), _FINETUNE, {"num_classes": 10},
     (*_BOTH, *_FASTER), ablated=True,
 )  # fmt: skip
 _RESNET20 = BaselineNetwork(
     "zoo:resnet20", "cifar10", (3, 32, 32), Baseline("resnet20-cifar10", "cifar10.yaml"),
-    {"epochs": 6, "lr": 0.02, "precision": "bf16", "memory_format": "channels_last"},
+    {"epochs": 6, "lr": 0.02, "precision": "bf16", "memory_format": "channels_last"}, kinds=_MAIN,
 )  # fmt: skip
 BASES: Mapping[str, BaselineNetwork] = {
     "clothing": _LITE0,
@@ -193,11 +204,10 @@ def _rows(name: str, base: BaselineNetwork, size: Size) -> Iterator[Row]:
 
 
 def _wanted(base: BaselineNetwork, kind: Kind, budget: str) -> bool:
-    if budget in _FASTER and "steps" in kind.options:
-        return False  # a latency takes some seven cuts to find
     if kind.ablation:
         return base.ablated and budget in _BOTH
-    return not base.kinds or kind.name in base.kinds
+    kinds = _MAIN if budget in _FASTER else base.kinds
+    return not kinds or kind.name in kinds
 
 
 def _row(name: str, base: BaselineNetwork, kind: Kind, budget: str, size: Size) -> Row:
