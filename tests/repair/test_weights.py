@@ -126,6 +126,18 @@ def test_what_is_no_consumer_stays_and_so_do_modes_and_generators():
     assert changed == {"conv2.weight", "conv2.bias", "grouped.weight", "grouped.bias"}
 
 
+def test_cutting_and_merging_in_rounds_is_merging_once():
+    """What the first round removed is not added again by the second."""
+    images = batches()
+    arch, first = pair(depend=False, activation=nn.ReLU)
+    merge(arch, first, images)
+    second = first.apply(cw.Width("conv1", 2, {"conv1": [0, 2]}), verify=False)
+    merge(arch, second, images)
+    once = arch.apply(cw.Width("conv1", 2, {"conv1": [0, 4]}), first.plan.edits[1], verify=False)
+    merge(arch, once, images)
+    torch.testing.assert_close(second.model.state_dict(), once.model.state_dict())
+
+
 class Normed(nn.Module):
     """A layer without bias before a norm, one whose weight is computed, and a row of positions."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convwright.edits.importance import evaluated
+from convwright.edits.origins import kept_entries, origin_of
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import Consumer, Forward, Moments, Repaired, checked, consumers, shift, watched
 
@@ -35,7 +36,8 @@ def merge(
 
     Args:
         original: The network that the edits began with, unedited and with its weights.
-        pruned: What edits made of it, just so; its model is changed in place, weights and biases alone.
+        pruned: What edits made of it; its model is changed in place, weights and biases alone. Layers that have lost
+            inputs begin with the original's weights, so that a network may be cut and merged again and again.
         images: Batches (n, ...) as the original takes them, on its device.
         ridge: Strength, as a share of the mean square of a layer's inputs.
         positions: How many positions to sample per channel that stays, spread evenly over the images.
@@ -72,6 +74,12 @@ def merge(
                     entering = call.entering(at).movedim(-1, 1).flatten(0, 1)  # what a kernel sees: each a row
                     stays, goes = (entering[..., torch.from_numpy(i).to(batch.device)] for i in (site.inputs, lost))
                     moments[site].add(stays, goes, goes)
+        for name in {name for site in sites for name in (site.weight, site.bias or site.mean) if name}:
+            value = theirs[origin_of(pruned, name)]
+            for axis in range(value.ndim):
+                kept = torch.from_numpy(kept_entries(pruned, name, axis))
+                value = value.index_select(axis, kept.to(value.device))
+            ours[name].copy_(value)
         return tuple(_merged(site, lost, moments[site], theirs, ours, ridge) for site, lost in sites.items())
 
 
