@@ -10,13 +10,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 
-import torch
 from torch import nn
-from torchvision.ops import SqueezeExcitation, StochasticDepth
 
-from convwright.zoo.parts import check_stages, conv_bn, divisible
+from convwright.zoo.parts import InvertedResidual, add_stages, check_stages, conv_bn, divisible
 from convwright.zoo.registry import register
 
 _SOURCE = "Tan and Le 2019, with padding as in the PyTorch ports"
@@ -40,44 +37,6 @@ SCALINGS = (
     (1.8, 2.6, 528, 0.5),
     (2.0, 3.1, 600, 0.5),
 )
-
-
-class MBConv(nn.Module):
-    """Pointwise up, depthwise, squeeze-and-excitation, pointwise down; a shortcut where the shape stays.
-
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
-
-    Args:
-        in_channels: width of the input.
-        out_channels: width of the output.
-        kernel_size: of the depthwise convolution.
-        stride: of the depthwise convolution.
-        expansion: width inside, in units of `in_channels`; with 1 there is no first convolution.
-        drop_path: probability with which the branch is left out in training, per image.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int, drop_path: float = 0.0
-    ) -> None:
-        super().__init__()
-        wide = in_channels * expansion
-        unit = partial(conv_bn, activation=nn.SiLU)
-        layers = OrderedDict[str, nn.Module]()
-        if expansion != 1:
-            layers["expand"] = unit(in_channels, wide)
-        layers["depthwise"] = unit(wide, wide, kernel_size, stride, groups=wide)
-        # The squeeze is a quarter of what enters the block, not of what is squeezed.
-        layers["squeeze"] = SqueezeExcitation(wide, max(1, in_channels // 4), activation=nn.SiLU)
-        layers["project"] = conv_bn(wide, out_channels, activation=None)
-        self.residual = stride == 1 and in_channels == out_channels
-        if self.residual and drop_path:
-            layers["drop_path"] = StochasticDepth(drop_path, "row")
-        self.branch = nn.Sequential(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x + branch(x), or the branch alone where shapes differ."""
-        out: torch.Tensor = x + self.branch(x) if self.residual else self.branch(x)
-        return out
 
 
 def efficientnet(
@@ -106,15 +65,15 @@ def efficientnet(
     check_stages("efficientnet", len(_WIDTHS), widths=widths, depths=depths)
     outs = [_scaled(out, width) for out in widths]
     counts = [math.ceil(count * depth) for count in depths]
-    channels, done = _scaled(_STEM, width), 0
-    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, channels, 3, 2, activation=nn.SiLU))
-    for i, (out, count) in enumerate(zip(outs, counts, strict=True)):
-        stage = nn.Sequential()
-        for number in range(count):
-            stride, drop = (1 if number else _STRIDES[i]), drop_path * done / sum(counts)
-            stage.append(MBConv(channels, out, _KERNELS[i], stride, _EXPANSIONS[i], drop))
-            channels, done = out, done + 1
-        layers[f"stage{i + 1}"] = stage
+    stem = _scaled(_STEM, width)
+    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, 2, activation=nn.SiLU))
+
+    def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+        stride, drop = (1 if place else _STRIDES[stage]), drop_path * (sum(counts[:stage]) + place) / sum(counts)
+        squeeze = max(1, before // 4)  # a quarter of what enters the block, not of what is squeezed
+        return InvertedResidual(before, after, stride, _EXPANSIONS[stage], _KERNELS[stage], nn.SiLU, squeeze, drop)
+
+    channels = add_stages(layers, stem, outs, counts, block)
     layers["head"] = conv_bn(channels, _scaled(_HEAD, width), activation=nn.SiLU)
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten(1)
