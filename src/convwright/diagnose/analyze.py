@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convwright.cost import count_by_torch, feasible_range, profile
+from convwright.architecture import Architecture
+from convwright.cost import LayerLatencies, count_by_torch, feasible_range, profile
 from convwright.diagnose.advice import Advice, advise
 from convwright.diagnose.resolution_sweep import AtResolution, sweep
-from convwright.metrics import receptive_field
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost import LayerLatencies
-    from convwright.metrics import LayerField, ReceptiveField
+from convwright.metrics import LayerField, ReceptiveField, receptive_field
 
 _OF_STAGES = ("name", "shape", "size", "seen", "channels", "value", "share")
 _OF_GROUPS = ("name", "size", "step", "frozen", "reason", "tied", "layers")

@@ -7,9 +7,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convwright.architecture import ChannelGroup, Layer, read
+from convwright.architecture import Architecture, ChannelGroup, Layer, read
 from convwright.architecture.capture.exported import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
@@ -19,9 +19,6 @@ from convwright.edits.kernel import Kernel, why_not_kernel
 from convwright.edits.summary import shape_words
 from convwright.runs.load import model_options, parse_input
 from convwright.tables import brief
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
 _CONVOLUTIONAL = 0.5  # share of the MACs in convolutions from which a network counts as convolutional

@@ -8,15 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from convwright.architecture import read
+from convwright.architecture import Architecture, read
 from convwright.errors import ReadError, whole_number
-from convwright.metrics import receptive_field
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.metrics import LayerField, ReceptiveField
+from convwright.metrics import LayerField, ReceptiveField, receptive_field
 
 FLAG = "--input-range"
 # What this call says already of a resolution that cannot be read: the network, the size, the flag.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from convwright.diagnose.doctor import Diagnosis, Part
 from convwright.edits import Plan, Step
 from convwright.edits.preview import total
 from convwright.edits.summary import shape_words
 from convwright.tables import add_row, brief, new_table
-
-if TYPE_CHECKING:
-    from convwright.diagnose.doctor import Diagnosis, Part
 
 _MOST_GROUPS = 40  # free groups from which those that are like their neighbours are not listed one by one
 

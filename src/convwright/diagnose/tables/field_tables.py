@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
+from convwright.architecture import Architecture
 from convwright.diagnose.advice import Advice
+from convwright.diagnose.analyze import FieldReport
+from convwright.diagnose.resolution_sweep import AtResolution
 from convwright.edits.summary import shape_words
+from convwright.metrics import LayerField, ReceptiveField
 from convwright.tables import add_row, brief, folded, new_table
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.diagnose.analyze import FieldReport
-    from convwright.diagnose.resolution_sweep import AtResolution
-    from convwright.metrics import LayerField, ReceptiveField
 
 _LONG = 20  # rows from which a table is folded: fields all differ in size, so neighbours are joined more freely
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
+from convwright.architecture import Architecture, Block
 from convwright.cost.budget import Limits, costs_of
 from convwright.cost.cost_model import CostModel
 from convwright.edits import Edit, RemoveBlock, Replace, Width, check_execution
@@ -17,9 +18,6 @@ from convwright.edits.depth import why_not_removable
 from convwright.edits.operators import OPERATORS
 from convwright.errors import EditError, ReadError
 from convwright.methods.shared.uniform_widths import solved
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block
 
 _SMALLER = 2 / 3  # a stage ends where the map's side falls to so much or less: not where an unpadded kernel trims it
 _OTHERS = 0.25  # weight of all other groups where those at the ends of stages are narrowed first

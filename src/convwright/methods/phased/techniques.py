@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from convwright.architecture import Architecture
 from convwright.edits import Edit, Replace
 from convwright.edits.operators import OPERATORS
 from convwright.errors import ConvwrightError, EditError, did_you_mean
-from convwright.methods.phased.moves import accepted
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.methods.phased.moves import Scene
+from convwright.methods.phased.moves import Scene, accepted
 
 
 @dataclass(frozen=True)

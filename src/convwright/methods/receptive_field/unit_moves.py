@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convwright.cost.budget import human
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.receptive_field.stage_units import UnitCost, Units, UnitStage
 from convwright.metrics.receptive_field.analysis import Score, score
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Mode = Literal["greedy", "exhaustive", "spend"]
 Counts = tuple[int, ...]

@@ -16,17 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from convwright.architecture import Architecture, Layer, Stage
 from convwright.errors import EditError, did_you_mean
 from convwright.metrics.receptive_field import rules as field_rules  # noqa: F401  (registers the rules)
 from convwright.metrics.receptive_field.extent import Extent, Position
 from convwright.metrics.receptive_field.field import FieldValue
 from convwright.metrics.receptive_field.interpreter import FieldWalk
 from convwright.metrics.receptive_field.size import FieldMeasure, StagePart, scope_size
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer, Stage
 
 Score = Literal["sum", "mean", "log", "positions"]
 _KINDS = frozenset({"conv", "linear", "matmul", "attention", "pool"})

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from convwright.architecture import Architecture, Stage
 from convwright.metrics.receptive_field import rules as field_rules  # noqa: F401  (registers the rules)
+from convwright.metrics.receptive_field.extent import Extent
+from convwright.metrics.receptive_field.field import FieldValue
 from convwright.metrics.receptive_field.interpreter import FieldWalk
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Stage
-    from convwright.metrics.receptive_field.extent import Extent
-    from convwright.metrics.receptive_field.field import FieldValue
 
 
 @dataclass(frozen=True)
