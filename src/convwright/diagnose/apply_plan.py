@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
 
 from convwright.architecture import read
 from convwright.architecture.weights import read_checkpoint, take
 from convwright.cost import count_by_torch, profile
 from convwright.edits import InexactEditWarning, Plan, Step, apply, preview
+from convwright.edits.preview import total
+from convwright.edits.summary import shape_words
 from convwright.errors import EditError
 from convwright.runs.directory.files import save_weights
 from convwright.runs.directory.result import load_result
@@ -117,3 +123,19 @@ def _recorded_classes(plan: Path, model: str) -> int | None:
     recorded = load_result(plan.parent) or {}
     classes = recorded.get("options", {}).get("num_classes") if recorded.get("model") == model else None
     return classes if isinstance(classes, int) else None
+
+
+def planned(plan: Plan, steps: Sequence[Step]) -> Tree:
+    """Return a plan as a tree: edits, below each what it changes."""
+    count = f"{len(steps)} edit{'' if len(steps) == 1 else 's'}"
+    tree = Tree(Text(f"plan for {plan.model}, input {shape_words(plan.input_shape[1:])}, {count}", style="bold"))
+    for step in steps:
+        branch = tree.add(Text(step.headline))
+        inner = branch
+        for line in step.lines():
+            if line.startswith("  "):
+                inner.add(Text(line.strip()))
+            else:
+                inner = branch.add(Text(line))
+    tree.add(Text(total(steps), style="bold"))
+    return tree
