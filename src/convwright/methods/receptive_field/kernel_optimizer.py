@@ -24,8 +24,8 @@ from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field.layer_operators import Choice, Menu, Place, choices, find_places
 from convwright.methods.receptive_field.organizer import check_counted
 from convwright.methods.receptive_field.stage_units import unjudged
+from convwright.metrics.receptive_field.analysis import FieldMeasure, StagePart
 from convwright.metrics.receptive_field.interpreter import FieldWalk
-from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 Chosen = dict[str, Choice]
 _IN_HEAD = "it lies in no stage, so no field tells what another operator would lose"

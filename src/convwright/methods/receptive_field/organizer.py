@@ -22,7 +22,7 @@ from convwright.methods.options import MethodOptions, Terms
 from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field.stage_units import UnitCost, find_units
 from convwright.methods.receptive_field.unit_moves import MODES, Counts, Desk, Mode, Move, Rule
-from convwright.metrics.receptive_field.size import FieldMeasure
+from convwright.metrics.receptive_field.analysis import FieldMeasure
 
 
 @dataclass(frozen=True)

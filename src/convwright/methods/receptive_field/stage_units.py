@@ -15,8 +15,8 @@ from convwright.architecture.blocks import outermost
 from convwright.edits import AddBlock, Edit, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
 from convwright.methods.shared.stage_knobs import refused
+from convwright.metrics.receptive_field.analysis import FieldMeasure, StagePart
 from convwright.metrics.receptive_field.interpreter import FieldWalk
-from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
 
 
 @dataclass(frozen=True)
