@@ -12,8 +12,7 @@ from convwright.cli import main
 from convwright.errors import RunError
 from convwright.report import Report, report_of
 from convwright.report.changes import compared_networks, letter_of
-from convwright.report.figures import charts
-from convwright.report.html import _count, _for_script
+from convwright.report.html import _count, _for_script, charts
 from convwright.report.trials import _distinct
 from convwright.runs.directory.network_record import networks
 

@@ -191,7 +191,7 @@ def _not_too_many(text: str, sides: Sequence[int]) -> tuple[int, ...]:
 
 
 def sweep(arch: Architecture, sides: Sequence[int]) -> tuple[AtResolution, ...]:
-    """Judge a network at other resolutions, one after the other.
+    """Judge a network at other resolutions, each read anew: stages, adaptive pools and what is global depend on it.
 
     Args:
         arch: the network.
