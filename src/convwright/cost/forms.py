@@ -135,12 +135,9 @@ class Basis:
     def __init__(self, units: Sequence[int], monomials: Iterable[Monomial]) -> None:
         self.units = np.asarray(units, dtype=np.int64)
         forms = {form for monomial in monomials for form in monomial}
-        rounded = [f for f in forms if not self._is_whole(f)]
+        rounded = [f for f in forms if any(count % self.units[group] for group, count in f.shares)]
         self.rounded = {f: i for i, f in enumerate(sorted(rounded, key=lambda f: f.shares))}
         self.size = len(units) + 1 + len(self.rounded)
-
-    def _is_whole(self, form: Form) -> bool:
-        return all(count % self.units[group] == 0 for group, count in form.shares)
 
     def row(self, form: Form) -> Ints:
         """Return a form as coefficients of the variables."""

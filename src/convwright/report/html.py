@@ -14,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from convwright import __version__
+from convwright.cost.budget import human
 from convwright.report.content import Content, Curve, Heat, LayerChange, Networks, Trial
 
 _FOLDED = 14  # trials from which their table is folded
@@ -31,7 +32,7 @@ def as_html(report: Content) -> str:
         for name, chart in drawn.items()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"count": _count, "hue": _hue}
+    environment.filters |= {"count": human, "hue": _hue}
     environment.filters["times"] = lambda size: _BY.join(size.split("x") if isinstance(size, str) else map(str, size))
     environment.filters["last"] = lambda change, block: change.name.removeprefix(f"{block.name}.")
     page = environment.from_string(_part("page.html.j2"))
@@ -71,16 +72,6 @@ def _for_script(content: Any) -> str:
 
 
 # ------------------------------------------------------------------ words and numbers
-
-
-def _count(value: int | float | None) -> str:
-    """Write a count to three digits with its unit: ``40.8M``."""
-    if value is None:
-        return ""
-    for power, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= power:
-            return f"{value / power:.3g}{unit}" if abs(value) < 1000 * power else f"{value / power:.0f}{unit}"
-    return f"{value:,}"
 
 
 def _hue(letter: str) -> int:
