@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _WORD = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele, Lea and Flood, 2014)
 _COLUMNS = 1 << 12
 # Elements of a piece that is worked on: few where memory counts and calls cost little.
@@ -73,15 +74,22 @@ def _keys(rows: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Ten
 
 @lru_cache(maxsize=16)
 def _multipliers(start: int, count: int, stream: int, device: torch.device) -> Tensor:
-    """Return random odd numbers for some columns, the same on every device."""
-    generator = torch.Generator().manual_seed((stream << 40) + start)
-    return (torch.randint(-(1 << 63), (1 << 63) - 1, (count,), generator=generator) | 1).to(device)
+    """Return random odd numbers for some columns: SplitMix64's, the same on every device."""
+    places = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
+    return _mixed(places * _signed(_GOLDEN) + _signed(_mixed_number(stream))) | 1
 
 
 def _mixed(words: Tensor) -> Tensor:
     words = (words ^ _shifted(words, 30)) * _signed(_FIRST)
     words = (words ^ _shifted(words, 27)) * _signed(_SECOND)
     return words ^ _shifted(words, 31)
+
+
+def _mixed_number(number: int) -> int:
+    number = (number + 1) * _GOLDEN % _WORD
+    number = (number ^ number >> 30) * _FIRST % _WORD
+    number = (number ^ number >> 27) * _SECOND % _WORD
+    return number ^ number >> 31
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:
