@@ -23,12 +23,7 @@ from convwright.runs.load import model_options, parse_input
 
 
 def replay(
-    plan: Path,
-    model: str,
-    *,
-    weights: Path | None = None,
-    save: Path | None = None,
-    num_classes: int | None = None,
+    plan: Path, model: str, *, weights: Path | None = None, save: Path | None = None, num_classes: int | None = None
 ) -> dict[str, Any]:
     """Replay a plan.
 
@@ -113,16 +108,11 @@ def _options(path: Path, plan: Plan, model: str, num_classes: int | None) -> dic
     recorded = plan.options if model == plan.model else {}
     classes = num_classes if num_classes is not None else recorded.get("num_classes")
     if classes is None and "num_classes" not in recorded:
-        classes = _recorded_classes(path, model)
+        result = load_result(path.parent) or {}  # beside the plan; it may be of another network
+        found = result.get("options", {}).get("num_classes") if result.get("model") == model else None
+        classes = found if isinstance(found, int) else None
     channels = plan.input_shape[-3] if len(plan.input_shape) > 2 else 3
     return {**recorded, **model_options(model, channels, classes)}
-
-
-def _recorded_classes(plan: Path, model: str) -> int | None:
-    """Return the classes that the result beside the plan was made with, if it is of the same network."""
-    recorded = load_result(plan.parent) or {}
-    classes = recorded.get("options", {}).get("num_classes") if recorded.get("model") == model else None
-    return classes if isinstance(classes, int) else None
 
 
 def planned(plan: Plan, steps: Sequence[Step]) -> Tree:

@@ -26,7 +26,7 @@ def as_html(report: Content) -> str:
     """Return the page of a report: HTML with style, pictures, data and plotly in it."""
     import jinja2
 
-    drawn = charts(report)
+    drawn, sides = charts(report), report.networks.sides if report.networks is not None else ()
     figures = {
         name: {"height": chart.height, "variants": [v.figure.to_plotly_json() for v in chart.variants]}
         for name, chart in drawn.items()
@@ -41,8 +41,8 @@ def as_html(report: Content) -> str:
         charts=drawn,
         figures=_for_script(figures),
         networks=report.networks,
-        most=_largest(report.networks, "channels"),
-        heaviest=_largest(report.networks, "macs") or 1,
+        most=max((side.channels for side in sides), default=1),  # what the bars are drawn to
+        heaviest=max((side.macs for side in sides), default=1) or 1,
         folded=len(report.trials) > _FOLDED,
         style=_part("style.css"),
         script=_part("script.js"),
@@ -92,11 +92,6 @@ def _tip(change: LayerChange) -> str:
     if before.channels == after.channels:
         return f"{change.name}: {before.channels} channels" + (", changed" if change.state == "changed" else "")
     return f"{change.name}: {before.channels} to {after.channels} channels"
-
-
-def _largest(networks: Networks | None, name: str) -> int:
-    """Return the largest number of that name of a layer: what the bars are drawn to."""
-    return max((getattr(side, name) for side in (networks.sides if networks is not None else ())), default=1)
 
 
 def _edited(networks: Networks) -> bool:

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from convwright.methods.channel_search.updates import (
-    Need,
-    annealed,
-    metropolis,
-    momentum,
-    pulled,
-    resized,
-    temperature,
-)
+from convwright.methods.channel_search.updates import Need, annealed, metropolis, momentum, pulled, resized, temperature
 from convwright.methods.shared.width_surface import FULL, Place, Surface, Widths
 
 if TYPE_CHECKING:

@@ -100,6 +100,13 @@ class Scene:
         # Where the code fixes the widths of groups, those of the changed network are frozen anew.
         return replace(after, arch=check_execution(after.arch).architecture) if self.arch.fixed else after
 
+    def tried(self, edits: Sequence[Edit]) -> Scene | None:
+        """Return the network after edits of structure; None if they are refused."""
+        try:
+            return self.after(edits)
+        except EditError:
+            return None
+
     def narrowed(self, widths: Sequence[Width]) -> Scene:
         """Return the network after changes of width; its costs come from the cost model, it is not read yet.
 

@@ -11,7 +11,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.edits import Edit, Replace
 from convwright.edits.operators import OPERATORS
-from convwright.errors import ConvwrightError, EditError, did_you_mean
+from convwright.errors import ConvwrightError, did_you_mean
 from convwright.methods.phased.moves import Scene, accepted
 
 
@@ -95,10 +95,7 @@ def tried_on(scene: Scene, tried: Trying) -> tuple[tuple[Edit, ...], Scene | Non
     edits = tuple(edit for edit in wanted if accepted(scene, edit))
     if tried.operator and not edits:
         return (), None
-    try:
-        return edits, scene.after(edits)
-    except EditError:
-        return edits, None
+    return edits, scene.tried(edits)
 
 
 def _replaced(arch: Architecture, operator: str) -> list[str]:

@@ -23,8 +23,7 @@ import torch
 from convwright.architecture import Architecture, Layer, Stage
 from convwright.errors import EditError, did_you_mean
 from convwright.metrics.receptive_field import rules as field_rules  # noqa: F401  (registers the rules)
-from convwright.metrics.receptive_field.extent import Extent, Position
-from convwright.metrics.receptive_field.field import FieldValue
+from convwright.metrics.receptive_field.field import Extent, FieldValue, Position
 from convwright.metrics.receptive_field.interpreter import FieldWalk
 
 Score = Literal["sum", "mean", "log", "positions"]

@@ -13,8 +13,7 @@ from torch import Tensor, fx
 from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import describe, module_path, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, compact
-from convwright.metrics.receptive_field.extent import Extent
-from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, seed, union, with_labels
+from convwright.metrics.receptive_field.field import Extent, Field, FieldValue, Grid, seed, union, with_labels
 
 Values = FieldValue | None | list["FieldValue | None"]  # None: does not depend on the scope
 Rule = Callable[["FieldWalk", fx.Node], Values]

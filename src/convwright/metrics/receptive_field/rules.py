@@ -13,8 +13,7 @@ from convwright.architecture.capture.exported import argument, as_dims, module_c
 from convwright.architecture.labels import Plane
 from convwright.architecture.rules import RULES, elementwise, executed
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
-from convwright.metrics.receptive_field.extent import Extent
-from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, with_labels, without_axes
+from convwright.metrics.receptive_field.field import Extent, Field, FieldValue, Grid, with_labels, without_axes
 from convwright.metrics.receptive_field.interpreter import (
     FIELD_RULES,
     POINTWISE,
