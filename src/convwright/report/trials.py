@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from convwright.edits import Width
@@ -45,21 +46,21 @@ def described(recorded: Recorded, metrics: Sequence[str], chosen: int | None) ->
     ended = {entry["trial"] for entry in (recorded.result or {}).get("front", ()) if entry["finished"]}
     words = phases(recorded.decided)
     return tuple(
-        _trial(t, words.get(t.number, ""), front=t.number in front, ended=t.number in ended, chosen=t.number == chosen)
+        replace(_trial(t, words), front=t.number in front, ended=t.number in ended, chosen=t.number == chosen)
         for t in recorded.trials
     )
 
 
-def _trial(recorded: RecordedTrial, words: str, **marks: bool) -> Trial:
+def _trial(recorded: RecordedTrial, phases: Mapping[int, str]) -> Trial:
     number, candidate, e = recorded.number, recorded.candidate, recorded.evidence
-    words, asked = words or _words(candidate), (candidate.epochs, candidate.parent)
+    words, asked = phases.get(number) or _words(candidate), (candidate.epochs, candidate.parent)
     if e is None:
-        return Trial(number, candidate.role, words, "unfinished", None, 0.0, {}, *asked, 0.0, **marks)
+        return Trial(number, candidate.role, words, "unfinished", None, 0.0, {}, *asked, 0.0)
     if e.before_training is not None:
         steps = "".join(f"; {name} {value:.2%}" for name, value in e.repaired.items())
         words = f"{words} ({e.before_training:.2%} right after the edits{steps})"
     found = (e.status, e.score if e.usable else None, e.stderr, dict(e.costs))
-    return Trial(number, candidate.role, words, *found, *asked, e.seconds, **marks, note=e.message)
+    return Trial(number, candidate.role, words, *found, *asked, e.seconds, note=e.message)
 
 
 def _words(candidate: Candidate) -> str:

@@ -24,7 +24,6 @@ _KERNELS = (3, 3, 5, 3, 5, 5, 3)
 _EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 _STEM, _HEAD, _DIVISOR = 32, 1280, 8
 
-
 # Of B0 to B7: factor of all widths, the results rounded to multiples of 8; of all depths, rounded up; side of the
 # image; dropout before the classifier.
 SCALINGS = (
@@ -37,49 +36,6 @@ SCALINGS = (
     (1.8, 2.6, 528, 0.5),
     (2.0, 3.1, 600, 0.5),
 )
-
-
-def efficientnet(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = _WIDTHS,
-    depths: Sequence[int] = _DEPTHS,
-    depth: float = 1.0,
-    dropout: float = 0.2,
-    drop_path: float = 0.0,
-) -> nn.Sequential:
-    """Build a network of the family: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: multiplier of stem, stages and head, rounded to multiples of 8.
-        widths: output channels of the seven stages, before scaling; rounded to multiples of 8 only where `width`
-            scales them.
-        depths: blocks in each stage, before scaling.
-        depth: multiplier of the depths, rounded up.
-        dropout: probability before the classifier.
-        drop_path: of the last block; it grows linearly from 0 at the first. Published: 0.2.
-    """
-    check_stages("efficientnet", len(_WIDTHS), widths=widths, depths=depths)
-    outs = [_scaled(out, width) for out in widths]
-    counts = [math.ceil(count * depth) for count in depths]
-    stem = _scaled(_STEM, width)
-    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, 2, activation=nn.SiLU))
-
-    def block(stage: int, place: int, before: int, after: int) -> nn.Module:
-        stride, drop = (1 if place else _STRIDES[stage]), drop_path * (sum(counts[:stage]) + place) / sum(counts)
-        squeeze = max(1, before // 4)  # a quarter of what enters the block, not of what is squeezed
-        return InvertedResidual(before, after, stride, _EXPANSIONS[stage], _KERNELS[stage], nn.SiLU, squeeze, drop)
-
-    channels = add_stages(layers, stem, outs, counts, block)
-    layers["head"] = conv_bn(channels, _scaled(_HEAD, width), activation=nn.SiLU)
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten(1)
-    layers["dropout"] = nn.Dropout(dropout)
-    layers["fc"] = nn.Linear(_scaled(_HEAD, width), num_classes)
-    return nn.Sequential(layers)
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -96,7 +52,25 @@ def _file(number: int, scale: float, depth: float, side: int, usual: float) -> N
         dropout: float = usual,
         drop_path: float = 0.0,
     ) -> nn.Sequential:
-        return efficientnet(num_classes, in_channels, scale * width, widths, depths, depth, dropout, drop_path)
+        check_stages("efficientnet", len(_WIDTHS), widths=widths, depths=depths)
+        whole = scale * width
+        outs = [_scaled(out, whole) for out in widths]
+        counts = [math.ceil(count * depth) for count in depths]
+        stem = _scaled(_STEM, whole)
+        layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, 2, activation=nn.SiLU))
+
+        def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+            stride, drop = (1 if place else _STRIDES[stage]), drop_path * (sum(counts[:stage]) + place) / sum(counts)
+            squeeze = max(1, before // 4)  # a quarter of what enters the block, not of what is squeezed
+            return InvertedResidual(before, after, stride, _EXPANSIONS[stage], _KERNELS[stage], nn.SiLU, squeeze, drop)
+
+        channels = add_stages(layers, stem, outs, counts, block)
+        layers["head"] = conv_bn(channels, _scaled(_HEAD, whole), activation=nn.SiLU)
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten(1)
+        layers["dropout"] = nn.Dropout(dropout)
+        layers["fc"] = nn.Linear(_scaled(_HEAD, whole), num_classes)
+        return nn.Sequential(layers)
 
     build.__name__ = build.__qualname__ = f"efficientnet_b{number}"
     build.__doc__ = f"""Build EfficientNet-B{number}: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
@@ -105,10 +79,10 @@ def _file(number: int, scale: float, depth: float, side: int, usual: float) -> N
         num_classes: outputs.
         in_channels: channels of the image.
         width: further multiplier of all widths.
-        widths: output channels of B0's seven stages, which B{number} scales.
+        widths: output channels of B0's seven stages, which B{number} scales to multiples of 8.
         depths: blocks in each of B0's stages, which B{number} scales.
         dropout: probability before the classifier.
-        drop_path: of the last block. Published: 0.2.
+        drop_path: of the last block; it grows linearly from 0 at the first. Published: 0.2.
     """
     register(f"efficientnet-b{number}", input_shape=(3, side, side), num_classes=1000, source=_SOURCE)(build)
 
