@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from convwright import __version__
 from convwright.cost.budget import human
-from convwright.report.content import Content, Curve, Heat, LayerChange, Networks, Trial
+from convwright.report.content import Content, Curve, Heat, LayerChange, Trial
 
 _FOLDED = 14  # trials from which their table is folded
 _BY = "\N{MULTIPLICATION SIGN}"
@@ -49,7 +49,6 @@ def as_html(report: Content) -> str:
         plotly=_plotly() if drawn else "",
         version=__version__,
         tip=_tip,
-        edited=_edited,
     )
 
 
@@ -92,11 +91,6 @@ def _tip(change: LayerChange) -> str:
     if before.channels == after.channels:
         return f"{change.name}: {before.channels} channels" + (", changed" if change.state == "changed" else "")
     return f"{change.name}: {before.channels} to {after.channels} channels"
-
-
-def _edited(networks: Networks) -> bool:
-    """Return whether anything differs between the two networks."""
-    return any(c.state != "same" for c in networks.layers) or networks.before_input != networks.after_input
 
 
 # ------------------------------------------------------------------ charts

@@ -247,7 +247,9 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
     def named(node: str) -> str:
         return layers.get(node) or whole.path(node)
 
-    stages = tuple(judge.stage(stage) for stage in arch.stages if judge.weighs(stage))
+    # A stage that is a pool alone (before the classifier) has no weights and is not judged.
+    weighted = {layer.name for layer in arch.layers if layer.kind in ("conv", "linear", "matmul")}
+    stages = tuple(judge.stage(stage) for stage in arch.stages if weighted & set(stage.layers))
     return ReceptiveField(
         source=arch.source,
         input_shape=tuple(arch.example_input.shape[1:]),
@@ -276,10 +278,6 @@ class _Judge:
         walk = FieldWalk(self.arch, scope).run(range(start, end))
         self.skipped.update(walk.skipped)
         return walk
-
-    def weighs(self, stage: Stage) -> bool:
-        """Whether a stage has weights: one that is a pool alone (before the classifier) is not judged."""
-        return any(self.arch.layer(name).kind in ("conv", "linear", "matmul") for name in stage.layers)
 
     def stage(self, stage: Stage) -> StageField:
         part = StagePart.of(self.arch, stage)
