@@ -170,9 +170,11 @@ def profile(arch: Architecture) -> Profile:
     batch, once = batch_of(arch), done_once(arch.capture)
     nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
     held = _params_by_node(arch, once)
-    layers = (
+    layers = tuple(
         _layer_cost(la, nodes[la.node], held.get(la.node, 0), 1 if la.node in once else batch) for la in arch.layers
     )
+    unknown = [la for la in arch.layers if work_of(nodes[la.node]) is None and not _is_cheap(nodes[la.node], la)]
+    uncounted = (f"{la.operator} in {module_path(nodes[la.node]) or 'the network itself'}" for la in unknown)
     counts = {name: macs_of(node) for name, node in nodes.items() if node.op == "call_function"}
     of_weights = sum(count for name, count in counts.items() if name in once)
     weights = weight_tensors(arch.model)
