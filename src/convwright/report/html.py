@@ -32,7 +32,9 @@ def as_html(report: Content) -> str:
         for name, chart in drawn.items()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"count": human, "hue": _hue}
+    couplings = report.networks.couplings if report.networks is not None else ()
+    hues = {coupling.letter: number % _HUES for number, coupling in enumerate(couplings)}
+    environment.filters |= {"count": human, "hue": hues.__getitem__}
     environment.filters["times"] = lambda size: _BY.join(size.split("x") if isinstance(size, str) else map(str, size))
     environment.filters["last"] = lambda change, block: change.name.removeprefix(f"{block.name}.")
     page = environment.from_string(_part("page.html.j2"))
@@ -71,14 +73,6 @@ def _for_script(content: Any) -> str:
 
 
 # ------------------------------------------------------------------ words and numbers
-
-
-def _hue(letter: str) -> int:
-    """Return the colour of a letter of coupled channels, 0..7."""
-    number = 0
-    for character in letter:
-        number = number * 26 + ord(character) - 64
-    return (number - 1) % _HUES
 
 
 def _tip(change: LayerChange) -> str:

@@ -53,11 +53,6 @@ class UnitStage:
     sight: FieldMeasure
     _shares: dict[int, float] = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def positions(self) -> int:
-        """Rows times columns of its output map."""
-        return self.part.map_size
-
     @property
     def count(self) -> int:
         """Units that the stage has (n)."""
