@@ -205,8 +205,7 @@ class Peak:
         table = self.table.T.astype(exact)
         chunks = np.split(variables.astype(exact), range(_CHUNK, len(variables), _CHUNK))
         peaks = [(self.products(chunk) @ table).max(axis=1, initial=0) for chunk in chunks]
-        found: Ints = np.concatenate(peaks).astype(np.int64) // self.divisor
-        return found
+        return np.concatenate(peaks).astype(np.int64) // self.divisor
 
 
 def _number_type(bound: float) -> type[np.float64] | type[np.int64]:

@@ -74,8 +74,7 @@ class Fit:
         """Return (groups,) what a factor e of each width adds, by trends and slopes."""
         trend, slope, _, _ = self.deviations
         linear = slope**2 * self.points + trend**2 * self.points @ self.trends.T @ self.trends
-        found: Floats = linear.T @ self.weights
-        return found
+        return linear.T @ self.weights
 
 
 def fit(points: Floats, trends: Floats, scores: Floats, stderr: Floats) -> Fit:
@@ -251,5 +250,4 @@ def _shares_of_cost(surface: Surface, place: Place) -> Floats:
     steps = np.log([(place.widths[f.name] + f.step) / place.widths[f.name] for f in surface.families])
     answers = np.maximum((uses[1:] - uses[0]) / steps, 0.0)
     total = float(answers.sum())
-    shares: Floats = answers / total if total > 0 else np.full(len(answers), 1 / len(answers))
-    return shares
+    return answers / total if total > 0 else np.full(len(answers), 1 / len(answers))

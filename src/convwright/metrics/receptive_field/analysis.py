@@ -481,8 +481,7 @@ def amounts(value: FieldValue) -> list[int]:
     """Return how often each of a tensor's fields occurs, as whole numbers: a share of 1 must come out as 1."""
     if value.which is None:
         return [1]
-    counted: list[int] = torch.bincount(value.which.line(), minlength=len(value.fields)).tolist()
-    return counted
+    return torch.bincount(value.which.line(), minlength=len(value.fields)).tolist()
 
 
 def scope_size(walk: FieldWalk) -> int:
