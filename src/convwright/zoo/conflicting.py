@@ -10,15 +10,67 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from convwright.zoo.parts import add_stages, check_stages, classify, scaled
 from convwright.zoo.registry import register
-from convwright.zoo.resnet import BasicBlock, PairBlock
+from convwright.zoo.resnet import shortcut
 
 _WIDTHS = (64, 128, 256, 512)
 _DEPTHS = (3, 12, 41, 3)
 _SOURCE = "Peer et al. 2021, published code"
+
+
+class PairBlock(nn.Module):
+    """3x3 convolution, batch norm, ReLU, twice; nothing leads around them.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output and between the convolutions.
+        stride: of the first convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        out: torch.Tensor = self.relu(self.bn2(self.conv2(x)))
+        return out
+
+
+class ShortcutBlock(PairBlock):
+    """The same with a shortcut around it, joined before the last ReLU.
+
+    Shapes: as for `PairBlock`; the shortcut is a 1x1 convolution with batch norm where the stride is 2.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output and between the convolutions.
+        stride: of the first convolution and of the shortcut.
+        zero_last: whether the last batch norm begins with scales of 0, so that the block begins as its shortcut.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, zero_last: bool = False) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.downsample = shortcut(in_channels, out_channels, stride, bias=True)
+        if zero_last:
+            nn.init.zeros_(self.bn2.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return relu(branch(x) + shortcut(x))."""
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out: torch.Tensor = self.relu(branch + self.downsample(x))
+        return out
 
 
 def _network(
@@ -32,10 +84,7 @@ def _network(
 
     def block(stage: int, place: int, before: int, after: int) -> nn.Module:
         stride = 2 if stage and not place else 1
-        made = BasicBlock(before, after, stride, bias=True) if residual else PairBlock(before, after, stride)
-        if zero_last:
-            nn.init.zeros_(made.bn2.weight)
-        return made
+        return ShortcutBlock(before, after, stride, zero_last) if residual else PairBlock(before, after, stride)
 
     channels = add_stages(layers, widths[0], widths, depths, block, "layer")
     network = nn.Sequential(layers | classify(channels, num_classes))

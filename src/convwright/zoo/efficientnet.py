@@ -38,6 +38,10 @@ SCALINGS = (
 )
 
 
+class MBConv(InvertedResidual):
+    """An inverted residual with squeeze-and-excitation; runs of EfficientNets are recorded with this name."""
+
+
 def _scaled(channels: int, width: float) -> int:
     return channels if width == 1 else divisible(channels * width, _DIVISOR)
 
@@ -62,7 +66,7 @@ def _file(number: int, scale: float, depth: float, side: int, usual: float) -> N
         def block(stage: int, place: int, before: int, after: int) -> nn.Module:
             stride, drop = (1 if place else _STRIDES[stage]), drop_path * (sum(counts[:stage]) + place) / sum(counts)
             squeeze = max(1, before // 4)  # a quarter of what enters the block, not of what is squeezed
-            return InvertedResidual(before, after, stride, _EXPANSIONS[stage], _KERNELS[stage], nn.SiLU, squeeze, drop)
+            return MBConv(before, after, stride, _EXPANSIONS[stage], _KERNELS[stage], nn.SiLU, squeeze, drop)
 
         channels = add_stages(layers, stem, outs, counts, block)
         layers["head"] = conv_bn(channels, _scaled(_HEAD, whole), activation=nn.SiLU)

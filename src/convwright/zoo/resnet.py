@@ -21,52 +21,30 @@ from convwright.zoo.parts import add_stages, check_stages, classify, scaled
 from convwright.zoo.registry import register
 
 
-class PairBlock(nn.Module):
-    """3x3 convolution, batch norm, ReLU, twice; nothing leads around them.
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut around them.
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
     Args:
         in_channels: width of the input.
-        out_channels: width of the output and between the convolutions.
-        stride: of the first convolution.
-        bias: of the convolutions.
+        out_channels: width of the output.
+        stride: stride of the first convolution and of the shortcut.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample = shortcut(in_channels, out_channels, stride)
         self.relu = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        out: torch.Tensor = self.relu(self.bn2(self.conv2(x)))
-        return out
-
-
-class BasicBlock(PairBlock):
-    """The same with a shortcut around it, joined before the last ReLU.
-
-    Shapes: as for `PairBlock`.
-
-    Args:
-        in_channels: width of the input.
-        out_channels: width of the output and between the convolutions.
-        stride: of the first convolution and of the shortcut.
-        bias: of the convolutions.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> None:
-        super().__init__(in_channels, out_channels, stride, bias)
-        self.downsample = shortcut(in_channels, out_channels, stride, bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(branch(x) + shortcut(x))."""
-        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.bn2(self.conv2(branch))
         out: torch.Tensor = self.relu(branch + self.downsample(x))
         return out
 
