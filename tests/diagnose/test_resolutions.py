@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import convwright as cw
-from convwright.diagnose.resolution_sweep import parse_sides, sweep
+from convwright.diagnose.analyze import parse_sides, sweep
 from convwright.errors import ReadError
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convwright.metrics.receptive_field.extent import Extent, join
+from convwright.metrics.receptive_field.field import Extent, join
 
 KERNELS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
 CHAINS = st.lists(KERNELS, max_size=5)

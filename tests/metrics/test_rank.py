@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convwright as cw
-from convwright.metrics.quality.evbmf import CROSSED, NOT_FINITE, ZERO, solve
-from convwright.metrics.quality.unfolding import spectra
+from convwright.metrics.quality.evbmf import CROSSED, NOT_FINITE, ZERO, solve, spectra
 
 SHAPES = [(8, 20), (20, 8), (5, 5), (7, 11), (37, 41), (23, 199), (61, 3), (2, 97), (31, 31), (13, 14)]
 

@@ -12,8 +12,7 @@ from convwright.cli import main
 from convwright.errors import RunError
 from convwright.report import Report, report_of
 from convwright.report.changes import compared_networks, letter_of
-from convwright.report.figures import charts
-from convwright.report.html import _count, _for_script
+from convwright.report.html import _for_script, charts
 from convwright.report.trials import _distinct
 from convwright.runs.directory.network_record import networks
 
@@ -289,14 +288,6 @@ def test_charts_have_a_value_for_every_trial(report):
             points = [trace for trace in variant.figure.data if trace.mode == "markers"]
             assert sum(len(trace.x) for trace in points) == len(report.trials)
     assert [v.label for v in drawn["costs"].variants] == ["MACs per image", "parameters"]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (999, "999"), (1000, "1K"), (40_812_544, "40.8M"), (272_474, "272K"), (3_000_000_000, "3G")],
-)
-def test_counts_in_three_digits(value, text):
-    assert _count(value) == text
 
 
 def test_letters_go_on_after_z():

@@ -11,7 +11,7 @@ from convwright.edits import Plan
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.export import export_run
 from convwright.report import report_of
-from convwright.report.figures import charts
+from convwright.report.html import charts
 from convwright.runs import optimize
 from convwright.runs.config import default_folder
 from convwright.runs.directory.result import beats

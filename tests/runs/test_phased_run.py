@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from convwright.diagnose.tables.network_tables import trials_table
+from convwright.diagnose.tables import trials_table
 from convwright.errors import RecipeError
 from convwright.methods import Trying
 from convwright.runs import optimize

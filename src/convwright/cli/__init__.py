@@ -97,10 +97,8 @@ def analyze(
     refuse_missing(model)
     from convwright.architecture import read
     from convwright.cost import layer_latencies
-    from convwright.diagnose.analyze import FieldReport, as_dict
-    from convwright.diagnose.resolution_sweep import parse_sides
-    from convwright.diagnose.tables.field_tables import field_tables
-    from convwright.diagnose.tables.network_tables import analysis
+    from convwright.diagnose.analyze import FieldReport, as_dict, field_tables, parse_sides
+    from convwright.diagnose.tables import analysis
     from convwright.runs.load import parse_input
 
     sides = parse_sides(input_range)
@@ -137,8 +135,7 @@ def doctor(
 ) -> None:
     """Say what of a network can be changed and what cannot, why, and which line to change."""
     refuse_missing(model)
-    from convwright.diagnose.doctor import examine
-    from convwright.diagnose.tables.doctor_tables import diagnosed
+    from convwright.diagnose.doctor import diagnosed, examine
 
     diagnosis = examine(model, input_shape, num_classes)
     return printing.print_json(diagnosis.as_dict()) if as_json else printing.show(*diagnosed(diagnosis))
@@ -164,7 +161,7 @@ def train(
     """Train a network by a recipe and judge it on the test part."""
     arguments = _without(locals(), "seed", "epochs", "as_json")
     refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
-    from convwright.diagnose.tables.network_tables import training, warned
+    from convwright.diagnose.tables import training, warned
     from convwright.runs.train import train_named
 
     chosen: dict[str, int] = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
@@ -357,7 +354,7 @@ def apply(
     """Replay a plan on a fresh copy of its network; with --weights, take the weights saved with it."""
     refuse_missing(model, plan=plan, weights=weights)
     from convwright.diagnose.apply_plan import replay
-    from convwright.diagnose.tables.network_tables import replayed
+    from convwright.diagnose.tables import replayed
 
     content = replay(plan, model, weights=weights, save=save, num_classes=num_classes)
     return printing.print_json(content) if as_json else printing.show(replayed(content))
@@ -373,8 +370,7 @@ def plan_show(
 ) -> None:
     """Show what a plan would do, edit by edit: what changes, what changes along and why, what it costs."""
     refuse_missing(model, plan=plan)
-    from convwright.diagnose.apply_plan import show
-    from convwright.diagnose.tables.doctor_tables import planned
+    from convwright.diagnose.apply_plan import planned, show
 
     loaded, steps = show(plan, model, input_shape=input_shape, num_classes=num_classes)
     if as_json:
@@ -409,7 +405,7 @@ def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
         return printing.print_json({**result.data, "folder": str(result.folder)})
-    from convwright.diagnose.tables.network_tables import front_table, result_table, trials_table, warned
+    from convwright.diagnose.tables import front_table, result_table, trials_table, warned
 
     if result.data.get("decisions"):
         printing.show(trials_table(result.data))

@@ -167,20 +167,26 @@ def profile(arch: Architecture) -> Profile:
     Returns:
         The costs of one sample.
     """
-    meter = _Meter(arch)
-    layers = tuple(meter.layer(layer) for layer in arch.layers)
-    counts = {name: macs_of(node) for name, node in meter.nodes.items() if node.op == "call_function"}
-    of_weights = sum(count for name, count in counts.items() if name in meter.once)
+    batch, once = batch_of(arch), done_once(arch.capture)
+    nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
+    held = _params_by_node(arch, once)
+    layers = tuple(
+        _layer_cost(la, nodes[la.node], held.get(la.node, 0), 1 if la.node in once else batch) for la in arch.layers
+    )
+    unknown = [la for la in arch.layers if work_of(nodes[la.node]) is None and not _is_cheap(nodes[la.node], la)]
+    uncounted = (f"{la.operator} in {module_path(nodes[la.node]) or 'the network itself'}" for la in unknown)
+    counts = {name: macs_of(node) for name, node in nodes.items() if node.op == "call_function"}
+    of_weights = sum(count for name, count in counts.items() if name in once)
     weights = weight_tensors(arch.model)
     parameters = {n: t.numel() for n, t in weights.items() if isinstance(t, nn.Parameter)}
     return Profile(
-        macs=(sum(counts.values()) - of_weights) // meter.batch + of_weights,
+        macs=(sum(counts.values()) - of_weights) // batch + of_weights,
         params=sum(parameters.values()),
         buffers=sum(t.numel() for n, t in weights.items() if n not in parameters),
         weight_bytes=sum(t.numel() * t.element_size() for t in weights.values()),
-        activation_bytes=peak_bytes(storages(arch.capture), meter.once, meter.batch),
+        activation_bytes=peak_bytes(storages(arch.capture), once, batch),
         layers=layers,
-        uncounted=tuple(dict.fromkeys(_uncounted(arch))),
+        uncounted=tuple(dict.fromkeys(uncounted)),
         parameters=parameters,
         _arch=arch,
     )
@@ -200,34 +206,21 @@ def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(found.values())
 
 
-class _Meter:
-    """Per-layer counting: which node, which parameters, and what the batch divides."""
-
-    def __init__(self, arch: Architecture) -> None:
-        self.arch = arch
-        self.batch = batch_of(arch)
-        self.nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
-        self.once = done_once(arch.capture)
-        self.params = _params_by_node(arch, self.once)
-
-    def layer(self, layer: Layer) -> LayerCost:
-        node = self.nodes[layer.node]
-        ops = dict.fromkeys(("norm", "activation", "pool", "elementwise"), 0)
-        if work_of(node) is None:
-            ops[layer.kind if layer.kind in ops else "elementwise"] = self._per_sample(node, _operations(node, layer))
-        return LayerCost(
-            name=layer.name,
-            kind=layer.kind,
-            operator=layer.operator,
-            module=module_path(node),
-            macs=self._per_sample(node, macs_of(node)),
-            params=self.params.get(layer.node, 0),
-            **{f"{name}_ops": count for name, count in ops.items()},
-            output_bytes=self._per_sample(node, _bytes(node)),
-        )
-
-    def _per_sample(self, node: fx.Node, count: int) -> int:
-        return count if node.name in self.once else count // self.batch
+def _layer_cost(layer: Layer, node: fx.Node, params: int, share: int) -> LayerCost:
+    """Return what a layer costs, given the parameters that it is the first to use, and what the batch divides by."""
+    ops = dict.fromkeys(("norm", "activation", "pool", "elementwise"), 0)
+    if work_of(node) is None:
+        ops[layer.kind if layer.kind in ops else "elementwise"] = _operations(node, layer) // share
+    return LayerCost(
+        name=layer.name,
+        kind=layer.kind,
+        operator=layer.operator,
+        module=module_path(node),
+        macs=macs_of(node) // share,
+        params=params,
+        **{f"{name}_ops": count for name, count in ops.items()},
+        output_bytes=_bytes(node) // share,
+    )
 
 
 def _operations(node: fx.Node, layer: Layer) -> int:
@@ -276,14 +269,6 @@ def _claim(arriving: dict[str, int], given: set[int], tensor: Callable[[str], Te
     total = sum(size for key, size in new.items() if key not in given)
     given.update(new)
     return total
-
-
-def _uncounted(arch: Architecture) -> Iterable[str]:
-    nodes = {n.name: n for n in arch.capture.graph.nodes}
-    for layer in arch.layers:
-        node = nodes[layer.node]
-        if work_of(node) is None and not _is_cheap(node, layer):
-            yield f"{layer.operator} in {module_path(node) or 'the network itself'}"
 
 
 def _is_cheap(node: fx.Node, layer: Layer) -> bool:

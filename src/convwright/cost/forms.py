@@ -135,12 +135,9 @@ class Basis:
     def __init__(self, units: Sequence[int], monomials: Iterable[Monomial]) -> None:
         self.units = np.asarray(units, dtype=np.int64)
         forms = {form for monomial in monomials for form in monomial}
-        rounded = [f for f in forms if not self._is_whole(f)]
+        rounded = [f for f in forms if any(count % self.units[group] for group, count in f.shares)]
         self.rounded = {f: i for i, f in enumerate(sorted(rounded, key=lambda f: f.shares))}
         self.size = len(units) + 1 + len(self.rounded)
-
-    def _is_whole(self, form: Form) -> bool:
-        return all(count % self.units[group] == 0 for group, count in form.shares)
 
     def row(self, form: Form) -> Ints:
         """Return a form as coefficients of the variables."""
@@ -208,8 +205,7 @@ class Peak:
         table = self.table.T.astype(exact)
         chunks = np.split(variables.astype(exact), range(_CHUNK, len(variables), _CHUNK))
         peaks = [(self.products(chunk) @ table).max(axis=1, initial=0) for chunk in chunks]
-        found: Ints = np.concatenate(peaks).astype(np.int64) // self.divisor
-        return found
+        return np.concatenate(peaks).astype(np.int64) // self.divisor
 
 
 def _number_type(bound: float) -> type[np.float64] | type[np.int64]:

@@ -89,7 +89,7 @@ def layer_latencies(
     Raises:
         ConvwrightError: if the network does not run, or weights and input lie on different devices.
     """
-    known = table if table is not None else table_for(arch)
+    known = table if table is not None else LatencyTable(arch.example_input.device)
     measured = whole if whole is not None else measure_latency(arch.model, arch.example_input)
     calls = {node: call_of(node) for node in _working(arch)}
     known.learn(calls.values())
@@ -100,11 +100,6 @@ def layer_latencies(
     other = total - sum(layer.median for layer in layers)
     unmeasured = dict.fromkeys(str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
     return LayerLatencies(layers, max(other, 0.0), total, measured, tuple(unmeasured))
-
-
-def table_for(arch: Architecture) -> LatencyTable:
-    """Return the table of the device that a network lies on."""
-    return LatencyTable(arch.example_input.device)
 
 
 def _working(arch: Architecture) -> list[fx.Node]:
@@ -177,7 +172,7 @@ class LatencyModel:
         Raises:
             ConvwrightError: as `layer_latencies`.
         """
-        known = table if table is not None else table_for(arch)
+        known = table if table is not None else LatencyTable(arch.example_input.device)
         found = layer_latencies(arch, known, whole)
         if not found.sum > 0:
             raise ConvwrightError(f"{arch.source} has no operator whose time can be measured.")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convwright.architecture.capture.exported import operator_name
 from convwright.architecture.labels import Values
@@ -103,21 +104,13 @@ class OperatorCall:
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The tensors among its arguments, in order."""
-        return tuple(_specs([*self.args, *self.kwargs.values()]))
+        return tuple(v for v in tree_leaves((self.args, list(self.kwargs.values()))) if isinstance(v, TensorSpec))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_text, value))}]"
     return str(value)
-
-
-def _specs(values: Sequence[Any]) -> Iterator[TensorSpec]:
-    for value in values:
-        if isinstance(value, TensorSpec):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _specs(value)
 
 
 # ------------------------------------------------------------------ from a node to its call
@@ -151,14 +144,10 @@ def call_of(
         groups: convolution's node name -> its number of groups, in the same place.
     """
 
-    def described(value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return _spec(value.meta.get("val"), None if values is None else values[value.name])
-        if isinstance(value, list | tuple):
-            return [described(v) for v in value]
-        return value
+    def described(given: fx.Node) -> Any:
+        return _spec(given.meta.get("val"), None if values is None else values[given.name])
 
-    args, kwargs = [described(a) for a in node.args], {k: described(v) for k, v in node.kwargs.items()}
+    args, kwargs = list(fx.node.map_arg(node.args, described)), dict(fx.node.map_arg(node.kwargs, described))
     outputs = sum(_spec(t, v).storage_size() for t, v in _paired(node, values))
     if values is not None:
         for name, constant in _constants(node, values, groups or {}).items():
@@ -208,8 +197,7 @@ def _put(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, cons
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    listed = value if isinstance(value, list | tuple) else [value]
-    return [v for v in listed if isinstance(v, Tensor)]
+    return [v for v in tree_leaves(value) if isinstance(v, Tensor)]
 
 
 # ------------------------------------------------------------------ running it
@@ -286,8 +274,7 @@ class _Made:
         self.generator = torch.Generator(device).manual_seed(0)
         self.mutable = bool(call.target._schema.is_mutable)
         self.memory: list[tuple[Tensor, Tensor]] = []
-        self.args = self._filled(list(call.args))
-        self.kwargs = {name: self._filled(value) for name, value in call.kwargs.items()}
+        self.args, self.kwargs = tree_map_only(TensorSpec, self._tensor, (call.args, call.kwargs))
 
     def run(self) -> object:
         return self.target(*self.args, **self.kwargs)
@@ -296,11 +283,6 @@ class _Made:
         """Undo what the operator did in place: numbers that shrink on and on would become slow to compute with."""
         for memory, before in self.memory:
             memory.copy_(before)
-
-    def _filled(self, value: Any) -> Any:
-        if isinstance(value, TensorSpec):
-            return self._tensor(value)
-        return [self._filled(v) for v in value] if isinstance(value, list | tuple) else value
 
     def _tensor(self, spec: TensorSpec) -> Tensor:
         """Make a tensor: 0.5 to 1.5, which suits variances and divisors, or zeros, which suit indices."""

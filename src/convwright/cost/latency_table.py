@@ -47,7 +47,8 @@ class LatencyTable:
     ) -> None:
         self.device = torch.device(device)
         self.machine = fingerprint(self.device)
-        self.path = (folder or cache_folder()) / f"latency-{_digest(self.machine)}.json"
+        digest = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = (folder or cache_folder()) / f"latency-{digest}.json"
         self.measure: Measure = measure or (lambda calls: time_calls(calls, self.device))
         self.times = _load(self.path, self.machine) | dict(known or {})
         self.used: dict[str, Spread] = {}
@@ -130,10 +131,6 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _digest(machine: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _load(path: Path, machine: Mapping[str, Any]) -> dict[str, Spread]:

@@ -6,6 +6,7 @@ interval from order statistics, which assumes no distribution.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -48,24 +49,12 @@ def spread(samples: Sequence[float]) -> Spread:
     """
     if not samples or not all(map(math.isfinite, samples)):
         raise ConvwrightError("a median needs at least one sample, all of them finite; measure again.")
-    ordered = sorted(samples)
-    rank = _rank(len(ordered))
-    return Spread(statistics.median(ordered), ordered[rank], ordered[-1 - rank], len(ordered))
-
-
-def _rank(count: int) -> int:
-    """Return which of the ordered samples (from 0) the interval begins with; it ends with the same one from above.
-
-    The k-th smallest sample lies above the true median only if fewer than k samples lie below it, and their number is
-    binomial with p = 1/2. The largest k is taken for which that has a probability of at most 2.5%.
-    """
-    below, rank = 0, 0
-    for k in range(count):
-        below += math.comb(count, k)
-        if below * 40 > 2**count:
-            break
-        rank = k
-    return rank
+    ordered, count = sorted(samples), len(samples)
+    # The k-th smallest sample lies above the true median only if fewer than k samples lie below it, and their number is
+    # binomial with p = 1/2. The largest k is taken for which that has a probability of at most 2.5%.
+    below = itertools.accumulate(math.comb(count, k) for k in range(count))
+    rank = max(sum(ways * 40 <= 2**count for ways in below) - 1, 0)
+    return Spread(statistics.median(ordered), ordered[rank], ordered[-1 - rank], count)
 
 
 def wall_timer(device: torch.device) -> Timer:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convwright.architecture import Architecture, Block, Layer
 from convwright.architecture.capture.exported import argument
 from convwright.edits import Edit, Kernel, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable
@@ -19,10 +20,7 @@ from convwright.edits.kernel import why_not_kernel
 from convwright.edits.plan import passages
 from convwright.edits.summary import shape_words
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block, Layer
-    from convwright.metrics import LayerField, ReceptiveField
+from convwright.metrics import LayerField, ReceptiveField
 
 
 @dataclass(frozen=True)

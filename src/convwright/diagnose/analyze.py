@@ -1,21 +1,23 @@
-"""What a network is made of and costs, as plain values."""
+"""What a network is made of and costs, and what its layers see: as plain values and as tables for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convwright.cost import count_by_torch, feasible_range, profile
+from rich.table import Table
+from rich.text import Text
+
+from convwright.architecture import Architecture, read
+from convwright.cost import LayerLatencies, count_by_torch, feasible_range, profile
 from convwright.diagnose.advice import Advice, advise
-from convwright.diagnose.resolution_sweep import AtResolution, sweep
-from convwright.metrics import receptive_field
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost import LayerLatencies
-    from convwright.metrics import LayerField, ReceptiveField
+from convwright.edits.summary import shape_words
+from convwright.errors import ReadError, whole_number
+from convwright.metrics import LayerField, ReceptiveField, receptive_field
+from convwright.tables import add_row, brief, folded, new_table
 
 _OF_STAGES = ("name", "shape", "size", "seen", "channels", "value", "share")
 _OF_GROUPS = ("name", "size", "step", "frozen", "reason", "tied", "layers")
@@ -116,3 +118,265 @@ def as_dict(
         "stages": [asdict(stage) for stage in arch.stages],
         "receptive_field": (fields or FieldReport.of(arch)).as_dict(),
     }
+
+
+# ------------------------------------------------------------------ other resolutions
+
+FLAG = "--input-range"
+# What this call says already of a resolution that cannot be read: the network, the size, the flag.
+_SAID = r"^.* does not run on an input of shape [\dx]+: (\w+Error: )?| Give the input shape .*$"
+_MOST = 64  # resolutions of one call: each takes about a second to read
+_LARGEST = 16_384  # pixels per side, as for the edit of the resolution
+_EXAMPLES = "32:224:32 (start:stop:step, the stop included if it is hit) or 32,64,128"
+
+
+@dataclass(frozen=True)
+class AtResolution:
+    """A network at one resolution.
+
+    Attributes:
+        side: rows and columns of the image.
+        macs: of the network, for one sample; 0 if it was refused.
+        field: its receptive fields; ``None`` if it was refused.
+        refused: why the network does not take this resolution; empty if it does.
+    """
+
+    side: int
+    macs: int = 0
+    field: ReceptiveField | None = None
+    refused: str = ""
+
+    @property
+    def wasted(self) -> tuple[LayerField, ...]:
+        """The layers whose kernels see nothing new."""
+        return () if self.field is None else self.field.wasted
+
+    @property
+    def wasted_share(self) -> float:
+        """Share of the MACs in layers whose kernels see nothing new."""
+        return sum(each.macs for each in self.wasted) / max(self.macs, 1)
+
+
+def parse_sides(text: str | None) -> tuple[int, ...]:
+    """Return resolutions from ``start:stop:step`` or ``32,64,128``, ascending, each once; none for ``None``.
+
+    Raises:
+        ReadError: it is neither; the message names the flag and gives a correct example.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in re.split(r"[:,]", text)]
+    wrong = next((part for part in parts if not 0 < (whole_number(part) or 0) <= _LARGEST), None)
+    if wrong is not None:
+        what = f"{wrong!r} is no whole number from 1 to {_LARGEST}"
+    elif ":" not in text:
+        return _not_too_many(text, sorted({int(part) for part in parts}))
+    elif "," in text or len(parts) != 3:
+        what = "a range has three parts"
+    elif int(parts[0]) > int(parts[1]):
+        what = f"it starts at {parts[0]}, behind its stop {parts[1]}"
+    else:
+        start, stop, step = map(int, parts)
+        return _not_too_many(text, range(start, stop + 1, step))
+    raise ReadError(f"{FLAG} {text!r}: {what}; write it like {_EXAMPLES}.")
+
+
+def _not_too_many(text: str, sides: Sequence[int]) -> tuple[int, ...]:
+    if len(sides) > _MOST:
+        raise ReadError(
+            f"{FLAG} {text!r}: these are {len(sides)} resolutions, and each is read anew; "
+            f"give at most {_MOST}, like {_EXAMPLES}."
+        )
+    return tuple(sides)
+
+
+def sweep(arch: Architecture, sides: Sequence[int]) -> tuple[AtResolution, ...]:
+    """Judge a network at other resolutions, each read anew: stages, adaptive pools and what is global depend on it.
+
+    Args:
+        arch: the network.
+        sides: rows and columns of the (square) images.
+
+    Returns:
+        One entry per side, in their order; those that the network does not take say why.
+    """
+    return tuple(_read_at(arch, side) for side in sides)
+
+
+def _read_at(arch: Architecture, side: int) -> AtResolution:
+    example = arch.example_input
+    shape = (*example.shape[:2], *(side,) * (example.ndim - 2))
+    try:
+        there = arch if shape == tuple(example.shape) else read(arch.model, shape)
+    except ReadError as error:
+        return AtResolution(side, refused=re.sub(_SAID, "", str(error)))
+    return AtResolution(side, there.profile().macs, receptive_field(there))
+
+
+# ------------------------------------------------------------------ what it prints of receptive fields
+
+_LONG = 20  # rows from which a table is folded: fields all differ in size, so neighbours are joined more freely
+
+
+def field_tables(arch: Architecture, report: FieldReport) -> Iterator[Table | Text]:
+    """Yield the tables of the receptive fields, reconstructed; see ``receptive_field``."""
+    yield _layer_table(report.field)
+    yield _stage_table(report.field)
+    yield Text(f"Q, the sum of rho (reconstructed): {report.field.score():.4f}")
+    for what, names in _left_out(report.field):
+        yield Text(f"{what}: {names}")
+    if report.advice:
+        yield _advice_table(arch, report.advice)
+    if report.sweep:
+        yield _resolution_table(report.sweep)
+        for at in report.sweep:
+            if at.refused:
+                yield Text(f"{at.side}x{at.side} is not taken: {at.refused}")
+        yield _useful_table(report)
+
+
+# ------------------------------------------------------------------ layers and stages
+
+
+def _layer_table(field: ReceptiveField) -> Table:
+    kernels = _kernels(field)
+    rows = [each for each in field.layers if each in kernels or each.name in field.overall]
+    title = (
+        f"Receptive fields at {shape_words(field.input_shape)} "
+        f"({len(field.wasted)} of {len(kernels)} kernels larger than 1x1 see nothing new)"
+    )
+    numbers = ("size", "of the image", "stride")
+    table = new_table(title, "layer", "kind", *numbers, "new positions", "useful from", numbers=numbers)
+    for alike in folded(rows, lambda each: (each.kind, each.stage, each.stride, _state(field, each)), _LONG):
+        first, last = alike[0], alike[-1]
+        add_row(
+            table,
+            _names([each.name for each in alike]),
+            first.kind,
+            _span(_size(first), _size(last)),
+            _span(_seen(field, first), _seen(field, last)),
+            "" if first.overall else shape_words(first.stride),
+            _state(field, first),
+            _span(_from(first), _from(last)),
+        )
+    return table
+
+
+def _kernels(field: ReceptiveField) -> list[LayerField]:
+    """Return the layers with a kernel larger than 1x1; global pools, which see all by design, left out."""
+    return [each for each in field.layers if each.kernel and not each.overall]
+
+
+def _state(field: ReceptiveField, layer: LayerField) -> str:
+    if layer.name in field.overall:
+        return field.overall[layer.name]
+    if not layer.wasted:
+        return "new"
+    return "nothing new" if layer.saturation == "all" else "nothing new by its widest branch"
+
+
+def _size(layer: LayerField) -> str:
+    return "all" if layer.overall else shape_words(layer.size)
+
+
+def _seen(field: ReceptiveField, layer: LayerField) -> str:
+    lengths = field.input_shape[1:]
+    return " x ".join(f"{seen / length:.0%}" for seen, length in zip(layer.seen, lengths, strict=False))
+
+
+def _from(layer: LayerField) -> str:
+    """Return the resolution from which on a kernel sees something new: along one axis is enough."""
+    if layer.overall:
+        return ""
+    sizes = sorted(set(layer.useful_from))
+    return str(sizes[0]) if len(sizes) == 1 else f"one of {shape_words(layer.useful_from)}"
+
+
+def _stage_table(field: ReceptiveField) -> Table:
+    numbers = ("size", "sees", "channels", "3DRF", "rho")
+    table = new_table("3DRF of stages on their own inputs (reconstructed)", "stage", "input", *numbers, numbers=numbers)
+    for stage in field.stages:
+        shares = (f"{stage.channels:g}", f"{stage.value:,.0f}", f"{stage.share:.4f}")
+        add_row(table, stage.name, shape_words(stage.shape), shape_words(stage.size), shape_words(stage.seen), *shares)
+    return table
+
+
+def _left_out(field: ReceptiveField) -> Iterator[tuple[str, str]]:
+    """Yield, where there is any, what sees everything or was not followed, in one line each."""
+    if field.overall:
+        yield "Global operators", _reasons(field.overall)
+    if field.returning:
+        yield "Of them, gates that are led back to local values and are left out there", brief(field.returning)
+    if field.statistics:
+        yield "Statistics over positions, not counted", brief(field.statistics)
+    if field.skipped:
+        yield "Not followed, counted as seeing everything from there on", _reasons(field.skipped)
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    return brief([f"{name} ({reason})" for name, reason in reasons.items()])
+
+
+# ------------------------------------------------------------------ advice
+
+
+def _advice_table(arch: Architecture, advice: Sequence[Advice]) -> Table:
+    costs = arch.profile()
+    numbers = ("MACs saved", "params saved")
+    title = "Kernels that see no new positions at this resolution, and the edit that takes them out"
+    table = new_table(title, "edit, in Python and in a plan", *numbers, "note", numbers=numbers)
+    table.columns[0].no_wrap = True
+    for alike in folded(
+        advice, lambda each: (type(each.edit), each.macs, each.params, each.reason, len(each.layers)), _LONG
+    ):
+        first, last = alike[0], alike[-1]
+        if first.edit is None:
+            add_row(table, _names([name for each in alike for name in each.layers]), "", "", f"none: {first.reason}")
+            continue
+        several = f"... {last.python} ({len(alike)} alike, each)"
+        edit = f"{first.python}\n{first.plan if len(alike) == 1 else several}"
+        notes = dict.fromkeys(note for each in alike for note in each.notes)
+        add_row(table, edit, f"{first.macs:,}", f"{first.params:,}", "; ".join(notes) if len(alike) == 1 else "")
+    macs, params = sum(each.macs for each in advice), sum(each.params for each in advice)
+    shares = f"{macs / max(costs.macs, 1):.0%} of the MACs, {params / max(costs.params, 1):.0%} of the parameters"
+    count = sum(each.edit is not None for each in advice)
+    add_row(table, f"all edits together: {count}", f"{macs:,}", f"{params:,}", shares)
+    return table
+
+
+# ------------------------------------------------------------------ other resolutions
+
+
+def _resolution_table(sweep: Sequence[AtResolution]) -> Table:
+    numbers = ("kernels that see nothing new", "of", "their share of the MACs", "Q")
+    table = new_table("At other resolutions", "resolution", *numbers, numbers=numbers)
+    for at in sweep:
+        if at.field is not None:
+            counts = (str(len(at.wasted)), str(len(_kernels(at.field))))
+            add_row(table, f"{at.side}x{at.side}", *counts, f"{at.wasted_share:.1%}", f"{at.field.score():.4f}")
+    return table
+
+
+def _useful_table(report: FieldReport) -> Table:
+    table = new_table("From which resolution kernels see something new", "layer", "useful from", "nothing new at")
+    wasted = {at.side: {each.name for each in at.wasted} for at in report.sweep if at.field is not None}
+
+    def idle(layer: LayerField) -> tuple[int, ...]:
+        return tuple(side for side, names in wasted.items() if layer.name in names)
+
+    for alike in folded(_kernels(report.field), lambda each: (each.stage, idle(each)), _LONG):
+        first, last = alike[0], alike[-1]
+        sides = ", ".join(map(str, idle(first))) or "none of these"
+        add_row(table, _names([each.name for each in alike]), _span(_from(first), _from(last)), sides)
+    return table
+
+
+# ------------------------------------------------------------------ rows and words
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def _span(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"

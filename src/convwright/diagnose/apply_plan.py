@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
 
 from convwright.architecture import read
 from convwright.architecture.weights import read_checkpoint, take
 from convwright.cost import count_by_torch, profile
 from convwright.edits import InexactEditWarning, Plan, Step, apply, preview
+from convwright.edits.preview import total
+from convwright.edits.summary import shape_words
 from convwright.errors import EditError
 from convwright.runs.directory.files import save_weights
 from convwright.runs.directory.result import load_result
@@ -17,12 +23,7 @@ from convwright.runs.load import model_options, parse_input
 
 
 def replay(
-    plan: Path,
-    model: str,
-    *,
-    weights: Path | None = None,
-    save: Path | None = None,
-    num_classes: int | None = None,
+    plan: Path, model: str, *, weights: Path | None = None, save: Path | None = None, num_classes: int | None = None
 ) -> dict[str, Any]:
     """Replay a plan.
 
@@ -107,13 +108,24 @@ def _options(path: Path, plan: Plan, model: str, num_classes: int | None) -> dic
     recorded = plan.options if model == plan.model else {}
     classes = num_classes if num_classes is not None else recorded.get("num_classes")
     if classes is None and "num_classes" not in recorded:
-        classes = _recorded_classes(path, model)
+        result = load_result(path.parent) or {}  # beside the plan; it may be of another network
+        found = result.get("options", {}).get("num_classes") if result.get("model") == model else None
+        classes = found if isinstance(found, int) else None
     channels = plan.input_shape[-3] if len(plan.input_shape) > 2 else 3
     return {**recorded, **model_options(model, channels, classes)}
 
 
-def _recorded_classes(plan: Path, model: str) -> int | None:
-    """Return the classes that the result beside the plan was made with, if it is of the same network."""
-    recorded = load_result(plan.parent) or {}
-    classes = recorded.get("options", {}).get("num_classes") if recorded.get("model") == model else None
-    return classes if isinstance(classes, int) else None
+def planned(plan: Plan, steps: Sequence[Step]) -> Tree:
+    """Return a plan as a tree: edits, below each what it changes."""
+    count = f"{len(steps)} edit{'' if len(steps) == 1 else 's'}"
+    tree = Tree(Text(f"plan for {plan.model}, input {shape_words(plan.input_shape[1:])}, {count}", style="bold"))
+    for step in steps:
+        branch = tree.add(Text(step.headline))
+        inner = branch
+        for line in step.lines():
+            if line.startswith("  "):
+                inner.add(Text(line.strip()))
+            else:
+                inner = branch.add(Text(line))
+    tree.add(Text(total(steps), style="bold"))
+    return tree

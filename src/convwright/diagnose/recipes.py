@@ -136,13 +136,7 @@ def validate(
         return CheckedRecipe(recipe, "", check_alone(recipe))
     # Without validation images where the recipe wants none, as `train` opens them.
     opened = load_model_and_data(
-        model,
-        data,
-        input_shape=input_shape,
-        data_dir=data_dir,
-        recipe=recipe,
-        seed=recipe.seed,
-        needs_val=False,
+        model, data, input_shape=input_shape, data_dir=data_dir, recipe=recipe, seed=recipe.seed, needs_val=False
     )
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # inexact edits are warned about when they are made for good

@@ -34,8 +34,7 @@ from convwright.edits.structure import (
 )
 from convwright.edits.surgery import check_room
 from convwright.errors import EditError
-from convwright.layers.passing import Chain, Skip
-from convwright.layers.zero import Zero
+from convwright.layers.passing import Chain, Skip, Zero
 
 if TYPE_CHECKING:
     from torch import fx

@@ -22,8 +22,7 @@ from convwright.metrics.quality.channel_quality import (
     network_quality,
     of_metric,
 )
-from convwright.metrics.receptive_field.analysis import receptive_field
-from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
+from convwright.metrics.receptive_field.analysis import FieldMeasure, StagePart, receptive_field
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,9 +6,8 @@ torch.Size([8, 4, 1, 1])
 """
 
 from convwright.layers.ghost import GhostConv2d
-from convwright.layers.passing import Chain, Skip
+from convwright.layers.passing import Chain, Skip, Zero
 from convwright.layers.pooled_linear import PooledLinear
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
-from convwright.layers.zero import Zero
 
 __all__ = ["Chain", "GhostConv2d", "PooledLinear", "RollingPointwiseConv2d", "Skip", "Zero"]

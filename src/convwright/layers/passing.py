@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,3 +35,11 @@ class Chain(nn.Sequential):
         for module in self:
             x = module(x, *args, **kwargs)
         return x
+
+
+class Zero(nn.Module):
+    """Gives zeros of its input's shape: a branch that has been removed where only its modules could be exchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros; no gradient flows back."""
+        return torch.zeros_like(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from convwright.edits import Width
@@ -45,29 +46,21 @@ def described(recorded: Recorded, metrics: Sequence[str], chosen: int | None) ->
     ended = {entry["trial"] for entry in (recorded.result or {}).get("front", ()) if entry["finished"]}
     words = phases(recorded.decided)
     return tuple(
-        _trial(t, words.get(t.number, ""), front=t.number in front, ended=t.number in ended, chosen=t.number == chosen)
+        replace(_trial(t, words), front=t.number in front, ended=t.number in ended, chosen=t.number == chosen)
         for t in recorded.trials
     )
 
 
-def _trial(recorded: RecordedTrial, words: str, **marks: bool) -> Trial:
-    candidate, evidence = recorded.candidate, recorded.evidence
-    known: dict[str, Any] = {"score": None, "stderr": 0.0, "costs": {}, "seconds": 0.0, "status": "unfinished"}
-    if evidence is not None:
-        known = {"score": evidence.score if evidence.usable else None, "stderr": evidence.stderr}
-        known |= {"costs": dict(evidence.costs), "seconds": evidence.seconds, "status": evidence.status}
-        known |= {"note": evidence.message}
-    if evidence is not None and evidence.before_training is not None:
-        steps = "".join(f"; {name} {value:.2%}" for name, value in evidence.repaired.items())
-        words = f"{words or _words(candidate)} ({evidence.before_training:.2%} right after the edits{steps})"
-    return Trial(
-        number=recorded.number,
-        role=candidate.role,
-        words=words or _words(candidate),
-        epochs=candidate.epochs,
-        parent=candidate.parent,
-        **{**known, **marks},
-    )
+def _trial(recorded: RecordedTrial, phases: Mapping[int, str]) -> Trial:
+    number, candidate, e = recorded.number, recorded.candidate, recorded.evidence
+    words, asked = phases.get(number) or _words(candidate), (candidate.epochs, candidate.parent)
+    if e is None:
+        return Trial(number, candidate.role, words, "unfinished", None, 0.0, {}, *asked, 0.0)
+    if e.before_training is not None:
+        steps = "".join(f"; {name} {value:.2%}" for name, value in e.repaired.items())
+        words = f"{words} ({e.before_training:.2%} right after the edits{steps})"
+    found = (e.status, e.score if e.usable else None, e.stderr, dict(e.costs))
+    return Trial(number, candidate.role, words, *found, *asked, e.seconds, note=e.message)
 
 
 def _words(candidate: Candidate) -> str:
@@ -142,15 +135,14 @@ def widths(trials: Sequence[RecordedTrial], networks: Networks | None) -> Heat |
 
 def conflicts(trials: Sequence[RecordedTrial]) -> tuple[Heat, ...]:
     """Return the share of the images in conflict, by block and time, for the trials that looked."""
-    return tuple(_conflicts(trial, found) for trial, found in _looked(trials, "bundles"))
-
-
-def _conflicts(trial: RecordedTrial, found: Mapping[str, Any]) -> Heat:
-    own: Mapping[str, int] = found["own"]  # per block, the point that judges it
-    values = tuple(tuple(_rounded(row[place]) for row in found["excess"]) for place in own.values())
-    moments = (("epoch" if time["event"] == "epoch" else "step", time) for time in found["times"])
-    columns = _distinct([f"{what} {time[what]}" for what, time in moments])
-    return Heat(f"trial {trial.number}", tuple(own), columns, values)
+    heats = []
+    for trial, found in _looked(trials, "bundles"):
+        own: Mapping[str, int] = found["own"]  # per block, the point that judges it
+        values = tuple(tuple(_rounded(row[place]) for row in found["excess"]) for place in own.values())
+        moments = (("epoch" if time["event"] == "epoch" else "step", time) for time in found["times"])
+        columns = _distinct([f"{what} {time[what]}" for what, time in moments])
+        heats.append(Heat(f"trial {trial.number}", tuple(own), columns, values))
+    return tuple(heats)
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

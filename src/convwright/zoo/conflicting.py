@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from convwright.zoo.parts import check_stages, classify, scaled
+from convwright.zoo.parts import add_stages, check_stages, classify, scaled
 from convwright.zoo.registry import register
 from convwright.zoo.resnet import shortcut
 
@@ -81,16 +81,12 @@ def _network(
     layers = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(in_channels, widths[0], 7, 2, padding=3), bn1=nn.BatchNorm2d(widths[0]), relu=nn.ReLU()
     )
-    channels = widths[0]
-    for number, (out, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-        stage = nn.Sequential()
-        for place in range(depth):
-            stride = 2 if number > 1 and not place else 1
-            stage.append(
-                ShortcutBlock(channels, out, stride, zero_last) if residual else PairBlock(channels, out, stride)
-            )
-            channels = out
-        layers[f"layer{number}"] = stage
+
+    def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+        stride = 2 if stage and not place else 1
+        return ShortcutBlock(before, after, stride, zero_last) if residual else PairBlock(before, after, stride)
+
+    channels = add_stages(layers, widths[0], widths, depths, block, "layer")
     network = nn.Sequential(layers | classify(channels, num_classes))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

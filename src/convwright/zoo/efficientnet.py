@@ -10,13 +10,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 
-import torch
 from torch import nn
-from torchvision.ops import SqueezeExcitation, StochasticDepth
 
-from convwright.zoo.parts import check_stages, conv_bn, divisible
+from convwright.zoo.parts import InvertedResidual, add_stages, check_stages, conv_bn, divisible
 from convwright.zoo.registry import register
 
 _SOURCE = "Tan and Le 2019, with padding as in the PyTorch ports"
@@ -26,7 +23,6 @@ _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _KERNELS = (3, 3, 5, 3, 5, 5, 3)
 _EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 _STEM, _HEAD, _DIVISOR = 32, 1280, 8
-
 
 # Of B0 to B7: factor of all widths, the results rounded to multiples of 8; of all depths, rounded up; side of the
 # image; dropout before the classifier.
@@ -42,85 +38,8 @@ SCALINGS = (
 )
 
 
-class MBConv(nn.Module):
-    """Pointwise up, depthwise, squeeze-and-excitation, pointwise down; a shortcut where the shape stays.
-
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
-
-    Args:
-        in_channels: width of the input.
-        out_channels: width of the output.
-        kernel_size: of the depthwise convolution.
-        stride: of the depthwise convolution.
-        expansion: width inside, in units of `in_channels`; with 1 there is no first convolution.
-        drop_path: probability with which the branch is left out in training, per image.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int, drop_path: float = 0.0
-    ) -> None:
-        super().__init__()
-        wide = in_channels * expansion
-        unit = partial(conv_bn, activation=nn.SiLU)
-        layers = OrderedDict[str, nn.Module]()
-        if expansion != 1:
-            layers["expand"] = unit(in_channels, wide)
-        layers["depthwise"] = unit(wide, wide, kernel_size, stride, groups=wide)
-        # The squeeze is a quarter of what enters the block, not of what is squeezed.
-        layers["squeeze"] = SqueezeExcitation(wide, max(1, in_channels // 4), activation=nn.SiLU)
-        layers["project"] = conv_bn(wide, out_channels, activation=None)
-        self.residual = stride == 1 and in_channels == out_channels
-        if self.residual and drop_path:
-            layers["drop_path"] = StochasticDepth(drop_path, "row")
-        self.branch = nn.Sequential(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x + branch(x), or the branch alone where shapes differ."""
-        out: torch.Tensor = x + self.branch(x) if self.residual else self.branch(x)
-        return out
-
-
-def efficientnet(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    width: float = 1.0,
-    widths: Sequence[int] = _WIDTHS,
-    depths: Sequence[int] = _DEPTHS,
-    depth: float = 1.0,
-    dropout: float = 0.2,
-    drop_path: float = 0.0,
-) -> nn.Sequential:
-    """Build a network of the family: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
-
-    Args:
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: multiplier of stem, stages and head, rounded to multiples of 8.
-        widths: output channels of the seven stages, before scaling; rounded to multiples of 8 only where `width`
-            scales them.
-        depths: blocks in each stage, before scaling.
-        depth: multiplier of the depths, rounded up.
-        dropout: probability before the classifier.
-        drop_path: of the last block; it grows linearly from 0 at the first. Published: 0.2.
-    """
-    check_stages("efficientnet", len(_WIDTHS), widths=widths, depths=depths)
-    outs = [_scaled(out, width) for out in widths]
-    counts = [math.ceil(count * depth) for count in depths]
-    channels, done = _scaled(_STEM, width), 0
-    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, channels, 3, 2, activation=nn.SiLU))
-    for i, (out, count) in enumerate(zip(outs, counts, strict=True)):
-        stage = nn.Sequential()
-        for number in range(count):
-            stride, drop = (1 if number else _STRIDES[i]), drop_path * done / sum(counts)
-            stage.append(MBConv(channels, out, _KERNELS[i], stride, _EXPANSIONS[i], drop))
-            channels, done = out, done + 1
-        layers[f"stage{i + 1}"] = stage
-    layers["head"] = conv_bn(channels, _scaled(_HEAD, width), activation=nn.SiLU)
-    layers["pool"] = nn.AdaptiveAvgPool2d(1)
-    layers["flatten"] = nn.Flatten(1)
-    layers["dropout"] = nn.Dropout(dropout)
-    layers["fc"] = nn.Linear(_scaled(_HEAD, width), num_classes)
-    return nn.Sequential(layers)
+class MBConv(InvertedResidual):
+    """An inverted residual with squeeze-and-excitation; runs of EfficientNets are recorded with this name."""
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -137,7 +56,25 @@ def _file(number: int, scale: float, depth: float, side: int, usual: float) -> N
         dropout: float = usual,
         drop_path: float = 0.0,
     ) -> nn.Sequential:
-        return efficientnet(num_classes, in_channels, scale * width, widths, depths, depth, dropout, drop_path)
+        check_stages("efficientnet", len(_WIDTHS), widths=widths, depths=depths)
+        whole = scale * width
+        outs = [_scaled(out, whole) for out in widths]
+        counts = [math.ceil(count * depth) for count in depths]
+        stem = _scaled(_STEM, whole)
+        layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, 2, activation=nn.SiLU))
+
+        def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+            stride, drop = (1 if place else _STRIDES[stage]), drop_path * (sum(counts[:stage]) + place) / sum(counts)
+            squeeze = max(1, before // 4)  # a quarter of what enters the block, not of what is squeezed
+            return MBConv(before, after, stride, _EXPANSIONS[stage], _KERNELS[stage], nn.SiLU, squeeze, drop)
+
+        channels = add_stages(layers, stem, outs, counts, block)
+        layers["head"] = conv_bn(channels, _scaled(_HEAD, whole), activation=nn.SiLU)
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten(1)
+        layers["dropout"] = nn.Dropout(dropout)
+        layers["fc"] = nn.Linear(_scaled(_HEAD, whole), num_classes)
+        return nn.Sequential(layers)
 
     build.__name__ = build.__qualname__ = f"efficientnet_b{number}"
     build.__doc__ = f"""Build EfficientNet-B{number}: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
@@ -146,10 +83,10 @@ def _file(number: int, scale: float, depth: float, side: int, usual: float) -> N
         num_classes: outputs.
         in_channels: channels of the image.
         width: further multiplier of all widths.
-        widths: output channels of B0's seven stages, which B{number} scales.
+        widths: output channels of B0's seven stages, which B{number} scales to multiples of 8.
         depths: blocks in each of B0's stages, which B{number} scales.
         dropout: probability before the classifier.
-        drop_path: of the last block. Published: 0.2.
+        drop_path: of the last block; it grows linearly from 0 at the first. Published: 0.2.
     """
     register(f"efficientnet-b{number}", input_shape=(3, side, side), num_classes=1000, source=_SOURCE)(build)
 

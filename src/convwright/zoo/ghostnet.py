@@ -188,22 +188,18 @@ _FIRST_RATIOS = (1.0, 3.0, 3.0, 6.0, 6.0, 6.0)
 _LATER_RATIOS = (1.0, 3.0, 3.0, 2.5, 6.0, 6.0)
 
 
-def _large_stage(index: int, depth: int, before: int, out: int, first_stride: int) -> list[BlockSpec]:
-    """Return the blocks of one stage of the generator; ``before`` is the width that comes in."""
-    specs = []
-    for block in range(depth):
-        expansion = divisible(_LATER_RATIOS[index] * out if block else _FIRST_RATIOS[index] * before, 4)
-        stride = 1 if block else first_stride
-        specs.append(BlockSpec(expansion, out, _KERNELS[index], stride, squeeze=divisible(expansion * 0.1, 8)))
-    return specs
-
-
 def large_stages(
     widths: Sequence[int], depths: Sequence[int], strides: Sequence[int] = _STRIDES
 ) -> list[list[BlockSpec]]:
     """Return the blocks of the generator's six stages for widths that are multiples of 4."""
-    # The stem is as wide as stage 1, so stage 1 expands its own width like the others do.
-    return [_large_stage(i, depth, widths[max(0, i - 1)], widths[i], strides[i]) for i, depth in enumerate(depths)]
+    stages: list[list[BlockSpec]] = [[] for _ in depths]
+    for i, (specs, out, kernel) in enumerate(zip(stages, widths, _KERNELS, strict=True)):
+        # The stem is as wide as stage 1, so stage 1 expands its own width like the others do.
+        first, later = _FIRST_RATIOS[i] * widths[max(0, i - 1)], _LATER_RATIOS[i] * out
+        for block in range(depths[i]):
+            wide = divisible(later if block else first, 4)
+            specs.append(BlockSpec(wide, out, kernel, 1 if block else strides[i], squeeze=divisible(wide * 0.1, 8)))
+    return stages
 
 
 def _large_ends(widths: Sequence[int], head_width: int) -> tuple[int, int, int]:

@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
-from convwright.zoo.parts import check_stages, classify, conv_bn, divisible, scaled, separable
+from convwright.zoo.parts import (
+    InvertedResidual,
+    add_stages,
+    check_stages,
+    classify,
+    conv_bn,
+    divisible,
+    scaled,
+    separable,
+)
 from convwright.zoo.registry import register
 
 _STEM = 32
@@ -38,14 +46,13 @@ def mobilenet_v1(
         depths: depthwise-pointwise blocks in each stage; every stage but the first halves the image.
     """
     check_stages("mobilenet-v1", 5, widths=widths, depths=depths)
-    channels = scaled(_STEM, width)
-    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, channels, 3))
-    for number, (base, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-        stage = nn.Sequential()
-        for index in range(depth):
-            stage.append(separable(channels, scaled(base, width), 2 if index == 0 and number > 1 else 1))
-            channels = scaled(base, width)
-        layers[f"stage{number}"] = stage
+    stem = scaled(_STEM, width)
+    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3))
+
+    def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+        return separable(before, after, stride=2 if stage and not place else 1)
+
+    channels = add_stages(layers, stem, [scaled(base, width) for base in widths], depths, block)
     return nn.Sequential(layers | classify(channels, num_classes))
 
 
@@ -55,72 +62,11 @@ _STRIDES = (1, 1, 2, 2, 1, 2, 1)
 _LAST = 1280
 
 
-class InvertedResidual(nn.Module):
-    """Pointwise convolution to a wide layer, depthwise 3x3, pointwise back; with a shortcut where shapes agree.
-
-    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
-
-    Args:
-        in_channels: width of the input.
-        out_channels: width of the output.
-        stride: stride of the depthwise convolution.
-        expansion: width inside, in units of ``in_channels``; with 1 there is no first convolution.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        mid = in_channels * expansion
-        layers = OrderedDict[str, nn.Module]()
-        if expansion != 1:
-            layers["expand"] = conv_bn(in_channels, mid, activation=nn.ReLU6)
-        layers["depthwise"] = conv_bn(mid, mid, 3, stride, groups=mid, activation=nn.ReLU6)
-        layers["project"] = conv_bn(mid, out_channels, activation=None)
-        self.branch = nn.Sequential(layers)
-        self.residual = stride == 1 and in_channels == out_channels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x + branch(x), or the branch alone where shapes differ."""
-        out: torch.Tensor = x + self.branch(x) if self.residual else self.branch(x)
-        return out
-
-
 class MobileNetV2(nn.Sequential):
-    """3x3 stem, stages of inverted residuals, 1x1 convolution, global average pool, linear classifier.
+    """MobileNet v2, which draws its weights as the original does."""
 
-    Shapes: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
-
-    Args:
-        widths: channels of each stage.
-        depths: blocks in each stage.
-        stem: channels of the stem.
-        last: channels of the last convolution.
-        num_classes: outputs.
-        in_channels: channels of the image.
-        stem_stride: stride of the stem.
-    """
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        stem: int,
-        last: int,
-        num_classes: int,
-        in_channels: int,
-        stem_stride: int = 1,
-    ) -> None:
-        check_stages("mobilenet-v2", len(_STRIDES), widths=widths, depths=depths)
-        layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, stem_stride, activation=nn.ReLU6))
-        channels = stem
-        for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            stage = nn.Sequential()
-            for index in range(depth):
-                stride = _STRIDES[number] if index == 0 else 1
-                stage.append(InvertedResidual(channels, width, stride, _EXPANSIONS[number]))
-                channels = width
-            layers[f"stage{number + 1}"] = stage
-        layers["last"] = conv_bn(channels, last, activation=nn.ReLU6)
-        super().__init__(layers | classify(last, num_classes))
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(layers)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -159,7 +105,13 @@ def mobilenet_v2(
         divisor: widths are rounded to multiples of it; small networks take a smaller one.
         stem_stride: stride of the stem; 2 as in the original makes all maps a quarter as large.
     """
-    sizes = [divisible(base * width, divisor) for base in widths]
-    last = divisible(_LAST * max(1.0, width), divisor)
-    stem = divisible(_STEM * width, divisor)
-    return MobileNetV2(sizes, depths, stem, last, num_classes, in_channels, stem_stride)
+    check_stages("mobilenet-v2", len(_STRIDES), widths=widths, depths=depths)
+    stem, last = divisible(_STEM * width, divisor), divisible(_LAST * max(1.0, width), divisor)
+    layers = OrderedDict[str, nn.Module](stem=conv_bn(in_channels, stem, 3, stem_stride, activation=nn.ReLU6))
+
+    def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+        return InvertedResidual(before, after, 1 if place else _STRIDES[stage], _EXPANSIONS[stage])
+
+    channels = add_stages(layers, stem, [divisible(base * width, divisor) for base in widths], depths, block)
+    layers["last"] = conv_bn(channels, last, activation=nn.ReLU6)
+    return MobileNetV2(layers | classify(last, num_classes))

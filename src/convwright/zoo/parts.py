@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
+from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from convwright.errors import ReadError
 
@@ -75,6 +77,79 @@ def separable(
             pointwise=conv_bn(in_channels, out_channels, activation=activation),
         )
     )
+
+
+class InvertedResidual(nn.Module):
+    """Pointwise convolution to a wide layer, depthwise, pointwise back; with a shortcut where shapes agree.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of the output.
+        stride: of the depthwise convolution.
+        expansion: width inside, in units of ``in_channels``; with 1 there is no first convolution.
+        kernel_size: of the depthwise convolution.
+        activation: nonlinearity after the first two convolutions, and inside squeeze-and-excitation.
+        squeeze: width that squeeze-and-excitation narrows to behind the depthwise convolution; 0: there is none.
+        drop_path: probability with which the branch is left out in training, per image.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expansion: int,
+        kernel_size: int = 3,
+        activation: type[nn.Module] = nn.ReLU6,
+        squeeze: int = 0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        layers = OrderedDict[str, nn.Module]()
+        if expansion != 1:
+            layers["expand"] = conv_bn(in_channels, wide, activation=activation)
+        layers["depthwise"] = conv_bn(wide, wide, kernel_size, stride, groups=wide, activation=activation)
+        if squeeze:
+            layers["squeeze"] = SqueezeExcitation(wide, squeeze, activation=activation)
+        layers["project"] = conv_bn(wide, out_channels, activation=None)
+        self.residual = stride == 1 and in_channels == out_channels
+        if self.residual and drop_path:
+            layers["drop_path"] = StochasticDepth(drop_path, "row")
+        self.branch = nn.Sequential(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x + branch(x), or the branch alone where shapes differ."""
+        out: torch.Tensor = x + self.branch(x) if self.residual else self.branch(x)
+        return out
+
+
+def add_stages(
+    layers: OrderedDict[str, nn.Module],
+    channels: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    block: Callable[[int, int, int, int], nn.Module],
+    name: str = "stage",
+) -> int:
+    """Add stages of blocks to layers, called ``stage1``, ``stage2``, ...; return the width of the last.
+
+    Args:
+        layers: of the network so far.
+        channels: width of what enters the first stage.
+        widths: of each stage.
+        depths: blocks in each stage.
+        block: makes a block from the number of its stage and its own within it, from 0, and its two widths.
+        name: what stages are called.
+    """
+    for number, (out, depth) in enumerate(zip(widths, depths, strict=True)):
+        stage = layers[f"{name}{number + 1}"] = nn.Sequential()
+        for place in range(depth):
+            stage.append(block(number, place, channels, out))
+            channels = out
+    return channels
 
 
 def max_pool(channels: int, blur: bool) -> nn.Module:

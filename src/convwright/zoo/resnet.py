@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from convwright.zoo.parts import check_stages, classify, scaled
+from convwright.zoo.parts import add_stages, check_stages, classify, scaled
 from convwright.zoo.registry import register
 
 
@@ -89,38 +89,10 @@ def shortcut(in_channels: int, out_channels: int, stride: int, bias: bool = Fals
 
 
 class ResNet(nn.Sequential):
-    """3x3 stem, one stage of residual blocks per width, global average pool, linear classifier.
+    """A residual network; layers carry torchvision's names (``layer1.0.conv1``), every later stage halves the image."""
 
-    Every stage but the first halves the image. Layers carry torchvision's names (``layer1.0.conv1``).
-
-    Shapes: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
-
-    Args:
-        widths: channels of each stage; the stem has those of the first. Of bottlenecks, those in the middle.
-        depths: blocks in each stage.
-        num_classes: outputs.
-        in_channels: channels of the image.
-        bottleneck: three convolutions in a block instead of two; its output is four times as wide.
-    """
-
-    def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], num_classes: int, in_channels: int, bottleneck: bool = False
-    ) -> None:
-        check_stages("This ResNet", len(widths), depths=depths)
-        kind, expansion = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
-        layers = OrderedDict[str, nn.Module](
-            conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
-            bn1=nn.BatchNorm2d(widths[0]),
-            relu=nn.ReLU(),
-        )
-        channels = widths[0]
-        for number, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-            out = expansion * width
-            first = kind(channels, out, stride=1 if number == 1 else 2)
-            rest = (kind(out, out) for _ in range(depth - 1))
-            layers[f"layer{number}"] = nn.Sequential(first, *rest)
-            channels = out
-        super().__init__(layers | classify(channels, num_classes))
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(layers)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -156,8 +128,17 @@ def _file(name: str, source: str, usual_widths: Sequence[int], usual_depths: Seq
         widths: Sequence[int] = usual_widths,
         depths: Sequence[int] = usual_depths,
     ) -> ResNet:
-        bottleneck = name == "resnet50_cifar"
-        return ResNet([scaled(base, width) for base in widths], depths, num_classes, in_channels, bottleneck)
+        check_stages("This ResNet", len(widths), depths=depths)
+        kind, expansion = (Bottleneck, 4) if name == "resnet50_cifar" else (BasicBlock, 1)
+        sizes = [scaled(base, width) for base in widths]
+        stem = nn.Conv2d(in_channels, sizes[0], 3, padding=1, bias=False)
+        layers = OrderedDict[str, nn.Module](conv1=stem, bn1=nn.BatchNorm2d(sizes[0]), relu=nn.ReLU())
+
+        def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+            return kind(before, after, stride=2 if stage and not place else 1)
+
+        channels = add_stages(layers, sizes[0], [expansion * size for size in sizes], depths, block, "layer")
+        return ResNet(layers | classify(channels, num_classes))
 
 
 for _network in _NETWORKS:

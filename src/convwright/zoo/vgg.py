@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from convwright.zoo.parts import check_stages, classify, conv_bn, scaled
+from convwright.zoo.parts import add_stages, check_stages, classify, conv_bn, scaled
 from convwright.zoo.registry import register
 
 
@@ -39,12 +39,11 @@ def vgg16_bn(
     """
     check_stages("vgg16-bn", 5, widths=widths, depths=depths)
     layers = OrderedDict[str, nn.Module]()
-    channels = in_channels
-    for number, (base, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-        stage = nn.Sequential()
-        for _ in range(depth):
-            stage.append(conv_bn(channels, scaled(base, width), 3, bias=True))
-            channels = scaled(base, width)
-        stage.append(nn.MaxPool2d(2))
-        layers[f"stage{number}"] = stage
+
+    def block(stage: int, place: int, before: int, after: int) -> nn.Module:
+        return conv_bn(before, after, 3, bias=True)
+
+    channels = add_stages(layers, in_channels, [scaled(base, width) for base in widths], depths, block)
+    for stage in layers.values():
+        stage.append(nn.MaxPool2d(2))  # type: ignore[operator]
     return nn.Sequential(layers | classify(channels, num_classes))

@@ -71,7 +71,7 @@ def test_separable_concave_scores_are_solved_exactly(start, scale, target, optim
     space = Units(start)
     levels = budgets(sum(start), target, target - sum(start))
     last = grown(space, levels, separable(C, 0.5))[-1].kept[0].point
-    total = lambda m: separable(C, 0.5)(m).value  # noqa: E731
+    total = lambda m: separable(C, 0.5)(m).score  # noqa: E731
     if scale == 1:
         assert last == optimum
         ranges = [range(n, target) for n in start[:3]]
@@ -84,7 +84,7 @@ def test_separable_concave_scores_are_solved_exactly(start, scale, target, optim
 
 
 def test_the_printed_loss():
-    assert -separable(C, 0.5)((5, 7, 11, 18)).value == pytest.approx(2.147403, abs=1e-6)
+    assert -separable(C, 0.5)((5, 7, 11, 18)).score == pytest.approx(2.147403, abs=1e-6)
 
 
 @pytest.mark.parametrize(("beam", "end", "value"), [(1, (5, 0), 2.5), (2, (5, 0), 2.5), (3, (0, 5), 3.0)])
@@ -92,7 +92,7 @@ def test_where_the_assumption_fails_only_a_beam_finds_the_optimum(beam, end, val
     worth = lambda p: Score(max(0.5 * p[0], 0.12 * p[1] ** 2))  # noqa: E731
     levels = tuple(range(6))
     best = grown(Units((0, 0)), levels, worth, GreedyOptions(tolerance=0.0, beam=beam))[-1].kept[0]
-    assert (best.point, best.score.value) == (end, value)
+    assert (best.point, best.score.score) == (end, value)
 
 
 def products(p):
@@ -112,12 +112,12 @@ def test_regret_beside_exhaustive_search():
     levels = budgets(products(start), 3 * products(start), 6, "geometric")
     seen = grown(space, levels, worth, GreedyOptions(tolerance=0.05))
     grid = itertools.product(*[range(1, 4)] * 3, range(4, 9), range(4, 9), range(8, 14), range(8, 13))
-    points = [(p, products(p), worth(p).value) for p in grid]
+    points = [(p, products(p), worth(p).score) for p in grid]
     for level in seen:
         fit = [value for _, cost, value in points if abs(cost - level.budget) <= 0.05 * level.budget]
         if level.kept and fit:
-            reached = level.kept[0].score.value
-            assert reached >= max(fit) - 0.1 * (max(fit) - worth(start).value) - 0.02
+            reached = level.kept[0].score.score
+            assert reached >= max(fit) - 0.1 * (max(fit) - worth(start).score) - 0.02
     assert seen[-1].kept
 
 
@@ -144,7 +144,7 @@ def test_ties_go_to_the_cheaper_then_to_the_earlier_knob():
 
     noisy = [step(120, 0, 0.800, 0.01), step(100, 2, 0.790, 0.01), step(100, 1, 0.791, 0.01), step(90, 3, 0.7, 0.01)]
     assert [s.turned[0] for s in ranked(noisy)] == [1, 2, 0, 3]
-    exact = [step(s.cost, s.turned[0], s.score.value, 0.0) for s in noisy]
+    exact = [step(s.cost, s.turned[0], s.score.score, 0.0) for s in noisy]
     assert [s.turned[0] for s in ranked(exact)] == [0, 1, 2, 3]
     failed = step(1, 4, float("nan"), 0.0)
     assert failed not in ranked([*noisy, failed])

@@ -13,7 +13,7 @@ from convwright.errors import ConvwrightError
 from convwright.methods.base import Evidence
 from convwright.methods.enlarging.greedy import GreedyEnlarging
 from convwright.methods.enlarging.growth import Knob, Score, Step, moves_between
-from convwright.methods.enlarging.halving import Halving
+from convwright.methods.shared.halving import FirstParts
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_who_is_equal_goes_on_and_never_costs_more_than_without(tiny, eta):
     assert steps(some) <= steps(whole)
     count = len(made(tiny).ask())
     first = list(itertools.takewhile(lambda c: not c.short, some[count:]))
-    assert len(first) == Halving(eta, 1, 90).most(count) > math.ceil(count / eta)
+    assert len(first) == FirstParts(eta, 1, 90).most(count) > math.ceil(count / eta)
 
 
 def test_a_first_part_is_not_chosen_before_a_whole_training(tiny):
@@ -136,7 +136,7 @@ def test_failed_whole_trainings_leave_those_of_first_parts(tiny):
 @given(st.integers(3, 9), st.integers(1, 60), st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
 def test_halving_takes_no_longer_and_leaves_no_better_one_behind(eta, more, values, beam):
-    halving = Halving(eta, 1, eta + more, beam)
+    halving = FirstParts(eta, 1, eta + more, beam)
     count = len(values)
     kept = halving.going_on([Score(v, 0.01) for v in values])
     if halving.helps(count):

@@ -15,7 +15,7 @@ from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import Rule, organize
 from convwright.methods.receptive_field.stage_units import find_units
 from convwright.methods.receptive_field.unit_moves import Desk
-from convwright.metrics.receptive_field.size import FieldMeasure
+from convwright.metrics.receptive_field.analysis import FieldMeasure
 
 FREE = {"macs_tolerance": math.inf, "params_tolerance": math.inf}
 ORGANIZED = {

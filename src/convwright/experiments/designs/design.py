@@ -34,7 +34,7 @@ from convwright.methods.receptive_field.organizer import organize
 from convwright.methods.receptive_field.unit_moves import Rule
 from convwright.methods.shared.uniform_widths import uniform_widths
 from convwright.methods.shared.width_surface import Surface
-from convwright.metrics.receptive_field.size import FieldMeasure
+from convwright.metrics.receptive_field.analysis import FieldMeasure
 
 if TYPE_CHECKING:
     from convwright.experiments.papers import Row

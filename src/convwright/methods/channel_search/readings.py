@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convwright.architecture import Architecture
 from convwright.errors import ConvwrightError, RunError
+from convwright.methods.base import Evidence
+from convwright.methods.shared.width_surface import Family
 from convwright.metrics.quality.channel_quality import Member, group_qualities, network_quality
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.methods.base import Evidence
-    from convwright.methods.shared.width_surface import Family
 
 PROBE = "channel-quality"
 _SIDES = {"in": 0, "out": 1}

@@ -15,23 +15,19 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
+from convwright.architecture import Architecture
+from convwright.methods.base import Evidence
+from convwright.methods.channel_search.readings import Reading
 from convwright.methods.channel_search.walks import Verdict
 from convwright.methods.shared.width_surface import Place, Surface, Widths
+from convwright.metrics.quality.channel_quality import Member
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from convwright.architecture import Architecture
-    from convwright.methods.base import Evidence
-    from convwright.methods.channel_search.readings import Reading
-    from convwright.metrics.quality.channel_quality import Member
-
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 # What the fit chooses from by its likelihood, in accuracy (0..1): deviation of what a trend of one (a width e times as
 # large at one end, 1 / e at the other) brings, of what a factor e of one width brings, of what is peculiar to a place,
@@ -78,8 +74,7 @@ class Fit:
         """Return (groups,) what a factor e of each width adds, by trends and slopes."""
         trend, slope, _, _ = self.deviations
         linear = slope**2 * self.points + trend**2 * self.points @ self.trends.T @ self.trends
-        found: Floats = linear.T @ self.weights
-        return found
+        return linear.T @ self.weights
 
 
 def fit(points: Floats, trends: Floats, scores: Floats, stderr: Floats) -> Fit:
@@ -255,5 +250,4 @@ def _shares_of_cost(surface: Surface, place: Place) -> Floats:
     steps = np.log([(place.widths[f.name] + f.step) / place.widths[f.name] for f in surface.families])
     answers = np.maximum((uses[1:] - uses[0]) / steps, 0.0)
     total = float(answers.sum())
-    shares: Floats = answers / total if total > 0 else np.full(len(answers), 1 / len(answers))
-    return shares
+    return answers / total if total > 0 else np.full(len(answers), 1 / len(answers))

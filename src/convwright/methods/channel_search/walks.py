@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from convwright.methods.channel_search.updates import (
-    Need,
-    annealed,
-    metropolis,
-    momentum,
-    pulled,
-    resized,
-    temperature,
-)
+from convwright.methods.channel_search.updates import Need, annealed, metropolis, momentum, pulled, resized, temperature
 from convwright.methods.shared.width_surface import FULL, Place, Surface, Widths
 
 if TYPE_CHECKING:
@@ -77,8 +69,7 @@ class Published:
         self._momentum: dict[str, float] = {}
         self._taken = 0
         self._last: Widths | None = None
-        self._best: tuple[float, int, Widths] | None = None
-        self._early: tuple[float, int, Widths] | None = None  # before the published code begins to look
+        self._kept: dict[bool, tuple[float, int, Widths]] = {}  # by whether the published code looks already
 
     def take(self, _: int, seen: Reading) -> Verdict:
         """Take in a trial: update the momentum, then every width; keep the best from trial 6 on."""
@@ -112,15 +103,11 @@ class Published:
 
     def _track(self, turn: int, seen: Reading, after: Mapping[str, float], tried: Widths) -> str:
         """Keep the widths with the highest accumulated quality."""
-        total, early = sum(after.values()) / len(after), turn < _TRACKED
-        kept = self._early if early else self._best
-        if (self.limited and self.surface.use(tried) > 1) or (kept is not None and total <= kept[0]):
+        total, looks = sum(after.values()) / len(after), turn >= _TRACKED
+        if (self.limited and self.surface.use(tried) > 1) or (looks in self._kept and total <= self._kept[looks][0]):
             return ""
-        if early:
-            self._early = total, seen.evidence.trial, tried
-        else:
-            self._best = total, seen.evidence.trial, tried
-        return "" if early else f"; best so far, accumulated quality {total:.4f}"
+        self._kept[looks] = total, seen.evidence.trial, tried
+        return f"; best so far, accumulated quality {total:.4f}" if looks else ""
 
     def _possible(self, wanted: Widths, tried: Widths) -> Widths:
         """Round to what groups can have; tied groups that do not fit together stay as they are."""
@@ -135,10 +122,9 @@ class Published:
 
     def chosen(self) -> tuple[Widths, str] | None:
         """Return the best widths from trial 6 on; where there are none, the best before, and at last the last ones."""
-        kept = self._best or self._early
-        if kept is not None:
-            total, trial, widths = kept
-            note = "" if self._best else f"; the published search keeps none before trial {_TRACKED}"
+        if self._kept:
+            total, trial, widths = self._kept[max(self._kept)]
+            note = "" if True in self._kept else f"; the published search keeps none before trial {_TRACKED}"
             return widths, f"the widths of trial {trial}, with the highest accumulated quality {total:.4f}{note}"
         if self._last is None or (self.limited and self.surface.use(self._last) > 1):
             return None

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from convwright.architecture import Architecture
 from convwright.architecture.blocks import outermost
 from convwright.edits.depth import needs_measuring, why_not_removable
+from convwright.methods.base import Evidence
 from convwright.methods.shared.stage_knobs import refused
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.methods.base import Evidence
 
 PruneRule = Literal["first_group", "all_groups", "truncate"]
 Watch = Literal["last", "any"]

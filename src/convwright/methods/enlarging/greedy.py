@@ -33,14 +33,13 @@ from convwright.methods.enlarging.growth import (
     moves_between,
     ranked,
     said,
-    score_of,
     told_of,
     trimmed,
 )
-from convwright.methods.enlarging.halving import Halving
 from convwright.methods.enlarging.space import EnlargingSpace, Metric, network_record, said_sizes
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
+from convwright.methods.shared.halving import FirstParts, beats
 from convwright.methods.shared.stage_knobs import Layers, Stages
 
 # Parts of the script that end with an answer.
@@ -199,7 +198,7 @@ class GreedyEnlarging(Scripted):
                 f"it; give a multiple of {divisor}"
             )
         length = given.trial_epochs, given.trial_steps, given.beam
-        self.halving = None if given.halving is None else Halving(given.halving, *length)
+        self.halving = None if given.halving is None else FirstParts(given.halving, *length)
         stages = Stages.of(
             self.arch,
             quantum=given.quantum,
@@ -293,7 +292,7 @@ class GreedyEnlarging(Scripted):
         evidence = (yield tuple(self._candidate(step) for step in whole)) if whole else ()
         for step, found in zip(whole, evidence, strict=True):
             self._found[step.key] = found
-            self._scores[step.key] = score_of(found)
+            self._scores[step.key] = Score.of(found)
         yield from self._again(whole)
         return [self._scores[step.key] for step in pool]
 
@@ -305,7 +304,7 @@ class GreedyEnlarging(Scripted):
         evidence = yield tuple(
             replace(self._candidate(step), epochs=epochs, recipe=recipe, short=True) for step in pool
         )
-        scores = [replace(score_of(found), times=0) for found in evidence]
+        scores = [replace(Score.of(found), times=0) for found in evidence]
         for step, found, score in zip(pool, evidence, scores, strict=True):
             self._found[step.key] = found
             self._scores[step.key] = score
@@ -333,7 +332,7 @@ class GreedyEnlarging(Scripted):
         before = self._scores[present.key]
         best = next(iter(ranked(judged, self.options.ties)), present)
         after = self._scores[best.key]
-        if not after.times or after.value - before.value <= math.hypot(after.stderr, before.stderr):
+        if not (after.times and beats(after, before)):
             self._note(phase, f"none of {len(pool)} moves is better than {said(before)} by more than noise", words)
             return False
         self._best = best
@@ -399,12 +398,12 @@ class GreedyEnlarging(Scripted):
         return {
             **self._record(best, self.space.words(best)),
             "budget": level.budget,
-            "score": self._scores[best.key].value,
+            "score": self._scores[best.key].score,
             "candidates": [
                 {
                     "turned": self.space.words(s),
                     "trial": self._found[s.key].trial,
-                    "score": score.value if (score := self._scores[s.key]).usable else None,
+                    "score": score.score if (score := self._scores[s.key]).usable else None,
                     "times": score.times,
                 }
                 for s in level.judged

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from convwright.errors import BudgetError, check_counts
+from convwright.methods.shared.halving import Scored, beats
 
 if TYPE_CHECKING:
     from convwright.methods.base import Evidence
@@ -63,28 +64,14 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Score:
-    """What a point was found to be worth; NaN: it failed.
+class Score(Scored):
+    """What a point was found to be worth: the mean over all times that it was judged; NaN: it failed.
 
     Attributes:
-        value: the mean over all times that it was judged.
-        stderr: standard error of `value`.
         times: how often it was judged; 0: only after a first part of its training.
     """
 
-    value: float
-    stderr: float = 0.0
     times: int = 1
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is a number."""
-        return math.isfinite(self.value)
-
-
-def score_of(evidence: Evidence) -> Score:
-    """Return the score of one training; NaN where it failed."""
-    return Score(evidence.score, evidence.stderr) if evidence.usable else Score(float("nan"))
 
 
 def mean_of(told: Sequence[Evidence]) -> Score:
@@ -97,7 +84,7 @@ def mean_of(told: Sequence[Evidence]) -> Score:
 def said(score: Score) -> str:
     """Say a score: ``71.20%``, with how many seeds it is of, or that it is of a first part of a training."""
     times = f" ({score.times} seeds)" if score.times > 1 else " (first part)" * (not score.times)
-    return f"{score.value:.2%}{times}"
+    return f"{score.score:.2%}{times}"
 
 
 def told_of(evidence: Evidence, score: Score) -> str:
@@ -245,9 +232,9 @@ def ranked(judged: Sequence[Step], ties: Ties = "cheaper") -> list[Step]:
     """
     left, order = [s for s in judged if s.score is not None and s.score.usable], []
     while left:
-        top = max(left, key=lambda s: (_score(s).times, _score(s).value))
+        top = max(left, key=lambda s: (_score(s).times, _score(s).score))
         often = [s for s in left if _score(s).times == _score(top).times]
-        tied = [s for s in often if _tied(_score(s), _score(top)) and (ties == "cheaper" or s.score == top.score)]
+        tied = [s for s in often if not beats(_score(top), _score(s)) and (ties == "cheaper" or s.score == top.score)]
         order.append(min(tied, key=lambda s: (s.cost, s.turned, s.point)))
         left.remove(order[-1])
     return order
@@ -256,16 +243,12 @@ def ranked(judged: Sequence[Step], ties: Ties = "cheaper") -> list[Step]:
 def level_with_the_best(judged: Sequence[Step]) -> list[Step]:
     """Return the steps whose scores equal the highest one within the standard error of the difference, best first."""
     order = ranked(judged, "score")
-    return [step for step in order if _tied(_score(step), _score(order[0]))]
+    return [step for step in order if not beats(_score(order[0]), _score(step))]
 
 
 def _score(step: Step) -> Score:
     assert step.score is not None
     return step.score
-
-
-def _tied(one: Score, top: Score) -> bool:
-    return top.value - one.value <= math.hypot(one.stderr, top.stderr)
 
 
 def landings(space: Space, levels: Sequence[int], growth: GreedyOptions) -> int:

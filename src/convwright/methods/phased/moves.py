@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
+from convwright.architecture import Architecture, Block
 from convwright.cost.budget import Limits, costs_of
 from convwright.cost.cost_model import CostModel
 from convwright.edits import Edit, RemoveBlock, Replace, Width, check_execution
@@ -17,9 +18,6 @@ from convwright.edits.depth import why_not_removable
 from convwright.edits.operators import OPERATORS
 from convwright.errors import EditError, ReadError
 from convwright.methods.shared.uniform_widths import solved
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block
 
 _SMALLER = 2 / 3  # a stage ends where the map's side falls to so much or less: not where an unpadded kernel trims it
 _OTHERS = 0.25  # weight of all other groups where those at the ends of stages are narrowed first
@@ -101,6 +99,13 @@ class Scene:
             raise EditError(f"the changed network cannot be read: {error}") from error
         # Where the code fixes the widths of groups, those of the changed network are frozen anew.
         return replace(after, arch=check_execution(after.arch).architecture) if self.arch.fixed else after
+
+    def tried(self, edits: Sequence[Edit]) -> Scene | None:
+        """Return the network after edits of structure; None if they are refused."""
+        try:
+            return self.after(edits)
+        except EditError:
+            return None
 
     def narrowed(self, widths: Sequence[Width]) -> Scene:
         """Return the network after changes of width; its costs come from the cost model, it is not read yet.

@@ -182,7 +182,7 @@ class PhasedDesign(Scripted):
             return []
         left = 1 + sum(other.apt(scene) for other in later)
         target = max(1.0, scene.use) ** ((left - 1) / left)
-        begun = [(draft, after) for draft in phase.propose(scene, target) if (after := _after(scene, draft))]
+        begun = [(draft, after) for draft in phase.propose(scene, target) if (after := scene.tried(draft.edits))]
         level = max(1.0, min([target, *(after.use for draft, after in begun if draft.edits)]))
         options = [option for draft, after in begun if (option := self._levelled(at, draft, after, level))]
         if options and later and (rival := self._levelled(at, Draft("only narrowed, all widths alike"), scene, level)):
@@ -205,9 +205,8 @@ class PhasedDesign(Scripted):
         """Whether the whole plan, done at once, gives the same shapes: of tied groups, ratios may round otherwise."""
         if not any(group.tied for group in self.original.arch.free_groups):
             return True
-        try:
-            whole = self.original.after((*at.evidence.candidate.plan.edits, *option.edits))
-        except EditError:
+        whole = self.original.tried((*at.evidence.candidate.plan.edits, *option.edits))
+        if whole is None:
             return False
         states = (scene.arch.model.state_dict() for scene in (whole, option.scene))
         one, two = ({name: tensor.shape for name, tensor in state.items()} for state in states)
@@ -250,7 +249,7 @@ class PhasedDesign(Scripted):
         """Train with all winners at once; return that if it is more accurate than the best of them alone."""
         name, words, best = "techniques, together", " + ".join(o.words for o in winners), alone.evidence
         edits = tuple(edit for option in winners for edit in option.edits)
-        after = _after(at.scene, Draft(words, edits))
+        after = at.scene.tried(edits)
         if after is None or not self.limits.met(after.costs):
             self._note(name, f"{words} do not fit into the budget together")
             return alone
@@ -279,14 +278,6 @@ def _highest(limits: Limits, found: Sequence[Evidence]) -> Evidence | None:
         return -evidence.score, max(evidence.costs[m] / limit for m, limit in limits.limits.items()), evidence.trial
 
     return min((e for e in found if e.usable), key=rank, default=None)
-
-
-def _after(scene: Scene, draft: Draft) -> Scene | None:
-    """Return the network after a draft's edits of structure; None if they are refused."""
-    try:
-        return scene.after(draft.edits)
-    except EditError:
-        return None
 
 
 # ------------------------------------------------------------------ words

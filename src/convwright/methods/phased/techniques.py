@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from convwright.architecture import Architecture
 from convwright.edits import Edit, Replace
 from convwright.edits.operators import OPERATORS
-from convwright.errors import ConvwrightError, EditError, did_you_mean
-from convwright.methods.phased.moves import accepted
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.methods.phased.moves import Scene
+from convwright.errors import ConvwrightError, did_you_mean
+from convwright.methods.phased.moves import Scene, accepted
 
 
 @dataclass(frozen=True)
@@ -98,10 +95,7 @@ def tried_on(scene: Scene, tried: Trying) -> tuple[tuple[Edit, ...], Scene | Non
     edits = tuple(edit for edit in wanted if accepted(scene, edit))
     if tried.operator and not edits:
         return (), None
-    try:
-        return edits, scene.after(edits)
-    except EditError:
-        return edits, None
+    return edits, scene.tried(edits)
 
 
 def _replaced(arch: Architecture, operator: str) -> list[str]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from convwright.architecture import Architecture, Layer, Stage
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError
@@ -24,11 +24,8 @@ from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field.layer_operators import Choice, Menu, Place, choices, find_places
 from convwright.methods.receptive_field.organizer import check_counted
 from convwright.methods.receptive_field.stage_units import unjudged
-from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer, Stage
-    from convwright.metrics.receptive_field.interpreter import FieldWalk
+from convwright.metrics.receptive_field.analysis import FieldMeasure, StagePart
+from convwright.metrics.receptive_field.interpreter import FieldWalk
 
 Chosen = dict[str, Choice]
 _IN_HEAD = "it lies in no stage, so no field tells what another operator would lose"

@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import shape_of
 from convwright.edits import Edit, Kernel, Replace
 from convwright.edits.kernel import why_not_kernel
@@ -23,9 +24,6 @@ from convwright.layers.window_products import Windows
 from convwright.metrics.receptive_field.field import FieldValue
 from convwright.metrics.receptive_field.interpreter import ChannelMixing, FieldWalk, Window
 from convwright.metrics.receptive_field.rules import kernels_of
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
 
 Passing = Callable[[FieldWalk, FieldValue], FieldValue]
 Operator = Literal["dw_separable", "dw_rpw", "rpw", "grouped", "kernel"]

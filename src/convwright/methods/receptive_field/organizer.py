@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from convwright.architecture import Architecture
 from convwright.cost.budget import Limits, human
 from convwright.edits import Edit
 from convwright.errors import BudgetError, ConvwrightError
@@ -22,10 +22,7 @@ from convwright.methods.options import MethodOptions, Terms
 from convwright.methods.proposals import Proposal, Proposals
 from convwright.methods.receptive_field.stage_units import UnitCost, find_units
 from convwright.methods.receptive_field.unit_moves import MODES, Counts, Desk, Mode, Move, Rule
-from convwright.metrics.receptive_field.size import FieldMeasure
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
+from convwright.metrics.receptive_field.analysis import FieldMeasure
 
 
 @dataclass(frozen=True)

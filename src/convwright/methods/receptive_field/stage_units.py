@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from convwright.architecture import Architecture, Block, Stage
 from convwright.architecture.blocks import outermost
 from convwright.edits import AddBlock, Edit, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable, why_not_repeatable
 from convwright.methods.shared.stage_knobs import refused
-from convwright.metrics.receptive_field.size import FieldMeasure, StagePart
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block, Stage
-    from convwright.metrics.receptive_field.interpreter import FieldWalk
+from convwright.metrics.receptive_field.analysis import FieldMeasure, StagePart
+from convwright.metrics.receptive_field.interpreter import FieldWalk
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,6 @@ class UnitStage:
     reason: str
     sight: FieldMeasure
     _shares: dict[int, float] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def positions(self) -> int:
-        """Rows times columns of its output map."""
-        return self.part.map_size
 
     @property
     def count(self) -> int:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convwright.cost.budget import human
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.receptive_field.stage_units import UnitCost, Units, UnitStage
 from convwright.metrics.receptive_field.analysis import Score, score
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Mode = Literal["greedy", "exhaustive", "spend"]
 Counts = tuple[int, ...]
@@ -119,19 +117,19 @@ class Desk:
 
     def rated(self, stage: UnitStage, count: int) -> float:
         """Return what a stage contributes to Q with this many units."""
-        alone = score((stage.share(count),), self.rule.score, (stage.positions,))
+        alone = score((stage.share(count),), self.rule.score, (stage.part.map_size,))
         return alone * self.weight(stage)
 
     def weight(self, stage: UnitStage) -> float:
         """Return the part that a stage has in Q, where Q is a mean."""
         if self.rule.score == "mean":
             return 1 / (len(self.units.rest) + len(self.units.stages))
-        return stage.positions / sum(self.positions) if self.rule.score == "positions" else 1.0
+        return stage.part.map_size / sum(self.positions) if self.rule.score == "positions" else 1.0
 
     @property
     def positions(self) -> tuple[int, ...]:
         """Sizes of all output maps, those of stages without units first."""
-        return (*self.units.rest_positions, *(stage.positions for stage in self.units.stages))
+        return (*self.units.rest_positions, *(stage.part.map_size for stage in self.units.stages))
 
     def q(self, counts: Counts) -> float:
         """Return Q of a distribution, stages without units included."""

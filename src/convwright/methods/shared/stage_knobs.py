@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import outermost
 from convwright.architecture.stages import find_stages
 from convwright.cost.forms import FormMaker
@@ -27,9 +27,6 @@ from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.surgery import MOST_CHANNELS
 from convwright.errors import BudgetError, ConvwrightError, EditError, check_given_counts
 from convwright.zoo.ghostnet import large_layers
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block
 
 Layers = Callable[[Sequence[int]], Mapping[str, int]]  # widths of the stages -> output channels of layers by name
 _GENERATED = frozenset(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from convwright.architecture import Architecture
+from convwright.cost.budget import Limits
 from convwright.cost.cost_model import CostModel
 from convwright.edits import Width, scale_widths, solve
 from convwright.edits.constraints import ENOUGH, Divisor, DivisorLike, levels_of, multiple_of, width_range
 from convwright.errors import BudgetError, ConvwrightError, EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
 
 _HALVINGS = 20  # bisections of the ratio: finer than one channel in half a million
 _SMALLEST = 1 / 8192  # ratio at which shrinking gives up

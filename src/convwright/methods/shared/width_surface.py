@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convwright.architecture import Architecture
 from convwright.cost.budget import Limits, human
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Ints
@@ -23,9 +23,6 @@ from convwright.edits.constraints import ENOUGH, Divisor, DivisorLike, width_ran
 from convwright.edits.surgery import MOST_CHANNELS
 from convwright.errors import BudgetError, ConvwrightError, EditError
 from convwright.methods.shared.uniform_widths import BETTER, solved
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 Widths = dict[str, int]
 Shape = Mapping[str, float]

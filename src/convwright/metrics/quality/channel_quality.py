@@ -21,12 +21,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, solve, solve_published
+from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, Spectrum, input_spectra, solve, solve_published, spectra
 from convwright.metrics.quality.members import Member as Member
 from convwright.metrics.quality.members import group_qualities as group_qualities
 from convwright.metrics.quality.members import members as members
 from convwright.metrics.quality.members import network_quality as network_quality
-from convwright.metrics.quality.unfolding import Spectrum, input_spectra, spectra
 
 Metric = Literal["rank", "knowledge_gain", "condition", "qc", "new_qc"]
 METRICS: tuple[Metric, ...] = ("rank", "knowledge_gain", "condition", "qc", "new_qc")

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import fx
 
+from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, shape_of
 from convwright.architecture.labels import Value
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
 
 Side = Literal["in", "out"]
 PerLayer = Mapping[str, tuple[float | None, float | None]]

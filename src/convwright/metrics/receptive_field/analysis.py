@@ -16,17 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
+
+from convwright.architecture import Architecture, Layer, Stage
 from convwright.errors import EditError, did_you_mean
 from convwright.metrics.receptive_field import rules as field_rules  # noqa: F401  (registers the rules)
-from convwright.metrics.receptive_field.extent import Extent, Position
-from convwright.metrics.receptive_field.field import FieldValue
+from convwright.metrics.receptive_field.field import Extent, FieldValue, Position
 from convwright.metrics.receptive_field.interpreter import FieldWalk
-from convwright.metrics.receptive_field.size import FieldMeasure, StagePart, scope_size
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer, Stage
 
 Score = Literal["sum", "mean", "log", "positions"]
 _KINDS = frozenset({"conv", "linear", "matmul", "attention", "pool"})
@@ -249,7 +247,9 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
     def named(node: str) -> str:
         return layers.get(node) or whole.path(node)
 
-    stages = tuple(judge.stage(stage) for stage in arch.stages if judge.weighs(stage))
+    # A stage that is a pool alone (before the classifier) has no weights and is not judged.
+    weighted = {layer.name for layer in arch.layers if layer.kind in ("conv", "linear", "matmul")}
+    stages = tuple(judge.stage(stage) for stage in arch.stages if weighted & set(stage.layers))
     return ReceptiveField(
         source=arch.source,
         input_shape=tuple(arch.example_input.shape[1:]),
@@ -278,10 +278,6 @@ class _Judge:
         walk = FieldWalk(self.arch, scope).run(range(start, end))
         self.skipped.update(walk.skipped)
         return walk
-
-    def weighs(self, stage: Stage) -> bool:
-        """Whether a stage has weights: one that is a pool alone (before the classifier) is not judged."""
-        return any(self.arch.layer(name).kind in ("conv", "linear", "matmul") for name in stage.layers)
 
     def stage(self, stage: Stage) -> StageField:
         part = StagePart.of(self.arch, stage)
@@ -368,3 +364,126 @@ def _widest(value: FieldValue) -> tuple[Extent, ...]:
     """Return, per axis, the extent that sees most among a value's fields."""
     extents = zip(*{id(f.extents): f.extents for f in value.fields}.values(), strict=True)
     return tuple(max(row, key=lambda e: e.count) for row in extents)
+
+
+# ------------------------------------------------------------------ how a field becomes a number
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The 3DRF of a tensor's elements.
+
+    Attributes:
+        mean: over the elements.
+        smallest: of the element that sees least.
+        largest: of the one that sees most.
+        channels: scope channels that reach an element, on average.
+    """
+
+    mean: float
+    smallest: float
+    largest: float
+    channels: float
+
+
+@dataclass(frozen=True)
+class FieldMeasure:
+    """A way to count what a unit sees.
+
+    Attributes:
+        clip: cut fields at the borders of the scope.
+        effective: count positions by the width over which weights really lie, ``Extent.effective``. It grows with
+            the square root of the depth, so a stage is saturated later than by its theoretical field. Not part of
+            the published method.
+    """
+
+    clip: bool = True
+    effective: bool = False
+
+    def positions(self, extent: Extent, length: int) -> float:
+        """Return how many of ``length`` positions of the scope are seen."""
+        if self.effective:
+            return min(extent.effective, length) if self.clip else extent.effective
+        return extent.inside(length) if self.clip else extent.count
+
+    def measure(self, walk: FieldWalk, value: FieldValue) -> Measured:
+        """Return the 3DRF of a value's elements on the walk's scope."""
+        spatial = {id(f.extents): f.extents for f in value.fields}  # fields share them: count each once
+        counts = {
+            key: math.prod(self.positions(e, n) for e, n in zip(extents, walk.lengths, strict=True))
+            for key, extents in spatial.items()
+        }
+        values = [counts[id(f.extents)] * f.channels.bit_count() for f in value.fields]
+        often = amounts(value)
+        total = sum(often)
+        mean = sum(v * n for v, n in zip(values, often, strict=True)) / total
+        channels = sum(f.channels.bit_count() * n for f, n in zip(value.fields, often, strict=True)) / total
+        return Measured(mean, min(values), max(values), channels)
+
+    def share(self, part: StagePart, walk: FieldWalk) -> float:
+        """Return rho of a stage from a walk over it: the share of its scope that its output sees."""
+        return self.measure(walk, part.output(walk)).mean / scope_size(walk)
+
+
+@dataclass(frozen=True, eq=False)
+class StagePart:
+    """A stage as a part of the flow.
+
+    Attributes:
+        arch: the network.
+        scope: name of the node whose value is the stage's input.
+        positions: of the flow, from behind the scope to the end of the stage.
+        ends: names of the nodes that may be its output, the last one first.
+        map_size: rows times columns of the last convolution's output; 1 where there is none.
+    """
+
+    arch: Architecture
+    scope: str
+    positions: range
+    ends: tuple[str, ...]
+    map_size: int = 1
+
+    @classmethod
+    def of(cls, arch: Architecture, stage: Stage) -> StagePart:
+        """Find a stage in the flow.
+
+        It ends with what its last layer's value is put together to: a concatenation or a channel shuffle is no layer.
+        """
+        flow = arch.flow
+        inside = {flow.place[arch.layer(name).node] for name in stage.layers}
+        outside = {source for n in inside for source in flow.feeds[n] if source not in inside}
+        layers = {flow.place.get(layer.node) for layer in arch.layers}  # None: computed from weights alone
+        last = max(inside)
+        while len(flow.users[last]) == 1 and flow.users[last][0] not in layers:
+            last = flow.users[last][0]
+        entry = flow.meet(outside)
+        ends = dict.fromkeys([last, *sorted(inside, reverse=True)])
+        names = tuple(flow.nodes[n].name for n in ends)
+        shapes = [arch.layer(name).output_shape for name in stage.layers if arch.layer(name).kind == "conv"]
+        size = math.prod(shapes[-1][2:]) if shapes else 1
+        return cls(arch, flow.nodes[entry].name, range(entry + 1, last + 1), names, size)
+
+    def begin(self) -> FieldWalk:
+        """Return a walk on the stage's own scope that has not begun."""
+        return FieldWalk(self.arch, self.scope)
+
+    def walk(self) -> FieldWalk:
+        """Return a walk over the whole stage."""
+        return self.begin().run(self.positions)
+
+    def output(self, walk: FieldWalk) -> FieldValue:
+        """Return the value that the stage hands on: its last one that is not a global operator's."""
+        known = [v for v in map(walk.value_at, self.ends) if v is not None]
+        return next((v for v in known if not v.whole), known[0])
+
+
+def amounts(value: FieldValue) -> list[int]:
+    """Return how often each of a tensor's fields occurs, as whole numbers: a share of 1 must come out as 1."""
+    if value.which is None:
+        return [1]
+    return torch.bincount(value.which.line(), minlength=len(value.fields)).tolist()
+
+
+def scope_size(walk: FieldWalk) -> int:
+    """Return the number of elements of a walk's scope, for one sample."""
+    return walk.channels * math.prod(walk.lengths)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import describe, module_path, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, compact
-from convwright.metrics.receptive_field.extent import Extent
-from convwright.metrics.receptive_field.field import Field, FieldValue, Grid, seed, union, with_labels
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
+from convwright.metrics.receptive_field.field import Extent, Field, FieldValue, Grid, seed, union, with_labels
 
 Values = FieldValue | None | list["FieldValue | None"]  # None: does not depend on the scope
 Rule = Callable[["FieldWalk", fx.Node], Values]

@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import argument, operator_name, shape_of, sizes_of
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 # Operators that are no nonlinearity by torch's tag but keep each element's dependence as it is: norms among them,
 # whose statistics the formula reports apart.

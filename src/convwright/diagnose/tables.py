@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from convwright.cost import costs_of, count_by_torch, feasible_range, human, profile
+from convwright.architecture import Architecture, ChannelGroup
+from convwright.cost import LayerLatencies, costs_of, count_by_torch, feasible_range, human, profile
 from convwright.errors import counted
 from convwright.runs.directory.result import rows
 from convwright.runs.verdict import warnings_in
 from convwright.tables import add_row, brief, folded, new_table
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, ChannelGroup
-    from convwright.cost import LayerLatencies
 
 _WEIGHTED = ("conv", "linear", "matmul", "attention")
 _LONG = 60  # rows from which a table of layers is folded

@@ -1,1 +1,0 @@
-"""Terminal tables of networks, receptive fields, diagnoses and results."""
