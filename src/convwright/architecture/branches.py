@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from convwright.architecture.architecture import Architecture
 from convwright.architecture.blocks import branch_values
 from convwright.architecture.capture.exported import describe, operator_name, shape_of
 from convwright.architecture.flow import Block, Flow
-
-if TYPE_CHECKING:
-    from convwright.architecture.architecture import Architecture
 
 # Operators that may stand behind the module: a factor per image, zero included, passes through them unchanged.
 _SCALED_ALIKE = frozenset({

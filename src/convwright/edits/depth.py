@@ -6,10 +6,11 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from torch import nn
+from torch import fx, nn
 
+from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import block_of_module
 from convwright.architecture.capture.exported import (
     LEAVES,
@@ -36,11 +37,6 @@ from convwright.edits.surgery import check_room
 from convwright.errors import EditError
 from convwright.layers.passing import Chain, Skip
 from convwright.layers.zero import Zero
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from convwright.architecture import Architecture, Block
 
 _MOST_COPIES = 1000
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convwright.architecture import Architecture
 from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
 from convwright.edits.remap import recipe
 from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _RATIOS = (0.5, 2.0)
 _MOST_NEAR = 12  # groups at one place, that are tried together

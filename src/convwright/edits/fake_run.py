@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import (
     argument,
     first_line,
@@ -42,9 +43,6 @@ from convwright.cost.recount import unfused
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied, hollow_copy, operate, plain_tensors, stand_ins, tensors_in
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 Stored = int | list[int]
 Repairs = dict[str, Stored]  # "module.attribute" -> its new value

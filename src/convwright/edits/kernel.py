@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, first_line
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
@@ -21,9 +22,6 @@ from convwright.edits.equivalence import Run, measure
 from convwright.edits.structure import Structure, Succession, macs_of_layers
 from convwright.edits.surgery import check_room, copied, weight_bytes
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
 
 Sizes = tuple[int, ...]
 

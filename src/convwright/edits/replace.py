@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from convwright.architecture import Architecture, Layer
 from convwright.architecture.flattened import flattened_map
 from convwright.cost import count_by_torch
 from convwright.edits.constraints import check_alone
@@ -21,9 +22,6 @@ from convwright.edits.operators import OPERATORS, Site, build
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
 from convwright.edits.surgery import check_room, weight_bytes
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
 
 
 @dataclass(frozen=True, init=False)

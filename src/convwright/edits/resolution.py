@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import capture
 from convwright.edits.constraints import why_resolution_stays
 from convwright.edits.edit import Edit, Measured, Options, Outcome, carries_out, one_sample, whole_numbers
@@ -17,9 +18,6 @@ from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError, ReadError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _LARGEST = 16_384  # pixels per side: beyond, one image fills a machine
 

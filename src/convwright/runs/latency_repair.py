@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import Plan, Width
+from convwright.edits.constraints import DivisorLike
 from convwright.edits.transfer import width_edits
 from convwright.errors import BudgetError, EditError
 from convwright.methods import Candidate, Method
 from convwright.methods.base import RewritingMethod
 from convwright.runs.evaluate import reshaped
 from convwright.runs.latency import RunLatency, narrowed
-
-if TYPE_CHECKING:
-    from convwright.edits.constraints import DivisorLike
 
 
 class FinalsInTime(RewritingMethod):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from convwright.errors import counted
 from convwright.methods import Candidate, Evidence, Method
+from convwright.runs.directory.study import Study
 from convwright.runs.executors import Executor, InProcess, Task
 from convwright.runs.executors.executor import Evaluate
 from convwright.training.still import still
-
-if TYPE_CHECKING:
-    from convwright.runs.directory.study import Study
 
 __all__ = ["Evaluate", "Fits", "Say", "search"]
 

@@ -17,11 +17,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import filelock
 
-from convwright.cost.budget import parse_budget
+from convwright.architecture import Architecture
+from convwright.cost.budget import Limits, parse_budget
 from convwright.edits import Edit, Plan, Resolution
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RecipeError, RunError
@@ -36,10 +37,6 @@ from convwright.runs.executors import Completed, InProcess
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.loop import search
 from convwright.training import ImageData, Recipe, load_data
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
 
 Transfer = Literal["svd", "net2wider", "fresh"]
 FOUND = "found.safetensors"  # the weights that a found network inherits, where it does

@@ -13,11 +13,12 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from convwright.architecture import read
+from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
 from convwright.cost.latency import compare_latency
@@ -32,11 +33,6 @@ from convwright.training.probes.base import Watched
 from convwright.training.probes.bundle_points import Points, find_points
 from convwright.training.probes.bundle_reading import BundleReading, read_bundles
 from convwright.training.settings import to_layout
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from convwright.architecture import Architecture
 
 GRADES = 11  # readings of the graded conflict, each with a grid four times as coarse as the one before
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from convwright.architecture import create, read
+from convwright.architecture import Architecture, create, read
 from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
@@ -27,9 +27,6 @@ from convwright.runs.executors.pool import Lost, Pool
 from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 WEIGHTS = "model.safetensors"
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from convwright.architecture import Architecture
 from convwright.architecture.branches import branch_ends
+from convwright.architecture.reading import InputLike
 from convwright.training.techniques.structural import as_architecture
 from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.architecture.reading import InputLike
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
