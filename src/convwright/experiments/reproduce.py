@@ -156,7 +156,6 @@ def _folder_of(row: Row, seed: int, folder: Path) -> Path:
 
 
 def _called(rows: Sequence[Row]) -> str:
-    """Return what the work on these rows is called."""
     counted = [row.recipe is None for row in rows]
     return "counts" if all(counted) else "counts and trainings" if any(counted) else "trainings"
 

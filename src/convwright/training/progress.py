@@ -14,27 +14,22 @@ class ProgressLine:
     def __init__(self, total: int, done: int, show: bool, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.show = show
-        self.bar: Progress | None = None
-        if show and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.add_task("training", total=total, completed=done)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        off = not (show and self.console.is_terminal)
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=off)
+        self.task = self.bar.add_task("training", total=total, completed=done)
 
     def __enter__(self) -> ProgressLine:
-        """Start the bar."""
-        if self.bar is not None:
-            self.bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.stop()
 
     def step(self, done: int) -> None:
         """Note that `done` steps are finished."""
-        if self.bar is not None and done % _EVERY == 0:
-            self.bar.update(self.bar.task_ids[0], completed=done)
+        if done % _EVERY == 0:
+            self.bar.update(self.task, completed=done)
 
     def line(self, text: str) -> None:
         """Write one line (above the bar)."""

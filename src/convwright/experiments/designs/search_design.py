@@ -155,7 +155,6 @@ class _WidthWalk(Method):
         self.found = self.candidates[-1]
 
     def ask(self) -> tuple[Candidate, ...]:
-        """Return the next step."""
         return self.candidates[len(self.results) : len(self.results) + 1]
 
     def tell(self, evidence: Evidence) -> None:
@@ -165,7 +164,6 @@ class _WidthWalk(Method):
         self.results.append(evidence)
 
     def best(self) -> Evidence | None:
-        """Return the last step."""
         return self.results[-1] if self.results else None
 
 

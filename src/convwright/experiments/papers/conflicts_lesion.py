@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from convwright.experiments.papers.cifar_small import cifar_recipe
@@ -110,20 +111,12 @@ def conflicts_lesion(size: Size) -> tuple[Row, ...]:
     )  # fmt: skip
     if size != "full":
         return rows
-    more = (
-        Row(
-            "residual-published",
-            network,
-            "cifar10",
-            published(size, _EPOCHS[size]),
-            seeds,
-            options,
-            **common,
-            note="published recipe",
-        ),
+    recipe = published(size, _EPOCHS[size])
+    return (
+        *rows,
+        replace(rows[0], name="residual-published", recipe=recipe, note="published recipe"),
         Row("resnet56-dropped", "zoo:resnet56", "cifar10", dropped, seeds, {}, **common, note="larger maps"),
     )
-    return (*rows, *more)
 
 
 # ------------------------------------------------------------------ what follows
@@ -298,21 +291,15 @@ def _early(flagged: Sequence[tuple[Json, Sequence[Json]]]) -> Sheet | None:
 def _curves(row: Json, studies: Sequence[Json]) -> str:
     series = []
     for order in _ORDERS:
-        points = _averaged([each["curves"][order] for each in studies if order in each["curves"]])
-        if points:
-            series.append(Series(order, tuple((count, 100 * value) for count, value in points)))
+        curves = [each["curves"][order] for each in studies if order in each["curves"]]
+        points = [(each[0][0], 100 * statistics.fmean(y for _, y in each)) for each in zip(*curves, strict=False)]
+        if points:  # the mean curve, as far as all go
+            series.append(Series(order, tuple(points)))
     title = f"{row['name']}: test accuracy without blocks, no training afterwards"
     return lines(series, title, "blocks left out", "test accuracy, %, mean over seeds")
 
 
-def _averaged(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float]]:
-    """Return the mean curve as far as all go."""
-    length = min((len(curve) for curve in curves), default=0)
-    return [(curves[0][n][0], statistics.fmean(curve[n][1] for curve in curves)) for n in range(length)]
-
-
 def _flags(row: Json, flags: Json) -> str:
-    names: Iterator[tuple[int, str]] = enumerate(flags["blocks"])
-    rows = [(name, [line[place] for line in flags["excess"]]) for place, name in names]
+    rows = [(name, [line[place] for line in flags["excess"]]) for place, name in enumerate(flags["blocks"])]
     title = f"{row['name']}, seed {row['seeds'][0]}: share of {flags['samples']} images in conflict"
     return heat(rows, title, f"measurements, from the start to step {flags['steps'][-1]}")

@@ -205,8 +205,6 @@ def flags_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Study:
-    """One network under study."""
-
     def __init__(self, asked: RemovalStudy, arch: Architecture, data: ImageData, recipe: Recipe) -> None:
         self.asked, self.arch, self.data, self.recipe = asked, arch, data, recipe
         self.channels_last = recipe.memory_format == "channels_last"
@@ -220,7 +218,6 @@ class _Study:
         self.anew = _some(data.train, asked.anew, recipe.seed)
 
     def found(self) -> dict[str, Any]:
-        """Return everything."""
         start = time.process_time()
         facts, sequences = self._orders()
         ordered = time.process_time()

@@ -122,7 +122,6 @@ class _Count:
         self.again = False
 
     def whole_rows(self) -> None:
-        """Begin anew with whole rows."""
         self.part, self.whole, self.again = None, self.make(), False
 
     def add(self, value: Tensor, scale: float | None, labels: Tensor, sound: bool = False) -> None:
@@ -144,7 +143,6 @@ class _Count:
             self.again = True
 
     def result(self) -> Bundles:
-        """Return the bundles."""
         if self.whole is not None:
             return self.whole.result()
         assert self.part is not None
