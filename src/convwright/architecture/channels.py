@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convwright.architecture.capture.exported import Capture
 from convwright.architecture.follow import Follower
-from convwright.architecture.labels import NEUTRAL, Ledger, Plane, Values
+from convwright.architecture.labels import NEUTRAL, Ledger, Plane, Value
 from convwright.errors import EditError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
@@ -206,12 +206,7 @@ class ChannelGraph:
 def analyse(capture: Capture) -> ChannelGraph:
     """Find the channel groups of a captured network, on the CPU whatever the default device is."""
     with torch.device("cpu"):
-        return build(Follower(capture).run())
-
-
-def build(follower: Follower) -> ChannelGraph:
-    """Turn the ledger of a finished walk into channel groups."""
-    return _Builder(follower).build()
+        return _Builder(Follower(capture).run()).build()
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,15 +221,6 @@ class Resized:
     old: ChannelGraph
     units: Ints
 
-    @property
-    def broken(self) -> Mapping[str, str]:
-        """The nodes whose rule failed in the first walk, with the reason."""
-        return self.old.follower.broken
-
-    def axis_size(self, tensor: str, axis: int) -> int:
-        """Return the new size of one parameter axis."""
-        return self.new_length(self.old.axis_labels((tensor, axis)))
-
     def new_length(self, labels: Tensor) -> int:
         """Return how long a run of old labels becomes: each group's share in proportion."""
         counts = self.old.count(labels)
@@ -246,17 +232,11 @@ class Resized:
         channels = self.old.channels_of(plane.labels).reshape(tuple(plane.labels.shape))
         return tuple(a for a in plane.axes if bool((channels != np.take(channels, [0], axis=a)).any()))
 
-    def value(self, node: str) -> Values:
-        """Return what the first walk found for a node."""
-        return self.old.follower.values[node]
-
-    def axes(self, node: str, index: int) -> tuple[int, ...]:
-        """Return along which axes the labels of a node varied that came from its operand's plane."""
-        return self.old.follower.varying[node, index]
-
-    def changing_axis(self, node: str) -> int | None:
-        """Return which axis of a reshape takes a change of size, where a run has shown it."""
-        return self.old.follower.changing_axes.get(node)
+    def value(self, node: str) -> Value:
+        """Return what the first walk found for a node with one value."""
+        found = self.old.follower.values[node]
+        assert isinstance(found, Value)
+        return found
 
 
 def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
@@ -266,7 +246,7 @@ def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
         ResizeError: if the graph cannot be followed with these sizes.
     """
     with torch.device("cpu"):
-        return build(Follower(old.follower.capture, Resized(old, units)).run())
+        return _Builder(Follower(old.follower.capture, Resized(old, units)).run()).build()
 
 
 # ------------------------------------------------------------------ building

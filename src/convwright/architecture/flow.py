@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from torch import fx, nn
 
-from convwright.architecture.capture.exported import Capture, called_modules, module_path, operator_name, shape_of
+from convwright.architecture.capture.exported import Capture, module_path, module_paths, operator_name, shape_of
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.layers import Layer, kind_of
 
@@ -70,15 +70,12 @@ class Flow:
         for node in capture.graph.nodes:
             sources = [self.position[n] for n in node.all_input_nodes if n in self.position]
             if node.name in inputs or (node.op == "call_function" and sources):
-                self._append(node, sources)
-
-    def _append(self, node: fx.Node, sources: list[int]) -> None:
-        self.position[node] = len(self.nodes)
-        self.nodes.append(node)
-        self.feeds.append(sources)
-        meet = reduce(self._meet, sources) if sources else -1
-        self.dominator.append(meet)
-        self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
+                self.position[node] = len(self.nodes)
+                self.nodes.append(node)
+                self.feeds.append(sources)
+                meet = reduce(self._meet, sources) if sources else -1
+                self.dominator.append(meet)
+                self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
 
     def meet(self, positions: Iterable[int]) -> int:
         """Return the last value that every path to these positions passes (one of them, if the others need it)."""
@@ -126,7 +123,7 @@ class Flow:
     @cached_property
     def called(self) -> frozenset[str]:
         """Qualified names of the modules whose own ``forward`` ran: no ``ModuleList``, no row walked from outside."""
-        return called_modules(self.capture)
+        return frozenset(path for node in self.capture.graph.nodes for path in module_paths(node))
 
     @cached_property
     def place(self) -> dict[str, int]:

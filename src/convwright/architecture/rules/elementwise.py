@@ -46,9 +46,8 @@ def constant(follower: Follower, node: fx.Node) -> Values:
     axes = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
     sizes = [shape[axis] for axis in axes]
     if follower.guide is not None:
-        old = follower.guide.value(follower.key(node))
-        assert isinstance(old, Value)
-        sizes = [follower.guide.new_length(plane.labels) for plane in old.planes]
+        planes = follower.guide.value(follower.key(node)).planes
+        sizes = [follower.guide.new_length(plane.labels) for plane in planes]
     rows = [follower.ledger.fresh(size) for size in sizes]
     return follower.value(node, [line_plane(r, a, len(shape)) for r, a in zip(rows, axes, strict=True)], weight=True)
 

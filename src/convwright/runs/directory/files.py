@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from convwright.architecture.weights import openable
 from convwright.errors import RunError
 from convwright.strict_json import check_version, parse
 
@@ -221,16 +222,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         RunError: The file is missing or damaged, or its tensors do not fit; names the first one.
     """
     file = Path(path)
-    if not there(file):
-        raise RunError(f"{file}: no such file; check the path of the weights")
     try:
-        with file.open("rb"):  # what cannot be read says why, as itself
-            pass
-        load_model(model, str(file))
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror or error}); give a file of weights") from error
-    except SafetensorError as error:
-        raise RunError(f"{file}: damaged ({error}); write it again") from error
+        with openable(file):
+            load_model(model, str(file))
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{file}: these weights do not fit the network ({_reason(error)})") from error
 
