@@ -6,6 +6,7 @@ removed or repeated together. Channels that touch the same axes form one ``Chann
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -249,6 +250,20 @@ def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
         return _Builder(Follower(old.follower.capture, Resized(old, units)).run()).build()
 
 
+@dataclass(frozen=True, eq=False)
+class Origins:
+    """The origin of every parameter and buffer of an edited network in the network as it was read (its plan empty).
+
+    Attributes:
+        entries: (tensor, axis) -> for each entry of the axis its index on that axis of the original, -1 where it has
+            none (the rim of a larger kernel); axes that are as they were are left out.
+        names: tensor -> its name in the original, where that is another; empty for tensors that an edit brought in.
+    """
+
+    entries: Mapping[Axis, Ints] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
 # ------------------------------------------------------------------ building
 
 
@@ -278,14 +293,14 @@ class _Builder:
         for labels in self.ledger.consumed:
             self.role[labels.numpy()] = 2
         self.order = np.full(self.count, np.iinfo(np.int64).max)
-        self.producer: dict[int, tuple[str, Ints]] = {}
+        self.produced: list[tuple[int, str, Ints]] = []  # the place of its first channel, the layer, its channels
         at = 0
         for labels, layer in self.ledger.produced:
             atoms = labels.numpy()
             atoms = atoms[atoms != NEUTRAL]
             self.role[atoms] = 1
             np.minimum.at(self.order, atoms, at + np.arange(len(atoms)))
-            self.producer[at] = (layer, atoms)
+            self.produced.append((at, layer, atoms))
             at += len(atoms)
         self.first = np.full(self.channels, np.iinfo(np.int64).max)
         np.minimum.at(self.first, self.component, self.order)
@@ -397,13 +412,8 @@ class _Builder:
 
     def _birthplace(self, order: int) -> tuple[str, Ints]:
         """Return the layer that produced the channel first, and the channels of its output."""
-        start = self._starts[int(np.searchsorted(self._starts, order, side="right")) - 1]
-        layer, atoms = self.producer[int(start)]
+        layer, atoms = self.produced[bisect_right(self.produced, order, key=lambda each: each[0]) - 1][1:]
         return layer, self.component[atoms]
-
-    @cached_property
-    def _starts(self) -> Ints:
-        return np.array(sorted(self.producer), dtype=np.int64)
 
     def _with_statistics(self, groups: list[ChannelGroup], group_of: Ints) -> list[ChannelGroup]:
         across: dict[int, dict[str, None]] = {}
