@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from convwright.architecture import Architecture
-from convwright.architecture.channels import Axis, Ints
+from convwright.architecture.channels import Axis, Ints, Origins
 from convwright.architecture.labels import Value
-from convwright.architecture.origins import Origins
 from convwright.edits.edit import Outcome
 from convwright.edits.remap import places
 from convwright.edits.surgery import named_tensors

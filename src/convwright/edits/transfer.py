@@ -19,10 +19,10 @@ from torch.nn.modules.conv import _ConvNd
 from convwright.architecture import Architecture
 from convwright.architecture.labels import on_axis
 from convwright.edits.edit import Edit, Moved, Options
-from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan import Plan, passages
 from convwright.edits.remap import signatures
 from convwright.edits.summary import summary
+from convwright.edits.surgery import optimizer_follows
 from convwright.edits.width import Width
 from convwright.errors import EditError
 
