@@ -156,15 +156,9 @@ class WorkerTask:
         folders = {n: str(folder(n).resolve()) for n in sorted(numbers)}
         return cls(task.number, task.candidate.to_dict(), parent, folders, base)
 
-    @property
-    def origin(self) -> int | None:
-        """Number of the trial whose weights it gets."""
-        found: int | None = self.candidate["parent"]
-        return found
-
     def parents(self) -> dict[int, Candidate]:
         """Return the parent and the trained original by their numbers."""
-        known = {0: self.base} if self.origin is None else {0: self.base, self.origin: self.parent}
+        known = {0: self.base} if self.parent is None else {0: self.base, self.candidate["parent"]: self.parent}
         return {number: Candidate.from_dict(found) for number, found in known.items() if found is not None}
 
     # As a store: a worker knows no other trials than these.
