@@ -12,8 +12,7 @@ from torch import Tensor, nn
 import convwright as cw
 from convwright.cost import count_by_torch
 from convwright.training.techniques.blurpool import BlurPool
-from convwright.training.techniques.depthwise_separable import DepthwiseSeparable
-from convwright.training.techniques.global_pool import GlobalPool
+from convwright.training.techniques.replaced_layers import DepthwiseSeparable, GlobalPool
 from convwright.training.techniques.squeeze_excite import SqueezeExcite, squeeze_excite
 from convwright.training.techniques.structural import Structural
 

@@ -38,13 +38,13 @@ class Mixing(Technique):
             raise RecipeError(f"recipe field techniques.{self.name}: the data have a single class")
         return ()
 
-    def effect(self, training: Training) -> MixingEffect:
+    def effect(self, training: Training) -> Effect:
         """Return the effect on batches."""
         blend, classes = type(self).blend, training.setting.data.num_classes
-        return MixingEffect(self, training.setting.steps, lambda x, y: blend(x, y, classes, self.alpha))
+        return _MixingEffect(self, training.setting.steps, lambda x, y: blend(x, y, classes, self.alpha))
 
 
-class MixingEffect(Effect):
+class _MixingEffect(Effect):
     """Blends the batches of the first part of a training."""
 
     def __init__(self, options: Mixing, steps: int, blend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -53,7 +53,6 @@ class MixingEffect(Effect):
         self.blend = blend
 
     def batch(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return the blended batch, or the batch as it is."""
         if step >= self.last or (self.probability < 1 and float(torch.rand(())) >= self.probability):
             return images, targets
         return self.blend(images, targets)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from convwright.architecture import Architecture
-from convwright.architecture.branches import branch_ends
+from convwright.architecture.blocks import branch_ends
 from convwright.architecture.reading import InputLike
 from convwright.edits import Replace
 from convwright.edits.operators.squeeze_excite import Gate

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from convwright.architecture import Architecture
-from convwright.architecture.branches import branch_ends
+from convwright.architecture.blocks import branch_ends
 from convwright.architecture.reading import InputLike
 from convwright.errors import RecipeError
 from convwright.training.techniques.structural import as_architecture, options_of
