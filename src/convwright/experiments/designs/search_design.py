@@ -33,7 +33,7 @@ from convwright.runs.directory.files import digest, read_json, save_weights, wri
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import Evaluator, precision_and_layout, settled_recipe
-from convwright.runs.executors import Completed, InProcess
+from convwright.runs.executors import InProcess
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.loop import search
 from convwright.training import ImageData, Recipe, load_data
@@ -259,7 +259,7 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
         if latency is not None:
             latency.keep_in(folder)
         executor = InProcess(evaluator)
-        trials = search(method, study, executor if latency is None else Completed(executor, latency.completed))
+        trials = search(method, study, executor, **({} if latency is None else {"complete": latency.completed}))
         found = method.found
         if found is not None and found.parent is not None and found.weights == "inherit":
             # For rows whose training goes on from there.
@@ -271,7 +271,7 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
     rows = [_trial(trial, evaluator.recipe, len(data.train)) for trial in trials]
     design = question.design
     called = f"walk, {design.weights}" if isinstance(design, Walked) else design.method
-    history = plain([_rounded(dict(each)) for each in method.history])
+    history = _rounded([dict(each) for each in method.history])
     record(folder, question, called, found.plan.edits, rows, method.log, history, _qualities(trials))
 
 
@@ -382,11 +382,7 @@ def _qualities(trials: Sequence[Evidence]) -> dict[str, Any] | None:
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, _DIGITS)
-    if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value, default=dict), parse_float=lambda text: round(float(text), _DIGITS))
 
 
 def edits_of_record(values: Sequence[Mapping[str, Any]]) -> tuple[Edit, ...]:

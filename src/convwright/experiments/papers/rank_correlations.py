@@ -15,7 +15,7 @@ import numpy as np
 from convwright.experiments.designs.design import Drawn
 from convwright.experiments.designs.search_design import At, Tried
 from convwright.experiments.papers import conetv2, greedy
-from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.papers.small_networks import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment
 from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
@@ -198,7 +198,7 @@ def conclude_scores(content: Json) -> Conclusion:
     rows = [row for row in content["rows"] if row["mean"] is not None and None not in _scores(row)]
     if len(rows) < LEAST:
         return Conclusion()
-    rhos = _correlations(rows, {**_SCORES, **dict(reversed(_COSTS.items()))})
+    rhos = _correlations(rows, {**_SCORES, **dict(reversed(list(_COSTS.items())))})
     spent = {
         name: (f"{found['image_macs'] / 1e12:.3g} T", f"{found['seconds']:,.0f}")
         for name, found in zip(_WORDS, rows[0]["searches"], strict=True)

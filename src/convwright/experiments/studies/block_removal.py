@@ -30,8 +30,7 @@ from convwright.training import ImageData, Recipe, evaluate, train
 from convwright.training.data.images import Images
 from convwright.training.data.loader import derived_seed
 from convwright.training.probes.base import Watched
-from convwright.training.probes.bundle_points import Points, find_points
-from convwright.training.probes.bundle_reading import BundleReading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, Points, find_points, read_bundles
 from convwright.training.settings import to_layout
 
 GRADES = 11  # readings of the graded conflict, each with a grid four times as coarse as the one before

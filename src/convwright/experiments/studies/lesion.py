@@ -30,8 +30,7 @@ from convwright.repair import kept_statistics, reestimate_batch_norm
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, count_right, eval_mode
-from convwright.training.probes.bundle_points import Points, branch_tap, find_points
-from convwright.training.probes.bundle_reading import BundleReading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, Points, branch_tap, find_points, read_bundles
 from convwright.training.probes.taps import Tap, Tapped
 from convwright.training.settings import autocast, single_tensor
 
