@@ -11,7 +11,6 @@ recipe's `schedule` equals them step by step.
 
 from convwright.repair.batch_norm import reestimate_batch_norm
 from convwright.training.techniques.averaging import averaged_copy
-from convwright.training.techniques.blurpool import blurpool
 from convwright.training.techniques.branch_sparsity import branch_scales, shrink_groups, zero_branches
 from convwright.training.techniques.distill import distillation_loss, distilled, feature_loss, teacher_for
 from convwright.training.techniques.flip_test import Flipped
@@ -19,9 +18,8 @@ from convwright.training.techniques.lookahead import lookahead
 from convwright.training.techniques.mixing import cutmix, mixup
 from convwright.training.techniques.progressive_resizing import progressive_resizing
 from convwright.training.techniques.recipe_fields import cutout, smoothed
-from convwright.training.techniques.replaced_layers import depthwise_separable, global_pool
+from convwright.training.techniques.replaced_layers import blurpool, depthwise_separable, global_pool, squeeze_excite
 from convwright.training.techniques.sam import frozen_statistics, sam_gradients
-from convwright.training.techniques.squeeze_excite import squeeze_excite
 from convwright.training.techniques.stochastic_depth import stochastic_depth
 from convwright.training.techniques.technique import TECHNIQUES, Card, Effect, Teacher, Technique, technique
 

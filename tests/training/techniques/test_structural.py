@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 import convwright as cw
 from convwright.cost import count_by_torch
-from convwright.training.techniques.blurpool import BlurPool
-from convwright.training.techniques.replaced_layers import DepthwiseSeparable, GlobalPool
-from convwright.training.techniques.squeeze_excite import SqueezeExcite, squeeze_excite
+from convwright.training.techniques.replaced_layers import (
+    BlurPool,
+    DepthwiseSeparable,
+    GlobalPool,
+    SqueezeExcite,
+    squeeze_excite,
+)
 from convwright.training.techniques.structural import Structural
 
 KINDS = (BlurPool, DepthwiseSeparable, GlobalPool, SqueezeExcite)
