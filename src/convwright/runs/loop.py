@@ -25,7 +25,7 @@ def search(
     evaluate: Evaluate | Executor,
     say: Say = lambda text: None,
     fits: Fits = lambda found, batch: len(batch),
-    complete: Complete = lambda evidence: evidence,
+    complete: Complete | None = None,
 ) -> tuple[Evidence, ...]:
     """Run a method to its end; what the study holds already is told again instead of done again.
 
@@ -72,7 +72,7 @@ def carried_out(
     study: Study,
     executor: Executor,
     say: Say,
-    complete: Complete = lambda evidence: evidence,
+    complete: Complete | None = None,
 ) -> list[Evidence]:
     """Return the evidence on a batch, in its order.
 
@@ -95,7 +95,8 @@ def carried_out(
             say(f"trial {number} ({_words(asked[number])}): done earlier, {_outcome(old)}")
             told[number] = old
     left = [Task(number, asked[number], asked) for number in numbers if number not in told]
-    for evidence in map(complete, executor.carry_out(_begun(left, say))):
+    found = executor.carry_out(_begun(left, say))
+    for evidence in found if complete is None else map(complete, found):
         study.finish(evidence)
         say(f"trial {evidence.trial}: {_outcome(evidence)}")
         told[evidence.trial] = evidence

@@ -226,8 +226,8 @@ class _Job:
 
         with self.part("search"), self.executor(evaluator, study) as executor:
             # Latency is among the costs where the budget limits it.
-            complete = {} if self.latency is None else {"complete": self.latency.completed}
-            found = search(method, study, executor, config.tell, fits, **complete)
+            complete = None if self.latency is None else self.latency.completed
+            found = search(method, study, executor, config.tell, fits, complete)
             best = method.best()
             if best is None:
                 if config.time_budget is not None and unasked:
@@ -239,7 +239,7 @@ class _Job:
             if not config.baseline:
                 missing = tuple(only_judged(candidate, found) for candidate in missing)
             known = {evidence.trial: evidence.candidate for evidence in found}
-            last = tuple(carried_out(missing, known, study, executor, config.tell, **complete))
+            last = tuple(carried_out(missing, known, study, executor, config.tell, complete))
             whole = next((e for e in last if e.candidate.role == "candidate"), best)
             return (*found, *last), whole if whole.usable else None
 

@@ -258,8 +258,8 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
         evaluator = Evaluator(arch, data, settled_recipe(recipe, study.settled), study, progress=False)
         if latency is not None:
             latency.keep_in(folder)
-        executor = InProcess(evaluator)
-        trials = search(method, study, executor, **({} if latency is None else {"complete": latency.completed}))
+        complete = None if latency is None else latency.completed
+        trials = search(method, study, InProcess(evaluator), complete=complete)
         found = method.found
         if found is not None and found.parent is not None and found.weights == "inherit":
             # For rows whose training goes on from there.
