@@ -39,7 +39,7 @@ def depthwise_separable(
         The changed network as `.model`.
 
     Examples:
-        >>> from convwright.training.techniques.replaced_layers import depthwise_separable
+        >>> from convwright.techniques import depthwise_separable
         >>> len(depthwise_separable("zoo:resnet20").plan.edits)
         18
     """
@@ -94,7 +94,7 @@ def global_pool(
 
     Examples:
         >>> from torch import nn
-        >>> from convwright.training.techniques.replaced_layers import global_pool
+        >>> from convwright.techniques import global_pool
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
         >>> global_pool(net, (1, 1, 8, 8)).model[2]
         PooledLinear(in_features=4, out_features=10, bias=True)
@@ -159,7 +159,7 @@ def blurpool(
         The changed network as `.model`.
 
     Examples:
-        >>> from convwright.training.techniques.replaced_layers import blurpool
+        >>> from convwright.techniques import blurpool
         >>> len(blurpool("zoo:mnist-m3").plan.edits)
         2
     """
@@ -264,7 +264,7 @@ def squeeze_excite(
         The changed network as `.model`.
 
     Examples:
-        >>> from convwright.training.techniques.replaced_layers import squeeze_excite
+        >>> from convwright.techniques import squeeze_excite
         >>> paper = squeeze_excite("zoo:mnist-m3", latent_channels=2, min_channels=5, bias=False)
         >>> len(paper.plan.edits), paper.changes[0].exact
         (10, True)
