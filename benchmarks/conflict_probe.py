@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 
 import convwright as cw
-from convwright.training.probes.bundle_points import find_points
-from convwright.training.probes.bundle_reading import read_bundles
+from convwright.training.probes.bundle_reading import find_points, read_bundles
 
 
 def main() -> None:

@@ -54,9 +54,9 @@ def experiment(name: str) -> str:
 
 def pictures(data: Json) -> dict[str, str]:
     """Return the pictures of an experiment's result that its page shows, as SVG by name."""
-    from convwright.experiments.papers import experiment_named
+    from convwright.experiments.papers import EXPERIMENTS
 
-    conclude = experiment_named(data["name"]).conclude
+    conclude = EXPERIMENTS[data["name"]].conclude
     drawn = dict(conclude(data).pictures) if conclude is not None else {}
     return {name: drawn[name] for name in SHOWN.get(data["name"], tuple(drawn)) if name in drawn}
 

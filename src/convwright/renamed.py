@@ -12,6 +12,7 @@ from typing import Any
 
 UNTIL = "0.3"
 MODULES: Mapping[str, str] = {
+    "convwright.architecture.origins": "convwright.architecture.channels",
     "convwright.edits.check": "convwright.edits.execution_check",
     "convwright.methods.baselines": "convwright.methods.uniform",
     "convwright.methods.conflict_rules": "convwright.methods.conflicts.blocks",
@@ -39,6 +40,10 @@ MODULES: Mapping[str, str] = {
     "convwright.training.loader": "convwright.training.data.loader",
     "convwright.training.schedules": "convwright.training.recipe.schedules",
     "convwright.training.sources": "convwright.training.data.sources",
+    "convwright.training.techniques.blurpool": "convwright.training.techniques.replaced_layers",
+    "convwright.training.techniques.depthwise_separable": "convwright.training.techniques.replaced_layers",
+    "convwright.training.techniques.global_pool": "convwright.training.techniques.replaced_layers",
+    "convwright.training.techniques.squeeze_excite": "convwright.training.techniques.replaced_layers",
 }
 
 

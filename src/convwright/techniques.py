@@ -11,20 +11,15 @@ recipe's `schedule` equals them step by step.
 
 from convwright.repair.batch_norm import reestimate_batch_norm
 from convwright.training.techniques.averaging import averaged_copy
-from convwright.training.techniques.blurpool import blurpool
 from convwright.training.techniques.branch_sparsity import branch_scales, shrink_groups, zero_branches
-from convwright.training.techniques.cutmix import cutmix
-from convwright.training.techniques.cutout import cutout
-from convwright.training.techniques.depthwise_separable import depthwise_separable
 from convwright.training.techniques.distill import distillation_loss, distilled, feature_loss, teacher_for
 from convwright.training.techniques.flip_test import Flipped
-from convwright.training.techniques.global_pool import global_pool
-from convwright.training.techniques.label_smoothing import smoothed
 from convwright.training.techniques.lookahead import lookahead
-from convwright.training.techniques.mixup import mixup
+from convwright.training.techniques.mixing import cutmix, mixup
 from convwright.training.techniques.progressive_resizing import progressive_resizing
+from convwright.training.techniques.recipe_fields import cutout, smoothed
+from convwright.training.techniques.replaced_layers import blurpool, depthwise_separable, global_pool, squeeze_excite
 from convwright.training.techniques.sam import frozen_statistics, sam_gradients
-from convwright.training.techniques.squeeze_excite import squeeze_excite
 from convwright.training.techniques.stochastic_depth import stochastic_depth
 from convwright.training.techniques.technique import TECHNIQUES, Card, Effect, Teacher, Technique, technique
 

@@ -22,7 +22,7 @@ from convwright.experiments import train_row as rows_module
 from convwright.experiments.designs import search_design as searched
 from convwright.experiments.designs.design import DesignContext, Drawn, NetworkSpec, UniformRatio, form_of, made, opened
 from convwright.experiments.designs.search_design import Question, Searched, Walked
-from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, conetv2, conetv2_rank, conetv2_transfer
+from convwright.experiments.papers import EXPERIMENTS, Experiment, Row, conetv2, rank_correlations
 from convwright.experiments.reproduce import listed, reproduce
 from convwright.experiments.statistics import correlated
 from convwright.methods import Evidence, RandomWidths
@@ -207,7 +207,7 @@ def test_walks_have_the_widths_of_the_search(monkeypatch, tiny, pictures):
     recipe = searched.Recipe(**{**FIELDS, "epochs": 1, "val_fraction": 0.0})
     walks = tuple(dataclasses.replace(row, recipe=recipe, seeds=(0,), fresh=True) for row in walks)
     monkeypatch.setitem(
-        EXPERIMENTS, "small", Experiment("small", "t", "s", lambda size: walks, conetv2_transfer.conclude)
+        EXPERIMENTS, "small", Experiment("small", "t", "s", lambda size: walks, conetv2.conclude_transfer)
     )
     content = run("a")
     (folder,) = Path("a/searches").glob("[!.]*channel-search*")
@@ -332,7 +332,7 @@ def test_rank_correlations_by_themselves_and_given_macs():
     rng = np.random.default_rng(7)
     rows = [ranked(i, rng) for i in range(19)]
     left_out = [{**rows[0], "mean": None}, {**rows[0], "qualities": [None]}]
-    found = conetv2_rank.conclude({"rows": rows + left_out})
+    found = rank_correlations.conclude_quality({"rows": rows + left_out})
     assert found.values["networks"] == 19
     accuracy, qc, macs = ([f(row) for row in rows] for f in (
         lambda r: r["mean"], lambda r: r["qualities"][0]["qc"], lambda r: r["macs"]
@@ -348,7 +348,7 @@ def test_rank_correlations_by_themselves_and_given_macs():
     assert partial["low"] < partial["rho"] < partial["high"] <= 1
     assert correlated(macs, np.array(accuracy), [float(m) for m in macs]) is None
     xml.etree.ElementTree.fromstring(found.pictures["conetv2-rank"])
-    assert conetv2_rank.conclude({"rows": rows[:3]}).tables == ()
+    assert rank_correlations.conclude_quality({"rows": rows[:3]}).tables == ()
 
 
 def test_pictures_are_drawn_from_the_record(rows):

@@ -19,7 +19,6 @@ from convwright.experiments.features import LayerConflicts, at
 from convwright.experiments.papers import (
     EXPERIMENTS,
     conflicts_boundary,
-    conflicts_good,
     conflicts_lesion,
     conflicts_tune,
 )
@@ -344,7 +343,7 @@ def good_row(name, control, accuracies, blocks, tests):
 )
 def test_the_claim_asks_for_all_three(accuracies, blocks, tests, reached):
     plain = good_row("plain", "", [0.9, 0.91, 0.95], 0, [0.9, 0.91, 0.95])
-    found = conflicts_good.conclude({"rows": [plain, good_row("way", "plain", accuracies, blocks, tests)]})
+    found = conflicts_lesion.conclude_good({"rows": [plain, good_row("way", "plain", accuracies, blocks, tests)]})
     claim = found.values["claim"]
     assert claim["way, greedy"]["reached"] is reached
     assert claim["way, greedy"]["layers"] == pytest.approx(blocks / 5)
@@ -355,9 +354,9 @@ def test_the_claim_asks_for_all_three(accuracies, blocks, tests, reached):
 
 
 def test_the_claim_is_not_reached_without_a_control():
-    found = conflicts_good.conclude({"rows": [good_row("way", "plain", [0.9], 4, [0.9])]})
+    found = conflicts_lesion.conclude_good({"rows": [good_row("way", "plain", [0.9], 4, [0.9])]})
     assert found.values["claim"]["way, greedy"] == {"layers": 0.8, "lost": 0.0, "behind": None, "reached": False}
-    assert conflicts_good.conclude({"rows": []}).tables == ()
+    assert conflicts_lesion.conclude_good({"rows": []}).tables == ()
 
 
 @settings(max_examples=100, deadline=None)

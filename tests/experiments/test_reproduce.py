@@ -23,7 +23,7 @@ from convwright.errors import ConvwrightError, RecipeError, RunError
 from convwright.experiments import train_row as rows_module
 from convwright.experiments.designs import design as designs
 from convwright.experiments.designs.design import Organized, RollingEverywhere, form_of, made
-from convwright.experiments.papers import EXPERIMENTS, Conclusion, Experiment, Row, field_rank
+from convwright.experiments.papers import EXPERIMENTS, Conclusion, Experiment, Row, rank_correlations
 from convwright.experiments.papers.receptive_field import counted_rows
 from convwright.experiments.reproduce import default_folder, listed, reproduce
 from convwright.experiments.results_table import counts_beside, reproduced
@@ -344,7 +344,7 @@ def test_the_distributions_are_those_that_were_drawn(family, total, stages):
     cuts = combinations(range(1, total), stages - 1)
     every = ["-".join(str(b - a) for a, b in zip((0, *cut), (*cut, total), strict=True)) for cut in cuts]
     by_numbers = sorted(random.Random(2021).sample(every, 24), key=lambda text: [*map(int, text.split("-"))])
-    assert field_rank.FAMILIES[family][1] == tuple(by_numbers)
+    assert rank_correlations.FAMILIES[family][1] == tuple(by_numbers)
 
 
 def rank_row(units, q, mean, **changes):
@@ -359,7 +359,7 @@ def test_rank_correlations_are_scipys_and_left_out_where_nothing_differs():
     mean = q / 40 + rng.normal(0, 0.01, 17)
     rows = [rank_row(i, a, b) for i, (a, b) in enumerate(zip(q.tolist(), mean.tolist(), strict=True))]
     rows += [rank_row("x", 1.0, None, seeds=[]), rank_row("y", 1.0, 0.9, facts=None)]
-    found = field_rank.conclude({"rows": rows})
+    found = rank_correlations.conclude_fields({"rows": rows})
     rho = {name: value and value["rho"] for name, value in found.values["plain"]["spearman"].items()}
     expected = float(spearmanr(q, mean).statistic)
     assert rho["Q, sum"] == rho["Q, effective fields"] == pytest.approx(expected)
@@ -369,13 +369,13 @@ def test_rank_correlations_are_scipys_and_left_out_where_nothing_differs():
     assert -1 <= interval["low"] < expected < interval["high"] <= 1
     assert found.values["plain"]["networks"] == 17
     assert set(found.pictures) == {"3drf-rank-plain"}
-    assert found == field_rank.conclude({"rows": rows})  # drawn with a fixed seed
+    assert found == rank_correlations.conclude_fields({"rows": rows})  # drawn with a fixed seed
     json.dumps(dict(found.values), allow_nan=False)
 
 
 def test_nothing_is_concluded_from_nothing():
     rows = [rank_row(i, float(i), None, seeds=[]) for i in range(9)]
-    assert field_rank.conclude({"rows": rows}) == Conclusion()
+    assert rank_correlations.conclude_fields({"rows": rows}) == Conclusion()
 
 
 # ------------------------------------------------------------------ what is refused

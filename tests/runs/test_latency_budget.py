@@ -18,7 +18,7 @@ from convwright.methods import Uniform
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.evaluate import reshaped
 from convwright.runs.latency import MARGIN, PROOFS, RunLatency, measured_latency
-from convwright.runs.latency_repair import FinalsInTime
+from convwright.runs.rewriting import FinalsInTime
 
 
 @pytest.fixture

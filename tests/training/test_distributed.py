@@ -6,7 +6,7 @@ from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.training import train
-from convwright.training.synchronised import synchronised
+from convwright.training.batches import synchronised
 
 
 def network(seed=2):

@@ -1,6 +1,6 @@
 import time
 
-from convwright.training.still import still
+from convwright.training.progress import still
 
 
 def test_lines_come_while_something_lasts_and_end_with_it():

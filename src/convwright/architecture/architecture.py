@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from convwright.architecture.blocks import block_of_module, find_blocks
 from convwright.architecture.capture.exported import Capture, Source, capture
-from convwright.architecture.channels import ChannelGraph, ChannelGroup, analyse
+from convwright.architecture.channels import ChannelGraph, ChannelGroup, Origins, analyse
 from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import Layer, find_layers
-from convwright.architecture.origins import Origins
 from convwright.architecture.stages import Stage, find_stages
 from convwright.errors import EditError, did_you_mean
 

@@ -6,6 +6,7 @@ removed or repeated together. Channels that touch the same axes form one ``Chann
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from convwright.architecture.capture.exported import Capture
 from convwright.architecture.follow import Follower
-from convwright.architecture.labels import NEUTRAL, Ledger, Plane, Values
+from convwright.architecture.labels import NEUTRAL, Ledger, Plane, Value
 from convwright.errors import EditError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
@@ -206,12 +207,7 @@ class ChannelGraph:
 def analyse(capture: Capture) -> ChannelGraph:
     """Find the channel groups of a captured network, on the CPU whatever the default device is."""
     with torch.device("cpu"):
-        return build(Follower(capture).run())
-
-
-def build(follower: Follower) -> ChannelGraph:
-    """Turn the ledger of a finished walk into channel groups."""
-    return _Builder(follower).build()
+        return _Builder(Follower(capture).run()).build()
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,15 +222,6 @@ class Resized:
     old: ChannelGraph
     units: Ints
 
-    @property
-    def broken(self) -> Mapping[str, str]:
-        """The nodes whose rule failed in the first walk, with the reason."""
-        return self.old.follower.broken
-
-    def axis_size(self, tensor: str, axis: int) -> int:
-        """Return the new size of one parameter axis."""
-        return self.new_length(self.old.axis_labels((tensor, axis)))
-
     def new_length(self, labels: Tensor) -> int:
         """Return how long a run of old labels becomes: each group's share in proportion."""
         counts = self.old.count(labels)
@@ -246,17 +233,11 @@ class Resized:
         channels = self.old.channels_of(plane.labels).reshape(tuple(plane.labels.shape))
         return tuple(a for a in plane.axes if bool((channels != np.take(channels, [0], axis=a)).any()))
 
-    def value(self, node: str) -> Values:
-        """Return what the first walk found for a node."""
-        return self.old.follower.values[node]
-
-    def axes(self, node: str, index: int) -> tuple[int, ...]:
-        """Return along which axes the labels of a node varied that came from its operand's plane."""
-        return self.old.follower.varying[node, index]
-
-    def changing_axis(self, node: str) -> int | None:
-        """Return which axis of a reshape takes a change of size, where a run has shown it."""
-        return self.old.follower.changing_axes.get(node)
+    def value(self, node: str) -> Value:
+        """Return what the first walk found for a node with one value."""
+        found = self.old.follower.values[node]
+        assert isinstance(found, Value)
+        return found
 
 
 def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
@@ -266,7 +247,21 @@ def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
         ResizeError: if the graph cannot be followed with these sizes.
     """
     with torch.device("cpu"):
-        return build(Follower(old.follower.capture, Resized(old, units)).run())
+        return _Builder(Follower(old.follower.capture, Resized(old, units)).run()).build()
+
+
+@dataclass(frozen=True, eq=False)
+class Origins:
+    """The origin of every parameter and buffer of an edited network in the network as it was read (its plan empty).
+
+    Attributes:
+        entries: (tensor, axis) -> for each entry of the axis its index on that axis of the original, -1 where it has
+            none (the rim of a larger kernel); axes that are as they were are left out.
+        names: tensor -> its name in the original, where that is another; empty for tensors that an edit brought in.
+    """
+
+    entries: Mapping[Axis, Ints] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------ building
@@ -298,14 +293,14 @@ class _Builder:
         for labels in self.ledger.consumed:
             self.role[labels.numpy()] = 2
         self.order = np.full(self.count, np.iinfo(np.int64).max)
-        self.producer: dict[int, tuple[str, Ints]] = {}
+        self.produced: list[tuple[int, str, Ints]] = []  # the place of its first channel, the layer, its channels
         at = 0
         for labels, layer in self.ledger.produced:
             atoms = labels.numpy()
             atoms = atoms[atoms != NEUTRAL]
             self.role[atoms] = 1
             np.minimum.at(self.order, atoms, at + np.arange(len(atoms)))
-            self.producer[at] = (layer, atoms)
+            self.produced.append((at, layer, atoms))
             at += len(atoms)
         self.first = np.full(self.channels, np.iinfo(np.int64).max)
         np.minimum.at(self.first, self.component, self.order)
@@ -417,13 +412,8 @@ class _Builder:
 
     def _birthplace(self, order: int) -> tuple[str, Ints]:
         """Return the layer that produced the channel first, and the channels of its output."""
-        start = self._starts[int(np.searchsorted(self._starts, order, side="right")) - 1]
-        layer, atoms = self.producer[int(start)]
+        layer, atoms = self.produced[bisect_right(self.produced, order, key=lambda each: each[0]) - 1][1:]
         return layer, self.component[atoms]
-
-    @cached_property
-    def _starts(self) -> Ints:
-        return np.array(sorted(self.producer), dtype=np.int64)
 
     def _with_statistics(self, groups: list[ChannelGroup], group_of: Ints) -> list[ChannelGroup]:
         across: dict[int, dict[str, None]] = {}

@@ -9,11 +9,17 @@ from itertools import takewhile
 
 from torch import fx, nn
 
-from convwright.architecture.capture.exported import Capture, called_modules, module_path, operator_name, shape_of
+from convwright.architecture.capture.exported import Capture, module_path, module_paths, operator_name, shape_of
 from convwright.architecture.channels import ChannelGraph
+from convwright.architecture.labels import Value
 from convwright.architecture.layers import Layer, kind_of
 
 Shape = tuple[int, ...]
+# Operators between a map and a layer that reads it flattened.
+_ROWS_KEPT = frozenset({
+    "flatten", "view", "reshape", "_unsafe_view", "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous",
+    "alias", "detach", "to",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,12 @@ class Flow:
         for node in capture.graph.nodes:
             sources = [self.position[n] for n in node.all_input_nodes if n in self.position]
             if node.name in inputs or (node.op == "call_function" and sources):
-                self._append(node, sources)
-
-    def _append(self, node: fx.Node, sources: list[int]) -> None:
-        self.position[node] = len(self.nodes)
-        self.nodes.append(node)
-        self.feeds.append(sources)
-        meet = reduce(self._meet, sources) if sources else -1
-        self.dominator.append(meet)
-        self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
+                self.position[node] = len(self.nodes)
+                self.nodes.append(node)
+                self.feeds.append(sources)
+                meet = reduce(self._meet, sources) if sources else -1
+                self.dominator.append(meet)
+                self._depth.append(self._depth[meet] + 1 if meet >= 0 else 0)
 
     def meet(self, positions: Iterable[int]) -> int:
         """Return the last value that every path to these positions passes (one of them, if the others need it)."""
@@ -126,7 +129,7 @@ class Flow:
     @cached_property
     def called(self) -> frozenset[str]:
         """Qualified names of the modules whose own ``forward`` ran: no ``ModuleList``, no row walked from outside."""
-        return called_modules(self.capture)
+        return frozenset(path for node in self.capture.graph.nodes for path in module_paths(node))
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -189,6 +192,31 @@ class Flow:
         shape = shape_of(self.nodes[position])
         axis = -1 if self._channels_last(position) else 1
         return shape[axis] if len(shape) > 1 else 0
+
+    def flattened_map(self, layer: Layer) -> Shape:
+        """Return the shape (n, channels, *spatial) of the map that a layer's input was flattened from.
+
+        Between flattening and layer there may be dropout and activations, which treat all positions alike. The channels
+        must vary slowest, as ``flatten(1)`` of a map (n, c, h, w) leaves them.
+
+        Returns:
+            The shape; empty where the layer reads no flattened map, or the network's input itself.
+        """
+        feeds = self.feeds[self.place[layer.node]]
+        position = feeds[0] if len(feeds) == 1 else -1
+        rows = shape_of(self.nodes[position]) if position >= 0 else ()
+        if len(rows) != 2:
+            return ()
+        while position >= 0 and shape_of(self.nodes[position]) == rows:
+            node, feeds = self.nodes[position], self.feeds[position]  # back through what mixes no elements
+            light = operator_name(node) in _ROWS_KEPT or kind_of(node) == "activation"
+            position = feeds[0] if light and len(feeds) == 1 else -1
+        found = shape_of(self.nodes[position]) if position >= 0 else ()
+        if len(found) < 3 or found[0] != rows[0] or not self.feeds[position]:
+            return ()
+        value = self.channels.follower.values.get(self.nodes[position].name)
+        planes = value.planes if isinstance(value, Value) else ()
+        return found if [plane.axes for plane in planes] == [(1,)] else ()
 
     def _channels_last(self, position: int) -> bool:
         node = self.nodes[position]

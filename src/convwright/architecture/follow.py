@@ -103,7 +103,7 @@ class Follower:
             source = self.values[self.key(node.args[0])]  # type: ignore[arg-type]
             return source[int(node.args[1])] if isinstance(source, list) else source  # type: ignore[arg-type]
         key = self.key(node)
-        if self.guide is not None and key in (broken := self.guide.broken):
+        if self.guide is not None and key in (broken := self.guide.old.follower.broken):
             return opaque(self, node, broken[key])
         try:
             return rule_for(node)(self, node)
@@ -133,7 +133,9 @@ class Follower:
         shape = shape_of(node)
         planes = []
         for axis in _labelled_axes(shape):
-            size = shape[axis] if self.guide is None else self.guide.axis_size(name, axis)
+            size = (
+                shape[axis] if self.guide is None else self.guide.new_length(self.guide.old.follower.atoms[name, axis])
+            )
             if (name, axis) not in self.atoms:
                 self.atoms[name, axis] = self.ledger.fresh(size)
             planes.append(line_plane(self.atoms[name, axis], axis, len(shape)))
@@ -241,7 +243,7 @@ class Follower:
         """
         planes = []
         for index, plane in enumerate(x.planes):
-            known = None if self.guide is None else self.guide.axes(self.key(node), index)
+            known = None if self.guide is None else self.guide.old.follower.varying[self.key(node), index]
             planes.append(compact(run(full(plane, x.shape)), known))
             self.varying[self.key(node), index] = planes[-1].axes
         return [plane for plane in planes if plane.axes]
@@ -265,9 +267,7 @@ class Follower:
         """
         if self.guide is None or tuple(before) == x.shape:
             return tuple(after)
-        old = self.guide.value(self.key(node))
-        assert isinstance(old, Value)
-        channel_axes = {a for p in old.planes for a in self.guide.channel_axes(p)}
+        channel_axes = {a for p in self.guide.value(self.key(node)).planes for a in self.guide.channel_axes(p)}
         target = list(after)
         for inside, outside in reshape_blocks(before, after):
             was, now = (math.prod(sizes[a] for a in inside) for sizes in (before, x.shape))
@@ -276,7 +276,7 @@ class Follower:
             ones = (a for a in (outside[0] - 1, outside[-1] + 1) if 0 < a < len(after) and after[a] == 1)
             possible = (*ones, *reversed(outside))
             likely = [a for a in possible if a in channel_axes]
-            shown = self.guide.changing_axis(node.name)  # training runs the same code
+            shown = self.guide.old.follower.changing_axes.get(node.name)  # training runs the same code
             candidates = [shown] if shown in possible else [*likely, *(a for a in possible if a not in likely)]
             if shown is None and len(possible) > 1 and self._walked is self.capture:
                 self.guessed.append(node)
@@ -297,9 +297,7 @@ class Follower:
             if length % len(old):
                 raise ResizeError(f"{length} does not split into {len(old)} parts at {describe(node)}")
             return [length // len(old)] * len(old)
-        before = self.guide.value(self.key(_operand(node, 0)))
-        assert isinstance(before, Value)
-        plane = before.plane_at(axis)
+        plane = self.guide.value(self.key(_operand(node, 0))).plane_at(axis)
         if plane is None:
             return list(old)
         labels = narrowed(plane.labels, (other for other in plane.axes if other != axis))

@@ -22,28 +22,20 @@ from convwright.architecture.rules import RULES, elementwise, executed, pad
 
 Shape = tuple[int, ...]
 
-KINDS: dict[str, str] = {}
-
-
-def _kind(kind: str, *operators: str) -> None:
-    KINDS.update(dict.fromkeys(operators, kind))
-
-
-_kind("conv", "conv1d", "conv2d", "conv3d", "convolution", "_convolution")
-_kind("conv", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_kind("linear", "linear", "addmm")
-_kind("matmul", "matmul", "mm", "bmm", "baddbmm", "einsum")
-_kind("attention", "scaled_dot_product_attention")
-_kind("norm", "batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
-_kind("norm", "local_response_norm", "_native_batch_norm_legit_no_training")
-_kind("activation", "softmax", "log_softmax", "_softmax", "_log_softmax", "prelu", "relu")
-_kind("activation", "silu", "hardswish", "gelu", "elu", "selu", "celu", "leaky_relu", "relu6")
-_kind("activation", "hardtanh", "hardsigmoid", "mish", "threshold", "rrelu", "log_sigmoid")
-_kind("activation", "sigmoid", "tanh", "softplus", "clamp", "clamp_min", "clamp_max")
-_kind("pool", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
-_kind("pool", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d")
-_kind("pool", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-_kind("pool", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "mean", "amax")
+_OPERATORS = {
+    "conv": "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d",
+    "linear": "linear addmm",
+    "matmul": "matmul mm bmm baddbmm einsum",
+    "attention": "scaled_dot_product_attention",
+    "norm": "batch_norm instance_norm layer_norm group_norm rms_norm local_response_norm "
+    "_native_batch_norm_legit_no_training",
+    "activation": "softmax log_softmax _softmax _log_softmax prelu relu silu hardswish gelu elu selu celu leaky_relu "
+    "relu6 hardtanh hardsigmoid mish threshold rrelu log_sigmoid sigmoid tanh softplus clamp clamp_min clamp_max",
+    "pool": "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d lp_pool2d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+    "max_pool2d_with_indices _adaptive_avg_pool2d mean amax",
+}
+KINDS = {operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()}
 
 # Operators that only rearrange or name values: they compute nothing and are no layers.
 _REARRANGING = frozenset(name for name, rule in RULES.items() if rule is executed) | {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,6 @@ class TakenWeights:
     by_order: bool = False
 
     def __str__(self) -> str:
-        """Return it as a line for a person."""
         how = " by their order, since their names are others" if self.by_order else ""
         parts = [f"{self.source}: took {len(self.taken)} of {len(self.taken) + len(self.fresh)} tensors{how}"]
         if self.fresh:
@@ -81,6 +81,25 @@ class TakenWeights:
         if self.ignored:
             parts.append(f"ignored: {_few(self.ignored)}")
         return "; ".join(parts)
+
+
+@contextmanager
+def openable(file: Path) -> Iterator[None]:
+    """Say in one line why a file of weights cannot be read.
+
+    Raises:
+        RunError: It is missing, not readable, or a damaged .safetensors file.
+    """
+    try:
+        with file.open("rb"):  # what cannot be read says why, as itself
+            pass
+        yield
+    except FileNotFoundError as error:
+        raise RunError(f"{file}: no such file; check the path of the weights") from error
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror or error}); give a file of weights") from error
+    except SafetensorError as error:
+        raise RunError(f"{file}: damaged ({error}); write it again") from error
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -93,18 +112,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     file = Path(path)
     try:
-        with file.open("rb"):  # what cannot be read says why, as itself
-            pass
-        if file.suffix == ".safetensors":
-            return Checkpoint(str(file), load_file(file), ordered=False)  # such files are sorted by name
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RunError(f"{file}: no such file; check the path of the weights") from error
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror or error}); give a file of weights") from error
-    except SafetensorError as error:
-        raise RunError(f"{file}: damaged ({error}); write it again") from error
+        with openable(file):
+            if file.suffix == ".safetensors":
+                return Checkpoint(str(file), load_file(file), ordered=False)  # such files are sorted by name
+            with torch.serialization.safe_globals(_HARMLESS):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except RunError:
+        raise
     except Exception as error:  # a damaged pickle fails in any way
         kind = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it holds an object of the class {kind[1]}" if kind else "it is damaged, or no file of weights"

@@ -18,10 +18,9 @@ import typer
 from convwright import __version__
 from convwright.arguments import OPTIMIZE
 from convwright.cli import leaving, options, printing
-from convwright.cli.exporting import export
 from convwright.cli.paths import refuse_missing
 from convwright.cli.recipes import recipes
-from convwright.cli.reporting import report, write_report
+from convwright.cli.reporting import export, report, write_report
 from convwright.errors import ConvwrightError
 
 if TYPE_CHECKING:

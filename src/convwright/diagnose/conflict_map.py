@@ -14,8 +14,8 @@ from convwright.runs.load import Shape, load_model_and_data
 from convwright.tables import add_row, new_table
 from convwright.training import train
 from convwright.training.probes.bundles import conflict_probe
+from convwright.training.progress import tell
 from convwright.training.recipe.recipe import as_recipe
-from convwright.training.still import tell
 
 _MOMENTS = 8  # within each epoch
 _SHADES = "░▒▓█"

@@ -6,10 +6,11 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from torch import nn
+from torch import fx, nn
 
+from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import block_of_module
 from convwright.architecture.capture.exported import (
     LEAVES,
@@ -19,7 +20,7 @@ from convwright.architecture.capture.exported import (
     operator_name,
     shape_of,
 )
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, one_sample
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, one_sample, refusal
 from convwright.edits.equivalence import measure
 from convwright.edits.identity import identity_start
 from convwright.edits.structure import (
@@ -35,11 +36,6 @@ from convwright.edits.structure import (
 from convwright.edits.surgery import check_room
 from convwright.errors import EditError
 from convwright.layers.passing import Chain, Skip, Zero
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from convwright.architecture import Architecture, Block
 
 _MOST_COPIES = 1000
 
@@ -127,11 +123,7 @@ def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock],
 
 def why_not_removable(architecture: Architecture, block: Block) -> str | None:
     """Return why a block cannot be removed, without doing anything; ``None`` if it can."""
-    try:
-        _removal(architecture, RemoveBlock(block.name))
-    except EditError as error:
-        return str(error)
-    return None
+    return refusal(_removal, architecture, RemoveBlock(block.name))
 
 
 def needs_measuring(architecture: Architecture, block: Block) -> bool:
@@ -172,20 +164,14 @@ def _removal(architecture: Architecture, edit: RemoveBlock) -> _Removal:
 
     def act(model: nn.Module) -> Sequence[Succession]:
         stays = [model.get_submodule(s) if isinstance(s, str) else s() for s in tail]
-        put(model, first, _what_stays(model.get_submodule(first), stays))
+        after = stays[0] if len(stays) == 1 else nn.Sequential(*stays) if stays else None
+        more = _takes_more(model.get_submodule(first))  # then what stays is called so, too
+        put(model, first, Skip(after) if more else after or nn.Identity())
         for other in rest:
             put(model, other, nn.Identity())
         return ()
 
     return _Removal(act, instead, block.layers)
-
-
-def _what_stays(old: nn.Module, stays: list[nn.Module]) -> nn.Module:
-    """Return a module for what follows a block's addition, which can be called as the block was."""
-    tail = stays[0] if len(stays) == 1 else nn.Sequential(*stays) if stays else None
-    if _takes_more(old):
-        return Skip(tail)
-    return tail or nn.Identity()
 
 
 def _takes_more(module: nn.Module) -> bool:
@@ -256,7 +242,9 @@ def _silenced(architecture: Architecture, block: Block, instead: tuple[str, str]
     modules = _whole_modules(architecture, branch)
     regions = [flow.region(tuple(path.split("."))) for path in modules]
     last = [path for i, path in enumerate(modules) if not _reaches(architecture, regions, i, branch)]
-    if not last or not block.join or not all(_keeps_shape(architecture, region) for region in regions):
+    ends = [flow.ends(region) for region in regions]
+    kept = all(each and shape_of(flow.nodes[each[0]]) == shape_of(flow.nodes[each[1]]) for each in ends)
+    if not last or not block.join or not kept:
         raise EditError(
             f"block {block.name} cannot be removed: its addition stands in code that does more "
             f"({describe(flow.nodes[join])}), and its branch is not made of modules that keep the shape. Put the block "
@@ -269,12 +257,6 @@ def _silenced(architecture: Architecture, block: Block, instead: tuple[str, str]
         return ()
 
     return _Removal(act, instead, flow.layer_names(set().union(*regions)), silenced=True)
-
-
-def _keeps_shape(architecture: Architecture, region: set[int]) -> bool:
-    flow = architecture.flow
-    ends = flow.ends(region)
-    return ends is not None and shape_of(flow.nodes[ends[0]]) == shape_of(flow.nodes[ends[1]])
 
 
 def _whole_modules(architecture: Architecture, nodes: set[int]) -> list[str]:
@@ -326,11 +308,7 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
 
 def why_not_repeatable(architecture: Architecture, block: Block) -> str | None:
     """Return why copies of a block cannot be put behind it, without doing anything; ``None`` if they can."""
-    try:
-        identity_start(architecture, _template(architecture, AddBlock(block.name)))
-    except EditError as error:
-        return str(error)
-    return None
+    return refusal(lambda: identity_start(architecture, _template(architecture, AddBlock(block.name))))
 
 
 def _check_room(
@@ -358,17 +336,13 @@ def _template(architecture: Architecture, edit: AddBlock) -> Block:
             "block one of its own."
         )
     if not block.keeps_shape:
+        alike = (b for b in architecture.blocks if b.modules and b.keeps_shape and b.output_shape == block.output_shape)
+        behind = next((f" Repeat one behind it: {other.name}." for other in alike), "")
         raise EditError(
             f"block {block.name} cannot be repeated: it changes the shape from {one_sample(block.input_shape)} to "
-            f"{one_sample(block.output_shape)}.{_neighbour(architecture, block)}"
+            f"{one_sample(block.output_shape)}.{behind}"
         )
     return block
-
-
-def _neighbour(architecture: Architecture, block: Block) -> str:
-    """Name a block behind this one that can be repeated."""
-    same = [b.name for b in architecture.blocks if b.modules and b.keeps_shape and b.output_shape == block.output_shape]
-    return f" Repeat one behind it: {same[0]}." if same else ""
 
 
 def _addition(architecture: Architecture, block: Block, edit: AddBlock) -> Act:

@@ -7,6 +7,7 @@ A new edit is one new file: a frozen dataclass that derives from ``Edit`` and a 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,10 +41,10 @@ class Edit:
                 values[item.name] = list(value) if isinstance(value, tuple) else value
         return values
 
-    @classmethod
-    def known_fields(cls) -> frozenset[str] | None:
-        """Return the names that the edit's JSON may have; ``None`` if the edit takes any and checks them later."""
-        return frozenset(item.name for item in dataclasses.fields(cls))
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            if isinstance(value := getattr(self, item.name), list):  # as JSON gives it
+                object.__setattr__(self, item.name, tuple(value))
 
 
 @dataclass(frozen=True)
@@ -178,15 +179,25 @@ def edit_from_dict(values: Mapping[str, Any]) -> Edit:
     if kind not in EDITS:
         raise EditError(f"there is no edit {kind!r}.{did_you_mean(kind, EDITS)}")
     edit_type = EDITS[kind][0]
-    known = edit_type.known_fields()
+    known = inspect.signature(edit_type).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())  # an edit that checks its options itself
     given = {str(k): v for k, v in values.items() if k != "edit"}
-    for name in given if known is not None else ():
-        if name not in known:  # type: ignore[operator]
-            raise EditError(f"edit {kind!r} has no field {name!r}.{did_you_mean(name, known or ())}")
+    unknown = next((name for name in given if name not in known and not open_ended), None)
+    if unknown is not None:
+        raise EditError(f"edit {kind!r} has no field {unknown!r}.{did_you_mean(unknown, known)}")
     try:
         return edit_type(**given)
     except TypeError as error:
         raise EditError(f"edit {kind!r} is incomplete: {error}") from error
+
+
+def refusal(check: Callable[..., object], *args: object) -> str | None:
+    """Return why a check refuses an edit; ``None`` if it does not."""
+    try:
+        check(*args)
+    except EditError as error:
+        return str(error)
+    return None
 
 
 def check_distinct(names: Sequence[str], what: str) -> None:

@@ -10,19 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convwright.architecture import Architecture
 from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
 from convwright.edits.remap import recipe
 from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _RATIOS = (0.5, 2.0)
 _MOST_NEAR = 12  # groups at one place, that are tried together
@@ -178,19 +175,17 @@ class _Trial:
         back those that do no harm.
         """
         reasons: dict[str, str] = {}
-        aside: list[Width] = []
+        aside, graph = list[Width](), self.architecture.channels
         rest = list(edits)
         while (found := self.failure(rest)) is not None:
             message, groups = found
-            suspects = [e for e in rest if self._family(e) & set(groups)] or rest
+            tied = {name: graph.group(name).tied for name in (e.target for e in rest)}
+            suspects = [e for e in rest if {e.target, *tied[e.target]} & set(groups)] or rest
             reasons.update(dict.fromkeys((e.target for e in suspects), message))
             aside += suspects
             rest = [e for e in rest if e not in suspects]
         guilty = self._bisect(aside, rest) if aside else []
         return {e.target: reasons[e.target] for e in guilty}
-
-    def _family(self, edit: Width) -> set[str]:
-        return {edit.target, *self.architecture.channels.group(edit.target).tied}
 
     def _bisect(self, suspects: list[Width], good: list[Width]) -> list[Width]:
         """Return suspects without which, beside good edits, the others run."""

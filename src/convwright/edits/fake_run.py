@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import (
     argument,
     first_line,
@@ -42,9 +43,6 @@ from convwright.cost.recount import unfused
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied, hollow_copy, operate, plain_tensors, stand_ins, tensors_in
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 Stored = int | list[int]
 Repairs = dict[str, Stored]  # "module.attribute" -> its new value
@@ -420,25 +418,22 @@ class _Clues:
 
     def near(self, module: str) -> tuple[str, ...]:
         """Return the groups on the values that a module handles itself."""
+        return self._groups_on(n for node in self.own.get(module, ()) for n in [*node.all_input_nodes, node])
+
+    def _groups_on(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
         before = self.plan.before
-        operands = (operand for node in self.own.get(module, ()) for operand in [*node.all_input_nodes, node])
-        values = (value for each in operands for value in _values(before.follower.values.get(each.name)))
+        values = (value for node in nodes for value in _values(before.follower.values.get(node.name)))
         names = (name for value in values for plane in value.planes for name in before.groups_on(plane.labels))
         return tuple(dict.fromkeys(names))
 
     def held(self, failure: Failure) -> str:
         """Say which frozen channels arrive on the line that failed, and why they are frozen; empty if none do."""
-        graph = self.plan.before
         own = (n for path in failure.modules[:1] for n in self.own.get(path, ()))
         on_line = (node for node in own if (source := source_of(node)) and str(source) in failure.message)
         arriving = (n for node in on_line for n in node.all_input_nodes if n.op != "placeholder")  # weights lie there
-        for operand in arriving:
-            for value in _values(graph.follower.values.get(operand.name)):
-                for name in (name for plane in value.planes for name in graph.groups_on(plane.labels)):
-                    group = graph.group(name)
-                    if group.frozen and group.name != "input":
-                        return f"; {name} keeps its width: {group.reason}"
-        return ""
+        groups = map(self.plan.before.group, self._groups_on(arriving))
+        frozen = next((group for group in groups if group.frozen and group.name != "input"), None)
+        return f"; {frozen.name} keeps its width: {frozen.reason}" if frozen is not None else ""
 
     def _alike(self, path: str, attribute: str, clue: _Clue, known: Repairs | None = None) -> Repairs:
         """Return the repair of one module's number, and of the same number in other modules of its class."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import additions
 from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import Value
@@ -22,9 +22,6 @@ from convwright.architecture.layers import kind_of
 from convwright.edits.compensate import scale_of
 from convwright.edits.edit import one_sample
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block
 
 Start = Callable[[Mapping[str, nn.Module]], None]
 

@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.exported import argument, first_line
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.constraints import check_alone
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, whole_numbers
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, refusal, whole_numbers
 from convwright.edits.equivalence import Run, measure
 from convwright.edits.structure import Structure, Succession, macs_of_layers
 from convwright.edits.surgery import check_room, copied, weight_bytes
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
 
 Sizes = tuple[int, ...]
 
@@ -51,10 +49,6 @@ class Kernel(Edit):
     target: str
     size: int | Sequence[int]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.size, list):  # as JSON gives it
-            object.__setattr__(self, "size", tuple(self.size))
-
 
 @dataclass(frozen=True, eq=False)
 class _Change:
@@ -81,12 +75,10 @@ class _Change:
     gains: frozenset[str]
 
     def more_bytes(self, model: nn.Module) -> int:
-        """Return how many bytes the kernels grow by."""
         more = math.prod(self.after) / math.prod(self.before) - 1
         return int(sum(model.get_parameter(name).nbytes * more for name in self.tensors))
 
     def act(self, model: nn.Module) -> Sequence[Succession]:
-        """Change the convolution in a copy."""
         whole = self._effective(model)
         made = []
         for name in self.tensors:
@@ -157,7 +149,8 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
     surgery = Structure(tuple(change.act for change in changes), promised)
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
     note = ("its weight is computed (standardised) from what changed",) if difference and not difference.exact else ()
-    more = [_more_macs(architecture, change) for change in changes]
+    macs = [macs_of_layers(architecture, c.layers) for c in changes]
+    more = [n * math.prod(c.after) // math.prod(c.before) - n for n, c in zip(macs, changes, strict=True)]
     keeps = tuple(all(a >= b for a, b in zip(c.after, c.before, strict=True)) for c in changes)
     takes = {key: index for change in changes for key, index in change.takes(architecture.model).items()}
     return surgery.outcome(architecture, edits, difference, more, note, keeps, takes)
@@ -165,16 +158,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
 
 def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
     """Return why a kernel cannot change this way; ``None`` if it can. Nothing is changed."""
-    try:
-        _change(architecture, edit)
-    except EditError as error:
-        return str(error)
-    return None
-
-
-def _more_macs(architecture: Architecture, change: _Change) -> int:
-    now = macs_of_layers(architecture, change.layers)
-    return now * math.prod(change.after) // math.prod(change.before) - now
+    return refusal(_change, architecture, edit)
 
 
 # ------------------------------------------------------------------ what an edit means
@@ -269,9 +253,8 @@ def _padding(architecture: Architecture, layer: Layer, path: str, kernels: tuple
     raise EditError(f"the kernel of {layer.name} cannot become {wanted} with the output size kept: {problem}.")
 
 
-_PLAIN_FORWARDS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)} | {
-    kind.forward for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-}
+_PLAIN_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PLAIN_FORWARDS = {kind.forward for kind in _PLAIN_KINDS}
 
 
 def _run_empty(module: nn.Module, layer: Layer, kernels: tuple[Sizes, Sizes], more: Sizes) -> tuple[int, ...]:

@@ -6,22 +6,16 @@ channels of the original.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from torch import Tensor
 
-from convwright.architecture.channels import Axis, Ints
+from convwright.architecture import Architecture
+from convwright.architecture.channels import Axis, Ints, Origins
 from convwright.architecture.labels import Value
-from convwright.architecture.origins import Origins
+from convwright.edits.edit import Outcome
 from convwright.edits.remap import places
 from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from convwright.architecture import Architecture
-    from convwright.edits.edit import Outcome
 
 NONE = -1  # an entry that the original has not
 

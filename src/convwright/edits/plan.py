@@ -17,7 +17,6 @@ from convwright.architecture.reading import InputLike, read
 from convwright.edits.constraints import Divisor, DivisorLike
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.execution_check import with_remedy
-from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.origins import followed
 from convwright.edits.plan_file import (
     called,
@@ -31,6 +30,7 @@ from convwright.edits.plan_file import (
 )
 from convwright.edits.replace import Replace
 from convwright.edits.summary import summary
+from convwright.edits.surgery import optimizer_follows
 from convwright.edits.width import Width
 from convwright.errors import ConvwrightError, EditError, ReadError
 
@@ -234,7 +234,12 @@ def passages(
         EditError: if an edit is refused.
     """
     current, count = architecture, 0
-    _check_edits(edits)
+    for number, edit in enumerate(edits, start=1):
+        if getattr(edit, "kind", "") not in EDITS:
+            raise EditError(f"{edit!r} is not an edit; see convwright.edits.")
+        target = getattr(edit, "target", "")
+        if not isinstance(target, str):
+            raise EditError(f"edit {number} ({edit.kind}) names {target!r}; a target is the name of a layer or block.")
     for _, grouped in groupby(edits, key=lambda e: e.kind):
         run = tuple(grouped)
         while run:
@@ -242,15 +247,6 @@ def passages(
             passage = _first_passage(current, turn, options, numbered, count)
             yield passage
             current, count, run = passage.after, count + len(passage.edits), run[len(passage.edits) :]
-
-
-def _check_edits(edits: Sequence[Edit]) -> None:
-    for number, edit in enumerate(edits, start=1):
-        if getattr(edit, "kind", "") not in EDITS:
-            raise EditError(f"{edit!r} is not an edit; see convwright.edits.")
-        target = getattr(edit, "target", "")
-        if not isinstance(target, str):
-            raise EditError(f"edit {number} ({edit.kind}) names {target!r}; a target is the name of a layer or block.")
 
 
 def _without_repeats(run: tuple[Edit, ...]) -> tuple[Edit, ...]:

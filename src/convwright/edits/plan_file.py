@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from convwright.architecture.reading import MOST_INPUT
 from convwright.edits.edit import EDITS, Edit, edit_from_dict
@@ -125,7 +125,7 @@ def _edit(values: object) -> Edit:
     annotations = {item.name: str(item.type) for item in dataclasses.fields(given)}
     for name, value in values.items():
         what, kind = _FIELDS.get(annotations.get(name, ""), ("", object))
-        if name != "edit" and not _fits(kind, value):
+        if name != "edit" and not fits(kind, value):
             raise EditError(f"its {name!r} must be {what}, not {_brief(value)}.")
     return edit
 
@@ -139,9 +139,10 @@ def _check_amounts(name: str, value: object) -> None:
         _check_amounts(name, part)
 
 
-def _fits(kind: Any, value: object) -> bool:
+def fits(kind: Any, value: object) -> bool:
+    """Return whether a value is of a type as it stands: no text for a number, no NaN or infinity."""
     try:
-        TypeAdapter(kind).validate_python(value, strict=True)
+        TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
     except ValidationError:
         return False
     return True
@@ -166,7 +167,7 @@ def shape_from(values: object, origin: str) -> tuple[int, ...]:
     Raises:
         EditError: if it is none, or of a size that no image has.
     """
-    sizes = values if isinstance(values, list) and _fits(_SHAPE, values) else []
+    sizes = values if isinstance(values, list) and fits(_SHAPE, values) else []
     if not sizes or math.prod(sizes) > MOST_INPUT:
         raise EditError(f"{origin} is damaged: 'input_shape' is no shape of an image: {_brief(values)}.")
     return tuple(sizes)

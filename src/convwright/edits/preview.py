@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.capture.exported import argument
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
@@ -17,9 +18,6 @@ from convwright.edits.resolution import Resolution
 from convwright.edits.summary import operator_words, shape_words, summary
 from convwright.edits.width import Sizes, Width, solve
 from convwright.tables import brief
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, ChannelGroup
 
 _SHOWN = 6  # names in a line of text
 

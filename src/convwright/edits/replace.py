@@ -6,24 +6,22 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from convwright.architecture.flattened import flattened_map
+from convwright.architecture import Architecture, Layer
 from convwright.cost import count_by_torch
 from convwright.edits.constraints import check_alone
-from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct
+from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, refusal
 from convwright.edits.equivalence import measure
 from convwright.edits.operators import OPERATORS, Site, build
 from convwright.edits.structure import Structure, Succession, macs_of_layers, predicted_steps, put
 from convwright.edits.surgery import check_room, weight_bytes
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
 
 
 @dataclass(frozen=True, init=False)
@@ -58,7 +56,8 @@ class Replace(Edit):
         object.__setattr__(self, "approximate", approximate)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _replace, (self.target, self.operator, self.approximate, dict(self.options))
+        again = partial(Replace, self.target, self.operator, self.approximate, **self.options)
+        return again, ()  # built again in another process, or in a copy: its read-only options cannot be pickled
 
     def __hash__(self) -> int:
         return hash((self.target, self.operator, tuple(sorted(self.options.items())), self.approximate))
@@ -67,16 +66,6 @@ class Replace(Edit):
         """Return the edit as plain JSON values, its options beside the other fields."""
         marked = {"approximate": True} if self.approximate else {}
         return {"edit": self.kind, "target": self.target, "operator": self.operator, **self.options, **marked}
-
-    @classmethod
-    def known_fields(cls) -> frozenset[str] | None:
-        """Operators check their options themselves."""
-        return None
-
-
-def _replace(target: str, operator: str, approximate: bool, options: Mapping[str, Any]) -> Replace:
-    """Build the edit again in another process, or in a copy: its read-only options cannot be pickled."""
-    return Replace(target, operator, approximate, **options)
 
 
 @carries_out(Replace)
@@ -126,7 +115,6 @@ class _Replacement:
         return cls(edit, site, built, each * len(calls) - macs_of_layers(architecture, calls))
 
     def act(self, model: nn.Module) -> Sequence[Succession]:
-        """Build the operator from the layer of a copy, and put it there."""
         old = model.get_submodule(self.site.layer)
         kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), self.site.dtype)
         site = dataclasses.replace(self.site, dtype=kind)  # the copy that is measured has float64
@@ -141,13 +129,13 @@ class _Replacement:
 
 def why_not_replaceable(architecture: Architecture, edit: Replace) -> str | None:
     """Return why a layer cannot be replaced, without computing new weights; ``None`` if it can."""
-    try:
+
+    def check() -> None:
         site, _ = _site(architecture, edit)
         empty = copy.deepcopy(architecture.model.get_submodule(site.layer)).to("meta")
         build(edit.operator, empty, site, edit.options)
-    except EditError as error:
-        return str(error)
-    return None
+
+    return refusal(check)
 
 
 def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
@@ -155,7 +143,7 @@ def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
     layer, calls = _layer(architecture, edit)
     example = architecture.example_input
     read = [architecture.layer(call) for call in calls] if layer.kind == "linear" else []
-    maps = {flattened_map(architecture.flow, each) for each in read}
+    maps = {architecture.flow.flattened_map(each) for each in read}
     map_shape = maps.pop() if len(maps) == 1 else ()
     shapes = layer.input_shapes[0], layer.output_shape
     return Site(layer.name, *shapes, example.device, example.dtype, map_shape), calls

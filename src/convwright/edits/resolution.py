@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import capture
 from convwright.edits.constraints import why_resolution_stays
 from convwright.edits.edit import Edit, Measured, Options, Outcome, carries_out, one_sample, whole_numbers
@@ -17,9 +18,6 @@ from convwright.edits.fake_run import FakeNetwork
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError, ReadError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _LARGEST = 16_384  # pixels per side: beyond, one image fills a machine
 
@@ -43,10 +41,6 @@ class Resolution(Edit):
 
     size: int | Sequence[int]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.size, list):  # as JSON gives it
-            object.__setattr__(self, "size", tuple(self.size))
-
 
 @carries_out(Resolution)
 def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: Options) -> Outcome:
@@ -63,24 +57,13 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
         capture(architecture.model, example)
     except ReadError as error:
         raise EditError(f"the network does not take inputs of {one_sample(example.shape)}. {error}") from error
-    model, moved = Structure(()).operate(architecture.model)
-    return Outcome(
-        model=model,
-        edits=tuple(edits),
-        max_difference=_weights_moved(architecture, model) if options.verify else None,
-        steps=(),
-        coupled=((),) * len(edits),
-        notes=((),) * len(edits),
-        moved=moved,
-        example_input=example,
-    )
-
-
-def _weights_moved(architecture: Architecture, model: torch.nn.Module) -> Measured:
-    """Measure 0 if every tensor is the same, bit for bit: that is the edit's promise."""
-    new = named_tensors(model)
+    found = replace(Structure(()).outcome(architecture, edits, None, ()), example_input=example)
+    if not options.verify:
+        return found
+    # The edit's promise: every tensor is the same, bit for bit.
+    new = named_tensors(found.model)
     same = all(torch.equal(tensor, new[name]) for name, tensor in named_tensors(architecture.model).items())
-    return Measured(0.0 if same else math.inf)
+    return replace(found, max_difference=Measured(0.0 if same else math.inf))
 
 
 def _input(architecture: Architecture, edit: Resolution) -> Tensor:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.exported import Capture, capture
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.edit import Edit, Measured, Moved, Outcome
 from convwright.edits.equivalence import Run
 from convwright.edits.surgery import copied, named_tensors, stand_ins
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 
 @dataclass(frozen=True, eq=False)

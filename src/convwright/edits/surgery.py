@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import module_path
+from convwright.architecture.capture.exported import module_path, module_paths
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.labels import Value
 from convwright.edits.edit import Moved
@@ -30,6 +30,10 @@ _KNOWN = (
     nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
     nn.PReLU,
 )  # fmt: skip
+# What they call the length of their tensors.
+_COUNTED: dict[type[nn.Module], str] = {
+    nn.modules.batchnorm._NormBase: "num_features", nn.GroupNorm: "num_channels", nn.PReLU: "num_parameters",
+}  # fmt: skip
 
 
 def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple[nn.Module, dict[int, Moved]]:
@@ -68,9 +72,9 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy a model; what ``memo`` has in place of an object is taken for it, and it notes all others' copies."""
-    for tensor in computed_attributes(model):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach()
+    for value in (value for module in model.modules() for value in vars(module).values()):
+        if isinstance(value, Tensor) and not value.is_leaf:  # computed by a hook at each pass (the older weight_norm):
+            memo.setdefault(id(value), value.detach())  # it carries a graph, which cannot be copied
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -112,15 +116,6 @@ def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) ->
         if new is not None:
             made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     return made
-
-
-def computed_attributes(model: nn.Module) -> list[Tensor]:
-    """Return the tensors that hooks compute and store (the older ``weight_norm``).
-
-    They carry a graph, which cannot be copied, and are computed anew at each forward pass.
-    """
-    stored = (value for module in model.modules() for value in vars(module).values())
-    return [value for value in stored if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def plain_tensors(model: nn.Module) -> dict[int, Tensor]:
@@ -267,14 +262,11 @@ def _sync_module(module: nn.Module) -> None:
         module.in_channels, module.out_channels = inner, outer
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = weight.shape[0]
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = weight.shape[0]
+    for kind, attribute in _COUNTED.items():
+        if isinstance(module, kind):
+            setattr(module, attribute, weight.shape[0])
 
 
 def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
@@ -294,12 +286,9 @@ def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
 
 def _output_width(graph: ChannelGraph, module: str) -> int | None:
     """Return the channels that leave a module under the new sizes."""
-    last = None
-    for node in graph.follower.capture.graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        if node.op == "call_function" and any(entry[0] == module for entry in stack.values()):
-            last = node
-    value = graph.follower.values.get(last.name) if last is not None else None
+    calls = (n for n in reversed(graph.follower.capture.graph.nodes) if n.op == "call_function")
+    last = next((node.name for node in calls if module in module_paths(node)), "")
+    value = graph.follower.values.get(last)
     return value.shape[1] if isinstance(value, Value) and value.ndim > 1 else None
 
 
@@ -310,3 +299,37 @@ def _classifier_width(plan: ChannelRemap, old: int) -> int | None:
             before = plan.before.axis_labels((tensor, axis)).numel()
             return plan.after.axis_labels((tensor, axis)).numel() if before == old else None
     return None
+
+
+# ------------------------------------------------------------------ optimizers
+
+
+def optimizer_follows(optimizer: Any, model: nn.Module, moved: Mapping[int, Moved]) -> None:
+    """Put a changed copy's parameters into an optimizer, in place of the original's.
+
+    State of a parameter's shape is cut, repeated or padded like the parameter. Parameters that went are dropped; new
+    ones join the first parameter group. Parameters that the optimizer did not have stay outside.
+
+    Args:
+        optimizer: over the original's parameters.
+        model: the changed copy.
+        moved: the successor of each parameter of the original, by identity.
+    """
+    for group in optimizer.param_groups:
+        kept = [(p, moved[id(p)]) for p in group["params"] if id(p) in moved]
+        gone = [p for p in group["params"] if id(p) not in moved]
+        for parameter in gone:
+            optimizer.state.pop(parameter, None)
+        group["params"] = [_follow(optimizer, parameter, successor) for parameter, successor in kept]
+    inherited = {id(successor.new) for successor in moved.values()}
+    optimizer.param_groups[0]["params"] += [p for p in model.parameters() if id(p) not in inherited]
+
+
+def _follow(optimizer: Any, parameter: nn.Parameter, successor: Moved) -> Tensor:
+    state = optimizer.state.pop(parameter, None)
+    if state is not None:
+        optimizer.state[successor.new] = {
+            key: successor.take(value) if getattr(value, "shape", None) == parameter.shape else value
+            for key, value in state.items()
+        }
+    return successor.new

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from convwright.architecture import Architecture
 from convwright.architecture.labels import on_axis
 from convwright.edits.edit import Edit, Moved, Options
-from convwright.edits.optimizer_state import optimizer_follows
 from convwright.edits.plan import Plan, passages
 from convwright.edits.remap import signatures
 from convwright.edits.summary import summary
+from convwright.edits.surgery import optimizer_follows
 from convwright.edits.width import Width
 from convwright.errors import EditError
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 _SPREAD = 0.5  # a copy's share lies within this, relatively, of an equal one (two copies: 0.25 to 0.75)
 

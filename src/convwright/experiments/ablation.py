@@ -121,7 +121,15 @@ def ablate(
         asked = _asked(given, opened, model, data, weights)
         settled = _settled(given, opened, asked, folder, threads)
         plan = plan_ablation(settled, techniques, all_pairs=all_pairs, together=together)
-        work = _work(plan, opened, model, data, folder, range(seeds), data_dir, threads, weights)
+        row_jobs = {}
+        for row, name in zip(plan.rows, folder_names(plan.rows), strict=True):
+            if row.recipe is not None:
+                control = "" if row.name == CONTROL else CONTROL
+                each = Row(row.name, model, data, row.recipe, tuple(range(seeds)), opened.options, control=control)
+                common = (data_dir, threads, opened.data.shape, row.recipe.val_fraction, False, True, weights)
+                folders = ((seed, folder / "rows" / f"{name}-{seed}") for seed in each.seeds)
+                row_jobs[row.name] = tuple(Job(each, seed, own, *common) for seed, own in folders)
+        work = _Work(plan, row_jobs, {})
         about = _about(model, opened, plan, settled, weights, command)
         for _ in _trained(work, jobs, say):
             _record(folder, _summary(about, work))
@@ -171,27 +179,6 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
         raise RunError(
             f"{folder}: holds an ablation with {name}={stored.get(name)}, not {wanted[name]}; choose another --out"
         )
-
-
-def _work(
-    plan: AblationPlan,
-    opened: LoadedModel,
-    model: str,
-    data: str,
-    folder: Path,
-    seeds: Sequence[int],
-    data_dir: Path | None,
-    threads: int,
-    weights: Path | None,
-) -> _Work:
-    jobs = {}
-    for row, name in zip(plan.rows, folder_names(plan.rows), strict=True):
-        if row.recipe is not None:
-            control = "" if row.name == CONTROL else CONTROL
-            asked = Row(row.name, model, data, row.recipe, tuple(seeds), opened.options, control=control)
-            common = (data_dir, threads, opened.data.shape, row.recipe.val_fraction, False, True, weights)
-            jobs[row.name] = tuple(Job(asked, seed, folder / "rows" / f"{name}-{seed}", *common) for seed in seeds)
-    return _Work(plan, jobs, {})
 
 
 # ------------------------------------------------------------------ training

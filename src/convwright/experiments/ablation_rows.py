@@ -169,7 +169,6 @@ def is_on(entry: Entry, recipe: Recipe) -> bool:
 
 
 def _on(base: Recipe, given: Recipe, technique: Chosen) -> Recipe:
-    """Return `base` with one technique on."""
     entry = technique_named(technique.name)
     return entry.switched(base, **(technique.options or _own_options(entry, given)))
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from convwright.architecture import create, read
+from convwright.architecture import Architecture, create, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
 from convwright.cost.latency import compare_latency
 from convwright.errors import ConvwrightError
 from convwright.metrics.quality.channel_quality import (
+    Metric,
     channel_qualities,
     group_qualities,
     kernels,
@@ -23,13 +25,7 @@ from convwright.metrics.quality.channel_quality import (
     of_metric,
 )
 from convwright.metrics.receptive_field.analysis import FieldMeasure, StagePart, receptive_field
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from convwright.architecture import Architecture
-    from convwright.metrics.quality.channel_quality import Metric
-    from convwright.training import ImageData, Recipe
+from convwright.training import ImageData, Recipe
 
 Facts = dict[str, float | int | None]
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from convwright.errors import RecipeError, RunError, did_you_mean
-from convwright.experiments.papers import EXPERIMENTS, SIZES, Experiment, Row, Size, experiment_named
+from convwright.errors import ConvwrightError, RecipeError, RunError, did_you_mean, look_up
+from convwright.experiments.papers import EXPERIMENTS, SIZES, Experiment, Row, Size
 from convwright.experiments.results_table import counts_beside, reproduced
 from convwright.experiments.train_row import Job, carried_out, check_at_least_one, finished
 from convwright.runs.directory.files import owned, write_json, write_text
@@ -71,7 +71,7 @@ def reproduce(
         ConvwrightError: Unknown experiment or row, data that cannot be read, a folder in use; or trainings that
             broke down, after all others are finished.
     """
-    found = experiment_named(name)
+    found = look_up(name, EXPERIMENTS, "experiment", ConvwrightError)
     rows = _chosen(found, size, only)
     check_at_least_one(jobs=jobs, seeds=seeds, threads=threads)
     folder = folder or default_folder(name, size)
@@ -156,7 +156,6 @@ def _folder_of(row: Row, seed: int, folder: Path) -> Path:
 
 
 def _called(rows: Sequence[Row]) -> str:
-    """Return what the work on these rows is called."""
     counted = [row.recipe is None for row in rows]
     return "counts" if all(counted) else "counts and trainings" if any(counted) else "trainings"
 

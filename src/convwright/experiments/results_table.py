@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from convwright.experiments.statistics import gain
+from convwright.experiments.statistics import gain_of
 from convwright.tables import Json, Sheet
 
 # ------------------------------------------------------------------ reproduce
@@ -155,7 +155,9 @@ def _reproduced_row(row: Json, by_name: Mapping[str, Json]) -> Iterator[str]:
     yield spread(row["mean"], row["deviation"]) if done else "not trained yet"
     yield str(len(row["seeds"])) if done else ""
     yield _target(row)
-    yield _against(row, by_name.get(row["control"]))
+    control = by_name.get(row["control"])
+    found = gain_of(row, control) if control is not None else None
+    yield "" if found is None else points(found.as_dict())
     yield _each(row["seconds"])
     yield _each([seconds for seconds in row["processor_seconds"] if seconds is not None])
     yield row["note"]
@@ -181,14 +183,6 @@ def _target(row: Json) -> str:
         return wanted
     short = row["target"] - row["mean"]
     return f"{wanted}: reached" if short <= 1e-12 else f"{wanted}: missed by {100 * short:.2f} points"
-
-
-def _against(row: Json, control: Json | None) -> str:
-    if control is None:
-        return ""
-    ours, theirs = (dict(zip(each["seeds"], each["accuracies"], strict=True)) for each in (row, control))
-    found = gain(ours, theirs)
-    return "" if found is None else points(found.as_dict())
 
 
 def _each(values: Sequence[float]) -> str:

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from torch import nn
 
 from convwright.edits import Edit
-from convwright.errors import ConvwrightError, look_up
 from convwright.experiments.designs.design import Design
 from convwright.tables import Sheet
-from convwright.training import Recipe
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from convwright.training import ImageData
+from convwright.training import ImageData, Recipe
 
 Size = Literal["quick", "standard", "full"]
 SIZES: tuple[Size, ...] = get_args(Size)
@@ -181,12 +177,3 @@ def experiment(name: str, *, title: str, source: str, conclude: Conclude | None 
         return rows
 
     return file
-
-
-def experiment_named(name: str) -> Experiment:
-    """Return an experiment.
-
-    Raises:
-        ConvwrightError: There is none of that name; the nearest ones are listed.
-    """
-    return look_up(name, EXPERIMENTS, "experiment", ConvwrightError)

@@ -40,19 +40,11 @@ def qualities(found: Json, title: str) -> str | None:
     return heat(shown, title, "epoch, over all trials") if shown else None
 
 
-def scores(searches: Sequence[tuple[str, Json]], title: str) -> str | None:
-    """Draw the validation accuracy of every trial beside what the network costs.
-
-    Args:
-        searches: Name and ``result.json``.
-        title: Above the picture.
-    """
-    series = []
-    for name, found in searches:
-        points = [(t["macs"] / 1e6, 100 * t["score"]) for t in found["trials"] if t["score"] is not None]
-        if points:
-            series.append(Series(name, tuple(points), joined=False))
-    return lines(series, title, MILLIONS["macs"], "validation accuracy, %") if series else None
+def scores(name: str, found: Json, title: str) -> str | None:
+    """Draw the validation accuracy of every trial beside what the network costs; None without a score."""
+    points = tuple((t["macs"] / 1e6, 100 * t["score"]) for t in found["trials"] if t["score"] is not None)
+    series = [Series(name, points, joined=False)]
+    return lines(series, title, MILLIONS["macs"], "validation accuracy, %") if points else None
 
 
 def beside_cost(rows: Mapping[str, Sequence[Json]], title: str, cost: str = "macs", per: str = "seed") -> str:
@@ -102,6 +94,6 @@ def pictures_of(name: str, found: Json) -> dict[str, str]:
     drawn = {
         f"{name}-widths": widths(found, f"{name}: widths over {trials} trials"),
         f"{name}-quality": qualities(found, f"{name}: quality QC of the layers over {trials} trials"),
-        f"{name}-score": scores([(name, found)], f"{name}: score and cost of {trials} trials"),
+        f"{name}-score": scores(name, found, f"{name}: score and cost of {trials} trials"),
     }
     return {key: text for key, text in drawn.items() if text is not None}

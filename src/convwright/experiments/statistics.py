@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from convwright.tables import Json
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -74,6 +76,12 @@ def gain(row: Mapping[int, float], control: Mapping[int, float], samples: int | 
         stderr, width = math.sqrt(sum(share * (1 - share) for share in pairs[0]) / max(samples, 1)), 1.96
     by = "seeds" if count > 1 else "images"
     return Gain(mean, stderr, mean - width * stderr, mean + width * stderr, count, by)
+
+
+def gain_of(row: Json, control: Json) -> Gain | None:
+    """Compare two rows of a ``result.json`` seed by seed, see `gain`."""
+    by_seed, control_by_seed = (dict(zip(each["seeds"], each["accuracies"], strict=True)) for each in (row, control))
+    return gain(by_seed, control_by_seed)
 
 
 Numbers = NDArray[np.float64]

@@ -24,22 +24,6 @@ from convwright.training.evaluate import eval_mode
 
 ONNX_LIMIT = 1e-3  # of the largest output: another library adds in another order
 PT2_LIMIT = 1e-6
-PT2_USE = """```python
-model = torch.export.load("model.pt2").module()
-scores = model(batch)  # normalised as above; torch.export.load fills extra_files={"mean": "", "std": "", ...}
-```"""
-ONNX_USE = """```python
-import json
-
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-told = session.get_modelmeta().custom_metadata_map
-mean, std = (np.array(json.loads(told[key]), np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
-(scores,) = session.run(None, {session.get_inputs()[0].name: (images - mean) / std})  # float32 images from 0 to 1
-names = [json.loads(told["class_names"])[i] for i in scores.argmax(1)]
-```"""
 
 
 def onnx_program(
@@ -119,7 +103,7 @@ def export_onnx(run: Exportable, folder: Path) -> Exported:
         content, dynamic, gap = made(False)
     _check(run, "the ONNX file", gap, ONNX_LIMIT)
     write(folder / "model.onnx", lambda to: to.write_bytes(content))
-    write_text(folder / "README.md", card(run, ONNX_USE))
+    write_text(folder / "README.md", card(run, "onnx"))
     return Exported("onnx", (folder / "model.onnx", folder / "README.md"), gap, _batch_note(run, dynamic))
 
 
@@ -149,7 +133,7 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
         _check(run, "the reloaded program", gaps[-1], PT2_LIMIT)
 
     write(path, save_and_check)
-    write_text(folder / "README.md", card(run, PT2_USE))
+    write_text(folder / "README.md", card(run, "pt2"))
     return Exported("pt2", (path, folder / "README.md"), gaps[-1], _batch_note(run, dynamic))
 
 
@@ -179,9 +163,8 @@ def _gap(run: Exportable, runner: Callable[[Tensor], Any], dynamic: bool) -> flo
 
 
 def _batch_note(run: Exportable, dynamic: bool) -> tuple[str, ...]:
-    count = len(run.arch.example_input)
-    said = f"it takes batches of {count} only: the network takes other steps for other batch sizes"
-    return () if dynamic else (said,)
+    only = f"it takes batches of {len(run.arch.example_input)} only"
+    return () if dynamic else (f"{only}: the network takes other steps for other batch sizes",)
 
 
 def _fits(run: Exportable, gap: float, limit: float) -> bool:

@@ -19,13 +19,6 @@ from convwright.export.source.text import literal
 from convwright.runs.directory.files import write, write_text
 
 LIMIT = 1e-6  # of the difference to the network, in float32
-USE = """```python
-from model import CLASS_NAMES, load, preprocess
-
-model = load()
-scores = model(preprocess(images))  # images (n, c, h, w): bytes, or floats from 0 to 1
-names = [CLASS_NAMES[i] for i in scores.argmax(1)]
-```"""
 _DROPS = ("DropPath", "StochasticDepth", "DropBlock2d", "DropBlock2D")
 
 
@@ -74,15 +67,11 @@ def python_source(model: nn.Module, example_input: Tensor, title: str = "", note
     made.eval()
     gap = difference(model, made, example_input)
     if not gap <= LIMIT * scale(model, example_input):
-        raise ExportError(f"{name}: {_why(model, example_input, gap)}; export with --to pt2 or onnx")
+        why = f"the written source {differs(gap)}"
+        if difference(model, model, example_input) > 0:
+            why = "the network itself returns something else each time that it is given the same images"
+        raise ExportError(f"{name}: {why}; export with --to pt2 or onnx")
     return Program(source, state, made, gap)
-
-
-def _why(model: nn.Module, example_input: Tensor, gap: float) -> str:
-    """Return why a program is refused."""
-    if difference(model, model, example_input) > 0:
-        return "the network itself returns something else each time that it is given the same images"
-    return f"the written source {differs(gap)}"
 
 
 def _run(source: Source) -> type[nn.Module]:
@@ -121,7 +110,7 @@ def export_python(run: Exportable, folder: Path) -> Exported:
     write(folder / "weights.pt", lambda to: torch.save(program.state, to))
     before, main, after = program.source.text.partition('\n\nif __name__ == "__main__":')
     write_text(folder / "model.py", "".join([before, *_preprocessing(run), main, after]))
-    write_text(folder / "README.md", card(run, USE))
+    write_text(folder / "README.md", card(run, "python"))
     files = tuple(folder / name for name in ("model.py", "weights.pt", "README.md"))
     return Exported("python", files, program.difference, tuple(notes))
 

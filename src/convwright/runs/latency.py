@@ -11,15 +11,17 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from convwright.architecture import Architecture
 from convwright.cost.budget import Choice, Limits, Term, Widths, human
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
 from convwright.cost.latency_model import LatencyModel, operator_calls
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
 from convwright.edits import Plan, Width
+from convwright.edits.constraints import DivisorLike
 from convwright.errors import BudgetError, RunError
 from convwright.methods import Evidence
 from convwright.methods.shared.uniform_widths import solved, uniform_widths
@@ -27,10 +29,6 @@ from convwright.runs.directory.files import read_json, write_json
 from convwright.runs.directory.study import FORMAT as RUN
 from convwright.runs.evaluate import reshaped
 from convwright.runs.loop import Say
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.edits.constraints import DivisorLike
 
 MARGIN = 0.05  # of a limit on latency, left free by the search: two measurements of one network differ by some percent
 PROOFS = 3  # measurements of a result over its limit, until it is within: other work on the machine only adds time

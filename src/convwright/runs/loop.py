@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from convwright.errors import counted
 from convwright.methods import Candidate, Evidence, Method
+from convwright.runs.directory.study import Study
 from convwright.runs.executors import Executor, InProcess, Task
 from convwright.runs.executors.executor import Evaluate
-from convwright.training.still import still
-
-if TYPE_CHECKING:
-    from convwright.runs.directory.study import Study
+from convwright.training.progress import still
 
 __all__ = ["Evaluate", "Fits", "Say", "search"]
 
 Say = Callable[[str], object]
+Complete = Callable[[Evidence], Evidence]
 Fits = Callable[[Sequence[Evidence], Sequence[Candidate]], int]
 
 
@@ -27,6 +25,7 @@ def search(
     evaluate: Evaluate | Executor,
     say: Say = lambda text: None,
     fits: Fits = lambda found, batch: len(batch),
+    complete: Complete | None = None,
 ) -> tuple[Evidence, ...]:
     """Run a method to its end; what the study holds already is told again instead of done again.
 
@@ -37,6 +36,7 @@ def search(
         say: Called with lines for a person.
         fits: Called with the evidence so far and the next batch; returns how many of it are begun now, the others being
             asked for again after those. 0 ends the search.
+        complete: As for `carried_out`.
 
     Returns:
         All evidence, in the order of asking.
@@ -54,7 +54,7 @@ def search(
         if not batch:
             return tuple(found)
         # In the order of the batch, whatever order they were finished in.
-        for evidence in carried_out(batch, asked, study, executor, say):
+        for evidence in carried_out(batch, asked, study, executor, say, complete):
             method.tell(evidence)
             found.append(evidence)
     _decided(method, said, study, say)
@@ -67,7 +67,12 @@ def _asked(method: Method, say: Say) -> Sequence[Candidate]:
 
 
 def carried_out(
-    batch: Sequence[Candidate], asked: dict[int, Candidate], study: Study, executor: Executor, say: Say
+    batch: Sequence[Candidate],
+    asked: dict[int, Candidate],
+    study: Study,
+    executor: Executor,
+    say: Say,
+    complete: Complete | None = None,
 ) -> list[Evidence]:
     """Return the evidence on a batch, in its order.
 
@@ -77,6 +82,7 @@ def carried_out(
         study: Where everything is recorded, each as soon as it is finished.
         executor: Works on what is not recorded yet.
         say: Called with lines for a person.
+        complete: Adds to the evidence, before it is recorded, what is known here, where the driver is.
     """
     numbers = range(len(asked), len(asked) + len(batch))
     asked.update(zip(numbers, batch, strict=True))
@@ -89,7 +95,8 @@ def carried_out(
             say(f"trial {number} ({_words(asked[number])}): done earlier, {_outcome(old)}")
             told[number] = old
     left = [Task(number, asked[number], asked) for number in numbers if number not in told]
-    for evidence in executor.carry_out(_begun(left, say)):
+    found = executor.carry_out(_begun(left, say))
+    for evidence in found if complete is None else map(complete, found):
         study.finish(evidence)
         say(f"trial {evidence.trial}: {_outcome(evidence)}")
         told[evidence.trial] = evidence

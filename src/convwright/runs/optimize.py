@@ -37,17 +37,15 @@ from convwright.runs.evaluate import (
     reshaped,
     settled_recipe,
 )
-from convwright.runs.executors import Completed, Executor, threads_of
-from convwright.runs.front import write_front
+from convwright.runs.executors import Executor, threads_of
 from convwright.runs.latency import RunLatency, latency_of
-from convwright.runs.latency_repair import FinalsInTime
 from convwright.runs.load import LoadedModel, load_model_and_data
 from convwright.runs.loop import carried_out, search
 from convwright.runs.memory import PROBE, in_parts
-from convwright.runs.no_baseline import WithoutBaseline, only_judged
-from convwright.runs.outcome import SearchOutcome, side, trained, trial_entry
+from convwright.runs.outcome import SearchOutcome, side, trained, trial_entry, write_front
 from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
+from convwright.runs.rewriting import FinalsInTime, WithoutBaseline, only_judged
 from convwright.runs.time_budget import baseline_of, epoch_seconds
 from convwright.runs.verdict import by_class, verdict
 from convwright.runs.weights_note import usage
@@ -56,7 +54,7 @@ from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_images
 from convwright.training.preflight import prepare
-from convwright.training.still import still
+from convwright.training.progress import still
 from convwright.training.techniques import Teacher
 
 INITIAL = "initial.safetensors"
@@ -227,7 +225,9 @@ class _Job:
             return count
 
         with self.part("search"), self.executor(evaluator, study) as executor:
-            found = search(method, study, executor, config.tell, fits)
+            # Latency is among the costs where the budget limits it.
+            complete = None if self.latency is None else self.latency.completed
+            found = search(method, study, executor, config.tell, fits, complete)
             best = method.best()
             if best is None:
                 if config.time_budget is not None and unasked:
@@ -239,7 +239,7 @@ class _Job:
             if not config.baseline:
                 missing = tuple(only_judged(candidate, found) for candidate in missing)
             known = {evidence.trial: evidence.candidate for evidence in found}
-            last = tuple(carried_out(missing, known, study, executor, config.tell))
+            last = tuple(carried_out(missing, known, study, executor, config.tell, complete))
             whole = next((e for e in last if e.candidate.role == "candidate"), best)
             return (*found, *last), whole if whole.usable else None
 
@@ -322,12 +322,10 @@ class _Job:
     def show(self, arch: Architecture, limits: Limits, aims: Limits) -> None:
         costs = profile(arch)
         self.config.tell(f"{arch.source}: {costs.macs:,} MACs, {costs.params:,} parameters")
-        for metric, (least, most) in feasible_range(arch, aims.estimates).items():
-            if metric in MEASURED:
-                reach = f"from about {human(least, metric)} to {human(most, metric)}"
-            else:
-                reach = f"from {least:,} to {most:,}"
-            self.config.tell(f"feasible {metric}: {reach} by changing widths")
+        for metric, ends in feasible_range(arch, aims.estimates).items():
+            about = "about " * (metric in MEASURED)
+            least, most = (human(end, metric) if about else f"{end:,}" for end in ends)
+            self.config.tell(f"feasible {metric}: from {about}{least} to {most} by changing widths")
         self.config.tell(f"budget: {limits.describe() or 'none'}")
         for term in self.terms.terms:
             if term.relative and term.limit > 1:
@@ -378,12 +376,12 @@ class _Job:
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
-        """Start what works on the candidates; latency is among their costs where the budget limits it."""
+        """Start what works on the candidates."""
         config = self.config
         initial = study.folder / INITIAL
         made = config.placement.executor(evaluator, config.model, study.folder, initial, self.threads, config.tell)
         try:
-            yield made if self.latency is None else Completed(made, self.latency.completed)
+            yield made
         finally:
             made.close()
 
@@ -407,13 +405,11 @@ class _Job:
             return prove(evaluator.arch, trial.candidate.plan, study.weights(trial.trial))
 
         def judged(proof: Proof) -> Metrics:
-            assert evaluator.data.val is not None
-            images = evaluator.data.test if evaluator.data.has_test else evaluator.data.val
+            images = evaluator.data.test if has_test else evaluator.data.val
+            assert images is not None
             return evaluator.judge(proof.arch.model, resized_images(images, image_size(proof.arch)))
 
-        def tested(proof: Proof) -> Metrics | None:
-            return judged(proof) if evaluator.data.has_test else None
-
+        has_test = evaluator.data.has_test
         trials = (outcome.baseline, outcome.best)
         with self.part("proof", "proving the result"):
             proofs = [proved(trial) for trial in trials]
@@ -427,7 +423,7 @@ class _Job:
             return content
         with self.part("test"), threads_of(self.threads):
             metrics = [judged(proof) for proof in proofs]
-        tests = metrics if evaluator.data.has_test else (None, None)
+        tests = metrics if has_test else (None, None)
         content = self.content(outcome, evaluator, study, limits, met)
         for name, trial, proof, test in zip(("baseline", "result"), trials, proofs, tests, strict=True):
             training = trained(study.trial_folder(trial.trial), len(evaluator.data.train))
@@ -435,9 +431,9 @@ class _Job:
             content[name] = {**side(trial, proof, test), "train": training, **latencies}
         if self.config.costs:
             with self.part("front"), threads_of(self.threads):
-                costs = self.config.costs
-                content["front"] = write_front(study.folder, outcome, costs, content, limits, proved, tested)
-        part = "test" if evaluator.data.has_test else "validation"
+                last = judged if has_test else lambda proof: None
+                content["front"] = write_front(study.folder, outcome, self.config.costs, content, limits, proved, last)
+        part = "test" if has_test else "validation"
         odd = odd_widths(proofs[0].arch, proofs[1].arch)
         content |= {"odd_widths": odd} if odd else {}
         content |= verdict(content, by_class(part, evaluator.data.class_names, *metrics))

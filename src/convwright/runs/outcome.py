@@ -1,17 +1,25 @@
-"""What a search ended with, and the parts of ``result.json`` that tell it."""
+"""What a search ended with: the parts of ``result.json`` that tell it, and the networks of a Pareto search.
+
+``front/0012`` holds plan, weights and a result of its own, so that ``convwright export`` takes it as it takes a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convwright.errors import RunError
+from convwright.cost.budget import Limits
+from convwright.errors import RunError, counted
 from convwright.methods import Evidence, Method
+from convwright.runs.directory.files import save_weights, write_json, write_text
+from convwright.runs.directory.result import non_dominated
+from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import HISTORY, read_history
-from convwright.runs.prove import Proof
+from convwright.runs.prove import Proof, check_budget
 from convwright.runs.train import judged
+from convwright.runs.weights_note import KEYS
 from convwright.training import Metrics
 
 
@@ -83,4 +91,76 @@ def trial_entry(trial: Evidence) -> dict[str, Any]:
         "weights": candidate.weights,
         "images": candidate.images,
         "recipe": dict(candidate.recipe),
+    }
+
+
+FOLDER = "front"
+_LEFT_OUT = ("trials", "decisions", "log", "seconds", FOLDER)  # of the run, not of one network
+
+Prove = Callable[[Evidence], Proof]
+Test = Callable[[Proof], Metrics | None]
+
+
+def write_front(
+    folder: Path, outcome: SearchOutcome, objective: Sequence[str], content: Mapping[str, Any], limits: Limits,
+    prove: Prove, test: Test,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Prove and write each network that was trained to the end, and return the front.
+
+    Args:
+        folder: The run directory.
+        outcome: The end of the search.
+        objective: The costs.
+        content: Of ``result.json``, with both sides.
+        limits: The budget in numbers.
+        prove: Builds a trial's network anew and counts it.
+        test: Judges it on the test part.
+
+    Returns:
+        One entry for each network that was trained to the end and for every other trial that no other beats, the
+        cheapest first: ``trial``, ``what``, ``score``, ``stderr``, ``costs``, ``finished``, ``result``; of those that
+        were trained to the end ``counts``, ``test`` and, but for the untouched network, ``folder``, too.
+
+    Raises:
+        BrokenBudgetError: The two counts of one differ, or it breaks the budget.
+    """
+    finals = {*outcome.finals, outcome.best.trial}
+    known = {content[name]["trial"]: content[name] for name in ("baseline", "result")}
+    listed = {t.trial: t for t in non_dominated(outcome.trials, objective)}
+    listed |= {t.trial: t for t in outcome.trials if t.trial in finals or t.trial == outcome.baseline.trial}
+    entries = []
+    for trial in sorted(listed.values(), key=lambda t: [*(t.costs[m] for m in objective), t.score]):
+        entry = _entry(trial, outcome)
+        if trial.trial in finals:
+            proof = prove(trial)
+            met = check_budget(proof, limits)
+            told = known.get(trial.trial) or side(trial, proof, test(proof))
+            where = f"{FOLDER}/{trial.trial:04d}"
+            (folder / where).mkdir(parents=True, exist_ok=True)
+            write_text(folder / where / "plan.json", trial.candidate.plan.to_json())
+            note = {key: content[key] for key in KEYS if key in content}
+            save_weights(proof.arch.model, folder / where / WEIGHTS, note)
+            own = {name: value for name, value in content.items() if name not in _LEFT_OUT}
+            # Last: it says that the others are whole.
+            write_json(folder / where / "result.json", {**own, "budget_met": met, "result": told})
+            entry |= {"finished": True, "counts": told["counts"], "test": told["test"], "folder": where}
+        elif trial is outcome.baseline:
+            told = known[trial.trial]
+            entry |= {"finished": True, "counts": told["counts"], "test": told["test"]}
+        entries.append(entry)
+    return entries
+
+
+def _entry(trial: Evidence, outcome: SearchOutcome) -> dict[str, Any]:
+    role = trial.candidate.role
+    further = "trained as long" if trial.candidate.epochs else "as it is"
+    untouched = {"base": "the untouched network", "baseline": f"the untouched network, {further}"}
+    return {
+        "trial": trial.trial,
+        "what": untouched.get(role) or outcome.words.get(trial.trial, counted(len(trial.candidate.plan.edits), "edit")),
+        "score": trial.score,
+        "stderr": trial.stderr,
+        "costs": dict(trial.costs),
+        "finished": False,
+        "result": trial is outcome.best,
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.cost import count_by_torch, profile
@@ -13,13 +15,9 @@ from convwright.cost.budget import MEASURED, Limits, costs_of, human
 from convwright.edits import Plan
 from convwright.errors import BudgetError
 from convwright.runs.directory.files import load_weights
+from convwright.runs.directory.result import Result
 from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import judged_part, points_lost
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from convwright.runs.directory.result import Result
 
 
 class BrokenBudgetError(BudgetError):

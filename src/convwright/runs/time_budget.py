@@ -12,14 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.training import ImageData, Recipe, train
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _FEW, _MORE = 2, 6  # steps of the two trainings that an epoch is estimated from

@@ -18,8 +18,8 @@ from convwright.runs.verdict import training_warnings
 from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe, TrainResult, train
 from convwright.training.data.normalisation import normalised
+from convwright.training.progress import still, tell
 from convwright.training.recipe.recipe import as_recipe
-from convwright.training.still import still, tell
 
 FORMAT = "convwright training"
 

@@ -35,7 +35,12 @@ def train_over(
     Raises:
         RecipeError: The batch cannot be divided, or a process failed.
     """
-    _check_batches(devices, order)
+    smallest = min(batch_sizes(len(order.data.train), order.recipe.batch_size))
+    if smallest < devices:
+        raise RecipeError(
+            f"recipe field batch_size={order.recipe.batch_size}: the epoch's last batch has {smallest} image(s), "
+            f"fewer than the {devices} processes; choose another batch_size"
+        )
     with tempfile.TemporaryDirectory() as folder:
         threads, file = max(1, torch.get_num_threads() // devices), Path(folder) / "state.pt"
         # Test images are judged by the caller: what reads them may not travel to another process.
@@ -67,15 +72,6 @@ def _train_part(
     if torch.distributed.is_initialized():
         # A process that ends with the group's threads still at work is aborted now and then.
         torch.distributed.destroy_process_group()
-
-
-def _check_batches(devices: int, order: Order) -> None:
-    smallest = min(batch_sizes(len(order.data.train), order.recipe.batch_size))
-    if smallest < devices:
-        raise RecipeError(
-            f"recipe field batch_size={order.recipe.batch_size}: the epoch's last batch has {smallest} image(s), "
-            f"fewer than the {devices} processes; choose another batch_size"
-        )
 
 
 if multiprocessing.parent_process() is not None:  # in a process that is to train: before Fabric greets

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convwright.errors import RecipeError, RunError
 from convwright.repair import kept_statistics, stale
-from convwright.training.batches import Batch, Gradients
+from convwright.training.batches import Batch, Gradients, synchronised
 from convwright.training.checkpoint import (
     FILE,
     check_alike,
@@ -50,7 +50,6 @@ from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
 from convwright.training.statistics import IMAGES, reestimate
-from convwright.training.synchronised import synchronised
 from convwright.training.techniques import Effect, Teacher, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
 

@@ -19,11 +19,11 @@ from convwright.training.distributed import train_over
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.preflight import check_values, make_fabric, prepare, resolve
 from convwright.training.probes.base import StopRule, check_observed
+from convwright.training.progress import still, tell
 from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.recipe.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
-from convwright.training.still import still, tell
 from convwright.training.techniques import Teacher
 
 

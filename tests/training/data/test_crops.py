@@ -9,7 +9,7 @@ from PIL import Image
 from convwright.errors import RecipeError
 from convwright.training import Augment, Loader, Recipe, load_data
 from convwright.training.data.augment import resized_crop
-from convwright.training.techniques.cutout import cutout
+from convwright.training.techniques.recipe_fields import cutout
 
 
 @settings(max_examples=60, deadline=None)

@@ -347,7 +347,7 @@ def test_check_fits(write_npz):
 
 
 def test_data_sets_are_a_registry(monkeypatch, write_npz):
-    monkeypatch.setattr("convwright.training.data.named.registry.DATA_SETS", dict(DATA_SETS))
+    monkeypatch.setattr("convwright.training.data.named.DATA_SETS", dict(DATA_SETS))
     assert {"fashion-mini", "mnist", "fashion-mnist", "cifar10"} <= set(DATA_SETS)
     assert all(entry.about.endswith(".") for entry in DATA_SETS.values())
 

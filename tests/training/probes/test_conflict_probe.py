@@ -16,8 +16,7 @@ from convwright.methods import Stop
 from convwright.metrics import bundles, weight_amplitude
 from convwright.training import train
 from convwright.training.probes.base import PROBES, Moment, Watched
-from convwright.training.probes.bundle_points import find_points
-from convwright.training.probes.bundle_reading import _PART, read_bundles, variance
+from convwright.training.probes.bundle_reading import _PART, find_points, read_bundles, variance
 from convwright.training.probes.bundles import ConflictProbe, ConflictSettings, conflict_probe
 from convwright.training.probes.taps import Tapped
 

@@ -12,14 +12,12 @@ from torch.nn import functional as F
 
 from convwright.errors import RecipeError, RecipeWarning
 from convwright.training import Recipe, train
-from convwright.training.techniques.averaging import reestimate_batch_norm
-from convwright.training.techniques.cutmix import cutmix
+from convwright.training.techniques.averaging import reestimate_batch_norm, swa_rate
 from convwright.training.techniques.flip_test import Flipped
-from convwright.training.techniques.label_smoothing import smoothed
 from convwright.training.techniques.lookahead import lookahead
-from convwright.training.techniques.mixup import mixup
+from convwright.training.techniques.mixing import cutmix, mixup
+from convwright.training.techniques.recipe_fields import smoothed
 from convwright.training.techniques.sam import frozen_statistics, sam_gradients
-from convwright.training.techniques.swa import swa_rate
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 

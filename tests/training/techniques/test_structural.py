@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 import convwright as cw
 from convwright.cost import count_by_torch
-from convwright.training.techniques.blurpool import BlurPool
-from convwright.training.techniques.depthwise_separable import DepthwiseSeparable
-from convwright.training.techniques.global_pool import GlobalPool
-from convwright.training.techniques.squeeze_excite import SqueezeExcite, squeeze_excite
+from convwright.training.techniques.replaced_layers import (
+    BlurPool,
+    DepthwiseSeparable,
+    GlobalPool,
+    SqueezeExcite,
+    squeeze_excite,
+)
 from convwright.training.techniques.structural import Structural
 
 KINDS = (BlurPool, DepthwiseSeparable, GlobalPool, SqueezeExcite)
@@ -79,12 +82,12 @@ def test_sites(name: str, archs: dict[str, cw.Architecture]) -> None:
     arch = archs[name]
     kinds = (BlurPool(), SqueezeExcite(), SqueezeExcite(per="block"), DepthwiseSeparable(), GlobalPool())
     for kind, expected in zip(kinds, NETS[name][2:], strict=True):
-        found = kind.sites(arch)
+        edits, skipped = kind.sites(arch)
         if expected is not None:
-            assert len(found.edits) == expected, (kind, found)
-        assert not {edit.target for edit in found.edits} & set(found.skipped)
-        assert all(found.skipped.values())
-        assert kind.edits(arch) == found.edits
+            assert len(edits) == expected, (kind, edits)
+        assert not {edit.target for edit in edits} & set(skipped)
+        assert all(skipped.values())
+        assert kind.edits(arch) == edits
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -303,11 +303,6 @@ def module_paths(node: fx.Node) -> list[str]:
     return [re.sub(r"@\d+$", "", str(entry[0])) for entry in stack.values()]
 
 
-def called_modules(capture: Capture) -> frozenset[str]:
-    """Return the qualified names of all modules whose own ``forward`` ran."""
-    return frozenset(path for node in capture.graph.nodes for path in module_paths(node))
-
-
 def module_class(node: fx.Node) -> str:
     """Return the class name of the innermost module that called the operator."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -16,11 +16,10 @@ import torch
 from torch import fx
 
 from convwright.architecture.capture.exported import operator_name
-from convwright.architecture.rules import norms, shapes, spatial, weighted  # noqa: F401  (they register their rules)
+from convwright.architecture.rules import shapes, weighted  # noqa: F401  (they register their rules)
 from convwright.architecture.rules.elementwise import elementwise
 from convwright.architecture.rules.registry import RULES, Rule, opaque, rule
-from convwright.architecture.rules.shapes import executed
-from convwright.architecture.rules.spatial import pad
+from convwright.architecture.rules.shapes import executed, pad
 
 __all__ = ["RULES", "Rule", "elementwise", "executed", "opaque", "pad", "rule", "rule_for"]
 

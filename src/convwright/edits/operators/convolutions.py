@@ -1,14 +1,19 @@
-"""What the operators that replace convolutions share: which ones they accept, and new ones like the old."""
+"""``dw_separable``, ``ghost`` and ``grouped`` in place of dense convolutions, and what all such operators share.
+
+Which convolutions they accept, and new layers like the old.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from convwright.edits.operators.registry import Site, refuse
+from convwright.edits.operators.registry import Site, operator, refuse
+from convwright.layers.ghost import GhostConv2d
 
 Init = Literal["least_squares", "fresh"]
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -95,12 +100,6 @@ def convolution_like(old: nn.Conv2d, **changed: Any) -> nn.Conv2d:
     return placed(old, nn.Conv2d(**{**kept, **changed}, dtype=old.weight.dtype))
 
 
-def pointwise_like(old: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """Return a 1x1 convolution to the outputs of ``old``, with a bias if it has one."""
-    new = nn.Conv2d(in_channels, old.out_channels, 1, bias=old.bias is not None, dtype=old.weight.dtype)
-    return placed(old, new)
-
-
 def placed(old: nn.Conv2d | nn.Linear, new: _Module) -> _Module:
     """Move a new module to the device and type of ``old``; it trains what ``old`` trained."""
     # Drawn on the CPU and moved: the same weights whatever the device.
@@ -147,3 +146,108 @@ def nearest_separable(weight: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.where(scale > 0, scale, torch.ones_like(scale))
     depthwise = (filters * sign * length).unflatten(1, weight.shape[2:])
     return depthwise, (mixing * sign * scale).T
+
+
+# ------------------------------------------------------------------ operators
+
+
+@operator("dw_separable", source="Sifre 2014; MobileNet, Howard et al. 2017")
+def depthwise_separable(old: nn.Module, site: Site, *, init: Init = "least_squares") -> nn.Module:
+    """Depthwise convolution of the same kernel, then a 1x1 convolution.
+
+    There is neither norm nor activation between the two, so that the product of the two weights can be the
+    nearest one to the old weight.
+
+    Parameters: kernel * in + in * out, and ``out`` for a bias.
+
+    Args:
+        old: a dense convolution with a kernel larger than 1x1.
+        site: where it is.
+        init: ``"least_squares"``: least squared error of the weight; ``"fresh"``: drawn anew.
+
+    Raises:
+        EditError: the layer is not such a convolution.
+    """
+    conv = spatial_convolution("dw_separable", old, site)
+    channels = conv.in_channels
+    depthwise = convolution_like(conv, out_channels=channels, groups=channels, bias=False)
+    plain = {"stride": 1, "padding": 0, "dilation": 1, "padding_mode": "zeros"}
+    pointwise = convolution_like(conv, kernel_size=1, **plain)
+    if init == "least_squares":
+        filters, mixing = nearest_separable(conv.weight)
+        fill(depthwise.weight, filters)
+        fill(pointwise.weight, mixing)
+        fill(pointwise.bias, conv.bias)
+    return nn.Sequential(OrderedDict[str, nn.Module](depthwise=depthwise, pointwise=pointwise))
+
+
+@operator("ghost", source="GhostNet, Han et al. 2020")
+def ghost(
+    old: nn.Module, site: Site, *, ratio: int = 2, cheap_kernel: int = 3, init: Init = "least_squares"
+) -> nn.Module:
+    """Convolution for a part of the channels, cheap depthwise copies of these for the rest.
+
+    Parameters, with ``m = out / ratio``: kernel * in * m + cheap_kernel**2 * (out - m), and ``out`` for a bias.
+
+    Args:
+        old: a dense convolution.
+        site: where it is.
+        ratio: outputs per real filter.
+        cheap_kernel: kernel size of the depthwise convolution, odd.
+        init: ``"least_squares"``: the first filters are kept, and each other one becomes the multiple of its primary
+            filter that is nearest to it (only the middle of the cheap kernel is not zero, so it is the
+            nearest among copies without a shift); ``"fresh"``: drawn anew.
+
+    Raises:
+        EditError: the layer is not such a convolution, or its outputs do not divide by ``ratio``.
+        ValueError: an option is out of range.
+    """
+    conv = dense_convolution("ghost", old, site)
+    check_divides("ghost", site, ratio, output=conv.out_channels)
+    primary = conv.out_channels // ratio
+    new = placed(conv, GhostConv2d(convolution_like(conv, out_channels=primary), ratio, cheap_kernel))
+    if init == "least_squares":
+        _copy_filters(conv, new, ratio - 1)
+    return new
+
+
+def _copy_filters(conv: nn.Conv2d, new: GhostConv2d, ghosts: int) -> None:
+    primary = new.primary.out_channels
+    fill(new.primary.weight, conv.weight[:primary])
+    filters = precise(conv.weight).flatten(1)
+    bases, others = filters[:primary].repeat_interleave(ghosts, 0), filters[primary:]
+    lengths = bases.square().sum(1)
+    scale = (bases * others).sum(1) / torch.where(lengths > 0, lengths, torch.ones_like(lengths))  # the nearest
+    kernel = torch.zeros_like(new.cheap.weight)
+    middle = kernel.shape[-1] // 2
+    kernel[:, 0, middle, middle] = scale.to(kernel.dtype)
+    fill(new.cheap.weight, kernel)
+    if conv.bias is not None:
+        fill(new.primary.bias, conv.bias[:primary])
+        shifted = conv.bias[primary:] - scale.to(conv.bias.dtype) * conv.bias[:primary].repeat_interleave(ghosts)
+        fill(new.cheap.bias, shifted)
+
+
+@operator("grouped", source="AlexNet, Krizhevsky et al. 2012; ResNeXt, Xie et al. 2017")
+def grouped(old: nn.Module, site: Site, *, groups: int = 2, init: Init = "least_squares") -> nn.Module:
+    """Grouped convolution of the same kernel.
+
+    Parameters: kernel * in * out / groups, and ``out`` for a bias.
+
+    Args:
+        old: a dense convolution.
+        site: where it is.
+        groups: parts into which inputs and outputs are divided.
+        init: ``"least_squares"``: the diagonal blocks of the old weight, which is nearest; ``"fresh"``: drawn anew.
+
+    Raises:
+        EditError: the layer is not such a convolution, or its channels do not divide.
+    """
+    conv = dense_convolution("grouped", old, site)
+    check_divides("grouped", site, groups, input=conv.in_channels, output=conv.out_channels)
+    new = convolution_like(conv, groups=groups)
+    if init == "least_squares":
+        rows = conv.weight.detach().chunk(groups, 0)
+        fill(new.weight, torch.cat([row.chunk(groups, 1)[block] for block, row in enumerate(rows)]))
+        fill(new.bias, conv.bias)
+    return new

@@ -46,20 +46,15 @@ def global_pool(old: nn.Module, site: Site, *, init: Init = "least_squares") -> 
 def _channels_and_positions(old: nn.Linear, site: Site) -> tuple[int, int]:
     """Return how many channels and positions the flattened map has; refuse where there is none."""
     if not site.map_shape:
-        refuse(
-            "global_pool",
-            site,
-            "its input is not a map (n, channels, height, width) of the network's layers, flattened from the second "
-            "axis on, or it is pooled already",
-            "Name the linear layer behind the flatten, if there is one",
-        )
+        given = "a map (n, channels, height, width) of the network's layers, flattened from the second axis on"
+        reason = f"its input is not {given}, or it is pooled already"
+        refuse("global_pool", site, reason, "Name the linear layer behind the flatten, if there is one")
     _, channels, *spatial = site.map_shape
     positions = math.prod(spatial)
     if positions == 1:
         refuse("global_pool", site, "its input is pooled already", "There is nothing to do")
     if channels * positions != old.in_features:
         shown = "x".join(map(str, site.map_shape[1:]))
-        refuse(
-            "global_pool", site, f"it reads {old.in_features} values, not a map of {shown}", "Name the layer behind it"
-        )
+        reason = f"it reads {old.in_features} values, not a map of {shown}"
+        refuse("global_pool", site, reason, "Name the layer behind it")
     return channels, positions

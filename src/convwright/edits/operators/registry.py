@@ -8,11 +8,9 @@ strings) are what is checked. It refuses a layer with :func:`refuse`, and leaves
 from __future__ import annotations
 
 import inspect
-import math
 import typing
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from convwright.edits.plan_file import fits
 from convwright.edits.surgery import MOST_CHANNELS, check_room, copied, stand_ins, weight_bytes
 from convwright.errors import EditError, did_you_mean
 
@@ -107,7 +106,8 @@ def build(name: str, old: nn.Module, site: Site, options: Mapping[str, Any] | No
             operator can replace; the message names the layer, the reason and the remedy.
     """
     options = check_options(name, options or {}, site.layer)
-    with _drawing(site.layer):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(zlib.crc32(site.layer.encode()))
         try:
             _check_room(name, old, site, options)
             new = OPERATORS[name].function(old, site, **options)
@@ -144,7 +144,7 @@ def check_options(name: str, options: Mapping[str, Any], layer: str) -> dict[str
         EditError: the operator or an option is unknown, or a value has the wrong type.
     """
     if name not in OPERATORS:
-        near = did_you_mean(name, OPERATORS) or f" There are {', '.join(OPERATORS)}."
+        near = did_you_mean(name, OPERATORS) or f" There are {', '.join(sorted(OPERATORS))}."
         raise EditError(f"{layer}: there is no operator {name!r}.{near}")
     entry = OPERATORS[name]
     types = typing.get_type_hints(entry.function)
@@ -152,21 +152,11 @@ def check_options(name: str, options: Mapping[str, Any], layer: str) -> dict[str
         if option not in entry.options:
             near = did_you_mean(option, entry.options) or f" It has {', '.join(entry.options)}."
             raise EditError(f"{layer}: operator {name!r} has no option {option!r}.{near}")
-        if not _fits(value, types[option]):
+        if not fits(types[option], value):
             raise EditError(f"{layer}: option {option!r} of {name!r} is {_said(types[option])}, not {value!r}.")
         if isinstance(value, int) and value > MOST_CHANNELS:
             raise EditError(f"{layer}: option {option!r} of {name!r} is at most {MOST_CHANNELS:,}, not {value:,}.")
     return {**entry.options, **options}
-
-
-def _fits(value: object, kind: Any) -> bool:
-    if typing.get_origin(kind) is typing.Literal:
-        return isinstance(value, str) and value in typing.get_args(kind)
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, kind)
 
 
 def _said(kind: Any) -> str:
@@ -176,17 +166,6 @@ def _said(kind: Any) -> str:
 
 
 # ------------------------------------------------------------------ building
-
-
-@contextmanager
-def _drawing(layer: str) -> Iterator[None]:
-    """Draw from a generator seeded by the layer's name."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(zlib.crc32(layer.encode()))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def _check_shape(name: str, new: nn.Module, site: Site) -> None:
@@ -201,9 +180,5 @@ def _check_shape(name: str, new: nn.Module, site: Site) -> None:
             f"{site.layer} cannot become {name!r} on an input of shape {site.input_shape}: {error}"
         ) from error
     if tuple(result.shape) != tuple(site.output_shape):
-        refuse(
-            name,
-            site,
-            f"it would give the shape {tuple(result.shape)} instead of {tuple(site.output_shape)}",
-            "Choose another layer or another input size",
-        )
+        wrong = f"it would give the shape {tuple(result.shape)} instead of {tuple(site.output_shape)}"
+        refuse(name, site, wrong, "Choose another layer or another input size")

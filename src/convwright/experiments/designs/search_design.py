@@ -17,11 +17,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import filelock
 
-from convwright.cost.budget import parse_budget
+from convwright.architecture import Architecture
+from convwright.cost.budget import Limits, parse_budget
 from convwright.edits import Edit, Plan, Resolution
 from convwright.edits.plan_file import edits_of
 from convwright.errors import RecipeError, RunError
@@ -32,14 +33,10 @@ from convwright.runs.directory.files import digest, read_json, save_weights, wri
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import Evaluator, precision_and_layout, settled_recipe
-from convwright.runs.executors import Completed, InProcess
+from convwright.runs.executors import InProcess
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.loop import search
 from convwright.training import ImageData, Recipe, load_data
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
 
 Transfer = Literal["svd", "net2wider", "fresh"]
 FOUND = "found.safetensors"  # the weights that a found network inherits, where it does
@@ -158,7 +155,6 @@ class _WidthWalk(Method):
         self.found = self.candidates[-1]
 
     def ask(self) -> tuple[Candidate, ...]:
-        """Return the next step."""
         return self.candidates[len(self.results) : len(self.results) + 1]
 
     def tell(self, evidence: Evidence) -> None:
@@ -168,7 +164,6 @@ class _WidthWalk(Method):
         self.results.append(evidence)
 
     def best(self) -> Evidence | None:
-        """Return the last step."""
         return self.results[-1] if self.results else None
 
 
@@ -263,8 +258,8 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
         evaluator = Evaluator(arch, data, settled_recipe(recipe, study.settled), study, progress=False)
         if latency is not None:
             latency.keep_in(folder)
-        executor = InProcess(evaluator)
-        trials = search(method, study, executor if latency is None else Completed(executor, latency.completed))
+        complete = None if latency is None else latency.completed
+        trials = search(method, study, InProcess(evaluator), complete=complete)
         found = method.found
         if found is not None and found.parent is not None and found.weights == "inherit":
             # For rows whose training goes on from there.
@@ -276,7 +271,7 @@ def _carry_out(question: Question, make: Any, folder: Path) -> None:
     rows = [_trial(trial, evaluator.recipe, len(data.train)) for trial in trials]
     design = question.design
     called = f"walk, {design.weights}" if isinstance(design, Walked) else design.method
-    history = plain([_rounded(dict(each)) for each in method.history])
+    history = _rounded([dict(each) for each in method.history])
     record(folder, question, called, found.plan.edits, rows, method.log, history, _qualities(trials))
 
 
@@ -387,11 +382,7 @@ def _qualities(trials: Sequence[Evidence]) -> dict[str, Any] | None:
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, _DIGITS)
-    if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value, default=dict), parse_float=lambda text: round(float(text), _DIGITS))
 
 
 def edits_of_record(values: Sequence[Mapping[str, Any]]) -> tuple[Edit, ...]:

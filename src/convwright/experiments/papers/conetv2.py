@@ -1,17 +1,22 @@
-"""``conetv2``: channel searches beside what any of them has to beat: one common ratio, and widths drawn at random."""
+"""Channel searches beside what any of them has to beat: one common ratio, and widths drawn at random (``conetv2``).
+
+``conetv2-transfer`` asks what carrying weights from trial to trial is worth, on one and the same course of widths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from statistics import fmean
+from typing import Any, get_args
 
 from convwright.experiments.designs.design import Design, UniformRatio
-from convwright.experiments.designs.search_design import Searched
-from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.designs.search_design import Searched, Transfer, Walked
+from convwright.experiments.papers.small_networks import cifar_recipe
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
 from convwright.experiments.search_pictures import MILLIONS, beside_cost, pictures_of
-from convwright.tables import Json
+from convwright.plots import Series, lines
+from convwright.tables import Json, Sheet
 from convwright.training import Recipe
 
 BUDGETS: Mapping[str, str] = {"macs": "macs<=50%", "params": "params<=50%"}
@@ -151,3 +156,75 @@ def _rows(name: str, size: Size) -> Iterator[Row]:
             label = f"{name}-{kind}-{short}"
             compared = before.name if label == control else control
             yield replace(before, name=label, design=design, note=f"{budget}: {note}", control=compared)
+
+
+# ------------------------------------------------------------------ weights from trial to trial
+
+_TRANSFER_START: Mapping[Size, int] = {"quick": 2, "standard": 4, "full": 16}
+_TRANSFERS: Mapping[str, str] = {
+    "svd": "as published: truncated SVD where a layer shrinks, its last channels again where it grows; norms and "
+    "classifier restart",
+    "net2wider": "ours: the function is kept where a layer grows; norms and classifier are carried",
+    "fresh": "no transfer: new weights in each trial",
+}
+
+
+def conclude_transfer(content: Json) -> Conclusion:
+    """Return accuracy and seconds of each trial under each transfer."""
+    walks = {row["name"]: row["searches"][-1] for row in content["rows"] if row.get("searches")}
+    if not walks:
+        return Conclusion()
+    trials = range(max(len(found["trials"]) for found in walks.values()))
+    cells = tuple(_trial_line(number, list(walks.values())) for number in trials)
+    mean = ("mean", "", *(f"{100 * fmean(_scores(f)):.2f} %" for f in walks.values()))
+    seconds = ("seconds in all", "", *(f"{f['seconds']:,.0f}" for f in walks.values()))
+    columns = ("trial", "MACs", *walks)
+    notes = ("Validation accuracy after each trial's training; all walk through the same widths with the same seeds.",)
+    right = tuple(range(1, len(columns)))
+    table = Sheet("Accuracy after each trial", columns, (*cells, mean, seconds), right, notes)
+    values = {
+        name: {"scores": _scores(found), "seconds": [trial["seconds"] for trial in found["trials"]]}
+        for name, found in walks.items()
+    }
+    series = [
+        Series(name, tuple((i, 100 * score) for i, score in enumerate(_scores(found), start=1)))
+        for name, found in walks.items()
+    ]
+    title = "resnet20: accuracy over the trials of one search, by transfer of weights"
+    picture = lines(series, title, "trial", "validation accuracy, %")
+    return Conclusion((table,), values, {"conetv2-transfer": picture})
+
+
+def _trial_line(number: int, walks: Sequence[Json]) -> tuple[str, ...]:
+    trials = [found["trials"][number] for found in walks]
+    return (str(number + 1), f"{trials[0]['macs']:,}", *(f"{100 * trial['score']:.2f} %" for trial in trials))
+
+
+def _scores(found: Json) -> list[float]:
+    return [trial["score"] for trial in found["trials"]]
+
+
+@experiment(
+    "conetv2-transfer",
+    title="Weights from trial to trial: published SVD transfer, Net2Wider and none, on the same widths",
+    source="Wang et al. 2021; its authors' web page claims that transfer makes the search about 50 % faster",
+    conclude=conclude_transfer,
+)
+def conetv2_transfer(size: Size) -> tuple[Row, ...]:
+    """Return one row per transfer: the corrected search from tiny widths is carried out once, then walked again."""
+    network = NETWORKS["resnet20"]
+    search = search_of(
+        size, "channel-search", BUDGETS["macs"], network.precision, rule="greedy", start=_TRANSFER_START[size]
+    )
+    return tuple(
+        Row(
+            transfer,
+            network.model,
+            "cifar10",
+            None,
+            options=network.options[size],
+            design=(Walked(search, transfer),),
+            note=_TRANSFERS[transfer],
+        )
+        for transfer in get_args(Transfer)
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from convwright.experiments.designs.design import Design
 from convwright.experiments.designs.search_design import At, Searched
-from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.papers.small_networks import cifar_recipe
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
 from convwright.experiments.search_pictures import beside_cost

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convwright.experiments.designs.design import Design, OptimizedKernels, Organized, RollingEverywhere
-from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.papers.small_networks import cifar_recipe
 from convwright.experiments.row import Row, Size, experiment, seeds_of
 from convwright.methods.receptive_field.layer_operators import Menu
 from convwright.methods.receptive_field.unit_moves import Rule

@@ -13,11 +13,12 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 
-from convwright.architecture import read
+from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
 from convwright.cost.latency import compare_latency
@@ -29,14 +30,8 @@ from convwright.training import ImageData, Recipe, evaluate, train
 from convwright.training.data.images import Images
 from convwright.training.data.loader import derived_seed
 from convwright.training.probes.base import Watched
-from convwright.training.probes.bundle_points import Points, find_points
-from convwright.training.probes.bundle_reading import BundleReading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, Points, find_points, read_bundles
 from convwright.training.settings import to_layout
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from convwright.architecture import Architecture
 
 GRADES = 11  # readings of the graded conflict, each with a grid four times as coarse as the one before
 
@@ -209,8 +204,6 @@ def flags_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Study:
-    """One network under study."""
-
     def __init__(self, asked: RemovalStudy, arch: Architecture, data: ImageData, recipe: Recipe) -> None:
         self.asked, self.arch, self.data, self.recipe = asked, arch, data, recipe
         self.channels_last = recipe.memory_format == "channels_last"
@@ -224,7 +217,6 @@ class _Study:
         self.anew = _some(data.train, asked.anew, recipe.seed)
 
     def found(self) -> dict[str, Any]:
-        """Return everything."""
         start = time.process_time()
         facts, sequences = self._orders()
         ordered = time.process_time()

@@ -15,13 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import outermost
 from convwright.errors import ConvwrightError, check_counts
 from convwright.plots import Series, lines
@@ -29,13 +30,9 @@ from convwright.repair import kept_statistics, reestimate_batch_norm
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
 from convwright.training.evaluate import Metrics, count_right, eval_mode
-from convwright.training.probes.bundle_points import Points, branch_tap, find_points
-from convwright.training.probes.bundle_reading import BundleReading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, Points, branch_tap, find_points, read_bundles
 from convwright.training.probes.taps import Tap, Tapped
 from convwright.training.settings import autocast, single_tensor
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Block
 
 _HELD = 1 << 27  # numbers: so many are kept in memory as batches
 _BATCH = 500

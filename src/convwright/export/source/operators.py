@@ -327,17 +327,7 @@ def _operand(w: Writing, at: int) -> Expr:
     return Joined((Text("("), expr, Text(")"))) if isinstance(expr, Joined) or negative else expr
 
 
-@writes("neg")
-def _minus(w: Writing) -> Expr:
-    return Joined((Text("-"), w.first))
-
-
 # ------------------------------------------------------------------ parts and shapes
-
-
-@writes("getitem")
-def _item(w: Writing) -> Expr:
-    return Joined((w.first, Text(f"[{w.node.args[1]}]")))
 
 
 @writes("slice")
@@ -347,11 +337,6 @@ def _slice(w: Writing) -> Expr:
     last: Expr = Text("") if stop in (None, _END) else w.expr(stop, argument(w.twin, "end"), "size")
     steps: tuple[Expr, ...] = () if step in (None, 1) else (Text(":"), w.expr(step, step, "step"))
     return _at(w, int(w.given("dim", 0)), (first, Text(":"), last, *steps))
-
-
-@writes("select")
-def _select(w: Writing) -> Expr:
-    return _at(w, int(w.given("dim")), (w.arg("index", "size"),))
 
 
 def _at(w: Writing, dim: int, parts: tuple[Expr, ...]) -> Expr:
@@ -379,11 +364,6 @@ def _shaped(w: Writing) -> Expr | None:
         return None
     name = "reshape" if w.name == "_unsafe_view" else w.name
     return Call(Attr(w.first, name), _sizes(w, minus_one=name in ("view", "reshape")))
-
-
-@writes("permute")
-def _permute(w: Writing) -> Expr:
-    return Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in w.row(1))))
 
 
 def _sizes(w: Writing, minus_one: bool) -> tuple[Arg, ...]:
@@ -419,6 +399,12 @@ def _fixed(w: Writing, one: Any, two: Any, name: str) -> Expr:
     return Text(repr(one)) if type(one) in (int, bool) and one == two else w.expr(one, two, name)
 
 
+@writes("split", "split_with_sizes")
+def _split(w: Writing) -> Expr:
+    sizes = w.expr(w.node.args[1], w.twin.args[1], "size")
+    return Call(Attr(w.first, "split"), (*positional(sizes), *_along(w)))
+
+
 @writes("cat", "concat", "concatenate", "stack")
 def _cat(w: Writing) -> Expr:
     items = Many(tuple(w.scope.value(t) for t in w.row(0) if isinstance(t, fx.Node)))
@@ -430,12 +416,6 @@ def _along(w: Writing) -> tuple[Arg, ...]:
     return (Arg("dim", Text(str(dim))),) if dim else ()
 
 
-@writes("split", "split_with_sizes")
-def _split(w: Writing) -> Expr:
-    sizes = w.expr(w.node.args[1], w.twin.args[1], "size")
-    return Call(Attr(w.first, "split"), (*positional(sizes), *_along(w)))
-
-
 @writes("to", "_to_copy")
 def _to(w: Writing) -> Expr:
     value = w.node.meta.get("val")
@@ -443,6 +423,13 @@ def _to(w: Writing) -> Expr:
         return Call(Attr(w.first, "to"), positional(Text(str(value.dtype))))
     return Call(Attr(w.first, "clone"), ())
 
+
+_WRITERS |= {
+    "neg": lambda w: Joined((Text("-"), w.first)),
+    "getitem": lambda w: Joined((w.first, Text(f"[{w.node.args[1]}]"))),
+    "select": lambda w: _at(w, int(w.given("dim")), (w.arg("index", "size"),)),
+    "permute": lambda w: Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in w.row(1)))),
+}
 
 # ------------------------------------------------------------------ torch.nn.functional
 

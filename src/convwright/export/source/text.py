@@ -208,8 +208,10 @@ def _flat(expr: Expr, name: Callable[[Hole], str], known: Names | None) -> str:
     if isinstance(expr, Attr):
         return f"{_flat(expr.base, name, known)}.{expr.name}"
     if isinstance(expr, Many):
-        inner = ", ".join(_entries(expr, name, known))
-        return f"{expr.brackets[0]}{inner}{expr.brackets[1]}"
+        leads = [f"{literal(key)}: " for key in expr.keys] or [""] * len(expr.items)
+        inner = ", ".join(lead + _flat(item, name, known) for lead, item in zip(leads, expr.items, strict=True))
+        comma = "," if expr.brackets == "()" and len(expr.items) == 1 else ""
+        return f"{expr.brackets[0]}{inner}{comma}{expr.brackets[1]}"
     if isinstance(expr, Joined):
         return "".join(_flat(part, name, known) for part in expr.parts)
     return f"*[{_flat(expr.item, name, known)} for _ in range({name(expr.count)})]"
@@ -217,22 +219,13 @@ def _flat(expr: Expr, name: Callable[[Hole], str], known: Names | None) -> str:
 
 def shown(call: Call, known: Names | None) -> list[Arg]:
     """Return the arguments of a call that are not at their defaults; all of them for a template."""
-    return [arg for arg in call.args if known is None or not _is_default(arg, known)]
 
+    def at_default(arg: Arg, known: Names) -> bool:
+        if arg.default is MISSING or not isinstance(arg.value, Hole) or id(arg.value) in known:
+            return False
+        return type(arg.value.value) is type(arg.default) and bool(arg.value.value == arg.default)
 
-def _is_default(arg: Arg, known: Names) -> bool:
-    if arg.default is MISSING or not isinstance(arg.value, Hole) or id(arg.value) in known:
-        return False
-    return type(arg.value.value) is type(arg.default) and bool(arg.value.value == arg.default)
-
-
-def _entries(many: Many, name: Callable[[Hole], str], known: Names | None) -> list[str]:
-    items = [_flat(item, name, known) for item in many.items]
-    if many.keys:
-        return [f"{literal(key)}: {item}" for key, item in zip(many.keys, items, strict=True)]
-    if many.brackets == "()" and len(items) == 1:
-        return [items[0] + ","]
-    return items
+    return [arg for arg in call.args if known is None or not at_default(arg, known)]
 
 
 # ------------------------------------------------------------------ several lines

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import jinja2
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ from convwright.export.source.text import (
     template,
 )
 
+_TEMPLATE = Path(__file__).with_name("program.py.j2").read_text(encoding="utf-8")
+_PROGRAM = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True).from_string(_TEMPLATE)
 _INDENT = 4
 _PLACES = 2  # of modules, named in a class's docstring
 
@@ -75,8 +79,14 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
         line for made in found for line in ["", "", *_class(made, made is root, _ties(parts) if made is root else [])]
     ]
     dtype = next((t.dtype for t in model.parameters() if t.is_floating_point()), torch.float32)
-    head = _head(title, notes, body)
-    text = "\n".join([*head, *body, "", "", _loader(root.name, dtype, (1, *example_input.shape[1:]))]) + "\n"
+    text = _PROGRAM.render(
+        title=said(title),
+        notes=[said(note) for note in notes],
+        body="\n".join(body),
+        name=root.name,
+        cast="" if dtype is torch.float32 else f".to({dtype})",
+        shape=(1, *example_input.shape[1:]),
+    )
     full = tuple(sorted({w.partition("(")[0] for line in body for w in line.split() if "torch.ops." in w}))
     return Source(text, root.name, constants, tuple(made.name for made in found), full, dtype)
 
@@ -96,44 +106,6 @@ def _ties(parts: ModuleParts) -> list[str]:
             lines.append(f"{one} = {other}" if is_name(own) else f"setattr({base}, {literal(own)}, {other})")
         first.setdefault(id(parameter), name)
     return lines
-
-
-def _head(title: str, notes: Sequence[str], body: Sequence[str]) -> list[str]:
-    title, notes = said(title), [said(note) for note in notes]
-    opening = ['"""' + title, "", *notes, '"""'] if notes else [f'"""{title}"""']
-    lines = [*opening, "", "from __future__ import annotations", ""]
-    text = "\n".join(body)
-    if "OrderedDict(" in text:
-        lines.append("from collections import OrderedDict")
-    lines += ["from pathlib import Path", "", "import torch", "from torch import Tensor, nn"]
-    if "F." in text:
-        lines.append("from torch.nn import functional as F")
-    return lines
-
-
-def _loader(name: str, dtype: torch.dtype, shape: Sequence[int]) -> str:
-    cast = "" if dtype is torch.float32 else f".to({dtype})"
-    return f'''def load(weights: str | Path | None = None) -> {name}:
-    """Return the network with its weights, in eval mode.
-
-    Args:
-        weights: a state dict, .pt or .safetensors; None: weights.pt beside this file.
-    """
-    path = Path(__file__).with_name("weights.pt") if weights is None else Path(weights)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    model = {name}(){cast}
-    model.load_state_dict(state)
-    return model.eval()
-
-
-if __name__ == "__main__":
-    with torch.no_grad():
-        print(load()(torch.zeros({", ".join(map(str, shape))})).shape)'''
 
 
 # ------------------------------------------------------------------ one class

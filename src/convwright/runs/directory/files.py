@@ -15,37 +15,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from convwright.architecture.weights import openable
 from convwright.errors import RunError
 from convwright.strict_json import check_version, parse
 
 LOCK = ".lock"
-# What the names at the top of our JSON files, and in the settings of a run, hold.
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "data", "method", "architecture", "command", "time"), (str,)),
-    **dict.fromkeys(("budget", "objective", "courses", "trials", "decisions", "log", "front", "history"), (list,)),
-    **dict.fromkeys(("options", "limits", "recipe", "method_options", "settings", "settled", "storage"), (dict,)),
-    **dict.fromkeys(("versions", "machine", "budget_met", "trained_with", "baseline_trained_with"), (dict,)),
-    **dict.fromkeys(("baseline", "result"), (dict,)),
-    **dict.fromkeys(("epochs", "tune_epochs", "seed", "judgement", "macs", "params"), (int,)),
-    "divisor": (int, str),
-    **dict.fromkeys(("constraints", "odd_widths"), (dict,)),
-    **dict.fromkeys(("before", "after", "test", "validation"), (dict, type(None))),
-    "weights": (str, type(None)),
-    "seconds": (dict, int, float),
-    "input_shape": (list, type(None)),
-}
+# What the names at the top of our JSON files, and in the settings of a run, hold: as types and in words.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    name: (kinds, words)
+    for names, kinds, words in (
+        ("model data method architecture command time", (str,), "a text"),
+        ("budget objective courses trials decisions log front history", (list,), "a list"),
+        ("options limits recipe method_options settings settled storage versions machine budget_met trained_with "
+         "baseline_trained_with baseline result constraints odd_widths", (dict,), "an object"),
+        ("epochs tune_epochs seed judgement macs params", (int,), "a whole number"),
+        ("divisor", (int, str), "a whole number or a text"),
+        ("before after test validation", (dict, type(None)), "an object or null"),
+        ("weights", (str, type(None)), "a text or null"),
+        ("seconds", (dict, int, float), "an object or a whole number or a number"),
+        ("input_shape", (list, type(None)), "a list or null"),
+    )
+    for name in names.split()
+}  # fmt: skip
 _FORMATS = tuple(f"convwright {name}" for name in ("run", "result", "training", "networks", "decisions"))
 _NEEDED = {  # names without which a file of a format says nothing
     "convwright run": ("settings", "settled"),
     "convwright result": ("baseline", "result", "budget_met", "limits"),
-}
-_WORDS = {
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-    int: "a whole number",
-    type(None): "null",
-    float: "a number",
 }
 NOTE = "convwright"  # key in the metadata of a safetensors file
 
@@ -175,9 +170,9 @@ def _check(content: Any, what: str) -> None:
 def _check_kinds(values: Mapping[str, Any]) -> None:
     """Refuse values of another kind than a file of ours has under a name."""
     for name, value in values.items():
-        kinds = _KINDS.get(name)
+        kinds, words = _KINDS.get(name, ((), ""))
         if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ValueError(f"its {name!r} must be {' or '.join(_WORDS[kind] for kind in kinds)}")
+            raise ValueError(f"its {name!r} must be {words}")
 
 
 def digest(file: Path) -> str:
@@ -221,16 +216,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         RunError: The file is missing or damaged, or its tensors do not fit; names the first one.
     """
     file = Path(path)
-    if not there(file):
-        raise RunError(f"{file}: no such file; check the path of the weights")
     try:
-        with file.open("rb"):  # what cannot be read says why, as itself
-            pass
-        load_model(model, str(file))
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read ({error.strerror or error}); give a file of weights") from error
-    except SafetensorError as error:
-        raise RunError(f"{file}: damaged ({error}); write it again") from error
+        with openable(file):
+            load_model(model, str(file))
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{file}: these weights do not fit the network ({_reason(error)})") from error
 

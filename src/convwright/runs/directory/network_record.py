@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convwright.architecture import Architecture, Layer
 from convwright.cost import layer_latencies, profile
 from convwright.metrics.receptive_field.analysis import receptive_field
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture, Layer
-    from convwright.runs.latency import RunLatency
+from convwright.runs.latency import RunLatency
 
 FILE = "networks.json"
 FORMAT = "convwright networks"

@@ -326,18 +326,21 @@ def quiet() -> Iterator[None]:
 def _owned(storage: optuna.storages.RDBStorage, name: str, called: str) -> Iterator[Any]:
     """Keep other drivers out of a study, on whatever machine; yields what tells whether we still do."""
     engine = storage.engine
+    number = int.from_bytes(hashlib.sha256(f"convwright {name}".encode()).digest()[:8], "big") >> 1  # 63 bits
     busy = RunError(f"{called}: another process is working at study {name!r}; wait for it, or start anew with --out")
-    if engine.dialect.name == "sqlite":
-        with ExitStack() as stack:
-            try:
-                if file := engine.url.database:
-                    stack.enter_context(filelock.FileLock(f"{file}.{_number(name):x}.lock", timeout=0))
-            except filelock.Timeout as error:
-                raise busy from error
-            yield lambda: True
+    if engine.dialect.name != "sqlite":
+        with _advisory(engine, number, busy) as held:
+            yield held
         return
-    with _advisory(engine, _number(name), busy) as held:
-        yield held
+    file = engine.url.database
+    lock: AbstractContextManager[object] = (
+        filelock.FileLock(f"{file}.{number:x}.lock", timeout=0) if file else nullcontext()
+    )
+    try:
+        with lock:
+            yield lambda: True
+    except filelock.Timeout as error:
+        raise busy from error
 
 
 @contextmanager
@@ -364,8 +367,3 @@ def _advisory(engine: Any, key: int, busy: RunError) -> Iterator[Any]:
     finally:
         connection.invalidate()  # closed, not given back to the pool: that would keep the lock
         connection.close()
-
-
-def _number(name: str) -> int:
-    """Return 63 bits that stand for a study."""
-    return int.from_bytes(hashlib.sha256(f"convwright {name}".encode()).digest()[:8], "big") >> 1

@@ -128,11 +128,9 @@ class Study:
         self.storage, self.study = self._storage.storage, self._storage.study
 
     def __enter__(self) -> Study:
-        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the storage and let the directory go."""
         self._held.close()
 
     # ------------------------------------------------------------------ opening

@@ -11,13 +11,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convwright.errors import RunError
 from convwright.methods import Candidate
-
-if TYPE_CHECKING:
-    from convwright.runs.directory.storage import Storage
+from convwright.runs.directory.storage import Storage
 
 CHANGEABLE = ("budget", "limits", "time")  # settings that may be others when a run is resumed
 _ADOPTED = "adopted"  # adopted.COURSE.NUMBER: a candidate of that course is a trial that another one began

@@ -58,27 +58,6 @@ class Executor(Protocol):
         """End what was started; what is under way is given up."""
 
 
-@dataclass(frozen=True, eq=False)
-class Completed:
-    """An executor whose evidence gets something added here, where the driver is.
-
-    Attributes:
-        inner: What works on the candidates.
-        complete: Returns the evidence with what is added.
-    """
-
-    inner: Executor
-    complete: Callable[[Evidence], Evidence]
-
-    def carry_out(self, tasks: Iterable[Task]) -> Iterator[Evidence]:
-        """Yield the completed evidence."""
-        return map(self.complete, self.inner.carry_out(tasks))
-
-    def close(self) -> None:
-        """Close the inner one."""
-        self.inner.close()
-
-
 def lost(task: Task, why: str) -> Evidence:
     """Return the evidence on a candidate that was lost as often as it was begun; the search goes on without it."""
     message = f"lost {ATTEMPTS} times: {why}"

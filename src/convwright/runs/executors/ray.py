@@ -207,10 +207,5 @@ def _work(packed: bytes, errand: WorkerTask, weights: Mapping[int, Any], mark: t
             own.trial_folder(number).mkdir()
             own.weights(number).write_bytes(_imported().get(content))
         answer = answered(packed, own)
-        return replace(answer, files=_files(own.trial_folder(own.number)))
-
-
-def _files(folder: Path) -> Mapping[str, bytes]:
-    if not folder.is_dir():
-        return {}
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != CHECKPOINT}
+        left = sorted(own.trial_folder(own.number).glob("*"))
+        return replace(answer, files={p.name: p.read_bytes() for p in left if p.is_file() and p.name != CHECKPOINT})

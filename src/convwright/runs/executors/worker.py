@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from convwright.architecture import create, read
+from convwright.architecture import Architecture, create, read
 from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
@@ -27,9 +27,6 @@ from convwright.runs.executors.pool import Lost, Pool
 from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
 
 WEIGHTS = "model.safetensors"
 
@@ -159,15 +156,9 @@ class WorkerTask:
         folders = {n: str(folder(n).resolve()) for n in sorted(numbers)}
         return cls(task.number, task.candidate.to_dict(), parent, folders, base)
 
-    @property
-    def origin(self) -> int | None:
-        """Number of the trial whose weights it gets."""
-        found: int | None = self.candidate["parent"]
-        return found
-
     def parents(self) -> dict[int, Candidate]:
         """Return the parent and the trained original by their numbers."""
-        known = {0: self.base} if self.origin is None else {0: self.base, self.origin: self.parent}
+        known = {0: self.base} if self.parent is None else {0: self.base, self.candidate["parent"]: self.parent}
         return {number: Candidate.from_dict(found) for number, found in known.items() if found is not None}
 
     # As a store: a worker knows no other trials than these.

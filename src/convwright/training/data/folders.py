@@ -53,7 +53,6 @@ class Resize(BaseModel):
     interpolation: Interpolation | None = None
 
     def __str__(self) -> str:
-        """Return it in words."""
         return f"{self.crop_pct or 1:.4g} of the shorter side is shown, {self.interpolation or 'bicubic'}"
 
     def of(self, image: Image.Image, width: int, height: int) -> Image.Image:

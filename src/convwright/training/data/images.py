@@ -39,7 +39,6 @@ class ArrayImages:
     files: ImageFiles | None = None
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.labels)
 
     @property
@@ -78,7 +77,6 @@ class StreamImages:
     read_whole: Callable[[int], Tensor] | None = None
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> StreamImages:

@@ -85,7 +85,6 @@ class Loader:
         self._stream = _stream_loader(images, self.augment, self._order, workers)
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch."""
         return len(self.sizes)
 
     def state_dict(self) -> dict[str, int]:

@@ -31,7 +31,6 @@ class Normalisation(BaseModel):
         return self
 
     def __str__(self) -> str:
-        """Return the numbers, rounded."""
         return "; ".join(f"{name} {', '.join(f'{v:.4g}' for v in values)}" for name, values in self)
 
 

@@ -56,7 +56,7 @@ class Proxy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"classes": list(self.classes), "train": list(self.train), "val": list(self.val)}
+        return {name: list(values) for name, values in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Proxy:

@@ -104,7 +104,6 @@ class Probe:
         self.watched = watched
 
     def __enter__(self) -> Probe:
-        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -180,7 +179,6 @@ class Probes:
         self._entered = ExitStack()
 
     def __enter__(self) -> Probes:
-        """Enter all of them."""
         with ExitStack() as stack:
             for made in self._made.values():
                 stack.enter_context(made)
@@ -188,7 +186,6 @@ class Probes:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Leave all of them."""
         self._entered.__exit__(*error)
 
     def observe(self, moment: Moment) -> None:

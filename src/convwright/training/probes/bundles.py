@@ -15,8 +15,7 @@ from convwright.architecture import read
 from convwright.errors import ReadError, RecipeError
 from convwright.metrics.bundles.weight_grid import Mode
 from convwright.training.probes.base import Moment, Probe, Watched, plain, probe
-from convwright.training.probes.bundle_points import Points, find_points
-from convwright.training.probes.bundle_reading import BundleReading, read_bundles
+from convwright.training.probes.bundle_reading import BundleReading, Points, find_points, read_bundles
 from convwright.training.settings import untouched_random
 
 WINDOWS = 100

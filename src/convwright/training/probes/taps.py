@@ -113,7 +113,6 @@ class Tapped:
         self._calls = _Calls(self)
 
     def __enter__(self) -> Tapped:
-        """Put the hooks on."""
         for number, tap in enumerate(self.taps):
             if not tap.operator:
                 module = self.model.get_submodule(tap.module)
@@ -125,7 +124,6 @@ class Tapped:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take them off."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -171,21 +169,17 @@ class _Calls(TorchFunctionMode):
         self.counted: Counter[tuple[str, str]] = Counter()
 
     def begun(self) -> AbstractContextManager[object]:
-        """Return the context of one forward pass."""
         self.running.clear()
         self.counted.clear()
         return self
 
     def entering(self, path: str) -> Callable[[nn.Module, Any], None]:
-        """Return a hook that notes that a module runs."""
         return lambda module, inputs: self.running.append(path)
 
     def left(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Note that it has ended."""
         self.running.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator, and show what is wanted of it."""
         key = (self.running[-1] if self.running else "", _plain(getattr(func, "__name__", "")))
         if key not in self.wanted:
             return func(*args, **(kwargs or {}))

@@ -5,20 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from itertools import chain, repeat
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from convwright.errors import RecipeError
+from convwright.training.data.data import ImageData
 from convwright.training.data.loader import Loader
-from convwright.training.settings import autocast, single_tensor, to_layout, untouched_random
-
-if TYPE_CHECKING:
-    from convwright.training.data.data import ImageData
-    from convwright.training.recipe.recipe import Recipe
-    from convwright.training.settings import Settings
+from convwright.training.recipe.recipe import Recipe
+from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
 
 _LOW, _HIGH, _STEPS = 1e-6, 10.0, 70  # a quarter more in each step
 _SMOOTH = 0.8

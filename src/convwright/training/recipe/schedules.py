@@ -38,7 +38,6 @@ class Position:
     steps_per_epoch: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a training without steps."""
         if self.total < 1 or self.steps_per_epoch < 1:
             raise RecipeError(
                 f"a schedule over {self.total} steps, {self.steps_per_epoch} per epoch: there must be at least one; "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
 from convwright.repair.batch_norm import norms_of
@@ -41,12 +39,9 @@ class _Frozen(Effect):
         self.norms = norms_of(model)
         for norm in self.norms:
             norm.eval()
-            vars(norm)["train"] = _stays(norm)  # each epoch puts the whole network into training mode
+            # Each epoch puts the whole network into training mode.
+            vars(norm)["train"] = lambda mode=True, norm=norm: norm
 
     def close(self) -> None:
         for norm in self.norms:
             del vars(norm)["train"]
-
-
-def _stays(norm: nn.Module) -> Callable[..., nn.Module]:
-    return lambda mode=True: norm

@@ -6,20 +6,18 @@ import contextlib
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from convwright.architecture import Architecture
-from convwright.architecture.branches import branch_ends
+from convwright.architecture.blocks import branch_ends
+from convwright.architecture.reading import InputLike
 from convwright.errors import RecipeError
 from convwright.training.techniques.structural import as_architecture, options_of
 from convwright.training.techniques.technique import Card, Effect, Technique, TechniqueContext, Training, technique
-
-if TYPE_CHECKING:
-    from convwright.architecture.reading import InputLike
 
 _OF_ITS_OWN = ("DropPath", "StochasticDepth")  # timm's class, torchvision's class
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -20,19 +19,6 @@ _Kind = TypeVar("_Kind", bound=Technique)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Sites:
-    """Where a technique changes a network.
-
-    Attributes:
-        edits: The replacements that can be made.
-        skipped: Layer or block -> why it stays as it is.
-    """
-
-    edits: tuple[Replace, ...]
-    skipped: Mapping[str, str]
-
-
 class Structural(Technique):
     """Options of a technique that puts other operators in the place of layers."""
 
@@ -43,8 +29,8 @@ class Structural(Technique):
         """Yield replacements to try, and layers or blocks that are left alone with the reason."""
         raise NotImplementedError
 
-    def sites(self, arch: Architecture) -> Sites:
-        """Return the replacements that can be made, and what is skipped, with the reasons."""
+    def sites(self, arch: Architecture) -> tuple[tuple[Replace, ...], dict[str, str]]:
+        """Return the replacements that can be made, and the layers or blocks that are skipped, with the reasons."""
         edits: list[Replace] = []
         skipped: dict[str, str] = {}
         for found in self.candidates(arch):
@@ -54,18 +40,18 @@ class Structural(Technique):
                 skipped[found.target] = reason
             else:
                 edits.append(found)
-        return Sites(tuple(edits), skipped)
+        return tuple(edits), skipped
 
     def edits(self, arch: Architecture) -> tuple[Edit, ...]:
         """Return the replacements that can be made; see `sites` for the others."""
-        return self.sites(arch).edits
+        return self.sites(arch)[0]
 
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Warn where the network stays as it is."""
-        found = self.sites(setting.arch)
-        if found.edits:
+        edits, skipped = self.sites(setting.arch)
+        if edits:
             return ()
-        reason = next((f"{name}: {why}" for name, why in found.skipped.items()), self.nothing)
+        reason = next((f"{name}: {why}" for name, why in skipped.items()), self.nothing)
         return (f"techniques.{self.name} has no effect: {reason}",)
 
     def applied(self, network: Architecture | nn.Module | str, example_input: InputLike = None) -> Architecture:

@@ -5,31 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from convwright.architecture import create
+from convwright.architecture import Architecture, create
 from convwright.cost import count_by_torch
+from convwright.cost.budget import Limits
 from convwright.cost.latency import compare_latency
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, opened
 from convwright.experiments.designs.search_design import FOUND, Searched
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.methods.base import WrappedMethod
 from convwright.methods.phased.phased import PhasedDesign
 from convwright.methods.receptive_field.organizer import organize
 from convwright.methods.receptive_field.unit_moves import Rule
 from convwright.metrics.receptive_field.analysis import Score
 from convwright.runs.directory.files import read_json
-from convwright.training import load_data
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
-    from convwright.methods import Method
-    from convwright.training import ImageData, Recipe
+from convwright.training import ImageData, Recipe, load_data
 
 
 @dataclass(frozen=True)

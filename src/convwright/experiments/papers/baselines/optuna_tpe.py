@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
+from convwright.architecture import Architecture
+from convwright.cost.budget import Limits
 from convwright.edits import Plan, RemoveBlock
 from convwright.errors import BudgetError
 from convwright.experiments.designs.search_design import Searched, UpToTheEnd
-from convwright.methods import Candidate, Evidence
+from convwright.methods import Candidate, Evidence, Method
 from convwright.methods.auto.designs import DesignBuilder, ProposedDesign, weighed
 from convwright.methods.conflicts.blocks import BlockGroups
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
-
-if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
-    from convwright.methods import Method
 
 _FACTORS = (0.5, 2.0)  # of widths; one ratio of all of them then brings the network to the budget
 _DRAWS = 50  # so many draws in a row without a network end the search

@@ -22,7 +22,7 @@ from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, 
 from convwright.experiments.papers.baselines.optuna_tpe import Tpe
 from convwright.experiments.papers.baselines.tables import conclude
 from convwright.experiments.papers.baselines.torch_pruning import MOST, Pruned
-from convwright.experiments.papers.cifar_small import cifar_recipe
+from convwright.experiments.papers.small_networks import cifar_recipe
 from convwright.experiments.row import Row, Size, experiment, seeds_of, trial_fields
 from convwright.training import Recipe
 
@@ -198,22 +198,14 @@ GREEDY: Mapping[int, Mapping[str, Any]] = {
 )
 def rivals(size: Size) -> tuple[Row, ...]:
     """Return per network and budget the untouched network and what each method and tool makes of it."""
-    return tuple(
-        row
-        for name, base in BASES.items()
-        if size in base.options
-        for table, percent, planned in _tables(name, base, size)
-        for row in _rows(table, base, size, percent, planned)
-    )
-
-
-def _tables(name: str, base: Base, size: Size) -> Iterator[tuple[str, int, Iterable[_PlannedRow]]]:
-    """Yield name, budget in percent and rows of each table of a network: of MACs, then of time."""
-    course = COURSES[size]
-    for percent in course.percents:
-        yield f"{name}{percent}", percent, _made(base, course, percent)
-    for percent in course.latencies if size in base.timed else ():  # with the compute of the same share of MACs
-        yield f"{name}{percent}ms", percent, (_auto(base, course, f"latency<={percent}%"),)
+    course, found = COURSES[size], list[Row]()
+    for name, base in ((name, base) for name, base in BASES.items() if size in base.options):
+        for percent in course.percents:
+            found += _rows(f"{name}{percent}", base, size, percent, _made(base, course, percent))
+        for percent in course.latencies if size in base.timed else ():  # with the compute of the same share of MACs
+            timed = _auto(base, course, f"latency<={percent}%")
+            found += _rows(f"{name}{percent}ms", base, size, percent, (timed,))
+    return tuple(found)
 
 
 def _rows(table: str, base: Base, size: Size, percent: int, rows: Iterable[_PlannedRow]) -> Iterator[Row]:

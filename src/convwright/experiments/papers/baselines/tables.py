@@ -124,7 +124,6 @@ def latency(row: Json) -> float | None:
 
 
 def _told(found: Json) -> tuple[str, ...]:
-    """Say the verdict in sentences."""
     if not found:
         return ()
     said = [f"First: {found['first']}."]

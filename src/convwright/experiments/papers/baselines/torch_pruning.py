@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -27,10 +27,7 @@ from convwright.experiments.designs.search_design import (
 )
 from convwright.runs.directory.files import load_weights, read_json, save_weights
 from convwright.runs.directory.study import WEIGHTS
-from convwright.training import train
-
-if TYPE_CHECKING:
-    from convwright.training import ImageData, Recipe
+from convwright.training import ImageData, Recipe, train
 
 Importance = Literal["magnitude", "group-norm", "taylor"]
 MOST = 0.95  # share of a layer's channels that may go, where nothing else is said

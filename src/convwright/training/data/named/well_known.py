@@ -13,7 +13,7 @@ import torch
 
 from convwright.errors import DataError
 from convwright.training.data.images import ArrayImages
-from convwright.training.data.named.registry import Request, data_set
+from convwright.training.data.named import Request, data_set
 from convwright.training.data.sources import Parts, Shape, array_images, array_parts, npz_parts
 
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
