@@ -349,6 +349,7 @@ LONG = ("--epochs", "3", "--tune-epochs", "2", "--out", "run")
 
 
 @pytest.mark.usefixtures("collapsed")
+@pytest.mark.breadth
 def test_a_collapse_heads_table_report_and_record_and_ends_as_it_was_asked_to(run, folder):
     code, out, err = run(*OPTIMIZE, *LONG, "--max-drop", "2")
     assert code == 3

@@ -88,6 +88,7 @@ def test_a_preview_foretells_what_applying_does(resnet: Architecture) -> None:
     json.dumps([s.as_dict() for s in steps])
 
 
+@pytest.mark.breadth
 def test_a_preview_says_why_layers_are_coupled(resnet: Architecture) -> None:
     (group,) = preview(resnet, ALL[:1])[0].groups
     assert group.written == ("conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2")

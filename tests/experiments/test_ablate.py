@@ -185,6 +185,7 @@ def test_the_test_part_is_read_after_all_trainings(run, trainings):
     assert "| test |" in Path("a/table.md").read_text()
 
 
+@pytest.mark.breadth
 def test_more_techniques_use_the_rows_that_are_there(run, trainings):
     first = run("mixup")
     trainings.clear()

@@ -200,6 +200,7 @@ def test_no_search_where_nothing_is_recorded(tiny):
         form_of(Row("r", tiny, "", None, design=(SEARCH,)))
 
 
+@pytest.mark.breadth
 def test_walks_have_the_widths_of_the_search(monkeypatch, tiny, pictures):
     transfers = ("svd", "net2wider", "fresh")
     walks = tuple(Row(name, tiny, pictures, None, design=(Walked(SEARCH, name),)) for name in transfers)

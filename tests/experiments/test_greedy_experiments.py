@@ -133,6 +133,7 @@ def test_what_a_search_tried_is_a_row_of_its_own(run):
         run(n9=(Tried(chance(), 9),))
 
 
+@pytest.mark.breadth
 def test_edits_that_grew_step_by_step_are_built_like_one_jump():
     """An inherited course repeats a block in one edit after the other."""
     parts = (AddBlock("layer2.1", copies=1), AddBlock("layer2.1", copies=2), Resolution(9), Resolution(13))

@@ -267,6 +267,7 @@ class Kept:
         return form
 
 
+@pytest.mark.breadth
 def test_a_design_that_leads_to_another_rows_network_is_not_trained_again(monkeypatch, recipe, no_training):
     asked = recipe.updated(max_steps=2, batch_size=16, memory_format="contiguous")
     model, options = "zoo:resnet18_cifar", {"width": 0.02, "in_channels": 1}

@@ -145,6 +145,7 @@ def test_without_torch_pruning_its_rows_say_so_and_the_others_run(small, monkeyp
     assert rows["baseline"]["seeds"] == [0]
 
 
+@pytest.mark.breadth
 def test_tpe_tries_networks_on_the_budget():
     arch = read("zoo:resnet20", (1, *SHAPE), **OPTIONS)
     limits = parse_budget("macs<=50%").resolve(arch.profile())

@@ -58,6 +58,7 @@ def test_a_killed_race_resumes_to_the_same_result(tiny, pictures, plain, tmp_pat
     assert resumed.best.candidate.parent is not None
 
 
+@pytest.mark.breadth
 def test_on_embedded_data_every_decision_is_said(plain, tmp_path):
     (tmp_path / "small.py").write_text(RESIDUAL)
     said = []

@@ -53,6 +53,7 @@ def test_a_killed_search_resumes_to_the_same_widths(tiny, pictures, plain, tmp_p
         )  # fmt: skip
 
 
+@pytest.mark.breadth
 def test_a_trained_network_keeps_its_weights(tiny, pictures, plain, tmp_path):
     recipe = plain.updated(epochs=1)
     first = optimize(tiny, pictures, "macs<=100%", "uniform", tmp_path / "first", recipe=recipe, progress=False)

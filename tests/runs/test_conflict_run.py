@@ -46,6 +46,7 @@ def deep(tmp_path):
     return "deep.py:Deep"
 
 
+@pytest.mark.breadth
 def test_conflicting_units_are_removed_and_a_run_is_resumed(deep, pictures, plain, tmp_path):
     options = {"check": "before", "window": 2, "rule": "truncate"}
     given = {"recipe": plain, "epochs": 2, "options": options, "progress": False}

@@ -122,6 +122,7 @@ def test_a_resumed_run_decides_as_it_did(go, world, tmp_path, monkeypatch, numbe
     assert numbers(resumed) == numbers(whole)
 
 
+@pytest.mark.breadth
 def test_a_finished_run_is_not_measured_again(go, world, tmp_path):
     first = go(tmp_path / "run")
     world.speed, world.turns = 7.0, 0
@@ -234,6 +235,7 @@ def slow_finals(world, monkeypatch):
     return factor
 
 
+@pytest.mark.breadth
 def test_a_final_network_that_takes_too_long_loses_channels_before_it_is_trained(
     go, slow_finals, tmp_path, monkeypatch
 ):
@@ -279,6 +281,7 @@ def test_what_a_final_network_inherits_stays_in_its_plan(world, tiny, kept):
     assert finals.repaired(repaired, kept) == repaired
 
 
+@pytest.mark.breadth
 def test_a_share_refers_to_the_original_measured_in_the_same_turns(go, world, tmp_path, monkeypatch):
     """A machine that has become three times slower by the time of the proof breaks no promise about a share."""
     honest = Uniform.best

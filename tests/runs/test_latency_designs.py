@@ -81,6 +81,7 @@ def test_blocks_go_where_widths_do_not_do_it(go, world, tmp_path):
         assert trial.costs["latency"] <= aim + 1
 
 
+@pytest.mark.breadth
 def test_a_method_that_changes_widths_only_says_that_it_cannot(go, tmp_path):
     with pytest.raises(BudgetError, match=r"no common ratio of widths meets latency|cannot be met: by width alone"):
         go(tmp_path / "run", method="uniform", options={})

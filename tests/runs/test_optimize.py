@@ -188,6 +188,7 @@ def test_other_settings_do_not_resume(go, tmp_path):
         go(tmp_path / "run", resume=True, constraints={"keep": "conv1"})
 
 
+@pytest.mark.breadth
 def test_another_budget_on_resume_keeps_what_was_tried(go, tmp_path, monkeypatch):
     alone = numbers(go(tmp_path / "alone", budget="macs<=40%"))
     go(tmp_path / "run")

@@ -24,6 +24,7 @@ def usual(plain, **more):
     return {"recipe": plain.updated(epochs=1), "tune_epochs": 1, "progress": False, "options": FEW, "seed": 3, **more}
 
 
+@pytest.mark.breadth
 def test_without_a_budget_each_network_of_the_front_is_handed_back(tiny, pictures, plain, tmp_path):
     found = optimize(tiny, pictures, objective="params,accuracy,macs", out=tmp_path / "run", **usual(plain))
     data = found.data
@@ -133,6 +134,7 @@ def test_what_is_refused_before_any_training(tiny, pictures, plain, tmp_path, gi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.breadth
 def test_the_command_prints_the_front(tiny, pictures, plain, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("epochs: 1\nbatch_size: 32\nprecision: fp32\nmemory_format: contiguous\n")
     words = ["optimize", tiny, "--data", pictures, "--objective", "accuracy,macs", "--recipe", "r.yaml"]

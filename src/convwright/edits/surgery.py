@@ -73,8 +73,9 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy a model; what ``memo`` has in place of an object is taken for it, and it notes all others' copies."""
     for value in (value for module in model.modules() for value in vars(module).values()):
-        if isinstance(value, Tensor) and not value.is_leaf:  # computed by a hook at each pass (the older weight_norm):
-            memo.setdefault(id(value), value.detach())  # it carries a graph, which cannot be copied
+        # Computed by a hook at each pass (the older weight_norm): it carries a graph, which cannot be copied.
+        if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+            memo[id(value)] = value.detach()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

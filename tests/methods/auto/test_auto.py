@@ -217,6 +217,7 @@ def test_a_search_too_short_for_halving_gives_all_one_training():
     assert all(c.parent != 0 for c in world.batches[2])  # none goes back to the untouched network
 
 
+@pytest.mark.breadth
 def test_combinations_change_each_thing_once():
     arch = residual()
     bench = DesignBuilder(arch, limits_of(arch, "macs<=50%"))
@@ -341,6 +342,7 @@ def test_all_proposals_fail():
     assert method.log[-1] == "end: no final network: no proposal could be trained"
 
 
+@pytest.mark.breadth
 def test_failures_of_some_are_told_and_do_not_win():
     arch = residual()
     method = auto(arch, search_epochs=40)

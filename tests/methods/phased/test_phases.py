@@ -178,6 +178,7 @@ def test_the_budget_is_met_from_below_and_used(request, network, budget):
     assert costs_of(reshaped(arch, best.candidate.plan).profile()) == best.costs
 
 
+@pytest.mark.breadth
 def test_phases_come_in_order_and_costs_fall(vgg):
     world = World(vgg)
     method = design(vgg, "params<=700")
@@ -315,6 +316,7 @@ def test_recipes_are_joined():
 # ------------------------------------------------------------------ replay and failures
 
 
+@pytest.mark.breadth
 def test_replay_asks_the_same_wherever_it_was_stopped(vgg):
     first = design(vgg, "params<=900", seed=5)
     world = World(vgg).play(first)
@@ -333,6 +335,7 @@ def test_replay_asks_the_same_wherever_it_was_stopped(vgg):
             assert method.best() == first.best()
 
 
+@pytest.mark.breadth
 def test_it_reads_no_weights():
     torch.manual_seed(1)
     one, two = read(Vgg(), (1, 1, 20, 20)), read(Vgg(), (1, 1, 20, 20))

@@ -140,6 +140,7 @@ def test_auto_judges_designs_of_a_trained_network_without_training_and_races_the
     assert not any(c.weights == "fresh" for c in asked)
 
 
+@pytest.mark.breadth
 def test_new_weights_race_where_the_given_ones_are_worth_little(resnet):
     def score(network, candidate):
         return 0.9 if not candidate.plan.edits or candidate.weights == "fresh" else 0.2
@@ -149,6 +150,7 @@ def test_new_weights_race_where_the_given_ones_are_worth_little(resnet):
     assert [c.weights for c in asked].count("fresh") == 1
 
 
+@pytest.mark.breadth
 def test_where_the_resolution_is_fixed_widths_and_blocks_are_left(resnet):
     bound = __import__("convwright").Constraints(resolution="fixed").bound(resnet)
     method = Auto(bound, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=3)

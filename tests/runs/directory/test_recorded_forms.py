@@ -10,7 +10,7 @@ import json
 import pytest
 
 import convwright as cw
-from convwright.experiments.papers import EXPERIMENTS, cifar_small
+from convwright.experiments.papers import EXPERIMENTS, small_networks
 from convwright.experiments.train_row import Job, asked
 from convwright.methods import Candidate, Evidence, Stop
 from convwright.runs.config import _digest as digest_of_architecture
@@ -55,7 +55,7 @@ def short(value):
 
 @pytest.mark.parametrize("name", EXPERIMENTS_THEN)
 def test_trained_rows_of_an_experiment_are_found_again(name, monkeypatch):
-    monkeypatch.setattr(cifar_small, "has_avx512", lambda: True)  # recipes say bf16 only where it is computed
+    monkeypatch.setattr(small_networks, "has_avx512", lambda: True)  # recipes say bf16 only where it is computed
     rows = EXPERIMENTS[name].rows("full")
     # Without the recipe: its fields may grow, and are compared as recipes, not as texts.
     plain = [{**asked(Job(row, 0, None)), "recipe": None, "row": row.name} for row in (rows[0], rows[-1])]

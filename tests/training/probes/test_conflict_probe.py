@@ -344,6 +344,7 @@ def test_a_network_of_one_layer_has_nothing_to_measure(small_data, small_recipe)
         train(lone, small_data, small_recipe, probes=["bundles"], **QUIET)
 
 
+@pytest.mark.breadth
 def test_attention_blocks_are_measured():
     arch = cw.read("timm:vit_tiny_patch16_224", (3, 32, 32), img_size=32, depth=2)
     points = find_points(arch)
