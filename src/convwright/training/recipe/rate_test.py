@@ -20,10 +20,14 @@ _LOW, _HIGH, _STEPS = 1e-6, 10.0, 70  # a quarter more in each step
 _SMOOTH = 0.8
 _DIVERGED = 3.0  # times the least loss so far
 _SHARE = 0.1  # of the rate at which the loss is least
+_TRAINED = 0.5  # of the loss of a guess: weights that begin below need not learn how to begin
+_BORNE = 1.1  # times the least loss: as much as trained weights bear
 
 
 def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Settings) -> float:
     """Return a highest learning rate for a recipe: a tenth of that at which the loss of a rising rate is least.
+
+    For trained weights, whose loss is least before any rate, it is the highest one that they bear.
 
     A copy of the network is trained from its present weights by the recipe's optimizer on its own batches, without
     techniques, with a rate that rises from 1e-6 until the smoothed loss is three times its least (Smith 2017; the
@@ -42,6 +46,9 @@ def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Setti
     with untouched_random(device):
         torch.manual_seed(recipe.seed)
         losses = _losses(copy.deepcopy(model), data, recipe, settings, device)
+    if losses and data.num_classes and losses[0] < _TRAINED * math.log(data.num_classes):
+        borne = max(step for step, loss in enumerate(losses) if loss <= _BORNE * min(losses))
+        return float(f"{_rate(borne):.2g}")
     least = min(range(len(losses)), key=losses.__getitem__)
     if not least:
         raise RecipeError("recipe field lr=auto: the loss falls at no rate from 1e-6 to 10; give a number")
