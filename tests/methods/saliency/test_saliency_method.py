@@ -40,7 +40,7 @@ def observed(arch, probes, worth):
     return found if probes else {}
 
 
-def play(method, arch, worth=100.0, score=lambda arch, candidate: 0.5, fails=()):
+def play(method, arch, worth=100.0, score=lambda arch, candidate: 0.5, fails=(), before=None):
     """Answer everything that a method asks; return the candidates."""
     asked, number = [], 0
     while batch := method.ask():
@@ -48,7 +48,8 @@ def play(method, arch, worth=100.0, score=lambda arch, candidate: 0.5, fails=())
             network, costs = built(arch, candidate.plan.to_json())
             status = "failed" if number in fails else "done"
             found = observed(network, candidate.probes, worth)
-            evidence = Evidence(candidate, number, score(network, candidate), 0.01, costs, found, status)
+            known = {"before_training": before} if candidate.epochs else {}
+            evidence = Evidence(candidate, number, score(network, candidate), 0.01, costs, found, status, **known)
             method.tell(evidence)
             asked.append(candidate)
             number += 1
@@ -68,6 +69,16 @@ def test_it_cuts_in_rounds_and_trains_once(resnet):
     assert np.allclose(np.array(macs[1:]) / macs[:-1], 0.5 ** (1 / 3), atol=0.06)
     assert method.best().trial == 4
     assert len(method.decisions) == 3
+
+
+@pytest.mark.parametrize(("before", "epochs"), [(0.45, [5]), (0.5, [5]), (0.6, [5, 0])])
+def test_a_training_that_made_it_worse_is_not_kept(resnet, before, epochs):
+    method = Saliency(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=5, rounds=1)
+    asked = play(method, resnet, before=before)
+    assert [c.epochs for c in asked] == [0, 5, *epochs]
+    assert method.best().candidate == asked[-1]
+    assert asked[-1].plan == asked[2].plan
+    assert any("kept as it was repaired" in line for line in method.log) == (before > 0.5)
 
 
 def test_epochs_between_cuts_are_taken_from_the_last_training(resnet):

@@ -42,7 +42,8 @@ class Saliency(Scripted):
        by measured losses what each block is worth.
     2. The widths and blocks that lose the least within the budget go (`convwright.allocate`). In several rounds, each a
        part of the way: what is left is scored anew after each, on the repaired network.
-    3. The result is fine-tuned, and the untouched network beside it for as long.
+    3. The result is fine-tuned, and the untouched network beside it for as long. Where that made it worse on validation
+       images, the result is what was repaired.
 
     Sources: first-order Taylor terms (Molchanov et al. 2017 and 2019), per sample at the consumers of a channel; the
     allocation by marginal cost and the rounds without training are ours.
@@ -94,4 +95,8 @@ class Saliency(Scripted):
         left = terms.tune_epochs - between * cuts
         untouched = Candidate(Plan.empty(self.arch), 0, terms.tune_epochs, terms.seed + 1, role="baseline")
         _, final = yield (untouched, Candidate(cut.plan, cut.parent, left, terms.seed + 1))
+        if self._meets(final) and final.before_training is not None and final.before_training > final.score:
+            trained = f"{final.before_training:.2%} before the training and {final.score:.2%} after it"
+            (final,) = yield (Candidate(cut.plan, cut.parent, 0, terms.seed + 1),)
+            self._note("end", f"{trained}: kept as it was repaired; give the training more epochs or a lower rate")
         self._final = final.trial if self._meets(final) else None
