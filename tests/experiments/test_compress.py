@@ -47,7 +47,7 @@ def cut(method, setting, **fields):
     [
         pytest.param("resolution", {}, marks=pytest.mark.breadth),
         ("uniform", {}),
-        ("ours", {}),
+        pytest.param("ours", {}, marks=pytest.mark.breadth),
         pytest.param("scratch", {}, marks=pytest.mark.breadth),
         pytest.param("torch-pruning", {"importance": "magnitude"}, marks=pytest.mark.breadth),
         pytest.param("torch-pruning", {"importance": "magnitude", "ranked_over": "layer"}, marks=pytest.mark.breadth),
