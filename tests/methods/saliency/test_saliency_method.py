@@ -152,6 +152,14 @@ def test_auto_judges_designs_of_a_trained_network_without_training_and_races_the
 
 
 @pytest.mark.breadth
+def test_auto_keeps_what_the_last_training_made_worse_as_it_was(resnet):
+    method = Auto(resnet, limits_of(resnet, "macs<=50%"), epochs=0, tune_epochs=1)
+    play(method, resnet, score=lambda network, candidate: 0.4 if candidate.epochs else 0.7)
+    assert method.best().candidate.epochs == 0
+    assert "as it was before the last training" in method.log[-1]
+
+
+@pytest.mark.breadth
 def test_new_weights_race_where_the_given_ones_are_worth_little(resnet):
     def score(network, candidate):
         return 0.9 if not candidate.plan.edits or candidate.weights == "fresh" else 0.2

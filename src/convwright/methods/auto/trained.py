@@ -140,6 +140,7 @@ def _end(search: DesignSearch, racing: Sequence[_Entrant], short: int) -> Script
     if not usable:
         search._note("end", f"no final network: {found[0].message or 'it breaks the limits'}")
         return
-    words, best = max(usable, key=lambda pair: pair[1].score)
+    before = [(f"{e.words}, as it was before the last training", e.trial) for e in racing if search._meets(e.trial)]
+    words, best = max([*usable, *before], key=lambda pair: pair[1].score)
     search._final = best.trial
     search._note("end", f"{words}: accuracy {best.score:.2%}", {best.trial: words}, best.trial)
