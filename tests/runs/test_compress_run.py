@@ -5,42 +5,26 @@ import json
 
 import pytest
 import torch
-from small_pictures import pictures
-from torch import nn
+from small_pictures import picture_data, trained_tiny
 
 import convwright as cw
 from convwright import cli
 from convwright.errors import ConvwrightError
 from convwright.methods import Evidence
 from convwright.runs import compress
-from convwright.training import ImageData, Recipe, train
+from convwright.training import Recipe
 
 QUICK = {"tune_epochs": 1, "recipe": Recipe(epochs=1, batch_size=16, lr=0.01, precision="fp32"), "progress": False}
 
 
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.bn = nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
-        self.a, self.bn_a = nn.Conv2d(24, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.fc = nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.stem(x)))
-        return self.fc(torch.relu(self.bn_a(self.a(x))).mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def data():
-    return ImageData("pictures", pictures(90, 1), pictures(41, 2), ("a", "b", "c"), lambda: pictures(20, 3))
+    return picture_data()
 
 
 @pytest.fixture(scope="module")
 def model(data):
-    torch.manual_seed(0)
-    model = Tiny()
-    train(model, data, Recipe(epochs=12, batch_size=16, lr=0.05), progress=False, test=False)
-    return model
+    return trained_tiny(data, stem=24)
 
 
 def test_a_trained_module_is_cut_repaired_and_tuned(model, data, tmp_path):

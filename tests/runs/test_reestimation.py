@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from small_pictures import pictures
-from torch import nn
+from small_pictures import Tiny, picture_data, trained_tiny
 
 import convwright as cw
 from convwright.edits import Kernel, Plan, Width
@@ -12,35 +11,20 @@ from convwright.methods import Candidate
 from convwright.runs import Evaluator, Study
 from convwright.runs.directory.files import load_weights
 from convwright.runs.evaluate import reshaped
-from convwright.training import ImageData, Recipe, evaluate, train
+from convwright.training import Recipe, evaluate, train
 from convwright.training.statistics import reestimate
 
 NARROW = (Width("stem", 5), Width("a", 6))
 
 
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.bn = nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.a, self.bn_a = nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.fc = nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.stem(x)))
-        return self.fc(torch.relu(self.bn_a(self.a(x))).mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def data():
-    return ImageData("pictures", pictures(90, 1), pictures(41, 2), ("a", "b", "c"), lambda: pictures(20, 3))
+    return picture_data()
 
 
 @pytest.fixture(scope="module")
 def arch(data):
-    torch.manual_seed(0)
-    arch = cw.read(Tiny(), (1, 8, 8))
-    train(arch.model, data, Recipe(epochs=12, batch_size=16, lr=0.05), progress=False, test=False)
-    return arch
+    return cw.read(trained_tiny(data), (1, 8, 8))
 
 
 @pytest.fixture
