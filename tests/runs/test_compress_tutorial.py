@@ -1,5 +1,6 @@
 """The commands of the page on photographs, as they stand there: a small network in place of the large one."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from convwright import cli
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "compress.md"
 SMALL = {"timm:tf_efficientnet_lite0": "timm:test_resnet", "3x96x96": "3x32x32"}
+EXPORTS = importlib.util.find_spec("onnxscript") is not None  # of the extra onnx, which the tests do without
 SHORT = {"train": ["--epochs", "1"], "compress": ["--tune-epochs", "1", "--option", "rounds=1", "--calibration", "12"]}
 
 
@@ -41,11 +43,11 @@ def test_the_commands_of_the_page_run():
         for large, small in SMALL.items():
             line = line.replace(large, small)
         words = shlex.split(line, comments=True)
-        if words[:1] == ["convwright"]:
+        if words[:1] == ["convwright"] and (EXPORTS or words[1] != "export"):
             with pytest.raises(SystemExit) as ended:
                 cli.main([*words[1:], *SHORT.get(words[1], [])])
             assert not ended.value.code, line
     result = json.loads(Path("runs/half/result.json").read_text())
     assert result["budget_met"]["macs"]["met"]
     assert [trial["epochs"] for trial in result["trials"]][:3] == [0, 1, 1]
-    assert Path("half.onnx").stat().st_size > 1000
+    assert not EXPORTS or Path("half.onnx").stat().st_size > 1000
