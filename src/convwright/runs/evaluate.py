@@ -37,7 +37,7 @@ from convwright.training.data.resized import resized_data
 from convwright.training.outcome import EpochRecord
 from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
-from convwright.training.settings import to_layout
+from convwright.training.settings import narrow_strided, to_layout
 from convwright.training.statistics import IMAGES, reestimate
 from convwright.training.techniques import Teacher, technique_named
 from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
@@ -172,6 +172,10 @@ class Evaluator:
         """The last network, by its number: a child of it need not replay its plan."""
         return {}
 
+    @property
+    def _channels_last(self) -> bool:
+        return self.recipe.memory_format == "channels_last"
+
     @cached_property
     def _untouched(self) -> Architecture:
         return reshaped(self.arch, Plan.empty(self.arch))
@@ -274,7 +278,10 @@ class Evaluator:
         repairs = replace(self.repairs, refit=self.repairs.refit and not again)
         norms = partial(reestimate, images=data.train, count=_BETWEEN_CUTS if again else IMAGES)
         original = self._original(candidate, parents)
-        return repairs.steps(original, network, data.train, lambda model: self._in_layout(norms, model))
+        last = self._channels_last
+        return repairs.steps(
+            original, network, data.train, lambda model: self._in_layout(norms, model), channels_last=last
+        )
 
     def _accuracy(self, model: nn.Module, data: ImageData) -> float:
         assert data.val is not None
@@ -363,7 +370,8 @@ class Evaluator:
         """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)
-        watched = Watched(model, data, recipe, device, workers=self.workers, calibration=self.repairs.images)
+        last = self._channels_last and not (device.type == "cpu" and narrow_strided(model))
+        watched = Watched(model, data, recipe, device, last, self.workers, self.repairs.images)
         with Probes(candidate.probes, watched) as probes:
             probes.observe(Moment("epoch", 0, 0, 0.0))
             return probes.found()
@@ -373,9 +381,9 @@ class Evaluator:
         return self._in_layout(partial(evaluate, images=images), model)
 
     def _in_layout(self, function: Callable[..., _Found], model: nn.Module) -> _Found:
-        channels_last = self.recipe.memory_format == "channels_last"
-        to_layout(model, torch.channels_last if channels_last else torch.contiguous_format)
-        found = function(model, precision=self.recipe.precision, channels_last=channels_last, workers=self.workers)
+        last = self._channels_last
+        to_layout(model, torch.channels_last if last else torch.contiguous_format)
+        found = function(model, precision=self.recipe.precision, channels_last=last, workers=self.workers)
         to_layout(model, torch.contiguous_format)
         return found
 

@@ -52,7 +52,9 @@ def reestimate(
         return reestimate_batch_norm(model, (batch for batch, _ in loader), frozen=frozen)
 
 
-def calibration(images: Images, count: int, device: torch.device | None = None, batch: int = 32) -> list[Tensor]:
+def calibration(
+    images: Images, count: int, device: torch.device | None = None, batch: int = 32, *, channels_last: bool = False
+) -> list[Tensor]:
     """Return training images for repair, without augmentation: the same ones for every network of a run.
 
     Args:
@@ -60,11 +62,13 @@ def calibration(images: Images, count: int, device: torch.device | None = None, 
         count: So many of them; all where there are not so many.
         device: Where they are to lie; None: on the CPU.
         batch: Images per batch.
+        channels_last: Layout of the batches.
 
     Returns:
         Batches (batch, c, h, w).
     """
-    loader = Loader(_drawn(images, count), batch, shuffle=False, device=device or torch.device("cpu"))
+    where = device or torch.device("cpu")
+    loader = Loader(_drawn(images, count), batch, shuffle=False, device=where, channels_last=channels_last)
     return [found for found, _ in loader]
 
 
