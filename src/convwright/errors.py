@@ -109,6 +109,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def first_line(error: BaseException, otherwise: str | None = None) -> str:
+    """Return the first line of what an error says; where it says nothing, something else or the error's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__ if otherwise is None else otherwise
+
+
 def whole_number(text: str) -> int | None:
     """Return the whole number from 0 on that a person wrote in ASCII digits; None for any other text.
 

@@ -5,7 +5,7 @@ import pytest
 from convwright.errors import RecipeError
 from convwright.methods import METHODS, Candidate, Method, Trying, Uniform
 from convwright.runs import optimize
-from convwright.runs.evaluate import changed_recipe, leave_out_known_techniques
+from convwright.runs.candidate_recipe import changed_recipe, leave_out_known_techniques
 from convwright.training import Recipe
 
 # ------------------------------------------------------------------ the recipe of a candidate

@@ -8,7 +8,7 @@ from convwright.diagnose.tables import trials_table
 from convwright.errors import RecipeError
 from convwright.methods import Trying
 from convwright.runs import optimize
-from convwright.runs.evaluate import changed_recipe
+from convwright.runs.candidate_recipe import changed_recipe
 from convwright.training.techniques import TECHNIQUES
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convwright.architecture.capture.exported import in_mode
 from convwright.cost.latency_onnx import onnx_call
 from convwright.cost.timing import Spread, Timer, enough, spread, wall_timer
-from convwright.errors import ConvwrightError, did_you_mean
+from convwright.errors import ConvwrightError, did_you_mean, first_line
 
 BACKENDS = ("eager", "onnxruntime")
 Call = Callable[[], object]
@@ -199,5 +199,5 @@ def _warm(name: str, call: Call, warmup: int) -> None:
         for _ in range(warmup):
             call()
     except Exception as error:  # the user's own forward may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConvwrightError(f"{name} does not run on its input: {reason}") from error

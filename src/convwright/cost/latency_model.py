@@ -20,7 +20,7 @@ from convwright.cost.latency import Latency, measure_latency
 from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator
 from convwright.cost.latency_table import LatencyTable
 from convwright.cost.timing import Spread
-from convwright.errors import BudgetError, ConvwrightError
+from convwright.errors import BudgetError, ConvwrightError, first_line
 
 _FREE = Spread(0.0, 0.0, 0.0, 0)
 
@@ -116,7 +116,7 @@ def _time(node: fx.Node, call: OperatorCall, table: LatencyTable) -> Spread:
     try:
         return table.time(call)
     except RuntimeError as error:
-        reason = (str(error).splitlines() or ["it fails"])[0]
+        reason = first_line(error, "it fails")
         raise ConvwrightError(f"{call.target} at {node.name} cannot be run by itself: {reason}") from error
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.capture.exported import quiet_torch
-from convwright.errors import ConvwrightError
+from convwright.errors import ConvwrightError, first_line
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -60,7 +60,7 @@ def exported_onnx(name: str, model: nn.Module, example_input: Tensor) -> bytes:
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # whatever the exporter, the model or a limit of the format raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
 
 

@@ -21,6 +21,7 @@ from convwright.architecture.capture.exported import operator_name
 from convwright.architecture.labels import Values
 from convwright.cost.memory import storage_key
 from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer
+from convwright.errors import first_line
 
 Shape = tuple[int, ...]
 
@@ -253,7 +254,7 @@ def _swept(
                 made.run()
                 ready[call.key] = (made, calls_per_sample(min(timer(made.run, 1) for _ in range(2))))
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-                failed[call.key] = (str(error).splitlines() or [type(error).__name__])[0]
+                failed[call.key] = first_line(error)
         samples: dict[str, list[float]] = {key: [] for key in ready}
         start = time.monotonic()
         while ready and not enough(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convwright.errors import first_line
 from convwright.export.card import card
 from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, ExportError, difference, differs, scale, target
@@ -60,7 +61,7 @@ def python_source(model: nn.Module, example_input: Tensor, title: str = "", note
         state = {key: original[key].detach().clone() for key in made.state_dict()}
         made.load_state_dict(state)
     except Exception as error:  # whatever the written program raises
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error, "")
         raise ExportError(
             f"{name}: the written source does not run ({type(error).__name__}: {reason}); export with --to pt2 or onnx"
         ) from error

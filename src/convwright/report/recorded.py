@@ -16,7 +16,7 @@ from convwright.runs.directory.network_record import FORMAT as NETWORKS_FORMAT
 from convwright.runs.directory.result import load_result
 from convwright.runs.directory.storage import read_trials
 from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT, read_settings
-from convwright.runs.evaluate import HISTORY, epoch_of, read_history
+from convwright.runs.history import HISTORY, epoch_of, read_history
 from convwright.runs.train import FORMAT as TRAINING
 from convwright.tables import Json
 from convwright.training.checkpoint import FILE as CHECKPOINT

@@ -22,8 +22,8 @@ from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
+from convwright.runs.candidate_recipe import refuse_structural
 from convwright.runs.directory.study import read_settings
-from convwright.runs.evaluate import refuse_structural
 from convwright.runs.executors import Placement
 from convwright.runs.load import LoadedModel, Shape, parse_input
 from convwright.runs.loop import Say

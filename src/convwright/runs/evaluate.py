@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,35 +23,30 @@ from convwright.edits.transfer import check_widths_only, fill_convolutions, wide
 from convwright.errors import EditError, RecipeError, RunError
 from convwright.methods import Candidate, Evidence, Status
 from convwright.runs import memory
+from convwright.runs.candidate_recipe import changed_recipe
 from convwright.runs.directory.files import load_weights, save_weights, write_json
+from convwright.runs.history import HISTORY, plain_epoch
 from convwright.runs.repairing import Repairs, traceable
 from convwright.runs.weights_note import usage
-from convwright.strict_json import parse
 from convwright.training import ImageData, Metrics, Recipe, evaluate, train
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
 from convwright.training.data.images import Images
 from convwright.training.data.proxy import Proxy
 from convwright.training.data.resized import resized_data
-from convwright.training.outcome import EpochRecord
 from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import narrow_strided, to_layout
 from convwright.training.statistics import IMAGES, reestimate
-from convwright.training.techniques import Teacher, technique_named
+from convwright.training.techniques import Teacher
 from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
 if TYPE_CHECKING:
-    from convwright.methods import Method
     from convwright.runs.executors.executor import Store
 
 
 _Found = TypeVar("_Found")
 _BETWEEN_CUTS = 256  # training images that batch norm is re-estimated on before channels are scored again
-HISTORY = "history.json"  # of a trial: one record per epoch
-
-# What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
-_NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction", "normalisation", "resize")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +120,8 @@ class Evaluator:
                 candidate, number, float("nan"), 0.0, {}, status="failed", seconds=_since(start), message=str(error)
             )
         save_weights(network.model, self.study.weights(number), usage(self.data))
-        self._last.clear()
-        if not candidate.epochs:  # a training may leave more behind than weights
+        if not candidate.epochs and candidate.role == "candidate":  # a training may leave more behind than weights
+            self._last.clear()
             self._last[number] = network
         return Evidence(
             candidate,
@@ -169,7 +163,7 @@ class Evaluator:
 
     @cached_property
     def _last(self) -> dict[int, Architecture]:
-        """The last network, by its number: a child of it need not replay its plan."""
+        """The last network that was cut and only judged, by its number: its children need not replay its plan."""
         return {}
 
     @property
@@ -362,7 +356,7 @@ class Evaluator:
             calibration=self.repairs.images,
         )
         assert result.val is not None
-        write_json(self.study.trial_folder(number) / HISTORY, [_plain(record) for record in result.history])
+        write_json(self.study.trial_folder(number) / HISTORY, [plain_epoch(record) for record in result.history])
         status: Status = "stopped" if result.stopped else "done"
         return _Outcome(result.val, result.probes, status, replace(start, images=max(start.images, result.reestimated)))
 
@@ -394,30 +388,6 @@ def _trained_first(parents: Mapping[int, Candidate]) -> bool:
     return base is not None and base.role == "base" and bool(base.epochs)
 
 
-def read_history(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Read the epochs of a trial.
-
-    Raises:
-        RunError: The file is damaged.
-    """
-    try:
-        return tuple(epoch_of(each) for each in parse(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: damaged, it holds no epochs; remove it, and its curve is left out") from error
-
-
-def epoch_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what is recorded of an epoch.
-
-    Raises:
-        KeyError, TypeError: Something is missing, or no number.
-    """
-    found = {name: values[name] for name in ("train_loss", "train_acc", "val_loss", "val_acc", "seconds")}
-    if not all(value is None or type(value) in (int, float) for value in found.values()):
-        raise TypeError("what stands there is no number")
-    return found
-
-
 def remove_damaged(folder: Path) -> None:
     """Remove a checkpoint that cannot be read: the training then begins anew and comes to the same end."""
     try:
@@ -440,63 +410,6 @@ def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) ->
     return {"precision": chosen.precision, "memory_format": chosen.memory_format, **rate}
 
 
-def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with what it settled once for all its trainings, such as precision and layout."""
-    names = ("precision", "memory_format", "normalisation", "resize", "lr")
-    return recipe.updated(**{name: settled[name] for name in names if name in settled})
-
-
-def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that a candidate is trained with.
-
-    Args:
-        recipe: The run's.
-        changes: The candidate's, as in `Candidate.recipe`; its techniques join those of the run.
-
-    Raises:
-        RecipeError: A field is unknown, out of its range, or not a candidate's to change; or a technique edits the
-            network.
-    """
-    if not changes:
-        return recipe
-    for name in _NOT_IN_A_CANDIDATE:
-        if name in changes:
-            raise RecipeError(f"recipe field {name} is the same for all trials; a candidate cannot change it")
-    given = changes.get("techniques", {})
-    added = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
-    techniques = {**recipe.model_dump()["techniques"], **added}
-    changed = recipe.updated(**{**changes, "techniques": techniques})
-    refuse_structural(changed)
-    return changed
-
-
-def leave_out_known_techniques(method: Method, recipe: Recipe) -> None:
-    """Take from what a method will try the techniques that the run's recipe has."""
-    method.without_techniques(lambda changes: not _changes(recipe, changes))
-
-
-def _changes(recipe: Recipe, changes: Mapping[str, Any]) -> bool:
-    try:
-        return changed_recipe(recipe, changes) != recipe
-    except RecipeError:  # its trial will say so
-        return True
-
-
-def refuse_structural(recipe: Recipe) -> None:
-    """Refuse techniques that edit the network: in a search these are edits of a plan, counted and proved.
-
-    Raises:
-        RecipeError: There is one.
-    """
-    for name in recipe.techniques:
-        kind = technique_named(name).kind
-        if kind is not None and kind.changes_network:
-            raise RecipeError(
-                f"recipe field techniques.{name}: it edits the network, and what `optimize` edits stands in the plan; "
-                "take it out of the recipe (method `phased` tries it as an edit, `train` takes it in its recipe)"
-            )
-
-
 def reshaped(arch: Architecture, plan: Plan) -> Architecture:
     """Return a copy of the network in the plan's shape; which weights it keeps does not matter."""
     if plan.edits:
@@ -504,11 +417,6 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
         done = list(passages(arch, plan.edits, Options(importance="first", verify=False), numbered=True))
         return done[-1].after
     return read(copy.deepcopy(arch.model), arch.example_input).evolved(source=arch.source)
-
-
-def _plain(record: EpochRecord) -> dict[str, Any]:
-    """Return an epoch as plain JSON values; what is not finite is None."""
-    return {k: v if v is not None and math.isfinite(v) else None for k, v in asdict(record).items()}
 
 
 def _since(start: float) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from convwright.errors import RecipeError, RunError
+from convwright.errors import RecipeError, RunError, first_line
 from convwright.runs.directory.files import read_json, write_json
 from convwright.training import Recipe
 from convwright.training.checkpoint import FILE as CHECKPOINT
@@ -57,7 +57,7 @@ def smaller(folder: Path, recipe: Recipe, parts: int, error: BaseException) -> i
     Raises:
         RecipeError: Smaller parts than that are not tried.
     """
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if 2 * parts > MOST or recipe.batch_size % (2 * parts * recipe.accumulate):  # a recipe's parts are equal
         raise RecipeError(f"out of memory, with batches of {recipe.batch_size} in {parts} parts: {reason}") from None
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
+from convwright.runs.candidate_recipe import changed_recipe, leave_out_known_techniques, settled_recipe
 from convwright.runs.config import FINETUNE, OptimizeOptions, RunConfig, documented, terms_of
 from convwright.runs.directory.files import load_weights, save_weights, there, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
@@ -30,12 +31,9 @@ from convwright.runs.directory.result import FORMAT, Result, load_result
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
 from convwright.runs.evaluate import (
     Evaluator,
-    changed_recipe,
     image_size,
-    leave_out_known_techniques,
     precision_and_layout,
     reshaped,
-    settled_recipe,
 )
 from convwright.runs.executors import Executor, threads_of
 from convwright.runs.latency import RunLatency, latency_of

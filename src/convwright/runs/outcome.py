@@ -16,7 +16,7 @@ from convwright.methods import Evidence, Method
 from convwright.runs.directory.files import save_weights, write_json, write_text
 from convwright.runs.directory.result import non_dominated
 from convwright.runs.directory.study import WEIGHTS
-from convwright.runs.evaluate import HISTORY, read_history
+from convwright.runs.history import HISTORY, read_history
 from convwright.runs.prove import Proof, check_budget
 from convwright.runs.train import judged
 from convwright.runs.weights_note import KEYS

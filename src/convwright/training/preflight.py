@@ -14,7 +14,7 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.edits import Plan
-from convwright.errors import DataError, RecipeError
+from convwright.errors import DataError, RecipeError, first_line
 from convwright.training.checkpoint import FILE, readable
 from convwright.training.data.data import ImageData
 from convwright.training.data.loader import batch_sizes
@@ -140,7 +140,7 @@ def check_forward(model: nn.Module, data: ImageData) -> int:
         with eval_mode(model), torch.no_grad():
             scores = single_tensor(model(images))
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         if kinds - {torch.float32}:
             named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
@@ -177,7 +177,7 @@ def make_fabric(accelerator: str, precision: str) -> Fabric:
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
     except (ValueError, RuntimeError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise RecipeError(f"accelerator {accelerator!r}: {reason}; use auto or cpu") from error
     finally:
         for logger in loggers:

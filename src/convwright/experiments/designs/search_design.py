@@ -29,10 +29,11 @@ from convwright.errors import RecipeError, RunError
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, opened, plain
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.base import WrappedMethod
+from convwright.runs.candidate_recipe import settled_recipe
 from convwright.runs.directory.files import digest, read_json, save_weights, write_json
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.study import Study
-from convwright.runs.evaluate import Evaluator, precision_and_layout, settled_recipe
+from convwright.runs.evaluate import Evaluator, precision_and_layout
 from convwright.runs.executors import InProcess
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.loop import search

@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from convwright.architecture.weights import openable
-from convwright.errors import RunError
+from convwright.errors import RunError, first_line
 from convwright.strict_json import check_version, parse
 
 LOCK = ".lock"
@@ -113,7 +113,7 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise RunError(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
     finally:
         with suppress(OSError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from convwright.errors import RunError
+from convwright.errors import RunError, first_line
 from convwright.passwords import HIDDEN, public_url, secrets_of, without
 from convwright.runs.directory.files import there
 
@@ -276,7 +276,7 @@ def _quick_journal(engine: sqlalchemy.Engine) -> Iterator[None]:
 def _explained(error: Exception, called: str, remedy: str, secrets: tuple[str, ...]) -> RunError:
     chain = [error, *([error.__cause__] if error.__cause__ is not None else [])]
     text = " ".join(str(each) for each in chain)
-    reason = without((str(chain[-1]).strip().splitlines() or [type(error).__name__])[0], secrets)
+    reason = without(first_line(chain[-1]), secrets)
     known = text.lower()
     what, advice = next((said for words, *said in _SAID if any(word in known for word in words)), ("damaged", remedy))
     return RunError(f"{called}: {what} ({reason}); {advice}")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convwright.errors import RunError
+from convwright.errors import RunError, first_line
 from convwright.methods import Evidence
 from convwright.runs.directory.files import digest, write
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost
@@ -150,7 +150,7 @@ class OnRay:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    return first_line(error).rstrip(". ")
 
 
 # ------------------------------------------------------------------ starting

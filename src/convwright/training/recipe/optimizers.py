@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.errors import RecipeError, did_you_mean
+from convwright.errors import RecipeError, did_you_mean, first_line
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.techniques import TECHNIQUES
 
@@ -77,7 +77,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return kind(groups, **options)
     # Each library refuses in its own way; whatever it is, it is about the options: nothing else is given.
     except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise RecipeError(
             f"recipe field optimizer: {recipe.optimizer!r} refuses its options: {reason}; change optimizer_options, "
             "or the field that it names"

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from convwright.edits import kept_channels
-from convwright.errors import EditError, RecipeError
+from convwright.errors import EditError, RecipeError, first_line
 from convwright.training.evaluate import eval_mode
 from convwright.training.settings import autocast, single_tensor
 from convwright.training.techniques.mixing import shares
@@ -311,7 +311,7 @@ def _with_weights(model: nn.Module, teacher: str, recipe: Recipe, name: str) -> 
     try:
         load_model(copied, str(path))
     except (SafetensorError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["damaged"])[0]
+        reason = first_line(error, "damaged")
         raise RecipeError(f"techniques.{name}.teacher={path}: not the weights of this network ({reason})") from error
     return copied
 

@@ -35,9 +35,10 @@ from convwright.methods import Saliency
 from convwright.methods.saliency import SaliencyOptions
 from convwright.methods.shared.uniform_widths import uniform_widths
 from convwright.repair import merge, refit
+from convwright.runs.candidate_recipe import settled_recipe
 from convwright.runs.directory.files import digest, load_weights, read_json, save_weights
 from convwright.runs.directory.study import Study
-from convwright.runs.evaluate import Evaluator, precision_and_layout, settled_recipe
+from convwright.runs.evaluate import Evaluator, precision_and_layout
 from convwright.runs.executors import InProcess
 from convwright.runs.loop import carried_out
 from convwright.runs.loop import search as search_by

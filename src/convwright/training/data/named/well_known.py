@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convwright.errors import DataError
+from convwright.errors import DataError, first_line
 from convwright.training.data.images import ArrayImages
 from convwright.training.data.named import Request, data_set
 from convwright.training.data.sources import Parts, Shape, array_images, array_parts, npz_parts
@@ -88,7 +88,7 @@ def _torchvision_images(name: str, file: str, kind: str, shape: Shape | None, *,
         # torchvision checks the files' checksums before it reads them.
         dataset = getattr(datasets, kind)(str(cache), train=train, download=True)
     except Exception as error:  # network, disk and checksum errors come in many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"{name}: not found locally and the download failed ({reason}); put "
             f"{file} with x_train, y_train, x_test, y_test into a folder and name it by "
