@@ -212,7 +212,7 @@ def test_every_public_name_is_in_the_api_reference() -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
 
 
 def test_the_expression_checks_are_expressions() -> None:

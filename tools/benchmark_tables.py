@@ -17,11 +17,9 @@ def results() -> str:
         _demo(),
         results_page.headlines(),
         results_page.automatic(),
-        results_page.compared(),
         _widths(),
         _cost_model(),
         _latency(),
-        _training(),
     )
     rows = [row for part in parts for row in part]
     if not rows:
@@ -51,16 +49,14 @@ def _widths() -> Iterator[tuple[str, str, str]]:
     if not data:
         return
     found = data["summary"]
-    for key, words in (("x0.5", "halved"), ("x2.0", "doubled")):  # by half more: on the page
-        cell = found.get(key)
-        if cell:
-            inexact, statistic = cell["ran"] - cell["exact"], cell["inexact_with_statistic"]
-            rest = f", {inexact} marked inexact ({statistic} by a statistic across channels)" if inexact else ""
-            yield (
-                f"torchvision convnets with every free group {words}",
-                f"{cell['ran']} of {found['networks']} ran: {cell['exact']} exact to 1e-10{rest}",
-                "`benchmarks/widths.py`",
-            )
+    if cell := found.get("x0.5"):  # others: on the page
+        inexact, statistic = cell["ran"] - cell["exact"], cell["inexact_with_statistic"]
+        rest = f", {inexact} marked inexact ({statistic} by a statistic across channels)" if inexact else ""
+        yield (
+            "torchvision convnets with every free group halved",
+            f"{cell['ran']} of {found['networks']} ran: {cell['exact']} exact to 1e-10{rest}",
+            "`benchmarks/widths.py`",
+        )
 
 
 def _cost_model() -> Iterator[tuple[str, str, str]]:
@@ -81,19 +77,6 @@ def _latency() -> Iterator[tuple[str, str, str]]:
             f"{percent(left, 0)}, {percent(row['ratio']['median'], 0)}; estimated without building it "
             f"{100 * row['estimate_error']:+.0f} %",
             "`benchmarks/latency.py`",
-        )
-
-
-def _training() -> Iterator[tuple[str, str, str]]:
-    data = load("training")
-    if data:
-        over, load_ = data["overhead"][0], data["loading"][0]
-        yield (
-            f"trainer against a bare loop, {data['network']}, {over['precision']}",
-            f"{100 * (over['cpu_ratio'] - 1):+.1f} % processor time (median; quartiles "
-            f"{', '.join(f'{100 * (q - 1):+.1f} %' for q in over['cpu_ratio_quartiles'])}); "
-            f"loading is {percent(load_['share'])} of a step",
-            "`benchmarks/training.py`",
         )
 
 

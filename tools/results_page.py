@@ -30,22 +30,13 @@ SHOWN = {
     ),
 }
 
-# Shown in README where they are trained with so many seeds: experiment, row, words.
-COMPARED = (
-    ("3drf", "vgg16-log", "units moved by 3D receptive field"),
-    ("conetv2", "resnet20-response-macs", "half the MACs, widths searched instead of one ratio"),
-    ("greedy", "resnet-greedy", "a small one, 4 times the MACs step by step instead of by compound scaling"),
-)
 # The ways of experiment compress that README shows, with its words.
 WAYS = {
-    "ours": "convwright", "ours-distilled": "the same, distilled", "ours-no-labels": "the same, without labels",
-    "torch-pruning-taylor": "torch-pruning, Taylor", "torch-pruning-taylor-36": "torch-pruning, Taylor, 36 steps",
-    "torch-pruning-magnitude": "torch-pruning, magnitude", "torch-pruning-local": "torch-pruning, magnitude per layer",
-    "uniform": "one ratio for all widths", "resolution": "smaller images",
-    "scratch": "the widths of convwright, from new weights",
+    "ours": "convwright", "ours-no-labels": "the same, without labels", "torch-pruning-taylor": "torch-pruning, Taylor",
+    "torch-pruning-magnitude": "torch-pruning, magnitude", "resolution": "smaller images",
+    "uniform": "one ratio for all widths", "scratch": "the same, from new weights",
 }  # fmt: skip
 _SEEDS = 3
-_COSTS = (("params", "parameters"), ("macs", "MACs"))
 
 
 def experiment(name: str) -> str:
@@ -136,22 +127,6 @@ def _yaml(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
-def compared() -> Iterator[tuple[str, str, str]]:
-    """Rows beside their control, trained alike: what a change of the network did to costs and accuracy."""
-    for name, chosen, words in COMPARED:
-        rows = {row["name"]: row for row in (load(f"reproduce/{name}") or {"rows": []})["rows"]}
-        if chosen not in rows or len(rows[chosen]["seeds"]) < _SEEDS:
-            continue
-        row, control = rows[chosen], rows[rows[chosen]["control"]]
-        network = row["model"].partition(":")[2]
-        costs = ", ".join(f"{_share(row, control, metric)} {said}" for metric, said in _COSTS)
-        yield (
-            f"{network} on {row['data']}, {words}: {costs}",
-            f"{_spread(control)} → {_spread(row)}, {len(row['seeds'])} seeds each",
-            f"`convwright reproduce {name}`",
-        )
-
-
 def automatic() -> Iterator[tuple[str, str, str]]:
     """Method auto beside the untouched network and the best other row: of each network its smallest budget of MACs."""
     from convwright.experiments.papers.baselines.tables import of_table
@@ -191,9 +166,9 @@ def compressed() -> str:
             cells.append((words, *found[0], *found[1]))
     head = ("way", "half the MACs: test", "before tuning", "latency", "a quarter: test", "before tuning", "latency")
     words = (
-        "EfficientNet-Lite0 with ImageNet weights, trained on 3,068 photographs of clothes of 96x96 pixels. Tuned for as "
-        f"long, the untouched network comes to {_spread(untouched)} of 372 test photographs. Latency: ONNX Runtime, one "
-        "thread, times that of the untouched network. Means and deviations of three seeds: "
+        "EfficientNet-Lite0 with ImageNet weights, trained on 3,068 photographs of clothes of 96x96 pixels. Tuned for "
+        f"as long, the untouched network comes to {_spread(untouched)} of 372 test photographs. Latency: ONNX Runtime, "
+        "one thread, times that of the untouched network. Means and deviations of three seeds: "
         "`convwright reproduce compress`."
     )
     return f"{words}\n\n{markdown(head, cells, right=tuple(range(1, 7)))}"
@@ -207,11 +182,6 @@ def _tuned_from(row: Json) -> str:
 def _times(row: Json) -> str:
     ratios = [study["ONNX Runtime"]["ratio"]["median"] for study in row["studies"] if study is not None]
     return f"x {statistics.median(ratios):.2f}" if ratios else ""
-
-
-def _share(row: Json, control: Json, metric: str) -> str:
-    change = 100 * (row[metric] / control[metric] - 1)
-    return f"{change:+.1f} %"
 
 
 def _spread(row: Json) -> str:
