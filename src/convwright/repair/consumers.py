@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -246,22 +246,38 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _OPERATORS.values():
-            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})}
-            if (name := self.names.get(id(given["weight"]))) is not None:
-                self.found[name].append(_call(func, given, result))
-                self.left -= 1
-                if not self.left:
-                    raise _Reached
+        given = layer_arguments(func, args, kwargs)
+        if (name := self.names.get(id(given.get("weight")))) is not None:
+            self.found[name].append(_call(func, given, result))
+            self.left -= 1
+            if not self.left:
+                raise _Reached
         return result
 
 
+def layer_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what a convolution or linear layer is called with, by name; nothing of another function."""
+    return {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})} if func in _OPERATORS.values() else {}
+
+
 def watched(
-    model: nn.Module, calls: Mapping[str, int], batch: Tensor, forward: Forward | None
+    model: nn.Module,
+    calls: Mapping[str, int],
+    batch: Tensor,
+    forward: Forward | None,
+    within: TorchFunctionMode | None = None,
 ) -> dict[str, list[LayerCall]]:
-    """Run a network on a batch up to the last call of some weights, and return the calls of each."""
+    """Run a network on a batch up to the last call of some weights, and return the calls of each.
+
+    Args:
+        model: The network.
+        calls: How often each weight is called.
+        batch: Images (n, ...).
+        forward: How to run the model; None: ``model(batch)``.
+        within: A mode that sees each call first.
+    """
     watch = _Watch(model, calls)
-    with suppress(_Reached), watch:
+    with suppress(_Reached), watch, within or nullcontext():
         forward(model, batch) if forward else model(batch)
     return watch.found
 

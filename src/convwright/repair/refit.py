@@ -23,6 +23,7 @@ from convwright.repair.consumers import (
     shift,
     watched,
 )
+from convwright.repair.replay import Replay
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -85,11 +86,15 @@ def refit(
         # Whatever an edit reaches is fitted, not what has lost inputs alone: it makes good errors that have added up.
         # Running statistics stay the original's: the responses that are fitted are meant for those. Re-estimating them
         # on the way was no better on EfficientNet-Lite0; afterwards it is, the more is cut.
-        levels = _levels(pruned, calibration.reached(consumers(original, pruned)))
+        sites = calibration.reached(consumers(original, pruned))
+        levels = _levels(pruned, sites)
+        if not sites:
+            return ()
+        again = Replay(pruned.model, calibration.batches, forward, _counted(sites))
         for together in calibration.held_together(levels):
             wanted = calibration.responses([site for level in together for site in level])
             for level in together:
-                done += calibration.refitted(level, wanted, ridge)
+                done += calibration.refitted(level, wanted, ridge, again)
     return tuple(done)
 
 
@@ -117,7 +122,7 @@ class _Calibration:
         """Return the layers whose responses on the first images are no longer the original's."""
         batch = self.batches[0]
         theirs = watched(self.original, {site.source: len(site.nodes) for site in sites}, batch, self.forward)
-        ours = watched(self.pruned, {site.weight: len(site.nodes) for site in sites}, batch, self.forward)
+        ours = watched(self.pruned, _counted(sites), batch, self.forward)
         return [site for site in sites if _differ(site, theirs[site.source], ours[site.weight])]
 
     def held_together(self, levels: Sequence[Sequence[Consumer]]) -> Iterator[Sequence[Sequence[Consumer]]]:
@@ -144,11 +149,11 @@ class _Calibration:
                     found[site.weight, number, turn] = kept_of(site, call.responses(at))
         return found
 
-    def refitted(self, level: Sequence[Consumer], wanted: Wanted, ridge: float | None) -> list[Repaired]:
+    def refitted(self, level: Sequence[Consumer], wanted: Wanted, ridge: float | None, again: Replay) -> list[Repaired]:
         """Refit layers of which none sees what another one gives."""
         moments = {site.weight: Moments(site.constant) for site in level}
-        for number, batch in enumerate(self.batches):
-            calls = watched(self.pruned, {site.weight: len(site.nodes) for site in level}, batch, self.forward)
+        for number in range(len(self.batches)):
+            calls = again.watched(number, _counted(level))
             for site in level:
                 for turn, call in enumerate(calls[site.weight]):
                     at = call.drawn(self.each(site), number)
@@ -167,6 +172,10 @@ class _Calibration:
         if site.constant:
             shift(site, self.tensors, step[:, inputs].flatten())
         return repaired
+
+
+def _counted(sites: Sequence[Consumer]) -> dict[str, int]:
+    return {site.weight: len(site.nodes) for site in sites}
 
 
 def _differ(site: Consumer, theirs: Sequence[LayerCall], ours: Sequence[LayerCall]) -> bool:

@@ -113,16 +113,16 @@ def test_the_rate_test_leaves_everything_as_it_was(small_data, small_recipe, mak
 
 def test_it_takes_a_tenth_of_the_rate_of_the_least_loss(small_data, small_recipe, make_network, monkeypatch) -> None:
     recipe = small_recipe.updated(lr="auto")
-    monkeypatch.setattr(test_of_rates, "_losses", lambda *_: [3.0, 2.0, 1.0, 1.5])
+    monkeypatch.setattr(test_of_rates, "_losses", lambda *_: dict(enumerate([3.0, 2.0, 1.0, 1.5])))
     assert rate_test(make_network(), small_data, recipe, PLAIN) == float(f"{0.1 * test_of_rates._rate(2):.2g}")
     assert (test_of_rates._rate(0), test_of_rates._rate(69)) == (pytest.approx(1e-6), pytest.approx(10))
     for trained in (
         [0.3, 0.28, 0.31, 0.3, 0.3, 0.5],
         [0.8, 0.8, 0.79, 0.8, 0.8, 1.4],
     ):  # least loss at once: what they bear
-        monkeypatch.setattr(test_of_rates, "_losses", lambda *_, trained=trained: trained)
+        monkeypatch.setattr(test_of_rates, "_losses", lambda *_, trained=trained: dict(enumerate(trained)))
         assert rate_test(make_network(), small_data, recipe, PLAIN) == float(f"{test_of_rates._rate(4):.2g}")
-    monkeypatch.setattr(test_of_rates, "_losses", lambda *_: [1.1, 2.0])
+    monkeypatch.setattr(test_of_rates, "_losses", lambda *_: {0: 1.1, 1: 2.0})
     with pytest.raises(RecipeError, match="lr=auto: the loss falls at no rate"):
         rate_test(make_network(), small_data, recipe, PLAIN)
 
