@@ -37,6 +37,18 @@ def test_the_rate_is_found_once_for_all_trials_and_recorded(tiny, pictures, plai
     assert again.data["trained_with"]["lr"] == rate
 
 
+def test_a_recipe_that_fine_tunes_finds_the_rate_of_each_training(tiny, pictures, tmp_path, seen):
+    torch.save(read(tiny, "1x8x8").model.state_dict(), tmp_path / "trained.pt")
+    said = []
+    how = HOW | {"say": said.append, "epochs": None}
+    result = optimize(tiny, pictures, "macs<=60%", "uniform", weights=tmp_path / "trained.pt", **how)
+    assert {each.lr for each in seen} == {"auto"}
+    rates = {n: trial["probes"]["lr"] for n, trial in enumerate(result.data["trials"]) if trial["epochs"]}
+    assert {f"trial {n}: the rate test found lr={rate:g}" for n, rate in rates.items()} <= set(said)
+    assert {result.data[side]["lr"] for side in ("trained_with", "baseline_trained_with")} <= set(rates.values())
+    assert "lr" not in json.loads((result.folder / "run.json").read_text())["settled"]
+
+
 def test_trained_weights_are_fine_tuned_and_it_is_said(tiny, pictures, tmp_path, seen):
     torch.save(read(tiny, "1x8x8").model.state_dict(), tmp_path / "trained.pt")
     said = []

@@ -197,7 +197,10 @@ def carry_out(job: Job) -> dict[str, Any]:
         "test_flip": judged(trained.test_flip),
         "warnings": list(trained.warnings),
         "history": [asdict(record) for record in trained.history],
-        "settings": {n: getattr(trained.settings, n) for n in ("precision", "memory_format", "threads", "device")},
+        "settings": {
+            **{n: getattr(trained.settings, n) for n in ("precision", "memory_format", "threads", "device")},
+            **({} if trained.settings.lr is None else {"lr": trained.settings.lr}),
+        },
         "seconds": trained.seconds,
         # Of the whole process, testing included; unknown where an earlier process did a part.
         "processor_seconds": None if resumed else time.process_time() - processor,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # What a candidate says itself, and what is settled once so that all trials are trained and judged alike.
 _NOT_IN_A_CANDIDATE = ("epochs", "seed", "precision", "memory_format", "val_fraction", "normalisation", "resize")
+RATE = "lr"  # of the evidence: what the rate test of a trial found
 
 
 def settled_recipe(recipe: Recipe, settled: Mapping[str, Any]) -> Recipe:

@@ -23,7 +23,7 @@ from convwright.edits.transfer import check_widths_only, fill_convolutions, wide
 from convwright.errors import EditError, RecipeError, RunError
 from convwright.methods import Candidate, Evidence, Status
 from convwright.runs import memory
-from convwright.runs.candidate_recipe import changed_recipe
+from convwright.runs.candidate_recipe import RATE, changed_recipe
 from convwright.runs.directory.files import load_weights, save_weights, write_json
 from convwright.runs.history import HISTORY, plain_epoch
 from convwright.runs.repairing import Repairs, traceable
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 
 _Found = TypeVar("_Found")
+_ANY = 1e-3  # a rate where none is asked for
 _BETWEEN_CUTS = 256  # training images that batch norm is re-estimated on before channels are scored again
 
 
@@ -356,9 +357,13 @@ class Evaluator:
             calibration=self.repairs.images,
         )
         assert result.val is not None
+        rate = result.settings.lr
+        if rate is not None:
+            self.say(f"trial {number}: the rate test found lr={rate:g}")
         write_json(self.study.trial_folder(number) / HISTORY, [plain_epoch(record) for record in result.history])
         status: Status = "stopped" if result.stopped else "done"
-        return _Outcome(result.val, result.probes, status, replace(start, images=max(start.images, result.reestimated)))
+        probes = result.probes if rate is None else {**result.probes, RATE: rate}
+        return _Outcome(result.val, probes, status, replace(start, images=max(start.images, result.reestimated)))
 
     def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
@@ -403,9 +408,14 @@ def image_size(network: Architecture) -> tuple[int, int]:
 
 
 def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
-    """Choose precision and layout, and the rate if it is to be found, once: all trainings of a network are alike."""
+    """Choose precision and layout once: all trainings of a network are alike.
+
+    So is a rate that is to be found, unless the recipe fine-tunes: what was cut further bears a higher one, and each
+    training makes the test.
+    """
     device = make_fabric("auto", "32-true").device
-    chosen = resolve(arch.model.to(device), data, recipe, device, None)
+    known = recipe.updated(lr=_ANY) if recipe.lr == "auto" and recipe.fine_tunes else recipe
+    chosen = resolve(arch.model.to(device), data, known, device, None)
     rate = {} if chosen.lr is None else {"lr": chosen.lr}
     return {"precision": chosen.precision, "memory_format": chosen.memory_format, **rate}
 

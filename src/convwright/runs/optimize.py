@@ -21,7 +21,7 @@ from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
-from convwright.runs.candidate_recipe import changed_recipe, leave_out_known_techniques, settled_recipe
+from convwright.runs.candidate_recipe import RATE, changed_recipe, leave_out_known_techniques, settled_recipe
 from convwright.runs.config import FINETUNE, OptimizeOptions, RunConfig, documented, terms_of
 from convwright.runs.directory.files import load_weights, save_weights, there, write_json, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
@@ -500,4 +500,5 @@ def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[st
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
     """Return the recipe of a trial's last training."""
     changed = changed_recipe(evaluator.recipe, trial.candidate.recipe)
+    changed = changed.updated(lr=trial.probes.get(RATE, changed.lr))
     return in_parts(changed, int(trial.probes.get(PROBE, 1))).model_dump(mode="json")

@@ -217,6 +217,11 @@ class Recipe(BaseModel):
         return self.lr
 
     @property
+    def fine_tunes(self) -> bool:
+        """Whether it is for trained weights: their first layers are to learn slowly."""
+        return self.lr_first_factor < 1
+
+    @property
     def augment(self) -> Augment:
         """What may happen to a training image."""
         padding = 0 if self.random_resized_crop else self.crop_padding
