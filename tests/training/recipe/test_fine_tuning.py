@@ -122,9 +122,11 @@ def test_it_takes_a_tenth_of_the_rate_of_the_least_loss(small_data, small_recipe
     ):  # least loss at once: what they bear
         monkeypatch.setattr(test_of_rates, "_losses", lambda *_, trained=trained: dict(enumerate(trained)))
         assert rate_test(make_network(), small_data, recipe, PLAIN) == float(f"{test_of_rates._rate(4):.2g}")
-    monkeypatch.setattr(test_of_rates, "_losses", lambda *_: {0: 3.0, 20: 1.0, 21: 1.1, 22: 1.2})  # damaged by a cut
     tuning = recipe.updated(lr_first_factor=0.5)
-    assert rate_test(make_network(), small_data, tuning, PLAIN) == float(f"{test_of_rates._rate(21):.2g}")
+    for first, rate in ((1.3, test_of_rates._rate(21)), (3.0, 0.1 * test_of_rates._rate(20))):  # cut; a new head
+        losses = {0: first, 20: 1.0, 21: 1.1, 22: 1.2}
+        monkeypatch.setattr(test_of_rates, "_losses", lambda *_, losses=losses: losses)
+        assert rate_test(make_network(), small_data, tuning, PLAIN) == float(f"{rate:.2g}")
     monkeypatch.setattr(test_of_rates, "_losses", lambda *_: {0: 1.1, 1: 2.0})
     with pytest.raises(RecipeError, match="lr=auto: the loss falls at no rate"):
         rate_test(make_network(), small_data, recipe, PLAIN)

@@ -30,8 +30,8 @@ _BORNE = 1.15
 def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Settings) -> float:
     """Return a highest learning rate for a recipe: a tenth of that at which the loss of a rising rate is least.
 
-    For a recipe that fine-tunes, and for weights whose loss is least before any rate, it is the highest one that they
-    bear, at which the loss stays near its least: the more of a network was cut, the higher.
+    For trained weights, such as those that a recipe fine-tunes, it is the highest one that they bear, at which the loss
+    stays near its least: the more of a network was cut, the higher.
 
     A copy of the network is trained from its present weights by the recipe's optimizer on its own batches, without
     techniques, with a rate that rises from 1e-6 until the smoothed loss is three times its least (Smith 2017; the
@@ -50,7 +50,7 @@ def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Setti
     with untouched_random(device):
         torch.manual_seed(recipe.seed)
         losses = _losses(copy.deepcopy(model), data, recipe, settings, device)
-    if losses and (recipe.fine_tunes or _trained([*losses.values()], data.num_classes)):
+    if losses and _trained([*losses.values()], data.num_classes, recipe.fine_tunes):
         borne = max(step for step, loss in losses.items() if loss <= _BORNE * min(losses.values()))
         return float(f"{_rate(borne):.2g}")
     least = min(losses, key=losses.__getitem__, default=0)
@@ -59,9 +59,15 @@ def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Setti
     return float(f"{_SHARE * _rate(least):.2g}")
 
 
-def _trained(losses: list[float], classes: int) -> bool:
-    """Whether losses begin far below that of a guess, or below it without falling much at any rate."""
+def _trained(losses: list[float], classes: int, fine_tuned: bool) -> bool:
+    """Whether losses begin far below that of a guess, or below it without falling much at any rate.
+
+    What is fine-tuned was trained, and may have been cut until it only guesses: unless its loss falls from there as it
+    does where the head is new.
+    """
     first, guess = sum(losses[:_FIRST]) / len(losses[:_FIRST]), math.log(classes)
+    if fine_tuned:
+        return first < 0.9 * guess or min(losses) > 0.75 * first
     return first < 0.5 * guess or 0.9 * first < min(losses) < 0.9 * guess
 
 
