@@ -34,7 +34,7 @@ SHOWN = {
 WAYS = {
     "ours": "convwright", "ours-no-labels": "the same, without labels", "torch-pruning-taylor": "torch-pruning, Taylor",
     "torch-pruning-magnitude": "torch-pruning, magnitude", "resolution": "smaller images",
-    "uniform": "one ratio for all widths", "scratch": "the same, from new weights",
+    "uniform": "one ratio for all widths", "scratch": "one ratio, from new weights",
 }  # fmt: skip
 _SEEDS = 3
 

@@ -71,6 +71,7 @@ class Kind:
         distill: Options of technique ``distill``, by which the untouched network teaches in the tuning; None: it
             does not.
         ablation: Whether it belongs to the ablations, which have two seeds.
+        tuning: Fields of the recipe that are its own.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Kind:
     options: Mapping[str, Any] = field(default_factory=dict)
     distill: Mapping[str, Any] | None = None
     ablation: bool = False
+    tuning: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _ours(
@@ -119,7 +121,8 @@ KINDS: tuple[Kind, ...] = (
     _ours("no-labels", "saliency and allocation; the untouched network alone teaches", {"labels": False}),
     Kind("resolution", "resolution", "the untouched network on smaller images"),
     Kind("uniform", "uniform", "one ratio for all widths, channels kept by L2 norm"),
-    Kind("scratch", "scratch", "the same widths from drawn weights"),
+    # The rate test is for trained weights. Of 2.2e-3 and 8e-3, on validation images: 58.9 and 60.7 % (seed 0, a half).
+    Kind("scratch", "scratch", "one ratio for all widths, from drawn weights", tuning={"lr": 8e-3}),
     *_torch_pruning("magnitude", "L1 norms, ranked over the network", importance="magnitude"),
     *_torch_pruning("local", "L1 norms, one share for all layers", importance="magnitude", ranked_over="layer"),
     *_torch_pruning("taylor", "Taylor, ranked over the network", importance="taylor"),
@@ -213,7 +216,7 @@ def _wanted(base: BaselineNetwork, kind: Kind, budget: str) -> bool:
 
 def _row(name: str, base: BaselineNetwork, kind: Kind, budget: str, size: Size) -> Row:
     techniques = {} if kind.distill is None else {"distill": dict(kind.distill)}
-    recipe = base.baseline.recipe_of(**base.tuning, techniques=techniques)
+    recipe = base.baseline.recipe_of(**{**base.tuning, **kind.tuning}, techniques=techniques)
     between = kind.options.get("epochs_between", 0) * (kind.options.get("rounds", 1) - 1)
     # Without training, a cut depends on how images are seen alone: rows that are only tuned otherwise share it.
     fields = None if between else {"normalisation", "resize", "precision", "memory_format"}
