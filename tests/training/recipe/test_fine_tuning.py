@@ -123,8 +123,8 @@ def test_it_takes_a_tenth_of_the_rate_of_the_least_loss(small_data, small_recipe
         monkeypatch.setattr(test_of_rates, "_losses", lambda *_, trained=trained: dict(enumerate(trained)))
         assert rate_test(make_network(), small_data, recipe, PLAIN) == float(f"{test_of_rates._rate(4):.2g}")
     tuning = recipe.updated(lr_first_factor=0.5)
-    for first, rate in ((1.3, test_of_rates._rate(21)), (3.0, 0.1 * test_of_rates._rate(20))):  # cut; a new head
-        losses = {0: first, 20: 1.0, 21: 1.1, 22: 1.2}
+    for first, rate in ((0.65, test_of_rates._rate(21)), (3.0, 0.1 * test_of_rates._rate(20))):  # cut; a new head
+        losses = {0: first, 20: 0.5, 21: 0.55, 22: 0.6}
         monkeypatch.setattr(test_of_rates, "_losses", lambda *_, losses=losses: losses)
         assert rate_test(make_network(), small_data, tuning, PLAIN) == float(f"{rate:.2g}")
     monkeypatch.setattr(test_of_rates, "_losses", lambda *_: {0: 1.1, 1: 2.0})
