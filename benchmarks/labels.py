@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import nn
 
-from convwright.architecture.capture.exported import capture
+from convwright.architecture.capture.capture import capture
 from convwright.architecture.channels import analyse
 
 RESULTS = Path(__file__).parent / "results" / "labels.json"

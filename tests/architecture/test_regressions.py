@@ -206,7 +206,7 @@ def test_a_slice_without_channels_carries_none():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_modes_and_values_come_back_beside_a_compiled_child():
-    from convwright.architecture.capture.exported import in_mode
+    from convwright.architecture.capture.graph import in_mode
 
     model = nn.Sequential(torch.jit.script(nn.BatchNorm2d(3)), nn.BatchNorm2d(3)).eval()
     with in_mode(model, training=True):

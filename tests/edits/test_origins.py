@@ -80,7 +80,7 @@ class Recorder(fx.Interpreter):
     """Keeps the value of every node."""
 
     def __init__(self, arch, model):
-        super().__init__(arch.capture.program.graph_module, garbage_collect_values=False)
+        super().__init__(torch.nn.Module(), garbage_collect_values=False, graph=arch.capture.graph)
         self.found, tensors = {}, named_tensors(model)
         places = [node.name for node in arch.capture.graph.nodes if node.op == "placeholder"]
         held = {name: tensors[arch.capture.tensors[name]] for name in places if name in arch.capture.tensors}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from convwright.architecture.blocks import block_of_module, find_blocks
-from convwright.architecture.capture.exported import Capture, Source, capture
+from convwright.architecture.capture.capture import RECORDED, capture
+from convwright.architecture.capture.graph import Capture, Source
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Origins, analyse
 from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import Layer, find_layers
@@ -41,6 +42,7 @@ class Architecture:
         options: what a named network was created with, e.g. ``{"num_classes": 10}``.
         constraints: what the user wants left as it is; edits pass it on. See ``Constraints.bound``.
         origins: which entries of which tensors of the network as it was read this one has.
+        captured: how it is captured: by recording one run, or by ``torch.export``.
     """
 
     model: nn.Module = field(repr=False)
@@ -52,13 +54,14 @@ class Architecture:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     constraints: BoundConstraints | None = field(default=None, repr=False)
     origins: Origins = field(default_factory=Origins, repr=False)
+    captured: str = field(default=RECORDED, repr=False)
 
     # -------------------------------------------------------------- the reading itself
 
     @cached_property
     def capture(self) -> Capture:
         """The operator graph."""
-        return capture(self.model, self.example_input)
+        return capture(self.model, self.example_input, self.captured)
 
     @cached_property
     def channels(self) -> ChannelGraph:

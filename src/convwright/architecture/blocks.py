@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture.exported import describe, operator_name, shape_of
+from convwright.architecture.capture.graph import describe, operator_name, shape_of
 from convwright.architecture.channels import numbered
 from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import kind_of

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from convwright.architecture.capture.exported import Capture
+from convwright.architecture.capture.graph import Capture
 from convwright.architecture.follow import Follower
 from convwright.architecture.labels import NEUTRAL, Ledger, Plane, Value
 from convwright.errors import EditError, did_you_mean

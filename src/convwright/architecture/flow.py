@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from torch import fx, nn
 
-from convwright.architecture.capture.exported import Capture, module_path, module_paths, operator_name, shape_of
+from convwright.architecture.capture.graph import Capture, module_path, module_paths, operator_name, shape_of
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import Layer, kind_of

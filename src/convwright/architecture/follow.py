@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import (
+from convwright.architecture.capture.graph import (
     LEAVES,
     Capture,
     argument,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import (
+from convwright.architecture.capture.graph import (
     LEAVES,
     Capture,
     Source,

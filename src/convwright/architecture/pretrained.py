@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 
-from convwright.architecture.capture.exported import first_line
+from convwright.architecture.capture.graph import first_line
 from convwright.architecture.weights import COUNTER, Checkpoint, TakenWeights, head_tensors, take
 from convwright.errors import ReadError
 

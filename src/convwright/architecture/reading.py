@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from convwright.architecture.architecture import Architecture
-from convwright.architecture.capture.exported import first_line
+from convwright.architecture.capture.capture import CAPTURES, RECORDED
+from convwright.architecture.capture.graph import first_line
 from convwright.architecture.pretrained import build_options, check_pretrained, create_by_timm, take_of_torchvision
 from convwright.errors import ConvwrightError, ReadError, did_you_mean, is_there, whole_number
 
@@ -26,17 +27,20 @@ MOST_INPUT = 10**9  # values in one example input
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
-def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> Architecture:
+def read(
+    model: ModelSource, example_input: InputLike = None, *, capture: str = RECORDED, **kwargs: Any
+) -> Architecture:
     """Read a network: its layers, channel groups, blocks, stages and costs.
 
-    The network is captured with ``torch.export`` in eval mode, on fake tensors: nothing is computed, no weight
-    changes, and the training mode is given back as it was.
+    The network runs once in eval mode while every operator is recorded, so its code may do what Python can. Weights,
+    buffers, training mode and random states are given back as they were.
 
     Args:
         model: a module, or ``"torchvision:NAME"``, ``"timm:NAME"``, ``"zoo:NAME"`` or
             ``"path/to/file.py:CallableOrClass"`` (called without positional arguments).
         example_input: a batch of shape (n, c, h, w), a shape such as ``(3, 224, 224)`` or ``"3x224x224"``.
             Named models know their own; for a module it is required.
+        capture: ``"recorded"``, or ``"export"`` for ``torch.export`` on fake tensors, which refuses branches on values.
         **kwargs: passed to the constructor of a named model, e.g. ``num_classes=10``; ``pretrained=True`` gives a
             network of torchvision or timm its pretrained weights, but for the head of another number of classes.
 
@@ -52,10 +56,12 @@ def read(model: ModelSource, example_input: InputLike = None, **kwargs: Any) -> 
         >>> arch.group("layer1.0.conv1").size
         16
     """
+    if capture not in CAPTURES:
+        raise ReadError(f"a network cannot be captured by {capture!r}: choose from {', '.join(CAPTURES)}.")
     built, default_shape, source = create(model, **kwargs)
     example = _example(example_input, default_shape, built, source)
     options = build_options(model, kwargs) if isinstance(model, str) else {}
-    architecture = Architecture(built, example, source, options=options)
+    architecture = Architecture(built, example, source, options=options, captured=capture)
     _ = architecture.channels  # a network that cannot be read is refused here, not at the first question
     return architecture
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from convwright.architecture.blocks import BlockDraft, drafts_of
-from convwright.architecture.capture.exported import operator_name, shape_of
+from convwright.architecture.capture.graph import operator_name, shape_of
 from convwright.architecture.flow import Flow, Shape
 from convwright.architecture.layers import kind_of
 

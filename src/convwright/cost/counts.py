@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture.exported import argument, module_path, shape_of
+from convwright.architecture.capture.graph import argument, module_path, shape_of
 from convwright.architecture.rules import RULES
 from convwright.cost.memory import done_once, peak_bytes, storages
 from convwright.cost.recount import count_by_torch

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import in_mode
+from convwright.architecture.capture.graph import in_mode
 from convwright.cost.latency_onnx import onnx_call
 from convwright.cost.timing import Spread, Timer, enough, spread, wall_timer
 from convwright.errors import ConvwrightError, did_you_mean, first_line

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import quiet_torch
+from convwright.architecture.capture.graph import quiet_torch
 from convwright.errors import ConvwrightError, first_line
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")

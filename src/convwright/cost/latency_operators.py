@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from convwright.architecture.capture.exported import operator_name
+from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.labels import Values
 from convwright.cost.memory import storage_key
 from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer

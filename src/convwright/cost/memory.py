@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from convwright.architecture.capture.exported import Capture, first_line, in_mode
+from convwright.architecture.capture.graph import Capture, first_line, in_mode
 from convwright.errors import ReadError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
-from convwright.architecture.capture.exported import in_mode
+from convwright.architecture.capture.graph import in_mode
 
 Run = Callable[[nn.Module, Tensor], object]
 

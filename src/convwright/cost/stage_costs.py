@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture, read
-from convwright.architecture.capture.exported import operator_name, shape_of
+from convwright.architecture.capture.graph import operator_name, shape_of
 from convwright.architecture.flow import Block
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _forms, _names_in_graph

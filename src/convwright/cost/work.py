@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from convwright.architecture.capture.exported import argument, einsum_operands, operator_name, shape_of
+from convwright.architecture.capture.graph import argument, einsum_operands, operator_name, shape_of
 
 
 @dataclass(frozen=True)

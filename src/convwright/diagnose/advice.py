@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from convwright.architecture import Architecture, Block, Layer
-from convwright.architecture.capture.exported import argument
+from convwright.architecture.capture.graph import argument
 from convwright.edits import Edit, Kernel, RemoveBlock
 from convwright.edits.depth import needs_measuring, why_not_removable
 from convwright.edits.edit import Options

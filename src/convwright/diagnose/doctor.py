@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.architecture import Architecture, ChannelGroup, Layer, read
-from convwright.architecture.capture.exported import argument
+from convwright.architecture.capture.graph import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from convwright.architecture.capture.exported import Capture, argument, module_path, operator_name, shape_of
+from convwright.architecture.capture.graph import Capture, argument, module_path, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.edits.remap import ChannelRemap

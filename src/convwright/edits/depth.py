@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import block_of_module
-from convwright.architecture.capture.exported import (
+from convwright.architecture.capture.graph import (
     LEAVES,
     describe,
     module_class,

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import first_line, user_frame
+from convwright.architecture.capture.graph import first_line, user_frame
 from convwright.edits.edit import Measured, Moved
 from convwright.edits.surgery import copied, stand_ins, tensors_in
 from convwright.errors import EditError

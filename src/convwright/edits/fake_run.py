@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from convwright.architecture import Architecture
-from convwright.architecture.capture.exported import (
+from convwright.architecture.capture.graph import (
     argument,
     first_line,
     module_path,

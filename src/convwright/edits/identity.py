@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import additions
-from convwright.architecture.capture.exported import argument, describe, operator_name, shape_of
+from convwright.architecture.capture.graph import argument, describe, operator_name, shape_of
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.edits.compensate import scale_of

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture.exported import argument, first_line
+from convwright.architecture.capture.graph import argument, first_line
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.constraints import check_alone

@@ -351,6 +351,7 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         options=before.options,
         constraints=before.constraints,
         origins=followed(before, outcome),
+        captured=before.captured,
     )
     if verify:
         _check_prediction(after, outcome)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from convwright.architecture import Architecture, ChannelGroup
-from convwright.architecture.capture.exported import argument
+from convwright.architecture.capture.graph import argument
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
 from convwright.edits.kernel import Kernel

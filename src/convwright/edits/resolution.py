@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convwright.architecture import Architecture
-from convwright.architecture.capture.exported import capture
+from convwright.architecture.capture.capture import capture
 from convwright.edits.constraints import why_resolution_stays
 from convwright.edits.edit import Edit, Measured, Options, Outcome, carries_out, one_sample, whole_numbers
 from convwright.edits.fake_run import FakeNetwork

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture
-from convwright.architecture.capture.exported import Capture, capture
+from convwright.architecture.capture.capture import capture
+from convwright.architecture.capture.graph import Capture
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.edit import Edit, Measured, Moved, Outcome
 from convwright.edits.equivalence import Run
@@ -142,7 +143,7 @@ class _Rerouted(fx.Interpreter):
     """Runs a captured graph with some nodes' values taken from others."""
 
     def __init__(self, captured: Capture, instead: Mapping[str, str]) -> None:
-        super().__init__(captured.program.graph_module, garbage_collect_values=False)
+        super().__init__(nn.Module(), garbage_collect_values=False, graph=captured.graph)
         self.instead = instead
         self.named = {node.name: node for node in captured.graph.nodes}
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import module_path, module_paths
+from convwright.architecture.capture.graph import module_path, module_paths
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.labels import Value
 from convwright.edits.edit import Moved

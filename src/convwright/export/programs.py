@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import capture, describe, first_line, operator_name, quiet_torch
+from convwright.architecture.capture.capture import EXPORT, capture
+from convwright.architecture.capture.graph import describe, first_line, operator_name, quiet_torch
 from convwright.cost.latency_onnx import missing_packages, onnx_session
 from convwright.errors import ConvwrightError
 from convwright.export.card import card
@@ -73,7 +74,7 @@ def _refused(model: nn.Module, example: Tensor, error: BaseException) -> str:
     reason = re.sub(r"\x1b\[[0-9;]*m", "", first_line(told[-1])).rstrip(".")
     operators = set(re.findall(r"torch\.ops\.\w+\.(\w+)", " ".join(map(str, told))))
     with suppress(ConvwrightError):
-        nodes = capture(model, example).graph.nodes
+        nodes = capture(model, example, EXPORT).graph.nodes
         found = next((n for n in nodes if n.op == "call_function" and operator_name(n) in operators), None)
         return f": its exporter does not know {describe(found)} in this form ({reason})" if found else f": {reason}"
     return f": {reason}"

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from convwright.architecture.capture.exported import argument, operator_name
+from convwright.architecture.capture.graph import argument, operator_name
 from convwright.edits.origins import NONE, kept_entries, origin_of
 from convwright.edits.plan import check_made_for
 from convwright.edits.surgery import named_tensors

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convwright import zoo
 from convwright.architecture import Architecture, create, parse_shape, read
-from convwright.architecture.capture.exported import first_line
+from convwright.architecture.capture.graph import first_line
 from convwright.architecture.pretrained import build_options, check_pretrained, said_of_loaded
 from convwright.architecture.weights import TakenWeights, read_checkpoint, take
 from convwright.errors import DataError, ReadError

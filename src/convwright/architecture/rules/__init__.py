@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from convwright.architecture.capture.exported import operator_name
+from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.rules import shapes, weighted  # noqa: F401  (they register their rules)
 from convwright.architecture.rules.elementwise import elementwise
 from convwright.architecture.rules.registry import RULES, Rule, opaque, rule

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from convwright.architecture.capture.exported import argument, as_dims, describe, operator_name, shape_of
+from convwright.architecture.capture.graph import argument, as_dims, describe, operator_name, shape_of
 from convwright.architecture.labels import Value, Values, along, line_plane, merge
 from convwright.architecture.rules.registry import across, rule, tie_rows
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import describe
+from convwright.architecture.capture.graph import describe
 from convwright.architecture.labels import ResizeError, Value, Values, line_plane, with_sizes
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import argument, as_dims, describe, operator_name, shape_of
+from convwright.architecture.capture.graph import argument, as_dims, describe, operator_name, shape_of
 from convwright.architecture.labels import (
     NEUTRAL,
     Plane,

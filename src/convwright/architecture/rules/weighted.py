@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import argument, describe, einsum_operands, shape_of
+from convwright.architecture.capture.graph import argument, describe, einsum_operands, shape_of
 from convwright.architecture.labels import NEUTRAL, Plane, Value, Values, along, line_plane, merge, reduce_axes
 from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from convwright.architecture.capture.exported import operator_name
+from convwright.architecture.capture.graph import operator_name
 from convwright.errors import ConvwrightError
 from convwright.export.source.operators import written
 from convwright.export.source.regions import SIZES, Network, Region

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture.exported import LEAVES, operator_name
+from convwright.architecture.capture.graph import LEAVES, operator_name
 from convwright.export.source.bodies import Body, CallFlow, CallWriter, Line, is_chain
 from convwright.export.source.regions import Network, Region
 from convwright.export.source.text import (

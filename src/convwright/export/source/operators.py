@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
-from convwright.architecture.capture.exported import argument, operator_name
+from convwright.architecture.capture.graph import argument, operator_name
 from convwright.export.source.regions import Network, constant, mutates
 from convwright.export.source.text import (
     Arg,

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convwright.architecture.capture.exported import Capture, capture, operator_name
+from convwright.architecture.capture.capture import EXPORT, capture
+from convwright.architecture.capture.graph import Capture, operator_name
 from convwright.errors import ConvwrightError
 from convwright.export.source.text import words
 
@@ -94,7 +95,7 @@ def network(model: nn.Module, example_input: Tensor) -> Network:
         ReadError: it cannot be captured.
         ConvwrightError: its code does something else with two images than with three.
     """
-    one, two = (capture(model, example_input.new_zeros((n, *example_input.shape[1:]))) for n in SIZES)
+    one, two = (capture(model, example_input.new_zeros((n, *example_input.shape[1:])), EXPORT) for n in SIZES)
     nodes, others = (list(c.graph.nodes) for c in (one, two))
     if [str(n.target) for n in nodes] != [str(n.target) for n in others]:
         raise ConvwrightError(

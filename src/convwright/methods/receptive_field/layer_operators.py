@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture.exported import shape_of
+from convwright.architecture.capture.graph import shape_of
 from convwright.edits import Edit, Kernel, Replace
 from convwright.edits.kernel import why_not_kernel
 from convwright.edits.replace import why_not_replaceable

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import fx
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture.exported import argument, shape_of
+from convwright.architecture.capture.graph import argument, shape_of
 from convwright.architecture.labels import Value
 
 Side = Literal["in", "out"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from convwright.architecture import Architecture
-from convwright.architecture.capture.exported import describe, module_path, operator_name, shape_of, sizes_of
+from convwright.architecture.capture.graph import describe, module_path, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, compact
 from convwright.metrics.receptive_field.field import Extent, Field, FieldValue, Grid, seed, union, with_labels
 

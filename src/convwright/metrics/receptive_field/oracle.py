@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture import Architecture
-from convwright.architecture.capture.exported import argument, operator_name, shape_of, sizes_of
+from convwright.architecture.capture.graph import argument, operator_name, shape_of, sizes_of
 from convwright.errors import EditError
 
 # Operators that are no nonlinearity by torch's tag but keep each element's dependence as it is: norms among them,

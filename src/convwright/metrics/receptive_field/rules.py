@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.exported import argument, as_dims, module_class, operator_name, shape_of, sizes_of
+from convwright.architecture.capture.graph import argument, as_dims, module_class, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, full, reshape_blocks
 from convwright.architecture.rules import RULES, elementwise, executed
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import branch_values, outermost
-from convwright.architecture.capture.exported import operator_name
+from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.layers import kind_of
 from convwright.errors import DataError, ReadError
 from convwright.metrics.bundles.counter import BundleCounter, Bundles

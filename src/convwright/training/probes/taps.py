@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from convwright.architecture import Architecture
-from convwright.architecture.capture.exported import module_path, operator_name
+from convwright.architecture.capture.graph import module_path, operator_name
 from convwright.errors import ReadError
 
 _RESULT = -1

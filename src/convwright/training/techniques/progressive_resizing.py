@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from convwright.architecture.capture.exported import first_line
+from convwright.architecture.capture.graph import first_line
 from convwright.edits.structure import Structure
 from convwright.errors import RecipeError
 from convwright.training.techniques.structural import options_of

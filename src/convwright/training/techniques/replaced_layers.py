@@ -10,7 +10,7 @@ from torch import nn
 
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.blocks import branch_ends
-from convwright.architecture.capture.exported import argument, module_class
+from convwright.architecture.capture.graph import argument, module_class
 from convwright.architecture.reading import InputLike
 from convwright.edits import Replace
 from convwright.edits.operators.blurpool import BlurOrder, Padding

@@ -1,0 +1,272 @@
+"""Capture a network by running it once: every operator that it executes is recorded.
+
+Eager PyTorch does what it always does, so any Python is fine: branches on values, ``.item()``, non-maximum suppression.
+In inference mode a dispatch mode sees operators before torch takes them apart, so a recording has the vocabulary of
+``torch.export``. An operator that torch can take apart and nobody above has a rule for (an LSTM) is recorded as its
+parts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import random
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.modules.module as hooks
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from convwright.architecture.capture.graph import Capture, from_torch
+
+_Stack = dict[str, tuple[str, type]]  # as in the graphs of torch.export: path -> (path, class)
+
+
+def record(model: nn.Module, example_input: Tensor) -> Capture:
+    """Run a model in the mode that it is in, and record what it executes; its buffers and random states stay."""
+    recorder = _Recorder(model)
+    with recorder.watching(), _plainly(example_input.device):
+        outputs = recorder.run(model, example_input)
+    return recorder.captured(outputs)
+
+
+class _Recorder(TorchDispatchMode):
+    """Records the operators that a model executes as a graph.
+
+    A value is known by the tensor object that holds it, one of a parameter also by the memory that it shares.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
+        self.graph = fx.Graph()
+        self.stored: dict[str, Tensor] = {}
+        self.tensors: dict[str, str] = {}
+        self._nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
+        self._owners: dict[int, Tensor] = {}  # memory -> the parameter or buffer in it
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}  # parameters and buffers that are written to, as they were
+        self._storages: dict[int, tuple[Any, torch.UntypedStorage]] = {}
+        self._paths: dict[nn.Module, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self._paths.setdefault(module, []).append(path)
+        self._stacks: list[_Stack] = [{}]
+        self._values: list[tuple[fx.Node, Any]] = []
+        for prefix, named in (("p", model.named_parameters()), ("b", model.named_buffers())):
+            for name, tensor in named:
+                self._store(f"{prefix}_{name.replace('.', '_').lower()}", name, tensor)
+                self._owners.setdefault(tensor.untyped_storage()._cdata, tensor)
+
+    # -------------------------------------------------------------- running
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Know which modules run; afterwards, what was written into parameters and buffers is undone."""
+        enter = hooks.register_module_forward_pre_hook(self._enter)
+        leave = hooks.register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+            with torch.no_grad():
+                for tensor, before in self._written.values():
+                    tensor.copy_(before)
+
+    def _enter(self, module: nn.Module, args: object) -> None:
+        stack, paths = self._stacks[-1], self._paths.get(module)
+        if paths:  # of a shared module, the name under the module that calls it
+            path = next((p for p in paths if stack and p.startswith(f"{next(reversed(stack))}.")), paths[0])
+            stack = {**stack, path: (path, type(module))}
+        self._stacks.append(stack)
+
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        self._stacks.pop()
+
+    def run(self, model: nn.Module, example_input: Tensor) -> list[fx.Node]:
+        """Run the model, and return the nodes of its outputs."""
+        if model.training:  # batch norm writes statistics, and its schema does not say so
+            for buffer in model.buffers():
+                self._keep(buffer)
+        node = self.graph.placeholder(name := _input_name(model))
+        node.name = name  # fx would number one that is called as a builtin
+        self._values.append((node, self._note(node, example_input)))
+        with torch.inference_mode(), self:
+            found = model(example_input)
+        return [self._operand(leaf) for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+    def captured(self, outputs: list[fx.Node]) -> Capture:
+        """Return the graph, without operators whose results nobody uses."""
+        self.graph.output(tuple(outputs))
+        self.graph.eliminate_dead_code()
+        alive = set(self.graph.nodes)
+        for node, value in self._values:
+            if node in alive:
+                node.meta["val"] = _map(value, lambda form: form() if isinstance(form, _Form) else form)
+        return Capture(
+            self.graph,
+            self.stored,
+            self.tensors,
+            parameters=frozenset(name for name, _ in self.model.named_parameters()),
+            inputs=tuple(n.name for n in alive if n.op == "placeholder" and n.name not in self.tensors),
+            outputs=tuple(dict.fromkeys(node.name for node in outputs)),
+        )
+
+    # -------------------------------------------------------------- operators
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Execute an operator and record it; one that has no rule of its own is taken apart where torch can."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            self._keep_written(func, args, kwargs)
+        operands = _map(args, self._argument), _map(kwargs, self._argument)
+        result = func(*args, **kwargs)
+        node = self.graph.create_node("call_function", func, *operands, name=func.overloadpacket.__name__)
+        node.meta["nn_module_stack"] = self._stacks[-1]
+        node.meta["source"] = _line()
+        self._values.append((node, self._note(node, result)))
+        return result
+
+    def _note(self, node: fx.Node, value: Any, path: tuple[int, ...] = ()) -> Any:
+        """Remember the node of each tensor of a value; return the value with forms in place of tensors."""
+        if isinstance(value, Tensor):
+            self._nodes[id(value)] = weakref.ref(value), node
+            return _Form(value, self._memory(value))
+        if not isinstance(value, tuple | list):
+            return value
+        forms = []
+        for index, each in enumerate(value):
+            if not isinstance(each, Tensor):
+                forms.append(each)
+                continue
+            part = self.graph.create_node("call_function", operator.getitem, (node, index), name="getitem")
+            part.meta.update(node.meta)
+            forms.append(self._note(part, each))
+            self._values.append((part, forms[-1]))
+        return type(value)(forms) if type(value) in (tuple, list) else tuple(forms)
+
+    def _argument(self, value: Any) -> Any:
+        return self._operand(value) if isinstance(value, Tensor) else value
+
+    def _operand(self, tensor: Tensor) -> fx.Node:
+        known = self._nodes.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        owner = self._owners.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+        if owner is None:
+            return self._constant(tensor)
+        node = self._nodes[id(owner)][1]
+        place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        if place != (owner.shape, owner.stride(), owner.storage_offset()):  # a part of it, or another view of it
+            args = (node, list(tensor.shape), list(tensor.stride()), tensor.storage_offset())
+            node = self.graph.create_node("call_function", torch.ops.aten.as_strided.default, args, name="as_strided")
+            node.meta["nn_module_stack"] = self._stacks[-1]
+            node.meta["source"] = _line()
+        self._values.append((node, self._note(node, tensor)))
+        return node
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        """Return the node of a tensor that neither the model nor the graph knows: the user's code made it."""
+        name = next((n for n in self._attributes() if n[1] is tensor), (f"constant_{len(self.stored)}",))[0]
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            return self._store(f"c_{name.replace('.', '_').lower()}", name, tensor.detach())
+
+    def _attributes(self) -> Iterator[tuple[str, Tensor]]:
+        for module, (path, *_) in self._paths.items():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    yield f"{path}.{name}" if path else name, value
+
+    def _store(self, node_name: str, name: str, tensor: Tensor) -> fx.Node:
+        node = self.graph.create_node("placeholder", node_name, name=node_name)
+        self.stored[name] = tensor
+        self.tensors[node.name] = name
+        self._values.append((node, self._note(node, tensor)))
+        return node
+
+    # -------------------------------------------------------------- memory
+
+    def _memory(self, tensor: Tensor) -> torch.UntypedStorage | None:
+        """Return memory without data that stands for a tensor's: views of one have the same."""
+        if tensor.layout is not torch.strided:
+            return None
+        real = tensor.untyped_storage()
+        known = self._storages.get(real._cdata)
+        if known is None or known[0].expired():
+            made = torch.UntypedStorage(real.nbytes(), device="meta")  # type: ignore[no-untyped-call]
+            known = self._storages[real._cdata] = StorageWeakRef(real), made  # type: ignore[no-untyped-call]
+        return known[1]
+
+    def _keep_written(self, func: OpOverload, args: Any, kwargs: Any) -> None:
+        """Keep what a parameter or buffer held before an operator writes into it."""
+        for value, declared in zip(args, func._schema.arguments, strict=False):
+            if declared.alias_info is not None and declared.alias_info.is_write and isinstance(value, Tensor):
+                owner = self._owners.get(value.untyped_storage()._cdata)
+                if owner is not None:
+                    self._keep(owner)
+
+    def _keep(self, tensor: Tensor) -> None:
+        self._written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
+
+
+class _Form:
+    """Shape, type and memory of a tensor; called, it gives a tensor without data that has them."""
+
+    def __init__(self, tensor: Tensor, memory: torch.UntypedStorage | None) -> None:
+        self.shape, self.dtype, self.memory = tensor.shape, tensor.dtype, memory
+        self.view = () if memory is None else (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def __call__(self) -> Tensor:
+        if self.memory is None:
+            return torch.empty(self.shape, dtype=self.dtype, device="meta")
+        return torch.empty(0, dtype=self.dtype, device="meta").set_(self.memory, *self.view)
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to the leaves of nested lists, tuples and dicts."""
+    if isinstance(value, list | tuple):
+        return type(value)([_map(each, function) for each in value])
+    if isinstance(value, dict):
+        return {key: _map(each, function) for key, each in value.items()}
+    return function(value)
+
+
+def _line() -> tuple[str, int] | None:
+    """Return file and line of the innermost frame of the user's code: neither torch's nor what calls the model here."""
+    frame = sys._getframe(2)
+    while (code := frame.f_code) is not _Recorder.run.__code__:
+        file = code.co_filename
+        if file != __file__ and not from_torch(file):
+            return file, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _input_name(model: nn.Module) -> str:
+    return next(iter(inspect.signature(model.forward).parameters), "x")
+
+
+@contextmanager
+def _plainly(device: torch.device) -> Iterator[None]:
+    """Let modules run operator by operator, quietly, and give random states back."""
+    fast, states = torch.backends.mha.get_fastpath_enabled(), (random.getstate(), np.random.get_state())
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
