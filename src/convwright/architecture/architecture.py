@@ -185,6 +185,10 @@ class Architecture:
 
     def cost_model(self) -> CostModel:
         """Return the costs as functions of the group widths, for arrays of candidates."""
+        return self._cost_model
+
+    @cached_property
+    def _cost_model(self) -> CostModel:
         from convwright.cost.cost_model import CostModel
 
         return CostModel.of(self)

@@ -175,12 +175,10 @@ def profile(arch: Architecture) -> Profile:
     )
     unknown = [la for la in arch.layers if work_of(nodes[la.node]) is None and not _is_cheap(nodes[la.node], la)]
     uncounted = (f"{la.operator} in {module_path(nodes[la.node]) or 'the network itself'}" for la in unknown)
-    counts = {name: macs_of(node) for name, node in nodes.items() if node.op == "call_function"}
-    of_weights = sum(count for name, count in counts.items() if name in once)
     weights = weight_tensors(arch.model)
     parameters = {n: t.numel() for n, t in weights.items() if isinstance(t, nn.Parameter)}
     return Profile(
-        macs=(sum(counts.values()) - of_weights) // batch + of_weights,
+        macs=counted_macs(arch),
         params=sum(parameters.values()),
         buffers=sum(t.numel() for n, t in weights.items() if n not in parameters),
         weight_bytes=sum(t.numel() * t.element_size() for t in weights.values()),
@@ -190,6 +188,19 @@ def profile(arch: Architecture) -> Profile:
         parameters=parameters,
         _arch=arch,
     )
+
+
+def counted_macs(arch: Architecture) -> int:
+    """Return the multiply-accumulates of one sample, with work on weights, which is done once per batch."""
+    once = done_once(arch.capture)
+    counts = {n.name: macs_of(n) for n in arch.capture.graph.nodes if n.op == "call_function"}
+    of_weights = sum(count for name, count in counts.items() if name in once)
+    return (sum(counts.values()) - of_weights) // batch_of(arch) + of_weights
+
+
+def counted_params(arch: Architecture) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in arch.model.parameters())
 
 
 def batch_of(arch: Architecture) -> int:

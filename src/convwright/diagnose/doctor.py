@@ -17,8 +17,9 @@ from convwright.architecture.capture.graph import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.fake_run import ATTENTION, FakeNetwork
+from convwright.edits.fake_run import ATTENTION
 from convwright.edits.kernel import Kernel, why_not_kernel
+from convwright.edits.resolution import failure_at
 from convwright.edits.summary import shape_words
 from convwright.runs.load import model_options, parse_input
 from convwright.tables import add_row, brief, new_table
@@ -276,14 +277,13 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
     if not rehearsed or not now:  # a vector has no other sizes
         return Part(1, (shape_words(now or like.shape[1:]),), ())
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
-    stage = FakeNetwork.of(arch)
     works, refused = [], []
     for size in sizes:
-        failure = stage.run_at(like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else None
-        if failure is None:
+        failure = failure_at(arch, like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else ""
+        if not failure:
             works.append(shape_words(size))
         else:
-            refused.append((shape_words(size), failure.message))
+            refused.append((shape_words(size), failure))
     return Part(len(sizes), tuple(works), _gathered(refused, _resolution_advice))
 
 

@@ -7,6 +7,7 @@ Where a gain scales each output channel, that gain takes the change back.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from convwright.architecture.capture.graph import Capture, argument, module_path, operator_name, shape_of
+from convwright.architecture.follow import Follower
 from convwright.architecture.labels import Value
 from convwright.architecture.layers import kind_of
 from convwright.edits.remap import ChannelRemap
@@ -93,9 +95,19 @@ class ComputedLayer:
         return self.node.all_input_nodes[0]
 
 
-def computed_layers(plan: ChannelRemap) -> Iterator[ComputedLayer]:
+def computed_layers(plan: ChannelRemap) -> tuple[ComputedLayer, ...]:
     """Find the modules with computed weights, called once, one weighted operator each."""
-    capture = plan.before.follower.capture
+    follower = plan.before.follower
+    if follower not in _COMPUTED:
+        _COMPUTED[follower] = tuple(_computed_layers(follower))
+    return _COMPUTED[follower]
+
+
+_COMPUTED: weakref.WeakKeyDictionary[Follower, tuple[ComputedLayer, ...]] = weakref.WeakKeyDictionary()
+
+
+def _computed_layers(follower: Follower) -> Iterator[ComputedLayer]:
+    capture = follower.capture
     nodes = [n for n in capture.graph.nodes if n.op == "call_function" and kind_of(n) in ("conv", "linear")]
     calls = Counter(module_path(node) for node in nodes)
     for node in nodes:
@@ -105,7 +117,7 @@ def computed_layers(plan: ChannelRemap) -> Iterator[ComputedLayer]:
             continue
         if module_path(node.all_input_nodes[0]) == path:  # the module rearranges its input first
             continue
-        value = plan.before.follower.values.get(weight.name)
+        value = follower.values.get(weight.name)
         if isinstance(value, Value) and value.weight:
             yield ComputedLayer(path, node, weight, 0 if "transpose" in operator_name(node) else 1)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convwright.architecture import Architecture, ChannelGroup
+from convwright.architecture.capture.graph import Capture
 from convwright.architecture.channels import Axis, Ints
 from convwright.errors import EditError, did_you_mean
 
@@ -133,6 +134,7 @@ class Outcome:
         example_input: a new example input, if the edit changes its shape.
         keeps: per edit, whether its promise is the original itself, nothing cut away; none of them where empty.
         takes: (old tensor, axis) -> the old index behind each new one (-1: none), for axes that change.
+        capture: what the copy executes, where it was run.
     """
 
     model: nn.Module
@@ -145,6 +147,7 @@ class Outcome:
     example_input: Tensor | None = None
     keeps: tuple[bool, ...] = ()
     takes: Mapping[Axis, Ints] = field(default_factory=dict)
+    capture: Capture | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """The execution check: which groups the user's own code allows to change.
 
 Labels say which channels belong together; only running says whether ``forward`` bears other numbers. All free groups
-are halved, then doubled, on fake tensors. Where that fails and no stored size explains it, bisection finds the groups
-at fault; they are frozen, with the failing line as the reason.
+are halved, then doubled, and the copy runs once. Where that fails, rehearsals on fake tensors look for a stored size
+that explains it; if none does, bisection finds the groups at fault; they are frozen, with the failing line as the reason.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
 from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
 from convwright.edits.remap import recipe
+from convwright.edits.rerun import runs_hollow
 from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
 from convwright.errors import EditError
 
@@ -34,7 +35,7 @@ class Checked:
         architecture: the same network, with groups frozen that its code does not let change.
         stored: sizes stored on modules (``"module.attribute"``) that edits have to keep in step, and do.
         fixed: group name -> why it is frozen, for the groups that this check froze.
-        rehearsed: whether the network runs on fake tensors; if not, all groups are frozen.
+        rehearsed: whether all that had to be rehearsed on fake tensors runs on them; what does not is frozen.
     """
 
     architecture: Architecture
@@ -44,31 +45,25 @@ class Checked:
 
 
 def check_execution(architecture: Architecture) -> Checked:
-    """Rehearse shrinking and growing on fake tensors, and freeze the groups that the network's code fixes.
+    """Shrink and grow all groups in copies, and freeze the groups that the network's code fixes.
 
     Args:
         architecture: the network; it is left as it is.
-
-    Returns:
-        The findings. Of a network that does not run on fake tensors every group is frozen: edits need them.
     """
     stored: dict[str, None] = {}
     fixed: dict[str, str] = {}
-    try:
-        stage = FakeNetwork.of(architecture)
-    except EditError as error:
-        fixed = dict.fromkeys((group.name for group in architecture.free_groups), str(error).rstrip("."))
-        return Checked(architecture.evolved(fixed={**architecture.fixed, **fixed}), (), fixed, False)
+    rehearsed = True
     for ratio in _RATIOS:
-        trial = _Trial(architecture, stage)
+        trial = _Trial(architecture)
         edits = [e for e in proportional_widths(architecture, ratio) if e.target not in fixed]
         for target, reason in trial.culprits(edits).items():
             group = architecture.channels.group(target)
             fixed.update(dict.fromkeys((target, *group.tied), reason))
         stored.update(dict.fromkeys(trial.stored))
+        rehearsed = rehearsed and trial.rehearsed
     if fixed:
         architecture = architecture.evolved(fixed={**architecture.fixed, **fixed})
-    return Checked(architecture, tuple(stored), fixed)
+    return Checked(architecture, tuple(stored), fixed, rehearsed)
 
 
 def scale_widths(
@@ -80,8 +75,8 @@ def scale_widths(
         architecture: the network.
         ratio: one ratio for all free groups, or ratios by group name (missing: unchanged).
         divisor: round widths to multiples of this.
-        check: rehearse the edits together on fake tensors, and leave out those that the network's code does not
-            bear; without it, they are what the labels allow.
+        check: run a copy with all edits, and leave out those that the network's code does not bear; without it, they
+            are what the labels allow.
 
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named. A warning names those
@@ -90,7 +85,7 @@ def scale_widths(
     edits = proportional_widths(architecture, ratio, divisor)
     if not check or not edits:
         return edits
-    culprits = _Trial(architecture, FakeNetwork.of(architecture)).culprits(edits)
+    culprits = _Trial(architecture).culprits(edits)
     if culprits:
         listed = "; ".join(f"{name} ({reason})" for name, reason in culprits.items())
         warnings.warn(f"left as they are, because the network's code fixes them: {listed}.", stacklevel=2)
@@ -110,7 +105,7 @@ def in_proportion(architecture: Architecture, edit: Width, near: Sequence[str]) 
     """
     if edit.target not in near or len(near) > _MOST_NEAR:
         return ()
-    trial = _Trial(architecture, FakeNetwork.of(architecture))
+    trial = _Trial(architecture)
     for ratio in (edit.size / architecture.group(edit.target).size, 2.0):
         edits = list(proportional_widths(architecture, dict.fromkeys(near, ratio)))
         if not any(e.target == edit.target for e in edits) or trial.failure(edits) is not None:
@@ -138,15 +133,15 @@ def with_remedy(architecture: Architecture, edits: Sequence[Edit], error: EditEr
 
 @dataclass(eq=False)
 class _Trial:
-    """Rehearsals of sets of width edits at one ratio."""
+    """Runs of a network with sets of width edits at one ratio."""
 
     architecture: Architecture
-    stage: FakeNetwork
     stored: Repairs = field(default_factory=dict)
     runs: int = 0
+    rehearsed: bool = True
 
     def failure(self, edits: Sequence[Width]) -> tuple[str, tuple[str, ...]] | None:
-        """Rehearse edits together; return the message and the groups under suspicion if they do not run."""
+        """Carry out edits together; return the message and the groups under suspicion if they do not run."""
         if not edits:
             return None
         self.runs += 1
@@ -160,13 +155,22 @@ class _Trial:
             graph.groups[i].name: np.arange(sizes.units[i]) * int(graph.units[i]) // int(max(sizes.units[i], 1))
             for i in changed
         }
+        plan = recipe(graph, sizes.after, chosen)
+        if runs_hollow(self.architecture, plan):
+            return None
         try:
-            found = repaired(self.stage, sizes.units, lambda: recipe(graph, sizes.after, chosen))
+            self.stored |= repaired(self._stage(), sizes.units, lambda: plan)
         except (UnrepairableError, EditError) as error:
             groups = error.groups if isinstance(error, UnrepairableError) else ()
             return str(error).rstrip("."), groups
-        self.stored |= found
         return None
+
+    def _stage(self) -> FakeNetwork:
+        try:
+            return FakeNetwork.of(self.architecture)
+        except EditError:
+            self.rehearsed = False
+            raise
 
     def culprits(self, edits: Sequence[Width]) -> dict[str, str]:
         """Return the targets that cannot change, each with the reason.

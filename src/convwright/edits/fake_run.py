@@ -14,7 +14,7 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.overrides import TorchFunctionMode
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import (
@@ -84,7 +83,6 @@ class FakeNetwork:
         mode: the mode that they belong to.
         example_input: a fake input.
         outputs: module path -> the graph node that makes its output, for modules called once.
-        reshapes: module path -> the graph nodes of the reshapes that its code calls, in order.
         one_row_each: the network gives one row per image.
         hopeless: modules that no stored size helped, with the groups that changed there.
         known: new group sizes -> the stored sizes that follow them, as found before.
@@ -94,7 +92,6 @@ class FakeNetwork:
     mode: FakeTensorMode
     example_input: Tensor
     outputs: dict[str, fx.Node]
-    reshapes: dict[str, list[fx.Node]] = field(default_factory=dict)
     one_row_each: bool = True
     known: dict[bytes, Repairs] = field(default_factory=dict)
     hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
@@ -131,21 +128,6 @@ class FakeNetwork:
                 return Failure((), _describe(error), 0)
             store(changed, repairs)
             return self._run(changed, plan.after)
-
-    def changing_axes(self, plan: ChannelRemap, nodes: Iterable[fx.Node]) -> dict[str, int]:
-        """Run the network as the recipe changes it, and return which axis of these reshapes takes the change."""
-        with self._prepared():
-            changed, _ = operate(self.model, plan, hollow=True)
-            observed = _Observed(changed)
-            with suppress(Exception), observed:  # as far as it comes; whether it runs is found out later
-                changed(self.example_input)
-        found = {}
-        for path, shapes in observed.reshapes.items():
-            for node, shape in zip(self.reshapes.get(path, ()), shapes, strict=False):
-                moved = [a for a, (old, new) in enumerate(zip(shape_of(node), shape, strict=False)) if old != new]
-                if node in nodes and len(moved) == 1:
-                    found[node.name] = moved[0]
-        return found
 
     def run_at(self, example_input: Tensor) -> Failure | None:
         """Run the unchanged network on an input of another shape; ``None`` if it runs."""
@@ -199,48 +181,6 @@ class FakeNetwork:
 _STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | str] = weakref.WeakKeyDictionary()
 
 
-class _Observed(TorchFunctionMode):
-    """Notes the shapes that modules give, and those of the reshapes in their code, while a network runs."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.names = {module: name for name, module in model.named_modules()}
-        self.outputs: dict[str, Shape] = {}
-        self.calls: Counter[str] = Counter()
-        self.reshapes: dict[str, list[Shape]] = {}
-        self._running = [""]
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> _Observed:
-        for module in self.names:
-            self._hooks.enter_context(module.register_forward_pre_hook(self._begin))
-            self._hooks.enter_context(module.register_forward_hook(self._end))
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._hooks.close()
-
-    def _begin(self, module: nn.Module, args: object) -> None:
-        self._running.append(self.names[module])
-
-    def _end(self, module: nn.Module, args: object, result: object) -> None:
-        self._running.pop()
-        self.calls[self.names[module]] += 1
-        if isinstance(result, Tensor):
-            self.outputs[self.names[module]] = tuple(result.shape)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in _RESHAPES and isinstance(result, Tensor):
-            self.reshapes.setdefault(self._running[-1], []).append(tuple(result.shape))
-        return result
-
-
-_RESHAPES = ("view", "reshape", "unflatten")
-
-
 def _set_up(architecture: Architecture) -> FakeNetwork:
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     fakes = stand_ins(architecture.model, lambda _, tensor: mode.from_tensor(tensor.detach()))
@@ -253,18 +193,23 @@ def _set_up(architecture: Architecture) -> FakeNetwork:
     example = mode.from_tensor(architecture.example_input.detach())
     nodes = [node for node in architecture.capture.graph.nodes if node.op == "call_function"]
     last = {path: node for node in nodes for path in module_paths(node)}
-    own: dict[str, list[fx.Node]] = {}
-    for node in nodes:
-        if operator_name(node) in _RESHAPES:
-            own.setdefault(module_path(node), []).append(node)
     stage = FakeNetwork(model, mode, example, {})
-    with stage._prepared():
+    calls: Counter[str] = Counter()
+    shapes: dict[str, Shape] = {}
+    with stage._prepared(), ExitStack() as hooks:
         ran = hollow_copy(model)  # a forward may store what it computes
-        with _Observed(ran) as observed:
-            ran(example)
-    shapes = {name: shape for name, shape in observed.outputs.items() if observed.calls[name] == 1}
+        names = {module: name for name, module in ran.named_modules()}
+
+        def note(module: nn.Module, args: object, result: object) -> None:
+            calls[names[module]] += 1
+            if isinstance(result, Tensor):
+                shapes[names[module]] = tuple(result.shape)
+
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        ran(example)
+    shapes = {name: shape for name, shape in shapes.items() if calls[name] == 1}
     stage.outputs = {n: last[n] for n, shape in shapes.items() if n in last and shape_of(last[n]) == shape}
-    stage.reshapes = {p: found for p, found in own.items() if [*map(shape_of, found)] == observed.reshapes.get(p)}
     stage.one_row_each = shapes.get("", ())[:1] == tuple(example.shape[:1])
     return stage
 

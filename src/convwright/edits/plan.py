@@ -14,6 +14,7 @@ from torch import nn
 
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.reading import InputLike, read
+from convwright.cost.counts import counted_macs, counted_params
 from convwright.edits.constraints import Divisor, DivisorLike
 from convwright.edits.edit import EDITS, Change, Edit, Importance, Options, Outcome
 from convwright.edits.execution_check import with_remedy
@@ -72,9 +73,9 @@ class Plan:
     @classmethod
     def empty(cls, architecture: Architecture) -> Plan:
         """Return the plan that changes nothing."""
-        costs = architecture.profile()
+        macs, params = _counted(architecture)
         shape = tuple(architecture.example_input.shape)
-        return cls((), architecture.source, shape, costs.params, costs.macs, plain_options(architecture.options))
+        return cls((), architecture.source, shape, params, macs, plain_options(architecture.options))
 
     def with_edits(self, *edits: Edit) -> Plan:
         """Return a plan with these edits at the end."""
@@ -281,8 +282,8 @@ def _first_passage(
 
 def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> Passage:
     for edit in run:
-        if isinstance(edit, Width):
-            _check_repairs(current, edit)
+        if isinstance(edit, Width) and edit.repairs:
+            _check_repairs(current, edit.repairs)
     carry_out = EDITS[run[0].kind][1]
     fresh = tuple(replace(e, repairs=None) if isinstance(e, Width) and e.repairs else e for e in run)
     try:
@@ -291,13 +292,13 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
         if fresh == run:
             raise with_remedy(current, run, error) from error
         outcome = carry_out(current, fresh, options)  # a plan edited by hand: stored sizes are found anew
-    return Passage(current, run, outcome, _succeed(current, outcome, options.verify))
+    return Passage(current, run, outcome, _succeed(current, outcome))
 
 
-def _check_repairs(architecture: Architecture, edit: Width) -> None:
+def _check_repairs(architecture: Architecture, repairs: Mapping[str, Any]) -> None:
     """Refuse repairs of anything but whole numbers that a module of the network stores."""
     modules = dict(architecture.model.named_modules())
-    for name, value in (edit.repairs or {}).items():
+    for name, value in repairs.items():
         path, _, attribute = name.rpartition(".")
         if path in modules and _follows_weights(modules[path]):
             raise EditError(f"its repairs name {name}: a {type(modules[path]).__name__} has the sizes of its weights.")
@@ -333,8 +334,8 @@ def _refused(current: Architecture, run: tuple[Edit, ...], options: Options, err
     return fails - 1, error
 
 
-def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architecture:
-    """Record what happened; if asked to verify, read the changed model and check it against what was predicted."""
+def _succeed(before: Architecture, outcome: Outcome) -> Architecture:
+    """Record what happened; the changed model is captured, and must cost what was predicted."""
     measured = outcome.max_difference
     exact, difference = (None, None) if measured is None else (measured.exact, measured.difference)
     if measured is not None and not (measured.exact or measured.rounding or all(outcome.notes)):
@@ -353,8 +354,9 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
         origins=followed(before, outcome),
         captured=before.captured,
     )
-    if verify:
-        _check_prediction(after, outcome)
+    if outcome.capture is not None:
+        after.__dict__["capture"] = outcome.capture
+    _check_prediction(after, outcome)
     changes = []
     now = _counted(before)
     steps = outcome.steps or (_counted(after),) * len(outcome.edits)
@@ -369,8 +371,7 @@ def _succeed(before: Architecture, outcome: Outcome, verify: bool) -> Architectu
 
 
 def _counted(architecture: Architecture) -> tuple[int, int]:
-    costs = architecture.profile()
-    return costs.macs, costs.params
+    return counted_macs(architecture), counted_params(architecture)
 
 
 def _check_prediction(after: Architecture, outcome: Outcome) -> None:

@@ -47,23 +47,36 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     """Read a copy of the model at the last of the sizes."""
     inputs = [_input(architecture, edit) for edit in edits]
     example = inputs[-1]
-    failure = FakeNetwork.of(architecture).run_at(example)
-    if failure is not None:
+    if failure := failure_at(architecture, example):
         raise EditError(
-            f"the network does not take inputs of {one_sample(example.shape)}: {failure.message}. A layer behind "
+            f"the network does not take inputs of {one_sample(example.shape)}: {failure}. A layer behind "
             "a flatten, or a table of positions, fixes the size; put global pooling before it to free it."
         )
     try:
-        capture(architecture.model, example)
+        ran = capture(architecture.model, example, architecture.captured)
     except ReadError as error:
         raise EditError(f"the network does not take inputs of {one_sample(example.shape)}. {error}") from error
-    found = replace(Structure(()).outcome(architecture, edits, None, ()), example_input=example)
+    found = replace(Structure(()).outcome(architecture, edits, None, ()), example_input=example, capture=ran)
     if not options.verify:
         return found
     # The edit's promise: every tensor is the same, bit for bit.
     new = named_tensors(found.model)
     same = all(torch.equal(tensor, new[name]) for name, tensor in named_tensors(architecture.model).items())
     return replace(found, max_difference=Measured(0.0 if same else math.inf))
+
+
+def failure_at(architecture: Architecture, example: Tensor) -> str:
+    """Return why the unchanged network does not run on an input of another shape; "" if it does."""
+    try:
+        stage = FakeNetwork.of(architecture)
+    except EditError:  # its code reads values, which fake tensors do not have
+        try:
+            capture(architecture.model, example, architecture.captured)
+        except ReadError as error:
+            return str(error).rstrip(".")
+        return ""
+    failure = stage.run_at(example)
+    return "" if failure is None else failure.message
 
 
 def _input(architecture: Architecture, edit: Resolution) -> Tensor:

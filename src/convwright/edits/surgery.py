@@ -44,8 +44,7 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
     Args:
         model: the network.
         plan: what to take from its tensors.
-        hollow: make new tensors of the right shape only, and share the others with the original: for networks on
-            fake tensors.
+        hollow: make new tensors of the right shape only, zeros, and share the others with the original.
 
     Raises:
         EditError: if the model cannot be copied.
@@ -57,7 +56,7 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
         if name not in touched:
             return None
         if hollow:
-            return torch.empty(plan.new_shape(name, tensor.shape), dtype=tensor.dtype, device=tensor.device)
+            return torch.zeros(plan.new_shape(name, tensor.shape), dtype=tensor.dtype, device=tensor.device)
         return plan.new_tensor(name, tensor.detach()).contiguous()
 
     successors = stand_ins(model, successor)

@@ -16,9 +16,9 @@ import numpy as np
 from torch import nn
 
 from convwright.architecture import Architecture
+from convwright.architecture.capture.graph import Capture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
-from convwright.cost.cost_model import CostModel
 from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
 from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
@@ -26,6 +26,7 @@ from convwright.edits.equivalence import Run, measure
 from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
+from convwright.edits.rerun import changing_axes, executed
 from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate
 from convwright.errors import EditError
 
@@ -252,7 +253,8 @@ def _observed(architecture: Architecture, after: ChannelGraph) -> dict[str, int]
         if length != len(graph.axis_labels(axis))
     }
     shapes = ChannelRemap(graph, after, {}, takes, np.zeros(0, dtype=np.int64))
-    return FakeNetwork.of(architecture).changing_axes(shapes, after.follower.guessed)
+    hollow, _ = operate(architecture.model, shapes, hollow=True)
+    return changing_axes(architecture, hollow, after.follower.guessed)
 
 
 # ------------------------------------------------------------------ carrying out
@@ -289,9 +291,8 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
     chosen = _choose(architecture, sizes.units, edits, options)
     plan = recipe(architecture.channels, sizes.after, chosen)
     plan = replace(plan, gained=gained_parameters(plan))
-    surgery = WidthSurgery(plan, _repairs(architecture, edits, sizes.units, plan))
+    surgery, model, moved, found = _operated(architecture, edits, sizes.units, plan)
     difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
-    model, moved = surgery.operate(architecture.model)
     decided = [_decided(architecture, e, sizes.units, plan, options) for e in edits]
     return Outcome(
         model=model,
@@ -303,6 +304,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         moved=moved,
         takes={axis: take.index for axis, take in plan.takes.items()},
         keeps=tuple(_only_grows(architecture, e, c, plan) for e, c in zip(edits, sizes.coupled, strict=True)),
+        capture=found,
     )
 
 
@@ -333,12 +335,30 @@ def _nearest(architecture: Architecture, edits: Sequence[Width]) -> str:
 def _check_room(architecture: Architecture, units: Ints, count: int, options: Options) -> None:
     graph = architecture.channels
     widths = {g.name: int(units[graph.index[g.name]]) * g.step for g in architecture.free_groups}
-    model = CostModel.of(architecture)
+    model = architecture.cost_model()
     before, after = int(model.weight_bytes({})), int(model.weight_bytes(widths))
     check_room(before, after, options.verify, f"{count} width edits")
 
 
-def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, plan: ChannelRemap) -> Repairs:
+def _operated(
+    architecture: Architecture, edits: Sequence[Width], units: Ints, plan: ChannelRemap
+) -> tuple[WidthSurgery, nn.Module, dict[int, Moved], Capture | None]:
+    """Cut and repeat channels in a copy, and run it; where it does not run as predicted, find stored sizes that follow.
+
+    Raises:
+        EditError: if the network does not run with these widths.
+    """
+    given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
+    surgery = WidthSurgery(plan, given)
+    with suppress(Exception):  # a weight that is computed from others runs the user's own code
+        model, moved = surgery.operate(architecture.model)
+        if (found := executed(architecture, model, plan.after)) is not None:
+            return surgery, model, moved, found
+    surgery = WidthSurgery(plan, _repairs(architecture, units, plan, given))
+    return surgery, *surgery.operate(architecture.model), None
+
+
+def _repairs(architecture: Architecture, units: Ints, plan: ChannelRemap, given: Repairs) -> Repairs:
     """Rehearse the edits on fake tensors, and return the stored sizes that follow.
 
     Raises:
@@ -347,7 +367,6 @@ def _repairs(architecture: Architecture, edits: Sequence[Width], units: Ints, pl
     stage = FakeNetwork.of(architecture)
     if not plan.takes:
         return {}
-    given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
     try:
         return repaired(stage, units, lambda: plan, given)
     except UnrepairableError as error:
@@ -420,7 +439,7 @@ def _decided(architecture: Architecture, edit: Width, units: Ints, plan: Channel
 
 def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> tuple[tuple[int, int], ...]:
     """Return MACs and parameters after each edit, from the cost model."""
-    model = CostModel.of(architecture)
+    model = architecture.cost_model()
     index = architecture.channels.index
     current = {g.name: g.size for g in architecture.free_groups}
     steps = []

@@ -168,14 +168,14 @@ def operator_name(node: fx.Node) -> str:
 
 def module_path(node: fx.Node) -> str:
     """Return the qualified name of the innermost module that called the operator ('' is the root)."""
-    paths = module_paths(node)
-    return paths[-1] if paths else ""
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0]).partition("@")[0] if stack else ""
 
 
 def module_paths(node: fx.Node) -> list[str]:
     """Return the qualified names of the modules that were running when the operator was called, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
-    return [re.sub(r"@\d+$", "", str(entry[0])) for entry in stack.values()]
+    return [str(entry[0]).partition("@")[0] for entry in stack.values()]
 
 
 def module_class(node: fx.Node) -> str:

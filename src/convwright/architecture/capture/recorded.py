@@ -32,12 +32,22 @@ from convwright.architecture.capture.graph import Capture, from_torch
 _Stack = dict[str, tuple[str, type]]  # as in the graphs of torch.export: path -> (path, class)
 
 
-def record(model: nn.Module, example_input: Tensor) -> Capture:
-    """Run a model in the mode that it is in, and record what it executes; its buffers and random states stay."""
-    recorder = _Recorder(model)
+def record(model: nn.Module, example_input: Tensor, as_far_as_it_comes: bool = False) -> Capture:
+    """Run a model in the mode that it is in, and record what it executes; its buffers and random states stay.
+
+    Args:
+        model: the network.
+        example_input: what it is run on.
+        as_far_as_it_comes: where it raises an exception, return what it executed until then.
+    """
+    recorder, outputs = _Recorder(model), list[fx.Node]()
     with recorder.watching(), _plainly(example_input.device):
-        outputs = recorder.run(model, example_input)
-    return recorder.captured(outputs)
+        try:
+            outputs = recorder.run(model, example_input)
+        except Exception:
+            if not as_far_as_it_comes:
+                raise
+    return recorder.captured(outputs, whole=not as_far_as_it_comes)
 
 
 class _Recorder(TorchDispatchMode):
@@ -104,10 +114,11 @@ class _Recorder(TorchDispatchMode):
             found = model(example_input)
         return [self._operand(leaf) for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
-    def captured(self, outputs: list[fx.Node]) -> Capture:
-        """Return the graph, without operators whose results nobody uses."""
+    def captured(self, outputs: list[fx.Node], whole: bool = True) -> Capture:
+        """Return the graph; of a whole run without operators whose results nobody uses."""
         self.graph.output(tuple(outputs))
-        self.graph.eliminate_dead_code()
+        if whole:
+            self.graph.eliminate_dead_code()
         alive = set(self.graph.nodes)
         for node, value in self._values:
             if node in alive:

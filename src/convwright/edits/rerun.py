@@ -1,0 +1,88 @@
+"""The proof by execution: a changed network runs once, and what it executes must be what the labels predict."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from torch import fx, nn
+
+from convwright.architecture import Architecture
+from convwright.architecture.capture.capture import capture
+from convwright.architecture.capture.graph import Capture, describe, in_mode, shape_of, sizes_of
+from convwright.architecture.capture.recorded import record
+from convwright.architecture.channels import ChannelGraph
+from convwright.edits.remap import ChannelRemap
+from convwright.edits.surgery import operate
+from convwright.errors import ReadError
+
+
+def executed(architecture: Architecture, changed: nn.Module, after: ChannelGraph) -> Capture | None:
+    """Run a changed copy of a network, and return what it executes where that is what was predicted.
+
+    Args:
+        architecture: the network as it is.
+        changed: its copy with other widths.
+        after: the channel analysis under these widths.
+
+    Returns:
+        The capture of the copy; None where it does not run, or executes something else or other shapes.
+    """
+    try:
+        found = capture(changed, architecture.example_input, architecture.captured)
+    except ReadError:
+        return None
+    return None if first_deviation(after, found) else found
+
+
+def runs_hollow(architecture: Architecture, plan: ChannelRemap) -> bool:
+    """Whether a copy with other widths, its new tensors empty, executes what is predicted."""
+    with suppress(Exception):  # a weight that is computed from others runs the user's own code
+        hollow, _ = operate(architecture.model, plan, hollow=True)
+        return executed(architecture, hollow, plan.after) is not None
+    return False
+
+
+def changing_axes(architecture: Architecture, changed: nn.Module, reshapes: Collection[fx.Node]) -> dict[str, int]:
+    """Run a copy with other widths, as far as it comes, and return which axis of some reshapes takes the change."""
+    with in_mode(changed, training=False):
+        found = record(changed, architecture.example_input, as_far_as_it_comes=True)
+    axes = {}
+    for before, now in zip(_operators(architecture.capture), _operators(found), strict=False):
+        if before.target is not now.target:
+            break
+        pairs = enumerate(zip(shape_of(before), shape_of(now), strict=False))
+        moved = [axis for axis, (old, new) in pairs if old != new]
+        if before in reshapes and len(moved) == 1:
+            axes[before.name] = moved[0]
+    return axes
+
+
+def first_deviation(after: ChannelGraph, found: Capture) -> str:
+    """Return where a capture is not what was predicted: the operator, and what it gives; "" if nowhere."""
+    expected = after.follower.capture
+    pairs = [(expected, found, "")]
+    if expected.training is not None and found.training is not None:
+        pairs.append((expected.training, found.training, "training/"))
+    for one, other, prefix in pairs:
+        old, new = list(_operators(one)), list(_operators(other))
+        for before, now in zip(old, new, strict=False):
+            if before.target is not now.target:
+                return f"it executes {describe(now)} in place of {describe(before)}"
+            predicted = after.follower.values.get(prefix + before.name)
+            shapes = [value.shape for value in (predicted if isinstance(predicted, list) else [predicted]) if value]
+            if shapes != _shapes(now):
+                return f"{describe(now)} gives {_shapes(now)} instead of {shapes}"
+        if len(old) != len(new):
+            return f"it executes {len(new)} operators in place of {len(old)}"
+    return ""
+
+
+def _operators(found: Capture) -> Iterator[fx.Node]:
+    return (n for n in found.graph.nodes if n.op == "call_function" and n.target is not operator.getitem)
+
+
+def _shapes(node: fx.Node) -> list[tuple[int, ...]]:
+    value = node.meta.get("val")
+    return [sizes_of(each) for each in (value if isinstance(value, tuple | list) else [value])]
