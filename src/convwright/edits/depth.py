@@ -114,7 +114,7 @@ def carry_out_removals(architecture: Architecture, edits: Sequence[RemoveBlock],
         tuple(removal.act for removal in removals), lambda model: rerouted(architecture, model, instead)
     )
     saved = [-macs_of_layers(architecture, removal.layers) for removal in removals]
-    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    difference = measure(architecture, surgery) if options.verify else None
     if difference is not None and not difference.exact and any(removal.silenced for removal in removals):
         names = ", ".join(e.target for e, r in zip(edits, removals, strict=True) if r.silenced)
         raise EditError(f"{names} cannot be removed: the branch does not vanish with its modules; the code adds more.")
@@ -298,7 +298,7 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
     surgery = Structure(tuple(_addition(architecture, block, edit) for block, edit in zip(blocks, edits, strict=True)))
     _check_room(architecture, blocks, edits, options)
     more = [edit.copies * macs_of_layers(architecture, b.layers) for b, edit in zip(blocks, edits, strict=True)]
-    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    difference = measure(architecture, surgery) if options.verify else None
     if difference is not None:
         edits = [replace(edit, approximate=not difference.exact) for edit in edits]
     inexact = difference is not None and not difference.exact

@@ -7,14 +7,16 @@ network's own code allows nothing else.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from convwright.architecture.capture.graph import first_line, user_frame
+from convwright.architecture import Architecture
+from convwright.architecture.capture.graph import argument, first_line, operator_name, shape_of, user_frame
 from convwright.edits.edit import Measured, Moved
 from convwright.edits.surgery import copied, stand_ins, tensors_in
 from convwright.errors import EditError
@@ -93,20 +95,47 @@ def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tenso
     return value.uniform_(-bound, bound, generator=generator)
 
 
-def measure(model: nn.Module, surgery: Surgery, example_input: Tensor, seed: int = 0) -> Measured:
-    """Return how far the changed network is from what the edit promises.
+def small_input(architecture: Architecture) -> Tensor:
+    """Return an example input at which each layer that sees several positions per side still sees two."""
+    example = architecture.example_input
+    maps = [shape_of(argument(n, "input") or n) for n in architecture.capture.graph.nodes if _slides(n)]
+    sides = [side for shape in maps for side in shape[2:] if side > 1]
+    if example.ndim < 3 or min(sides, default=0) <= 2:
+        return example
+    shape = (*example.shape[:2], *(math.ceil(2 * side / min(sides)) for side in example.shape[2:]))
+    return example.new_zeros(shape)
+
+
+def _slides(node: fx.Node) -> bool:
+    return node.op == "call_function" and operator_name(node).startswith(("conv", "max_pool", "avg_pool"))
+
+
+_TAKES_NO_OTHER: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def measure(architecture: Architecture, surgery: Surgery, seed: int = 0) -> Measured:
+    """Return how far the changed network is from what the edit promises, on a small input where it takes one.
 
     Backward runs too, so that a broken graph shows.
 
     Args:
-        model: the original; it is left as it was.
+        architecture: the original; it is left as it was.
         surgery: the edit.
-        example_input: the shape of the input; its values are not used.
         seed: of weights, statistics and input.
 
     Raises:
         EditError: if the network does not run, before or after the change; names the line where it stops.
     """
+    model, example = architecture.model, small_input(architecture)
+    if example.shape != architecture.example_input.shape and model not in _TAKES_NO_OTHER:
+        try:
+            return _worst(model, surgery, example, seed, torch.float64)
+        except Exception:  # the network's own code may want the input that it was read with
+            _TAKES_NO_OTHER.add(model)
+    return _measured(model, surgery, architecture.example_input, seed)
+
+
+def _measured(model: nn.Module, surgery: Surgery, example_input: Tensor, seed: int) -> Measured:
     try:
         return _worst(model, surgery, example_input, seed, torch.float64)
     except _OriginalError as error:

@@ -2,7 +2,7 @@
 
 Labels say which channels belong together; only running says whether ``forward`` bears other numbers. All free groups
 are halved, then doubled, and the copy runs once. Where that fails, rehearsals on fake tensors look for a stored size
-that explains it; if none does, bisection finds the groups at fault; they are frozen, with the failing line as the reason.
+that explains it. If none does, bisection finds the groups at fault; they are frozen, with the failing line as reason.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Kernel], options: Opti
         return model
 
     surgery = Structure(tuple(change.act for change in changes), promised)
-    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    difference = measure(architecture, surgery) if options.verify else None
     note = ("its weight is computed (standardised) from what changed",) if difference and not difference.exact else ()
     macs = [macs_of_layers(architecture, c.layers) for c in changes]
     more = [n * math.prod(c.after) // math.prod(c.before) - n for n, c in zip(macs, changes, strict=True)]

@@ -145,9 +145,10 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
         for member in group.members:
             summed.setdefault((member.tensor, member.axis), {})[index] = member.role == "in"
     takes = {}
+    known: dict[tuple[bytes, ...], Take] = {}
     for axis in before.follower.atoms:
         lines = before.axis_labels(axis), after.axis_labels(axis)
-        take = _take(before, after, lines, origin, axis, summed.get(axis, {}))
+        take = _take(before, after, lines, origin, axis, summed.get(axis, {}), known)
         if take is not None:
             takes[axis] = take
     return ChannelRemap(before, after, chosen, takes, origin)
@@ -181,6 +182,7 @@ def _take(
     origin: Ints,
     axis: Axis,
     summed: Mapping[int, bool],
+    known: dict[tuple[bytes, ...], Take] | None = None,
 ) -> Take | None:
     """Return what to take along an axis.
 
@@ -191,6 +193,7 @@ def _take(
         origin: new channel -> old channel.
         axis: for the error message.
         summed: by group, whether the axis is summed over.
+        known: what was found for axes with the same channels, such as those of a convolution and its batch norm.
     """
     old, own = before.channels_of(lines[0]), after.channels_of(lines[1])
     if not (before.group_of[old] >= 0).any():
@@ -199,12 +202,15 @@ def _take(
     rows = before.rows_of(lines[0]), after.rows_of(lines[1])
     if len(old) == len(new) and (old == new).all() and (rows[0] == rows[1]).all():
         return None
-    index = _lookup((old, rows[0]), (new, rows[1]), own, axis)
-    group = before.group_of[old[index]]
     shared = np.array([summed.get(i, False) for i in range(len(before.groups))])
-    times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
-    copies = np.where(shared[group] & (group >= 0), times[old[index]], 1)
-    return Take(index, copies)
+    key = tuple(array.tobytes() for array in (old, own, *rows, shared))
+    known = {} if known is None else known
+    if key not in known:
+        index = _lookup((old, rows[0]), (new, rows[1]), own, axis)
+        group = before.group_of[old[index]]
+        times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
+        known[key] = Take(index, np.where(shared[group] & (group >= 0), times[old[index]], 1))
+    return known[key]
 
 
 def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axis) -> Ints:

@@ -77,7 +77,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Replace], options: Opt
     more = sum(weight_bytes(p.built) - weight_bytes(architecture.model.get_submodule(p.site.layer)) for p in plans)
     check_room(before, before + more, options.verify, f"{len(edits)} replaced layers")
     surgery = Structure(tuple(plan.act for plan in plans))
-    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    difference = measure(architecture, surgery) if options.verify else None
     model, moved = surgery.operate(architecture.model)
     known = [OPERATORS[edit.operator].approximate for edit in edits]
     inexact = known if difference is None else [not difference.exact] * len(edits)

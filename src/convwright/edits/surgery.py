@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,49 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
             memo[id(value)] = value.detach()
     try:
-        return copy.deepcopy(model, memo)
+        return _copy_module(model, memo)
     except Exception as error:
         raise EditError(f"{_uncopied(model)} cannot be copied: {error}. Make it in forward instead.") from error
+
+
+_ATOMIC = frozenset({bool, int, float, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size})
+
+
+def _copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Do what ``copy.deepcopy`` does, several times faster: modules are copied one by one, not by recursion."""
+    plain = [m for m in model.modules() if id(m) not in memo and _copies_plainly(type(m))]
+    memo.update((id(module), type(module).__new__(type(module))) for module in plain)
+    for module in plain:
+        memo[id(module)].__setstate__({n: _copy_value(value, memo) for n, value in _state_of(module).items()})
+    return copy.deepcopy(model, memo)
+
+
+@lru_cache(maxsize=1024)
+def _copies_plainly(kind: type[nn.Module]) -> bool:
+    """Whether instances of a class are copied by their attributes alone, as torch does it."""
+    own = any(hasattr(kind, name) for name in ("__deepcopy__", "__slots__", "__getnewargs__", "__getnewargs_ex__"))
+    reduced = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    states = (kind.__setstate__, getattr(kind, "__getstate__", None))
+    theirs = all(getattr(each, "__module__", None) in (None, *_TORCH_STATES) for each in states)
+    return reduced and theirs and not own
+
+
+_TORCH_STATES = tuple(f"torch.nn.modules.{name}" for name in ("module", "conv", "activation", "rnn", "transformer"))
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes without what torch leaves out of a copy."""
+    state = module.__getstate__()
+    return dict(vars(module)) if state is None else state
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in _ATOMIC:
+        return value
+    if id(value) not in memo and type(value) in (dict, OrderedDict):
+        made = memo[id(value)] = type(value)()
+        made.update((_copy_value(key, memo), _copy_value(each, memo)) for key, each in value.items())
+    return copy.deepcopy(value, memo)
 
 
 def check_copies(model: nn.Module) -> None:

@@ -292,7 +292,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
     plan = recipe(architecture.channels, sizes.after, chosen)
     plan = replace(plan, gained=gained_parameters(plan))
     surgery, model, moved, found = _operated(architecture, edits, sizes.units, plan)
-    difference = measure(architecture.model, surgery, architecture.example_input) if options.verify else None
+    difference = measure(architecture, surgery) if options.verify else None
     decided = [_decided(architecture, e, sizes.units, plan, options) for e in edits]
     return Outcome(
         model=model,
