@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convwright.architecture.blocks import block_of_module, find_blocks
 from convwright.architecture.capture.capture import RECORDED, capture
 from convwright.architecture.capture.graph import Capture, Source
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Origins, analyse
 from convwright.architecture.flow import Block, Flow
 from convwright.architecture.layers import Layer, find_layers
@@ -34,7 +35,7 @@ class Architecture:
 
     Attributes:
         model: the network itself, in the user's own class.
-        example_input: the input it was read with, shape (n, c, h, w).
+        example_input: the (first) input it was read with, shape (n, c, h, w).
         source: the name it was created from (``"torchvision:resnet18"``), or its class name.
         changes: what each edit did, when this architecture is the result of ``apply``.
         applied: the plan behind ``changes``.
@@ -43,6 +44,7 @@ class Architecture:
         constraints: what the user wants left as it is; edits pass it on. See ``Constraints.bound``.
         origins: which entries of which tensors of the network as it was read this one has.
         captured: how it is captured: by recording one run, or by ``torch.export``.
+        given: all that it is called with, where that is more than ``example_input``, the first tensor in it.
     """
 
     model: nn.Module = field(repr=False)
@@ -55,13 +57,19 @@ class Architecture:
     constraints: BoundConstraints | None = field(default=None, repr=False)
     origins: Origins = field(default_factory=Origins, repr=False)
     captured: str = field(default=RECORDED, repr=False)
+    given: Inputs | None = field(default=None, repr=False)
 
     # -------------------------------------------------------------- the reading itself
 
     @cached_property
     def capture(self) -> Capture:
         """The operator graph."""
-        return capture(self.model, self.example_input, self.captured)
+        return capture(self.model, self.inputs, self.captured)
+
+    @property
+    def inputs(self) -> Inputs:
+        """All that the network is called with."""
+        return Inputs.of(self.example_input) if self.given is None else self.given
 
     @cached_property
     def channels(self) -> ChannelGraph:
@@ -72,7 +80,7 @@ class Architecture:
     def evolved(self, **fields: Any) -> Architecture:
         """Return a copy with other fields; what was read stays read where model, input and groups stay."""
         new = replace(self, **fields)
-        if not fields.keys() & {"model", "example_input"}:
+        if not fields.keys() & {"model", "example_input", "given"}:
             kept = {"capture": self.capture} if fields.keys() & {"fixed", "constraints"} else self.__dict__
             new.__dict__.update({k: v for k, v in kept.items() if k not in new.__dict__})
         return new
@@ -181,7 +189,7 @@ class Architecture:
         """The storages of an eager forward pass, and how long each is held; found by executing the network's code."""
         from convwright.cost.memory import eager_storages
 
-        return eager_storages(self.model, self.example_input, self.capture)
+        return eager_storages(self.model, self.inputs, self.capture)
 
     def cost_model(self) -> CostModel:
         """Return the costs as functions of the group widths, for arrays of candidates."""

@@ -17,11 +17,12 @@ from torch.nn.parameter import is_lazy
 from convwright.architecture.architecture import Architecture
 from convwright.architecture.capture.capture import CAPTURES, RECORDED
 from convwright.architecture.capture.graph import first_line
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.pretrained import build_options, check_pretrained, create_by_timm, take_of_torchvision
 from convwright.errors import ConvwrightError, ReadError, did_you_mean, is_there, whole_number
 
 ModelSource = nn.Module | str
-InputLike = Tensor | Sequence[int] | str | None
+InputLike = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs | str | None
 _DEEPEST = 100  # modules within modules; exporting takes several calls of each level
 MOST_INPUT = 10**9  # values in one example input
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
@@ -38,7 +39,8 @@ def read(
     Args:
         model: a module, or ``"torchvision:NAME"``, ``"timm:NAME"``, ``"zoo:NAME"`` or
             ``"path/to/file.py:CallableOrClass"`` (called without positional arguments).
-        example_input: a batch of shape (n, c, h, w), a shape such as ``(3, 224, 224)`` or ``"3x224x224"``.
+        example_input: a batch of shape (n, c, h, w), a shape such as ``(3, 224, 224)`` or ``"3x224x224"``. Of a network
+            with several inputs a tuple of these in their order, a dictionary by name, or any nest that it takes.
             Named models know their own; for a module it is required.
         capture: ``"recorded"``, or ``"export"`` for ``torch.export`` on fake tensors, which refuses branches on values.
         **kwargs: passed to the constructor of a named model, e.g. ``num_classes=10``; ``pretrained=True`` gives a
@@ -61,7 +63,11 @@ def read(
     built, default_shape, source = create(model, **kwargs)
     example = _example(example_input, default_shape, built, source)
     options = build_options(model, kwargs) if isinstance(model, str) else {}
-    architecture = Architecture(built, example, source, options=options, captured=capture)
+    first = next(iter(example.tensors), None)
+    if first is None:
+        raise ReadError(f"{source}: there is no tensor in the example input.")
+    given = None if example.one else example
+    architecture = Architecture(built, first, source, options=options, captured=capture, given=given)
     _ = architecture.channels  # a network that cannot be read is refused here, not at the first question
     return architecture
 
@@ -239,19 +245,34 @@ def checked_shape(sizes: Iterable[int]) -> tuple[int, ...]:
     return shape
 
 
-def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str) -> Tensor:
-    if isinstance(given, Tensor):
+def parse_inputs(text: str) -> Any:
+    """Parse ``"3x224x224"``, or ``"image=3x224x224,depth=1x224x224"`` into a dictionary of shapes by name.
+
+    Raises:
+        ReadError: if it is neither.
+    """
+    if "=" not in text:
+        return parse_shape(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): parse_shape(shape) for name, _, shape in pairs}
+
+
+def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str) -> Inputs:
+    if isinstance(given, Inputs):
         return given
-    shape = parse_shape(given) if isinstance(given, str) else given if given is not None else default
-    if shape is None:
+    asked = parse_inputs(given) if isinstance(given, str) else given if given is not None else default
+    if asked is None:
         raise ReadError(f"{source} needs an example input: give its shape, e.g. 3x224x224.")
-    if isinstance(shape, Mapping) or not all(isinstance(size, int) for size in shape):
-        raise ReadError(
-            f"{source}: the example input must be one tensor or its shape, e.g. 3x224x224; wrap a network with several "
-            "inputs, or with a dictionary of them, in a module that takes one image and supplies the rest."
-        )
-    shape = checked_shape(shape)
-    if len(shape) in (2, 3):  # (c, h, w) or (c, l): a batch of one is meant
-        shape = (1, *shape)
     anchor = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.zeros(tuple(shape), device=anchor.device, dtype=anchor.dtype)
+
+    def made(value: Any) -> Any:
+        if isinstance(value, str):
+            return made(parse_shape(value))
+        if isinstance(value, tuple | list) and value and all(isinstance(size, int) for size in value):
+            shape = checked_shape(value)  # (c, h, w) or (c, l): a batch of one is meant
+            return anchor.new_zeros((1, *shape) if len(shape) in (2, 3) else shape)
+        if isinstance(value, Mapping):
+            return {key: made(each) for key, each in value.items()}
+        return type(value)(map(made, value)) if type(value) in (tuple, list) else value
+
+    return Inputs.for_model(model, made(asked))

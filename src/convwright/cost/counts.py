@@ -205,7 +205,7 @@ def counted_params(arch: Architecture) -> int:
 
 def batch_of(arch: Architecture) -> int:
     """Return how many samples the example input holds."""
-    return max(int(arch.example_input.shape[0]), 1)
+    return arch.inputs.batch
 
 
 def weight_tensors(model: nn.Module) -> dict[str, Tensor]:

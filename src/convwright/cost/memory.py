@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from convwright.architecture.capture.graph import Capture, first_line, in_mode
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.errors import ReadError
 
 
@@ -114,7 +115,7 @@ class EagerStorages(TorchDispatchMode):
         return results
 
 
-def eager_storages(model: nn.Module, example_input: Tensor, capture: Capture) -> tuple[TensorStorage, ...]:
+def eager_storages(model: nn.Module, inputs: Inputs, capture: Capture) -> tuple[TensorStorage, ...]:
     """List the storages of an eager forward pass without gradients, in the order in which they are made.
 
     Nothing is computed and no memory taken: the network's code is executed on fake tensors. What the network keeps on
@@ -128,9 +129,10 @@ def eager_storages(model: nn.Module, example_input: Tensor, capture: Capture) ->
     try:
         twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
         with in_mode(twin, training=False), torch.no_grad(), fake, observed:
-            images = fake.from_tensor(example_input)
-            observed.hold(images)
-            twin(images)
+            images = inputs.map(fake.from_tensor)
+            for tensor in images.tensors:
+                observed.hold(tensor)
+            images.call(twin)
     except Exception as error:  # the network's own code may raise anything
         raise ReadError(
             f"what eager PyTorch holds of {type(model).__name__} cannot be found: {first_line(error)} "

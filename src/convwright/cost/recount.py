@@ -12,14 +12,15 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from convwright.architecture.capture.graph import in_mode
+from convwright.architecture.capture.pytrees import Inputs
 
-Run = Callable[[nn.Module, Tensor], object]
+Run = Callable[[nn.Module, Inputs], object]
 
 # torch has no formula for the CPU's fused attention, and would count it as nothing.
 _FUSED_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
 
 
-def count_by_torch(model: nn.Module, example_input: Tensor) -> int:
+def count_by_torch(model: nn.Module, example_input: Tensor | Inputs) -> int:
     """Count the multiply-accumulates of one sample with ``torch.utils.flop_counter``.
 
     Runs the forward pass in eval mode on empty (meta) weights, so it costs no arithmetic; a model that
@@ -28,12 +29,15 @@ def count_by_torch(model: nn.Module, example_input: Tensor) -> int:
 
     Args:
         model: the network; it is left as it was.
-        example_input: a batch, shape (n, ...); only its first sample is run, unless the model refuses.
+        example_input: a batch, shape (n, ...), or all that the network is called with; of one tensor only the first
+            sample is run, unless the model refuses.
 
     Returns:
         Half of torch's FLOPs.
     """
-    *attempts, last = itertools.product((example_input[:1], example_input), (_run_empty, nn.Module.__call__))
+    inputs = Inputs.of(example_input)
+    first = inputs.map(lambda tensor: tensor[:1]) if inputs.one else inputs
+    *attempts, last = itertools.product((first, inputs), (_run_empty, lambda model, sample: sample.call(model)))
     with in_mode(model, training=False), unfused(), torch.no_grad():
         for sample, run in attempts:
             with suppress(Exception):
@@ -41,16 +45,17 @@ def count_by_torch(model: nn.Module, example_input: Tensor) -> int:
         return _macs(last[1], model, last[0])
 
 
-def _macs(run: Run, model: nn.Module, sample: Tensor) -> int:
+def _macs(run: Run, model: nn.Module, sample: Inputs) -> int:
     with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
         run(model, sample)
-    return int(counter.get_total_flops()) // 2 // len(sample)
+    return int(counter.get_total_flops()) // 2 // sample.batch
 
 
-def _run_empty(model: nn.Module, sample: Tensor) -> object:
+def _run_empty(model: nn.Module, sample: Inputs) -> object:
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     empty = {name: tensor.to("meta") for name, tensor in tensors}
-    return functional_call(model, empty, (sample.to("meta"),))
+    sample = sample.map(lambda tensor: tensor.to("meta"))
+    return functional_call(model, empty, sample.args, dict(sample.kwargs))
 
 
 @contextmanager

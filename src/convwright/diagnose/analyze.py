@@ -100,7 +100,7 @@ def as_dict(
         "model": arch.source,
         "input_shape": list(arch.example_input.shape[1:]),
         "macs": costs.macs,
-        "macs_by_torch": count_by_torch(arch.model, arch.example_input),
+        "macs_by_torch": count_by_torch(arch.model, arch.inputs),
         "params": costs.params,
         "activation_bytes": costs.activation_bytes,
         "eager_activation_bytes": costs.eager_activation_bytes,

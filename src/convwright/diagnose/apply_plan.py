@@ -59,7 +59,7 @@ def replay(
         "before": {"macs": loaded.macs, "params": loaded.params},
         "after": {
             "macs": costs.macs,
-            "macs_by_torch": count_by_torch(arch.model, arch.example_input),
+            "macs_by_torch": count_by_torch(arch.model, arch.inputs),
             "params": costs.params,
         },
         "changes": [

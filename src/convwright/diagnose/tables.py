@@ -122,7 +122,7 @@ def _totals(arch: Architecture) -> Table:
     for (metric, amount), name in zip(costs_of(costs).items(), names, strict=True):
         add_row(table, name, f"{amount:,}", f"down to {human(ranges[metric][0], metric)}")
     add_row(table, "activation memory if each value were freed at once, bytes", f"{costs.activation_bytes:,}", "")
-    add_row(table, "MACs by torch's counter", f"{count_by_torch(arch.model, arch.example_input):,}", "")
+    add_row(table, "MACs by torch's counter", f"{count_by_torch(arch.model, arch.inputs):,}", "")
     add_row(table, "not counted", str(len(costs.uncounted)), brief(costs.uncounted))
     return table
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import argument, first_line, operator_name, shape_of, user_frame
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.edits.edit import Measured, Moved
 from convwright.edits.surgery import copied, stand_ins, tensors_in
 from convwright.errors import EditError
@@ -25,7 +26,7 @@ _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # differences at or b
 _NARROW = 100_000  # parameters
 _MOST_ROUNDS = 24  # of measuring, until weights are drawn that let anything through
 
-Run = Callable[[Tensor], object]
+Run = Callable[..., object]
 
 
 class Surgery(Protocol):
@@ -53,7 +54,7 @@ def randomise(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float6
     return new.double() if dtype is torch.float64 else new.float()
 
 
-def _settle_statistics(model: nn.Module, example_input: Tensor, seed: int, dtype: torch.dtype) -> None:
+def _settle_statistics(model: nn.Module, inputs: Inputs, seed: int, dtype: torch.dtype) -> None:
     """Move running statistics halfway to what the random weights give.
 
     With statistics of their own, deep networks amplify until float64 rounding shows in the output, and the
@@ -63,21 +64,28 @@ def _settle_statistics(model: nn.Module, example_input: Tensor, seed: int, dtype
     if not norms:
         return
     before = [m.momentum for m in norms]
-    x = torch.cat([_random_input(example_input, seed + each, dtype)[:1] for each in (2, 3)])
+    one, other = (_random_input(inputs, seed + each, dtype) for each in (2, 3))
+    others = iter(other.tensors)
+    pair = one.map(lambda tensor: torch.cat([tensor[:1], next(others)[:1]]) if tensor.ndim > 1 else tensor)
     for norm in norms:
         norm.train()
         norm.momentum = 0.5
     with torch.no_grad():
-        model(x)
+        (pair if inputs.one else one).call(model)
     for norm, momentum in zip(norms, before, strict=True):
         norm.eval()
         norm.momentum = momentum
 
 
-def _random_input(example_input: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+def _random_input(inputs: Inputs, seed: int, dtype: torch.dtype) -> Inputs:
+    """Return the same nest with random numbers in place of real ones; integers and truth values stay."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(example_input.shape, generator=generator, dtype=torch.float64)
-    return x.to(example_input.device, dtype)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        x = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return x.to(tensor.device, dtype) if tensor.is_floating_point() else tensor
+
+    return inputs.map(drawn)
 
 
 _GAINS = ("gamma", "gain", "weight_g", "original0")  # scales of norms, layers and computed weights
@@ -95,15 +103,15 @@ def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tenso
     return value.uniform_(-bound, bound, generator=generator)
 
 
-def small_input(architecture: Architecture) -> Tensor:
+def small_input(architecture: Architecture) -> Inputs:
     """Return an example input at which each layer that sees several positions per side still sees two."""
     example = architecture.example_input
     maps = [shape_of(argument(n, "input") or n) for n in architecture.capture.graph.nodes if _slides(n)]
     sides = [side for shape in maps for side in shape[2:] if side > 1]
-    if example.ndim < 3 or min(sides, default=0) <= 2:
-        return example
+    if not architecture.inputs.one or example.ndim < 3 or min(sides, default=0) <= 2:
+        return architecture.inputs
     shape = (*example.shape[:2], *(math.ceil(2 * side / min(sides)) for side in example.shape[2:]))
-    return example.new_zeros(shape)
+    return Inputs.of(example.new_zeros(shape))
 
 
 def _slides(node: fx.Node) -> bool:
@@ -126,22 +134,22 @@ def measure(architecture: Architecture, surgery: Surgery, seed: int = 0) -> Meas
     Raises:
         EditError: if the network does not run, before or after the change; names the line where it stops.
     """
-    model, example = architecture.model, small_input(architecture)
-    if example.shape != architecture.example_input.shape and model not in _TAKES_NO_OTHER:
+    model, small = architecture.model, small_input(architecture)
+    if small.tensors[0].shape != architecture.example_input.shape and model not in _TAKES_NO_OTHER:
         try:
-            return _worst(model, surgery, example, seed, torch.float64)
+            return _worst(model, surgery, small, seed, torch.float64)
         except Exception:  # the network's own code may want the input that it was read with
             _TAKES_NO_OTHER.add(model)
-    return _measured(model, surgery, architecture.example_input, seed)
+    return _measured(model, surgery, architecture.inputs, seed)
 
 
-def _measured(model: nn.Module, surgery: Surgery, example_input: Tensor, seed: int) -> Measured:
+def _measured(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int) -> Measured:
     try:
-        return _worst(model, surgery, example_input, seed, torch.float64)
+        return _worst(model, surgery, inputs, seed, torch.float64)
     except _OriginalError as error:
         note = f"measured in float32: the network does not run in float64{error}"
     try:
-        found = _worst(model, surgery, example_input, seed, torch.float32)
+        found = _worst(model, surgery, inputs, seed, torch.float32)
     except _OriginalError as error:
         raise EditError(f"the network does not run on random input, so nothing can be measured{error}") from error
     return replace(found, notes=(*found.notes, note))
@@ -155,37 +163,38 @@ class _OriginalError(Exception):
         super().__init__(f"{f', at {where}' if where else ''}: {first_line(error)}")
 
 
-def _worst(model: nn.Module, surgery: Surgery, example_input: Tensor, seed: int, dtype: torch.dtype) -> Measured:
+def _worst(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtype: torch.dtype) -> Measured:
     """Measure a narrow network several times: by chance, all of few ReLUs give zero, and a change behind them hides."""
     rounds = 4 if sum(p.numel() for p in model.parameters()) < _NARROW else 1
-    found = [_measure(model, surgery, example_input, seed + 10 * n, dtype) for n in range(rounds)]
+    found = [_measure(model, surgery, inputs, seed + 10 * n, dtype) for n in range(rounds)]
     while all(each.blind for each in found) and len(found) < _MOST_ROUNDS:
-        found.append(_measure(model, surgery, example_input, seed + 10 * len(found), dtype))
+        found.append(_measure(model, surgery, inputs, seed + 10 * len(found), dtype))
     return max(found, key=lambda each: each.difference)
 
 
-def _measure(model: nn.Module, surgery: Surgery, example_input: Tensor, seed: int, dtype: torch.dtype) -> Measured:
+def _measure(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtype: torch.dtype) -> Measured:
     original = randomise(model, seed, dtype)
     try:
-        _settle_statistics(original, example_input, seed, dtype)
+        _settle_statistics(original, inputs, seed, dtype)
     except Exception as error:  # the user's own forward may raise anything
         raise _OriginalError(error) from error
     changed, _ = surgery.operate(original)
-    x = _random_input(example_input, seed + 1, dtype)
+    x = _random_input(inputs, seed + 1, dtype)
     got, notes = _outputs(changed, original, x)
     promised = surgery.promise(original)
     with torch.no_grad():
-        expected = tensors_in(promised(x))
+        expected = tensors_in(x.call(promised))
     found = Measured(_farthest(expected, got), _TOLERANCES[dtype], notes)
     if found.difference == 0:  # nothing at all is seen where the output is the same for every input
         with torch.no_grad():
-            other = tensors_in(promised(_random_input(example_input, seed + 5, dtype)))
+            other = tensors_in(_random_input(inputs, seed + 5, dtype).call(promised))
         return replace(found, blind=_farthest(expected, other) == 0)
     if found.exact:
         return found
-    noise = 4 * torch.finfo(dtype).eps * _random_input(example_input, seed + 4, dtype)
+    noise = iter(_random_input(inputs, seed + 4, dtype).tensors)
+    near = x.map(lambda t: t * (1 + 4 * torch.finfo(dtype).eps * n) if (n := next(noise)).is_floating_point() else t)
     with torch.no_grad():  # how far does rounding of the input go?
-        moved = tensors_in(promised(x * (1 + noise)))
+        moved = tensors_in(near.call(promised))
     if math.isinf(found.difference) or found.difference > 100 * _farthest(expected, moved):
         return found
     return replace(found, notes=(*notes, "rounding grows this far in this network under random weights"), rounding=True)
@@ -205,7 +214,7 @@ def _distance(expected: Tensor, got: Tensor) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-def _outputs(changed: nn.Module, original: nn.Module, x: Tensor) -> tuple[list[Tensor], tuple[str, ...]]:
+def _outputs(changed: nn.Module, original: nn.Module, x: Inputs) -> tuple[list[Tensor], tuple[str, ...]]:
     """Run a changed network forwards, and backwards where the original can; say so where it cannot."""
     try:
         return _forward_backward(changed, x), ()
@@ -216,7 +225,7 @@ def _outputs(changed: nn.Module, original: nn.Module, x: Tensor) -> tuple[list[T
     note = f"only the forward pass was run: the original has no backward pass{unable}"
     try:
         with torch.no_grad():
-            return tensors_in(changed(x)), (note,)
+            return tensors_in(x.call(changed)), (note,)
     except Exception as error:
         raise _broken(error) from error
 
@@ -229,22 +238,25 @@ def _broken(error: Exception) -> EditError:
     )
 
 
-def _without_backward(model: nn.Module, x: Tensor) -> _OriginalError | None:
+def _without_backward(model: nn.Module, x: Inputs) -> _OriginalError | None:
     """Return why a network has no backward pass, ``None`` if it has one; refuse one that does not run at all."""
     try:
         _forward_backward(model, x)
     except Exception as error:  # such as values that are overwritten in place
         try:
             with torch.no_grad():
-                model(x)
+                x.call(model)
         except Exception as forward:
             raise _OriginalError(forward) from forward
         return _OriginalError(error)
     return None
 
 
-def _forward_backward(model: nn.Module, x: Tensor) -> list[Tensor]:
-    x = x.detach().clone().requires_grad_()
-    outputs = tensors_in(model(x))
-    torch.autograd.grad([t.sum() for t in outputs if t.requires_grad], x)  # no weight gradients: they are large
+def _forward_backward(model: nn.Module, x: Inputs) -> list[Tensor]:
+    x = x.map(lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point()))
+    outputs = tensors_in(x.call(model))
+    wanted = [tensor for tensor in x.tensors if tensor.requires_grad]
+    summed = [t.sum() for t in outputs if t.requires_grad]
+    if wanted:
+        torch.autograd.grad(summed, wanted, allow_unused=len(wanted) > 1)  # no weight gradients: they are large
     return outputs

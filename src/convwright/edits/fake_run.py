@@ -36,6 +36,7 @@ from convwright.architecture.capture.graph import (
     source_of,
     user_frame,
 )
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.channels import ChannelGraph, Ints
 from convwright.architecture.labels import Value
 from convwright.cost.recount import unfused
@@ -81,7 +82,7 @@ class FakeNetwork:
     Attributes:
         model: a copy of the network with fake tensors in place of its own.
         mode: the mode that they belong to.
-        example_input: a fake input.
+        inputs: fake ones.
         outputs: module path -> the graph node that makes its output, for modules called once.
         one_row_each: the network gives one row per image.
         hopeless: modules that no stored size helped, with the groups that changed there.
@@ -90,7 +91,7 @@ class FakeNetwork:
 
     model: nn.Module
     mode: FakeTensorMode
-    example_input: Tensor
+    inputs: Inputs
     outputs: dict[str, fx.Node]
     one_row_each: bool = True
     known: dict[bytes, Repairs] = field(default_factory=dict)
@@ -172,7 +173,7 @@ class FakeNetwork:
             with ExitStack() as hooks:
                 for module in names:
                     hooks.enter_context(module.register_forward_hook(compare))
-                changed(self.example_input)
+                self.inputs.call(changed)
         except Exception as error:  # the user's own forward may raise anything: what it says is handed on
             return Failure(_suspects(error, names), _describe(error), len(passed))
         return None
@@ -190,10 +191,10 @@ def _set_up(architecture: Architecture) -> FakeNetwork:
     }
     with mode:
         model = copied(architecture.model, plain | fakes).eval()
-    example = mode.from_tensor(architecture.example_input.detach())
+    inputs = architecture.inputs.map(lambda tensor: mode.from_tensor(tensor.detach()))
     nodes = [node for node in architecture.capture.graph.nodes if node.op == "call_function"]
     last = {path: node for node in nodes for path in module_paths(node)}
-    stage = FakeNetwork(model, mode, example, {})
+    stage = FakeNetwork(model, mode, inputs, {})
     calls: Counter[str] = Counter()
     shapes: dict[str, Shape] = {}
     with stage._prepared(), ExitStack() as hooks:
@@ -207,10 +208,10 @@ def _set_up(architecture: Architecture) -> FakeNetwork:
 
         for module in names:
             hooks.enter_context(module.register_forward_hook(note))
-        ran(example)
+        inputs.call(ran)
     shapes = {name: shape for name, shape in shapes.items() if calls[name] == 1}
     stage.outputs = {n: last[n] for n, shape in shapes.items() if n in last and shape_of(last[n]) == shape}
-    stage.one_row_each = shapes.get("", ())[:1] == tuple(example.shape[:1])
+    stage.one_row_each = shapes.get("", ())[:1] == tuple(architecture.example_input.shape[:1])
     return stage
 
 

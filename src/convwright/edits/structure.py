@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from convwright.architecture import Architecture
 from convwright.architecture.capture.capture import capture
 from convwright.architecture.capture.graph import Capture
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.edit import Edit, Measured, Moved, Outcome
 from convwright.edits.equivalence import Run
@@ -172,8 +173,8 @@ def rerouted(architecture: Architecture, model: nn.Module, instead: Mapping[str,
             tensor = tensors[name] if name in tensors else captured.tensor(name)
             inputs.append(tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
-    def run(x: Tensor) -> object:
-        return _Rerouted(captured, instead).run(*inputs, x)
+    def run(*args: object, **kwargs: object) -> object:
+        return _Rerouted(captured, instead).run(*inputs, *Inputs(args, kwargs).tensors)
 
     return run
 
@@ -186,7 +187,10 @@ def _in_type(architecture: Architecture, model: nn.Module, dtype: torch.dtype) -
         if node.op == "call_function" and node.meta.get("val") is not None
         for value in (*node.args, *node.kwargs.values())
     )
-    return capture(model, architecture.example_input.to(dtype)) if written else architecture.capture
+    if not written:
+        return architecture.capture
+    cast = architecture.inputs.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return capture(model, cast, architecture.captured)
 
 
 # ------------------------------------------------------------------ predicted costs

@@ -87,7 +87,8 @@ _ATOMIC = frozenset({bool, int, float, str, bytes, type(None), type, torch.dtype
 
 def _copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Do what ``copy.deepcopy`` does, several times faster: modules are copied one by one, not by recursion."""
-    plain = [m for m in model.modules() if id(m) not in memo and _copies_plainly(type(m))]
+    # mypy: a type is no Hashable
+    plain = [m for m in model.modules() if id(m) not in memo and _copies_plainly(type(m))]  # type: ignore[arg-type]
     memo.update((id(module), type(module).__new__(type(module))) for module in plain)
     for module in plain:
         memo[id(module)].__setstate__({n: _copy_value(value, memo) for n, value in _state_of(module).items()})
@@ -109,7 +110,7 @@ _TORCH_STATES = tuple(f"torch.nn.modules.{name}" for name in ("module", "conv", 
 
 def _state_of(module: nn.Module) -> dict[str, Any]:
     """Return a module's attributes without what torch leaves out of a copy."""
-    state = module.__getstate__()
+    state = module.__getstate__()  # type: ignore[no-untyped-call]
     return dict(vars(module)) if state is None else state
 
 

@@ -237,7 +237,7 @@ def _counted(job: Job) -> dict[str, Any]:
         torch.set_num_threads(job.threads)
     form = _settled(job, job.shape)
     arch = opened(job.row.model, form, job.shape)
-    costs, by_torch = profile(arch), count_by_torch(arch.model, arch.example_input)
+    costs, by_torch = profile(arch), count_by_torch(arch.model, arch.inputs)
     if costs.macs != by_torch:
         raise RunError(
             f"{job.row.name}: {costs.macs:,} MACs, but torch counts {by_torch:,}; please report this network"

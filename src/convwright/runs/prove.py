@@ -64,7 +64,7 @@ def prove(arch: Architecture, plan: Plan, weights: Path) -> Proof:
     ours = profile(built)
     model: nn.Module = copy.deepcopy(built.model)
     counts = {
-        "macs": {"convwright": ours.macs, "torch": count_by_torch(model, built.example_input)},
+        "macs": {"convwright": ours.macs, "torch": count_by_torch(model, built.inputs)},
         "params": {"convwright": ours.params, "torch": sum(p.numel() for p in model.parameters())},
     }
     for metric, pair in counts.items():

@@ -12,41 +12,43 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.exported import export
 from convwright.architecture.capture.graph import Capture, first_line, in_mode, unused_parameters, user_frame
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.capture.recorded import record
 from convwright.errors import ReadError
 
 RECORDED, EXPORT = "recorded", "export"
-CAPTURES: Mapping[str, Callable[[nn.Module, Tensor], Capture]] = {RECORDED: record, EXPORT: export}
+CAPTURES: Mapping[str, Callable[[nn.Module, Inputs], Capture]] = {RECORDED: record, EXPORT: export}
 
 
-def capture(model: nn.Module, example_input: Tensor, how: str = RECORDED) -> Capture:
+def capture(model: nn.Module, example_input: Tensor | Inputs, how: str = RECORDED) -> Capture:
     """Capture a model in eval mode; in training mode, too, where that uses parameters that eval mode does not.
 
     Args:
-        model: any network with one tensor input; it is left exactly as it was.
-        example_input: a batch such as shape (1, 3, 224, 224).
+        model: any network; it is left exactly as it was.
+        example_input: a batch such as shape (1, 3, 224, 224), or all that the network is called with.
         how: a name in `CAPTURES`.
 
     Raises:
         ReadError: the forward pass fails, or cannot be captured this way.
     """
-    _check_one_input(model)
+    inputs = Inputs.of(example_input)
+    _check_inputs(model, inputs)
     try:
         with in_mode(model, training=False):
-            captured = CAPTURES[how](model, example_input)
+            captured = CAPTURES[how](model, inputs)
     except Exception as error:  # the user's own code may raise anything
-        raise ReadError(_explain(model, example_input, error, how)) from error
+        raise ReadError(_explain(model, inputs, error, how)) from error
     unused = unused_parameters(model, [captured])
     if not unused:
         return captured
-    training = _in_training(model, example_input, how)
+    training = _in_training(model, inputs, how)
     found = [captured] if training is None else [captured, training]
     return replace(captured, training=training, unused=unused_parameters(model, found))
 
 
-def _in_training(model: nn.Module, example_input: Tensor, how: str) -> Capture | None:
+def _in_training(model: nn.Module, inputs: Inputs, how: str) -> Capture | None:
     """Capture in training mode (two images, for batch norm); ``None`` where that does not work."""
-    pair = torch.cat([example_input[:1]] * 2)
+    pair = inputs.map(lambda tensor: torch.cat([tensor[:1]] * 2) if tensor.ndim else tensor)
     with in_mode(model, training=True):
         try:
             return CAPTURES[how](model, pair)
@@ -54,34 +56,32 @@ def _in_training(model: nn.Module, example_input: Tensor, how: str) -> Capture |
             return None
 
 
-def _check_one_input(model: nn.Module) -> None:
+def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
     try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
+        signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
         return
-    required = [
-        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(required) > 1:
+    try:
+        inputs.call(signature.bind)
+    except TypeError as error:
+        needed = [p.name for p in signature.parameters.values() if p.default is p.empty]
         raise ReadError(
-            f"{type(model).__name__}.forward needs {len(required)} inputs ({', '.join(required)}); "
-            "convwright reads networks with one image input. Wrap the model in a module that "
-            "supplies the others."
-        )
+            f"{type(model).__name__}.forward takes {', '.join(needed)}: {error}. Give each by its name, such as "
+            f"--input {needed[0] if needed else 'x'}=3x224x224 on the command line or a dictionary in Python."
+        ) from None
 
 
-def _explain(model: nn.Module, example_input: Tensor, error: Exception, how: str) -> str:
+def _explain(model: nn.Module, inputs: Inputs, error: Exception, how: str) -> str:
     """Say in one line why a capture failed: the forward pass itself, or its capture."""
-    shape = "x".join(map(str, example_input.shape))
     name = type(model).__name__
     try:
         with in_mode(model, training=False), torch.no_grad():
-            model(example_input)
+            inputs.call(model)
     except Exception as forward_error:  # the user's own code may raise anything
         line = user_frame(forward_error)
-        said = f"{name} does not run on an input of shape {shape}{f' at {line}' if line else ''}: "
+        said = f"{name} does not run on an input of shape {inputs}{f' at {line}' if line else ''}: "
         if line is not None and re.search(r"""\w\[["']""", line.code):
-            return f"{said}it takes a dictionary. Wrap it in a module that takes one image and makes the dictionary."
+            return f'{said}it takes a dictionary. Give one in Python, such as {{"image": (3, 224, 224)}}.'
         return f"{said}{first_line(forward_error)} Give the input shape that the network expects (--input CxHxW)."
     where = next((f" at {s}" for s in [user_frame(error)] if s is not None), "")
     if how == RECORDED:

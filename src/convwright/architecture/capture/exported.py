@@ -5,18 +5,19 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec
 
 from convwright.architecture.capture.graph import Capture, quiet_torch
+from convwright.architecture.capture.pytrees import Inputs
 
 
-def export(model: nn.Module, example_input: Tensor) -> Capture:
+def export(model: nn.Module, inputs: Inputs) -> Capture:
     """Export a model in the mode that it is in."""
     with warnings.catch_warnings(), torch.no_grad(), quiet_torch():
         warnings.simplefilter("ignore")
-        return _interpret(torch.export.export(model, (example_input,), strict=False))
+        return _interpret(torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False))
 
 
 def _inline_regions(graph: fx.Graph) -> None:

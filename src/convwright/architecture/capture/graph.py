@@ -207,6 +207,21 @@ def source_of(node: fx.Node) -> Source | None:
     return frames[-1] if frames else None
 
 
+def depends_on_values(node: fx.Node) -> bool:
+    """Whether which values, or how many, an operator gives depends on the data: ``nonzero``, ``.item()``, suppression."""
+    if node.op != "call_function" or not hasattr(node.target, "tags"):
+        return False
+    name = operator_name(node)
+    if name == "index":  # by truth values, not by numbers
+        places = (n.meta.get("val") for n in node.all_input_nodes[1:])
+        return any(isinstance(place, Tensor) and place.dtype in (torch.bool, torch.uint8) for place in places)
+    return name in _BY_VALUES or bool(_BY_TAG & set(node.target.tags))
+
+
+_BY_VALUES = frozenset({"nms", "item", "_local_scalar_dense"})
+_BY_TAG = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
 def describe(node: fx.Node) -> str:
     """Name an operator for a person: operator, module, source line."""
     module = module_path(node) or "the network itself"

@@ -8,7 +8,6 @@ parts.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import random
 import sys
@@ -25,25 +24,25 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from convwright.architecture.capture.graph import Capture, from_torch
+from convwright.architecture.capture.pytrees import Inputs, tensors_of
 
 _Stack = dict[str, tuple[str, type]]  # as in the graphs of torch.export: path -> (path, class)
 
 
-def record(model: nn.Module, example_input: Tensor, as_far_as_it_comes: bool = False) -> Capture:
+def record(model: nn.Module, inputs: Inputs, as_far_as_it_comes: bool = False) -> Capture:
     """Run a model in the mode that it is in, and record what it executes; its buffers and random states stay.
 
     Args:
         model: the network.
-        example_input: what it is run on.
+        inputs: what it is called with.
         as_far_as_it_comes: where it raises an exception, return what it executed until then.
     """
     recorder, outputs = _Recorder(model), list[fx.Node]()
-    with recorder.watching(), _plainly(example_input.device):
+    with recorder.watching(), _plainly([tensor.device for tensor in inputs.tensors]):
         try:
-            outputs = recorder.run(model, example_input)
+            outputs = recorder.run(model, inputs)
         except Exception:
             if not as_far_as_it_comes:
                 raise
@@ -62,6 +61,7 @@ class _Recorder(TorchDispatchMode):
         self.graph = fx.Graph()
         self.stored: dict[str, Tensor] = {}
         self.tensors: dict[str, str] = {}
+        self.inputs: list[str] = []
         self._nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
         self._owners: dict[int, Tensor] = {}  # memory -> the parameter or buffer in it
         self._written: dict[int, tuple[Tensor, Tensor]] = {}  # parameters and buffers that are written to, as they were
@@ -102,17 +102,20 @@ class _Recorder(TorchDispatchMode):
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         self._stacks.pop()
 
-    def run(self, model: nn.Module, example_input: Tensor) -> list[fx.Node]:
+    def run(self, model: nn.Module, inputs: Inputs) -> list[fx.Node]:
         """Run the model, and return the nodes of its outputs."""
         if model.training:  # batch norm writes statistics, and its schema does not say so
             for buffer in model.buffers():
                 self._keep(buffer)
-        node = self.graph.placeholder(name := _input_name(model))
-        node.name = name  # fx would number one that is called as a builtin
-        self._values.append((node, self._note(node, example_input)))
+        for path, tensor in inputs.named(model):
+            name = path.replace(".", "_")
+            node = self.graph.placeholder(name)
+            node.name = name  # fx would number one that is called as a builtin
+            self.inputs.append(name)
+            self._values.append((node, self._note(node, tensor)))
         with torch.inference_mode(), self:
-            found = model(example_input)
-        return [self._operand(leaf) for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+            found = inputs.call(model)
+        return [self._operand(tensor) for _, tensor in tensors_of(found)]
 
     def captured(self, outputs: list[fx.Node], whole: bool = True) -> Capture:
         """Return the graph; of a whole run without operators whose results nobody uses."""
@@ -128,7 +131,7 @@ class _Recorder(TorchDispatchMode):
             self.stored,
             self.tensors,
             parameters=frozenset(name for name, _ in self.model.named_parameters()),
-            inputs=tuple(n.name for n in alive if n.op == "placeholder" and n.name not in self.tensors),
+            inputs=tuple(self.inputs),
             outputs=tuple(dict.fromkeys(node.name for node in outputs)),
         )
 
@@ -141,11 +144,15 @@ class _Recorder(TorchDispatchMode):
             self._keep_written(func, args, kwargs)
         operands = _map(args, self._argument), _map(kwargs, self._argument)
         result = func(*args, **kwargs)
-        node = self.graph.create_node("call_function", func, *operands, name=func.overloadpacket.__name__)
-        node.meta["nn_module_stack"] = self._stacks[-1]
-        node.meta["source"] = _line()
+        node = self._add(func, *operands)
         self._values.append((node, self._note(node, result)))
         return result
+
+    def _add(self, target: OpOverload, args: Any, kwargs: Any) -> fx.Node:
+        node = self.graph.create_node("call_function", target, args, kwargs, name=target.overloadpacket.__name__)
+        node.meta["nn_module_stack"] = self._stacks[-1]
+        node.meta["source"] = _line()
+        return node
 
     def _note(self, node: fx.Node, value: Any, path: tuple[int, ...] = ()) -> Any:
         """Remember the node of each tensor of a value; return the value with forms in place of tensors."""
@@ -178,10 +185,11 @@ class _Recorder(TorchDispatchMode):
         node = self._nodes[id(owner)][1]
         place = tensor.shape, tensor.stride(), tensor.storage_offset()
         if place != (owner.shape, owner.stride(), owner.storage_offset()):  # a part of it, or another view of it
-            args = (node, list(tensor.shape), list(tensor.stride()), tensor.storage_offset())
-            node = self.graph.create_node("call_function", torch.ops.aten.as_strided.default, args, name="as_strided")
-            node.meta["nn_module_stack"] = self._stacks[-1]
-            node.meta["source"] = _line()
+            if cut := _narrowed(owner, tensor):
+                node = self._add(torch.ops.aten.slice.Tensor, (node, *cut), {})
+            else:
+                view = list(tensor.shape), list(tensor.stride()), tensor.storage_offset()
+                node = self._add(torch.ops.aten.as_strided.default, (node, *view), {})
         self._values.append((node, self._note(node, tensor)))
         return node
 
@@ -242,6 +250,18 @@ class _Form:
         return torch.empty(0, dtype=self.dtype, device="meta").set_(self.memory, *self.view)
 
 
+def _narrowed(whole: Tensor, part: Tensor) -> tuple[int, ...]:
+    """Return axis, start and end of a part of a tensor that is cut out along one axis; () for another view."""
+    if whole.ndim != part.ndim or whole.stride() != part.stride():
+        return ()
+    axes = [axis for axis in range(whole.ndim) if whole.shape[axis] != part.shape[axis]]
+    offset = part.storage_offset() - whole.storage_offset()
+    if len(axes) != 1 or offset % max(whole.stride(axes[0]), 1):
+        return ()
+    start = offset // max(whole.stride(axes[0]), 1)
+    return axes[0], start, start + part.shape[axes[0]]
+
+
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply a function to the leaves of nested lists, tuples and dicts."""
     if isinstance(value, list | tuple):
@@ -262,18 +282,14 @@ def _line() -> tuple[str, int] | None:
     return None
 
 
-def _input_name(model: nn.Module) -> str:
-    return next(iter(inspect.signature(model.forward).parameters), "x")
-
-
 @contextmanager
-def _plainly(device: torch.device) -> Iterator[None]:
+def _plainly(devices: list[torch.device]) -> Iterator[None]:
     """Let modules run operator by operator, quietly, and give random states back."""
     fast, states = torch.backends.mha.get_fastpath_enabled(), (random.getstate(), np.random.get_state())
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.random.fork_rng({device for device in devices if device.type == "cuda"}))
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield

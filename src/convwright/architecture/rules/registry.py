@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
-from convwright.architecture.capture.graph import describe
+from convwright.architecture.capture.graph import depends_on_values, describe
 from convwright.architecture.labels import ResizeError, Value, Values, line_plane, with_sizes
 
 if TYPE_CHECKING:
@@ -63,7 +63,10 @@ def opaque(follower: Follower, node: fx.Node, reason: str = "") -> Values:
     if not labelled:
         plain = [Value(tuple(s), weight=all(v.weight for v in inputs)) for s in shapes]
         return plain[0] if single else plain
-    reason = reason or f"convwright has no rule for {describe(node)}"
+    if not reason:
+        what = describe(node)
+        by_values = f"what {what} gives depends on the values of the data"
+        reason = by_values if depends_on_values(node) else f"convwright has no rule for {what}"
     for value in labelled:
         follower.ledger.freeze_value(value, reason)
     follower.unknown.append(node)
