@@ -46,6 +46,12 @@ def test_a_trained_module_is_cut_repaired_and_tuned(model, data, tmp_path):
     assert settled["settings"]["trained"] is True
     assert settled["settings"]["calibration"] == 40
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert type(result.model) is type(model)
+    assert not result.model.training
+    assert result.plan == cw.Plan.load(tmp_path / "run" / "plan.json")
+    params = sum(each.numel() for each in result.model.parameters())
+    assert params == result.metrics["params"] < sum(each.numel() for each in before.values())
+    assert result.metrics["validation"] == result.best.score
 
 
 def test_repairs_can_be_left_out_one_by_one(model, data, tmp_path):

@@ -392,7 +392,7 @@ class _Job:
             check_files(evaluator.arch, outcome.best.candidate.plan, study.folder, content)
         if content is None or not all(values["met"] for values in content["budget_met"].values()):
             content = self.proved(outcome, evaluator, study, limits, content)
-        return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content)
+        return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content, evaluator.arch)
 
     def proved(
         self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, old: dict[str, Any] | None

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from convwright.architecture import Architecture
 from convwright.cost.budget import MEASURED, human
+from convwright.edits import Plan
 from convwright.methods import Evidence
-from convwright.runs.directory.files import read_json, there
+from convwright.runs.directory.files import load_weights, read_json, there
+from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import ResultWarning, warnings_in
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ class Result:
         baseline: The trial of the untouched network trained by the same recipe for as long.
         trials: All trials, in the order of asking.
         data: The content of ``result.json``.
+        original: The untouched network, from which `model` is built.
     """
 
     folder: Path
@@ -35,6 +43,31 @@ class Result:
     baseline: Evidence
     trials: tuple[Evidence, ...]
     data: Mapping[str, Any]
+    original: Architecture
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network that is handed back, of the original's class, with its weights, in eval mode.
+
+        Raises:
+            RunError: The files of the run are gone or damaged.
+        """
+        model = reshaped(self.original, self.plan).model
+        load_weights(model, self.folder / WEIGHTS)
+        return model.eval()
+
+    @property
+    def plan(self) -> Plan:
+        """The edits that lead from the untouched network to the result."""
+        return self.best.candidate.plan
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Costs of the result, latency in seconds where it was measured, accuracy as ``validation`` and ``test``."""
+        side = self.data["result"]
+        judged = {part: side[part]["accuracy"] for part in ("validation", "test") if side[part]}
+        times = {"latency": side["latency"]["median"]} if "latency" in side else {}
+        return {**side["costs"], **times, **judged}
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
