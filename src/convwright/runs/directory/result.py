@@ -17,7 +17,7 @@ from convwright.methods import Evidence
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import reshaped
-from convwright.runs.verdict import ResultWarning, warnings_in
+from convwright.runs.verdict import ResultWarning, as_given, judged_as_it_came, warnings_in
 
 if TYPE_CHECKING:
     from convwright.report import Report
@@ -138,6 +138,9 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         one, two = before["latency"], after["latency"]
         change = f"{two['median'] / one['median'] - 1:+.1%}"
         lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
+    given = as_given(data)
+    if given is not None:
+        lines.append(_accuracy("validation", _judged(given), after["validation"], ", the network as given"))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     classes = data.get("classes") or {}
     if classes.get("balanced"):
@@ -158,9 +161,9 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{median} ({lower} to {upper})"
 
 
-def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> ResultRow:
+def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float], whose: str = "") -> ResultRow:
     one, two = before["accuracy"], after["accuracy"]
-    return ResultRow(f"{part} accuracy", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
+    return ResultRow(f"{part} accuracy{whose}", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
 
 
 def percent(judged: Mapping[str, float]) -> str:
@@ -189,7 +192,17 @@ def load_result(folder: Path) -> dict[str, Any] | None:
 
 def compared_with(result: Mapping[str, Any]) -> str:
     """Return in a sentence what the baseline of a ``result.json`` is."""
-    if result.get("baseline_trained", True):
-        return "The baseline is the untouched network, trained by the same recipe for as long."
-    origin = "with the weights that it came with" if result.get("weights") else "after its first training"
-    return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."
+    if not result.get("baseline_trained", True):
+        came = result.get("weights") or judged_as_it_came(result)
+        origin = "with the weights that it came with" if came else "after its first training"
+        return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."
+    said, given = "The baseline is the untouched network, trained by the same recipe for as long.", as_given(result)
+    if given is None:
+        return said
+    said += f" As it was given, its validation accuracy was {percent(_judged(given))}."
+    epochs = {trial["trial"]: trial["epochs"] for trial in result["trials"]}
+    return said if epochs[result["result"]["trial"]] else f"{said} The result itself was not trained further."
+
+
+def _judged(trial: Mapping[str, Any]) -> dict[str, float]:
+    return {"accuracy": trial["score"], "stderr": trial["stderr"]}
