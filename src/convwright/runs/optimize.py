@@ -261,6 +261,10 @@ class _Job:
         )
         if config.finetunes:
             config.tell(f"trained weights are fine-tuned: recipe {FINETUNE}, {counted(config.later_epochs, 'epoch')}")
+        elif loaded.trained and config.tune_epochs is None:
+            later = counted(config.later_epochs, "epoch")
+            whole = config.training.epochs
+            config.tell(f"later trainings have {later}, half of the recipe's {whole}; tune_epochs gives another number")
         check_copies(loaded.arch.model)
         self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
