@@ -130,7 +130,7 @@ def load_model_and_data(
         _draw_head(built, taken.fresh, seed)
     if found:
         recipe = recipe.updated(normalisation=found.normalising(recipe, loaded.shape[0]), resize=loaded.resize)
-    remarks = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None else ()
+    remarks: tuple[str, ...] = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None else ()
     if taken is None and trained:
         remarks = (remark(None, recipe, loaded, arch.source),)
     return LoadedModel(arch, loaded, options, recipe, taken, () if settled else remarks, trained)
