@@ -439,7 +439,7 @@ BAD = {
     "budget that does not parse": (changed(budget="half"), "does not parse"),
     "empty budget": (changed(budget=""), "the budget is empty"),
     "unknown metric": (changed(budget="mcas<=5"), "Did you mean macs"),
-    "infeasible budget": (changed(budget="macs<=10"), "cannot be met"),
+    "infeasible budget": (changed(budget="macs<=10"), "Did you mean macs<=10%?"),
     "unknown method": (changed(method="unifrom"), "Did you mean uniform"),
     "unknown recipe": (changed(recipe="fast"), "Did you mean fast-cpu"),
     "unknown field": (changed(recipe="bad.yaml"), "Did you mean epochs"),

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 OPTIMIZE: Mapping[str, str] = {
     "model": "Network, as for `convwright.read`; a named one gets as many outputs as the data have classes.",
     "data": "Images and labels, as for `convwright.load_data`.",
-    "budget": "Limit on a cost, such as macs<=50%, params<=1500 or latency<=3ms; one or several, and none only with an "
-    "objective.",
+    "budget": "Limit on a cost, such as macs<=50%, params<=1500 or latency<=3ms; one or several. Without one "
+    "compress takes macs<=50%, and optimize needs an objective.",
     "method": "Search method; default: auto, or pareto with an objective.",
     "out": "Run directory; default: runs/MODEL-BUDGET.",
     "seed": "Seed of initial weights, choices and trainings.",

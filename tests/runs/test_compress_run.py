@@ -12,6 +12,7 @@ from convwright import cli
 from convwright.errors import ConvwrightError
 from convwright.methods import Evidence
 from convwright.runs import compress
+from convwright.runs.directory.result import rows
 from convwright.training import Recipe
 
 QUICK = {"tune_epochs": 1, "recipe": Recipe(epochs=1, batch_size=16, lr=0.01, precision="fp32"), "progress": False}
@@ -46,6 +47,14 @@ def test_a_trained_module_is_cut_repaired_and_tuned(model, data, tmp_path):
     assert settled["settings"]["trained"] is True
     assert settled["settings"]["calibration"] == 40
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert f"As it was given, its validation accuracy was {trials[0].score:.2%}" in result.report().markdown()
+    assert "validation accuracy, the network as given" in [row.name for row in rows(result.data)]
+    assert type(result.model) is type(model)
+    assert not result.model.training
+    assert result.plan == cw.Plan.load(tmp_path / "run" / "plan.json")
+    params = sum(each.numel() for each in result.model.parameters())
+    assert params == result.metrics["params"] < sum(each.numel() for each in before.values())
+    assert result.metrics["validation"] == result.best.score
 
 
 def test_repairs_can_be_left_out_one_by_one(model, data, tmp_path):
@@ -54,6 +63,8 @@ def test_repairs_can_be_left_out_one_by_one(model, data, tmp_path):
     assert plain.trials[-1].repaired == {}
     refitted = compress(model, data, out=tmp_path / "b", merge=False, **usual)
     assert list(refitted.trials[-1].repaired) == ["cut", "refit", "batch norm"]
+    assert "with the weights that it came with" in refitted.report().markdown()
+    assert "validation accuracy, the network as given" not in [row.name for row in rows(refitted.data)]
     again = compress(model, data, out=tmp_path / "b", merge=False, resume=True, **usual)
     assert [t.score for t in again.trials] == [t.score for t in refitted.trials]
 

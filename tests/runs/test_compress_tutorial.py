@@ -50,4 +50,4 @@ def test_the_commands_of_the_page_run():
     result = json.loads(Path("runs/half/result.json").read_text())
     assert result["budget_met"]["macs"]["met"]
     assert [trial["epochs"] for trial in result["trials"]][:3] == [0, 1, 1]
-    assert not EXPORTS or Path("half.onnx").stat().st_size > 1000
+    assert not EXPORTS or Path("half/model.onnx").stat().st_size > 1000

@@ -7,6 +7,7 @@ import torch
 
 from convwright.architecture import read
 from convwright.runs import evaluate, optimize
+from convwright.training import Recipe
 
 HOW = {"epochs": 1, "tune_epochs": 1, "progress": False, "out": "run"}
 
@@ -57,3 +58,6 @@ def test_trained_weights_are_fine_tuned_and_it_is_said(tiny, pictures, tmp_path,
     assert "trained weights are fine-tuned: recipe finetune, 1 epoch" in said
     assert {each.optimizer for each in seen} == {"adamw"}
     assert result.data["trained_with"]["lr_head_factor"] == seen[0].lr_head_factor > 1
+    own = how | {"tune_epochs": None, "recipe": Recipe.preset("finetune").updated(epochs=2), "out": tmp_path / "own"}
+    optimize(tiny, pictures, "macs<=60%", "uniform", weights=tmp_path / "trained.pt", **own)
+    assert "later trainings have 1 epoch, half of the recipe's 2; tune_epochs gives another number" in said

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from latency_world import PER_NETWORK
@@ -14,7 +15,7 @@ from convwright.cost.budget import Limits
 from convwright.cost.timing import spread
 from convwright.edits import Plan, Width
 from convwright.errors import BudgetError, RunError
-from convwright.methods import Uniform
+from convwright.methods import Candidate, Evidence, Uniform
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.evaluate import reshaped
 from convwright.runs.latency import MARGIN, PROOFS, RunLatency, measured_latency
@@ -279,6 +280,20 @@ def test_what_a_final_network_inherits_stays_in_its_plan(world, tiny, kept):
     network = parent.apply(*repaired.edits[kept:])  # as an evaluator inherits: no target may come twice
     assert latency.ratio(network) * latency.present <= limits.limits["latency"]
     assert finals.repaired(repaired, kept) == repaired
+
+
+def test_a_final_network_that_is_kept_without_its_training_is_the_narrowed_one(tiny, monkeypatch):
+    plan = Plan.empty(read(tiny, "1x8x8")).with_edits(Width("conv1", 7))
+    base = Candidate(replace(plan, edits=()), None, 0, 0, role="base")
+    asked, narrower = Candidate(plan, 0, 3, 0), replace(plan, edits=(Width("conv1", 5),))
+    batches = iter([(base,), (replace(base, parent=0, role="baseline"), asked), (replace(asked, epochs=0),)])
+    method = SimpleNamespace(ask=lambda: next(batches), tell=lambda evidence: None)
+    finals = FinalsInTime(method, None, None, 1)
+    monkeypatch.setattr(finals, "repaired", lambda plan, kept: narrower)
+    for first in (0, 1):
+        for number, candidate in enumerate(finals.ask(), start=first):
+            finals.tell(Evidence(candidate, number, 0.5, 0.1, {}))
+    assert finals.ask() == (Candidate(narrower, 0, 0, 0),)
 
 
 @pytest.mark.breadth

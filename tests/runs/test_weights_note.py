@@ -48,8 +48,10 @@ def test_weights_that_do_not_say_it(tiny, pictures, tmp_path):
     assert opened.remarks == (
         f"{file}: took 9 of 9 tensors",
         f"{file}: does not say how its images were normalised; used is normalisation=data of the recipe "
-        "(timm or imagenet for weights of theirs)",
+        "(timm or imagenet for weights of theirs; your own numbers as normalisation: {mean: [...], std: [...]})",
     )
+    said = load_model_and_data(create(tiny)[0], pictures, trained=True).remarks
+    assert [line.partition(";")[0] for line in said] == ["Tiny: does not say how its images were normalised"]
     save_weights(torch.nn.Linear(1, 1), tmp_path / "x.safetensors", {"normalisation": {"mean": "?"}})
     with pytest.raises(RunError, match=r"x\.safetensors: the recorded normalisation is damaged"):
         load_model_and_data(tiny, pictures, weights=tmp_path / "x.safetensors")

@@ -355,4 +355,5 @@ def check_feasible(limits: Limits, arch: Architecture) -> None:
                 f"{metric}<={human(limit, metric)} cannot be met: by width alone "
                 f"{'and within the constraints ' if arch.constraints is not None else ''}{arch.source} goes "
                 f"from {human(low, metric)} to {human(high, metric)}."
+                + (f" Did you mean {metric}<={limit}%?" if metric not in MEASURED and limit <= 100 else "")
             )

@@ -130,8 +130,10 @@ def load_model_and_data(
         _draw_head(built, taken.fresh, seed)
     if found:
         recipe = recipe.updated(normalisation=found.normalising(recipe, loaded.shape[0]), resize=loaded.resize)
-    remarks = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None and not settled else ()
-    return LoadedModel(arch, loaded, options, recipe, taken, remarks, trained)
+    remarks: tuple[str, ...] = (str(taken), remark(found, recipe, loaded, weights)) if taken is not None else ()
+    if taken is None and trained:
+        remarks = (remark(None, recipe, loaded, arch.source),)
+    return LoadedModel(arch, loaded, options, recipe, taken, () if settled else remarks, trained)
 
 
 def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:

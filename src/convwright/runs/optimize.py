@@ -261,6 +261,10 @@ class _Job:
         )
         if config.finetunes:
             config.tell(f"trained weights are fine-tuned: recipe {FINETUNE}, {counted(config.later_epochs, 'epoch')}")
+        elif loaded.trained and config.tune_epochs is None:
+            later = counted(config.later_epochs, "epoch")
+            whole = config.training.epochs
+            config.tell(f"later trainings have {later}, half of the recipe's {whole}; tune_epochs gives another number")
         check_copies(loaded.arch.model)
         self.check_recipe(loaded)
         found = check_execution(loaded.arch)  # freezes groups that the network's own code does not let change
@@ -392,7 +396,7 @@ class _Job:
             check_files(evaluator.arch, outcome.best.candidate.plan, study.folder, content)
         if content is None or not all(values["met"] for values in content["budget_met"].values()):
             content = self.proved(outcome, evaluator, study, limits, content)
-        return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content)
+        return Result(study.folder, outcome.best, outcome.baseline, outcome.trials, content, evaluator.arch)
 
     def proved(
         self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, old: dict[str, Any] | None

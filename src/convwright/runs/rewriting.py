@@ -37,8 +37,12 @@ class FinalsInTime(RewritingMethod):
 
     def rewritten(self, candidate: Candidate, final: bool) -> Candidate:
         """Return the candidate, a final one narrowed where it takes too long."""
-        if not final or candidate.role != "candidate":
+        if candidate.role != "candidate":
             return candidate
+        if not final:  # asked for again without its training, a final network stays as it was carried out
+            finals = (pair for number, pair in self._rewritten.items() if number in self._final)
+            again = next((done.plan for asked, done in finals if asked.plan == candidate.plan), candidate.plan)
+            return replace(candidate, plan=again)
         inherits = candidate.parent is not None and candidate.weights != "fresh"
         kept = len(self._told[candidate.parent or 0].candidate.plan.edits) if inherits else 0
         return replace(candidate, plan=self.repaired(candidate.plan, kept))

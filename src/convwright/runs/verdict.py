@@ -68,6 +68,18 @@ def points_lost(content: Json) -> float:
     return _points(content["baseline"][part]["accuracy"] - content["result"][part]["accuracy"])
 
 
+def judged_as_it_came(content: Json) -> Json | None:
+    """Return the trial that only judged the untouched network; None: there is none, it was trained first."""
+    bases = (trial for trial in content.get("trials", ()) if trial.get("role") == "base")
+    return next((trial for trial in bases if not trial["epochs"] and trial["score"] is not None), None)
+
+
+def as_given(content: Json) -> Json | None:
+    """Return the trial of the untouched network as it came, where the baseline was trained further; else None."""
+    came = judged_as_it_came(content) if content.get("baseline_trained", True) else None
+    return came if came is not None and came["trial"] != content["baseline"]["trial"] else None
+
+
 def by_class(part: str, names: Sequence[str], before: Metrics, after: Metrics) -> dict[str, Any]:
     """Return the accuracy of each class, the largest loss first.
 
@@ -136,10 +148,8 @@ def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
 
 def _spoilt_weights(content: Json) -> Iterator[ResultWarning]:
     """Yield a warning where even the untouched network lost accuracy by the training: a comparison hides that."""
-    given = [
-        t["score"] for t in content["trials"] if t["role"] == "base" and not t["epochs"] and t["score"] is not None
-    ]
-    one, two = max(given, default=0.0), content["baseline"]["validation"]["accuracy"]
+    given = as_given(content)
+    one, two = given["score"] if given else 0.0, content["baseline"]["validation"]["accuracy"]
     if _points(one - two) > MOST_LOST:
         rate = float(content["baseline_trained_with"]["lr"])
         what = (

@@ -94,5 +94,6 @@ def remark(found: AsTrained | None, recipe: Recipe, data: ImageData, weights: st
     used = f"used is normalisation={recipe.normalisation} of the recipe{shown}"
     if found is not None or weights is None:
         return used
-    hint = " (timm or imagenet for weights of theirs)" if recipe.normalisation == "data" else ""
+    ways = " (timm or imagenet for weights of theirs; your own numbers as normalisation: {mean: [...], std: [...]})"
+    hint = ways if recipe.normalisation == "data" else ""
     return f"{weights}: does not say how its images were normalised; {used}{hint}"

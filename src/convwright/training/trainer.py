@@ -106,7 +106,8 @@ def train(
         stack.enter_context(kept_modes(prepared.model))
         # The weights are handed back in the default layout, which safetensors and views expect.
         stack.callback(to_layout, prepared.model, torch.contiguous_format)
-        with still("choosing precision and layout", tell) if progress else nullcontext():
+        part = "testing learning rates" if recipe.lr == "auto" else "choosing precision and layout"
+        with still(part, tell) if progress else nullcontext():
             settings = resolve(prepared.model, data, recipe, device, order.checkpoint())
         for text in prepared.warnings:
             warnings.warn(text, RecipeWarning, stacklevel=2)

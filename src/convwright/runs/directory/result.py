@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from convwright.architecture import Architecture
 from convwright.cost.budget import MEASURED, human
+from convwright.edits import Plan
 from convwright.methods import Evidence
-from convwright.runs.directory.files import read_json, there
-from convwright.runs.verdict import ResultWarning, warnings_in
+from convwright.runs.directory.files import load_weights, read_json, there
+from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.evaluate import reshaped
+from convwright.runs.verdict import ResultWarning, as_given, judged_as_it_came, warnings_in
 
 if TYPE_CHECKING:
     from convwright.report import Report
@@ -28,6 +35,7 @@ class Result:
         baseline: The trial of the untouched network trained by the same recipe for as long.
         trials: All trials, in the order of asking.
         data: The content of ``result.json``.
+        original: The untouched network, from which `model` is built.
     """
 
     folder: Path
@@ -35,6 +43,31 @@ class Result:
     baseline: Evidence
     trials: tuple[Evidence, ...]
     data: Mapping[str, Any]
+    original: Architecture
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network that is handed back, of the original's class, with its weights, in eval mode.
+
+        Raises:
+            RunError: The files of the run are gone or damaged.
+        """
+        model = reshaped(self.original, self.plan).model
+        load_weights(model, self.folder / WEIGHTS)
+        return model.eval()
+
+    @property
+    def plan(self) -> Plan:
+        """The edits that lead from the untouched network to the result."""
+        return self.best.candidate.plan
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Costs of the result, latency in seconds where it was measured, accuracy as ``validation`` and ``test``."""
+        side = self.data["result"]
+        judged = {part: side[part]["accuracy"] for part in ("validation", "test") if side[part]}
+        times = {"latency": side["latency"]["median"]} if "latency" in side else {}
+        return {**side["costs"], **times, **judged}
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
@@ -105,6 +138,9 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         one, two = before["latency"], after["latency"]
         change = f"{two['median'] / one['median'] - 1:+.1%}"
         lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
+    given = as_given(data)
+    if given is not None:
+        lines.append(_accuracy("validation", _judged(given), after["validation"], ", the network as given"))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     classes = data.get("classes") or {}
     if classes.get("balanced"):
@@ -125,9 +161,9 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{median} ({lower} to {upper})"
 
 
-def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float]) -> ResultRow:
+def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float], whose: str = "") -> ResultRow:
     one, two = before["accuracy"], after["accuracy"]
-    return ResultRow(f"{part} accuracy", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
+    return ResultRow(f"{part} accuracy{whose}", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
 
 
 def percent(judged: Mapping[str, float]) -> str:
@@ -156,7 +192,17 @@ def load_result(folder: Path) -> dict[str, Any] | None:
 
 def compared_with(result: Mapping[str, Any]) -> str:
     """Return in a sentence what the baseline of a ``result.json`` is."""
-    if result.get("baseline_trained", True):
-        return "The baseline is the untouched network, trained by the same recipe for as long."
-    origin = "with the weights that it came with" if result.get("weights") else "after its first training"
-    return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."
+    if not result.get("baseline_trained", True):
+        came = result.get("weights") or judged_as_it_came(result)
+        origin = "with the weights that it came with" if came else "after its first training"
+        return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."
+    said, given = "The baseline is the untouched network, trained by the same recipe for as long.", as_given(result)
+    if given is None:
+        return said
+    said += f" As it was given, its validation accuracy was {percent(_judged(given))}."
+    epochs = {trial["trial"]: trial["epochs"] for trial in result["trials"]}
+    return said if epochs[result["result"]["trial"]] else f"{said} The result itself was not trained further."
+
+
+def _judged(trial: Mapping[str, Any]) -> dict[str, float]:
+    return {"accuracy": trial["score"], "stderr": trial["stderr"]}

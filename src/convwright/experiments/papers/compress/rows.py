@@ -138,7 +138,9 @@ _FINETUNE = {
 }  # fmt: skip
 # The rate test is for trained weights, and misled where the last maps have one pixel. On validation images: drawn
 # weights 58.9 % at 2.2e-3 and 60.7 % at 8e-3 (seed 0, a half); 32 pixels 27 % at its rates and 70 % at 1e-3.
-_OWN = {f"scratch, {budget}": {"lr": 8e-3} for budget in _BOTH} | {"resolution, macs<=25%": {"lr": 1e-3}}
+_OWN = {f"scratch, {budget}": {"lr": 8e-3} for budget in _BOTH} | {
+    f"resolution, {budget}": {"lr": 1e-3} for budget in ("macs<=25%", *_FASTER)
+}
 _LITE0 = BaselineNetwork(
     "timm:tf_efficientnet_lite0", "folder:clothing-dataset-small", (3, 96, 96),
     Baseline("lite0-clothing", "lite0-clothing.yaml", start="lite0-imagenet"), _FINETUNE, {"num_classes": 10},
@@ -146,7 +148,8 @@ _LITE0 = BaselineNetwork(
 )  # fmt: skip
 _RESNET20 = BaselineNetwork(
     "zoo:resnet20", "cifar10", (3, 32, 32), Baseline("resnet20-cifar10", "cifar10.yaml"),
-    {"epochs": 6, "lr": 0.02, "precision": "bf16", "memory_format": "channels_last"}, kinds=_MAIN,
+    {"epochs": 6, "lr": "auto", "lr_first_factor": 0.3, "precision": "bf16", "memory_format": "channels_last"},
+    kinds=_MAIN,
 )  # fmt: skip
 BASES: Mapping[str, BaselineNetwork] = {
     "clothing": _LITE0,
@@ -179,7 +182,7 @@ BASES: Mapping[str, BaselineNetwork] = {
         data="fashion-mini",
         shape=(1, 28, 28),
         baseline=Baseline("mini", "cifar10.yaml", 1),
-        tuning={**_RESNET20.tuning, "epochs": 1},
+        tuning={**_RESNET20.tuning, "epochs": 1, "lr": 0.02},
         options={"in_channels": 1, "width": 0.25, "depths": [1, 2, 2]},
         budgets=_AT_HALF,
         sizes=("quick",),
