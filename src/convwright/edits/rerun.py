@@ -10,7 +10,15 @@ from torch import fx, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.capture import capture
-from convwright.architecture.capture.graph import Capture, depends_on_values, describe, in_mode, shape_of, sizes_of
+from convwright.architecture.capture.graph import (
+    Capture,
+    depends_on_values,
+    describe,
+    in_mode,
+    operator_name,
+    shape_of,
+    sizes_of,
+)
 from convwright.architecture.capture.recorded import record
 from convwright.architecture.channels import ChannelGraph
 from convwright.edits.remap import ChannelRemap
@@ -76,11 +84,14 @@ def first_deviation(after: ChannelGraph, found: Capture) -> str:
                 continue
             predicted = after.follower.values.get(prefix + before.name)
             shapes = [value.shape for value in (predicted if isinstance(predicted, list) else [predicted]) if value]
-            if shapes != _shapes(now):
+            if shapes != _shapes(now) and operator_name(now) not in _BROADCAST:
                 return f"{describe(now)} gives {_shapes(now)} instead of {shapes}"
         if len(old) != len(new) and not behind:
             return f"it executes {len(new)} operators in place of {len(old)}"
     return ""
+
+
+_BROADCAST = ("expand", "expand_as", "broadcast_to")  # an axis that carries no channels becomes as long as another
 
 
 def _sources(node: fx.Node) -> Iterator[fx.Node]:

@@ -208,10 +208,12 @@ def source_of(node: fx.Node) -> Source | None:
 
 
 def depends_on_values(node: fx.Node) -> bool:
-    """Whether which values, or how many, an operator gives depends on the data: ``nonzero``, ``.item()``, suppression."""
+    """Whether what an operator gives, or how much, depends on the values of the data: ``nonzero``, ``.item()``, nms."""
     if node.op != "call_function" or not hasattr(node.target, "tags"):
         return False
     name = operator_name(node)
+    if name == "where":  # of a condition alone: the places where it holds
+        return not isinstance(node.meta.get("val"), Tensor)
     if name == "index":  # by truth values, not by numbers
         places = (n.meta.get("val") for n in node.all_input_nodes[1:])
         return any(isinstance(place, Tensor) and place.dtype in (torch.bool, torch.uint8) for place in places)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from convwright.architecture.capture.graph import operator_name
+from convwright.architecture.capture.graph import depends_on_values, operator_name
 from convwright.architecture.rules import shapes, weighted  # noqa: F401  (they register their rules)
 from convwright.architecture.rules.elementwise import elementwise
 from convwright.architecture.rules.registry import RULES, Rule, opaque, rule
@@ -27,7 +27,7 @@ __all__ = ["RULES", "Rule", "elementwise", "executed", "opaque", "pad", "rule", 
 def rule_for(node: fx.Node) -> Rule:
     """Return the rule of a node: by name, else by torch's pointwise tag, else the freezing rule."""
     found = RULES.get(operator_name(node))
-    if found is not None:
+    if found is not None and not depends_on_values(node):
         return found
     tags = getattr(node.target, "tags", ())
-    return elementwise if torch.Tag.pointwise in tags else opaque
+    return elementwise if torch.Tag.pointwise in tags and not depends_on_values(node) else opaque
