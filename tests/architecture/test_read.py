@@ -272,15 +272,6 @@ def test_an_input_too_small():
     assert "1x3x2x2" in refused(networks.Conv3d(), torch.rand(1, 3, 2, 2))
 
 
-def test_a_network_of_two_inputs():
-    class Two(networks.Chain):
-        def forward(self, image, mask):
-            return super().forward(image * mask)
-
-    message = refused(Two(), (3, 9, 9))
-    assert "2 inputs (image, mask)" in message
-
-
 def test_an_optional_second_input_is_none_of_our_business():
     class Optional(networks.Chain):
         def forward(self, image, mask=None):
@@ -337,13 +328,6 @@ def test_lazy_layers_are_to_be_run_once():
 def test_a_scripted_part_is_named():
     message = refused(nn.Sequential(torch.jit.script(nn.Conv2d(3, 5, 1)), nn.Conv2d(5, 3, 1)), (3, 9, 9))
     assert "0 in Sequential is compiled by TorchScript" in message
-
-
-@pytest.mark.parametrize(
-    "given", [{"image": torch.zeros(1, 3, 9, 9)}, ((3, 9, 9), (3, 9, 9)), (torch.zeros(1, 3, 9, 9),) * 2]
-)
-def test_several_inputs_are_no_shape(given):
-    assert "must be one tensor or its shape" in refused(networks.Chain(), given)
 
 
 def test_a_name_like_none_is_answered_with_the_groups():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import module_path, module_paths
+from convwright.architecture.capture.pytrees import tensors_of
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.labels import Value
 from convwright.edits.edit import Moved
@@ -202,13 +203,7 @@ def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) ->
 
 def tensors_in(output: object) -> list[Tensor]:
     """Return the tensors inside a model's output, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in tensors_in(value)]
-    if isinstance(output, tuple | list):
-        return [t for value in output for t in tensors_in(value)]
-    return []
+    return [tensor for _, tensor in tensors_of(output)]
 
 
 MOST_CHANNELS = 2**20  # of one group; beyond, the analysis itself would need gigabytes

@@ -93,7 +93,7 @@ def graph_values(arch, images):
         if n.op == "placeholder"
     ]
     with torch.no_grad():
-        Keep(capture.program.graph_module).run(*given)
+        Keep(torch.nn.Module(), graph=capture.graph).run(*given)
     return arch, values
 
 

@@ -74,19 +74,24 @@ def _check_inputs(model: nn.Module, inputs: Inputs) -> None:
 def _explain(model: nn.Module, inputs: Inputs, error: Exception, how: str) -> str:
     """Say in one line why a capture failed: the forward pass itself, or its capture."""
     name = type(model).__name__
-    try:
-        with in_mode(model, training=False), torch.no_grad():
-            inputs.call(model)
-    except Exception as forward_error:  # the user's own code may raise anything
+    forward_error = error if how == RECORDED else _forward_error(model, inputs)
+    if forward_error is not None:
         line = user_frame(forward_error)
         said = f"{name} does not run on an input of shape {inputs}{f' at {line}' if line else ''}: "
         if line is not None and re.search(r"""\w\[["']""", line.code):
             return f'{said}it takes a dictionary. Give one in Python, such as {{"image": (3, 224, 224)}}.'
         return f"{said}{first_line(forward_error)} Give the input shape that the network expects (--input CxHxW)."
     where = next((f" at {s}" for s in [user_frame(error)] if s is not None), "")
-    if how == RECORDED:
-        return f"{name} runs, but not while its operators are recorded{where}: {first_line(error)}"
     return (
         f"{name} runs, but torch.export cannot capture it{where}: {first_line(error)} "
         "Usually a branch or a loop depends on tensor values: read it by recording, which takes any Python."
     )
+
+
+def _forward_error(model: nn.Module, inputs: Inputs) -> Exception | None:
+    try:
+        with in_mode(model, training=False), torch.no_grad():
+            inputs.call(model)
+    except Exception as error:  # the user's own code may raise anything
+        return error
+    return None
