@@ -59,6 +59,19 @@ class Attention(nn.Module):
         return nn.functional.linear(x.mean(1), self.weight)
 
 
+class Tied(nn.Module):
+    """Two layers have the very same weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.fc(torch.sigmoid(self.second(torch.tanh(self.first(torch.tanh(self.stem(x)))))).mean((2, 3)))
+
+
 def network(kind):
     torch.manual_seed(7)
     arch = read(kind(), (1, 3, 8, 8))
@@ -72,7 +85,7 @@ def batch(count=3, seed=1):
     return torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % CLASSES
 
 
-NETWORKS = [Mixed, Attention]
+NETWORKS = [Mixed, Attention, Tied]
 
 
 def singles(images, labels):
