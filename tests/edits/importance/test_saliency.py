@@ -211,11 +211,28 @@ def test_a_dead_channel_is_worth_nothing():
         (([], None), "is of a loss: give one"),
         (([], cross_entropy, "tailor"), "no saliency 'tailor'.*Did you mean taylor"),
         (([batch()], lambda output, _: output.sum() * float("nan")), "the loss of a calibration batch is nan"),
+        (([batch()], lambda output, _: output[:, 0]), "must be one number with a gradient"),
+        (([batch()], lambda output, _: 1.0), "must be one number with a gradient"),
+        (([batch()[0]], cross_entropy), r"takes batches \(inputs, targets\), and one of them is a Tensor"),
     ],
 )
 def test_what_cannot_be_told_is_refused(arguments, message):
     with pytest.raises(ConvwrightError, match=message):
         saliency(network(Mixed), *arguments)
+
+
+@pytest.mark.parametrize("kind", ["l2", "bn-scale", "taylor"])
+def test_scores_are_those_of_the_network_in_use(kind):
+    arch, other = network(Mixed), network(Mixed)
+    for parameter in other.model.parameters():
+        torch.nn.init.normal_(parameter)
+    found = saliency(arch, [batch()], cross_entropy, kind, model=other.model)
+    for name, values in saliency(other, [batch()], cross_entropy, kind).items():
+        assert found[name] == pytest.approx(values)
+
+
+def test_a_network_of_which_nothing_can_change_has_no_scores():
+    assert saliency(read(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8)), [batch()], cross_entropy) == {}
 
 
 def test_apply_takes_scores_and_refuses_the_name_of_one_that_looks_at_data():
