@@ -9,6 +9,7 @@ import torch
 import convwright as cw
 from convwright.architecture import read
 from convwright.cost import costs_of, parse_budget, profile
+from convwright.cost.budget import Limits
 from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.saliency import allocate, allocation, blocks_worth
@@ -71,6 +72,22 @@ def test_budgets_are_met_and_used_on_networks_of_all_kinds(name, budget):
     costs = costs_of(profile(new))
     used = max(costs[metric] / limit for metric, limit in limits.limits.items())
     assert 0.95 <= used <= 1
+
+
+def test_a_budget_that_needs_less_than_a_tenth_of_the_channels_is_met(resnet):
+    limits = limits_of(resnet, "macs<=1%")
+    assert allocation(resnet, drawn(resnet, 0), limits, divisor=1).use > 0.8
+
+
+def test_the_narrowest_widths_are_judged_by_the_estimate_itself(resnet):
+    present = resnet.cost_model().sizes.sum()
+
+    def estimate(widths):  # steep at first: slopes say too little of what the last step saves
+        return 0 if sum(widths.values()) <= len(widths) else 100 - 0.01 * (present - sum(widths.values()))
+
+    limits = Limits({"latency": 50}, {"latency": estimate})
+    sizes = [edit.size for edit in allocation(resnet, drawn(resnet, 0), limits, divisor=1).edits]
+    assert sizes == [1] * len(resnet.free_groups)
 
 
 def test_the_channels_of_least_saliency_go(resnet):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -300,13 +299,14 @@ class _Search:
         for least in (_LEAST, 0.0):
             self.families = _families(self.arch, self.scores, self.divisor, least)
             self.levels = np.zeros(len(self.families), dtype=np.int64)
+            self._last = np.array([len(family.sizes) - 1 for family in self.families], dtype=np.int64)
             if self._shrunk():
                 break
         else:
-            multiples = self.divisor.stated or "8 and 16"
+            stated = self.divisor.stated
+            multiples, lower = (f" in multiples of {stated}", "lower the divisor, ") if stated else ("", "")
             raise BudgetError(
-                f"no widths in multiples of {multiples} meet {self.limits.describe()}; raise the budget, lower the "
-                "divisor, or constrain less"
+                f"no widths{multiples} meet {self.limits.describe()}; raise the budget, {lower}or constrain less"
             )
         for _ in range(_SWEEPS if self.levels.any() else 0):
             if not self._improved():
@@ -325,10 +325,6 @@ class _Search:
         """Return the saliency lost, (n, families) -> (n,)."""
         lost = [family.lost[levels[:, place]] for place, family in enumerate(self.families)]
         return np.sum(lost, axis=0) if lost else np.zeros(len(levels))
-
-    @cached_property
-    def _last(self) -> Ints:
-        return np.array([len(family.sizes) - 1 for family in self.families], dtype=np.int64)
 
     def _refresh(self, force: bool = False) -> None:
         if self.costs.estimate is not None:
@@ -351,8 +347,8 @@ class _Search:
                 self._refresh(force=True)
                 now = self.costs.over(widths)[0]
             open_ones = np.flatnonzero(self.levels < self._last)
-            if not len(open_ones):
-                return False
+            if not len(open_ones):  # slopes may say more than the estimate itself
+                return self.costs.estimate is not None and self.costs.exact(widths[0]) <= 1
             tried = self.levels + steps[open_ones]
             saved = np.minimum(now - self.costs.over(self._widths(tried)), np.maximum(now - 1, 0)).sum(axis=1)
             lost = self._lost(tried) - self._lost(self.levels[None])
