@@ -154,3 +154,23 @@ def test_a_network_within_the_budget_stays(resnet):
 def test_what_cannot_be_is_refused(resnet, scores, budget, error, message):
     with pytest.raises(error, match=message):
         allocate(resnet, scores, budget)
+
+
+def test_constraints_are_taken_as_everywhere_and_from_one_place(resnet, tmp_path):
+    (tmp_path / "c.yaml").write_text("keep: layer1.*")
+    scores = drawn(resnet, 0)
+    found = [
+        allocate(resnet, scores, "macs<=70%", given)
+        for given in (Constraints(keep="layer1.*"), {"keep": ["layer1.*"]}, tmp_path / "c.yaml")
+    ]
+    bound = Constraints(keep="layer1.*").bound(resnet)
+    free = {group.name: scores[group.name] for group in bound.free_groups}
+    assert found == [allocate(bound, free, "macs<=70%")] * 3
+    with pytest.raises(ConvwrightError, match="is bound to constraints already"):
+        allocate(bound, free, "macs<=70%", {"keep": "layer2.*"})
+
+
+@pytest.mark.parametrize(("blocks", "message"), [({"layer1.7": 1.0}, "does not exist"), ({"layer1.0": np.nan}, "nan")])
+def test_worths_of_blocks_are_checked(resnet, blocks, message):
+    with pytest.raises(ConvwrightError, match=message):
+        allocate(resnet, drawn(resnet, 0), "macs<=50%", blocks=blocks)

@@ -7,6 +7,7 @@ after the other as long as the widths that this saves are worth more than the bl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,14 +18,14 @@ import numpy.typing as npt
 from convwright.cost.budget import MEASURED, Limits, parse_budget
 from convwright.cost.cost_model import CostModel
 from convwright.edits import RemoveBlock, Width
-from convwright.edits.constraints import Divisor, levels_of, width_range
+from convwright.edits.constraints import Constraints, Divisor, levels_of, width_range
 from convwright.errors import BudgetError, ConvwrightError, EditError, did_you_mean
 from convwright.methods.shared.uniform_widths import finest_needed, solved
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup
     from convwright.edits import Edit
-    from convwright.edits.constraints import Constraints, DivisorLike
+    from convwright.edits.constraints import ConstraintsLike, DivisorLike
 
 Numbers = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -57,7 +58,7 @@ def allocate(
     arch: Architecture,
     scores: Mapping[str, npt.ArrayLike],
     budget: str | Sequence[str] | Limits,
-    constraints: Constraints | None = None,
+    constraints: ConstraintsLike = None,
     *,
     divisor: DivisorLike = "auto",
     blocks: Mapping[str, float] | None = None,
@@ -68,7 +69,7 @@ def allocate(
         arch: the network.
         scores: saliency per channel by group name, shape (units,), as `saliency` returns it; groups left out stay.
         budget: such as ``macs<=50%`` or ``["macs<=50%", "params<=1M"]``; or limits in numbers.
-        constraints: of the user, beside those that the network is bound to.
+        constraints: of the user: `Constraints`, their fields or a YAML file; None: those that the network is bound to.
         divisor: of new widths: ``auto`` or a number.
         blocks: what whole blocks are worth in the unit of the scores, by name; None: all blocks stay.
 
@@ -77,7 +78,8 @@ def allocate(
 
     Raises:
         BudgetError: no widths meet it.
-        ConvwrightError: scores have the wrong shape, are not finite, or name no group.
+        ConvwrightError: scores have the wrong shape, are not finite, or name no group; blocks are not the network's, or
+            what they are worth is no number; the network is bound to constraints, and others are given.
 
     Examples:
         >>> import convwright as cw
@@ -86,7 +88,13 @@ def allocate(
         >>> arch.apply(*edits).profile().macs <= arch.profile().macs / 2
         True
     """
-    bound = arch if constraints is None else constraints.bound(arch)
+    if constraints is not None and arch.constraints is not None:
+        raise ConvwrightError(f"{arch.source} is bound to constraints already: give all of them in one place")
+    for name, worth in (blocks or {}).items():
+        arch.block(name)
+        if math.isnan(worth):
+            raise ConvwrightError(f"what block {name} is worth is {worth}; give a number, or leave it out: it stays")
+    bound = arch if constraints is None else Constraints.of(constraints).bound(arch)
     limits = budget if isinstance(budget, Limits) else parse_budget(budget).resolve(arch.profile())
     return allocation(bound, scores, limits, divisor=divisor, blocks=blocks).edits
 
