@@ -193,6 +193,13 @@ def test_blocks_are_worth_the_loss_without_them():
     assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(curve))
 
 
+def test_batches_that_can_be_gone_through_once_are_enough():
+    arch, whole = read("zoo:resnet20", (3, 8, 8), depths=[1, 1, 1], widths=[4, 4, 4], num_classes=CLASSES), [batch(2)]
+    assert block_losses(arch, iter(whole), cross_entropy) == block_losses(arch, whole, cross_entropy)
+    scores = saliency(arch, whole, cross_entropy)
+    assert loss_curve(arch, iter(whole), cross_entropy, scores) == loss_curve(arch, whole, cross_entropy, scores)
+
+
 def test_a_dead_channel_is_worth_nothing():
     arch, (images, labels) = network(Mixed), batch()
     with torch.no_grad():

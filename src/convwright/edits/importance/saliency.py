@@ -154,13 +154,14 @@ def block_losses(
 
     Args:
         architecture: the network.
-        batches: calibration batches, passed over once per block: a sequence.
+        batches: calibration batches; they are passed over once per block.
         loss: as of `saliency`.
         model: as of `saliency`.
 
     Returns:
         Rise of the mean loss by name of the block; below 0 where the network is better without it.
     """
+    batches = list(batches)
     used = architecture if model is None else architecture.evolved(model=model)
     before, found = mean_loss(used.model, batches, loss), {}
     for block in architecture.blocks:
@@ -187,7 +188,7 @@ def loss_curve(
     Returns:
         (saliency lost, rise of the mean loss), both rising, from (0, 0) on.
     """
-    gates = Gates.of(architecture, model)
+    gates, batches = Gates.of(architecture, model), list(batches)
     before, order = mean_loss(gates.model, batches, loss), np.sort(np.concatenate(list(scores.values())))
     curve = [(0.0, 0.0)]
     for share in shares if len(order) else ():
