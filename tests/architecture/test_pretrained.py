@@ -70,6 +70,13 @@ def test_timm_gives_its_weights_and_a_new_head(overlay):
     assert str(said).endswith("drawn anew: fc.weight, fc.bias (1000 -> 7 classes)")
 
 
+def test_layers_with_as_many_channels_as_there_are_classes_are_no_head():
+    import timm
+
+    said = said_of_loaded(timm.create_model(SMALL[5:], num_classes=32), SMALL, 32)
+    assert said.fresh == ("fc.weight", "fc.bias")
+
+
 def test_torchvision_gives_its_weights_and_a_new_head(monkeypatch):
     published = get_model("squeezenet1_1", weights=None)
     kind = type(get_model_weights("squeezenet1_1").DEFAULT)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 import convwright as cw
 from convwright.edits.surgery import named_tensors
 from convwright.errors import ConvwrightError, EditError
-from convwright.repair import merge, refit
+from convwright.repair import merge, reestimate_batch_norm, refit
 
 FREE = ("conv1", "conv2", "grouped")  # layers with channels to remove: every other one depends on the one before it
 
@@ -227,3 +227,24 @@ def test_networks_of_the_zoo_err_less_on_the_images_afterwards(name):
         assert all(0 <= layer.after <= layer.before * (1 + 1e-6) for layer in repair(arch, pruned, images))
         errors.append((answers(pruned, x) - answers(arch, x)).square().mean())
     assert errors[2] < errors[0]
+
+
+def test_refit_after_merge_leaves_running_means_that_batch_norm_has():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+    )
+    images = torch.randn(256, 3, 10, 10)
+    reestimate_batch_norm(model, [images])
+    original = cw.read(model, (3, 10, 10))
+    pruned = original.apply(cw.Width("0", 6))
+    merge(original, pruned, [images])
+    refit(original, pruned, [images])
+    norm, before = pruned.model[3], pruned.model[3].running_mean.clone()
+    reestimate_batch_norm(pruned.model, [images])
+    assert ((before - norm.running_mean).abs() / norm.running_var.sqrt()).max() < 0.05

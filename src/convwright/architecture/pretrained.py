@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -83,9 +84,23 @@ def said_of_loaded(model: nn.Module, name: str, outputs: int) -> TakenWeights:
     """Say what a network that was created by name has of its pretrained weights."""
     known = preprocessing(name)
     classes = (known.classes, outputs) if known and known.classes != outputs else None
-    names, head = [n for n in model.state_dict() if not n.endswith(COUNTER)], head_tensors(model, outputs)
-    fresh = tuple(n for n in names if n in head and classes)
+    names, fresh = [n for n in model.state_dict() if not n.endswith(COUNTER)], tuple[str, ...]()
+    if known and classes:  # other layers may have as many channels as there are classes: a head changes with them
+        whole, head = _shapes(name, known.classes), head_tensors(model, outputs)
+        fresh = tuple(n for n in names if n in head and whole[n][0] != outputs)
     return TakenWeights(f"pretrained weights of {name}", tuple(n for n in names if n not in fresh), fresh, classes)
+
+
+def _shapes(source: str, classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a named network with so many outputs, without making them."""
+    import timm
+    from torchvision.models import get_model
+
+    where, _, name = source.partition(":")
+    make = timm.create_model if where == "timm" else get_model
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of GoogLeNet and Inception, about how weights are drawn
+        return {n: tuple(tensor.shape) for n, tensor in make(name, num_classes=classes).state_dict().items()}
 
 
 def take_of_torchvision(model: nn.Module, name: str, outputs: int | None) -> None:

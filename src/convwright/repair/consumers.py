@@ -84,6 +84,14 @@ def shift(site: Consumer, tensors: Mapping[str, Tensor], by: Tensor) -> None:
     target.add_(by.to(target.dtype) * (1 if site.bias else -1))
 
 
+def kept_of_original(original: Mapping[str, Tensor], edited: Architecture, name: str) -> Tensor:
+    """Return the original's values of a tensor of an edited network, at the channels that it still has."""
+    value = original[origin_of(edited, name)]
+    for axis in range(value.ndim):
+        value = value.index_select(axis, torch.from_numpy(kept_entries(edited, name, axis)).to(value.device))
+    return value
+
+
 def consumers(original: Architecture, edited: Architecture) -> tuple[Consumer, ...]:
     """Return the layers that sum over channels and whose weights both networks have as parameters, in order.
 

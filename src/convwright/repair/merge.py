@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from convwright.edits.importance import evaluated
-from convwright.edits.origins import kept_entries, origin_of
 from convwright.edits.surgery import named_tensors
-from convwright.repair.consumers import Consumer, Forward, Moments, Repaired, checked, consumers, shift, watched
+from convwright.repair.consumers import (
+    Consumer,
+    Forward,
+    Moments,
+    Repaired,
+    checked,
+    consumers,
+    kept_of_original,
+    shift,
+    watched,
+)
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -75,11 +84,7 @@ def merge(
                     stays, goes = (entering[..., torch.from_numpy(i).to(batch.device)] for i in (site.inputs, lost))
                     moments[site].add(stays, goes, goes)
         for name in {name for site in sites for name in (site.weight, site.bias or site.mean) if name}:
-            value = theirs[origin_of(pruned, name)]
-            for axis in range(value.ndim):
-                kept = torch.from_numpy(kept_entries(pruned, name, axis))
-                value = value.index_select(axis, kept.to(value.device))
-            ours[name].copy_(value)
+            ours[name].copy_(kept_of_original(theirs, pruned, name))
         return tuple(_merged(site, lost, moments[site], theirs, ours, ridge) for site, lost in sites.items())
 
 

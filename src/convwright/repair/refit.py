@@ -20,6 +20,7 @@ from convwright.repair.consumers import (
     checked,
     consumers,
     kept_of,
+    kept_of_original,
     shift,
     watched,
 )
@@ -87,6 +88,9 @@ def refit(
         # Running statistics stay the original's: the responses that are fitted are meant for those. Re-estimating them
         # on the way was no better on EfficientNet-Lite0; afterwards it is, the more is cut.
         sites = calibration.reached(consumers(original, pruned))
+        # A merge, or an estimate after an earlier cut, has moved them: no part of the responses that are fitted.
+        theirs = named_tensors(original.model)
+        calibration.means = {s.mean: kept_of_original(theirs, pruned, s.mean) for s in sites if s.mean}
         levels = _levels(pruned, sites)
         if not sites:
             return ()
@@ -112,6 +116,7 @@ class _Calibration:
         self.original, self.pruned, self.batches, self.forward = original.model, pruned.model, batches, forward
         self.tensors, self.positions = named_tensors(pruned.model), positions
         self.images = sum(map(len, batches))
+        self.means: Mapping[str, Tensor] = {}
 
     def each(self, site: Consumer) -> int:
         """Return how many positions of each image a layer is fitted on, in each of its calls."""
@@ -169,6 +174,8 @@ class _Calibration:
         weight = self.tensors[site.weight]
         inputs = step.shape[1] - site.constant
         weight.add_(step[:, :inputs].mT.reshape(weight.shape).to(weight.dtype))
+        if site.mean:
+            self.tensors[site.mean].copy_(self.means[site.mean])
         if site.constant:
             shift(site, self.tensors, step[:, inputs].flatten())
         return repaired

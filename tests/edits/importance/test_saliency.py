@@ -59,6 +59,19 @@ class Attention(nn.Module):
         return nn.functional.linear(x.mean(1), self.weight)
 
 
+class Tied(nn.Module):
+    """Two layers have the very same weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.fc(torch.sigmoid(self.second(torch.tanh(self.first(torch.tanh(self.stem(x)))))).mean((2, 3)))
+
+
 def network(kind):
     torch.manual_seed(7)
     arch = read(kind(), (1, 3, 8, 8))
@@ -72,7 +85,7 @@ def batch(count=3, seed=1):
     return torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % CLASSES
 
 
-NETWORKS = [Mixed, Attention]
+NETWORKS = [Mixed, Attention, Tied]
 
 
 def singles(images, labels):
@@ -180,6 +193,13 @@ def test_blocks_are_worth_the_loss_without_them():
     assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(curve))
 
 
+def test_batches_that_can_be_gone_through_once_are_enough():
+    arch, whole = read("zoo:resnet20", (3, 8, 8), depths=[1, 1, 1], widths=[4, 4, 4], num_classes=CLASSES), [batch(2)]
+    assert block_losses(arch, iter(whole), cross_entropy) == block_losses(arch, whole, cross_entropy)
+    scores = saliency(arch, whole, cross_entropy)
+    assert loss_curve(arch, iter(whole), cross_entropy, scores) == loss_curve(arch, whole, cross_entropy, scores)
+
+
 def test_a_dead_channel_is_worth_nothing():
     arch, (images, labels) = network(Mixed), batch()
     with torch.no_grad():
@@ -198,11 +218,28 @@ def test_a_dead_channel_is_worth_nothing():
         (([], None), "is of a loss: give one"),
         (([], cross_entropy, "tailor"), "no saliency 'tailor'.*Did you mean taylor"),
         (([batch()], lambda output, _: output.sum() * float("nan")), "the loss of a calibration batch is nan"),
+        (([batch()], lambda output, _: output[:, 0]), "must be one number with a gradient"),
+        (([batch()], lambda output, _: 1.0), "must be one number with a gradient"),
+        (([batch()[0]], cross_entropy), r"takes batches \(inputs, targets\), and one of them is a Tensor"),
     ],
 )
 def test_what_cannot_be_told_is_refused(arguments, message):
     with pytest.raises(ConvwrightError, match=message):
         saliency(network(Mixed), *arguments)
+
+
+@pytest.mark.parametrize("kind", ["l2", "bn-scale", "taylor"])
+def test_scores_are_those_of_the_network_in_use(kind):
+    arch, other = network(Mixed), network(Mixed)
+    for parameter in other.model.parameters():
+        torch.nn.init.normal_(parameter)
+    found = saliency(arch, [batch()], cross_entropy, kind, model=other.model)
+    for name, values in saliency(other, [batch()], cross_entropy, kind).items():
+        assert found[name] == pytest.approx(values)
+
+
+def test_a_network_of_which_nothing_can_change_has_no_scores():
+    assert saliency(read(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8)), [batch()], cross_entropy) == {}
 
 
 def test_apply_takes_scores_and_refuses_the_name_of_one_that_looks_at_data():

@@ -9,6 +9,7 @@ import torch
 import convwright as cw
 from convwright.architecture import read
 from convwright.cost import costs_of, parse_budget, profile
+from convwright.cost.budget import Limits
 from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.saliency import allocate, allocation, blocks_worth
@@ -71,6 +72,22 @@ def test_budgets_are_met_and_used_on_networks_of_all_kinds(name, budget):
     costs = costs_of(profile(new))
     used = max(costs[metric] / limit for metric, limit in limits.limits.items())
     assert 0.95 <= used <= 1
+
+
+def test_a_budget_that_needs_less_than_a_tenth_of_the_channels_is_met(resnet):
+    limits = limits_of(resnet, "macs<=1%")
+    assert allocation(resnet, drawn(resnet, 0), limits, divisor=1).use > 0.8
+
+
+def test_the_narrowest_widths_are_judged_by_the_estimate_itself(resnet):
+    present = resnet.cost_model().sizes.sum()
+
+    def estimate(widths):  # steep at first: slopes say too little of what the last step saves
+        return 0 if sum(widths.values()) <= len(widths) else 100 - 0.01 * (present - sum(widths.values()))
+
+    limits = Limits({"latency": 50}, {"latency": estimate})
+    sizes = [edit.size for edit in allocation(resnet, drawn(resnet, 0), limits, divisor=1).edits]
+    assert sizes == [1] * len(resnet.free_groups)
 
 
 def test_the_channels_of_least_saliency_go(resnet):
@@ -137,3 +154,23 @@ def test_a_network_within_the_budget_stays(resnet):
 def test_what_cannot_be_is_refused(resnet, scores, budget, error, message):
     with pytest.raises(error, match=message):
         allocate(resnet, scores, budget)
+
+
+def test_constraints_are_taken_as_everywhere_and_from_one_place(resnet, tmp_path):
+    (tmp_path / "c.yaml").write_text("keep: layer1.*")
+    scores = drawn(resnet, 0)
+    found = [
+        allocate(resnet, scores, "macs<=70%", given)
+        for given in (Constraints(keep="layer1.*"), {"keep": ["layer1.*"]}, tmp_path / "c.yaml")
+    ]
+    bound = Constraints(keep="layer1.*").bound(resnet)
+    free = {group.name: scores[group.name] for group in bound.free_groups}
+    assert found == [allocate(bound, free, "macs<=70%")] * 3
+    with pytest.raises(ConvwrightError, match="is bound to constraints already"):
+        allocate(bound, free, "macs<=70%", {"keep": "layer2.*"})
+
+
+@pytest.mark.parametrize(("blocks", "message"), [({"layer1.7": 1.0}, "does not exist"), ({"layer1.0": np.nan}, "nan")])
+def test_worths_of_blocks_are_checked(resnet, blocks, message):
+    with pytest.raises(ConvwrightError, match=message):
+        allocate(resnet, drawn(resnet, 0), "macs<=50%", blocks=blocks)

@@ -4,10 +4,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+from torch import nn
 
 from convwright.architecture import read
 from convwright.cost import parse_budget, profile
-from convwright.edits import Plan, RemoveBlock, Resolution
+from convwright.edits import Plan, RemoveBlock, Resolution, check_execution
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods import Auto, Evidence, Saliency
 from convwright.runs.evaluate import reshaped
@@ -108,6 +109,25 @@ def test_it_depends_on_what_it_is_told_alone(resnet, make):
         second.tell(first.results[number])
     assert second.best() is not None
     assert second.best().trial == first.best().trial
+
+
+class Written(nn.Module):
+    """A width is written down in its code."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        return self.c(x.view(-1, 4, 8, 7, 7).transpose(1, 2).reshape(-1, 32, 7, 7)).mean((2, 3))
+
+
+def test_what_the_code_fixes_stays_in_every_round():
+    arch = check_execution(read(Written(), (3, 16, 16))).architecture
+    assert list(arch.fixed) == ["b"]
+    asked = play(Saliency(arch, limits_of(arch, "macs<=50%"), epochs=0, tune_epochs=1, rounds=2), arch)
+    assert [edit.target for edit in asked[-1].plan.edits] == ["a", "a"]
 
 
 def test_a_trial_that_fails_ends_it_without_a_result(resnet):

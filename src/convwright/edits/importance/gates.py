@@ -132,7 +132,8 @@ class Gates:
         """Put the gates on; without `gradients` they only look at what passes."""
         with ExitStack() as stack:
             for key in self._by_module():
-                stack.callback(_Hook(self, key, gradients).placed().remove)
+                for module in self._modules(key[0]):
+                    stack.callback(_Hook(self, key, gradients).placed(module).remove)
             yield
 
     @contextmanager
@@ -144,8 +145,16 @@ class Gates:
         """
         with ExitStack() as stack:
             for key, sites in self._by_module().items():
-                stack.callback(_Hook(self, key, mask=self._mask(sites, gone)).placed().remove)
+                for module in self._modules(key[0]):
+                    stack.callback(_Hook(self, key, mask=self._mask(sites, gone)).placed(module).remove)
             yield
+
+    def _modules(self, name: str) -> list[nn.Module]:
+        """Return a module and all others with the very same weight: each of them reads its channels."""
+        module = self.model.get_submodule(name)
+        weight, kind = module._parameters.get("weight"), type(module)
+        tied = [m for m in self.model.modules() if type(m) is kind and m._parameters.get("weight") is weight]
+        return tied if weight is not None else [module]
 
     def _by_module(self) -> dict[tuple[str, bool], list[GateSite]]:
         found: dict[tuple[str, bool], list[GateSite]] = {}
@@ -232,8 +241,7 @@ class _Hook:
     gradients: bool = False
     mask: Tensor | None = None  # instead of a gate
 
-    def placed(self) -> RemovableHandle:
-        module = self.gates.model.get_submodule(self.key[0])
+    def placed(self, module: nn.Module) -> RemovableHandle:
         if self.key[1]:
             return module.register_forward_hook(lambda module, _, output: self.through(module, output))
         return module.register_forward_pre_hook(self.before)

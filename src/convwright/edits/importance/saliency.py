@@ -57,7 +57,8 @@ def saliency(
         (16,)
     """
     if kind in IMPORTANCE:
-        return {group.name: IMPORTANCE[kind](group, architecture) for group in architecture.free_groups}
+        used = architecture if model is None else architecture.evolved(model=model)
+        return {group.name: IMPORTANCE[kind](group, used) for group in architecture.free_groups}
     if kind not in OBSERVERS:
         hint = did_you_mean(kind, [*OBSERVERS, *IMPORTANCE])
         raise ConvwrightError(f"there is no saliency {kind!r}; there are {', '.join([*OBSERVERS, *IMPORTANCE])}.{hint}")
@@ -67,7 +68,7 @@ def saliency(
         raise ConvwrightError(f"saliency {kind!r} is of a loss: give one, such as torch.nn.functional.cross_entropy")
     seen = 0
     with evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
-        for inputs, targets in batches:
+        for inputs, targets in map(_pair, batches if gates.units else ()):
             if not seen:  # a first look at two samples
                 gates.begin(len(inputs[:2]))
                 with torch.no_grad():
@@ -77,9 +78,15 @@ def saliency(
             seen += len(inputs)
             for part in _singles(inputs, targets) if found.single and ungated else [(inputs, targets)]:
                 _see(found, *part, loss if found.gradients else None)
-    if not seen:
+    if not seen and gates.units:
         raise ConvwrightError(f"saliency {kind!r} looks at data: give at least one calibration batch")
     return found.scores()
+
+
+def _pair(batch: Any) -> tuple[Tensor, Any]:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise ConvwrightError(f"saliency takes batches (inputs, targets), and one of them is a {type(batch).__name__}")
+    return batch[0], batch[1]
 
 
 def _singles(inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
@@ -113,6 +120,11 @@ def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> No
         return found.see()
     with torch.enable_grad():
         value = loss(gates.model(inputs), targets)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise ConvwrightError(
+            "the loss of a calibration batch must be one number with a gradient: computed by torch from the network's "
+            "output, averaged over the batch, and not in torch.inference_mode"
+        )
     if not math.isfinite(value.item()):
         raise ConvwrightError(f"the loss of a calibration batch is {value.item()}: are the weights whole?")
     sites = {site.member.tensor: gates.parameter(site) for site in gates.sites}
@@ -142,13 +154,14 @@ def block_losses(
 
     Args:
         architecture: the network.
-        batches: calibration batches, passed over once per block: a sequence.
+        batches: calibration batches; they are passed over once per block.
         loss: as of `saliency`.
         model: as of `saliency`.
 
     Returns:
         Rise of the mean loss by name of the block; below 0 where the network is better without it.
     """
+    batches = list(batches)
     used = architecture if model is None else architecture.evolved(model=model)
     before, found = mean_loss(used.model, batches, loss), {}
     for block in architecture.blocks:
@@ -175,7 +188,7 @@ def loss_curve(
     Returns:
         (saliency lost, rise of the mean loss), both rising, from (0, 0) on.
     """
-    gates = Gates.of(architecture, model)
+    gates, batches = Gates.of(architecture, model), list(batches)
     before, order = mean_loss(gates.model, batches, loss), np.sort(np.concatenate(list(scores.values())))
     curve = [(0.0, 0.0)]
     for share in shares if len(order) else ():

@@ -7,9 +7,9 @@ after the other as long as the widths that this saves are worth more than the bl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,14 +18,14 @@ import numpy.typing as npt
 from convwright.cost.budget import MEASURED, Limits, parse_budget
 from convwright.cost.cost_model import CostModel
 from convwright.edits import RemoveBlock, Width
-from convwright.edits.constraints import Divisor, levels_of, width_range
+from convwright.edits.constraints import Constraints, Divisor, levels_of, width_range
 from convwright.errors import BudgetError, ConvwrightError, EditError, did_you_mean
 from convwright.methods.shared.uniform_widths import finest_needed, solved
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture, ChannelGroup
     from convwright.edits import Edit
-    from convwright.edits.constraints import Constraints, DivisorLike
+    from convwright.edits.constraints import ConstraintsLike, DivisorLike
 
 Numbers = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -58,7 +58,7 @@ def allocate(
     arch: Architecture,
     scores: Mapping[str, npt.ArrayLike],
     budget: str | Sequence[str] | Limits,
-    constraints: Constraints | None = None,
+    constraints: ConstraintsLike = None,
     *,
     divisor: DivisorLike = "auto",
     blocks: Mapping[str, float] | None = None,
@@ -69,7 +69,7 @@ def allocate(
         arch: the network.
         scores: saliency per channel by group name, shape (units,), as `saliency` returns it; groups left out stay.
         budget: such as ``macs<=50%`` or ``["macs<=50%", "params<=1M"]``; or limits in numbers.
-        constraints: of the user, beside those that the network is bound to.
+        constraints: of the user: `Constraints`, their fields or a YAML file; None: those that the network is bound to.
         divisor: of new widths: ``auto`` or a number.
         blocks: what whole blocks are worth in the unit of the scores, by name; None: all blocks stay.
 
@@ -78,7 +78,8 @@ def allocate(
 
     Raises:
         BudgetError: no widths meet it.
-        ConvwrightError: scores have the wrong shape, are not finite, or name no group.
+        ConvwrightError: scores have the wrong shape, are not finite, or name no group; blocks are not the network's, or
+            what they are worth is no number; the network is bound to constraints, and others are given.
 
     Examples:
         >>> import convwright as cw
@@ -87,7 +88,13 @@ def allocate(
         >>> arch.apply(*edits).profile().macs <= arch.profile().macs / 2
         True
     """
-    bound = arch if constraints is None else constraints.bound(arch)
+    if constraints is not None and arch.constraints is not None:
+        raise ConvwrightError(f"{arch.source} is bound to constraints already: give all of them in one place")
+    for name, worth in (blocks or {}).items():
+        arch.block(name)
+        if math.isnan(worth):
+            raise ConvwrightError(f"what block {name} is worth is {worth}; give a number, or leave it out: it stays")
+    bound = arch if constraints is None else Constraints.of(constraints).bound(arch)
     limits = budget if isinstance(budget, Limits) else parse_budget(budget).resolve(arch.profile())
     return allocation(bound, scores, limits, divisor=divisor, blocks=blocks).edits
 
@@ -300,13 +307,14 @@ class _Search:
         for least in (_LEAST, 0.0):
             self.families = _families(self.arch, self.scores, self.divisor, least)
             self.levels = np.zeros(len(self.families), dtype=np.int64)
+            self._last = np.array([len(family.sizes) - 1 for family in self.families], dtype=np.int64)
             if self._shrunk():
                 break
         else:
-            multiples = self.divisor.stated or "8 and 16"
+            stated = self.divisor.stated
+            multiples, lower = (f" in multiples of {stated}", "lower the divisor, ") if stated else ("", "")
             raise BudgetError(
-                f"no widths in multiples of {multiples} meet {self.limits.describe()}; raise the budget, lower the "
-                "divisor, or constrain less"
+                f"no widths{multiples} meet {self.limits.describe()}; raise the budget, {lower}or constrain less"
             )
         for _ in range(_SWEEPS if self.levels.any() else 0):
             if not self._improved():
@@ -325,10 +333,6 @@ class _Search:
         """Return the saliency lost, (n, families) -> (n,)."""
         lost = [family.lost[levels[:, place]] for place, family in enumerate(self.families)]
         return np.sum(lost, axis=0) if lost else np.zeros(len(levels))
-
-    @cached_property
-    def _last(self) -> Ints:
-        return np.array([len(family.sizes) - 1 for family in self.families], dtype=np.int64)
 
     def _refresh(self, force: bool = False) -> None:
         if self.costs.estimate is not None:
@@ -351,8 +355,8 @@ class _Search:
                 self._refresh(force=True)
                 now = self.costs.over(widths)[0]
             open_ones = np.flatnonzero(self.levels < self._last)
-            if not len(open_ones):
-                return False
+            if not len(open_ones):  # slopes may say more than the estimate itself
+                return self.costs.estimate is not None and self.costs.exact(widths[0]) <= 1
             tried = self.levels + steps[open_ones]
             saved = np.minimum(now - self.costs.over(self._widths(tried)), np.maximum(now - 1, 0)).sum(axis=1)
             lost = self._lost(tried) - self._lost(self.levels[None])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convwright.cost.budget import Limits
-from convwright.edits import Plan, RemoveBlock, Width
+from convwright.edits import Plan, RemoveBlock, Width, check_execution
 from convwright.errors import counted
 from convwright.methods.base import Candidate, Evidence
 from convwright.methods.saliency.allocate import Allocation, allocation
@@ -105,6 +105,8 @@ class Cutting:
         return replace(self.limits, limits=between)
 
     def _cut(self, arch: Architecture, now: Evidence, part: float) -> Allocation:
+        if self.arch.fixed and not arch.fixed:  # an edit does not say anew which widths the network's code fixes
+            arch = check_execution(arch).architecture
         free = {group.name for group in arch.free_groups}
         scores = {name: values for name, values in now.probes[CHANNELS]["groups"].items() if name in free}
         worth = blocks_worth(now.probes.get(BLOCKS)) if self.blocks else None
