@@ -32,7 +32,7 @@ def graph_of(model, shape, how):
         given = [str(argument(node, name)) for name in names] or [str(node.args)]
         nodes.append((node.name, str(node.target), given, shapes, module_paths(node)))
     used = {n.name: found.tensors.get(n.name) for n in found.graph.nodes if n.op == "placeholder" and n.users}
-    return nodes, used, found.parameters, found.inputs, found.outputs
+    return nodes, used, found.parameters, found.inputs, list(found.outputs)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -230,7 +230,7 @@ def test_a_missing_input_is_named():
         def forward(self, x, y):
             return super().forward(x + y)
 
-    with pytest.raises(ReadError, match="takes x, y: missing a required argument: 'y'. Give each by its name"):
+    with pytest.raises(ReadError, match=r"takes x, y: missing a required argument: 'y'\. Give each by its name"):
         read(Sum(), (3, 9, 9))
 
 
@@ -246,3 +246,47 @@ def test_a_list_of_images_of_several_sizes():
     arch = read(Detector(), [torch.zeros(3, 9, 9), torch.zeros(3, 7, 11)])
     assert arch.inputs.batch == 2
     assert arch.apply(Width("a", 3)).changes[0].exact
+
+
+def test_a_file_tells_its_example_inputs(tmp_path):
+    file = tmp_path / "two.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.a = nn.Conv2d(3, 5, 1)\n"
+        "    def forward(self, x, y):\n        return self.a(x + y)\n"
+        "def example_inputs():\n    return torch.zeros(1, 3, 7, 5), torch.zeros(1, 3, 1, 1)\n"
+    )
+    assert str(read(f"{file}:Net").inputs) == "1x3x7x5, 1x3x1x1"
+    file.write_text(file.read_text() + "def example_inputs():\n    return 1 / 0\n")
+    with pytest.raises(ReadError, match=r"example_inputs of .*two.py fails: ZeroDivisionError"):
+        read(f"{file}:Net")
+
+
+def test_outputs_are_frozen_with_their_place_and_free_on_request():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 7, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            return {"maps": [y, self.b(F.relu(y))]}
+
+    arch = read(Pyramid(), (3, 9, 9))
+    assert [g.reason for g in arch.groups if g.name != "input"] == [
+        "they are the network's output (maps.0)", "they are the network's output (maps.1)"
+    ]  # fmt: skip
+    free = read(Pyramid().eval(), (3, 9, 9), free_outputs=True)
+    new = free.apply(Width("a", 4), Width("b", 3), verify=False)
+    assert [tuple(t.shape[1:2]) for t in new.model(torch.zeros(1, 3, 9, 9))["maps"]] == [(4,), (3,)]
+    assert [g.size for g in new.free_groups] == [4, 3]
+
+
+def test_a_network_that_returns_no_tensor_is_refused():
+    class Silent(networks.Chain):
+        def forward(self, x):
+            super().forward(x)
+
+    with pytest.raises(ReadError, match="Silent returns no tensor"):
+        read(Silent(), (3, 9, 9))

@@ -45,6 +45,7 @@ class Architecture:
         origins: which entries of which tensors of the network as it was read this one has.
         captured: how it is captured: by recording one run, or by ``torch.export``.
         given: all that it is called with, where that is more than ``example_input``, the first tensor in it.
+        free_outputs: whether channels that leave the network may change, as those of a backbone.
     """
 
     model: nn.Module = field(repr=False)
@@ -58,13 +59,15 @@ class Architecture:
     origins: Origins = field(default_factory=Origins, repr=False)
     captured: str = field(default=RECORDED, repr=False)
     given: Inputs | None = field(default=None, repr=False)
+    free_outputs: bool = field(default=False, repr=False)
 
     # -------------------------------------------------------------- the reading itself
 
     @cached_property
     def capture(self) -> Capture:
         """The operator graph."""
-        return capture(self.model, self.inputs, self.captured)
+        found = capture(self.model, self.inputs, self.captured)
+        return replace(found, free_outputs=True) if self.free_outputs else found
 
     @property
     def inputs(self) -> Inputs:

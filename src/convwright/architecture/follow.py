@@ -142,10 +142,12 @@ class Follower:
         return Value(with_sizes(shape, planes), tuple(planes), weight=True, parameter=name)
 
     def _leave(self, node: fx.Node) -> None:
+        if self.capture.free_outputs:
+            return
         for producer in node.all_input_nodes:
             value = self.values[self.key(producer)]
             for each in value if isinstance(value, list) else [value]:
-                where = module_path(producer) or "the network itself"
+                where = self._walked.outputs.get(producer.name) or module_path(producer) or "the network itself"
                 self.ledger.freeze_value(each, f"they are the network's output ({where})")
 
     # -------------------------------------------------------------- inputs of a node
@@ -301,6 +303,8 @@ class Follower:
         if plane is None:
             return list(old)
         labels = narrowed(plane.labels, (other for other in plane.axes if other != axis))
+        if 0 in shape_of(node):  # such as the boxes of an empty image
+            return list(old)
         parts = torch.split(labels.reshape(-1), list(old))
         sizes = [self.guide.new_length(part) for part in parts]
         if sum(sizes) != length:

@@ -29,7 +29,12 @@ _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParalle
 
 
 def read(
-    model: ModelSource, example_input: InputLike = None, *, capture: str = RECORDED, **kwargs: Any
+    model: ModelSource,
+    example_input: InputLike = None,
+    *,
+    capture: str = RECORDED,
+    free_outputs: bool = False,
+    **kwargs: Any,
 ) -> Architecture:
     """Read a network: its layers, channel groups, blocks, stages and costs.
 
@@ -41,8 +46,11 @@ def read(
             ``"path/to/file.py:CallableOrClass"`` (called without positional arguments).
         example_input: a batch of shape (n, c, h, w), a shape such as ``(3, 224, 224)`` or ``"3x224x224"``. Of a network
             with several inputs a tuple of these in their order, a dictionary by name, or any nest that it takes.
-            Named models know their own; for a module it is required.
+            Named models know their own, and so does a file that has a function ``example_inputs``; for a module it is
+            required.
         capture: ``"recorded"``, or ``"export"`` for ``torch.export`` on fake tensors, which refuses branches on values.
+        free_outputs: let channels that leave the network change, too: those of a backbone whose features another
+            network takes.
         **kwargs: passed to the constructor of a named model, e.g. ``num_classes=10``; ``pretrained=True`` gives a
             network of torchvision or timm its pretrained weights, but for the head of another number of classes.
 
@@ -61,13 +69,16 @@ def read(
     if capture not in CAPTURES:
         raise ReadError(f"a network cannot be captured by {capture!r}: choose from {', '.join(CAPTURES)}.")
     built, default_shape, source = create(model, **kwargs)
-    example = _example(example_input, default_shape, built, source)
+    known = _example_inputs(model) if isinstance(model, str) else None
+    example = _example(example_input, default_shape if known is None else known, built, source)
     options = build_options(model, kwargs) if isinstance(model, str) else {}
     first = next(iter(example.tensors), None)
     if first is None:
         raise ReadError(f"{source}: there is no tensor in the example input.")
     given = None if example.one else example
-    architecture = Architecture(built, first, source, options=options, captured=capture, given=given)
+    architecture = Architecture(
+        built, first, source, options=options, captured=capture, given=given, free_outputs=free_outputs
+    )
     _ = architecture.channels  # a network that cannot be read is refused here, not at the first question
     return architecture
 
@@ -186,6 +197,19 @@ def _zoo(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]
     return built, zoo.entry(name).input_shape
 
 
+def _example_inputs(source: str) -> Any:
+    """Return what the function ``example_inputs`` of a user's file gives; None where there is none."""
+    make = getattr(sys.modules.get(_module_name(source)), "example_inputs", None) if ".py:" in source else None
+    try:
+        return None if make is None else make()
+    except Exception as error:
+        raise ReadError(f"example_inputs of {source.rpartition(':')[0]} fails: {first_line(error)}") from error
+
+
+def _module_name(source: str) -> str:
+    return f"_convwright_user_{Path(source.rpartition(':')[0]).stem}"
+
+
 def _classes_in(path: Path) -> str:
     """Return ``mynet.py:Net`` for each class that a file defines, else for each function, without importing it."""
     try:
@@ -202,7 +226,7 @@ def _from_file(source: str, kwargs: dict[str, Any]) -> nn.Module:
     path = Path(path_text)
     if not is_there(path):
         raise ReadError(f"there is no file {path} (asked for by {source!r}).")
-    name = f"_convwright_user_{path.stem}"
+    name = _module_name(source)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -257,7 +281,7 @@ def parse_inputs(text: str) -> Any:
     return {name.strip(): parse_shape(shape) for name, _, shape in pairs}
 
 
-def _example(given: InputLike, default: tuple[int, ...] | None, model: nn.Module, source: str) -> Inputs:
+def _example(given: InputLike, default: Any, model: nn.Module, source: str) -> Inputs:
     if isinstance(given, Inputs):
         return given
     asked = parse_inputs(given) if isinstance(given, str) else given if given is not None else default

@@ -354,10 +354,11 @@ def _succeed(before: Architecture, outcome: Outcome) -> Architecture:
         constraints=before.constraints,
         origins=followed(before, outcome),
         captured=before.captured,
+        free_outputs=before.free_outputs,
         given=before.given if outcome.example_input is None else None,
     )
     if outcome.capture is not None:
-        after.__dict__["capture"] = outcome.capture
+        after.__dict__["capture"] = replace(outcome.capture, free_outputs=before.free_outputs)
     _check_prediction(after, outcome)
     changes = []
     now = _counted(before)

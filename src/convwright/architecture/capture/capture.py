@@ -38,6 +38,8 @@ def capture(model: nn.Module, example_input: Tensor | Inputs, how: str = RECORDE
             captured = CAPTURES[how](model, inputs)
     except Exception as error:  # the user's own code may raise anything
         raise ReadError(_explain(model, inputs, error, how)) from error
+    if not captured.outputs:
+        raise ReadError(f"{type(model).__name__} returns no tensor, so nothing of it can be read.")
     unused = unused_parameters(model, [captured])
     if not unused:
         return captured

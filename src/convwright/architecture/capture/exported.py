@@ -54,7 +54,7 @@ def _interpret(program: ExportedProgram) -> Capture:
         tensors={_name(spec): spec.target for spec in inputs if spec.kind in stored and spec.target is not None},
         parameters=frozenset(spec.target for spec in inputs if spec.kind is InputKind.PARAMETER and spec.target),
         inputs=tuple(_name(spec) for spec in inputs if spec.kind is InputKind.USER_INPUT),
-        outputs=tuple(_name(spec) for spec in outputs if spec.kind is OutputKind.USER_OUTPUT),
+        outputs={_name(spec): "" for spec in outputs if spec.kind is OutputKind.USER_OUTPUT},
     )
 
 

@@ -46,10 +46,12 @@ class Capture:
         tensors: graph input name -> qualified name of the parameter, buffer or constant behind it.
         parameters: qualified names of the trainable parameters among ``tensors``.
         inputs: names of the graph inputs that the caller supplies.
-        outputs: names of the graph nodes whose values the network returns.
+        outputs: names of the graph nodes whose values the network returns, each with its place in the nest that comes
+            out ("" for one tensor alone).
         training: the same network captured in training mode, where that uses parameters that eval mode
             does not (auxiliary classifiers); their channels are coupled there.
         unused: parameters that no capture uses; they keep their sizes.
+        free_outputs: whether channels that leave the network may change, as those of a backbone.
     """
 
     graph: fx.Graph = field(repr=False)
@@ -57,9 +59,10 @@ class Capture:
     tensors: dict[str, str]
     parameters: frozenset[str]
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, str]
     training: Capture | None = field(default=None, repr=False)
     unused: tuple[str, ...] = ()
+    free_outputs: bool = False
 
     def tensor(self, name: str) -> Tensor:
         """Return the parameter, buffer or constant called ``name``."""

@@ -13,7 +13,7 @@ import random
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ def record(model: nn.Module, inputs: Inputs, as_far_as_it_comes: bool = False) -
         inputs: what it is called with.
         as_far_as_it_comes: where it raises an exception, return what it executed until then.
     """
-    recorder, outputs = _Recorder(model), list[fx.Node]()
+    recorder, outputs = _Recorder(model), dict[fx.Node, str]()
     with recorder.watching(), _plainly([tensor.device for tensor in inputs.tensors]):
         try:
             outputs = recorder.run(model, inputs)
@@ -102,8 +102,8 @@ class _Recorder(TorchDispatchMode):
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         self._stacks.pop()
 
-    def run(self, model: nn.Module, inputs: Inputs) -> list[fx.Node]:
-        """Run the model, and return the nodes of its outputs."""
+    def run(self, model: nn.Module, inputs: Inputs) -> dict[fx.Node, str]:
+        """Run the model, and return the nodes of its outputs, each with its place in the nest."""
         if model.training:  # batch norm writes statistics, and its schema does not say so
             for buffer in model.buffers():
                 self._keep(buffer)
@@ -115,9 +115,9 @@ class _Recorder(TorchDispatchMode):
             self._values.append((node, self._note(node, tensor)))
         with torch.inference_mode(), self:
             found = inputs.call(model)
-        return [self._operand(tensor) for _, tensor in tensors_of(found)]
+        return {self._operand(tensor): path for path, tensor in tensors_of(found)}
 
-    def captured(self, outputs: list[fx.Node], whole: bool = True) -> Capture:
+    def captured(self, outputs: Mapping[fx.Node, str], whole: bool = True) -> Capture:
         """Return the graph; of a whole run without operators whose results nobody uses."""
         self.graph.output(tuple(outputs))
         if whole:
@@ -132,7 +132,7 @@ class _Recorder(TorchDispatchMode):
             self.tensors,
             parameters=frozenset(name for name, _ in self.model.named_parameters()),
             inputs=tuple(self.inputs),
-            outputs=tuple(dict.fromkeys(node.name for node in outputs)),
+            outputs={node.name: path for node, path in outputs.items()},
         )
 
     # -------------------------------------------------------------- operators
@@ -258,7 +258,7 @@ def _narrowed(whole: Tensor, part: Tensor) -> tuple[int, ...]:
     offset = part.storage_offset() - whole.storage_offset()
     if len(axes) != 1 or offset % max(whole.stride(axes[0]), 1):
         return ()
-    start = offset // max(whole.stride(axes[0]), 1)
+    start = int(offset // max(whole.stride(axes[0]), 1))
     return axes[0], start, start + part.shape[axes[0]]
 
 
