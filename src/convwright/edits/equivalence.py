@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -45,7 +46,7 @@ def randomise(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float6
     Initial values hide errors: zero biases, unit variances, zero-initialised last scales. Weights get
     variance 2 / fan-in.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.Generator(np.random.SFC64(seed))  # four times faster than torch's
 
     def make(name: str, tensor: Tensor) -> Tensor | None:
         return _random_like(name, tensor, generator).to(tensor.device) if tensor.is_floating_point() else None
@@ -91,16 +92,16 @@ def _random_input(inputs: Inputs, seed: int, dtype: torch.dtype) -> Inputs:
 _GAINS = ("gamma", "gain", "weight_g", "original0")  # scales of norms, layers and computed weights
 
 
-def _random_like(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    value = torch.empty(tensor.shape, dtype=torch.float64)
+def _random_like(name: str, tensor: Tensor, generator: np.random.Generator) -> Tensor:
+    value = torch.from_numpy(np.asarray(generator.random(tuple(tensor.shape))))  # uniform in [0, 1)
     leaf = name.rpartition(".")[2]
     if not isinstance(tensor, nn.Parameter) and ("var" in leaf or "std" in leaf):  # divided by, or rooted
-        return value.uniform_(0.5, 1.5, generator=generator)
+        return value.add_(0.5)
     if name.endswith(_GAINS) or (tensor.ndim == 1 and name.endswith("weight")):
-        return value.uniform_(0.2, 0.8, generator=generator)  # below 1: residual streams must not explode
+        return value.mul_(0.6).add_(0.2)  # below 1: residual streams must not explode
     fan_in = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 50
     bound = math.sqrt(6.0 / max(fan_in, 1))  # variance 2 / fan-in; uniform, being quicker than normal
-    return value.uniform_(-bound, bound, generator=generator)
+    return value.sub_(0.5).mul_(2 * bound)
 
 
 def small_input(architecture: Architecture) -> Inputs:
