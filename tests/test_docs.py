@@ -184,7 +184,7 @@ def test_tables_cope_with_missing_results(tmp_path: Path, monkeypatch: pytest.Mo
         "conetv2", "conetv2-rank", "conetv2-transfer", "conflicts-lesion", "conflicts-tune",
         "conflicts-boundary", "greedy", "greedy-rank", "rivals",
     )  # fmt: skip
-    measured = ("demo", "widths", "labels", "cost-model", "receptive-field", "latency", "training", "pipeline")
+    measured = ("demo", "widths", "reading", "cost-model", "receptive-field", "latency", "training", "pipeline")
     measured += ("workers", "kills", "report", "export")
     for name in (*measured, *(f"reproduce-{name}" for name in experiments)):
         assert "Not measured in this checkout" in make_tables.TABLES[name]()

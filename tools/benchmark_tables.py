@@ -124,25 +124,25 @@ def _share(cell: Json | None) -> str:
     return percent(cell["params_share"]) if cell and cell.get("ok") else ""
 
 
-@table("labels")
-def labels() -> str:
-    """The analysis times, network by network."""
-    data = load("labels")
+@table("reading")
+def reading() -> str:
+    """Seconds of reading and changing, network by network, beside torch-pruning."""
+    data = load("reading")
     if not data:
-        return missing("labels")
+        return missing("reading")
+    columns = ("read", "export", "change", "change_proved", "torch_pruning")
     rows = [
-        (
-            row["network"],
-            row["groups"],
-            row["free_groups"],
-            f"{row['export']:.2f}",
-            f"{row['labels']:.3f}",
-            f"{row['torch_pruning']:.3f}" if isinstance(row.get("torch_pruning"), float) else "did not finish",
-        )
+        (row["network"].partition(":")[2], *(f"{row[key]:.3f}" if key in row else "fails" for key in columns))
         for row in data["rows"]
     ]
-    head = ("network", "groups", "free", "export, s", "labels, s", "torch-pruning, s")
-    return markdown(head, rows, right=(1, 2, 3, 4, 5)) + "\n\n" + provenance(data)
+    found = data["summary"]
+    said = (
+        f"Times of torch-pruning's, median (largest) of {found['torch_pruning_done']} networks: change "
+        f"{found['change_ratio_median']} ({found['change_ratio_max']}), with proof "
+        f"{found['change_proved_ratio_median']} ({found['change_proved_ratio_max']}).\n\n"
+    )
+    head = ("network", "read, s", "by export", "change", "with proof", "torch-pruning")
+    return said + markdown(head, rows, right=(1, 2, 3, 4, 5)) + "\n\n" + provenance(data)
 
 
 @table("cost-model")
