@@ -4,7 +4,7 @@ from convwright.architecture.architecture import Architecture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Member
 from convwright.architecture.flow import Block
 from convwright.architecture.layers import Layer
-from convwright.architecture.reading import create, parse_shape, read
+from convwright.architecture.reading import create, parse_inputs, parse_shape, read
 from convwright.architecture.stages import Stage
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Member",
     "Stage",
     "create",
+    "parse_inputs",
     "parse_shape",
     "read",
 ]

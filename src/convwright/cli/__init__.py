@@ -94,14 +94,13 @@ def analyze(
         return _conflicts(model, data, as_json, input_shape=input_shape, **{**given, "epochs": epochs or 1})
     _refuse("analyze trains only with --conflicts; give it, or leave", data=data, **given)
     refuse_missing(model)
-    from convwright.architecture import read
+    from convwright.architecture import parse_inputs, read
     from convwright.cost import layer_latencies
     from convwright.diagnose.analyze import FieldReport, as_dict, field_tables, parse_sides
     from convwright.diagnose.tables import analysis
-    from convwright.runs.load import parse_input
 
     sides = parse_sides(input_range)
-    arch = read(model, parse_input(input_shape))
+    arch = read(model, None if input_shape is None else parse_inputs(input_shape))
     latencies = layer_latencies(arch) if latency else None
     fields = FieldReport.of(arch, sides)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from convwright.architecture import read
+from convwright.architecture import parse_inputs, read
 from convwright.architecture.weights import read_checkpoint, take
 from convwright.cost import count_by_torch, profile
 from convwright.edits import InexactEditWarning, Plan, Step, apply, preview
@@ -19,7 +19,7 @@ from convwright.edits.summary import shape_words
 from convwright.errors import EditError
 from convwright.runs.directory.files import save_weights
 from convwright.runs.directory.result import load_result
-from convwright.runs.load import model_options, parse_input
+from convwright.runs.load import model_options
 
 
 def replay(
@@ -98,7 +98,7 @@ def show(
     if model is None and ":" not in loaded.model:
         raise EditError(f"{plan} is for {loaded.model or 'a network'}, which has no name to build it by: give --model.")
     named = model if model is not None else loaded.model
-    shape = parse_input(input_shape) if input_shape is not None else loaded.input_shape
+    shape = parse_inputs(input_shape) if input_shape is not None else loaded.input_shape
     arch = read(named, shape, **_options(plan, loaded, named, num_classes))
     return loaded, preview(arch, loaded)
 

@@ -12,16 +12,17 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.architecture import Architecture, ChannelGroup, Layer, read
+from convwright.architecture import Architecture, ChannelGroup, Layer, parse_inputs, read
 from convwright.architecture.capture.graph import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.fake_run import ATTENTION
 from convwright.edits.kernel import Kernel, why_not_kernel
+from convwright.edits.rerun import branch_on_values
 from convwright.edits.resolution import failure_at
 from convwright.edits.summary import shape_words
-from convwright.runs.load import model_options, parse_input
+from convwright.runs.load import model_options
 from convwright.tables import add_row, brief, new_table
 
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
@@ -116,6 +117,7 @@ class Diagnosis:
         verdict: all of it in one sentence.
         advice: which line to change for what is in the way.
         seconds: how long reading and examining took; 0 if nobody looked at a clock.
+        branch: the line at which another input makes the code take other steps; empty if none does.
     """
 
     model: str
@@ -140,6 +142,7 @@ class Diagnosis:
     verdict: str = ""
     advice: tuple[str, ...] = ()
     seconds: float = 0.0
+    branch: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -153,8 +156,9 @@ def examine(model: str, input_shape: str | None = None, num_classes: int | None 
         ReadError: The network cannot be made or captured.
     """
     begin = time.perf_counter()
-    shape = parse_input(input_shape)
-    options = model_options(model, shape[0] if shape else 3, num_classes) if num_classes is not None else {}
+    shape = None if input_shape is None else parse_inputs(input_shape)
+    channels = shape[0] if isinstance(shape, tuple) else 3
+    options = model_options(model, channels, num_classes) if num_classes is not None else {}
     diagnosis = diagnose(read(model, shape, **options))
     return replace(diagnosis, seconds=time.perf_counter() - begin)
 
@@ -190,6 +194,7 @@ def diagnose(arch: Architecture) -> Diagnosis:
         repeatable=_sorted_out([(b.name, why_not_repeatable(arch, b)) for b in arch.blocks]),
         kernels=_kernels(arch),
         resolutions=_resolutions(arch, checked.rehearsed),
+        branch=branch_on_values(arch),
     )
     return replace(found, verdict=_verdict(found), advice=tuple(_advice(found)))
 
@@ -409,6 +414,8 @@ def _reading(found: Diagnosis) -> Table:
         add_row(table, "sizes stored on modules", f"{len(found.stored)}, which edits keep in step: {stored}")
     if not found.rehearsed:
         add_row(table, "not tried", "widths and input sizes: the network does not run on fake tensors")
+    if found.branch:
+        add_row(table, "other steps for another input", f"by {found.branch}; what is said holds for zeros")
     if found.seconds:
         add_row(table, "seconds", f"{found.seconds:.1f}")
     return table

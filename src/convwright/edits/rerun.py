@@ -6,7 +6,8 @@ import operator
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.capture import capture
@@ -50,6 +51,25 @@ def runs_hollow(architecture: Architecture, plan: ChannelRemap) -> bool:
         hollow, _ = operate(architecture.model, plan, hollow=True)
         return executed(architecture, hollow, plan.after) is not None
     return False
+
+
+def branch_on_values(architecture: Architecture) -> str:
+    """Return the line at which a random input makes the network's code take other steps; "" where it does not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+        return noise if tensor.is_floating_point() else tensor
+
+    with in_mode(architecture.model, training=False):
+        found = record(architecture.model, architecture.inputs.map(drawn), as_far_as_it_comes=True)
+    looked = ""  # where the code last looked at values
+    for before, now in zip(_operators(architecture.capture), _operators(found), strict=False):
+        if before.target is not now.target:
+            return looked or describe(before)
+        if operator_name(before) in ("item", "_local_scalar_dense", "is_nonzero"):
+            looked = describe(before)
+    return ""
 
 
 def changing_axes(architecture: Architecture, changed: nn.Module, reshapes: Collection[fx.Node]) -> dict[str, int]:
