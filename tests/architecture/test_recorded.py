@@ -13,8 +13,12 @@ from torch.nn import functional as F
 from convwright.architecture import read
 from convwright.architecture.capture.capture import EXPORT, RECORDED, capture
 from convwright.architecture.capture.graph import argument, depends_on_values, module_paths, source_of
+from convwright.cost import measure_latency
+from convwright.cost.recount import count_by_torch
+from convwright.diagnose.doctor import diagnose
 from convwright.edits import Width
 from convwright.errors import ReadError
+from convwright.metrics.receptive_field import receptive_field
 
 from . import networks
 from .test_channels import NETWORKS, SHAPES
@@ -290,3 +294,24 @@ def test_a_network_that_returns_no_tensor_is_refused():
 
     with pytest.raises(ReadError, match="Silent returns no tensor"):
         read(Silent(), (3, 9, 9))
+
+
+def test_the_floors_above_take_several_inputs():
+    arch = read(Two().eval(), {"image": A, "depth": B})
+    assert count_by_torch(arch.model, arch.inputs) == arch.profile().macs
+    assert arch.profile().eager_activation_bytes > 0
+    assert measure_latency(arch.model, arch.inputs, repeats=6, warmup=1).median > 0
+    assert receptive_field(arch).layer("a").size == (3, 3)
+    found = diagnose(arch)
+    assert found.resolutions.possible == ("9x9",)
+    assert not found.branch
+
+
+def test_doctor_names_the_line_that_looks_at_values():
+    class Branches(networks.Chain):
+        def middle(self, x):
+            return super().middle(x if x.abs().max().item() < 0.5 else F.relu(x))
+
+    model = Branches()
+    nn.init.zeros_(model.stem.bias)
+    assert "x.abs().max().item()" in diagnose(read(model, (3, 9, 9))).branch

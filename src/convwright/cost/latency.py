@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import in_mode
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.latency_onnx import onnx_call
 from convwright.cost.timing import Spread, Timer, enough, spread, wall_timer
 from convwright.errors import ConvwrightError, did_you_mean, first_line
@@ -66,7 +67,7 @@ class Comparison:
 
 def measure_latency(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Tensor | Inputs,
     *,
     backend: str = "eager",
     repeats: int = 100,
@@ -78,7 +79,8 @@ def measure_latency(
 
     Args:
         model: the network, on the device to measure; every module gets its mode (training or eval) back.
-        example_input: a batch, shape (n, ...), on the same device; the time is that of the whole batch.
+        example_input: a batch, shape (n, ...), or all that the network is called with, on the same device; the time is
+            that of the whole batch.
         backend: ``eager``, or ``onnxruntime`` (extra ``onnx``; on the CPU).
         repeats: the most samples to take.
         seconds: no further sample is begun after these, once there are 6.
@@ -103,7 +105,7 @@ def measure_latency(
 
 
 def compare_latency(
-    models: Mapping[str, tuple[nn.Module, Tensor]],
+    models: Mapping[str, tuple[nn.Module, Tensor | Inputs]],
     *,
     backend: str = "eager",
     repeats: int = 100,
@@ -130,14 +132,14 @@ def compare_latency(
     _check(models, backend, repeats, warmup)
     with ExitStack() as stack:
         calls = {name: stack.enter_context(_prepared(name, *of, backend)) for name, of in models.items()}
-        timers = {name: timer or wall_timer(of[1].device) for name, of in models.items()}
+        timers = {name: timer or wall_timer(_first(of[1]).device) for name, of in models.items()}
         for name, call in calls.items():
             _warm(name, call, warmup)
         turns = _turns(calls, timers, repeats, seconds)
     first = turns[next(iter(models))]
     pairs = {name: [b / a for a, b in zip(first, own, strict=True)] for name, own in turns.items()}
     return Comparison(
-        {name: _latency(turns[name], of[1], backend) for name, of in models.items()},
+        {name: _latency(turns[name], _first(of[1]), backend) for name, of in models.items()},
         {name: spread(ratios) for name, ratios in pairs.items()},
     )
 
@@ -154,6 +156,10 @@ def _turns(
     return taken
 
 
+def _first(example_input: Tensor | Inputs) -> Tensor:
+    return Inputs.of(example_input).tensors[0]
+
+
 def _latency(samples: Sequence[float], example_input: Tensor, backend: str) -> Latency:
     return Latency(
         **asdict(spread(samples)),
@@ -167,7 +173,7 @@ def _latency(samples: Sequence[float], example_input: Tensor, backend: str) -> L
 # ------------------------------------------------------------------ the thing that is timed
 
 
-def _check(models: Mapping[str, tuple[nn.Module, Tensor]], backend: str, repeats: int, warmup: int) -> None:
+def _check(models: Mapping[str, tuple[nn.Module, Tensor | Inputs]], backend: str, repeats: int, warmup: int) -> None:
     if not models:
         raise ConvwrightError("there is no network to measure; give at least one.")
     if backend not in BACKENDS:
@@ -177,21 +183,23 @@ def _check(models: Mapping[str, tuple[nn.Module, Tensor]], backend: str, repeats
         raise ConvwrightError(f"repeats={repeats} must be from 1 on, and warmup={warmup} from 0 on.")
     for name, (model, example_input) in models.items():
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-        if any(device != example_input.device for device in devices):
+        there = _first(example_input).device
+        if any(device != there for device in devices):
             lies = ", ".join(sorted(map(str, devices)))
             raise ConvwrightError(
-                f"{name} lies on {lies} and its input on {example_input.device}; move both to the device to measure."
+                f"{name} lies on {lies} and its input on {there}; move both to the device to measure."
             )
 
 
 @contextmanager
-def _prepared(name: str, model: nn.Module, example_input: Tensor, backend: str) -> Iterator[Call]:
+def _prepared(name: str, model: nn.Module, example_input: Tensor | Inputs, backend: str) -> Iterator[Call]:
     """Give what runs the network once, in eval mode, without gradients."""
     with in_mode(model, training=False), torch.inference_mode():
+        inputs = Inputs.of(example_input)
         if backend == "onnxruntime":
-            yield onnx_call(name, model, example_input)
+            yield onnx_call(name, model, inputs)
         else:
-            yield lambda: model(example_input)
+            yield lambda: inputs.call(model)
 
 
 def _warm(name: str, call: Call, warmup: int) -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import quiet_torch
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.errors import ConvwrightError, first_line
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[], object]:
+def onnx_call(name: str, model: nn.Module, example_input: Tensor | Inputs) -> Callable[[], object]:
     """Export a network and return what runs it once in ONNX Runtime, with torch's number of threads.
 
     Args:
@@ -32,16 +33,19 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor) -> Callable[[]
         raise ConvwrightError(
             f"the backend onnxruntime needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'."
         )
-    if example_input.device.type != "cpu":
-        raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {example_input.device}.")
-    if example_input.dtype not in (torch.float32, torch.float64, torch.float16):
-        raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {example_input.dtype}.")
-    session = onnx_session(exported_onnx(name, model, example_input))
-    feed = {session.get_inputs()[0].name: example_input.detach().numpy()}
+    inputs = Inputs.of(example_input)
+    first = inputs.tensors[0]
+    if first.device.type != "cpu":
+        raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {first.device}.")
+    if first.dtype not in (torch.float32, torch.float64, torch.float16):
+        raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {first.dtype}.")
+    session = onnx_session(exported_onnx(name, model, inputs))
+    names = [entry.name for entry in session.get_inputs()]
+    feed = {name: tensor.detach().numpy() for name, tensor in zip(names, inputs.tensors, strict=True)}
     return lambda: session.run(None, feed)
 
 
-def exported_onnx(name: str, model: nn.Module, example_input: Tensor) -> bytes:
+def exported_onnx(name: str, model: nn.Module, example_input: Tensor | Inputs) -> bytes:
     """Return a network as the bytes of an ONNX file.
 
     Args:
@@ -56,7 +60,8 @@ def exported_onnx(name: str, model: nn.Module, example_input: Tensor) -> bytes:
         # The exporter's notes are left out: it prints and warns, and errors say what matters.
         with quiet_torch(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(model, (example_input,), dynamo=True, verbose=False)
+            inputs = Inputs.of(example_input)
+            program = torch.onnx.export(model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False)
             assert program is not None
             return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # whatever the exporter, the model or a limit of the format raises

@@ -279,7 +279,7 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
     like = arch.example_input
     clip = like.ndim > 4 and not any(group.name == "input" for group in arch.groups)  # channels lie further back
     now = tuple(like.shape[-2:] if clip else like.shape[2:])
-    if not rehearsed or not now:  # a vector has no other sizes
+    if not rehearsed or not now or not arch.inputs.one:  # a vector has no other sizes
         return Part(1, (shape_words(now or like.shape[1:]),), ())
     sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
     works, refused = [], []

@@ -25,7 +25,7 @@ from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convwright.architecture.capture.graph import Capture, from_torch
+from convwright.architecture.capture.graph import Capture, depends_on_values, from_torch
 from convwright.architecture.capture.pytrees import Inputs, tensors_of
 
 _Stack = dict[str, tuple[str, type]]  # as in the graphs of torch.export: path -> (path, class)
@@ -121,7 +121,7 @@ class _Recorder(TorchDispatchMode):
         """Return the graph; of a whole run without operators whose results nobody uses."""
         self.graph.output(tuple(outputs))
         if whole:
-            self.graph.eliminate_dead_code()
+            self.graph.eliminate_dead_code(lambda node: node.is_impure() or depends_on_values(node))
         alive = set(self.graph.nodes)
         for node, value in self._values:
             if node in alive:

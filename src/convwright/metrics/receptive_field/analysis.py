@@ -249,7 +249,8 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
 
     # A stage that is a pool alone (before the classifier) has no weights and is not judged.
     weighted = {layer.name for layer in arch.layers if layer.kind in ("conv", "linear", "matmul")}
-    stages = tuple(judge.stage(stage) for stage in arch.stages if weighted & set(stage.layers))
+    judged = (judge.stage(stage) for stage in arch.stages if weighted & set(stage.layers))
+    stages = tuple(stage for stage in judged if stage is not None)
     return ReceptiveField(
         source=arch.source,
         input_shape=tuple(arch.example_input.shape[1:]),
@@ -279,9 +280,11 @@ class _Judge:
         self.skipped.update(walk.skipped)
         return walk
 
-    def stage(self, stage: Stage) -> StageField:
+    def stage(self, stage: Stage) -> StageField | None:
         part = StagePart.of(self.arch, stage)
         walk = part.walk()
+        if all(walk.value_at(end) is None for end in part.ends):  # what it hands on comes from another input
+            return None
         self.skipped.update(walk.skipped)
         output = part.output(walk)
         measured = self.sight.measure(walk, output)
@@ -306,7 +309,7 @@ class _Judge:
     def layers(self, walk: FieldWalk, layers: Iterable[Layer]) -> Iterable[LayerField]:
         for layer in layers:
             value = walk.value_at(layer.node)
-            if layer.kind in _KINDS and value is not None:
+            if layer.kind in _KINDS and value is not None and layer.node != walk.scope:
                 yield self.layer(walk, layer, value)
 
     def layer(self, walk: FieldWalk, layer: Layer, value: FieldValue) -> LayerField:
