@@ -315,3 +315,17 @@ def test_doctor_names_the_line_that_looks_at_values():
     model = Branches()
     nn.init.zeros_(model.stem.bias)
     assert "x.abs().max().item()" in diagnose(read(model, (3, 9, 9))).branch
+
+
+def test_a_slice_of_one_channel_freezes_what_it_is_taken_from():
+    class OneOfTwo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.score = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x):
+            return self.score(F.relu(self.a(x)))[:, 1:].flatten()
+
+    arch = read(OneOfTwo(), (3, 9, 9))
+    assert [group.name for group in arch.free_groups] == ["a"]
+    assert "one channel is taken at slice" in arch.group("score").reason

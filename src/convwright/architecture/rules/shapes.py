@@ -189,6 +189,8 @@ def slice_(follower: Follower, node: fx.Node) -> Values:
     start, stop, _ = slice(start, stop).indices(length)
     if step != 1:
         follower.ledger.freeze(plane.labels, f"every {step}th channel is taken at {describe(node)}")
+    if stop - start == 1 < length:  # as `select` does
+        follower.ledger.freeze(plane.labels, f"one channel is taken at {describe(node)}")
     sizes = follower.part_sizes(node, x, axis, [start, stop - start, length - stop], False)
     planes = _cut(x, axis, sizes[0], sizes[1])
     if step != 1:
