@@ -117,3 +117,13 @@ def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EditError, match=r"none.json"):
         Plan.load(tmp_path / "none.json")
+
+
+def test_edits_that_name_a_target_again_are_applied_one_after_the_other():
+    arch = cw.read("zoo:resnet20", "3x32x32")
+    first, second = Width("layer1.0.conv1", 12, {"layer1.0.conv1": tuple(range(4, 16))}), Width("layer1.0.conv1", 8)
+    together, singly = (
+        arch.apply(first, second, verify=False),
+        arch.apply(first, verify=False).apply(second, verify=False),
+    )
+    assert torch.equal(together.model.layer1[0].conv1.weight, singly.model.layer1[0].conv1.weight)

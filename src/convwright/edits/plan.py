@@ -245,14 +245,14 @@ def passages(
     for _, grouped in groupby(edits, key=lambda e: e.kind):
         run = tuple(grouped)
         while run:
-            turn = _without_repeats(run) if numbered else run
+            turn = _without_repeats(run)
             passage = _first_passage(current, turn, options, numbered, count)
             yield passage
             current, count, run = passage.after, count + len(passage.edits), run[len(passage.edits) :]
 
 
 def _without_repeats(run: tuple[Edit, ...]) -> tuple[Edit, ...]:
-    """Return the edits of a run before one names a target again: that one was applied later."""
+    """Return the edits of a run before one names a target again: that one is applied after them."""
     seen: set[object] = set()
     for number, edit in enumerate(run):
         target = getattr(edit, "target", None)

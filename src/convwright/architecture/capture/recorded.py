@@ -144,7 +144,8 @@ class _Recorder(TorchDispatchMode):
             self._keep_written(func, args, kwargs)
         operands = _map(args, self._argument), _map(kwargs, self._argument)
         result = func(*args, **kwargs)
-        node = self._add(func, *operands)
+        lifted = func is torch.ops.aten.lift_fresh.default  # a tensor written in the code; export calls it a copy
+        node = self._add(torch.ops.aten.lift_fresh_copy.default if lifted else func, *operands)
         self._values.append((node, self._note(node, result)))
         return result
 
