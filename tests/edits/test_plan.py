@@ -120,10 +120,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_edits_that_name_a_target_again_are_applied_one_after_the_other():
-    arch = cw.read("zoo:resnet20", "3x32x32")
-    first, second = Width("layer1.0.conv1", 12, {"layer1.0.conv1": tuple(range(4, 16))}), Width("layer1.0.conv1", 8)
-    together, singly = (
-        arch.apply(first, second, verify=False),
-        arch.apply(first, verify=False).apply(second, verify=False),
-    )
-    assert torch.equal(together.model.layer1[0].conv1.weight, singly.model.layer1[0].conv1.weight)
+    arch = read("zoo:resnet20", "3x32x32")
+    first, second = Width("layer1.0.conv1", 12, {"layer1.0.conv1": range(4, 16)}), Width("layer1.0.conv1", 8)
+    together = arch.apply(first, second, verify=False).model
+    singly = arch.apply(first, verify=False).apply(second, verify=False).model
+    assert torch.equal(together.layer1[0].conv1.weight, singly.layer1[0].conv1.weight)
