@@ -13,8 +13,10 @@ import random
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,6 @@ import torch
 import torch.nn.modules.module as hooks
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convwright.architecture.capture.graph import Capture, depends_on_values, from_torch
@@ -65,7 +66,7 @@ class _Recorder(TorchDispatchMode):
         self._nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
         self._owners: dict[int, Tensor] = {}  # memory -> the parameter or buffer in it
         self._written: dict[int, tuple[Tensor, Tensor]] = {}  # parameters and buffers that are written to, as they were
-        self._storages: dict[int, tuple[Any, torch.UntypedStorage]] = {}
+        self._memories: dict[int, _Memory] = {}  # by the address of what is or was there last
         self._paths: dict[nn.Module, list[str]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths.setdefault(module, []).append(path)
@@ -143,10 +144,11 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             self._keep_written(func, args, kwargs)
         operands = _map(args, self._argument), _map(kwargs, self._argument)
+        given = {_address(tensor) for _, tensor in tensors_of((args, kwargs))}
         result = func(*args, **kwargs)
         lifted = func is torch.ops.aten.lift_fresh.default  # a tensor written in the code; export calls it a copy
         node = self._add(torch.ops.aten.lift_fresh_copy.default if lifted else func, *operands)
-        self._values.append((node, self._note(node, result)))
+        self._values.append((node, self._note(node, result, given)))
         return result
 
     def _add(self, target: OpOverload, args: Any, kwargs: Any) -> fx.Node:
@@ -155,11 +157,20 @@ class _Recorder(TorchDispatchMode):
         node.meta["source"] = _line()
         return node
 
-    def _note(self, node: fx.Node, value: Any, path: tuple[int, ...] = ()) -> Any:
-        """Remember the node of each tensor of a value; return the value with forms in place of tensors."""
+    def _note(self, node: fx.Node, value: Any, given: Collection[int] = ()) -> Any:
+        """Remember the node of each tensor of a value; return the value with forms in place of tensors.
+
+        Args:
+            node: whose value it is.
+            value: tensors, or a list of them.
+            given: addresses of the memory that the operator was given: what lies elsewhere is new.
+        """
         if isinstance(value, Tensor):
             self._nodes[id(value)] = weakref.ref(value), node
-            return _Form(value, self._memory(value))
+            at = _address(value)
+            if at not in given or at not in self._memories:  # nothing is held of a tensor: that would fragment the heap
+                self._memories[at] = _Memory(value.untyped_storage().nbytes() if at else 0)
+            return _Form(value, self._memories[at])
         if not isinstance(value, tuple | list):
             return value
         forms = []
@@ -169,7 +180,7 @@ class _Recorder(TorchDispatchMode):
                 continue
             part = self.graph.create_node("call_function", operator.getitem, (node, index), name="getitem")
             part.meta.update(node.meta)
-            forms.append(self._note(part, each))
+            forms.append(self._note(part, each, given))
             self._values.append((part, forms[-1]))
         return type(value)(forms) if type(value) in (tuple, list) else tuple(forms)
 
@@ -191,7 +202,7 @@ class _Recorder(TorchDispatchMode):
             else:
                 view = list(tensor.shape), list(tensor.stride()), tensor.storage_offset()
                 node = self._add(torch.ops.aten.as_strided.default, (node, *view), {})
-        self._values.append((node, self._note(node, tensor)))
+        self._values.append((node, self._note(node, tensor, {_address(tensor)})))
         return node
 
     def _constant(self, tensor: Tensor) -> fx.Node:
@@ -215,17 +226,6 @@ class _Recorder(TorchDispatchMode):
 
     # -------------------------------------------------------------- memory
 
-    def _memory(self, tensor: Tensor) -> torch.UntypedStorage | None:
-        """Return memory without data that stands for a tensor's: views of one have the same."""
-        if tensor.layout is not torch.strided:
-            return None
-        real = tensor.untyped_storage()
-        known = self._storages.get(real._cdata)
-        if known is None or known[0].expired():
-            made = torch.UntypedStorage(real.nbytes(), device="meta")  # type: ignore[no-untyped-call]
-            known = self._storages[real._cdata] = StorageWeakRef(real), made  # type: ignore[no-untyped-call]
-        return known[1]
-
     def _keep_written(self, func: OpOverload, args: Any, kwargs: Any) -> None:
         """Keep what a parameter or buffer held before an operator writes into it."""
         for value, declared in zip(args, func._schema.arguments, strict=False):
@@ -238,17 +238,35 @@ class _Recorder(TorchDispatchMode):
         self._written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
 
 
+def _address(tensor: Tensor) -> int:
+    """Return what identifies a tensor's memory as long as it lives; 0 where it is not strided."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else 0
+
+
+@dataclass(eq=False)
+class _Memory:
+    """How many bytes lay in one place."""
+
+    size: int
+
+    @cached_property
+    def hollow(self) -> torch.UntypedStorage:
+        """Memory without data that stands for it: views of one have the same."""
+        return torch.UntypedStorage(self.size, device="meta")  # type: ignore[no-untyped-call]
+
+
 class _Form:
     """Shape, type and memory of a tensor; called, it gives a tensor without data that has them."""
 
-    def __init__(self, tensor: Tensor, memory: torch.UntypedStorage | None) -> None:
+    def __init__(self, tensor: Tensor, memory: _Memory) -> None:
         self.shape, self.dtype, self.memory = tensor.shape, tensor.dtype, memory
-        self.view = () if memory is None else (tensor.storage_offset(), tensor.shape, tensor.stride())
+        strided = tensor.layout is torch.strided
+        self.view = (tensor.storage_offset(), tensor.shape, tensor.stride()) if strided else ()
 
     def __call__(self) -> Tensor:
-        if self.memory is None:
+        if not self.view:
             return torch.empty(self.shape, dtype=self.dtype, device="meta")
-        return torch.empty(0, dtype=self.dtype, device="meta").set_(self.memory, *self.view)
+        return torch.empty(0, dtype=self.dtype, device="meta").set_(self.memory.hollow, *self.view)
 
 
 def _narrowed(whole: Tensor, part: Tensor) -> tuple[int, ...]:
