@@ -127,6 +127,9 @@ def test_it_takes_a_tenth_of_the_rate_of_the_least_loss(small_data, small_recipe
         losses = {0: first, 20: 0.5, 21: 0.55, 22: 0.6}
         monkeypatch.setattr(test_of_rates, "_losses", lambda *_, losses=losses: losses)
         assert rate_test(make_network(), small_data, tuning, PLAIN) == float(f"{rate:.2g}")
+    lucky = dict(enumerate([1.0, 1.39, 1.35, 1.31, 1.23, 1.13, 1.2, 1.25, 1.29, 1.4]))  # one batch of few errors at first
+    monkeypatch.setattr(test_of_rates, "_losses", lambda *_: lucky)
+    assert rate_test(make_network(), small_data, tuning, PLAIN) == float(f"{test_of_rates._rate(8):.2g}")
     monkeypatch.setattr(test_of_rates, "_losses", lambda *_: {0: 1.1, 1: 2.0})
     with pytest.raises(RecipeError, match="lr=auto: the loss falls at no rate"):
         rate_test(make_network(), small_data, recipe, PLAIN)
