@@ -329,3 +329,16 @@ def test_a_slice_of_one_channel_freezes_what_it_is_taken_from():
     arch = read(OneOfTwo(), (3, 9, 9))
     assert [group.name for group in arch.free_groups] == ["a"]
     assert "one channel is taken at slice" in arch.group("score").reason
+
+
+def test_doctor_names_the_line_from_which_the_structure_is_random():
+    class Randomly(networks.Chain):
+        def middle(self, x):
+            for _ in range(random.randrange(1, 9)):
+                x = x.sigmoid()
+            return super().middle(x)
+
+    before = random.getstate()
+    random.seed(5)  # five steps; with doctor's own seed three
+    assert "x = x.sigmoid()" in diagnose(read(Randomly(), (3, 9, 9))).branch
+    random.setstate(before)

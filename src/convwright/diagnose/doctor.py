@@ -117,7 +117,7 @@ class Diagnosis:
         verdict: all of it in one sentence.
         advice: which line to change for what is in the way.
         seconds: how long reading and examining took; 0 if nobody looked at a clock.
-        branch: the line at which another input makes the code take other steps; empty if none does.
+        branch: the line at which other values, of the input or at random, make the code take other steps; or empty.
     """
 
     model: str
@@ -415,7 +415,7 @@ def _reading(found: Diagnosis) -> Table:
     if not found.rehearsed:
         add_row(table, "not tried", "widths and input sizes: the network does not run on fake tensors")
     if found.branch:
-        add_row(table, "other steps for another input", f"by {found.branch}; what is said holds for zeros")
+        add_row(table, "other steps for other values", f"from {found.branch} on; what is said holds for zeros")
     if found.seconds:
         add_row(table, "seconds", f"{found.seconds:.1f}")
     return table

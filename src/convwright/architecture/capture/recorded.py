@@ -32,16 +32,17 @@ from convwright.architecture.capture.pytrees import Inputs, tensors_of
 _Stack = dict[str, tuple[str, type]]  # as in the graphs of torch.export: path -> (path, class)
 
 
-def record(model: nn.Module, inputs: Inputs, as_far_as_it_comes: bool = False) -> Capture:
+def record(model: nn.Module, inputs: Inputs, as_far_as_it_comes: bool = False, seed: int | None = None) -> Capture:
     """Run a model in the mode that it is in, and record what it executes; its buffers and random states stay.
 
     Args:
         model: the network.
         inputs: what it is called with.
         as_far_as_it_comes: where it raises an exception, return what it executed until then.
+        seed: of the random numbers that it draws; None: those that would come next.
     """
     recorder, outputs = _Recorder(model), dict[fx.Node, str]()
-    with recorder.watching(), _plainly([tensor.device for tensor in inputs.tensors]):
+    with recorder.watching(), _plainly([tensor.device for tensor in inputs.tensors], seed):
         try:
             outputs = recorder.run(model, inputs)
         except Exception:
@@ -302,7 +303,7 @@ def _line() -> tuple[str, int] | None:
 
 
 @contextmanager
-def _plainly(devices: list[torch.device]) -> Iterator[None]:
+def _plainly(devices: list[torch.device], seed: int | None) -> Iterator[None]:
     """Let modules run operator by operator, quietly, and give random states back."""
     fast, states = torch.backends.mha.get_fastpath_enabled(), (random.getstate(), np.random.get_state())
     with ExitStack() as stack:
@@ -310,6 +311,10 @@ def _plainly(devices: list[torch.device]) -> Iterator[None]:
         warnings.simplefilter("ignore")
         stack.enter_context(torch.random.fork_rng({device for device in devices if device.type == "cuda"}))
         torch.backends.mha.set_fastpath_enabled(False)
+        if seed is not None:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
         try:
             yield
         finally:
