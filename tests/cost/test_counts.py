@@ -49,6 +49,13 @@ BY_HAND = [
     ("matmul broadcast", Calls(lambda m, x: x @ m.w, w=weight(3, 6, 5)), (1, 4, 6), 3 * 4 * 30),
     ("row times batch", Calls(lambda m, x: m.w @ x, w=weight(4)), (1, 2, 4, 6), 2 * 4 * 6),
     ("baddbmm", Calls(lambda m, x: torch.baddbmm(m.b, x, m.w), b=weight(5), w=weight(1, 6, 5)), (1, 4, 6), 120),
+    ("lstm", Calls(lambda m, x: m.r(x)[0], r=nn.LSTM(6, 5, 2, batch_first=True)), (1, 4, 6), 4 * 20 * (6 + 5 + 5 + 5)),
+    (
+        "gru both ways",
+        Calls(lambda m, x: m.r(x)[0], r=nn.GRU(6, 5, batch_first=True, bidirectional=True)),
+        (1, 4, 6),
+        4 * 2 * 15 * 11,
+    ),
     ("einsum", Calls(lambda m, x: torch.einsum("bij,jk->bik", x, m.w), w=weight(6, 5)), (1, 4, 6), 120),
     ("einsum outer", Calls(lambda m, x: torch.einsum("bi,j->bij", x, m.w), w=weight(5)), (1, 6), 0),
     ("attention", Calls(lambda m, x: F.scaled_dot_product_attention(x, x, x)), (1, 2, 5, 3), 2 * 2 * 75),

@@ -141,6 +141,16 @@ def _attention(node: fx.Node) -> Work:
     return ((Numel(_operand(node, "query")), keys), (Numel(node), keys))
 
 
+@counts("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(node: fx.Node) -> Work | None:
+    """Each matrix once per step of each sample."""
+    x, weights = _operand(node, "input"), argument(node, "params")
+    if len(shape_of(x)) != 3 or not isinstance(weights, list | tuple):  # packed sequences
+        return None
+    matrices = [w for w in weights if isinstance(w, fx.Node) and len(shape_of(w)) == 2]
+    return tuple((Length(x, 0), Length(x, 1), Numel(matrix)) for matrix in matrices)
+
+
 @counts("einsum")
 def _einsum(node: fx.Node) -> Work:
     """A product over all letters; of other forms, what torch decomposes them into, found on empty tensors."""
