@@ -167,21 +167,19 @@ def parse_sides(text: str | None) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in re.split(r"[:,]", text)]
     wrong = next((part for part in parts if not 0 < (whole_number(part) or 0) <= _LARGEST), None)
+    what, sides = "", list[int]()
     if wrong is not None:
         what = f"{wrong!r} is no whole number from 1 to {_LARGEST}"
     elif ":" not in text:
-        return _not_too_many(text, sorted({int(part) for part in parts}))
+        sides = sorted({int(part) for part in parts})
     elif "," in text or len(parts) != 3:
         what = "a range has three parts"
     elif int(parts[0]) > int(parts[1]):
         what = f"it starts at {parts[0]}, behind its stop {parts[1]}"
     else:
-        start, stop, step = map(int, parts)
-        return _not_too_many(text, range(start, stop + 1, step))
-    raise ReadError(f"{FLAG} {text!r}: {what}; write it like {_EXAMPLES}.")
-
-
-def _not_too_many(text: str, sides: Sequence[int]) -> tuple[int, ...]:
+        sides = list(range(int(parts[0]), int(parts[1]) + 1, int(parts[2])))
+    if what:
+        raise ReadError(f"{FLAG} {text!r}: {what}; write it like {_EXAMPLES}.")
     if len(sides) > _MOST:
         raise ReadError(
             f"{FLAG} {text!r}: these are {len(sides)} resolutions, and each is read anew; "

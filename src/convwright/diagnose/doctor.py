@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.architecture import Architecture, ChannelGroup, Layer, parse_inputs, read
-from convwright.architecture.capture.graph import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.fake_run import ATTENTION
-from convwright.edits.kernel import Kernel, why_not_kernel
+from convwright.edits.kernel import Kernel, kernel_size, why_not_kernel
 from convwright.edits.rerun import branch_on_values
 from convwright.edits.resolution import failure_at
 from convwright.edits.summary import shape_words
@@ -264,10 +263,8 @@ def _without_name(name: str, reason: str) -> str:
 
 
 def _kernels(arch: Architecture) -> Part:
-    nodes = {node.name: node for node in arch.capture.graph.nodes}
-    layers = [layer for layer in arch.layers if layer.kind == "conv"]
-    shapes = {layer.name: argument(nodes[layer.node], "weight").meta["val"].shape[2:] for layer in layers}
-    larger = [Kernel(name, [int(side) + 2 for side in shape]) for name, shape in shapes.items()]
+    shapes = {layer.name: kernel_size(arch, layer) for layer in arch.layers if layer.kind == "conv"}
+    larger = [Kernel(name, [side + 2 for side in shape]) for name, shape in shapes.items()]
     return _sorted_out([(kernel.target, why_not_kernel(arch, kernel)) for kernel in larger])
 
 
@@ -289,7 +286,11 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
             works.append(shape_words(size))
         else:
             refused.append((shape_words(size), failure))
-    return Part(len(sizes), tuple(works), _gathered(refused, _resolution_advice))
+
+    def advice(message: str) -> str:
+        return next(advice for sign, advice in _RESOLUTION_ADVICE if re.search(sign, message))
+
+    return Part(len(sizes), tuple(works), _gathered(refused, advice))
 
 
 def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:
@@ -309,10 +310,6 @@ _RESOLUTION_ADVICE = (
      "put nn.AdaptiveAvgPool2d before it, and take the sizes there from a tensor's shape"),
     ("", "take the size from a tensor's shape, such as x.shape[2:]"),
 )  # fmt: skip
-
-
-def _resolution_advice(message: str) -> str:
-    return next(advice for sign, advice in _RESOLUTION_ADVICE if re.search(sign, message))
 
 
 # ------------------------------------------------------------------ reasons
@@ -422,14 +419,8 @@ def _reading(found: Diagnosis) -> Table:
 
 
 def _free(found: Diagnosis) -> Table:
-    table = new_table(
-        f"Widths that can change: {len(found.free)} of {found.groups} groups",
-        "group",
-        "size",
-        "layers along",
-        "how",
-        numbers=("size", "layers along"),
-    )
+    title, numbers = f"Widths that can change: {len(found.free)} of {found.groups} groups", ("size", "layers along")
+    table = new_table(title, "group", *numbers, "how", numbers=numbers)
     for group in found.free[:_MOST_GROUPS]:
         words = [f"in steps of {group.step}"] if group.step > 1 else []
         words += [f"in proportion with {brief(group.tied)}"] if group.tied else []
@@ -443,18 +434,13 @@ def _free(found: Diagnosis) -> Table:
 def _others(found: Diagnosis) -> Table:
     """What can be done besides, and all that cannot be, with the reason and the line."""
     table = new_table("What can be done, and what stands in the way", "change", "possible", "not", "why not")
+    parts = (("remove blocks", found.removable), ("repeat blocks", found.repeatable), ("larger kernels", found.kernels))
     for name, possible, obstacles in (
         ("width", f"{len(found.free)} of {found.groups}", found.frozen),
-        ("remove blocks", _possible(found.removable), found.removable.obstacles),
-        ("repeat blocks", _possible(found.repeatable), found.repeatable.obstacles),
-        ("larger kernels", _possible(found.kernels), found.kernels.obstacles),
+        *((name, f"{len(part.possible)} of {part.total}", part.obstacles) for name, part in parts),
         ("input sizes", ", ".join(found.resolutions.possible), found.resolutions.obstacles),
     ):
         reasons = [(brief(obstacle.names), obstacle.reason) for obstacle in obstacles] or [("", "")]
         for number, reason in enumerate(reasons):
             add_row(table, *((name, possible) if number == 0 else ("", "")), *reason)
     return table
-
-
-def _possible(part: Part) -> str:
-    return f"{len(part.possible)} of {part.total}"

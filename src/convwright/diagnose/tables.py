@@ -62,13 +62,8 @@ def _layers(arch: Architecture, latencies: LayerLatencies | None) -> Table:
 def _latency(found: LayerLatencies) -> Table:
     """Return the sum of the layers beside the measured whole: they differ, and how much is said."""
     whole = found.whole
-    table = new_table(
-        f"Latency of a batch as it was read, on {whole.device} with {whole.threads} threads, {whole.dtype}",
-        "what",
-        "time",
-        "95% interval of the median",
-        numbers=("time",),
-    )
+    title = f"Latency of a batch as it was read, on {whole.device} with {whole.threads} threads, {whole.dtype}"
+    table = new_table(title, "what", "time", "95% interval of the median", numbers=("time",))
     interval = f"{_seconds(whole.lower)} to {_seconds(whole.upper)}, {whole.repeats} samples"
     add_row(table, "the whole network", _seconds(whole.median), interval)
     add_row(table, "sum of its operators, each alone", _seconds(found.sum), f"{found.ratio:.2f} of the whole")

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture.graph import argument, first_line
+from convwright.architecture.capture.graph import argument, first_line, shape_of
 from convwright.architecture.channels import Axis, Ints
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.constraints import check_alone
@@ -161,6 +161,12 @@ def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
     return refusal(_change, architecture, edit)
 
 
+def kernel_size(architecture: Architecture, layer: Layer) -> Sizes:
+    """Return the kernel size of a convolution along each spatial axis."""
+    node = next(n for n in architecture.capture.graph.nodes if n.name == layer.node)
+    return shape_of(argument(node, "weight"))[2:]
+
+
 # ------------------------------------------------------------------ what an edit means
 
 
@@ -170,19 +176,18 @@ def _change(architecture: Architecture, edit: Kernel) -> _Change:
     if layer.kind != "conv":
         raise EditError(f"{edit.target} is no convolution (it is {layer.operator}); only those have kernels to change.")
     node = next(n for n in architecture.capture.graph.nodes if n.name == layer.node)
-    weight = argument(node, "weight")
-    before = tuple(int(s) for s in weight.meta["val"].shape[2:])
+    weight, capture = argument(node, "weight"), architecture.capture
+    before = kernel_size(architecture, layer)
     after = _wanted(edit, before)
-    _check_fits(edit, node, layer, after)
-    tensors = _kernels(architecture, weight, before)
+    _check_fits(edit, node, layer, (before, after))
+    tensors = tuple(n for n in sources_of(capture, weight) if tuple(capture.tensor(n).shape[2:]) == before)
     if not tensors:
         raise EditError(f"the kernel of {edit.target} is computed in its module, not stored; it cannot be changed.")
     path, layers = _owner(architecture, edit, layer, tensors)
     dilation = _per_axis(argument(node, "dilation", 1), len(before))
     growth = tuple(d * (b - a) // 2 for d, a, b in zip(dilation, before, after, strict=True))
     padding = _padding(architecture, layer, path, (before, after), growth)
-    direct = weight.name in architecture.capture.tensors
-    gains = frozenset() if direct else frozenset(scale_of(architecture.capture, weight) or ())
+    gains = frozenset() if weight.name in capture.tensors else frozenset(scale_of(capture, weight) or ())
     return _Change(path, layers, tensors, before, after, padding, layer.input_shapes[0], gains - set(tensors))
 
 
@@ -197,11 +202,11 @@ def _wanted(edit: Kernel, before: Sizes) -> Sizes:
     return sizes
 
 
-def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, after: Sizes) -> None:
+def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, kernels: tuple[Sizes, Sizes]) -> None:
     """A kernel must not be larger than the padded input."""
+    before, after = kernels
     spatial = layer.input_shapes[0][-len(after) :]
     dilation = _per_axis(argument(node, "dilation", 1), len(after))
-    before = argument(node, "weight").meta["val"].shape[2:]
     given = argument(node, "padding", 0)
     same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, before, strict=True))
     padding = same if given == "same" else _per_axis(0 if given == "valid" else given, len(after))
@@ -215,12 +220,6 @@ def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, after: Sizes) -> None
 def _per_axis(value: Any, count: int) -> Sizes:
     listed = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
     return tuple(listed) if len(listed) == count else tuple(listed[:1] * count)
-
-
-def _kernels(architecture: Architecture, weight: fx.Node, before: Sizes) -> tuple[str, ...]:
-    """Return the parameters behind a weight that have its kernel axes."""
-    capture = architecture.capture
-    return tuple(name for name in sources_of(capture, weight) if tuple(capture.tensor(name).shape[2:]) == before)
 
 
 def _owner(

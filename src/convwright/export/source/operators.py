@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from convwright.architecture.capture.graph import argument, operator_name
+from convwright.architecture.rules.registry import filing
 from convwright.export.source.regions import Network, constant, mutates
 from convwright.export.source.text import (
     Arg,
@@ -49,6 +50,7 @@ class Scope(Protocol):
 
 Writer = Callable[["Writing"], Expr | None]
 _WRITERS: dict[str, Writer] = {}
+writes = filing(_WRITERS)  # operators of these names
 
 
 class Writing:
@@ -190,16 +192,6 @@ def _forms(value: Any) -> Any:
 
 def _on_meta(value: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
-
-
-def writes(*names: str) -> Callable[[Writer], Writer]:
-    """Register what writes operators of these names."""
-
-    def register(writer: Writer) -> Writer:
-        _WRITERS.update(dict.fromkeys(names, writer))
-        return writer
-
-    return register
 
 
 # ------------------------------------------------------------------ any operator
