@@ -16,7 +16,6 @@ from convwright.architecture.labels import (
     Value,
     Values,
     compact,
-    full,
     line_plane,
     merge,
     narrowed,
@@ -300,6 +299,6 @@ def pad(follower: Follower, node: fx.Node) -> Values:
         follower.ledger.freeze(plane.labels, reason)
         atom = follower.ledger.fresh(1)
         follower.ledger.freeze(atom, reason)
-        widened = torch.nn.functional.pad(full(plane, x.shape), amounts, value=int(atom))
+        widened = torch.nn.functional.pad(plane.labels.expand(x.shape), amounts, value=int(atom))
         planes.append(compact(widened, sorted(set(plane.axes) | (padded & set(plane.axes)))))
     return follower.value(node, tuple(planes), x.weight)
