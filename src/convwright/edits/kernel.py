@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.graph import argument, first_line, shape_of
 from convwright.architecture.channels import Axis, Ints
+from convwright.architecture.layers import per_axis
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.constraints import check_alone
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, refusal, whole_numbers
@@ -52,27 +53,16 @@ class Kernel(Edit):
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """One convolution's change.
-
-    Attributes:
-        path: its module.
-        layers: the layers (calls) that it is.
-        tensors: names of the parameters that hold kernels.
-        before: old kernel size.
-        after: new kernel size.
-        input_shape: shape of the layer's input.
-        gains: parameters that a computed weight is proportional to, per output channel.
-        padding: what to add to the padding per axis; zeros where the module pads by itself.
-    """
+    """One convolution's change."""
 
     path: str
-    layers: tuple[str, ...]
-    tensors: tuple[str, ...]
+    layers: tuple[str, ...]  # the calls that it is
+    tensors: tuple[str, ...]  # the parameters that hold kernels
     before: Sizes
     after: Sizes
-    padding: Sizes
+    padding: Sizes  # what to add to the padding per axis; zeros where the module pads by itself
     input_shape: Sizes
-    gains: frozenset[str]
+    gains: frozenset[str]  # parameters that a computed weight is proportional to, per output channel
 
     def more_bytes(self, model: nn.Module) -> int:
         more = math.prod(self.after) / math.prod(self.before) - 1
@@ -184,7 +174,7 @@ def _change(architecture: Architecture, edit: Kernel) -> _Change:
     if not tensors:
         raise EditError(f"the kernel of {edit.target} is computed in its module, not stored; it cannot be changed.")
     path, layers = _owner(architecture, edit, layer, tensors)
-    dilation = _per_axis(argument(node, "dilation", 1), len(before))
+    dilation = per_axis(argument(node, "dilation", 1), len(before))
     growth = tuple(d * (b - a) // 2 for d, a, b in zip(dilation, before, after, strict=True))
     padding = _padding(architecture, layer, path, (before, after), growth)
     gains = frozenset() if weight.name in capture.tensors else frozenset(scale_of(capture, weight) or ())
@@ -206,20 +196,15 @@ def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, kernels: tuple[Sizes,
     """A kernel must not be larger than the padded input."""
     before, after = kernels
     spatial = layer.input_shapes[0][-len(after) :]
-    dilation = _per_axis(argument(node, "dilation", 1), len(after))
+    dilation = per_axis(argument(node, "dilation", 1), len(after))
     given = argument(node, "padding", 0)
     same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, before, strict=True))
-    padding = same if given == "same" else _per_axis(0 if given == "valid" else given, len(after))
+    padding = same if given == "same" else per_axis(0 if given == "valid" else given, len(after))
     for size, k, p, d in zip(spatial, after, padding, dilation, strict=True):
         if d * (k - 1) + 1 > size + 2 * p:
             raise EditError(
                 f"the kernel of {edit.target} cannot be {k}: it would be larger than its padded input ({size + 2 * p})."
             )
-
-
-def _per_axis(value: Any, count: int) -> Sizes:
-    listed = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
-    return tuple(listed) if len(listed) == count else tuple(listed[:1] * count)
 
 
 def _owner(
@@ -280,7 +265,7 @@ def _sync(module: nn.Module, after: Sizes, more: Sizes) -> None:
     padding = getattr(module, "padding", None)
     if padding is None or padding == "same" or not any(more):
         return
-    wider = tuple(p + m for p, m in zip(_per_axis(0 if padding == "valid" else padding, len(more)), more, strict=True))
+    wider = tuple(p + m for p, m in zip(per_axis(0 if padding == "valid" else padding, len(more)), more, strict=True))
     if min(wider) < 0:
         raise EditError("its padding is too small for a smaller kernel to give the same size")
     module.padding = wider if isinstance(padding, tuple | list | str) else wider[0]  # type: ignore[assignment]

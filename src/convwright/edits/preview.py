@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from convwright.architecture import Architecture, ChannelGroup
+from convwright.architecture.layers import per_axis
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
 from convwright.edits.kernel import Kernel, kernel_size
@@ -269,7 +270,7 @@ def _told(run: _Run, edit: Edit, place: int) -> dict[str, Any]:
         return {"before": what, "after": str(1 + edit.copies), "notes": (copies,)}
     if isinstance(edit, Kernel):
         before = kernel_size(run.before, run.before.layer(edit.target))
-        after = (edit.size,) * len(before) if isinstance(edit.size, int) else tuple(edit.size)
+        after = per_axis(edit.size, len(before))
         rim = "the rim is cropped" if after < before else "zeros around the old kernel"
         return {"before": shape_words(before), "after": shape_words(after), "notes": (rim,)}
     if isinstance(edit, Replace):
@@ -277,13 +278,9 @@ def _told(run: _Run, edit: Edit, place: int) -> dict[str, Any]:
         return {"before": layer.module or layer.operator, "after": operator_words(edit)}
     if isinstance(edit, Resolution):
         shape = run.before.example_input.shape
-        after = (edit.size,) * (len(shape) - 2) if isinstance(edit.size, int) else tuple(edit.size)
-        words = shape_words((shape[1], *after))
+        words = shape_words((shape[1], *per_axis(edit.size, len(shape) - 2)))
         return {"before": shape_words(shape[1:]), "after": words, "notes": ("the weights stay as they are",)}
     return {}
-
-
-# ------------------------------------------------------------------ words
 
 
 def _amounts(before: int, after: int) -> str:
