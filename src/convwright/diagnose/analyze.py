@@ -233,9 +233,6 @@ def field_tables(arch: Architecture, report: FieldReport) -> Iterator[Table | Te
         yield _useful_table(report)
 
 
-# ------------------------------------------------------------------ layers and stages
-
-
 def _layer_table(field: ReceptiveField) -> Table:
     kernels = _kernels(field)
     rows = [each for each in field.layers if each in kernels or each.name in field.overall]
@@ -315,9 +312,6 @@ def _reasons(reasons: Mapping[str, str]) -> str:
     return brief([f"{name} ({reason})" for name, reason in reasons.items()])
 
 
-# ------------------------------------------------------------------ advice
-
-
 def _advice_table(arch: Architecture, advice: Sequence[Advice]) -> Table:
     costs = arch.profile()
     numbers = ("MACs saved", "params saved")
@@ -342,9 +336,6 @@ def _advice_table(arch: Architecture, advice: Sequence[Advice]) -> Table:
     return table
 
 
-# ------------------------------------------------------------------ other resolutions
-
-
 def _resolution_table(sweep: Sequence[AtResolution]) -> Table:
     numbers = ("kernels that see nothing new", "of", "their share of the MACs", "Q")
     table = new_table("At other resolutions", "resolution", *numbers, numbers=numbers)
@@ -367,9 +358,6 @@ def _useful_table(report: FieldReport) -> Table:
         sides = ", ".join(map(str, idle(first))) or "none of these"
         add_row(table, _names([each.name for each in alike]), _span(_from(first), _from(last)), sides)
     return table
-
-
-# ------------------------------------------------------------------ rows and words
 
 
 def _names(names: Sequence[str]) -> str:

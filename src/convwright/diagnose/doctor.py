@@ -198,9 +198,6 @@ def diagnose(arch: Architecture) -> Diagnosis:
     return replace(found, verdict=_verdict(found), advice=tuple(_advice(found)))
 
 
-# ------------------------------------------------------------------ widths
-
-
 def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, float]:
     """Return the shares of MACs and parameters that free groups can move."""
     names = {group.name for group in free}
@@ -219,10 +216,7 @@ def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, fl
 _ATTENTION = "leave it: products of two inputs, as in attention, keep their widths; what lies around them can change"
 _WIDTH_ADVICE = (
     ("they are the network's", ""),
-    ("no rule for scaled_dot_product_attention", _ATTENTION),
-    ("no rule for matmul", _ATTENTION),
-    ("no rule for bmm", _ATTENTION),
-    ("no rule for einsum", _ATTENTION),
+    ("no rule for (scaled_dot_product_attention|matmul|bmm|einsum)", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
     (ATTENTION, _ATTENTION),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
@@ -239,10 +233,7 @@ _WIDTH_ADVICE = (
 def _width_advice(reason: str, executed: bool) -> str:
     if executed and reason != ATTENTION and "keeps its width" not in reason:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
-    return next((advice for sign, advice in _WIDTH_ADVICE if sign in reason), "")
-
-
-# ------------------------------------------------------------------ depth and kernels
+    return next((advice for sign, advice in _WIDTH_ADVICE if re.search(sign, reason)), "")
 
 
 def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
@@ -268,9 +259,6 @@ def _kernels(arch: Architecture) -> Part:
     return _sorted_out([(kernel.target, why_not_kernel(arch, kernel)) for kernel in larger])
 
 
-# ------------------------------------------------------------------ resolution
-
-
 def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
     """Try input sizes around the present one, if the network runs on fake tensors."""
     like = arch.example_input
@@ -278,7 +266,9 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
     now = tuple(like.shape[-2:] if clip else like.shape[2:])
     if not rehearsed or not now:  # a vector has no other sizes
         return Part(1, (shape_words(now or like.shape[1:]),), ())
-    sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
+    unit = 32 if min(now) >= 128 else 8 if min(now) >= 32 else 4
+    scaled = (tuple(max(unit, round(side * factor / unit) * unit) for side in now) for factor in _FACTORS)
+    sizes = sorted({*scaled, now})
     works, refused = [], []
     for size in sizes:
         failure = failure_at(arch, like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else ""
@@ -291,11 +281,6 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
         return next(advice for sign, advice in _RESOLUTION_ADVICE if re.search(sign, message))
 
     return Part(len(sizes), tuple(works), _gathered(refused, advice))
-
-
-def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:
-    unit = 32 if min(size) >= 128 else 8 if min(size) >= 32 else 4
-    return tuple(max(unit, round(side * factor / unit) * unit) for side in size)
 
 
 _RESOLUTION_ADVICE = (
@@ -338,12 +323,13 @@ def _verdict(found: Diagnosis) -> str:
 
 
 def _sizes_in_words(found: Diagnosis) -> str:
-    works = [_side(name) for name in found.resolutions.possible]
+    sizes = found.resolutions.possible
+    works = [name.partition("x")[0] if len({*name.split("x")}) == 1 else name for name in sizes]  # 224 for 224x224
     if not found.rehearsed:
         return "other inputs were not tried: the network does not run on fake tensors"
     if len(works) == 1:
         return f"only inputs of {works[0]} work"
-    ends = [_area(found.resolutions.possible[0]), _area(found.resolutions.possible[-1])]
+    ends = [_area(sizes[0]), _area(sizes[-1])]
     failing = [_area(name) for obstacle in found.resolutions.obstacles for name in obstacle.names]
     if not any(ends[0] < size < ends[1] for size in failing):  # also where none fails
         return f"inputs from {works[0]} to {works[-1]} work"
@@ -374,12 +360,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
                 where = f", see {obstacle.line}"
             if obstacle.advice:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
-
-
-def _side(name: str) -> str:
-    """Return ``224`` for ``224x224``."""
-    sides = set(name.split("x"))
-    return name if len(sides) > 1 else sides.pop()
 
 
 # ------------------------------------------------------------------ what it prints

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.architecture import Architecture, ChannelGroup
+from convwright.architecture import Architecture
 from convwright.cost import LayerLatencies, costs_of, count_by_torch, feasible_range, human, profile
 from convwright.errors import counted
 from convwright.runs.directory.result import rows
@@ -83,18 +83,15 @@ def _groups(arch: Architecture) -> Table:
     table = new_table(title, "group", "size", "layers", "state", numbers=("size",))
     frozen = [g for g in arch.groups if g.frozen]
     for group in arch.free_groups:
-        add_row(table, group.name, str(group.size), brief(group.layers), _state(group))
+        step = f", in steps of {group.step}" if group.step > 1 else ""
+        tied = f", in proportion with {brief(group.tied)}" if group.tied else ""
+        add_row(table, group.name, str(group.size), brief(group.layers), f"free{step}{tied}")
     for reason, alike in groupby(sorted(frozen, key=lambda g: g.reason), key=lambda g: g.reason):
         members = list(alike)
         names = brief([g.name for g in members])
         layers = dict.fromkeys(name for g in members for name in g.layers)
         add_row(table, names, str(sum(g.size for g in members)), brief(list(layers)), f"frozen: {reason}")
     return table
-
-
-def _state(group: ChannelGroup) -> str:
-    step = f", in steps of {group.step}" if group.step > 1 else ""
-    return f"free{step}" + (f", in proportion with {brief(group.tied)}" if group.tied else "")
 
 
 def _stages(arch: Architecture) -> Table:
