@@ -139,7 +139,8 @@ def written(node: fx.Node, scope: Scope) -> Expr:
     if mutates(node) and node not in scope.net.fresh:
         bare = str(plain.schema.name).rpartition("::")[2] if plain.schema is not None else name
         in_place = hasattr(Tensor, bare)
-        return Call(Attr(plain.first, bare), _all_arguments(plain)[1:]) if in_place else _by_full_name(plain)
+        args = _arguments(plain) or ()
+        return Call(Attr(plain.first, bare), args[1:]) if in_place else _by_full_name(plain)
     usual = _of_tensor if name in _METHODS else _function
     for writer in (_WRITERS.get(name, _functional), _functional, usual, _function, _of_tensor):
         if _alike(node, writer, scope):
@@ -234,13 +235,7 @@ def _of_tensor(w: Writing) -> Expr | None:
 
 
 def _by_full_name(w: Writing) -> Expr:
-    return Call(Text(f"torch.ops.{w.node.target}"), _all_arguments(w))
-
-
-def _all_arguments(w: Writing) -> tuple[Arg, ...]:
-    args = _arguments(w)
-    assert args is not None
-    return args
+    return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w) or ())
 
 
 def _accepted(function: Any) -> list[str] | None:
