@@ -10,7 +10,6 @@ from convwright.architecture.labels import (
     Value,
     along,
     compact,
-    full,
     line_plane,
     merge,
     reduce_axes,
@@ -31,7 +30,7 @@ def test_compact_keeps_only_the_axes_that_vary():
     plane = compact(labels)
     assert plane.axes == (1,)
     assert tuple(plane.labels.shape) == (1, 7, 1, 1)
-    assert torch.equal(full(plane, (2, 7, 3, 5)), labels)
+    assert torch.equal(plane.labels.expand(2, 7, 3, 5), labels)
 
 
 def test_compact_sees_through_copies():
@@ -51,11 +50,11 @@ def test_compact_takes_known_axes_on_trust():
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
-def test_compact_and_full_are_inverse(shape, data):
+def test_compact_and_expanding_are_inverse(shape, data):
     labels = torch.tensor(
         data.draw(st.lists(st.integers(0, 2), min_size=_product(shape), max_size=_product(shape)))
     ).reshape(shape)
-    assert torch.equal(full(compact(labels), shape), labels)
+    assert torch.equal(compact(labels).labels.expand(shape), labels)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ def middle_units(arch: Architecture, found: FieldWalk, seed: int) -> Iterator[tu
             continue
         unit = Unit(draw.randrange(value.shape[1]), tuple(side // 2 for side in value.shape[2:]))
         field = value.fields[int(value.labels()[(0, unit.channel, *unit.place)])]
-        ends = [e.interval(place) for e, place in zip(field.extents, unit.place, strict=True)]
-        interior = all(first >= 0 and last < size for (first, last), size in zip(ends, found.lengths, strict=True))
+        begins = [math.floor(e.first + place * e.step) for e, place in zip(field.extents, unit.place, strict=True)]
+        sides = zip(begins, field.extents, found.lengths, strict=True)
+        interior = all(begin >= 0 and begin + e.size <= length for begin, e, length in sides)
         yield layer.name, unit, field, interior
 
 

@@ -391,9 +391,8 @@ def _end(flow: Flow, block: Block, position: int) -> BranchEnd:
         feeds = flow.feeds[position]
         passes = operator_name(flow.nodes[position]) in _SCALED_ALIKE and len(feeds) == 1
         if not passes or len(flow.users[position]) != 1 or flow.nodes[feeds[0]].name == block.entry:
-            return BranchEnd(
-                block.name, "", f"the end of its branch is no module's output ({describe(flow.nodes[last])})"
-            )
+            reason = f"the end of its branch is no module's output ({describe(flow.nodes[last])})"
+            return BranchEnd(block.name, "", reason)
         position = feeds[0]
 
 

@@ -391,16 +391,17 @@ class _Builder:
     def _group(self, table: Ints, channels: Ints, reason: str, is_input: bool) -> ChannelGroup:
         members = tuple(self._member(int(axis), int(n), int(channels[0])) for axis, n in table)
         first = int(self.first[channels[0]])
-        produced = first < np.iinfo(np.int64).max
         if is_input:
             return ChannelGroup("input", len(channels), 1, True, reason, members)
-        if not produced:
+        if first == np.iinfo(np.int64).max:  # never
             tensor = members[0].tensor
             reason = reason or "no convolution or linear layer produces these channels"
             return ChannelGroup(tensor, len(channels), 1, True, reason, members)
-        layer, output = self._birthplace(first)
+        _, layer, atoms = self.produced[bisect_right(self.produced, first, key=lambda each: each[0]) - 1]
+        output = self.component[atoms]
         step = int(np.count_nonzero(output == channels[0]))
-        name = layer + _part(output, channels)
+        mine = np.flatnonzero(np.isin(output, channels))
+        name = layer if len(mine) == len(output) else f"{layer}[{mine[0]}:{mine[-1] + 1}]"
         return ChannelGroup(name, len(channels) * step, step, bool(reason), reason, members)
 
     def _member(self, axis: int, count: int, channel: int) -> Member:
@@ -409,11 +410,6 @@ class _Builder:
         mine = atoms[self.component[atoms] == channel]
         role = {0: "along", 1: "out", 2: "in", 3: "along"}[int(self.role[mine[0]])]
         return Member(tensor, which, role, count)
-
-    def _birthplace(self, order: int) -> tuple[str, Ints]:
-        """Return the layer that produced the channel first, and the channels of its output."""
-        layer, atoms = self.produced[bisect_right(self.produced, order, key=lambda each: each[0]) - 1][1:]
-        return layer, self.component[atoms]
 
     def _with_statistics(self, groups: list[ChannelGroup], group_of: Ints) -> list[ChannelGroup]:
         across: dict[int, dict[str, None]] = {}
@@ -425,12 +421,6 @@ class _Builder:
             for index in set(touched.tolist()) - {-1}:
                 across.setdefault(index, {})[operator] = None
         return [replace(g, across=tuple(across.get(i, ()))) for i, g in enumerate(groups)]
-
-
-def _part(output: Ints, channels: Ints) -> str:
-    """Return ``[start:stop]`` when the channels are only a part of their layer's output."""
-    mine = np.flatnonzero(np.isin(output, channels))
-    return "" if len(mine) == len(output) else f"[{mine[0]}:{mine[-1] + 1}]"
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -33,7 +33,6 @@ from convwright.architecture.labels import (
     Values,
     along,
     compact,
-    full,
     line_plane,
     narrowed,
     reshape_blocks,
@@ -130,12 +129,10 @@ class Follower:
         return Value(shape, (line_plane(labels, 1, len(shape)),))
 
     def _parameter(self, node: fx.Node, name: str) -> Value:
-        shape = shape_of(node)
+        shape, guide = shape_of(node), self.guide
         planes = []
         for axis in _labelled_axes(shape):
-            size = (
-                shape[axis] if self.guide is None else self.guide.new_length(self.guide.old.follower.atoms[name, axis])
-            )
+            size = shape[axis] if guide is None else guide.new_length(guide.old.follower.atoms[name, axis])
             if (name, axis) not in self.atoms:
                 self.atoms[name, axis] = self.ledger.fresh(size)
             planes.append(line_plane(self.atoms[name, axis], axis, len(shape)))
@@ -246,7 +243,7 @@ class Follower:
         planes = []
         for index, plane in enumerate(x.planes):
             known = None if self.guide is None else self.guide.old.follower.varying[self.key(node), index]
-            planes.append(compact(run(full(plane, x.shape)), known))
+            planes.append(compact(run(plane.labels.expand(x.shape)), known))
             self.varying[self.key(node), index] = planes[-1].axes
         return [plane for plane in planes if plane.axes]
 

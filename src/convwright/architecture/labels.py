@@ -173,11 +173,6 @@ def _varying(labels: Tensor) -> list[int]:
     return varying
 
 
-def full(plane: Plane, shape: Sequence[int]) -> Tensor:
-    """Expand a plane to its value's shape (no memory is used)."""
-    return plane.labels.expand(tuple(shape))
-
-
 def along(ledger: Ledger, value: Value, axis: int) -> Tensor | None:
     """Return the labels along ``axis`` as a row, tying whatever else the plane varies along.
 

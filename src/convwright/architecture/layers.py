@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -81,7 +82,7 @@ class Layer:
 def find_layers(capture: Capture, channels: ChannelGraph) -> tuple[Layer, ...]:
     """List the layers of a captured network in execution order."""
     called = (n for n in capture.graph.nodes if n.op == "call_function" and operator_name(n) not in _REARRANGING)
-    nodes = [n for n in called if isinstance(_first(n), Tensor)]
+    nodes = [n for n in called if isinstance(first_value(n), Tensor)]
     names = numbered(_base_name(n, capture) for n in nodes)
     return tuple(_layer(n, name, capture, channels) for n, name in zip(nodes, names, strict=True))
 
@@ -95,9 +96,16 @@ def kind_of(node: fx.Node) -> str:
     return "elementwise" if is_elementwise else "other"
 
 
-def _first(node: fx.Node) -> object:
+def first_value(node: fx.Node) -> object:
+    """Return the value of a node, or the first of its values, without its data."""
     value = node.meta.get("val")
     return value[0] if isinstance(value, tuple | list) and value else value
+
+
+def per_axis(value: Any, count: int) -> tuple[Any, ...]:
+    """Return an argument as one number for each of some axes: as it is, or one for all."""
+    row = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return row * count if len(row) == 1 else row
 
 
 def _base_name(node: fx.Node, capture: Capture) -> str:
@@ -129,7 +137,7 @@ def _layer(node: fx.Node, name: str, capture: Capture, channels: ChannelGraph) -
         operator=operator_name(node),
         module=module_class(node),
         input_shapes=tuple(shape_of(n) for n in operands if n.name not in capture.tensors),
-        output_shape=sizes_of(_first(node)),
+        output_shape=sizes_of(first_value(node)),
         parameters=tuple(capture.tensors[n.name] for n in operands if n.name in capture.tensors),
         groups=tuple(dict.fromkeys(name for plane in planes for name in channels.groups_on(plane.labels))),
         node=node.name,

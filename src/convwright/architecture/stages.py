@@ -129,10 +129,8 @@ class _Sizes:
     def _own_size(self, n: int, known: bool) -> Shape | None:
         """Return the size of one value.
 
-        Args:
-            n: the node.
-            known: whether something that it reads has a size. If not, only an operator that makes maps
-                gives it one again: four axes alone may be heads and tokens.
+        If nothing that it reads has a known one, only an operator that makes maps gives it a size again: four axes
+        alone may be heads and tokens.
         """
         size = self._allowed(n)
         point = size is not None and all(s == 1 for s in size)

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 
-import numpy as np
-
-from convwright.architecture import Architecture, ChannelGroup
+from convwright.architecture import Architecture
 from convwright.cost.cost_model import CostModel
 from convwright.cost.counts import METRICS, Profile
 from convwright.errors import BudgetError, did_you_mean
@@ -322,20 +320,15 @@ def smallest_widths(arch: Architecture) -> dict[str, int]:
 
     Groups that the user's constraints bound are as small as these allow.
     """
-    return {g.name: max(g.step * (g.units // _shrinkable(arch, g)), _bound(g)) for g in arch.free_groups}
-
-
-def _bound(group: ChannelGroup) -> int:
-    least = group.bounds.least if group.bounds is not None and not group.tied else 1
-    return min(group.size, -(-least // group.step) * group.step)
-
-
-def _shrinkable(arch: Architecture, group: ChannelGroup) -> int:
-    """Return the largest factor by which a group and all those tied to it can be divided."""
-    tied = [arch.channels.group(name) for name in group.tied]
-    if any(other.frozen for other in tied):
-        return 1
-    return int(np.gcd.reduce([group.units, *(other.units for other in tied)]))
+    found = {}
+    for group in arch.free_groups:
+        tied = [arch.channels.group(name) for name in group.tied]
+        # The largest factor by which a group and all those tied to it can be divided.
+        factor = math.gcd(group.units, *(1 if other.frozen else other.units for other in tied))
+        least = group.bounds.least if group.bounds is not None and not tied else 1
+        bound = min(group.size, -(-least // group.step) * group.step)
+        found[group.name] = max(group.step * (group.units // factor), bound)
+    return found
 
 
 def check_feasible(limits: Limits, arch: Architecture) -> None:

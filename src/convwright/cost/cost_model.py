@@ -13,7 +13,7 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.labels import Value
-from convwright.cost.counts import METRICS, batch_of, weight_tensors
+from convwright.cost.counts import METRICS, weight_tensors
 from convwright.cost.forms import Basis, Form, FormMaker, Ints, Peak, Polynomial
 from convwright.cost.memory import TensorStorage, done_once, live_at_births, storages
 from convwright.cost.work import Factor, Numel, work_of
@@ -62,7 +62,7 @@ class CostModel:
         params, weight_bytes = _weights(arch, sizes)
         moments = _moments(arch, sizes, storages(arch.capture))
         basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes, *moments))))
-        batch = batch_of(arch)
+        batch = arch.inputs.batch
         return cls(
             groups=tuple(g.name for g in arch.free_groups),
             sizes=np.array([g.size for g in arch.free_groups], dtype=np.int64),
@@ -84,7 +84,7 @@ class CostModel:
         sizes = FormMaker(self._arch.channels)
         moments = _moments(self._arch, sizes, self._arch.held)
         basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
-        return Peak(basis, moments, batch_of(self._arch))
+        return Peak(basis, moments, self._arch.inputs.batch)
 
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
@@ -184,7 +184,7 @@ def _macs(arch: Architecture, sizes: FormMaker) -> Polynomial:
     once = done_once(arch.capture)
     for node in arch.capture.graph.nodes:
         work = work_of(node) if node.op == "call_function" else None
-        times = batch_of(arch) if node.name in once else 1
+        times = arch.inputs.batch if node.name in once else 1
         for term in work or ():
             total.add([f for factor in term for f in _forms(arch, sizes, factor)], times)
     return total
@@ -222,7 +222,7 @@ def _moments(arch: Architecture, sizes: FormMaker, found: tuple[TensorStorage, .
     factors = [
         sizes.numel(_value(arch, s.node, s.output)) if s.node else [Form(length) for length in s.shape] for s in found
     ]
-    times = [s.itemsize * (batch_of(arch) if s.node in once else 1) for s in found]
+    times = [s.itemsize * (arch.inputs.batch if s.node in once else 1) for s in found]
     moments = []
     for live in live_at_births(found):
         total = Polynomial()

@@ -7,7 +7,7 @@ All numbers are for one sample (batch size 1), in eval mode. One MAC is one mult
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.graph import argument, module_path, shape_of
+from convwright.architecture.layers import first_value, per_axis
 from convwright.architecture.rules import RULES
 from convwright.cost.memory import done_once, peak_bytes, storages
 from convwright.cost.recount import count_by_torch
@@ -117,7 +118,7 @@ class Profile:
         `activation_bytes`. The code is executed on fake tensors, when this is asked for first.
         """
         assert self._arch is not None
-        return peak_bytes(self._arch.held, done_once(self._arch.capture), batch_of(self._arch))
+        return peak_bytes(self._arch.held, done_once(self._arch.capture), self._arch.inputs.batch)
 
     @property
     def complete(self) -> bool:
@@ -167,7 +168,7 @@ def profile(arch: Architecture) -> Profile:
     Returns:
         The costs of one sample.
     """
-    batch, once = batch_of(arch), done_once(arch.capture)
+    batch, once = arch.inputs.batch, done_once(arch.capture)
     nodes: dict[str, fx.Node] = {n.name: n for n in arch.capture.graph.nodes}
     held = _params_by_node(arch, once)
     layers = tuple(
@@ -195,17 +196,12 @@ def counted_macs(arch: Architecture) -> int:
     once = done_once(arch.capture)
     counts = {n.name: macs_of(n) for n in arch.capture.graph.nodes if n.op == "call_function"}
     of_weights = sum(count for name, count in counts.items() if name in once)
-    return (sum(counts.values()) - of_weights) // batch_of(arch) + of_weights
+    return (sum(counts.values()) - of_weights) // arch.inputs.batch + of_weights
 
 
 def counted_params(arch: Architecture) -> int:
     """Return the number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in arch.model.parameters())
-
-
-def batch_of(arch: Architecture) -> int:
-    """Return how many samples the example input holds."""
-    return arch.inputs.batch
 
 
 def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -219,6 +215,7 @@ def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _layer_cost(layer: Layer, node: fx.Node, params: int, share: int) -> LayerCost:
     """Return what a layer costs, given the parameters that it is the first to use, and what the batch divides by."""
+    first = first_value(node)
     ops = dict.fromkeys(("norm", "activation", "pool", "elementwise"), 0)
     if work_of(node) is None:
         ops[layer.kind if layer.kind in ops else "elementwise"] = _operations(node, layer) // share
@@ -230,7 +227,7 @@ def _layer_cost(layer: Layer, node: fx.Node, params: int, share: int) -> LayerCo
         macs=macs_of(node) // share,
         params=params,
         **{f"{name}_ops": count for name, count in ops.items()},
-        output_bytes=_bytes(node) // share,
+        output_bytes=(first.nbytes if isinstance(first, Tensor) else 0) // share,
     )
 
 
@@ -241,16 +238,8 @@ def _operations(node: fx.Node, layer: Layer) -> int:
     window = argument(node, "kernel_size")
     if window is None:  # adaptive: each input element enters (at least) one window
         return math.prod(shape_of(node.all_input_nodes[0]))
-    spatial = len(layer.output_shape) - 2
-    sides = window if isinstance(window, Sequence) else [window] * max(spatial, 1)
-    sides = sides if len(sides) > 1 else list(sides) * spatial
-    return math.prod(layer.output_shape) * math.prod(sides)
-
-
-def _bytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, tuple | list) and value else value
-    return first.numel() * first.element_size() if isinstance(first, Tensor) else 0
+    sides = per_axis(window, max(len(layer.output_shape) - 2, 1))
+    return math.prod((*layer.output_shape, *map(int, sides)))
 
 
 def _params_by_node(arch: Architecture, once: frozenset[str]) -> dict[str, int]:
@@ -268,18 +257,12 @@ def _params_by_node(arch: Architecture, once: frozenset[str]) -> dict[str, int]:
             continue
         arriving = {k: v for n in node.all_input_nodes for k, v in carried.get(n.name, {}).items()}
         if node.name in layers and node.name not in once:
-            result[node.name] = _claim(arriving, given, capture.tensor)
+            new = {id(capture.tensor(name)): size for name, size in arriving.items()}
+            result[node.name] = sum(size for key, size in new.items() if key not in given)
+            given.update(new)
         else:
             carried[node.name] = arriving
     return result
-
-
-def _claim(arriving: dict[str, int], given: set[int], tensor: Callable[[str], Tensor]) -> int:
-    """Count the parameters not given to an earlier layer, and note them as given."""
-    new = {id(tensor(name)): size for name, size in arriving.items()}
-    total = sum(size for key, size in new.items() if key not in given)
-    given.update(new)
-    return total
 
 
 def _is_cheap(node: fx.Node, layer: Layer) -> bool:
@@ -290,9 +273,6 @@ def _is_cheap(node: fx.Node, layer: Layer) -> bool:
         return False
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     return pointwise or layer.operator in RULES or layer.operator in _NO_ARITHMETIC
-
-
-# ------------------------------------------------------------------ sums
 
 
 def _cost(layer: LayerCost) -> ModuleCost:

@@ -160,13 +160,11 @@ class Basis:
             Shape (n, G + 1 + R).
         """
         ones = np.ones((len(units), 1), dtype=np.int64)
-        extra = [self._rounded_length(form, units) for form in self.rounded]
-        return np.concatenate([units, ones, *extra], axis=1)
-
-    def _rounded_length(self, form: Form, units: Ints) -> Ints:
-        share: Numbers = sum((n * units[:, g] / self.units[g] for g, n in form.shares), np.zeros(1))
-        lengths: Ints = np.rint(share).astype(np.int64) + form.constant
-        return lengths[:, None]
+        columns = [units, ones]
+        for form in self.rounded:
+            share: Numbers = sum((n * units[:, g] / self.units[g] for g, n in form.shares), np.zeros(1))
+            columns.append(np.rint(share).astype(np.int64)[:, None] + form.constant)
+        return np.concatenate(columns, axis=1)
 
 
 class Products:

@@ -93,14 +93,8 @@ def measure_latency(
     Raises:
         ConvwrightError: if an argument is wrong, the network does not run, or the backend is not installed.
     """
-    found = compare_latency(
-        {"network": (model, example_input)},
-        backend=backend,
-        repeats=repeats,
-        seconds=seconds,
-        warmup=warmup,
-        timer=timer,
-    )
+    models = {"network": (model, example_input)}
+    found = compare_latency(models, backend=backend, repeats=repeats, seconds=seconds, warmup=warmup, timer=timer)
     return found.latencies["network"]
 
 
@@ -135,25 +129,17 @@ def compare_latency(
         timers = {name: timer or wall_timer(_first(of[1]).device) for name, of in models.items()}
         for name, call in calls.items():
             _warm(name, call, warmup)
-        turns = _turns(calls, timers, repeats, seconds)
+        turns: dict[str, list[float]] = {name: [] for name in calls}
+        start = time.monotonic()
+        while not enough(next(iter(turns.values())), time.monotonic() - start, seconds, repeats):
+            for name, call in calls.items():
+                turns[name].append(max(timers[name](call, 1), 1e-9))
     first = turns[next(iter(models))]
     pairs = {name: [b / a for a, b in zip(first, own, strict=True)] for name, own in turns.items()}
     return Comparison(
         {name: _latency(turns[name], _first(of[1]), backend) for name, of in models.items()},
         {name: spread(ratios) for name, ratios in pairs.items()},
     )
-
-
-def _turns(
-    calls: Mapping[str, Call], timers: Mapping[str, Timer], repeats: int, seconds: float
-) -> dict[str, list[float]]:
-    """Take samples in turns until there are enough."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.monotonic()
-    while not enough(next(iter(taken.values())), time.monotonic() - start, seconds, repeats):
-        for name, call in calls.items():
-            taken[name].append(max(timers[name](call, 1), 1e-9))
-    return taken
 
 
 def _first(example_input: Tensor | Inputs) -> Tensor:

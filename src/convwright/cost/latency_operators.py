@@ -149,7 +149,9 @@ def call_of(
         return _spec(given.meta.get("val"), None if values is None else values[given.name])
 
     args, kwargs = list(fx.node.map_arg(node.args, described)), dict(fx.node.map_arg(node.kwargs, described))
-    outputs = sum(_spec(t, v).storage_size() for t, v in _paired(node, values))
+    made, known = _tensors(node.meta.get("val")), None if values is None else values[node.name]
+    each = known if isinstance(known, list) else [known] * len(made)
+    outputs = sum(_spec(tensor, value).storage_size() for tensor, value in zip(made, each, strict=False))
     if values is not None:
         for name, constant in _constants(node, values, groups or {}).items():
             _put(node, args, kwargs, name, constant)
@@ -164,13 +166,6 @@ def _spec(meta: Any, value: Values | None) -> Any:
         return meta
     spec = TensorSpec.of(meta)
     return spec if value is None or isinstance(value, list) else spec.resized(tuple(map(int, value.shape)))
-
-
-def _paired(node: fx.Node, values: dict[str, Values] | None) -> Iterator[tuple[Tensor, Values | None]]:
-    """Yield the results of a node with what is known of them."""
-    known = None if values is None else values[node.name]
-    for i, tensor in enumerate(_tensors(node.meta.get("val"))):
-        yield tensor, known[i] if isinstance(known, list) else known
 
 
 def _constants(node: fx.Node, values: dict[str, Values], groups: dict[str, int]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from convwright.architecture.capture.graph import operator_name, shape_of
 from convwright.architecture.flow import Block
 from convwright.architecture.layers import kind_of
 from convwright.cost.cost_model import CostModel, _forms, _names_in_graph
-from convwright.cost.counts import batch_of, weight_tensors
+from convwright.cost.counts import weight_tensors
 from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Products, split
 from convwright.cost.memory import done_once
 from convwright.cost.work import Numel, work_of
@@ -132,7 +132,7 @@ class StageCosts:
         reading, units = self._reading(resolution), row // self.model.steps
         if isinstance(reading, str):
             raise BudgetError(reading)
-        return {"macs": reading(units, counts) // batch_of(self.arch), "params": self._params(units, counts)}
+        return {"macs": reading(units, counts) // self.arch.inputs.batch, "params": self._params(units, counts)}
 
     def refusal(self, resolution: int | Side) -> str:
         """Return why the network does not take a resolution; empty if it does."""
@@ -164,13 +164,10 @@ class StageCosts:
         return _FormProducts(Basis(sizes.units, [term.forms for term in terms]), terms)
 
 
-# ------------------------------------------------------------------ what the costs are made of
-
-
 def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
     """Return the products of the multiply-accumulates; of convolutions with the positions apart."""
     owner = {arch.flow.nodes[n].name: i for i, block in enumerate(blocks) for n in arch.flow.span(block)}
-    batch, once = batch_of(arch), done_once(arch.capture)
+    batch, once = arch.inputs.batch, done_once(arch.capture)
     terms = []
     for node in arch.capture.graph.nodes:
         for work in (work_of(node) if node.op == "call_function" else None) or ():

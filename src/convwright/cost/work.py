@@ -18,6 +18,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from convwright.architecture.capture.graph import argument, einsum_operands, operator_name, shape_of
+from convwright.architecture.rules.registry import filing
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,7 @@ Work = tuple[Term, ...]  # a sum of products
 Formula = Callable[[fx.Node], "Work | None"]
 
 WORK: dict[str, Formula] = {}
-
-
-def counts(*operators: str) -> Callable[[Formula], Formula]:
-    """Register a formula for the given bare operator names."""
-
-    def register(formula: Formula) -> Formula:
-        WORK.update(dict.fromkeys(operators, formula))
-        return formula
-
-    return register
+counts = filing(WORK)  # by the operators' bare names
 
 
 def work_of(node: fx.Node) -> Work | None:

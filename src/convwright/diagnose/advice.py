@@ -103,9 +103,6 @@ def edits_of(advice: Iterable[Advice]) -> tuple[Edit, ...]:
     return tuple(each.edit for each in advice if each.edit is not None)
 
 
-# ------------------------------------------------------------------ blocks
-
-
 def _removals(
     arch: Architecture, field: ReceptiveField, marked: Mapping[str, LayerField]
 ) -> tuple[list[Advice], dict[str, str]]:
@@ -130,20 +127,19 @@ def _removals(
     ]
     priced = _priced(arch, drafts, measured=any(needs_measuring(arch, block) for block in chosen))
     refused = {name: each.reason for each in priced if each.edit is None for name in each.layers}
-    done = {name for each in priced if each.edit is not None for name in each.layers}
-    return [each for each in priced if each.edit is not None], {
-        name: refused.get(name, "") for name in marked if name not in done
-    }
+    named = [each for each in priced if each.edit is not None]
+    done = {name for each in named for name in each.layers}
+    return named, {name: refused.get(name, "") for name in marked if name not in done}
 
 
 def _is_shared(arch: Architecture, block: Block) -> bool:
     """Whether modules or weights of a block are used outside it, too: there they would be missing."""
     inside = set(block.layers)
     own = [layer for layer in arch.layers if layer.name in inside]
-    modules = {_module(layer) for layer in own if layer.parameters}
+    modules = {layer.name.partition("#")[0] for layer in own if layer.parameters}
     tensors = {name for layer in own for name in layer.parameters}
     outside = [layer for layer in arch.layers if layer.name not in inside and layer.parameters]
-    return any(_module(layer) in modules or tensors & set(layer.parameters) for layer in outside)
+    return any(layer.name.partition("#")[0] in modules or tensors & set(layer.parameters) for layer in outside)
 
 
 def _notes_on_block(arch: Architecture, block: Block, marked: Mapping[str, LayerField]) -> tuple[str, ...]:
@@ -156,9 +152,6 @@ def _notes_on_block(arch: Architecture, block: Block, marked: Mapping[str, Layer
 
 def _notes_on_branches(layers: Iterable[LayerField]) -> tuple[str, ...]:
     return ("by its widest branches only",) if any(each.saturation == "some" for each in layers) else ()
-
-
-# ------------------------------------------------------------------ kernels
 
 
 def _kernels(
@@ -213,9 +206,6 @@ def _notes_on_kernel(arch: Architecture, layer: Layer) -> tuple[str, ...]:
     )
 
 
-# ------------------------------------------------------------------ what it saves
-
-
 def _priced(arch: Architecture, drafts: Sequence[Advice], measured: bool = False) -> list[Advice]:
     """Fill in what each edit saves, by carrying all of one kind out on a copy that nobody reads again."""
     if not drafts:
@@ -231,7 +221,3 @@ def _priced(arch: Architecture, drafts: Sequence[Advice], measured: bool = False
         replace(draft, macs=change.macs[0] - change.macs[1], params=change.params[0] - change.params[1])
         for draft, change in zip(drafts, changes, strict=True)
     ]
-
-
-def _module(layer: Layer) -> str:
-    return layer.name.partition("#")[0]

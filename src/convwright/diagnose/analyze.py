@@ -167,21 +167,19 @@ def parse_sides(text: str | None) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in re.split(r"[:,]", text)]
     wrong = next((part for part in parts if not 0 < (whole_number(part) or 0) <= _LARGEST), None)
+    what, sides = "", list[int]()
     if wrong is not None:
         what = f"{wrong!r} is no whole number from 1 to {_LARGEST}"
     elif ":" not in text:
-        return _not_too_many(text, sorted({int(part) for part in parts}))
+        sides = sorted({int(part) for part in parts})
     elif "," in text or len(parts) != 3:
         what = "a range has three parts"
     elif int(parts[0]) > int(parts[1]):
         what = f"it starts at {parts[0]}, behind its stop {parts[1]}"
     else:
-        start, stop, step = map(int, parts)
-        return _not_too_many(text, range(start, stop + 1, step))
-    raise ReadError(f"{FLAG} {text!r}: {what}; write it like {_EXAMPLES}.")
-
-
-def _not_too_many(text: str, sides: Sequence[int]) -> tuple[int, ...]:
+        sides = list(range(int(parts[0]), int(parts[1]) + 1, int(parts[2])))
+    if what:
+        raise ReadError(f"{FLAG} {text!r}: {what}; write it like {_EXAMPLES}.")
     if len(sides) > _MOST:
         raise ReadError(
             f"{FLAG} {text!r}: these are {len(sides)} resolutions, and each is read anew; "
@@ -233,9 +231,6 @@ def field_tables(arch: Architecture, report: FieldReport) -> Iterator[Table | Te
             if at.refused:
                 yield Text(f"{at.side}x{at.side} is not taken: {at.refused}")
         yield _useful_table(report)
-
-
-# ------------------------------------------------------------------ layers and stages
 
 
 def _layer_table(field: ReceptiveField) -> Table:
@@ -317,9 +312,6 @@ def _reasons(reasons: Mapping[str, str]) -> str:
     return brief([f"{name} ({reason})" for name, reason in reasons.items()])
 
 
-# ------------------------------------------------------------------ advice
-
-
 def _advice_table(arch: Architecture, advice: Sequence[Advice]) -> Table:
     costs = arch.profile()
     numbers = ("MACs saved", "params saved")
@@ -344,9 +336,6 @@ def _advice_table(arch: Architecture, advice: Sequence[Advice]) -> Table:
     return table
 
 
-# ------------------------------------------------------------------ other resolutions
-
-
 def _resolution_table(sweep: Sequence[AtResolution]) -> Table:
     numbers = ("kernels that see nothing new", "of", "their share of the MACs", "Q")
     table = new_table("At other resolutions", "resolution", *numbers, numbers=numbers)
@@ -369,9 +358,6 @@ def _useful_table(report: FieldReport) -> Table:
         sides = ", ".join(map(str, idle(first))) or "none of these"
         add_row(table, _names([each.name for each in alike]), _span(_from(first), _from(last)), sides)
     return table
-
-
-# ------------------------------------------------------------------ rows and words
 
 
 def _names(names: Sequence[str]) -> str:

@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from convwright.architecture import Architecture, ChannelGroup, Layer, parse_inputs, read
-from convwright.architecture.capture.graph import argument
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
 from convwright.edits.fake_run import ATTENTION
-from convwright.edits.kernel import Kernel, why_not_kernel
+from convwright.edits.kernel import Kernel, kernel_size, why_not_kernel
 from convwright.edits.rerun import branch_on_values
 from convwright.edits.resolution import failure_at
 from convwright.edits.summary import shape_words
@@ -199,9 +198,6 @@ def diagnose(arch: Architecture) -> Diagnosis:
     return replace(found, verdict=_verdict(found), advice=tuple(_advice(found)))
 
 
-# ------------------------------------------------------------------ widths
-
-
 def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, float]:
     """Return the shares of MACs and parameters that free groups can move."""
     names = {group.name for group in free}
@@ -220,10 +216,7 @@ def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, fl
 _ATTENTION = "leave it: products of two inputs, as in attention, keep their widths; what lies around them can change"
 _WIDTH_ADVICE = (
     ("they are the network's", ""),
-    ("no rule for scaled_dot_product_attention", _ATTENTION),
-    ("no rule for matmul", _ATTENTION),
-    ("no rule for bmm", _ATTENTION),
-    ("no rule for einsum", _ATTENTION),
+    ("no rule for (scaled_dot_product_attention|matmul|bmm|einsum)", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
     (ATTENTION, _ATTENTION),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
@@ -240,10 +233,7 @@ _WIDTH_ADVICE = (
 def _width_advice(reason: str, executed: bool) -> str:
     if executed and reason != ATTENTION and "keeps its width" not in reason:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
-    return next((advice for sign, advice in _WIDTH_ADVICE if sign in reason), "")
-
-
-# ------------------------------------------------------------------ depth and kernels
+    return next((advice for sign, advice in _WIDTH_ADVICE if re.search(sign, reason)), "")
 
 
 def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
@@ -264,14 +254,9 @@ def _without_name(name: str, reason: str) -> str:
 
 
 def _kernels(arch: Architecture) -> Part:
-    nodes = {node.name: node for node in arch.capture.graph.nodes}
-    layers = [layer for layer in arch.layers if layer.kind == "conv"]
-    shapes = {layer.name: argument(nodes[layer.node], "weight").meta["val"].shape[2:] for layer in layers}
-    larger = [Kernel(name, [int(side) + 2 for side in shape]) for name, shape in shapes.items()]
+    shapes = {layer.name: kernel_size(arch, layer) for layer in arch.layers if layer.kind == "conv"}
+    larger = [Kernel(name, [side + 2 for side in shape]) for name, shape in shapes.items()]
     return _sorted_out([(kernel.target, why_not_kernel(arch, kernel)) for kernel in larger])
-
-
-# ------------------------------------------------------------------ resolution
 
 
 def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
@@ -281,7 +266,9 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
     now = tuple(like.shape[-2:] if clip else like.shape[2:])
     if not rehearsed or not now or not arch.inputs.one:  # a vector has no other sizes
         return Part(1, (shape_words(now or like.shape[1:]),), ())
-    sizes = sorted({*(_scaled(now, factor) for factor in _FACTORS), now})
+    unit = 32 if min(now) >= 128 else 8 if min(now) >= 32 else 4
+    scaled = (tuple(max(unit, round(side * factor / unit) * unit) for side in now) for factor in _FACTORS)
+    sizes = sorted({*scaled, now})
     works, refused = [], []
     for size in sizes:
         failure = failure_at(arch, like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else ""
@@ -289,12 +276,11 @@ def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
             works.append(shape_words(size))
         else:
             refused.append((shape_words(size), failure))
-    return Part(len(sizes), tuple(works), _gathered(refused, _resolution_advice))
 
+    def advice(message: str) -> str:
+        return next(advice for sign, advice in _RESOLUTION_ADVICE if re.search(sign, message))
 
-def _scaled(size: Sequence[int], factor: float) -> tuple[int, ...]:
-    unit = 32 if min(size) >= 128 else 8 if min(size) >= 32 else 4
-    return tuple(max(unit, round(side * factor / unit) * unit) for side in size)
+    return Part(len(sizes), tuple(works), _gathered(refused, advice))
 
 
 _RESOLUTION_ADVICE = (
@@ -309,10 +295,6 @@ _RESOLUTION_ADVICE = (
      "put nn.AdaptiveAvgPool2d before it, and take the sizes there from a tensor's shape"),
     ("", "take the size from a tensor's shape, such as x.shape[2:]"),
 )  # fmt: skip
-
-
-def _resolution_advice(message: str) -> str:
-    return next(advice for sign, advice in _RESOLUTION_ADVICE if re.search(sign, message))
 
 
 # ------------------------------------------------------------------ reasons
@@ -341,12 +323,13 @@ def _verdict(found: Diagnosis) -> str:
 
 
 def _sizes_in_words(found: Diagnosis) -> str:
-    works = [_side(name) for name in found.resolutions.possible]
+    sizes = found.resolutions.possible
+    works = [name.partition("x")[0] if len({*name.split("x")}) == 1 else name for name in sizes]  # 224 for 224x224
     if not found.rehearsed:
         return "other inputs were not tried: the network does not run on fake tensors"
     if len(works) == 1:
         return f"only inputs of {works[0]} work"
-    ends = [_area(found.resolutions.possible[0]), _area(found.resolutions.possible[-1])]
+    ends = [_area(sizes[0]), _area(sizes[-1])]
     failing = [_area(name) for obstacle in found.resolutions.obstacles for name in obstacle.names]
     if not any(ends[0] < size < ends[1] for size in failing):  # also where none fails
         return f"inputs from {works[0]} to {works[-1]} work"
@@ -377,12 +360,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
                 where = f", see {obstacle.line}"
             if obstacle.advice:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
-
-
-def _side(name: str) -> str:
-    """Return ``224`` for ``224x224``."""
-    sides = set(name.split("x"))
-    return name if len(sides) > 1 else sides.pop()
 
 
 # ------------------------------------------------------------------ what it prints
@@ -422,14 +399,8 @@ def _reading(found: Diagnosis) -> Table:
 
 
 def _free(found: Diagnosis) -> Table:
-    table = new_table(
-        f"Widths that can change: {len(found.free)} of {found.groups} groups",
-        "group",
-        "size",
-        "layers along",
-        "how",
-        numbers=("size", "layers along"),
-    )
+    title, numbers = f"Widths that can change: {len(found.free)} of {found.groups} groups", ("size", "layers along")
+    table = new_table(title, "group", *numbers, "how", numbers=numbers)
     for group in found.free[:_MOST_GROUPS]:
         words = [f"in steps of {group.step}"] if group.step > 1 else []
         words += [f"in proportion with {brief(group.tied)}"] if group.tied else []
@@ -443,18 +414,13 @@ def _free(found: Diagnosis) -> Table:
 def _others(found: Diagnosis) -> Table:
     """What can be done besides, and all that cannot be, with the reason and the line."""
     table = new_table("What can be done, and what stands in the way", "change", "possible", "not", "why not")
+    parts = (("remove blocks", found.removable), ("repeat blocks", found.repeatable), ("larger kernels", found.kernels))
     for name, possible, obstacles in (
         ("width", f"{len(found.free)} of {found.groups}", found.frozen),
-        ("remove blocks", _possible(found.removable), found.removable.obstacles),
-        ("repeat blocks", _possible(found.repeatable), found.repeatable.obstacles),
-        ("larger kernels", _possible(found.kernels), found.kernels.obstacles),
+        *((name, f"{len(part.possible)} of {part.total}", part.obstacles) for name, part in parts),
         ("input sizes", ", ".join(found.resolutions.possible), found.resolutions.obstacles),
     ):
         reasons = [(brief(obstacle.names), obstacle.reason) for obstacle in obstacles] or [("", "")]
         for number, reason in enumerate(reasons):
             add_row(table, *((name, possible) if number == 0 else ("", "")), *reason)
     return table
-
-
-def _possible(part: Part) -> str:
-    return f"{len(part.possible)} of {part.total}"

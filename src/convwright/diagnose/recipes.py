@@ -145,9 +145,6 @@ def validate(
     return CheckedRecipe(recipe, f"{opened.arch.source} and {opened.data.name}", tuple(dict.fromkeys(found)))
 
 
-# ------------------------------------------------------------------ tables
-
-
 def preset_table() -> Table:
     """Return the presets, one line each."""
     table = new_table("Presets: `convwright recipe show NAME` prints one", "preset", "what it is")

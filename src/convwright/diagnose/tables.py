@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.architecture import Architecture, ChannelGroup
+from convwright.architecture import Architecture
 from convwright.cost import LayerLatencies, costs_of, count_by_torch, feasible_range, human, profile
 from convwright.errors import counted
 from convwright.runs.directory.result import rows
@@ -62,13 +62,8 @@ def _layers(arch: Architecture, latencies: LayerLatencies | None) -> Table:
 def _latency(found: LayerLatencies) -> Table:
     """Return the sum of the layers beside the measured whole: they differ, and how much is said."""
     whole = found.whole
-    table = new_table(
-        f"Latency of a batch as it was read, on {whole.device} with {whole.threads} threads, {whole.dtype}",
-        "what",
-        "time",
-        "95% interval of the median",
-        numbers=("time",),
-    )
+    title = f"Latency of a batch as it was read, on {whole.device} with {whole.threads} threads, {whole.dtype}"
+    table = new_table(title, "what", "time", "95% interval of the median", numbers=("time",))
     interval = f"{_seconds(whole.lower)} to {_seconds(whole.upper)}, {whole.repeats} samples"
     add_row(table, "the whole network", _seconds(whole.median), interval)
     add_row(table, "sum of its operators, each alone", _seconds(found.sum), f"{found.ratio:.2f} of the whole")
@@ -88,18 +83,15 @@ def _groups(arch: Architecture) -> Table:
     table = new_table(title, "group", "size", "layers", "state", numbers=("size",))
     frozen = [g for g in arch.groups if g.frozen]
     for group in arch.free_groups:
-        add_row(table, group.name, str(group.size), brief(group.layers), _state(group))
+        step = f", in steps of {group.step}" if group.step > 1 else ""
+        tied = f", in proportion with {brief(group.tied)}" if group.tied else ""
+        add_row(table, group.name, str(group.size), brief(group.layers), f"free{step}{tied}")
     for reason, alike in groupby(sorted(frozen, key=lambda g: g.reason), key=lambda g: g.reason):
         members = list(alike)
         names = brief([g.name for g in members])
         layers = dict.fromkeys(name for g in members for name in g.layers)
         add_row(table, names, str(sum(g.size for g in members)), brief(list(layers)), f"frozen: {reason}")
     return table
-
-
-def _state(group: ChannelGroup) -> str:
-    step = f", in steps of {group.step}" if group.step > 1 else ""
-    return f"free{step}" + (f", in proportion with {brief(group.tied)}" if group.tied else "")
 
 
 def _stages(arch: Architecture) -> Table:

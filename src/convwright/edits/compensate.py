@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from convwright.architecture.capture.graph import Capture, argument, module_path, operator_name, shape_of
 from convwright.architecture.follow import Follower
 from convwright.architecture.labels import Value
-from convwright.architecture.layers import kind_of
+from convwright.architecture.layers import kind_of, per_axis
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied
 
@@ -222,9 +223,8 @@ def _smallest(layer: ComputedLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
     kernel = shape_of(layer.weight)[2:]
     if not kernel:
         return shape
-    dilation = argument(layer.node, "dilation", 1)
-    each = dilation if isinstance(dilation, list | tuple) else [dilation] * len(kernel)
-    return (1, shape[1], *(int(d) * (k - 1) + 1 for d, k in zip(each, kernel, strict=False)))
+    dilation = per_axis(argument(layer.node, "dilation", 1), len(kernel))
+    return (1, shape[1], *(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)))
 
 
 class _Spy(TorchFunctionMode):
@@ -253,16 +253,12 @@ def silence_inputs(model: nn.Module, plan: ChannelRemap) -> set[str]:
         dropped = plan.dropped_on(value) if isinstance(value, Value) else None
         if dropped is None or not len(dropped):
             continue
-        model.get_submodule(layer.path).register_forward_pre_hook(_silencer(torch.from_numpy(dropped)))
+        model.get_submodule(layer.path).register_forward_pre_hook(partial(_silence, torch.from_numpy(dropped)))
         owned = plan.before.follower.capture.parameters
         replaced |= {name for name in owned if name.startswith(f"{layer.path}.")}
     return replaced
 
 
-def _silencer(dropped: Tensor) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        axis = -1 if isinstance(module, nn.Linear) else 1
-        return (x.index_fill(axis, dropped.to(x.device), 0.0), *args[1:])
-
-    return hook
+def _silence(dropped: Tensor, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, axis = args[0], -1 if isinstance(module, nn.Linear) else 1
+    return (x.index_fill(axis, dropped.to(x.device), 0.0), *args[1:])

@@ -294,10 +294,13 @@ def _reaches(architecture: Architecture, regions: list[set[int]], which: int, br
 def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], options: Options) -> Outcome:
     """Add copies of blocks to a copy of the model."""
     _check_distinct(edits)
-    blocks = [_template(architecture, edit) for edit in edits]
-    surgery = Structure(tuple(_addition(architecture, block, edit) for block, edit in zip(blocks, edits, strict=True)))
-    _check_room(architecture, blocks, edits, options)
-    more = [edit.copies * macs_of_layers(architecture, b.layers) for b, edit in zip(blocks, edits, strict=True)]
+    pairs = [(_template(architecture, edit), edit) for edit in edits]
+    surgery = Structure(tuple(_addition(architecture, block, edit) for block, edit in pairs))
+    copies = [(e.copies, architecture.model.get_submodule(path)) for block, e in pairs for path in block.modules]
+    added = sum(count * p.nbytes for count, module in copies for p in module.parameters())
+    before = architecture.profile().weight_bytes
+    check_room(before, before + added, options.verify, f"{len(edits)} added blocks")
+    more = [edit.copies * macs_of_layers(architecture, block.layers) for block, edit in pairs]
     difference = measure(architecture, surgery) if options.verify else None
     if difference is not None:
         edits = [replace(edit, approximate=not difference.exact) for edit in edits]
@@ -309,17 +312,6 @@ def carry_out_additions(architecture: Architecture, edits: Sequence[AddBlock], o
 def why_not_repeatable(architecture: Architecture, block: Block) -> str | None:
     """Return why copies of a block cannot be put behind it, without doing anything; ``None`` if they can."""
     return refusal(lambda: identity_start(architecture, _template(architecture, AddBlock(block.name))))
-
-
-def _check_room(
-    architecture: Architecture, blocks: Sequence[Block], edits: Sequence[AddBlock], options: Options
-) -> None:
-    added = 0
-    for block, edit in zip(blocks, edits, strict=True):
-        modules = [architecture.model.get_submodule(path) for path in block.modules]
-        added += edit.copies * sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
-    before = architecture.profile().weight_bytes
-    check_room(before, before + added, options.verify, f"{len(edits)} added blocks")
 
 
 def _template(architecture: Architecture, edit: AddBlock) -> Block:

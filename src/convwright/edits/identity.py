@@ -45,7 +45,6 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
     """
     if block.kind == "residual" or additions(architecture.flow, block):
         scales, norms = _residual(architecture, block)
-
         return lambda copies: _scale_nothing(copies, scales, norms)
     _check_plain(architecture, block)
     return _neutralise
@@ -96,15 +95,10 @@ def _owner(copies: Mapping[str, nn.Module], name: str) -> nn.Module:
 
 @dataclass(frozen=True, eq=False)
 class _ZeroSearch:
-    """Looks, from the end of a branch backwards, for parameters that make it zero when they are.
-
-    Attributes:
-        architecture: the network.
-        inside: names of the nodes of the block; what lies before it is no part of the branch.
-    """
+    """Looks, from the end of a branch backwards, for parameters that make it zero when they are."""
 
     architecture: Architecture
-    inside: frozenset[str]
+    inside: frozenset[str]  # nodes of the block; what lies before it is no part of the branch
 
     def silencers(self, node: fx.Node) -> set[str] | None:
         """Return parameters that, when zero, make a node's value zero; ``None`` if there are none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from convwright.architecture import Architecture, Layer
-from convwright.architecture.capture.graph import argument, first_line
+from convwright.architecture.capture.graph import argument, first_line, shape_of
 from convwright.architecture.channels import Axis, Ints
+from convwright.architecture.layers import per_axis
 from convwright.edits.compensate import effective_weight, gain_factors, scale_gains, scale_of, sources_of
 from convwright.edits.constraints import check_alone
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, refusal, whole_numbers
@@ -52,27 +53,16 @@ class Kernel(Edit):
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """One convolution's change.
-
-    Attributes:
-        path: its module.
-        layers: the layers (calls) that it is.
-        tensors: names of the parameters that hold kernels.
-        before: old kernel size.
-        after: new kernel size.
-        input_shape: shape of the layer's input.
-        gains: parameters that a computed weight is proportional to, per output channel.
-        padding: what to add to the padding per axis; zeros where the module pads by itself.
-    """
+    """One convolution's change."""
 
     path: str
-    layers: tuple[str, ...]
-    tensors: tuple[str, ...]
+    layers: tuple[str, ...]  # the calls that it is
+    tensors: tuple[str, ...]  # the parameters that hold kernels
     before: Sizes
     after: Sizes
-    padding: Sizes
+    padding: Sizes  # what to add to the padding per axis; zeros where the module pads by itself
     input_shape: Sizes
-    gains: frozenset[str]
+    gains: frozenset[str]  # parameters that a computed weight is proportional to, per output channel
 
     def more_bytes(self, model: nn.Module) -> int:
         more = math.prod(self.after) / math.prod(self.before) - 1
@@ -161,6 +151,12 @@ def why_not_kernel(architecture: Architecture, edit: Kernel) -> str | None:
     return refusal(_change, architecture, edit)
 
 
+def kernel_size(architecture: Architecture, layer: Layer) -> Sizes:
+    """Return the kernel size of a convolution along each spatial axis."""
+    node = next(n for n in architecture.capture.graph.nodes if n.name == layer.node)
+    return shape_of(argument(node, "weight"))[2:]
+
+
 # ------------------------------------------------------------------ what an edit means
 
 
@@ -170,19 +166,18 @@ def _change(architecture: Architecture, edit: Kernel) -> _Change:
     if layer.kind != "conv":
         raise EditError(f"{edit.target} is no convolution (it is {layer.operator}); only those have kernels to change.")
     node = next(n for n in architecture.capture.graph.nodes if n.name == layer.node)
-    weight = argument(node, "weight")
-    before = tuple(int(s) for s in weight.meta["val"].shape[2:])
+    weight, capture = argument(node, "weight"), architecture.capture
+    before = kernel_size(architecture, layer)
     after = _wanted(edit, before)
-    _check_fits(edit, node, layer, after)
-    tensors = _kernels(architecture, weight, before)
+    _check_fits(edit, node, layer, (before, after))
+    tensors = tuple(n for n in sources_of(capture, weight) if tuple(capture.tensor(n).shape[2:]) == before)
     if not tensors:
         raise EditError(f"the kernel of {edit.target} is computed in its module, not stored; it cannot be changed.")
     path, layers = _owner(architecture, edit, layer, tensors)
-    dilation = _per_axis(argument(node, "dilation", 1), len(before))
+    dilation = per_axis(argument(node, "dilation", 1), len(before))
     growth = tuple(d * (b - a) // 2 for d, a, b in zip(dilation, before, after, strict=True))
     padding = _padding(architecture, layer, path, (before, after), growth)
-    direct = weight.name in architecture.capture.tensors
-    gains = frozenset() if direct else frozenset(scale_of(architecture.capture, weight) or ())
+    gains = frozenset() if weight.name in capture.tensors else frozenset(scale_of(capture, weight) or ())
     return _Change(path, layers, tensors, before, after, padding, layer.input_shapes[0], gains - set(tensors))
 
 
@@ -197,30 +192,19 @@ def _wanted(edit: Kernel, before: Sizes) -> Sizes:
     return sizes
 
 
-def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, after: Sizes) -> None:
+def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, kernels: tuple[Sizes, Sizes]) -> None:
     """A kernel must not be larger than the padded input."""
+    before, after = kernels
     spatial = layer.input_shapes[0][-len(after) :]
-    dilation = _per_axis(argument(node, "dilation", 1), len(after))
-    before = argument(node, "weight").meta["val"].shape[2:]
+    dilation = per_axis(argument(node, "dilation", 1), len(after))
     given = argument(node, "padding", 0)
     same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, before, strict=True))
-    padding = same if given == "same" else _per_axis(0 if given == "valid" else given, len(after))
+    padding = same if given == "same" else per_axis(0 if given == "valid" else given, len(after))
     for size, k, p, d in zip(spatial, after, padding, dilation, strict=True):
         if d * (k - 1) + 1 > size + 2 * p:
             raise EditError(
                 f"the kernel of {edit.target} cannot be {k}: it would be larger than its padded input ({size + 2 * p})."
             )
-
-
-def _per_axis(value: Any, count: int) -> Sizes:
-    listed = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
-    return tuple(listed) if len(listed) == count else tuple(listed[:1] * count)
-
-
-def _kernels(architecture: Architecture, weight: fx.Node, before: Sizes) -> tuple[str, ...]:
-    """Return the parameters behind a weight that have its kernel axes."""
-    capture = architecture.capture
-    return tuple(name for name in sources_of(capture, weight) if tuple(capture.tensor(name).shape[2:]) == before)
 
 
 def _owner(
@@ -281,7 +265,7 @@ def _sync(module: nn.Module, after: Sizes, more: Sizes) -> None:
     padding = getattr(module, "padding", None)
     if padding is None or padding == "same" or not any(more):
         return
-    wider = tuple(p + m for p, m in zip(_per_axis(0 if padding == "valid" else padding, len(more)), more, strict=True))
+    wider = tuple(p + m for p, m in zip(per_axis(0 if padding == "valid" else padding, len(more)), more, strict=True))
     if min(wider) < 0:
         raise EditError("its padding is too small for a smaller kernel to give the same size")
     module.padding = wider if isinstance(padding, tuple | list | str) else wider[0]  # type: ignore[assignment]

@@ -301,24 +301,15 @@ def _check_repairs(architecture: Architecture, repairs: Mapping[str, Any]) -> No
     modules = dict(architecture.model.named_modules())
     for name, value in repairs.items():
         path, _, attribute = name.rpartition(".")
-        if path in modules and _follows_weights(modules[path]):
-            raise EditError(f"its repairs name {name}: a {type(modules[path]).__name__} has the sizes of its weights.")
-        stored = vars(modules[path]).get(attribute) if path in modules and not attribute.startswith("_") else None
-        alike = isinstance(stored, list | tuple) == isinstance(value, list | tuple)
-        if not alike or not all(_is_row(v) for v in (stored, value)):
+        module = modules.get(path)
+        own = [] if module is None else [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own and type(module).__module__.startswith("torch.nn"):
+            raise EditError(f"its repairs name {name}: a {type(module).__name__} has the sizes of its weights.")
+        stored = vars(module).get(attribute) if module is not None and not attribute.startswith("_") else None
+        rows = [v if isinstance(v, list | tuple) else (v,) for v in (stored, value)]
+        whole = all(row and all(isinstance(v, int) and not isinstance(v, bool) for v in row) for row in rows)
+        if not whole or isinstance(stored, list | tuple) != isinstance(value, list | tuple):
             raise EditError(f"its repairs name {name}, which is no size that a module of {architecture.source} stores.")
-
-
-def _follows_weights(module: nn.Module) -> bool:
-    """Whether a module is one of torch's layers, with parameters or buffers that say its sizes."""
-    own = type(module).__module__.startswith("torch.nn")
-    return own and bool([*module.parameters(recurse=False), *module.buffers(recurse=False)])
-
-
-def _is_row(value: object) -> bool:
-    """Whether a value is a whole number, or a row of them."""
-    row = value if isinstance(value, list | tuple) else (value,)
-    return bool(row) and all(isinstance(v, int) and not isinstance(v, bool) for v in row)
 
 
 def _refused(current: Architecture, run: tuple[Edit, ...], options: Options, error: EditError) -> tuple[int, EditError]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from convwright.architecture import Architecture, ChannelGroup
-from convwright.architecture.capture.graph import argument
+from convwright.architecture.layers import per_axis
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
-from convwright.edits.kernel import Kernel
+from convwright.edits.kernel import Kernel, kernel_size
 from convwright.edits.plan import Passage, Plan, check_made_for, passages
 from convwright.edits.replace import Replace
 from convwright.edits.resolution import Resolution
@@ -172,7 +172,7 @@ def costs(macs: tuple[int, int], params: tuple[int, int]) -> str:
 
 
 def _steps(passage: Passage, first: int) -> Iterator[Step]:
-    run = _Run(passage)
+    run = _Run(passage, passage.before)
     changes = passage.after.changes[len(passage.before.changes) :]
     for i, (given, change) in enumerate(zip(passage.edits, changes, strict=True)):
         step = Step(
@@ -188,8 +188,7 @@ def _steps(passage: Passage, first: int) -> Iterator[Step]:
             macs=change.macs,
             params=change.params,
         )
-        tell = next((tell for kind, tell in _TELLERS.items() if isinstance(change.edit, kind)), None)
-        yield step if tell is None else replace(step, **tell(run, change.edit, i))
+        yield replace(step, **_told(run, change.edit, i))
 
 
 @dataclass(frozen=True)
@@ -197,10 +196,7 @@ class _Run:
     """A run of edits of one kind, with what several of them need to know."""
 
     passage: Passage
-
-    @property
-    def before(self) -> Architecture:
-        return self.passage.before
+    before: Architecture
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -260,56 +256,31 @@ def _width(run: _Run, edit: Width, place: int) -> dict[str, Any]:
     }
 
 
-def _removed(run: _Run, edit: RemoveBlock, place: int) -> dict[str, Any]:
-    block = run.before.block(edit.target)
-    what = f"{block.kind} block of {len(block.layers)} layers"
-    return {"before": what, "after": "removed, its input goes on"}
-
-
-def _added(run: _Run, edit: AddBlock, place: int) -> dict[str, Any]:
-    copies = "copy" if edit.copies == 1 else "copies"
-    return {
-        "before": f"1 {run.before.block(edit.target).kind} block",
-        "after": f"{1 + edit.copies}",
-        "notes": (f"{edit.copies} {copies} behind it, beginning as the identity",),
-    }
-
-
-def _kernel(run: _Run, edit: Kernel, place: int) -> dict[str, Any]:
-    layer = run.before.layer(edit.target)
-    node = next(n for n in run.before.capture.graph.nodes if n.name == layer.node)
-    before = tuple(int(s) for s in argument(node, "weight").meta["val"].shape[2:])
-    after = (edit.size,) * len(before) if isinstance(edit.size, int) else tuple(edit.size)
-    rim = "the rim is cropped" if after < before else "zeros around the old kernel"
-    return {"before": shape_words(before), "after": shape_words(after), "notes": (rim,)}
-
-
-def _replaced(run: _Run, edit: Replace, place: int) -> dict[str, Any]:
-    layer = run.before.layer(edit.target)
-    return {"before": layer.module or layer.operator, "after": operator_words(edit)}
-
-
-def _resolved(run: _Run, edit: Resolution, place: int) -> dict[str, Any]:
-    shape = run.before.example_input.shape
-    after = (edit.size,) * (len(shape) - 2) if isinstance(edit.size, int) else tuple(edit.size)
-    return {
-        "before": shape_words(shape[1:]),
-        "after": shape_words((shape[1], *after)),
-        "notes": ("the weights stay as they are",),
-    }
-
-
-_TELLERS: dict[type[Edit], Callable[[_Run, Any, int], dict[str, Any]]] = {
-    Width: _width,
-    RemoveBlock: _removed,
-    AddBlock: _added,
-    Kernel: _kernel,
-    Replace: _replaced,
-    Resolution: _resolved,
-}
-
-
-# ------------------------------------------------------------------ words
+def _told(run: _Run, edit: Edit, place: int) -> dict[str, Any]:
+    """Return the fields of a step that depend on the kind of its edit."""
+    if isinstance(edit, Width):
+        return _width(run, edit, place)
+    if isinstance(edit, RemoveBlock):
+        block = run.before.block(edit.target)
+        what = f"{block.kind} block of {len(block.layers)} layers"
+        return {"before": what, "after": "removed, its input goes on"}
+    if isinstance(edit, AddBlock):
+        what = f"1 {run.before.block(edit.target).kind} block"
+        copies = f"{edit.copies} {'copy' if edit.copies == 1 else 'copies'} behind it, beginning as the identity"
+        return {"before": what, "after": str(1 + edit.copies), "notes": (copies,)}
+    if isinstance(edit, Kernel):
+        before = kernel_size(run.before, run.before.layer(edit.target))
+        after = per_axis(edit.size, len(before))
+        rim = "the rim is cropped" if after < before else "zeros around the old kernel"
+        return {"before": shape_words(before), "after": shape_words(after), "notes": (rim,)}
+    if isinstance(edit, Replace):
+        layer = run.before.layer(edit.target)
+        return {"before": layer.module or layer.operator, "after": operator_words(edit)}
+    if isinstance(edit, Resolution):
+        shape = run.before.example_input.shape
+        words = shape_words((shape[1], *per_axis(edit.size, len(shape) - 2)))
+        return {"before": shape_words(shape[1:]), "after": words, "notes": ("the weights stay as they are",)}
+    return {}
 
 
 def _amounts(before: int, after: int) -> str:

@@ -184,16 +184,9 @@ def _take(
     summed: Mapping[int, bool],
     known: dict[tuple[bytes, ...], Take] | None = None,
 ) -> Take | None:
-    """Return what to take along an axis.
+    """Return what to take along an axis, given the labels along it in both walks; None where it stays as it is.
 
-    Args:
-        before: the analysis of the network as it is.
-        after: the analysis under the new sizes.
-        lines: the labels along the axis in both.
-        origin: new channel -> old channel.
-        axis: for the error message.
-        summed: by group, whether the axis is summed over.
-        known: what was found for axes with the same channels, such as those of a convolution and its batch norm.
+    What was found is known for axes with the same channels, such as those of a convolution and its batch norm.
     """
     old, own = before.channels_of(lines[0]), after.channels_of(lines[1])
     if not (before.group_of[old] >= 0).any():
@@ -229,13 +222,11 @@ def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axi
     count = int(parts.max()) + 1
     was, now = old[0] * count + parts[: len(old[0])], new[0] * count + parts[len(old[0]) :]
     if not np.isin(now, was).all():
-        known = np.isin(new[0], old[0]).all()
+        where = f"axis {axis[1]} of {axis[0]}"
+        if not np.isin(new[0], old[0]).all():
+            raise EditError(f"{where} would need channels that it does not have.")
         reason = "a shuffle would send channels into other groups of a grouped operator than now"
-        raise EditError(
-            f"with these widths, {reason} (axis {axis[1]} of {axis[0]})."
-            if known
-            else f"axis {axis[1]} of {axis[0]} would need channels that it does not have."
-        )
+        raise EditError(f"with these widths, {reason} ({where}).")
     return places(was, now, own * count + parts[len(old[0]) :])
 
 

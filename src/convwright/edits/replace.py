@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from convwright.architecture import Architecture, Layer
+from convwright.architecture import Architecture
 from convwright.cost import count_by_torch
 from convwright.edits.constraints import check_alone
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, refusal
@@ -140,17 +140,6 @@ def why_not_replaceable(architecture: Architecture, edit: Replace) -> str | None
 
 def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
     """Return where an operator goes, and the names of all calls of the layer that it replaces."""
-    layer, calls = _layer(architecture, edit)
-    example = architecture.example_input
-    read = [architecture.layer(call) for call in calls] if layer.kind == "linear" else []
-    maps = {architecture.flow.flattened_map(each) for each in read}
-    map_shape = maps.pop() if len(maps) == 1 else ()
-    shapes = layer.input_shapes[0], layer.output_shape
-    return Site(layer.name, *shapes, example.device, example.dtype, map_shape), calls
-
-
-def _layer(architecture: Architecture, edit: Replace) -> tuple[Layer, list[str]]:
-    """Return the layer that is replaced, and the names of all calls to it."""
     layer = architecture.layer(edit.target)
     check_alone(architecture, layer.name)
     modules = dict(architecture.model.named_modules())
@@ -159,4 +148,7 @@ def _layer(architecture: Architecture, edit: Replace) -> tuple[Layer, list[str]]
     calls = [other for other in architecture.layers if other.name.partition("#")[0] == layer.name]
     if any(other.input_shapes != layer.input_shapes for other in calls):
         raise EditError(f"{edit.target} is called with inputs of different shapes; it cannot be replaced as one layer.")
-    return layer, [other.name for other in calls]
+    maps = {architecture.flow.flattened_map(call) for call in calls if layer.kind == "linear"}
+    map_shape = maps.pop() if len(maps) == 1 else ()
+    shapes, example = (layer.input_shapes[0], layer.output_shape), architecture.example_input
+    return Site(layer.name, *shapes, example.device, example.dtype, map_shape), [call.name for call in calls]

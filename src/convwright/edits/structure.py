@@ -90,9 +90,6 @@ class Structure:
         )
 
 
-# ------------------------------------------------------------------ acts
-
-
 def put(model: nn.Module, path: str, new: nn.Module) -> None:
     """Set a module in place of another, under every name that the other one goes by."""
     old = model.get_submodule(path)
@@ -135,9 +132,6 @@ def free_names(model: nn.Module, path: str, count: int) -> list[str]:
     taken = {name for name, _ in model.get_submodule(parent_path).named_children()}
     names = (f"{child}_copy{number}" for number in itertools.count(1))
     return list(itertools.islice((name for name in names if name not in taken), count))
-
-
-# ------------------------------------------------------------------ promises
 
 
 class _Rerouted(fx.Interpreter):
@@ -191,9 +185,6 @@ def _in_type(architecture: Architecture, model: nn.Module, dtype: torch.dtype) -
         return architecture.capture
     cast = architecture.inputs.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     return capture(model, cast, architecture.captured)
-
-
-# ------------------------------------------------------------------ predicted costs
 
 
 def predicted_steps(

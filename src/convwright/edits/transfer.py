@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from convwright.architecture import Architecture
 from convwright.architecture.labels import on_axis
-from convwright.edits.edit import Edit, Moved, Options
+from convwright.edits.edit import Moved, Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.remap import signatures
 from convwright.edits.summary import summary
@@ -143,7 +143,10 @@ def check_widths_only(before: Plan, after: Plan) -> None:
     """
     if (before.model, before.params, before.macs) != (after.model, after.params, after.macs):
         raise EditError(f"one plan is for {before.model}, the other for {after.model}.")
-    ours, theirs = _besides_widths(before), _besides_widths(after)
+    ours, theirs = (
+        [(n, edit) for n, edit in enumerate(plan.edits, start=1) if not isinstance(edit, Width)]
+        for plan in (before, after)
+    )
     for mine, other in zip_longest(ours, theirs):
         if mine is None or other is None or mine[1] != other[1]:
             place, (number, edit) = ("later", other) if other is not None else ("earlier", mine or ours[0])
@@ -151,10 +154,6 @@ def check_widths_only(before: Plan, after: Plan) -> None:
                 f"edit {number} of the {place} plan ({summary(edit)}) is no change of width, and is not the same in "
                 "the other plan."
             )
-
-
-def _besides_widths(plan: Plan) -> list[tuple[int, Edit]]:
-    return [(n, edit) for n, edit in enumerate(plan.edits, start=1) if not isinstance(edit, Width)]
 
 
 def width_edits(before: Architecture, after: Architecture) -> tuple[Width, ...]:

@@ -200,10 +200,7 @@ def _scale_along_producers(graph: ChannelGraph, units: Ints, pending: set[int], 
 def _followed(architecture: Architecture, units: Ints, owned: Sequence[list[int]]) -> tuple[Ints, ChannelGraph]:
     """Walk the graph with the sizes; take over what ties made of the sizes that were left open.
 
-    Args:
-        architecture: the network.
-        units: the new number of channels of each group.
-        owned: per edit, the groups of its target: their sum is what was asked for.
+    Of the groups that an edit owns, those of its target, the sum is what was asked for.
     """
     graph = architecture.channels
     after = _resized(graph, units)
@@ -224,11 +221,8 @@ def _followed(architecture: Architecture, units: Ints, owned: Sequence[list[int]
     wrong = [own[0] for own in owned if ((observed - units) * steps)[own].sum()]
     wrong += [i for i in np.flatnonzero(observed != units).tolist() if not graph.groups[i].tied]
     for index in wrong[:1]:
-        why = (
-            "it moves with others, by equal shares"
-            if graph.groups[index].tied
-            else "a constant in the network fixes it"
-        )
+        tied = graph.groups[index].tied
+        why = "it moves with others, by equal shares" if tied else "a constant in the network fixes it"
         raise EditError(
             f"{graph.groups[index].name} would get {observed[index] * steps[index]} channels instead of "
             f"{units[index] * steps[index]}: {why}."
@@ -354,23 +348,13 @@ def _operated(
         model, moved = surgery.operate(architecture.model)
         if (found := executed(architecture, model, plan.after)) is not None:
             return surgery, model, moved, found
-    surgery = WidthSurgery(plan, _repairs(architecture, units, plan, given))
-    return surgery, *surgery.operate(architecture.model), None
-
-
-def _repairs(architecture: Architecture, units: Ints, plan: ChannelRemap, given: Repairs) -> Repairs:
-    """Rehearse the edits on fake tensors, and return the stored sizes that follow.
-
-    Raises:
-        EditError: if the network does not run with these widths.
-    """
-    stage = FakeNetwork.of(architecture)
-    if not plan.takes:
-        return {}
+    stage = FakeNetwork.of(architecture)  # the edits are rehearsed on fake tensors
     try:
-        return repaired(stage, units, lambda: plan, given)
+        repairs = repaired(stage, units, lambda: plan, given) if plan.takes else {}
     except UnrepairableError as error:
         raise UnrunnableWidthsError(error) from error
+    surgery = WidthSurgery(plan, repairs)
+    return surgery, *surgery.operate(architecture.model), None
 
 
 class UnrunnableWidthsError(EditError):
@@ -394,10 +378,8 @@ def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], opt
     """Pick, for every group that changes, the old channel behind each new one."""
     keep = {name: ranks for e in edits for name, ranks in (e.keep or {}).items()}
     _check_keep(architecture, units, keep)
-    chosen = {}
-    for group, before, after in zip(
-        architecture.groups, architecture.channels.units.tolist(), units.tolist(), strict=True
-    ):
+    chosen, now = {}, architecture.channels.units
+    for group, before, after in zip(architecture.groups, now.tolist(), units.tolist(), strict=True):
         if before == after:
             continue
         if after > before:

@@ -123,9 +123,6 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
     return arch
 
 
-# ------------------------------------------------------------------ a run without a result
-
-
 def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None) -> Exportable:
     run = read_settings(folder)
     known = [t.evidence for t in recorded_trials(folder, run, storage) if t.evidence is not None and t.evidence.usable]

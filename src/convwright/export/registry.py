@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convwright.architecture.rules.registry import filing
 from convwright.edits.surgery import tensors_in
 from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
@@ -52,16 +53,7 @@ class Exported:
 
 Target = Callable[[Exportable, Path], Exported]
 TARGETS: dict[str, Target] = {}
-
-
-def target(name: str) -> Callable[[Target], Target]:
-    """Register a target under a name."""
-
-    def register(function: Target) -> Target:
-        TARGETS[name] = function
-        return function
-
-    return register
+target = filing(TARGETS)
 
 
 def scale(model: nn.Module, example: Tensor) -> float:

@@ -108,8 +108,6 @@ def window_products(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Win
 
 
 class _Products(torch.autograd.Function):
-    """One layer's values and gradients."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
         ctx.save_for_backward(x, weight)

@@ -114,14 +114,7 @@ def _network(
 ) -> nn.Sequential:  # fmt: skip
     """Return stem, stages and head: (N, in_channels, H, W) -> (N, num_classes) for any H and W.
 
-    Args:
-        stages: what the six stages are made of.
-        ends: channels of the stem, of what is pooled, and between pooling and the classifier.
-        num_classes: outputs.
-        in_channels: channels of the image.
-        activation: nonlinearity of the stem and of the hidden layer.
-        dropout: probability before the classifier.
-        stem_stride: of the stem convolution.
+    The ends are the channels of the stem, of what is pooled, and between pooling and the classifier.
     """
     channels, pooled, hidden = ends
     stem = conv_bn(in_channels, channels, 3, stem_stride, activation=activation)
@@ -140,15 +133,8 @@ def _network(
     return nn.Sequential(layers)
 
 
-# Expansions and, with the same shape, who has squeeze-and-excitation: one row per stage.
-_EXPANSIONS = (
-    (16,),
-    (48, 72),
-    (72, 120),
-    (240, 200, 184, 184),
-    (480, 672),
-    (672, 960, 960, 960, 960),
-)
+# Expansions and, with the same shape, who has squeeze-and-excitation, stage by stage.
+_EXPANSIONS = ((16,), (48, 72), (72, 120), (240, 200, 184, 184), (480, 672), (672, 960, 960, 960, 960))
 _SQUEEZED = (
     (False,),
     (False, False),

@@ -56,7 +56,6 @@ def _network(features: Iterable[nn.Module], channels: int, num_classes: int, bia
 
 
 def _phase(layers: str, num_classes: int, in_channels: int, blur: bool, bias: bool = False) -> nn.Sequential:
-    """Build a network of the table."""
     features, channels = list[nn.Module](), in_channels
     for layer in layers.split():
         letter, size = layer[0], int(layer[1:] or 0)

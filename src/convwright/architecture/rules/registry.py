@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, fx
 
@@ -13,19 +13,27 @@ from convwright.architecture.labels import ResizeError, Value, Values, line_plan
 if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def filing(known: dict[str, _Function]) -> Callable[..., Callable[[_Function], _Function]]:
+    """Return the decorator that files functions in a registry, each under all names that it is given."""
+
+    def under(*names: str) -> Callable[[_Function], _Function]:
+        """Register a function under these names."""
+
+        def file(function: _Function) -> _Function:
+            known.update(dict.fromkeys(names, function))
+            return function
+
+        return file
+
+    return under
+
+
 Rule = Callable[["Follower", fx.Node], Values]
 RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the given bare operator names."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register
+rule = filing(RULES)  # by the operators' bare names
 
 
 def across(follower: Follower, x: Value, dims: Iterable[int], node: fx.Node) -> None:

@@ -16,7 +16,6 @@ from convwright.architecture.labels import (
     Value,
     Values,
     compact,
-    full,
     line_plane,
     merge,
     narrowed,
@@ -40,21 +39,14 @@ def executed(follower: Follower, node: fx.Node) -> Values:
     return follower.execute(node, x, list(node.args[1:]), dict(node.kwargs))
 
 
-@rule("view", "reshape", "_unsafe_view", "unflatten", "_reshape_alias")
+@rule("view", "reshape", "_unsafe_view", "unflatten", "_reshape_alias", "reshape_as", "view_as")
 def reshape(follower: Follower, node: fx.Node) -> Values:
-    """Reshape the labels; equal parts of a split axis must stay equal in size."""
+    """Reshape the labels, or to another value's current shape; equal parts of a split axis must stay equal."""
     x = follower.input(node, 0)
-    target = follower.reshaped(node, x, follower.meta_shape(node, 0), shape_of(node))
-    return _reshaped(follower, node, x, target)
-
-
-@rule("reshape_as", "view_as")
-def reshape_as(follower: Follower, node: fx.Node) -> Values:
-    """Reshape to another value's (current) shape."""
-    return _reshaped(follower, node, follower.input(node, 0), follower.input(node, 1).shape)
-
-
-def _reshaped(follower: Follower, node: fx.Node, x: Value, target: tuple[int, ...]) -> Value:
+    if operator_name(node) in ("reshape_as", "view_as"):
+        target = follower.input(node, 1).shape
+    else:
+        target = follower.reshaped(node, x, follower.meta_shape(node, 0), shape_of(node))
     if math.prod(x.shape) != math.prod(target):
         raise ResizeError(
             f"{'x'.join(map(str, x.shape))} does not reshape to {'x'.join(map(str, target))} at {describe(node)}"
@@ -187,13 +179,12 @@ def slice_(follower: Follower, node: fx.Node) -> Values:
         step = int(argument(node, "step", 1))
     length = follower.meta_shape(node, 0)[axis]
     start, stop, _ = slice(start, stop).indices(length)
-    if step != 1:
-        follower.ledger.freeze(plane.labels, f"every {step}th channel is taken at {describe(node)}")
     if stop - start == 1 < length:  # as `select` does
         follower.ledger.freeze(plane.labels, f"one channel is taken at {describe(node)}")
     sizes = follower.part_sizes(node, x, axis, [start, stop - start, length - stop], False)
     planes = _cut(x, axis, sizes[0], sizes[1])
     if step != 1:
+        follower.ledger.freeze(plane.labels, f"every {step}th channel is taken at {describe(node)}")
         planes = tuple(
             Plane(p.labels[(slice(None),) * axis + (slice(None, None, step),)], p.axes) if axis in p.axes else p
             for p in planes
@@ -222,10 +213,6 @@ def _picked(x: Value, axis: int, index: int) -> tuple[Plane, ...]:
         if axes:
             planes.append(Plane(plane.labels.select(axis, where), axes))
     return tuple(planes)
-
-
-if TYPE_CHECKING:
-    from convwright.architecture.follow import Follower
 
 
 @rule(
@@ -314,6 +301,6 @@ def pad(follower: Follower, node: fx.Node) -> Values:
         follower.ledger.freeze(plane.labels, reason)
         atom = follower.ledger.fresh(1)
         follower.ledger.freeze(atom, reason)
-        widened = torch.nn.functional.pad(full(plane, x.shape), amounts, value=int(atom))
+        widened = torch.nn.functional.pad(plane.labels.expand(x.shape), amounts, value=int(atom))
         planes.append(compact(widened, sorted(set(plane.axes) | (padded & set(plane.axes)))))
     return follower.value(node, tuple(planes), x.weight)

@@ -134,9 +134,6 @@ def refuse(name: str, site: Site, reason: str, remedy: str) -> NoReturn:
     raise EditError(f"{site.layer} cannot become {name!r}: {reason}. {remedy}.")
 
 
-# ------------------------------------------------------------------ options
-
-
 def check_options(name: str, options: Mapping[str, Any], layer: str) -> dict[str, Any]:
     """Return all options of an operator, those given and the defaults of the others.
 
@@ -163,9 +160,6 @@ def _said(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(kind)))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-
-
-# ------------------------------------------------------------------ building
 
 
 def _check_shape(name: str, new: nn.Module, site: Site) -> None:

@@ -253,9 +253,6 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
     return bool(seen)
 
 
-# ------------------------------------------------------------------ loops
-
-
 def _folded(lines: Sequence[Line]) -> Iterator[Line]:
     """Yield ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
     for _, run in itertools.groupby(enumerate(lines), key=lambda pair: _entry(*pair) or pair[0]):

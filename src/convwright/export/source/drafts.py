@@ -77,7 +77,6 @@ def base_constructor(module: nn.Module, kind: type[nn.Module], owner: str) -> Ca
 
 
 def _value(module: nn.Module, name: str) -> Any:
-    """Return the value of a constructor's argument as it stands on the module."""
     if name == "bias":
         return getattr(module, "bias", None) is not None
     value = getattr(module, name, MISSING)
@@ -305,24 +304,23 @@ class ModuleParts:
         """Write the class of a module; the modules below must have their expressions."""
         part = self.known[path]
         module = self.module_of[path]
-        base, base_call, special = self._base(part, module)
+        base, base_args, special = self._base(part, module)
         chained = base == "nn.Sequential" and all(is_chain(self.flow, call) for call in part.calls)
         methods = [] if chained or not part.calls else self._methods(part, special)
-        base_args = base_call.args if isinstance(base_call, Call) else ()
         attributes, hint = self._attributes(part, module, base), type(module).__name__
         return ClassDraft(path, hint, base, base_args, attributes, tuple(methods), tuple(part.children))
 
-    def _base(self, part: ModulePart, module: nn.Module) -> tuple[str, Expr | None, fx.Node | None]:
+    def _base(self, part: ModulePart, module: nn.Module) -> tuple[str, tuple[Arg, ...], fx.Node | None]:
         if self._numbered(part):
             items = {name: self.build(f"{part.path}.{name}" if part.path else name) for name in part.children}
-            return "nn.Sequential", Call(Text(""), positional(*self.sequence(items))), None
+            return "nn.Sequential", positional(*self.sequence(items)), None
         special = self._normalisation(part, module)
         if special is not None:
             kind = next(k for k in _NORMS if isinstance(module, k))
             built = base_constructor(module, kind, part.path.rpartition(".")[2])
             if built is not None:
-                return f"nn.{kind.__name__}", built, special
-        return "nn.Module", None, None
+                return f"nn.{kind.__name__}", built.args, special
+        return "nn.Module", (), None
 
     def _normalisation(self, part: ModulePart, module: nn.Module) -> fx.Node | None:
         """Return the one batch norm in a module derived from torch's, which its base class carries out."""

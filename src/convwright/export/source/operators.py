@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from convwright.architecture.capture.graph import argument, operator_name
+from convwright.architecture.rules.registry import filing
 from convwright.export.source.regions import Network, constant, mutates
 from convwright.export.source.text import (
     Arg,
@@ -49,6 +50,7 @@ class Scope(Protocol):
 
 Writer = Callable[["Writing"], Expr | None]
 _WRITERS: dict[str, Writer] = {}
+writes = filing(_WRITERS)  # operators of these names
 
 
 class Writing:
@@ -137,7 +139,8 @@ def written(node: fx.Node, scope: Scope) -> Expr:
     if mutates(node) and node not in scope.net.fresh:
         bare = str(plain.schema.name).rpartition("::")[2] if plain.schema is not None else name
         in_place = hasattr(Tensor, bare)
-        return Call(Attr(plain.first, bare), _all_arguments(plain)[1:]) if in_place else _by_full_name(plain)
+        args = _arguments(plain) or ()
+        return Call(Attr(plain.first, bare), args[1:]) if in_place else _by_full_name(plain)
     usual = _of_tensor if name in _METHODS else _function
     for writer in (_WRITERS.get(name, _functional), _functional, usual, _function, _of_tensor):
         if _alike(node, writer, scope):
@@ -192,16 +195,6 @@ def _on_meta(value: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
 
 
-def writes(*names: str) -> Callable[[Writer], Writer]:
-    """Register what writes operators of these names."""
-
-    def register(writer: Writer) -> Writer:
-        _WRITERS.update(dict.fromkeys(names, writer))
-        return writer
-
-    return register
-
-
 # ------------------------------------------------------------------ any operator
 
 _FUNCTIONAL = words(
@@ -242,13 +235,7 @@ def _of_tensor(w: Writing) -> Expr | None:
 
 
 def _by_full_name(w: Writing) -> Expr:
-    return Call(Text(f"torch.ops.{w.node.target}"), _all_arguments(w))
-
-
-def _all_arguments(w: Writing) -> tuple[Arg, ...]:
-    args = _arguments(w)
-    assert args is not None
-    return args
+    return Call(Text(f"torch.ops.{w.node.target}"), _arguments(w) or ())
 
 
 def _accepted(function: Any) -> list[str] | None:

@@ -140,19 +140,17 @@ def _aliases(live: frozenset[fx.Node]) -> dict[fx.Node, fx.Node]:
     for node in live:
         name = str(getattr(getattr(node.target, "_schema", None), "name", "")).rpartition("::")[2]
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and (name in _NOTHING or _unneeded(node, name)):
+        if isinstance(source, fx.Node) and (name in _NOTHING or _unneeded(node, name, source)):
             found[node] = source
     return found
 
 
-def _unneeded(node: fx.Node, name: str) -> bool:
+def _unneeded(node: fx.Node, name: str, source: fx.Node) -> bool:
     """Whether an operator hands on its input as it is: a cast to the type it has, a dropout of nothing."""
     if name == "dropout":
         return float(node.args[1]) == 0.0  # type: ignore[arg-type]
     if name != "to":
         return False
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
     one, two = source.meta.get("val"), node.meta.get("val")
     same = isinstance(one, Tensor) and isinstance(two, Tensor) and (one.dtype, one.device) == (two.dtype, two.device)
     return same and not any(a is True for a in (*node.args, *node.kwargs.values()))

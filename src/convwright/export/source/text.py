@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import keyword
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from convwright.errors import ConvwrightError
 WIDTH = 88  # of a line: ruff's and black's own
 _STEP = 4
 _MOST_DIGITS = 7
-
 
 MISSING: Any = inspect.Parameter.empty  # no default value
 
@@ -155,27 +154,15 @@ def positional(*values: Expr) -> tuple[Arg, ...]:
     return tuple(Arg("", value) for value in values)
 
 
-def holes(expr: Expr) -> Iterator[Hole]:
-    """Yield the constants of an expression, in reading order."""
+def holes(expr: object) -> Iterator[Hole]:
+    """Yield the constants of an expression, in reading order: that of its fields."""
     if isinstance(expr, Hole):
         yield expr
-        return
-    for part in _parts(expr):
-        yield from holes(part)
-
-
-def _parts(expr: Expr) -> Sequence[Expr]:
-    if isinstance(expr, Call):
-        return (expr.function, *(arg.value for arg in expr.args))
-    if isinstance(expr, Attr):
-        return (expr.base,)
-    if isinstance(expr, Many):
-        return expr.items
-    if isinstance(expr, Joined):
-        return expr.parts
-    if isinstance(expr, Repeat):
-        return (expr.item, expr.count)
-    return ()
+    elif isinstance(expr, tuple):
+        for part in expr:
+            yield from holes(part)
+    elif isinstance(expr, Arg | Call | Attr | Many | Joined | Repeat):
+        yield from holes(tuple(vars(expr).values()))
 
 
 _TAKEN = words(

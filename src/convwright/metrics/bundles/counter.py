@@ -85,10 +85,6 @@ class Bundles(Counts):
         """The share of samples in conflicting bundles; NaN if the layer diverged."""
         return math.nan if self.diverged else self.samples_in_conflict / self.samples
 
-    @classmethod
-    def _of(cls, counts: Counts, grid: WeightGrid, verified: bool, eps: float | None) -> Bundles:
-        return cls(**asdict(counts), verified=verified, grid=grid, eps=eps)
-
 
 def bundles(
     activations: Numbers,
@@ -141,7 +137,7 @@ def bundles(
         for part, own in zip(torch.split(rows, _ROWS), torch.split(marks, _ROWS), strict=True):
             store.append(*row_keys(part, grid, attempt), own)
         if _rows_agree(rows, grid, store):
-            return Bundles._of(count(store, eps), grid, True, eps)
+            return Bundles(**asdict(count(store, eps)), verified=True, grid=grid, eps=eps)
     raise _no_hash("activations")
 
 
@@ -239,7 +235,7 @@ class BundleCounter:
         _check_eps(eps)
         if not self.samples:
             raise DataError(f"no {self._what} were added: call add(activations, labels) for each batch first")
-        return Bundles._of(count(self._store, eps), self.grid, self.verified, eps)
+        return Bundles(**asdict(count(self._store, eps)), verified=self.verified, grid=self.grid, eps=eps)
 
     def check(self, rows: int = 256) -> BundleCheck:
         """Return what compares the rows of each bundle while the same batches are passed again.

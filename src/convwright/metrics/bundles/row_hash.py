@@ -76,20 +76,14 @@ def _keys(rows: Tensor, see: Callable[[Tensor], Tensor], seed: int) -> tuple[Ten
 def _multipliers(start: int, count: int, stream: int, device: torch.device) -> Tensor:
     """Return random odd numbers for some columns: SplitMix64's, the same on every device."""
     places = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    return _mixed(places * _signed(_GOLDEN) + _signed(_mixed_number(stream))) | 1
+    begin = _mixed(torch.tensor(_signed((stream + 1) % _WORD), device=device) * _signed(_GOLDEN))
+    return _mixed(places * _signed(_GOLDEN) + begin) | 1
 
 
 def _mixed(words: Tensor) -> Tensor:
     words = (words ^ _shifted(words, 30)) * _signed(_FIRST)
     words = (words ^ _shifted(words, 27)) * _signed(_SECOND)
     return words ^ _shifted(words, 31)
-
-
-def _mixed_number(number: int) -> int:
-    number = (number + 1) * _GOLDEN % _WORD
-    number = (number ^ number >> 30) * _FIRST % _WORD
-    number = (number ^ number >> 27) * _SECOND % _WORD
-    return number ^ number >> 31
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:

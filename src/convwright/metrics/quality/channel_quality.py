@@ -21,7 +21,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, Spectrum, input_spectra, solve, solve_published, spectra
+from convwright.metrics.quality.evbmf import NOT_FINITE, Evbmf, solve, solve_published, spectra
 from convwright.metrics.quality.members import Member as Member
 from convwright.metrics.quality.members import group_qualities as group_qualities
 from convwright.metrics.quality.members import members as members
@@ -188,26 +188,22 @@ def _corrected(weights: Mapping[str, Tensor]) -> dict[str, ChannelQuality]:
     # With one tap the two unfoldings are each other's transpose.
     alike = {name for name in into if name in out and math.prod(into[name].shape[2:]) == 1}
     rest = {name: weight for name, weight in into.items() if name not in alike}
-    inward = dict(zip(rest, input_spectra(list(rest.values())), strict=True))
+    inward = dict(zip(rest, spectra([weight.transpose(0, 1) for weight in rest.values()]), strict=True))
     inward |= {name: outward[name].turned for name in alike}
-    outputs, inputs = _modes(outward), _modes(inward)
+    solved = (zip(found, map(_mode, solve(list(found.values()))), strict=True) for found in (outward, inward))
+    outputs, inputs = map(dict, solved)
     return {name: ChannelQuality(inputs.get(name), outputs.get(name)) for name in weights}
-
-
-def _modes(found: Mapping[str, Spectrum]) -> dict[str, Mode]:
-    solved = solve(list(found.values()))
-    return {name: _mode(answer) for name, answer in zip(found, solved, strict=True)}
 
 
 def _published(weights: Mapping[str, Tensor]) -> dict[str, ChannelQuality]:
     """As in the code: all modes of all kernels, with one row or not; mode 12 from the Gram matrix."""
     listed = list(weights.values())
-    inputs = solve_published(input_spectra(listed))
-    outputs = solve_published(spectra(listed))
+    into = spectra([weight.transpose(0, 1) for weight in listed])
     taps = spectra([weight.reshape(math.prod(weight.shape[:2]), -1).T for weight in listed])  # (taps, in * out)
-    squared = solve_published([spectrum.squared for spectrum in taps])
+    unfoldings = zip(into, spectra(listed), [spectrum.squared for spectrum in taps], strict=True)
     found = {}
-    for name, one, two, three in zip(weights, inputs, outputs, squared, strict=True):
+    for name, spectra_of_one in zip(weights, unfoldings, strict=True):
+        one, two, three = map(solve_published, spectra_of_one)
         roots = Evbmf(three.rank, tuple(math.sqrt(v) for v in three.values), three.variance, three.shape, three.problem)
         found[name] = ChannelQuality(*(_mode(answer, parity=True) for answer in (one, two, roots)))
     return found

@@ -85,7 +85,7 @@ def evbmf(matrix: Tensor | npt.NDArray[np.floating], *, parity: bool = False) ->
     if given.ndim != 2 or not given.numel():
         raise ValueError(f"evbmf takes a matrix with entries, not shape {tuple(given.shape)}; unfold the tensor first.")
     spectrum = spectra([given])[0]
-    return (solve_published if parity else solve)([spectrum])[0]
+    return solve_published(spectrum) if parity else solve([spectrum])[0]
 
 
 def solve(found: Sequence[Spectrum]) -> list[Evbmf]:
@@ -97,11 +97,6 @@ def solve(found: Sequence[Spectrum]) -> list[Evbmf]:
         places = [rest[n] for n in some]
         solved |= zip(places, _solve_alike([found[i] for i in places], *shapes[some[0]]), strict=True)
     return [solved[i] for i in range(len(found))]
-
-
-def solve_published(found: Sequence[Spectrum]) -> list[Evbmf]:
-    """Return for each matrix what the published code finds, to its own tolerance."""
-    return [_published(spectrum) for spectrum in found]
 
 
 def _problem(spectrum: Spectrum) -> str:
@@ -233,8 +228,8 @@ def _tau(x: Floats, alpha: float) -> Floats:
 # ------------------------------------------------------------------ as published
 
 
-def _published(spectrum: Spectrum) -> Evbmf:
-    """Do what the published code does: no turning of tall matrices, variance to an absolute 1e-5."""
+def solve_published(spectrum: Spectrum) -> Evbmf:
+    """Return what the published code finds: tall matrices are not turned, and the variance has an absolute 1e-5."""
     s, (rows, columns) = spectrum.values, spectrum.shape
     trouble = _problem(spectrum)
     if trouble:
@@ -292,11 +287,6 @@ class Spectrum:
         """That of the Gram matrix of the rows."""
         rows = self.shape[0]
         return Spectrum(np.pad(self.values**2, (0, rows - len(self.values))), (rows, rows), self.finite)
-
-
-def input_spectra(weights: Sequence[Tensor]) -> list[Spectrum]:
-    """Return the singular values of kernels (out, in, *kernel) unfolded to (in, out * taps): mode 3 of the paper."""
-    return spectra([weight.transpose(0, 1) for weight in weights])
 
 
 def spectra(tensors: Sequence[Tensor]) -> list[Spectrum]:

@@ -88,9 +88,6 @@ def network_quality(groups: Mapping[str, float]) -> float:
     return sum(groups.values()) / len(groups) if groups else 0.0
 
 
-# ------------------------------------------------------------------ labels
-
-
 def _members_of(arch: Architecture, kind: str) -> dict[str, list[Member]]:
     nodes = {node.name: node for node in arch.capture.graph.nodes}
     found: dict[str, list[Member]] = {}

@@ -241,7 +241,9 @@ def receptive_field(arch: Architecture, clip: bool = True) -> ReceptiveField:
         (7, 7)
     """
     judge = _Judge(arch, clip)
-    whole = judge.walk(arch.capture.inputs[0], len(arch.flow.nodes))
+    scope = arch.capture.inputs[0]
+    whole = FieldWalk(arch, scope).run(range(arch.flow.place[scope] + 1, len(arch.flow.nodes)))
+    judge.skipped.update(whole.skipped)
     layers = {layer.node: layer.name for layer in arch.layers}
 
     def named(node: str) -> str:
@@ -273,12 +275,6 @@ class _Judge:
         self.skipped: dict[str, str] = {}
         self.costs = {cost.name: cost for cost in arch.profile().layers}
         self.stage_of = {name: stage.name for stage in arch.stages for name in stage.layers}
-
-    def walk(self, scope: str, end: int) -> FieldWalk:
-        start = self.arch.flow.place[scope] + 1
-        walk = FieldWalk(self.arch, scope).run(range(start, end))
-        self.skipped.update(walk.skipped)
-        return walk
 
     def stage(self, stage: Stage) -> StageField | None:
         part = StagePart.of(self.arch, stage)
@@ -321,6 +317,8 @@ class _Judge:
         whole = scope_size(walk)
         cost = self.costs.get(layer.name)
         overall = walk.overall.get(layer.node, "") or ("after a global operator" if value.whole else "")
+        covered = all(e.inside(length) >= length for e, length in zip(reads, walk.lengths, strict=True))
+        by_all = all(e >= length for e, length in zip(_narrowest(entered), walk.lengths, strict=True))
         return LayerField(
             name=layer.name,
             kind=layer.kind,
@@ -343,17 +341,9 @@ class _Judge:
             exact=all(f.exact for f in value.fields),
             kernel=any(e.size > r.size for e, r in zip(widest, reads, strict=True)) and not value.whole,
             overall=overall,
-            saturation=_saturation(reads, _narrowest(entered), walk.lengths),
+            saturation="" if not covered else "all" if by_all else "some",
             entered=tuple(r.count for r in reads),
         )
-
-
-def _saturation(
-    reads: tuple[Extent, ...], least: tuple[int, ...], lengths: tuple[int, ...]
-) -> Literal["", "some", "all"]:
-    if any(e.inside(length) < length for e, length in zip(reads, lengths, strict=True)):
-        return ""
-    return "all" if all(e >= length for e, length in zip(least, lengths, strict=True)) else "some"
 
 
 def _narrowest(value: FieldValue) -> tuple[int, ...]:

@@ -92,19 +92,9 @@ class Extent:
         return min(float(self.size), math.sqrt(1 + self.spread))
 
     @property
-    def centre(self) -> Position:
-        """Middle of the field of unit 0."""
-        return _tidy(self.first + Fraction(self.size - 1, 2))
-
-    @property
     def padding(self) -> Position:
         """Effective padding: how far the field of unit 0 begins before the scope."""
         return -self.first
-
-    def interval(self, unit: int) -> tuple[int, int]:
-        """Return the first and the last position that a unit sees, whether or not they lie inside the scope."""
-        first = math.floor(self.first + unit * self.step)
-        return first, first + self.size - 1
 
     def inside(self, length: int) -> int:
         """Return how many positions a unit sees at most where the scope has ``length`` of them.

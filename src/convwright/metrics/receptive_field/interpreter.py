@@ -13,23 +13,15 @@ from torch import Tensor, fx
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import describe, module_path, operator_name, shape_of, sizes_of
 from convwright.architecture.labels import Plane, compact
+from convwright.architecture.rules.registry import filing
 from convwright.metrics.receptive_field.field import Extent, Field, FieldValue, Grid, seed, union, with_labels
 
 Values = FieldValue | None | list["FieldValue | None"]  # None: does not depend on the scope
 Rule = Callable[["FieldWalk", fx.Node], Values]
 FIELD_RULES: dict[str, Rule] = {}
+field_rule = filing(FIELD_RULES)  # by the operators' bare names
 APART = "the positions of what it joins do not lie alike"
 POINTWISE = "pointwise"  # the name of the rule for operators that torch tags so
-
-
-def field_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Return a decorator that registers a rule for the given bare operator names."""
-
-    def register(rule: Rule) -> Rule:
-        FIELD_RULES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
 
 
 @dataclass(frozen=True)

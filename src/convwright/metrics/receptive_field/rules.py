@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from convwright.architecture.capture.graph import argument, as_dims, module_class, operator_name, shape_of, sizes_of
-from convwright.architecture.labels import Plane, full, reshape_blocks
+from convwright.architecture.labels import Plane, reshape_blocks
+from convwright.architecture.layers import per_axis
 from convwright.architecture.rules import RULES, elementwise, executed
 from convwright.layers.rolling_pointwise import RollingPointwiseConv2d
 from convwright.metrics.receptive_field.field import Extent, Field, FieldValue, Grid, with_labels, without_axes
@@ -39,7 +40,7 @@ def convolution(walk: FieldWalk, node: fx.Node) -> Values:
     if argument(node, "transposed", False):
         return transposed_convolution(walk, node)
     x = walk.value_of(argument(node, "input"))
-    weight = _shape(node, "weight")
+    weight = shape_of(argument(node, "weight"))
     rank = len(weight) - 2
     if x is None:
         return walk.skip(node, "its weight is computed from the input")
@@ -48,11 +49,10 @@ def convolution(walk: FieldWalk, node: fx.Node) -> Values:
     channel_axis = x.ndim - rank - 1
     axes = range(x.ndim - rank, x.ndim)
     kernels = kernels_of(node, weight[2:])
-    if not x.whole:
-        placed = walk.on_axes(x, axes)  # before channels mix: after space to depth each has a place of its own
-        if placed is None:
-            return walk.skip(node, _REARRANGED)
-        x = placed[0]
+    placed = (x, ()) if x.whole else walk.on_axes(x, axes)
+    if placed is None:
+        return walk.skip(node, _REARRANGED)
+    x = placed[0]  # before channels mix: after space to depth each has a place of its own
     mixing = ChannelMixing(weight[0], int(argument(node, "groups", 1)), rolling_windows(walk, node))
     mixed = walk.mix(x, channel_axis, mixing)
     mixed = walk.merged(mixed, [a for a, k in zip(axes, kernels, strict=True) if k.size > 1])
@@ -64,14 +64,14 @@ def convolution(walk: FieldWalk, node: fx.Node) -> Values:
 def kernels_of(node: fx.Node, sizes: Sequence[int]) -> tuple[Window, ...]:
     """Return the kernel of a convolution or a pool along each spatial axis."""
     rank = len(sizes)
-    strides = _each(argument(node, "stride"), rank) or tuple(sizes)  # a pool without strides moves by its size
-    dilations = _each(argument(node, "dilation", 1), rank) or (1,) * rank
-    asked = argument(node, "padding", 0)
+    strides = per_axis(argument(node, "stride") or tuple(sizes), rank)  # a pool without strides moves by its size
+    dilations = per_axis(argument(node, "dilation") or 1, rank)
+    asked = argument(node, "padding") or 0
     if isinstance(asked, str):  # "same" puts the odd one behind
         reach = [d * (k - 1) for d, k in zip(dilations, sizes, strict=True)]
         paddings = tuple(r // 2 if asked == "same" else 0 for r in reach)
     else:
-        paddings = _each(asked, rank) or (0,) * rank
+        paddings = per_axis(asked, rank)
     return tuple(itertools.starmap(Window, zip(sizes, strides, dilations, paddings, strict=True)))
 
 
@@ -89,16 +89,14 @@ def rolling_windows(walk: FieldWalk, node: fx.Node) -> Tensor | None:
 def transposed_convolution(walk: FieldWalk, node: fx.Node) -> Values:
     """Each output reads ``ceil(kernel / stride)`` neighbours; the steps become smaller."""
     x = walk.input(node)
-    weight = _shape(node, "weight")
+    weight = shape_of(argument(node, "weight"))
     rank = len(weight) - 2
     axes = range(x.ndim - rank, x.ndim)
     groups = int(argument(node, "groups", 1))
-    if not x.whole:
-        placed = walk.on_axes(x, axes)
-        if placed is None:
-            return walk.skip(node, _REARRANGED)
-        x = placed[0]
-    mixed = walk.mix(x, x.ndim - rank - 1, ChannelMixing(weight[1] * groups, groups))
+    placed = (x, ()) if x.whole else walk.on_axes(x, axes)
+    if placed is None:
+        return walk.skip(node, _REARRANGED)
+    mixed = walk.mix(placed[0], x.ndim - rank - 1, ChannelMixing(weight[1] * groups, groups))
     kernels = kernels_of(node, weight[2:])
     reaches = [k.dilation * (k.size - 1) for k in kernels]
     if all(k.stride == 1 for k in kernels):  # a convolution with the kernel turned around
@@ -116,7 +114,7 @@ def pool(walk: FieldWalk, node: fx.Node) -> Values:
     """Like a depthwise convolution; one window over the whole map is global pooling."""
     x = walk.input(node)
     rank = int(next(c for c in operator_name(node) if c.isdigit()))
-    sizes = _each(argument(node, "kernel_size"), rank) or (1,) * rank
+    sizes = per_axis(argument(node, "kernel_size") or 1, rank)
     axes = range(x.ndim - rank, x.ndim)
     whole = all(k >= x.shape[a] > 1 for k, a in zip(sizes, axes, strict=True))
     if whole and all(shape_of(node)[a] == 1 for a in axes):
@@ -133,7 +131,7 @@ def adaptive_pool(walk: FieldWalk, node: fx.Node) -> Values:
     x = walk.input(node)
     rank = int(next(c for c in operator_name(node) if c.isdigit()))
     axes = range(x.ndim - rank, x.ndim)
-    sizes = _each(argument(node, "output_size"), rank) or (1,) * rank
+    sizes = per_axis(argument(node, "output_size") or 1, rank)
     sizes = tuple(x.shape[a] if s is None else s for s, a in zip(sizes, axes, strict=True))
     if all(s == 1 for s in sizes):
         return _pooled(walk, node, x, axes)
@@ -198,11 +196,11 @@ def upsampled(walk: FieldWalk, node: fx.Node) -> Values:
 
 def _resample(walk: FieldWalk, node: fx.Node, x: FieldValue, axes: Sequence[int], taps: Sequence[int]) -> Values:
     shape = shape_of(node)
-    placed = None if x.whole else walk.on_axes(walk.merged(x, axes), axes)
-    if placed is None:
-        if not x.whole:
-            return walk.skip(node, _REARRANGED)
+    if x.whole:
         return replace(x, shape=shape, grids=walk.usual_grids(shape))
+    placed = walk.on_axes(walk.merged(x, axes), axes)
+    if placed is None:
+        return walk.skip(node, _REARRANGED)
     x, order = placed
     walk.entered[node.name] = x
     about = {k: (x.shape[a], shape[a], t) for k, a, t in zip(order, axes, taps, strict=True)}
@@ -279,10 +277,7 @@ def _contracted(walk: FieldWalk, node: fx.Node, x: FieldValue, axis: int) -> Val
     if not numbers:
         return merged
     walk.note_overall(node, "all positions flattened into one layer")
-    grids: list[Grid] = list(merged.grids)
-    for number in numbers:
-        grids[number] = None
-    value = replace(merged, grids=tuple(grids))
+    value = replace(merged, grids=tuple(None if k in numbers else grid for k, grid in enumerate(merged.grids)))
     return value.changed(lambda extents: over_all(walk, extents, numbers))
 
 
@@ -364,19 +359,6 @@ def reduction(walk: FieldWalk, node: fx.Node) -> Values:
     return walk.results(node, lambda shape, _: without_axes(reduced, dims, shape, keep))
 
 
-def _each(sizes: object, rank: int) -> tuple[int, ...]:
-    """Return one number per axis from torch's ways of writing them; () for none."""
-    if sizes is None or (isinstance(sizes, Sequence) and not sizes):
-        return ()
-    listed = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
-    return listed * rank if len(listed) == 1 else listed
-
-
-def _shape(node: fx.Node, name: str) -> tuple[int, ...]:
-    operand = argument(node, name)
-    return shape_of(operand) if isinstance(operand, fx.Node) else ()
-
-
 # ------------------------------------------------------------------ shape operators: executed on the labels
 
 
@@ -387,7 +369,7 @@ def shape_operator(walk: FieldWalk, node: fx.Node) -> Values:
     rest, options = list(node.args[1:]), dict(node.kwargs)
     if x.whole and x.which is None:
         return walk.results(node, lambda shape, _: replace(x, shape=shape, grids=walk.usual_grids(shape)))
-    return walk.execute(x, node, lambda p: node.target(full(p, x.shape), *rest, **options))  # type: ignore[operator]
+    return walk.execute(x, node, lambda p: node.target(p.labels.expand(x.shape), *rest, **options))  # type: ignore[operator]
 
 
 @field_rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "mT", "numpy_T", "unsqueeze")
@@ -440,16 +422,13 @@ def _cut(x: FieldValue, axis: int, start: int, shape: tuple[int, ...]) -> FieldV
         labels = x.which.labels.narrow(axis, start, shape[axis])
         value = with_labels(replace(value, which=None), labels)
     if any(x.holds(grid, axis) for grid in x.grids):
-        grids = tuple(_cut_grid(x, k, axis, start, shape[axis]) for k in range(len(x.grids)))
-        value = settled(replace(value, grids=grids))
+        grids: list[Grid] = list(x.grids)
+        for number in range(len(grids)):
+            plane = x.plane(number)
+            if plane is not None and axis in plane.axes:
+                grids[number] = Plane(plane.labels.narrow(axis, start, shape[axis]), plane.axes)
+        value = settled(replace(value, grids=tuple(grids)))
     return value
-
-
-def _cut_grid(x: FieldValue, number: int, axis: int, start: int, size: int) -> Grid:
-    plane = x.plane(number)
-    if plane is None or axis not in plane.axes:
-        return x.grids[number]
-    return Plane(plane.labels.narrow(axis, start, size), plane.axes)
 
 
 @field_rule("unbind")
