@@ -91,11 +91,6 @@ def by_value(names: Sequence[str], values: Mapping[str, float]) -> tuple[str, ..
     return tuple(sorted(names, key=place.__getitem__))
 
 
-def by_own_loss(names: Sequence[str], measure: Measure) -> tuple[str, ...]:
-    """Return blocks by the loss of the network without each alone, the lowest first."""
-    return by_value(names, {name: -measure(frozenset({name})).loss for name in names})
-
-
 def greedily(names: Sequence[str], measure: Measure, *, fall: float = 0.3) -> tuple[str, ...]:
     """Return blocks so that each next one costs least, given those that are out already.
 
@@ -252,7 +247,7 @@ class _Study:
             sequences: dict[str, Sequences] = {
                 "conflict": (by_conflict(self.names, points, reading),),
                 "graded conflict": (by_value(self.names, graded),),
-                "own loss": (by_own_loss(self.names, measure),),
+                "own loss": (by_value(self.names, {name: -found.loss for name, found in alone.items()}),),
                 "greedy": (greedily(self.names, measure, fall=_FALL),),
                 "random": at_random(self.names, self.asked.draws, self.recipe.seed),
             }
@@ -331,18 +326,16 @@ class _Study:
             "latency_ratio": timed.ratios["after"].median,
         }
         for name, network in (("before", self.arch), ("after", smaller)):
-            content[name]["test"] = self._judged(network)
+            model = copy.deepcopy(network.model)
+            self._to_layout(True, model)
+            how: dict[str, Any] = {"precision": self.precision, "channels_last": self.channels_last}
+            content[name]["test"] = evaluate(model, self.data.test, **how).accuracy
             content[name]["tuned"] = self._tuned(network)
         return content
 
     def _costs(self, network: Architecture, nanoseconds: int) -> dict[str, Any]:
         layers = sum(layer.kind in ("conv", "linear") for layer in network.layers)
         return {**costs_of(profile(network)), "latency": nanoseconds, "layers": layers}
-
-    def _judged(self, network: Architecture) -> float:
-        model = copy.deepcopy(network.model)
-        self._to_layout(True, model)
-        return evaluate(model, self.data.test, precision=self.precision, channels_last=self.channels_last).accuracy
 
     def _tuned(self, network: Architecture) -> float | None:
         """Return the test accuracy after fine-tuning, always by the plain recipe: no technique, rate falling."""
