@@ -29,12 +29,7 @@ from convwright.runs.directory.network_record import networks
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.result import FORMAT, Result, load_result
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
-from convwright.runs.evaluate import (
-    Evaluator,
-    image_size,
-    precision_and_layout,
-    reshaped,
-)
+from convwright.runs.evaluate import Evaluator, image_size, precision_and_layout, reshaped
 from convwright.runs.executors import Executor, threads_of
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.load import LoadedModel, load_model_and_data
