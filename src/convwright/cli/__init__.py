@@ -396,9 +396,6 @@ def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in names}
 
 
-# ------------------------------------------------------------------ printing
-
-
 def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
@@ -412,9 +409,6 @@ def _show_result(result: Result, as_json: bool) -> None:
         leaving.say(f"each of them but the untouched network is in {result.folder / 'front'}")
     printing.show(*warned(result.data), result_table(result.data))
     return leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
-
-
-# ------------------------------------------------------------------ from command to exit code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -183,9 +183,6 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
         )
 
 
-# ------------------------------------------------------------------ training
-
-
 def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
     """Train what is not trained yet; yield after each."""
     everything = work.all()

@@ -183,9 +183,6 @@ def _record(folder: Path, found: Experiment, content: dict[str, Any]) -> dict[st
     return content
 
 
-# ------------------------------------------------------------------ the table
-
-
 def summary(found: Experiment, size: Size, folder: Path, command: str) -> dict[str, Any]:
     """Return every row of the experiment with what is finished of it in `folder`."""
     return {

@@ -104,9 +104,6 @@ def check_at_least_one(**counts: int | None) -> None:
             raise RunError(f"{name}={brief(count)}: give at least 1, and at most {_MOST}")
 
 
-# ------------------------------------------------------------------ one training
-
-
 def finished(job: Job) -> dict[str, Any] | None:
     """Return the result of a training that is done already, None if it is not (or was another one)."""
     path = job.folder / "result.json"
@@ -368,9 +365,6 @@ def _loaded(
     spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float, resize: Resize
 ) -> ImageData:
     return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
-
-
-# ------------------------------------------------------------------ several
 
 
 def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, JobOutcome]]:

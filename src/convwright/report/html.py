@@ -72,9 +72,6 @@ def _for_script(content: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-# ------------------------------------------------------------------ words and numbers
-
-
 def _tip(change: LayerChange) -> str:
     """Say what happened to a layer, for the pointer."""
     before, after = change.before, change.after
@@ -301,9 +298,6 @@ def _heatmap(heat: Heat, **look: Any) -> go.Figure:
 def _height(heat: Heat) -> int:
     row = max(7, min(20, 900 // max(1, len(heat.rows))))
     return 90 + row * max(3, len(heat.rows))
-
-
-# ------------------------------------------------------------------ trainings
 
 
 def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: str) -> Chart:

@@ -116,9 +116,6 @@ def _plan(path: Path) -> Plan | None:
         raise RunError(f"{path}: damaged ({error}); start anew in another folder") from error
 
 
-# ------------------------------------------------------------------ trials
-
-
 def recorded_trials(folder: Path, run: Json, storage: str | None = None) -> tuple[RecordedTrial, ...]:
     """Return the trials of a storage that is only read.
 
@@ -141,9 +138,6 @@ def recorded_trials(folder: Path, run: Json, storage: str | None = None) -> tupl
             raise RunError(f"{called}: damaged, trial {number}: {error}; start anew in another folder") from error
         found.append(RecordedTrial(number, candidate, evidence))
     return tuple(found)
-
-
-# ------------------------------------------------------------------ epochs
 
 
 def _history(folder: Path, number: int) -> tuple[Json, ...]:

@@ -158,9 +158,6 @@ def _loaded(
     return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
 
 
-# ------------------------------------------------------------------ the network
-
-
 def options_of(model: nn.Module | str) -> frozenset[str]:
     """Return which of ``num_classes, in_channels, in_chans`` a named network takes."""
     if isinstance(model, nn.Module):

@@ -232,8 +232,6 @@ class _Study:
             content["removed"] = self._removed(results, sequences)
         return content
 
-    # -------------------------------------------------------------- orders
-
     def _orders(self) -> tuple[list[dict[str, Any]], dict[str, Sequences]]:
         watched = Watched(self.arch.model, self.data, self.recipe, torch.device("cpu"))
         sample = watched.sample(self.asked.sample)
@@ -268,8 +266,6 @@ class _Study:
             for name in self.names
         ]
         return facts, sequences
-
-    # -------------------------------------------------------------- curves
 
     def _curves(self, sequences: Mapping[str, Sequences]) -> dict[str, Any]:
         """Choose numbers of blocks on held-out images, and read the test images for them."""
@@ -308,8 +304,6 @@ class _Study:
     def _to_layout(self, fast: bool, model: nn.Module | None = None) -> None:
         layout = torch.channels_last if fast and self.channels_last else torch.contiguous_format
         to_layout(model or self.arch.model, layout)
-
-    # -------------------------------------------------------------- carried out
 
     def _removed(self, results: Mapping[str, Any], sequences: Mapping[str, Sequences]) -> dict[str, Any]:
         """Remove what the greedy order chose, count and time what is left, and train both networks a little."""

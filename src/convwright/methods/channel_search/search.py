@@ -203,8 +203,6 @@ class ChannelSearch(Scripted):
             return Published(surface, first, given, self.rule, seed, limited=self.limits is not None)
         return OnBudget(surface, first, given, self.rule, spread, seed)
 
-    # ------------------------------------------------------------------ what it did
-
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
         """What each trial was and showed: its number, and the fields of a `WidthDecision` as plain data."""

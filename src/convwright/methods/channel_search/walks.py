@@ -39,9 +39,6 @@ class Verdict:
     heat: float = 0.0
 
 
-# ------------------------------------------------------------------ as published
-
-
 @dataclass(eq=False)
 class Published:
     """CONetV2's course, number by number.
@@ -129,9 +126,6 @@ class Published:
         if self._last is None or (self.limited and self.surface.use(self._last) > 1):
             return None
         return self._last, "the only widths that were tried"
-
-
-# ------------------------------------------------------------------ ours
 
 
 @dataclass(frozen=True)
@@ -261,8 +255,6 @@ class OnBudget:
         """Try the widths of the last accepted trial again."""
         if self._at is not None:
             self._next, self._share = self._at.place, self._at.share
-
-    # ------------------------------------------------------------------ the end
 
     def chosen(self) -> tuple[Widths, str] | None:
         """Return the widths on the whole budget that the search ends with."""

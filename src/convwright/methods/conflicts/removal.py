@@ -260,8 +260,6 @@ class ConflictRemoval(Scripted):
         reason = f"{self._size()} of {total} blocks are left, {self._sizes()}; accuracy {evidence.score:.2%}"
         self._record("end", evidence, reason, kept=evidence.trial)
 
-    # ------------------------------------------------------------------ costs
-
     def _costs(self, gone: Sequence[str]) -> dict[str, int]:
         key = frozenset(gone)
         if key not in self._known:

@@ -443,8 +443,6 @@ class GreedyEnlarging(Scripted):
         self._final = evidence.trial
         self._note("enlarging, end", f"{used}; accuracy {evidence.score:.2%}", words, evidence.trial)
 
-    # ------------------------------------------------------------------ candidates
-
     def _candidate(self, step: Step) -> Candidate:
         return replace(self._training(step, self.options.trial_epochs), recipe=self.shortened)
 

@@ -245,9 +245,6 @@ def regnet(parameters: RegNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(widths), tuple(stages.values())
 
 
-# ------------------------------------------------------------------ shares of the increment
-
-
 def shares(stages: int, how: Literal["equal", "random"], seed: int = 0) -> tuple[float, ...]:
     """Return what part of the further MACs each stage gets, first by width, then by depth: 2 * `stages` parts.
 

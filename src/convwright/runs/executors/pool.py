@@ -209,9 +209,6 @@ def take_gpu(number: int, devices: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
 
-# ------------------------------------------------------------------ in a process of the pool
-
-
 def _serve(connection: Connection, function: Callable[[Any], Any], number: int, devices: Sequence[str]) -> None:
     """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

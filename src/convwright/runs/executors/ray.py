@@ -193,9 +193,6 @@ def _check_reachable(address: str, remedy: str) -> None:
         raise RunError(f"--ray {address}: nobody answers there ({error.strerror or error}); {remedy}") from error
 
 
-# ------------------------------------------------------------------ in a worker
-
-
 def _work(packed: bytes, errand: WorkerTask, weights: Mapping[int, Any], mark: tuple[str, str]) -> WorkerResult:
     """Do an errand in the run directory where it is seen, else in a folder of our own."""
     file, content = mark

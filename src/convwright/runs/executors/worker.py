@@ -234,9 +234,6 @@ def _opened(packed: bytes) -> tuple[Setup, Architecture]:
         return setup, setup.architecture()
 
 
-# ------------------------------------------------------------------ in processes of this machine
-
-
 class Processes:
     """Works on `jobs` candidates at a time, each in a process of its own.
 

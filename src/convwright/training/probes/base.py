@@ -296,9 +296,6 @@ def reached(stop: StopRule, record: EpochRecord, probes: Probes) -> bool:
     return value is not None and bool(value > stop.threshold if stop.above else value < stop.threshold)
 
 
-# ------------------------------------------------------------------ channel quality
-
-
 @probe("channel-quality")
 class ChannelQuality(Probe):
     """Rank, knowledge gain, mapping condition and QC of every convolution after each epoch (CONetV2).

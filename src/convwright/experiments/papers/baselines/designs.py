@@ -175,9 +175,6 @@ class WithoutBaselines(WrappedMethod):
         return replace(candidate, parent=None if candidate.parent is None else self._outside[candidate.parent])
 
 
-# ------------------------------------------------------------------ what is measured afterwards
-
-
 @dataclass(frozen=True)
 class LatencyStudy:
     """The latency of a row's network, measured in turns with that of the untouched one.
