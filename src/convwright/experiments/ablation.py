@@ -184,7 +184,6 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
 
 
 def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
-    """Train what is not trained yet; yield after each."""
     everything = work.all()
     left = [job for job in everything if finished(job) is None]
     if len(left) < len(everything):

@@ -148,7 +148,6 @@ def charts(report: Content) -> dict[str, Chart]:
 
 
 def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: str) -> go.Figure:
-    """Return the traces in the look of all charts."""
     return go.Figure(traces).update_layout(
         template=None,
         margin={"l": 50, "r": 12, "t": 8, "b": 44},
@@ -169,7 +168,6 @@ def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: st
 
 
 def _history(scored: Sequence[Trial]) -> Chart:
-    """Return the score over the trials, and the best so far."""
     tried = [t for t in scored if t.role == "candidate"]
     best = [*accumulate(map(_percent, tried), max)]
     traces = [_steps("best so far", [t.number for t in tried], best), *_points(scored, lambda t: t.number)]
@@ -179,7 +177,6 @@ def _history(scored: Sequence[Trial]) -> Chart:
 
 
 def _costs(metrics: Sequence[str], scored: Sequence[Trial]) -> Chart:
-    """Return the score beside each cost, with the trials that no other beats joined."""
     variants = []
     for metric in metrics:
         known = [t for t in scored if metric in t.costs]

@@ -212,7 +212,6 @@ def _draw_head(model: nn.Module, fresh: Sequence[str], seed: int) -> None:
 
 
 def _input_channels(model: nn.Module) -> int | None:
-    """Return the channels that the first convolution takes."""
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
 
 

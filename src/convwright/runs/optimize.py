@@ -373,7 +373,6 @@ class _Job:
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
-        """Start what works on the candidates."""
         config = self.config
         initial = study.folder / INITIAL
         made = config.placement.executor(evaluator, config.model, study.folder, initial, self.threads, config.tell)
@@ -497,7 +496,6 @@ def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[st
 
 
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
-    """Return the recipe of a trial's last training."""
     changed = changed_recipe(evaluator.recipe, trial.candidate.recipe)
     changed = changed.updated(lr=trial.probes.get(RATE, changed.lr))
     return in_parts(changed, int(trial.probes.get(PROBE, 1))).model_dump(mode="json")

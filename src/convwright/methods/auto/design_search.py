@@ -134,7 +134,6 @@ class DesignSearch(Scripted):
         self._step = 0
 
     def _diagnosed(self, base: Evidence, aim: str, conflicts: str = "", *more: str) -> None:
-        """Note what the first training told."""
         known, profile = self.findings, self.arch.profile()
         numbers = f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters"
         accuracy = f"accuracy {base.score:.2%} ± {base.stderr:.2%}"
@@ -173,7 +172,6 @@ class DesignSearch(Scripted):
         return tuple(self._after(r, e, epochs) for r, e in zip(runners, evidence, strict=True))
 
     def _candidate(self, runner: Runner, epochs: int, probes: tuple[str, ...] = ()) -> Candidate:
-        """Return the next training of a runner, with the seed of this step."""
         return Candidate(
             runner.plan,
             None if runner.weights == "fresh" else runner.trial,

@@ -316,7 +316,6 @@ class ChannelSearch(Scripted):
         self.decisions = (*self.decisions, decision)
 
     def _outlook(self, widths: Widths) -> str:
-        """Say which widths change most in the trial after."""
         ahead = self.walk.widths
         changes = sorted(
             (n for n in ahead if ahead[n] != widths[n]), key=lambda n: -abs(math.log(ahead[n] / widths[n]))

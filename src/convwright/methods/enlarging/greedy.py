@@ -361,7 +361,6 @@ class GreedyEnlarging(Scripted):
         return f"level {number} of {len(self.levels) - 1}, {human(self.levels[number], self.space.metric)}"
 
     def _seen(self, level: Level) -> None:
-        """Note what happened at a level."""
         phase = self._phase(level.number)
         words = {self._found[s.key].trial: self.space.words(s) for s in level.judged}
         if not level.kept:

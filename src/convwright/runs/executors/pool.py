@@ -210,7 +210,6 @@ def take_gpu(number: int, devices: Sequence[str]) -> None:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], number: int, devices: Sequence[str]) -> None:
-    """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr  # standard output is the driver's: what a network's code prints does not belong there
     take_gpu(number, devices)
