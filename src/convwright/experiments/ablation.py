@@ -147,9 +147,6 @@ def default_folder(model: str, data: str) -> Path:
     return Path("runs") / "ablate" / re.sub(r"[^A-Za-z0-9.]+", "-", f"{model}-{data}").strip("-.").lower()
 
 
-# ------------------------------------------------------------------ before the first training
-
-
 def _asked(given: Recipe, opened: LoadedModel, model: str, data: str, weights: Path | None) -> dict[str, Any]:
     """Return what all rows of a folder have in common, as plain values."""
     begun = None if weights is None else f"sha256:{digest(weights)[:12]}"

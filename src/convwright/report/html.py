@@ -164,9 +164,6 @@ def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: st
     )
 
 
-# ------------------------------------------------------------------ the search
-
-
 def _history(scored: Sequence[Trial]) -> Chart:
     tried = [t for t in scored if t.role == "candidate"]
     best = [*accumulate(map(_percent, tried), max)]
@@ -243,9 +240,6 @@ def _hover(trial: Trial) -> str:
     words = trial.words if len(trial.words) <= 70 else f"{trial.words[:67]}..."
     score = f"{_percent(trial):.2f} % ± {100 * trial.stderr:.2f}"
     return f"<b>trial {trial.number}</b>, {escape(words, quote=False)}<br>{score}<br>{costs}"
-
-
-# ------------------------------------------------------------------ tables of shades
 
 
 def _widths(heat: Heat) -> Chart:

@@ -189,8 +189,6 @@ class OnBudget:
         """Return what is left of the temperature: 1 at the first trial, 1 / trials at the last."""
         return (self.given.trials - turn) / self.given.trials
 
-    # ------------------------------------------------------------------ one trial
-
     def take(self, turn: int, seen: Reading) -> Verdict:
         """Accept or reject a trial, and propose the next from the accepted one."""
         rng = np.random.default_rng([self.seed, turn])

@@ -132,8 +132,6 @@ class ConflictRemoval(Scripted):
         trained = whole and math.isfinite(evidence.score) and evidence.trial not in self._diverged
         return trained and super()._meets(evidence)
 
-    # ------------------------------------------------------------------ the course
-
     def _run(self) -> Script:
         parent: int | None = None
         if not self.terms.epochs:

@@ -70,9 +70,6 @@ def scaled(
     return Setting(wide, blocks, side, base.ends * width)
 
 
-# ------------------------------------------------------------------ rules with one factor
-
-
 def single(base: Setting, kind: Literal["width", "depth", "resolution"], factor: float, quantum: int = 4) -> Setting:
     """Scale in one dimension only."""
     wide, deep, side = (factor if kind == name else 1.0 for name in ("width", "depth", "resolution"))
@@ -169,8 +166,6 @@ def coefficients(
 def _product(c: tuple[float, float, float]) -> float:
     return c[0] * c[1] ** 2 * c[2] ** 2
 
-
-# ------------------------------------------------------------------ rules with tables of their own
 
 TINYNETS = {
     "a": (0.86, 1.0, 1.2),

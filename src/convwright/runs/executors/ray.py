@@ -153,9 +153,6 @@ def _line(error: BaseException) -> str:
     return first_line(error).rstrip(". ")
 
 
-# ------------------------------------------------------------------ starting
-
-
 def _imported() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told what is searched here
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -162,9 +162,6 @@ def probe(name: str, key: str = "") -> Callable[[_Kind], _Kind]:
     return file
 
 
-# ------------------------------------------------------------------ all probes of a training
-
-
 class Probes:
     """The probes of one training; a context, as each of them is.
 
@@ -231,9 +228,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ------------------------------------------------------------------ ending early
 
 
 class StopRule(Protocol):

@@ -95,9 +95,6 @@ class Rest:
         return replace(form, epochs=max(1, int(left / (images * own) + 1e-9)))
 
 
-# ------------------------------------------------------------------ phases, without the trainings beside them
-
-
 @dataclass(frozen=True)
 class Phases(Searched):
     """Method ``phased`` without techniques: its recipe is that of all rows.
