@@ -217,12 +217,8 @@ def _summed_up(row: Row, folder: Path) -> dict[str, Any]:
         "paper": dict(row.paper),
         "target": row.target,
         "limit": row.limit,
-        "params": first.get("params"),
-        "macs": first.get("macs"),
-        "form": first.get("form"),
-        "units": first.get("units"),
-        "same_as": first.get("same_as"),
-        "facts": first.get("facts"),  # older results have none
+        # Older results have no facts.
+        **{name: first.get(name) for name in ("params", "macs", "form", "units", "same_as", "facts")},
         "judgement": first.get("judgement", 1) if first else None,
         **_of_searches(row, results),
         "seeds": [content["seed"] for content in trained],

@@ -90,17 +90,10 @@ def _optimize(folder: Path, storage: str | None) -> Recorded:
             f"{where}: damaged, it has {len(trials)} trials and {folder / 'result.json'} has "
             f"{len(result.get('trials', ()))}; start anew in another folder"
         )
-    return Recorded(
-        folder,
-        "optimize",
-        run,
-        result,
-        trials,
-        _json_if_there(folder / NETWORKS, NETWORKS_FORMAT),
-        _plan(folder / "plan.json"),
-        _json_if_there(folder / DECISIONS, DECISIONS_FORMAT) if result is None else result,
-        {trial.number: found for trial in trials if (found := _history(folder, trial.number))},
-    )
+    networks, plan = _json_if_there(folder / NETWORKS, NETWORKS_FORMAT), _plan(folder / "plan.json")
+    decided = _json_if_there(folder / DECISIONS, DECISIONS_FORMAT) if result is None else result
+    histories = {trial.number: found for trial in trials if (found := _history(folder, trial.number))}
+    return Recorded(folder, "optimize", run, result, trials, networks, plan, decided, histories)
 
 
 def _json_if_there(path: Path, what: str) -> Json | None:

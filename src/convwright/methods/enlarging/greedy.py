@@ -199,21 +199,11 @@ class GreedyEnlarging(Scripted):
             )
         length = given.trial_epochs, given.trial_steps, given.beam
         self.halving = None if given.halving is None else FirstParts(given.halving, *length)
-        stages = Stages.of(
-            self.arch,
-            quantum=given.quantum,
-            divisor=divisor,
-            merge_equal_resolution=given.merge_equal_resolution,
-            layers=given.layers,
-        )
-        self.space = EnlargingSpace.of(
-            stages,
-            self.limits,
-            given.objective,
-            width_growth=given.width_growth,
-            depth_growth=given.depth_growth,
-            resolution_step=given.resolution_step if given.resolution else 0,
-        )
+        alike = {name: getattr(given, name) for name in ("quantum", "merge_equal_resolution", "layers")}
+        stages = Stages.of(self.arch, divisor=divisor, **alike)
+        steps = {"width_growth": given.width_growth, "depth_growth": given.depth_growth}
+        side = given.resolution_step if given.resolution else 0
+        self.space = EnlargingSpace.of(stages, self.limits, given.objective, **steps, resolution_step=side)
         self.dropped = self.space.dropped
         start, target = self.space.cost(self.space.start), self.limits.limits[self.space.metric]
         usual = max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
