@@ -216,13 +216,8 @@ def conetv2_transfer(size: Size) -> tuple[Row, ...]:
     )
     return tuple(
         Row(
-            transfer,
-            network.model,
-            "cifar10",
-            None,
-            options=network.options[size],
-            design=(Walked(search, transfer),),
-            note=_TRANSFERS[transfer],
+            transfer, network.model, "cifar10", None, options=network.options[size],
+            design=(Walked(search, transfer),), note=_TRANSFERS[transfer],
         )
         for transfer in get_args(Transfer)
-    )
+    )  # fmt: skip
