@@ -36,15 +36,7 @@ if TYPE_CHECKING:
         saliency,
         scale_widths,
     )
-    from convwright.errors import (
-        BudgetError,
-        ConvwrightError,
-        DataError,
-        EditError,
-        ReadError,
-        RecipeError,
-        RunError,
-    )
+    from convwright.errors import BudgetError, ConvwrightError, DataError, EditError, ReadError, RecipeError, RunError
     from convwright.methods import allocate
     from convwright.metrics.bundles.counter import Bundles, bundles
     from convwright.metrics.quality.channel_quality import ChannelQuality, channel_quality
@@ -78,75 +70,18 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = (
-    "architecture",
-    "cost",
-    "edits",
-    "layers",
-    "methods",
-    "metrics",
-    "runs",
-    "techniques",
-    "training",
-    "zoo",
-)
+    "architecture", "cost", "edits", "layers", "methods", "metrics", "runs", "techniques", "training", "zoo",
+)  # fmt: skip
 
 __all__ = [
-    "AddBlock",
-    "Architecture",
-    "Block",
-    "BudgetError",
-    "Bundles",
-    "Change",
-    "ChannelGroup",
-    "ChannelQuality",
-    "Constraints",
-    "ConvwrightError",
-    "CostModel",
-    "DataError",
-    "EditError",
-    "Evbmf",
-    "InexactEditWarning",
-    "Kernel",
-    "Layer",
-    "Plan",
-    "Profile",
-    "ReadError",
-    "ReceptiveField",
-    "Recipe",
-    "RecipeError",
-    "RemoveBlock",
-    "Replace",
-    "Resolution",
-    "Result",
-    "RunError",
-    "Stage",
-    "TrainResult",
-    "Width",
-    "__version__",
-    "allocate",
-    "apply",
-    "bundles",
-    "channel_quality",
-    "compress",
-    "cost",
-    "edits",
-    "evbmf",
-    "layers",
-    "load_data",
-    "methods",
-    "metrics",
-    "optimize",
-    "parse_budget",
-    "read",
-    "receptive_field",
-    "runs",
-    "saliency",
-    "scale_widths",
-    "techniques",
-    "train",
-    "training",
-    "zoo",
-]
+    "AddBlock", "Architecture", "Block", "BudgetError", "Bundles", "Change", "ChannelGroup", "ChannelQuality",
+    "Constraints", "ConvwrightError", "CostModel", "DataError", "EditError", "Evbmf", "InexactEditWarning",
+    "Kernel", "Layer", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError", "RemoveBlock",
+    "Replace", "Resolution", "Result", "RunError", "Stage", "TrainResult", "Width", "__version__", "allocate",
+    "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf", "layers", "load_data",
+    "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs", "saliency",
+    "scale_widths", "techniques", "train", "training", "zoo",
+]  # fmt: skip
 
 
 install()

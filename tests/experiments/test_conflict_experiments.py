@@ -129,7 +129,7 @@ def test_without_interaction_greedy_is_the_order_by_own_loss(values):
 
 def test_greedy_sees_what_blocks_cost_together():
     measure, _ = world({"a": 0.01, "b": 0.02, "c": 0.03}, [({"a", "b"}, 0.5)])
-    assert orders.by_own_loss(("a", "b", "c"), measure) == ("a", "b", "c")
+    assert orders.by_value(("a", "b", "c"), {n: -measure(frozenset({n})).loss for n in "abc"}) == ("a", "b", "c")
     assert orders.greedily(("a", "b", "c"), measure) == ("a", "c", "b")
 
 

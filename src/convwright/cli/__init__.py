@@ -215,25 +215,24 @@ def optimize(
     _searched("optimize", locals())
 
 
+def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
+
+
 def compress(**arguments: Any) -> None:
     """Make a trained network cheaper: cut what it misses least, repair it, fine-tune it, and prove the result."""
     budget = arguments.pop("budget") or ["macs<=50%"]
     _searched("compress", {**arguments, "budget": budget, "method": None, "objective": None})
 
 
-def _taken(command: Any, without: tuple[str, ...]) -> tuple[inspect.Signature, dict[str, Any]]:
-    """Return the signature of a command and its annotations, without some of its options."""
-    parameters = inspect.signature(command, eval_str=True).parameters
-    kept = {name: each for name, each in parameters.items() if name not in without}
-    return inspect.Signature(list(kept.values())), {name: each.annotation for name, each in kept.items()}
-
-
-compress.__signature__, compress.__annotations__ = _taken(optimize, ("method", "objective"))  # type: ignore[attr-defined]
+# Its options are those of `optimize` but for these two.
+_OPTIONS = _without(inspect.signature(optimize, eval_str=True).parameters, "method", "objective")
+compress.__signature__ = inspect.Signature(list(_OPTIONS.values()))  # type: ignore[attr-defined]
+compress.__annotations__ = {name: each.annotation for name, each in _OPTIONS.items()}
 app.command(cls=options.WithAddresses)(compress)
 
 
 def _searched(command: str, given: dict[str, Any]) -> None:
-    """Run a search as the command line says it, and show its result."""
     model, budget, objective = given["model"], given["budget"] or (), given["objective"] or ()
     arguments: dict[str, Any] = {name: value for name, value in given.items() if name in OPTIMIZE}
     refuse_missing(model, given["data"], **{name: given[name] for name in ("weights", "recipe", "data_dir")})
@@ -392,13 +391,6 @@ def demo(
     _show_result(result, as_json)
 
 
-def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in names}
-
-
-# ------------------------------------------------------------------ printing
-
-
 def _show_result(result: Result, as_json: bool) -> None:
     write_report(result)
     if as_json:
@@ -412,9 +404,6 @@ def _show_result(result: Result, as_json: bool) -> None:
         leaving.say(f"each of them but the untouched network is in {result.folder / 'front'}")
     printing.show(*warned(result.data), result_table(result.data))
     return leaving.say(f"plan.json, model.safetensors and result.json are in {result.folder}")
-
-
-# ------------------------------------------------------------------ from command to exit code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,8 +15,7 @@ from convwright.errors import ConvwrightError, brief, whole_number
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
-    str,
-    typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA"),
+    str, typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA")
 ]
 DataDir = Annotated[Path | None, typer.Option(help=OPTIMIZE["data_dir"])]
 Input = Annotated[str | None, typer.Option("--input", help=OPTIMIZE["input_shape"])]
@@ -35,8 +34,7 @@ Ray = Annotated[
     typer.Option(help="Trials on Ray: alone, it is started here; else a cluster's address.", metavar="[ADDRESS]"),
 ]
 Storage = Annotated[
-    str | None,
-    typer.Option(help="Database with the trials; default: as recorded, without a password.", metavar="URL"),
+    str | None, typer.Option(help="Database with the trials; default: as recorded, without a password.", metavar="URL")
 ]
 CpusPerTrial = Annotated[float | None, typer.Option(help="With --ray; default: --threads.")]
 GpusPerTrial = Annotated[float, typer.Option(help="With --ray.")]

@@ -24,7 +24,7 @@ from convwright.errors import DataError, RecipeError, RunError
 from convwright.experiments.ablation_rows import CONTROL, AblationPlan, PlannedRow, folder_names, plan_ablation
 from convwright.experiments.papers import Row
 from convwright.experiments.results_table import ablated
-from convwright.experiments.statistics import gain
+from convwright.experiments.statistics import gain, spread_of
 from convwright.experiments.train_row import Job, carried_out, check_at_least_one, finished, judge
 from convwright.plots import Point, scatter
 from convwright.runs.directory.files import digest, owned, read_json, write_json, write_text
@@ -134,7 +134,9 @@ def ablate(
         for _ in _trained(work, jobs, say):
             _record(folder, _summary(about, work))
         if test:
-            _judge(work, jobs, say)
+            left = [job for job in work.all() if (found := finished(job)) is not None and found["test"] is None]
+            for done, (job, _) in enumerate(in_turn_or_side_by_side(judge, left, jobs), start=1):
+                say(f"{done}/{len(left)}  {job.row.name} seed {job.seed}: judged on the test images")
         content = _summary(about, work)
         _record(folder, content)
     return content
@@ -143,9 +145,6 @@ def ablate(
 def default_folder(model: str, data: str) -> Path:
     """Return ``runs/ablate/MODEL-DATA`` with nothing in it that a file system minds."""
     return Path("runs") / "ablate" / re.sub(r"[^A-Za-z0-9.]+", "-", f"{model}-{data}").strip("-.").lower()
-
-
-# ------------------------------------------------------------------ before the first training
 
 
 def _asked(given: Recipe, opened: LoadedModel, model: str, data: str, weights: Path | None) -> dict[str, Any]:
@@ -181,11 +180,7 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path
         )
 
 
-# ------------------------------------------------------------------ training
-
-
 def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
-    """Train what is not trained yet; yield after each."""
     everything = work.all()
     left = [job for job in everything if finished(job) is None]
     if len(left) < len(everything):
@@ -201,12 +196,6 @@ def _trained(work: _Work, jobs: int, say: Say) -> Iterator[Job]:
             work.failures[name, job.seed] = outcome.failure
             say(f"{place}: failed: {outcome.failure}")
         yield job
-
-
-def _judge(work: _Work, jobs: int, say: Say) -> None:
-    left = [job for job in work.all() if (found := finished(job)) is not None and found["test"] is None]
-    for done, (job, _) in enumerate(in_turn_or_side_by_side(judge, left, jobs), start=1):
-        say(f"{done}/{len(left)}  {job.row.name} seed {job.seed}: judged on the test images")
 
 
 # ------------------------------------------------------------------ the result
@@ -279,8 +268,7 @@ def _compared(results: Sequence[Mapping[str, Any]], control: Sequence[Mapping[st
         "seeds": list(ours),
         "accuracies": accuracies,
         "samples": samples,
-        "mean": statistics.fmean(accuracies) if accuracies else None,
-        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        **spread_of(accuracies),
         "gain": found.as_dict() if found is not None else None,
     }
 

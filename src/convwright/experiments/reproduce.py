@@ -15,7 +15,6 @@ command can be interrupted at any moment and given again.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ import torch
 from convwright.errors import ConvwrightError, RecipeError, RunError, did_you_mean, look_up
 from convwright.experiments.papers import EXPERIMENTS, SIZES, Experiment, Row, Size
 from convwright.experiments.results_table import counts_beside, reproduced
+from convwright.experiments.statistics import spread_of
 from convwright.experiments.train_row import Job, carried_out, check_at_least_one, finished
 from convwright.runs.directory.files import owned, write_json, write_text
 from convwright.runs.directory.provenance import machine, portable, versions
@@ -183,9 +183,6 @@ def _record(folder: Path, found: Experiment, content: dict[str, Any]) -> dict[st
     return content
 
 
-# ------------------------------------------------------------------ the table
-
-
 def summary(found: Experiment, size: Size, folder: Path, command: str) -> dict[str, Any]:
     """Return every row of the experiment with what is finished of it in `folder`."""
     return {
@@ -196,20 +193,16 @@ def summary(found: Experiment, size: Size, folder: Path, command: str) -> dict[s
         "source": found.source,
         "size": size,
         "command": portable(command),
-        "rows": [_summed_up(row, _results(row, folder)) for row in found.rows(size)],
+        "rows": [_summed_up(row, folder) for row in found.rows(size)],
         "versions": versions(),
         "machine": machine(),
     }
 
 
-def _results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    seeds = row.seeds if row.recipe is not None else (0,)
-    jobs = (Job(row, seed, _folder_of(row, seed, folder)) for seed in seeds)
-    return [content for content in map(finished, jobs) if content is not None]
-
-
-def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summed_up(row: Row, folder: Path) -> dict[str, Any]:
     """Return a row with mean and standard deviation over its seeds; no result is left out."""
+    jobs = (Job(row, seed, _folder_of(row, seed, folder)) for seed in (row.seeds if row.recipe is not None else (0,)))
+    results = [content for content in map(finished, jobs) if content is not None]
     trained = results if row.recipe is not None else ()
     accuracies = [content["test"]["accuracy"] for content in trained]
     first: Mapping[str, Any] = results[0] if results else {}
@@ -224,19 +217,14 @@ def _summed_up(row: Row, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "paper": dict(row.paper),
         "target": row.target,
         "limit": row.limit,
-        "params": first.get("params"),
-        "macs": first.get("macs"),
-        "form": first.get("form"),
-        "units": first.get("units"),
-        "same_as": first.get("same_as"),
-        "facts": first.get("facts"),  # older results have none
+        # Older results have no facts.
+        **{name: first.get(name) for name in ("params", "macs", "form", "units", "same_as", "facts")},
         "judgement": first.get("judgement", 1) if first else None,
         **_of_searches(row, results),
         "seeds": [content["seed"] for content in trained],
         "accuracies": accuracies,
         "validations": [(content["validation"] or {}).get("accuracy") for content in trained],
-        "mean": statistics.fmean(accuracies) if accuracies else None,
-        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        **spread_of(accuracies),
         "train_accuracies": [content["history"][-1]["train_acc"] for content in trained],
         "seconds": [content["seconds"] for content in trained],
         "processor_seconds": [content["processor_seconds"] for content in trained],

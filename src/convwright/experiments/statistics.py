@@ -84,6 +84,12 @@ def gain_of(row: Json, control: Json) -> Gain | None:
     return gain(by_seed, control_by_seed)
 
 
+def spread_of(accuracies: Sequence[float]) -> dict[str, float | None]:
+    """Return ``mean`` and standard ``deviation`` over the seeds; None where there are too few of them."""
+    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    return {"mean": statistics.fmean(accuracies) if accuracies else None, "deviation": deviation}
+
+
 Numbers = NDArray[np.float64]
 Values = Sequence[float | None]
 

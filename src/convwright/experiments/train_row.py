@@ -104,9 +104,6 @@ def check_at_least_one(**counts: int | None) -> None:
             raise RunError(f"{name}={brief(count)}: give at least 1, and at most {_MOST}")
 
 
-# ------------------------------------------------------------------ one training
-
-
 def finished(job: Job) -> dict[str, Any] | None:
     """Return the result of a training that is done already, None if it is not (or was another one)."""
     path = job.folder / "result.json"
@@ -182,12 +179,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     after = read(trained.model, shape)
     costs = profile(after)
     content = {
-        "format": ROW_FORMAT,
-        "judgement": JUDGEMENT,
-        "row": job.row.name,
-        "seed": job.seed,
-        "asked": question,
-        **_form(job.row, form),
+        **_begun(job, question, form),
         "params": costs.params,
         "macs": costs.macs,
         "facts": known,
@@ -243,12 +235,7 @@ def _counted(job: Job) -> dict[str, Any]:
             f"{job.row.name}: {costs.macs:,} MACs, but torch counts {by_torch:,}; please report this network"
         )
     content = {
-        "format": ROW_FORMAT,
-        "judgement": JUDGEMENT,
-        "row": job.row.name,
-        "seed": job.seed,
-        "asked": asked(job),
-        **_form(job.row, form),
+        **_begun(job, asked(job), form),
         "units": depths_of(job.row.model, form.options),
         "params": sum(parameter.numel() for parameter in arch.model.parameters()),
         "macs": costs.macs,
@@ -282,14 +269,8 @@ def _as_made(question: dict[str, Any], form: dict[str, Any] | None) -> dict[str,
 def _taken_over(job: Job, form: NetworkSpec, twin: Path) -> dict[str, Any]:
     """Record another row's training as this one's: it would be repeated bit for bit."""
     found = read_json(twin / "result.json", ROW_FORMAT)
-    content = {
-        **{key: value for key, value in found.items() if key not in ("form", "searches")},
-        "judgement": JUDGEMENT,
-        "row": job.row.name,
-        "asked": asked(job),
-        **_form(job.row, form),
-        "same_as": found.get("same_as", found["row"]),
-    }
+    left = {key: value for key, value in found.items() if key not in ("form", "searches")}
+    content = left | _begun(job, asked(job), form) | {"same_as": found.get("same_as", found["row"])}
     shutil.copyfile(twin / "model.safetensors", job.folder / "model.safetensors")
     write_json(job.folder / "result.json", content)
     return content
@@ -303,9 +284,10 @@ def _settled(job: Job, shape: tuple[int, int, int] | None) -> NetworkSpec:
     return form_of(row, context)
 
 
-def _form(row: Row, form: NetworkSpec) -> dict[str, Any]:
-    """Return how the network was made, where that says more than the row does."""
-    content: dict[str, Any] = {"form": form.as_dict()} if row.design or row.edits else {}
+def _begun(job: Job, question: dict[str, Any], form: NetworkSpec) -> dict[str, Any]:
+    """Return what each result begins with, and how the network was made, where that says more than the row does."""
+    content = {"format": ROW_FORMAT, "judgement": JUDGEMENT, "row": job.row.name, "seed": job.seed, "asked": question}
+    content |= {"form": form.as_dict()} if job.row.design or job.row.edits else {}
     if form.searches:
         content["searches"] = [read_json(folder / "result.json", SEARCH_FORMAT) for folder in form.searches]
     return content
@@ -383,9 +365,6 @@ def _loaded(
     spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, val_fraction: float, resize: Resize
 ) -> ImageData:
     return load_data(spec, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
-
-
-# ------------------------------------------------------------------ several
 
 
 def carried_out(work: Sequence[Job], jobs: int) -> Iterator[tuple[Job, JobOutcome]]:

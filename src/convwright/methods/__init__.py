@@ -41,42 +41,12 @@ from convwright.methods.saliency import Saliency, allocate
 from convwright.methods.uniform import Uniform
 
 __all__ = [
-    "METHODS",
-    "Auto",
-    "Candidate",
-    "ChannelSearch",
-    "ConfigurableMethod",
-    "ConflictDecision",
-    "ConflictRemoval",
-    "Decision",
-    "Evidence",
-    "GreedyEnlarging",
-    "KernelOptimizer",
-    "Kernels",
-    "Maker",
-    "Menu",
-    "Method",
-    "MethodOptions",
-    "Organization",
-    "ParetoSearch",
-    "PhasedDesign",
-    "RandomWidths",
-    "ReceptiveFieldOrganizer",
-    "Rule",
-    "Saliency",
-    "Scaling",
-    "Status",
-    "Stop",
-    "Terms",
-    "Trying",
-    "Uniform",
-    "Weights",
-    "allocate",
-    "method_named",
-    "optimize_kernels",
-    "organize",
-    "register",
-]
+    "METHODS", "Auto", "Candidate", "ChannelSearch", "ConfigurableMethod", "ConflictDecision",
+    "ConflictRemoval", "Decision", "Evidence", "GreedyEnlarging", "KernelOptimizer", "Kernels", "Maker", "Menu",
+    "Method", "MethodOptions", "Organization", "ParetoSearch", "PhasedDesign", "RandomWidths",
+    "ReceptiveFieldOrganizer", "Rule", "Saliency", "Scaling", "Status", "Stop", "Terms", "Trying", "Uniform",
+    "Weights", "allocate", "method_named", "optimize_kernels", "organize", "register",
+]  # fmt: skip
 
 # Importing a file registers its methods: a new method is one new file and nothing here changes.
 for _module in pkgutil.iter_modules(__path__):

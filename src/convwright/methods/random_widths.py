@@ -76,7 +76,6 @@ class RandomWidths(Scripted):
         self._final = evidence.trial
 
     def _chosen(self) -> Evidence | None:
-        """Return the most accurate draw."""
         known = [self.results[number] for number in range(len(self.trials)) if number in self.results]
         return max((e for e in known if self._meets(e)), key=lambda e: e.score, default=None)
 

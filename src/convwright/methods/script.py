@@ -50,7 +50,6 @@ class Scripted(ConfigurableMethod):
         return final[0] if final else max(fit, key=lambda e: e.score, default=None)
 
     def _note(self, phase: str, reason: str, trials: Mapping[int, str] | None = None, kept: int | None = None) -> None:
-        """Add a decision."""
         self.decisions = (*self.decisions, Decision(phase, dict(trials or {}), kept, reason))
 
     @property

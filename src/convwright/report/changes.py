@@ -103,9 +103,6 @@ def letter_of(number: int) -> str:
     return (letter_of(before - 1) if before else "") + string.ascii_uppercase[place]
 
 
-# ------------------------------------------------------------------ stages and blocks
-
-
 def _stages(before: Json, after: Json, changes: Sequence[LayerChange]) -> Iterator[StageChange]:
     """Yield the stages of the first network; a layer that is new stands with its neighbours."""
     old = {stage["name"]: stage["size"] for stage in before["stages"]}

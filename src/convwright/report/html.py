@@ -72,9 +72,6 @@ def _for_script(content: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-# ------------------------------------------------------------------ words and numbers
-
-
 def _tip(change: LayerChange) -> str:
     """Say what happened to a layer, for the pointer."""
     before, after = change.before, change.after
@@ -151,7 +148,6 @@ def charts(report: Content) -> dict[str, Chart]:
 
 
 def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: str) -> go.Figure:
-    """Return the traces in the look of all charts."""
     return go.Figure(traces).update_layout(
         template=None,
         margin={"l": 50, "r": 12, "t": 8, "b": 44},
@@ -168,11 +164,7 @@ def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: st
     )
 
 
-# ------------------------------------------------------------------ the search
-
-
 def _history(scored: Sequence[Trial]) -> Chart:
-    """Return the score over the trials, and the best so far."""
     tried = [t for t in scored if t.role == "candidate"]
     best = [*accumulate(map(_percent, tried), max)]
     traces = [_steps("best so far", [t.number for t in tried], best), *_points(scored, lambda t: t.number)]
@@ -182,7 +174,6 @@ def _history(scored: Sequence[Trial]) -> Chart:
 
 
 def _costs(metrics: Sequence[str], scored: Sequence[Trial]) -> Chart:
-    """Return the score beside each cost, with the trials that no other beats joined."""
     variants = []
     for metric in metrics:
         known = [t for t in scored if metric in t.costs]
@@ -251,9 +242,6 @@ def _hover(trial: Trial) -> str:
     return f"<b>trial {trial.number}</b>, {escape(words, quote=False)}<br>{score}<br>{costs}"
 
 
-# ------------------------------------------------------------------ tables of shades
-
-
 def _widths(heat: Heat) -> Chart:
     """Return the widths over the trials: the shade is the share of the untouched size, the hover the size."""
     rows = [*zip(heat.values, heat.reference, strict=True)]
@@ -301,9 +289,6 @@ def _heatmap(heat: Heat, **look: Any) -> go.Figure:
 def _height(heat: Heat) -> int:
     row = max(7, min(20, 900 // max(1, len(heat.rows))))
     return 90 + row * max(3, len(heat.rows))
-
-
-# ------------------------------------------------------------------ trainings
 
 
 def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: str) -> Chart:

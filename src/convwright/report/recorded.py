@@ -90,17 +90,10 @@ def _optimize(folder: Path, storage: str | None) -> Recorded:
             f"{where}: damaged, it has {len(trials)} trials and {folder / 'result.json'} has "
             f"{len(result.get('trials', ()))}; start anew in another folder"
         )
-    return Recorded(
-        folder,
-        "optimize",
-        run,
-        result,
-        trials,
-        _json_if_there(folder / NETWORKS, NETWORKS_FORMAT),
-        _plan(folder / "plan.json"),
-        _json_if_there(folder / DECISIONS, DECISIONS_FORMAT) if result is None else result,
-        {trial.number: found for trial in trials if (found := _history(folder, trial.number))},
-    )
+    networks, plan = _json_if_there(folder / NETWORKS, NETWORKS_FORMAT), _plan(folder / "plan.json")
+    decided = _json_if_there(folder / DECISIONS, DECISIONS_FORMAT) if result is None else result
+    histories = {trial.number: found for trial in trials if (found := _history(folder, trial.number))}
+    return Recorded(folder, "optimize", run, result, trials, networks, plan, decided, histories)
 
 
 def _json_if_there(path: Path, what: str) -> Json | None:
@@ -114,9 +107,6 @@ def _plan(path: Path) -> Plan | None:
         return Plan.load(path)
     except ConvwrightError as error:
         raise RunError(f"{path}: damaged ({error}); start anew in another folder") from error
-
-
-# ------------------------------------------------------------------ trials
 
 
 def recorded_trials(folder: Path, run: Json, storage: str | None = None) -> tuple[RecordedTrial, ...]:
@@ -141,9 +131,6 @@ def recorded_trials(folder: Path, run: Json, storage: str | None = None) -> tupl
             raise RunError(f"{called}: damaged, trial {number}: {error}; start anew in another folder") from error
         found.append(RecordedTrial(number, candidate, evidence))
     return tuple(found)
-
-
-# ------------------------------------------------------------------ epochs
 
 
 def _history(folder: Path, number: int) -> tuple[Json, ...]:

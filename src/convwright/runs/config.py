@@ -234,12 +234,8 @@ class RunConfig:
             check_counts(1, divisor=self.divisor)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
-        _ = (
-            self.terms,
-            self.time_budget,
-            self.constrained,
-            parse_input(self.input_shape),
-        )  # refuse what none of them can be
+        # These refuse what none of them can be.
+        _ = self.terms, self.time_budget, self.constrained, parse_input(self.input_shape)
 
     def settings(self, loaded: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:
         """Return what the results depend on, as plain JSON values."""

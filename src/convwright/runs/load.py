@@ -158,9 +158,6 @@ def _loaded(
     return load_data(data, data_dir, input_shape=shape, val_fraction=val_fraction, resize=resize)
 
 
-# ------------------------------------------------------------------ the network
-
-
 def options_of(model: nn.Module | str) -> frozenset[str]:
     """Return which of ``num_classes, in_channels, in_chans`` a named network takes."""
     if isinstance(model, nn.Module):
@@ -215,7 +212,6 @@ def _draw_head(model: nn.Module, fresh: Sequence[str], seed: int) -> None:
 
 
 def _input_channels(model: nn.Module) -> int | None:
-    """Return the channels that the first convolution takes."""
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
 
 

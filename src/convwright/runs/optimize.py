@@ -29,12 +29,7 @@ from convwright.runs.directory.network_record import networks
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.result import FORMAT, Result, load_result
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
-from convwright.runs.evaluate import (
-    Evaluator,
-    image_size,
-    precision_and_layout,
-    reshaped,
-)
+from convwright.runs.evaluate import Evaluator, image_size, precision_and_layout, reshaped
 from convwright.runs.executors import Executor, threads_of
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.load import LoadedModel, load_model_and_data
@@ -175,15 +170,9 @@ class _Job:
         name, options = config.search
         make: Callable[..., Method] = method_named(name)
         with self.part("plan", "analysing the network and planning the search"):
-            method = make(
-                loaded.arch,
-                aims,
-                epochs=config.base_epochs(loaded.trained),
-                tune_epochs=config.later_epochs,
-                seed=config.seed,
-                divisor=config.divisor,
-                **checked_options(name, options),
-            )
+            lengths = {"epochs": config.base_epochs(loaded.trained), "tune_epochs": config.later_epochs}
+            own = checked_options(name, options)
+            method = make(loaded.arch, aims, **lengths, seed=config.seed, divisor=config.divisor, **own)
         leave_out_known_techniques(method, config.training)
         if not config.baseline:
             method = WithoutBaseline(method, given=loaded.trained)
@@ -192,14 +181,8 @@ class _Job:
         if self.latency is not None:
             method = FinalsInTime(method, self.latency, limits, config.divisor)
         settings = config.settings(loaded, limits, proxy)
-        with Study(
-            config.folder,
-            settings,
-            lambda: self.resolve(loaded),
-            resume=config.resume,
-            command=config.command,
-            storage=config.storage,
-        ) as study:
+        how: dict[str, Any] = {"resume": config.resume, "command": config.command, "storage": config.storage}
+        with Study(config.folder, settings, lambda: self.resolve(loaded), **how) as study:
             evaluator = self.evaluator(loaded, study, proxy)
             self.threads = config.placement.threads_in(study.settled, study.folder)
             found, best = self.search(method, evaluator, study)
@@ -247,18 +230,9 @@ class _Job:
         config, recipe = self.config, self.config.training
         if config.resume:
             recipe = settled_recipe(recipe, read_settings(config.folder)["settled"])
-        loaded = load_model_and_data(
-            config.model,
-            config.data,
-            input_shape=config.input_shape,
-            data_dir=config.data_dir,
-            recipe=recipe,
-            seed=config.seed,
-            weights=config.weights,
-            pretrained=config.pretrained,
-            trained=config.trained,
-            settled=config.resume,
-        )
+        names = ("input_shape", "data_dir", "seed", "weights", "pretrained", "trained")
+        given = {name: getattr(config, name) for name in names}
+        loaded = load_model_and_data(config.model, config.data, recipe=recipe, settled=config.resume, **given)
         if config.finetunes:
             config.tell(f"trained weights are fine-tuned: recipe {FINETUNE}, {counted(config.later_epochs, 'epoch')}")
         elif loaded.trained and config.tune_epochs is None:
@@ -378,7 +352,6 @@ class _Job:
 
     @contextmanager
     def executor(self, evaluator: Evaluator, study: Study) -> Iterator[Executor]:
-        """Start what works on the candidates."""
         config = self.config
         initial = study.folder / INITIAL
         made = config.placement.executor(evaluator, config.model, study.folder, initial, self.threads, config.tell)
@@ -502,7 +475,6 @@ def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[st
 
 
 def _recipe(trial: Evidence, evaluator: Evaluator) -> dict[str, Any]:
-    """Return the recipe of a trial's last training."""
     changed = changed_recipe(evaluator.recipe, trial.candidate.recipe)
     changed = changed.updated(lr=trial.probes.get(RATE, changed.lr))
     return in_parts(changed, int(trial.probes.get(PROBE, 1))).model_dump(mode="json")

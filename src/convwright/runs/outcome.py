@@ -85,11 +85,7 @@ def trial_entry(trial: Evidence) -> dict[str, Any]:
     candidate = trial.candidate
     return {
         **trial.to_dict(),
-        "role": candidate.role,
-        "parent": candidate.parent,
-        "epochs": candidate.epochs,
-        "weights": candidate.weights,
-        "images": candidate.images,
+        **{name: getattr(candidate, name) for name in ("role", "parent", "epochs", "weights", "images")},
         "recipe": dict(candidate.recipe),
     }
 

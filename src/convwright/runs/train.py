@@ -63,33 +63,18 @@ def train_named(
     """
     chosen = as_recipe(recipe).updated(**changes)
     _check_out(out, resume)
+    given: dict[str, Any] = {"input_shape": input_shape, "data_dir": data_dir, "weights": weights}
+    given |= {"recipe": chosen, "seed": chosen.seed, "pretrained": pretrained}
     with still("reading the network and the data", tell):
-        opened = load_model_and_data(
-            model,
-            data,
-            input_shape=input_shape,
-            data_dir=data_dir,
-            recipe=chosen,
-            seed=chosen.seed,
-            needs_val=False,
-            weights=weights,
-            pretrained=pretrained,
-        )
+        opened = load_model_and_data(model, data, needs_val=False, **given)
     for line in opened.remarks:
         tell(line)
     chosen = opened.recipe
     opened = replace(opened, data=normalised(opened.data, chosen.normalisation, opened.arch.model))
     with nullcontext() if out is None else owned(out):
-        trained = train(
-            opened.arch.model,
-            opened.data,
-            chosen,
-            out=out,
-            resume=resume,
-            devices=devices,
-            reestimate=reestimate,
-            teacher=opened.arch.model if weights is not None else None,
-        )
+        how: dict[str, Any] = {"out": out, "resume": resume, "devices": devices, "reestimate": reestimate}
+        teacher = opened.arch.model if weights is not None else None
+        trained = train(opened.arch.model, opened.data, chosen, **how, teacher=teacher)
         network = opened.arch
         if trained.plan is not None:  # techniques edited a module without its name; with it the plan replays
             plan = Plan.empty(network).with_edits(*trained.plan.edits)

@@ -13,25 +13,7 @@ from convwright.training.settings import Measurement, Settings
 from convwright.training.trainer import train
 
 __all__ = [
-    "ArrayImages",
-    "Augment",
-    "BlockLosses",
-    "ChannelNorms",
-    "ConflictProbe",
-    "ConflictSettings",
-    "EpochRecord",
-    "ImageData",
-    "Loader",
-    "Measurement",
-    "Metrics",
-    "Recipe",
-    "SaliencyProbe",
-    "Settings",
-    "StreamImages",
-    "TrainResult",
-    "check_fits",
-    "conflict_probe",
-    "evaluate",
-    "load_data",
-    "train",
-]
+    "ArrayImages", "Augment", "BlockLosses", "ChannelNorms", "ConflictProbe", "ConflictSettings", "EpochRecord",
+    "ImageData", "Loader", "Measurement", "Metrics", "Recipe", "SaliencyProbe", "Settings", "StreamImages",
+    "TrainResult", "check_fits", "conflict_probe", "evaluate", "load_data", "train",
+]  # fmt: skip

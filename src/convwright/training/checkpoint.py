@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convwright.errors import RecipeError, RunError
+from convwright.errors import RecipeError, RunError, first_line
 
 FILE = "checkpoint.pt"
 FORMAT = 1
@@ -38,9 +38,8 @@ def write_checkpoint(folder: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(target)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as the latter
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
-            f"{target}: cannot be written ({reason}); free space or choose another folder, "
+            f"{target}: cannot be written ({first_line(error)}); free space or choose another folder, "
             "the previous checkpoint is unchanged"
         ) from error
     finally:

@@ -140,7 +140,6 @@ def check_forward(model: nn.Module, data: ImageData) -> int:
         with eval_mode(model), torch.no_grad():
             scores = single_tensor(model(images))
     except (RuntimeError, ValueError) as error:
-        reason = first_line(error)
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         if kinds - {torch.float32}:
             named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
@@ -149,7 +148,7 @@ def check_forward(model: nn.Module, data: ImageData) -> int:
                 "a recipe's precision: bf16 computes in bfloat16 all the same"
             ) from error
         raise DataError(
-            f"{data.name}: the network does not take its {shape} images ({reason}); load the data "
+            f"{data.name}: the network does not take its {shape} images ({first_line(error)}); load the data "
             "with another input_shape, or change the network's first layer"
         ) from error
     if scores.ndim != 2 or scores.shape[1] < data.num_classes:
@@ -177,8 +176,7 @@ def make_fabric(accelerator: str, precision: str) -> Fabric:
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
     except (ValueError, RuntimeError, ImportError) as error:
-        reason = first_line(error)
-        raise RecipeError(f"accelerator {accelerator!r}: {reason}; use auto or cpu") from error
+        raise RecipeError(f"accelerator {accelerator!r}: {first_line(error)}; use auto or cpu") from error
     finally:
         for logger in loggers:
             logger.removeFilter(_no_notice)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, get_args
@@ -174,8 +174,11 @@ def conclude_transfer(content: Json) -> Conclusion:
     walks = {row["name"]: row["searches"][-1] for row in content["rows"] if row.get("searches")}
     if not walks:
         return Conclusion()
-    trials = range(max(len(found["trials"]) for found in walks.values()))
-    cells = tuple(_trial_line(number, list(walks.values())) for number in trials)
+    steps = enumerate(zip(*(found["trials"] for found in walks.values()), strict=True), start=1)
+    cells = tuple(
+        (str(number), f"{same[0]['macs']:,}", *(f"{100 * trial['score']:.2f} %" for trial in same))
+        for number, same in steps
+    )
     mean = ("mean", "", *(f"{100 * fmean(_scores(f)):.2f} %" for f in walks.values()))
     seconds = ("seconds in all", "", *(f"{f['seconds']:,.0f}" for f in walks.values()))
     columns = ("trial", "MACs", *walks)
@@ -193,11 +196,6 @@ def conclude_transfer(content: Json) -> Conclusion:
     title = "resnet20: accuracy over the trials of one search, by transfer of weights"
     picture = lines(series, title, "trial", "validation accuracy, %")
     return Conclusion((table,), values, {"conetv2-transfer": picture})
-
-
-def _trial_line(number: int, walks: Sequence[Json]) -> tuple[str, ...]:
-    trials = [found["trials"][number] for found in walks]
-    return (str(number + 1), f"{trials[0]['macs']:,}", *(f"{100 * trial['score']:.2f} %" for trial in trials))
 
 
 def _scores(found: Json) -> list[float]:
@@ -218,13 +216,8 @@ def conetv2_transfer(size: Size) -> tuple[Row, ...]:
     )
     return tuple(
         Row(
-            transfer,
-            network.model,
-            "cifar10",
-            None,
-            options=network.options[size],
-            design=(Walked(search, transfer),),
-            note=_TRANSFERS[transfer],
+            transfer, network.model, "cifar10", None, options=network.options[size],
+            design=(Walked(search, transfer),), note=_TRANSFERS[transfer],
         )
         for transfer in get_args(Transfer)
-    )
+    )  # fmt: skip

@@ -129,10 +129,8 @@ def conflicts_lesion(size: Size) -> tuple[Row, ...]:
 def conclude(content: Json) -> Conclusion:
     """Return what can go by each order, what is left when it is removed, and how early flags agree."""
     rows = [(row, [s for s in row.get("studies") or () if s]) for row in content["rows"]]
-    studied = [(row, [s for s in studies if "chosen" in s]) for row, studies in rows]
-    studied = [(row, studies) for row, studies in studied if studies]
-    flagged = [(row, [s["flags"] for s in studies if s.get("flags")]) for row, studies in rows]
-    flagged = [(row, flags) for row, flags in flagged if flags]
+    studied = [(row, found) for row, studies in rows if (found := [s for s in studies if "chosen" in s])]
+    flagged = [(row, found) for row, studies in rows if (found := [s["flags"] for s in studies if s.get("flags")])]
     tables = [made for made in (_chosen(studied), _carried_out(studied), _early(flagged)) if made is not None]
     values = {
         "removable": {row["name"]: _shares(studies) for row, studies in studied},

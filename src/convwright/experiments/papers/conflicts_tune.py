@@ -13,6 +13,7 @@ from convwright.experiments.papers.conflicts_lesion import published
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, trial_fields
 from convwright.experiments.search_pictures import beside_cost
+from convwright.experiments.statistics import spread_of
 from convwright.tables import Json, Sheet
 
 NETWORK = "zoo:vgg120"
@@ -117,8 +118,7 @@ def _values(rows: Sequence[Json]) -> dict[str, Any]:
     searches = [found for row in rows for found in row.get("searches") or ()]
     return {
         "accuracies": accuracies,
-        "mean": statistics.fmean(accuracies),
-        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        **spread_of(accuracies),
         "groups": [groups_of(row) for row in rows],
         **{key: statistics.fmean(each[key] for each in studies) for key in studies[0]},
         "trials": [len(found["trials"]) for found in searches],

@@ -88,20 +88,14 @@ def _mean(row: Json, name: str) -> float | None:
 )
 def conetv2_rank(size: Size) -> tuple[Row, ...]:
     """Return one row per network; each group's width is its own times 0.25 to 1.5, log-uniform, drawn by a seed."""
+    recipe, seeds = conetv2.recipe_of(size, _QUALITY_EPOCHS[size]), (0, 1, 2) if size == "full" else (0,)
     return tuple(
         Row(
-            f"widths-{number:02d}",
-            "zoo:resnet20",
-            "cifar10",
-            conetv2.recipe_of(size, _QUALITY_EPOCHS[size]),
-            (0, 1, 2) if size == "full" else (0,),
-            _QUALITY_OPTIONS[size],
-            design=(Drawn(_FIRST_SEED + number, _LOW, _HIGH),),
-            fresh=True,
-            quality=True,
+            f"widths-{number:02d}", "zoo:resnet20", "cifar10", recipe, seeds, _QUALITY_OPTIONS[size],
+            design=(Drawn(_FIRST_SEED + number, _LOW, _HIGH),), fresh=True, quality=True,
         )
         for number in range(NETWORKS)
-    )
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ receptive fields
@@ -239,18 +233,13 @@ def greedy_rank(size: Size) -> tuple[Row, ...]:
     base = greedy.BASES["resnet"]
     less = max(1, base.trial_steps[size] // greedy.LESS)
     count = 4 if size == "quick" else ALLOCATIONS
+    recipe, seeds = greedy.recipe_of(base, size), (0, 1, 2) if size == "full" else (0,)
     fresh = greedy.random_of(base, size, _ALLOCATION_SEED, samples=count)
     inherited = greedy.random_of(base, size, _ALLOCATION_SEED, samples=count, trial_steps=less, trial_weights="inherit")
     return tuple(
         Row(
-            f"allocation-{number:02d}",
-            base.model,
-            "cifar10",
-            greedy.recipe_of(base, size),
-            (0, 1, 2) if size == "full" else (0,),
-            base.options,
-            (At(base.side), Tried(fresh, number, (inherited,))),
-            fresh=True,
+            f"allocation-{number:02d}", base.model, "cifar10", recipe, seeds, base.options,
+            (At(base.side), Tried(fresh, number, (inherited,))), fresh=True,
         )
         for number in range(count)
-    )
+    )  # fmt: skip

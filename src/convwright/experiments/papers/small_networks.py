@@ -235,13 +235,9 @@ def mnist_phases(size: Size) -> tuple[Row, ...]:
     recipe = plain_recipe(_PHASE_EPOCHS[size])
     return tuple(
         Row(
-            name,
-            f"zoo:mnist-{name}",
-            "mnist",
-            recipe,
-            seeds_of(size, 3 if size == "full" else 1),
+            name, f"zoo:mnist-{name}", "mnist", recipe, seeds_of(size, 3 if size == "full" else 1),
             paper={"accuracy": last, "best_epoch": best, "epochs": epochs},
             note=f"the paper's best test epoch: {best:.2%}",
         )
         for name, best, last, epochs in _PHASES
-    )
+    )  # fmt: skip

@@ -91,11 +91,6 @@ def by_value(names: Sequence[str], values: Mapping[str, float]) -> tuple[str, ..
     return tuple(sorted(names, key=place.__getitem__))
 
 
-def by_own_loss(names: Sequence[str], measure: Measure) -> tuple[str, ...]:
-    """Return blocks by the loss of the network without each alone, the lowest first."""
-    return by_value(names, {name: -measure(frozenset({name})).loss for name in names})
-
-
 def greedily(names: Sequence[str], measure: Measure, *, fall: float = 0.3) -> tuple[str, ...]:
     """Return blocks so that each next one costs least, given those that are out already.
 
@@ -237,8 +232,6 @@ class _Study:
             content["removed"] = self._removed(results, sequences)
         return content
 
-    # -------------------------------------------------------------- orders
-
     def _orders(self) -> tuple[list[dict[str, Any]], dict[str, Sequences]]:
         watched = Watched(self.arch.model, self.data, self.recipe, torch.device("cpu"))
         sample = watched.sample(self.asked.sample)
@@ -252,7 +245,7 @@ class _Study:
             sequences: dict[str, Sequences] = {
                 "conflict": (by_conflict(self.names, points, reading),),
                 "graded conflict": (by_value(self.names, graded),),
-                "own loss": (by_own_loss(self.names, measure),),
+                "own loss": (by_value(self.names, {name: -found.loss for name, found in alone.items()}),),
                 "greedy": (greedily(self.names, measure, fall=_FALL),),
                 "random": at_random(self.names, self.asked.draws, self.recipe.seed),
             }
@@ -273,8 +266,6 @@ class _Study:
             for name in self.names
         ]
         return facts, sequences
-
-    # -------------------------------------------------------------- curves
 
     def _curves(self, sequences: Mapping[str, Sequences]) -> dict[str, Any]:
         """Choose numbers of blocks on held-out images, and read the test images for them."""
@@ -314,8 +305,6 @@ class _Study:
         layout = torch.channels_last if fast and self.channels_last else torch.contiguous_format
         to_layout(model or self.arch.model, layout)
 
-    # -------------------------------------------------------------- carried out
-
     def _removed(self, results: Mapping[str, Any], sequences: Mapping[str, Sequences]) -> dict[str, Any]:
         """Remove what the greedy order chose, count and time what is left, and train both networks a little."""
         count = results["chosen"]["greedy"][str(max(self.asked.tolerances))]["blocks"]
@@ -331,18 +320,16 @@ class _Study:
             "latency_ratio": timed.ratios["after"].median,
         }
         for name, network in (("before", self.arch), ("after", smaller)):
-            content[name]["test"] = self._judged(network)
+            model = copy.deepcopy(network.model)
+            self._to_layout(True, model)
+            how: dict[str, Any] = {"precision": self.precision, "channels_last": self.channels_last}
+            content[name]["test"] = evaluate(model, self.data.test, **how).accuracy
             content[name]["tuned"] = self._tuned(network)
         return content
 
     def _costs(self, network: Architecture, nanoseconds: int) -> dict[str, Any]:
         layers = sum(layer.kind in ("conv", "linear") for layer in network.layers)
         return {**costs_of(profile(network)), "latency": nanoseconds, "layers": layers}
-
-    def _judged(self, network: Architecture) -> float:
-        model = copy.deepcopy(network.model)
-        self._to_layout(True, model)
-        return evaluate(model, self.data.test, precision=self.precision, channels_last=self.channels_last).accuracy
 
     def _tuned(self, network: Architecture) -> float | None:
         """Return the test accuracy after fine-tuning, always by the plain recipe: no technique, rate falling."""

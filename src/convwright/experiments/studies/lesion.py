@@ -175,16 +175,12 @@ def lesion_study(
     points = find_points(arch)
     reading = read_bundles(arch.model, points, sample[0], sample[1], learning_rate=learning_rate, batch_size=batch_size)
     with surgery.measuring(images) as measure:
-
-        def accuracy(removed: frozenset[str]) -> float:
-            return measure(removed).accuracy
-
-        whole = accuracy(frozenset())
-        facts = tuple(_facts(surgery, points, reading, name, accuracy) for name in surgery.taps)
+        whole = measure(frozenset()).accuracy
+        facts = tuple(_facts(surgery, points, reading, name, measure) for name in surgery.taps)
         wanted = range(len(facts) + 1) if counts is None else frozenset(counts)
         curves = {
             order: tuple(
-                _point(count, sets, surgery, accuracy)
+                _point(count, sets, surgery, measure)
                 for count, sets in _sets(facts, order, repeats, seed)
                 if count in wanted
             )
@@ -194,8 +190,8 @@ def lesion_study(
     return Lesion(whole, stderr, len(images), len(sample[1]), facts, curves, surgery.skipped, seed)
 
 
-def _facts(surgery: Lesions, points: Points, reading: BundleReading, name: str, accuracy: Judge) -> BlockFacts:
-    found, alone = reading.points[points.own[name]], accuracy(frozenset({name}))
+def _facts(surgery: Lesions, points: Points, reading: BundleReading, name: str, measure: Measure) -> BlockFacts:
+    found, alone = reading.points[points.own[name]], measure(frozenset({name})).accuracy
     conflict = conflict_of(points, reading, name)
     return BlockFacts(name, conflict, found.entropy, found.count, alone, surgery.macs[name])
 
@@ -206,8 +202,8 @@ def conflict_of(points: Points, reading: BundleReading, name: str) -> float:
     return 1.0 if math.isnan(excess) else excess
 
 
-def _point(count: int, sets: Sequence[frozenset[str]], surgery: Lesions, accuracy: Judge) -> LesionPoint:
-    values = [accuracy(each) for each in sets]
+def _point(count: int, sets: Sequence[frozenset[str]], surgery: Lesions, measure: Measure) -> LesionPoint:
+    values = [measure(each).accuracy for each in sets]
     saved = [sum(surgery.macs[name] for name in each) for each in sets]
     deviation = statistics.pstdev(values) if len(values) > 1 else 0.0
     return LesionPoint(count, statistics.fmean(values), deviation, len(values), statistics.fmean(saved))
@@ -236,7 +232,6 @@ def _sets(
 
 # ------------------------------------------------------------------ leaving blocks out
 
-Judge = Callable[[frozenset[str]], float]
 Measure = Callable[[frozenset[str]], Metrics]
 
 

@@ -134,7 +134,6 @@ class DesignSearch(Scripted):
         self._step = 0
 
     def _diagnosed(self, base: Evidence, aim: str, conflicts: str = "", *more: str) -> None:
-        """Note what the first training told."""
         known, profile = self.findings, self.arch.profile()
         numbers = f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters"
         accuracy = f"accuracy {base.score:.2%} ± {base.stderr:.2%}"
@@ -173,16 +172,9 @@ class DesignSearch(Scripted):
         return tuple(self._after(r, e, epochs) for r, e in zip(runners, evidence, strict=True))
 
     def _candidate(self, runner: Runner, epochs: int, probes: tuple[str, ...] = ()) -> Candidate:
-        """Return the next training of a runner, with the seed of this step."""
-        return Candidate(
-            runner.plan,
-            None if runner.weights == "fresh" else runner.trial,
-            epochs,
-            self.terms.seed + self._step,
-            probes=probes,
-            recipe=runner.recipe,
-            weights=runner.weights,
-        )
+        parent, seed = None if runner.weights == "fresh" else runner.trial, self.terms.seed + self._step
+        how: dict[str, Any] = {"recipe": runner.recipe, "weights": runner.weights}
+        return Candidate(runner.plan, parent, epochs, seed, probes=probes, **how)
 
     def _after(self, runner: Runner, evidence: Evidence, epochs: int) -> Runner:
         """Return a runner after a training, whose weights it keeps; without a score where that failed."""

@@ -332,5 +332,4 @@ class ParetoSearch(DesignSearch):
         return f"{member.told} at {costs}"
 
     def _dropped(self) -> dict[str, str]:
-        """Return what could not be made at some level, and why."""
         return {words: why for bench in self.benches for words, why in bench.dropped.items()}

@@ -203,8 +203,6 @@ class ChannelSearch(Scripted):
             return Published(surface, first, given, self.rule, seed, limited=self.limits is not None)
         return OnBudget(surface, first, given, self.rule, spread, seed)
 
-    # ------------------------------------------------------------------ what it did
-
     @property
     def history(self) -> tuple[dict[str, Any], ...]:
         """What each trial was and showed: its number, and the fields of a `WidthDecision` as plain data."""
@@ -318,7 +316,6 @@ class ChannelSearch(Scripted):
         self.decisions = (*self.decisions, decision)
 
     def _outlook(self, widths: Widths) -> str:
-        """Say which widths change most in the trial after."""
         ahead = self.walk.widths
         changes = sorted(
             (n for n in ahead if ahead[n] != widths[n]), key=lambda n: -abs(math.log(ahead[n] / widths[n]))

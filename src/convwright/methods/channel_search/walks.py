@@ -39,9 +39,6 @@ class Verdict:
     heat: float = 0.0
 
 
-# ------------------------------------------------------------------ as published
-
-
 @dataclass(eq=False)
 class Published:
     """CONetV2's course, number by number.
@@ -131,9 +128,6 @@ class Published:
         return self._last, "the only widths that were tried"
 
 
-# ------------------------------------------------------------------ ours
-
-
 @dataclass(frozen=True)
 class _Spot:
     """An accepted trial: where it was and what is known there."""
@@ -194,8 +188,6 @@ class OnBudget:
     def cold(self, turn: int) -> float:
         """Return what is left of the temperature: 1 at the first trial, 1 / trials at the last."""
         return (self.given.trials - turn) / self.given.trials
-
-    # ------------------------------------------------------------------ one trial
 
     def take(self, turn: int, seen: Reading) -> Verdict:
         """Accept or reject a trial, and propose the next from the accepted one."""
@@ -261,8 +253,6 @@ class OnBudget:
         """Try the widths of the last accepted trial again."""
         if self._at is not None:
             self._next, self._share = self._at.place, self._at.share
-
-    # ------------------------------------------------------------------ the end
 
     def chosen(self) -> tuple[Widths, str] | None:
         """Return the widths on the whole budget that the search ends with."""

@@ -132,8 +132,6 @@ class ConflictRemoval(Scripted):
         trained = whole and math.isfinite(evidence.score) and evidence.trial not in self._diverged
         return trained and super()._meets(evidence)
 
-    # ------------------------------------------------------------------ the course
-
     def _run(self) -> Script:
         parent: int | None = None
         if not self.terms.epochs:
@@ -259,8 +257,6 @@ class ConflictRemoval(Scripted):
         total = sum(map(len, self.groups.stages))
         reason = f"{self._size()} of {total} blocks are left, {self._sizes()}; accuracy {evidence.score:.2%}"
         self._record("end", evidence, reason, kept=evidence.trial)
-
-    # ------------------------------------------------------------------ costs
 
     def _costs(self, gone: Sequence[str]) -> dict[str, int]:
         key = frozenset(gone)

@@ -199,21 +199,11 @@ class GreedyEnlarging(Scripted):
             )
         length = given.trial_epochs, given.trial_steps, given.beam
         self.halving = None if given.halving is None else FirstParts(given.halving, *length)
-        stages = Stages.of(
-            self.arch,
-            quantum=given.quantum,
-            divisor=divisor,
-            merge_equal_resolution=given.merge_equal_resolution,
-            layers=given.layers,
-        )
-        self.space = EnlargingSpace.of(
-            stages,
-            self.limits,
-            given.objective,
-            width_growth=given.width_growth,
-            depth_growth=given.depth_growth,
-            resolution_step=given.resolution_step if given.resolution else 0,
-        )
+        alike = {name: getattr(given, name) for name in ("quantum", "merge_equal_resolution", "layers")}
+        stages = Stages.of(self.arch, divisor=divisor, **alike)
+        steps = {"width_growth": given.width_growth, "depth_growth": given.depth_growth}
+        side = given.resolution_step if given.resolution else 0
+        self.space = EnlargingSpace.of(stages, self.limits, given.objective, **steps, resolution_step=side)
         self.dropped = self.space.dropped
         start, target = self.space.cost(self.space.start), self.limits.limits[self.space.metric]
         usual = max(1, math.ceil(math.log(max(target / start, 1)) / math.log(_USUAL_GROWTH)))
@@ -361,7 +351,6 @@ class GreedyEnlarging(Scripted):
         return f"level {number} of {len(self.levels) - 1}, {human(self.levels[number], self.space.metric)}"
 
     def _seen(self, level: Level) -> None:
-        """Note what happened at a level."""
         phase = self._phase(level.number)
         words = {self._found[s.key].trial: self.space.words(s) for s in level.judged}
         if not level.kept:
@@ -442,8 +431,6 @@ class GreedyEnlarging(Scripted):
             return
         self._final = evidence.trial
         self._note("enlarging, end", f"{used}; accuracy {evidence.score:.2%}", words, evidence.trial)
-
-    # ------------------------------------------------------------------ candidates
 
     def _candidate(self, step: Step) -> Candidate:
         return replace(self._training(step, self.options.trial_epochs), recipe=self.shortened)

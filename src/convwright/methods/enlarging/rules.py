@@ -70,9 +70,6 @@ def scaled(
     return Setting(wide, blocks, side, base.ends * width)
 
 
-# ------------------------------------------------------------------ rules with one factor
-
-
 def single(base: Setting, kind: Literal["width", "depth", "resolution"], factor: float, quantum: int = 4) -> Setting:
     """Scale in one dimension only."""
     wide, deep, side = (factor if kind == name else 1.0 for name in ("width", "depth", "resolution"))
@@ -170,8 +167,6 @@ def _product(c: tuple[float, float, float]) -> float:
     return c[0] * c[1] ** 2 * c[2] ** 2
 
 
-# ------------------------------------------------------------------ rules with tables of their own
-
 TINYNETS = {
     "a": (0.86, 1.0, 1.2),
     "b": (0.84, 0.75, 1.1),
@@ -243,9 +238,6 @@ def regnet(parameters: RegNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
     groups = [min(p.group, width) for width in stages]
     widths = (round(w / g) * g for w, g in zip(stages, groups, strict=True))
     return tuple(widths), tuple(stages.values())
-
-
-# ------------------------------------------------------------------ shares of the increment
 
 
 def shares(stages: int, how: Literal["equal", "random"], seed: int = 0) -> tuple[float, ...]:

@@ -296,7 +296,6 @@ def _numbers(evidence: Evidence) -> str:
 
 
 def _rest(best: Evidence, found: Sequence[Evidence], words: Mapping[int, str]) -> str:
-    """Name the trials that were not kept."""
     others = [
         f"{words[e.trial]} {f'{e.score:.2%}' if e.usable else f'failed ({e.message})'}" for e in found if e is not best
     ]

@@ -237,7 +237,6 @@ class _Bench:
         return {name: chosen[name] for name in self.places if name in chosen}
 
     def record(self, chosen: Mapping[str, Choice]) -> StageKernels:
-        """Return what was chosen here of all that was chosen."""
         own = {name: chosen[name] for name in self.places if name in chosen}
         return StageKernels(self.stage.name, self.before, self.share(own), own)
 

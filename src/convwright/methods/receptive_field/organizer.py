@@ -121,9 +121,6 @@ def _numbers(base: UnitCost, rule: Rule, limits: Limits | None) -> dict[str, int
     return {metric: math.floor(limit) for metric, limit in allowed.items() if limit < math.inf}
 
 
-# ------------------------------------------------------------------ as a method
-
-
 class OrganizerOptions(MethodOptions):
     """Options of method ``receptive-field``.
 

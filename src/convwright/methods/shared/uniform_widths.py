@@ -122,7 +122,6 @@ class _Search:
             return math.inf
 
     def edits(self, ratio: float) -> tuple[Width, ...]:
-        """Return the edits for a common ratio."""
         ratios = ratio if self.weights is None else {name: ratio**weight for name, weight in self.weights.items()}
         return scale_widths(self.architecture, ratios, self.divisor, check=False)  # checked once, by the caller
 

@@ -106,9 +106,6 @@ def non_dominated(trials: Sequence[Evidence], metrics: Sequence[str]) -> tuple[E
     return tuple(sorted(front, key=lambda t: [t.costs[m] for m in metrics]))
 
 
-# ------------------------------------------------------------------ the table
-
-
 @dataclass(frozen=True)
 class ResultRow:
     """One line of the table: what, and how baseline and result compare."""

@@ -40,7 +40,10 @@ class TrialIndex:
         self._keys: dict[int, str] = {}  # likewise, of what is asked for now
         self._asked: Counter[str] = Counter()
         self._end = 0  # the number after the last one in this course
-        self._read()
+        try:
+            self._read()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.damaged(f"its trials cannot be understood ({type(error).__name__}: {error})") from error
 
     def record(self, number: int) -> int:
         """Return the number under which a candidate is recorded."""
@@ -100,12 +103,6 @@ class TrialIndex:
         return self._keys[number]
 
     def _read(self) -> None:
-        try:
-            self._read_places()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self.damaged(f"its trials cannot be understood ({type(error).__name__}: {error})") from error
-
-    def _read_places(self) -> None:
         """Read the places of all records; older runs have none: they took one course, in order."""
         keys, seen = dict[int, str](), Counter[str]()
         for trial in self.storage.trials():

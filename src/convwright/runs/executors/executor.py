@@ -64,8 +64,6 @@ def lost(task: Task, why: str) -> Evidence:
     return Evidence(task.candidate, task.number, float("nan"), 0.0, {}, status="failed", message=message)
 
 
-# ------------------------------------------------------------------ in this process
-
 Evaluate = Callable[[int, Candidate, Mapping[int, Candidate]], Evidence]
 
 

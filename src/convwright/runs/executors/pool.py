@@ -209,11 +209,7 @@ def take_gpu(number: int, devices: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
 
-# ------------------------------------------------------------------ in a process of the pool
-
-
 def _serve(connection: Connection, function: Callable[[Any], Any], number: int, devices: Sequence[str]) -> None:
-    """Do jobs until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr  # standard output is the driver's: what a network's code prints does not belong there
     take_gpu(number, devices)

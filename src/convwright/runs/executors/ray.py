@@ -153,9 +153,6 @@ def _line(error: BaseException) -> str:
     return first_line(error).rstrip(". ")
 
 
-# ------------------------------------------------------------------ starting
-
-
 def _imported() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told what is searched here
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -191,9 +188,6 @@ def _check_reachable(address: str, remedy: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except OSError as error:
         raise RunError(f"--ray {address}: nobody answers there ({error.strerror or error}); {remedy}") from error
-
-
-# ------------------------------------------------------------------ in a worker
 
 
 def _work(packed: bytes, errand: WorkerTask, weights: Mapping[int, Any], mark: tuple[str, str]) -> WorkerResult:

@@ -118,9 +118,6 @@ class Setup:
         return check_execution(arch).architecture
 
 
-# ------------------------------------------------------------------ one candidate
-
-
 @dataclass(frozen=True)
 class WorkerTask:
     """One candidate, as a worker gets it.
@@ -206,17 +203,8 @@ def answered(packed: bytes, errand: WorkerTask) -> WorkerResult:
     try:
         setup, arch = _opened(packed)
         candidate = Candidate.from_dict(errand.candidate)
-        evaluator = Evaluator(
-            arch,
-            setup.data,
-            setup.recipe,
-            errand,
-            False,
-            setup.workers,
-            setup.proxy,
-            setup.repairs,
-            trained=setup.trained,
-        )
+        how = False, setup.workers, setup.proxy, setup.repairs
+        evaluator = Evaluator(arch, setup.data, setup.recipe, errand, *how, trained=setup.trained)
         with threads_of(setup.threads):
             found = evaluator(errand.number, candidate, errand.parents())
         return WorkerResult("found", found.to_dict())
@@ -232,9 +220,6 @@ def _opened(packed: bytes) -> tuple[Setup, Architecture]:
     setup = Setup.unpacked(packed)
     with threads_of(setup.threads):
         return setup, setup.architecture()
-
-
-# ------------------------------------------------------------------ in processes of this machine
 
 
 class Processes:

@@ -133,7 +133,6 @@ class Loader:
         return _stack(crops)
 
     def _finish(self, epoch: int, position: int, part: Tensor, raw: Tensor | None) -> Batch:
-        """Fetch, augment and normalise one batch."""
         size = self.images.shape[1:]
         draws = None
         if self.augment is not None:

@@ -17,7 +17,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from convwright.errors import DataError
+from convwright.errors import DataError, first_line
 from convwright.training.data.images import ArrayImages, Images, statistics
 
 Shape = tuple[int, int, int]
@@ -79,9 +79,8 @@ def _opened(source: Path, name: str) -> Iterator[NpzFile]:
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file; check the path after npz:") from error
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{name}: cannot be read ({reason}); write it with numpy.savez and plain number arrays"
+            f"{name}: cannot be read ({first_line(error)}); write it with numpy.savez and plain number arrays"
         ) from error
 
 

@@ -16,16 +16,6 @@ from convwright.training.probes.base import (
 )
 
 __all__ = [
-    "PROBES",
-    "ChannelQuality",
-    "Entry",
-    "Moment",
-    "Probe",
-    "Probes",
-    "PublishedChannelQuality",
-    "StopRule",
-    "Watched",
-    "check_observed",
-    "probe",
-    "reached",
-]
+    "PROBES", "ChannelQuality", "Entry", "Moment", "Probe", "Probes", "PublishedChannelQuality", "StopRule",
+    "Watched", "check_observed", "probe", "reached",
+]  # fmt: skip

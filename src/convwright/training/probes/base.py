@@ -162,9 +162,6 @@ def probe(name: str, key: str = "") -> Callable[[_Kind], _Kind]:
     return file
 
 
-# ------------------------------------------------------------------ all probes of a training
-
-
 class Probes:
     """The probes of one training; a context, as each of them is.
 
@@ -233,9 +230,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# ------------------------------------------------------------------ ending early
-
-
 class StopRule(Protocol):
     """When to end a training early; `convwright.methods.Stop` is one."""
 
@@ -294,9 +288,6 @@ def reached(stop: StopRule, record: EpochRecord, probes: Probes) -> bool:
         return False
     value = getattr(record, stop.probe) if stop.probe in _RECORDED else probes.value(stop.probe)
     return value is not None and bool(value > stop.threshold if stop.above else value < stop.threshold)
-
-
-# ------------------------------------------------------------------ channel quality
 
 
 @probe("channel-quality")

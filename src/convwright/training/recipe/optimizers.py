@@ -77,10 +77,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return kind(groups, **options)
     # Each library refuses in its own way; whatever it is, it is about the options: nothing else is given.
     except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = first_line(error)
         raise RecipeError(
-            f"recipe field optimizer: {recipe.optimizer!r} refuses its options: {reason}; change optimizer_options, "
-            "or the field that it names"
+            f"recipe field optimizer: {recipe.optimizer!r} refuses its options: {first_line(error)}; change "
+            "optimizer_options, or the field that it names"
         ) from error
 
 

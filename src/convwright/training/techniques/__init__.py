@@ -19,18 +19,9 @@ from convwright.training.techniques.technique import (
 )
 
 __all__ = [
-    "TECHNIQUES",
-    "Card",
-    "Effect",
-    "Entry",
-    "Teacher",
-    "Technique",
-    "TechniqueContext",
-    "Training",
-    "made",
-    "technique",
-    "technique_named",
-]
+    "TECHNIQUES", "Card", "Effect", "Entry", "Teacher", "Technique", "TechniqueContext", "Training", "made",
+    "technique", "technique_named",
+]  # fmt: skip
 
 # Importing a file registers its techniques: a new one is one new file and nothing here changes.
 for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):

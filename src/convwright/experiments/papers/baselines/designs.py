@@ -95,9 +95,6 @@ class Rest:
         return replace(form, epochs=max(1, int(left / (images * own) + 1e-9)))
 
 
-# ------------------------------------------------------------------ phases, without the trainings beside them
-
-
 @dataclass(frozen=True)
 class Phases(Searched):
     """Method ``phased`` without techniques: its recipe is that of all rows.
@@ -173,9 +170,6 @@ class WithoutBaselines(WrappedMethod):
 
     def _translated(self, candidate: Candidate) -> Candidate:
         return replace(candidate, parent=None if candidate.parent is None else self._outside[candidate.parent])
-
-
-# ------------------------------------------------------------------ what is measured afterwards
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,6 @@ class TpeSearch(Scripted):
         yield (final, Candidate(self.untouched, None, 1, self.terms.seed, role="baseline", weights="fresh"))
 
     def _drawn(self, study: optuna.Study) -> tuple[optuna.trial.Trial, ProposedDesign]:
-        """Draw until there is a network."""
         for _ in range(_DRAWS):
             trial = study.ask()
             design = self._design(trial)

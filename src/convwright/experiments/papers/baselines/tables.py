@@ -55,9 +55,6 @@ def of_table(name: str) -> tuple[str, int, str]:
     return network, int(percent), "latency" if unit else "MACs"
 
 
-# ------------------------------------------------------------------ what a row cost
-
-
 def compute(row: Json) -> dict[str, float]:
     """Return what a row's search and its final training cost, in epochs of the untouched network.
 

@@ -17,14 +17,7 @@ from convwright.cost import count_by_torch
 from convwright.edits import Edit, Width
 from convwright.errors import RecipeError
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made, opened
-from convwright.experiments.designs.search_design import (
-    FOUND,
-    Question,
-    Searched,
-    edits_of_record,
-    images_seen,
-    record,
-)
+from convwright.experiments.designs.search_design import FOUND, Question, Searched, edits_of_record, images_seen, record
 from convwright.runs.directory.files import load_weights, read_json, save_weights
 from convwright.runs.directory.study import WEIGHTS
 from convwright.training import ImageData, Recipe, train

@@ -88,9 +88,8 @@ def _torchvision_images(name: str, file: str, kind: str, shape: Shape | None, *,
         # torchvision checks the files' checksums before it reads them.
         dataset = getattr(datasets, kind)(str(cache), train=train, download=True)
     except Exception as error:  # network, disk and checksum errors come in many types
-        reason = first_line(error)
         raise DataError(
-            f"{name}: not found locally and the download failed ({reason}); put "
+            f"{name}: not found locally and the download failed ({first_line(error)}); put "
             f"{file} with x_train, y_train, x_test, y_test into a folder and name it by "
             "--data-dir or $CONVWRIGHT_DATA"
         ) from error
