@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.graph import module_path, module_paths
+from convwright.architecture.capture.graph import module_path, module_paths, operator_name
 from convwright.architecture.capture.pytrees import tensors_of
 from convwright.architecture.channels import ChannelGraph
 from convwright.architecture.labels import Value
@@ -256,7 +256,19 @@ def _sync_attributes(model: nn.Module, plan: ChannelRemap, changed: Iterable[str
         if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
             _sync_module(module)
             _sync_stored(module, name, plan)
+    _sync_bare_norms(model, plan.after)
     _sync_feature_info(model, plan)
+
+
+def _sync_bare_norms(model: nn.Module, graph: ChannelGraph) -> None:
+    """Update the width that norms without any tensors store: they warn at each pass where it is another."""
+    follower, modules = graph.follower, dict(model.named_modules())
+    for node in follower.capture.graph.nodes:
+        norm, value = modules.get(module_path(node)), follower.values.get(node.name)
+        if not isinstance(norm, nn.modules.batchnorm._NormBase) or norm.state_dict():
+            continue
+        if operator_name(node).endswith("_norm") and isinstance(value, Value) and value.ndim > 1:
+            norm.num_features = value.shape[1]
 
 
 def _sync_stored(module: nn.Module, name: str, plan: ChannelRemap) -> None:
