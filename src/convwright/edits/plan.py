@@ -245,7 +245,7 @@ def passages(
     for _, grouped in groupby(edits, key=lambda e: e.kind):
         run = tuple(grouped)
         while run:
-            turn = _without_repeats(run)
+            turn = _without_repeats(run) if numbered or isinstance(run[0], Width) else run
             passage = _first_passage(current, turn, options, numbered, count)
             yield passage
             current, count, run = passage.after, count + len(passage.edits), run[len(passage.edits) :]
