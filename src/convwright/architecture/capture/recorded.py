@@ -208,15 +208,20 @@ class _Recorder(TorchDispatchMode):
 
     def _constant(self, tensor: Tensor) -> fx.Node:
         """Return the node of a tensor that neither the model nor the graph knows: the user's code made it."""
-        name = next((n for n in self._attributes() if n[1] is tensor), (f"constant_{len(self.stored)}",))[0]
+        name = self._attributes.get(id(tensor), (f"constant_{len(self.stored)}", tensor))[0]
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             return self._store(f"c_{name.replace('.', '_').lower()}", name, tensor.detach())
 
-    def _attributes(self) -> Iterator[tuple[str, Tensor]]:
-        for module, (path, *_) in self._paths.items():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    yield f"{path}.{name}" if path else name, value
+    @cached_property
+    def _attributes(self) -> dict[int, tuple[str, Tensor]]:
+        """The tensors that modules hold as plain attributes, by identity, with their names."""
+        held = ((path, vars(module)) for module, (path, *_) in self._paths.items())
+        return {
+            id(value): (f"{path}.{name}" if path else name, value)
+            for path, attributes in held
+            for name, value in attributes.items()
+            if isinstance(value, Tensor)
+        }
 
     def _store(self, node_name: str, name: str, tensor: Tensor) -> fx.Node:
         node = self.graph.create_node("placeholder", node_name, name=node_name)
