@@ -342,3 +342,14 @@ def test_doctor_names_the_line_from_which_the_structure_is_random():
     random.seed(5)  # five steps; with doctor's own seed three
     assert "x = x.sigmoid()" in diagnose(read(Randomly(), (3, 9, 9))).branch
     random.setstate(before)
+
+
+def test_gradients_in_forward_are_refused_with_the_reason():
+    class Inner(networks.Chain):
+        def middle(self, x):
+            with torch.enable_grad():
+                y = super().middle(x)
+                return y * torch.autograd.grad(y.sum(), self.conv.weight)[0].mean()
+
+    with pytest.raises(ReadError, match="It computes gradients in forward"):
+        read(Inner(), (3, 9, 9))

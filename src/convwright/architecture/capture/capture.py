@@ -82,6 +82,8 @@ def _explain(model: nn.Module, inputs: Inputs, error: Exception, how: str) -> st
         said = f"{name} does not run on an input of shape {inputs}{f' at {line}' if line else ''}: "
         if line is not None and re.search(r"""\w\[["']""", line.code):
             return f'{said}it takes a dictionary. Give one in Python, such as {{"image": (3, 224, 224)}}.'
+        if how == RECORDED and any(words in str(error) for words in ("require grad", "Inference tensor")):
+            return f"{said}{first_line(error)} It computes gradients in forward, and is recorded without: read a part."
         return f"{said}{first_line(forward_error)} Give the input shape that the network expects (--input CxHxW)."
     where = next((f" at {s}" for s in [user_frame(error)] if s is not None), "")
     return (
