@@ -155,7 +155,6 @@ def test_read_with_the_true_reasons(name: str) -> None:
     assert costs.macs == counted or (case.uncounted and costs.uncounted)
 
 
-@pytest.mark.few(14)
 @pytest.mark.parametrize("name", CASES)
 def test_every_free_group_halved_doubled_and_grown_by_half(name: str) -> None:
     case, arch = CASES[name], reading(name)
@@ -182,7 +181,6 @@ def test_doctor_says_what_helps(name: str) -> None:
     assert any(case.advice in text for text in about_widths) if case.advice else not about_widths
 
 
-@pytest.mark.few(4)
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_as_python_and_as_a_program(name: str) -> None:
     case, arch = CASES[name], reading(name)
@@ -198,7 +196,6 @@ def test_exported_as_python_and_as_a_program(name: str) -> None:
     assert difference(arch.model, program.module(), example, (1, 3) if dynamic else (1,)) <= 1e-5
 
 
-@pytest.mark.few(4)
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_to_onnx(name: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 from drawn_networks import try_network
 
 
-@pytest.mark.few(8)
 @pytest.mark.parametrize("seed", [*range(40), 286, 689])
 def test_edits_of_a_drawn_network_do_what_they_promise(seed: int) -> None:
     with warnings.catch_warnings():

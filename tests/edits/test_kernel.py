@@ -87,7 +87,6 @@ def with_effective_weight(model: nn.Module, after: tuple[int, ...]) -> nn.Module
     return model
 
 
-@pytest.mark.few(9)
 @pytest.mark.parametrize("step", [2, 4, -2])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_zeros_around_it_or_its_centre(name: str, step: int) -> None:

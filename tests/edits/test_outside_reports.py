@@ -43,7 +43,6 @@ class ShuffledOnce(Shuffled):
         return self.o(self.c(y.view(n, self.groups, -1, h, w).transpose(1, 2).flatten(1, 2)))
 
 
-@pytest.mark.few(8)
 @pytest.mark.parametrize("literal", [False, True])
 @pytest.mark.parametrize("times", [2, 3])
 @pytest.mark.parametrize(("width", "groups"), [(4, 2), (4, 4), (6, 2), (8, 2), (8, 4), (12, 4)])

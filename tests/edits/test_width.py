@@ -54,7 +54,6 @@ def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return result["logits"] if isinstance(result, dict) else result
 
 
-@pytest.mark.few(9)
 @pytest.mark.parametrize("network", EXACT, ids=lambda n: n.__name__)
 @given(ratio=st.floats(1.01, 3.5), seed=st.integers(0, 2**31 - 1))
 @settings(max_examples=5, deadline=None)
@@ -69,7 +68,6 @@ def test_growing_keeps_the_function(network: type[nn.Module], ratio: float, seed
     torch.testing.assert_close(output(grown.model, x) / scale, expected / scale, rtol=0, atol=1e-10)
 
 
-@pytest.mark.few(9)
 @pytest.mark.parametrize("network", EXACT + STATISTIC, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8, 1.5, 2.0])
 def test_edited_networks_train_and_are_read_as_predicted(network: type[nn.Module], ratio: float) -> None:
@@ -119,7 +117,6 @@ def keep_only(kept: list[int], size: int) -> torch.Tensor:
     return mask
 
 
-@pytest.mark.few(9)
 @pytest.mark.parametrize("network", EXACT, ids=lambda n: n.__name__)
 @pytest.mark.parametrize("ratio", [0.31, 0.5, 0.77, 1.3, 2.0])
 def test_changes_report_exactness_and_costs(network: type[nn.Module], ratio: float) -> None:
