@@ -353,3 +353,17 @@ def test_gradients_in_forward_are_refused_with_the_reason():
 
     with pytest.raises(ReadError, match="It computes gradients in forward"):
         read(Inner(), (3, 9, 9))
+
+
+def test_a_result_written_into_a_buffer_by_name_is_undone():
+    class Into(networks.Chain):
+        def build(self):
+            super().build()
+            self.register_buffer("held", torch.zeros(1, 5, 9, 9))
+
+        def middle(self, x):
+            return super().middle(torch.add(x, 1, out=self.held))
+
+    model = Into()
+    read(model, (3, 9, 9))
+    assert not model.held.any()

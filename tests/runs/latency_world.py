@@ -1,6 +1,7 @@
 """A made-up machine: every network takes a known time on it, so each run of a test decides alike."""
 
 from convwright.architecture import read
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost import Comparison, Latency, LatencyTable, Spread, layer_latencies
 from convwright.cost.latency_model import operator_calls
 from convwright.cost.timing import spread
@@ -43,7 +44,7 @@ class World:
         return LatencyTable(device, **{"folder": self.folder, "measure": self.operators, **arguments})
 
     def seconds(self, model, example):
-        key = (*(p.shape for p in model.parameters()), example.shape)
+        key = (*(p.shape for p in model.parameters()), Inputs.of(example).tensors[0].shape)
         if key not in self.sums:
             table = LatencyTable(folder=self.folder / "truth", measure=operator_times)
             nothing = Latency(1.0, 1.0, 1.0, 6, 1, "cpu", "float32")

@@ -90,11 +90,7 @@ def layer_latencies(
         ConvwrightError: if the network does not run, or weights and input lie on different devices.
     """
     known = table if table is not None else LatencyTable(arch.example_input.device)
-    measured = (
-        whole
-        if whole is not None
-        else measure_latency(arch.model, arch.example_input if arch.inputs.one else arch.inputs)
-    )
+    measured = whole if whole is not None else measure_latency(arch.model, arch.inputs)
     calls = {node: call_of(node) for node in _working(arch)}
     known.learn(calls.values())
     times = {node.name: _time(node, call, known) for node, call in calls.items()}

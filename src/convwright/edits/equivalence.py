@@ -65,7 +65,7 @@ def _settle_statistics(model: nn.Module, inputs: Inputs, seed: int, dtype: torch
     if not norms:
         return
     before = [m.momentum for m in norms]
-    one, other = (_random_input(inputs, seed + each, dtype) for each in (2, 3))
+    one, other = (inputs.random(seed + each, dtype) for each in (2, 3))
     others = iter(other.tensors)
     pair = one.map(lambda tensor: torch.cat([tensor[:1], next(others)[:1]]) if tensor.ndim > 1 else tensor)
     for norm in norms:
@@ -76,17 +76,6 @@ def _settle_statistics(model: nn.Module, inputs: Inputs, seed: int, dtype: torch
     for norm, momentum in zip(norms, before, strict=True):
         norm.eval()
         norm.momentum = momentum
-
-
-def _random_input(inputs: Inputs, seed: int, dtype: torch.dtype) -> Inputs:
-    """Return the same nest with random numbers in place of real ones; integers and truth values stay."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(tensor: Tensor) -> Tensor:
-        x = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return x.to(tensor.device, dtype) if tensor.is_floating_point() else tensor
-
-    return inputs.map(drawn)
 
 
 _GAINS = ("gamma", "gain", "weight_g", "original0")  # scales of norms, layers and computed weights
@@ -180,7 +169,7 @@ def _measure(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtyp
     except Exception as error:  # the user's own forward may raise anything
         raise _OriginalError(error) from error
     changed, _ = surgery.operate(original)
-    x = _random_input(inputs, seed + 1, dtype)
+    x = inputs.random(seed + 1, dtype)
     got, notes = _outputs(changed, original, x)
     promised = surgery.promise(original)
     with torch.no_grad():
@@ -188,11 +177,11 @@ def _measure(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtyp
     found = Measured(_farthest(expected, got), _TOLERANCES[dtype], notes)
     if found.difference == 0:  # nothing at all is seen where the output is the same for every input
         with torch.no_grad():
-            other = tensors_in(_random_input(inputs, seed + 5, dtype).call(promised))
+            other = tensors_in(inputs.random(seed + 5, dtype).call(promised))
         return replace(found, blind=_farthest(expected, other) == 0)
     if found.exact:
         return found
-    noise = iter(_random_input(inputs, seed + 4, dtype).tensors)
+    noise = iter(inputs.random(seed + 4, dtype).tensors)
     near = x.map(lambda t: t * (1 + 4 * torch.finfo(dtype).eps * n) if (n := next(noise)).is_floating_point() else t)
     with torch.no_grad():  # how far does rounding of the input go?
         moved = tensors_in(near.call(promised))

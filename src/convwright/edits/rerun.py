@@ -6,8 +6,7 @@ import operator
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.capture import capture
@@ -55,14 +54,8 @@ def runs_hollow(architecture: Architecture, plan: ChannelRemap) -> bool:
 
 def branch_on_values(architecture: Architecture) -> str:
     """Return the line at which other values, of the input or at random, make the code take other steps; "" if none."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(tensor: Tensor) -> Tensor:
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
-        return noise if tensor.is_floating_point() else tensor
-
     with in_mode(architecture.model, training=False):
-        found = record(architecture.model, architecture.inputs.map(drawn), as_far_as_it_comes=True, seed=1)
+        found = record(architecture.model, architecture.inputs.random(0), as_far_as_it_comes=True, seed=1)
     looked = ""  # where the code last looked at values
     for before, now in zip(_operators(architecture.capture), _operators(found), strict=False):
         if before.target is not now.target:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,6 +45,16 @@ class Inputs:
     def map(self, change: Callable[[Tensor], Any]) -> Inputs:
         """Return the same nest with each tensor changed."""
         return Inputs(mapped(self.args, change), mapped(self.kwargs, change))
+
+    def random(self, seed: int, dtype: torch.dtype | None = None) -> Inputs:
+        """Return the same nest with random numbers, of a type, in place of real ones; integers and truths stay."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(tensor: Tensor) -> Tensor:
+            x = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            return x.to(tensor.device, dtype or tensor.dtype) if tensor.is_floating_point() else tensor
+
+        return self.map(drawn)
 
     def named(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors in order, each under the name of its argument and its place in the nest."""

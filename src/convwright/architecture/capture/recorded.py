@@ -2,8 +2,7 @@
 
 Eager PyTorch does what it always does, so any Python is fine: branches on values, ``.item()``, non-maximum suppression.
 In inference mode a dispatch mode sees operators before torch takes them apart, so a recording has the vocabulary of
-``torch.export``. An operator that torch can take apart and nobody above has a rule for (an LSTM) is recorded as its
-parts.
+``torch.export``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import random
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convwright.architecture.capture.graph import Capture, depends_on_values, from_torch
-from convwright.architecture.capture.pytrees import Inputs, tensors_of
+from convwright.architecture.capture.pytrees import Inputs, mapped, tensors_of
 
 _Stack = dict[str, tuple[str, type]]  # as in the graphs of torch.export: path -> (path, class)
 
@@ -76,7 +75,8 @@ class _Recorder(TorchDispatchMode):
         for prefix, named in (("p", model.named_parameters()), ("b", model.named_buffers())):
             for name, tensor in named:
                 self._store(f"{prefix}_{name.replace('.', '_').lower()}", name, tensor)
-                self._owners.setdefault(tensor.untyped_storage()._cdata, tensor)
+                if at := _address(tensor):
+                    self._owners.setdefault(at, tensor)
 
     # -------------------------------------------------------------- running
 
@@ -127,7 +127,7 @@ class _Recorder(TorchDispatchMode):
         alive = set(self.graph.nodes)
         for node, value in self._values:
             if node in alive:
-                node.meta["val"] = _map(value, lambda form: form() if isinstance(form, _Form) else form)
+                node.meta["val"] = type(value)(map(_made, value)) if isinstance(value, list | tuple) else _made(value)
         return Capture(
             self.graph,
             self.stored,
@@ -140,12 +140,17 @@ class _Recorder(TorchDispatchMode):
     # -------------------------------------------------------------- operators
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Execute an operator and record it; one that has no rule of its own is taken apart where torch can."""
+        """Execute an operator and record it."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             self._keep_written(func, args, kwargs)
-        operands = _map(args, self._argument), _map(kwargs, self._argument)
-        given = {_address(tensor) for _, tensor in tensors_of((args, kwargs))}
+        given: set[int] = set()
+
+        def operand(tensor: Tensor) -> fx.Node:
+            given.add(_address(tensor))
+            return self._operand(tensor)
+
+        operands = mapped(args, operand), mapped(kwargs, operand)
         result = func(*args, **kwargs)
         lifted = func is torch.ops.aten.lift_fresh.default  # a tensor written in the code; export calls it a copy
         node = self._add(torch.ops.aten.lift_fresh_copy.default if lifted else func, *operands)
@@ -185,14 +190,11 @@ class _Recorder(TorchDispatchMode):
             self._values.append((part, forms[-1]))
         return type(value)(forms) if type(value) in (tuple, list) else tuple(forms)
 
-    def _argument(self, value: Any) -> Any:
-        return self._operand(value) if isinstance(value, Tensor) else value
-
     def _operand(self, tensor: Tensor) -> fx.Node:
         known = self._nodes.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1]
-        owner = self._owners.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+        owner = self._owners.get(_address(tensor))
         if owner is None:
             return self._constant(tensor)
         node = self._nodes[id(owner)][1]
@@ -234,9 +236,10 @@ class _Recorder(TorchDispatchMode):
 
     def _keep_written(self, func: OpOverload, args: Any, kwargs: Any) -> None:
         """Keep what a parameter or buffer held before an operator writes into it."""
-        for value, declared in zip(args, func._schema.arguments, strict=False):
+        for position, declared in enumerate(func._schema.arguments):
+            value = args[position] if position < len(args) else kwargs.get(declared.name)
             if declared.alias_info is not None and declared.alias_info.is_write and isinstance(value, Tensor):
-                owner = self._owners.get(value.untyped_storage()._cdata)
+                owner = self._owners.get(_address(value))
                 if owner is not None:
                     self._keep(owner)
 
@@ -287,13 +290,8 @@ def _narrowed(whole: Tensor, part: Tensor) -> tuple[int, ...]:
     return axes[0], start, start + part.shape[axes[0]]
 
 
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to the leaves of nested lists, tuples and dicts."""
-    if isinstance(value, list | tuple):
-        return type(value)([_map(each, function) for each in value])
-    if isinstance(value, dict):
-        return {key: _map(each, function) for key, each in value.items()}
-    return function(value)
+def _made(value: Any) -> Any:
+    return value() if isinstance(value, _Form) else value
 
 
 def _line() -> tuple[str, int] | None:
