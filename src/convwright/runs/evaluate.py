@@ -69,8 +69,79 @@ class _Outcome:
     start: _Start = _Start()
 
 
+class NetworkBuilder:
+    """Builds the candidates of one run with the weights that they ask for.
+
+    Attributes:
+        arch: The network as it was read, with the weights that the run starts from.
+        study: Where the weights of trials lie.
+    """
+
+    arch: Architecture
+    study: Store
+
+    @cached_property
+    def _last(self) -> dict[int, Architecture]:
+        """The last network that was cut and only judged, by its number: its children need not replay its plan."""
+        return {}
+
+    @cached_property
+    def _untouched(self) -> Architecture:
+        return reshaped(self.arch, Plan.empty(self.arch))
+
+    def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Build a candidate with the weights that it asks for; the network of the run stays as it is.
+
+        Raises:
+            RunError: It inherits, and its plan does not begin with its parent's; or its weights are to be carried,
+                and the two plans differ in more than widths.
+            EditError: Its weights cannot be carried or drawn anew.
+        """
+        if candidate.weights == "fresh":
+            network = reshaped(self.arch, candidate.plan)
+            draw_anew(network.model, candidate.seed)
+            return network
+        if candidate.weights != "inherit":
+            return self._carried(candidate, parents)
+        if candidate.parent is None:
+            return reshaped(self.arch, candidate.plan)
+        inherited = parents[candidate.parent].plan
+        given = len(inherited.edits)
+        if candidate.plan.edits[:given] != inherited.edits:
+            raise RunError(f"the plan of a child of trial {candidate.parent} does not begin with its parent's plan")
+        # Which channels stay is decided below, on the trained weights; here only the shapes matter.
+        return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
+
+    def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Return the network that a candidate gets its weights from, with its trained weights."""
+        if candidate.parent is None:
+            return reshaped(self.arch, Plan.empty(self.arch))
+        parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
+        load_weights(parent.model, self.study.weights(candidate.parent))
+        return parent
+
+    def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Build a candidate of the same layers as its parent and other widths."""
+        before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
+        try:
+            check_widths_only(before, candidate.plan)
+        except EditError as error:
+            origin = "the run's network" if candidate.parent is None else f"trial {candidate.parent}"
+            raise RunError(
+                f"a candidate with weights={candidate.weights!r} may differ from {origin} in widths only: {error}"
+            ) from error
+        network = reshaped(self.arch, candidate.plan)
+        parent = self._parent(candidate, parents)
+        if candidate.weights == "net2wider":
+            network.model.load_state_dict(widened(parent, network, seed=candidate.seed).model.state_dict())
+            return network
+        draw_anew(network.model, candidate.seed)
+        fill_convolutions(parent.model, network.model)
+        return network
+
+
 @dataclass(frozen=True, eq=False)
-class Evaluator:
+class Evaluator(NetworkBuilder):
     """Evaluates the candidates of one run.
 
     Attributes:
@@ -162,76 +233,15 @@ class Evaluator:
             network = None  # type: ignore[assignment]  # before the next one is built
             memory.let_go()
 
-    @cached_property
-    def _last(self) -> dict[int, Architecture]:
-        """The last network that was cut and only judged, by its number: its children need not replay its plan."""
-        return {}
-
     @property
     def _channels_last(self) -> bool:
         return self.recipe.memory_format == "channels_last"
-
-    @cached_property
-    def _untouched(self) -> Architecture:
-        return reshaped(self.arch, Plan.empty(self.arch))
 
     @cached_property
     def _part(self) -> ImageData:
         if self.proxy is None:
             raise RunError("a candidate is to be judged on a proxy of the data, and this run has none")
         return self.proxy.of(self.data)
-
-    # ------------------------------------------------------------------ building
-
-    def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate with the weights that it asks for; the network of the run stays as it is.
-
-        Raises:
-            RunError: It inherits, and its plan does not begin with its parent's; or its weights are to be carried,
-                and the two plans differ in more than widths.
-            EditError: Its weights cannot be carried or drawn anew.
-        """
-        if candidate.weights == "fresh":
-            network = reshaped(self.arch, candidate.plan)
-            draw_anew(network.model, candidate.seed)
-            return network
-        if candidate.weights != "inherit":
-            return self._carried(candidate, parents)
-        if candidate.parent is None:
-            return reshaped(self.arch, candidate.plan)
-        inherited = parents[candidate.parent].plan
-        given = len(inherited.edits)
-        if candidate.plan.edits[:given] != inherited.edits:
-            raise RunError(f"the plan of a child of trial {candidate.parent} does not begin with its parent's plan")
-        # Which channels stay is decided below, on the trained weights; here only the shapes matter.
-        return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
-
-    def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Return the network that a candidate gets its weights from, with its trained weights."""
-        if candidate.parent is None:
-            return reshaped(self.arch, Plan.empty(self.arch))
-        parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
-        load_weights(parent.model, self.study.weights(candidate.parent))
-        return parent
-
-    def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate of the same layers as its parent and other widths."""
-        before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
-        try:
-            check_widths_only(before, candidate.plan)
-        except EditError as error:
-            origin = "the run's network" if candidate.parent is None else f"trial {candidate.parent}"
-            raise RunError(
-                f"a candidate with weights={candidate.weights!r} may differ from {origin} in widths only: {error}"
-            ) from error
-        network = reshaped(self.arch, candidate.plan)
-        parent = self._parent(candidate, parents)
-        if candidate.weights == "net2wider":
-            network.model.load_state_dict(widened(parent, network, seed=candidate.seed).model.state_dict())
-            return network
-        draw_anew(network.model, candidate.seed)
-        fill_convolutions(parent.model, network.model)
-        return network
 
     # ------------------------------------------------------------------ training
 
@@ -426,7 +436,7 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
         # Numbered, as a saved plan is replayed: what names a target again was meant to come later.
         done = list(passages(arch, plan.edits, Options(importance="first", verify=False), numbered=True))
         return done[-1].after
-    return read(copy.deepcopy(arch.model), arch.example_input).evolved(source=arch.source)
+    return read(copy.deepcopy(arch.model), arch.inputs).evolved(source=arch.source)
 
 
 def _since(start: float) -> float:

@@ -14,13 +14,19 @@ from convwright.cost.budget import Limits
 from convwright.errors import RunError, counted
 from convwright.methods import Evidence, Method
 from convwright.runs.directory.files import save_weights, write_json, write_text
-from convwright.runs.directory.result import non_dominated
-from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.directory.network_record import FILE as NETWORKS
+from convwright.runs.directory.network_record import networks
+from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
+from convwright.runs.directory.result import FORMAT, non_dominated
+from convwright.runs.directory.study import WEIGHTS, Study
 from convwright.runs.history import HISTORY, read_history
+from convwright.runs.latency import RunLatency
 from convwright.runs.prove import Proof, check_budget
 from convwright.runs.train import judged
 from convwright.runs.weights_note import KEYS
 from convwright.training import Metrics
+
+INITIAL = "initial.safetensors"  # the weights that a run started from
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +94,56 @@ def trial_entry(trial: Evidence) -> dict[str, Any]:
         **{name: getattr(candidate, name) for name in ("role", "parent", "epochs", "weights", "images")},
         "recipe": dict(candidate.recipe),
     }
+
+
+def run_record(
+    study: Study,
+    outcome: SearchOutcome,
+    limits: Limits,
+    met: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return everything of ``result.json`` but the two sides that are compared.
+
+    Args:
+        study: The record.
+        outcome: The end of the search.
+        limits: The budget in numbers.
+        met: As of `check_budget`.
+        seconds: By part of the work; those of the trials are added.
+        more: What else is told of the result.
+    """
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "judgement": JUDGEMENT,
+        **study.settings,
+        "limits": dict(limits.limits),
+        "budget_met": met,
+        **more,
+        "trials": [trial_entry(t) for t in outcome.trials],
+        "decisions": list(outcome.decisions),
+        "log": list(outcome.log),
+        "seconds": {**seconds, **{f"trial {t.trial}": t.seconds for t in outcome.trials}},
+        "versions": versions(),
+        "machine": machine(),
+        "command": study.command,
+    }
+
+
+def write_result(
+    folder: Path,
+    outcome: SearchOutcome,
+    proofs: Sequence[Proof],
+    content: Mapping[str, Any],
+    latency: RunLatency | None = None,
+) -> None:
+    """Write plan, weights, both networks and ``result.json``, which comes last: it says that the others are whole."""
+    write_text(folder / "plan.json", outcome.best.candidate.plan.to_json())
+    save_weights(proofs[1].arch.model, folder / WEIGHTS, {key: content[key] for key in KEYS if key in content})
+    write_json(folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, latency))
+    write_json(folder / "result.json", content)
 
 
 FOLDER = "front"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from convwright.architecture import Architecture, read
 from convwright.edits.importance import IMPORTANCE, OBSERVERS, block_losses, l2, loss_curve, mean_loss, saliency
+from convwright.edits.importance.saliency import Batches, Loss
 from convwright.training.probes.base import Moment, Probe, probe
 from convwright.training.settings import autocast, untouched_random
 
@@ -20,7 +21,7 @@ _MEASURED = 256  # images on which losses are measured; gradients are taken of a
 _DIGITS = 6
 
 
-class _AtTheEnd(Probe):
+class AtTheEnd(Probe):
     """Looks at the trained network once, at the end, on calibration images."""
 
     def due(self, moment: Moment) -> bool:
@@ -35,10 +36,12 @@ class _AtTheEnd(Probe):
             arch = read(model, torch.zeros(1, *watched.data.shape, device=watched.device))
             images, labels = watched.sample(watched.calibration)
             parts = range(0, len(images), _BATCH)
-            return self.looked(arch, [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in parts])
+            batches = [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in parts]
+            return self.looked(arch, batches, cross_entropy)
 
-    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """Return what batches say about a network."""
+    @classmethod
+    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
+        """Return what batches (inputs, targets) and a loss of outputs and targets say about a network."""
         raise NotImplementedError
 
     def state_dict(self) -> Any:
@@ -50,7 +53,7 @@ class _AtTheEnd(Probe):
 
 
 @probe("channel-norms")
-class ChannelNorms(_AtTheEnd):
+class ChannelNorms(AtTheEnd):
     """Looks at the trained network once, at the end: the group-wide L2 norm of each channel, as narrowing ranks them.
 
     What is found is, by name of each channel group that can change, the norms over their mean, largest first: what a
@@ -62,24 +65,30 @@ class ChannelNorms(_AtTheEnd):
         watched = self.watched
         with untouched_random(watched.device):
             arch = read(copy.deepcopy(watched.model).float().cpu(), torch.zeros(1, *watched.data.shape))
+        return self.looked(arch, (), None)
+
+    @classmethod
+    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
+        """Return the same of a network that was read."""
         norms = {group.name: np.sort(l2(group, arch))[::-1] for group in arch.free_groups}
         return {
             "norms": {name: [round(float(n), 4) for n in each / (each.mean() or 1)] for name, each in norms.items()}
         }
 
 
-class SaliencyProbe(_AtTheEnd):
+class SaliencyProbe(AtTheEnd):
     """What each channel is worth: ``groups``, one score per channel by name of each group that can change."""
 
     kind: ClassVar[str] = "taylor"
 
-    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    @classmethod
+    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
         """Return the scores."""
-        scores = saliency(arch, batches, cross_entropy, self.kind)
+        scores = saliency(arch, batches, loss, cls.kind)
         return {"groups": {name: [_short(value) for value in values.tolist()] for name, values in scores.items()}}
 
 
-class BlockLosses(_AtTheEnd):
+class BlockLosses(AtTheEnd):
     """What each block is worth: how much the loss rises without it, and how lost saliency turns into loss.
 
     Found: ``blocks``, the rise by name of each block that can go; ``curve``, rising pairs (saliency lost, rise of the
@@ -88,16 +97,18 @@ class BlockLosses(_AtTheEnd):
 
     kind: ClassVar[str] = "taylor"
 
-    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    @classmethod
+    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
         """Return blocks, curve and loss."""
-        measured = batches[: max(1, _MEASURED // _BATCH)]
-        blocks = block_losses(arch, measured, cross_entropy)
-        scores = saliency(arch, measured, cross_entropy, self.kind) if blocks else {}
-        curve = loss_curve(arch, measured, cross_entropy, scores) if blocks else []
+        assert loss is not None
+        measured = [*islice(batches, max(1, _MEASURED // _BATCH))]
+        blocks = block_losses(arch, measured, loss)
+        scores = saliency(arch, measured, loss, cls.kind) if blocks else {}
+        curve = loss_curve(arch, measured, loss, scores) if blocks else []
         return {
             "blocks": {name: _short(value) for name, value in blocks.items()},
             "curve": [[_short(lost), _short(rise)] for lost, rise in curve],
-            "loss": _short(mean_loss(arch.model, measured, cross_entropy)),
+            "loss": _short(mean_loss(arch.model, measured, loss)),
         }
 
 
