@@ -308,7 +308,7 @@ class Search:
         self.say(f"trial {trial.number}: failed: {why}")
 
     def result(self) -> Result:
-        """Prove the best network so far, write it into the run directory, and return it; accuracies are your scores.
+        """Prove the best network so far, write it into the run directory, and return it.
 
         Raises:
             RunError: Nothing that meets the budget, or no untouched network to compare it with, was told yet.
@@ -322,7 +322,8 @@ class Search:
             self._said = say_decisions(self.method, self._said, study, self.say)
         trials = outcome.baseline, outcome.best
         proofs = [prove(self.arch, each.candidate.plan, study.weights(each.trial)) for each in trials]
-        sides = [side(each, proof, None) for each, proof in zip(trials, proofs, strict=True)]
+        scores = [{"validation": None, "score": self.sign * each.score, "stderr": each.stderr} for each in trials]
+        sides = [side(t, p, None) | score for t, p, score in zip(trials, proofs, scores, strict=True)]
         more: dict[str, Any] = {
             "trained_with": {},
             "baseline": sides[0],
