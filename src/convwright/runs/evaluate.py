@@ -28,16 +28,18 @@ from convwright.runs.directory.files import load_weights, save_weights, write_js
 from convwright.runs.history import HISTORY, plain_epoch
 from convwright.runs.repairing import Repairs, traceable
 from convwright.runs.weights_note import usage
-from convwright.training import ImageData, Metrics, Recipe, evaluate, train
+from convwright.training import Metrics, Recipe, evaluate, train
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
+from convwright.training.data.data import ImageData
 from convwright.training.data.images import Images
 from convwright.training.data.proxy import Proxy
-from convwright.training.data.resized import resized_data
+from convwright.training.data.resized import image_size, resized_data
 from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import narrow_strided, to_layout
 from convwright.training.statistics import IMAGES, reestimate
+from convwright.training.tasks.base import BaseTask, Part
 from convwright.training.techniques import Teacher
 from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
@@ -87,7 +89,7 @@ class Evaluator:
     """
 
     arch: Architecture
-    data: ImageData
+    data: BaseTask
     recipe: Recipe
     study: Store
     progress: bool = True
@@ -176,9 +178,10 @@ class Evaluator:
         return reshaped(self.arch, Plan.empty(self.arch))
 
     @cached_property
-    def _part(self) -> ImageData:
+    def _part(self) -> BaseTask:
         if self.proxy is None:
             raise RunError("a candidate is to be judged on a proxy of the data, and this run has none")
+        assert isinstance(self.data, ImageData)
         return self.proxy.of(self.data)
 
     # ------------------------------------------------------------------ building
@@ -238,7 +241,7 @@ class Evaluator:
     def _started(
         self,
         network: Architecture,
-        data: ImageData,
+        data: BaseTask,
         number: int,
         candidate: Candidate,
         parents: Mapping[int, Candidate],
@@ -249,23 +252,24 @@ class Evaluator:
         kept = all(change.keeps_function for change in network.changes[given:])
         edited, inherits = len(network.changes) > given or candidate.weights != "inherit", candidate.weights != "fresh"
         disturbed = (not kept or candidate.weights != "inherit") if inherits else not candidate.epochs
-        shown = bool(candidate.epochs) and edited and inherits and data.val is not None
+        watched = bool(candidate.epochs) and edited and inherits and data.val is not None
         steps = self._repairs(network, data, candidate, parents) if disturbed else {}
         # After a single repair what was before it is not told.
-        found = {"cut": self._accuracy(network.model, data)} if shown and len(steps) != 1 else {}
+        found = {"cut": self._accuracy(network.model, data)} if watched and len(steps) != 1 else {}
         images = 0
         for name, step in steps.items():
             images = step()
-            if shown:
+            if watched:
                 found[name] = self._accuracy(network.model, data)
         before, repaired = next(reversed(found.values()), None), found if len(found) > 1 else {}
         if before is not None:
-            told = f" ({', '.join(f'{name} {value:.2%}' for name, value in repaired.items())})" if repaired else ""
-            self.say(f"trial {number}: {before:.2%} right after the edits{told}")
+            shown = self.data.metric.shown
+            told = f" ({', '.join(f'{name} {shown(value)}' for name, value in repaired.items())})" if repaired else ""
+            self.say(f"trial {number}: {shown(before)} right after the edits{told}")
         return _Start(before, images, repaired)
 
     def _repairs(
-        self, network: Architecture, data: ImageData, candidate: Candidate, parents: Mapping[int, Candidate]
+        self, network: Architecture, data: BaseTask, candidate: Candidate, parents: Mapping[int, Candidate]
     ) -> Mapping[str, Callable[[], int]]:
         """Return what is repaired of a network, in order."""
         # Most of the time goes into refit and batch norm; what is scored to be cut again gets more after the last cut.
@@ -278,7 +282,7 @@ class Evaluator:
             original, network, data.train, lambda model: self._in_layout(norms, model), channels_last=last
         )
 
-    def _accuracy(self, model: nn.Module, data: ImageData) -> float:
+    def _accuracy(self, model: nn.Module, data: BaseTask) -> float:
         assert data.val is not None
         return self.judge(model, data.val).accuracy
 
@@ -329,7 +333,7 @@ class Evaluator:
     def _trained(
         self,
         model: nn.Module,
-        data: ImageData,
+        data: BaseTask,
         number: int,
         candidate: Candidate,
         recipe: Recipe,
@@ -365,7 +369,7 @@ class Evaluator:
         probes = result.probes if rate is None else {**result.probes, RATE: rate}
         return _Outcome(result.val, probes, status, replace(start, images=max(start.images, result.reestimated)))
 
-    def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+    def _looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)
@@ -375,7 +379,7 @@ class Evaluator:
             probes.observe(Moment("epoch", 0, 0, 0.0))
             return probes.found()
 
-    def judge(self, model: nn.Module, images: Images) -> Metrics:
+    def judge(self, model: nn.Module, images: Images | Part) -> Metrics:
         """Judge a network in the precision and layout of the training."""
         return self._in_layout(partial(evaluate, images=images), model)
 
@@ -401,13 +405,7 @@ def remove_damaged(folder: Path) -> None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def image_size(network: Architecture) -> tuple[int, int]:
-    """Return height and width of the images that a network was read at."""
-    height, width = network.example_input.shape[-2:]
-    return int(height), int(width)
-
-
-def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
+def precision_and_layout(arch: Architecture, data: BaseTask, recipe: Recipe) -> dict[str, Any]:
     """Choose precision and layout once: all trainings of a network are alike.
 
     So is a rate that is to be found, unless the recipe fine-tunes: what was cut further bears a higher one, and each
@@ -426,7 +424,8 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
         # Numbered, as a saved plan is replayed: what names a target again was meant to come later.
         done = list(passages(arch, plan.edits, Options(importance="first", verify=False), numbered=True))
         return done[-1].after
-    return read(copy.deepcopy(arch.model), arch.example_input).evolved(source=arch.source)
+    how: Any = {"capture": arch.captured, "free_outputs": arch.free_outputs}
+    return read(copy.deepcopy(arch.model), arch.inputs, **how).evolved(source=arch.source)
 
 
 def _since(start: float) -> float:

@@ -29,7 +29,7 @@ from convwright.runs.directory.network_record import networks
 from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
 from convwright.runs.directory.result import FORMAT, Result, load_result
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
-from convwright.runs.evaluate import Evaluator, image_size, precision_and_layout, reshaped
+from convwright.runs.evaluate import Evaluator, precision_and_layout, reshaped
 from convwright.runs.executors import Executor, threads_of
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.load import LoadedModel, load_model_and_data
@@ -45,7 +45,7 @@ from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe
 from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
-from convwright.training.data.resized import resized_images
+from convwright.training.data.resized import image_size, resized_images
 from convwright.training.preflight import prepare
 from convwright.training.progress import still
 from convwright.training.techniques import Teacher

@@ -6,14 +6,22 @@ import copy
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from convwright.architecture import Architecture, read
-from convwright.edits.importance import IMPORTANCE, OBSERVERS, block_losses, l2, loss_curve, mean_loss, saliency
+from convwright.edits.importance import (
+    IMPORTANCE,
+    OBSERVERS,
+    BatchLoss,
+    block_losses,
+    l2,
+    loss_curve,
+    mean_loss,
+    saliency,
+)
+from convwright.training.preflight import read_with
 from convwright.training.probes.base import Moment, Probe, probe
 from convwright.training.settings import autocast, untouched_random
+from convwright.training.tasks.base import Batch
 
 _BATCH = 32
 _MEASURED = 256  # images on which losses are measured; gradients are taken of all calibration images
@@ -32,12 +40,15 @@ class _AtTheEnd(Probe):
         watched = self.watched
         with untouched_random(watched.device), autocast(watched.device, watched.recipe.precision):
             model = copy.deepcopy(watched.model).float().eval().requires_grad_(True)
-            arch = read(model, torch.zeros(1, *watched.data.shape, device=watched.device))
-            images, labels = watched.sample(watched.calibration)
-            parts = range(0, len(images), _BATCH)
-            return self.looked(arch, [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in parts])
+            arch = read(model, read_with(watched.data, model))
+            return self.looked(arch, watched.batches(watched.calibration, _BATCH))
 
-    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    @property
+    def loss(self) -> BatchLoss:
+        """The loss of the task, of the network and a batch."""
+        return BatchLoss(self.watched.data.loss)
+
+    def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
         """Return what batches say about a network."""
         raise NotImplementedError
 
@@ -61,7 +72,8 @@ class ChannelNorms(_AtTheEnd):
         """Return ``norms``: group -> norms over their mean, largest first."""
         watched = self.watched
         with untouched_random(watched.device):
-            arch = read(copy.deepcopy(watched.model).float().cpu(), torch.zeros(1, *watched.data.shape))
+            model = copy.deepcopy(watched.model).float()
+            arch = read(model, read_with(watched.data, model))
         norms = {group.name: np.sort(l2(group, arch))[::-1] for group in arch.free_groups}
         return {
             "norms": {name: [round(float(n), 4) for n in each / (each.mean() or 1)] for name, each in norms.items()}
@@ -73,9 +85,9 @@ class SaliencyProbe(_AtTheEnd):
 
     kind: ClassVar[str] = "taylor"
 
-    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
         """Return the scores."""
-        scores = saliency(arch, batches, cross_entropy, self.kind)
+        scores = saliency(arch, batches, self.loss, self.kind)
         return {"groups": {name: [_short(value) for value in values.tolist()] for name, values in scores.items()}}
 
 
@@ -88,16 +100,16 @@ class BlockLosses(_AtTheEnd):
 
     kind: ClassVar[str] = "taylor"
 
-    def looked(self, arch: Architecture, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
         """Return blocks, curve and loss."""
         measured = batches[: max(1, _MEASURED // _BATCH)]
-        blocks = block_losses(arch, measured, cross_entropy)
-        scores = saliency(arch, measured, cross_entropy, self.kind) if blocks else {}
-        curve = loss_curve(arch, measured, cross_entropy, scores) if blocks else []
+        blocks = block_losses(arch, measured, self.loss)
+        scores = saliency(arch, measured, self.loss, self.kind) if blocks else {}
+        curve = loss_curve(arch, measured, self.loss, scores) if blocks else []
         return {
             "blocks": {name: _short(value) for name, value in blocks.items()},
             "curve": [[_short(lost), _short(rise)] for lost, rise in curve],
-            "loss": _short(mean_loss(arch.model, measured, cross_entropy)),
+            "loss": _short(mean_loss(arch.model, measured, self.loss)),
         }
 
 
