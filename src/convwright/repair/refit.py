@@ -82,7 +82,8 @@ def refit(
         >>> all(layer.after <= layer.before for layer in refit(arch, pruned, images))
         True
     """
-    calibration = _Calibration(original, pruned, checked(images, "refit", ridge, positions, original.model), positions, forward)
+    batches = checked(images, "refit", ridge, positions, original.model)
+    calibration = _Calibration(original, pruned, batches, positions, forward)
     done = []
     with evaluated(original.model, pruned.model), torch.no_grad():
         # Whatever an edit reaches is fitted, not what has lost inputs alone: it makes good errors that have added up.
