@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +13,7 @@ from convwright.architecture.capture.pytrees import mapped, rows_of, samples_in
 from convwright.errors import DataError
 from convwright.training.data.augment import Augment
 from convwright.training.data.images import Images
-from convwright.training.data.loader import Loader, derived_seed
+from convwright.training.data.loader import Loader, derived_seed, seeded
 from convwright.training.tasks.base import Batch, BatchOrder, Part, checked
 
 
@@ -146,20 +143,3 @@ def structure(value: Any) -> Any:
     if isinstance(value, list):
         return [structure(value[0])] if value else []
     return f"{str(value.dtype).removeprefix('torch.')} {value.ndim}-d" if isinstance(value, Tensor) else type(value)
-
-
-@contextmanager
-def seeded(seed: int, *, torch_too: bool) -> Iterator[None]:
-    """Seed the generators of Python and NumPy, and torch's if asked; all are put back."""
-    python, numpy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if torch_too:
-        torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if torch_too:
-            torch.set_rng_state(ours)
