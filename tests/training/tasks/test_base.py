@@ -221,3 +221,11 @@ def test_the_users_generators_are_left_as_they_were():
     torch.manual_seed(0)
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_a_stage_of_another_input_is_no_stage_to_move_units_in():
+    """An IndexError once ended method auto on every network with two inputs."""
+    from convwright.methods.receptive_field.stage_units import find_units
+
+    units = find_units(cw.read(network(), Places().example_inputs()))
+    assert set(units.skipped.values()) >= {"what it hands on comes from another input of the network"}

@@ -279,7 +279,7 @@ class _Judge:
     def stage(self, stage: Stage) -> StageField | None:
         part = StagePart.of(self.arch, stage)
         walk = part.walk()
-        if all(walk.value_at(end) is None for end in part.ends):  # what it hands on comes from another input
+        if not part.reached(walk):
             return None
         self.skipped.update(walk.skipped)
         output = part.output(walk)
@@ -463,6 +463,10 @@ class StagePart:
     def walk(self) -> FieldWalk:
         """Return a walk over the whole stage."""
         return self.begin().run(self.positions)
+
+    def reached(self, walk: FieldWalk) -> bool:
+        """Return whether what the stage hands on sees what it begins with, not another input of the network."""
+        return any(walk.value_at(end) is not None for end in self.ends)
 
     def output(self, walk: FieldWalk) -> FieldValue:
         """Return the value that the stage hands on: its last one that is not a global operator's."""
