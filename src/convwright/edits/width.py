@@ -458,7 +458,7 @@ def proportional_widths(
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named.
     """
-    edits: list[Width | None] = []
+    wanted: list[tuple[ChannelGroup, int]] = []
     covered: set[str] = set()
     for group in sorted(architecture.free_groups, key=lambda g: -g.size):
         if group.name in covered:
@@ -471,9 +471,25 @@ def proportional_widths(
         if group.bounds is not None:
             size = width_range(architecture.channels, group, divisor).nearest(group.size * factor)
         if (size - group.size) * (factor - 1) > 0:  # none grows where all shrink
-            edits.append(_fitting(architecture, group, size, divisor))
+            wanted.append((group, size))
+    edits = [Width(group.name, size) for group, size in wanted if not group.tied]
+    for sign in (-1, 1):
+        edits += _together(architecture, [(g, s) for g, s in wanted if g.tied and (s - g.size) * sign > 0], divisor)
     order = architecture.channels.index
-    return tuple(sorted((e for e in edits if e is not None), key=lambda e: order[e.target]))
+    return tuple(sorted(edits, key=lambda e: order[e.target]))
+
+
+def _together(architecture: Architecture, wanted: list[tuple[ChannelGroup, int]], divisor: DivisorLike) -> list[Width]:
+    """Return edits of tied groups, all down or all up: tried together, for each try follows the whole network."""
+    if len(wanted) < 2:
+        return [edit for each in wanted if (edit := _fitting(architecture, *each, divisor)) is not None]
+    edits = [Width(group.name, size) for group, size in wanted]
+    with suppress(EditError):
+        moves = solve(architecture, edits).units - architecture.channels.units
+        if not (moves * (edits[0].size - wanted[0][0].size) < 0).any():
+            return edits
+    middle = len(wanted) // 2
+    return [e for part in (wanted[:middle], wanted[middle:]) for e in _together(architecture, part, divisor)]
 
 
 def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: DivisorLike) -> Width | None:
@@ -482,8 +498,6 @@ def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor
     Rounding may move a tied group the other way (one of three shrinks by a channel while the family grows);
     sizes with which that does not happen come first.
     """
-    if not group.tied:
-        return Width(group.name, size)
     step = multiple_of(group, divisor)
     fallback = None
     for offset in (0, -1, 1, -2, 2, -3, 3):
