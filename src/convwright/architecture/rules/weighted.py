@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.graph import argument, describe, einsum_operands, shape_of
+from convwright.architecture.capture.graph import argument, describe, einsum_operands, operator_name, shape_of
 from convwright.architecture.labels import NEUTRAL, Plane, Value, Values, along, line_plane, merge, reduce_axes
 from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 
@@ -144,6 +144,45 @@ def linear(follower: Follower, node: fx.Node) -> Values:
         planes.append(line_plane(outer, axis, x.ndim))
     follower.attach(node, "bias", outer)
     return follower.value(node, planes, x.weight)
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(follower: Follower, node: fx.Node) -> Values:
+    """The gates of a hidden channel are tied, in all layers and directions; what a step gives, the next consumes."""
+    x, weights, ledger = follower.input(node, "input"), argument(node, "params"), follower.ledger
+    ways, gates = 1 + bool(argument(node, "bidirectional")), {"lstm": 4, "gru": 3}.get(operator_name(node), 1)
+    cells, each = int(argument(node, "num_layers", 1)) * ways, 4 if argument(node, "has_biases") else 2
+    if not isinstance(weights, list | tuple) or len(weights) != cells * each:  # packed sequences, projections
+        return opaque(follower, node)
+
+    def line(weight: fx.Node, axis: int, length: int | None = None) -> Tensor:
+        labels = follower.weight_line(node, weight, axis, length)
+        assert labels is not None, "it has one hidden channel"
+        return labels
+
+    labels, states = follower.channels(x, 2, node), list[Tensor]()
+    for cell in range(0, len(weights), each):
+        if cell and len(states) % ways == 0:
+            labels = torch.cat(states[-ways:])
+        inner = follower.weight_line(node, weights[cell], 1, None if labels is None else labels.numel())
+        _consume(follower, node, labels, inner, 1)
+        outer = line(weights[cell], 0)
+        tie_rows(follower, outer, gates, node)
+        for own in weights[cell : cell + each]:
+            ledger.carry(line(own, 0, outer.numel()))
+            ledger.tie(line(own, 0), outer)
+        states.append(outer.reshape(gates, -1)[0])
+        back = line(weights[cell + 1], 1, states[-1].numel())
+        ledger.consume(back)
+        ledger.tie(torch.stack([back, states[-1]]), states[0])
+    for given in follower.tensor_inputs(node)[1 : -len(weights)]:  # the first states
+        ledger.tie(states[0] if (row := along(ledger, given, 2)) is None else row, states[0])
+    for plane in (p for p in x.planes if 2 not in p.axes):
+        ledger.freeze(plane.labels, f"they lie along steps or samples of {describe(node)}")
+    out = torch.cat(states[-ways:])
+    ledger.produce(out, follower.owner(node))
+    rows = [out, *[states[0]] * (len(node.meta["val"]) - 1)]
+    return [follower.value(node, [line_plane(row, 2, 3)], output=i) for i, row in enumerate(rows)]
 
 
 @rule("matmul", "mm", "bmm")
