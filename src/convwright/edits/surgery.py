@@ -299,6 +299,9 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 
 def _sync_module(module: nn.Module) -> None:
     """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
+    if isinstance(module, nn.RNNBase):
+        sizes = (getattr(module, f"weight_{matrix}_l0").shape[1] for matrix in ("ih", "hh"))
+        module.input_size, module.hidden_size = sizes
     weight = getattr(module, "weight", None)
     if weight is None:
         weight = getattr(module, "running_mean", None)  # a norm without scale and shift

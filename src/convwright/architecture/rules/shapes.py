@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @rule(
     "permute", "transpose", "t", "mT", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
     "swapaxes", "swapdims", "squeeze", "repeat", "tile", "repeat_interleave", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu",
+    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu", "unfold",
 )  # fmt: skip
 def executed(follower: Follower, node: fx.Node) -> Values:
     """Run the operator itself on the label tensors: labels land where the values land."""
