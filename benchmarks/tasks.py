@@ -8,7 +8,12 @@ result, by the same recipe, from the same trained weights. Each finished run is 
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.ops import FeaturePyramidNetwork
 
 import convwright as cw
+from convwright import tasks
+from convwright.runs.directory.provenance import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "tasks.json"
 
@@ -298,3 +309,166 @@ def photo_sample(files: list[Path], seed: int) -> Callable[[int], tuple[Tensor, 
         return small, large
 
     return make
+
+
+# ------------------------------------------------------------------ a detector
+
+
+class Levels(nn.Module):
+    """A small body with a feature pyramid, as torchvision's detectors take it: maps at 1/8, 1/16 and 1/32."""
+
+    def __init__(self, width: int = 24, outputs: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(block(3, width, 2), block(width, width, 2))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                block(width * 2**k, width * 2 ** (k + 1), 2), block(width * 2 ** (k + 1), width * 2 ** (k + 1))
+            )
+            for k in range(3)
+        )
+        self.pyramid = FeaturePyramidNetwork([width * 2 ** (k + 1) for k in range(3)], outputs)
+        self.out_channels = outputs
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the maps by level."""
+        x, maps = self.stem(x), {}
+        for number, stage in enumerate(self.stages):
+            maps[str(number)] = x = stage(x)
+        return self.pyramid(maps)
+
+
+def detector(classes: int) -> nn.Module:
+    """Return an FCOS of torchvision that sees photographs at 168 by 224 pixels."""
+    body = Levels()
+    anchors = AnchorGenerator(sizes=((8,), (16,), (32,)), aspect_ratios=((1.0,),) * 3)
+    head = FCOSHead(body.out_channels, 1, classes, num_convs=2)
+    return FCOS(body, classes, min_size=168, max_size=224, anchor_generator=anchors, head=head)
+
+
+# ------------------------------------------------------------------ the cases
+
+
+def parts_of(make: Callable[[str], Callable[[int], Any]], train: int, val: int, test: int) -> dict[str, Any]:
+    """Return data sets of so many made samples."""
+    return {part: Made(count, make(part)) for part, count in (("train", train), ("val", val), ("test", test))}
+
+
+def multilabel(folder: Path, seed: int) -> tuple[nn.Module, Any]:
+    """Which of ten classes are on two photographs side by side?"""
+    images = cifar(folder)
+    data = parts_of(lambda part: pair_sample(*images[part], seed=len(part)), 12000, 2000, 3000)
+    body = Body()
+    return nn.Sequential(body, nn.Linear(body.outputs, 10)), tasks.Multilabel(data, classes=10)
+
+
+def regression(folder: Path, seed: int) -> tuple[nn.Module, Any]:
+    """Where is a digit, and how is it turned?"""
+    with np.load(folder / "mnist.npz") as file:
+        digits = {part: torch.from_numpy(file[f"x_{part}"]).reshape(-1, 28, 28) for part in ("train", "test")}
+    digits = {"train": digits["train"][:50000], "val": digits["train"][50000:], "test": digits["test"]}
+    data = parts_of(lambda part: pose_sample(digits[part], len(part)), 12000, 2000, 3000)
+    body = Body(1, 16)
+    return nn.Sequential(body, nn.Linear(body.outputs, 3)), tasks.Regression(data, mean=(0.08,), std=(0.25,))
+
+
+def segmentation(folder: Path, seed: int) -> tuple[nn.Module, Any]:
+    """Discs, squares and triangles of photographs on photographs."""
+    images = cifar(folder)
+    data = parts_of(lambda part: shapes_sample(images[part][0], len(part)), 2000, 300, 600)
+    return UNet(4), tasks.Segmentation(data, classes=("ground", "disc", "square", "triangle"))
+
+
+def detection(folder: Path, seed: int) -> tuple[nn.Module, Any]:
+    """Blood cells, in COCO's form."""
+    task = tasks.Detection(f"coco:{folder / 'bccd'}", rank="mAP50")
+    return detector(task.num_classes), task
+
+
+def super_resolution(folder: Path, seed: int) -> tuple[nn.Module, Any]:
+    """Photographs of clothing at twice their size."""
+    files = {part: sorted((folder / "clothing" / part).rglob("*.jpg")) for part in ("train", "validation", "test")}
+    named = {"train": "train", "val": "validation", "test": "test"}
+    data = parts_of(lambda part: photo_sample(files[named[part]], len(part)), 1500, 200, 372)
+    return SuperResolution(), tasks.Restoration(data)
+
+
+def siamese(folder: Path, seed: int) -> tuple[nn.Module, Any]:
+    """Do two photographs show the same class?"""
+    return Siamese(), SameClass(folder, seed)
+
+
+PLAIN = {
+    "precision": "fp32",
+    "memory_format": "channels_last",
+    "crop_padding": 0,
+    "hflip": False,
+    "label_smoothing": 0.0,
+}
+ADAM = {**PLAIN, "optimizer": "adamw", "weight_decay": 1e-2, "nesterov": False}
+CASES = {
+    "multilabel": Case(multilabel, {**PLAIN, "lr": 0.1, "epochs": 8}, {"lr": 0.03, "epochs": 3}),
+    "regression": Case(regression, {**ADAM, "lr": 3e-3, "epochs": 8}, {"lr": 1e-3, "epochs": 3}),
+    "segmentation": Case(segmentation, {**ADAM, "lr": 3e-3, "epochs": 8, "batch_size": 32}, {"lr": 1e-3, "epochs": 3}),
+    "detection": Case(
+        detection, {**ADAM, "lr": 2e-3, "epochs": 20, "batch_size": 8, "hflip": True}, {"lr": 1e-3, "epochs": 6}
+    ),
+    "super-resolution": Case(
+        super_resolution, {**ADAM, "lr": 1e-3, "epochs": 6, "batch_size": 16}, {"lr": 5e-4, "epochs": 3}
+    ),
+    "siamese": Case(siamese, {**PLAIN, "lr": 0.05, "epochs": 8}, {"lr": 0.02, "epochs": 3}),
+}
+SEEDS = {"detection": 3}
+
+
+def run(name: str, case: Case, folder: Path, seed: int) -> dict[str, Any]:
+    """Train, compress, and return what is compared."""
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    model, task = case.make(folder, seed)
+    recipe = cw.Recipe(**case.recipe, seed=seed)
+    trained = cw.train(model, task, recipe, test=True)
+    baseline = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as out:
+        tuning = recipe.updated(**case.tune)
+        result = cw.compress(model, task, case.budget, out=out, seed=seed, recipe=tuning, tune_epochs=tuning.epochs)
+        sides = {side: _side(result.data[side]) for side in ("baseline", "result")}
+    shown = {"task": name, "seed": seed, "metric": vars(task.metric), "budget": case.budget}
+    return {
+        **shown,
+        "recipe": recipe.model_dump(mode="json"),
+        "tuned_with": tuning.model_dump(mode="json"),
+        "trained": dict(trained.test.values),
+        **sides,
+        "before_tuning": result.best.before_training,
+        "samples": {part: len(getattr(task, part)) for part in ("train", "val", "test")},
+        "seconds": {"training": baseline, "all": time.perf_counter() - start},
+    }
+
+
+def _side(side: dict[str, Any]) -> dict[str, Any]:
+    return {"costs": side["costs"], "validation": side["validation"], "test": side["test"]}
+
+
+def main() -> None:
+    """Run what is asked for, each finished run saved at once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--only", choices=CASES, action="append")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    for name in asked.only or CASES:
+        for seed in range(asked.seeds or SEEDS.get(name, 1)):
+            found = run(name, CASES[name], asked.data_dir, seed)
+            rows = json.loads(asked.out.read_text())["rows"] if asked.out.is_file() else []
+            rows = [row for row in rows if (row["task"], row["seed"]) != (name, seed)]
+            own = {"command": " ".join(["python", "benchmarks/tasks.py", "--only", name]), "threads": asked.threads}
+            rows.append({**found, **own, "versions": versions(), "machine": machine()})
+            asked.out.write_text(json.dumps({"rows": sorted(rows, key=lambda row: (row["task"], row["seed"]))}) + "\n")
+            print(name, seed, found["baseline"]["test"], found["result"]["test"], file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

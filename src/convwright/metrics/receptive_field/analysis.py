@@ -450,6 +450,7 @@ class StagePart:
         while len(flow.users[last]) == 1 and flow.users[last][0] not in layers:
             last = flow.users[last][0]
         entry = flow.meet(outside)
+        entry = min(outside) if entry < 0 else entry  # of two inputs, the first one's way
         ends = dict.fromkeys([last, *sorted(inside, reverse=True)])
         names = tuple(flow.nodes[n].name for n in ends)
         shapes = [arch.layer(name).output_shape for name in stage.layers if arch.layer(name).kind == "conv"]
