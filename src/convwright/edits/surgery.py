@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convwright.architecture.capture.graph import module_path, module_paths, operator_name
 from convwright.architecture.capture.pytrees import tensors_of
 from convwright.architecture.channels import ChannelGraph
-from convwright.architecture.labels import Value
+from convwright.architecture.labels import Value, on_axis
 from convwright.edits.edit import Moved
 from convwright.edits.remap import ChannelRemap, members_of
 from convwright.errors import EditError
@@ -195,10 +195,10 @@ def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) ->
         for member in plan.before.group(name).members:
             if member.role != "in" or member.tensor in besides:
                 continue
-            on_axis = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
-            gone = torch.from_numpy(np.flatnonzero(np.isin(on_axis, dropped)))
+            channels = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
             tensor = tensors[member.tensor]
-            tensor.data.index_fill_(member.axis, gone.to(tensor.device), 0.0)
+            kept = torch.from_numpy(~np.isin(channels, dropped)).to(tensor.device, tensor.dtype)
+            tensor.data.mul_(on_axis(kept, member.axis, tensor.ndim))
 
 
 def tensors_in(output: object) -> list[Tensor]:
