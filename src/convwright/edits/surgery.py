@@ -116,12 +116,15 @@ def _state_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in _ATOMIC:
+    kind = type(value)
+    if kind in _ATOMIC:
         return value
-    if id(value) not in memo and type(value) in (dict, OrderedDict):
-        made = memo[id(value)] = type(value)()
-        made.update((_copy_value(key, memo), _copy_value(each, memo)) for key, each in value.items())
-    return copy.deepcopy(value, memo)
+    made = memo.get(id(value))
+    if made is None and kind in (dict, OrderedDict):
+        made = memo[id(value)] = kind()
+        for key, each in value.items():
+            made[_copy_value(key, memo)] = _copy_value(each, memo)
+    return copy.deepcopy(value, memo) if made is None else made
 
 
 def check_copies(model: nn.Module) -> None:
@@ -173,7 +176,14 @@ def plain_tensors(model: nn.Module) -> dict[int, Tensor]:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers, shared ones under each of their names."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    modules = [(f"{path}." if path else "", vars(m)) for path, m in model.named_modules(remove_duplicate=False)]
+    return {
+        prefix + name: tensor
+        for kind in ("_parameters", "_buffers")
+        for prefix, own in modules
+        for name, tensor in own[kind].items()
+        if tensor is not None
+    }
 
 
 def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) -> None:
@@ -248,12 +258,13 @@ def _memory() -> int | None:
 
 def _sync_attributes(model: nn.Module, plan: ChannelRemap, changed: Iterable[str]) -> None:
     """Make the sizes that modules store agree with their tensors (under all names of shared ones)."""
-    touched = {tensor.rpartition(".")[0] for tensor in changed}
+    touched = {tensor.partition(".parametrizations")[0] for tensor in changed if ".parametrizations" in tensor}
+    touched |= {tensor.rpartition(".")[0] for tensor in changed}
     group_counts = _group_counts(plan.after)
     for name, module in model.named_modules(remove_duplicate=False):
         if name in group_counts and isinstance(getattr(module, "groups", None), int):
             module.groups = group_counts[name]
-        if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
+        if name in touched:
             _sync_module(module)
             _sync_stored(module, name, plan)
     _sync_bare_norms(model, plan.after)
