@@ -168,7 +168,7 @@ class ChannelGraph:
         return np.append(self.component, -1)
 
     @cached_property
-    def _places(self) -> Ints:
+    def places(self) -> Ints:
         """The group of each label, the number of groups where there is none; the last entry is that of NEUTRAL."""
         group = np.append(self.group_of, -1)[self._channels]
         return np.where(group < 0, len(self.groups), group)
@@ -199,7 +199,7 @@ class ChannelGraph:
 
     def count(self, labels: Tensor) -> Ints:
         """Count, per group, the labels that belong to it; the last entry counts the others."""
-        return np.bincount(self._places[labels.reshape(-1).numpy()], minlength=len(self.groups) + 1)
+        return np.bincount(self.places[labels.reshape(-1).numpy()], minlength=len(self.groups) + 1)
 
     def axis_labels(self, axis: Axis) -> Tensor:
         """Return the labels along one parameter axis."""
@@ -459,7 +459,9 @@ def _with_ties(graph: ChannelGraph) -> list[ChannelGroup]:
     """Join groups that lie in different equal parts of one tensor: their sizes move together."""
     edges: list[tuple[int, int]] = []
     for table in graph.follower.ledger.equal_parts:
-        rows = [graph.count(row)[:-1] for row in table]
+        places = graph.places[table.reshape(len(table), -1).numpy()]
+        unlike = (places != places[:1]).any(axis=1)  # most are alike: a detector has a row for each anchor
+        rows = [np.bincount(row, minlength=len(graph.groups) + 1)[:-1] for row in (*places[:1], *places[unlike])]
         if any((row != rows[0]).any() for row in rows[1:]):
             first, *others = np.flatnonzero(np.sum(rows, axis=0)).tolist()
             edges += [(first, other) for other in others]

@@ -117,13 +117,15 @@ def _state_of(module: nn.Module) -> dict[str, Any]:
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _ATOMIC:
+    if kind in _ATOMIC or (kind is tuple and _ATOMIC.issuperset(map(type, value))):
         return value
     made = memo.get(id(value))
     if made is None and kind in (dict, OrderedDict):
         made = memo[id(value)] = kind()
         for key, each in value.items():
             made[_copy_value(key, memo)] = _copy_value(each, memo)
+    if made is None and kind is set:
+        made = memo[id(value)] = {_copy_value(each, memo) for each in value}
     return copy.deepcopy(value, memo) if made is None else made
 
 
@@ -176,14 +178,7 @@ def plain_tensors(model: nn.Module) -> dict[int, Tensor]:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers, shared ones under each of their names."""
-    modules = [(f"{path}." if path else "", vars(m)) for path, m in model.named_modules(remove_duplicate=False)]
-    return {
-        prefix + name: tensor
-        for kind in ("_parameters", "_buffers")
-        for prefix, own in modules
-        for name, tensor in own[kind].items()
-        if tensor is not None
-    }
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) -> None:
