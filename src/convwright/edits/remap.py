@@ -192,7 +192,8 @@ def _take(
     rows = before.rows_of(lines[0]), after.rows_of(lines[1])
     if len(old) == len(new) and (old == new).all() and (rows[0] == rows[1]).all():
         return None
-    shared = np.array([summed.get(i, False) for i in range(len(before.groups))])
+    shared = np.zeros(len(before.groups), dtype=bool)
+    shared[[index for index, is_summed in summed.items() if is_summed]] = True
     key = tuple(array.tobytes() for array in (old, own, *rows, shared))
     known = {} if known is None else known
     if key not in known:

@@ -103,7 +103,7 @@ def _expanded(values: list[Value], planes: list[Plane | None], ndim: int) -> tup
     parts = []
     for value, plane in zip(values, planes, strict=True):
         shape = [value.shape[a] if a in axes else 1 for a in range(ndim)]
-        neutral = torch.full(shape, NEUTRAL, dtype=torch.int32)
+        neutral = torch.full(shape, NEUTRAL, dtype=torch.int32, device="cpu")
         parts.append(neutral if plane is None else plane.labels.expand(shape))
     return parts, axes
 
