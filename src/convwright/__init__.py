@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from convwright.runs import Result
     from convwright.runs.optimize import compress, optimize
     from convwright.runs.own_loop import Search, Trial
-    from convwright.training import Recipe, TrainResult, load_data, train
+    from convwright.training import Metric, Recipe, Task, TrainResult, load_data, train
 
 __version__ = "0.1.0"
 
@@ -67,7 +67,7 @@ _HOMES = {
     ),
     "convwright.methods": ("allocate",),
     "convwright.runs": ("Result", "Search", "Trial", "compress", "optimize"),
-    "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
+    "convwright.training": ("Metric", "Recipe", "Task", "TrainResult", "load_data", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = (
@@ -77,11 +77,11 @@ _SUBPACKAGES = (
 __all__ = [
     "AddBlock", "Architecture", "Block", "BudgetError", "Bundles", "Change", "ChannelGroup", "ChannelQuality",
     "Constraints", "ConvwrightError", "CostModel", "DataError", "EditError", "Evbmf", "InexactEditWarning",
-    "Kernel", "Layer", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError", "RemoveBlock",
-    "Replace", "Resolution", "Result", "RunError", "Search", "Stage", "TrainResult", "Trial", "Width", "__version__",
-    "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf", "layers",
-    "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs", "saliency",
-    "scale_widths", "techniques", "train", "training", "zoo",
+    "Kernel", "Layer", "Metric", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError",
+    "RemoveBlock", "Replace", "Resolution", "Result", "RunError", "Search", "Stage", "Task", "TrainResult", "Trial",
+    "Width", "__version__", "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf",
+    "layers", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs",
+    "saliency", "scale_widths", "techniques", "train", "training", "zoo",
 ]  # fmt: skip
 
 

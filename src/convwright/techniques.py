@@ -10,9 +10,10 @@ recipe's `schedule` equals them step by step.
 """
 
 from convwright.repair.batch_norm import reestimate_batch_norm
+from convwright.training.tasks.losses import distillation_loss
 from convwright.training.techniques.averaging import averaged_copy
 from convwright.training.techniques.branch_sparsity import branch_scales, shrink_groups, zero_branches
-from convwright.training.techniques.distill import distillation_loss, distilled, feature_loss, teacher_for
+from convwright.training.techniques.distill import distilled, feature_loss, teacher_for
 from convwright.training.techniques.flip_test import Flipped
 from convwright.training.techniques.lookahead import lookahead
 from convwright.training.techniques.mixing import cutmix, mixup

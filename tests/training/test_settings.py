@@ -43,14 +43,18 @@ def test_which_convolutions_are_meant(model, names):
     assert narrow_strided(model) == names
 
 
+def cross_entropy(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
 def test_they_are_never_run_in_the_unsound_layout(monkeypatch):
     """oneDNN issue 6035: the process would be ended, hang, or learn from wrong gradients."""
     monkeypatch.setattr(settings_module, "_cache", {})
     images, labels = torch.randn(8, 3, 9, 9), torch.arange(8) % 3
-    chosen = choose_settings(strided(7), images, labels, FAST, CPU)
+    chosen = choose_settings(strided(7), (images, labels), cross_entropy, FAST, CPU)
     assert (chosen.memory_format, chosen.measured) == ("contiguous", ())
-    assert choose_settings(strided(17), images, labels, FAST, CPU).memory_format == "channels_last"
-    measured = choose_settings(strided(7), images, labels, Recipe(), CPU).measured
+    assert choose_settings(strided(17), (images, labels), cross_entropy, FAST, CPU).memory_format == "channels_last"
+    measured = choose_settings(strided(7), (images, labels), cross_entropy, Recipe(), CPU).measured
     tried = {(m.precision, m.memory_format) for m in measured}
     assert tried == {("fp32", "contiguous"), ("bf16", "channels_last")}
 

@@ -294,15 +294,15 @@ def test_measuring_changes_nothing(small_data, make_network, monkeypatch):
     before = copy.deepcopy(model)
     images, labels = torch.randn(8, 3, 8, 8), small_data.train.labels[:8]
     device, random = torch.device("cpu"), torch.get_rng_state()
-    first = choose_settings(model, images, labels, Recipe(), device)
+    first = choose_settings(model, (images, labels), small_data.loss, Recipe(), device)
     assert_same_state(before, model)
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(random, torch.get_rng_state())
     tried = {(m.precision, m.memory_format) for m in first.measured}
     assert tried == {("fp32", "contiguous"), ("fp32", "channels_last"), ("bf16", "channels_last")}
-    assert choose_settings(model, images, labels, Recipe(), device) == first
+    assert choose_settings(model, (images, labels), small_data.loss, Recipe(), device) == first
     fixed = Recipe(precision="bf16", memory_format="contiguous")
-    assert choose_settings(model, images, labels, fixed, device).measured == ()
+    assert choose_settings(model, (images, labels), small_data.loss, fixed, device).measured == ()
 
 
 def test_a_network_without_bf16_or_channels_last_still_trains(small_data, small_recipe, make_network):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.architecture.capture.pytrees import joined, run_model, samples_in
 from convwright.edits.importance import evaluated
 
 STALE = 0.01  # share of statistics from before a training above which they are not those of its weights
@@ -38,8 +40,8 @@ def stale(model: nn.Module, steps: int) -> bool:
 
 def reestimate_batch_norm(
     model: nn.Module,
-    images: Iterable[Tensor],
-    forward: Callable[[Tensor], object] | None = None,
+    images: Iterable[Any],
+    forward: Callable[[Any], object] | None = None,
     *,
     frozen: bool = True,
 ) -> int:
@@ -51,7 +53,7 @@ def reestimate_batch_norm(
     Args:
         model: Changed in place.
         images: Batches (n, ...) as the network takes them, on its device; all count the same.
-        forward: How to run the model, e.g. in mixed precision; None: ``model(batch)``.
+        forward: How to run the model, e.g. in mixed precision; None: ``model(batch)``, a tuple being all arguments.
         frozen: Whether batch norms that the model's own ``train()`` leaves in eval mode are re-estimated, too: after an
             edit theirs fit no better, but a training has used them as they are.
 
@@ -76,8 +78,8 @@ def reestimate_batch_norm(
                     norm.reset_running_stats()
                     norm.momentum = None  # the cumulative average
                     norm.train()
-                (forward or model)(batch)
-                count += len(batch)
+                forward(batch) if forward else run_model(model, batch)
+                count += samples_in(batch)
         finally:
             for norm, (momentum, buffers) in zip(norms, before, strict=True):
                 norm.momentum = momentum
@@ -87,12 +89,12 @@ def reestimate_batch_norm(
     return count
 
 
-def _of_several(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    held: list[Tensor] = []
+def _of_several(batches: Iterable[Any]) -> Iterator[Any]:
+    held: list[Any] = []
     for batch in batches:
         held.append(batch)
-        if sum(map(len, held)) > 1:
-            yield torch.cat(held) if held[1:] else batch
+        if sum(map(samples_in, held)) > 1:
+            yield joined(held)
             held.clear()
 
 

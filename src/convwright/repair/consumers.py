@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from convwright.architecture.capture.graph import argument, operator_name
+from convwright.architecture.capture.pytrees import parameters_of, run_model, samples_in, tensors_of
 from convwright.edits.origins import NONE, kept_entries, origin_of
 from convwright.edits.plan import check_made_for
 from convwright.edits.surgery import named_tensors
@@ -27,7 +28,7 @@ MOST_UNKNOWNS = 8192  # a second moment of more is half a gigabyte; the first li
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # from which the strength is chosen for each layer
 _OPERATORS = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-Forward: TypeAlias = Callable[[nn.Module, Tensor], object]
+Forward: TypeAlias = Callable[[nn.Module, Any], object]
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def layer_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | 
 def watched(
     model: nn.Module,
     calls: Mapping[str, int],
-    batch: Tensor,
+    batch: Any,
     forward: Forward | None,
     within: TorchFunctionMode | None = None,
 ) -> dict[str, list[LayerCall]]:
@@ -280,13 +281,13 @@ def watched(
     Args:
         model: The network.
         calls: How often each weight is called.
-        batch: Images (n, ...).
+        batch: Images (n, ...), or whatever the network takes.
         forward: How to run the model; None: ``model(batch)``.
         within: A mode that sees each call first.
     """
     watch = _Watch(model, calls)
     with suppress(_Reached), watch, within or nullcontext():
-        forward(model, batch) if forward else model(batch)
+        forward(model, batch) if forward else run_model(model, batch)
     return watch.found
 
 
@@ -295,7 +296,7 @@ def kept_of(site: Consumer, responses: Tensor) -> Tensor:
     return responses[:, torch.from_numpy(site.outputs).to(responses.device)]
 
 
-def checked(images: Iterable[Tensor], repair: str, ridge: float | None, positions: int) -> list[Tensor]:
+def checked(images: Iterable[Any], repair: str, ridge: float | None, positions: int, model: nn.Module) -> list[Any]:
     """Return the calibration batches as a list: they are gone through more than once.
 
     Raises:
@@ -305,7 +306,10 @@ def checked(images: Iterable[Tensor], repair: str, ridge: float | None, position
     if ridge is not None and not 0 <= ridge < math.inf:
         raise ConvwrightError(f"ridge={ridge!r} must be a finite number from 0 on.")
     batches = list(images)
-    if not batches or not all(isinstance(batch, Tensor) and batch.ndim > 1 and len(batch) for batch in batches):
+    tensors = [tensor for batch in batches for _, tensor in tensors_of(batch)]
+    most = len(parameters_of(model))
+    labelled = any(isinstance(batch, tuple) and len(batch) > most for batch in batches)
+    if labelled or not tensors or not all(map(samples_in, batches)) or any(tensor.ndim < 1 for tensor in tensors):
         given = f"of {type(batches[0]).__name__}" if batches else "of nothing"
         raise ConvwrightError(f"{repair} takes batches of images, shape (n, ...), without labels; these are {given}.")
     return batches

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convwright.architecture.capture.pytrees import samples_in
 from convwright.edits.importance import evaluated
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import (
@@ -68,11 +69,11 @@ def merge(
         >>> len(merge(arch, pruned, torch.randn(2, 8, *arch.example_input.shape[1:])))
         1
     """
-    batches = checked(images, "merge", ridge, positions)
+    batches = checked(images, "merge", ridge, positions, original.model)
     theirs, ours = named_tensors(original.model), named_tensors(pruned.model)
     gone = {s: np.setdiff1d(np.arange(theirs[s.source].shape[1]), s.inputs) for s in consumers(original, pruned)}
     sites = {site: inputs for site, inputs in gone.items() if len(inputs)}
-    moments, count = {site: Moments(site.constant) for site in sites}, sum(map(len, batches))
+    moments, count = {site: Moments(site.constant) for site in sites}, sum(map(samples_in, batches))
     with evaluated(original.model), torch.no_grad():
         for number, batch in enumerate(batches):
             calls = watched(original.model, {site.source: len(site.nodes) for site in sites}, batch, forward)
@@ -81,7 +82,7 @@ def merge(
                     seen = call.weight[0, 0].numel() * len(calls[site.source]) * count
                     at = call.drawn(math.ceil(positions * (len(site.inputs) + site.constant) / seen), number)
                     entering = call.entering(at).movedim(-1, 1).flatten(0, 1)  # what a kernel sees: each a row
-                    stays, goes = (entering[..., torch.from_numpy(i).to(batch.device)] for i in (site.inputs, lost))
+                    stays, goes = (entering[..., torch.from_numpy(i).to(entering.device)] for i in (site.inputs, lost))
                     moments[site].add(stays, goes, goes)
         for name in {name for site in sites for name in (site.weight, site.bias or site.mean) if name}:
             ours[name].copy_(kept_of_original(theirs, pruned, name))

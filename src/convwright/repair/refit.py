@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from convwright.architecture.capture.pytrees import samples_in
 from convwright.edits.importance import evaluated
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import (
@@ -81,7 +82,8 @@ def refit(
         >>> all(layer.after <= layer.before for layer in refit(arch, pruned, images))
         True
     """
-    calibration = _Calibration(original, pruned, checked(images, "refit", ridge, positions), positions, forward)
+    batches = checked(images, "refit", ridge, positions, original.model)
+    calibration = _Calibration(original, pruned, batches, positions, forward)
     done = []
     with evaluated(original.model, pruned.model), torch.no_grad():
         # Whatever an edit reaches is fitted, not what has lost inputs alone: it makes good errors that have added up.
@@ -109,13 +111,13 @@ class _Calibration:
         self,
         original: Architecture,
         pruned: Architecture,
-        batches: list[Tensor],
+        batches: list[Any],
         positions: int,
         forward: Forward | None,
     ) -> None:
         self.original, self.pruned, self.batches, self.forward = original.model, pruned.model, batches, forward
         self.tensors, self.positions = named_tensors(pruned.model), positions
-        self.images = sum(map(len, batches))
+        self.images = sum(map(samples_in, batches))
         self.means: Mapping[str, Tensor] = {}
 
     def each(self, site: Consumer) -> int:
@@ -135,7 +137,7 @@ class _Calibration:
         together, size = list[Sequence[Consumer]](), 0
         for level in levels:
             rows = (self.each(site) * self.images * len(site.nodes) * len(site.outputs) for site in level)
-            more = self.batches[0].element_size() * sum(rows)
+            more = self.tensors[level[0].weight][0].element_size() * sum(rows)
             if together and size + more > HELD:
                 yield together
                 together, size = [], 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from convwright.architecture.capture.pytrees import rows_of, samples_in
 from convwright.edits.surgery import named_tensors
 from convwright.repair.consumers import Forward, LayerCall, layer_arguments, watched
 
@@ -28,7 +29,7 @@ class Replay:
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Tensor], forward: Forward | None, wanted: Mapping[str, int]
+        self, model: nn.Module, batches: Sequence[Any], forward: Forward | None, wanted: Mapping[str, int]
     ) -> None:
         """Note what is run.
 
@@ -40,9 +41,10 @@ class Replay:
         """
         self.model, self.batches, self.forward = model, batches, forward
         self.trace: _Trace | None = _Trace(model, wanted)
-        self.room = HELD / sum(map(len, batches))
-        watched(model, wanted, batches[0][:2], forward, self.trace)
-        self.trace.finish(len(batches[0][:2]))
+        self.room = HELD / sum(map(samples_in, batches))
+        two = rows_of(batches[0], slice(2))
+        watched(model, wanted, two, forward, self.trace)
+        self.trace.finish(samples_in(two))
         self.done: dict[int, _Pass] = {}
 
     def watched(self, number: int, wanted: Mapping[str, int]) -> Calls:

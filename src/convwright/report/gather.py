@@ -207,9 +207,6 @@ def _compared(result: Json) -> Iterator[Compared]:
     for part in ("test", "validation"):
         if before.get(part) and after.get(part):
             yield _accuracy(part, before[part], after[part])
-    if "score" in after:
-        one, two = before["score"], after["score"]
-        yield Compared("score", f"{one:g}", f"{two:g}", f"{two - one:+g}")
     classes = _judged_classes(result)
     if classes.get("balanced"):
         one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]

@@ -246,6 +246,7 @@ class RunConfig:
             "options": loaded.options,
             "architecture": digest_of(loaded.arch),
             "data": f"{loaded.data.name} ({len(loaded.data.train)} training images {shape})",
+            **loaded.data.metric.settings(),
             "budget": list(self.budgets),
             "limits": dict(limits.limits),
             "method": method,

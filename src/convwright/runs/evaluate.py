@@ -28,16 +28,18 @@ from convwright.runs.directory.files import load_weights, save_weights, write_js
 from convwright.runs.history import HISTORY, plain_epoch
 from convwright.runs.repairing import Repairs, traceable
 from convwright.runs.weights_note import usage
-from convwright.training import ImageData, Metrics, Recipe, evaluate, train
+from convwright.training import Metrics, Recipe, evaluate, train
 from convwright.training.checkpoint import FILE as CHECKPOINT
 from convwright.training.checkpoint import read_checkpoint
+from convwright.training.data.data import ImageData
 from convwright.training.data.images import Images
 from convwright.training.data.proxy import Proxy
-from convwright.training.data.resized import resized_data
+from convwright.training.data.resized import image_size, resized_data
 from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import narrow_strided, to_layout
 from convwright.training.statistics import IMAGES, reestimate
+from convwright.training.tasks.base import BaseTask, Part
 from convwright.training.techniques import Teacher
 from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
@@ -69,79 +71,8 @@ class _Outcome:
     start: _Start = _Start()
 
 
-class NetworkBuilder:
-    """Builds the candidates of one run with the weights that they ask for.
-
-    Attributes:
-        arch: The network as it was read, with the weights that the run starts from.
-        study: Where the weights of trials lie.
-    """
-
-    arch: Architecture
-    study: Store
-
-    @cached_property
-    def _last(self) -> dict[int, Architecture]:
-        """The last network that was cut and only judged, by its number: its children need not replay its plan."""
-        return {}
-
-    @cached_property
-    def _untouched(self) -> Architecture:
-        return reshaped(self.arch, Plan.empty(self.arch))
-
-    def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate with the weights that it asks for; the network of the run stays as it is.
-
-        Raises:
-            RunError: It inherits, and its plan does not begin with its parent's; or its weights are to be carried,
-                and the two plans differ in more than widths.
-            EditError: Its weights cannot be carried or drawn anew.
-        """
-        if candidate.weights == "fresh":
-            network = reshaped(self.arch, candidate.plan)
-            draw_anew(network.model, candidate.seed)
-            return network
-        if candidate.weights != "inherit":
-            return self._carried(candidate, parents)
-        if candidate.parent is None:
-            return reshaped(self.arch, candidate.plan)
-        inherited = parents[candidate.parent].plan
-        given = len(inherited.edits)
-        if candidate.plan.edits[:given] != inherited.edits:
-            raise RunError(f"the plan of a child of trial {candidate.parent} does not begin with its parent's plan")
-        # Which channels stay is decided below, on the trained weights; here only the shapes matter.
-        return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
-
-    def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Return the network that a candidate gets its weights from, with its trained weights."""
-        if candidate.parent is None:
-            return reshaped(self.arch, Plan.empty(self.arch))
-        parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
-        load_weights(parent.model, self.study.weights(candidate.parent))
-        return parent
-
-    def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate of the same layers as its parent and other widths."""
-        before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
-        try:
-            check_widths_only(before, candidate.plan)
-        except EditError as error:
-            origin = "the run's network" if candidate.parent is None else f"trial {candidate.parent}"
-            raise RunError(
-                f"a candidate with weights={candidate.weights!r} may differ from {origin} in widths only: {error}"
-            ) from error
-        network = reshaped(self.arch, candidate.plan)
-        parent = self._parent(candidate, parents)
-        if candidate.weights == "net2wider":
-            network.model.load_state_dict(widened(parent, network, seed=candidate.seed).model.state_dict())
-            return network
-        draw_anew(network.model, candidate.seed)
-        fill_convolutions(parent.model, network.model)
-        return network
-
-
 @dataclass(frozen=True, eq=False)
-class Evaluator(NetworkBuilder):
+class Evaluator:
     """Evaluates the candidates of one run.
 
     Attributes:
@@ -158,7 +89,7 @@ class Evaluator(NetworkBuilder):
     """
 
     arch: Architecture
-    data: ImageData
+    data: BaseTask
     recipe: Recipe
     study: Store
     progress: bool = True
@@ -221,7 +152,7 @@ class Evaluator(NetworkBuilder):
                 network = self.build(candidate, parents)
                 seen = self._part if candidate.images == "proxy" else self.data
                 data = resized_data(seen, image_size(network))  # what a candidate at another resolution sees
-                start = self._started(network, data, number, candidate, parents)
+                start = self.started(network, data, number, candidate, parents)
                 tried, teacher = self._taught(network, candidate, parents, memory.in_parts(recipe, parts))
                 return network, self._trained(network.model, data, number, candidate, tried, start, teacher), parts
             except (MemoryError, RuntimeError) as error:
@@ -233,22 +164,84 @@ class Evaluator(NetworkBuilder):
             network = None  # type: ignore[assignment]  # before the next one is built
             memory.let_go()
 
+    @cached_property
+    def _last(self) -> dict[int, Architecture]:
+        """The last network that was cut and only judged, by its number: its children need not replay its plan."""
+        return {}
+
     @property
     def _channels_last(self) -> bool:
         return self.recipe.memory_format == "channels_last"
 
     @cached_property
-    def _part(self) -> ImageData:
+    def _untouched(self) -> Architecture:
+        return reshaped(self.arch, Plan.empty(self.arch))
+
+    @cached_property
+    def _part(self) -> BaseTask:
         if self.proxy is None:
             raise RunError("a candidate is to be judged on a proxy of the data, and this run has none")
+        assert isinstance(self.data, ImageData)
         return self.proxy.of(self.data)
+
+    # ------------------------------------------------------------------ building
+
+    def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Build a candidate with the weights that it asks for; the network of the run stays as it is.
+
+        Raises:
+            RunError: It inherits, and its plan does not begin with its parent's; or its weights are to be carried,
+                and the two plans differ in more than widths.
+            EditError: Its weights cannot be carried or drawn anew.
+        """
+        if candidate.weights == "fresh":
+            network = reshaped(self.arch, candidate.plan)
+            draw_anew(network.model, candidate.seed)
+            return network
+        if candidate.weights != "inherit":
+            return self._carried(candidate, parents)
+        if candidate.parent is None:
+            return reshaped(self.arch, candidate.plan)
+        inherited = parents[candidate.parent].plan
+        given = len(inherited.edits)
+        if candidate.plan.edits[:given] != inherited.edits:
+            raise RunError(f"the plan of a child of trial {candidate.parent} does not begin with its parent's plan")
+        # Which channels stay is decided below, on the trained weights; here only the shapes matter.
+        return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
+
+    def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Return the network that a candidate gets its weights from, with its trained weights."""
+        if candidate.parent is None:
+            return reshaped(self.arch, Plan.empty(self.arch))
+        parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
+        load_weights(parent.model, self.study.weights(candidate.parent))
+        return parent
+
+    def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
+        """Build a candidate of the same layers as its parent and other widths."""
+        before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
+        try:
+            check_widths_only(before, candidate.plan)
+        except EditError as error:
+            origin = "the run's network" if candidate.parent is None else f"trial {candidate.parent}"
+            raise RunError(
+                f"a candidate with weights={candidate.weights!r} may differ from {origin} in widths only: {error}"
+            ) from error
+        network = reshaped(self.arch, candidate.plan)
+        parent = self._parent(candidate, parents)
+        if candidate.weights == "net2wider":
+            network.model.load_state_dict(widened(parent, network, seed=candidate.seed).model.state_dict())
+            return network
+        draw_anew(network.model, candidate.seed)
+        fill_convolutions(parent.model, network.model)
+        return network
 
     # ------------------------------------------------------------------ training
 
-    def _started(
+    def started(
         self,
         network: Architecture,
-        data: ImageData,
+        data: BaseTask,
         number: int,
         candidate: Candidate,
         parents: Mapping[int, Candidate],
@@ -259,23 +252,24 @@ class Evaluator(NetworkBuilder):
         kept = all(change.keeps_function for change in network.changes[given:])
         edited, inherits = len(network.changes) > given or candidate.weights != "inherit", candidate.weights != "fresh"
         disturbed = (not kept or candidate.weights != "inherit") if inherits else not candidate.epochs
-        shown = bool(candidate.epochs) and edited and inherits and data.val is not None
+        watched = bool(candidate.epochs) and edited and inherits and data.val is not None
         steps = self._repairs(network, data, candidate, parents) if disturbed else {}
         # After a single repair what was before it is not told.
-        found = {"cut": self._accuracy(network.model, data)} if shown and len(steps) != 1 else {}
+        found = {"cut": self._accuracy(network.model, data)} if watched and len(steps) != 1 else {}
         images = 0
         for name, step in steps.items():
             images = step()
-            if shown:
+            if watched:
                 found[name] = self._accuracy(network.model, data)
         before, repaired = next(reversed(found.values()), None), found if len(found) > 1 else {}
         if before is not None:
-            told = f" ({', '.join(f'{name} {value:.2%}' for name, value in repaired.items())})" if repaired else ""
-            self.say(f"trial {number}: {before:.2%} right after the edits{told}")
+            shown = self.data.metric.shown
+            told = f" ({', '.join(f'{name} {shown(value)}' for name, value in repaired.items())})" if repaired else ""
+            self.say(f"trial {number}: {shown(before)} right after the edits{told}")
         return _Start(before, images, repaired)
 
     def _repairs(
-        self, network: Architecture, data: ImageData, candidate: Candidate, parents: Mapping[int, Candidate]
+        self, network: Architecture, data: BaseTask, candidate: Candidate, parents: Mapping[int, Candidate]
     ) -> Mapping[str, Callable[[], int]]:
         """Return what is repaired of a network, in order."""
         # Most of the time goes into refit and batch norm; what is scored to be cut again gets more after the last cut.
@@ -288,7 +282,7 @@ class Evaluator(NetworkBuilder):
             original, network, data.train, lambda model: self._in_layout(norms, model), channels_last=last
         )
 
-    def _accuracy(self, model: nn.Module, data: ImageData) -> float:
+    def _accuracy(self, model: nn.Module, data: BaseTask) -> float:
         assert data.val is not None
         return self.judge(model, data.val).accuracy
 
@@ -339,7 +333,7 @@ class Evaluator(NetworkBuilder):
     def _trained(
         self,
         model: nn.Module,
-        data: ImageData,
+        data: BaseTask,
         number: int,
         candidate: Candidate,
         recipe: Recipe,
@@ -349,7 +343,7 @@ class Evaluator(NetworkBuilder):
         assert data.val is not None
         remove_damaged(self.study.trial_folder(number))
         if not candidate.epochs:
-            found = self.judge(model, data.val), self._looked(model, data, candidate, recipe)
+            found = self.judge(model, data.val), self.looked(model, data, candidate, recipe)
             return _Outcome(*found, start=start)
         result = train(
             model,
@@ -375,7 +369,7 @@ class Evaluator(NetworkBuilder):
         probes = result.probes if rate is None else {**result.probes, RATE: rate}
         return _Outcome(result.val, probes, status, replace(start, images=max(start.images, result.reestimated)))
 
-    def _looked(self, model: nn.Module, data: ImageData, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+    def looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)
@@ -385,7 +379,7 @@ class Evaluator(NetworkBuilder):
             probes.observe(Moment("epoch", 0, 0, 0.0))
             return probes.found()
 
-    def judge(self, model: nn.Module, images: Images) -> Metrics:
+    def judge(self, model: nn.Module, images: Images | Part) -> Metrics:
         """Judge a network in the precision and layout of the training."""
         return self._in_layout(partial(evaluate, images=images), model)
 
@@ -411,13 +405,7 @@ def remove_damaged(folder: Path) -> None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def image_size(network: Architecture) -> tuple[int, int]:
-    """Return height and width of the images that a network was read at."""
-    height, width = network.example_input.shape[-2:]
-    return int(height), int(width)
-
-
-def precision_and_layout(arch: Architecture, data: ImageData, recipe: Recipe) -> dict[str, Any]:
+def precision_and_layout(arch: Architecture, data: BaseTask, recipe: Recipe) -> dict[str, Any]:
     """Choose precision and layout once: all trainings of a network are alike.
 
     So is a rate that is to be found, unless the recipe fine-tunes: what was cut further bears a higher one, and each
@@ -436,7 +424,8 @@ def reshaped(arch: Architecture, plan: Plan) -> Architecture:
         # Numbered, as a saved plan is replayed: what names a target again was meant to come later.
         done = list(passages(arch, plan.edits, Options(importance="first", verify=False), numbered=True))
         return done[-1].after
-    return read(copy.deepcopy(arch.model), arch.inputs).evolved(source=arch.source)
+    how: Any = {"capture": arch.captured, "free_outputs": arch.free_outputs}
+    return read(copy.deepcopy(arch.model), arch.inputs, **how).evolved(source=arch.source)
 
 
 def _since(start: float) -> float:

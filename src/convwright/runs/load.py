@@ -22,8 +22,9 @@ from convwright.runs.weights_note import AsTrained, remark
 from convwright.training import ImageData, Recipe, check_fits, load_data
 from convwright.training.data.folders import Resize, UnlikeImagesError
 from convwright.training.evaluate import eval_mode
-from convwright.training.preflight import check_forward, check_values
+from convwright.training.preflight import check_forward, check_values, read_with
 from convwright.training.settings import single_tensor
+from convwright.training.tasks.base import BaseTask, Task
 
 Shape = tuple[int, int, int]
 _CHANNEL_OPTIONS = ("in_channels", "in_chans")
@@ -43,7 +44,7 @@ class LoadedModel:
     """
 
     arch: Architecture
-    data: ImageData
+    data: BaseTask
     options: dict[str, int]
     recipe: Recipe
     taken: TakenWeights | None = None
@@ -78,7 +79,7 @@ def load_model_and_data(
 
     Args:
         model: As for `read`. Weights of a named network are drawn from `seed`.
-        data: As for `load_data`, or an `ImageData`, which is taken as it is.
+        data: As for `load_data`, or an `ImageData` or `Task`, which is taken as it is.
         input_shape: ``"3x224x224"`` or (3, 224, 224): images are resized to it.
         data_dir: As for `load_data`.
         recipe: Says how many images are held out, and how images are fed; None: the default.
@@ -95,6 +96,9 @@ def load_model_and_data(
         RunError: The weights cannot be read or do not fit.
     """
     check_pretrained(model, pretrained, weights)
+    if isinstance(data, Task):
+        own = recipe or Recipe(), seed, needs_val, weights, pretrained, trained, settled
+        return _with_task(model, data, *own)
     recipe, checkpoint = recipe or Recipe(), read_checkpoint(weights) if weights is not None else None
     found = None if settled else AsTrained.of(model, weights, pretrained)
     wanted = parse_input(input_shape)
@@ -109,11 +113,7 @@ def load_model_and_data(
         given = "x".join(map(str, (error.channels, *usual[1:])))
         raise DataError(f"{error.what}; give one size for all, the network's usual one is --input {given}") from error
     options: dict[str, Any] = _options(known, loaded.shape[0], loaded.num_classes)
-    options |= {"pretrained": True} if pretrained else {}
-    with torch.random.fork_rng(devices=[]):  # its weights depend on the seed and on nothing else
-        torch.manual_seed(seed)
-        built, _, source = create(model, **options)
-    options = build_options(source, options)
+    built, source, options = _built(model, options, pretrained, seed)
     takes = _input_channels(built)
     if wanted is None and loaded.shape[0] == 1 and takes not in (None, 1):  # grey images for a colour network
         loaded = _loaded(data, (takes or 1, *loaded.shape[1:]), *how)
@@ -134,6 +134,45 @@ def load_model_and_data(
     if taken is None and trained:
         remarks = (remark(None, recipe, loaded, arch.source),)
     return LoadedModel(arch, loaded, options, recipe, taken, () if settled else remarks, trained)
+
+
+def _built(
+    model: nn.Module | str, options: dict[str, Any], pretrained: bool, seed: int
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """Make a network; its weights depend on the seed and on nothing else."""
+    options |= {"pretrained": True} if pretrained else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built, _, source = create(model, **options)
+    return built, source, build_options(source, options)
+
+
+def _with_task(
+    model: nn.Module | str,
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    needs_val: bool,
+    weights: str | Path | None,
+    pretrained: bool,
+    trained: bool,
+    settled: bool,
+) -> LoadedModel:
+    """Read a network with the inputs of a task that makes its own batches."""
+    if needs_val and task.val is None:
+        raise DataError(f"{task.name}: there is no part val; a search judges networks on it")
+    options = model_options(model, task.shape[0], task.num_classes or None)
+    built, source, options = _built(model, options, pretrained, seed)
+    check_values(built)
+    arch = read(built, read_with(task, built)).evolved(source=source, options=options)
+    check_forward(built, task)
+    outputs = task.num_classes or None
+    taken = said_of_loaded(built, source, outputs) if pretrained and outputs else None
+    taken = take(built, read_checkpoint(weights), outputs) if weights is not None else taken
+    if taken is not None:
+        _draw_head(built, taken.fresh, seed)
+    remarks = (str(taken),) if taken is not None and not settled else ()
+    return LoadedModel(arch, task, options, recipe, taken, remarks, trained)
 
 
 def parse_input(text: str | tuple[int, ...] | None) -> Shape | None:

@@ -26,7 +26,7 @@ from convwright.runs.config import FINETUNE, OptimizeOptions, RunConfig, documen
 from convwright.runs.directory.files import load_weights, save_weights, there, write_json
 from convwright.runs.directory.result import Result, load_result
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
-from convwright.runs.evaluate import Evaluator, image_size, precision_and_layout, reshaped
+from convwright.runs.evaluate import Evaluator, precision_and_layout, reshaped
 from convwright.runs.executors import Executor, threads_of
 from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.load import LoadedModel, load_model_and_data
@@ -42,7 +42,7 @@ from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe
 from convwright.training.data.normalisation import normalised
 from convwright.training.data.proxy import Proxy
-from convwright.training.data.resized import resized_images
+from convwright.training.data.resized import image_size, resized_images
 from convwright.training.preflight import prepare
 from convwright.training.progress import still
 from convwright.training.techniques import Teacher

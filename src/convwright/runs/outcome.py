@@ -83,7 +83,8 @@ def trained(folder: Path, samples: int) -> dict[str, Any] | None:
     """Return the training accuracy of a trial's last epoch, on so many images; None where no epoch is recorded."""
     file = folder / HISTORY
     epochs = read_history(file) if file.is_file() else ()
-    return {"accuracy": epochs[-1]["train_acc"], "samples": samples} if epochs else None
+    shown = epochs[-1]["train_acc"] if epochs else None
+    return {"accuracy": shown, "samples": samples} if shown is not None else None
 
 
 def trial_entry(trial: Evidence) -> dict[str, Any]:

@@ -16,42 +16,43 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from convwright.architecture import Architecture, read
+from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import check_feasible, costs_of
 from convwright.edits import Plan, check_execution
 from convwright.edits.constraints import Constraints
 from convwright.edits.importance import IMPORTANCE
-from convwright.edits.importance.saliency import Batches, Loss
 from convwright.edits.surgery import check_copies
 from convwright.errors import BudgetError, ConvwrightError, EditError, RunError
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.methods.options import checked_options
-from convwright.repair import reestimate_batch_norm
 from convwright.runs.config import default_folder, digest_of, terms_of
 from convwright.runs.directory.files import LOCK, load_weights, save_weights, there, write_text
 from convwright.runs.directory.result import Result
 from convwright.runs.directory.study import Study
-from convwright.runs.evaluate import NetworkBuilder
-from convwright.runs.executors import Task, lost
-from convwright.runs.executors.executor import ATTEMPTS, Store
+from convwright.runs.evaluate import Evaluator
+from convwright.runs.executors import lost
+from convwright.runs.executors.executor import ATTEMPTS
+from convwright.runs.executors.executor import Task as WorkTask
 from convwright.runs.executors.worker import WorkerTask
 from convwright.runs.loop import Say, say_decisions, words_of
 from convwright.runs.outcome import INITIAL, SearchOutcome, run_record, side, write_result
 from convwright.runs.prove import check_budget, prove
+from convwright.runs.repairing import Repairs
 from convwright.runs.rewriting import WithoutBaseline
-from convwright.training.probes.base import PROBES, ChannelQuality, Moment, Watched, plain
-from convwright.training.probes.saliency import AtTheEnd, ChannelNorms
+from convwright.training import Metric, Recipe, Task
+from convwright.training.tasks.base import Batch, device_of
 
+_RECIPE = Recipe(precision="fp32", memory_format="contiguous")
+_UNSEEN = "bundles"  # probes that look into a training
 _LEASE = "lease"  # in a trial's folder: its owner, and how many it has had
 _PATIENCE = 300.0  # seconds that a process waits while another one writes to the record
 _POLL = 5.0  # seconds between two looks at what other processes have finished
@@ -103,6 +104,7 @@ class Trial:
         costs: Of the network, by metric.
         shapes: Of its weights.
         lease: This process's right to it.
+        evaluator: Builds and observes networks.
         reestimated: Samples on which batch norm was re-estimated after the cut.
         begun: When, by `time.perf_counter`.
     """
@@ -117,6 +119,7 @@ class Trial:
     costs: Mapping[str, int] = field(repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     lease: Lease = field(repr=False)
+    evaluator: Evaluator = field(repr=False)
     reestimated: int = 0
     begun: float = field(default_factory=time.perf_counter, repr=False)
 
@@ -134,10 +137,25 @@ class Trial:
             raise RunError(f"trial {self.number}: its lease was lost, another process has it now; ask for the next one")
 
 
-@dataclass(frozen=True, eq=False)
-class _Builder(NetworkBuilder):
-    arch: Architecture
-    study: Store
+class _Calibration(Task):
+    """The user's batches and loss, for what repairs a cut network and scores its channels."""
+
+    name, parts = "batches", ("train",)
+
+    def __init__(self, arch: Architecture, batches: Iterable[Batch], loss: Callable[[Any, Any], Tensor] | None) -> None:
+        self.arch, self.of_outputs = arch, loss
+        self.given = list(batches) if iter(batches) is batches else batches
+
+    def batches(self, part: str) -> Iterable[Batch]:
+        return self.given
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        assert self.of_outputs is not None  # checked before any training
+        return self.of_outputs(self.forward(model, batch[0]), batch[1])
+
+    def example_inputs(self) -> Any:
+        inputs = self.arch.inputs
+        return self.arch.example_input if self.arch.given is None else inputs.args or dict(inputs.kwargs)
 
 
 class Search:
@@ -188,8 +206,8 @@ class Search:
         constraints: Constraints | Mapping[str, Any] | str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         baseline: bool = True,
-        batches: Batches = (),
-        loss: Loss | None = None,
+        batches: Iterable[Batch] = (),
+        loss: Callable[[Any, Any], Tensor] | None = None,
         lease: float = 60.0,
         say: Say | None = None,
         command: str = "",
@@ -213,9 +231,9 @@ class Search:
         made = method_named(method)(self.arch, self.limits, **lengths, **checked_options(method, own))
         made.without_techniques(lambda recipe: True)  # the recipe is the user's
         self.method = made if baseline else WithoutBaseline(made, given=not epochs)
-        self.batches: Batches = list(batches) if iter(batches) is batches else batches
-        self.loss, self.sign, self.lease = loss, 1 if higher_is_better else -1, float(lease)
-        self._check_probes(method)
+        self.lease, self.metric = float(lease), Metric("score", higher_is_better, unit="")
+        self._task, self._trained = _Calibration(self.arch, batches, loss), not epochs
+        self._check_probes(method, bool(batches) and loss is not None)
         self.settings = {
             "model": arch.source,
             "architecture": digest_of(self.arch),
@@ -225,7 +243,7 @@ class Search:
             "method": method,
             "recipe": {},
             **lengths,
-            "higher_is_better": higher_is_better,
+            **self.metric.settings(),
             **({"method_options": own} if own else {}),
             **({"constraints": bound.settings()} if bound else {}),
             **({} if baseline else {"baseline_trained": False}),
@@ -292,9 +310,10 @@ class Search:
                 f"trial {trial.number}: the model told is another network ({min(other)}); tell what trial.model() "
                 "returned, trained, without what was wrapped around it, such as model.module"
             )
-        found: dict[str, Any] = {"probes": self._observed(trial, trained), "reestimated": trial.reestimated}
-        evidence = Evidence(trial.candidate, trial.number, self.sign * value, stderr, trial.costs, **found)
-        self._finish(trial, evidence, trained)
+        probes = tuple(name for name in trial.candidate.probes if not name.startswith(_UNSEEN))
+        found = trial.evaluator.looked(trained, self._task, replace(trial.candidate, probes=probes), _RECIPE)
+        score, seen = self.metric.score(value), {"probes": found, "reestimated": trial.reestimated}
+        self._finish(trial, Evidence(trial.candidate, trial.number, score, stderr, trial.costs, **seen), trained)
         self.say(f"trial {trial.number}: score {value:g}")
 
     def fail(self, trial: Trial, why: str) -> None:
@@ -322,8 +341,7 @@ class Search:
             self._said = say_decisions(self.method, self._said, study, self.say)
         trials = outcome.baseline, outcome.best
         proofs = [prove(self.arch, each.candidate.plan, study.weights(each.trial)) for each in trials]
-        scores = [{"validation": None, "score": self.sign * each.score, "stderr": each.stderr} for each in trials]
-        sides = [side(t, p, None) | score for t, p, score in zip(trials, proofs, scores, strict=True)]
+        sides = [side(each, proof, None) for each, proof in zip(trials, proofs, strict=True)]
         more: dict[str, Any] = {
             "trained_with": {},
             "baseline": sides[0],
@@ -366,7 +384,7 @@ class Search:
         os.utime(study.folder / LOCK)
         now = (study.folder / LOCK).stat().st_mtime  # by the clock that stamps leases, whichever machine's it is
         for number in left:
-            task = Task(number, self._asked[number], self._asked)
+            task = WorkTask(number, self._asked[number], self._asked)
             if number in self._trials:
                 continue
             lease = Lease.taken(study.trial_folder(number), self._owner, now, self.lease)
@@ -382,19 +400,20 @@ class Search:
         number, candidate, parents = task.number, self._asked[task.number], task.parents()
         again = f", after {lease.holders - 1} that ended without a word" if lease.holders > 1 else ""
         self.say(f"trial {number}: {words_of(candidate)}{again}")
+        data, repairs = self._task, Repairs(*[bool(self._task.given)] * 3)
+        evaluator = Evaluator(self.arch, data, _RECIPE, task, repairs=repairs)
         try:
-            arch = _Builder(self.arch, task).build(candidate, parents)
+            arch = evaluator.build(candidate, parents)
         except EditError as error:
             with self._study.turn() as study:
                 study.finish(_failed(number, candidate, str(error)))
             self._forget(number)
             return None
-        given = len(parents[candidate.parent].plan.edits) if candidate.parent is not None else 0
-        kept, seen = all(change.keeps_function for change in arch.changes[given:]), 0
-        if not kept and candidate.weights != "fresh":
-            seen = reestimate_batch_norm(arch.model, (inputs for inputs, _ in self._on(arch.model)))
+        costs, device = costs_of(profile(arch)), device_of(arch.model)
+        seen = evaluator.started(arch, data, number, candidate, parents).images
+        arch.model.to(device).train()
         what = candidate.plan, candidate.epochs, candidate.seed, task.trial_folder(number), candidate, arch
-        trial = Trial(number, *what, costs_of(profile(arch)), _shapes(arch.model.train()), lease, seen)
+        trial = Trial(number, *what, costs, _shapes(arch.model), lease, evaluator, seen)
         self._trials[number] = trial
         return trial
 
@@ -418,46 +437,19 @@ class Search:
         self._leases.pop(number, None)
         self._trials.pop(number, None)
 
-    # ------------------------------------------------------------------ what methods want observed
-
-    def _check_probes(self, method: str) -> None:
+    def _check_probes(self, method: str, scored: bool) -> None:
         """Refuse, before any training, a method that wants observed what cannot be."""
         for name in sorted({name for candidate in self.method.ask() for name in candidate.probes}):
-            kind = _kind(name)
-            if not issubclass(kind, AtTheEnd | ChannelQuality):
-                if method in ("auto", "pareto"):  # these do without
-                    continue
+            if name.startswith(_UNSEEN) and method not in ("auto", "pareto"):  # these do without
                 raise ConvwrightError(
                     f"method {method} watches trainings (probe {name}), which are yours here; take another method"
                 )
-            of_weights = issubclass(kind, ChannelNorms | ChannelQuality) or kind.kind in IMPORTANCE
-            if not of_weights and (self.loss is None or not self.batches):
+            kind = name.partition("saliency-")[2]
+            if name.startswith(("saliency", "block-losses")) and kind not in IMPORTANCE and not scored:
                 raise ConvwrightError(
                     f"method {method} scores channels of the trained network on your data: give Search "
                     "batches=[(inputs, targets), ...] and loss=function(outputs, targets)"
                 )
-
-    def _observed(self, trial: Trial, trained: nn.Module) -> dict[str, Any]:
-        """Return what the method wants to know of the trained network."""
-        if not trial.candidate.probes:
-            return {}
-        model, found = copy.deepcopy(trained).float().eval().requires_grad_(True), {}
-        device = next(model.parameters()).device
-        network = read(model, trial.arch.inputs.map(lambda tensor: tensor.to(device)))
-        for name in trial.candidate.probes:
-            kind, key = _kind(name), PROBES[name].key
-            if issubclass(kind, AtTheEnd):
-                found[key] = plain(kind.looked(network, self._on(model), self.loss))
-            elif issubclass(kind, ChannelQuality):  # of the weights alone
-                probe = kind(Watched(model, cast(Any, None), cast(Any, None), device))
-                probe.measure(Moment("epoch", trial.epochs, 0, 0.0))
-                found[key] = plain(probe.found())
-        return found
-
-    def _on(self, model: nn.Module) -> list[tuple[Tensor, Any]]:
-        """Return the batches on the device of a network."""
-        device = next(model.parameters()).device
-        return [move_data_to_device(batch, device) for batch in self.batches]
 
 
 def number_of(value: object, what: str) -> float:
@@ -473,10 +465,6 @@ def number_of(value: object, what: str) -> float:
     if not math.isfinite(number):
         raise RunError(f"{what} is {value!r}, which is no finite number; tell a number, or that the trial failed")
     return number
-
-
-def _kind(probe: str) -> Any:
-    return PROBES[probe].make
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from convwright.runs.loop import Say
 from convwright.runs.time_budget import baseline_of
 from convwright.training import ImageData
 from convwright.training.data.proxy import Proxy, draw_proxy
+from convwright.training.tasks.base import BaseTask
 
 FILE = "proxy.json"
 FORMAT = "convwright proxy"
@@ -71,7 +72,7 @@ class ProxyConfig:
 
 
 def proxied(
-    method: Method, asked: ProxyConfig | None, data: ImageData, run: tuple[str, Path, int], say: Say
+    method: Method, asked: ProxyConfig | None, data: BaseTask, run: tuple[str, Path, int], say: Say
 ) -> tuple[Method, Proxy | None]:
     """Return the method that a run asks, and what its candidates are ranked on, as drawn when the run was started.
 
@@ -90,6 +91,10 @@ def proxied(
     """
     if asked is None:
         return method, None
+    if not isinstance(data, ImageData):
+        raise ConvwrightError(
+            f"{data.name}: a proxy is a part of labelled images; leave --proxy-classes and --proxy-samples out"
+        )
     name, folder, batch = run
     if not method.ranks:
         others = ", ".join(sorted(n for n in METHODS if method_named(n).ranks))

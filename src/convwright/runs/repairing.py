@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from convwright.edits import Plan, Width
 from convwright.repair import merge, refit
@@ -16,6 +16,7 @@ from convwright.training.statistics import calibration
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.training.data.images import Images
+    from convwright.training.tasks.base import Part
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Repairs:
         self,
         original: Architecture | None,
         edited: Architecture,
-        images: Images,
+        images: Images | Part,
         norms: Callable[[nn.Module], int],
         *,
         channels_last: bool = False,
@@ -54,7 +55,7 @@ class Repairs:
         """
 
         @cache  # both repairs see the same images, read once
-        def batches() -> list[Tensor]:
+        def batches() -> list[Any]:
             device = next((p.device for p in edited.model.parameters()), None)
             return calibration(images, self.images, device, channels_last=channels_last)
 

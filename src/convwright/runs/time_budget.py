@@ -17,7 +17,8 @@ from torch import nn
 
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
-from convwright.training import ImageData, Recipe, train
+from convwright.training import Recipe, train
+from convwright.training.tasks.base import BaseTask
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _FEW, _MORE = 2, 6  # steps of the two trainings that an epoch is estimated from
@@ -124,7 +125,7 @@ def length(seconds: float) -> str:
     return f"{minutes}m" if minutes < 120 else f"{minutes // 60}h{minutes % 60}m"
 
 
-def epoch_seconds(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
+def epoch_seconds(model: nn.Module, data: BaseTask, recipe: Recipe) -> float:
     """Return about how long one epoch takes here, with judging, from two trainings of a few steps.
 
     Args:

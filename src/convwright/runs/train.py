@@ -78,7 +78,7 @@ def train_named(
         network = opened.arch
         if trained.plan is not None:  # techniques edited a module without its name; with it the plan replays
             plan = Plan.empty(network).with_edits(*trained.plan.edits)
-            changed = read(trained.model, network.example_input)
+            changed = read(trained.model, network.inputs)
             network = changed.evolved(source=network.source, applied=plan, options=network.options)
         content = _content(opened, chosen, trained, network)
         if out is not None:
@@ -91,13 +91,15 @@ def train_named(
 
 def _content(opened: LoadedModel, recipe: Recipe, trained: TrainResult, network: Architecture) -> dict[str, Any]:
     costs = network.profile()
-    last = {"accuracy": trained.last.train_acc, "samples": len(opened.data.train)} if trained.history else None
+    shown = trained.last.train_acc if trained.history else None
+    last = {"accuracy": shown, "samples": len(opened.data.train)} if shown is not None else None
     content = {
         "format": FORMAT,
         "version": 1,
         "model": opened.arch.source,
         "options": opened.options,
         "data": opened.data.name,
+        **opened.data.metric.settings(),
         "input_shape": list(network.example_input.shape),
         **usage(opened.data),
         **({"weights_taken": str(opened.taken)} if opened.taken is not None else {}),
@@ -124,7 +126,8 @@ def judged(metrics: Metrics | None) -> dict[str, Any] | None:
     """Return accuracy, its standard error, and the number of images; None for None."""
     if metrics is None:
         return None
-    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples}
+    values = {"values": dict(metrics.values)} if metrics.values else {}
+    return {"accuracy": metrics.accuracy, "stderr": metrics.stderr, "samples": metrics.samples, **values}
 
 
 def _check_out(out: Path | None, resume: bool) -> None:

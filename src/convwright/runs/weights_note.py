@@ -16,12 +16,16 @@ from convwright.runs.directory.files import weights_note
 from convwright.training import ImageData, Recipe
 from convwright.training.data.folders import Interpolation, Resize
 from convwright.training.data.normalisation import Normalisation
+from convwright.training.tasks.base import BaseTask
 
 KEYS = ("normalisation", "class_names", "resize")
 
 
-def usage(data: ImageData) -> dict[str, Any]:
+def usage(data: BaseTask) -> dict[str, Any]:
     """Return what is done to images and what the outputs mean, as plain JSON values."""
+    if not isinstance(data, ImageData):
+        known = {"normalisation": {"mean": list(data.mean), "std": list(data.std)}} if data.mean else {}
+        return {**known, "class_names": list(data.class_names)}
     numbers = {"mean": list(data.mean), "std": list(data.std)}
     resize = {} if data.resize == Resize() else {"resize": data.resize.model_dump()}
     return {"normalisation": numbers, "class_names": list(data.class_names), **resize}

@@ -13,8 +13,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convwright.training.evaluate import count_right
-from convwright.training.settings import single_tensor
+from convwright.architecture.capture.pytrees import rows_of, samples_in
+from convwright.training.tasks.base import BaseTask, Loss, kept_output
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,20 +22,29 @@ class Batch:
     """One process's part of a batch.
 
     Attributes:
-        images: (n, c, h, w) float32.
+        inputs: (n, c, h, w) float32 images, or whatever the task gives.
         targets: (n,) class numbers or (n, classes) shares: what the loss compares with.
         labels: (n,) class numbers: what the accuracy compares with.
-        whole: Images of the batch over all processes.
+        whole: Samples of the batch over all processes.
     """
 
-    images: Tensor
-    targets: Tensor
-    labels: Tensor
+    inputs: Any
+    targets: Any
+    labels: Any
     whole: int
 
-    def taken(self, rank: int, count: int) -> Batch:
-        """Return the `rank`-th of `count` parts."""
-        return Batch(self.images[rank::count], self.targets[rank::count], self.labels[rank::count], self.whole)
+    def __len__(self) -> int:
+        return samples_in(self.inputs)
+
+    def taken(self, which: slice) -> Batch:
+        """Return some samples of it."""
+        inputs, targets, labels = rows_of((self.inputs, self.targets, self.labels), which)
+        return Batch(inputs, targets, labels, self.whole)
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return it in so many parts, the first ones the larger."""
+        size = -(-len(self) // min(count, max(1, len(self))))
+        return [self.taken(slice(start, start + size)) for start in range(0, len(self), max(1, size))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,42 +54,48 @@ class Gradients:
     Attributes:
         fabric: Runs the backward pass.
         module: The network as Fabric wrapped it.
-        criterion: Mean loss over the images of its input.
+        task: Counts what is right.
+        loss: Mean loss over the samples of a batch.
         parts: How many parts are computed one after the other.
-        changes: Each takes images, the network's output and the loss of a part, and returns another loss.
+        changes: Each takes inputs, the output that the task compares and the loss of a part, and returns another loss.
     """
 
     fabric: Fabric
     module: nn.Module
-    criterion: Callable[[Tensor, Tensor], Tensor]
+    task: BaseTask
+    loss: Loss
     parts: int
-    changes: Sequence[Callable[[Tensor, Any, Tensor], Tensor]] = ()
+    changes: Sequence[Callable[[Any, Any, Tensor], Tensor]] = ()
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the gradients of `batch` to the parameters.
 
         Returns:
-            This process's share of the mean loss over the whole batch, and how many of its images are right.
+            This process's share of the mean loss over the whole batch, and how many of its samples are right.
         """
-        count = len(batch.images)
+        watched = self.task.watched(self.module)
+        with kept_output(watched) as kept:
+            return self._summed(batch, kept)
+
+    def _summed(self, batch: Batch, kept: list[Any]) -> tuple[Tensor, Tensor]:
+        count, device = len(batch), self.fabric.device
         # Fabric averages gradients over processes; a part's share of the batch may differ from 1 / processes.
         processes = self.fabric.world_size
-        loss = torch.zeros((), device=batch.images.device)
-        right = torch.zeros((), dtype=torch.int64, device=batch.images.device)
-        pieces = [part.chunk(self.parts) for part in (batch.images, batch.targets, batch.labels)]
-        last = len(pieces[0]) - 1
-        for index, (images, targets, labels) in enumerate(zip(*pieces, strict=True)):
-            with self.fabric.no_backward_sync(self.module, enabled=processes > 1 and index < last):  # type: ignore[arg-type]
-                output = self.module(images)
-                scores = single_tensor(output)
-                mean = self.criterion(scores, targets)
+        loss = torch.zeros((), device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        pieces = batch.parts(self.parts) if self.parts > 1 else [batch]
+        for index, piece in enumerate(pieces):
+            last = index == len(pieces) - 1
+            with self.fabric.no_backward_sync(self.module, enabled=processes > 1 and not last):  # type: ignore[arg-type]
+                mean = self.loss(self.module, (piece.inputs, piece.targets))
                 for change in self.changes:
-                    mean = change(images, output, mean)
-                share = len(images) / batch.whole
-                self.fabric.backward(mean if count == len(images) == batch.whole else mean * (share * processes))
+                    mean = change(piece.inputs, kept[0], mean)
+                share = len(piece) / batch.whole
+                self.fabric.backward(mean if count == len(piece) == batch.whole else mean * (share * processes))
             with torch.no_grad():
                 loss += mean.detach() * share
-                right += count_right(scores, labels)
+                hits = self.task.right(kept[0], piece.labels)
+                right += 0 if hits is None else hits
         return loss, right
 
 

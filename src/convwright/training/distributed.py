@@ -16,8 +16,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from convwright.errors import RecipeError
-from convwright.training.data.loader import batch_sizes
+from convwright.training.data.data import ImageData
 from convwright.training.recipe.optimizers import OptimizerState
+from convwright.training.tasks.loader import loader_of
 
 if TYPE_CHECKING:
     from convwright.training.run import Order
@@ -35,7 +36,7 @@ def train_over(
     Raises:
         RecipeError: The batch cannot be divided, or a process failed.
     """
-    smallest = min(batch_sizes(len(order.data.train), order.recipe.batch_size))
+    smallest = min(loader_of(order.data.train, order.recipe.batch_size, workers=0).sizes)
     if smallest < devices:
         raise RecipeError(
             f"recipe field batch_size={order.recipe.batch_size}: the epoch's last batch has {smallest} image(s), "
@@ -44,7 +45,8 @@ def train_over(
     with tempfile.TemporaryDirectory() as folder:
         threads, file = max(1, torch.get_num_threads() // devices), Path(folder) / "state.pt"
         # Test images are judged by the caller: what reads them may not travel to another process.
-        sent = replace(order, data=replace(order.data, read_test=None), test=False)
+        data = order.data
+        sent = replace(order, data=replace(data, read_test=None) if isinstance(data, ImageData) else data, test=False)
         settings = replace(settings, threads=threads)
         # Bound, not given to `launch`: Fabric would take the data classes apart, and assign to their fields.
         part = partial(_train_part, model=model, order=sent, settings=settings, state=optimizer_state, file=file)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from convwright.edits import Plan
-from convwright.training.evaluate import Metrics
 from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.settings import Settings
+from convwright.training.tasks.base import Metrics
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class EpochRecord:
     Attributes:
         epoch: Counted from 1.
         train_loss: Mean over the epoch's images, while the weights move, label smoothing included.
-        train_acc: Accuracy on the augmented training images, likewise.
-        val_loss: Mean cross-entropy on the validation part after the epoch; None without one.
-        val_acc: Accuracy there.
+        train_acc: Accuracy on the augmented training images, likewise; None of a task other than classification.
+        val_loss: Mean loss on the validation part after the epoch; None without one, or where the task tells none.
+        val_acc: Accuracy there; of another task the metric that ranks, so that more is better.
         lr: Learning rate of the last step.
         seconds: Wall time of training and validation.
     """
 
     epoch: int
     train_loss: float
-    train_acc: float
+    train_acc: float | None
     val_loss: float | None
     val_acc: float | None
     lr: float
@@ -81,5 +81,10 @@ class TrainResult:
 
     @property
     def best(self) -> EpochRecord:
-        """The epoch with the best validation accuracy (training accuracy without validation)."""
-        return max(self.history, key=lambda r: r.train_acc if r.val_acc is None else r.val_acc)
+        """The epoch with the best validation accuracy; without validation that of training, or else of the loss."""
+        return max(self.history, key=_goodness)
+
+
+def _goodness(record: EpochRecord) -> float:
+    known = (value for value in (record.val_acc, record.train_acc) if value is not None)
+    return next(known, -record.train_loss)

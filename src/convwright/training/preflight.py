@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from convwright.architecture import Architecture
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError, first_line
 from convwright.training.checkpoint import FILE, readable
@@ -23,6 +24,8 @@ from convwright.training.recipe.check_recipe import check_setting
 from convwright.training.recipe.rate_test import rate_test
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
+from convwright.training.tasks.base import BaseTask, Batch, device_of
+from convwright.training.tasks.loader import loader_of
 from convwright.training.techniques import Teacher, TechniqueContext
 
 
@@ -43,16 +46,18 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def setting_for(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher | None = None) -> TechniqueContext:
+def setting_for(model: nn.Module, data: BaseTask, recipe: Recipe, teacher: Teacher | None = None) -> TechniqueContext:
     """Return what the recipe's techniques may look at; the network is captured when one of them asks."""
-    per_epoch = len(batch_sizes(len(data.train), recipe.batch_size))
+    images, size = isinstance(data, ImageData), recipe.batch_size
+    per_epoch = len(batch_sizes(len(data.train), size) if images else data.train.sizes(size))
     whole = recipe.epochs * per_epoch
-    example = torch.zeros(1, *data.shape, device=_device(model))
-    arch = Architecture(model, example, type(model).__name__)
+    inputs = read_with(data, model)
+    given = None if inputs.one else inputs
+    arch = Architecture(model, inputs.tensors[0], type(model).__name__, given=given)
     return TechniqueContext(recipe, data, arch, per_epoch, min(whole, recipe.max_steps or whole), teacher)
 
 
-def prepare(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher | None = None) -> Prepared:
+def prepare(model: nn.Module, data: BaseTask, recipe: Recipe, teacher: Teacher | None = None) -> Prepared:
     """Let the recipe's techniques check everything, and edit the network.
 
     Raises:
@@ -64,12 +69,16 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher 
     outputs = check_forward(model, data)
     first = setting = setting_for(model, data, recipe, teacher)
     notes = list(check_setting(setting))
-    if outputs > data.num_classes:
+    if isinstance(data, ImageData) and outputs > data.num_classes:
         raise RecipeError(
             f"{data.name}: {data.num_classes} classes and the network has {outputs} outputs, so that some are "
             f"never right; build it with {data.num_classes} outputs, or load the data with num_classes={outputs}"
         )
     for technique in recipe.techniques.values():
+        if technique.classifies and not isinstance(data, ImageData):
+            raise RecipeError(
+                f"recipe field techniques.{technique.name}: it needs images with one class each; leave it out"
+            )
         notes += technique.check(setting)
         edits = technique.edits(setting.arch) if technique.changes_network else ()
         if edits:
@@ -80,12 +89,13 @@ def prepare(model: nn.Module, data: ImageData, recipe: Recipe, teacher: Teacher 
     return Prepared(setting.arch.model, setting, setting.arch.plan if edited else None, tuple(notes))
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def read_with(data: BaseTask, model: nn.Module) -> Inputs:
+    """Return what a network is read with, where it is, for a task."""
+    return Inputs.for_model(model, data.example(device_of(model)))
 
 
 def resolve(
-    model: nn.Module, data: ImageData, recipe: Recipe, device: torch.device, found: dict[str, Any] | None
+    model: nn.Module, data: BaseTask, recipe: Recipe, device: torch.device, found: dict[str, Any] | None
 ) -> Settings:
     """Take the settings of the checkpoint, else choose them for a network that is known to take the images.
 
@@ -93,10 +103,7 @@ def resolve(
         RecipeError: The recipe's rate is to be found, and there is none.
     """
     if found is None:
-        # A batch that looks like a training batch, without reading a streamed set.
-        count = min(recipe.batch_size, len(data.train))
-        images = torch.randn(count, *data.shape, device=device)
-        chosen = choose_settings(model, images, data.train.labels[:count].to(device), recipe, device)
+        chosen = choose_settings(model, _batch(data, recipe, device), data.loss, recipe, device)
         return replace(chosen, lr=rate_test(model, data, recipe, chosen)) if recipe.lr == "auto" else chosen
     with readable(Path(FILE)):
         stored = json.loads(found["settings"])
@@ -106,6 +113,14 @@ def resolve(
         if known.precision not in ("fp32", "bf16") or known.memory_format not in ("contiguous", "channels_last"):
             raise ValueError(known)
         return known
+
+
+def _batch(data: BaseTask, recipe: Recipe, device: torch.device) -> Batch:
+    """Return a batch that looks like a training batch; labelled images are not read, which may be streamed."""
+    if not isinstance(data, ImageData):
+        return next(iter(loader_of(data.train, recipe.batch_size, seed=recipe.seed, device=device)))  # type: ignore[no-any-return]
+    count = min(recipe.batch_size, len(data.train))
+    return torch.randn(count, *data.shape, device=device), data.train.labels[:count].to(device)
 
 
 def check_values(model: nn.Module) -> None:
@@ -125,17 +140,20 @@ def check_values(model: nn.Module) -> None:
             )
 
 
-def check_forward(model: nn.Module, data: ImageData) -> int:
+def check_forward(model: nn.Module, data: BaseTask) -> int:
     """Try two images, so that data that do not fit end in one line before any training.
 
     Returns:
-        How many scores the network gives per image.
+        How many scores the network gives per image; 0 where the task is not classification.
 
     Raises:
         DataError: The network refuses the images, or has too few outputs.
     """
+    if not isinstance(data, ImageData):
+        data.check(model)
+        return 0
     shape = "x".join(map(str, data.shape))
-    images = torch.zeros(2, *data.shape, device=_device(model))
+    images = torch.zeros(2, *data.shape, device=device_of(model))
     try:
         with eval_mode(model), torch.no_grad():
             scores = single_tensor(model(images))

@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from convwright.architecture.capture.pytrees import run_model
 from convwright.errors import RecipeError, RunError
 from convwright.repair import kept_statistics, stale
 from convwright.training.batches import Batch, Gradients, synchronised
@@ -33,8 +34,8 @@ from convwright.training.checkpoint import (
 )
 from convwright.training.data.data import ImageData
 from convwright.training.data.images import Images
-from convwright.training.data.loader import Loader, derived_seed
-from convwright.training.evaluate import Metrics, evaluate_batches
+from convwright.training.data.loader import derived_seed
+from convwright.training.evaluate import judged
 from convwright.training.outcome import EpochRecord, TrainResult
 from convwright.training.preflight import Prepared, make_fabric, setting_for
 from convwright.training.probes.base import Moment, Probes, StopRule, Watched, reached
@@ -48,8 +49,10 @@ from convwright.training.recipe.optimizers import (
 )
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position, Rates
-from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
+from convwright.training.settings import Settings, autocast, to_layout, untouched_random
 from convwright.training.statistics import IMAGES, reestimate
+from convwright.training.tasks.base import ACCURACY, BaseTask, Metric, Metrics, Part
+from convwright.training.tasks.loader import loader_of
 from convwright.training.techniques import Effect, Teacher, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
 
@@ -62,7 +65,7 @@ _EVAL_BATCH = 500
 class Order:
     """What is to be trained on, and how; see `train`."""
 
-    data: ImageData
+    data: BaseTask
     recipe: Recipe
     folder: Path | None
     resume: bool
@@ -131,14 +134,14 @@ class Run:
         self.rank = (self.fabric.global_rank, self.fabric.world_size)
         self.optimizer = build_optimizer(self.model, self.recipe)
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
+        self.loss = self.data.training_loss(self.recipe)
         self.total = setting.steps
         self.step = 0
         self.factor = 1.0  # share of the highest rate in the last step
         self.effects = self._effects()
         self.divides = any(type(effect).batch is not Effect.batch for effect in self.effects.values())
         device = self.fabric.device
-        self._loader = partial(Loader, device=device, channels_last=settings.channels_last, workers=order.workers)
+        self._loader = partial(loader_of, device=device, channels_last=settings.channels_last, workers=order.workers)
         self.loader = self._training_loader()
         self.val_loader = self._judge(self.data.val) if self.data.val is not None else None
         self.history: list[EpochRecord] = []
@@ -148,18 +151,18 @@ class Run:
         watched = Watched(self.model, self.data, self.recipe, *how)
         self.probes = Probes(order.probes, watched)
 
-    def _training_loader(self) -> Loader:
+    def _training_loader(self) -> Any:
         # What blends images needs the whole batch; else each process fetches its own part of it.
         shard = (0, 1) if self.divides else self.rank
         augment, seed = self.recipe.augment, self.recipe.seed
         return self._loader(self.data.train, self.recipe.batch_size, augment=augment, seed=seed, shard=shard)
 
-    def _judge(self, images: Images) -> Loader:
+    def _judge(self, images: Images | Part) -> Any:
         return self._loader(images, _EVAL_BATCH, shuffle=False, shard=self.rank)
 
-    def _judged(self, model: nn.Module, loader: Loader) -> Metrics:
+    def _judged(self, model: nn.Module, loader: Any) -> Metrics:
         total = self._total if self.fabric.world_size > 1 else None
-        return evaluate_batches(model, loader, self.settings.precision, total)
+        return judged(model, loader, self.settings.precision, total)
 
     def _total(self, part: Tensor) -> Tensor:
         summed = self.fabric.all_reduce(part, reduce_op="sum")
@@ -172,19 +175,19 @@ class Run:
         made = {name: technique.effect(training) for name, technique in self.recipe.techniques.items()}
         return {name: effect for name, effect in made.items() if effect is not None}
 
-    def _forward(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
+    def _forward(self, inputs: Any, model: nn.Module | None = None) -> Any:
         with autocast(self.fabric.device, self.settings.precision):
-            return single_tensor((model or self.model)(images))
+            return run_model(model or self.model, inputs)
 
     def _rates(self, step: int) -> Rates:
         return self.recipe.rates(Position(step, self.total, self.setting.steps_per_epoch))
 
-    def _more_batches(self) -> Iterator[Tensor]:
-        """Yield the images of an epoch that no training reaches, in the order and augmentation of the seed."""
+    def _more_batches(self) -> Iterator[Any]:
+        """Yield the inputs of an epoch that no training reaches, in the order and augmentation of the seed."""
         loader = self._training_loader()
         loader.epoch = _BEYOND
         for index, (images, labels) in enumerate(loader):
-            yield self._batch(images, labels, self.total + index).images
+            yield self._batch(images, labels, self.total + index).inputs
 
     def close(self) -> None:
         """Take off the network what techniques put on it."""
@@ -204,7 +207,7 @@ class Run:
         # Fabric wraps its own copies of the references; model and optimizer stay the user's.
         module, optimizer = self.fabric.setup(self.model, self.optimizer)
         changes = [effect.loss for effect in self.effects.values() if type(effect).loss is not Effect.loss]
-        gradients = Gradients(self.fabric, module, self.criterion, self.recipe.accumulate, changes)
+        gradients = Gradients(self.fabric, module, self.data, self.loss, self.recipe.accumulate, changes)
         optimizer.zero_grad()
         if not self.step:
             self.probes.observe(Moment("start", 0, 0, 0.0))
@@ -214,7 +217,7 @@ class Run:
             self.probes.observe(Moment("epoch", record.epoch, self.step, record.lr))
             if self.folder is not None and self.fabric.is_global_zero:
                 write_checkpoint(self.folder, self.checkpoint())
-            line.line(_describe(record, self.recipe.epochs))
+            line.line(_describe(record, self.recipe.epochs, self.data.metric))
             _log.debug("%s", record)
             asked = on_epoch is not None and on_epoch(record) is True
             self.stopped = asked or self._ends()
@@ -245,7 +248,7 @@ class Run:
             seconds=time.perf_counter() - start,
         )
 
-    def _train_epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> tuple[float, float]:
+    def _train_epoch(self, gradients: Gradients, optimizer: Any, line: ProgressLine) -> tuple[float, float | None]:
         """Run the steps of one epoch; return mean loss and accuracy over its images."""
         steps = min(len(self.loader), self.total - self.step)
         losses = torch.zeros(steps, device=self.fabric.device)
@@ -267,7 +270,8 @@ class Run:
         if self.fabric.world_size > 1:
             losses, right = self._total(losses), self._total(right)
         sizes = torch.tensor(self.loader.sizes[:steps], device=losses.device, dtype=losses.dtype)
-        return float((losses * sizes).sum() / sizes.sum()), float(right / sizes.sum())
+        shown = float(right / sizes.sum()) if isinstance(self.data, ImageData) else None
+        return float((losses * sizes).sum() / sizes.sum()), shown
 
     def _train_step(self, gradients: Gradients, optimizer: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         result = gradients(batch)
@@ -281,13 +285,14 @@ class Run:
             effect.after_step(self.step)
         return result
 
-    def _batch(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+    def _batch(self, images: Any, labels: Any, step: int) -> Batch:
         """Return this process's part of a batch, changed by the techniques."""
         whole = self.loader.sizes[step % len(self.loader)]
         if not self.divides:
             return Batch(images, labels, labels, whole)
         changed, targets = self._changed(images, labels, step)
-        return Batch(changed, targets, labels, whole).taken(*self.rank)
+        rank, count = self.rank
+        return Batch(changed, targets, labels, whole).taken(slice(rank, None, count))
 
     def _changed(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Let the techniques change a batch; what they draw depends on seed and step only, in every process."""
@@ -401,16 +406,16 @@ class Run:
 
     def result(self, test: bool, prepared: Prepared) -> TrainResult:
         """Judge the test part if asked, and wrap up."""
-        judged = flipped = None
+        tested = flipped = None
         if test and self.data.has_test:
-            judged = self._judged(self.model, self._judge(self.data.test))
+            tested = self._judged(self.model, self._judge(self.data.test))
             if "test_flip" in self.recipe.techniques:
                 flipped = self._judged(Flipped(self.model), self._judge(self.data.test))
         return TrainResult(
             model=self.model,
             history=tuple(self.history),
             val=self.val,
-            test=judged,
+            test=tested,
             seconds=sum(record.seconds for record in self.history),
             settings=self.settings,
             optimizer_state=state_by_name(self.model, self.optimizer),
@@ -426,16 +431,19 @@ class Run:
 _log = logging.getLogger(__name__)
 
 
-def _describe(record: EpochRecord, epochs: int) -> str:
-    text = f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}  acc {record.train_acc:.2%}"
-    if record.val_loss is not None and record.val_acc is not None:
-        text += f"  val loss {record.val_loss:.4f}  val acc {record.val_acc:.2%}"
+def _describe(record: EpochRecord, epochs: int, metric: Metric) -> str:
+    text = f"epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}"
+    text += "" if record.train_acc is None else f"  acc {record.train_acc:.2%}"
+    text += "" if record.val_loss is None else f"  val loss {record.val_loss:.4f}"
+    name = "acc" if metric == ACCURACY else metric.name
+    text += "" if record.val_acc is None else f"  val {name} {metric.shown(record.val_acc)}"
     return f"{text}  lr {record.lr:.2g}  {record.seconds:.1f} s"
 
 
-def _data_text(data: ImageData) -> str:
+def _data_text(data: BaseTask) -> str:
     size = "x".join(map(str, data.shape))
-    return f"{data.name} ({len(data.train)} images {size}, {data.num_classes} classes)"
+    kind = f"{data.num_classes} classes" if isinstance(data, ImageData) else f"{data.kind} by {data.metric.name}"
+    return f"{data.name} ({len(data.train)} images {size}, {kind})"
 
 
 def _check_recipe(recipe: Recipe, stored: dict[str, Any], path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from convwright.architecture.capture.pytrees import mapped, tensors_of
 from convwright.errors import DataError
 
 if TYPE_CHECKING:
     from convwright.training.recipe.recipe import Recipe
+    from convwright.training.tasks.base import Batch, Loss
 
 Choice: TypeAlias = tuple[Literal["fp32", "bf16"], Literal["contiguous", "channels_last"]]
 
@@ -82,7 +83,7 @@ class Settings:
 _cache: dict[tuple[object, ...], tuple[Measurement, ...]] = {}
 
 
-def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, device: torch.device) -> Settings:
+def choose_settings(model: nn.Module, batch: Batch, loss: Loss, recipe: Recipe, device: torch.device) -> Settings:
     """Choose precision and layout for training `model` on batches like this one.
 
     What the recipe leaves at `auto` is measured on a copy: weights, buffers and random states stay
@@ -91,13 +92,13 @@ def choose_settings(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
 
     Args:
         model: The network, on `device`.
-        images: (batch, c, h, w) float32 on `device`.
-        labels: (batch,) int64 on `device`.
+        batch: Inputs and targets on `device`.
+        loss: Of the network and a batch.
         recipe: Its `precision` and `memory_format` count.
         device: Where training will run.
     """
     choices = _choices(recipe, sound=device.type != "cpu" or not narrow_strided(model))
-    measured = _measured(model, images, labels, choices, device) if len(choices) > 1 else ()
+    measured = _measured(model, batch, loss, choices, device) if len(choices) > 1 else ()
     best = _fastest(measured) if measured else choices[0]
     return Settings(*best, str(device), torch.get_num_threads(), measured)
 
@@ -150,50 +151,51 @@ def _fastest(measured: tuple[Measurement, ...]) -> Choice:
 
 
 def _measured(
-    model: nn.Module, images: Tensor, labels: Tensor, choices: list[Choice], device: torch.device
+    model: nn.Module, batch: Batch, loss: Loss, choices: list[Choice], device: torch.device
 ) -> tuple[Measurement, ...]:
     # Of the network: structure, shapes and types, which the time of a step depends on.
     state = [(k, tuple(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]
     signature = hashlib.sha256(f"{model}{state}".encode()).hexdigest()
-    key = (signature, tuple(images.shape), device, torch.get_num_threads(), *choices)
+    shapes = tuple(tuple(tensor.shape) for _, tensor in tensors_of(batch[0]))
+    key = (signature, shapes[0] if len(shapes) == 1 else shapes, device, torch.get_num_threads(), *choices)
     if key not in _cache:
         with untouched_random(device):
             trial = copy.deepcopy(model).train()
-            _cache[key] = _measure(trial, images, labels, choices)
+            _cache[key] = _measure(trial, batch, loss, choices)
     return _cache[key]
 
 
-def _measure(model: nn.Module, images: Tensor, labels: Tensor, choices: list[Choice]) -> tuple[Measurement, ...]:
+def _measure(model: nn.Module, batch: Batch, loss: Loss, choices: list[Choice]) -> tuple[Measurement, ...]:
     """Time the choices in turn, round by round, so that a busy moment hits all of them alike."""
-    warm_up = [_timed_choice(model, images, labels, choice) for choice in choices]
+    warm_up = [_timed_choice(model, batch, loss, choice) for choice in choices]
     rounds = _REPEATS if min(warm_up) < _SLOW else 1
-    times = [[_timed_choice(model, images, labels, choice) for choice in choices] for _ in range(rounds)]
+    times = [[_timed_choice(model, batch, loss, choice) for choice in choices] for _ in range(rounds)]
     best = [min(column) * 1e3 for column in zip(*times, strict=True)]
     return tuple(Measurement(*c, ms) for c, ms in zip(choices, best, strict=True))
 
 
-def _timed_choice(model: nn.Module, images: Tensor, labels: Tensor, choice: Choice) -> float:
+def _timed_choice(model: nn.Module, batch: Batch, loss: Loss, choice: Choice) -> float:
     layout = _layout(choice[1])
     to_layout(model, layout)
+    inputs = mapped(batch[0], lambda tensor: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor)
     try:
-        return _timed_step(model, images.contiguous(memory_format=layout), labels, choice[0])
+        return _timed_step(model, (inputs, batch[1]), loss, choice[0])
     except (RuntimeError, NotImplementedError):
         if choice == _CHOICES[0]:
             raise
         return math.inf  # an operator without bf16, or a `view` that wants contiguous memory
 
 
-def _timed_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> float:
+def _timed_step(model: nn.Module, batch: Batch, loss: Loss, precision: str) -> float:
     """Return the seconds of one forward and backward pass; infinite if the loss is not finite."""
-    device = images.device
+    device = next(model.parameters()).device
     model.zero_grad(set_to_none=True)
     start = _now(device)
     with autocast(device, precision):
-        output = single_tensor(model(images))
-    loss = F.cross_entropy(output.float(), labels)
-    torch.autograd.backward(loss)
+        found = loss(model, batch)
+    torch.autograd.backward(found)
     seconds = _now(device) - start
-    return seconds if bool(torch.isfinite(loss)) or precision == "fp32" else math.inf
+    return seconds if bool(torch.isfinite(found)) or precision == "fp32" else math.inf
 
 
 def _now(device: torch.device) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convwright.repair import reestimate_batch_norm
 from convwright.training.data.images import Images
-from convwright.training.data.loader import Loader, derived_seed
+from convwright.training.data.loader import derived_seed
 from convwright.training.settings import autocast
+from convwright.training.tasks.base import Part
+from convwright.training.tasks.loader import drawn, loader_of
 
 IMAGES = 1024
 _BATCH = 128  # the variance is a mean over batches: of few images each it would be another one
@@ -17,7 +21,7 @@ _STREAM = 2**35  # of random numbers
 
 def reestimate(
     model: nn.Module,
-    images: Images,
+    images: Images | Part,
     *,
     precision: str = "fp32",
     channels_last: bool = False,
@@ -44,8 +48,8 @@ def reestimate(
         The number of images; 0 where there are no running statistics.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    part = _drawn(images, count)
-    loader = Loader(
+    part = drawn(images, count, derived_seed(0, _STREAM))
+    loader = loader_of(
         part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers, shard=shard
     )
     with autocast(device, precision):
@@ -53,8 +57,13 @@ def reestimate(
 
 
 def calibration(
-    images: Images, count: int, device: torch.device | None = None, batch: int = 32, *, channels_last: bool = False
-) -> list[Tensor]:
+    images: Images | Part,
+    count: int,
+    device: torch.device | None = None,
+    batch: int = 32,
+    *,
+    channels_last: bool = False,
+) -> list[Any]:
     """Return training images for repair, without augmentation: the same ones for every network of a run.
 
     Args:
@@ -65,13 +74,7 @@ def calibration(
         channels_last: Layout of the batches.
 
     Returns:
-        Batches (batch, c, h, w).
+        Batches (batch, c, h, w), or of whatever inputs the task has.
     """
-    where = device or torch.device("cpu")
-    loader = Loader(_drawn(images, count), batch, shuffle=False, device=where, channels_last=channels_last)
-    return [found for found, _ in loader]
-
-
-def _drawn(images: Images, count: int) -> Images:
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derived_seed(0, _STREAM)))
-    return images.subset(order[:count])
+    part, where = drawn(images, count, derived_seed(0, _STREAM)), device or torch.device("cpu")
+    return [found for found, _ in loader_of(part, batch, shuffle=False, device=where, channels_last=channels_last)]

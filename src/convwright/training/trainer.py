@@ -13,7 +13,7 @@ from torch import nn
 
 from convwright.errors import RecipeError, RecipeWarning
 from convwright.repair.batch_norm import kept_modes
-from convwright.training.data.data import ImageData, load_data
+from convwright.training.data.data import load_data
 from convwright.training.data.normalisation import normalised
 from convwright.training.distributed import train_over
 from convwright.training.outcome import EpochRecord, TrainResult
@@ -24,6 +24,7 @@ from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.recipe.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
+from convwright.training.tasks.base import BaseTask
 from convwright.training.techniques import Teacher
 
 
@@ -54,8 +55,9 @@ def train(
     measurement: fix them in the recipe to repeat a training exactly.
 
     Args:
-        model: Maps (batch, c, h, w) to (batch, classes), alone or in a dict or tuple of one tensor.
-        data: What `load_data` returned, or anything that it takes.
+        model: Maps (batch, c, h, w) to (batch, classes), alone or in a dict or tuple of one tensor; of another task,
+            whatever its loss takes.
+        data: What `load_data` returned, or anything that it takes; or a `Task`.
         recipe: A recipe, a preset's name or a .yaml file; None: the default. With techniques that edit the
             network (`blurpool`, ...) an edited copy is trained: take it from the result.
         out: Folder of the checkpoint, written after each epoch; None: no checkpoint.
@@ -85,7 +87,7 @@ def train(
         RunError: The checkpoint is damaged or cannot be written.
     """
     recipe = as_recipe(recipe)
-    if not isinstance(data, ImageData):
+    if not isinstance(data, BaseTask):
         data = load_data(data, val_fraction=recipe.val_fraction)
     if resume and out is None:
         raise RecipeError("resume needs the folder of the checkpoint; give out=")

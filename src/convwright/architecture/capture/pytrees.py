@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,20 +96,72 @@ def parameters_of(model: nn.Module) -> list[str]:
     return [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return a nest with each tensor in it changed."""
+def mapped(value: Any, change: Callable[[Tensor], Any], lists: Callable[[list[Any]], Any] | None = None) -> Any:
+    """Return a nest with each tensor in it changed; with `lists`, each list as a whole in place of what it holds."""
     if isinstance(value, Tensor):
         return change(value)
+    if lists is not None and isinstance(value, list):
+        return lists(value)
     if isinstance(value, Mapping):
-        return {key: mapped(each, change) for key, each in value.items()}
+        return {key: mapped(each, change, lists) for key, each in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(each, change) for each in value))
+        return type(value)(*(mapped(each, change, lists) for each in value))
     if isinstance(value, list | tuple):
-        return type(value)(mapped(each, change) for each in value)
+        return type(value)(mapped(each, change, lists) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init}
+        fields = {f.name: mapped(getattr(value, f.name), change, lists) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **fields)
     return value
+
+
+def samples_in(batch: Any) -> int:
+    """Return how many samples a batch holds: the length of its first tensor, or of the list that holds one each."""
+    found: list[int] = []
+
+    def seen(value: Any) -> Any:
+        found.append(len(value))
+        return value
+
+    mapped(batch, lambda tensor: seen(tensor) if tensor.ndim else tensor, seen)
+    return found[0] if found else 0
+
+
+def rows_of(batch: Any, which: slice) -> Any:
+    """Return some samples of a batch: of each tensor by its first axis, and of each list, which holds one for each."""
+    return mapped(batch, lambda tensor: tensor[which] if tensor.ndim else tensor, lambda held: held[which])
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Return batches of the same structure as one."""
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(batches)) if first.ndim else first
+    if isinstance(first, list):
+        return [sample for batch in batches for sample in batch]
+    if isinstance(first, Mapping):
+        return {key: joined([batch[key] for batch in batches]) for key in first}
+    if isinstance(first, tuple):
+        parts = [joined(part) for part in zip(*batches, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        fields = {f.name: joined([getattr(b, f.name) for b in batches]) for f in dataclasses.fields(first) if f.init}
+        return dataclasses.replace(first, **fields)
+    return first
+
+
+def run_model(model: nn.Module, inputs: Any, named: nn.Module | None = None) -> Any:
+    """Call a network with the inputs of a batch.
+
+    Args:
+        model: The network, or what a trainer wrapped it in.
+        inputs: A tensor, a tuple of all arguments, a dictionary of them by name, or one argument of another kind.
+        named: The network whose arguments a dictionary may name; None: `model`.
+    """
+    if isinstance(inputs, Tensor | list):
+        return model(inputs)
+    return Inputs.for_model(named or model, inputs).call(model)
 
 
 def _walk(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:

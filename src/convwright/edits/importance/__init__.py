@@ -2,12 +2,13 @@
 
 from convwright.edits.importance import observers, weights
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer, importance, observer, scores_for
-from convwright.edits.importance.saliency import block_losses, evaluated, loss_curve, mean_loss, saliency
+from convwright.edits.importance.saliency import BatchLoss, block_losses, evaluated, loss_curve, mean_loss, saliency
 from convwright.edits.importance.weights import l2
 
 __all__ = [
     "IMPORTANCE",
     "OBSERVERS",
+    "BatchLoss",
     "Observer",
     "block_losses",
     "evaluated",

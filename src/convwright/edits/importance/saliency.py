@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture import Architecture
+from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in
 from convwright.edits.depth import RemoveBlock
 from convwright.edits.importance.gates import Gates, GateSite, Scores
 from convwright.edits.importance.registry import IMPORTANCE, OBSERVERS, Observer
 from convwright.errors import ConvwrightError, EditError, did_you_mean
 
-Batches = Iterable[tuple[Tensor, Any]]
-Loss = Callable[[Any, Any], Tensor]
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """A loss of the network itself and a batch (inputs, targets), where an output alone does not tell it.
+
+    Attributes:
+        function: Returns the mean over the samples of the batch.
+    """
+
+    function: Callable[[nn.Module, tuple[Any, Any]], Tensor]
+
+
+Batches = Iterable[tuple[Any, Any]]
+Loss = Callable[[Any, Any], Tensor] | BatchLoss
+
+
+def _loss_of(loss: Loss, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
+    if isinstance(loss, BatchLoss):
+        return loss.function(model, (inputs, targets))
+    return loss(run_model(model, inputs), targets)
 
 
 def saliency(
@@ -36,8 +56,9 @@ def saliency(
 
     Args:
         architecture: the network.
-        batches: calibration batches (inputs (n, ...), targets), on the network's device.
-        loss: of an output and targets; the mean over the batch, as usual in training.
+        batches: calibration batches (inputs (n, ...), targets), on the network's device; a tuple of inputs is all
+            arguments of the network, a dictionary names them, and a list holds one entry per sample.
+        loss: of an output and targets, or a `BatchLoss`; the mean over the batch, as usual in training.
         kind: ``taylor`` (per sample), ``taylor-batch``, ``fisher``, ``activation-mean``, ``activation-variance``, or
             one of the weights alone: ``l2``, ``l1``, ``bn-scale``, ``random``.
         model: the network in use where it is another object of the same structure; None: ``architecture.model``.
@@ -70,12 +91,13 @@ def saliency(
     with evaluated(gates.model), gates.hooked(found.gradients), ExitStack() as stack:
         for inputs, targets in map(_pair, batches if gates.units else ()):
             if not seen:  # a first look at two samples
-                gates.begin(len(inputs[:2]))
+                first, wanted = rows_of((inputs, targets), slice(2))
+                gates.begin(samples_in(first))
                 with torch.no_grad():
-                    gates.model(inputs[:2])
+                    _looked(gates.model, first, wanted, loss)
                 ungated = gates.ungated()
                 stack.enter_context(_with_gradients_of(gates, gates.sites if found.parameters else ungated))
-            seen += len(inputs)
+            seen += samples_in(inputs)
             for part in _singles(inputs, targets) if found.single and ungated else [(inputs, targets)]:
                 _see(found, *part, loss if found.gradients else None)
     if not seen and gates.units:
@@ -83,18 +105,23 @@ def saliency(
     return found.scores()
 
 
-def _pair(batch: Any) -> tuple[Tensor, Any]:
+def _looked(model: nn.Module, inputs: Any, targets: Any, loss: Loss | None) -> None:
+    if isinstance(loss, BatchLoss):
+        loss.function(model, (inputs, targets))
+    else:
+        run_model(model, inputs)
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         raise ConvwrightError(f"saliency takes batches (inputs, targets), and one of them is a {type(batch).__name__}")
     return batch[0], batch[1]
 
 
-def _singles(inputs: Tensor, targets: Any) -> Iterator[tuple[Tensor, Any]]:
+def _singles(inputs: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
     """Yield a batch sample by sample: where only weights tell what a channel is worth, they tell it of all together."""
-    for place in range(len(inputs)):
-        one = slice(place, place + 1)
-        named = isinstance(targets, Mapping)
-        yield inputs[one], {name: value[one] for name, value in targets.items()} if named else targets[one]
+    for place in range(samples_in(inputs)):
+        yield rows_of((inputs, targets), slice(place, place + 1))
 
 
 @contextmanager
@@ -111,15 +138,15 @@ def _with_gradients_of(gates: Gates, sites: Sequence[GateSite]) -> Iterator[None
             parameter.requires_grad_(required)
 
 
-def _see(found: Observer, inputs: Tensor, targets: Any, loss: Loss | None) -> None:
+def _see(found: Observer, inputs: Any, targets: Any, loss: Loss | None) -> None:
     gates = found.gates
-    gates.begin(len(inputs))
+    gates.begin(samples_in(inputs))
     if loss is None:
         with torch.no_grad():
-            gates.model(inputs)
+            _looked(gates.model, inputs, targets, None)
         return found.see()
     with torch.enable_grad():
-        value = loss(gates.model(inputs), targets)
+        value = _loss_of(loss, gates.model, inputs, targets)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise ConvwrightError(
             "the loss of a calibration batch must be one number with a gradient: computed by torch from the network's "
@@ -142,8 +169,9 @@ def mean_loss(model: nn.Module, batches: Batches, loss: Loss) -> float:
     total = count = 0.0
     with evaluated(model), torch.no_grad():
         for inputs, targets in batches:
-            total += float(loss(model(inputs), targets)) * len(inputs)
-            count += len(inputs)
+            samples = samples_in(inputs)
+            total += float(_loss_of(loss, model, inputs, targets)) * samples
+            count += samples
     return total / max(1.0, count)
 
 

@@ -29,10 +29,12 @@ from convwright.plots import Series, lines
 from convwright.repair import kept_statistics, reestimate_batch_norm
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed
-from convwright.training.evaluate import Metrics, count_right, eval_mode
+from convwright.training.evaluate import eval_mode
 from convwright.training.probes.bundle_reading import BundleReading, Points, branch_tap, find_points, read_bundles
 from convwright.training.probes.taps import Tap, Tapped
 from convwright.training.settings import autocast, single_tensor
+from convwright.training.tasks.base import Metrics
+from convwright.training.tasks.losses import count_right
 
 _HELD = 1 << 27  # numbers: so many are kept in memory as batches
 _BATCH = 500

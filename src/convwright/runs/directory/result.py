@@ -63,11 +63,11 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Costs, latency in seconds where it was measured, accuracy as ``validation`` and ``test``, or your `score`."""
+        """Costs of the result, latency in seconds where it was measured, accuracy as ``validation`` and ``test``."""
         side = self.data["result"]
         judged = {part: side[part]["accuracy"] for part in ("validation", "test") if side[part]}
         times = {"latency": side["latency"]["median"]} if "latency" in side else {}
-        return {**side["costs"], **times, **judged, **({"score": side["score"]} if "score" in side else {})}
+        return {**side["costs"], **times, **judged}
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
@@ -135,10 +135,7 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         one, two = before["latency"], after["latency"]
         change = f"{two['median'] / one['median'] - 1:+.1%}"
         lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
-    if "score" in after:  # of a loop of the user's own
-        one, two = before["score"], after["score"]
-        lines.append(ResultRow("score", f"{one:g}", f"{two:g}", f"{two - one:+g}"))
-    given = as_given(data) if after["validation"] else None
+    given = as_given(data)
     if given is not None:
         lines.append(_accuracy("validation", _judged(given), after["validation"], ", the network as given"))
     lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
@@ -197,7 +194,7 @@ def compared_with(result: Mapping[str, Any]) -> str:
         origin = "with the weights that it came with" if came else "after its first training"
         return f"The baseline is the untouched network {origin}: it was not trained further (--no-baseline)."
     said, given = "The baseline is the untouched network, trained by the same recipe for as long.", as_given(result)
-    if given is None or "score" in result["result"]:
+    if given is None:
         return said
     said += f" As it was given, its validation accuracy was {percent(_judged(given))}."
     epochs = {trial["trial"]: trial["epochs"] for trial in result["trials"]}

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import nn
 
 from convwright.architecture import Architecture, create, read
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
@@ -27,6 +28,7 @@ from convwright.runs.executors.pool import Lost, Pool
 from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
+from convwright.training.tasks.base import BaseTask
 
 WEIGHTS = "model.safetensors"
 
@@ -38,7 +40,7 @@ class Setup:
     Attributes:
         model: The network's name, or the network.
         source: What it is called.
-        shape: Of its example input.
+        shape: Of its example input, or all inputs where it has several.
         options: What a named network is created with.
         weights: Content of the .safetensors file that the run started from.
         data: Training and validation images.
@@ -52,10 +54,10 @@ class Setup:
 
     model: str | nn.Module
     source: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | Inputs
     options: Mapping[str, Any]
     weights: bytes
-    data: ImageData
+    data: BaseTask
     recipe: Recipe
     threads: int
     workers: int | None = None
@@ -77,8 +79,10 @@ class Setup:
         if isinstance(model, str) and ".py:" in model:  # a name that is understood in any working directory
             file, _, name = model.rpartition(":")
             model = f"{Path(file).resolve()}:{name}"
-        network = model, arch.source, tuple(arch.example_input.shape), dict(arch.options), weights.read_bytes()
-        data = replace(evaluator.data, read_test=None)  # no trial sees the test part
+        shape = tuple(arch.example_input.shape) if arch.given is None else arch.inputs
+        network = model, arch.source, shape, dict(arch.options), weights.read_bytes()
+        data = evaluator.data
+        data = replace(data, read_test=None) if isinstance(data, ImageData) else data  # no trial sees the test part
         how = evaluator.workers, evaluator.proxy, evaluator.repairs, evaluator.trained
         return cls(*network, data, evaluator.recipe, threads, *how)
 

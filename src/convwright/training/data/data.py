@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
 
 from convwright.errors import DataError
-from convwright.training.data.folders import ImageFiles, Resize, dataset_part, folder_parts
+from convwright.training.data.folders import DatasetReader, ImageFiles, Resize, dataset_part, folder_parts, frozen
 from convwright.training.data.images import (
     ArrayImages,
     Images,
+    StreamImages,
     check_classes,
     check_labels,
     count_classes,
@@ -24,13 +29,19 @@ from convwright.training.data.images import (
 )
 from convwright.training.data.named import Request, data_set_named
 from convwright.training.data.sources import Parts, Shape, npz_parts
+from convwright.training.settings import single_tensor
+from convwright.training.tasks.base import BaseTask, Batch, Loss
+from convwright.training.tasks.losses import count_right, distillation_loss
+
+if TYPE_CHECKING:
+    from convwright.training.recipe.recipe import Recipe
 
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images per part; larger folders are streamed
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set in three parts.
+class ImageData(BaseTask):
+    """Labelled images in three parts: the task of classification.
 
     Attributes:
         name: What the user called it.
@@ -38,6 +49,8 @@ class ImageData:
         val: The validation part: what searches and epochs are judged by. None if not wanted.
         class_names: One name per class.
     """
+
+    kind: ClassVar[str] = "classification"
 
     name: str
     train: Images
@@ -70,6 +83,36 @@ class ImageData:
         """How photographs became images of one size."""
         files = self.train.files if isinstance(self.train, ArrayImages) else self.train.read
         return files.framing if isinstance(files, ImageFiles) else Resize()
+
+    @property
+    def guess(self) -> float:
+        """Loss of a network that only guesses."""
+        return math.log(self.num_classes)
+
+    def loss(self, model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy, of class numbers (n,) or shares (n, classes)."""
+        scores = single_tensor(model(batch[0])).float()
+        return F.cross_entropy(scores, batch[1], label_smoothing=label_smoothing)
+
+    @override
+    def training_loss(self, recipe: Recipe) -> Loss:
+        return partial(self.loss, label_smoothing=recipe.label_smoothing)
+
+    @override
+    def right(self, output: Any, targets: Any) -> Tensor:
+        return count_right(single_tensor(output), targets)
+
+    @override
+    def outputs(self, output: Any) -> tuple[Tensor]:
+        return (single_tensor(output),)
+
+    @override
+    def distance(self, own: Sequence[Tensor], taught: Sequence[Tensor], temperature: float) -> Tensor:
+        return distillation_loss(own[0], taught[0], temperature)
+
+    @override
+    def example(self, device: torch.device | None = None) -> Tensor:
+        return torch.zeros(1, *self.shape, device=device)
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
         """Return the same images with another mean and standard deviation per channel."""
@@ -117,8 +160,8 @@ def load_data(
     Args:
         spec: `fashion-mini` (embedded), `mnist`, `fashion-mnist`, `cifar10` or another name of
             `training.data.named`, `npz:PATH`, `folder:PATH`, or from Python a map-style data set of (image,
-            label), or (train, test), or (train, val, test) of them. A data set that fits into memory is read once:
-            random transforms inside it are then frozen; give `memory_limit=0` to read it in each epoch.
+            label), or (train, test), or (train, val, test) of them. A training part whose items differ when they are
+            read again, by random transforms, is read in each epoch; others that fit into memory are read once.
         data_dir: Where `mnist.npz`, `fashion-mnist.npz`, `cifar10.npz` lie; else
             `$CONVWRIGHT_DATA`; else torchvision downloads.
         input_shape: (c, h, w) that the network wants: images are resized, grey is repeated.
@@ -148,6 +191,9 @@ def load_data(
     elif val_fraction > 0:
         kept, held = stratified_split(train.labels, val_fraction, split_seed)
         train, val = train.subset(kept), (train.subset(held) if len(held) else None)
+        if isinstance(val, StreamImages) and isinstance(val.read, DatasetReader) and memory_limit > 0:
+            size = len(val) * math.prod(val.shape)
+            val = frozen(val) if size <= memory_limit else val  # random transforms are for the training
     return ImageData(name, train, val, names, parts.test)
 
 
@@ -201,7 +247,7 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
     if not 1 <= len(sets) <= 3:
         raise DataError(f"{len(sets)} data sets; give one, (train, test) or (train, val, test)")
     name = type(sets[0]).__name__
-    train = dataset_part(sets[0], f"{name}: train", shape, limit, None)
+    train = dataset_part(sets[0], f"{name}: train", shape, limit, None, fresh=limit > 0)
     stats = (train.mean, train.std)
     val = dataset_part(sets[1], f"{name}: val", shape, limit, stats) if len(sets) == 3 else None
     test = (lambda: dataset_part(sets[-1], f"{name}: test", shape, limit, stats)) if len(sets) > 1 else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from convwright.errors import RecipeError
 from convwright.training.data.data import ImageData
+from convwright.training.tasks.base import BaseTask
 
+_Data = TypeVar("_Data", bound=BaseTask)
 Name = Literal["data", "imagenet", "timm"]
 NAMES: tuple[str, ...] = get_args(Name)
 _BYTES = 2  # a mean above it is none of values from 0 to 1
@@ -37,18 +39,19 @@ class Normalisation(BaseModel):
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def normalised(data: ImageData, choice: str | Normalisation, model: nn.Module) -> ImageData:
+def normalised(data: _Data, choice: str | Normalisation, model: nn.Module) -> _Data:
     """Return data whose images are normalised as a recipe says.
 
     Args:
-        data: With its own mean and standard deviation, which ``data`` stands for.
+        data: With its own mean and standard deviation, which ``data`` stands for; a task that makes its own batches
+            stays as it is.
         choice: The recipe's field `normalisation`.
         model: Has the numbers that ``timm`` stands for.
 
     Raises:
         RecipeError: There are no such numbers, or not as many as the images have channels.
     """
-    if choice == "data":
+    if choice == "data" or not isinstance(data, ImageData):
         return data
     named = {"imagenet": lambda: IMAGENET, "timm": lambda: _of_timm(model)}
     numbers = choice if isinstance(choice, Normalisation) else named[choice]()
@@ -62,7 +65,7 @@ def normalised(data: ImageData, choice: str | Normalisation, model: nn.Module) -
             f"recipe field normalisation: {numbers} looks like that of bytes from 0 to 255, and the images of "
             f"{data.name} have the mean {data.mean[0]:.3g}; give the numbers in units of 0..1, divided by 255"
         )
-    return data.normalised(numbers.mean, numbers.std)
+    return data.normalised(numbers.mean, numbers.std)  # type: ignore[return-value]
 
 
 def _of_timm(model: nn.Module) -> Normalisation:

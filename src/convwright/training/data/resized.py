@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from convwright.architecture import Architecture
 from convwright.training.data.data import ImageData
 from convwright.training.data.folders import ImageFiles
-from convwright.training.data.images import ArrayImages, Images
+from convwright.training.data.images import ArrayImages
+from convwright.training.tasks.base import BaseTask, Part
 
+_Data = TypeVar("_Data", bound=BaseTask)
 _CHUNK = 1024  # images at a time: they are floats while they are resized
 
 
-def resized_images(images: Images, size: tuple[int, int]) -> Images:
+def resized_images(images: Any, size: tuple[int, int] | None) -> Any:
     """Return images at another height and width; themselves if they have it.
 
     Images of a folder are read from their files again, so that a larger size shows more; others are resized as they
-    are: bilinear, antialiased. Mean and standard deviation stay those of the given images, so that a pixel's value
-    means the same at every size.
+    are: bilinear, antialiased; a part of another task stays as it is. Mean and standard deviation stay those of the
+    given images, so that a pixel's value means the same at every size.
     """
-    if tuple(images.shape[1:]) == tuple(size):
+    if size is None or isinstance(images, Part) or tuple(images.shape[1:]) == tuple(size):
         return images
     if isinstance(images, ArrayImages) and images.files is not None:
         return images.files.resized(size).images((images.mean, images.std))
@@ -39,11 +43,17 @@ def resized_images(images: Images, size: tuple[int, int]) -> Images:
     return replace(images, read=read, shape=shape, read_whole=images.read_whole or images.read)
 
 
-def resized_data(data: ImageData, size: tuple[int, int]) -> ImageData:
-    """Return a data set at another height and width; itself if it has it."""
-    if tuple(data.shape[1:]) == tuple(size):
+def image_size(network: Architecture) -> tuple[int, int] | None:
+    """Return height and width of the images that a network was read at; None: its first input is no image."""
+    shape = network.example_input.shape
+    return (int(shape[-2]), int(shape[-1])) if len(shape) == 4 else None
+
+
+def resized_data(data: _Data, size: tuple[int, int] | None) -> _Data:
+    """Return labelled images at another height and width; themselves if they have it, and any other task."""
+    if not isinstance(data, ImageData) or size is None or tuple(data.shape[1:]) == tuple(size):
         return data
-    return data.mapped(lambda images: resized_images(images, size))
+    return data.mapped(lambda images: resized_images(images, size))  # type: ignore[return-value]
 
 
 def _read(read: Callable[[int], Tensor], size: tuple[int, int], position: int) -> Tensor:

@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from convwright.architecture.capture.pytrees import joined
 from convwright.errors import RecipeError, did_you_mean, look_up
 from convwright.metrics.quality.channel_quality import channel_qualities, kernels
 from convwright.repair.batch_norm import kept_modes
-from convwright.training.data.data import ImageData
-from convwright.training.data.loader import Loader, derived_seed
+from convwright.training.data.loader import derived_seed
 from convwright.training.outcome import EpochRecord
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import untouched_random
+from convwright.training.tasks.base import BaseTask, Batch
+from convwright.training.tasks.loader import drawn, loader_of
 
 _SAMPLE = 2**34  # a stream of random numbers of its own
 
@@ -62,31 +64,33 @@ class Watched:
     """
 
     model: nn.Module
-    data: ImageData
+    data: BaseTask
     recipe: Recipe
     device: torch.device
     channels_last: bool = False
     workers: int | None = None
     calibration: int = 512
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the same training images at every call and in a resumed training: drawn by the seed, not augmented.
+    def batches(self, count: int, batch_size: int) -> list[Batch]:
+        """Return the same training samples at every call and in a resumed training: drawn by the seed, not augmented.
 
         They are read at every call: keep them where that is often.
 
         Args:
             count: How many; all of them where there are not so many.
 
+            batch_size: Samples per batch.
+
         Returns:
-            (n, c, h, w) float32, normalised, and (n,) int64 labels, on the device.
+            Pairs (inputs, targets) on the device: of images (n, c, h, w) float32, normalised, and (n,) int64 labels.
         """
-        generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, _SAMPLE))
-        chosen = torch.randperm(len(self.data.train), generator=generator)[:count].sort().values
-        part = self.data.train.subset(chosen)
-        loader = Loader(
-            part, len(part), shuffle=False, device=self.device, channels_last=self.channels_last, workers=self.workers
-        )
-        return next(iter(loader))
+        part = drawn(self.data.train, count, derived_seed(self.recipe.seed, _SAMPLE), ordered=True)
+        how = {"device": self.device, "channels_last": self.channels_last, "workers": self.workers}
+        return list(loader_of(part, batch_size, shuffle=False, **how))
+
+    def sample(self, count: int) -> Batch:
+        """Return the same training samples as one batch."""
+        return joined(self.batches(count, count))  # type: ignore[no-any-return]
 
 
 class Probe:

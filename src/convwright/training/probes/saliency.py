@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import copy
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch.nn.functional import cross_entropy
 
 from convwright.architecture import Architecture, read
-from convwright.edits.importance import IMPORTANCE, OBSERVERS, block_losses, l2, loss_curve, mean_loss, saliency
-from convwright.edits.importance.saliency import Batches, Loss
+from convwright.edits.importance import (
+    IMPORTANCE,
+    OBSERVERS,
+    BatchLoss,
+    block_losses,
+    l2,
+    loss_curve,
+    mean_loss,
+    saliency,
+)
+from convwright.training.preflight import read_with
 from convwright.training.probes.base import Moment, Probe, probe
 from convwright.training.settings import autocast, untouched_random
+from convwright.training.tasks.base import Batch
 
 _BATCH = 32
 _MEASURED = 256  # images on which losses are measured; gradients are taken of all calibration images
 _DIGITS = 6
 
 
-class AtTheEnd(Probe):
+class _AtTheEnd(Probe):
     """Looks at the trained network once, at the end, on calibration images."""
 
     def due(self, moment: Moment) -> bool:
@@ -33,15 +40,16 @@ class AtTheEnd(Probe):
         watched = self.watched
         with untouched_random(watched.device), autocast(watched.device, watched.recipe.precision):
             model = copy.deepcopy(watched.model).float().eval().requires_grad_(True)
-            arch = read(model, torch.zeros(1, *watched.data.shape, device=watched.device))
-            images, labels = watched.sample(watched.calibration)
-            parts = range(0, len(images), _BATCH)
-            batches = [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in parts]
-            return self.looked(arch, batches, cross_entropy)
+            arch = read(model, read_with(watched.data, model))
+            return self.looked(arch, watched.batches(watched.calibration, _BATCH))
 
-    @classmethod
-    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
-        """Return what batches (inputs, targets) and a loss of outputs and targets say about a network."""
+    @property
+    def loss(self) -> BatchLoss:
+        """The loss of the task, of the network and a batch."""
+        return BatchLoss(self.watched.data.loss)
+
+    def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
+        """Return what batches say about a network."""
         raise NotImplementedError
 
     def state_dict(self) -> Any:
@@ -53,7 +61,7 @@ class AtTheEnd(Probe):
 
 
 @probe("channel-norms")
-class ChannelNorms(AtTheEnd):
+class ChannelNorms(_AtTheEnd):
     """Looks at the trained network once, at the end: the group-wide L2 norm of each channel, as narrowing ranks them.
 
     What is found is, by name of each channel group that can change, the norms over their mean, largest first: what a
@@ -64,31 +72,26 @@ class ChannelNorms(AtTheEnd):
         """Return ``norms``: group -> norms over their mean, largest first."""
         watched = self.watched
         with untouched_random(watched.device):
-            arch = read(copy.deepcopy(watched.model).float().cpu(), torch.zeros(1, *watched.data.shape))
-        return self.looked(arch, (), None)
-
-    @classmethod
-    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
-        """Return the same of a network that was read."""
+            model = copy.deepcopy(watched.model).float()
+            arch = read(model, read_with(watched.data, model))
         norms = {group.name: np.sort(l2(group, arch))[::-1] for group in arch.free_groups}
         return {
             "norms": {name: [round(float(n), 4) for n in each / (each.mean() or 1)] for name, each in norms.items()}
         }
 
 
-class SaliencyProbe(AtTheEnd):
+class SaliencyProbe(_AtTheEnd):
     """What each channel is worth: ``groups``, one score per channel by name of each group that can change."""
 
     kind: ClassVar[str] = "taylor"
 
-    @classmethod
-    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
+    def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
         """Return the scores."""
-        scores = saliency(arch, batches, loss, cls.kind)
+        scores = saliency(arch, batches, self.loss, self.kind)
         return {"groups": {name: [_short(value) for value in values.tolist()] for name, values in scores.items()}}
 
 
-class BlockLosses(AtTheEnd):
+class BlockLosses(_AtTheEnd):
     """What each block is worth: how much the loss rises without it, and how lost saliency turns into loss.
 
     Found: ``blocks``, the rise by name of each block that can go; ``curve``, rising pairs (saliency lost, rise of the
@@ -97,18 +100,16 @@ class BlockLosses(AtTheEnd):
 
     kind: ClassVar[str] = "taylor"
 
-    @classmethod
-    def looked(cls, arch: Architecture, batches: Batches, loss: Loss | None) -> dict[str, Any]:
+    def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
         """Return blocks, curve and loss."""
-        assert loss is not None
-        measured = [*islice(batches, max(1, _MEASURED // _BATCH))]
-        blocks = block_losses(arch, measured, loss)
-        scores = saliency(arch, measured, loss, cls.kind) if blocks else {}
-        curve = loss_curve(arch, measured, loss, scores) if blocks else []
+        measured = batches[: max(1, _MEASURED // _BATCH)]
+        blocks = block_losses(arch, measured, self.loss)
+        scores = saliency(arch, measured, self.loss, self.kind) if blocks else {}
+        curve = loss_curve(arch, measured, self.loss, scores) if blocks else []
         return {
             "blocks": {name: _short(value) for name, value in blocks.items()},
             "curve": [[_short(lost), _short(rise)] for lost, rise in curve],
-            "loss": _short(mean_loss(arch.model, measured, loss)),
+            "loss": _short(mean_loss(arch.model, measured, self.loss)),
         }
 
 

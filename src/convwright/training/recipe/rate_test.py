@@ -8,13 +8,12 @@ from itertools import chain, repeat
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from convwright.errors import RecipeError
-from convwright.training.data.data import ImageData
-from convwright.training.data.loader import Loader
 from convwright.training.recipe.recipe import Recipe
-from convwright.training.settings import Settings, autocast, single_tensor, to_layout, untouched_random
+from convwright.training.settings import Settings, autocast, to_layout, untouched_random
+from convwright.training.tasks.base import BaseTask
+from convwright.training.tasks.loader import loader_of
 
 _LOW, _HIGH, _STEPS = 1e-6, 10.0, 70  # a quarter more in each step
 _SMOOTH = 0.8
@@ -30,7 +29,7 @@ _BORNE = 1.15
 _TOWARDS = 0.15
 
 
-def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Settings) -> float:
+def rate_test(model: nn.Module, data: BaseTask, recipe: Recipe, settings: Settings) -> float:
     """Return a highest learning rate for a recipe: a tenth of that at which the loss of a rising rate is least.
 
     For trained weights, such as those that a recipe fine-tunes, it is the highest one that they bear, at which the loss
@@ -53,10 +52,11 @@ def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Setti
     with untouched_random(device):
         torch.manual_seed(recipe.seed)
         losses = _losses(copy.deepcopy(model), data, recipe, settings, device)
-    if losses and _trained([*losses.values()], data.num_classes, recipe.fine_tunes):
+    if losses and _trained([*losses.values()], data.guess, recipe.fine_tunes):
         # The first are means of few batches: one of 1.0 before others of 1.3 left a rate of 3e-5 in place of 1e-2.
         lowest = min([*losses.values()][_FIRST - 1 :] or losses.values())
-        most = lowest + min((_BORNE - 1) * lowest, _TOWARDS * max(0.0, math.log(data.num_classes) - lowest))
+        allowed = (_BORNE - 1) * abs(lowest)
+        most = lowest + (min(allowed, _TOWARDS * max(0.0, data.guess - lowest)) if data.guess is not None else allowed)
         borne = max(step for step, loss in losses.items() if loss <= most)
         return float(f"{_rate(borne):.2g}")
     least = min(losses, key=losses.__getitem__, default=0)
@@ -65,13 +65,15 @@ def rate_test(model: nn.Module, data: ImageData, recipe: Recipe, settings: Setti
     return float(f"{_SHARE * _rate(least):.2g}")
 
 
-def _trained(losses: list[float], classes: int, fine_tuned: bool) -> bool:
+def _trained(losses: list[float], guess: float | None, fine_tuned: bool) -> bool:
     """Whether losses begin far below that of a guess, or below it without falling much at any rate.
 
     What is fine-tuned was trained, and may have been cut until it only guesses: unless its loss falls from there as it
     does where the head is new.
     """
-    first, guess = sum(losses[:_FIRST]) / len(losses[:_FIRST]), math.log(classes)
+    first = sum(losses[:_FIRST]) / len(losses[:_FIRST])
+    if guess is None:  # what is fine-tuned was trained
+        return fine_tuned
     if fine_tuned:
         return first < 0.9 * guess or min(losses) > 0.75 * first
     return first < 0.5 * guess or 0.9 * first < min(losses) < 0.9 * guess
@@ -82,7 +84,7 @@ def _rate(step: int) -> float:
 
 
 def _losses(
-    model: nn.Module, data: ImageData, recipe: Recipe, settings: Settings, device: torch.device
+    model: nn.Module, data: BaseTask, recipe: Recipe, settings: Settings, device: torch.device
 ) -> dict[int, float]:
     """Train while the rate rises; return the smoothed losses by step until they diverge."""
     from convwright.training.recipe.optimizers import build_optimizer
@@ -91,20 +93,19 @@ def _losses(
     optimizer = build_optimizer(model, recipe.updated(lr=_LOW))
     shares = [group["lr"] / _LOW for group in optimizer.param_groups]
     augment, channels_last = recipe.augment, settings.channels_last
-    loader = Loader(
+    loader = loader_of(
         data.train, recipe.batch_size, augment=augment, seed=recipe.seed, device=device, channels_last=channels_last
     )
-    average, found, step = 0.0, dict[int, float](), -1
-    for images, labels in chain.from_iterable(repeat(loader)):
-        known = len(found) == _FIRST and sum(found.values()) < 0.5 * _FIRST * math.log(data.num_classes)
+    average, found, step, loss_of = 0.0, dict[int, float](), -1, data.training_loss(recipe)
+    for batch in chain.from_iterable(repeat(loader)):
+        known = len(found) == _FIRST and data.guess is not None and sum(found.values()) < 0.5 * _FIRST * data.guess
         step = _SURE if known else step + 1
         if step == _STEPS:
             break
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = _rate(step) * share
         with autocast(device, settings.precision):
-            scores = single_tensor(model(images))
-        loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
+            loss = loss_of(model, batch)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

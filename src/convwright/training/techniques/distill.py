@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from convwright.architecture.capture.pytrees import joined, run_model
 from convwright.edits import kept_channels
 from convwright.errors import EditError, RecipeError, first_line
+from convwright.training.data.data import ImageData
+from convwright.training.data.resized import image_size
 from convwright.training.evaluate import eval_mode
 from convwright.training.settings import autocast, single_tensor
+from convwright.training.tasks.base import device_of, kept_output
 from convwright.training.techniques.mixing import shares
 from convwright.training.techniques.technique import (
     Card,
@@ -40,25 +44,6 @@ if TYPE_CHECKING:
 ORIGINAL = "original"
 _MOST_CACHED = 2**27  # numbers: half a gigabyte
 _MIXING = ("mixup", "cutmix", "progressive_resizing")  # they make new images of those of the data
-
-
-def distillation_loss(scores: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the Kullback-Leibler divergence of softened class probabilities from those of a teacher.
-
-    Args:
-        scores: (n, classes, ...) of the network in training.
-        taught: The same of the teacher.
-        temperature: What both are divided by; the loss is multiplied by its square, so that gradients keep their size.
-
-    Returns:
-        Mean over everything but the classes, shape ().
-
-    Examples:
-        >>> distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2), 4.0).item()
-        0.0
-    """
-    own, other = (F.log_softmax(each.float() / temperature, dim=1) for each in (scores, taught))
-    return F.kl_div(own, other, reduction="none", log_target=True).sum(1).mean() * temperature**2
 
 
 def feature_loss(own: Tensor, taught: Tensor) -> Tensor:
@@ -96,8 +81,7 @@ def teacher_for(edited: Architecture, original: Architecture) -> Teacher:
     for module, name in feature_modules(edited).items():
         with suppress(EditError):  # of a layer that an edit brought in: it has no counterpart
             channels[module] = kept_channels(original, edited, name).tolist()
-    height, width = original.example_input.shape[-2:]
-    return Teacher(original.model, (int(height), int(width)), channels)
+    return Teacher(original.model, image_size(original), channels)
 
 
 @technique(
@@ -139,10 +123,10 @@ class Distill(Technique):
         if not self.active:
             return ("techniques.distill has no effect: its weights are 0",)
         student, teacher = setting.arch.model, self.taught(setting)
-        images = torch.zeros(2, *setting.data.shape, device=next(student.parameters()).device)
-        lesson = _Lesson(self, setting, student, teacher, lambda batch, model: model(batch))
+        inputs = joined([setting.data.example(device_of(student))] * 2)
+        lesson = _Lesson(self, setting, student, teacher, lambda batch, model: run_model(model, batch))
         try:
-            lesson.check(images)
+            lesson.check(inputs)
         finally:
             lesson.close()
         return ()
@@ -200,7 +184,8 @@ class _Lesson(Effect):
         self.own, self.others = self._tapped(student, True), self._tapped(self.model, False)
         random = setting.recipe.augment.active or any(name in setting.recipe.techniques for name in _MIXING)
         alone = not torch.distributed.is_initialized()
-        few = len(setting.data.train) * setting.data.num_classes <= _MOST_CACHED
+        self.task = setting.data
+        few = isinstance(self.task, ImageData) and len(self.task.train) * self.task.num_classes <= _MOST_CACHED
         self.caches = alone and few and not random and not self.channels
         self.said: dict[int, Tensor] = {}
 
@@ -216,36 +201,38 @@ class _Lesson(Effect):
             self.handles.append(model.get_submodule(name).register_forward_hook(partial(keep, name)))
         return seen
 
-    def check(self, images: Tensor) -> None:
-        """Try two images: the outputs must match, and a feature map must."""
+    def check(self, inputs: Any) -> None:
+        """Try two samples: the outputs must match, and a feature map must."""
         with torch.no_grad():
-            taught = self.scores(images)
-        with eval_mode(self.student), torch.enable_grad():
-            scores = single_tensor(self.student(images))
-        if taught.shape != scores.shape:
+            taught = self.scores(inputs)
+        with eval_mode(self.student), torch.enable_grad(), kept_output(self.task.watched(self.student)) as kept:
+            run_model(self.student, inputs)
+        theirs, ours = ([tuple(each.shape[1:]) for each in part] for part in (taught, self.task.outputs(kept[0])))
+        if theirs != ours:
             raise RecipeError(
-                f"techniques.distill.teacher={self.asked.teacher}: it returns {tuple(taught.shape[1:])} values per "
-                f"image and the network {tuple(scores.shape[1:])}; give a teacher of the same classes"
+                f"techniques.distill.teacher={self.asked.teacher}: it returns {_listed(theirs)} values per "
+                f"image and the network {_listed(ours)}; give a teacher of the same classes"
             )
         if self.asked.features and not self.pairs():
             raise RecipeError(
                 "techniques.distill.features: no stage ends in channels that the teacher has, too; set features: 0"
             )
 
-    def scores(self, images: Tensor) -> Tensor:
-        """Return what the teacher says of images; those that it is sure to see again are kept."""
+    def scores(self, inputs: Any) -> Sequence[Tensor]:
+        """Return what the teacher says of inputs; of images that it is sure to see again it is kept."""
         if self.caches and not self.said:
             for batch in self.batches():
-                self.said |= dict(zip(_keys(batch), self.computed(batch), strict=True))
-        known = [self.said.get(key) for key in _keys(images)] if self.caches else [None]
-        return self.computed(images) if any(row is None for row in known) else torch.stack(known)  # type: ignore[arg-type]
+                self.said |= dict(zip(_keys(batch), self.computed(batch)[0], strict=True))
+        known = [self.said.get(key) for key in _keys(inputs)] if self.caches else [None]
+        return self.computed(inputs) if any(row is None for row in known) else [torch.stack(known)]  # type: ignore[arg-type]
 
-    def computed(self, images: Tensor) -> Tensor:
-        """Return the teacher's scores, at its own resolution."""
-        if self.size is not None and tuple(images.shape[2:]) != tuple(self.size):
-            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        with torch.no_grad():
-            return single_tensor(self.forward(images, self.model))
+    def computed(self, inputs: Any) -> Sequence[Tensor]:
+        """Return the teacher's outputs, of images at its own resolution."""
+        if self.size is not None and isinstance(self.task, ImageData) and tuple(inputs.shape[2:]) != tuple(self.size):
+            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
+        with torch.no_grad(), kept_output(self.task.watched(self.model)) as kept:
+            self.forward(inputs, self.model)
+            return self.task.outputs(kept[0])
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Return the student's feature maps of the last pass beside the same channels of the teacher's."""
@@ -254,9 +241,9 @@ class _Lesson(Effect):
         self.others.clear()
         return [pair for pair in found if pair is not None]
 
-    def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
-        asked = self.asked
-        divergence = distillation_loss(single_tensor(output), self.scores(images), asked.temperature)
+    def loss(self, inputs: Any, output: Any, loss: Tensor) -> Tensor:
+        asked, task = self.asked, self.task
+        divergence = task.distance(task.outputs(output), self.scores(inputs), asked.temperature)
         loss = torch.lerp(loss, divergence, asked.weight) if asked.labels else divergence
         losses = [feature_loss(mine, other) for mine, other in self.pairs()] if asked.features else []
         return loss + asked.features * torch.stack(losses).mean() if losses else loss
@@ -274,6 +261,10 @@ class _Lesson(Effect):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["teacher"] != self.state_dict()["teacher"]:
             raise RecipeError("techniques.distill: the checkpoint was trained with another teacher; give the same one")
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
 
 
 def _channels(teacher: Teacher, arch: Architecture) -> dict[str, Sequence[int] | None]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from convwright.architecture import Architecture
     from convwright.edits import Edit
-    from convwright.training.data.data import ImageData
     from convwright.training.recipe.recipe import Recipe
+    from convwright.training.tasks.base import BaseTask
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TechniqueContext:
     """
 
     recipe: Recipe
-    data: ImageData
+    data: BaseTask
     arch: Architecture
     steps_per_epoch: int
     steps: int
@@ -91,10 +91,10 @@ class Training:
         optimizer: Its optimizer.
         setting: What was known before.
         device: Where it runs.
-        forward: Runs the network, or another one given as its second argument, in the training's precision: images
-            (n, c, h, w) -> scores (n, k).
+        forward: Runs the network, or another one given as its second argument, in the training's precision: inputs
+            of a batch -> its output.
         rate: The schedule's share of the highest learning rate at a step, without techniques.
-        batches: Yields the images of one epoch, normalised and augmented as in training; the training's own order
+        batches: Yields the inputs of one epoch, normalised and augmented as in training; the training's own order
             goes on as if nothing had been read.
     """
 
@@ -102,9 +102,9 @@ class Training:
     optimizer: torch.optim.Optimizer
     setting: TechniqueContext
     device: torch.device
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     rate: Callable[[int], float]
-    batches: Callable[[], Iterator[Tensor]]
+    batches: Callable[[], Iterator[Any]]
 
 
 class Effect:
@@ -130,12 +130,12 @@ class Effect:
         """
         return images, targets
 
-    def loss(self, images: Tensor, output: Any, loss: Tensor) -> Tensor:
+    def loss(self, inputs: Any, output: Any, loss: Tensor) -> Tensor:
         """Return a changed loss of a part of a batch; also called in each further pass over it, as SAM makes.
 
         Args:
-            images: (n, c, h, w) float32, as the network saw them.
-            output: What the network returned.
+            inputs: (n, c, h, w) float32 images, or whatever the task gives, as the network saw them.
+            output: What the network returned, or the module that the task watches.
             loss: Mean loss over the images so far, shape ().
         """
         return loss
@@ -173,6 +173,7 @@ class Technique(BaseModel):
         card: What a person should know.
         changes_network: Whether it edits the network before training.
         excludes: Techniques that it cannot be combined with, and why.
+        classifies: Whether it needs images with one class each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -181,6 +182,7 @@ class Technique(BaseModel):
     card: ClassVar[Card]
     changes_network: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
+    classifies: ClassVar[bool] = False
 
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:
         """Return warnings, one line each: settings that have no effect here.

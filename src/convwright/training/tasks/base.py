@@ -1,0 +1,493 @@
+"""What a network is trained for: batches, a loss, and metrics of which one ranks networks.
+
+`Task` is what a user derives: four methods, of which two have no default. All of training, search, saliency, repair,
+distillation and reports use it and nothing else. `ImageData`, which `load_data` returns, is the task of classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import torch
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in, tensors_of
+from convwright.errors import DataError, first_line
+from convwright.repair.batch_norm import kept_modes
+
+if TYPE_CHECKING:
+    from convwright.training.data.augment import Augment
+    from convwright.training.recipe.recipe import Recipe
+
+Batch: TypeAlias = tuple[Any, Any]
+Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number that networks are ranked by.
+
+    Attributes:
+        name: Its name among the metrics.
+        higher_is_better: Whether the larger value is the better one.
+        unit: ``%`` for a share of 1, which is shown times 100; else a unit such as ``dB``, or nothing.
+    """
+
+    name: str = "accuracy"
+    higher_is_better: bool = True
+    unit: str = "%"
+
+    def score(self, value: float) -> float:
+        """Return a value so that more is better."""
+        return value if self.higher_is_better else -value
+
+    def shown(self, score: float, error: float | None = None) -> str:
+        """Write a score, as a value of the metric, with its standard error."""
+        value = self.score(score)
+        said = "" if error is None else f" ± {error:.2%}" if self.unit == "%" else f" ± {error:.4g}"
+        return f"{value:.2%}{said}" if self.unit == "%" else f"{value:.4g}{said} {self.unit}".rstrip()
+
+    def change(self, before: float, after: float) -> str:
+        """Write the change from one score to another."""
+        difference = self.score(after) - self.score(before)
+        return f"{100 * difference:+.2f} points" if self.unit == "%" else f"{difference:+.4g} {self.unit}".rstrip()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a record keeps of it: nothing of the usual one."""
+        return {} if self == ACCURACY else {"metric": vars(self)}
+
+
+ACCURACY = Metric()
+
+
+def metric_of(record: Mapping[str, Any]) -> Metric:
+    """Return the metric that a recorded run or training was judged by."""
+    return Metric(**record.get("metric", {}))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How good a network is on `samples` samples.
+
+    Attributes:
+        accuracy: The metric that ranks, so that more is better: of classification the accuracy in 0..1.
+        loss: Mean loss, of classification the cross-entropy in nats without smoothing; None where it is not computed.
+        samples: How many samples it was judged on.
+        by_class: Of classification, images and those told right for each class; empty from a checkpoint.
+        values: All metrics by name.
+        error: Standard error of the metric that ranks, where the task knows it.
+    """
+
+    accuracy: float
+    loss: float | None
+    samples: int
+    by_class: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
+    values: Mapping[str, float] = field(default_factory=dict, compare=False)
+    error: float | None = field(default=None, compare=False)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the metric that ranks; of the accuracy, the binomial one. 0 where it is not known."""
+        if self.values:
+            return self.error or 0.0
+        return float((self.accuracy * (1 - self.accuracy) / max(self.samples, 1)) ** 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchOrder:
+    """How one pass over a part is to go; tasks that make their own batches may pass over it.
+
+    Attributes:
+        batch_size: Samples per batch.
+        shuffle: Whether in a new order.
+        seed: What order and augmentation follow.
+        augment: Random changes of the recipe; None: none.
+        workers: Processes that read samples; None: as the task likes.
+    """
+
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    augment: Augment | None = None
+    workers: int | None = None
+
+
+class BaseTask:
+    """What the trainer, saliency, repair, distillation and reports ask of a task.
+
+    Attributes:
+        kind: The kind of task.
+        own_batches: Whether it makes its own batches, whatever a recipe says of their size and of augmentation.
+        metric: What networks are ranked by.
+        guess: Loss of a network that only guesses; None: it is not known.
+        num_classes: Number of classes; 0: there are none.
+        class_names: One name per class.
+        mean: Per channel, what was subtracted from the inputs.
+        std: Per channel, what they were divided by.
+    """
+
+    kind: ClassVar[str] = ""
+    own_batches: ClassVar[bool] = False
+    metric: Metric = ACCURACY
+
+    if TYPE_CHECKING:  # what a subclass has as a field, or computes
+        name: str
+        train: Any
+        val: Any
+        class_names: tuple[str, ...]
+
+        @property
+        def guess(self) -> float | None: ...  # noqa: D102
+        @property
+        def num_classes(self) -> int: ...  # noqa: D102
+        @property
+        def shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+        @property
+        def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+        @property
+        def std(self) -> tuple[float, ...]: ...  # noqa: D102
+        @property
+        def has_test(self) -> bool: ...  # noqa: D102
+        @property
+        def test(self) -> Any: ...  # noqa: D102
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over the samples of a batch, shape ()."""
+        raise NotImplementedError
+
+    def training_loss(self, recipe: Recipe) -> Loss:
+        """Return the loss that a recipe trains with."""
+        return self.loss
+
+    def judge(self, model: nn.Module, loader: Any, total: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Judge a network, in eval mode and without gradients, on the part that a loader has.
+
+        Args:
+            model: On its device.
+            loader: What `loader_of` returned.
+            total: Adds a tensor up over all processes that train together; None: there is one.
+        """
+        raise NotImplementedError
+
+    def right(self, output: Any, targets: Any) -> Tensor | None:
+        """Return how many samples of a training batch are right; None: that is not counted."""
+        return None
+
+    def watched(self, model: nn.Module) -> nn.Module:
+        """Return the module whose output distillation compares; the network, unless its outputs say too little."""
+        return model
+
+    def outputs(self, output: Any) -> Sequence[Tensor]:
+        """Return what distillation compares of that module's output: all its tensors of real numbers."""
+        return [tensor for _, tensor in tensors_of(output) if tensor.is_floating_point()]
+
+    def distance(self, own: Sequence[Tensor], taught: Sequence[Tensor], temperature: float) -> Tensor:
+        """Return how far the outputs of a network are from those of its teacher, shape ().
+
+        By default the mean squared difference, relative to the mean square of the teacher's.
+        """
+        parts = [
+            (one.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
+            for one, other in zip(own, taught, strict=True)
+        ]
+        return torch.stack(parts).mean()
+
+    def example(self, device: torch.device | None = None) -> Any:
+        """Return what a network is read with: a tensor, or a nest of them."""
+        raise NotImplementedError
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network that this task cannot train, by a first look at two samples.
+
+        Raises:
+            DataError: Names the task, the part and the remedy.
+        """
+
+
+class Task(BaseTask):
+    """A task of a user's own: derive, and write what your training loop has.
+
+    Only `batches` and `loss` have no default. A batch is a pair (inputs, targets). Inputs are a tensor, a tuple of all
+    arguments of the network, or a dictionary of them by name; a list holds one entry per sample, such as images of
+    several sizes. Targets may be any nest. Tensors are moved to the network's device.
+
+    Attributes:
+        name: What messages and records call it.
+        kind: The kind of task.
+        parts: The parts that `batches` has: ``train``, and if there are such parts ``val`` and ``test``.
+        metric: What networks are ranked by; by default the loss.
+
+    Examples:
+        >>> class Ages(cw.Task):  # doctest: +SKIP
+        ...     metric = cw.Metric("mae", higher_is_better=False, unit="years")
+        ...
+        ...     def batches(self, part):
+        ...         return loaders[part]
+        ...
+        ...     def loss(self, model, batch):
+        ...         return torch.nn.functional.l1_loss(model(batch[0]), batch[1])
+        ...
+        ...     def metrics(self, model, part):
+        ...         return {"mae": mean_error(model, loaders[part])}
+    """
+
+    kind: ClassVar[str] = "own"
+    own_batches: ClassVar[bool] = True
+    name: str = ""
+    parts: Sequence[str] = ("train", "val")
+    metric: Metric = Metric("loss", higher_is_better=False, unit="")
+    class_names: tuple[str, ...] = ()
+    guess: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = cls.__dict__.get("name", cls.__name__)
+
+    # ------------------------------------------------------------------ what a user writes
+
+    def batches(self, part: str) -> Iterable[Batch]:
+        """Return the batches of one pass over a part: ``train``, ``val`` or ``test``."""
+        raise DataError(f"{self.name}: a task needs a method batches(part) that returns pairs (inputs, targets)")
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over the samples of a batch, shape ()."""
+        raise DataError(f"{self.name}: a task needs a method loss(model, batch) that returns one number")
+
+    def metrics(self, model: nn.Module, part: str) -> Mapping[str, float]:
+        """Return what says how good a network is, with the metric that ranks among it; by default the mean loss.
+
+        It is called in eval mode, without gradients, in the precision of the training. ``NAME_stderr`` may hold the
+        standard error of a metric. ``loss``, if it is there, is shown after each epoch.
+        """
+        total, count = 0.0, 0
+        for batch in self.on_device(model, part):
+            samples = samples_in(batch)
+            total, count = total + float(self.loss(model, batch)) * samples, count + samples
+        return {"loss": total / max(count, 1)}
+
+    def example_inputs(self) -> Any:
+        """Return what the network is read with; by default the first sample that there is to train on."""
+        return rows_of(self._first[0], slice(1))
+
+    # ------------------------------------------------------------------ what is there already
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """Call a network with the inputs of a batch: a tuple is all arguments, a dictionary names them."""
+        inner: Any = model.module if isinstance(model, _FabricModule | nn.parallel.DistributedDataParallel) else None
+        return run_model(model, inputs, inner)
+
+    def on_device(self, model: nn.Module, part: str, batch_size: int = 32) -> Iterable[Batch]:
+        """Yield the batches of a part where a network is, in the layout of its weights."""
+        from convwright.training.tasks.loader import TaskLoader
+
+        last = any(p.ndim == 4 and not p.is_contiguous() for p in model.parameters())
+        return TaskLoader(Part(self, part), batch_size, shuffle=False, device=device_of(model), channels_last=last)
+
+    def epoch(self, part: str, order: BatchOrder) -> Iterable[Batch]:
+        """Return the batches of one pass; a task that makes its own batches need not follow the order."""
+        return self.batches(part)
+
+    def sizes(self, part: str, batch_size: int) -> list[int]:
+        """Return how many samples each batch of a pass has."""
+        known = self.__dict__.setdefault("_sizes", {})
+        if part not in known:
+            known[part] = _sizes(self.batches(part))
+            if not known[part]:
+                raise DataError(f"{self.name}: {part} has no batches")
+        return list(known[part])
+
+    @cached_property
+    def _first(self) -> Batch:
+        batch = next(iter(self.batches("train")), None)
+        return checked(batch, f"{self.name}: train: batch 0")
+
+    @property
+    def train(self) -> Part:
+        """What it is trained on."""
+        return Part(self, "train")
+
+    @property
+    def val(self) -> Part | None:
+        """What epochs and searches are judged by."""
+        return Part(self, "val") if "val" in self.parts else None
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test part."""
+        return "test" in self.parts
+
+    @property
+    def test(self) -> Part:
+        """The test part."""
+        return Part(self, "test")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0: there are none."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the first image among the inputs."""
+        for _, tensor in tensors_of(self.example_inputs()):
+            if tensor.ndim >= 3:
+                return tuple(tensor.shape[-3:])  # type: ignore[return-value]
+        return (1, 1, 1)
+
+    @override
+    def example(self, device: torch.device | None = None) -> Any:
+        from convwright.training.tasks.loader import moved
+
+        return moved(self.example_inputs(), device or torch.device("cpu"))
+
+    @override
+    def judge(self, model: nn.Module, loader: Any, total: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        part = loader.part.name
+        found = {name: float(value) for name, value in self.metrics(model, part).items()}
+        if self.metric.name not in found:
+            raise DataError(
+                f"{self.name}: metrics of {part} have no {self.metric.name}, which ranks networks; "
+                f"there are {', '.join(found) or 'none'}"
+            )
+        value = found[self.metric.name]
+        if value != value:
+            raise DataError(f"{self.name}: {self.metric.name} of {part} is NaN")
+        error = found.get(f"{self.metric.name}_stderr")
+        return Metrics(self.metric.score(value), found.get("loss"), sum(loader.sizes), (), found, error)
+
+    @override
+    def check(self, model: nn.Module) -> None:
+        from convwright.training.tasks.loader import moved
+
+        batch = moved(rows_of(self._first, slice(2)), device_of(model))
+        with kept_modes(model), torch.random.fork_rng(devices=[]):
+            model.eval()
+            try:
+                loss = self.loss(model, batch)
+            except DataError:
+                raise
+            except Exception as error:  # the user's own code may raise anything
+                raise DataError(
+                    f"{self.name}: train: the loss of the first two samples fails: {first_line(error)}; inputs are "
+                    f"{_shapes(batch[0])}, targets {_shapes(batch[1])}"
+                ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise DataError(f"{self.name}: train: the loss of a batch is {what}; return its mean, one number")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of a task's data.
+
+    Attributes:
+        task: The task.
+        name: ``train``, ``val`` or ``test``.
+        count: Only so many samples; None: all.
+        seed: Which samples these are.
+    """
+
+    task: Task
+    name: str
+    count: int | None = None
+    seed: int = 0
+
+    def __len__(self) -> int:
+        whole = sum(self.task.sizes(self.name, 1))
+        return whole if self.count is None else min(whole, self.count)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the first image among the inputs."""
+        return self.task.shape
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """Return how many samples each batch of a pass has."""
+        sizes, left = self.task.sizes(self.name, batch_size), len(self)
+        kept = []
+        for size in sizes:
+            if left > 0:
+                kept.append(min(size, left))
+                left -= size
+        return kept
+
+    def drawn(self, count: int, seed: int) -> Part:
+        """Return a part of so many samples, the same ones for the same seed."""
+        return replace(self, count=count, seed=seed)
+
+
+def checked(batch: Any, where: str) -> Batch:
+    """Return a batch, a pair of inputs and targets.
+
+    Raises:
+        DataError: It is none, or holds no sample.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(f"{where} is a {type(batch).__name__}; give a pair (inputs, targets)")
+    if not samples_in(batch[0]):
+        raise DataError(f"{where} holds no sample; leave empty batches out")
+    return batch[0], batch[1]
+
+
+def _sizes(batches: Iterable[Batch]) -> list[int]:
+    """Return the sizes of batches, without reading them where torch's loader knows them."""
+    if isinstance(batches, DataLoader) and isinstance(batches.batch_size, int):
+        try:
+            count, size = len(batches.sampler), batches.batch_size  # type: ignore[arg-type]
+        except TypeError:
+            pass
+        else:
+            rest = [count % size] if count % size and not batches.drop_last else []
+            return [size] * (count // size) + rest
+    return [samples_in(batch) for batch in batches]
+
+
+def _shapes(value: Any) -> str:
+    found = [f"{path}{': ' if path else ''}{tuple(tensor.shape)}" for path, tensor in tensors_of(value)]
+    return ", ".join(found[:4]) + ", ..." * (len(found) > 4) or type(value).__name__
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a network's weights."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def kept_output(module: nn.Module) -> Any:
+    """Yield a list that holds the last output of a module while it is used."""
+    kept: list[Any] = []
+
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        kept[:] = [output]
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def training_code(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which a network runs the code of its training, with what draws or averages in eval mode.
+
+    Networks that compute their losses themselves, such as torchvision's detectors, do so in training mode alone.
+    """
+    return _training_code(model) if not model.training else nullcontext()
+
+
+@contextmanager
+def _training_code(model: nn.Module) -> Any:
+    fixed = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    with kept_modes(model):
+        for module in model.modules():
+            module.training = not isinstance(module, fixed)
+        yield
