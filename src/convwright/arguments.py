@@ -59,13 +59,3 @@ OPTIMIZE: Mapping[str, str] = {
     "calibration": "Number of training images for saliency and repair.",
     "distill": "Whether the untouched network teaches in every training after its own.",
 }
-
-SEARCH: Mapping[str, str] = {
-    "train_command": "Shell command that trains a candidate and prints its score last; {plan}, {out}, {weights}, "
-    "{epochs}, {seed} and {trial} stand for its values.",
-    "method": "Search method; none that watches trainings, as conflicts.",
-    "lower_is_better": "The score is a loss or an error.",
-    "epochs": "Epochs of the first training of the untouched network; 0 if it comes trained.",
-    "tune_epochs": "Epochs of every later training.",
-    "lease": "Time after which the trial of a process that is gone is given to another one.",
-}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convwright import __version__
-from convwright.arguments import OPTIMIZE, SEARCH
+from convwright.arguments import OPTIMIZE
 from convwright.cli import leaving, options, printing
 from convwright.cli.paths import refuse_missing
 from convwright.cli.recipes import recipes
@@ -269,20 +269,22 @@ def _searched(command: str, given: dict[str, Any]) -> None:
 @app.command()
 def search(
     model: options.Model,
-    train_command: Annotated[str, typer.Option(help=SEARCH["train_command"], metavar="COMMAND")],
     budget: Annotated[list[str], typer.Option(help=OPTIMIZE["budget"])],
-    method: Annotated[str, typer.Option(help=SEARCH["method"])] = "auto",
+    train_command: Annotated[
+        str, typer.Option(help="Trains a candidate; has {plan}, {weights}, {out}, {epochs}, {seed} and {trial}.")
+    ],
+    method: Annotated[str, typer.Option(help=f"One of {_METHODS}; but conflicts.")] = "auto",
     out: Annotated[Path | None, typer.Option(help=OPTIMIZE["out"])] = None,
     storage: Annotated[str | None, typer.Option(help=OPTIMIZE["storage"], metavar="URL")] = None,
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help=SEARCH["lower_is_better"])] = False,
-    epochs: Annotated[int, typer.Option(help=SEARCH["epochs"], min=0)] = 10,
-    tune_epochs: Annotated[int, typer.Option(help=SEARCH["tune_epochs"], min=1)] = 5,
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score is a loss.")] = False,
+    epochs: Annotated[int, typer.Option(help="Of the first training; 0: the network comes trained.", min=0)] = 10,
+    tune_epochs: Annotated[int, typer.Option(help="Of every later training.", min=1)] = 5,
     seed: options.Seed = 0,
     divisor: Annotated[str, typer.Option(help=OPTIMIZE["divisor"], metavar="N|auto")] = "auto",
     constraints: Annotated[Path | None, typer.Option(help=OPTIMIZE["constraints"], readable=False)] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["options"], metavar="NAME=VALUE")] = None,
     baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help=OPTIMIZE["baseline"])] = True,
-    lease: Annotated[float, typer.Option(help=SEARCH["lease"], metavar="SECONDS")] = 60.0,
+    lease: Annotated[float, typer.Option(help="Seconds until the trial of a lost process is given on.")] = 60.0,
     input_shape: options.Input = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs of the network; default: its own.", min=1)] = None,
     weights: options.Weights = None,

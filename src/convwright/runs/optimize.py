@@ -395,7 +395,7 @@ class _Job:
         with self.part("test"), threads_of(self.threads):
             metrics = [judged(proof) for proof in proofs]
         tests = metrics if has_test else (None, None)
-        content = self.content(outcome, evaluator, study, limits, met)
+        content = self.content(outcome, evaluator, study, met)
         for name, trial, proof, test in zip(("baseline", "result"), trials, proofs, tests, strict=True):
             training = trained(study.trial_folder(trial.trial), len(evaluator.data.train))
             latencies = {"latency": times[name]} if times else {}
@@ -420,13 +420,13 @@ class _Job:
         return {"baseline": times.latencies["before"].as_dict(), "result": times.latencies["after"].as_dict()}, judged
 
     def content(
-        self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
+        self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, met: dict[str, Any]
     ) -> dict[str, Any]:
         """Return everything of ``result.json`` but the two sides that are compared."""
         measured = {} if self.latency is None else {"latency": self.latency.summary()}
         sides = {"": outcome.best, "baseline_": outcome.baseline}
         recipes = {f"{name}trained_with": _recipe(trial, evaluator) for name, trial in sides.items()}
-        return run_record(study, outcome, limits, met, self.seconds, {**measured, **usage(evaluator.data), **recipes})
+        return run_record(study, outcome, met, self.seconds, {**measured, **usage(evaluator.data), **recipes})
 
 
 def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[str, Any]) -> None:

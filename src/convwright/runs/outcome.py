@@ -26,6 +26,7 @@ from convwright.runs.train import judged
 from convwright.runs.weights_note import KEYS
 from convwright.training import Metrics
 
+Json = Mapping[str, Any]
 INITIAL = "initial.safetensors"  # the weights that a run started from
 
 
@@ -97,30 +98,13 @@ def trial_entry(trial: Evidence) -> dict[str, Any]:
     }
 
 
-def run_record(
-    study: Study,
-    outcome: SearchOutcome,
-    limits: Limits,
-    met: Mapping[str, Any],
-    seconds: Mapping[str, float],
-    more: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return everything of ``result.json`` but the two sides that are compared.
-
-    Args:
-        study: The record.
-        outcome: The end of the search.
-        limits: The budget in numbers.
-        met: As of `check_budget`.
-        seconds: By part of the work; those of the trials are added.
-        more: What else is told of the result.
-    """
+def run_record(study: Study, outcome: SearchOutcome, met: Json, seconds: Json, more: Json) -> dict[str, Any]:
+    """Return everything of ``result.json`` but the sides that are compared; `met` is as of `check_budget`."""
     return {
         "format": FORMAT,
         "version": 1,
         "judgement": JUDGEMENT,
         **study.settings,
-        "limits": dict(limits.limits),
         "budget_met": met,
         **more,
         "trials": [trial_entry(t) for t in outcome.trials],
@@ -134,11 +118,7 @@ def run_record(
 
 
 def write_result(
-    folder: Path,
-    outcome: SearchOutcome,
-    proofs: Sequence[Proof],
-    content: Mapping[str, Any],
-    latency: RunLatency | None = None,
+    folder: Path, outcome: SearchOutcome, proofs: Sequence[Proof], content: Json, latency: RunLatency | None = None
 ) -> None:
     """Write plan, weights, both networks and ``result.json``, which comes last: it says that the others are whole."""
     write_text(folder / "plan.json", outcome.best.candidate.plan.to_json())

@@ -149,6 +149,9 @@ class _Calibration(Task):
     def batches(self, part: str) -> Iterable[Batch]:
         return self.given
 
+    def sizes(self, part: str, batch_size: int) -> list[int]:
+        return super().sizes(part, batch_size) if self.given else []
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         assert self.of_outputs is not None  # checked before any training
         return self.of_outputs(self.forward(model, batch[0]), batch[1])
@@ -232,8 +235,9 @@ class Search:
         made.without_techniques(lambda recipe: True)  # the recipe is the user's
         self.method = made if baseline else WithoutBaseline(made, given=not epochs)
         self.lease, self.metric = float(lease), Metric("score", higher_is_better, unit="")
-        self._task, self._trained = _Calibration(self.arch, batches, loss), not epochs
-        self._check_probes(method, bool(batches) and loss is not None)
+        self._task, given = _Calibration(self.arch, batches, loss), batches != ()
+        self._repairs = Repairs(given and not epochs, given and not epochs, given)
+        self._check_probes(method, given and loss is not None)
         self.settings = {
             "model": arch.source,
             "architecture": digest_of(self.arch),
@@ -312,8 +316,8 @@ class Search:
             )
         probes = tuple(name for name in trial.candidate.probes if not name.startswith(_UNSEEN))
         found = trial.evaluator.looked(trained, self._task, replace(trial.candidate, probes=probes), _RECIPE)
-        score, seen = self.metric.score(value), {"probes": found, "reestimated": trial.reestimated}
-        self._finish(trial, Evidence(trial.candidate, trial.number, score, stderr, trial.costs, **seen), trained)
+        what = trial.candidate, trial.number, self.metric.score(value), stderr, trial.costs, found
+        self._finish(trial, Evidence(*what, reestimated=trial.reestimated), trained)
         self.say(f"trial {trial.number}: score {value:g}")
 
     def fail(self, trial: Trial, why: str) -> None:
@@ -349,7 +353,7 @@ class Search:
             "classes": None,
             "warnings": [],
         }
-        content = run_record(study, outcome, self.limits, check_budget(proofs[1], self.limits), {}, more)
+        content = run_record(study, outcome, check_budget(proofs[1], self.limits), {}, more)
         with self._study.turn():
             write_result(self.folder, outcome, proofs, content)
         return Result(self.folder, outcome.best, outcome.baseline, outcome.trials, content, self.arch)
@@ -384,10 +388,8 @@ class Search:
         os.utime(study.folder / LOCK)
         now = (study.folder / LOCK).stat().st_mtime  # by the clock that stamps leases, whichever machine's it is
         for number in left:
-            task = WorkTask(number, self._asked[number], self._asked)
-            if number in self._trials:
-                continue
-            lease = Lease.taken(study.trial_folder(number), self._owner, now, self.lease)
+            task, folder = WorkTask(number, self._asked[number], self._asked), study.trial_folder(number)
+            lease = None if number in self._trials else Lease.taken(folder, self._owner, now, self.lease)
             if lease is not None and lease.holders <= ATTEMPTS:
                 self._leases[number] = lease
                 return WorkerTask.of(task, study.trial_folder), lease
@@ -400,8 +402,7 @@ class Search:
         number, candidate, parents = task.number, self._asked[task.number], task.parents()
         again = f", after {lease.holders - 1} that ended without a word" if lease.holders > 1 else ""
         self.say(f"trial {number}: {words_of(candidate)}{again}")
-        data, repairs = self._task, Repairs(*[bool(self._task.given)] * 3)
-        evaluator = Evaluator(self.arch, data, _RECIPE, task, repairs=repairs)
+        evaluator = Evaluator(self.arch, self._task, _RECIPE, task, repairs=self._repairs)
         try:
             arch = evaluator.build(candidate, parents)
         except EditError as error:
@@ -410,12 +411,11 @@ class Search:
             self._forget(number)
             return None
         costs, device = costs_of(profile(arch)), device_of(arch.model)
-        seen = evaluator.started(arch, data, number, candidate, parents).images
+        seen = evaluator.started(arch, self._task, number, candidate, parents).images
         arch.model.to(device).train()
         what = candidate.plan, candidate.epochs, candidate.seed, task.trial_folder(number), candidate, arch
-        trial = Trial(number, *what, costs, _shapes(arch.model), lease, evaluator, seen)
-        self._trials[number] = trial
-        return trial
+        self._trials[number] = Trial(number, *what, costs, _shapes(arch.model), lease, evaluator, seen)
+        return self._trials[number]
 
     def _check(self, trial: Trial) -> None:
         if not isinstance(trial, Trial):

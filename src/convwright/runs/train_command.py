@@ -38,13 +38,12 @@ def search_by_command(
     seed: int = 0,
     **options: Any,
 ) -> Result:
-    """Search with a command that trains each candidate.
+    """Search with a shell command that trains each candidate, and leaves its weights in ``{out}/model.safetensors``.
 
     Args:
         model: As for `read`; its weights are drawn from `seed`.
         budget: As for `Search`.
-        train_command: For the shell. Each of ``{plan}``, ``{out}``, ``{weights}``, ``{epochs}``, ``{seed}`` and
-            ``{trial}`` stands for a value; it leaves ``model.safetensors`` in the folder ``{out}``.
+        train_command: Has ``{plan}``, ``{out}``, ``{weights}``, ``{epochs}``, ``{seed}`` and ``{trial}`` for values.
         input_shape: As on the command line.
         num_classes: Outputs of a named network; None: its own.
         weights: A file of trained weights.
