@@ -346,14 +346,8 @@ class Search:
         trials = outcome.baseline, outcome.best
         proofs = [prove(self.arch, each.candidate.plan, study.weights(each.trial)) for each in trials]
         sides = [side(each, proof, None) for each, proof in zip(trials, proofs, strict=True)]
-        more: dict[str, Any] = {
-            "trained_with": {},
-            "baseline": sides[0],
-            "result": sides[1],
-            "classes": None,
-            "warnings": [],
-        }
-        content = run_record(study, outcome, check_budget(proofs[1], self.limits), {}, more)
+        content = run_record(study, outcome, check_budget(proofs[1], self.limits), {}, {"trained_with": {}})
+        content |= {"baseline": sides[0], "result": sides[1], "classes": None, "warnings": []}
         with self._study.turn():
             write_result(self.folder, outcome, proofs, content)
         return Result(self.folder, outcome.best, outcome.baseline, outcome.trials, content, self.arch)
