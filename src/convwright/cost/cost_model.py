@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -75,21 +74,14 @@ class CostModel:
             _arch=arch,
         )
 
-    @cached_property
-    def _least(self) -> Peak:
-        """The least that activations need: not every question asks for it."""
-        return self._peak(storages(self._arch.capture))
-
-    @cached_property
-    def _eager(self) -> Peak:
-        """What eager PyTorch holds, from an execution of the network's code."""
-        return self._peak(self._arch.held)
-
-    def _peak(self, found: tuple[TensorStorage, ...]) -> Peak:
-        sizes = FormMaker(self._arch.channels)
-        moments = _moments(self._arch, sizes, found)
-        basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
-        return Peak(basis, moments, self._arch.inputs.batch)
+    def _peak(self, name: str) -> Peak:
+        """Return a compiled cost; of activations, the least or those that an execution shows, when it is asked for."""
+        if name not in self._costs:
+            arch, sizes = self._arch, FormMaker(self._arch.channels)
+            moments = _moments(arch, sizes, storages(arch.capture) if name == "least" else arch.held)
+            basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
+            self._costs[name] = Peak(basis, moments, arch.inputs.batch)
+        return self._costs[name]
 
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
@@ -123,8 +115,7 @@ class CostModel:
 
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
-        peaks = [self._costs.get(name) or (self._least if name == "least" else self._eager) for name in names]
-        results = {name: peak(table) for name, peak in zip(names, peaks, strict=True)}
+        results = {name: self._peak(name)(table) for name in names}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:
