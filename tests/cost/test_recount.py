@@ -1,3 +1,8 @@
+"""The independent count."""
+
+import torch
+
+from convwright.cost.recount import count_by_torch
 
 
 class Keeps(torch.nn.Module):
