@@ -22,10 +22,9 @@ from convwright.architecture.capture.pytrees import joined, mapped, samples_in, 
 from convwright.errors import ConvwrightError, DataError, first_line
 from convwright.training.data.augment import Augment, square_mask
 from convwright.training.data.images import as_image, statistics
-from convwright.training.data.loader import batch_sizes, derived_seed, next_batch
+from convwright.training.data.loader import batch_sizes, derived_seed, next_batch, seeded
 from convwright.training.settings import single_tensor
 from convwright.training.tasks.base import Batch, BatchOrder, Task, checked
-from convwright.training.tasks.loader import seeded
 from convwright.training.tasks.sources import Source, opened
 
 _SAMPLE = 64  # images that mean and standard deviation are taken from
