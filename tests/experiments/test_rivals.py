@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from convwright.architecture import read
 from convwright.cost import count_by_torch
@@ -175,7 +176,8 @@ def test_tpe_tries_networks_on_the_budget():
 
 
 def test_baselines_are_left_out_of_the_phases():
-    arch = read("zoo:mnist-a")
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 2)]
+    arch = read(nn.Sequential(*layers), (1, 1, 8, 8))
     limits = parse_budget("macs<=50%").resolve(arch.profile())
     method = Phases(options={"tune_epochs": 2}).method_for(arch, limits)
     asked = []
