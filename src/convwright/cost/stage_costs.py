@@ -20,37 +20,12 @@ import numpy as np
 from torch import nn
 
 from convwright.architecture import Architecture
-from convwright.architecture.flow import Block
 from convwright.cost.cost_model import CostModel, _names_in_graph, work_products
 from convwright.cost.counts import weight_tensors
-from convwright.cost.forms import Basis, FormMaker, Ints, Monomial, Products, split
+from convwright.cost.forms import Basis, Form, FormMaker, Peak, Polynomial
 from convwright.errors import BudgetError, EditError, ReadError
 
 Side = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One product of a coefficient and forms, in a repeated block or in none."""
-
-    coefficient: int
-    forms: Monomial
-    block: int
-
-
-class _FormProducts:
-    """Sums of products of forms, each in a repeated block or in none."""
-
-    def __init__(self, basis: Basis, terms: Sequence[_Term]) -> None:
-        self.basis = basis
-        self.products = Products(basis, [term.forms for term in terms])
-        self.coefficients = np.array([t.coefficient for t in terms], np.int64)
-        self.blocks = np.array([t.block for t in terms], np.int64)
-
-    def __call__(self, units: Ints, copies: Ints) -> int:
-        """Return the sum for a candidate: units (1, G), further copies of each repeated block (1, B)."""
-        times = np.append(copies[0] + 1, 1)[self.blocks]  # block -1: the last one
-        return int((self.products(self.basis.variables(units))[0] * self.coefficients * times).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +50,8 @@ class StageCosts:
     blocks: tuple[str, ...]
     side: Side
     arch: Architecture = field(repr=False)
-    _params: _FormProducts = field(repr=False)
-    _readings: dict[Side, _FormProducts | str] = field(repr=False)  # MACs, or why there are none
+    _params: Peak = field(repr=False)
+    _readings: dict[Side, Peak | str] = field(repr=False)  # MACs, or why there are none
 
     @classmethod
     def of(cls, arch: Architecture, blocks: Sequence[str] = ()) -> StageCosts:
@@ -89,13 +64,8 @@ class StageCosts:
         Raises:
             EditError: there is no block of a name.
         """
-        found = [arch.block(name) for name in blocks]
-        sizes = FormMaker(arch.channels)
-        terms, params = _work_terms(arch, sizes, found), _parameter_terms(arch, sizes, found)
-        basis = Basis(sizes.units, [term.forms for term in (*terms, *params)])
         side = tuple(arch.example_input.shape[2:])
-        readings: dict[Side, _FormProducts | str] = {side: _FormProducts(basis, terms)}
-        return cls(CostModel.of(arch), tuple(blocks), side, arch, _FormProducts(basis, params), readings)
+        return cls(CostModel.of(arch), tuple(blocks), side, arch, _params(arch, blocks), {side: _macs(arch, blocks)})
 
     def costs(self, widths: Mapping[str, int], copies: Mapping[str, int], resolution: int | Side) -> dict[str, int]:
         """Return ``macs`` and ``params`` of one candidate.
@@ -118,34 +88,34 @@ class StageCosts:
         counts = np.array([[copies.get(name, 0) for name in self.blocks]], np.int64)
         if counts.min(initial=0) < -1:
             raise BudgetError(f"a block has {counts.min()} further copies; -1 takes it out, and no more can go.")
-        reading, units = self._reading(resolution), row // self.model.steps
+        reading = self._reading(resolution)
         if isinstance(reading, str):
             raise BudgetError(reading)
-        return {"macs": reading(units, counts) // self.arch.inputs.batch, "params": self._params(units, counts)}
+        units = np.concatenate([row // self.model.steps, counts], axis=1)
+        return {"macs": int(reading(units)[0]), "params": int(self._params(units)[0])}
 
     def refusal(self, resolution: int | Side) -> str:
         """Return why the network does not take a resolution; empty if it does."""
         found = self._reading(resolution)
         return found if isinstance(found, str) else ""
 
-    def _reading(self, resolution: int | Side) -> _FormProducts | str:
+    def _reading(self, resolution: int | Side) -> Peak | str:
         side = (resolution,) * len(self.side) if isinstance(resolution, int) else tuple(resolution)
         if side not in self._readings:
             self._readings[side] = self._found(side)
         return self._readings[side]
 
-    def _found(self, side: Side) -> _FormProducts | str:
+    def _found(self, side: Side) -> Peak | str:
         if len(side) != len(self.side) or min(side) < 1:
             return f"a resolution of {side} does not suit inputs of {self.side}."
         try:
             there = self._read_at(side)
-            sizes = FormMaker(there.channels)
-            terms = _work_terms(there, sizes, [there.block(name) for name in self.blocks])
+            found = _macs(there, self.blocks)
         except (ReadError, EditError) as error:
             return f"{self.arch.source} does not take inputs of {'x'.join(map(str, side))}: {error}"
         if tuple(group.name for group in there.free_groups) != self.model.groups:
             return f"{self.arch.source} has other channel groups for inputs of {'x'.join(map(str, side))}."
-        return _FormProducts(Basis(sizes.units, [term.forms for term in terms]), terms)
+        return found
 
     def _read_at(self, side: Side) -> Architecture:
         example = self.arch.example_input.new_zeros((*self.arch.example_input.shape[:2], *side))
@@ -162,22 +132,32 @@ class StageCosts:
         return copy.deepcopy(self.arch.model).to("meta")
 
 
-def _work_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
-    """Return the products of the multiply-accumulates."""
-    owner = {arch.flow.nodes[n].name: i for i, block in enumerate(blocks) for n in arch.flow.span(block)}
-    terms = []
-    for name, forms, times in work_products(arch, sizes):
-        constant, varying = split(forms)
-        terms.append(_Term(constant * times, varying, owner.get(name, -1)))
-    return terms
+# ------------------------------------------------------------------ the polynomials
 
 
-def _parameter_terms(arch: Architecture, sizes: FormMaker, blocks: Sequence[Block]) -> list[_Term]:
-    terms = []
-    names = _names_in_graph(arch)
+def _macs(arch: Architecture, blocks: Sequence[str]) -> Peak:
+    owner = {arch.flow.nodes[n].name: i for i, name in enumerate(blocks) for n in arch.flow.span(arch.block(name))}
+    sizes, total = FormMaker(arch.channels), Polynomial()
+    for node, forms, times in work_products(arch, sizes):
+        total.add((*forms, *_repeated(sizes, owner.get(node))), times)
+    return _compiled(sizes, total, blocks, arch.inputs.batch)
+
+
+def _params(arch: Architecture, blocks: Sequence[str]) -> Peak:
+    modules = [arch.block(name).modules for name in blocks]
+    sizes, total, names = FormMaker(arch.channels), Polynomial(), _names_in_graph(arch)
     for name, tensor in weight_tensors(arch.model).items():
         if isinstance(tensor, nn.Parameter):
-            constant, varying = split(sizes.parameter(names.get(id(tensor), name), tensor.shape))
-            holders = (i for i, b in enumerate(blocks) if any(name.startswith(f"{path}.") for path in b.modules))
-            terms.append(_Term(constant, varying, next(holders, -1)))
-    return terms
+            holders = (i for i, paths in enumerate(modules) if any(name.startswith(f"{path}.") for path in paths))
+            forms = sizes.parameter(names.get(id(tensor), name), tensor.shape)
+            total.add((*forms, *_repeated(sizes, next(holders, None))))
+    return _compiled(sizes, total, blocks)
+
+
+def _repeated(sizes: FormMaker, block: int | None) -> tuple[Form, ...]:
+    """Return one more than the further copies of a block, as a length: they are a group of their own."""
+    return () if block is None else (Form(1, ((len(sizes.units) + block, 1),)),)
+
+
+def _compiled(sizes: FormMaker, total: Polynomial, blocks: Sequence[str], batch: int = 1) -> Peak:
+    return Peak(Basis([*sizes.units, *[1] * len(blocks)], total.terms), [total], batch)
