@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -57,7 +57,9 @@ class CostModel:
     def of(cls, arch: Architecture) -> CostModel:
         """Make the cost model of a network."""
         sizes = FormMaker(arch.channels)
-        macs = _macs(arch, sizes)
+        macs = Polynomial()
+        for _, forms, times in work_products(arch, sizes):
+            macs.add(forms, times)
         params, weight_bytes = _weights(arch, sizes)
         basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes))))
         return cls(
@@ -175,16 +177,17 @@ def _value(arch: Architecture, node: str, output: int | None = None) -> Value:
     return value[output or 0] if isinstance(value, list) else value
 
 
-def _macs(arch: Architecture, sizes: FormMaker) -> Polynomial:
-    """Multiply-accumulates of the whole batch, with work on weights counted once per sample."""
-    total = Polynomial()
+def work_products(arch: Architecture, sizes: FormMaker) -> Iterator[tuple[str, list[Form], int]]:
+    """Yield every product of the multiply-accumulates: its node, its factors, and how often the batch does it.
+
+    All is of the whole batch, so work on weights, which is done once, counts once per sample.
+    """
     once = done_once(arch.capture)
     for node in arch.capture.graph.nodes:
         work = work_of(node) if node.op == "call_function" else None
-        times = arch.inputs.batch if node.name in once else 1
         for term in work or ():
-            total.add([f for factor in term for f in _forms(arch, sizes, factor)], times)
-    return total
+            forms = [form for factor in term for form in _forms(arch, sizes, factor)]
+            yield node.name, forms, arch.inputs.batch if node.name in once else 1
 
 
 def _forms(arch: Architecture, sizes: FormMaker, factor: Factor) -> list[Form]:
@@ -214,7 +217,7 @@ def _names_in_graph(arch: Architecture) -> dict[int, str]:
 
 
 def _moments(arch: Architecture, sizes: FormMaker, found: tuple[TensorStorage, ...]) -> list[Polynomial]:
-    """Return the bytes that are live whenever memory is taken (of the whole batch, as ``_macs``)."""
+    """Return the bytes that are live whenever memory is taken (of the whole batch, as ``work_products``)."""
     once = done_once(arch.capture)
     factors = [
         sizes.numel(_value(arch, s.node, s.output)) if s.node else [Form(length) for length in s.shape] for s in found

@@ -157,12 +157,17 @@ class PhasedDesign(Scripted):
         """Ask for options and, beside them, the untouched network, all trained on; return the options' evidence."""
         seed = self.terms.seed + len(self._links)
         asked = [self._candidate(at, option, seed) for option in options]
-        link = Candidate(self.untouched, self._links[-1], self.terms.tune_epochs, seed, role="baseline")
-        *found, baseline = yield (*asked, link)
+        evidence = yield (*asked, *self._beside(seed))
+        found, beside = evidence[: len(asked)], evidence[len(asked) :]
         # Where the phase led nowhere, its baseline does not count: it would be trained longer than the result.
-        if baseline.usable and any(e.usable for e in found):
-            self._links.append(baseline.trial)
-        return tuple(found)
+        if any(e.usable for e in found):
+            self._links += [baseline.trial for baseline in beside if baseline.usable]
+        return found
+
+    def _beside(self, seed: int) -> Batch:
+        """Return the training of the untouched network beside that of a phase."""
+        epochs = self.terms.tune_epochs
+        return (Candidate(self.untouched, self._links[-1], epochs, seed, role="baseline"),)
 
     def _candidate(self, at: _Stand, option: _Option, seed: int) -> Candidate:
         plan = at.evidence.candidate.plan.with_edits(*option.edits)

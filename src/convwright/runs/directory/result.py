@@ -14,6 +14,7 @@ from convwright.architecture import Architecture
 from convwright.cost.budget import MEASURED, human
 from convwright.edits import Plan
 from convwright.methods import Evidence
+from convwright.methods.shared.dominance import dominates
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import reshaped
@@ -91,9 +92,7 @@ class Result:
 
 def beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
     """Return whether a trial is no worse in score and in every cost, and better in one of them."""
-    no_worse = one.score >= other.score and all(one.costs[m] <= other.costs[m] for m in metrics)
-    better = one.score > other.score or any(one.costs[m] < other.costs[m] for m in metrics)
-    return no_worse and better
+    return dominates(*((each.score, *(-each.costs[m] for m in metrics)) for each in (one, other)))
 
 
 def non_dominated(trials: Sequence[Evidence], metrics: Sequence[str]) -> tuple[Evidence, ...]:
