@@ -50,10 +50,9 @@ class Regression(DatasetTask):
         return numbers
 
     def loss_of(self, output: Any, targets: Any) -> Tensor:
-        found: Tensor = self.criterion(output_like(output, targets, self.name), targets)
-        return found
+        return self.criterion(output_like(output, targets, self.name), targets)
 
-    def measured(self, output: Any, targets: Any) -> Tensor:
+    def measured(self, output: Any, targets: Tensor) -> Tensor:
         return output_like(output, targets, self.name) - targets
 
     def summary(self, rows: Tensor) -> dict[str, float]:
