@@ -16,7 +16,7 @@ from convwright.export.registry import Exported, difference, target
 from convwright.export.source.text import literal
 from convwright.passwords import public_command
 from convwright.runs.directory.files import load_weights, save_weights, write_text
-from convwright.runs.directory.result import compared_with, rows
+from convwright.runs.directory.result import compared_with, rows, written
 from convwright.runs.verdict import warnings_in
 from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
@@ -85,7 +85,7 @@ def _costs(run: Exportable) -> str:
     for part in ("validation", "test"):
         judged = run.record.get(part) if run.kind == "training" else None
         if judged:
-            cells.append((f"{part} accuracy", "", f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"))
+            cells.append((f"{part} {run.metric.name}", "", written(run.metric, judged)))
     return markdown_table(("", "original", "this network"), cells, (1, 2))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.edits import InexactEditWarning, Plan, apply
 from convwright.errors import RunError, counted
+from convwright.ranking import Metric, metric_of
 from convwright.report.recorded import recorded_trials
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.result import load_result
@@ -34,7 +35,7 @@ class Exportable:
         record: ``result.json``, ``training.json`` or, of an unfinished run, its settings.
         kind: ``"result"``, ``"training"`` or ``"unfinished"``.
         trial: of an unfinished run, the number of the trial that is exported.
-        trial_score: of an unfinished run, its validation accuracy.
+        trial_score: of an unfinished run, its score on the validation part.
     """
 
     arch: Architecture
@@ -56,6 +57,11 @@ class Exportable:
         return recorded(self.record, self.folder)[1]
 
     @property
+    def metric(self) -> Metric:
+        """What networks were ranked by."""
+        return metric_of(self.record)
+
+    @property
     def title(self) -> str:
         """Say in a few words what it is."""
         changed = f", redesigned by {counted(len(self.plan.edits), 'edit')}" if self.plan.edits else ""
@@ -67,7 +73,7 @@ def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | 
 
     Args:
         folder: of `optimize` or `train`. Of an unfinished search, the trained trial of the highest validation
-            accuracy is taken.
+            accuracy, or the best other metric, is taken.
         model: the original network; None: the one that the run names.
         storage: URL of the database with the trials of an unfinished run; None: as the run recorded it, without a
             password.

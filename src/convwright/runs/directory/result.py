@@ -14,6 +14,7 @@ from convwright.architecture import Architecture
 from convwright.cost.budget import MEASURED, human
 from convwright.edits import Plan
 from convwright.methods import Evidence
+from convwright.ranking import Metric, metric_of
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import reshaped
@@ -63,15 +64,15 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Costs of the result, latency in seconds where it was measured, accuracy as ``validation`` and ``test``."""
-        side = self.data["result"]
-        judged = {part: side[part]["accuracy"] for part in ("validation", "test") if side[part]}
+        """Costs of the result, latency in seconds where measured; ``validation`` and ``test``, values of the metric."""
+        side, value = self.data["result"], metric_of(self.data).score
+        judged = {part: value(side[part]["accuracy"]) for part in ("validation", "test") if side[part]}
         times = {"latency": side["latency"]["median"]} if "latency" in side else {}
         return {**side["costs"], **times, **judged}
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
-        """What is wrong with the result, if anything: accuracy lost, near chance, over-fitting, classes lost."""
+        """What is wrong with the result, if anything: much worse, near chance, over-fitting, classes lost."""
         return warnings_in(self.data)
 
     @property
@@ -126,7 +127,7 @@ _COSTS = {
 
 def rows(data: Mapping[str, Any]) -> list[ResultRow]:
     """Return the table of a ``result.json``."""
-    before, after = data["baseline"], data["result"]
+    before, after, judged = data["baseline"], data["result"], metric_of(data)
     lines = [_counted(name, before["counts"][m][who], after["counts"][m][who]) for name, (m, who) in _COSTS.items()]
     for metric, unit in (("activations", "activation memory, bytes"), ("weights", "weights, bytes")):
         if metric in before["costs"]:
@@ -137,13 +138,13 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
     given = as_given(data)
     if given is not None:
-        lines.append(_accuracy("validation", _judged(given), after["validation"], ", the network as given"))
-    lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
+        lines.append(_scores(judged, "validation", _judged(given), after["validation"], ", the network as given"))
+    lines += [_scores(judged, part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     classes = data.get("classes") or {}
     if classes.get("balanced"):
         one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]
         name = f"balanced {classes['part']} accuracy"
-        lines.append(ResultRow(name, f"{one:.2%}", f"{two:.2%}", f"{100 * (two - one):+.2f} points"))
+        lines.append(ResultRow(name, judged.shown(one), judged.shown(two), judged.change(one, two)))
     lines.append(ResultRow("budget", "", _verdict(data["budget_met"])))
     return lines
 
@@ -158,14 +159,16 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{median} ({lower} to {upper})"
 
 
-def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float], whose: str = "") -> ResultRow:
-    one, two = before["accuracy"], after["accuracy"]
-    return ResultRow(f"{part} accuracy{whose}", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
+def _scores(
+    metric: Metric, part: str, before: Mapping[str, float], after: Mapping[str, float], whose: str = ""
+) -> ResultRow:
+    change = metric.change(before["accuracy"], after["accuracy"])
+    return ResultRow(f"{part} {metric.name}{whose}", written(metric, before), written(metric, after), change)
 
 
-def percent(judged: Mapping[str, float]) -> str:
-    """Write an accuracy with its standard error."""
-    return f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"
+def written(metric: Metric, judged: Mapping[str, float]) -> str:
+    """Write a recorded judgement with its standard error."""
+    return metric.shown(judged["accuracy"], judged["stderr"])
 
 
 def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
@@ -196,7 +199,8 @@ def compared_with(result: Mapping[str, Any]) -> str:
     said, given = "The baseline is the untouched network, trained by the same recipe for as long.", as_given(result)
     if given is None:
         return said
-    said += f" As it was given, its validation accuracy was {percent(_judged(given))}."
+    metric = metric_of(result)
+    said += f" As it was given, its validation {metric.name} was {written(metric, _judged(given))}."
     epochs = {trial["trial"]: trial["epochs"] for trial in result["trials"]}
     return said if epochs[result["result"]["trial"]] else f"{said} The result itself was not trained further."
 
