@@ -296,7 +296,7 @@ def _rebuilt(plan: Plan, named: str) -> dict[str, Any] | None:
     """Build the networks of a plan by name; None where what that name means now is another network."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = read(named, plan.input_shape, **plan.options)
+        before = read(named, plan.example, **plan.options)
         costs = profile(before)
         if (costs.macs, costs.params) != (plan.macs, plan.params):
             return None

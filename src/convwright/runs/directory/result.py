@@ -21,6 +21,7 @@ from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import ResultWarning, as_given, judged_as_it_came, warnings_in
 
 if TYPE_CHECKING:
+    from convwright.export import Exported
     from convwright.report import Report
 
 FORMAT = "convwright result"
@@ -46,16 +47,21 @@ class Result:
     data: Mapping[str, Any]
     original: Architecture
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
         """The network that is handed back, of the original's class, with its weights, in eval mode.
 
         Raises:
             RunError: The files of the run are gone or damaged.
         """
-        model = reshaped(self.original, self.plan).model
-        load_weights(model, self.folder / WEIGHTS)
-        return model.eval()
+        return self._network.model
+
+    @cached_property
+    def _network(self) -> Architecture:
+        network = reshaped(self.original, self.plan)
+        load_weights(network.model, self.folder / WEIGHTS)
+        network.model.eval()
+        return network
 
     @property
     def plan(self) -> Plan:
@@ -65,10 +71,7 @@ class Result:
     @property
     def metrics(self) -> dict[str, float]:
         """Costs of the result, latency in seconds where measured; ``validation`` and ``test``, values of the metric."""
-        side, value = self.data["result"], metric_of(self.data).score
-        judged = {part: value(side[part]["accuracy"]) for part in ("validation", "test") if side[part]}
-        times = {"latency": side["latency"]["median"]} if "latency" in side else {}
-        return {**side["costs"], **times, **judged}
+        return metrics_of(self.data)
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
@@ -88,6 +91,26 @@ class Result:
         from convwright.report import report_of
 
         return report_of(self.folder)
+
+    def export(self, to: str, out: str | Path | None = None) -> Exported:
+        """Write the network as ``python``, ``onnx``, ``pt2`` or ``safetensors``, and check it; see `export_run`.
+
+        Args:
+            to: The target.
+            out: The folder; None: ``export/TARGET`` in the run directory.
+        """
+        from convwright.export import Exportable, export_network
+
+        return export_network(Exportable(self._network, self.plan, self.folder, self.data), to, out)
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return costs and values of the metric of a ``result.json`` or ``training.json``, as `Result.metrics` does."""
+    side, value = record.get("result", record), metric_of(record).score
+    costs = side.get("costs") or {name: side[name] for name in ("macs", "params") if name in side}
+    judged = {part: value(side[part]["accuracy"]) for part in ("validation", "test") if side.get(part)}
+    times = {"latency": side["latency"]["median"]} if "latency" in side else {}
+    return {**costs, **times, **judged}
 
 
 def beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
