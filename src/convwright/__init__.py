@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         scale_widths,
     )
     from convwright.errors import BudgetError, ConvwrightError, DataError, EditError, ReadError, RecipeError, RunError
+    from convwright.export import load
     from convwright.methods import allocate
     from convwright.metrics.bundles.counter import Bundles, bundles
     from convwright.metrics.quality.channel_quality import ChannelQuality, channel_quality
@@ -64,6 +65,7 @@ _HOMES = {
         "Bundles", "ChannelQuality", "Evbmf", "ReceptiveField", "bundles", "channel_quality", "evbmf",
         "receptive_field",
     ),
+    "convwright.export": ("load",),
     "convwright.methods": ("allocate",),
     "convwright.runs": ("Result", "compress", "optimize"),
     "convwright.training": ("Metric", "Recipe", "Task", "TrainResult", "load_data", "tasks", "train"),
@@ -79,8 +81,8 @@ __all__ = [
     "Kernel", "Layer", "Metric", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError",
     "RemoveBlock", "Replace", "Resolution", "Result", "RunError", "Stage", "Task", "TrainResult", "Width",
     "__version__", "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf",
-    "layers", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs",
-    "saliency", "scale_widths", "tasks", "techniques", "train", "training", "zoo",
+    "layers", "load", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field",
+    "runs", "saliency", "scale_widths", "tasks", "techniques", "train", "training", "zoo",
 ]  # fmt: skip
 
 

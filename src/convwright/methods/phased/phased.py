@@ -264,9 +264,9 @@ class PhasedDesign(Scripted):
         if not found.usable:
             self._note(name, f"not kept, {_failures([found], named)}", named)
         elif found.score <= best.score or not self._meets(found):
-            self._note(name, f"{words} is not kept: {found.score:.2%} against {best.score:.2%}", named)
+            self._note(name, f"{words} is not kept: {found.shown} against {best.shown}", named)
         else:
-            self._note(name, f"{words}, {_numbers(found)}, against {best.score:.2%}", named, found.trial)
+            self._note(name, f"{words}, {_numbers(found)}, against {best.shown}", named, found.trial)
             return self._stand_at(found, after)
         return alone
 
@@ -294,16 +294,11 @@ def _words(found: Sequence[Evidence], options: Sequence[_Option]) -> dict[int, s
 
 def _numbers(evidence: Evidence) -> str:
     costs = evidence.costs
-    return (
-        f"trial {evidence.trial} at {evidence.score:.2%} ± {evidence.stderr:.2%} "
-        f"with {costs['params']:,} parameters and {costs['macs']:,} MACs"
-    )
+    return f"trial {evidence.trial} at {evidence.judged} with {costs['params']:,} parameters and {costs['macs']:,} MACs"
 
 
 def _rest(best: Evidence, found: Sequence[Evidence], words: Mapping[int, str]) -> str:
-    others = [
-        f"{words[e.trial]} {f'{e.score:.2%}' if e.usable else f'failed ({e.message})'}" for e in found if e is not best
-    ]
+    others = [f"{words[e.trial]} {e.shown if e.usable else f'failed ({e.message})'}" for e in found if e is not best]
     return f", against {'; '.join(others)}" if others else ""
 
 

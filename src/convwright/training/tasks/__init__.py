@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from convwright.training.tasks.base import BaseTask, Batch, Metric, Metrics, Part, Task
+from convwright.ranking import Metric
+from convwright.training.tasks.base import BaseTask, Batch, Metrics, Part, Task
 from convwright.training.tasks.dataset import DatasetTask
 from convwright.training.tasks.detection import Detection
 from convwright.training.tasks.multilabel import Multilabel

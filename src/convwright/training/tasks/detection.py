@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from convwright.errors import DataError
-from convwright.training.tasks.base import Batch, Metric, training_code
+from convwright.ranking import Metric
+from convwright.training.tasks.base import Batch, training_code
 from convwright.training.tasks.dataset import DatasetTask, library, plain, size_of
 from convwright.training.tasks.sources import coco_boxes, voc_boxes
 

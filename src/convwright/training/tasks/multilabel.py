@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convwright.errors import DataError
-from convwright.training.tasks.base import Metric
+from convwright.ranking import Metric
 from convwright.training.tasks.dataset import DatasetTask, bootstrap, library, output_like
 from convwright.training.tasks.sources import folder_table, npz
 

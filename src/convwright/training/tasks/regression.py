@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 
 from convwright.errors import DataError
+from convwright.ranking import Metric
 from convwright.training.settings import single_tensor
-from convwright.training.tasks.base import Metric
 from convwright.training.tasks.dataset import DatasetTask, mean_of, output_like, plain, size_of
 from convwright.training.tasks.sources import folder_table, npz
 

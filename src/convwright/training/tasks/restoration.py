@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from convwright.errors import DataError
+from convwright.ranking import Metric
 from convwright.training.data.images import as_image
-from convwright.training.tasks.base import Metric
 from convwright.training.tasks.dataset import DatasetTask, library, mean_of, output_like
 from convwright.training.tasks.sources import as_read, folder_images, folder_pairs, npz
 

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 
 from convwright.errors import DataError
+from convwright.ranking import Metric
 from convwright.training.settings import single_tensor
-from convwright.training.tasks.base import Batch, Loss, Metric
+from convwright.training.tasks.base import Batch, Loss
 from convwright.training.tasks.dataset import DatasetTask, bootstrap, library
 from convwright.training.tasks.losses import distillation_loss
 from convwright.training.tasks.sources import coco_masks, folder_pairs, npz, read_mask, voc_masks

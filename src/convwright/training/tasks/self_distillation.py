@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in, tensors_of
 from convwright.errors import DataError
-from convwright.training.tasks.base import Batch, Metric
+from convwright.ranking import Metric
+from convwright.training.tasks.base import Batch
 from convwright.training.tasks.dataset import DatasetTask, mean_of
 from convwright.training.tasks.losses import distillation_loss
 from convwright.training.tasks.sources import folder_images, npz
@@ -49,9 +50,11 @@ class SelfDistillation(DatasetTask):
     def target(self, value: Any, size: tuple[int, int], where: str) -> None: ...
 
     def distance(self, own: Sequence[Tensor], taught: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+        pairs = [(one.float(), other.float()) for one, other in zip(own, taught, strict=True)]
         if not self.softmax:
-            return super().distance(own, taught, temperature)
-        return torch.stack([distillation_loss(a, b, temperature) for a, b in zip(own, taught, strict=True)]).mean()
+            away = [(a - b).square().mean() / b.square().mean().clamp_min(1e-12) for a, b in pairs]
+            return torch.stack(away).mean()
+        return torch.stack([distillation_loss(a, b, temperature) for a, b in pairs]).mean()
 
     def _both(self, model: nn.Module, inputs: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return the outputs of network and teacher."""
