@@ -180,7 +180,7 @@ class SameClass(cw.Task):
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.images, self.seed, self.passes = cifar(folder), seed, 0
-        self.counts = {"train": 12000, "val": 2000, "test": 4000}
+        self.counts = {"train": 8000, "val": 2000, "test": 4000}
 
     def _pairs(self, part: str, seed: int) -> tuple[Tensor, Tensor]:
         labels = self.images[part][1]
@@ -374,7 +374,7 @@ def regression(folder: Path, seed: int) -> tuple[nn.Module, Any]:
 def segmentation(folder: Path, seed: int) -> tuple[nn.Module, Any]:
     """Discs, squares and triangles of photographs on photographs."""
     images = cifar(folder)
-    data = parts_of(lambda part: shapes_sample(images[part][0], len(part)), 2000, 300, 600)
+    data = parts_of(lambda part: shapes_sample(images[part][0], len(part)), 1500, 300, 600)
     return UNet(4), tasks.Segmentation(data, classes=("ground", "disc", "square", "triangle"))
 
 
@@ -408,7 +408,7 @@ ADAM = {**PLAIN, "optimizer": "adamw", "weight_decay": 1e-2, "nesterov": False}
 CASES = {
     "multilabel": Case(multilabel, {**PLAIN, "lr": 0.1, "epochs": 8}, {"lr": 0.03, "epochs": 3}),
     "regression": Case(regression, {**ADAM, "lr": 3e-3, "epochs": 8}, {"lr": 1e-3, "epochs": 3}),
-    "segmentation": Case(segmentation, {**ADAM, "lr": 3e-3, "epochs": 8, "batch_size": 32}, {"lr": 1e-3, "epochs": 3}),
+    "segmentation": Case(segmentation, {**ADAM, "lr": 3e-3, "epochs": 6, "batch_size": 32}, {"lr": 1e-3, "epochs": 3}),
     "detection": Case(
         detection, {**ADAM, "lr": 2e-3, "epochs": 20, "batch_size": 8, "hflip": True}, {"lr": 1e-3, "epochs": 6}
     ),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import results_page
 from table_kit import ROOT, Json, accuracy, load, markdown, missing, percent, provenance, table
+
+from convwright.training.tasks import Metric
+
+COMMAND = "python benchmarks/tasks.py --data-dir DATA"
 
 # ------------------------------------------------------------------ README
 
@@ -143,6 +148,32 @@ def reading() -> str:
     )
     head = ("network", "read, s", "by export", "change", "with proof", "torch-pruning")
     return said + markdown(head, rows, right=(1, 2, 3, 4, 5)) + "\n\n" + provenance(data)
+
+
+@table("task-runs")
+def task_runs() -> str:
+    """One real run per kind of task: the untouched network, tuned as long, beside the one at half its MACs."""
+    data = load("tasks")
+    if not data:
+        return missing("tasks")
+    found: dict[str, list[Json]] = {}
+    for row in data["rows"]:
+        found.setdefault(row["task"], []).append(row)
+    lines = []
+    for name, rows in found.items():
+        metric = Metric(**rows[0]["metric"])
+        sides = [[row[side]["test"]["accuracy"] for row in rows] for side in ("baseline", "result")]
+        before, after = (statistics.fmean(side) for side in sides)
+        change = metric.change(before, after)
+        if len(rows) > 1:  # of the paired differences
+            spread = statistics.stdev(two - one for one, two in zip(*sides, strict=True))
+            change += f" ± {100 * spread:.2f}" if metric.unit == "%" else f" ± {spread:.3g}"
+        shares = (row["result"]["costs"]["macs"] / row["baseline"]["costs"]["macs"] for row in rows)
+        shown = metric.shown(before), metric.shown(after), change, percent(max(shares)), len(rows)
+        lines.append((name, metric.name, *shown, f"{statistics.fmean(r['seconds']['all'] for r in rows) / 60:.0f}"))
+    head = ("task", "ranked by", "untouched, test", "ours, test", "change", "MACs", "seeds", "minutes")
+    first = data["rows"][0]
+    return markdown(head, lines, right=(2, 3, 4, 5, 6, 7)) + "\n\n" + provenance({**first, "command": COMMAND})
 
 
 @table("cost-model")

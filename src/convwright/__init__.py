@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         scale_widths,
     )
     from convwright.errors import BudgetError, ConvwrightError, DataError, EditError, ReadError, RecipeError, RunError
+    from convwright.export import load
     from convwright.methods import allocate
     from convwright.metrics.bundles.counter import Bundles, bundles
     from convwright.metrics.quality.channel_quality import ChannelQuality, channel_quality
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from convwright.runs import Result
     from convwright.runs.optimize import compress, optimize
     from convwright.runs.own_loop import Search, Trial
-    from convwright.training import Metric, Recipe, Task, TrainResult, load_data, train
+    from convwright.training import Metric, Recipe, Task, TrainResult, load_data, tasks, train
 
 __version__ = "0.1.0"
 
@@ -65,9 +66,10 @@ _HOMES = {
         "Bundles", "ChannelQuality", "Evbmf", "ReceptiveField", "bundles", "channel_quality", "evbmf",
         "receptive_field",
     ),
+    "convwright.export": ("load",),
     "convwright.methods": ("allocate",),
     "convwright.runs": ("Result", "Search", "Trial", "compress", "optimize"),
-    "convwright.training": ("Metric", "Recipe", "Task", "TrainResult", "load_data", "train"),
+    "convwright.training": ("Metric", "Recipe", "Task", "TrainResult", "load_data", "tasks", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = (
@@ -80,8 +82,8 @@ __all__ = [
     "Kernel", "Layer", "Metric", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError",
     "RemoveBlock", "Replace", "Resolution", "Result", "RunError", "Search", "Stage", "Task", "TrainResult", "Trial",
     "Width", "__version__", "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf",
-    "layers", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs",
-    "saliency", "scale_widths", "techniques", "train", "training", "zoo",
+    "layers", "load", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field",
+    "runs", "saliency", "scale_widths", "tasks", "techniques", "train", "training", "zoo",
 ]  # fmt: skip
 
 

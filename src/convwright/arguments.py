@@ -44,10 +44,10 @@ OPTIMIZE: Mapping[str, str] = {
     "storage": "Database of the trials, such as postgresql://user@host/runs; default: a file in the run directory.",
     "proxy_classes": "Number of classes on which candidates are ranked; the result is trained on all data.",
     "proxy_samples": "Number of training images on which candidates are ranked; the result is trained on all data.",
-    "objective": "Accuracy and one or two costs, such as accuracy,macs: several networks are sought of which none is "
-    "beaten in all of them; they are in front/ of the run directory.",
-    "max_drop": "Points of accuracy that the result may be below the baseline; with more it is written, too, and the "
-    "command ends with exit code 3.",
+    "objective": "Accuracy (of a task, its metric) and one or two costs, such as accuracy,macs: several networks are "
+    "sought of which none is beaten in all of them; they are in front/ of the run directory.",
+    "max_drop": "Points of accuracy that the result may be below the baseline, or as much of another metric in its "
+    "unit, such as dB; with more it is written, too, and the command ends with exit code 3.",
     "baseline": "Whether the untouched network is trained on for as long as the result, to compare with; else it is "
     "compared as it is.",
     "reestimate": "Whether batch norm is re-estimated on training images where an edit changed the function or a "

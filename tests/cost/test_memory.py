@@ -211,6 +211,18 @@ def test_what_a_module_keeps_is_held_by_a_copy_and_not_by_the_network():
     assert not hasattr(arch.model, "kept")
 
 
+def test_what_is_held_is_found_without_a_trace_in_buffers_and_random_states():
+    def run(m, x):
+        m.a.running_mean.add_(1)
+        return m.a(x) + torch.rand(1)
+
+    arch = read(Net(run, a=torch.nn.BatchNorm2d(2)), torch.rand(1, 2, 4, 4))
+    state = torch.get_rng_state()
+    assert arch.profile().eager_activation_bytes > 0
+    assert not arch.model.a.running_mean.any()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("name", ["zoo:resnet20", "torchvision:shufflenet_v2_x0_5", "timm:mobilevitv2_050"])
 def test_eager_is_what_a_real_pass_holds_and_follows_the_widths(name):
     arch = cw.read(name)

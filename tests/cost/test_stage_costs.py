@@ -76,6 +76,8 @@ class Rearranged(nn.Module):
 def test_a_network_that_must_be_read_anew():
     arch = cw.read(Rearranged(), "1x3x17x17")
     costs = StageCosts.of(arch)
+    kept = StageCosts.of(cw.Constraints(keep=("first",)).bound(arch))
+    assert kept.costs({}, {}, 21) == costs.costs({}, {}, 21)  # read anew with the user's constraints
     for side in (17, 21, 33):
         assert costs.costs({"first": 11}, {}, side) == counted(
             arch.apply(cw.Width("first", 11), cw.Resolution(side), verify=False)

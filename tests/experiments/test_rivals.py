@@ -10,22 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from convwright.architecture import read
 from convwright.cost import count_by_torch
 from convwright.cost.budget import parse_budget
-from convwright.edits import Plan, RemoveBlock
+from convwright.edits import RemoveBlock
 from convwright.errors import ConvwrightError
 from convwright.experiments.designs.design import DesignContext, NetworkSpec, made, opened
 from convwright.experiments.designs.search_design import FOUND, Question, Searched
 from convwright.experiments.papers import EXPERIMENTS
 from convwright.experiments.papers.baselines import rows as rivals
-from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, Phases, Rest, WithoutBaselines
+from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, Phases, Rest
 from convwright.experiments.papers.baselines.optuna_tpe import TpeSearch
 from convwright.experiments.papers.baselines.tables import clear, compute, conclude, verdict
 from convwright.experiments.papers.baselines.torch_pruning import Pruned, narrowed, widths_of
 from convwright.experiments.reproduce import reproduce
-from convwright.methods import Candidate, Evidence, Method
+from convwright.methods import Evidence
 from convwright.training.data.resized import resized_data
 
 OPTIONS = {"widths": [5, 7, 11], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}
@@ -174,49 +175,21 @@ def test_tpe_tries_networks_on_the_budget():
     assert len(set(one)) == 5
 
 
-def test_baselines_are_left_out_of_a_search():
-    empty = Plan.empty(read("zoo:mnist-a"))
-    plans = [empty.with_edits(RemoveBlock(name)) for name in "abc"]
-
-    class Told(Method):
-        def __init__(self):
-            base, beside = Candidate(empty, None, 2, 0, role="base"), Candidate(empty, 0, 1, 1, role="baseline")
-            self.batches = [
-                (base,),
-                (Candidate(plans[0], 0, 1, 1), beside, Candidate(plans[1], 0, 1, 1)),
-                (beside,),
-                (Candidate(plans[2], 3, 1, 2),),
-            ]
-            self.results = {}
-
-        def ask(self):
-            numbers = [list(range(sum(map(len, self.batches[:i])), sum(map(len, self.batches[: i + 1]))))
-                       for i in range(4)]  # fmt: skip
-            for batch, own in zip(self.batches, numbers, strict=True):
-                if left := tuple(c for c, n in zip(batch, own, strict=True) if n not in self.results):
-                    return left
-            return ()
-
-        def tell(self, evidence):
-            assert evidence.trial not in self.results
-            self.results[evidence.trial] = evidence
-
-        def best(self):
-            return self.results.get(5)
-
-    inner = Told()
-    outer = WithoutBaselines(inner)
-    asked, number = [], 0
-    while batch := outer.ask():
-        for candidate in batch:
+def test_baselines_are_left_out_of_the_phases():
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 2)]
+    arch = read(nn.Sequential(*layers), (1, 1, 8, 8))
+    limits = parse_budget("macs<=50%").resolve(arch.profile())
+    method = Phases(options={"tune_epochs": 2}).method_for(arch, limits)
+    asked = []
+    for _ in range(2):  # the untouched network, and a phase
+        for candidate in method.ask():
+            costs = {"macs": limits.limits["macs"] if asked else 2 * limits.limits["macs"], "params": 1}
             asked.append(candidate)
-            outer.tell(Evidence(candidate, number, 0.5, 0.0, {}))
-            number += 1
-    assert [(c.role, c.parent) for c in asked] == [("base", None), ("candidate", 0), ("candidate", 0), ("candidate", 2)]
-    assert {n: e.usable for n, e in inner.results.items()} == {0: True, 1: True, 2: False, 3: True, 4: False, 5: True}
-    assert all(e.trial == n for n, e in inner.results.items())
-    assert inner.results[5].candidate.parent == 3
-    assert (outer.found.plan, outer.found.parent, outer.best().trial) == (plans[2], 3, 3)
+            method.tell(Evidence(candidate, len(asked) - 1, 0.5, 0.01, costs))
+    assert [c.role for c in asked] == ["base"] + ["candidate"] * (len(asked) - 1)
+    best = method.best()
+    assert (method.found.plan, method.found.parent) == (best.candidate.plan, best.trial)
+    assert asked[best.trial] is best.candidate
 
 
 def test_a_latency_is_taken_at_each_networks_own_resolution(monkeypatch, small):

@@ -121,11 +121,13 @@ def test_who_follows_the_export_gets_the_accuracy_of_the_record(trained: Path, m
             assert isinstance(mean, Tensor)
             assert accuracy(lambda x, mean=mean, std=std: model((x / 255 - mean) / std)) == recorded
             assert scope["CLASS_NAMES"] == names
-    told = {"mean": "", "std": "", "class_names": ""}
+    told = {"mean": "", "std": "", "class_names": "", "input_shape": ""}
     torch.export.load(trained / "export" / "pt2" / "model.pt2", extra_files=told)
     assert json.loads(told["mean"]) == list(program.MEAN)
+    assert json.loads(told["input_shape"]) == list(program.INPUT_SHAPE) == [1, 28, 28]
     note = weights_note(trained / "export" / "safetensors" / "model.safetensors")
-    assert note == {"normalisation": {"mean": [*program.MEAN], "std": [*program.STD]}, "class_names": [*names]}
+    usage = {"normalisation": {"mean": [*program.MEAN], "std": [*program.STD]}, "class_names": [*names]}
+    assert note == usage | {"input_shape": [1, 28, 28]}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -165,6 +167,8 @@ def test_an_onnx_file_says_how_images_are_normalised(trained: Path, monkeypatch:
         return torch.from_numpy(scope["scores"])
 
     assert accuracy(scores) == pytest.approx(recorded, abs=1e-3)
+    session = importlib.import_module("onnxruntime").InferenceSession("model.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["input_shape"]) == [1, 28, 28]
 
 
 def test_names_of_classes_are_data_and_no_code(training: Path) -> None:

@@ -21,7 +21,6 @@ from convwright.metrics.quality.channel_quality import (
     members,
     network_quality,
     of_metric,
-    rank_slope,
 )
 from convwright.metrics.quality.evbmf import CROSSED, NOT_FINITE, ZERO
 
@@ -199,18 +198,6 @@ def test_tall_kernels_where_the_published_code_is_wrong():
 def test_qc_by_hand(rank, condition, kept, parity, expected):
     below = _denominator(condition, kept, parity)
     assert math.atan2(rank, below) == pytest.approx(expected, abs=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "slope"), [((0.1, 0.2, 0.35, 0.3), 0.12499375), ((0.3,), 0), ((0.3, 0.2), 0), ((0.1, 0.4, 0.4), 0.29997)]
-)
-def test_the_slope_of_the_first_version(ranks, slope):
-    assert rank_slope(ranks) == pytest.approx(slope, abs=1e-7)
-
-
-def test_a_slope_needs_epochs():
-    with pytest.raises(ValueError, match="one epoch or more"):
-        rank_slope(())
 
 
 # ------------------------------------------------------------------ laws

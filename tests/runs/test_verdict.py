@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convwright.errors import ConvwrightError, RunError
+from convwright.ranking import Metric
 from convwright.runs import optimize
 from convwright.runs.outcome import trained
 from convwright.runs.train import judged
-from convwright.runs.verdict import by_class, training_warnings, verdict, warnings_in
+from convwright.runs.verdict import by_class, lost, training_warnings, verdict, warnings_in
 from convwright.training import Metrics
 
 NAMES = ("cat", "dog", "eel", "fox")
@@ -100,6 +101,22 @@ def test_a_class_that_is_lost():
     few = [Metrics(0.5, 1.0, 119, ((100, 80), (19, n))) for n in (19, 0)]
     enough = [Metrics(0.5, 1.0, 120, ((100, 80), (20, n))) for n in (20, 0)]
     assert [len(warned(*each)) for each in (few, enough)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "fine", "bad", "what"),
+    [
+        (Metric("mIoU"), 0.7, 0.61, 0.59, "test mIoU is 59.0%, 11.0 points below the baseline's 70.0%"),
+        (Metric("mae", False, "px"), -0.5, -0.9, -1.1, "test mae is 1.1 px, 0.6 px above the baseline's 0.5 px"),
+        (Metric("PSNR", unit="dB"), 28.0, 23.0, 21.0, "test PSNR is 21 dB, 7 dB below the baseline's 28 dB"),
+    ],
+)
+def test_another_metric_is_told_in_its_unit(metric, before, fine, bad, what):
+    sides = [Metrics(score, None, 100, (), {metric.name: metric.score(score)}) for score in (before, fine, bad)]
+    told = [content(sides[0], side) | {"base": 0, "metric": vars(metric)} for side in sides[1:]]
+    found = [verdict({**each, "trials": each["trials"][1:]}, None)["warnings"] for each in told]
+    assert [[each["what"] for each in warnings] for warnings in found] == [[], [what]]
+    assert lost(told[1]) == pytest.approx(metric.amount(before - bad))
 
 
 # ------------------------------------------------------------------ causes

@@ -164,7 +164,7 @@ class ChannelGraph:
 
     @cached_property
     def _channels(self) -> Ints:
-        """The channel of each label; the last entry is that of NEUTRAL."""
+        """The channel of each label, that of NEUTRAL at the end."""
         return np.append(self.component, -1)
 
     @cached_property

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -58,7 +57,9 @@ class CostModel:
     def of(cls, arch: Architecture) -> CostModel:
         """Make the cost model of a network."""
         sizes = FormMaker(arch.channels)
-        macs = _macs(arch, sizes)
+        macs = Polynomial()
+        for _, forms, times in work_products(arch, sizes):
+            macs.add(forms, times)
         params, weight_bytes = _weights(arch, sizes)
         basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes))))
         return cls(
@@ -75,21 +76,14 @@ class CostModel:
             _arch=arch,
         )
 
-    @cached_property
-    def _least(self) -> Peak:
-        """The least that activations need: not every question asks for it."""
-        return self._peak(storages(self._arch.capture))
-
-    @cached_property
-    def _eager(self) -> Peak:
-        """What eager PyTorch holds, from an execution of the network's code."""
-        return self._peak(self._arch.held)
-
-    def _peak(self, found: tuple[TensorStorage, ...]) -> Peak:
-        sizes = FormMaker(self._arch.channels)
-        moments = _moments(self._arch, sizes, found)
-        basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
-        return Peak(basis, moments, self._arch.inputs.batch)
+    def _peak(self, name: str) -> Peak:
+        """Return a compiled cost; of activations, the least or those that an execution shows, when it is asked for."""
+        if name not in self._costs:
+            arch, sizes = self._arch, FormMaker(self._arch.channels)
+            moments = _moments(arch, sizes, storages(arch.capture) if name == "least" else arch.held)
+            basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
+            self._costs[name] = Peak(basis, moments, arch.inputs.batch)
+        return self._costs[name]
 
     def macs(self, widths: Widths) -> Ints | int:
         """Return the multiply-accumulates, shape (n,), or one integer for one candidate.
@@ -123,8 +117,7 @@ class CostModel:
 
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
-        peaks = [self._costs.get(name) or (self._least if name == "least" else self._eager) for name in names]
-        results = {name: peak(table) for name, peak in zip(names, peaks, strict=True)}
+        results = {name: self._peak(name)(table) for name in names}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:
@@ -184,16 +177,17 @@ def _value(arch: Architecture, node: str, output: int | None = None) -> Value:
     return value[output or 0] if isinstance(value, list) else value
 
 
-def _macs(arch: Architecture, sizes: FormMaker) -> Polynomial:
-    """Multiply-accumulates of the whole batch, with work on weights counted once per sample."""
-    total = Polynomial()
+def work_products(arch: Architecture, sizes: FormMaker) -> Iterator[tuple[str, list[Form], int]]:
+    """Yield every product of the multiply-accumulates: its node, its factors, and how often the batch does it.
+
+    All is of the whole batch, so work on weights, which is done once, counts once per sample.
+    """
     once = done_once(arch.capture)
     for node in arch.capture.graph.nodes:
         work = work_of(node) if node.op == "call_function" else None
-        times = arch.inputs.batch if node.name in once else 1
         for term in work or ():
-            total.add([f for factor in term for f in _forms(arch, sizes, factor)], times)
-    return total
+            forms = [form for factor in term for form in _forms(arch, sizes, factor)]
+            yield node.name, forms, arch.inputs.batch if node.name in once else 1
 
 
 def _forms(arch: Architecture, sizes: FormMaker, factor: Factor) -> list[Form]:
@@ -223,7 +217,7 @@ def _names_in_graph(arch: Architecture) -> dict[int, str]:
 
 
 def _moments(arch: Architecture, sizes: FormMaker, found: tuple[TensorStorage, ...]) -> list[Polynomial]:
-    """Return the bytes that are live whenever memory is taken (of the whole batch, as ``_macs``)."""
+    """Return the bytes that are live whenever memory is taken (of the whole batch, as ``work_products``)."""
     once = done_once(arch.capture)
     factors = [
         sizes.numel(_value(arch, s.node, s.output)) if s.node else [Form(length) for length in s.shape] for s in found

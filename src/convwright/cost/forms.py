@@ -44,12 +44,6 @@ class Form:
 Monomial = tuple[Form, ...]
 
 
-def split(factors: Iterable[Form]) -> tuple[int, Monomial]:
-    """Return the product of the constant factors, and the factors that vary."""
-    forms = list(factors)
-    return math.prod(f.constant for f in forms if not f.shares), tuple(f for f in forms if f.shares)
-
-
 @dataclass
 class Polynomial:
     """A sum of products of forms, with integer coefficients."""
@@ -58,8 +52,9 @@ class Polynomial:
 
     def add(self, factors: Iterable[Form], coefficient: int = 1) -> None:
         """Add one product; constant factors join the coefficient."""
-        constant, varying = split(factors)
-        key = tuple(sorted(varying, key=lambda f: (f.shares, f.constant)))
+        forms = list(factors)
+        constant = math.prod(form.constant for form in forms if not form.shares)
+        key = tuple(sorted((form for form in forms if form.shares), key=lambda f: (f.shares, f.constant)))
         self.terms[key] = self.terms.get(key, 0) + coefficient * constant
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convwright.architecture.capture.graph import in_mode
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.latency_onnx import onnx_call
-from convwright.cost.timing import Spread, Timer, enough, spread, wall_timer
+from convwright.cost.timing import Spread, Timer, in_turns, spread, wall_timer
 from convwright.errors import ConvwrightError, did_you_mean, first_line
 
 BACKENDS = ("eager", "onnxruntime")
@@ -129,11 +129,8 @@ def compare_latency(
         timers = {name: timer or wall_timer(_first(of[1]).device) for name, of in models.items()}
         for name, call in calls.items():
             _warm(name, call, warmup)
-        turns: dict[str, list[float]] = {name: [] for name in calls}
-        start = time.monotonic()
-        while not enough(next(iter(turns.values())), time.monotonic() - start, seconds, repeats):
-            for name, call in calls.items():
-                turns[name].append(max(timers[name](call, 1), 1e-9))
+        takes = {name: partial(timers[name], call, 1) for name, call in calls.items()}
+        turns = {n: [max(each, 1e-9) for each in own] for n, own in in_turns(takes, seconds, repeats).items()}
     first = turns[next(iter(models))]
     pairs = {name: [b / a for a, b in zip(first, own, strict=True)] for name, own in turns.items()}
     return Comparison(

@@ -7,10 +7,10 @@ descriptions take equally long, so each is run once, on made-up numbers, however
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.labels import Values
 from convwright.cost.memory import storage_key
-from convwright.cost.timing import Spread, Timer, calls_per_sample, enough, spread, wall_timer
+from convwright.cost.timing import Spread, Timer, calls_per_sample, in_turns, spread, wall_timer
 from convwright.errors import first_line
 
 Shape = tuple[int, ...]
@@ -250,14 +250,8 @@ def _swept(
                 ready[call.key] = (made, calls_per_sample(min(timer(made.run, 1) for _ in range(2))))
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
                 failed[call.key] = first_line(error)
-        samples: dict[str, list[float]] = {key: [] for key in ready}
-        start = time.monotonic()
-        while ready and not enough(
-            next(iter(samples.values())), time.monotonic() - start, seconds * len(ready), _MOST_SWEEPS
-        ):
-            for key, (made, times) in ready.items():
-                made.refresh()
-                samples[key].append(timer(made.run, times))
+        takes = {key: partial(made.timed, timer, times) for key, (made, times) in ready.items()}
+        samples = in_turns(takes, seconds * len(ready), _MOST_SWEEPS)
     return {**{key: spread(taken) for key, taken in samples.items()}, **failed}
 
 
@@ -275,10 +269,11 @@ class _Made:
     def run(self) -> object:
         return self.target(*self.args, **self.kwargs)
 
-    def refresh(self) -> None:
-        """Undo what the operator did in place: numbers that shrink on and on would become slow to compute with."""
+    def timed(self, timer: Timer, calls: int) -> float:
+        # What it did in place is undone: numbers that shrink on and on would become slow to compute with.
         for memory, before in self.memory:
             memory.copy_(before)
+        return timer(self.run, calls)
 
     def _tensor(self, spec: TensorSpec) -> Tensor:
         """Make a tensor: 0.5 to 1.5, which suits variances and divisors, or zeros, which suit indices."""

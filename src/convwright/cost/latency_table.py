@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 
 from convwright.cost.latency_operators import OperatorCall, time_calls
 from convwright.cost.timing import Spread
 
 FORMAT = "convwright operator latency"
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_ENTRIES = TypeAdapter(dict[str, tuple[_Seconds, _Seconds, _Seconds, int]])
 VERSION = 1
 Measure = Callable[[Sequence[OperatorCall]], Mapping[str, Spread | str]]  # by key: a time, or why there is none
 
@@ -155,10 +157,4 @@ def as_spreads(entries: Mapping[str, Any]) -> dict[str, Spread]:
     Raises:
         ValueError: if one is no time.
     """
-    found = {}
-    for key, (median, lower, upper, repeats) in entries.items():
-        times = (float(median), float(lower), float(upper))
-        if not all(math.isfinite(t) and t >= 0 for t in times):
-            raise ValueError(f"{key} has no time")
-        found[key] = Spread(*times, int(repeats))
-    return found
+    return {key: Spread(*values) for key, values in _ENTRIES.validate_python(entries).items()}

@@ -10,13 +10,15 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from convwright.errors import ConvwrightError
 
+_Key = TypeVar("_Key")
 Timer = Callable[[Callable[[], object], int], float]  # (function, calls) -> seconds per call
 
 LEAST = 6  # samples: with fewer, no interval between two of them covers the median with 95%
@@ -89,6 +91,16 @@ def _cuda_timer(function: Callable[[], object], calls: int) -> float:
 def calls_per_sample(once: float) -> int:
     """Return how many calls make a sample that is long enough, given the seconds of one call."""
     return min(_MOST_CALLS, max(1, math.ceil(_RESOLUTION / max(once, 1e-9))))
+
+
+def in_turns(sample: Mapping[_Key, Callable[[], float]], seconds: float, most: int) -> dict[_Key, list[float]]:
+    """Take samples in turns (A B A B ...), until there are enough of each; return them turn by turn."""
+    found: dict[_Key, list[float]] = {key: [] for key in sample}
+    start = time.monotonic()
+    while found and not enough(next(iter(found.values())), time.monotonic() - start, seconds, most):
+        for key, take in sample.items():
+            found[key].append(take())
+    return found
 
 
 def enough(samples: Sequence[float], spent: float, seconds: float, most: int) -> bool:

@@ -13,7 +13,8 @@ from rich.text import Text
 from convwright.architecture import Architecture
 from convwright.cost import LayerLatencies, costs_of, count_by_torch, feasible_range, human, profile
 from convwright.errors import counted
-from convwright.runs.directory.result import rows
+from convwright.ranking import metric_of
+from convwright.runs.directory.result import rows, written
 from convwright.runs.verdict import warnings_in
 from convwright.tables import add_row, brief, folded, new_table
 
@@ -150,13 +151,13 @@ def trials_table(data: Mapping[str, Any]) -> Table:
         for number, words in decision["trials"].items():
             kept = "yes" if decision["kept"] == int(number) else ""
             phases[int(number)] = (decision["phase"], words, kept)
-    before = ""
+    before, metric = "", metric_of(data)
     for trial in data["trials"]:
         phase, words, kept = phases.get(
             trial["trial"], ("", f"{trial['role']}, {'trained' if trial['epochs'] else 'judged'}", "")
         )
         shown, before = (phase if phase != before else ""), phase or before
-        score = "failed" if trial["score"] is None else f"{trial['score']:.2%} ± {trial['stderr']:.2%}"
+        score = "failed" if trial["score"] is None else metric.shown(trial["score"], trial["stderr"])
         costs = [f"{trial['costs'][name]:,}" if name in trial["costs"] else "" for name in ("params", "macs")]
         add_row(table, str(trial["trial"]), shown, words, *costs, score, kept)
     return table
@@ -164,18 +165,18 @@ def trials_table(data: Mapping[str, Any]) -> Table:
 
 def front_table(data: Mapping[str, Any]) -> Table:
     """Return the networks that a Pareto search trained to the end, the cheapest first."""
-    costs = list(data["objective"])
+    costs, metric = list(data["objective"]), metric_of(data)
     columns = ("trial", "what", *costs, "validation", "test", "in")
-    title = f"Trained to the end: accuracy and {', '.join(costs)}"
+    title = f"Trained to the end: {metric.name} and {', '.join(costs)}"
     table = new_table(title, *columns, numbers=("trial", *costs, "validation", "test"))
     for entry in data["front"]:
         if not entry["finished"]:
             continue
         amounts = [human(entry["costs"][metric], metric) for metric in costs]
         test = entry["test"]
-        judged = f"{test['accuracy']:.2%} ± {test['stderr']:.2%}" if test else ""
+        judged = written(metric, test) if test else ""
         what = f"{entry['what']}, the result" if entry["result"] else entry["what"]
-        score = f"{entry['score']:.2%} ± {entry['stderr']:.2%}"
+        score = metric.shown(entry["score"], entry["stderr"])
         add_row(table, str(entry["trial"]), what, *amounts, score, judged, entry.get("folder", ""))
     return table
 
@@ -183,11 +184,13 @@ def front_table(data: Mapping[str, Any]) -> Table:
 def training(content: Mapping[str, Any]) -> Table:
     """Return the table of a `train`."""
     table = new_table(f"{content['model']} on {content['data']}", "", "value", numbers=("value",))
+    metric = metric_of(content)
     for part in ("validation", "test"):
         if content[part] is not None:
-            add_row(table, f"{part} accuracy", f"{content[part]['accuracy']:.2%} ± {content[part]['stderr']:.2%}")
+            add_row(table, f"{part} {metric.name}", written(metric, content[part]))
     if content["test_flip"] is not None:
-        add_row(table, "test accuracy, each image and its mirror image", f"{content['test_flip']['accuracy']:.2%}")
+        shown = metric.shown(content["test_flip"]["accuracy"])
+        add_row(table, f"test {metric.name}, each image and its mirror image", shown)
     add_row(table, "MACs", f"{content['macs']:,}")
     add_row(table, "parameters", f"{content['params']:,}")
     add_row(table, "epochs", str(len(content["history"])))

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,28 +65,25 @@ def _settling(original: nn.Module, moved: Mapping[int, Moved]) -> Iterator[None]
     measurement would say more about the random weights than about the edit. Statistics that the surgery did not take
     as it says stay as they are, so that the difference shows.
     """
+    norms = [m for m in original.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    left = {norm for norm in norms if norm.running_mean is not None}
+
+    def settle(norm: Any, args: tuple[Tensor, ...]) -> None:
+        if norm not in left or not args or not args[0].numel():
+            return
+        left.remove(norm)
+        var, mean = torch.var_mean(args[0], [0, *range(2, args[0].ndim)], correction=0)
+        for old, seen in ((norm.running_mean, mean), (norm.running_var, var)):
+            heir = moved.get(id(old))  # none where the norm is dropped
+            if heir is None:
+                old.lerp_(seen.to(old.dtype), 0.5)
+            elif torch.equal(heir.new, heir.take(old)):
+                heir.new.copy_(heir.take(old.lerp_(seen.to(old.dtype), 0.5)))
+
     with ExitStack() as hooks:
-        for norm in original.modules():
-            if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
-                continue
-            pair = norm.running_mean, norm.running_var
-            heirs = [(heir, old) for old in pair if (heir := moved.get(id(old)))]  # the others are dropped
-            if all(torch.equal(heir.new, heir.take(old)) for heir, old in heirs):
-                hooks.callback(norm.register_forward_pre_hook(partial(_settle, set(), pair, heirs)).remove)
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(settle).remove)
         yield
-
-
-def _settle(
-    done: set[nn.Module], pair: tuple[Tensor, Tensor], heirs: list[tuple[Moved, Tensor]], norm: nn.Module, args: Any
-) -> None:
-    if norm in done or not args[0].numel():
-        return
-    done.add(norm)
-    var, mean = torch.var_mean(args[0], [0, *range(2, args[0].ndim)], correction=0)
-    for old, seen in zip(pair, (mean, var), strict=True):
-        old.lerp_(seen, 0.5)
-    for heir, old in heirs:
-        heir.new.copy_(heir.take(old))
 
 
 _GAINS = ("gamma", "gain", "weight_g", "original0")  # scales of norms, layers and computed weights
@@ -203,8 +199,8 @@ def _measure(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtyp
     noise = iter(inputs.random(seed + 4, dtype).tensors)
     near = x.map(lambda t: t * (1 + 4 * torch.finfo(dtype).eps * n) if (n := next(noise)).is_floating_point() else t)
     with torch.no_grad():  # how far does rounding of the input go?
-        moved = tensors_in(near.call(promised))
-    if math.isinf(found.difference) or found.difference > 100 * _farthest(expected, moved):
+        shaken = tensors_in(near.call(promised))
+    if math.isinf(found.difference) or found.difference > 100 * _farthest(expected, shaken):
         return found
     return replace(found, notes=(*notes, "rounding grows this far in this network under random weights"), rounding=True)
 

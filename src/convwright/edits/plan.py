@@ -58,6 +58,7 @@ class Plan:
         macs: MACs of the original network per sample.
         options: what the original was created with where it has a name, e.g. ``{"num_classes": 10}``: plain
             values only, and none that loads weights.
+        inputs: shapes by name, as for ``read``, where the network takes several tensors.
     """
 
     edits: tuple[Edit, ...]
@@ -66,6 +67,12 @@ class Plan:
     params: int
     macs: int
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    inputs: str = ""
+
+    @property
+    def example(self) -> InputLike:
+        """What its network is read with."""
+        return self.inputs or self.input_shape
 
     def __str__(self) -> str:
         lines = [f"{i}. {summary(edit)}" for i, edit in enumerate(self.edits, start=1)]
@@ -76,7 +83,10 @@ class Plan:
         """Return the plan that changes nothing."""
         macs, params = _counted(architecture)
         shape = tuple(architecture.example_input.shape)
-        return cls((), architecture.source, shape, params, macs, plain_options(architecture.options))
+        named = {} if architecture.given is None else dict(architecture.inputs.named(architecture.model))
+        plain = all(name.isidentifier() and tensor.is_floating_point() for name, tensor in named.items())
+        inputs = ",".join(f"{name}={'x'.join(map(str, tensor.shape))}" for name, tensor in named.items()) * plain
+        return cls((), architecture.source, shape, params, macs, plain_options(architecture.options), inputs)
 
     def with_edits(self, *edits: Edit) -> Plan:
         """Return a plan with these edits at the end."""
@@ -90,6 +100,7 @@ class Plan:
             "model": self.model,
             **({"options": dict(self.options)} if self.options else {}),
             "input_shape": list(self.input_shape),
+            **({"inputs": self.inputs} if self.inputs else {}),
             "params": self.params,
             "macs": self.macs,
         }
@@ -117,6 +128,7 @@ class Plan:
                 params=values["params"],
                 macs=values["macs"],
                 options=options_from(values.get("options", {}), origin),
+                inputs=values.get("inputs", ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EditError(f"{origin} is damaged: {type(error).__name__} {error}.") from error
@@ -146,7 +158,7 @@ def apply(
     Args:
         plan: the plan.
         model: the network, in its original form; it is not changed.
-        example_input: as for ``read``; the plan's own input shape by default.
+        example_input: as for ``read``; the plan's own inputs by default.
         verify: measure the difference to the original.
         **kwargs: passed to the constructor of a named model, beside the options in the plan.
 
@@ -158,7 +170,7 @@ def apply(
     """
     if isinstance(model, str) and model == plan.model:
         kwargs = {**plan.options, **kwargs}
-    architecture = read(model, plan.input_shape if example_input is None else example_input, **kwargs)
+    architecture = read(model, plan.example if example_input is None else example_input, **kwargs)
     check_made_for(plan, architecture)
     return _applied(architecture, plan.edits, Options(verify=verify), numbered=True)
 

@@ -9,12 +9,15 @@ from torch import nn
 
 from convwright.errors import look_up
 from convwright.export import card, programs, python  # noqa: F401 - each registers its targets
-from convwright.export.opened import Exportable, open_run
+from convwright.export.opened import Exportable, load, open_run
 from convwright.export.python import Program, python_source
 from convwright.export.registry import TARGETS, Exported, ExportError
 from convwright.runs.directory.files import refuse_file, understood
 
-__all__ = ["TARGETS", "ExportError", "Exportable", "Exported", "Program", "export_run", "open_run", "python_source"]
+__all__ = [
+    "TARGETS", "ExportError", "Exportable", "Exported", "Program", "export_network", "export_run", "load", "open_run",
+    "python_source",
+]  # fmt: skip
 
 
 def export_run(
@@ -43,9 +46,16 @@ def export_run(
         ExportError: The target is unknown or not installed, or the network cannot be exported to it.
         RunError: There is no run, or nothing trained in it.
     """
+    look_up(to, TARGETS, "export target", ExportError)
+    return export_network(open_run(Path(folder), model, storage), to, out)
+
+
+def export_network(run: Exportable, to: str, out: str | Path | None = None) -> Exported:
+    """Export an opened network, as `export_run` does."""
     write = look_up(to, TARGETS, "export target", ExportError)
-    run = open_run(Path(folder), model, storage)
-    where = Path(out) if out is not None else Path(folder) / "export" / to
+    if run.arch.given is not None and to != "safetensors":
+        raise ExportError(f"{run.plan.model} takes several inputs: --to {to} writes networks of one; use safetensors")
+    where = Path(out) if out is not None else run.folder / "export" / to
     refuse_file(where)
     with understood(run.folder):  # before anything is written
         card.card(run)

@@ -15,8 +15,9 @@ from convwright.export.opened import Exportable
 from convwright.export.registry import Exported, difference, target
 from convwright.export.source.text import literal
 from convwright.passwords import public_command
+from convwright.ranking import ACCURACY
 from convwright.runs.directory.files import load_weights, save_weights, write_text
-from convwright.runs.directory.result import compared_with, rows
+from convwright.runs.directory.result import compared_with, rows, written
 from convwright.runs.verdict import warnings_in
 from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
@@ -28,13 +29,13 @@ _KINDS = {"result": "result of a search", "training": "trained", "unfinished": "
 @target("safetensors")
 def export_safetensors(run: Exportable, folder: Path) -> Exported:
     """Write ``model.safetensors``, ``plan.json`` and a card, ``README.md``."""
-    note = {key: run.record[key] for key in KEYS if key in run.record}
+    note = {key: run.record[key] for key in KEYS if key in run.record} | {"input_shape": list(run.input_shape)}
     save_weights(run.arch.model, folder / "model.safetensors", note)
     again = copy.deepcopy(run.arch.model).eval()
     for tensor in again.parameters():
         tensor.data.fill_(math.nan)  # what the file lacks would show
     load_weights(again, folder / "model.safetensors")
-    gap = difference(run.arch.model, again, run.arch.example_input)
+    gap = difference(run.arch.model, again, run.arch.given or run.arch.example_input)
     write_text(folder / "plan.json", run.plan.to_json())
     write_text(folder / "README.md", card(run))
     return Exported("safetensors", tuple(folder / n for n in ("model.safetensors", "plan.json", "README.md")), gap)
@@ -58,11 +59,12 @@ def card(run: Exportable, use: str = "") -> str:
         run=run,
         record=run.record,
         kind=_KINDS[run.kind],
-        shape=list(run.arch.example_input.shape[1:]),
+        shape=list(run.input_shape),
         warned=warnings_in(run.record),
         numbers=numbers,
         ready=numbers is not None and not any(numbers.mean) and set(numbers.std) == {1.0},
         names=literal(names),
+        one=run.metric == ACCURACY,
         bleed=f", bleed={(1 - crop) / 2:.6g}" if crop not in (None, 1) else "",
         use=use if numbers is not None else "",
         named=":" in run.plan.model,
@@ -85,7 +87,7 @@ def _costs(run: Exportable) -> str:
     for part in ("validation", "test"):
         judged = run.record.get(part) if run.kind == "training" else None
         if judged:
-            cells.append((f"{part} accuracy", "", f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"))
+            cells.append((f"{part} {run.metric.name}", "", written(run.metric, judged)))
     return markdown_table(("", "original", "this network"), cells, (1, 2))
 
 

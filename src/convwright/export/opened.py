@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from convwright.architecture import Architecture, read
 from convwright.edits import InexactEditWarning, Plan, apply
 from convwright.errors import RunError, counted
+from convwright.ranking import Metric, metric_of
 from convwright.report.recorded import recorded_trials
 from convwright.runs.directory.files import load_weights, read_json, there
-from convwright.runs.directory.result import load_result
+from convwright.runs.directory.result import load_result, metrics_of
 from convwright.runs.directory.study import WEIGHTS, read_settings
 from convwright.runs.train import FORMAT as TRAINING
 from convwright.runs.weights_note import KEYS, recorded
@@ -34,7 +36,7 @@ class Exportable:
         record: ``result.json``, ``training.json`` or, of an unfinished run, its settings.
         kind: ``"result"``, ``"training"`` or ``"unfinished"``.
         trial: of an unfinished run, the number of the trial that is exported.
-        trial_score: of an unfinished run, its validation accuracy.
+        trial_score: of an unfinished run, its score on the validation part.
     """
 
     arch: Architecture
@@ -48,12 +50,53 @@ class Exportable:
     @property
     def usage(self) -> tuple[Normalisation | None, tuple[str, ...]]:
         """What images are normalised by, and the names of the classes; None and () where it was not recorded."""
-        return recorded(self.record, self.folder)[0], tuple(map(str, self.record.get("class_names", ())))
+        numbers, names = recorded(self.record, self.folder)[0], self.class_names
+        if numbers is None and "class_names" in self.record and self.arch.given is None:  # a task's own floats
+            count = self.input_shape[0]
+            numbers = Normalisation(mean=(0.0,) * count, std=(1.0,) * count)
+        return numbers, names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the outputs; () where there are none."""
+        return tuple(map(str, self.record.get("class_names", ())))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the (first) input, such as (3, 224, 224)."""
+        return tuple(self.arch.example_input.shape[1:])
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, of the original's class, with its weights, in eval mode."""
+        return self.arch.model
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Costs, and values of the metric as ``validation`` and ``test``, as far as they are recorded."""
+        return metrics_of(self.record)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Return images (n, c, h, w), bytes or floats from 0 to 1, as the network takes them.
+
+        Raises:
+            RunError: It is not recorded how they were normalised.
+        """
+        numbers = self.usage[0]
+        if numbers is None:
+            raise RunError(f"{self.folder}: does not say how its inputs were made; make them as for the training")
+        mean, std = (images.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (numbers.mean, numbers.std))
+        return ((images / 255 if images.dtype == torch.uint8 else images) - mean) / std
 
     @property
     def resize(self) -> Resize:
         """How photographs of a folder became images of one size."""
         return recorded(self.record, self.folder)[1]
+
+    @property
+    def metric(self) -> Metric:
+        """What networks were ranked by."""
+        return metric_of(self.record)
 
     @property
     def title(self) -> str:
@@ -62,12 +105,33 @@ class Exportable:
         return f"{self.plan.model}{changed}"
 
 
+def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | str | None = None) -> Exportable:
+    """Put plan and weights of a run onto the original network's class.
+
+    Args:
+        folder: Of `optimize` or `train`, or one network of a front; as for `open_run`.
+        model: The original network, or the class that makes it; None: the one that the run names.
+
+    Returns:
+        ``model``, ``plan``, ``metrics``, ``class_names``, ``input_shape``, and ``preprocess(images)``.
+
+    Raises:
+        ConvwrightError: As for `open_run`.
+
+    Examples:
+        >>> found = cw.load("runs/photos", model=Net)  # doctest: +SKIP
+        >>> scores = found.model(found.preprocess(images))  # doctest: +SKIP
+    """
+    made = model if model is None or isinstance(model, nn.Module | str) else model()
+    return open_run(Path(folder), made)
+
+
 def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | None = None) -> Exportable:
     """Build the network of a run directory.
 
     Args:
         folder: of `optimize` or `train`. Of an unfinished search, the trained trial of the highest validation
-            accuracy is taken.
+            accuracy, or the best other metric, is taken.
         model: the original network; None: the one that the run names.
         storage: URL of the database with the trials of an unfinished run; None: as the run recorded it, without a
             password.
@@ -108,7 +172,7 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
     if model is None and ":" not in plan.model:
         raise RunError(
             f"{weights.parent}: the run was made with a {plan.model} that has no name to build it by; "
-            "give the original network with --model FILE.py:CLASS"
+            "give the original network with --model FILE.py:CLASS, or model= in Python"
         )
     named = model if model is not None else plan.model
     options = dict(record.get("options", {})) if isinstance(named, str) and named == plan.model else {}

@@ -139,10 +139,10 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
 
 
 def _metadata(run: Exportable) -> dict[str, str]:
-    """Return what goes into a file with the network, as JSON texts: mean, std and class_names."""
+    """Return what goes into a file with the network, as JSON texts: input_shape, mean, std and class_names."""
     numbers, names = run.usage
     found = {"mean": numbers.mean, "std": numbers.std, "class_names": names} if numbers is not None else {}
-    return {key: json.dumps(value) for key, value in found.items()}
+    return {key: json.dumps(value) for key, value in {**found, "input_shape": run.input_shape}.items()}
 
 
 def pt2_program(

@@ -120,9 +120,9 @@ def _preprocessing(run: Exportable) -> list[str]:
     """Return the constants and the function that make the network's input of images, as lines of the program."""
     numbers, names = run.usage
     if numbers is None:
-        return []
-    constants = [f"\n\nMEAN = {numbers.mean}\nSTD = {numbers.std}\nCLASS_NAMES = (\n"]
-    return [*constants, *(f"    {literal(name)},\n" for name in names), ")\n\n\n", _PREPROCESS]
+        return [f"\n\nINPUT_SHAPE = {run.input_shape}\n"]
+    head = f"\n\nINPUT_SHAPE = {run.input_shape}\nMEAN = {numbers.mean}\nSTD = {numbers.std}\nCLASS_NAMES = (\n"
+    return [head, *(f"    {literal(name)},\n" for name in names), ")\n\n\n", _PREPROCESS]
 
 
 _PREPROCESS = '''def preprocess(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.rules.registry import filing
 from convwright.edits.surgery import tensors_in
 from convwright.errors import ConvwrightError
@@ -63,14 +64,14 @@ def scale(model: nn.Module, example: Tensor) -> float:
 
 
 def difference(
-    model: nn.Module, other: Callable[[Tensor], Any], example: Tensor, batches: Sequence[int] = BATCHES
+    model: nn.Module, other: Callable[..., Any], example: Tensor | Inputs, batches: Sequence[int] = BATCHES
 ) -> float:
     """Return the largest absolute difference between a network's outputs and another's, over several batch sizes.
 
     Args:
         model: the network; it is judged in eval mode.
-        other: what was exported, called with images of shape (n, ...).
-        example: the network's example input; random images like it are tried.
+        other: what was exported, called as the network is.
+        example: the network's example input; random ones like it are tried.
         batches: sizes of the batches.
     """
     worst = 0.0
@@ -84,14 +85,14 @@ def difference(
 
 
 def _tried(
-    model: nn.Module, other: Callable[[Tensor], Any], example: Tensor, batches: Sequence[int]
+    model: nn.Module, other: Callable[..., Any], example: Tensor | Inputs, batches: Sequence[int]
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield the outputs of both for random images."""
+    """Yield the outputs of both for random inputs."""
     with eval_mode(model), torch.no_grad():
         for count in batches:
-            generator = torch.Generator().manual_seed(count)
-            batch = torch.randn((count, *example.shape[1:]), generator=generator, dtype=example.dtype)
-            yield _flat(model(batch.clone())), _flat(other(batch.clone()))
+            batch = Inputs((example[:1].repeat_interleave(count, 0),)) if isinstance(example, Tensor) else example
+            drawn = batch.random(count)
+            yield _flat(drawn.map(Tensor.clone).call(model)), _flat(drawn.map(Tensor.clone).call(other))
 
 
 def differs(gap: float) -> str:

@@ -24,6 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from convwright.edits import Plan
 from convwright.errors import ConvwrightError, RunError, look_up
+from convwright.ranking import ACCURACY, Metric, Ranked, metric_of
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -119,23 +120,24 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Ranked):
     """What was found out about a candidate.
 
     Attributes:
         candidate: What was tried.
         trial: Its number, from 0 in the order of asking.
-        score: Validation accuracy, 0..1; NaN where the trial failed.
-        stderr: Standard error of the score (binomial).
+        score: Validation accuracy, 0..1, or another metric so that more is better; NaN where the trial failed.
+        stderr: Standard error of the score (of the accuracy, the binomial one); 0 where it is not known.
         costs: ``macs``, ``params``, ``activations``, ... per sample, counted on the built network.
         probes: What was asked to be observed: small arrays by name.
         status: ``done``, ``stopped`` (early, as asked) or ``failed`` (then `message` says why).
         seconds: Wall time.
         message: Why it failed, one line.
-        before_training: Validation accuracy right after the edits, before any training; None where there were none.
+        before_training: The score right after the edits, before any training; None where there were none.
         reestimated: Training images on which batch norm was re-estimated before it was judged; 0: it was not.
-        repaired: Validation accuracy after the cut and after each repair, by name and in order; empty where nothing is
-            trained after them.
+        repaired: The score after the cut and after each repair, by name and in order; empty where nothing is trained
+            after them.
+        metric: What the score is of.
     """
 
     candidate: Candidate
@@ -150,6 +152,7 @@ class Evidence:
     before_training: float | None = None
     reestimated: int = 0
     repaired: Mapping[str, float] = field(default_factory=dict)
+    metric: Metric = ACCURACY
 
     @property
     def usable(self) -> bool:
@@ -158,12 +161,14 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, without the candidate."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "candidate"}
+        left_out = "candidate", "metric"
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         score = self.score if self.usable else None  # NaN is not JSON
         for name, unsaid in (("before_training", None), ("reestimated", 0), ("repaired", {})):  # as before these fields
             if values[name] == unsaid:
                 del values[name]
-        return {**values, "score": score, "costs": dict(self.costs), "probes": dict(self.probes)}
+        plain = {"score": score, "costs": dict(self.costs), "probes": dict(self.probes)}
+        return {**values, **plain, **self.metric.settings()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], candidate: Candidate) -> Evidence:
@@ -177,7 +182,7 @@ class Evidence:
             _check_kinds(values["costs"], dict.fromkeys(values["costs"], _NUMBER))
             _check_words(values, status=Status)
             score = float("nan") if values["score"] is None else float(values["score"])
-            return cls(**{**values, "score": score}, candidate=candidate)
+            return cls(**{**values, "score": score, "metric": metric_of(values)}, candidate=candidate)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"a recorded result is damaged ({error})") from error
 

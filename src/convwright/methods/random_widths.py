@@ -87,7 +87,7 @@ class RandomWidths(Scripted):
         found = self._chosen()
         if found is None:
             return (f"random, end: none of {len(self.trials)} trials could be trained within the budget",)
-        return (f"random, end: trial {found.trial} of {len(self.trials)}, accuracy {found.score:.2%}",)
+        return (f"random, end: trial {found.trial} of {len(self.trials)}, {found.metric.name} {found.shown}",)
 
 
 def drawn(surface: Surface, rng: random.Random, low: float, high: float, scaled: bool) -> tuple[Width, ...]:

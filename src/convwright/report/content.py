@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from convwright.ranking import ACCURACY, Metric
 from convwright.renamed import renamed
 from convwright.runs.verdict import ResultWarning
 
@@ -188,7 +189,7 @@ class Trial:
         role: base, baseline or candidate.
         words: What it was.
         status: done, stopped, failed or unfinished.
-        score: Validation accuracy, 0..1; None where there is none.
+        score: Validation accuracy, 0..1, or another metric so that more is better; None where there is none.
         stderr: Its standard error.
         costs: Per sample, by metric.
         epochs: Asked for.
@@ -237,7 +238,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Curve:
-    """A training, epoch by epoch: losses in nats, accuracies 0..1; None where there is no value."""
+    """A training, epoch by epoch: losses (nats), accuracies (0..1) or values of another metric; None: there is none."""
 
     name: str
     train_loss: tuple[float | None, ...]
@@ -272,6 +273,7 @@ class Content:
         deviation: What the ± stands for.
         networks: Before and after.
         metrics: Costs that the trials can be drawn over, those of the objective and the limited ones first.
+        judged_by: The metric of trials and curves.
         trials: All of them.
         widths: Sizes of the channel groups by trial; None where a trial leaves a group as it was.
         conflicts: Share of the samples in conflict, by block and time; one per observed trial.
@@ -298,6 +300,7 @@ class Content:
     classes_of: str = ""
     networks: Networks | None = None
     metrics: tuple[str, ...] = ()
+    judged_by: Metric = ACCURACY
     trials: tuple[Trial, ...] = ()
     widths: Heat | None = None
     conflicts: tuple[Heat, ...] = ()
@@ -312,7 +315,9 @@ class Content:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"format": "convwright report", "version": 1, **asdict(self), "folder": str(self.folder)}
+        plain = {name: value for name, value in asdict(self).items() if name != "judged_by"}
+        said = {**plain, "folder": str(self.folder), **self.judged_by.settings()}
+        return {"format": "convwright report", "version": 1, **said}
 
     def __str__(self) -> str:
         """Return the table of untouched network and result as plain text, for a terminal."""

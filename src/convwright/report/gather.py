@@ -17,6 +17,7 @@ from convwright.edits.plan_file import plain_options
 from convwright.errors import ConvwrightError
 from convwright.methods import Evidence
 from convwright.passwords import public_command
+from convwright.ranking import ACCURACY, Metric, metric_of
 from convwright.report.changes import compared_networks
 from convwright.report.content import ClassAccuracy, Compared, Content, Curve, Decision, Fact, Limit, Networks
 from convwright.report.html import as_html
@@ -26,7 +27,7 @@ from convwright.report.trials import conflicts, costs_limited, described, fastes
 from convwright.runs.directory.files import understood, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
-from convwright.runs.directory.result import compared_with, interval, percent
+from convwright.runs.directory.result import compared_with, interval, written
 from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import warnings_in
 from convwright.tables import Json
@@ -99,7 +100,7 @@ def _optimized(recorded: Recorded, model: str | None) -> Report:
     best = None if result is not None else leading(recorded.trials, settings.get("limits", {}))
     found, why = _networks(recorded, best, model)
     shown_conflicts, shown_quality = conflicts(recorded.trials), quality(recorded.trials)
-    shown_widths, curves = widths(recorded.trials, found), _curves(recorded, result)
+    shown_widths, curves = widths(recorded.trials, found), _curves(recorded, result, metric_of(settings))
     decisions = _decisions(recorded.decided)
     plan = recorded.plan if result is not None else (best.candidate.plan if best is not None else None)
     edited = str(plan) if plan is not None and plan.edits else ""
@@ -135,6 +136,7 @@ def _optimized(recorded: Recorded, model: str | None) -> Report:
         classes_of=_judged_classes(result).get("part", ""),
         networks=found,
         metrics=limited,
+        judged_by=metric_of(settings),
         trials=trials,
         widths=shown_widths,
         conflicts=shown_conflicts,
@@ -153,7 +155,7 @@ def _status(recorded: Recorded, result: Json | None, best: Evidence | None) -> s
     if result is None:
         done = sum(t.evidence is not None for t in recorded.trials)
         seen = f"{done} trial{'s' * (done != 1)} finished"
-        so_far = f"; the best within the budget so far is trial {best.trial} with {best.score:.2%}" if best else ""
+        so_far = f"; the best within the budget so far is trial {best.trial} with {best.shown}" if best else ""
         return f"Unfinished: {seen}{so_far}. Continue with --resume; validation numbers only."
     judged = [values["met"] for values in result["budget_met"].values()]
     budget = f"Budget {'met' if all(judged) else 'broken'}" if judged else "No budget"
@@ -161,8 +163,8 @@ def _status(recorded: Recorded, result: Json | None, best: Evidence | None) -> s
     part = next((p for p in ("test", "validation") if result["result"].get(p) and result["baseline"].get(p)), None)
     if part is None:
         return f"{budget}: {macs:.1%} of the MACs."
-    points = 100 * (result["result"][part]["accuracy"] - result["baseline"][part]["accuracy"])
-    return f"{budget}: {macs:.1%} of the MACs, {points:+.2f} points of {part} accuracy."
+    metric, sides = metric_of(result), (result[name][part]["accuracy"] for name in ("baseline", "result"))
+    return f"{budget}: {macs:.1%} of the MACs, {metric.change(*sides)} of {part} {metric.name}."
 
 
 def _asked(settings: Json) -> Iterator[Fact]:
@@ -170,7 +172,7 @@ def _asked(settings: Json) -> Iterator[Fact]:
     yield Fact("data", settings["data"])
     yield Fact("budget", ", ".join(settings["budget"]) or "none")
     if settings.get("objective"):
-        yield Fact("objective", ", ".join(["accuracy", *settings["objective"]]))
+        yield Fact("objective", ", ".join([metric_of(settings).name, *settings["objective"]]))
     yield Fact("method", settings["method"])
     for name, value in settings.get("method_options", {}).items():
         if name != "objective" or not settings.get("objective"):  # said above
@@ -203,15 +205,15 @@ def _amount(metric: str, value: int) -> str:
 
 
 def _compared(result: Json) -> Iterator[Compared]:
-    before, after = result["baseline"], result["result"]
+    before, after, judged = result["baseline"], result["result"], metric_of(result)
     for part in ("test", "validation"):
         if before.get(part) and after.get(part):
-            yield _accuracy(part, before[part], after[part])
+            yield _scores(judged, part, before[part], after[part])
     classes = _judged_classes(result)
     if classes.get("balanced"):
         one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]
-        change = f"{100 * (two - one):+.2f} points"
-        yield Compared(f"balanced {classes['part']} accuracy", f"{one:.2%}", f"{two:.2%}", change)
+        row = (judged.shown(one), judged.shown(two), judged.change(one, two))
+        yield Compared(f"balanced {classes['part']} {judged.name}", *row)
     for metric, name in _NAMES.items():
         if metric in before["costs"]:
             one, two = before["costs"][metric], after["costs"][metric]
@@ -221,12 +223,13 @@ def _compared(result: Json) -> Iterator[Compared]:
         yield _cost("latency, measured in turns", interval(one), interval(two), one["median"], two["median"])
 
 
-def _accuracy(part: str, before: Json, after: Json) -> Compared:
-    points = 100 * (after["accuracy"] - before["accuracy"])
-    noise = 100 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5
-    sure = abs(points) > 2 * noise  # less is what two draws of the same images may differ by
-    one, two = map(percent, (before, after))
-    return Compared(f"{part} accuracy", one, two, f"{points:+.2f} points", None, points > 0 if sure else None)
+def _scores(metric: Metric, part: str, before: Json, after: Json) -> Compared:
+    one, two = before["accuracy"], after["accuracy"]
+    noise = (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5
+    # Less is what two draws of the same images may differ by; without an error nothing is sure.
+    sure = abs(two - one) > 2 * noise and (noise > 0 or metric == ACCURACY)
+    words = (written(metric, before), written(metric, after), metric.change(one, two))
+    return Compared(f"{part} {metric.name}", *words, None, two > one if sure else None)
 
 
 def _judged_classes(result: Json | None) -> Json:
@@ -240,13 +243,17 @@ def _cost(name: str, before: str, after: str, one: float, two: float) -> Compare
     return Compared(name, before, after, change, share, None if two == one else two < one)
 
 
+def _error(metric: Metric) -> str:
+    return "binomial standard error" if metric == ACCURACY else "standard error"
+
+
 def _deviation(result: Json | None) -> str:
     if result is None:
         return ""
     test = result["baseline"].get("test") or {}
     over = f" over {test['samples']:,} test images" if "samples" in test else ""
     return (
-        f"± is the binomial standard error{over}, from one seed ({result['seed']}); differences below two standard "
+        f"± is the {_error(metric_of(result))}{over}, from one seed ({result['seed']}); differences below two standard "
         f"errors are not coloured. {compared_with(result)}"
     )
 
@@ -289,7 +296,7 @@ def _rebuilt(plan: Plan, named: str) -> dict[str, Any] | None:
     """Build the networks of a plan by name; None where what that name means now is another network."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = read(named, plan.input_shape, **plan.options)
+        before = read(named, plan.example, **plan.options)
         costs = profile(before)
         if (costs.macs, costs.params) != (plan.macs, plan.params):
             return None
@@ -299,18 +306,19 @@ def _rebuilt(plan: Plan, named: str) -> dict[str, Any] | None:
 # ------------------------------------------------------------------ the rest
 
 
-def _curves(recorded: Recorded, result: Json | None) -> tuple[Curve, ...]:
+def _curves(recorded: Recorded, result: Json | None, metric: Metric) -> tuple[Curve, ...]:
     """Return the last trainings of the untouched network and of the result; unfinished: those of all trials."""
     if result is None:
-        return tuple(_curve(f"trial {n}", epochs) for n, epochs in list(recorded.histories.items())[-4:])
+        return tuple(_curve(f"trial {n}", epochs, metric) for n, epochs in list(recorded.histories.items())[-4:])
     sides = {"untouched network": result["baseline"]["trial"], "result": result["result"]["trial"]}
     found = [(name, number, recorded.histories.get(number)) for name, number in sides.items()]
-    return tuple(_curve(f"{name} (trial {number})", epochs) for name, number, epochs in found if epochs)
+    return tuple(_curve(f"{name} (trial {number})", epochs, metric) for name, number, epochs in found if epochs)
 
 
-def _curve(name: str, epochs: Sequence[Json]) -> Curve:
+def _curve(name: str, epochs: Sequence[Json], metric: Metric) -> Curve:
     columns = {key: tuple(e[key] for e in epochs) for key in ("train_loss", "val_loss", "train_acc", "val_acc")}
-    return Curve(name, **columns)
+    values = tuple(None if score is None else metric.score(score) for score in columns["val_acc"])
+    return Curve(name, **{**columns, "val_acc": values})
 
 
 def _decisions(decided: Json | None) -> tuple[Decision, ...]:
@@ -358,7 +366,7 @@ def _provenance(recorded: Recorded) -> Iterator[Fact]:
 
 def _trained(recorded: Recorded, model: str | None) -> Report:
     epochs = recorded.histories.get(-1, ())
-    curves = (_curve("training", epochs),) if epochs else ()
+    curves = (_curve("training", epochs, metric_of(recorded.result or {})),) if epochs else ()
     content = recorded.result
     if content is None:
         said = f"Unfinished: {len(epochs)} epoch{'s' * (len(epochs) != 1)} trained. Continue with --resume."
@@ -368,8 +376,8 @@ def _trained(recorded: Recorded, model: str | None) -> Report:
     recipe = content["recipe"]
     facts = [Fact("network", content["model"]), Fact("data", content["data"])]
     facts += [Fact("epochs", str(len(epochs))), Fact("seed", str(recipe.get("seed", 0)))]
-    part = next((p for p in ("test", "validation") if content.get(p)), None)
-    shown = f"{part} accuracy {percent(content[part])}" if part else "trained"
+    part, metric = next((p for p in ("test", "validation") if content.get(p)), None), metric_of(content)
+    shown = f"{part} {metric.name} {written(metric, content[part])}" if part else "trained"
     return Report(
         title=content["model"],
         folder=recorded.folder,
@@ -377,8 +385,9 @@ def _trained(recorded: Recorded, model: str | None) -> Report:
         status=f"Trained: {shown}.",
         asked=tuple(facts),
         compared=tuple(_values(content)),
-        deviation="± is the binomial standard error over the images, from one seed.",
+        deviation=f"± is the {_error(metric)} over the images, from one seed.",
         networks=found,
+        judged_by=metric,
         warnings=warnings_in(content),
         curves=curves,
         plan=str(recorded.plan) if recorded.plan is not None and recorded.plan.edits else "",
@@ -391,7 +400,8 @@ def _trained(recorded: Recorded, model: str | None) -> Report:
 def _values(content: Json) -> Iterator[Compared]:
     for part in ("test", "validation"):
         if content.get(part):
-            yield Compared(f"{part} accuracy", "", percent(content[part]), "")
+            judged = metric_of(content)
+            yield Compared(f"{part} {judged.name}", "", written(judged, content[part]), "")
     for metric in ("macs", "params"):
         yield Compared(_NAMES[metric], "", f"{content[metric]:,}", "")
 

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from convwright import __version__
 from convwright.cost.budget import human
+from convwright.ranking import ACCURACY, Metric
 from convwright.report.content import Content, Curve, Heat, LayerChange, Trial
 
 _FOLDED = 14  # trials from which their table is folded
@@ -95,8 +96,8 @@ COSTS = {
 }
 _SCALE = {"latency": 1e-6}
 _CURVES = ("var(--before)", "var(--after)", "var(--third)", "var(--fourth)")
-_SCORE = "validation accuracy, %"
 # A colour such as ``var(--after)`` is filled in by the page, light or dark.
+_ERROR_BARS = {"thickness": 1, "width": 0, "color": "var(--error)"}
 _AXIS = {
     "gridcolor": "var(--grid)", "linecolor": "var(--grid)", "zeroline": False, "automargin": True, "ticks": "",
 }  # fmt: skip
@@ -132,7 +133,7 @@ def charts(report: Content) -> dict[str, Chart]:
     found: dict[str, Chart] = {}
     scored = [t for t in report.trials if t.score is not None]
     if len(scored) > 1:
-        found |= {"history": _history(scored), "costs": _costs(report.metrics, scored)}
+        found |= {"history": _history(report.judged_by, scored), "costs": _costs(report, scored)}
     if report.widths is not None:
         found["widths"] = _widths(report.widths)
     if report.conflicts:
@@ -142,8 +143,10 @@ def charts(report: Content) -> dict[str, Chart]:
         hover = "%{y}, %{x}<br>QC %{z:.3f}<extra></extra>"
         found["quality"] = _shades("Channel quality QC", report.quality, hover, ".2f", None)
     if report.curves:
-        found["losses"] = _epochs("Loss", report.curves, "loss", 1.0, "cross-entropy, nats")
-        found["accuracies"] = _epochs("Accuracy", report.curves, "acc", 100.0, "accuracy, %")
+        metric, nats = report.judged_by, report.judged_by == ACCURACY
+        title = metric.name[:1].upper() + metric.name[1:]
+        found["losses"] = _epochs("Loss", report.curves, "loss", float, "cross-entropy, nats" if nats else "loss")
+        found["accuracies"] = _epochs(title, report.curves, "acc", metric.amount, metric.axis)
     return found
 
 
@@ -164,34 +167,31 @@ def _figure(traces: Sequence[go.Scatter | go.Heatmap], x_words: str, y_words: st
     )
 
 
-def _history(scored: Sequence[Trial]) -> Chart:
+def _history(metric: Metric, scored: Sequence[Trial]) -> Chart:
     tried = [t for t in scored if t.role == "candidate"]
-    best = [*accumulate(map(_percent, tried), max)]
-    traces = [_steps("best so far", [t.number for t in tried], best), *_points(scored, lambda t: t.number)]
-    figure = _figure(traces, "trial", _SCORE).update_xaxes(rangemode="tozero")
-    words = f"Validation accuracy of {len(scored)} trials in order."
+    best = [metric.plotted(score) for score in accumulate((t.score or 0.0 for t in tried), max)]
+    traces = [_steps("best so far", [t.number for t in tried], best), *_points(metric, scored, lambda t: t.number)]
+    figure = _figure(traces, "trial", f"validation {metric.axis}").update_xaxes(rangemode="tozero")
+    words = f"Validation {metric.name} of {len(scored)} trials in order."
     return Chart("Score over the trials", 340, (Variant("", figure),), words)
 
 
-def _costs(metrics: Sequence[str], scored: Sequence[Trial]) -> Chart:
-    variants = []
-    for metric in metrics:
+def _costs(report: Content, scored: Sequence[Trial]) -> Chart:
+    variants, judged_by = [], report.judged_by
+    for metric in report.metrics:
         known = [t for t in scored if metric in t.costs]
         if known:
             cost = partial(_cost, metric)
             front = _front(known, metric)
-            line = _steps("Pareto front", [*map(cost, front)], [*map(_percent, front)])
-            variants.append(Variant(COSTS[metric], _figure([line, *_points(known, cost)], COSTS[metric], _SCORE)))
-    words = f"Validation accuracy of {len(scored)} trials beside their costs, with the Pareto front."
+            line = _steps("Pareto front", [*map(cost, front)], [judged_by.plotted(t.score or 0.0) for t in front])
+            points = _figure([line, *_points(judged_by, known, cost)], COSTS[metric], f"validation {judged_by.axis}")
+            variants.append(Variant(COSTS[metric], points))
+    words = f"Validation {judged_by.name} of {len(scored)} trials beside their costs, with the Pareto front."
     return Chart("Score against cost", 340, tuple(variants), words)
 
 
 def _cost(metric: str, trial: Trial) -> float:
     return trial.costs[metric] * _SCALE.get(metric, 1.0)
-
-
-def _percent(trial: Trial) -> float:
-    return 100 * (trial.score or 0.0)
 
 
 def _front(trials: Sequence[Trial], metric: str) -> list[Trial]:
@@ -208,7 +208,7 @@ def _steps(name: str, x: list[float], y: list[float]) -> go.Scatter:
     return go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hoverinfo="skip")
 
 
-def _points(trials: Sequence[Trial], x: Callable[[Trial], float]) -> list[go.Scatter]:
+def _points(metric: Metric, trials: Sequence[Trial], x: Callable[[Trial], float]) -> list[go.Scatter]:
     """Return the trials as points with their errors, by what they are."""
     tried = [t for t in trials if t.role == "candidate" and not t.chosen]
     kinds = {
@@ -220,12 +220,12 @@ def _points(trials: Sequence[Trial], x: Callable[[Trial], float]) -> list[go.Sca
     return [
         go.Scatter(
             x=[x(t) for t in those],
-            y=[_percent(t) for t in those],
+            y=[metric.plotted(t.score or 0.0) for t in those],
             name=name,
             mode="markers",
-            error_y={"array": [100 * t.stderr for t in those], "thickness": 1, "width": 0, "color": "var(--error)"},
+            error_y={"array": [metric.amount(t.stderr) for t in those], **_ERROR_BARS},
             marker={"symbol": symbol, "color": colour, "size": size, "line": {"color": "var(--surface)", "width": 1}},
-            text=[_hover(t) for t in those],
+            text=[_hover(metric, t) for t in those],
             hovertemplate="%{text}<extra></extra>",
         )
         for name, (those, symbol, colour, size) in kinds.items()
@@ -233,12 +233,14 @@ def _points(trials: Sequence[Trial], x: Callable[[Trial], float]) -> list[go.Sca
     ]
 
 
-def _hover(trial: Trial) -> str:
+def _hover(metric: Metric, trial: Trial) -> str:
     costs = "<br>".join(
         f"{words}: {_cost(m, trial):,.{3 if m == 'latency' else 0}f}" for m, words in COSTS.items() if m in trial.costs
     )
     words = trial.words if len(trial.words) <= 70 else f"{trial.words[:67]}..."
-    score = f"{_percent(trial):.2f} % ± {100 * trial.stderr:.2f}"
+    score = metric.shown(trial.score or 0.0, trial.stderr)
+    if metric.unit == "%":
+        score = f"{metric.plotted(trial.score or 0.0):.2f} % ± {100 * trial.stderr:.2f}"
     return f"<b>trial {trial.number}</b>, {escape(words, quote=False)}<br>{score}<br>{costs}"
 
 
@@ -291,7 +293,7 @@ def _height(heat: Heat) -> int:
     return 90 + row * max(3, len(heat.rows))
 
 
-def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: str) -> Chart:
+def _epochs(title: str, curves: Sequence[Curve], what: str, drawn: Callable[[float], float], unit: str) -> Chart:
     traces = []
     for curve, colour in zip(curves, _CURVES, strict=False):
         for part, key, dash in (("training", "train", "dot"), ("validation", "val", "solid")):
@@ -301,7 +303,7 @@ def _epochs(title: str, curves: Sequence[Curve], what: str, scale: float, unit: 
                 traces.append(
                     go.Scatter(
                         x=list(range(1, len(values) + 1)),
-                        y=[None if v is None else float(f"{scale * v:.5g}") for v in values],  # the page needs no more
+                        y=[None if v is None else float(f"{drawn(v):.5g}") for v in values],  # the page needs no more
                         name=name,
                         mode="lines+markers" if len(values) < 30 else "lines",
                         line={"color": colour, "dash": dash, "width": 2},

@@ -29,7 +29,8 @@ def _lines(report: Content) -> Iterator[str]:
     if report.trials:
         yield from ("## Search", "")
         heads = ("trial", "what", "validation", *report.metrics, "epochs", "seconds", "")
-        yield from _table(heads, [_trial(t, report.metrics) for t in report.trials], right=range(2, len(heads) - 1))
+        rows = [_trial(t, report) for t in report.trials]
+        yield from _table(heads, rows, right=range(2, len(heads) - 1))
     if report.widths is not None:
         yield from ("## Widths over the trials", "")
         yield from _heat(report.widths, "group", "")
@@ -44,7 +45,8 @@ def _lines(report: Content) -> Iterator[str]:
         columns = (curve.train_loss, curve.val_loss, curve.train_acc, curve.val_acc)
         epochs = enumerate(zip(*columns, strict=True), start=1)
         rows = [(str(number), *(_number(value, ".4f") for value in epoch)) for number, epoch in epochs]
-        heads = ("epoch", "train loss", "validation loss", "train accuracy", "validation accuracy")
+        name = report.judged_by.name
+        heads = ("epoch", "train loss", "validation loss", f"train {name}", f"validation {name}")
         yield from _table(heads, rows, right=range(5))
     if report.decisions:
         yield from ("## Decisions", "")
@@ -99,9 +101,9 @@ def _pair(before: int | None, after: int | None) -> str:
     return f"{before:,} → {after:,}"
 
 
-def _trial(trial: Trial, metrics: Sequence[str]) -> tuple[str, ...]:
-    score = trial.status if trial.score is None else f"{trial.score:.2%} ± {trial.stderr:.2%}"
-    costs = [f"{trial.costs[m]:,}" if m in trial.costs else "" for m in metrics]
+def _trial(trial: Trial, report: Content) -> tuple[str, ...]:
+    score = trial.status if trial.score is None else report.judged_by.shown(trial.score, trial.stderr)
+    costs = [f"{trial.costs[m]:,}" if m in trial.costs else "" for m in report.metrics]
     marks = {"result": trial.chosen, "trained to the end": trial.ended, "front": trial.front and not trial.chosen}
     mark = ", ".join(name for name, holds in marks.items() if holds)
     return (str(trial.number), trial.words, score, *costs, str(trial.epochs), f"{trial.seconds:.1f}", mark)

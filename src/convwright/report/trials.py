@@ -57,8 +57,8 @@ def _trial(recorded: RecordedTrial, phases: Mapping[int, str]) -> Trial:
     if e is None:
         return Trial(number, candidate.role, words, "unfinished", None, 0.0, {}, *asked, 0.0)
     if e.before_training is not None:
-        steps = "".join(f"; {name} {value:.2%}" for name, value in e.repaired.items())
-        words = f"{words} ({e.before_training:.2%} right after the edits{steps})"
+        steps = "".join(f"; {name} {e.metric.shown(value)}" for name, value in e.repaired.items())
+        words = f"{words} ({e.metric.shown(e.before_training)} right after the edits{steps})"
     found = (e.status, e.score if e.usable else None, e.stderr, dict(e.costs))
     return Trial(number, candidate.role, words, *found, *asked, e.seconds, note=e.message)
 

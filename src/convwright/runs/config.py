@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
 from convwright.methods.options import checked_options
+from convwright.ranking import ACCURACY, Metric
 from convwright.runs.candidate_recipe import refuse_structural
 from convwright.runs.directory.study import read_settings
 from convwright.runs.executors import Placement
@@ -232,8 +234,10 @@ class RunConfig:
         check_counts(1, **{"tune-epochs": self.later_epochs}, calibration=self.calibration)
         if self.divisor != "auto":
             check_counts(1, divisor=self.divisor)
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise ConvwrightError(f"max-drop={self.max_drop} must be points of accuracy from 0 to 100, such as 2")
+        metric: Metric = getattr(self.data, "metric", ACCURACY)
+        most, what = (100, "points of {} from 0 to 100") if metric.unit == "%" else (math.inf, "a difference of {}")
+        if self.max_drop is not None and not 0 <= self.max_drop <= most:
+            raise ConvwrightError(f"max-drop={self.max_drop} must be {what.format(metric.name)}, such as 2")
         # These refuse what none of them can be.
         _ = self.terms, self.time_budget, self.constrained, parse_input(self.input_shape)
 

@@ -139,6 +139,7 @@ class Evaluator:
             before_training=outcome.start.accuracy,
             reestimated=outcome.start.images,
             repaired=outcome.start.repaired,
+            metric=self.data.metric,
         )
 
     def _within_memory(

@@ -138,7 +138,7 @@ def outcome_of(evidence: Evidence) -> str:
     if not evidence.usable:
         return f"failed: {evidence.message}"
     before = evidence.before_training
-    notes = [] if before is None else [f"{before:.2%} right after the edits"]
+    notes = [] if before is None else [f"{evidence.metric.shown(before)} right after the edits"]
     notes += [evidence.message] if evidence.message else []
     noted = f" ({'; '.join(notes)})" if notes else ""
-    return f"validation accuracy {evidence.score:.2%} in {evidence.seconds:.1f} s{noted}"
+    return f"validation {evidence.metric.name} {evidence.shown} in {evidence.seconds:.1f} s{noted}"

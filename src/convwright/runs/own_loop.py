@@ -34,6 +34,7 @@ from convwright.edits.surgery import check_copies
 from convwright.errors import BudgetError, ConvwrightError, EditError, RunError
 from convwright.methods import Candidate, Evidence, method_named
 from convwright.methods.options import checked_options
+from convwright.ranking import Metric
 from convwright.runs.config import default_folder, digest_of, terms_of
 from convwright.runs.directory.files import LOCK, load_weights, save_weights, there, write_text
 from convwright.runs.directory.result import Result
@@ -48,7 +49,7 @@ from convwright.runs.outcome import INITIAL, SearchOutcome, run_record, side, wr
 from convwright.runs.prove import check_budget, prove
 from convwright.runs.repairing import Repairs
 from convwright.runs.rewriting import WithoutBaseline
-from convwright.training import Metric, Recipe, Task
+from convwright.training import Recipe, Task
 from convwright.training.tasks.base import Batch, device_of
 
 _RECIPE = Recipe(precision="fp32", memory_format="contiguous")
@@ -137,7 +138,7 @@ class Trial:
             raise RunError(f"trial {self.number}: its lease was lost, another process has it now; ask for the next one")
 
 
-class _Calibration(Task):
+class _OwnBatches(Task):
     """The user's batches and loss, for what repairs a cut network and scores its channels."""
 
     name, parts = "batches", ("train",)
@@ -235,7 +236,7 @@ class Search:
         made.without_techniques(lambda recipe: True)  # the recipe is the user's
         self.method = made if baseline else WithoutBaseline(made, given=not epochs)
         self.lease, self.metric = float(lease), Metric("score", higher_is_better, unit="")
-        self._task, given = _Calibration(self.arch, batches, loss), batches != ()
+        self._task, given = _OwnBatches(self.arch, batches, loss), batches != ()
         self._repairs = Repairs(given and not epochs, given and not epochs, given)
         self._check_probes(method, given and loss is not None)
         self.settings = {
@@ -298,7 +299,7 @@ class Search:
 
         Args:
             trial: As `ask` returned it.
-            score: On validation data; methods write it as a share of 1.
+            score: On validation data.
             model: The trained network, where it is not the very object that ``trial.model()`` returned.
             stderr: Standard error of the score: what differs by less is noise to a method.
 
@@ -317,7 +318,7 @@ class Search:
         probes = tuple(name for name in trial.candidate.probes if not name.startswith(_UNSEEN))
         found = trial.evaluator.looked(trained, self._task, replace(trial.candidate, probes=probes), _RECIPE)
         what = trial.candidate, trial.number, self.metric.score(value), stderr, trial.costs, found
-        self._finish(trial, Evidence(*what, reestimated=trial.reestimated), trained)
+        self._finish(trial, Evidence(*what, reestimated=trial.reestimated, metric=self.metric), trained)
         self.say(f"trial {trial.number}: score {value:g}")
 
     def fail(self, trial: Trial, why: str) -> None:

@@ -14,18 +14,19 @@ from convwright.cost import count_by_torch, profile
 from convwright.cost.budget import MEASURED, Limits, costs_of, human
 from convwright.edits import Plan
 from convwright.errors import BudgetError
+from convwright.ranking import metric_of
 from convwright.runs.directory.files import load_weights
 from convwright.runs.directory.result import Result
 from convwright.runs.evaluate import reshaped
-from convwright.runs.verdict import judged_part, points_lost
+from convwright.runs.verdict import behind, judged_part, lost
 
 
 class BrokenBudgetError(BudgetError):
     """A result that does not keep its promise; the exit code is 3.
 
     Attributes:
-        result: The result, where it was written all the same: its latency is over the limit, or it lost more accuracy
-            than it may. None where its counts are wrong: then nothing is written.
+        result: The result, where it was written all the same: its latency is over the limit, or it is worse than it
+            may be. None where its counts are wrong: then nothing is written.
     """
 
     result: Result | None = None
@@ -104,21 +105,21 @@ def check_budget(proof: Proof, limits: Limits, latency: dict[str, Any] | None = 
 
 
 def check_promises(result: Result, max_drop: float | None) -> None:
-    """Refuse a written result whose measured latency is over the limit, or that lost more accuracy than it may.
+    """Refuse a written result whose measured latency is over the limit, or that is worse than it may be.
 
     Args:
         result: The result, which stays where it is.
-        max_drop: Points of accuracy that it may be below the baseline; None: any.
+        max_drop: By how much it may be worse than the baseline, in points or in the metric's unit; None: any.
 
     Raises:
         BrokenBudgetError: It has the result.
     """
     judged = {m: values for m, values in result.data["budget_met"].items() if m in MEASURED and not values["met"]}
     broken = [f"{_said(m, values)}; measure it again with --resume" for m, values in judged.items()]
-    lost = points_lost(result.data)
-    if max_drop is not None and lost > max_drop:
-        part = judged_part(result.data)
-        broken.append(f"{part} accuracy is {lost:.2f} points below the baseline, and --max-drop allows {max_drop:g}")
+    worse, metric = lost(result.data), metric_of(result.data)
+    if max_drop is not None and worse > max_drop:
+        what = f"{judged_part(result.data)} {metric.name} is {behind(metric, worse, 2)} the baseline"
+        broken.append(f"{what}, and --max-drop allows {max_drop:g}")
     if broken:
         error = BrokenBudgetError(f"the result breaks its promise: {'; '.join(broken)}. It is kept in {result.folder}")
         error.result = result

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from convwright.ranking import Metric, metric_of
 from convwright.training import Metrics
 
 Json = Mapping[str, Any]
@@ -62,10 +63,16 @@ def judged_part(content: Json) -> str:
     return "test" if content["baseline"].get("test") and content["result"].get("test") else "validation"
 
 
-def points_lost(content: Json) -> float:
-    """Return by how many points of accuracy the result is below the baseline; negative where it is above."""
+def lost(content: Json) -> float:
+    """Return by how much the result is worse than the baseline, in points or in the metric's unit; negative: better."""
     part = judged_part(content)
-    return _points(content["baseline"][part]["accuracy"] - content["result"][part]["accuracy"])
+    return _lost(metric_of(content), content["baseline"][part]["accuracy"], content["result"][part]["accuracy"])
+
+
+def behind(metric: Metric, amount: float, digits: int = 1) -> str:
+    """Say by how much a value is worse than another: ``1.2 points below``."""
+    said = f"{amount:.{digits}f} points" if metric.unit == "%" else metric.difference(amount)
+    return f"{said} {'below' if metric.higher_is_better else 'above'}"
 
 
 def judged_as_it_came(content: Json) -> Json | None:
@@ -110,16 +117,17 @@ def training_warnings(content: Json) -> tuple[ResultWarning, ...]:
 
 def _collapse(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarning]:
     """Yield a warning of a result far below its baseline or near chance."""
-    part, lost = judged_part(content), points_lost(content)
+    part, worse, metric = judged_part(content), lost(content), metric_of(content)
     counts = [row["images"] for row in _rows(content)]
     chance = max(counts) / sum(counts) if len(counts) > 1 else -math.inf  # of the most frequent class, where recorded
     before, after = content["baseline"][part], content["result"][part]
     one, two = before["accuracy"], after["accuracy"]
     noise = 200 * (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5  # half of little is soon lost by chance
-    half, near = lost > max(noise, _points(one - chance) / 2), lost > 0 and _near(two, chance)
-    if lost > MOST_LOST or half or near:
+    half, near = worse > max(noise, _points(one - chance) / 2), worse > 0 and _near(two, chance)
+    if _spoilt(metric, one, two) or half or near:
         words = f", {'near' if near else 'where'} chance {'' if near else 'is '}{chance:.1%}" if near or half else ""
-        what = f"{part} accuracy is {two:.1%}, {lost:.1f} points below the baseline's {one:.1%}{words}"
+        values = f"{metric.brief(two)}, {behind(metric, worse)} the baseline's {metric.brief(one)}"
+        what = f"{part} {metric.name} is {values}{words}"
         if _near(one, chance):
             untaught = "the untouched network is near chance, too: the training has taught it little"
             cause = untaught, "more epochs, another learning rate, and a look at the labels"
@@ -149,12 +157,12 @@ def _cause(content: Json, epochs: int, spoilt: bool) -> tuple[str, str]:
 def _spoilt_weights(content: Json) -> Iterator[ResultWarning]:
     """Yield a warning where even the untouched network lost accuracy by the training: a comparison hides that."""
     given = as_given(content)
-    one, two = given["score"] if given else 0.0, content["baseline"]["validation"]["accuracy"]
-    if _points(one - two) > MOST_LOST:
+    metric, two = metric_of(content), content["baseline"]["validation"]["accuracy"]
+    one = given["score"] if given else two
+    if _spoilt(metric, one, two):
         rate = float(content["baseline_trained_with"]["lr"])
-        what = (
-            f"the training lowers the untouched network, too: validation accuracy {one:.1%} before it, {two:.1%} after"
-        )
+        values = f"validation {metric.name} {metric.brief(one)} before it, {metric.brief(two)} after"
+        what = f"the training lowers the untouched network, too: {values}"
         yield ResultWarning(what, f"a learning rate (lr {rate:g}) too high for trained weights", f"lr {rate / 10:g}")
 
 
@@ -196,11 +204,11 @@ def _lost_classes(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarni
         for row in _rows(content)
         if row["images"] >= LEAST_IMAGES
     ]
-    lost = [f"{name} ({points:.1f} points)" for name, points in rows if points > MOST_LOST_OF_A_CLASS]
-    if lost:
-        named = ", ".join(lost[:_NAMED]) + f" and {len(lost) - _NAMED} more" * (len(lost) > _NAMED)
-        what = f"{len(lost)} class{'es lose' if len(lost) > 1 else ' loses'} more than 25 points: {named}"
-        yield ResultWarning(f"{what}; all together {-points_lost(content):+.1f} points", *cause)
+    found = [f"{name} ({points:.1f} points)" for name, points in rows if points > MOST_LOST_OF_A_CLASS]
+    if found:
+        named = ", ".join(found[:_NAMED]) + f" and {len(found) - _NAMED} more" * (len(found) > _NAMED)
+        what = f"{len(found)} class{'es lose' if len(found) > 1 else ' loses'} more than 25 points: {named}"
+        yield ResultWarning(f"{what}; all together {-lost(content):+.1f} points", *cause)
 
 
 # ------------------------------------------------------------------ facts
@@ -208,6 +216,15 @@ def _lost_classes(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarni
 
 def _points(share: float) -> float:
     return round(100 * share, 6)
+
+
+def _lost(metric: Metric, one: float, two: float) -> float:
+    return _points(one - two) if metric.unit == "%" else one - two
+
+
+def _spoilt(metric: Metric, one: float, two: float) -> bool:
+    """Return whether a score is far below another: by 10 points, or, in another unit, half of it."""
+    return _points(one - two) > MOST_LOST if metric.unit == "%" else metric.halved(one, two)
 
 
 def _gap(side: Json) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.pytrees import run_model
 from convwright.errors import RecipeError, RunError
+from convwright.ranking import ACCURACY, Metric
 from convwright.repair import kept_statistics, stale
 from convwright.training.batches import Batch, Gradients, synchronised
 from convwright.training.checkpoint import (
@@ -51,7 +52,7 @@ from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import Settings, autocast, to_layout, untouched_random
 from convwright.training.statistics import IMAGES, reestimate
-from convwright.training.tasks.base import ACCURACY, BaseTask, Metric, Metrics, Part
+from convwright.training.tasks.base import BaseTask, Metrics, Part
 from convwright.training.tasks.loader import loader_of
 from convwright.training.techniques import Effect, Teacher, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped

@@ -15,7 +15,7 @@ from torch import nn
 
 from convwright.zoo.parts import add_stages, check_stages, classify, scaled
 from convwright.zoo.registry import register
-from convwright.zoo.resnet import shortcut
+from convwright.zoo.resnet import BasicBlock
 
 _WIDTHS = (64, 128, 256, 512)
 _DEPTHS = (3, 12, 41, 3)
@@ -48,7 +48,7 @@ class PairBlock(nn.Module):
         return out
 
 
-class ShortcutBlock(PairBlock):
+class ShortcutBlock(BasicBlock):
     """The same with a shortcut around it, joined before the last ReLU.
 
     Shapes: as for `PairBlock`; the shortcut is a 1x1 convolution with batch norm where the stride is 2.
@@ -61,16 +61,9 @@ class ShortcutBlock(PairBlock):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, zero_last: bool = False) -> None:
-        super().__init__(in_channels, out_channels, stride)
-        self.downsample = shortcut(in_channels, out_channels, stride, bias=True)
+        super().__init__(in_channels, out_channels, stride, bias=True)
         if zero_last:
             nn.init.zeros_(self.bn2.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return relu(branch(x) + shortcut(x))."""
-        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out: torch.Tensor = self.relu(branch + self.downsample(x))
-        return out
 
 
 def _network(

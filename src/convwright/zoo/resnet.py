@@ -30,15 +30,16 @@ class BasicBlock(nn.Module):
         in_channels: width of the input.
         out_channels: width of the output.
         stride: stride of the first convolution and of the shortcut.
+        bias: whether convolutions have biases.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.downsample = shortcut(in_channels, out_channels, stride, bias)
         self.relu = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -273,3 +273,26 @@ def test_a_file_that_is_not_there_or_of_another_network_is_refused(
     assert same(student, make_network())
     with pytest.raises(cw.RecipeError, match=rf"techniques\.{name}\.weight=1.5"):
         Recipe(techniques={name: {"weight": 1.5}})
+
+
+class Means(cw.training.Task):
+    """Numbers of another size than what an untrained network says."""
+
+    def batches(self, part):
+        images = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return [(images[i : i + 8], 9 * images[i : i + 8].mean((2, 3))) for i in range(0, 32, 8)]
+
+    def loss(self, model, batch):
+        return F.smooth_l1_loss(model(batch[0]), batch[1])
+
+
+def test_a_teacher_that_says_little_does_not_outweigh_the_labels():
+    teacher = still()
+    with torch.no_grad():
+        teacher[-1].weight.mul_(0.01)
+        teacher[-1].bias.zero_()
+    recipe = Recipe(epochs=3, lr=0.02, batch_size=8, techniques={"distill": {}})
+    losses = [
+        each.train_loss for each in train(copy.deepcopy(teacher), Means(), recipe, teacher=teacher, **QUIET).history
+    ]
+    assert losses[-1] <= losses[0] < 1

@@ -29,11 +29,14 @@ def _per_channel(group: ChannelGroup, architecture: Architecture, power: int) ->
 
 def _sums(weight: Tensor, axis: int, power: int) -> Tensor:
     """Return the sums of |weight| ** power along an axis; torch's own reductions are slow on all axes but the first."""
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # squares of half precision overflow
     if axis == 0:
-        return torch.linalg.vector_norm(weight.reshape(len(weight), -1), power, dim=1) ** power
+        norms: Tensor = torch.linalg.vector_norm(weight.reshape(len(weight), -1), power, dim=1)
+        return norms.pow(power)
     rows = weight.reshape(math.prod(weight.shape[:axis]), -1)
-    pieces = rows.split(max(1, 2**18 // rows.shape[1]))  # they stay in the processor's cache
-    total = sum((piece.abs().pow(power).sum(0) for piece in pieces[1:]), pieces[0].abs().pow(power).sum(0))
+    total = torch.zeros_like(rows[0])
+    for piece in torch.split(rows, max(1, 2**18 // rows.shape[1])):  # small enough for the processor's cache
+        total += piece.abs().pow(power).sum(0)
     return total.view(weight.shape[axis], -1).sum(1)
 
 

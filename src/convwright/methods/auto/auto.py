@@ -289,8 +289,8 @@ class Auto(DesignSearch):
             return
         self._final = best.trial
         costs = ", ".join(f"{human(best.costs[m], m)} {m}" for m in self.limits.limits if m in best.costs)
-        others = "".join(f"; {words[e.trial]} {e.score:.2%}" for e in usable if e is not best)
-        self._note("end", f"{words[best.trial]}: accuracy {best.score:.2%}, {costs}{others}", words, best.trial)
+        others = "".join(f"; {words[e.trial]} {e.shown}" for e in usable if e is not best)
+        self._note("end", f"{words[best.trial]}: {best.metric.name} {best.shown}, {costs}{others}", words, best.trial)
 
     def _raced(self, phase: str, found: Sequence[Runner], after: Sequence[Runner], last: bool) -> None:
         words = {r.trial: r.words for r in found}

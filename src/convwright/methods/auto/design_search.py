@@ -70,7 +70,7 @@ class Runner:
     @property
     def told(self) -> str:
         """What it is, and how good."""
-        return f"{self.words} {self.scored.score:.2%} ± {self.scored.stderr:.2%}"
+        return f"{self.words} {self.scored.judged}"
 
     def redesigned(self, bench: DesignBuilder, design: ProposedDesign) -> Runner:
         """Return it with a design that was made from its own network."""
@@ -136,7 +136,7 @@ class DesignSearch(Scripted):
     def _diagnosed(self, base: Evidence, aim: str, conflicts: str = "", *more: str) -> None:
         known, profile = self.findings, self.arch.profile()
         numbers = f"{human(profile.macs)} MACs, {human(profile.params, 'params')} parameters"
-        accuracy = f"accuracy {base.score:.2%} ± {base.stderr:.2%}"
+        accuracy = f"{base.metric.name} {base.judged}"
         fields = f"{known.blind_layers} layers see nothing new"
         blocks = f"{len(known.conflicts)} blocks in conflict{conflicts}"
         told = "; ".join((f"{numbers}, {accuracy}; {aim}", fields, blocks, *more, *known.notes))
@@ -178,7 +178,7 @@ class DesignSearch(Scripted):
 
     def _after(self, runner: Runner, evidence: Evidence, epochs: int) -> Runner:
         """Return a runner after a training, whose weights it keeps; without a score where that failed."""
-        scored = Scored(evidence.score, evidence.stderr) if self._meets(evidence) else Scored(float("nan"))
+        scored = Scored.of(evidence) if self._meets(evidence) else Scored(float("nan"))
         epochs += runner.epochs
         return replace(
             runner, trial=evidence.trial, costs=evidence.costs, epochs=epochs, scored=scored, weights="inherit"

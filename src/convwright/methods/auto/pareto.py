@@ -188,7 +188,7 @@ class ParetoSearch(DesignSearch):
         metric = self.objective[0]
         levels = ", ".join(human(bench.limits.limits[metric], metric) for bench in self.benches)
         unreached = f" ({', '.join(self._unreached)} cannot be reached by width)" if self._unreached else ""
-        aim = f"objective accuracy, {', '.join(self.objective)}; budget {self.limits.describe() or 'none'}"
+        aim = f"objective {base.metric.name}, {', '.join(self.objective)}; budget {self.limits.describe() or 'none'}"
         self._diagnosed(base, f"{aim}; proposals at {levels} {metric}{unreached}")
         share = max(1, int(self.left * _HALVING)) if self.options.rounds else self.left
         begun = self._population(self._course(_MOST, share)[0].count)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _ROUNDS = 3
 _RACING = 3  # designs that get the short tuning
 _SHARE = 3  # the short tuning is one part in so many of the final one
-_LITTLE = 0.5  # of the untouched network's accuracy: below, its weights are worth little, and new ones race, too
 _GRID = 8  # pixels: sides are multiples of this
 
 
@@ -59,18 +58,19 @@ def trained_course(search: DesignSearch) -> Script:
         search._note("designs", "no design could be judged")
         return
     racing = [found[i] for i in ranking([e.scored for e in found])[:_RACING]]
-    told = ", ".join(f"{e.words} {e.trial.score:.2%}" for e in found)
+    told = ", ".join(f"{e.words} {e.trial.shown}" for e in found)
     search._note(
         "designs", f"judged without training: {told}", {e.trial.trial: e.words for e in found}, racing[0].trial.trial
     )
-    if racing[0].trial.score < _LITTLE * base.score and terms.tune_epochs > 1:
+    # Weights of half the untouched network's accuracy are worth little: new ones race, too.
+    if base.metric.halved(base.score, racing[0].trial.score) and terms.tune_epochs > 1:
         racing.append(replace(racing[0], words=f"{racing[0].words}, new weights", fresh=True))
     short = terms.tune_epochs // _SHARE
     if short and len(racing) > 1:
         raced = yield tuple(e.candidate(short, terms.seed + 1) for e in racing)
         racing = [_Entrant(e.words, after) for e, after in zip(racing, raced, strict=True) if search._meets(after)]
         order = ranking([e.scored for e in racing])
-        told = ", ".join(f"{e.words} {e.trial.score:.2%}" for e in racing)
+        told = ", ".join(f"{e.words} {e.trial.shown}" for e in racing)
         racing = [racing[i] for i in order if tied(racing[i].scored, racing[order[0]].scored)][:2]
         search._note("race", f"{told} after {short} epochs", kept=racing[0].trial.trial if racing else None)
     else:
@@ -143,4 +143,4 @@ def _end(search: DesignSearch, racing: Sequence[_Entrant], short: int) -> Script
     before = [(f"{e.words}, as it was before the last training", e.trial) for e in racing if search._meets(e.trial)]
     words, best = max([*usable, *before], key=lambda pair: pair[1].score)
     search._final = best.trial
-    search._note("end", f"{words}: accuracy {best.score:.2%}", {best.trial: words}, best.trial)
+    search._note("end", f"{words}: {best.metric.name} {best.shown}", {best.trial: words}, best.trial)

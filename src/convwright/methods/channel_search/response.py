@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 # and of one training's chance besides that of the images it is judged on.
 _TRENDS, _SLOPES = (0.01, 0.03, 0.1), (0.003, 0.01, 0.03)
 _LOCAL, _CHANCE = (0.003, 0.01, 0.02), (0.005, 0.01)
+_SPREAD = 0.02  # deviation of accuracies that these are meant for: of a metric in another unit they are in proportion
 _LENGTH = 0.4  # logarithms of widths, root mean square over groups, at which what is peculiar to a place is forgotten
 _DRAWS = 400  # widths that are compared for each trial, by the fit alone
 _SCREENED = 2  # trials per trend that are given beforehand: one each way
@@ -77,7 +78,7 @@ class Fit:
         return linear.T @ self.weights
 
 
-def fit(points: Floats, trends: Floats, scores: Floats, stderr: Floats) -> Fit:
+def fit(points: Floats, trends: Floats, scores: Floats, stderr: Floats, unit: float = 1.0) -> Fit:
     """Return the Gaussian process that explains accuracies best, of those that differ in their deviations.
 
     Args:
@@ -85,11 +86,13 @@ def fit(points: Floats, trends: Floats, scores: Floats, stderr: Floats) -> Fit:
         trends: (trends, groups); may have no row.
         scores: (trials,) accuracies, 0..1.
         stderr: (trials,) their standard errors from the images that they were judged on.
+        unit: What all deviations are multiplied by.
     """
     mean = float(scores.mean())
     answers = scores - mean
     best: tuple[float, Fit] | None = None
-    for deviations in itertools.product(_TRENDS, _SLOPES, _LOCAL, _CHANCE):
+    for each in itertools.product(_TRENDS, _SLOPES, _LOCAL, _CHANCE):
+        deviations = each[0] * unit, each[1] * unit, each[2] * unit, each[3] * unit
         covariance = _kernel(points, points, trends, deviations) + np.diag(deviations[3] ** 2 + stderr**2)
         factor = cho_factor(covariance, lower=True)
         weights = cho_solve(factor, answers)
@@ -184,7 +187,9 @@ class Response:
         expected, _ = self._fitted().expected(self._points)
         best = int(expected.argmax())
         seen = self._seen[best]
-        why = f"expected accuracy {expected[best]:.4f} (measured {seen.score:.4f}), the highest of {len(self._seen)}"
+        name, value = seen.metric.name, seen.metric.score
+        numbers = f"{value(expected[best]):.4f} (measured {value(seen.score):.4f})"
+        why = f"expected {name} {numbers}, the {seen.metric.best} of {len(self._seen)}"
         return self._places[best].widths, f"the widths of trial {seen.trial}, {why}"
 
     # ------------------------------------------------------------------ what comes next
@@ -205,10 +210,11 @@ class Response:
         bold = _BOLD if self._asked <= 0.75 * self.trials else 0.0
         best = int((expected + bold * deviation).argmax())
         self._next = self._placed(drawn[best])
-        most = int(np.abs(slopes).argmax())
+        most, metric = int(np.abs(slopes).argmax()), self._seen[0].metric
         return (
-            f"{expected[best]:.4f} ± {deviation[best]:.4f} expected next; most depends on {list(self.base)[most]}, "
-            f"{100 * slopes[most] * math.log(2):+.2f} points if it is twice as wide"
+            f"{metric.score(expected[best]):.4f} ± {deviation[best]:.4f} expected next; "
+            f"most depends on {list(self.base)[most]}, "
+            f"{metric.change(0, slopes[most] * math.log(2))} if it is twice as wide"
         )
 
     def _drawn(self, slopes: Floats) -> Floats:
@@ -240,7 +246,8 @@ class Response:
 
     def _fitted(self) -> Fit:
         scores = np.array([s.score for s in self._seen])
-        return fit(self._points, self.trends, scores, np.array([s.stderr for s in self._seen]))
+        unit = 1.0 if self._seen[0].metric.unit == "%" else float(scores.std()) / _SPREAD or 1.0
+        return fit(self._points, self.trends, scores, np.array([s.stderr for s in self._seen]), unit)
 
 
 def _shares_of_cost(surface: Surface, place: Place) -> Floats:

@@ -274,7 +274,8 @@ class ChannelSearch(Scripted):
         used = f" ({use:.2%} of the tightest limit)" if self.limits is not None or self.mode == "corrected" else ""
         told = f"{why}: {_listed(self.surface.sizes(widths))}; {sizes}{used}"
         self._final = evidence.trial if evidence.usable else None
-        result = f"accuracy {evidence.score:.2%}" if evidence.usable else f"its training failed, {evidence.message}"
+        failed = f"its training failed, {evidence.message}"
+        result = f"{evidence.metric.name} {evidence.shown}" if evidence.usable else failed
         self._note("channel search, end", f"{told}; {result}", words, self._final)
 
     # ------------------------------------------------------------------ what is recorded
@@ -283,7 +284,7 @@ class ChannelSearch(Scripted):
         parts = [
             verdict.words,
             f"{self.metric} of the network {reading.network:.4f}",
-            f"accuracy {evidence.score:.2%} ± {evidence.stderr:.2%}",
+            f"{evidence.metric.name} {evidence.judged}",
             *reading.remarks,
             _listed(self.surface.sizes(widths)),
             self._outlook(widths),

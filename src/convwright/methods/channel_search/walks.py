@@ -16,6 +16,7 @@ import numpy as np
 
 from convwright.methods.channel_search.updates import Need, annealed, metropolis, momentum, pulled, resized, temperature
 from convwright.methods.shared.width_surface import FULL, Place, Surface, Widths
+from convwright.ranking import Metric
 
 if TYPE_CHECKING:
     from convwright.methods.channel_search.readings import Reading
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Rule = Literal["greedy", "annealing"]
 Energy = Literal["score", "quality"]
 
-_WORDS: dict[Energy, str] = {"score": "accuracy", "quality": "quality"}
+_QUALITY = Metric("quality", unit="")
 _TRACKED = 6  # the published code keeps the best widths from this trial on, counted from 1
 _RAMP = 3  # a tiny start reaches the budget after one in so many of the trials
 _QUALITY_NOISE = 0.02  # what a network's quality varies by from chance, as a share: a guess
@@ -138,6 +139,11 @@ class _Spot:
     energy: float
     stderr: float
     share: float  # of the budget that it was allowed
+    metric: Metric  # that the energy is of
+
+    @property
+    def words(self) -> str:
+        return f"{self.metric.score(self.energy):.4f}"
 
     @property
     def whole(self) -> bool:
@@ -207,12 +213,13 @@ class OnBudget:
         known = self._at.need if self._at is not None else Need({})
         answers = any(value > 0 for value in seen.families.values())
         need = known.joined(self._next.shape, seen.families, self.given.gamma) if answers else known
-        trial, of_quality = seen.evidence.trial, (seen.network, _QUALITY_NOISE * abs(seen.network))
-        energy, stderr = of_quality if self.given.energy == "quality" else (seen.evidence.score, seen.evidence.stderr)
-        return _Spot(self._next, need, trial, energy, stderr, self._share)
+        told, of_quality = seen.evidence, (seen.network, _QUALITY_NOISE * abs(seen.network))
+        energy, stderr = of_quality if self.given.energy == "quality" else (told.score, told.stderr)
+        metric = _QUALITY if self.given.energy == "quality" else told.metric
+        return _Spot(self._next, need, told.trial, energy, stderr, self._share, metric)
 
     def _judged(self, spot: _Spot, turn: int, draw: float) -> Verdict:
-        here, name = self._at, _WORDS[self.given.energy]
+        here = self._at
         if here is None:
             return Verdict(True, "accepted, the first")
         if self.rule == "greedy":
@@ -221,7 +228,7 @@ class OnBudget:
             return Verdict(True, "accepted, the share of the budget still grows")
         heat = self.given.temperature * self.cold(turn) * math.hypot(spot.stderr, here.stderr)
         chance = metropolis(here.energy - spot.energy, heat)
-        numbers = f"{name} {spot.energy:.4f} against {here.energy:.4f} of trial {here.trial}"
+        numbers = f"{spot.metric.name} {spot.words} against {here.words} of trial {here.trial}"
         accepted = draw < chance
         likely = f" with probability {chance:.3f}" if chance < 1 else ""
         return Verdict(accepted, f"{'accepted' if accepted else 'rejected'}{likely}: {numbers}", heat)
@@ -259,7 +266,7 @@ class OnBudget:
         if self._at is None:
             return None
         if self.rule == "annealing" and (best := self._best) is not None:
-            told = f"accepted with the highest {_WORDS[self.given.energy]} {best.energy:.4f}"
+            told = f"accepted with the {best.metric.best} {best.metric.name} {best.words}"
             return best.place.widths, f"the widths of trial {best.trial}, {told}"
         place = self._next if self._share >= 1 else self.surface.project(self._next.shape)
         return place.widths, f"the widths that follow from trial {self._at.trial}"

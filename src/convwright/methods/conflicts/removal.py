@@ -225,7 +225,7 @@ class ConflictRemoval(Scripted):
             rest = [n for n in free if n not in first]
             plans = [evidence.candidate.plan.with_edits(RemoveBlock(name)) for name in rest]
             found_scores = yield tuple(Candidate(plan, evidence.trial, 0, self.terms.seed) for plan in plans)
-            score = {n: e.score if e.usable else -1.0 for n, e in zip(rest, found_scores, strict=True)}
+            score = {n: e.score if e.usable else -math.inf for n, e in zip(rest, found_scores, strict=True)}
             order += sorted(rest, key=lambda n: (-score[n], -free.index(n)))
         possible = self.groups.going(order, self.gone)
         # Costs fall with every block that goes, so halving finds the fewest that do.
@@ -238,7 +238,7 @@ class ConflictRemoval(Scripted):
             "budget",
             evidence,
             f"{_listed(chosen)} removed for {self.limits.describe()}: {sum(n in first for n in chosen)} by conflict, "
-            f"{sum(n not in first for n in chosen)} by the accuracy without it; {self._sizes()}"
+            f"{sum(n not in first for n in chosen)} by the {evidence.metric.name} without it; {self._sizes()}"
             + ("" if met else "; the budget is still not met, and nothing else can be removed"),
             removed=chosen,
         )
@@ -255,7 +255,7 @@ class ConflictRemoval(Scripted):
         yield (Candidate(self.untouched, origin, given.epochs, given.seed, role="baseline", weights=weights),)
         self._final = evidence.trial
         total = sum(map(len, self.groups.stages))
-        reason = f"{self._size()} of {total} blocks are left, {self._sizes()}; accuracy {evidence.score:.2%}"
+        reason = f"{self._size()} of {total} blocks are left, {self._sizes()}; {evidence.metric.name} {evidence.shown}"
         self._record("end", evidence, reason, kept=evidence.trial)
 
     def _costs(self, gone: Sequence[str]) -> dict[str, int]:

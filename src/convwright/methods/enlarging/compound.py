@@ -175,7 +175,7 @@ class Scaling(Scripted):
         baseline = Candidate(self.untouched, None, epochs, seed, role="baseline", weights="fresh")
         evidence, _ = yield (final, baseline)
         self._final = evidence.trial
-        told = f"trial {best.trial} of {len(plans)}, {_said(self._chosen)}, accuracy {best.score:.2%}"
+        told = f"trial {best.trial} of {len(plans)}, {_said(self._chosen)}, {best.metric.name} {best.shown}"
         self._note("scaling, end", told, {best.trial: "the best"}, evidence.trial)
 
     @property

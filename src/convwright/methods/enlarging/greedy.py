@@ -367,7 +367,7 @@ class GreedyEnlarging(Scripted):
             for s in level.judged
             if (e := self._found[s.key]) is not found
         ]
-        told = f"{words[found.trial]}, {said(score)} ± {score.stderr:.2%}, {self._sizes(best)}"
+        told = f"{words[found.trial]}, {said(score, error=True)}, {self._sizes(best)}"
         against = f", against {'; '.join(others)}" if others else ""
         self._note(phase, told + against, words, found.trial)
 
@@ -430,7 +430,7 @@ class GreedyEnlarging(Scripted):
             self._note("enlarging, end", f"{used}; its training failed, {evidence.message}", words)
             return
         self._final = evidence.trial
-        self._note("enlarging, end", f"{used}; accuracy {evidence.score:.2%}", words, evidence.trial)
+        self._note("enlarging, end", f"{used}; {evidence.metric.name} {evidence.shown}", words, evidence.trial)
 
     def _candidate(self, step: Step) -> Candidate:
         return replace(self._training(step, self.options.trial_epochs), recipe=self.shortened)

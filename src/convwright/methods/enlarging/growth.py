@@ -78,13 +78,14 @@ def mean_of(told: Sequence[Evidence]) -> Score:
     """Return the mean of repeated trainings; its error falls with their number, as they share the images judged on."""
     count = len(told)
     error = statistics.fmean(e.stderr for e in told) / math.sqrt(count)
-    return Score(statistics.fmean(e.score for e in told), error, count)
+    return Score(statistics.fmean(e.score for e in told), error, count, metric=told[0].metric)
 
 
-def said(score: Score) -> str:
+def said(score: Score, error: bool = False) -> str:
     """Say a score: ``71.20%``, with how many seeds it is of, or that it is of a first part of a training."""
+    value, sign, rest = (score.judged if error else score.shown).partition(" ±")
     times = f" ({score.times} seeds)" if score.times > 1 else " (first part)" * (not score.times)
-    return f"{score.score:.2%}{times}"
+    return f"{value}{times}{sign}{rest}"
 
 
 def told_of(evidence: Evidence, score: Score) -> str:

@@ -157,12 +157,17 @@ class PhasedDesign(Scripted):
         """Ask for options and, beside them, the untouched network, all trained on; return the options' evidence."""
         seed = self.terms.seed + len(self._links)
         asked = [self._candidate(at, option, seed) for option in options]
-        link = Candidate(self.untouched, self._links[-1], self.terms.tune_epochs, seed, role="baseline")
-        *found, baseline = yield (*asked, link)
+        evidence = yield (*asked, *self._beside(seed))
+        found, beside = evidence[: len(asked)], evidence[len(asked) :]
         # Where the phase led nowhere, its baseline does not count: it would be trained longer than the result.
-        if baseline.usable and any(e.usable for e in found):
-            self._links.append(baseline.trial)
-        return tuple(found)
+        if any(e.usable for e in found):
+            self._links += [baseline.trial for baseline in beside if baseline.usable]
+        return found
+
+    def _beside(self, seed: int) -> Batch:
+        """Return the training of the untouched network beside that of a phase."""
+        epochs = self.terms.tune_epochs
+        return (Candidate(self.untouched, self._links[-1], epochs, seed, role="baseline"),)
 
     def _candidate(self, at: _Stand, option: _Option, seed: int) -> Candidate:
         plan = at.evidence.candidate.plan.with_edits(*option.edits)
@@ -259,9 +264,9 @@ class PhasedDesign(Scripted):
         if not found.usable:
             self._note(name, f"not kept, {_failures([found], named)}", named)
         elif found.score <= best.score or not self._meets(found):
-            self._note(name, f"{words} is not kept: {found.score:.2%} against {best.score:.2%}", named)
+            self._note(name, f"{words} is not kept: {found.shown} against {best.shown}", named)
         else:
-            self._note(name, f"{words}, {_numbers(found)}, against {best.score:.2%}", named, found.trial)
+            self._note(name, f"{words}, {_numbers(found)}, against {best.shown}", named, found.trial)
             return self._stand_at(found, after)
         return alone
 
@@ -289,16 +294,11 @@ def _words(found: Sequence[Evidence], options: Sequence[_Option]) -> dict[int, s
 
 def _numbers(evidence: Evidence) -> str:
     costs = evidence.costs
-    return (
-        f"trial {evidence.trial} at {evidence.score:.2%} ± {evidence.stderr:.2%} "
-        f"with {costs['params']:,} parameters and {costs['macs']:,} MACs"
-    )
+    return f"trial {evidence.trial} at {evidence.judged} with {costs['params']:,} parameters and {costs['macs']:,} MACs"
 
 
 def _rest(best: Evidence, found: Sequence[Evidence], words: Mapping[int, str]) -> str:
-    others = [
-        f"{words[e.trial]} {f'{e.score:.2%}' if e.usable else f'failed ({e.message})'}" for e in found if e is not best
-    ]
+    others = [f"{words[e.trial]} {e.shown if e.usable else f'failed ({e.message})'}" for e in found if e is not best]
     return f", against {'; '.join(others)}" if others else ""
 
 

@@ -96,7 +96,7 @@ class Saliency(Scripted):
         untouched = Candidate(Plan.empty(self.arch), 0, terms.tune_epochs, terms.seed + 1, role="baseline")
         _, final = yield (untouched, Candidate(cut.plan, cut.parent, left, terms.seed + 1))
         if self._meets(final) and final.before_training is not None and final.before_training > final.score:
-            trained = f"{final.before_training:.2%} before the training and {final.score:.2%} after it"
+            trained = f"{final.metric.shown(final.before_training)} before the training and {final.shown} after it"
             (final,) = yield (Candidate(cut.plan, cut.parent, 0, terms.seed + 1),)
             self._note("end", f"{trained}: kept as it was repaired; give the training more epochs or a lower rate")
         self._final = final.trial if self._meets(final) else None

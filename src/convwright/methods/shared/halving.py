@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from typing_extensions import Self
 
 from convwright.errors import ConvwrightError
 from convwright.methods.base import Evidence
+from convwright.ranking import ACCURACY, Metric, Ranked
 
 _LEAST = 3  # halves of all, then all of a half, would save nothing
 
@@ -40,16 +41,17 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A candidate's score and its standard error; NaN where it failed."""
+class Scored(Ranked):
+    """A candidate's score and its standard error, and what they are of; NaN where it failed."""
 
     score: float
     stderr: float = 0.0
+    metric: Metric = field(default=ACCURACY, kw_only=True)
 
     @classmethod
     def of(cls, evidence: Evidence) -> Self:
         """Return the score of a trial."""
-        return cls(evidence.score if evidence.usable else math.nan, evidence.stderr)
+        return cls(evidence.score if evidence.usable else math.nan, evidence.stderr, metric=evidence.metric)
 
     @property
     def usable(self) -> bool:

@@ -6,7 +6,6 @@ All counts are integers, and what is decided is decided from them; the entropy i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,9 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
-Piece = tuple[Ints, Ints, Ints]  # rows, keys and labels; a label is negative where the row holds a NaN
-_PART = 1 << 11  # rows that are sorted at a time,
-_BITS = 6  # or a 64th of all, if that is more
 _BLOCK = 1 << 11  # rows from which a block is not joined with the next batch
 
 
@@ -25,8 +21,8 @@ _BLOCK = 1 << 11  # rows from which a block is not joined with the next batch
 class KeyStore:
     """What is kept of each sample: two hashes and the label, 20 bytes, on the device of the activations.
 
-    They lie in blocks of some size: batches may be small. A label is kept as its complement, a negative number, where
-    the row holds a NaN.
+    They lie in blocks of some size until they are read: batches may be small. A label is kept as its complement, a
+    negative number, where the row holds a NaN.
     """
 
     rows: int = 0
@@ -36,70 +32,43 @@ class KeyStore:
         """Add rows: (n, 2) int64, (n,) bool, (n,) integers."""
         self.rows += len(keys)
         labels = labels.to(keys.device, torch.int32)
-        labels = torch.where(void, ~labels, labels)
-        if self.blocks and len(self.blocks[-1][0]) < _BLOCK:
-            before = self.blocks.pop()
-            keys, labels = torch.cat([before[0], keys]), torch.cat([before[1], labels])
-        self.blocks.append((keys, labels))
+        self.blocks.append((keys, torch.where(void, ~labels, labels)))
+        if len(self.blocks) > 1 and len(self.blocks[-2][0]) < _BLOCK:
+            self.blocks[-2:] = [_joined(self.blocks[-2:])]
 
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield where rows from ``start`` to before ``stop`` are (counted from ``start``), and views of them."""
-        begin = 0
-        for keys, labels in self.blocks:
-            low, high = max(start - begin, 0), min(stop - begin, len(keys))
-            if low < high:
-                yield slice(begin + low - start, begin + high - start), keys[low:high], labels[low:high]
-            begin += len(keys)
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Return the hashes and labels of all rows, in one piece each from now on."""
+        self.blocks = [_joined(self.blocks)]
+        return self.blocks[0]
 
     def holds(self, start: int, keys: Tensor, void: Tensor) -> bool:
         """Whether these are the rows kept from ``start`` on, NaN in the same places."""
-        for place, kept, labels in self.pieces(start, start + len(keys)):
-            same = (kept == keys[place].to(kept.device)).all(1) | (labels < 0)
-            if not bool((same & ((labels < 0) == void[place].to(labels.device))).all()):
-                return False
-        return True
+        kept, labels = (each[start : start + len(keys)] for each in self.whole())
+        same = (kept == keys.to(kept.device)).all(1) | (labels < 0)
+        return bool((same & ((labels < 0) == void.to(labels.device))).all())
 
     def overwrite(self, start: int, keys: Tensor) -> None:
         """Put other hashes of the same rows in place, from ``start`` on."""
-        for place, kept, _ in self.pieces(start, start + len(keys)):
-            kept.copy_(keys[place])
+        self.whole()[0][start : start + len(keys)] = keys
 
-    def parts(self) -> Iterator[Iterator[Piece]]:
-        """Yield parts split by the hash, so that a bundle lies in one part whole, each as pieces of bounded size.
-
-        A part has few different rows. It may have many equal ones: with one bundle it is everything.
-        """
-        bits = min(max(0, math.ceil(math.log2(max(self.rows, 1) / _PART))), _BITS)
-        for part in range(1 << bits):
-            yield _gathered(self._chosen(part, bits))
-
-    def _chosen(self, part: int, bits: int) -> Iterator[Piece]:
-        for place, all_keys, all_labels in self.pieces(0, self.rows):
-            for start in range(0, len(all_keys), _PART):
-                keys, labels = all_keys[start : start + _PART], all_labels[start : start + _PART]
-                rows = np.arange(place.start + start, place.start + start + len(keys))
-                if bits:
-                    chosen = ((keys[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part
-                    keys, labels, rows = keys[chosen], labels[chosen], rows[chosen.cpu().numpy()]
-                yield rows, keys.cpu().numpy(), labels.cpu().numpy().astype(np.int64)
+    def numbers(self) -> tuple[Ints, Ints, Ints]:
+        """Return the rows without a NaN, ordered by hash and label and as they came: rows, hashes and labels."""
+        keys, labels = (each.cpu().numpy() for each in self.whole())
+        order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
+        order = order[labels[order] >= 0]
+        return order, keys[order], labels[order].astype(np.int64)
 
 
-def _gathered(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Join pieces to some of about equal size; empty ones vanish."""
-    waiting: list[Piece] = []
-    for piece in pieces:
-        if len(piece[0]):
-            waiting.append(piece)
-        if sum(len(rows) for rows, _, _ in waiting) >= _PART:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
+def _joined(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(blocks) == 1:
+        return blocks[0]
+    keys, labels = (torch.cat([each.to(parts[0].device) for each in parts]) for parts in zip(*blocks, strict=True))
+    return keys, labels
 
 
-def _joined(pieces: list[Piece]) -> Piece:
-    rows, keys, labels = (np.concatenate(each) for each in zip(*pieces, strict=True))
-    return rows, keys, labels
+def _starts(keys: NDArray[np.integer]) -> Ints:
+    """Return where another row begins among ordered rows, (n, columns)."""
+    return np.flatnonzero(np.concatenate(([len(keys) > 0], (keys[1:] != keys[:-1]).any(axis=1))))
 
 
 @dataclass(frozen=True)
@@ -124,64 +93,20 @@ def count(store: KeyStore, eps: float | None) -> Counts:
         eps: None for the entropy itself (0 ln 0 = 0); else ``ln(p + eps)`` for ``ln p``, and no bundle below 0, as
             in the published code (where eps is 1e-5).
     """
-    void = bundles = conflicting = in_conflict = majority = 0
-    sums: list[float] = []
-    for part in store.parts():
-        keys, labels, counts = _no_pairs()
-        for _, own_keys, own_labels in part:
-            numbers = own_labels >= 0
-            void += int((~numbers).sum())
-            keys, labels, counts = _pairs(
-                np.concatenate([keys, own_keys[numbers]]),
-                np.concatenate([labels, own_labels[numbers]]),
-                np.concatenate([counts, np.ones(int(numbers.sum()), dtype=np.int64)]),
-            )
-        if not len(keys):
-            continue
-        sizes, largest, owners = _bundles(keys, counts)
-        mixed = largest < sizes
-        bundles += len(sizes)
-        conflicting += int(mixed.sum())
-        in_conflict += int(sizes[mixed].sum())
-        majority += int(largest.sum())
-        chosen = mixed[owners]
-        sums.append(_entropy_sum(counts[chosen], sizes[owners[chosen]], owners[chosen], eps))
+    rows, keys, labels = store.numbers()
+    void, bundles, pairs = store.rows - len(rows), _starts(keys), _starts(np.column_stack([keys, labels]))
+    counts = np.diff(pairs, append=len(rows))  # of each pair of a bundle and a label
+    owners = np.searchsorted(bundles, pairs, side="right") - 1
+    sizes = np.diff(bundles, append=len(rows))
+    largest = np.maximum.reduceat(counts, np.searchsorted(pairs, bundles)) if len(rows) else counts
+    mixed = largest < sizes
+    chosen = mixed[owners]
+    total = _entropy_sum(counts[chosen], sizes[owners[chosen]], owners[chosen], eps)
     of_labels = _label_entropy(store)
-    entropy = min(math.fsum(sums) / store.rows, of_labels)  # knowing the bundle never adds; rounding could
-    entropy, ceiling = (math.nan, math.nan) if void else (entropy, majority / store.rows)
-    return Counts(store.rows, bundles + void, conflicting, in_conflict, entropy, of_labels, ceiling, void)
-
-
-def _no_pairs() -> tuple[Ints, Ints, Ints]:
-    return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-
-
-def _pairs(keys: Ints, labels: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """Return the different pairs of key and label in order, and the sums of their counts."""
-    if not len(keys):
-        return keys, labels, counts
-    order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
-    keys, labels, counts = keys[order], labels[order], counts[order]
-    starts = _starts((keys[1:] != keys[:-1]).any(axis=1) | (labels[1:] != labels[:-1]))
-    return keys[starts], labels[starts], np.add.reduceat(counts, starts)
-
-
-def _bundles(keys: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """Return the sizes and the largest label counts of bundles, and the bundle of each pair."""
-    starts = _starts((keys[1:] != keys[:-1]).any(axis=1))
-    owners = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
-    return np.add.reduceat(counts, starts), np.maximum.reduceat(counts, starts), owners
-
-
-def _sorted(keys: Ints) -> tuple[Ints, Ints]:
-    """Return the stable order of keys, and where in it another key begins."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    return order, _starts((ordered[1:] != ordered[:-1]).any(axis=1)) if len(keys) else order
-
-
-def _starts(change: NDArray[np.bool_]) -> Ints:
-    return np.flatnonzero(np.concatenate(([True], change)))
+    entropy = min(total / store.rows, of_labels)  # knowing the bundle never adds; rounding could
+    entropy, ceiling = (math.nan, math.nan) if void else (entropy, int(largest.sum()) / store.rows)
+    conflicting, in_conflict = int(mixed.sum()), int(sizes[mixed].sum())
+    return Counts(store.rows, len(sizes) + void, conflicting, in_conflict, entropy, of_labels, ceiling, void)
 
 
 def _entropy_sum(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> float:
@@ -189,39 +114,18 @@ def _entropy_sum(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> 
 
     Bundles of one label add nothing: exactly without eps, by the clipping with it.
     """
-    if eps is None:
+    if eps is None or not len(counts):
         return math.fsum(counts * np.log(sizes / counts))
-    if not len(counts):
-        return 0.0
     shares = counts / sizes
-    firsts = _starts(owners[1:] != owners[:-1])
+    firsts = _starts(owners[:, None])
     per_bundle = np.add.reduceat(-shares * np.log(shares + eps), firsts)
     return math.fsum(sizes[firsts] * np.maximum(per_bundle, 0))
 
 
 def _label_entropy(store: KeyStore) -> float:
-    found: dict[int, int] = {}
-    for _, _, labels in store.pieces(0, store.rows):
-        kept = torch.where(labels < 0, ~labels, labels).cpu().numpy()
-        for label, number in zip(*np.unique(kept, return_counts=True), strict=True):
-            found[label] = found.get(label, 0) + number
-    counts = np.array(list(found.values()), dtype=np.int64)
+    labels = store.whole()[1].cpu().numpy()
+    counts = np.unique(np.where(labels < 0, ~labels, labels), return_counts=True)[1]
     return math.fsum(counts * np.log(store.rows / counts)) / store.rows
-
-
-def _ends(part: Iterator[Piece]) -> tuple[Ints, Ints, Ints]:
-    """Return the different keys of a part in order, and the first and the last row of each."""
-    table, firsts, lasts = _no_pairs()
-    for rows, keys, labels in part:
-        numbers = labels >= 0
-        table, firsts, lasts = (
-            np.concatenate([known, own[numbers]]) for known, own in ((table, keys), (firsts, rows), (lasts, rows))
-        )
-        if len(table):
-            order, starts = _sorted(table)
-            table = table[order][starts]
-            firsts, lasts = np.minimum.reduceat(firsts[order], starts), np.maximum.reduceat(lasts[order], starts)
-    return table, firsts, lasts
 
 
 @dataclass(frozen=True)
@@ -241,18 +145,14 @@ class Groups:
     def of(cls, store: KeyStore) -> Groups:
         """Group the rows of a store."""
         links = ~np.arange(store.rows, dtype=np.int32)
-        several = 0
-        for part, again in zip(store.parts(), store.parts(), strict=True):
-            table, firsts, lasts = _ends(part)
-            for rows, keys, labels in again:
-                rows, keys = rows[labels >= 0], keys[labels >= 0]
-                order, starts = _sorted(np.concatenate([table, keys]))  # the table's key is the first of its kind
-                owners = np.repeat(order[starts], np.diff(starts, append=len(order)))
-                own = order >= len(table)
-                links[rows[order[own] - len(table)]] = firsts[owners[own]]
-            links[firsts] = ~lasts
-            several += int((lasts > firsts).sum())
-        return cls(links, several)
+        rows, keys, _ = store.numbers()
+        if not len(rows):
+            return cls(links, 0)
+        starts = _starts(keys)
+        firsts, lasts = (way.reduceat(rows, starts) for way in (np.minimum, np.maximum))
+        links[rows] = np.repeat(firsts, np.diff(starts, append=len(rows)))
+        links[firsts] = ~lasts
+        return cls(links, int((lasts > firsts).sum()))
 
     def firsts(self, start: int, stop: int) -> Ints:
         """Return the first row of the groups of rows from ``start`` to before ``stop``."""

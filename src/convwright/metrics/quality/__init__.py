@@ -9,7 +9,6 @@ from convwright.metrics.quality.channel_quality import (
     channel_quality,
     kernels,
     of_metric,
-    rank_slope,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "channel_quality",
     "kernels",
     "of_metric",
-    "rank_slope",
 ]

@@ -15,7 +15,7 @@ they are **corrected**, where the code's numbers say something other than what t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -154,24 +154,6 @@ def of_metric(
         return None if mode is None else float(getattr(mode, metric))
 
     return {name: (of(quality.input), of(quality.output)) for name, quality in found.items()}
-
-
-def rank_slope(ranks: Sequence[float]) -> float:
-    """Return the rank-average slope of CONet (the first version) over the epochs of a trial.
-
-    Args:
-        ranks: average rank of a group at the end of each epoch.
-
-    Returns:
-        (highest - first) / (epoch of the highest + 0.0001).
-
-    Raises:
-        ValueError: there are no epochs.
-    """
-    if not ranks:
-        raise ValueError("a slope needs the ranks of one epoch or more; there are none.")
-    best = max(range(len(ranks)), key=lambda epoch: ranks[epoch])
-    return (ranks[best] - ranks[0]) / (best + 0.0001)
 
 
 _STRAIGHT = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from convwright.cost.latency_table import processor
+
 # How networks are judged, recorded beside every score; what has no number was judged by 1. It is raised whenever the
 # same network would get another score, so that no run goes on with scores of two kinds.
 # Version 2 re-estimates batch norm after edits that change the function, and after short trainings.
@@ -37,7 +39,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        "processor": _processor(),
+        "processor": processor() or platform.processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -63,13 +65,3 @@ def _commit() -> str:
         return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or a checkout that it does not trust
         return ""
-
-
-def _processor() -> str:
-    """Return the processor's name, where the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a file of ours
-            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-            return next(names, platform.processor())
-    except OSError:
-        return platform.processor()

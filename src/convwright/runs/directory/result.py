@@ -14,12 +14,15 @@ from convwright.architecture import Architecture
 from convwright.cost.budget import MEASURED, human
 from convwright.edits import Plan
 from convwright.methods import Evidence
+from convwright.methods.shared.dominance import dominates
+from convwright.ranking import Metric, metric_of
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import reshaped
 from convwright.runs.verdict import ResultWarning, as_given, judged_as_it_came, warnings_in
 
 if TYPE_CHECKING:
+    from convwright.export import Exported
     from convwright.report import Report
 
 FORMAT = "convwright result"
@@ -45,16 +48,21 @@ class Result:
     data: Mapping[str, Any]
     original: Architecture
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
         """The network that is handed back, of the original's class, with its weights, in eval mode.
 
         Raises:
             RunError: The files of the run are gone or damaged.
         """
-        model = reshaped(self.original, self.plan).model
-        load_weights(model, self.folder / WEIGHTS)
-        return model.eval()
+        return self._network.model
+
+    @cached_property
+    def _network(self) -> Architecture:
+        network = reshaped(self.original, self.plan)
+        load_weights(network.model, self.folder / WEIGHTS)
+        network.model.eval()
+        return network
 
     @property
     def plan(self) -> Plan:
@@ -63,15 +71,12 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Costs of the result, latency in seconds where it was measured, accuracy as ``validation`` and ``test``."""
-        side = self.data["result"]
-        judged = {part: side[part]["accuracy"] for part in ("validation", "test") if side[part]}
-        times = {"latency": side["latency"]["median"]} if "latency" in side else {}
-        return {**side["costs"], **times, **judged}
+        """Costs of the result, latency in seconds where measured; ``validation`` and ``test``, values of the metric."""
+        return metrics_of(self.data)
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
-        """What is wrong with the result, if anything: accuracy lost, near chance, over-fitting, classes lost."""
+        """What is wrong with the result, if anything: much worse, near chance, over-fitting, classes lost."""
         return warnings_in(self.data)
 
     @property
@@ -88,12 +93,30 @@ class Result:
 
         return report_of(self.folder)
 
+    def export(self, to: str, out: str | Path | None = None) -> Exported:
+        """Write the network as ``python``, ``onnx``, ``pt2`` or ``safetensors``, and check it; see `export_run`.
+
+        Args:
+            to: The target.
+            out: The folder; None: ``export/TARGET`` in the run directory.
+        """
+        from convwright.export import Exportable, export_network
+
+        return export_network(Exportable(self._network, self.plan, self.folder, self.data), to, out)
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return costs and values of the metric of a ``result.json`` or ``training.json``, as `Result.metrics` does."""
+    side, value = record.get("result", record), metric_of(record).score
+    costs = side.get("costs") or {name: side[name] for name in ("macs", "params") if name in side}
+    judged = {part: value(side[part]["accuracy"]) for part in ("validation", "test") if side.get(part)}
+    times = {"latency": side["latency"]["median"]} if "latency" in side else {}
+    return {**costs, **times, **judged}
+
 
 def beats(one: Evidence, other: Evidence, metrics: Sequence[str]) -> bool:
     """Return whether a trial is no worse in score and in every cost, and better in one of them."""
-    no_worse = one.score >= other.score and all(one.costs[m] <= other.costs[m] for m in metrics)
-    better = one.score > other.score or any(one.costs[m] < other.costs[m] for m in metrics)
-    return no_worse and better
+    return dominates(*((each.score, *(-each.costs[m] for m in metrics)) for each in (one, other)))
 
 
 def non_dominated(trials: Sequence[Evidence], metrics: Sequence[str]) -> tuple[Evidence, ...]:
@@ -126,7 +149,7 @@ _COSTS = {
 
 def rows(data: Mapping[str, Any]) -> list[ResultRow]:
     """Return the table of a ``result.json``."""
-    before, after = data["baseline"], data["result"]
+    before, after, judged = data["baseline"], data["result"], metric_of(data)
     lines = [_counted(name, before["counts"][m][who], after["counts"][m][who]) for name, (m, who) in _COSTS.items()]
     for metric, unit in (("activations", "activation memory, bytes"), ("weights", "weights, bytes")):
         if metric in before["costs"]:
@@ -137,13 +160,13 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
         lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
     given = as_given(data)
     if given is not None:
-        lines.append(_accuracy("validation", _judged(given), after["validation"], ", the network as given"))
-    lines += [_accuracy(part, before[part], after[part]) for part in ("validation", "test") if before[part]]
+        lines.append(_scores(judged, "validation", _judged(given), after["validation"], ", the network as given"))
+    lines += [_scores(judged, part, before[part], after[part]) for part in ("validation", "test") if before[part]]
     classes = data.get("classes") or {}
     if classes.get("balanced"):
         one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]
         name = f"balanced {classes['part']} accuracy"
-        lines.append(ResultRow(name, f"{one:.2%}", f"{two:.2%}", f"{100 * (two - one):+.2f} points"))
+        lines.append(ResultRow(name, judged.shown(one), judged.shown(two), judged.change(one, two)))
     lines.append(ResultRow("budget", "", _verdict(data["budget_met"])))
     return lines
 
@@ -158,14 +181,16 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{median} ({lower} to {upper})"
 
 
-def _accuracy(part: str, before: Mapping[str, float], after: Mapping[str, float], whose: str = "") -> ResultRow:
-    one, two = before["accuracy"], after["accuracy"]
-    return ResultRow(f"{part} accuracy{whose}", percent(before), percent(after), f"{100 * (two - one):+.2f} points")
+def _scores(
+    metric: Metric, part: str, before: Mapping[str, float], after: Mapping[str, float], whose: str = ""
+) -> ResultRow:
+    change = metric.change(before["accuracy"], after["accuracy"])
+    return ResultRow(f"{part} {metric.name}{whose}", written(metric, before), written(metric, after), change)
 
 
-def percent(judged: Mapping[str, float]) -> str:
-    """Write an accuracy with its standard error."""
-    return f"{judged['accuracy']:.2%} ± {judged['stderr']:.2%}"
+def written(metric: Metric, judged: Mapping[str, float]) -> str:
+    """Write a recorded judgement with its standard error."""
+    return metric.shown(judged["accuracy"], judged["stderr"])
 
 
 def _verdict(met: Mapping[str, Mapping[str, Any]]) -> str:
@@ -196,7 +221,8 @@ def compared_with(result: Mapping[str, Any]) -> str:
     said, given = "The baseline is the untouched network, trained by the same recipe for as long.", as_given(result)
     if given is None:
         return said
-    said += f" As it was given, its validation accuracy was {percent(_judged(given))}."
+    metric = metric_of(result)
+    said += f" As it was given, its validation {metric.name} was {written(metric, _judged(given))}."
     epochs = {trial["trial"]: trial["epochs"] for trial in result["trials"]}
     return said if epochs[result["result"]["trial"]] else f"{said} The result itself was not trained further."
 

@@ -31,7 +31,7 @@ from convwright.training.data.loader import seeded
 from convwright.training.data.sources import Parts, Shape, converted
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-_TRAIN, _VAL, _TEST = _PARTS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
+_TRAIN, _VAL, _TEST = PARTS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
 _SAMPLE = 256  # images that the statistics of a streamed set are taken from
 _TRIED = 8  # items that are read twice, to see whether they stay the same
 _GIVE = "for example --input {}x224x224"
@@ -128,7 +128,7 @@ class ImageFiles:
         return as_image(self._decoded(path), path)
 
     def _decoded(self, path: str) -> Image.Image:
-        image = _decode(path)
+        image = decode(path)
         if not self.resize and self.shape[0] == 1 and image.mode == "RGB":
             raise DataError(f"{path}: in colour where the first image is grey; give the colours, {_GIVE.format(3)}")
         return image.convert("L" if self.shape[0] == 1 else "RGB")
@@ -151,7 +151,7 @@ class ImageFiles:
         return as_image(image if whole else self.framing.of(image, width, height), path)
 
 
-def _decode(path: str) -> Image.Image:
+def decode(path: str) -> Image.Image:
     """Return an image upright, as 8 bits of grey or colour."""
     try:
         with Image.open(path) as image:
@@ -175,14 +175,14 @@ def folder_parts(root: Path, shape: Shape | None, limit: int, framing: Resize | 
     """
     if not is_there(root, Path.is_dir):
         raise DataError(f"{root}: no such folder; check the path after folder:")
-    train_root, val_root, test_root = (_part_folder(root, names) for names in _PARTS)
+    train_root, val_root, test_root = (part_folder(root, names) for names in PARTS)
     if train_root is None or not _folders(train_root):  # the folders are the classes, one of which may be called train
         train_root, val_root, test_root = root, None, None
     elif unused := [path.name for path in _folders(root) if path not in (train_root, val_root, test_root)]:
-        parts = ", ".join("/".join(names) for names in _PARTS)
+        parts = ", ".join("/".join(names) for names in PARTS)
         warnings.warn(f"{root}: not used: {', '.join(unused)} (parts are called {parts})", DataWarning, stacklevel=2)
     names = tuple(p.name for p in _folders(train_root))
-    if names and set(map(str.lower, names)) <= {name for part in _PARTS for name in part}:
+    if names and set(map(str.lower, names)) <= {name for part in PARTS for name in part}:
         raise DataError(f"{root}: has {', '.join(names)} and no training images; put those into train/class/")
     paths, labels = _listed(train_root, names, every=True)
     framing = framing if framing is not None and shape is not None else Resize()
@@ -202,7 +202,8 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _part_folder(root: Path, names: Sequence[str]) -> Path | None:
+def part_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """Return the one folder in a folder that has one of these names."""
     found = [path for path in _folders(root) if path.name.lower() in names]
     if len(found) > 1 and all(map(_folders, found)):
         raise DataError(f"{root}: has {found[0].name} and {found[1].name}, which mean the same; keep one of them")
@@ -227,7 +228,7 @@ def _listed(root: Path, names: tuple[str, ...], every: bool = False) -> tuple[tu
 
 
 def _shape_of(path: str) -> Shape:
-    image = _decode(path)
+    image = decode(path)
     return (1 if image.mode == "L" else 3), image.height, image.width
 
 

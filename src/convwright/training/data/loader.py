@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class Loader:
             self._order[:] = [[(int(k), base ^ int(k)) for k in self._own(part)] for part in parts]
             raws = iter(self._stream)
         for position, part in enumerate(parts, start=first):
-            raw = None if raws is None else _next_batch(raws)
+            raw = None if raws is None else next_batch(raws)
             batch = self._finish(epoch, position, part, raw)
             # The state already points behind this batch while the caller works on it.
             last = position + 1 == len(self)
@@ -227,7 +228,7 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images).contiguous(memory_format=torch.channels_last)
 
 
-def _next_batch(raws: Iterator[Tensor]) -> Tensor:
+def next_batch(raws: Iterator[Any]) -> Any:
     """Fetch a batch; an error of a worker arrives with its traceback and leaves in one line."""
     try:
         return next(raws)

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from convwright.errors import RecipeError
-from convwright.training.data.data import ImageData
 from convwright.training.tasks.base import BaseTask
 
 _Data = TypeVar("_Data", bound=BaseTask)
@@ -51,7 +50,7 @@ def normalised(data: _Data, choice: str | Normalisation, model: nn.Module) -> _D
     Raises:
         RecipeError: There are no such numbers, or not as many as the images have channels.
     """
-    if choice == "data" or not isinstance(data, ImageData):
+    if choice == "data" or not hasattr(data, "normalised"):
         return data
     named = {"imagenet": lambda: IMAGENET, "timm": lambda: _of_timm(model)}
     numbers = choice if isinstance(choice, Normalisation) else named[choice]()
@@ -60,12 +59,13 @@ def normalised(data: _Data, choice: str | Normalisation, model: nn.Module) -> _D
             f"recipe field normalisation: {numbers} is for {count} channel{'s' * (count != 1)} and the images of "
             f"{data.name} have {data.shape[0]}; use data, or give one mean and std per channel"
         )
-    if max(map(abs, numbers.mean)) > _BYTES and max(map(abs, data.mean)) <= 1:
+    if max(map(abs, numbers.mean)) > _BYTES and max(map(abs, data.mean), default=0) <= 1:
         raise RecipeError(
             f"recipe field normalisation: {numbers} looks like that of bytes from 0 to 255, and the images of "
             f"{data.name} have the mean {data.mean[0]:.3g}; give the numbers in units of 0..1, divided by 255"
         )
-    return data.normalised(numbers.mean, numbers.std)  # type: ignore[return-value]
+    changed: _Data = data.normalised(numbers.mean, numbers.std)
+    return changed
 
 
 def _of_timm(model: nn.Module) -> Normalisation:

@@ -49,7 +49,7 @@ def npz_parts(source: Path, name: str, shape: Shape | None) -> Parts:
         DataError: Missing file, not an npz, missing keys, wrong type or shape.
     """
     train = _npz_images(source, name, "train", shape)
-    with _opened(source, name) as arrays:
+    with opened_npz(source, name) as arrays:
         classes = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays.files else None
         if not {"x_test", "y_test"} <= set(arrays.files):
             return Parts(train, None, None, classes)
@@ -65,7 +65,7 @@ def array_parts(
 
 
 @contextmanager
-def _opened(source: Path, name: str) -> Iterator[NpzFile]:
+def opened_npz(source: Path, name: str) -> Iterator[NpzFile]:
     """Open an npz without pickles; whatever is wrong with it becomes one line."""
     try:
         # Opened here, because numpy leaves the file open when it turns out not to be a zip.
@@ -99,7 +99,7 @@ def _check_sizes(arrays: NpzFile, name: str) -> None:
 
 def _npz_images(source: Path, name: str, part: str, shape: Shape | None) -> ArrayImages:
     keys = f"x_{part}", f"y_{part}"
-    with _opened(source, name) as arrays:
+    with opened_npz(source, name) as arrays:
         missing = [key for key in keys if key not in arrays.files]
         if missing:
             found = ", ".join(arrays.files) or "nothing"

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in, tensors_of
 from convwright.errors import DataError, first_line
+from convwright.ranking import ACCURACY, Metric
 from convwright.repair.batch_norm import kept_modes
 
 if TYPE_CHECKING:
@@ -28,48 +30,6 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = tuple[Any, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The number that networks are ranked by.
-
-    Attributes:
-        name: Its name among the metrics.
-        higher_is_better: Whether the larger value is the better one.
-        unit: ``%`` for a share of 1, which is shown times 100; else a unit such as ``dB``, or nothing.
-    """
-
-    name: str = "accuracy"
-    higher_is_better: bool = True
-    unit: str = "%"
-
-    def score(self, value: float) -> float:
-        """Return a value so that more is better."""
-        return value if self.higher_is_better else -value
-
-    def shown(self, score: float, error: float | None = None) -> str:
-        """Write a score, as a value of the metric, with its standard error."""
-        value = self.score(score)
-        said = "" if error is None else f" ± {error:.2%}" if self.unit == "%" else f" ± {error:.4g}"
-        return f"{value:.2%}{said}" if self.unit == "%" else f"{value:.4g}{said} {self.unit}".rstrip()
-
-    def change(self, before: float, after: float) -> str:
-        """Write the change from one score to another."""
-        difference = self.score(after) - self.score(before)
-        return f"{100 * difference:+.2f} points" if self.unit == "%" else f"{difference:+.4g} {self.unit}".rstrip()
-
-    def settings(self) -> dict[str, Any]:
-        """Return what a record keeps of it: nothing of the usual one."""
-        return {} if self == ACCURACY else {"metric": vars(self)}
-
-
-ACCURACY = Metric()
-
-
-def metric_of(record: Mapping[str, Any]) -> Metric:
-    """Return the metric that a recorded run or training was judged by."""
-    return Metric(**record.get("metric", {}))
 
 
 @dataclass(frozen=True)
@@ -191,12 +151,11 @@ class BaseTask:
     def distance(self, own: Sequence[Tensor], taught: Sequence[Tensor], temperature: float) -> Tensor:
         """Return how far the outputs of a network are from those of its teacher, shape ().
 
-        By default the mean squared difference, relative to the mean square of the teacher's.
+        By default the smooth L1 distance, in the units of the outputs: as steep as usual losses of labels at most, so
+        that a rate that suits the labels suits it, too. Relative to the teacher's outputs it would be steeper the less
+        these say, and means near 0 would break the training down.
         """
-        parts = [
-            (one.float() - other.float()).square().mean() / other.float().square().mean().clamp_min(1e-12)
-            for one, other in zip(own, taught, strict=True)
-        ]
+        parts = [F.smooth_l1_loss(one.float(), other.float()) for one, other in zip(own, taught, strict=True)]
         return torch.stack(parts).mean()
 
     def example(self, device: torch.device | None = None) -> Any:

@@ -16,11 +16,11 @@ from convwright.cost.budget import Limits
 from convwright.cost.latency import compare_latency
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, opened
 from convwright.experiments.designs.search_design import FOUND, Searched
-from convwright.methods import Candidate, Evidence, Method
-from convwright.methods.base import WrappedMethod
+from convwright.methods import Candidate, Method
 from convwright.methods.phased.phased import PhasedDesign
 from convwright.methods.receptive_field.organizer import organize
 from convwright.methods.receptive_field.unit_moves import Rule
+from convwright.methods.script import Batch
 from convwright.metrics.receptive_field.analysis import Score
 from convwright.runs.directory.files import read_json
 from convwright.training import ImageData, Recipe, load_data
@@ -109,67 +109,20 @@ class Phases(Searched):
         """Return the method that searches, without the trainings of the untouched network after the first."""
         assert limits is not None
         given: dict[str, Any] = {"epochs": 1, "tune_epochs": 1, "divisor": 1, "seed": self.seed, **self.options}
-        return WithoutBaselines(PhasedDesign(arch, limits, techniques=(), **given))
+        return PhasesAlone(arch, limits, techniques=(), **given)
 
 
-class WithoutBaselines(WrappedMethod):
-    """A method whose trainings of role ``baseline`` are not carried out: it is told that they failed.
+class PhasesAlone(PhasedDesign):
+    """The phases without trainings of the untouched network beside them."""
 
-    Args:
-        method: Asks for batches of which at least one candidate is no baseline, or for none but baselines at its end.
+    def _beside(self, seed: int) -> Batch:
+        return ()
 
-    Attributes:
-        found: The best network, to be trained on from its weights; None as long as it is not known.
-    """
-
-    decisions = ()  # the trials that they name have other numbers here
-
-    def __init__(self, method: Method) -> None:
-        super().__init__(method)
-        self.found: Candidate | None = None
-        self._asked = 0  # candidates of the method so far, baselines counted
-        self._outside: dict[int, int] = {}  # its number of a trial -> the number here
-        self._inside: dict[int, tuple[int, Candidate]] = {}  # and back, with its own candidate
-        self._open: list[int] = []
-
-    def ask(self) -> tuple[Candidate, ...]:
-        """Return the next batch without baselines; none where the result is known."""
-        while not self._open:
-            batch = self.method.ask()
-            if not batch:
-                if (best := self.best()) is not None:  # what follows is a training from its weights, by the row
-                    self.found = Candidate(best.candidate.plan, best.trial, 1, best.candidate.seed)
-                return ()
-            for inside, candidate in enumerate(batch, start=self._asked):
-                self._enter(inside, candidate)
-            self._asked += len(batch)
-        return tuple(self._translated(self._inside[number][1]) for number in self._open)
-
-    def tell(self, evidence: Evidence) -> None:
-        """Pass it on under the method's own number."""
-        inside, candidate = self._inside[evidence.trial]
-        self._open = [number for number in self._open if number != evidence.trial]
-        self.method.tell(replace(evidence, trial=inside, candidate=candidate))
-
-    def best(self) -> Evidence | None:
-        """Return the method's answer, under its number here."""
-        found = self.method.best()
-        if found is None:
-            return None
-        return replace(found, trial=self._outside[found.trial], candidate=self._translated(found.candidate))
-
-    def _enter(self, inside: int, candidate: Candidate) -> None:
-        if candidate.role == "baseline":
-            told = Evidence(candidate, inside, float("nan"), 0.0, {}, status="failed", message="not trained here")
-            self.method.tell(told)
-            return
-        here = len(self._outside)
-        self._outside[inside] = here
-        self._inside[here] = (inside, candidate)
-        self._open.append(here)
-
-    def _translated(self, candidate: Candidate) -> Candidate:
-        return replace(candidate, parent=None if candidate.parent is None else self._outside[candidate.parent])
+    @property
+    def found(self) -> Candidate | None:
+        """The best network, to be trained on from its weights, by the row; None as long as there is none."""
+        best = self.best()
+        return None if best is None else Candidate(best.candidate.plan, best.trial, 1, best.candidate.seed)
 
 
 @dataclass(frozen=True)

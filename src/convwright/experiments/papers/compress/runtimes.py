@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import importlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from convwright.architecture import create
+from convwright.cost import timing
 from convwright.cost.latency_onnx import exported_onnx, onnx_session
-from convwright.cost.timing import calls_per_sample, enough, spread, wall_timer
+from convwright.cost.timing import calls_per_sample, spread, wall_timer
 from convwright.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -88,12 +89,7 @@ def in_turns(calls: Mapping[Any, Call], seconds: float) -> dict[Any, list[float]
     timer, counts = wall_timer(torch.device("cpu")), {}
     for name, call in calls.items():
         counts[name] = calls_per_sample(min(timer(call, 1) for _ in range(5)))
-    samples: dict[Any, list[float]] = {name: [] for name in calls}
-    start = time.monotonic()
-    while not enough(next(iter(samples.values())), time.monotonic() - start, seconds, 1000):
-        for name, call in calls.items():
-            samples[name].append(timer(call, counts[name]))
-    return samples
+    return timing.in_turns({name: partial(timer, call, counts[name]) for name, call in calls.items()}, seconds, 1000)
 
 
 def _onnxruntime(content: bytes, image: Tensor) -> Call:
