@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from convwright.metrics.receptive_field.analysis import ReceptiveField, receptive_field
     from convwright.runs import Result
     from convwright.runs.optimize import compress, optimize
+    from convwright.runs.own_loop import Search, Trial
     from convwright.training import Metric, Recipe, Task, TrainResult, load_data, tasks, train
 
 __version__ = "0.1.0"
@@ -67,7 +68,7 @@ _HOMES = {
     ),
     "convwright.export": ("load",),
     "convwright.methods": ("allocate",),
-    "convwright.runs": ("Result", "compress", "optimize"),
+    "convwright.runs": ("Result", "Search", "Trial", "compress", "optimize"),
     "convwright.training": ("Metric", "Recipe", "Task", "TrainResult", "load_data", "tasks", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -79,8 +80,8 @@ __all__ = [
     "AddBlock", "Architecture", "Block", "BudgetError", "Bundles", "Change", "ChannelGroup", "ChannelQuality",
     "Constraints", "ConvwrightError", "CostModel", "DataError", "EditError", "Evbmf", "InexactEditWarning",
     "Kernel", "Layer", "Metric", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError",
-    "RemoveBlock", "Replace", "Resolution", "Result", "RunError", "Stage", "Task", "TrainResult", "Width",
-    "__version__", "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf",
+    "RemoveBlock", "Replace", "Resolution", "Result", "RunError", "Search", "Stage", "Task", "TrainResult", "Trial",
+    "Width", "__version__", "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf",
     "layers", "load", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field",
     "runs", "saliency", "scale_widths", "tasks", "techniques", "train", "training", "zoo",
 ]  # fmt: skip

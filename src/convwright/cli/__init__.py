@@ -267,6 +267,44 @@ def _searched(command: str, given: dict[str, Any]) -> None:
 
 
 @app.command()
+def search(
+    model: options.Model,
+    budget: Annotated[list[str], typer.Option(help=OPTIMIZE["budget"])],
+    train_command: Annotated[
+        str, typer.Option(help="Trains a candidate; has {plan}, {weights}, {out}, {epochs}, {seed} and {trial}.")
+    ],
+    method: Annotated[str, typer.Option(help=f"One of {_METHODS}; but conflicts.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help=OPTIMIZE["out"])] = None,
+    storage: Annotated[str | None, typer.Option(help=OPTIMIZE["storage"], metavar="URL")] = None,
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The score is a loss.")] = False,
+    epochs: Annotated[int, typer.Option(help="Of the first training; 0: the network comes trained.", min=0)] = 10,
+    tune_epochs: Annotated[int, typer.Option(help="Of every later training.", min=1)] = 5,
+    seed: options.Seed = 0,
+    divisor: Annotated[str, typer.Option(help=OPTIMIZE["divisor"], metavar="N|auto")] = "auto",
+    constraints: Annotated[Path | None, typer.Option(help=OPTIMIZE["constraints"], readable=False)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["options"], metavar="NAME=VALUE")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help=OPTIMIZE["baseline"])] = True,
+    lease: Annotated[float, typer.Option(help="Seconds until the trial of a lost process is given on.")] = 60.0,
+    input_shape: options.Input = None,
+    num_classes: Annotated[int | None, typer.Option(help="Outputs of the network; default: its own.", min=1)] = None,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
+) -> None:
+    """Redesign a network to a budget by trainings of your own: a command that trains each candidate."""
+    arguments = _without(locals(), "option", "lower_is_better", "as_json")
+    refuse_missing(model, weights=weights)
+    from convwright.runs.config import default_folder
+    from convwright.runs.train_command import search_by_command
+
+    folder = out or default_folder(model, budget)
+    more = {"out": folder, "divisor": options.parse_divisor(divisor), "options": options.parse_options(option or ())}
+    how: dict[str, Any] = {"higher_is_better": not lower_is_better, "say": leaving.say, "command": leaving.command()}
+    with leaving.resumable(folder, leaving.command(), flag=""):
+        result = search_by_command(**{**arguments, **more, **how})
+    _show_result(result, as_json)
+
+
+@app.command()
 def ablate(
     model: options.Model,
     data: options.Data,

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.architecture import Architecture, ChannelGroup, Layer, parse_inputs, read
+from convwright.architecture import Architecture, ChannelGroup, Layer
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
@@ -21,7 +21,7 @@ from convwright.edits.kernel import Kernel, kernel_size, why_not_kernel
 from convwright.edits.rerun import branch_on_values
 from convwright.edits.resolution import failure_at
 from convwright.edits.summary import shape_words
-from convwright.runs.load import model_options
+from convwright.runs.load import read_named
 from convwright.tables import add_row, brief, new_table
 
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
@@ -155,10 +155,7 @@ def examine(model: str, input_shape: str | None = None, num_classes: int | None 
         ReadError: The network cannot be made or captured.
     """
     begin = time.perf_counter()
-    shape = None if input_shape is None else parse_inputs(input_shape)
-    channels = shape[0] if isinstance(shape, tuple) else 3
-    options = model_options(model, channels, num_classes) if num_classes is not None else {}
-    diagnosis = diagnose(read(model, shape, **options))
+    diagnosis = diagnose(read_named(model, input_shape, num_classes))
     return replace(diagnosis, seconds=time.perf_counter() - begin)
 
 

@@ -5,6 +5,7 @@ from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.loop import search
 from convwright.runs.optimize import compress, optimize
+from convwright.runs.own_loop import Search, Trial
 from convwright.runs.prove import BrokenBudgetError
 
-__all__ = ["BrokenBudgetError", "Evaluator", "Result", "Study", "compress", "optimize", "search"]
+__all__ = ["BrokenBudgetError", "Evaluator", "Result", "Search", "Study", "Trial", "compress", "optimize", "search"]

@@ -248,7 +248,7 @@ class RunConfig:
         return {
             "model": loaded.arch.source,
             "options": loaded.options,
-            "architecture": _digest(loaded.arch),
+            "architecture": digest_of(loaded.arch),
             "data": f"{loaded.data.name} ({len(loaded.data.train)} training images {shape})",
             **loaded.data.metric.settings(),
             "budget": list(self.budgets),
@@ -304,7 +304,7 @@ def terms_of(budget: Sequence[str]) -> Budget:
     return parse_budget(list(budget)) if budget else Budget(())
 
 
-def _digest(arch: Architecture) -> str:
+def digest_of(arch: Architecture) -> str:
     """Return a digest of the structure and of all shapes, without the weights."""
     state = [(name, tuple(tensor.shape)) for name, tensor in arch.model.state_dict().items()]
     return hashlib.sha256(f"{arch.model}{state}".encode()).hexdigest()[:16]

@@ -153,7 +153,7 @@ class Evaluator:
                 network = self.build(candidate, parents)
                 seen = self._part if candidate.images == "proxy" else self.data
                 data = resized_data(seen, image_size(network))  # what a candidate at another resolution sees
-                start = self._started(network, data, number, candidate, parents)
+                start = self.started(network, data, number, candidate, parents)
                 tried, teacher = self._taught(network, candidate, parents, memory.in_parts(recipe, parts))
                 return network, self._trained(network.model, data, number, candidate, tried, start, teacher), parts
             except (MemoryError, RuntimeError) as error:
@@ -239,7 +239,7 @@ class Evaluator:
 
     # ------------------------------------------------------------------ training
 
-    def _started(
+    def started(
         self,
         network: Architecture,
         data: BaseTask,
@@ -344,7 +344,7 @@ class Evaluator:
         assert data.val is not None
         remove_damaged(self.study.trial_folder(number))
         if not candidate.epochs:
-            found = self.judge(model, data.val), self._looked(model, data, candidate, recipe)
+            found = self.judge(model, data.val), self.looked(model, data, candidate, recipe)
             return _Outcome(*found, start=start)
         result = train(
             model,
@@ -370,7 +370,7 @@ class Evaluator:
         probes = result.probes if rate is None else {**result.probes, RATE: rate}
         return _Outcome(result.val, probes, status, replace(start, images=max(start.images, result.reestimated)))
 
-    def _looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+    def looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright import zoo
-from convwright.architecture import Architecture, create, parse_shape, read
+from convwright.architecture import Architecture, create, parse_inputs, parse_shape, read
 from convwright.architecture.capture.graph import first_line
 from convwright.architecture.pretrained import build_options, check_pretrained, said_of_loaded
 from convwright.architecture.weights import TakenWeights, read_checkpoint, take
@@ -213,6 +213,17 @@ def model_options(model: nn.Module | str, channels: int, num_classes: int | None
     """Return the options that give a named network these inputs and outputs, as far as it has them."""
     values = _options(options_of(model), channels, num_classes)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def read_named(model: str, input_shape: str | None, num_classes: int | None) -> Architecture:
+    """Read a named network as a command line names it; None: its own input and outputs.
+
+    Raises:
+        ReadError: The network cannot be made or captured.
+    """
+    shape = None if input_shape is None else parse_inputs(input_shape)
+    channels = shape[0] if isinstance(shape, tuple) else 3
+    return read(model, shape, **(model_options(model, channels, num_classes) if num_classes is not None else {}))
 
 
 def _known(names: Any) -> frozenset[str]:

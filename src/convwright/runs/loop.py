@@ -49,7 +49,7 @@ def search(
     asked: dict[int, Candidate] = {}
     said = 0
     while batch := _asked(method, say):
-        said = _decided(method, said, study, say)
+        said = say_decisions(method, said, study, say)
         batch = batch[: fits(found, batch)]
         if not batch:
             return tuple(found)
@@ -57,7 +57,7 @@ def search(
         for evidence in carried_out(batch, asked, study, executor, say, complete):
             method.tell(evidence)
             found.append(evidence)
-    _decided(method, said, study, say)
+    say_decisions(method, said, study, say)
     return tuple(found)
 
 
@@ -92,24 +92,24 @@ def carried_out(
     for number in numbers:
         old = study.finished(number, asked[number])
         if old is not None:
-            say(f"trial {number} ({_words(asked[number])}): done earlier, {_outcome(old)}")
+            say(f"trial {number} ({words_of(asked[number])}): done earlier, {outcome_of(old)}")
             told[number] = old
     left = [Task(number, asked[number], asked) for number in numbers if number not in told]
     found = executor.carry_out(_begun(left, say))
     for evidence in found if complete is None else map(complete, found):
         study.finish(evidence)
-        say(f"trial {evidence.trial}: {_outcome(evidence)}")
+        say(f"trial {evidence.trial}: {outcome_of(evidence)}")
         told[evidence.trial] = evidence
     return [told[number] for number in numbers]
 
 
 def _begun(tasks: Sequence[Task], say: Say) -> Iterator[Task]:
     for task in tasks:
-        say(f"trial {task.number}: {_words(task.candidate)}")
+        say(f"trial {task.number}: {words_of(task.candidate)}")
         yield task
 
 
-def _decided(method: Method, said: int, study: Study, say: Say) -> int:
+def say_decisions(method: Method, said: int, study: Study, say: Say) -> int:
     """Say and record what the method has decided since; only methods that keep a `log` tell it."""
     log = method.log
     for line in log[said:]:
@@ -119,7 +119,7 @@ def _decided(method: Method, said: int, study: Study, say: Say) -> int:
     return len(log)
 
 
-def _words(candidate: Candidate) -> str:
+def words_of(candidate: Candidate) -> str:
     what = {
         "base": "the untouched network",
         "baseline": "baseline, the untouched network " + ("trained further" if candidate.epochs else "as it is"),
@@ -134,7 +134,7 @@ def _words(candidate: Candidate) -> str:
     return f"{what}{origin}{carried}, {epochs}{images}{recipe}{short}"
 
 
-def _outcome(evidence: Evidence) -> str:
+def outcome_of(evidence: Evidence) -> str:
     if not evidence.usable:
         return f"failed: {evidence.message}"
     before = evidence.before_training

@@ -23,11 +23,8 @@ from convwright.methods import Candidate, Evidence, Method, method_named
 from convwright.methods.options import checked_options
 from convwright.runs.candidate_recipe import RATE, changed_recipe, leave_out_known_techniques, settled_recipe
 from convwright.runs.config import FINETUNE, OptimizeOptions, RunConfig, documented, terms_of
-from convwright.runs.directory.files import load_weights, save_weights, there, write_json, write_text
-from convwright.runs.directory.network_record import FILE as NETWORKS
-from convwright.runs.directory.network_record import networks
-from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
-from convwright.runs.directory.result import FORMAT, Result, load_result
+from convwright.runs.directory.files import load_weights, save_weights, there, write_json
+from convwright.runs.directory.result import Result, load_result
 from convwright.runs.directory.study import WEIGHTS, Study, check_folder, read_settings
 from convwright.runs.evaluate import Evaluator, precision_and_layout, reshaped
 from convwright.runs.executors import Executor, threads_of
@@ -35,7 +32,7 @@ from convwright.runs.latency import RunLatency, latency_of
 from convwright.runs.load import LoadedModel, load_model_and_data
 from convwright.runs.loop import carried_out, search
 from convwright.runs.memory import PROBE, in_parts
-from convwright.runs.outcome import SearchOutcome, side, trained, trial_entry, write_front
+from convwright.runs.outcome import INITIAL, SearchOutcome, run_record, side, trained, write_front, write_result
 from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
 from convwright.runs.rewriting import FinalsInTime, WithoutBaseline, only_judged
@@ -50,7 +47,6 @@ from convwright.training.preflight import prepare
 from convwright.training.progress import still
 from convwright.training.techniques import Teacher
 
-INITIAL = "initial.safetensors"
 Found = tuple[Evidence, ...]
 
 
@@ -399,7 +395,7 @@ class _Job:
         with self.part("test"), threads_of(self.threads):
             metrics = [judged(proof) for proof in proofs]
         tests = metrics if has_test else (None, None)
-        content = self.content(outcome, evaluator, study, limits, met)
+        content = self.content(outcome, evaluator, study, met)
         for name, trial, proof, test in zip(("baseline", "result"), trials, proofs, tests, strict=True):
             training = trained(study.trial_folder(trial.trial), len(evaluator.data.train))
             latencies = {"latency": times[name]} if times else {}
@@ -412,10 +408,7 @@ class _Job:
         odd = odd_widths(proofs[0].arch, proofs[1].arch)
         content |= {"odd_widths": odd} if odd else {}
         content |= verdict(content, by_class(part, evaluator.data.class_names, *metrics))
-        write_text(study.folder / "plan.json", outcome.best.candidate.plan.to_json())
-        save_weights(proofs[1].arch.model, study.folder / WEIGHTS, usage(evaluator.data))
-        write_json(study.folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, self.latency))
-        write_json(study.folder / "result.json", content)  # last: it says that the others are whole
+        write_result(study.folder, outcome, proofs, content, self.latency)
         return content
 
     def timed(self, before: Proof, after: Proof) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -427,31 +420,13 @@ class _Job:
         return {"baseline": times.latencies["before"].as_dict(), "result": times.latencies["after"].as_dict()}, judged
 
     def content(
-        self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
+        self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, met: dict[str, Any]
     ) -> dict[str, Any]:
         """Return everything of ``result.json`` but the two sides that are compared."""
-        trials = [trial_entry(t) for t in outcome.trials]
-        spent = {f"trial {t.trial}": t.seconds for t in outcome.trials}
         measured = {} if self.latency is None else {"latency": self.latency.summary()}
-        return {
-            "format": FORMAT,
-            "version": 1,
-            "judgement": JUDGEMENT,
-            **study.settings,
-            "limits": dict(limits.limits),
-            "budget_met": met,
-            **measured,
-            **usage(evaluator.data),
-            "trained_with": _recipe(outcome.best, evaluator),
-            "baseline_trained_with": _recipe(outcome.baseline, evaluator),
-            "trials": trials,
-            "decisions": list(outcome.decisions),
-            "log": list(outcome.log),
-            "seconds": {**self.seconds, **spent},
-            "versions": versions(),
-            "machine": machine(),
-            "command": study.command,
-        }
+        sides = {"": outcome.best, "baseline_": outcome.baseline}
+        recipes = {f"{name}trained_with": _recipe(trial, evaluator) for name, trial in sides.items()}
+        return run_record(study, outcome, met, self.seconds, {**measured, **usage(evaluator.data), **recipes})
 
 
 def check_files(arch: Architecture, plan: Plan, folder: Path, result: Mapping[str, Any]) -> None:

@@ -14,13 +14,20 @@ from convwright.cost.budget import Limits
 from convwright.errors import RunError, counted
 from convwright.methods import Evidence, Method
 from convwright.runs.directory.files import save_weights, write_json, write_text
-from convwright.runs.directory.result import non_dominated
-from convwright.runs.directory.study import WEIGHTS
+from convwright.runs.directory.network_record import FILE as NETWORKS
+from convwright.runs.directory.network_record import networks
+from convwright.runs.directory.provenance import JUDGEMENT, machine, versions
+from convwright.runs.directory.result import FORMAT, non_dominated
+from convwright.runs.directory.study import WEIGHTS, Study
 from convwright.runs.history import HISTORY, read_history
+from convwright.runs.latency import RunLatency
 from convwright.runs.prove import Proof, check_budget
 from convwright.runs.train import judged
 from convwright.runs.weights_note import KEYS
 from convwright.training import Metrics
+
+Json = Mapping[str, Any]
+INITIAL = "initial.safetensors"  # the weights that a run started from
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,35 @@ def trial_entry(trial: Evidence) -> dict[str, Any]:
         **{name: getattr(candidate, name) for name in ("role", "parent", "epochs", "weights", "images")},
         "recipe": dict(candidate.recipe),
     }
+
+
+def run_record(study: Study, outcome: SearchOutcome, met: Json, seconds: Json, more: Json) -> dict[str, Any]:
+    """Return everything of ``result.json`` but the sides that are compared; `met` is as of `check_budget`."""
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "judgement": JUDGEMENT,
+        **study.settings,
+        "budget_met": met,
+        **more,
+        "trials": [trial_entry(t) for t in outcome.trials],
+        "decisions": list(outcome.decisions),
+        "log": list(outcome.log),
+        "seconds": {**seconds, **{f"trial {t.trial}": t.seconds for t in outcome.trials}},
+        "versions": versions(),
+        "machine": machine(),
+        "command": study.command,
+    }
+
+
+def write_result(
+    folder: Path, outcome: SearchOutcome, proofs: Sequence[Proof], content: Json, latency: RunLatency | None = None
+) -> None:
+    """Write plan, weights, both networks and ``result.json``, which comes last: it says that the others are whole."""
+    write_text(folder / "plan.json", outcome.best.candidate.plan.to_json())
+    save_weights(proofs[1].arch.model, folder / WEIGHTS, {key: content[key] for key in KEYS if key in content})
+    write_json(folder / NETWORKS, networks(proofs[0].arch, proofs[1].arch, latency))
+    write_json(folder / "result.json", content)
 
 
 FOLDER = "front"

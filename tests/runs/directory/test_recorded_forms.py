@@ -13,7 +13,7 @@ import convwright as cw
 from convwright.experiments.papers import EXPERIMENTS, small_networks
 from convwright.experiments.train_row import Job, asked
 from convwright.methods import Candidate, Evidence, Stop
-from convwright.runs.config import _digest as digest_of_architecture
+from convwright.runs.config import digest_of as digest_of_architecture
 from convwright.runs.directory.trial_index import key_of
 from convwright.training import Recipe
 

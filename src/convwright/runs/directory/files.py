@@ -72,8 +72,12 @@ def understood(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, wait: float = 0) -> Iterator[None]:
     """Make a folder if it is not there, and keep every other process out of it.
+
+    Args:
+        folder: The folder.
+        wait: Seconds to wait for a process that is in it.
 
     Raises:
         RunError: It is a file, cannot be made or written, or another process is in it.
@@ -85,7 +89,7 @@ def owned(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder}: cannot be made ({error.strerror}); choose another folder with --out") from error
     with ExitStack() as stack:
         try:
-            stack.enter_context(filelock.FileLock(folder / LOCK, timeout=0))
+            stack.enter_context(filelock.FileLock(folder / LOCK, timeout=wait))
         except filelock.Timeout as error:
             raise RunError(
                 f"{folder}: another process is working in this run directory; wait for it, "

@@ -41,8 +41,8 @@ _SAID = (
 class Storage:
     """An open storage and the one study in it; a context manager.
 
-    All trials are read once. What is written afterwards is kept beside it: while the storage is open nobody else writes
-    to this study, and to ask the database again for every trial would cost more with each of them.
+    All trials are read once. What is written afterwards is kept beside it: until `refresh` nobody else writes to this
+    study, and to ask the database again for every trial would cost more with each of them.
 
     Args:
         url: As of SQLAlchemy: ``sqlite:///...`` or ``postgresql://user@host/database``.
@@ -68,9 +68,14 @@ class Storage:
                 self.study = optuna.create_study(
                     storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
                 )
-                found = _checked(self.storage.get_all_trials(self.study._study_id, deepcopy=False))
-            self._trials = {trial.number: trial for trial in found}
+            self.refresh()
             self._held = stack.pop_all()
+
+    def refresh(self) -> None:
+        """Read all trials anew: where several processes share a run, others have written some."""
+        with self.named():
+            found = _checked(self.storage.get_all_trials(self.study._study_id, deepcopy=False))
+        self._trials = {trial.number: trial for trial in found}
 
     def close(self) -> None:
         """Let everything go."""

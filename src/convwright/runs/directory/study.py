@@ -21,8 +21,8 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ class Study:
         resume: Continue the run that is there.
         command: How to name this run to a person.
         storage: URL of a database for the trials; None: ``run.db`` in the directory.
+        join: Seconds to wait for other processes, which share the directory: each works at it in its `turn`. The run is
+            continued if it is there, whoever began it. None: the directory is this process's alone.
 
     Raises:
         RunError: Another process owns it; it is damaged; it was started with other settings, or judged by another
@@ -102,28 +104,34 @@ class Study:
         resume: bool = False,
         command: str = "",
         storage: str | None = None,
+        join: float | None = None,
     ) -> None:
-        check_folder(folder, resume)
+        if join is None:
+            check_folder(folder, resume)
         called = check_url(storage) if storage is not None else None
         settled = {} if resume else resolve()  # before the folder is made: what fails here leaves nothing behind
-        self.folder = folder
+        self.folder, self._patience = folder, join or 0
         self.command = public_command(command)
         with ExitStack() as stack:
-            stack.enter_context(owned(folder))
+            first = stack.enter_context(ExitStack())
+            first.enter_context(owned(folder, self._patience))
+            resume = resume if join is None else there(folder / "run.json")
             check_folder(folder, resume)  # another process may just have finished its run here
             self.settings = dict(settings)
             content = self._stored() if resume else self._begun(settled, called)
             self.settled: dict[str, Any] = content["settled"]
             try:
-                self._storage = self._opened(content, storage, called, resume)
+                self._storage = self._opened(content, storage, called, resume, shared=join is None)
             except RunError:
                 if not resume:  # nothing has begun: the same command works as soon as the database answers
                     for name in ("run.json", "run.db", "run.db-journal"):
                         (folder / name).unlink(missing_ok=True)
                 raise
             stack.callback(self._storage.close)
-            course = self._course(content, resume)
-            self._courses = TrialIndex(self._storage, course, self._damaged)
+            self._number = self._course(content, resume)
+            self._courses = TrialIndex(self._storage, self._number, self._damaged)
+            if join is not None:
+                first.close()
             self._held = stack.pop_all()
         self.storage, self.study = self._storage.storage, self._storage.study
 
@@ -132,6 +140,14 @@ class Study:
 
     def __exit__(self, *error: object) -> None:
         self._held.close()
+
+    @contextmanager
+    def turn(self) -> Iterator[Study]:
+        """Work at a shared record, as the others have left it, and keep them out meanwhile."""
+        with owned(self.folder, self._patience):
+            self._storage.refresh()
+            self._courses = TrialIndex(self._storage, self._number, self._damaged)
+            yield self
 
     # ------------------------------------------------------------------ opening
 
@@ -162,7 +178,9 @@ class Study:
             )
         return content
 
-    def _opened(self, content: Mapping[str, Any], url: str | None, called: str | None, resume: bool) -> Storage:
+    def _opened(
+        self, content: Mapping[str, Any], url: str | None, called: str | None, resume: bool, *, shared: bool
+    ) -> Storage:
         """Open the storage that the run was started with."""
         where = content.get("storage")
         file = self.folder / "run.db"
@@ -175,7 +193,7 @@ class Study:
             asked = public_url(where["url"])
             raise RunError(f"{self.folder}: the trials of this run are in {asked}; give it with --storage")
         else:
-            opened = Storage(url, where["study"], called, ANEW, shared=True)
+            opened = Storage(url, where["study"], called, ANEW, shared=shared)
         if resume and not opened.trials() and there(self.folder / "trials"):
             opened.close()
             name, remedy = (where["study"], "give the --storage of this run") if where else (NAME, ANEW)
