@@ -16,6 +16,7 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
+from convwright.devices import device_of
 from convwright.edits.edit import Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.reinitialize import draw_anew
@@ -371,7 +372,7 @@ class Evaluator:
 
     def _looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         recipe = recipe.updated(seed=candidate.seed)
         last = self._channels_last and not (device.type == "cpu" and narrow_strided(model))
         watched = Watched(model, data, recipe, device, last, self.workers, self.repairs.images)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convwright.devices import device_of
 from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.images import Images
 from convwright.training.settings import autocast, single_tensor
-from convwright.training.tasks.base import Metrics, Part, device_of
+from convwright.training.tasks.base import Metrics, Part
 from convwright.training.tasks.loader import loader_of
 
 if TYPE_CHECKING:

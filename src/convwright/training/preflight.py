@@ -14,6 +14,7 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.pytrees import Inputs
+from convwright.devices import device_of
 from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError, first_line
 from convwright.training.checkpoint import FILE, readable
@@ -24,7 +25,7 @@ from convwright.training.recipe.check_recipe import check_setting
 from convwright.training.recipe.rate_test import rate_test
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
-from convwright.training.tasks.base import BaseTask, Batch, device_of
+from convwright.training.tasks.base import BaseTask, Batch
 from convwright.training.tasks.loader import loader_of
 from convwright.training.techniques import Teacher, TechniqueContext
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.channels import Member
+from convwright.devices import to_host
 from convwright.edits.importance.gates import Scores, entries_of
 from convwright.edits.importance.registry import importance
 
@@ -23,7 +24,7 @@ def _per_channel(group: ChannelGroup, architecture: Architecture, power: int) ->
         others = [a for a in range(weight.ndim) if a != member.axis]
         norms = torch.linalg.vector_norm(weight, power, dim=others) if others else weight.abs()
         mine, ranks = entries_of(architecture, group, member)
-        summed = np.bincount(ranks, (norms.double().cpu().numpy() ** power)[mine], minlength=group.units)
+        summed = np.bincount(ranks, (to_host(norms.double()).numpy() ** power)[mine], minlength=group.units)
         yield member, summed.astype(np.float64, copy=False)
 
 

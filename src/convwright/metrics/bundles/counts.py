@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convwright.devices import to_host
+
 Ints = NDArray[np.int64]
 Piece = tuple[Ints, Ints, Ints]  # rows, keys and labels; a label is negative where the row holds a NaN
 _PART = 1 << 11  # rows that are sorted at a time,
@@ -80,8 +82,8 @@ class KeyStore:
                 rows = np.arange(place.start + start, place.start + start + len(keys))
                 if bits:
                     chosen = ((keys[:, 0] >> (64 - bits)) & ((1 << bits) - 1)) == part
-                    keys, labels, rows = keys[chosen], labels[chosen], rows[chosen.cpu().numpy()]
-                yield rows, keys.cpu().numpy(), labels.cpu().numpy().astype(np.int64)
+                    keys, labels, rows = keys[chosen], labels[chosen], rows[to_host(chosen).numpy()]
+                yield rows, to_host(keys).numpy(), to_host(labels).numpy().astype(np.int64)
 
 
 def _gathered(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -202,7 +204,7 @@ def _entropy_sum(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> 
 def _label_entropy(store: KeyStore) -> float:
     found: dict[int, int] = {}
     for _, _, labels in store.pieces(0, store.rows):
-        kept = torch.where(labels < 0, ~labels, labels).cpu().numpy()
+        kept = to_host(torch.where(labels < 0, ~labels, labels)).numpy()
         for label, number in zip(*np.unique(kept, return_counts=True), strict=True):
             found[label] = found.get(label, 0) + number
     counts = np.array(list(found.values()), dtype=np.int64)
