@@ -16,13 +16,14 @@ from lightning_fabric import Fabric
 from lightning_fabric.accelerators import Accelerator
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretended"
 ABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 _COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::_copy_from_and_resize")
-_ALLOWED = ("devices.py:to_host", "module.py:_apply", "torch.py:_tobytes", "serialization.py:_save")
+_ALLOWED = ("devices.py:to_host", "module.py:_apply", "torch.py:save_model", "serialization.py:_save")
 _held: list[torch.library.Library] = []  # a library that is collected takes its kernels along
 
 
@@ -60,6 +61,12 @@ class OnDevice(Tensor):
             copied.__dict__ |= {name: value for name, value in self.__dict__.items() if name == "_is_param"}
         return memo[id(self)]
 
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
+    def data_ptr(self):
+        return self.inner.data_ptr()
+
     def tolist(self):
         return self.inner.tolist()
 
@@ -72,6 +79,14 @@ def _run(operator, *args, **kwargs):
     name, tensors = operator._schema.name, [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     here = [x for x in tensors if isinstance(x, OnDevice)]
     to = kwargs.get("device")
+    if fakes := [x for x in tensors if isinstance(x, FakeTensor)]:  # a tensor of a GPU would be no subclass
+        mode = fakes[0].fake_mode
+
+        def faked(value):
+            return FakeTensor(mode, value.inner.to("meta"), _device()) if isinstance(value, OnDevice) else value
+
+        with mode:
+            return operator(*tree_map(faked, args), **tree_map(faked, kwargs))
     if name in _COPIES:
         target = args[1] if name.startswith("aten::_copy_from") else args[0]
         down = torch.device(to).type == "cpu" if to is not None else not isinstance(target, OnDevice)
