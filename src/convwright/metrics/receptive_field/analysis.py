@@ -278,8 +278,8 @@ class _Judge:
 
     def stage(self, stage: Stage) -> StageField | None:
         part = StagePart.of(self.arch, stage)
-        walk = part.walk()
-        if all(walk.value_at(end) is None for end in part.ends):  # what it hands on comes from another input
+        walk = part.walk() if part.positions.start else None  # a stage on two inputs begins at no one place
+        if walk is None or all(walk.value_at(end) is None for end in part.ends):  # it hands on what another input gave
             return None
         self.skipped.update(walk.skipped)
         output = part.output(walk)
