@@ -39,8 +39,9 @@ class OnDevice(Tensor):
     @staticmethod
     def __new__(cls, inner, requires_grad=False):
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        layout |= {"requires_grad": requires_grad, "device": _device()}
         with torch.inference_mode(False):
-            return Tensor._make_wrapper_subclass(cls, inner.shape, device=_device(), requires_grad=requires_grad, **layout)
+            return Tensor._make_wrapper_subclass(cls, inner.shape, **layout)
 
     def __init__(self, inner, requires_grad=False):
         self.inner = inner

@@ -278,6 +278,7 @@ class Run:
         for effect in self.effects.values():
             effect.before_update(partial(gradients, batch), self.step)
         if self.recipe.grad_clip is not None:
+            self.fabric.strategy.precision.unscale_gradients(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -363,6 +364,7 @@ class Run:
             "effects": {name: effect.state_dict() for name, effect in self.effects.items()},
             "loader": self.loader.state_dict(),
             "random": random_state(self.fabric.device),
+            "scaler": self.fabric.strategy.precision.state_dict(),
             "probes": self.probes.to_json(),
         }
 
@@ -397,6 +399,8 @@ class Run:
         for name, effect in self.effects.items():
             effect.load_state_dict(found["effects"][name])
         self.loader.load_state_dict(found["loader"])
+        if found.get("scaler"):  # of fp16
+            self.fabric.strategy.precision.load_state_dict(found["scaler"])
         self.step = int(found["step"])
         self.history = [EpochRecord(*values) for values in found["history"]]
         self.val = Metrics(*found["val"]) if found["val"] else None

@@ -97,6 +97,7 @@ def _losses(
         data.train, recipe.batch_size, augment=augment, seed=recipe.seed, device=device, channels_last=channels_last
     )
     average, found, step, loss_of = 0.0, dict[int, float](), -1, data.training_loss(recipe)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     for batch in chain.from_iterable(repeat(loader)):
         known = len(found) == _FIRST and data.guess is not None and sum(found.values()) < 0.5 * _FIRST * data.guess
         step = _SURE if known else step + 1
@@ -107,8 +108,9 @@ def _losses(
         with autocast(device, settings.precision):
             loss = loss_of(model, batch)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+        torch.autograd.backward(scaler.scale(loss))
+        scaler.step(optimizer)
+        scaler.update()
         average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
         smoothed = average / (1 - _SMOOTH ** (len(found) + 1))
         if not math.isfinite(smoothed) or smoothed > _DIVERGED * min(found.values(), default=math.inf):
