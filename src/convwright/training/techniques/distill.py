@@ -256,7 +256,7 @@ class _Lesson(Effect):
     def state_dict(self) -> dict[str, Any]:
         mark = hashlib.sha256()
         for tensor in self.model.state_dict().values():
-            mark.update(to_host(tensor).contiguous().reshape(-1).view(torch.uint8).numpy())
+            mark.update(to_host(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return {"teacher": mark.hexdigest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
