@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from convwright.metrics.receptive_field.analysis import ReceptiveField, receptive_field
     from convwright.runs import Result
     from convwright.runs.optimize import compress, optimize
-    from convwright.training import Recipe, TrainResult, load_data, train
+    from convwright.training import Metric, Recipe, Task, TrainResult, load_data, train
 
 __version__ = "0.1.0"
 
@@ -66,7 +66,7 @@ _HOMES = {
     ),
     "convwright.methods": ("allocate",),
     "convwright.runs": ("Result", "compress", "optimize"),
-    "convwright.training": ("Recipe", "TrainResult", "load_data", "train"),
+    "convwright.training": ("Metric", "Recipe", "Task", "TrainResult", "load_data", "train"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBPACKAGES = (
@@ -76,11 +76,11 @@ _SUBPACKAGES = (
 __all__ = [
     "AddBlock", "Architecture", "Block", "BudgetError", "Bundles", "Change", "ChannelGroup", "ChannelQuality",
     "Constraints", "ConvwrightError", "CostModel", "DataError", "EditError", "Evbmf", "InexactEditWarning",
-    "Kernel", "Layer", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError", "RemoveBlock",
-    "Replace", "Resolution", "Result", "RunError", "Stage", "TrainResult", "Width", "__version__", "allocate",
-    "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf", "layers", "load_data",
-    "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs", "saliency",
-    "scale_widths", "techniques", "train", "training", "zoo",
+    "Kernel", "Layer", "Metric", "Plan", "Profile", "ReadError", "ReceptiveField", "Recipe", "RecipeError",
+    "RemoveBlock", "Replace", "Resolution", "Result", "RunError", "Stage", "Task", "TrainResult", "Width",
+    "__version__", "allocate", "apply", "bundles", "channel_quality", "compress", "cost", "edits", "evbmf",
+    "layers", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field", "runs",
+    "saliency", "scale_widths", "techniques", "train", "training", "zoo",
 ]  # fmt: skip
 
 

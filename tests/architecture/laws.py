@@ -113,6 +113,8 @@ def shrink(model, tensor, axis, gone):
         owner.normalized_shape = tuple(new.shape)
     if isinstance(owner, nn.GroupNorm):
         owner.num_channels = len(keep)
+    if isinstance(owner, nn.RNNBase):
+        owner.input_size, owner.hidden_size = owner.weight_ih_l0.shape[1], owner.weight_hh_l0.shape[1]
 
 
 def output(model, example):

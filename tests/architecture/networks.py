@@ -372,6 +372,29 @@ class Cumulated(nn.Module):
         return torch.cumprod(x, 1)  # the line that the reason names
 
 
+class Recurrent(Net):
+    """Channels as features of a sequence of positions: two layers, both ways, gates of one channel in one row each."""
+
+    def build(self):
+        self.rnn, self.back = nn.LSTM(5, 4, 2, bidirectional=True, batch_first=True), nn.Linear(8, 5)
+        self.gru = nn.GRU(5, 5, bias=False)
+
+    def middle(self, x):
+        batch, _, height, width = x.shape
+        steps = x.flatten(2).transpose(1, 2)
+        steps = self.back(self.rnn(steps)[0]).transpose(0, 1)
+        return self.gru(steps)[0].permute(1, 2, 0).reshape(batch, -1, height, width)
+
+
+class Masked(Net):
+    """A number written by a mask, and patches cut out by unfolding."""
+
+    def middle(self, x):
+        x = x.clone()
+        x[x < 0] = 0.5
+        return x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))
+
+
 class Conv1d(nn.Module):
     def __init__(self):
         super().__init__()

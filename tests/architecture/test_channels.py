@@ -6,6 +6,7 @@ from torch import nn
 
 from convwright import zoo
 from convwright.architecture import read
+from convwright.edits import Width
 
 from . import networks
 from .laws import check_all, check_bookkeeping, read_random, roles
@@ -19,7 +20,7 @@ NETWORKS = [
     "Chain", "Residual", "Concat", "Split", "Chunk", "Gated", "Shuffle", "Flatten", "Grouped", "Depthwise",
     "Multiplier", "SqueezeExcite", "SplitAttention", "SelectiveKernel", "WeightStandardised", "WeightNorm", "Shared",
     "LayerScale", "ViewedScale", "BlurPool", "ChannelsLast", "GroupNorm", "PReLU", "PixelShuffle", "Transposed",
-    "Stacked", "Unbound", "OptionA", "NoRule", "Conv1d", "Conv3d", "Returns",
+    "Stacked", "Unbound", "OptionA", "NoRule", "Recurrent", "Conv1d", "Conv3d", "Returns",
 ]  # fmt: skip
 
 
@@ -223,6 +224,21 @@ def test_other_ranks_work_the_same(name):
 
 
 # ------------------------------------------------------------------ what cannot change says why
+
+
+def test_numbers_written_by_masks_and_patches_leave_channels_free():
+    arch = reading("Masked")
+    assert sizes(arch) == {"stem": (5, 1)}
+    check_all(arch)
+
+
+def test_a_hidden_channel_has_one_row_in_each_gate_of_each_cell():
+    arch = reading("Recurrent")
+    assert (arch.group("rnn").size, arch.group("rnn").step) == (8, 2)
+    assert ("rnn.weight_hh_l1_reverse", 0, 4) in {(m.tensor, m.axis, m.per_channel) for m in arch.group("rnn").members}
+    new = arch.apply(Width("rnn", 12), Width("gru", 3))
+    assert all(change.exact for change in new.changes)
+    assert (new.model.rnn.hidden_size, new.model.gru.hidden_size) == (6, 3)
 
 
 def test_channels_padded_by_a_constant_are_frozen():

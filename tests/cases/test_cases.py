@@ -55,11 +55,7 @@ OTHERS_OUT = {"b": OUT, "cls": OUT, "box": OUT}
 CASES = {
     "Shuffle": Case((3, 18, 22), {"input": IN, "fc": OUT}, refused=("Change the layer as a whole",)),
     "UNet": Case((3, 21, 27), {"input": IN, "out": OUT}),
-    "Recurrent": Case(
-        (1, 16, 29),
-        {"c2": "no rule for lstm in rnn", "fc.weight": "no rule for lstm", "fc": OUT},
-        advice="networks.py",
-    ),
+    "Recurrent": Case((1, 16, 29), {"fc": OUT}),
     "GroupedBottleneck": Case((3, 17, 19), {"input": IN, "fc": OUT}),
     "Deformable": Case(
         (3, 13, 15),

@@ -309,3 +309,26 @@ def test_modules_that_share_a_weight_both_follow() -> None:
     new = read(model, SHAPE).apply(Width("1", 11)).model
     assert new[2].weight is new[1].weight
     assert [(m.in_channels, m.out_channels) for m in new] == [(3, 11), (11, 11), (11, 11), (11, 5)]
+
+
+def test_families_of_tied_groups_are_fitted_together(monkeypatch):
+    from convwright.edits import width
+
+    class Families(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3 if k == 0 else 4, 8, 1) for k in range(3))
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            for conv in self.convs:
+                x, other = conv(x).chunk(2, 1)
+            return self.fc((x + other.mean()).mean((2, 3)))
+
+    arch, solved = read(Families().eval(), (3, 5, 5)), []
+    solve = width.solve
+    monkeypatch.setattr(width, "solve", lambda *given: solved.append(given) or solve(*given))
+    edits = width.proportional_widths(arch, 0.5)
+    assert len(edits) == 3
+    assert all(edit.size == 2 for edit in edits)
+    assert len(solved) == 1

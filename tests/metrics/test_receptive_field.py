@@ -496,13 +496,3 @@ def test_a_map_of_one_position_may_be_turned_and_joined(joined: str) -> None:
     field = cw.receptive_field(cw.read(Turned(), (1, 3, 3, 3)))
     assert not field.skipped
     assert field.stages[-1].seen == (3, 3)
-
-
-def test_a_stage_on_two_inputs_is_not_judged():
-    """It begins at no one place; its layers are told all the same."""
-    network = nn.Module()
-    network.conv = nn.Conv2d(3, 4, 3)
-    network.forward = lambda left, right: (network.conv(left) - network.conv(right)).mean((2, 3)).sum(1)
-    field = cw.receptive_field(cw.read(network, (torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8))))
-    assert field.stages == ()
-    assert [layer.name for layer in field.layers]

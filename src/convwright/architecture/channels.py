@@ -151,9 +151,8 @@ class ChannelGraph:
 
     def channels_of(self, labels: Tensor) -> Ints:
         """Return the channel of each label; -1 where there is none."""
-        flat = labels.reshape(-1).numpy()
-        channels = self.component[flat]
-        return np.where(flat == NEUTRAL, -1, channels)
+        found: Ints = self._channels[labels.reshape(-1).numpy()]
+        return found
 
     def rows_of(self, labels: Tensor) -> npt.NDArray[np.uint64]:
         """Return in which parts of grouped operators each label lies, as one number: the same for the same parts.
@@ -162,6 +161,17 @@ class ChannelGraph:
         """
         found: npt.NDArray[np.uint64] = self._rows[labels.reshape(-1).numpy()]
         return found
+
+    @cached_property
+    def _channels(self) -> Ints:
+        """The channel of each label; the last entry is that of NEUTRAL."""
+        return np.append(self.component, -1)
+
+    @cached_property
+    def places(self) -> Ints:
+        """The group of each label, the number of groups where there is none; the last entry is that of NEUTRAL."""
+        group = np.append(self.group_of, -1)[self._channels]
+        return np.where(group < 0, len(self.groups), group)
 
     @cached_property
     def threads(self) -> Ints:
@@ -189,9 +199,7 @@ class ChannelGraph:
 
     def count(self, labels: Tensor) -> Ints:
         """Count, per group, the labels that belong to it; the last entry counts the others."""
-        channels = self.channels_of(labels)
-        group = np.where(channels < 0, -1, self.group_of[channels])
-        return np.bincount(np.where(group < 0, len(self.groups), group), minlength=len(self.groups) + 1)
+        return np.bincount(self.places[labels.reshape(-1).numpy()], minlength=len(self.groups) + 1)
 
     def axis_labels(self, axis: Axis) -> Tensor:
         """Return the labels along one parameter axis."""
@@ -205,9 +213,8 @@ class ChannelGraph:
 
 
 def analyse(capture: Capture) -> ChannelGraph:
-    """Find the channel groups of a captured network, on the CPU whatever the default device is."""
-    with torch.device("cpu"):
-        return _Builder(Follower(capture).run()).build()
+    """Find the channel groups of a captured network."""
+    return _Builder(Follower(capture).run()).build()
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,8 +253,7 @@ def resize(old: ChannelGraph, units: Ints) -> ChannelGraph:
     Raises:
         ResizeError: if the graph cannot be followed with these sizes.
     """
-    with torch.device("cpu"):
-        return _Builder(Follower(old.follower.capture, Resized(old, units)).run()).build()
+    return _Builder(Follower(old.follower.capture, Resized(old, units)).run()).build()
 
 
 @dataclass(frozen=True, eq=False)
@@ -453,7 +459,9 @@ def _with_ties(graph: ChannelGraph) -> list[ChannelGroup]:
     """Join groups that lie in different equal parts of one tensor: their sizes move together."""
     edges: list[tuple[int, int]] = []
     for table in graph.follower.ledger.equal_parts:
-        rows = [graph.count(row)[:-1] for row in table]
+        places = graph.places[table.reshape(len(table), -1).numpy()]
+        unlike = (places != places[:1]).any(axis=1)  # most are alike: a detector has a row for each anchor
+        rows = [np.bincount(row, minlength=len(graph.groups) + 1)[:-1] for row in (*places[:1], *places[unlike])]
         if any((row != rows[0]).any() for row in rows[1:]):
             first, *others = np.flatnonzero(np.sum(rows, axis=0)).tolist()
             edges += [(first, other) for other in others]

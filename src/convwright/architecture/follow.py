@@ -156,8 +156,8 @@ class Follower:
         value = self.values[self.key(node)]
         return value[0] if isinstance(value, list) else value
 
-    def input(self, node: fx.Node, which: int | str) -> Value:
-        """Return an operand by position or by its name in the operator's schema."""
+    def input(self, node: fx.Node, which: int | str | fx.Node) -> Value:
+        """Return an operand by position, by its name in the operator's schema, or itself where it lies in a list."""
         return self.resolve(_operand(node, which))
 
     def optional_input(self, node: fx.Node, name: str) -> Value | None:
@@ -183,7 +183,7 @@ class Follower:
             self.ledger.freeze(plane.labels, f"channels lie in the batch axis at {describe(node)}")
         return along(self.ledger, x, axis)
 
-    def weight_line(self, node: fx.Node, which: str, axis: int, arriving: int | None = None) -> Tensor | None:
+    def weight_line(self, node: fx.Node, which: str | fx.Node, axis: int, arriving: int | None = None) -> Tensor | None:
         """Return the labels along one axis of a weight operand.
 
         In a guided walk, an axis that nothing has met yet takes the length that arrives.
@@ -317,7 +317,7 @@ def _labelled_axes(shape: Sequence[int]) -> list[int]:
     return [axis for axis in range(last) if shape[axis] > 1]
 
 
-def _operand(node: fx.Node, which: int | str) -> Any:
+def _operand(node: fx.Node, which: int | str | fx.Node) -> Any:
     if isinstance(which, int):
         return node.args[which] if which < len(node.args) else None
-    return argument(node, which)
+    return argument(node, which) if isinstance(which, str) else which

@@ -86,7 +86,7 @@ class Ledger:
         """Return ``size`` labels never used before."""
         start = self.count
         self.count += size
-        return torch.arange(start, start + size, dtype=torch.int32)
+        return torch.arange(start, start + size, dtype=torch.int32, device="cpu")
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Say that labels at equal places live and die together (shapes broadcast)."""

@@ -51,7 +51,7 @@ class CostModel:
     steps: Ints
     least: Ints
     frozen: dict[str, str] = field(repr=False)
-    _costs: dict[str, Peak] = field(repr=False)  # by the names that budgets use; "least": activations
+    _costs: dict[str, Peak] = field(repr=False)  # by the names that budgets use
     _arch: Architecture = field(repr=False)
 
     @classmethod
@@ -60,9 +60,7 @@ class CostModel:
         sizes = FormMaker(arch.channels)
         macs = _macs(arch, sizes)
         params, weight_bytes = _weights(arch, sizes)
-        moments = _moments(arch, sizes, storages(arch.capture))
-        basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes, *moments))))
-        batch = arch.inputs.batch
+        basis = Basis(sizes.units, chain(*(each.terms for each in (macs, params, weight_bytes))))
         return cls(
             groups=tuple(g.name for g in arch.free_groups),
             sizes=np.array([g.size for g in arch.free_groups], dtype=np.int64),
@@ -70,19 +68,26 @@ class CostModel:
             least=np.array([0 if g.tied else g.step for g in arch.free_groups], dtype=np.int64),
             frozen={g.name: g.reason for g in arch.groups if g.frozen},
             _costs={
-                "macs": Peak(basis, [macs], batch),
+                "macs": Peak(basis, [macs], arch.inputs.batch),
                 "params": Peak(basis, [params]),
-                "least": Peak(basis, moments, batch),
                 "weights": Peak(basis, [weight_bytes]),
             },
             _arch=arch,
         )
 
     @cached_property
+    def _least(self) -> Peak:
+        """The least that activations need: not every question asks for it."""
+        return self._peak(storages(self._arch.capture))
+
+    @cached_property
     def _eager(self) -> Peak:
-        """What eager PyTorch holds, from an execution of the network's code: not every question needs it."""
+        """What eager PyTorch holds, from an execution of the network's code."""
+        return self._peak(self._arch.held)
+
+    def _peak(self, found: tuple[TensorStorage, ...]) -> Peak:
         sizes = FormMaker(self._arch.channels)
-        moments = _moments(self._arch, sizes, self._arch.held)
+        moments = _moments(self._arch, sizes, found)
         basis = Basis(sizes.units, chain(*(moment.terms for moment in moments)))
         return Peak(basis, moments, self._arch.inputs.batch)
 
@@ -118,7 +123,8 @@ class CostModel:
 
     def _evaluate(self, *names: str, widths: Widths) -> dict[str, Ints | int]:
         table, single = self._table(widths)
-        results = {name: (self._costs.get(name) or self._eager)(table) for name in names}
+        peaks = [self._costs.get(name) or (self._least if name == "least" else self._eager) for name in names]
+        results = {name: peak(table) for name, peak in zip(names, peaks, strict=True)}
         return {name: int(result[0]) if single else result for name, result in results.items()}
 
     def _table(self, widths: Widths) -> tuple[Ints, bool]:

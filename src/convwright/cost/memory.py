@@ -5,12 +5,11 @@ network's input counts, weights do not. Views share storage with their base and 
 is a view or a copy is not guessed but read from the captured tensors.
 
 Eager PyTorch keeps more: the caller holds the images, and a variable of ``forward`` holds its value until it is
-assigned anew or the function returns. So the network's own code is executed, on fake tensors, which take no memory.
+assigned anew or the function returns. So the network's own code is executed.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -118,26 +116,24 @@ class EagerStorages(TorchDispatchMode):
 def eager_storages(model: nn.Module, inputs: Inputs, capture: Capture) -> tuple[TensorStorage, ...]:
     """List the storages of an eager forward pass without gradients, in the order in which they are made.
 
-    Nothing is computed and no memory taken: the network's code is executed on fake tensors. What the network keeps on
-    itself is kept on a copy that shares the weights.
+    The network is executed once more; what that keeps on it or writes into its buffers is undone.
 
     Raises:
-        ReadError: the network cannot be copied, or its code does not run on fake tensors.
+        ReadError: it does not run.
     """
-    shared = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
-    observed, fake = EagerStorages(), FakeTensorMode(allow_non_fake_inputs=True)
+    observed, buffers = EagerStorages(), [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {tensor.device for tensor in inputs.tensors if tensor.device.type == "cuda"}
     try:
-        twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-        with in_mode(twin, training=False), torch.no_grad(), fake, observed:
-            images = inputs.map(fake.from_tensor)
-            for tensor in images.tensors:
+        with in_mode(model, training=False), torch.random.fork_rng(devices), torch.no_grad(), observed:
+            for tensor in inputs.tensors:
                 observed.hold(tensor)
-            images.call(twin)
+            inputs.call(model)
     except Exception as error:  # the network's own code may raise anything
-        raise ReadError(
-            f"what eager PyTorch holds of {type(model).__name__} cannot be found: {first_line(error)} "
-            "It takes a network that can be copied and executed on fake tensors."
-        ) from error
+        raise ReadError(f"{type(model).__name__} does not run on {inputs}: {first_line(error)}") from error
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
     return _with_nodes(observed.found, storages(capture))
 
 

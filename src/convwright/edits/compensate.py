@@ -168,14 +168,10 @@ def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> N
         wanted = old
         for axis, take in enumerate(takes):
             wanted = wanted if take is None else take.of(wanted, axis)
-        if wanted.shape == new.shape:
-            scale_gains(changed, names, gain_factors(wanted, new, _gain_axis(changed, names, 1 - layer.inner)))
-
-
-def _gain_axis(changed: nn.Module, names: Collection[str], outer: int) -> int:
-    """Return the axis of a weight along which its gain lies: of a transposed convolution's, often the input axis."""
-    shape = changed.get_parameter(min(names)).shape
-    return next((axis for axis, size in enumerate(shape) if size > 1), outer) if len(shape) > 1 else outer
+        if wanted.shape == new.shape:  # the gain of a transposed convolution often lies along the input axis
+            shape, outer = changed.get_parameter(min(names)).shape, 1 - layer.inner
+            axis = next((axis for axis, size in enumerate(shape) if size > 1), outer) if len(shape) > 1 else outer
+            scale_gains(changed, names, gain_factors(wanted, new, axis))
 
 
 def gain_factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:

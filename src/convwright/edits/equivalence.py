@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from convwright.errors import EditError
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # differences at or below this are rounding
 _NARROW = 100_000  # parameters
+_PIECE = 2**15  # random numbers drawn at once: they stay in the processor's cache
 _MOST_ROUNDS = 24  # of measuring, until weights are drawn that let anything through
 
 Run = Callable[..., object]
@@ -55,42 +58,57 @@ def randomise(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float6
     return new.double() if dtype is torch.float64 else new.float()
 
 
-def _settle_statistics(model: nn.Module, inputs: Inputs, seed: int, dtype: torch.dtype) -> None:
-    """Move running statistics halfway to what the random weights give.
+@contextmanager
+def _settling(original: nn.Module, moved: Mapping[int, Moved]) -> Iterator[None]:
+    """Move running statistics halfway to what reaches each norm first, and their successors with them.
 
     With statistics of their own, deep networks amplify until float64 rounding shows in the output, and the
-    measurement would say more about the random weights than about the edit.
+    measurement would say more about the random weights than about the edit. Statistics that the surgery did not take
+    as it says stay as they are, so that the difference shows.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
+    with ExitStack() as hooks:
+        for norm in original.modules():
+            if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+                continue
+            pair = norm.running_mean, norm.running_var
+            heirs = [(heir, old) for old in pair if (heir := moved.get(id(old)))]  # the others are dropped
+            if all(torch.equal(heir.new, heir.take(old)) for heir, old in heirs):
+                hooks.callback(norm.register_forward_pre_hook(partial(_settle, set(), pair, heirs)).remove)
+        yield
+
+
+def _settle(
+    done: set[nn.Module], pair: tuple[Tensor, Tensor], heirs: list[tuple[Moved, Tensor]], norm: nn.Module, args: Any
+) -> None:
+    if norm in done or not args[0].numel():
         return
-    before = [m.momentum for m in norms]
-    one, other = (inputs.random(seed + each, dtype) for each in (2, 3))
-    others = iter(other.tensors)
-    pair = one.map(lambda tensor: torch.cat([tensor[:1], next(others)[:1]]) if tensor.ndim > 1 else tensor)
-    for norm in norms:
-        norm.train()
-        norm.momentum = 0.5
-    with torch.no_grad():
-        (pair if inputs.one else one).call(model)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.eval()
-        norm.momentum = momentum
+    done.add(norm)
+    var, mean = torch.var_mean(args[0], [0, *range(2, args[0].ndim)], correction=0)
+    for old, seen in zip(pair, (mean, var), strict=True):
+        old.lerp_(seen, 0.5)
+    for heir, old in heirs:
+        heir.new.copy_(heir.take(old))
 
 
 _GAINS = ("gamma", "gain", "weight_g", "original0")  # scales of norms, layers and computed weights
 
 
 def _random_like(name: str, tensor: Tensor, generator: np.random.Generator) -> Tensor:
-    value = torch.from_numpy(np.asarray(generator.random(tuple(tensor.shape))))  # uniform in [0, 1)
     leaf = name.rpartition(".")[2]
-    if not isinstance(tensor, nn.Parameter) and ("var" in leaf or "std" in leaf):  # divided by, or rooted
-        return value.add_(0.5)
-    if name.endswith(_GAINS) or (tensor.ndim == 1 and name.endswith("weight")):
-        return value.mul_(0.6).add_(0.2)  # below 1: residual streams must not explode
     fan_in = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else 50
-    bound = math.sqrt(6.0 / max(fan_in, 1))  # variance 2 / fan-in; uniform, being quicker than normal
-    return value.sub_(0.5).mul_(2 * bound)
+    span = 2 * math.sqrt(6.0 / max(fan_in, 1))  # variance 2 / fan-in; uniform, being quicker than normal
+    least = -span / 2
+    if not isinstance(tensor, nn.Parameter) and ("var" in leaf or "std" in leaf):  # divided by, or rooted
+        least, span = 0.5, 1.0
+    elif name.endswith(_GAINS) or (tensor.ndim == 1 and name.endswith("weight")):
+        least, span = 0.2, 0.6  # below 1: residual streams must not explode
+    value = np.empty(tensor.shape)
+    flat = value.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = generator.random(out=flat[start : start + _PIECE])
+        piece *= span
+        piece += least
+    return torch.from_numpy(value)
 
 
 def small_input(architecture: Architecture) -> Inputs:
@@ -164,16 +182,17 @@ def _worst(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtype:
 
 def _measure(model: nn.Module, surgery: Surgery, inputs: Inputs, seed: int, dtype: torch.dtype) -> Measured:
     original = randomise(model, seed, dtype)
+    changed, moved = surgery.operate(original)
+    x = inputs.random(seed + 1, dtype)
+    promised = surgery.promise(original)
     try:
-        _settle_statistics(original, inputs, seed, dtype)
+        with torch.no_grad(), _settling(original, moved):
+            if promised is not original:  # a graph runs no modules
+                x.call(original)
+            expected = tensors_in(x.call(promised))
     except Exception as error:  # the user's own forward may raise anything
         raise _OriginalError(error) from error
-    changed, _ = surgery.operate(original)
-    x = inputs.random(seed + 1, dtype)
     got, notes = _outputs(changed, original, x)
-    promised = surgery.promise(original)
-    with torch.no_grad():
-        expected = tensors_in(x.call(promised))
     found = Measured(_farthest(expected, got), _TOLERANCES[dtype], notes)
     if found.difference == 0:  # nothing at all is seen where the output is the same for every input
         with torch.no_grad():

@@ -109,8 +109,10 @@ class ChannelRemap:
             axis: the axis.
             summed: whether the axis is summed over, so that copies share.
         """
-        lines = [_line(graph.follower.values.get(node), axis) for graph in (self.before, self.after)]
-        if lines[0] is None or lines[1] is None:
+        values = (graph.follower.values.get(node) for graph in (self.before, self.after))
+        planes = [value.plane_at(axis) if isinstance(value, Value) else None for value in values]
+        lines = [plane.line() for plane in planes if plane is not None and plane.axes == (axis,)]
+        if len(lines) < 2:
             return None
         roles = dict.fromkeys(range(len(self.before.groups)), summed)
         return _take(self.before, self.after, (lines[0], lines[1]), self.origin, (node, axis), roles)
@@ -124,11 +126,6 @@ class ChannelRemap:
         gone = [np.delete(members[name], np.unique(ranks)) for name, ranks in self.chosen.items()]
         found = np.isin(self.before.channels_of(line), np.concatenate(gone)) if gone else np.zeros(0, dtype=bool)
         return np.flatnonzero(found)
-
-
-def _line(value: object, axis: int) -> Tensor | None:
-    plane = value.plane_at(axis) if isinstance(value, Value) else None
-    return plane.line() if plane is not None and plane.axes == (axis,) else None
 
 
 def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> ChannelRemap:
@@ -195,7 +192,8 @@ def _take(
     rows = before.rows_of(lines[0]), after.rows_of(lines[1])
     if len(old) == len(new) and (old == new).all() and (rows[0] == rows[1]).all():
         return None
-    shared = np.array([summed.get(i, False) for i in range(len(before.groups))])
+    shared = np.zeros(len(before.groups), dtype=bool)
+    shared[[index for index, is_summed in summed.items() if is_summed]] = True
     key = tuple(array.tobytes() for array in (old, own, *rows, shared))
     known = {} if known is None else known
     if key not in known:

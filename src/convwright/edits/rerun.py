@@ -92,7 +92,8 @@ def first_deviation(after: ChannelGraph, found: Capture) -> str:
         for before, now in zip(old, new, strict=False):
             if before.target is not now.target:
                 return "" if behind else f"it executes {describe(now)} in place of {describe(before)}"
-            if depends_on_values(before) or behind & set(_sources(before)):
+            sources = {n.args[0] if n.target is operator.getitem else n for n in before.all_input_nodes}
+            if depends_on_values(before) or behind & sources:
                 behind.add(before)
                 continue
             predicted = after.follower.values.get(prefix + before.name)
@@ -105,10 +106,6 @@ def first_deviation(after: ChannelGraph, found: Capture) -> str:
 
 
 _BROADCAST = ("expand", "expand_as", "broadcast_to")  # an axis that carries no channels becomes as long as another
-
-
-def _sources(node: fx.Node) -> Iterator[fx.Node]:
-    return (n.args[0] if n.target is operator.getitem else n for n in node.all_input_nodes)  # type: ignore[misc]
 
 
 def _operators(found: Capture) -> Iterator[fx.Node]:

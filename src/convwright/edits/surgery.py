@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convwright.architecture.capture.graph import module_path, module_paths, operator_name
 from convwright.architecture.capture.pytrees import tensors_of
 from convwright.architecture.channels import ChannelGraph
-from convwright.architecture.labels import Value
+from convwright.architecture.labels import Value, on_axis
 from convwright.edits.edit import Moved
 from convwright.edits.remap import ChannelRemap, members_of
 from convwright.errors import EditError
@@ -116,12 +116,17 @@ def _state_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in _ATOMIC:
+    kind = type(value)
+    if kind in _ATOMIC or (kind is tuple and _ATOMIC.issuperset(map(type, value))):
         return value
-    if id(value) not in memo and type(value) in (dict, OrderedDict):
-        made = memo[id(value)] = type(value)()
-        made.update((_copy_value(key, memo), _copy_value(each, memo)) for key, each in value.items())
-    return copy.deepcopy(value, memo)
+    made = memo.get(id(value))
+    if made is None and kind in (dict, OrderedDict):
+        made = memo[id(value)] = kind()
+        for key, each in value.items():
+            made[_copy_value(key, memo)] = _copy_value(each, memo)
+    if made is None and kind is set:
+        made = memo[id(value)] = {_copy_value(each, memo) for each in value}
+    return copy.deepcopy(value, memo) if made is None else made
 
 
 def check_copies(model: nn.Module) -> None:
@@ -195,10 +200,10 @@ def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) ->
         for member in plan.before.group(name).members:
             if member.role != "in" or member.tensor in besides:
                 continue
-            on_axis = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
-            gone = torch.from_numpy(np.flatnonzero(np.isin(on_axis, dropped)))
+            channels = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
             tensor = tensors[member.tensor]
-            tensor.data.index_fill_(member.axis, gone.to(tensor.device), 0.0)
+            kept = torch.from_numpy(~np.isin(channels, dropped)).to(tensor.device, tensor.dtype)
+            tensor.data.mul_(on_axis(kept, member.axis, tensor.ndim))
 
 
 def tensors_in(output: object) -> list[Tensor]:
@@ -248,12 +253,13 @@ def _memory() -> int | None:
 
 def _sync_attributes(model: nn.Module, plan: ChannelRemap, changed: Iterable[str]) -> None:
     """Make the sizes that modules store agree with their tensors (under all names of shared ones)."""
-    touched = {tensor.rpartition(".")[0] for tensor in changed}
+    touched = {tensor.partition(".parametrizations")[0] for tensor in changed if ".parametrizations" in tensor}
+    touched |= {tensor.rpartition(".")[0] for tensor in changed}
     group_counts = _group_counts(plan.after)
     for name, module in model.named_modules(remove_duplicate=False):
         if name in group_counts and isinstance(getattr(module, "groups", None), int):
             module.groups = group_counts[name]
-        if name in touched or any(t.startswith(f"{name}.parametrizations") for t in touched):
+        if name in touched:
             _sync_module(module)
             _sync_stored(module, name, plan)
     _sync_bare_norms(model, plan.after)
@@ -299,6 +305,9 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 
 def _sync_module(module: nn.Module) -> None:
     """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
+    if isinstance(module, nn.RNNBase):
+        sizes = (getattr(module, f"weight_{matrix}_l0").shape[1] for matrix in ("ih", "hh"))
+        module.input_size, module.hidden_size = sizes
     weight = getattr(module, "weight", None)
     if weight is None:
         weight = getattr(module, "running_mean", None)  # a norm without scale and shift

@@ -458,7 +458,7 @@ def proportional_widths(
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named.
     """
-    edits: list[Width | None] = []
+    wanted: list[tuple[ChannelGroup, int]] = []
     covered: set[str] = set()
     for group in sorted(architecture.free_groups, key=lambda g: -g.size):
         if group.name in covered:
@@ -471,31 +471,33 @@ def proportional_widths(
         if group.bounds is not None:
             size = width_range(architecture.channels, group, divisor).nearest(group.size * factor)
         if (size - group.size) * (factor - 1) > 0:  # none grows where all shrink
-            edits.append(_fitting(architecture, group, size, divisor))
+            wanted.append((group, size))
+    edits = [Width(group.name, size) for group, size in wanted if not group.tied]
+    for sign in (-1, 1):
+        tied = [(group, size) for group, size in wanted if group.tied and (size - group.size) * sign > 0]
+        edits += _fitting(architecture, tied, divisor) if tied else []
     order = architecture.channels.index
-    return tuple(sorted((e for e in edits if e is not None), key=lambda e: order[e.target]))
+    return tuple(sorted(edits, key=lambda e: order[e.target]))
 
 
-def _fitting(architecture: Architecture, group: ChannelGroup, size: int, divisor: DivisorLike) -> Width | None:
-    """Return an edit near the wanted size that the network can be followed with.
+def _fitting(architecture: Architecture, wanted: list[tuple[ChannelGroup, int]], divisor: DivisorLike) -> list[Width]:
+    """Return edits of tied groups, all down or all up, near sizes that the network can be followed with.
 
-    Rounding may move a tied group the other way (one of three shrinks by a channel while the family grows);
-    sizes with which that does not happen come first.
+    Each try follows the whole network, so they are tried together; in halves where that does not work. Rounding may
+    move a tied group the other way (one of three shrinks by a channel while the family grows); sizes with which that
+    does not happen come first.
     """
-    if not group.tied:
-        return Width(group.name, size)
-    step = multiple_of(group, divisor)
-    fallback = None
-    for offset in (0, -1, 1, -2, 2, -3, 3):
-        candidate = size + offset * step
-        if candidate < 1 or candidate == group.size:
+    fallback: list[Width] = []
+    for offset in (0, -1, 1, -2, 2, -3, 3) if len(wanted) == 1 else (0,):
+        edits = [Width(group.name, size + offset * multiple_of(group, divisor)) for group, size in wanted]
+        change = edits[0].size - wanted[0][0].size
+        if edits[0].size < 1 or not change:
             continue
-        edit = Width(group.name, candidate)
-        try:
-            moves = solve(architecture, [edit]).units - architecture.channels.units
-        except EditError:
-            continue
-        if not (moves * (candidate - group.size) < 0).any():
-            return edit
-        fallback = fallback or edit
-    return fallback
+        with suppress(EditError):
+            moves = solve(architecture, edits).units - architecture.channels.units
+            if not (moves * change < 0).any():
+                return edits
+            fallback = fallback or edits
+    middle = len(wanted) // 2
+    halves = (wanted[:middle], wanted[middle:]) if middle else ()
+    return [edit for half in halves for edit in _fitting(architecture, half, divisor)] or fallback

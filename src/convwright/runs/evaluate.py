@@ -16,7 +16,7 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
-from convwright.devices import device_of
+from convwright.devices import device_of, let_go, out_of_memory
 from convwright.edits.edit import Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.reinitialize import draw_anew
@@ -157,13 +157,13 @@ class Evaluator:
                 tried, teacher = self._taught(network, candidate, parents, memory.in_parts(recipe, parts))
                 return network, self._trained(network.model, data, number, candidate, tried, start, teacher), parts
             except (MemoryError, RuntimeError) as error:
-                if not memory.out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if not candidate.epochs:
                     raise RecipeError(f"out of memory without any training: {error}") from None
                 parts = memory.smaller(folder, recipe, parts, error)
             network = None  # type: ignore[assignment]  # before the next one is built
-            memory.let_go()
+            let_go()
 
     @cached_property
     def _last(self) -> dict[int, Architecture]:

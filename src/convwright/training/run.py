@@ -161,8 +161,13 @@ class Run:
         return self._loader(images, _EVAL_BATCH, shuffle=False, shard=self.rank)
 
     def _judged(self, model: nn.Module, loader: Any) -> Metrics:
-        total = self._total if self.fabric.world_size > 1 else None
-        return judged(model, loader, self.settings.precision, total)
+        if self.fabric.world_size == 1:
+            return judged(model, loader, self.settings.precision)
+        if isinstance(self.data, ImageData):
+            return judged(model, loader, self.settings.precision, self._total)
+        # What metrics of a whole part add up to is the task's affair: one process judges for all.
+        first = self.fabric.is_global_zero
+        return self.fabric.broadcast(judged(model, loader, self.settings.precision) if first else None)
 
     def _total(self, part: Tensor) -> Tensor:
         summed = self.fabric.all_reduce(part, reduce_op="sum")
@@ -359,6 +364,7 @@ class Run:
             "step": self.step,
             "history": [list(astuple(record)) for record in self.history],
             "val": list(astuple(self.val)[:3]) if self.val is not None else [],
+            "metrics": [dict(self.val.values), self.val.error] if self.val is not None else [],
             "model": model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "effects": {name: effect.state_dict() for name, effect in self.effects.items()},
@@ -403,7 +409,8 @@ class Run:
             self.fabric.strategy.precision.load_state_dict(found["scaler"])
         self.step = int(found["step"])
         self.history = [EpochRecord(*values) for values in found["history"]]
-        self.val = Metrics(*found["val"]) if found["val"] else None
+        values, error = found.get("metrics") or ({}, None)
+        self.val = Metrics(*found["val"], values=values, error=error) if found["val"] else None
         self.probes.restore(found.get("probes", "{}"), str(path))
         self.stopped = self._ends()
         set_random_state(found["random"], self.fabric.device)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.pytrees import mapped, tensors_of
+from convwright.architecture.capture.pytrees import mapped, rows_of, samples_in, tensors_of
+from convwright.devices import let_go, out_of_memory
 from convwright.errors import DataError
 
 if TYPE_CHECKING:
@@ -164,9 +165,22 @@ def _measured(
     key = (signature, shapes[0] if len(shapes) == 1 else shapes, device, torch.get_num_threads(), *choices)
     if key not in _cache:
         with untouched_random(device):
-            trial = copy.deepcopy(model).train()
-            _cache[key] = _measure(trial, batch, loss, choices)
+            _cache[key] = _measure_what_fits(copy.deepcopy(model).train(), batch, loss, choices)
     return _cache[key]
+
+
+def _measure_what_fits(model: nn.Module, batch: Batch, loss: Loss, choices: list[Choice]) -> tuple[Measurement, ...]:
+    """Time the choices on as much of a batch as memory holds, by halves."""
+    while True:
+        try:
+            return _measure(model, batch, loss, choices)
+        except (MemoryError, RuntimeError) as error:
+            half = samples_in(batch[0]) // 2
+            if not out_of_memory(error) or not half:
+                raise
+        batch = rows_of(batch, slice(half))
+        model.zero_grad(set_to_none=True)
+        let_go()
 
 
 def _measure(model: nn.Module, batch: Batch, loss: Loss, choices: list[Choice]) -> tuple[Measurement, ...]:

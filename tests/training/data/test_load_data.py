@@ -1,5 +1,7 @@
 """Every source of images, and one clear line for everything that can be wrong with it."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -484,3 +486,30 @@ def test_labels_that_leave_classes_out(tmp_path, labels, message):
         names = [f"class {i}" for i in range(count)]
         np.savez(file, x_train=images[:, 0], y_train=numbers, class_names=names)
         assert load_data(f"npz:{file}").class_names == tuple(names)
+
+
+class Shifting(torch.utils.data.Dataset):
+    """Eight images whose brightness is drawn by torch, NumPy and Python each time."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        shift = torch.rand(()) + np.random.rand() + random.random()
+        return torch.full((1, 6, 6), float(index)) + shift, index % 3
+
+
+def test_random_transforms_of_a_data_set_stay_random_and_follow_the_seed():
+    data = load_data((Shifting(), Shifting()), val_fraction=0.25)
+    assert isinstance(data.train, StreamImages)
+    assert isinstance(data.val, ArrayImages)  # judged on the same images each time
+    passes = [[images.clone() for images, _ in loader] for loader in [Loader(data.train, 6, workers=0)] for _ in "12"]
+    again = [images.clone() for images, _ in Loader(data.train, 6, workers=0)]
+    assert all(torch.equal(a, b) for a, b in zip(passes[0], again, strict=True))
+    first, second = (torch.cat(each).mean((1, 2, 3)).sort().values for each in passes)
+    assert not torch.equal(first, second)
+
+
+def test_a_data_set_that_stays_the_same_is_read_once():
+    still = torch.utils.data.TensorDataset(torch.rand(24, 1, 6, 6), torch.arange(24) % 3)
+    assert isinstance(load_data(still).train, ArrayImages)

@@ -158,7 +158,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _add(self, target: OpOverload, args: Any, kwargs: Any) -> fx.Node:
-        node = self.graph.create_node("call_function", target, args, kwargs, name=target.overloadpacket.__name__)
+        node = self.graph.create_node("call_function", target, name=target.overloadpacket.__name__)
+        node.args, node.kwargs = args, kwargs  # afterwards: create_node would look for symbols in them
         node.meta["nn_module_stack"] = self._stacks[-1]
         node.meta["source"] = _line()
         return node

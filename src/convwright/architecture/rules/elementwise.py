@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import fx
 
 from convwright.architecture.capture.graph import argument, as_dims, describe, operator_name, shape_of
 from convwright.architecture.labels import Value, Values, along, line_plane, merge
-from convwright.architecture.rules.registry import across, rule, tie_rows
+from convwright.architecture.rules.registry import across, opaque, rule, tie_rows
 
 if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @rule(
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "clone", "contiguous",
-    "detach", "alias", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "conj", "copy",
+    "detach", "alias", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "conj", "copy", "copy_",
     "zeros_like", "ones_like", "full_like", "rand_like", "empty_like", "rsub", "addcmul", "lerp",
     "where", "fill", "zero", "softplus", "bernoulli", "_assert_tensor_metadata", "float", "half",
     "masked_fill", "__and__", "__or__", "silu", "hardswish", "gelu", "elu", "selu", "celu",
@@ -69,10 +70,13 @@ def prelu(follower: Follower, node: fx.Node) -> Values:
     return follower.value(node, x.planes)
 
 
-@rule("copy_", "copy")
-def copy(follower: Follower, node: fx.Node) -> Values:
-    """Writing into a view: what is written is tied to what it replaces."""
-    return elementwise(follower, node)
+@rule("index_put")
+def masked_number(follower: Follower, node: fx.Node) -> Values:
+    """A number written where a mask of the value's own shape says so (``x[x < 0] = 0``)."""
+    masks = [each.meta["val"] for each in argument(node, "indices") if isinstance(each, fx.Node)]
+    number = [(mask.shape, mask.dtype) for mask in masks] == [(shape_of(node), torch.bool)]
+    number = number and not follower.meta_shape(node, "values")
+    return elementwise(follower, node) if number else opaque(follower, node)
 
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")

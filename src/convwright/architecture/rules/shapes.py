@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @rule(
     "permute", "transpose", "t", "mT", "numpy_T", "flatten", "unsqueeze", "movedim", "moveaxis",
     "swapaxes", "swapdims", "squeeze", "repeat", "tile", "repeat_interleave", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu",
+    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "rot90", "tril", "triu", "unfold",
 )  # fmt: skip
 def executed(follower: Follower, node: fx.Node) -> Values:
     """Run the operator itself on the label tensors: labels land where the values land."""
@@ -103,7 +103,7 @@ def _expanded(values: list[Value], planes: list[Plane | None], ndim: int) -> tup
     parts = []
     for value, plane in zip(values, planes, strict=True):
         shape = [value.shape[a] if a in axes else 1 for a in range(ndim)]
-        neutral = torch.full(shape, NEUTRAL, dtype=torch.int32)
+        neutral = torch.full(shape, NEUTRAL, dtype=torch.int32, device="cpu")
         parts.append(neutral if plane is None else plane.labels.expand(shape))
     return parts, axes
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.graph import argument, describe, einsum_operands, shape_of
+from convwright.architecture.capture.graph import argument, describe, einsum_operands, operator_name, shape_of
 from convwright.architecture.labels import NEUTRAL, Plane, Value, Values, along, line_plane, merge, reduce_axes
 from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
 
@@ -144,6 +144,40 @@ def linear(follower: Follower, node: fx.Node) -> Values:
         planes.append(line_plane(outer, axis, x.ndim))
     follower.attach(node, "bias", outer)
     return follower.value(node, planes, x.weight)
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(follower: Follower, node: fx.Node) -> Values:
+    """The gates of a hidden channel are tied, in all layers and directions; what a step gives, the next consumes."""
+    x, weights, ledger = follower.input(node, "input"), argument(node, "params"), follower.ledger
+    ways, gates = 1 + bool(argument(node, "bidirectional")), {"lstm": 4, "gru": 3}.get(operator_name(node), 1)
+    each = 4 if argument(node, "has_biases") else 2
+    whole = isinstance(weights, list | tuple) and len(weights) == int(argument(node, "num_layers")) * ways * each
+    if not whole or x.ndim != 3 or 1 in shape_of(weights[1]):  # packed sequences, projections; one hidden channel
+        return opaque(follower, node)
+    labels, states = follower.channels(x, 2, node), list[Tensor]()
+    for own in (weights[cell : cell + each] for cell in range(0, len(weights), each)):
+        if states and len(states) % ways == 0:
+            labels = torch.cat(states[-ways:])
+        inner = follower.weight_line(node, own[0], 1, None if labels is None else labels.numel())
+        _consume(follower, node, labels, inner, 1)
+        axes = (*((weight, 0) for weight in own), (own[1], 1))
+        *rows, back = (line for weight, axis in axes if (line := follower.weight_line(node, weight, axis)) is not None)
+        tie_rows(follower, rows[0], gates, node)
+        states.append(rows[0].reshape(gates, -1)[0])
+        for row in rows:
+            ledger.tie(row, rows[0])
+            ledger.carry(row)
+        ledger.consume(back)
+        ledger.tie(torch.stack([back, states[-1]]), states[0])
+    for given in follower.tensor_inputs(node)[1 : -len(weights)]:  # the first states
+        ledger.tie(states[0] if (line := along(ledger, given, 2)) is None else line, states[0])
+    for plane in (p for p in x.planes if 2 not in p.axes):
+        ledger.freeze(plane.labels, f"they lie along steps or samples of {describe(node)}")
+    out = torch.cat(states[-ways:])
+    ledger.produce(out, follower.owner(node))
+    lines = [out, *[states[0]] * (len(node.meta["val"]) - 1)]
+    return [follower.value(node, [line_plane(line, 2, 3)], output=i) for i, line in enumerate(lines)]
 
 
 @rule("matmul", "mm", "bmm")

@@ -160,14 +160,17 @@ def find_units(arch: Architecture, sight: FieldMeasure | None = None) -> Units:
     sight = sight or FieldMeasure()
     stages, rest, positions, skipped = [], [], [], {}
     for stage in arch.stages:
-        found = _unit_stage(arch, stage, sight)
+        part = StagePart.of(arch, stage)
+        walk = part.walk()
+        if not part.reached(walk):
+            skipped[stage.name] = "what it hands on comes from another input of the network"
+            continue
+        found = _unit_stage(arch, stage, part, walk, sight)
         if found is not None:
             stages.append(found)
             if found.reason:
                 skipped[stage.name] = found.reason
         elif any(arch.layer(name).kind == "conv" for name in stage.layers):
-            part = StagePart.of(arch, stage)
-            walk = part.walk()
             rest.append(sight.share(part, walk))
             positions.append(part.map_size)
             skipped[stage.name] = "; ".join(["it has no blocks: nothing in it could be moved", *unjudged(walk)])
@@ -187,7 +190,9 @@ def unjudged(walk: FieldWalk) -> list[str]:
     return lost
 
 
-def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitStage | None:
+def _unit_stage(
+    arch: Architecture, stage: Stage, part: StagePart, walk: FieldWalk, sight: FieldMeasure
+) -> UnitStage | None:
     blocks = outermost(arch.flow, [arch.block(name) for name in stage.blocks])
     if not blocks:
         return None
@@ -202,8 +207,7 @@ def _unit_stage(arch: Architecture, stage: Stage, sight: FieldMeasure) -> UnitSt
         reasons.append(f"no unit can be removed: {str(removals[blocks[-1].name]).rstrip('.')}")
     if not repeatable:
         reasons.append(f"no unit can be repeated: {str(copies[blocks[-1].name]).rstrip('.')}")
-    part = StagePart.of(arch, stage)
-    reasons += unjudged(part.walk())
+    reasons += unjudged(walk)
     profile = {cost.name: cost for cost in arch.profile().layers}
     counted = {b.name: [profile[n] for n in b.layers if n in profile] for b in blocks}
     costs = {name: UnitCost(sum(c.macs for c in each), sum(c.params for c in each)) for name, each in counted.items()}

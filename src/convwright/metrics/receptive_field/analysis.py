@@ -278,8 +278,8 @@ class _Judge:
 
     def stage(self, stage: Stage) -> StageField | None:
         part = StagePart.of(self.arch, stage)
-        walk = part.walk() if part.positions.start else None  # a stage on two inputs begins at no one place
-        if walk is None or all(walk.value_at(end) is None for end in part.ends):  # it hands on what another input gave
+        walk = part.walk()
+        if not part.reached(walk):
             return None
         self.skipped.update(walk.skipped)
         output = part.output(walk)
@@ -450,6 +450,7 @@ class StagePart:
         while len(flow.users[last]) == 1 and flow.users[last][0] not in layers:
             last = flow.users[last][0]
         entry = flow.meet(outside)
+        entry = min(outside) if entry < 0 else entry  # of two inputs, the first one's way
         ends = dict.fromkeys([last, *sorted(inside, reverse=True)])
         names = tuple(flow.nodes[n].name for n in ends)
         shapes = [arch.layer(name).output_shape for name in stage.layers if arch.layer(name).kind == "conv"]
@@ -463,6 +464,10 @@ class StagePart:
     def walk(self) -> FieldWalk:
         """Return a walk over the whole stage."""
         return self.begin().run(self.positions)
+
+    def reached(self, walk: FieldWalk) -> bool:
+        """Return whether what the stage hands on sees what it begins with, not another input of the network."""
+        return any(walk.value_at(end) is not None for end in self.ends)
 
     def output(self, walk: FieldWalk) -> FieldValue:
         """Return the value that the stage hands on: its last one that is not a global operator's."""

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from convwright.errors import DataError
-from convwright.training.data.folders import ImageFiles, Resize, dataset_part, folder_parts
+from convwright.training.data.folders import DatasetReader, ImageFiles, Resize, dataset_part, folder_parts, frozen
 from convwright.training.data.images import (
     ArrayImages,
     Images,
+    StreamImages,
     check_classes,
     check_labels,
     count_classes,
@@ -159,8 +160,8 @@ def load_data(
     Args:
         spec: `fashion-mini` (embedded), `mnist`, `fashion-mnist`, `cifar10` or another name of
             `training.data.named`, `npz:PATH`, `folder:PATH`, or from Python a map-style data set of (image,
-            label), or (train, test), or (train, val, test) of them. A data set that fits into memory is read once:
-            random transforms inside it are then frozen; give `memory_limit=0` to read it in each epoch.
+            label), or (train, test), or (train, val, test) of them. A training part whose items differ when they are
+            read again, by random transforms, is read in each epoch; others that fit into memory are read once.
         data_dir: Where `mnist.npz`, `fashion-mnist.npz`, `cifar10.npz` lie; else
             `$CONVWRIGHT_DATA`; else torchvision downloads.
         input_shape: (c, h, w) that the network wants: images are resized, grey is repeated.
@@ -190,6 +191,9 @@ def load_data(
     elif val_fraction > 0:
         kept, held = stratified_split(train.labels, val_fraction, split_seed)
         train, val = train.subset(kept), (train.subset(held) if len(held) else None)
+        if isinstance(val, StreamImages) and isinstance(val.read, DatasetReader) and memory_limit > 0:
+            size = len(val) * math.prod(val.shape)
+            val = frozen(val) if size <= memory_limit else val  # random transforms are for the training
     return ImageData(name, train, val, names, parts.test)
 
 
@@ -243,7 +247,7 @@ def _dataset_parts(spec: Any, shape: Shape | None, limit: int) -> tuple[str, Par
     if not 1 <= len(sets) <= 3:
         raise DataError(f"{len(sets)} data sets; give one, (train, test) or (train, val, test)")
     name = type(sets[0]).__name__
-    train = dataset_part(sets[0], f"{name}: train", shape, limit, None)
+    train = dataset_part(sets[0], f"{name}: train", shape, limit, None, fresh=limit > 0)
     stats = (train.mean, train.std)
     val = dataset_part(sets[1], f"{name}: val", shape, limit, stats) if len(sets) == 3 else None
     test = (lambda: dataset_part(sets[-1], f"{name}: test", shape, limit, stats)) if len(sets) > 1 else None

@@ -27,11 +27,13 @@ from convwright.training.data.images import (
     eight_bits,
     statistics,
 )
+from convwright.training.data.loader import seeded
 from convwright.training.data.sources import Parts, Shape, converted
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _TRAIN, _VAL, _TEST = _PARTS = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
 _SAMPLE = 256  # images that the statistics of a streamed set are taken from
+_TRIED = 8  # items that are read twice, to see whether they stay the same
 _GIVE = "for example --input {}x224x224"
 
 
@@ -257,8 +259,18 @@ class DatasetReader:
         return self.sample(position)[0]
 
 
-def dataset_part(dataset: Any, source: str, shape: Shape | None, limit: int, stats: Stats | None) -> Images:
+def dataset_part(
+    dataset: Any, source: str, shape: Shape | None, limit: int, stats: Stats | None, fresh: bool = False
+) -> Images:
     """Hold a map-style data set in memory if it fits into `limit` bytes, else stream it.
+
+    Args:
+        dataset: Items are pairs (image, label).
+        source: Named in errors.
+        shape: Images are resized to it.
+        limit: Bytes.
+        stats: Mean and standard deviation; None: of these images.
+        fresh: Whether items that differ from one read to the next, by random transforms, are read anew each time.
 
     Raises:
         DataError: Empty, without length, or items that are not pairs of equal shapes.
@@ -272,7 +284,7 @@ def dataset_part(dataset: Any, source: str, shape: Shape | None, limit: int, sta
     first = reader(0)
     channels, height, width = first.shape
     size = (channels, height, width)
-    if count * first.numel() * first.element_size() > limit:
+    if count * first.numel() * first.element_size() > limit or (fresh and _differs(reader, count)):
         targets = getattr(dataset, "targets", None)
         if targets is None:
             labels = [reader.sample(i)[1] for i in range(count)]
@@ -281,6 +293,24 @@ def dataset_part(dataset: Any, source: str, shape: Shape | None, limit: int, sta
         return _stream(reader, labels, size, stats)
     images, numbers = zip(*(reader.sample(i) for i in range(count)), strict=True)
     return _array(images, numbers, source, stats)
+
+
+def _differs(reader: DatasetReader, count: int) -> bool:
+    """Return whether the first items are others when they are read again."""
+
+    def read(seed: int) -> list[Tensor]:
+        with seeded(seed):
+            return [reader(position) for position in range(min(count, _TRIED))]
+
+    pairs = zip(read(1), read(2), strict=True)
+    return any(one.shape != two.shape or not torch.equal(one, two) for one, two in pairs)
+
+
+def frozen(images: StreamImages) -> ArrayImages:
+    """Return images as they are read now, to be the same whenever a network is judged on them."""
+    with seeded(0):
+        read = [images.read(int(position)) for position in images.indices]
+    return _array(read, images.labels.tolist(), "images", (images.mean, images.std))
 
 
 def _array(images: Sequence[Tensor], labels: Sequence[int], name: str, stats: Stats | None) -> ArrayImages:

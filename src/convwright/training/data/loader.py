@@ -8,7 +8,9 @@ are the whole state, and a resumed loader continues bit for bit.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -157,6 +159,23 @@ class Loader:
         return batch, self._labels.index_select(0, indices)
 
 
+@contextmanager
+def seeded(seed: int, *, torch_too: bool = True) -> Iterator[None]:
+    """Seed the generators of Python and NumPy, and torch's if asked; all are put back."""
+    python, numpy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if torch_too:
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: others would stay as seeded
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if torch_too:
+            torch.set_rng_state(ours)
+
+
 def batch_sizes(count: int, batch_size: int) -> list[int]:
     """Return the sizes of the batches of one epoch; a rest of one image joins the batch before."""
     sizes = [batch_size] * (count // batch_size)
@@ -181,8 +200,7 @@ class _Reads(Dataset[Tensor]):
         read = images.read if self.augment is None else images.read_whole or images.read
         # Random transforms of the user's own data set become functions of (seed, epoch, image),
         # whichever worker runs them, and leave the process's generator alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             image = read(index)
         if self.augment is None:
             return image

@@ -46,10 +46,11 @@ def check_setting(setting: TechniqueContext) -> tuple[str, ...]:
     """
     recipe, data = setting.recipe, setting.data
     warnings = check_alone(recipe)
-    if recipe.batch_size > (count := len(data.train)):
+    if not data.own_batches and recipe.batch_size > (count := len(data.train)):
         warnings += (f"batch_size={recipe.batch_size}: there are {count} training images; each step takes all of them",)
     _check_schedule(setting)
-    recipe.augment.check(*data.shape[1:])
+    if not data.own_batches:
+        recipe.augment.check(*data.shape[1:])
     build_optimizer(setting.arch.model, recipe)
     return warnings
 

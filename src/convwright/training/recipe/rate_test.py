@@ -9,7 +9,9 @@ from itertools import chain, repeat
 import torch
 from torch import nn
 
+from convwright.architecture.capture.pytrees import samples_in
 from convwright.errors import RecipeError
+from convwright.training.batches import Batch
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Settings, autocast, to_layout, untouched_random
 from convwright.training.tasks.base import BaseTask
@@ -105,13 +107,17 @@ def _losses(
             break
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = _rate(step) * share
-        with autocast(device, settings.precision):
-            loss = loss_of(model, batch)
+        whole, loss = Batch(*batch, batch[1], samples_in(batch[0])), 0.0
         optimizer.zero_grad()
-        torch.autograd.backward(scaler.scale(loss))
+        for piece in whole.parts(recipe.accumulate):
+            with autocast(device, settings.precision):
+                mean = loss_of(model, (piece.inputs, piece.targets))
+            share = len(piece) / whole.whole
+            torch.autograd.backward(scaler.scale(mean if share == 1 else mean * share))
+            loss += mean.item() * share
         scaler.step(optimizer)
         scaler.update()
-        average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
+        average = _SMOOTH * average + (1 - _SMOOTH) * loss
         smoothed = average / (1 - _SMOOTH ** (len(found) + 1))
         if not math.isfinite(smoothed) or smoothed > _DIVERGED * min(found.values(), default=math.inf):
             break

@@ -125,6 +125,7 @@ class BaseTask:
 
     Attributes:
         kind: The kind of task.
+        own_batches: Whether it makes its own batches, whatever a recipe says of their size and of augmentation.
         metric: What networks are ranked by.
         guess: Loss of a network that only guesses; None: it is not known.
         num_classes: Number of classes; 0: there are none.
@@ -134,6 +135,7 @@ class BaseTask:
     """
 
     kind: ClassVar[str] = ""
+    own_batches: ClassVar[bool] = False
     metric: Metric = ACCURACY
 
     if TYPE_CHECKING:  # what a subclass has as a field, or computes
@@ -238,6 +240,7 @@ class Task(BaseTask):
     """
 
     kind: ClassVar[str] = "own"
+    own_batches: ClassVar[bool] = True
     name: str = ""
     parts: Sequence[str] = ("train", "val")
     metric: Metric = Metric("loss", higher_is_better=False, unit="")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from convwright.architecture.capture.pytrees import mapped, rows_of, samples_in
 from convwright.errors import DataError
 from convwright.training.data.augment import Augment
 from convwright.training.data.images import Images
-from convwright.training.data.loader import Loader, derived_seed
+from convwright.training.data.loader import Loader, derived_seed, seeded
 from convwright.training.tasks.base import Batch, BatchOrder, Part, checked
 
 
@@ -24,7 +22,7 @@ class TaskLoader:
     """Iterate over the batches of one part; one iteration is one epoch.
 
     Python's and NumPy's generators are seeded at the start of each epoch and put back at its end, so that random
-    changes in the user's own code follow (seed, epoch); torch's own are seeded once by the training.
+    changes in the user's own code follow (seed, epoch); torch's own for the first batch, with which an order is drawn.
 
     Args:
         part: What is read.
@@ -76,6 +74,9 @@ class TaskLoader:
         seed = derived_seed(self.seed, epoch)
         with seeded(seed, torch_too=not self.shuffle or self.part.count is not None):
             batches = iter(task.epoch(self.part.name, replace(self.order, seed=seed)))
+            with seeded(seed):  # an order that is drawn at the first batch is that of all processes, whatever they drew
+                begun = next(batches, None)
+            batches = chain([begun] if begun is not None else [], batches)
             for position in range(len(self)):
                 batch = next(batches, None)
                 if batch is None:
@@ -146,20 +147,3 @@ def structure(value: Any) -> Any:
     if isinstance(value, list):
         return [structure(value[0])] if value else []
     return f"{str(value.dtype).removeprefix('torch.')} {value.ndim}-d" if isinstance(value, Tensor) else type(value)
-
-
-@contextmanager
-def seeded(seed: int, *, torch_too: bool) -> Iterator[None]:
-    """Seed the generators of Python and NumPy, and torch's if asked; all are put back."""
-    python, numpy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if torch_too:
-        torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if torch_too:
-            torch.set_rng_state(ours)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ class Flipped(nn.Module):
 class TestFlip(Technique):
     """Test-time flip; it has no options."""
 
+    classifies: ClassVar[bool] = True
     __test__ = False  # not a test, whatever pytest thinks of the name
 
     def check(self, setting: TechniqueContext) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +21,8 @@ class Mixing(Technique):
         until: Share of the training after which images stay whole.
         probability: Share of batches that are blended.
     """
+
+    classifies: ClassVar[bool] = True
 
     alpha: float = Field(1.0, gt=0, le=32, allow_inf_nan=False)
     until: float = Field(1.0, gt=0, le=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -74,6 +76,8 @@ class ProgressiveResizing(Technique):
         stages: Number of sizes before the full one.
         multiple: Sizes are rounded to multiples of this; the full size is not.
     """
+
+    classifies: ClassVar[bool] = True
 
     start: float = Field(0.5, gt=0, lt=1)
     full: float = Field(0.8, gt=0, lt=1)
