@@ -34,7 +34,9 @@ def test_batches_that_are_lists_are_divided(changes, tmp_path):
     task, network, Short.tried = Short(), every_task.made("lists")[1], []
     loaded = load_model_and_data(network, task)
     with Study(tmp_path, {"model": "lists"}) as study:
-        evaluator = Evaluator(loaded.arch, loaded.data, every_task.recipe(batch_size=8, **changes), study, progress=False)
+        evaluator = Evaluator(
+            loaded.arch, loaded.data, every_task.recipe(batch_size=8, **changes), study, progress=False
+        )
         found = evaluator(0, Candidate(Plan.empty(loaded.arch), None, 1, 3, role="base"), {})
     if not changes:  # no rate helps this network in so few steps: but its parts were tried
         assert (found.probes[memory.PROBE], found.usable) == (4, True)
