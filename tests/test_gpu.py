@@ -53,7 +53,7 @@ def test_losses_are_those_of_the_cpu(name, precision, rel):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_resuming_goes_on_with_the_same_losses(precision, tmp_path):
     """With a scale so large at first that steps are left out."""
-    changes = {"epochs": 4, "precision": precision, "techniques": {"sam": {}, "ema": {}}, "accumulate": 2}
+    changes = {"epochs": 4, "precision": precision, "techniques": {"sam": {}, "swa": {"start": 0.5}}, "accumulate": 2}
     whole = trained("two inputs", GPU, **changes)
     trained("two inputs", GPU, **changes, out=tmp_path, on_epoch=lambda record: record.epoch == 2)
     again = trained("two inputs", GPU, **changes, out=tmp_path, resume=True)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ def throughput() -> dict:
     return {"network": "resnet20", "batch_size": BATCH, "precision": "bf16", **found, "overhead": round(ratio - 1, 4)}
 
 
-def tried(name: str, check) -> dict:
+def tried(name: str, check: Callable[[], dict]) -> dict:
     """Return what a check finds, or the error that it ends with."""
     try:
         found = check()

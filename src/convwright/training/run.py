@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,8 @@ class Run:
             return judged(model, loader, self.settings.precision, self._total)
         # What metrics of a whole part add up to is the task's affair: one process judges for all.
         first = self.fabric.is_global_zero
-        return self.fabric.broadcast(judged(model, loader, self.settings.precision) if first else None)
+        found: Any = judged(model, loader, self.settings.precision) if first else None
+        return self.fabric.broadcast(found)  # type: ignore[no-any-return]
 
     def _total(self, part: Tensor) -> Tensor:
         summed = self.fabric.all_reduce(part, reduce_op="sum")
@@ -410,7 +411,7 @@ class Run:
         self.step = int(found["step"])
         self.history = [EpochRecord(*values) for values in found["history"]]
         values, error = found.get("metrics") or ({}, None)
-        self.val = Metrics(*found["val"], values=values, error=error) if found["val"] else None
+        self.val = replace(Metrics(*found["val"]), values=values, error=error) if found["val"] else None
         self.probes.restore(found.get("probes", "{}"), str(path))
         self.stopped = self._ends()
         set_random_state(found["random"], self.fabric.device)

@@ -107,7 +107,7 @@ def _losses(
             break
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = _rate(step) * share
-        whole, loss = Batch(*batch, batch[1], samples_in(batch[0])), 0.0
+        whole, loss = Batch(batch[0], batch[1], batch[1], samples_in(batch[0])), 0.0
         optimizer.zero_grad()
         for piece in whole.parts(recipe.accumulate):
             with autocast(device, settings.precision):
