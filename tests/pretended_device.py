@@ -97,12 +97,12 @@ def _run(operator, *args, **kwargs):
         raise RuntimeError(f"a tensor on the CPU meets one on the device in {operator}")
     plain = tree_map(_inner, args), tree_map(_inner, kwargs)
     if to is not None:
-        plain[1]["device"] = "cpu"
+        plain[1]["device"] = torch.device(to).type if torch.device(to).type != NAME else "cpu"
     result = operator(*plain[0], **plain[1])
     returns = operator._schema.returns
     if args and isinstance(args[0], Tensor) and returns and returns[0].alias_info and returns[0].alias_info.is_write:
         return args[0]
-    if to is not None and torch.device(to).type == "cpu":
+    if to is not None and torch.device(to).type != NAME:
         return result
     return tree_map(lambda x: OnDevice(x) if isinstance(x, Tensor) else x, result)
 
