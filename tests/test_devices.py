@@ -56,6 +56,17 @@ MIXED = {"techniques": {"mixup": {}, "stochastic_depth": {}, "progressive_resizi
 SHARP = {"techniques": {"sam": {}, "swa": {"start": 0.0}, "distill": {"features": 0.1}}}
 MEASURED = {"lr": "auto", "precision": "auto", "memory_format": "auto"}
 WAYS += [("classification", MIXED), ("two inputs", {**SHARP, "accumulate": 2, "grad_clip": 0.5}), ("dense", MEASURED)]
+OTHERS = (
+    "branch_sparsity",
+    "cutmix",
+    "depthwise_separable",
+    "freeze_batch_norm",
+    "global_pool",
+    "lookahead",
+    "test_flip",
+)
+WAYS += [pytest.param("classification", {"techniques": {each: {}}}, marks=pytest.mark.breadth) for each in OTHERS]
+PROBES = "saliency", "block-losses", "channel-quality", "bundles"
 
 
 @pytest.mark.parametrize(("name", "changes"), WAYS)
@@ -63,6 +74,7 @@ def test_training(name, changes, device, tmp_path):
     """And its checkpoint, the judgement, and what resumes."""
     task, here, there = both(name, device)
     how, recipe = {"progress": False, "teacher": every_task.made(name, seed=1)[1]}, every_task.recipe(**changes)
+    how |= {"probes": PROBES} if (name, changes) == ("classification", PLAIN) else {}
     found = train(there, task, recipe, out=tmp_path, **how)
     assert device_of(found.model) == device
     if changes is PLAIN:
@@ -74,7 +86,7 @@ def test_training(name, changes, device, tmp_path):
         found = train(there, task, recipe, **how)
     expected = train(here, task, recipe, accelerator="cpu", **how)
     assert_same(expected.model, found.model)
-    assert found.test == expected.test
+    assert (found.test, found.probes) == (expected.test, expected.probes)
 
 
 def batches_of(task, device, size=4):
