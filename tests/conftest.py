@@ -10,10 +10,13 @@ import random
 from collections import defaultdict
 
 import numpy as np
+import pretended_device
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+if not torch.cuda.is_available() and pretended_device.ABLE:
+    pretended_device.register()  # before any backward pass
 torch.set_num_threads(1)  # workers do not fight over cores
 # A machine that is busy makes examples slow: that is no failure.
 no_clock = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

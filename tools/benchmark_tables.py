@@ -325,6 +325,26 @@ def _milliseconds(found: Json) -> str:
     return f"{found['median_ms']:.1f} ({low:.1f} to {high:.1f})"
 
 
+@table("trainer-overhead")
+def trainer_overhead() -> str:
+    """What the trainer adds to a bare loop, by kind of task."""
+    data = load("trainer_overhead")
+    if not data:
+        return missing("trainer_overhead")
+    rows = [
+        (
+            row["task"],
+            f"{row['bare_step_ms']:.1f}",
+            f"{row['cpu_ratio']:.3f}",
+            " to ".join(f"{q:.3f}" for q in row["cpu_ratio_quartiles"]),
+            "yes" if row["same_weights"] else "no",
+        )
+        for row in data["tasks"]
+    ]
+    header = ("task", "bare step, ms", "processor time ratio", "quartiles", "same weights as the bare loop")
+    return "\n\n".join((markdown(header, rows, right=(1, 2, 3)), provenance(data)))
+
+
 @table("training")
 def training() -> str:
     """What the trainer adds to a bare loop."""

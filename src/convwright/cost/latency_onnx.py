@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
+from convwright.devices import to_host
 from convwright.errors import ConvwrightError, first_line
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -41,7 +42,7 @@ def onnx_call(name: str, model: nn.Module, example_input: Tensor | Inputs) -> Ca
         raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {first.dtype}.")
     session = onnx_session(exported_onnx(name, model, inputs))
     names = [entry.name for entry in session.get_inputs()]
-    feed = {name: tensor.detach().numpy() for name, tensor in zip(names, inputs.tensors, strict=True)}
+    feed = {name: to_host(tensor).numpy() for name, tensor in zip(names, inputs.tensors, strict=True)}
     return lambda: session.run(None, feed)
 
 

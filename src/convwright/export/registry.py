@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.architecture.rules.registry import filing
+from convwright.devices import to_host
 from convwright.edits.surgery import tensors_in
 from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
@@ -105,4 +106,4 @@ def differs(gap: float) -> str:
 def _flat(output: object) -> list[Tensor]:
     """Return the tensors in an output as numbers, in order."""
     found = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(output))
-    return [tensor.detach().cpu().double() for tensor in found]
+    return [to_host(tensor).double() for tensor in found]

@@ -16,6 +16,7 @@ from torch import nn
 from convwright.architecture import Architecture, read
 from convwright.cost import profile
 from convwright.cost.budget import costs_of
+from convwright.devices import device_of, let_go, out_of_memory
 from convwright.edits.edit import Options
 from convwright.edits.plan import Plan, passages
 from convwright.edits.reinitialize import draw_anew
@@ -157,13 +158,13 @@ class Evaluator:
                 tried, teacher = self._taught(network, candidate, parents, memory.in_parts(recipe, parts))
                 return network, self._trained(network.model, data, number, candidate, tried, start, teacher), parts
             except (MemoryError, RuntimeError) as error:
-                if not memory.out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if not candidate.epochs:
                     raise RecipeError(f"out of memory without any training: {error}") from None
                 parts = memory.smaller(folder, recipe, parts, error)
             network = None  # type: ignore[assignment]  # before the next one is built
-            memory.let_go()
+            let_go()
 
     @cached_property
     def _last(self) -> dict[int, Architecture]:
@@ -372,7 +373,7 @@ class Evaluator:
 
     def looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
         """Observe a network that is not trained once, as it is."""
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         recipe = recipe.updated(seed=candidate.seed)
         last = self._channels_last and not (device.type == "cpu" and narrow_strided(model))
         watched = Watched(model, data, recipe, device, last, self.workers, self.repairs.images)

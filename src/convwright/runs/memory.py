@@ -5,10 +5,7 @@ The mean over a batch stays what it was: parts change sums by rounding, and what
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
-
-import torch
 
 from convwright.errors import RecipeError, RunError, first_line
 from convwright.runs.directory.files import read_json, write_json
@@ -19,14 +16,6 @@ PROBE = "batch-parts"  # of the evidence: parts that each batch was computed in
 MOST = 8  # parts more than the recipe has
 _FILE = "memory.json"
 _FORMAT = "convwright memory"
-_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
 
 
 def parts_so_far(folder: Path) -> int:
@@ -63,10 +52,3 @@ def smaller(folder: Path, recipe: Recipe, parts: int, error: BaseException) -> i
     (folder / CHECKPOINT).unlink(missing_ok=True)
     write_json(folder / _FILE, {"format": _FORMAT, "parts": 2 * parts, "reason": reason})
     return 2 * parts
-
-
-def let_go() -> None:
-    """Give back what the try before held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

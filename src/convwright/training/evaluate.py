@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convwright.devices import device_of
 from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.images import Images
 from convwright.training.settings import autocast, single_tensor
-from convwright.training.tasks.base import Metrics, Part, device_of
+from convwright.training.tasks.base import Metrics, Part
 from convwright.training.tasks.loader import loader_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def evaluate(
         model: Of labelled images, returns (batch, classes) scores, alone or as the only tensor of a dict or tuple.
         images: Labelled images, normalised by their own mean and std; or a part of a task.
         batch_size: Images per forward pass.
-        precision: fp32 or bf16 (mixed).
+        precision: fp32, or bf16 or fp16 (mixed).
         channels_last: Layout of the batches.
         workers: Processes that read a streamed set.
     """
@@ -49,7 +50,7 @@ def judged(model: nn.Module, loader: Any, precision: str, total: Callable[[Tenso
     Args:
         model: As for `evaluate`.
         loader: What `loader_of` returned.
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or fp16.
         total: Adds a tensor up over all processes; None: there is one.
     """
     with eval_mode(model), torch.no_grad(), autocast(loader.device, precision):

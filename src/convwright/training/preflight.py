@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -14,6 +14,7 @@ from torch import nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.pytrees import Inputs
+from convwright.devices import device_of
 from convwright.edits import Plan
 from convwright.errors import DataError, RecipeError, first_line
 from convwright.training.checkpoint import FILE, readable
@@ -23,10 +24,12 @@ from convwright.training.evaluate import eval_mode
 from convwright.training.recipe.check_recipe import check_setting
 from convwright.training.recipe.rate_test import rate_test
 from convwright.training.recipe.recipe import Recipe
-from convwright.training.settings import Measurement, Settings, choose_settings, single_tensor
-from convwright.training.tasks.base import BaseTask, Batch, device_of
+from convwright.training.settings import Kept, Measurement, Settings, choose_settings, single_tensor
+from convwright.training.tasks.base import BaseTask, Batch
 from convwright.training.tasks.loader import loader_of
 from convwright.training.techniques import Teacher, TechniqueContext
+
+SCALES = ("cuda",)  # devices on which float16 is trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +103,13 @@ def resolve(
     """Take the settings of the checkpoint, else choose them for a network that is known to take the images.
 
     Raises:
-        RecipeError: The recipe's rate is to be found, and there is none.
+        RecipeError: The recipe's rate is to be found, and there is none; or fp16 is asked for elsewhere than on CUDA.
     """
+    if recipe.precision == "fp16" and device.type not in SCALES:
+        raise RecipeError(
+            f"recipe field precision=fp16: float16 is trained on CUDA devices only, and this is {device.type}; "
+            "use bf16 or fp32"
+        )
     if found is None:
         chosen = choose_settings(model, _batch(data, recipe, device), data.loss, recipe, device)
         return replace(chosen, lr=rate_test(model, data, recipe, chosen)) if recipe.lr == "auto" else chosen
@@ -110,7 +118,7 @@ def resolve(
         measured = tuple(Measurement(**values) for values in stored.pop("measured"))
         # Where the weights go is decided by this run; how they are computed, by the first one.
         known = replace(Settings(**stored, measured=measured), device=str(device), threads=torch.get_num_threads())
-        if known.precision not in ("fp32", "bf16") or known.memory_format not in ("contiguous", "channels_last"):
+        if known.precision not in get_args(Kept) or known.memory_format not in ("contiguous", "channels_last"):
             raise ValueError(known)
         return known
 
@@ -179,7 +187,7 @@ def check_forward(model: nn.Module, data: BaseTask) -> int:
 
 def _no_notice(record: logging.LogRecord) -> bool:
     """Drop Fabric's notice about the precision: the settings already say it."""
-    return not record.getMessage().startswith("Using bfloat16")
+    return not record.getMessage().startswith(("Using bfloat16", "Using 16-bit"))
 
 
 def make_fabric(accelerator: str, precision: str) -> Fabric:

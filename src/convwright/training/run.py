@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,14 @@ class Run:
         return self._loader(images, _EVAL_BATCH, shuffle=False, shard=self.rank)
 
     def _judged(self, model: nn.Module, loader: Any) -> Metrics:
-        total = self._total if self.fabric.world_size > 1 else None
-        return judged(model, loader, self.settings.precision, total)
+        if self.fabric.world_size == 1:
+            return judged(model, loader, self.settings.precision)
+        if isinstance(self.data, ImageData):
+            return judged(model, loader, self.settings.precision, self._total)
+        # What metrics of a whole part add up to is the task's affair: one process judges for all.
+        first = self.fabric.is_global_zero
+        found: Any = judged(model, loader, self.settings.precision) if first else None
+        return self.fabric.broadcast(found)  # type: ignore[no-any-return]
 
     def _total(self, part: Tensor) -> Tensor:
         summed = self.fabric.all_reduce(part, reduce_op="sum")
@@ -279,6 +285,7 @@ class Run:
         for effect in self.effects.values():
             effect.before_update(partial(gradients, batch), self.step)
         if self.recipe.grad_clip is not None:
+            self.fabric.strategy.precision.unscale_gradients(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -359,11 +366,13 @@ class Run:
             "step": self.step,
             "history": [list(astuple(record)) for record in self.history],
             "val": list(astuple(self.val)[:3]) if self.val is not None else [],
+            "metrics": [dict(self.val.values), self.val.error] if self.val is not None else [],
             "model": model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "effects": {name: effect.state_dict() for name, effect in self.effects.items()},
             "loader": self.loader.state_dict(),
             "random": random_state(self.fabric.device),
+            "scaler": self.fabric.strategy.precision.state_dict(),
             "probes": self.probes.to_json(),
         }
 
@@ -398,9 +407,12 @@ class Run:
         for name, effect in self.effects.items():
             effect.load_state_dict(found["effects"][name])
         self.loader.load_state_dict(found["loader"])
+        if found.get("scaler"):  # of fp16
+            self.fabric.strategy.precision.load_state_dict(found["scaler"])
         self.step = int(found["step"])
         self.history = [EpochRecord(*values) for values in found["history"]]
-        self.val = Metrics(*found["val"]) if found["val"] else None
+        values, error = found.get("metrics") or ({}, None)
+        self.val = replace(Metrics(*found["val"]), values=values, error=error) if found["val"] else None
         self.probes.restore(found.get("probes", "{}"), str(path))
         self.stopped = self._ends()
         set_random_state(found["random"], self.fabric.device)

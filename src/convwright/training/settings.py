@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.pytrees import mapped, tensors_of
+from convwright.architecture.capture.pytrees import mapped, rows_of, samples_in, tensors_of
+from convwright.devices import let_go, out_of_memory
 from convwright.errors import DataError
 
 if TYPE_CHECKING:
     from convwright.training.recipe.recipe import Recipe
     from convwright.training.tasks.base import Batch, Loss
 
-Choice: TypeAlias = tuple[Literal["fp32", "bf16"], Literal["contiguous", "channels_last"]]
+Kept: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Choice: TypeAlias = tuple[Kept, Literal["contiguous", "channels_last"]]
 
 # (precision, memory format), the plainest first: it wins unless another is clearly faster.
 _CHOICES: tuple[Choice, ...] = (
@@ -29,7 +31,10 @@ _CHOICES: tuple[Choice, ...] = (
     ("fp32", "channels_last"),
     ("bf16", "channels_last"),
     ("bf16", "contiguous"),
+    ("fp16", "channels_last"),
+    ("fp16", "contiguous"),
 )
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MARGIN = 0.9  # a less plain choice must need less than this share of the time
 _REPEATS = 3
 _SLOW = 1.0  # seconds per step from which one timed step is enough
@@ -39,7 +44,7 @@ _SLOW = 1.0  # seconds per step from which one timed step is enough
 class Measurement:
     """One tried combination; `milliseconds` per training step, infinite where it does not work."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Kept
     memory_format: Literal["contiguous", "channels_last"]
     milliseconds: float
 
@@ -49,7 +54,7 @@ class Settings:
     """What a training ran with.
 
     Attributes:
-        precision: fp32, or bf16 (mixed: weights stay float32).
+        precision: fp32, or bf16 or fp16 (mixed: weights stay float32; fp16 scales the loss).
         memory_format: contiguous or channels_last.
         device: Such as cpu or cuda:0.
         threads: Threads of torch on the CPU.
@@ -57,7 +62,7 @@ class Settings:
         lr: The highest learning rate that a rate test found; None: the recipe's.
     """
 
-    precision: Literal["fp32", "bf16"]
+    precision: Kept
     memory_format: Literal["contiguous", "channels_last"]
     device: str
     threads: int
@@ -72,7 +77,7 @@ class Settings:
     @property
     def fabric_precision(self) -> str:
         """The precision as Fabric names it."""
-        return "bf16-mixed" if self.precision == "bf16" else "32-true"
+        return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
 
     @property
     def channels_last(self) -> bool:
@@ -131,10 +136,10 @@ def _choices(recipe: Recipe, *, sound: bool) -> list[Choice]:
     allowed = [
         choice
         for choice in _CHOICES
-        if recipe.precision in ("auto", choice[0])
+        if (recipe.precision == choice[0] or (recipe.precision == "auto" and choice[0] != "fp16"))
         and recipe.memory_format in ("auto", choice[1])
-        # bf16 in the contiguous layout is never the fastest: tried only where asked for.
-        and (choice != ("bf16", "contiguous") or recipe.memory_format == "contiguous")
+        # Short numbers in the contiguous layout are never the fastest: tried only where asked for.
+        and (choice[0] not in _TYPES or choice[1] == "channels_last" or recipe.memory_format == "contiguous")
     ]
     if sound:
         return allowed
@@ -160,9 +165,22 @@ def _measured(
     key = (signature, shapes[0] if len(shapes) == 1 else shapes, device, torch.get_num_threads(), *choices)
     if key not in _cache:
         with untouched_random(device):
-            trial = copy.deepcopy(model).train()
-            _cache[key] = _measure(trial, batch, loss, choices)
+            _cache[key] = _measure_what_fits(copy.deepcopy(model).train(), batch, loss, choices)
     return _cache[key]
+
+
+def _measure_what_fits(model: nn.Module, batch: Batch, loss: Loss, choices: list[Choice]) -> tuple[Measurement, ...]:
+    """Time the choices on as much of a batch as memory holds, by halves."""
+    while True:
+        try:
+            return _measure(model, batch, loss, choices)
+        except (MemoryError, RuntimeError) as error:
+            half = samples_in(batch[0]) // 2
+            if not out_of_memory(error) or not half:
+                raise
+        batch = rows_of(batch, slice(half))
+        model.zero_grad(set_to_none=True)
+        let_go()
 
 
 def _measure(model: nn.Module, batch: Batch, loss: Loss, choices: list[Choice]) -> tuple[Measurement, ...]:
@@ -215,7 +233,7 @@ def to_layout(model: nn.Module, layout: torch.memory_format) -> None:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which `precision` holds."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, _TYPES.get(precision, torch.bfloat16), enabled=precision in _TYPES)
 
 
 def untouched_random(device: torch.device) -> AbstractContextManager[None]:

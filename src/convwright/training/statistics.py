@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convwright.devices import device_of
 from convwright.repair import reestimate_batch_norm
 from convwright.training.data.images import Images
 from convwright.training.data.loader import derived_seed
@@ -47,7 +48,7 @@ def reestimate(
     Returns:
         The number of images; 0 where there are no running statistics.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     part = drawn(images, count, derived_seed(0, _STREAM))
     loader = loader_of(
         part, _BATCH, shuffle=False, device=device, channels_last=channels_last, workers=workers, shard=shard

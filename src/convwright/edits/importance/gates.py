@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.channels import Ints, Member
+from convwright.devices import to_host
 
 Scores = npt.NDArray[np.float64]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -203,7 +204,7 @@ class Gates:
         """
         length = self.parameter(site).shape[site.member.axis]
         by_sample = table.double().reshape(self.count, -1, table.shape[1]).sum(1)
-        entries = by_sample.reshape(self.count, -1, length).sum(1).cpu().numpy()[:, site.entries]
+        entries = to_host(by_sample.reshape(self.count, -1, length).sum(1)).numpy()[:, site.entries]
         total = np.zeros((self.units[site.group], self.count))
         np.add.at(total, site.ranks, entries.T)
         return total.T
@@ -213,7 +214,7 @@ class Gates:
         others, table = [a for a in range(table.ndim) if a != site.member.axis], table.detach()
         sums = table.double().sum(dim=others) if others else table.double()
         total = np.zeros((1, self.units[site.group]))
-        total[0] += np.bincount(site.ranks, sums.cpu().numpy()[site.entries], minlength=self.units[site.group])
+        total[0] += np.bincount(site.ranks, to_host(sums).numpy()[site.entries], minlength=self.units[site.group])
         return total
 
     def changes(self) -> dict[str, Scores]:

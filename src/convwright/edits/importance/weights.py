@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.channels import Member
+from convwright.devices import to_host
 from convwright.edits.importance.gates import Scores, entries_of
 from convwright.edits.importance.registry import importance
 
@@ -23,7 +24,7 @@ def _per_channel(group: ChannelGroup, architecture: Architecture, power: int) ->
             continue
         weight = architecture.model.get_parameter(member.tensor).detach()
         mine, ranks = entries_of(architecture, group, member)
-        sums = _sums(weight, member.axis, power).double().cpu().numpy()
+        sums = to_host(_sums(weight, member.axis, power).double()).numpy()
         yield member, np.bincount(ranks, sums[mine], minlength=group.units).astype(np.float64, copy=False)
 
 

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convwright.devices import to_host
+
 Ints = NDArray[np.int64]
 _BLOCK = 1 << 11  # rows from which a block is not joined with the next batch
 
@@ -53,7 +55,7 @@ class KeyStore:
 
     def numbers(self) -> tuple[Ints, Ints, Ints]:
         """Return the rows without a NaN, ordered by hash and label and as they came: rows, hashes and labels."""
-        keys, labels = (each.cpu().numpy() for each in self.whole())
+        keys, labels = (to_host(each).numpy() for each in self.whole())
         order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
         order = order[labels[order] >= 0]
         return order, keys[order], labels[order].astype(np.int64)
@@ -123,7 +125,7 @@ def _entropy_sum(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> 
 
 
 def _label_entropy(store: KeyStore) -> float:
-    labels = store.whole()[1].cpu().numpy()
+    labels = to_host(store.whole()[1]).numpy()
     counts = np.unique(np.where(labels < 0, ~labels, labels), return_counts=True)[1]
     return math.fsum(counts * np.log(store.rows / counts)) / store.rows
 

@@ -25,6 +25,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from convwright.devices import to_host
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -303,7 +305,7 @@ def spectra(tensors: Sequence[Tensor]) -> list[Spectrum]:
     found: dict[int, Spectrum] = {}
     for batch, values in zip(batches, results, strict=True):
         rows, *others = tensors[batch[0]].shape
-        for i, row in zip(batch, values.cpu().double().numpy(), strict=True):
+        for i, row in zip(batch, to_host(values).double().numpy(), strict=True):
             finite = not bool(np.isnan(row).any())
             found[i] = Spectrum(row if finite else np.zeros_like(row), (rows, math.prod(others)), finite)
     return [found[i] for i in range(len(tensors))]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import argument, operator_name, shape_of, sizes_of
+from convwright.devices import to_host
 from convwright.errors import EditError
 
 # Operators that are no nonlinearity by torch's tag but keep each element's dependence as it is: norms among them,
@@ -259,7 +260,7 @@ def _effective(name: str, output: Tensor, x: Tensor) -> EffectiveField:
     # A random sign per channel, as in the paper's experiments: plain sums would let channels cancel.
     signs = torch.randint(0, 2, middle.shape[1:], generator=torch.Generator().manual_seed(0)).to(middle) * 2 - 1
     (gradient,) = torch.autograd.grad((middle * signs).sum(), x, retain_graph=True)
-    energy = gradient.abs().mean((0, 1)).detach().cpu().double()
+    energy = to_host(gradient.abs().mean((0, 1))).double()
     energy = energy / energy.max().clamp_min(torch.finfo(torch.float64).tiny)
     spread = [_deviation(energy.sum(1 - axis)) for axis in (0, 1)]
     size = math.sqrt(int((energy > 0.0455).sum()))

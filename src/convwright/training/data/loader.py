@@ -167,7 +167,7 @@ def seeded(seed: int, *, torch_too: bool = True) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if torch_too:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: others would stay as seeded
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import branch_values, outermost
 from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.layers import kind_of
+from convwright.devices import device_of
 from convwright.errors import DataError, ReadError
 from convwright.metrics.bundles.counter import BundleCounter, Bundles
 from convwright.metrics.bundles.weight_grid import Mode, weight_amplitude
@@ -332,7 +333,7 @@ def _known(count: _Count, spreads: dict[str, float]) -> bool:
 
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     exact: AbstractContextManager[object] = nullcontext()
     if device.type == "cuda":
         exact = torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False)

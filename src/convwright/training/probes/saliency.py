@@ -38,7 +38,9 @@ class _AtTheEnd(Probe):
     def found(self) -> dict[str, Any]:
         """Return what is found, as plain JSON values."""
         watched = self.watched
-        with untouched_random(watched.device), autocast(watched.device, watched.recipe.precision):
+        # Gradients of float16 come to nothing unless they are scaled: these are taken in float32.
+        precision = "fp32" if watched.recipe.precision == "fp16" else watched.recipe.precision
+        with untouched_random(watched.device), autocast(watched.device, precision):
             model = copy.deepcopy(watched.model).float().eval().requires_grad_(True)
             arch = read(model, read_with(watched.data, model))
             return self.looked(arch, watched.batches(watched.calibration, _BATCH))

@@ -9,7 +9,9 @@ from itertools import chain, repeat
 import torch
 from torch import nn
 
+from convwright.architecture.capture.pytrees import samples_in
 from convwright.errors import RecipeError
+from convwright.training.batches import Batch
 from convwright.training.recipe.recipe import Recipe
 from convwright.training.settings import Settings, autocast, to_layout, untouched_random
 from convwright.training.tasks.base import BaseTask
@@ -97,6 +99,7 @@ def _losses(
         data.train, recipe.batch_size, augment=augment, seed=recipe.seed, device=device, channels_last=channels_last
     )
     average, found, step, loss_of = 0.0, dict[int, float](), -1, data.training_loss(recipe)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     for batch in chain.from_iterable(repeat(loader)):
         known = len(found) == _FIRST and data.guess is not None and sum(found.values()) < 0.5 * _FIRST * data.guess
         step = _SURE if known else step + 1
@@ -104,12 +107,17 @@ def _losses(
             break
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = _rate(step) * share
-        with autocast(device, settings.precision):
-            loss = loss_of(model, batch)
+        whole, loss = Batch(batch[0], batch[1], batch[1], samples_in(batch[0])), 0.0
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        average = _SMOOTH * average + (1 - _SMOOTH) * loss.item()
+        for piece in whole.parts(recipe.accumulate):
+            with autocast(device, settings.precision):
+                mean = loss_of(model, (piece.inputs, piece.targets))
+            share = len(piece) / whole.whole
+            torch.autograd.backward(scaler.scale(mean if share == 1 else mean * share))
+            loss += mean.item() * share
+        scaler.step(optimizer)
+        scaler.update()
+        average = _SMOOTH * average + (1 - _SMOOTH) * loss
         smoothed = average / (1 - _SMOOTH ** (len(found) + 1))
         if not math.isfinite(smoothed) or smoothed > _DIVERGED * min(found.values(), default=math.inf):
             break

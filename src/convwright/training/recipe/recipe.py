@@ -30,7 +30,7 @@ from convwright.training.recipe.recipe_file import is_file_name, listed, merged,
 from convwright.training.recipe.schedules import Position, Rates, schedule_named
 from convwright.training.techniques import Technique, made, technique_named
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 _ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "scheduler": "schedule", "amp": "precision"}  # other tools
 Rate = Annotated[
@@ -74,7 +74,8 @@ class Recipe(BaseModel):
         grad_clip: Largest norm of the gradient; None: off.
         techniques: Techniques by name with their options, e.g. ``{"mixup": {"alpha": 0.2}}``; ``True`` or nothing
             means the defaults, ``False`` means off.
-        precision: fp32, bf16 (mixed), or what a short measurement finds faster.
+        precision: fp32, bf16 (mixed), fp16 (mixed, with a scaled loss; on CUDA only), or ``auto``: of the first two
+            what a short measurement finds faster.
         memory_format: Layout, or what a short measurement finds faster.
         seed: Order, augmentation and dropout follow it.
         val_fraction: Share of the training images held out, where `train` loads the data itself.

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in, tensors_of
+from convwright.devices import device_of
 from convwright.errors import DataError, first_line
 from convwright.ranking import ACCURACY, Metric
 from convwright.repair.batch_norm import kept_modes
@@ -413,11 +414,6 @@ def _sizes(batches: Iterable[Batch]) -> list[int]:
 def _shapes(value: Any) -> str:
     found = [f"{path}{': ' if path else ''}{tuple(tensor.shape)}" for path, tensor in tensors_of(value)]
     return ", ".join(found[:4]) + ", ..." * (len(found) > 4) or type(value).__name__
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a network's weights."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

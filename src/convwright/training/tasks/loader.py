@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class TaskLoader:
     """Iterate over the batches of one part; one iteration is one epoch.
 
     Python's and NumPy's generators are seeded at the start of each epoch and put back at its end, so that random
-    changes in the user's own code follow (seed, epoch); torch's own are seeded once by the training.
+    changes in the user's own code follow (seed, epoch); torch's own for the first batch, with which an order is drawn.
 
     Args:
         part: What is read.
@@ -73,6 +74,9 @@ class TaskLoader:
         seed = derived_seed(self.seed, epoch)
         with seeded(seed, torch_too=not self.shuffle or self.part.count is not None):
             batches = iter(task.epoch(self.part.name, replace(self.order, seed=seed)))
+            with seeded(seed):  # an order that is drawn at the first batch is that of all processes, whatever they drew
+                begun = next(batches, None)
+            batches = chain([begun] if begun is not None else [], batches)
             for position in range(len(self)):
                 batch = next(batches, None)
                 if batch is None:

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from convwright.architecture.capture.pytrees import joined, run_model
+from convwright.devices import device_of, to_host
 from convwright.edits import kept_channels
 from convwright.errors import EditError, RecipeError, first_line
 from convwright.training.data.data import ImageData
 from convwright.training.data.resized import image_size
 from convwright.training.evaluate import eval_mode
 from convwright.training.settings import autocast, single_tensor
-from convwright.training.tasks.base import device_of, kept_output
+from convwright.training.tasks.base import kept_output
 from convwright.training.techniques.mixing import shares
 from convwright.training.techniques.technique import (
     Card,
@@ -255,7 +256,7 @@ class _Lesson(Effect):
     def state_dict(self) -> dict[str, Any]:
         mark = hashlib.sha256()
         for tensor in self.model.state_dict().values():
-            mark.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            mark.update(to_host(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return {"teacher": mark.hexdigest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

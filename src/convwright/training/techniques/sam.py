@@ -21,17 +21,15 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
     Without this, the second pass of a step would mix in statistics of weights that the network never has.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    # Copies take the second pass's statistics, which are none where its weights are not finite (a scale too large).
+    before = [(norm, dict(norm._buffers)) for norm in model.modules() if isinstance(norm, _BatchNorm)]
     try:
-        for norm, _, counter in before:
-            norm.momentum = 0.0
-            if counter is not None:
-                norm.num_batches_tracked = counter.clone()
+        for norm, buffers in before:
+            norm._buffers.update((name, kept.clone()) for name, kept in buffers.items() if kept is not None)
         yield
     finally:
-        for norm, momentum, counter in before:
-            norm.momentum, norm.num_batches_tracked = momentum, counter
+        for norm, buffers in before:
+            norm._buffers.update(buffers)
 
 
 def sam_gradients(model: nn.Module, again: Callable[[], object], rho: float = 0.05, *, adaptive: bool = False) -> None:
