@@ -298,13 +298,15 @@ def output_like(output: Any, targets: Tensor, name: str) -> Tensor:
 
 def mean_of(name: str, values: Tensor) -> dict[str, float]:
     """Return the mean of samples' values (n,) and its standard error, under a name."""
-    return {name: float(values.mean()), f"{name}_stderr": float(values.std() / len(values) ** 0.5)}
+    error = {f"{name}_stderr": float(values.std() / len(values) ** 0.5)} if len(values) > 1 else {}
+    return {name: float(values.mean()), **error}
 
 
 def bootstrap(rows: Tensor, judge: Callable[[Tensor], Tensor], rounds: int = 100) -> float:
     """Return the standard error of what is judged of samples' rows (n, ...), by drawing samples anew."""
     draws = torch.randint(len(rows), (rounds, len(rows)), generator=torch.Generator().manual_seed(0))
-    return float(torch.stack([judge(rows[draw]) for draw in draws.to(rows.device)]).double().std())
+    found = torch.stack([judge(rows[draw]) for draw in draws.to(rows.device)]).double()
+    return float(found[~found.isnan()].std())
 
 
 def library(part: str = "functional") -> Any:

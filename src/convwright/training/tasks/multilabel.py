@@ -61,8 +61,10 @@ class Multilabel(DatasetTask):
 
 
 def _judged(rows: Tensor, name: str) -> Tensor:
-    """Return the mean over the classes that some sample shows."""
+    """Return the mean over the classes that some sample shows; NaN where there is none."""
     scores, labels = rows[..., rows[:, 1].any(0)].unbind(1)
+    if not labels.shape[1]:
+        return scores.new_tensor(math.nan)
     judge = getattr(library("functional.classification"), _JUDGES[name])
     found: Tensor = judge(scores, labels.long(), labels.shape[1], validate_args=False)
     return found
