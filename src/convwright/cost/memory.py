@@ -14,7 +14,7 @@ import copy
 import math
 import operator
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -120,35 +119,33 @@ class EagerStorages(TorchDispatchMode):
 def eager_storages(model: nn.Module, inputs: Inputs, capture: Capture) -> tuple[TensorStorage, ...]:
     """List the storages of an eager forward pass without gradients, in the order in which they are made.
 
-    Nothing is computed and no memory taken: the network's code is executed on fake tensors; on real ones where it
-    depends on values, as a detector's does. What the network keeps on itself is kept on a copy that shares the weights.
+    Nothing is computed and no memory taken: the network's code is executed on fake tensors; on real ones where that
+    fails, as with a detector, whose code depends on values. What the network keeps on itself is kept on a copy that
+    shares the weights.
 
     Raises:
-        ReadError: the network cannot be copied, or its code does not run on fake tensors.
+        ReadError: the network cannot be copied or executed.
     """
     shared = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
-    observed, fake = EagerStorages(), FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-        with in_mode(twin, training=False), torch.no_grad():
-            try:
-                _observe(twin, inputs.map(fake.from_tensor), observed, fake)
-            except (DynamicOutputShapeException, DataDependentOutputException):
-                observed = EagerStorages()
-                _observe(twin, inputs, observed, nullcontext())
-    except Exception as error:  # the network's own code may raise anything
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    for mode, change in ((fake, fake.from_tensor), (nullcontext(), Tensor.detach)):
+        observed, failed = EagerStorages(), None
+        try:
+            twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+            with in_mode(twin, training=False), torch.no_grad(), mode, observed:
+                images = inputs.map(change)
+                for tensor in images.tensors:
+                    observed.hold(tensor)
+                images.call(twin)
+                break
+        except Exception as error:  # the network's own code may raise anything
+            failed = error
+    if failed is not None:
         raise ReadError(
-            f"what eager PyTorch holds of {type(model).__name__} cannot be found: {first_line(error)} "
-            "It takes a network that can be copied and executed on fake tensors."
-        ) from error
+            f"what eager PyTorch holds of {type(model).__name__} cannot be found: {first_line(failed)} "
+            "It takes a network that can be copied and executed."
+        ) from failed
     return _with_nodes(observed.found, storages(capture))
-
-
-def _observe(model: nn.Module, inputs: Inputs, observed: EagerStorages, mode: AbstractContextManager[Any]) -> None:
-    with mode, observed:
-        for tensor in inputs.tensors:
-            observed.hold(tensor)
-        inputs.call(model)
 
 
 def _with_nodes(found: Sequence[TensorStorage], known: Sequence[TensorStorage]) -> tuple[TensorStorage, ...]:

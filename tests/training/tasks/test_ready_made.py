@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from convwright import Recipe, tasks, train
+from convwright import Recipe, cli, tasks, train
 from convwright.errors import DataError
 from convwright.training import Augment
 from convwright.training.tasks import base, dataset
@@ -240,6 +240,24 @@ def test_masks_of_a_folder(tmp_path):
     (tmp_path / "train" / "masks" / "0.png").unlink()
     with pytest.raises(DataError, match=r"images/0\.png: there is no such file in .*masks; add it"):
         tasks.Segmentation(f"folder:{tmp_path}")
+
+
+def test_tasks_of_the_command_line(tmp_path, capsys):
+    assert (*cli._TASKS, "self-distillation") == tuple(tasks.TASKS)
+    np.savez(tmp_path / "a.npz", x_train=pictures(), y_train=[mask for _, mask in masked()])
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, num_classes=3):\n"
+        "        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, num_classes, 1))\n"
+    )
+    words = ["train", f"{tmp_path / 'net.py'}:Net", "--data", f"npz:{tmp_path / 'a.npz'}", "--epochs", "4", "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words, "--task", "segmentation", "--input", "3x8x8"])
+    content = json.loads(capsys.readouterr().out)
+    assert (content["metric"]["name"], content["input_shape"]) == ("mIoU", [1, 3, 8, 8])
+    assert content["data"] == f"segmentation:npz:{tmp_path / 'a.npz'}"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*words, "--task", "segmentatoin"])
+    assert "unknown task 'segmentatoin'. Did you mean segmentation?" in capsys.readouterr().err
 
 
 def test_tables_and_arrays(tmp_path):

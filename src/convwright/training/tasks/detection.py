@@ -116,6 +116,7 @@ class Detection(DatasetTask):
 
     def metrics(self, model: nn.Module, part: str) -> Mapping[str, float]:
         judge = library("detection").MeanAveragePrecision()
+        judge.warn_on_many_detections = False
         for images, targets in self.on_device(model, part, _BATCH):
             output = self.forward(model, images)
             found = output if self.decode is None else self.decode(output)

@@ -54,7 +54,8 @@ class Regression(DatasetTask):
         return found
 
     def measured(self, output: Any, targets: Any) -> Tensor:
-        return output_like(output, targets, self.name) - targets
+        errors: Tensor = output_like(output, targets, self.name) - targets
+        return errors
 
     def summary(self, rows: Tensor) -> dict[str, float]:
         return {**mean_of("mae", rows.abs().mean(1)), "rmse": float(rows.square().mean().sqrt())}
