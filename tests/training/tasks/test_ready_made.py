@@ -249,7 +249,9 @@ def test_tasks_of_the_command_line(tmp_path, capsys):
         "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, num_classes=3):\n"
         "        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, num_classes, 1))\n"
     )
-    words = ["train", f"{tmp_path / 'net.py'}:Net", "--data", f"npz:{tmp_path / 'a.npz'}", "--epochs", "4", "--json"]
+    (tmp_path / "r.yaml").write_text("{epochs: 2, batch_size: 4, precision: fp32, memory_format: contiguous}")
+    words = ["train", f"{tmp_path / 'net.py'}:Net", "--data", f"npz:{tmp_path / 'a.npz'}"]
+    words += ["--recipe", str(tmp_path / "r.yaml"), "--json"]
     with pytest.raises(SystemExit, match="0"):
         cli.main([*words, "--task", "segmentation", "--input", "3x8x8"])
     content = json.loads(capsys.readouterr().out)
@@ -260,14 +262,9 @@ def test_tasks_of_the_command_line(tmp_path, capsys):
     assert "unknown task 'segmentatoin'. Did you mean segmentation?" in capsys.readouterr().err
 
 
-def test_tables_and_arrays(tmp_path):
+def test_arrays_and_images_alone(tmp_path):
     for place, image in enumerate(pictures(count=4)):
         save(tmp_path / f"{place}.png", image)
-    (tmp_path / "labels.csv").write_text("file,cat,dog\n" + "".join(f"{i}.png,{i % 2},1\n" for i in range(4)))
-    assert tasks.Multilabel(f"folder:{tmp_path}").class_names == ("cat", "dog")
-    (tmp_path / "labels.csv").write_text("file,cat\n0.png,yes\n")
-    with pytest.raises(DataError, match=r"labels\.csv: line 2: could not convert.*give one number for each name"):
-        tasks.Regression(f"folder:{tmp_path}")
     np.savez(tmp_path / "a.npz", x_train=pictures(), y_train=np.zeros((COUNT, 2), np.float32), x_test=pictures())
     task = tasks.Regression(f"npz:{tmp_path / 'a.npz'}")
     assert (task.parts, len(task.train), len(task.val)) == (("train", "test", "val"), 11, 1)
@@ -359,7 +356,7 @@ def test_wrong_items_are_named_with_task_part_and_place(task, item, said):
         (lambda: tasks.Segmentation("flowers"), r"train is 'flowers'; give folder:PATH, coco:PATH"),
         (lambda: tasks.Segmentation("voc:/nowhere"), r"/nowhere: no such file or folder; check the path after voc:"),
         (lambda: tasks.Segmentation("cocoa:x"), r"unknown source of segmentation 'cocoa'\. Did you mean coco"),
-        (lambda: tasks.Segmentation([(IMAGE, np.full((12, 12), 255))]), r"all pixels are class 0 or 255"),
+        (lambda: tasks.Segmentation([(IMAGE, np.full((12, 12), 255))]), r"all pixels are class 0 or ignored \(255\)"),
         (lambda: tasks.Segmentation(masked(), weights=[1, 2]), r"2 weights and 3 classes"),
         (lambda: tasks.SelfDistillation([IMAGE]), r"there is no teacher"),
         (lambda: tasks.Detection(boxed()).check(wide(2)), r"the loss of the first two samples fails"),
