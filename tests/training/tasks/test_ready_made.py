@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import warnings
 
 import numpy as np
@@ -106,6 +107,7 @@ def same(one, other):
 @pytest.mark.parametrize("kind", tasks.TASKS)
 def test_the_loss_falls_and_a_resumed_training_is_the_same(kind, tmp_path):
     (task, model), again = made()[kind], made()[kind][1]
+    task = pickle.loads(pickle.dumps(task))  # as workers get it
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = train(model, task, fixed(), progress=False)

@@ -150,12 +150,12 @@ def structure(value: Any) -> Any:
 
 @contextmanager
 def seeded(seed: int, *, torch_too: bool) -> Iterator[None]:
-    """Seed the generators of Python and NumPy, and torch's if asked; all are put back."""
+    """Seed the generators of Python and NumPy, and torch's of the CPU if asked; all are put back."""
     python, numpy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if torch_too:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # those of devices stay: dropout draws from them
     try:
         yield
     finally:
