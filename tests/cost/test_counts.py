@@ -227,3 +227,21 @@ def test_recount_runs_what_needs_real_values():
 def test_recount_passes_the_models_own_error_on():
     with pytest.raises(RuntimeError):
         count_by_torch(nn.Linear(6, 2), torch.zeros(1, 5))
+
+
+def test_the_independent_count_undoes_what_a_refused_run_stored():
+    class Keeping(nn.Module):
+        """As torchvision's anchors: what the first run makes is kept, on the device of that run."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+            self.kept = None
+
+        def forward(self, images):
+            self.kept = images.new_ones(1) if self.kept is None else self.kept
+            return self.layer(images) * self.kept.item()
+
+    model = Keeping()
+    assert count_by_torch(model, torch.randn(1, 3, 2, 2)) == 4 * 3 * 4
+    assert model.kept is None

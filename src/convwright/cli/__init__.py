@@ -21,7 +21,7 @@ from convwright.cli import leaving, options, printing
 from convwright.cli.paths import refuse_missing
 from convwright.cli.recipes import recipes
 from convwright.cli.reporting import export, report, write_report
-from convwright.errors import ConvwrightError
+from convwright.errors import ConvwrightError, did_you_mean
 
 if TYPE_CHECKING:
     from convwright.runs import Result
@@ -55,6 +55,7 @@ _METHODS = (
     "auto, channel-search, conflicts, greedy, kernel, pareto, phased, random, receptive-field, saliency, scaling, "
     "uniform"
 )
+_TASKS = ("detection", "keypoints", "multilabel", "regression", "restoration", "segmentation")  # likewise
 
 
 @app.callback()
@@ -143,6 +144,7 @@ def doctor(
 def train(
     model: options.Model,
     data: options.Data,
+    task: options.Task = None,
     recipe: options.RecipeName = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint and the trained weights.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -157,7 +159,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network by a recipe and judge it on the test part."""
-    arguments = _without(locals(), "seed", "epochs", "as_json")
+    arguments = {**_without(locals(), "seed", "epochs", "as_json", "task"), "data": _of_task(task, data)}
     refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
     from convwright.diagnose.tables import training, warned
     from convwright.runs.train import train_named
@@ -172,6 +174,7 @@ def train(
 def optimize(
     model: options.Model,
     data: options.Data,
+    task: options.Task = None,
     budget: Annotated[list[str] | None, typer.Option(help=OPTIMIZE["budget"])] = None,
     method: Annotated[str | None, typer.Option(help=f"{OPTIMIZE['method']} One of {_METHODS}.")] = None,
     objective: Annotated[str | None, typer.Option(help=OPTIMIZE["objective"])] = None,
@@ -215,6 +218,14 @@ def optimize(
     _searched("optimize", locals())
 
 
+def _of_task(task: str | None, data: str) -> str:
+    """Return data with the name of their task, as Python takes them."""
+    known = ("classification", *_TASKS)
+    if task not in (None, *known):
+        raise ConvwrightError(f"unknown task {task!r}.{did_you_mean(task or '', known)} Give one of {', '.join(known)}")
+    return data if task in (None, "classification") else f"{task}:{data}"
+
+
 def _without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in names}
 
@@ -241,7 +252,7 @@ def _searched(command: str, given: dict[str, Any]) -> None:
     from convwright.runs.optimize import compress as shrink
     from convwright.runs.optimize import optimize as run
 
-    arguments["budget"] = budget
+    arguments["budget"], arguments["data"] = budget, _of_task(given["task"], given["data"])
     arguments["divisor"] = options.parse_divisor(given["divisor"])
     if given["keep"]:
         from convwright.edits.constraints import Constraints

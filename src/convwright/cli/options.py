@@ -17,6 +17,7 @@ Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAM
 Data = Annotated[
     str, typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA")
 ]
+Task = Annotated[str | None, typer.Option(help="What to train for on --data; default: classification.", metavar="TASK")]
 DataDir = Annotated[Path | None, typer.Option(help=OPTIMIZE["data_dir"])]
 Input = Annotated[str | None, typer.Option("--input", help=OPTIMIZE["input_shape"])]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

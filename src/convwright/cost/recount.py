@@ -38,11 +38,12 @@ def count_by_torch(model: nn.Module, example_input: Tensor | Inputs) -> int:
     inputs = Inputs.of(example_input)
     first = inputs.map(lambda tensor: tensor[:1]) if inputs.one else inputs
     *attempts, last = itertools.product((first, inputs), (_run_empty, lambda model, sample: sample.call(model)))
-    with in_mode(model, training=False), unfused(), torch.no_grad():
+    with unfused(), torch.no_grad():
         for sample, run in attempts:
-            with suppress(Exception):
+            with suppress(Exception), in_mode(model, training=False):  # which also undoes what a run stored
                 return _macs(run, model, sample)
-        return _macs(last[1], model, last[0])
+        with in_mode(model, training=False):
+            return _macs(last[1], model, last[0])
 
 
 def _macs(run: Run, model: nn.Module, sample: Inputs) -> int:

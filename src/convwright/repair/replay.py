@@ -40,12 +40,15 @@ class Replay:
             wanted: The weights of all layers that will be asked for, and how often each is called.
         """
         self.model, self.batches, self.forward = model, batches, forward
-        self.trace: _Trace | None = _Trace(model, wanted)
+        self.trace: _Trace | None = None
         self.room = HELD / sum(map(samples_in, batches))
+        self.done: dict[int, _Pass] = {}
+        if isinstance(batches[0], list):  # calls for each image: their numbers depend on how many images there are
+            return
         two = rows_of(batches[0], slice(2))
+        self.trace = _Trace(model, wanted)
         watched(model, wanted, two, forward, self.trace)
         self.trace.finish(samples_in(two))
-        self.done: dict[int, _Pass] = {}
 
     def watched(self, number: int, wanted: Mapping[str, int]) -> Calls:
         """Return the calls of some weights on a batch, as the function of the same name does."""

@@ -24,7 +24,7 @@ from convwright.training.data.folders import Resize, UnlikeImagesError
 from convwright.training.evaluate import eval_mode
 from convwright.training.preflight import check_forward, check_values, read_with
 from convwright.training.settings import single_tensor
-from convwright.training.tasks.base import BaseTask, Task
+from convwright.training.tasks import BaseTask, Task, task_of
 
 Shape = tuple[int, int, int]
 _CHANNEL_OPTIONS = ("in_channels", "in_chans")
@@ -79,7 +79,8 @@ def load_model_and_data(
 
     Args:
         model: As for `read`. Weights of a named network are drawn from `seed`.
-        data: As for `load_data`, or an `ImageData` or `Task`, which is taken as it is.
+        data: As for `load_data`, with the name of another task before it (``segmentation:folder:PATH``), or an
+            `ImageData` or `Task`, which is taken as it is.
         input_shape: ``"3x224x224"`` or (3, 224, 224): images are resized to it.
         data_dir: As for `load_data`.
         recipe: Says how many images are held out, and how images are fed; None: the default.
@@ -96,12 +97,14 @@ def load_model_and_data(
         RunError: The weights cannot be read or do not fit.
     """
     check_pretrained(model, pretrained, weights)
+    shape, held_out = parse_input(input_shape), (recipe or Recipe()).val_fraction
+    data = task_of(data, size=shape and shape[1:], val_fraction=held_out)
     if isinstance(data, Task):
         own = recipe or Recipe(), seed, needs_val, weights, pretrained, trained, settled
         return _with_task(model, data, *own)
     recipe, checkpoint = recipe or Recipe(), read_checkpoint(weights) if weights is not None else None
     found = None if settled else AsTrained.of(model, weights, pretrained)
-    wanted = parse_input(input_shape)
+    wanted = shape
     known = options_of(model)
     how = data_dir, recipe.val_fraction, found.resizing(recipe) if found else recipe.resize
     try:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import check_feasible, costs_of
+from convwright.devices import device_of
 from convwright.edits import Plan, check_execution
 from convwright.edits.constraints import Constraints
 from convwright.edits.importance import IMPORTANCE
@@ -50,7 +51,7 @@ from convwright.runs.prove import check_budget, prove
 from convwright.runs.repairing import Repairs
 from convwright.runs.rewriting import WithoutBaseline
 from convwright.training import Recipe, Task
-from convwright.training.tasks.base import Batch, device_of
+from convwright.training.tasks.base import Batch
 
 _RECIPE = Recipe(precision="fp32", memory_format="contiguous")
 _UNSEEN = "bundles"  # probes that look into a training

@@ -24,7 +24,7 @@ from convwright.training.recipe.optimizers import OptimizerState
 from convwright.training.recipe.recipe import Recipe, as_recipe
 from convwright.training.run import Order, Run, train_prepared
 from convwright.training.settings import to_layout, untouched_random
-from convwright.training.tasks.base import BaseTask
+from convwright.training.tasks import BaseTask, task_of
 from convwright.training.techniques import Teacher
 
 
@@ -57,7 +57,8 @@ def train(
     Args:
         model: Maps (batch, c, h, w) to (batch, classes), alone or in a dict or tuple of one tensor; of another task,
             whatever its loss takes.
-        data: What `load_data` returned, or anything that it takes; or a `Task`.
+        data: What `load_data` returned, or anything that it takes; or a `Task`, or the name of one before its data:
+            ``segmentation:folder:PATH``.
         recipe: A recipe, a preset's name or a .yaml file; None: the default. With techniques that edit the
             network (`blurpool`, ...) an edited copy is trained: take it from the result.
         out: Folder of the checkpoint, written after each epoch; None: no checkpoint.
@@ -87,6 +88,7 @@ def train(
         RunError: The checkpoint is damaged or cannot be written.
     """
     recipe = as_recipe(recipe)
+    data = task_of(data, val_fraction=recipe.val_fraction)
     if not isinstance(data, BaseTask):
         data = load_data(data, val_fraction=recipe.val_fraction)
     if resume and out is None:

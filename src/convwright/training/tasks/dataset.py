@@ -95,7 +95,7 @@ class DatasetTask(Task):
 
     def finished(self, inputs: Any, target: Any) -> tuple[Any, Any]:
         """Return inputs and target as network and loss take them."""
-        return self.seen(inputs), mapped(target, plain)
+        return mapped(inputs, self.seen), mapped(target, plain)
 
     def loss_of(self, output: Any, targets: Any) -> Tensor:
         """Return the mean loss of what the network returns, shape ()."""
@@ -144,7 +144,9 @@ class DatasetTask(Task):
         chosen = [each.tolist() for each in torch.split(positions, self.sizes(part, order.batch_size))]
         workers = self.workers if order.workers is None else order.workers
         how: dict[str, Any] = {"batch_sampler": chosen, "collate_fn": partial(self.collated, part)}
-        read = iter(DataLoader(_Reads(self, part, order), num_workers=workers, generator=torch.Generator(), **how))
+        read = iter(
+            DataLoader(_PartSamples(self, part, order), num_workers=workers, generator=torch.Generator(), **how)
+        )
         return (next_batch(read) for _ in chosen)
 
     @override
@@ -192,7 +194,9 @@ class DatasetTask(Task):
                 if order.augment is not None:
                     inputs, target = (inputs, target) if self.transforms is None else self.transforms(inputs, target)
                     inputs, target = self.augmented(inputs, target, order.augment)
-                return self.finished(inputs, target)
+                inputs, target = self.finished(inputs, target)
+                side = order.augment.cutout if order.augment is not None and "cutout" in self.follows else 0
+                return (_cut(inputs, side) if side else inputs), target
             except ConvwrightError:
                 raise
             except Exception as error:  # the user's own code may raise anything
@@ -211,26 +215,10 @@ class DatasetTask(Task):
             steps.append(v2.RandomHorizontalFlip())
         for step in steps:
             inputs, target = step(inputs, target)
-        if augment.cutout and "cutout" in self.follows:
-            row, column = (torch.randint(side, (1,)) for side in size)
-            square = square_mask(row, column, augment.cutout, *size)[0]
-            inputs = mapped(inputs, lambda image: self._without(image, square))
         return inputs, target
 
-    def _without(self, image: Tensor, square: Tensor) -> Tensor:
-        """Return an image with the mean in place of a square (1, h, w); any other tensor as it is."""
-        if not isinstance(image, tv_tensors.Image) or image.shape[1:] != square.shape[1:]:
-            return image
-        mean = torch.tensor(self.mean if len(self.mean) == len(image) else 0.0).view(-1, 1, 1)
-        scale = 255 if image.dtype == torch.uint8 else 1
-        found: Tensor = tv_tensors.Image(torch.where(square, (mean * scale).to(image.dtype), image))
-        return found
-
-    def seen(self, inputs: Any) -> Any:
-        """Return inputs with images as float32, normalised."""
-        return mapped(inputs, self._seen)
-
-    def _seen(self, image: Tensor) -> Tensor:
+    def seen(self, image: Tensor) -> Tensor:
+        """Return an image among inputs as float32, normalised; any other tensor as it is."""
         if not isinstance(image, tv_tensors.Image):
             return plain(image)
         values = plain(tv.to_dtype(image, torch.float32, scale=True))
@@ -251,7 +239,7 @@ class DatasetTask(Task):
         return inputs, targets
 
 
-class _Reads(Dataset[tuple[int, Any, Any]]):
+class _PartSamples(Dataset[tuple[int, Any, Any]]):
     """The samples of a part as torch's loader reads them, in any process."""
 
     def __init__(self, task: DatasetTask, part: str, order: BatchOrder) -> None:
@@ -270,6 +258,14 @@ def wrapped(value: Any, where: str) -> Any:
     if isinstance(value, Image.Image) or (isinstance(value, Tensor | np.ndarray) and value.ndim in (2, 3)):
         return tv_tensors.Image(as_image(value, where))
     return torch.as_tensor(value)
+
+
+def _cut(inputs: Any, side: int) -> Any:
+    """Return inputs whose images (c, h, w) have the mean in place of a square."""
+    size = next((tuple(tensor.shape[1:]) for _, tensor in tensors_of(inputs) if tensor.ndim == 3), (1, 1))
+    row, column = (torch.randint(length, (1,)) for length in size)
+    square = square_mask(row, column, side, *size)[0]
+    return mapped(inputs, lambda tensor: tensor.masked_fill(square, 0) if tensor.shape[1:] == size else tensor)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -297,13 +293,15 @@ def output_like(output: Any, targets: Tensor, name: str) -> Tensor:
 
 def mean_of(name: str, values: Tensor) -> dict[str, float]:
     """Return the mean of samples' values (n,) and its standard error, under a name."""
-    return {name: float(values.mean()), f"{name}_stderr": float(values.std() / len(values) ** 0.5)}
+    error = {f"{name}_stderr": float(values.std() / len(values) ** 0.5)} if len(values) > 1 else {}
+    return {name: float(values.mean()), **error}
 
 
 def bootstrap(rows: Tensor, judge: Callable[[Tensor], Tensor], rounds: int = 100) -> float:
     """Return the standard error of what is judged of samples' rows (n, ...), by drawing samples anew."""
     draws = torch.randint(len(rows), (rounds, len(rows)), generator=torch.Generator().manual_seed(0))
-    return float(torch.stack([judge(rows[draw]) for draw in draws.to(rows.device)]).double().std())
+    found = torch.stack([judge(rows[draw]) for draw in draws.to(rows.device)]).double()
+    return float(found[~found.isnan()].std())
 
 
 def library(part: str = "functional") -> Any:

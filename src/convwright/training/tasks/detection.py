@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
@@ -17,6 +18,19 @@ from convwright.training.tasks.dataset import DatasetTask, library, plain, size_
 from convwright.training.tasks.sources import coco_boxes, voc_boxes
 
 _BATCH = 8  # images that are judged at once: detectors make them large
+
+
+class _Whole:
+    """A list that Fabric does not take for one: in mixed precision, it would round the boxes in it to bfloat16."""
+
+    def __init__(self, held: list[Any]) -> None:
+        self.held = held
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.held[place]
 
 
 class Detection(DatasetTask):
@@ -87,12 +101,15 @@ class Detection(DatasetTask):
         return [image for _, image, _ in samples], targets
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        images, targets = batch
         with training_code(model):
-            own = self.criterion is None
-            found = model(*batch) if own else self.criterion(self.forward(model, batch[0]), batch[1])  # type: ignore[misc]
-        if own and not isinstance(found, Mapping):
+            if self.criterion is not None:
+                found = self.criterion(self.forward(model, images), targets)
+            else:
+                found = model(images, _Whole(targets) if isinstance(model, _FabricModule) else targets)
+        if self.criterion is None and not isinstance(found, Mapping):
             raise DataError(
-                f"{self.name}: the network called with images and targets returns a {type(found).__name__}, not a "
+                f"{self.name}: called with images and targets, the network returns a {type(found).__name__}, not a "
                 "dictionary of losses; give loss and decode"
             )
         total: Tensor = sum(found.values()) if isinstance(found, Mapping) else found  # type: ignore[assignment]
@@ -100,6 +117,7 @@ class Detection(DatasetTask):
 
     def metrics(self, model: nn.Module, part: str) -> Mapping[str, float]:
         judge = library("detection").MeanAveragePrecision()
+        judge.warn_on_many_detections = False
         for images, targets in self.on_device(model, part, _BATCH):
             output = self.forward(model, images)
             found = output if self.decode is None else self.decode(output)

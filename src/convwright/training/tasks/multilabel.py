@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from convwright.errors import DataError
 from convwright.ranking import Metric
 from convwright.training.tasks.dataset import DatasetTask, bootstrap, library, output_like
-from convwright.training.tasks.sources import folder_table, npz
+from convwright.training.tasks.sources import npz
 
 _ROUNDS = 30  # of the bootstrap: each sorts all scores
 _JUDGES = {"mAP": "multilabel_average_precision", "F1": "multilabel_f1_score"}
@@ -23,8 +23,7 @@ _JUDGES = {"mAP": "multilabel_average_precision", "F1": "multilabel_f1_score"}
 class Multilabel(DatasetTask):
     """Images that show several classes: binary cross-entropy, judged by mAP (mean average precision) or F1.
 
-    A target has a 0 or 1 for each class. Sources: ``folder:`` with ``labels.csv`` (a header, then a file's name and its
-    numbers in each line), and ``npz:``.
+    A target has a 0 or 1 for each class. Sources: ``npz:``.
 
     Args:
         data: As of `DatasetTask`.
@@ -33,7 +32,7 @@ class Multilabel(DatasetTask):
     """
 
     kind: ClassVar[str] = "multilabel"
-    sources = {"folder": folder_table, "npz": npz}  # noqa: RUF012
+    sources = {"npz": npz}  # noqa: RUF012
     guess = math.log(2)
 
     def __init__(self, data: Any, *, rank: Literal["mAP", "F1"] = "mAP", **options: Any) -> None:
@@ -61,8 +60,10 @@ class Multilabel(DatasetTask):
 
 
 def _judged(rows: Tensor, name: str) -> Tensor:
-    """Return the mean over the classes that some sample shows."""
+    """Return the mean over the classes that some sample shows; NaN where there is none."""
     scores, labels = rows[..., rows[:, 1].any(0)].unbind(1)
+    if not labels.shape[1]:
+        return scores.new_tensor(math.nan)
     judge = getattr(library("functional.classification"), _JUDGES[name])
     found: Tensor = judge(scores, labels.long(), labels.shape[1], validate_args=False)
     return found

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import tv_tensors
 
+from convwright.architecture.capture.pytrees import mapped
 from convwright.errors import DataError
 from convwright.ranking import Metric
 from convwright.training.settings import single_tensor
 from convwright.training.tasks.dataset import DatasetTask, mean_of, output_like, plain, size_of
-from convwright.training.tasks.sources import folder_table, npz
+from convwright.training.tasks.sources import npz
 
 _NEAR = 0.05  # share of the longer side within which a point counts as found
 
@@ -24,7 +25,7 @@ class Regression(DatasetTask):
     """Numbers for each sample, judged by the mean absolute error.
 
     A target is a vector, which cannot follow a flip or a crop: of the recipe's random changes only cutout is made. Give
-    those that leave the target as it is as `transforms`. Sources: ``folder:`` with ``labels.csv``, and ``npz:``.
+    those that leave the target as it is as `transforms`. Sources: ``npz:``.
 
     Args:
         data: As of `DatasetTask`.
@@ -34,7 +35,7 @@ class Regression(DatasetTask):
     """
 
     kind: ClassVar[str] = "regression"
-    sources = {"folder": folder_table, "npz": npz}  # noqa: RUF012
+    sources = {"npz": npz}  # noqa: RUF012
     follows = frozenset({"cutout"})
 
     def __init__(
@@ -93,7 +94,7 @@ class Keypoints(DatasetTask):
     def finished(self, inputs: Any, target: Any) -> tuple[Any, Any]:
         points, sides = plain(target["points"]), torch.tensor(size_of(inputs)[::-1], dtype=torch.float32)
         there = target["there"] & ((points >= 0) & (points < sides)).all(1)
-        return self.seen(inputs), {"points": torch.cat([points, there[:, None].float()], 1), "sides": sides}
+        return mapped(inputs, self.seen), {"points": torch.cat([points, there[:, None].float()], 1), "sides": sides}
 
     def loss_of(self, output: Any, targets: Any) -> Tensor:
         maps, points = single_tensor(output).float(), targets["points"]

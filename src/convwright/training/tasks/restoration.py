@@ -60,6 +60,8 @@ class Restoration(DatasetTask):
     ) -> None:
         super().__init__(data, **options)
         self.scale, self.noise, self.form, self.makes = scale, noise, loss, scale > 1 or noise > 0
+        if self.size is not None and not self.makes:
+            raise DataError(f"{self.name}: pairs of images cannot be brought to one size; leave size (--input) out")
 
     def pair(self, item: Any, where: str) -> tuple[Any, Any]:
         if self.makes:

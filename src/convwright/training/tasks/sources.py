@@ -1,8 +1,7 @@
-"""Where the samples of ready-made tasks come from: folders, tables, arrays, and the files of COCO and Pascal VOC."""
+"""Where the samples of ready-made tasks come from: folders, arrays, and the files of COCO and Pascal VOC."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,24 +124,6 @@ def folder_pairs(root: Path, inputs: str, targets: str, read: Reader) -> tuple[P
             raise DataError(f"{alone}: there is no such file in {folder / targets}; add it, or remove this one")
         parts[part] = Samples(list(images.values()), [others[name] for name in images], read)
     return parts, ()
-
-
-def folder_table(root: Path) -> tuple[Parts, Sequence[str]]:
-    """Read images with the numbers of ``labels.csv``: a header, then a file's name and its numbers in each line."""
-    parts, header = Parts(), list[str]()
-    for part, folder in _by_part(root).items():
-        path, rows = folder / "labels.csv", list[list[float]]()
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; write a header (file, then names) and a line per image")
-        with path.open(newline="") as file:
-            header, *lines = csv.reader(file)
-        for place, line in enumerate(lines, start=2):
-            try:
-                rows.append([float(number) for _, number in zip(header[1:], line[1:], strict=True)])
-            except ValueError as error:
-                raise DataError(f"{path}: line {place}: {error}; give one number for each name of line 1") from error
-        parts[part] = Samples([folder / line[0] for line in lines], rows, as_read)
-    return parts, header[1:]
 
 
 def npz(path: Path) -> tuple[Parts, Sequence[str]]:
