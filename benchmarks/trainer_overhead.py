@@ -31,7 +31,7 @@ from convwright.architecture.capture.pytrees import samples_in
 from convwright.training import Loader, Recipe, train
 from convwright.training.recipe.optimizers import build_optimizer
 from convwright.training.recipe.schedules import Position
-from convwright.training.tasks.base import Task
+from convwright.training.tasks import Task
 
 RESULTS = Path(__file__).parent / "results" / "trainer_overhead.json"
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convwright.training import ArrayImages, ImageData, Recipe
-from convwright.training.tasks.base import Metric, Task
+from convwright.training.tasks import Metric, Task
 
 COUNT, SIZE = 12, 6  # samples to train on, per batch
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from convwright.architecture.capture.graph import in_mode
@@ -53,9 +53,10 @@ def _macs(run: Run, model: nn.Module, sample: Inputs) -> int:
 
 
 def _run_empty(model: nn.Module, sample: Inputs) -> object:
-    # On a copy: a detector keeps the anchors that it makes, which would stay empty.
-    empty = {id(tensor): tensor.to("meta") for tensor in itertools.chain(model.parameters(), model.buffers())}
-    return sample.map(lambda tensor: tensor.to("meta")).call(copy.deepcopy(model, empty))
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    empty = {name: tensor.to("meta") for name, tensor in tensors}
+    sample = sample.map(lambda tensor: tensor.to("meta"))
+    return functional_call(model, empty, sample.args, dict(sample.kwargs))
 
 
 @contextmanager

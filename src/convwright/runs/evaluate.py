@@ -40,7 +40,7 @@ from convwright.training.preflight import make_fabric, resolve
 from convwright.training.probes.base import Moment, Probes, Watched, check_observed
 from convwright.training.settings import narrow_strided, to_layout
 from convwright.training.statistics import IMAGES, reestimate
-from convwright.training.tasks.base import BaseTask, Part
+from convwright.training.tasks.base import BaseTask, TaskPart
 from convwright.training.techniques import Teacher
 from convwright.training.techniques.distill import ORIGINAL, Distill, teacher_for
 
@@ -381,7 +381,7 @@ class Evaluator:
             probes.observe(Moment("epoch", 0, 0, 0.0))
             return probes.found()
 
-    def judge(self, model: nn.Module, images: Images | Part) -> Metrics:
+    def judge(self, model: nn.Module, images: Images | TaskPart) -> Metrics:
         """Judge a network in the precision and layout of the training."""
         return self._in_layout(partial(evaluate, images=images), model)
 

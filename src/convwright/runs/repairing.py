@@ -16,7 +16,7 @@ from convwright.training.statistics import calibration
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
     from convwright.training.data.images import Images
-    from convwright.training.tasks.base import Part
+    from convwright.training.tasks.base import TaskPart
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Repairs:
         self,
         original: Architecture | None,
         edited: Architecture,
-        images: Images | Part,
+        images: Images | TaskPart,
         norms: Callable[[nn.Module], int],
         *,
         channels_last: bool = False,

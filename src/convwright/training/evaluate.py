@@ -14,7 +14,7 @@ from convwright.devices import device_of
 from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.images import Images
 from convwright.training.settings import autocast, single_tensor
-from convwright.training.tasks.base import Metrics, Part
+from convwright.training.tasks.base import Metrics, TaskPart
 from convwright.training.tasks.loader import loader_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: nn.Module,
-    images: Images | Part,
+    images: Images | TaskPart,
     *,
     batch_size: int = 500,
     precision: str = "fp32",

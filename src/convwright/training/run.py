@@ -52,7 +52,7 @@ from convwright.training.recipe.recipe import Recipe
 from convwright.training.recipe.schedules import Position, Rates
 from convwright.training.settings import Settings, autocast, to_layout, untouched_random
 from convwright.training.statistics import IMAGES, reestimate
-from convwright.training.tasks.base import BaseTask, Metrics, Part
+from convwright.training.tasks.base import BaseTask, Metrics, TaskPart
 from convwright.training.tasks.loader import loader_of
 from convwright.training.techniques import Effect, Teacher, TechniqueContext, Training
 from convwright.training.techniques.flip_test import Flipped
@@ -158,7 +158,7 @@ class Run:
         augment, seed = self.recipe.augment, self.recipe.seed
         return self._loader(self.data.train, self.recipe.batch_size, augment=augment, seed=seed, shard=shard)
 
-    def _judge(self, images: Images | Part) -> Any:
+    def _judge(self, images: Images | TaskPart) -> Any:
         return self._loader(images, _EVAL_BATCH, shuffle=False, shard=self.rank)
 
     def _judged(self, model: nn.Module, loader: Any) -> Metrics:

@@ -12,7 +12,7 @@ from convwright.repair import reestimate_batch_norm
 from convwright.training.data.images import Images
 from convwright.training.data.loader import derived_seed
 from convwright.training.settings import autocast
-from convwright.training.tasks.base import Part
+from convwright.training.tasks.base import TaskPart
 from convwright.training.tasks.loader import drawn, loader_of
 
 IMAGES = 1024
@@ -22,7 +22,7 @@ _STREAM = 2**35  # of random numbers
 
 def reestimate(
     model: nn.Module,
-    images: Images | Part,
+    images: Images | TaskPart,
     *,
     precision: str = "fp32",
     channels_last: bool = False,
@@ -58,7 +58,7 @@ def reestimate(
 
 
 def calibration(
-    images: Images | Part,
+    images: Images | TaskPart,
     count: int,
     device: torch.device | None = None,
     batch: int = 32,

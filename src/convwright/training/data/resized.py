@@ -15,7 +15,7 @@ from convwright.architecture import Architecture
 from convwright.training.data.data import ImageData
 from convwright.training.data.folders import ImageFiles
 from convwright.training.data.images import ArrayImages
-from convwright.training.tasks.base import BaseTask, Part
+from convwright.training.tasks.base import BaseTask, TaskPart
 
 _Data = TypeVar("_Data", bound=BaseTask)
 _CHUNK = 1024  # images at a time: they are floats while they are resized
@@ -28,7 +28,7 @@ def resized_images(images: Any, size: tuple[int, int] | None) -> Any:
     are: bilinear, antialiased; a part of another task stays as it is. Mean and standard deviation stay those of the
     given images, so that a pixel's value means the same at every size.
     """
-    if size is None or isinstance(images, Part) or tuple(images.shape[1:]) == tuple(size):
+    if size is None or isinstance(images, TaskPart) or tuple(images.shape[1:]) == tuple(size):
         return images
     if isinstance(images, ArrayImages) and images.files is not None:
         return images.files.resized(size).images((images.mean, images.std))

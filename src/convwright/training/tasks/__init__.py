@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from convwright.ranking import Metric
-from convwright.training.tasks.base import BaseTask, Batch, Metrics, Part, Task
+from convwright.training.tasks.base import BaseTask, Batch, Metrics, TaskPart
 from convwright.training.tasks.dataset import DatasetTask
 from convwright.training.tasks.detection import Detection
 from convwright.training.tasks.multilabel import Multilabel
@@ -13,6 +13,7 @@ from convwright.training.tasks.regression import Keypoints, Regression
 from convwright.training.tasks.restoration import Restoration
 from convwright.training.tasks.segmentation import Segmentation
 from convwright.training.tasks.self_distillation import SelfDistillation
+from convwright.training.tasks.task import Task
 
 TASKS: dict[str, type[DatasetTask]] = {
     each.kind: each
@@ -20,8 +21,22 @@ TASKS: dict[str, type[DatasetTask]] = {
 }
 
 __all__ = [
-    "TASKS", "BaseTask", "Batch", "DatasetTask", "Detection", "Keypoints", "Metric", "Metrics", "Multilabel", "Part",
-    "Regression", "Restoration", "Segmentation", "SelfDistillation", "Task", "task_of",
+    "TASKS",
+    "BaseTask",
+    "Batch",
+    "DatasetTask",
+    "Detection",
+    "Keypoints",
+    "Metric",
+    "Metrics",
+    "Multilabel",
+    "Regression",
+    "Restoration",
+    "Segmentation",
+    "SelfDistillation",
+    "Task",
+    "TaskPart",
+    "task_of",
 ]  # fmt: skip
 
 

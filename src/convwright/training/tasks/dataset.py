@@ -24,8 +24,9 @@ from convwright.training.data.augment import Augment, square_mask
 from convwright.training.data.images import as_image, statistics
 from convwright.training.data.loader import batch_sizes, derived_seed, next_batch, seeded
 from convwright.training.settings import single_tensor
-from convwright.training.tasks.base import Batch, BatchOrder, Task, checked
+from convwright.training.tasks.base import Batch, BatchOrder, checked
 from convwright.training.tasks.sources import Source, opened
+from convwright.training.tasks.task import Task
 
 _SAMPLE = 64  # images that mean and standard deviation are taken from
 

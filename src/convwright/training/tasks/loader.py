@@ -15,7 +15,7 @@ from convwright.errors import DataError
 from convwright.training.data.augment import Augment
 from convwright.training.data.images import Images
 from convwright.training.data.loader import Loader, derived_seed, seeded
-from convwright.training.tasks.base import Batch, BatchOrder, Part, checked
+from convwright.training.tasks.base import Batch, BatchOrder, TaskPart, checked
 
 
 class TaskLoader:
@@ -38,7 +38,7 @@ class TaskLoader:
 
     def __init__(
         self,
-        part: Part,
+        part: TaskPart,
         batch_size: int,
         *,
         augment: Augment | None = None,
@@ -116,14 +116,14 @@ def _some(batch: Batch, which: slice) -> Batch:
     return rows_of(batch[0], which), rows_of(batch[1], which)
 
 
-def loader_of(part: Images | Part, batch_size: int, **how: Any) -> Any:
+def loader_of(part: Images | TaskPart, batch_size: int, **how: Any) -> Any:
     """Return the batches of a part of any task: a `Loader` of labelled images, else a `TaskLoader`."""
-    return TaskLoader(part, batch_size, **how) if isinstance(part, Part) else Loader(part, batch_size, **how)
+    return TaskLoader(part, batch_size, **how) if isinstance(part, TaskPart) else Loader(part, batch_size, **how)
 
 
-def drawn(part: Images | Part, count: int, seed: int, *, ordered: bool = False) -> Any:
+def drawn(part: Images | TaskPart, count: int, seed: int, *, ordered: bool = False) -> Any:
     """Return so many samples of a part, the same ones for the same seed; all where there are not so many."""
-    if isinstance(part, Part):
+    if isinstance(part, TaskPart):
         return part.drawn(count, seed)
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:count]
     return part.subset(order.sort().values if ordered else order)
