@@ -39,6 +39,8 @@ class Segmentation(DatasetTask):
         data: As of `DatasetTask`.
         ignore_index: Number of pixels that do not count.
         weights: Of the classes in the loss; None: all alike.
+        numbers: Class numbers by what stands for them in masks, such as ``{255: 1}`` for black and white ones; then
+            nothing is ignored that it names.
         options: As of `DatasetTask`; where nothing names the classes, the training masks are read once to count them.
     """
 
@@ -55,10 +57,11 @@ class Segmentation(DatasetTask):
         *,
         ignore_index: int = 255,
         weights: Sequence[float] | None = None,
+        numbers: Mapping[int, int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data, **options)
-        self.ignore_index, self.weights = ignore_index, weights
+        self.ignore_index, self.weights, self.numbers = ignore_index, weights, dict(numbers or {})
         self.fill = {tv_tensors.Mask: ignore_index, "others": 0}
         self.class_names = self.class_names or tuple(map(str, range(self._count())))
         if weights is not None and len(weights) != self.num_classes:
@@ -71,7 +74,7 @@ class Segmentation(DatasetTask):
         masks = (self._mask(self.pair(item, where)[1], where) for item in self.data["train"])
         found = max(int(mask.masked_fill(mask == self.ignore_index, 0).max()) for mask in masks)
         if found < 1:
-            raise DataError(f"{where}: all pixels are class 0 or ignored ({self.ignore_index}); write classes 0, 1, 2")
+            raise DataError(f"{where}: all pixels are class 0 or ignored ({self.ignore_index}); for black and white masks give numbers={{255: 1}}")
         return found + 1
 
     def _mask(self, value: Any, where: str) -> Tensor:
@@ -79,7 +82,10 @@ class Segmentation(DatasetTask):
         mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
         if mask.is_floating_point() or mask.ndim != 2:
             raise DataError(f"{where}: a mask is {tuple(mask.shape)} {mask.dtype}; give whole class numbers (h, w)")
-        return mask.long()
+        found = mask.long()
+        for given, number in self.numbers.items():
+            found = found.masked_fill(mask == given, number)
+        return found
 
     @property
     def guess(self) -> float:  # type: ignore[override]
