@@ -21,22 +21,8 @@ TASKS: dict[str, type[DatasetTask]] = {
 }
 
 __all__ = [
-    "TASKS",
-    "BaseTask",
-    "Batch",
-    "DatasetTask",
-    "Detection",
-    "Keypoints",
-    "Metric",
-    "Metrics",
-    "Multilabel",
-    "Regression",
-    "Restoration",
-    "Segmentation",
-    "SelfDistillation",
-    "Task",
-    "TaskPart",
-    "task_of",
+    "TASKS", "BaseTask", "Batch", "DatasetTask", "Detection", "Keypoints", "Metric", "Metrics", "Multilabel",
+    "Regression", "Restoration", "Segmentation", "SelfDistillation", "Task", "TaskPart", "task_of",
 ]  # fmt: skip
 
 

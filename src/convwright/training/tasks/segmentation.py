@@ -74,7 +74,10 @@ class Segmentation(DatasetTask):
         masks = (self._mask(self.pair(item, where)[1], where) for item in self.data["train"])
         found = max(int(mask.masked_fill(mask == self.ignore_index, 0).max()) for mask in masks)
         if found < 1:
-            raise DataError(f"{where}: all pixels are class 0 or ignored ({self.ignore_index}); for black and white masks give numbers={{255: 1}}")
+            raise DataError(
+                f"{where}: all pixels are class 0 or ignored ({self.ignore_index}); for black and white masks give "
+                "numbers={255: 1}"
+            )
         return found + 1
 
     def _mask(self, value: Any, where: str) -> Tensor:
