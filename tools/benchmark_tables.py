@@ -176,6 +176,25 @@ def task_runs() -> str:
     return markdown(head, lines, right=(2, 3, 4, 5, 6, 7)) + "\n\n" + provenance({**first, "command": COMMAND})
 
 
+@table("own-loop")
+def own_loop() -> str:
+    """Searches around a plain loop, and by a shell command."""
+    data = load("own_loop")
+    if not data:
+        return missing("own_loop")
+    rows = [
+        (
+            each["way"],
+            *(percent(each["validation"][side]) for side in ("untouched", "ours")),
+            percent(each["macs"]["ours"] / each["macs"]["untouched"]),
+            f"{each['seconds']:.0f}",
+        )
+        for each in data["rows"]
+    ]
+    head = ("way", "untouched, trained as long", "ours", "MACs", "seconds")
+    return markdown(head, rows, right=(1, 2, 3, 4)) + "\n\n" + provenance(data)
+
+
 @table("cost-model")
 def cost_model() -> str:
     """Candidates per second."""
