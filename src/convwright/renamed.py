@@ -27,7 +27,6 @@ MODULES: Mapping[str, str] = {
     "convwright.methods.width_updates": "convwright.methods.channel_search.updates",
     "convwright.metrics.bundle_check": "convwright.metrics.bundles.counter",
     "convwright.metrics.members": "convwright.metrics.quality.members",
-    "convwright.metrics.oracle": "convwright.metrics.receptive_field.oracle",
     "convwright.metrics.rank": "convwright.metrics.quality.evbmf",
     "convwright.metrics.weight_grid": "convwright.metrics.bundles.weight_grid",
     "convwright.runs.advice": "convwright.diagnose.advice",

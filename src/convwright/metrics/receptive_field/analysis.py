@@ -4,7 +4,7 @@
 Networks" (CIKM 2021, arXiv 2009.05236; also called Information Field) name a 3DRF and a 3DRF gain that judge a
 network without training. Their formulas could not be obtained. What is computed here is built from the name and the
 published abstract: the number of elements of a scope, rows times columns times channels, that a unit depends on.
-``oracle`` checks it against exact dependencies.
+The tests check it against exact dependencies.
 
 Two scopes are used. On the *network* scope fields are measured on the network's input: a layer whose input already
 sees all rows and columns adds nothing new there. On the *stage* scope they are measured on the stage's own input,
