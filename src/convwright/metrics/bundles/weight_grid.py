@@ -149,36 +149,6 @@ def _amplitude(value: object) -> float:
     return amplitude
 
 
-def grid_width(learning_rate: float, batch_size: int, amplitude: float, dtype: torch.dtype = torch.float32) -> float:
-    """Return about how far apart two activations must be to be seen as two (reconstructed).
-
-    The spacing of the weights' dtype just below w*, times batch size over learning rate. It is the width of the
-    grid's cells for small positive activations; the one that begins at 0 is half as wide, and cells are wider where
-    ``w* - activation * learning_rate / batch_size`` leaves the binade of w* upwards (negative activations).
-
-    Args:
-        learning_rate: of training.
-        batch_size: of training.
-        amplitude: w*, the largest absolute weight.
-        dtype: of the weights that the optimizer updates.
-
-    Returns:
-        The width in units of the activations; infinite for a learning rate of 0.
-
-    Raises:
-        ConvwrightError: a setting is negative or not finite, or the dtype is not one of weights.
-    """
-    grid = WeightGrid(learning_rate, batch_size, amplitude, "dtype", dtype)
-    rate, size, top = grid._settings()
-    if math.isnan(top):
-        raise ConvwrightError(f"amplitude={amplitude} is not finite: the weights have diverged")
-    kind = torch.finfo(dtype)
-    mantissa, exponent = math.frexp(top)
-    below = math.ldexp(kind.eps, exponent - (2 if mantissa == 0.5 else 1)) if top else 0.0
-    spacing = max(below, kind.smallest_normal * kind.eps)
-    return spacing * size / rate if rate else math.inf
-
-
 @overload
 def weight_amplitude(model: nn.Module, scope: Literal["model"] = "model") -> float: ...
 @overload
