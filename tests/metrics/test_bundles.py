@@ -746,14 +746,12 @@ class Net(nn.Module):
             self.head[1].bias.fill_(-2.5)
 
 
-def test_amplitudes_of_model_and_layers():
+def test_amplitudes_of_models_and_parts():
     net = Net()
     assert weight_amplitude(net) == 2.5  # the bias of the classifier counts
-    layers = weight_amplitude(net, scope="layer")
-    assert layers == {"": 0.5, "conv": pytest.approx(0.3), "norm": 1.0, "head.1": 2.5}
+    assert weight_amplitude(net.conv) == pytest.approx(0.3)
     net.head.requires_grad_(False)
     assert weight_amplitude(net) == 1.0  # gamma; running statistics are not weights
-    assert weight_amplitude(net, "layer")["head.1"] == 0.0
     assert weight_amplitude(net.requires_grad_(False)) == 0.0
     assert weight_amplitude(nn.ReLU()) == 0.0
     assert weight_amplitude(nn.Linear(3, 2).half()) <= 1
@@ -764,11 +762,8 @@ def test_amplitudes_that_are_no_number():
     with torch.no_grad():
         net.norm.bias[2] = NAN
     assert math.isnan(weight_amplitude(net))
-    assert weight_amplitude(net, "layer")["head.1"] == 2.5
     with pytest.raises(ConvwrightError, match=r"'scale' is on the meta"):
         weight_amplitude(Net().to("meta"))
-    with pytest.raises(ConvwrightError, match="scope='block'"):
-        weight_amplitude(net, "block")
 
 
 # ------------------------------------------------------------------ what is refused

@@ -15,7 +15,7 @@ import ctypes
 import math
 import operator
 from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,12 +149,8 @@ def _amplitude(value: object) -> float:
     return amplitude
 
 
-@overload
-def weight_amplitude(model: nn.Module, scope: Literal["model"] = "model") -> float: ...
-@overload
-def weight_amplitude(model: nn.Module, scope: Literal["layer"]) -> dict[str, float]: ...
 @torch.no_grad()
-def weight_amplitude(model: nn.Module, scope: Literal["model", "layer"] = "model") -> float | dict[str, float]:
+def weight_amplitude(model: nn.Module) -> float:
     """Return w*, the largest absolute value of the trainable parameters.
 
     Biases, the scales and shifts of norms and the classifier included: so does the published code. With batch norm
@@ -162,26 +158,15 @@ def weight_amplitude(model: nn.Module, scope: Literal["model", "layer"] = "model
 
     Args:
         model: a network, or a part of it.
-        scope: ``model`` for one number, as in the published code's later versions; ``layer`` for one per module
-            that has parameters of its own, by the module's name.
 
     Returns:
-        The number, 0.0 if nothing is trainable, NaN if a weight is NaN; or the numbers by module.
+        The number, 0.0 if nothing is trainable, NaN if a weight is NaN.
 
     Raises:
-        ConvwrightError: the scope is unknown, or weights have no values (they are on the meta device).
+        ConvwrightError: weights have no values (they are on the meta device).
     """
-    if scope not in ("model", "layer"):
-        raise ConvwrightError(f"scope={scope!r} is unknown: give 'model' or 'layer'")
-    if scope == "model":
-        return _largest(list(model.named_parameters()))
-    own = {name: list(module.named_parameters(name, recurse=False)) for name, module in model.named_modules()}
-    return {name: _largest(parameters) for name, parameters in own.items() if parameters}
-
-
-def _largest(parameters: list[tuple[str, nn.Parameter]]) -> float:
     found = 0.0
-    for name, parameter in parameters:
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.numel():
             continue
         if parameter.is_meta:

@@ -97,16 +97,6 @@ class LayerField:
         """Rows and columns from which on the layer's kernel sees something new."""
         return tuple(before + 1 for before in self.entered)
 
-    @property
-    def gain_per_mac(self) -> float:
-        """Normalised gain per MAC; 0 for a layer without MACs."""
-        return self.share_gain / self.macs if self.macs else 0.0
-
-    @property
-    def gain_per_param(self) -> float:
-        """Normalised gain per parameter; 0 for a layer without parameters."""
-        return self.share_gain / self.params if self.params else 0.0
-
 
 @dataclass(frozen=True)
 class StageField:
@@ -135,11 +125,6 @@ class StageField:
     layers: tuple[LayerField, ...] = field(repr=False)
     positions: int = 1
     exact: bool = True
-
-    @property
-    def saturated(self) -> bool:
-        """Whether the output sees the whole scope."""
-        return self.share >= 1
 
 
 @dataclass(frozen=True)
