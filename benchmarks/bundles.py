@@ -3,8 +3,8 @@
 * ``time``: ``bundles`` on whole arrays, rows compared after hashing, against the published loop written in NumPy
   (for each bundle, compare one row with all rows and allocate the mask), the same loop without the float mask, and
   ``numpy.unique`` of the rows. Processor time in seconds, on one thread; all must give the same number of bundles.
-* ``memory``: bytes that ``BundleCounter`` holds at the peak, beyond the batch, in three phases: counting, ``result``
-  and ``verify``. One buffer holds a batch and is filled anew for each: it is "one batch's activations", made before
+* ``memory``: bytes that ``BundleCounter`` holds at the peak, beyond the batch, in two phases: counting and
+  ``result``. One buffer holds a batch and is filled anew for each: it is "one batch's activations", made before
   and not counted. Of each phase the peak is what the counters keep in tensors when it begins, plus the highest
   running sum of torch's allocations and releases (its profiler), plus that of everything else, NumPy's arrays
   included (tracemalloc, in a run of its own). The pieces that are worked on are counted, too; as they do not grow
@@ -178,11 +178,7 @@ def peaks(stream: Stream, layers: int, peak: Callable[[Callable[[], Any]], int])
         if {counter.result().count for counter in counters} != {stream.different}:
             raise SystemExit("the number of bundles is wrong")
 
-    def verifying() -> None:
-        if not all(counter.verify(stream, rows=32).verified for counter in counters):
-            raise SystemExit("not verified")
-
-    found = {phase.__name__: peak(phase) for phase in (counting, results, verifying)}
+    found = {phase.__name__: peak(phase) for phase in (counting, results)}
     return found | {"kept": kept(counters)}
 
 
@@ -194,7 +190,6 @@ def totals(samples: int, columns: int, batch: int, layers: int, different: int) 
     return {
         "counting": tensors["counting"] + other["counting"],
         "result": held + tensors["results"] + other["results"],
-        "verify": held + tensors["verifying"] + other["verifying"],
         "kept": held,
     }
 
@@ -209,8 +204,8 @@ def measured(samples: int, columns: int, batch: int, layers: int, different: int
     row: dict[str, Any] = {
         "samples": samples, "columns": columns, "batch": batch, "layers": layers, "bundles": different or samples,
         "kept_per_sample": round(whole["kept"] / samples / layers, 2),
-        "growth_per_sample": {phase: round(per[phase], 2) for phase in ("counting", "result", "verify")},
-        "fixed": {phase: round(short[phase] - per[phase] * few * layers) for phase in ("counting", "result", "verify")},
+        "growth_per_sample": {phase: round(per[phase], 2) for phase in ("counting", "result")},
+        "fixed": {phase: round(short[phase] - per[phase] * few * layers) for phase in ("counting", "result")},
         "peaks": whole,
         "peak_per_sample": round(max(whole.values()) / samples / layers, 2),
     }  # fmt: skip

@@ -48,7 +48,7 @@ SHAPES = [
 ]  # fmt: skip
 SETTINGS = [(2, 0.5), (4, 0.5), (8, 0.5), (4, 0.0), (4, 0.75)]  # groups, overlap
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-NAMES = ("windows", "dense", "products")
+NAMES = ("windows", "dense")
 GOAL_SHAPE = (256, 64, 16)
 MOST_OVER_DENSE, MOST_OVER_GROUPED = 1.0, 1.3
 
@@ -119,7 +119,7 @@ def goal_rows(groups: int, form: str, rounds: int) -> list[dict[str, Any]]:
     times = rounds_of({n: lambda m=m: train_step(m, x, gradient) for n, m in layers.items()}, rounds)
     rows = []
     for order in orders:
-        row = {"groups": groups, "format": form, "order": order, "auto": layers[order]._chosen(x)}
+        row = {"groups": groups, "format": form, "order": order, "auto": layers[order]._chosen()}
         row |= {f"{name}_ms": round(statistics.median(times[name]), 2) for name in ("dense", "grouped")}
         row["rolling_ms"] = round(statistics.median(times[order]), 2)
         for name in ("dense", "grouped"):
@@ -138,12 +138,11 @@ def rule_row(channels: int, batch: int, side: int, groups: int, overlap: float, 
     auto = RollingPointwiseConv2d(channels, channels, groups, overlap, bias=False)
     row: dict[str, Any] = {
         "channels": channels, "batch": batch, "side": side, "groups": groups, "overlap": overlap, "format": form,
-        "windows": auto.windows, "auto": auto._chosen(x),
+        "windows": auto.windows, "auto": auto._chosen(),
     }  # fmt: skip
     layers["plain"] = nn.Conv2d(channels, channels, 1, bias=False)
     train = rounds_of({n: lambda m=m: train_step(m, x, gradient) for n, m in layers.items()}, rounds)
     row |= {f"train_{name}": round(min(times), 3) for name, times in train.items()}
-    layers.pop("products")
     evaluation = rounds_of({n: lambda m=m: infer(m, x) for n, m in layers.items()}, rounds)
     return row | {f"eval_{name}": round(min(times), 3) for name, times in evaluation.items()}
 
@@ -199,7 +198,7 @@ def main() -> int:
             goal += goal_rows(groups, form, options.rounds)
             for row in goal[-2:]:
                 print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-    print("channels batch side groups overlap format | train windows, dense, products, plain [ms] | auto")
+    print("channels batch side groups overlap format | train windows, dense, plain [ms] | auto")
     rows = []
     for channels, batch, side in SHAPES:
         for groups, overlap in SETTINGS:

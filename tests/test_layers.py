@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import convwright as cw
 from convwright.cost import count_by_torch
-from convwright.layers import GhostConv2d, RollingPointwiseConv2d, window_products
+from convwright.layers import GhostConv2d, RollingPointwiseConv2d
 from convwright.layers.rolling_pointwise import window_plan
 
 ORDERS = ("interleaved", "blocked")
@@ -57,7 +57,7 @@ def layers(draw):
 # ------------------------------------------------------------------ the definition, worked out by hand
 
 
-@pytest.mark.parametrize("implementation", ["windows", "dense", "products"])
+@pytest.mark.parametrize("implementation", ["windows", "dense"])
 @pytest.mark.parametrize(
     ("sizes", "x", "expected"),
     [
@@ -96,13 +96,13 @@ def test_every_channel_is_read_equally_often():
 def test_all_implementations_follow_the_definition(layer, batch, height, width):
     x = torch.randn(batch, layer.in_channels, height, width, dtype=torch.float64)
     expected = by_definition(layer, x)
-    for layer.implementation in ("windows", "dense", "products", "auto"):
+    for layer.implementation in ("windows", "dense", "auto"):
         torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
     assert layer.weight.shape == (layer.out_channels, layer.in_channels // layer.channel_groups, 1, 1)
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize("implementation", ["windows", "dense", "products"])
+@pytest.mark.parametrize("implementation", ["windows", "dense"])
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.33, 0.5, 0.75, 0.9])
 def test_gradients_are_exact_for_every_overlap(implementation, overlap):
     torch.manual_seed(3)
@@ -170,124 +170,25 @@ def test_eval_mode_executes_what_the_layer_is_meant_to_cost(overlap, outputs):
     assert count_by_torch(layer, torch.zeros(1, 32, 6, 7)) == 6 * 7 * 32 * outputs // 4
 
 
-def chosen(x, overlap=0.5, training=True, groups=2):
-    return RollingPointwiseConv2d(x.shape[1], x.shape[1], groups, overlap).train(training)._chosen(x)
+def chosen(channels, overlap=0.5, training=True, groups=2):
+    return RollingPointwiseConv2d(channels, channels, groups, overlap).train(training)._chosen()
 
 
 def test_the_implementation_depends_on_mode_width_and_copies():
-    small, wide = torch.zeros(2, 64, 4, 4), torch.zeros(2, 256, 4, 4)
-    assert chosen(small) == "dense"
-    assert chosen(small, training=False) == chosen(wide, training=False) == "windows"
-    assert chosen(small, 0.9, training=False) == "dense"
-    assert chosen(torch.zeros(1, 256, 64, 64)) == "products"
-    assert chosen(torch.zeros(1, 256, 64, 64, dtype=torch.float64)) != "products"
+    assert chosen(64) == "dense"
+    assert chosen(512) == chosen(64, training=False) == chosen(512, training=False) == "windows"
+    assert chosen(64, 0.9, training=False) == "dense"
 
 
 def test_the_choice_is_the_measured_one():
     """In every measured row, the rule of today takes what it took when it was measured, and pays."""
     results = Path(__file__).parents[1] / "benchmarks" / "results" / "rolling_pointwise.json"
     record = json.loads(results.read_text(encoding="utf-8"))
-    formats = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     for row in record["rows"]:
-        sizes = (row["batch"], row["channels"], row["side"], row["side"])
-        x = torch.empty(sizes, memory_format=formats[row["format"]])
-        assert chosen(x, row["overlap"], True, row["groups"]) == row["auto"], row
+        assert chosen(row["channels"], row["overlap"], True, row["groups"]) == row["auto"], row
     summary = record["summary"]
-    for name in ("windows", "dense", "products"):
+    for name in ("windows", "dense"):
         assert summary["train_auto_over_best"] <= summary[f"train_{name}_over_best"]
-
-
-# ------------------------------------------------------------------ products of windows
-
-
-def both(layer, x, gradient):
-    """Values and gradients by the products, and by a dense convolution."""
-    results = []
-    for layer.implementation in ("products", "dense"):
-        y = layer(x)
-        assert layer._chosen(x) == layer.implementation
-        tensors = [x, *layer.parameters()]
-        results.append((y, *torch.autograd.grad(y, tensors, gradient)))
-    return results
-
-
-@settings(max_examples=60, deadline=None)
-@given(layers(), st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.booleans(), st.sampled_from([1, 1 << 20]))
-def test_products_have_the_values_and_gradients_of_a_dense_convolution(layer, batch, height, width, last, elements):
-    """In both memory formats, kept for what comes out; whole, and in parts of 64 positions."""
-    form = torch.channels_last if last else torch.contiguous_format
-    x = torch.randn(batch, layer.in_channels, height, width, dtype=torch.float64).to(memory_format=form)
-    x.requires_grad_()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_products, "_ELEMENTS_AT_A_TIME", elements)
-        ours, dense = both(layer, x, torch.randn_like(layer(x)))
-    for one, other in zip(ours, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-    both_formats = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)  # one channel, one position
-    if layer.stride == (1, 1) and not both_formats:
-        assert ours[0].is_contiguous(memory_format=form)
-        assert ours[1].is_contiguous(memory_format=form)
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("channels", "groups", "overlap"), [(48, 3, 0.5), (32, 2, 0.75), (40, 4, 0.0)])
-def test_products_agree_in_single_precision_over_many_positions(channels, groups, overlap, order, last):
-    torch.manual_seed(1)
-    layer = RollingPointwiseConv2d(channels, 96 if channels == 48 else 64, groups, overlap, order)
-    if layer.out_channels % layer.windows:
-        layer = RollingPointwiseConv2d(channels, 3 * layer.windows, groups, overlap, order)
-    x = torch.randn(5, channels, 17, 13).to(memory_format=torch.channels_last if last else torch.contiguous_format)
-    ours, dense = both(layer, x.requires_grad_(), torch.randn(5, layer.out_channels, 17, 13) / 1105)
-    for one, other in zip(ours, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("outputs", "overlap"), [(8, 0.5), (7, 0.5), (8, 0.75), (5, 0.6), (8, 0.9)])
-def test_products_have_gradients_of_gradients(outputs, overlap, last):
-    torch.manual_seed(3)
-    layer = RollingPointwiseConv2d(8, outputs, 2, overlap, implementation="products", dtype=torch.float64)
-    x = torch.randn(2, 8, 1, 2, dtype=torch.float64)
-    x = x.to(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
-
-    def run(x, weight, bias):
-        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
-
-    inputs = (x, layer.weight, layer.bias)
-    assert torch.autograd.gradcheck(run, inputs)
-    assert torch.autograd.gradgradcheck(run, inputs)
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_products_compute_only_the_gradients_asked_for(last):
-    layer = RollingPointwiseConv2d(8, 8, implementation="products")
-    x = torch.randn(2, 8, 3, 3).to(memory_format=torch.channels_last if last else torch.contiguous_format)
-    layer(x).sum().backward()
-    assert x.grad is None
-    layer.requires_grad_(requires_grad=False)
-    x.requires_grad_()
-    weight = layer.weight.grad.clone()
-    layer(x).sum().backward()
-    assert torch.equal(layer.weight.grad, weight)
-    torch.testing.assert_close(x.grad, layer.dense_weight().sum(0)[None].expand_as(x))
-
-
-@pytest.mark.parametrize("name", ["auto", "products"])
-def test_under_autocast_and_transforms_known_operations_run(name):
-    layer, x = RollingPointwiseConv2d(256, 256, implementation=name), torch.randn(4, 256, 32, 32)
-    assert layer._chosen(x) == "products"
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer._chosen(x) != "products"
-        y = layer(x)
-        assert y.dtype == torch.bfloat16
-        y.float().sum().backward()
-    few = x[:, :, :2, :2]
-    torch.testing.assert_close(torch.func.vmap(layer)(few[:, None])[:, 0], layer(few), rtol=1e-4, atol=1e-4)
-    gradient = torch.func.grad(lambda x: layer(x).square().sum())(few)
-    few = few.clone().requires_grad_()
-    layer(few).square().sum().backward()
-    torch.testing.assert_close(gradient, few.grad, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("outputs", "overlap"), [(16, 0.5), (13, 0.5), (16, 0.33), (16, 0.9)])

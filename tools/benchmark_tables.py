@@ -253,9 +253,8 @@ def bundles() -> str:
     ]
     words = "Seconds of processor time on one thread. All ways give the same number of bundles."
     more = (
-        "Streamed, bytes per sample and layer beyond the batch: what is kept, and by how much the peak of counting, "
-        "`result` and `verify` grows from a fifth of the samples to all. The last column is what does not grow with "
-        "the samples."
+        "Streamed, bytes per sample and layer beyond the batch: what is kept, and by how much the peak of counting and "
+        "`result` grows from a fifth of the samples to all. The last column is what does not grow with the samples."
     )
     kept = ("samples x layers", "bundles", "kept, bytes", "growth of the peak, bytes", "besides, MB")
     shown = (markdown(head, rows, right=(1, 2, 3, 4)), more, markdown(kept, held, right=(1, 2, 3, 4)))

@@ -15,8 +15,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from convwright.renamed import install
-
 if TYPE_CHECKING:
     from convwright import cost, edits, layers, methods, runs, techniques, training, zoo
     from convwright.architecture import Architecture, Block, ChannelGroup, Layer, Stage, read
@@ -85,9 +83,6 @@ __all__ = [
     "layers", "load", "load_data", "methods", "metrics", "optimize", "parse_budget", "read", "receptive_field",
     "runs", "saliency", "scale_widths", "tasks", "techniques", "train", "training", "zoo",
 ]  # fmt: skip
-
-
-install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,4 @@
-"""The lesion study: what is left out is what the plan removes, draws are seeded, and the network stays whole."""
-
-import json
-import math
-import xml.etree.ElementTree as ElementTree
+"""Leaving blocks out: what is left out is what the plan removes, and the network stays whole."""
 
 import pytest
 import torch
@@ -10,7 +6,7 @@ from torch import nn
 
 import convwright as cw
 from convwright.errors import ConvwrightError
-from convwright.experiments.studies.lesion import ORDERS, Lesions, lesion_study
+from convwright.experiments.studies.lesion import Lesions
 from convwright.training import ArrayImages
 
 
@@ -38,9 +34,6 @@ def pictures(count, seed=0):
 
 def sample(count=16, seed=0):
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed)), torch.arange(count) % 3
-
-
-SETTINGS = {"learning_rate": 0.1, "batch_size": 8}
 
 
 @pytest.mark.parametrize("removed", [("layer1.1",), ("layer2.2", "layer1.0", "layer3.1")])
@@ -81,57 +74,14 @@ def test_the_network_is_whole_again_even_after_an_error(arch):
     assert not any("forward" in vars(m) or m._forward_hooks for m in model.modules())
 
 
-def test_study(arch):
-    study = lesion_study(arch, pictures(23), sample(), **SETTINGS, repeats=3, counts=(1, 2, 8, 9))
-    again = lesion_study(arch, pictures(23), sample(), **SETTINGS, repeats=3, counts=(1, 2, 8, 9))
-    assert study == again
-    conflicting = {f.name for f in study.blocks if f.conflict > 0}
-    assert conflicting == {"layer2.1", "layer3.2"}
-    assert [f.name for f in study.blocks] == [b.name for b in arch.blocks]
-    assert set(study.curves) == set(ORDERS)
-    assert [p.removed for p in study.curves["conflict"]] == [1, 2, 8, 9]
-    assert [p.removed for p in study.curves["among conflicting"]] == [1, 2]
-    # Dead branches are shortcuts already: without them, nothing changes (their shifts are zero).
-    assert study.curves["conflict"][1].mean == study.accuracy
-    assert study.removable("conflict", 0.0) >= 2
-    best = max(f.accuracy for f in study.blocks)
-    assert study.curves["loss"][0].mean == best
-    assert study.curves["random"][3].draws == 1  # all nine: one set
-    ends = {study.curves[order][-1].mean for order in ("conflict", "loss", "random")}
-    assert len(ends) == 1
-    assert study.curves["random"][0].deviation >= 0
-    assert json.loads(json.dumps(study.as_dict(), allow_nan=False))["samples"] == 23
-    assert ElementTree.fromstring(study.picture()).tag.endswith("svg")
+def test_accuracy_and_loss_without_blocks(arch):
+    """Dead branches are shortcuts already: without them, nothing changes (their shifts are zero)."""
+    with Lesions(arch).measuring(pictures(23)) as measure:
+        whole = measure(frozenset())
+        assert measure(frozenset({"layer2.1", "layer3.2"})) == whole
+        assert measure(frozenset({"layer1.0"})).loss != whole.loss
 
 
-def test_draws_depend_on_the_seed_and_not_on_other_orders(arch):
-    one = lesion_study(arch, pictures(11), sample(8), **SETTINGS, repeats=2, counts=(4,), orders=("random",))
-    other = lesion_study(arch, pictures(11), sample(8), **SETTINGS, repeats=2, counts=(4,), orders=("loss", "random"))
-    assert one.curves["random"] == other.curves["random"]
-    macs = {
-        lesion_study(arch, pictures(5), sample(8), **SETTINGS, repeats=2, counts=(4,), orders=("random",), seed=seed)
-        .curves["random"][0]
-        .macs
-        for seed in range(4)
-    }
-    assert len(macs) > 1
-
-
-def test_bad_input(arch):
-    with pytest.raises(ConvwrightError, match="order 'size' is unknown"):
-        lesion_study(arch, pictures(3), sample(4), **SETTINGS, orders=("size",))
-    with pytest.raises(ConvwrightError, match="repeats=0"):
-        lesion_study(arch, pictures(3), sample(4), **SETTINGS, repeats=0)
+def test_what_cannot_be_left_out_is_said(arch):
     with pytest.raises(ConvwrightError, match=r"'layer9' cannot be left out"), Lesions(arch).without({"layer9"}):
         pass
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    with pytest.raises(ConvwrightError, match="no residual blocks"):
-        lesion_study(cw.read(plain, (3, 16, 16)), pictures(3), sample(4), **SETTINGS)
-
-
-def test_a_diverged_branch_counts_as_conflicting(arch):
-    broken = cw.read("zoo:resnet20", (3, 16, 16), num_classes=3)
-    nn.init.constant_(broken.model.layer3[2].bn2.weight, math.nan)
-    study = lesion_study(broken, pictures(4), sample(4), **SETTINGS, counts=(1,), orders=("conflict",))
-    assert study.blocks[-1].conflict == 1.0
-    assert study.as_dict()["blocks"][-1]["entropy"] is None

@@ -179,8 +179,7 @@ def test_the_evidence_is_found_by_its_old_name(made):
     method = made(cw.read("zoo:mnist-a"))
     for number, candidate in enumerate(method.ask()):
         method.tell(Evidence(candidate, number, 0.5, 0.1, {"macs": 1}))
-    with pytest.warns(DeprecationWarning, match=r"told is results now"):
-        assert method.told == method.results
+    assert method.told == method.results
     assert method.results
 
 

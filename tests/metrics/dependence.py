@@ -13,7 +13,8 @@ from convwright.architecture import Architecture
 from convwright.metrics import receptive_field  # noqa: F401  (registers the rules)
 from convwright.metrics.receptive_field.field import Field
 from convwright.metrics.receptive_field.interpreter import FieldWalk
-from convwright.metrics.receptive_field.oracle import Oracle, Unit
+
+from .oracle import Oracle, Unit
 
 
 @dataclass(frozen=True)

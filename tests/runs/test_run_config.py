@@ -23,7 +23,18 @@ FIELDS = {each.name: each for each in fields(RunConfig)}
 POSITIONAL = ("model", "data", "budget", "method", "out", "seed", "recipe")
 COMMAND = {p.name: p for p in typer.main.get_command(cli.app).commands["optimize"].params}
 # What the command line puts together to one argument, or keeps to itself.
-PUT_TOGETHER = {"jobs", "isolate", "threads", "ray", "cpus_per_trial", "gpus_per_trial", "option", "keep", "as_json"}
+PUT_TOGETHER = {
+    "task",
+    "jobs",
+    "isolate",
+    "threads",
+    "ray",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "option",
+    "keep",
+    "as_json",
+}
 
 
 def test_every_argument_is_described():

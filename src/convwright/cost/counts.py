@@ -130,11 +130,6 @@ class Profile:
         """Costs summed over the layers of each kind."""
         return _summed((layer.kind, _cost(layer)) for layer in self.layers)
 
-    @property
-    def by_operator(self) -> dict[str, ModuleCost]:
-        """Costs summed over the layers of each ATen operator."""
-        return _summed((layer.operator, _cost(layer)) for layer in self.layers)
-
     def by_module(self, depth: int | None = None) -> dict[str, ModuleCost]:
         """Return the cost of each module together with everything inside it.
 

@@ -15,20 +15,14 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from convwright.layers.window_products import Windows, by_position, window_products
-
 ORDERS = ("interleaved", "blocked")
-IMPLEMENTATIONS = ("auto", "windows", "dense", "products")
+IMPLEMENTATIONS = ("auto", "windows", "dense")
 
 # Measured by benchmarks/rolling_pointwise.py. Up to this many input channels the time goes into moving memory, and
 # the windows move more of it than one dense convolution does.
-_DENSE_UP_TO = 128
-# Contiguous images of so many values, and channels-last batches of so many positions, are enough for products.
-_PRODUCTS_FROM = 1 << 15
-_MANY_POSITIONS = 1024
+_DENSE_UP_TO = 256
 # Rolling copies each channel into every window that reads it. Overlaps up to 3/4 make up to four copies; an overlap
 # that does not divide the window can make as many as a window has channels, which costs more than it saves.
 MOST_COPIES = 4
@@ -45,20 +39,15 @@ class RollingPointwiseConv2d(nn.Module):
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). The weight has the
     shape (out_channels, w, 1, 1); column ``i`` belongs to the ``i``-th channel of the row's window.
 
-    There are three implementations, equal up to rounding. ``windows`` lays the D windows side by side and runs one
+    There are two implementations, equal up to rounding. ``windows`` lays the D windows side by side and runs one
     grouped convolution: it executes exactly ``H * W * out_channels * w`` multiply-accumulates. ``dense``
     runs an ordinary 1x1 convolution whose weight is zero outside the windows: ``groups`` times the arithmetic,
-    without the copies. ``products`` does no more arithmetic than ``windows`` and copies less, by batched products of
-    blocks of channels, or, channels last, grouped convolutions of rolled inputs (``window_products``); it runs on the
-    processor, and where a layer is exported, traced, transformed or under autocast, ``windows`` runs instead.
+    without the copies.
 
     ``auto`` takes ``windows`` in eval mode, so that what is counted is what the layer is meant to cost, and in
-    training mode what was measured to be fastest on one core (``benchmarks/rolling_pointwise.py``), by shape and
-    memory format: ``products`` in single precision for contiguous images of 32768 values or more, and for
-    channels-last batches of at least 1024 positions and more than 128 channels unless they have few groups of many
-    blocks; else ``dense`` up to 128 input channels (256 for such channels-last batches), and ``windows`` above. Where
-    windows would hold more than four copies of the input (overlaps above 3/4, or that do not divide the window),
-    ``auto`` takes ``dense`` instead of ``windows``, whatever the mode.
+    training mode what was measured to be faster on one core (``benchmarks/rolling_pointwise.py``): ``dense`` up to 256
+    input channels, and ``windows`` above. Where windows would hold more than four copies of the input (overlaps above
+    3/4, or that do not divide the window), ``auto`` takes ``dense``, whatever the mode.
 
     Args:
         in_channels: width of the input, a multiple of ``groups``.
@@ -68,7 +57,7 @@ class RollingPointwiseConv2d(nn.Module):
         order: ``"interleaved"`` or ``"blocked"``.
         bias: add a learned value per output.
         stride: reads every ``stride``-th position.
-        implementation: ``"auto"``, ``"windows"``, ``"dense"`` or ``"products"``.
+        implementation: ``"auto"``, ``"windows"`` or ``"dense"``.
         device: where the parameters lie.
         dtype: their type.
 
@@ -136,11 +125,12 @@ class RollingPointwiseConv2d(nn.Module):
 
     def channels(self) -> Tensor:
         """Return the input channel behind each weight, shape (out_channels, window)."""
-        return self._plan().index(self.weight.device)
+        number = torch.arange(self.out_channels, device=self.weight.device)
+        return self.channels_of(window_of(number, self.out_channels, self.windows, self.order))
 
     def channels_of(self, windows: Tensor) -> Tensor:
         """Return the input channels in some windows, shape (len(windows), window)."""
-        return self._plan().channels_of(windows)
+        return channels_of(windows, self.in_channels, self.window, self.shift)
 
     def dense_weight(self) -> Tensor:
         """Return the equal weight of an ordinary 1x1 convolution, shape (out_channels, in_channels, 1, 1)."""
@@ -158,11 +148,8 @@ class RollingPointwiseConv2d(nn.Module):
         """Return the convolution of x, (N, in_channels, H, W)."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected an input of shape (N, {self.in_channels}, H, W), not {tuple(x.shape)}")
-        chosen = self._chosen(x)
-        if chosen == "dense":
+        if self._chosen() == "dense":
             return F.conv2d(x, self.dense_weight(), self.bias, self.stride)
-        if chosen == "products":
-            return window_products(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias, self._plan())
         if self.stride != (1, 1):
             # The positions that a 1x1 filter skips need no windows. Copied, since to reshape a view with steps is
             # to ask whether they divide the size, and the exported layer would be bound to the answer.
@@ -175,39 +162,13 @@ class RollingPointwiseConv2d(nn.Module):
             parts.append(self._grouped(x, whole, self.out_channels))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _chosen(self, x: Tensor) -> str:
-        if self.implementation == "products":
-            return "products" if _runs_as_written(x) else "windows"
+    def _chosen(self) -> str:
         if self.implementation != "auto":
             return self.implementation
         if self.windows == 1:
             return "windows"
-        if self.training and self._products_win(x):
-            return "products"
-        if self.copies > MOST_COPIES or (self.training and self.in_channels <= self._dense_up_to(x)):
-            return "dense"
-        return "windows"
-
-    def _products_win(self, x: Tensor) -> bool:
-        if not _runs_as_written(x) or x.dtype != torch.float32:
-            return False
-        if not by_position(x):
-            return x[0].numel() >= _PRODUCTS_FROM
-        positions = x.numel() // x.shape[1]
-        if not self._plan().regular or self.in_channels <= _DENSE_UP_TO or positions < _MANY_POSITIONS:
-            return False
-        # The arithmetic that each group saves, over the blocks that are rolled and added for it.
-        return self.channel_groups * self.in_channels > 2 * _DENSE_UP_TO * self._blocks
-
-    def _dense_up_to(self, x: Tensor) -> int:
-        """Channels up to which a dense convolution is faster in training than windows."""
-        if _runs_as_written(x) and by_position(x) and x.numel() // x.shape[1] >= _MANY_POSITIONS:
-            return 2 * _DENSE_UP_TO
-        return _DENSE_UP_TO
-
-    def _plan(self) -> Windows:
-        interleaved = self.order == "interleaved"
-        return Windows(self.in_channels, self.out_channels, self.window, self.shift, self.windows, interleaved)
+        few = self.training and self.in_channels <= _DENSE_UP_TO
+        return "dense" if few or self.copies > MOST_COPIES else "windows"
 
     def _grouped(self, x: Tensor, start: int, end: int) -> Tensor:
         """Return outputs ``start`` to ``end`` by one grouped convolution, one group per window."""
@@ -243,17 +204,6 @@ class RollingPointwiseConv2d(nn.Module):
         )
 
 
-def _runs_as_written(x: Tensor) -> bool:
-    """Whether this is an ordinary call: what is exported, traced or transformed takes operations known everywhere."""
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
-        return False
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or x.device.type != "cpu":
-        return False
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
-    return not transformed and tangent is None and not torch.is_autocast_enabled("cpu")
-
-
 def _swap(x: Tensor, axis: int, rows: int) -> Tensor:
     """Take an axis as a table of ``rows`` rows and read it column by column."""
     table = x.reshape(*x.shape[:axis], rows, -1, *x.shape[axis + 1 :])
@@ -284,3 +234,13 @@ def window_plan(in_channels: int, out_channels: int, groups: int, overlap: float
             f"blocked order needs output channels in multiples of its {windows} windows, not {out_channels}"
         )
     return shift, windows
+
+
+def window_of(outputs: Tensor, out_channels: int, windows: int, order: str) -> Tensor:
+    """Return the number of the window that each output reads."""
+    return outputs % windows if order == "interleaved" else outputs // (out_channels // windows)
+
+
+def channels_of(windows: Tensor, in_channels: int, window: int, shift: int) -> Tensor:
+    """Return the channels in some windows, shape (len(windows), window)."""
+    return (windows[:, None] * shift + torch.arange(window, device=windows.device)) % in_channels

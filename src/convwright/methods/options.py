@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from convwright.edits.constraints import DivisorLike
 from convwright.errors import BudgetError, ConvwrightError, did_you_mean
 from convwright.methods.base import Evidence, Method, method_named
-from convwright.renamed import warn_renamed
 
 if TYPE_CHECKING:
     from convwright.architecture import Architecture
@@ -108,7 +107,6 @@ class ConfigurableMethod(Method):
     @property
     def told(self) -> Mapping[int, Evidence]:
         """The old name of `results`."""
-        warn_renamed("told", "results")
         return self.results
 
     def _meets(self, evidence: Evidence) -> bool:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from convwright.cost.budget import Limits
 from convwright.edits import Plan, Width
-from convwright.methods.base import Candidate, Evidence, register
+from convwright.methods.base import Candidate, register
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Script, Scripted
 from convwright.methods.shared.width_surface import Surface, own_costs
@@ -67,27 +67,17 @@ class RandomWidths(Scripted):
         self.baseline = Candidate(empty, None, self.epochs, seed, role="baseline", weights="fresh")
 
     def _run(self) -> Script:
-        yield self.trials
-        found = self._chosen()
+        told = yield self.trials
+        found = max((e for e in told if self._meets(e)), key=lambda e: e.score, default=None)
+        count = len(self.trials)
         if found is None:
+            self._note("random, end", f"none of {count} trials could be trained within the budget")
             return
+        reason = f"trial {found.trial} of {count}, {found.metric.name} {found.shown}"
+        self._note("random, end", reason, {found.trial: "the most accurate"}, found.trial)
         final = Candidate(found.candidate.plan, None, self.epochs, self.terms.seed, weights="fresh")
         evidence, _ = yield (final, self.baseline)
         self._final = evidence.trial
-
-    def _chosen(self) -> Evidence | None:
-        known = [self.results[number] for number in range(len(self.trials)) if number in self.results]
-        return max((e for e in known if self._meets(e)), key=lambda e: e.score, default=None)
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """What was found, once all draws are told."""
-        if not all(number in self.results for number in range(len(self.trials))):
-            return ()
-        found = self._chosen()
-        if found is None:
-            return (f"random, end: none of {len(self.trials)} trials could be trained within the budget",)
-        return (f"random, end: trial {found.trial} of {len(self.trials)}, {found.metric.name} {found.shown}",)
 
 
 def drawn(surface: Surface, rng: random.Random, low: float, high: float, scaled: bool) -> tuple[Width, ...]:

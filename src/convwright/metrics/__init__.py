@@ -1,13 +1,12 @@
 """Metrics that judge layers: receptive fields, conflicting bundles, channel quality."""
 
-from convwright.metrics.bundles.counter import BundleCheck, BundleCounter, Bundles, bundles
-from convwright.metrics.bundles.weight_grid import WeightGrid, grid_width, weight_amplitude
+from convwright.metrics.bundles.counter import BundleCounter, Bundles, bundles
+from convwright.metrics.bundles.weight_grid import WeightGrid, weight_amplitude
 from convwright.metrics.quality.channel_quality import ChannelQuality, Mode, channel_qualities, channel_quality
 from convwright.metrics.quality.evbmf import Evbmf, evbmf
 from convwright.metrics.receptive_field.analysis import LayerField, ReceptiveField, StageField, receptive_field, score
 
 __all__ = [
-    "BundleCheck",
     "BundleCounter",
     "Bundles",
     "ChannelQuality",
@@ -21,7 +20,6 @@ __all__ = [
     "channel_qualities",
     "channel_quality",
     "evbmf",
-    "grid_width",
     "receptive_field",
     "score",
     "weight_amplitude",

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convwright.ranking import ACCURACY, Metric
-from convwright.renamed import renamed
 from convwright.runs.verdict import ResultWarning
-
-__getattr__ = renamed(__name__, {"Report": "Content"})
 
 State = Literal["same", "changed", "removed", "new"]
 Number = int | float

@@ -11,16 +11,12 @@ from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.base import Evidence
 from convwright.methods.enlarging.compound import Scaling
 from convwright.methods.enlarging.rules import (
-    REGNETS,
     Setting,
-    coefficients,
     compound,
     fast,
-    regnet,
     scaled,
     shares,
     single,
-    tinynet,
     to_cost,
 )
 from convwright.methods.shared.stage_knobs import Stages
@@ -109,46 +105,6 @@ def test_widths_are_never_rounded_below_nine_tenths():
         assert found % quantum == 0
         assert found >= 0.9 * value
         assert abs(found - value) <= quantum
-
-
-def test_coefficients_are_searched_on_the_grid():
-    grid = []
-    coefficients(lambda c: grid.append(c) or 0)
-    assert (1.2, 1.1, 1.15) in grid
-    assert all(abs(a * b * b * c * c - 2) <= 0.1 for a, b, c in grid)
-    assert len(set(grid)) == len(grid)
-    wanted = (1.2, 1.1, 1.15)
-    assert coefficients(lambda c: -sum(abs(x - y) for x, y in zip(c, wanted, strict=True))) == wanted
-    with pytest.raises(ConvwrightError, match="finer step"):
-        coefficients(sum, product=2.1, tolerance=0.0001, step=0.5)
-
-
-@pytest.mark.parametrize(
-    ("letter", "side", "depths"),
-    [("a", 192, (1, 2, 2, 4, 4, 5, 1)), ("b", 188, (1, 2, 2, 3, 3, 4, 1)), ("c", 184, (1, 2, 2, 3, 3, 3, 1)),
-     ("d", 152, (1, 1, 1, 2, 2, 3, 1)), ("e", 106, (1, 1, 1, 2, 2, 2, 1))],
-)  # fmt: skip
-def test_tinynets(letter, side, depths):
-    found = tinynet(B0, letter)
-    assert (found.resolution, found.depths, found.ends) == (side, depths, 1.0)
-    with pytest.raises(ConvwrightError, match="no TinyNet 'z'"):
-        tinynet(B0, "z")
-
-
-@pytest.mark.parametrize(
-    ("name", "widths", "depths"),
-    [
-        ("x-200mf", (24, 56, 152, 368), (1, 1, 4, 7)),
-        ("x-600mf", (48, 96, 240, 528), (1, 3, 5, 7)),
-        ("x-3.2gf", (96, 192, 432, 1008), (2, 6, 15, 2)),
-        ("x-4.0gf", (80, 240, 560, 1360), (2, 5, 14, 2)),
-        ("y-600mf", (48, 112, 256, 608), (1, 3, 7, 4)),
-        ("y-4.0gf", (128, 192, 512, 1088), (2, 6, 12, 2)),
-    ],
-)
-def test_regnets(name, widths, depths):
-    assert regnet(REGNETS[name]) == (widths, depths)
-    assert sum(depths) == REGNETS[name].depth
 
 
 def test_shares_add_up():

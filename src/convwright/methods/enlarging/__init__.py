@@ -2,8 +2,5 @@
 
 from convwright.methods.enlarging import compound  # noqa: F401 - registers its methods
 from convwright.methods.enlarging.greedy import Chosen, FamilyNetwork, GreedyEnlarging, Judgements, Refined
-from convwright.renamed import renamed
 
 __all__ = ["Chosen", "FamilyNetwork", "GreedyEnlarging", "Judgements", "Refined"]
-
-__getattr__ = renamed(__name__, {"Member": "FamilyNetwork"})

@@ -3,16 +3,14 @@
 Each rule turns a factor into stage widths, stage depths and a resolution; the factor is found by bisection on exact
 costs. Rules are pure functions of numbers and need no network.
 
-Sources: EfficientNet (Tan and Le 2019) for compound scaling, Dollar et al. 2021 for fast compound scaling, Radosavovic
-et al. 2020 for RegNet, Han et al. 2020 for TinyNet. Random and equal shares are ours.
+Sources: EfficientNet (Tan and Le 2019) for compound scaling, Dollar et al. 2021 for fast compound scaling. Random and
+equal shares are ours.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -130,114 +128,6 @@ def to_cost(made: Callable[[float], Setting], cost: Cost, target: int, start: fl
         middle = (low + high) / 2
         low, high = (low, middle) if cost(made(middle)) >= target else (middle, high)
     return min((made(low), made(high)), key=lambda s: abs(cost(s) - target))
-
-
-def coefficients(
-    score: Callable[[tuple[float, float, float]], float],
-    *,
-    product: float = 2.0,
-    tolerance: float = 0.05,
-    step: float = 0.05,
-    most: float = 2.0,
-) -> tuple[float, float, float]:
-    """Return the best (alpha, beta, gamma) of compound scaling, by grid search at phi = 1.
-
-    Args:
-        score: what a triple is worth, such as the accuracy of the scaled network.
-        product: what alpha * beta^2 * gamma^2 should be: the factor of the MACs.
-        tolerance: by how much of it the product may be off.
-        step: of the grid.
-        most: largest coefficient.
-
-    Returns:
-        The best triple; of equal ones the one with the nearest product, then the smallest.
-
-    Raises:
-        ConvwrightError: no triple of the grid has the product.
-    """
-    values = [round(1 + step * i, 10) for i in range(int((most - 1) / step + 1e-9) + 1)]
-    triples = itertools.product(values, values, values)
-    found = [triple for triple in triples if abs(_product(triple) - product) <= tolerance * product]
-    if not found:
-        raise ConvwrightError(f"no coefficients on a grid of {step} have the product {product}; give a finer step")
-    return max(found, key=lambda c: (score(c), -abs(_product(c) - product), [-x for x in c]))
-
-
-def _product(c: tuple[float, float, float]) -> float:
-    return c[0] * c[1] ** 2 * c[2] ** 2
-
-
-TINYNETS = {
-    "a": (0.86, 1.0, 1.2),
-    "b": (0.84, 0.75, 1.1),
-    "c": (0.825, 0.54, 0.85),
-    "d": (0.68, 0.54, 0.695),
-    "e": (0.475, 0.51, 0.6),
-}
-
-
-def tinynet(base: Setting, letter: str) -> Setting:
-    """Scale EfficientNet-B0 down as TinyNet-A to E do: depths to the nearest, stem as it is, any side.
-
-    Args:
-        base: of EfficientNet-B0.
-        letter: a to e.
-
-    Raises:
-        ConvwrightError: there is no such TinyNet.
-    """
-    if letter not in TINYNETS:
-        raise ConvwrightError(f"there is no TinyNet {letter!r}; there are {', '.join(TINYNETS)}")
-    resolution, width, depth = TINYNETS[letter]
-    made = scaled(base, width=width, depth=depth, depth_rounding="nearest")
-    return Setting(made.widths, made.depths, int(base.resolution * resolution), base.ends)
-
-
-@dataclass(frozen=True)
-class RegNet:
-    """Parameters of a RegNet: block j of D is about w_0 + w_a * j wide.
-
-    Attributes:
-        initial: w_0.
-        slope: w_a.
-        multiplier: w_m: between two stages.
-        group: width of the groups of its 3x3 convolutions.
-        depth: D, blocks in all.
-    """
-
-    initial: int
-    slope: float
-    multiplier: float
-    group: int
-    depth: int
-
-
-REGNETS = {
-    "x-200mf": RegNet(24, 36.44, 2.49, 8, 13),
-    "x-400mf": RegNet(24, 24.48, 2.54, 16, 22),
-    "x-600mf": RegNet(48, 36.97, 2.24, 24, 16),
-    "x-800mf": RegNet(56, 35.73, 2.28, 16, 16),
-    "x-1.6gf": RegNet(80, 34.01, 2.25, 24, 18),
-    "x-3.2gf": RegNet(88, 26.31, 2.25, 48, 25),
-    "x-4.0gf": RegNet(96, 38.65, 2.43, 40, 23),
-    "y-600mf": RegNet(48, 32.54, 2.32, 16, 15),
-    "y-4.0gf": RegNet(96, 31.41, 2.24, 64, 22),
-}
-
-
-def regnet(parameters: RegNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the widths and depths of the stages of a RegNet.
-
-    >>> regnet(REGNETS["x-200mf"])
-    ((24, 56, 152, 368), (1, 1, 4, 7))
-    """
-    p = parameters
-    powers = [round(math.log((p.initial + p.slope * j) / p.initial) / math.log(p.multiplier)) for j in range(p.depth)]
-    wide = [8 * round(p.initial * p.multiplier**power / 8) for power in powers]
-    stages = {width: wide.count(width) for width in wide}
-    groups = [min(p.group, width) for width in stages]
-    widths = (round(w / g) * g for w, g in zip(stages, groups, strict=True))
-    return tuple(widths), tuple(stages.values())
 
 
 def shares(stages: int, how: Literal["equal", "random"], seed: int = 0) -> tuple[float, ...]:

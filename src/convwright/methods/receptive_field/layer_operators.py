@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from convwright.architecture import Architecture, Layer
@@ -19,8 +20,7 @@ from convwright.edits import Edit, Kernel, Replace
 from convwright.edits.kernel import why_not_kernel
 from convwright.edits.replace import why_not_replaceable
 from convwright.errors import ConvwrightError
-from convwright.layers.rolling_pointwise import MOST_COPIES, ORDERS, window_plan
-from convwright.layers.window_products import Windows
+from convwright.layers.rolling_pointwise import MOST_COPIES, ORDERS, channels_of, window_of, window_plan
 from convwright.metrics.receptive_field.field import FieldValue
 from convwright.metrics.receptive_field.interpreter import ChannelMixing, FieldWalk, Window
 from convwright.metrics.receptive_field.rules import kernels_of
@@ -134,7 +134,7 @@ class Place:
 def rolling_channels(ins: int, outs: int, groups: int, overlap: float, order: str) -> Tensor:
     """Return the input channels that each output of a rolling pointwise convolution reads, (outs, ins / groups)."""
     shift, windows = window_plan(ins, outs, groups, overlap, order)  # no layer is made: it would draw weights
-    return Windows(ins, outs, ins // groups, shift, windows, order == "interleaved").index()
+    return channels_of(window_of(torch.arange(outs), outs, windows, order), ins, ins // groups, shift)
 
 
 # ------------------------------------------------------------------ where, and what

@@ -85,7 +85,7 @@ def organize(
     Raises:
         BudgetError: no distribution keeps the limits, they limit something else than MACs and parameters, or
             ``spend`` has none.
-        ConvwrightError: the network has no stages with units, or too many distributions for ``exhaustive``.
+        ConvwrightError: the network has no stages with units.
     """
     rule = rule or Rule()
     check_counted(limits)
@@ -125,7 +125,7 @@ class OrganizerOptions(MethodOptions):
     """Options of method ``receptive-field``.
 
     Attributes:
-        mode: ``greedy``, ``exhaustive`` or ``spend``. If not given, the rule's; without a rule ``spend`` where there
+        mode: ``greedy`` or ``spend``. If not given, the rule's; without a rule ``spend`` where there
             are limits, else ``greedy``.
         rule: Everything else about the moves.
         sight: How fields are counted.

@@ -1,28 +1,23 @@
-"""How units move between stages: greedily, by trying all distributions, or up to a budget.
+"""How units move between stages: greedily, or up to a budget.
 
-The moves of the stage-level organizer (``receptive_field.py``), whose rule is reconstructed; ``exhaustive``, ``spend``
-and the options of ``Rule`` beyond ``conservative`` are ours.
+The moves of the stage-level organizer (``receptive_field.py``), whose rule is reconstructed; ``spend`` and the options
+of ``Rule`` beyond ``conservative`` are ours.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
-
-import numpy as np
-from numpy.typing import NDArray
 
 from convwright.cost.budget import human
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.receptive_field.stage_units import UnitCost, Units, UnitStage
 from convwright.metrics.receptive_field.analysis import Score, score
 
-Mode = Literal["greedy", "exhaustive", "spend"]
+Mode = Literal["greedy", "spend"]
 Counts = tuple[int, ...]
 _NOTHING = 1e-12  # gains below it are rounding
-_MOST_DISTRIBUTIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -30,9 +25,9 @@ class Rule:
     """How units are moved.
 
     Attributes:
-        mode: ``greedy``: the best move of one unit, again and again. ``exhaustive``: the best distribution of all.
-            ``spend``: units that see nothing new go, then units come where their gain per cost is highest, up to
-            limits; where none fits, one is moved, and so on.
+        mode: ``greedy``: the best move of one unit, again and again. ``spend``: units that see
+            nothing new go, then units come where their gain per cost is highest, up to limits; where none fits, one is
+            moved, and so on.
         score: what is raised: the ``sum`` (or ``mean``) of the stages' shares; the sum of their ``log``, to which
             early stages with their small shares matter as much as late ones; or the mean logarithm over all
             ``positions`` of all stages' maps, to which early stages with their large maps matter most.
@@ -61,9 +56,6 @@ class Rule:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value >= 0:
                 raise ConvwrightError(f"{name} is a number from 0 on, not {value!r}")
-        for name in ("conservative", "per_cost"):
-            if getattr(self, name) and self.mode == "exhaustive":
-                raise ConvwrightError(f"{name} is about single moves, and mode 'exhaustive' makes none: use 'greedy'")
 
 
 @dataclass(frozen=True)
@@ -221,70 +213,6 @@ def _unit_use(desk: Desk, number: int, count: int) -> float:
     return max(desk.use(UnitCost(more.macs - now.macs, more.params - now.params)), _NOTHING)
 
 
-# ------------------------------------------------------------------ exhaustive
-
-
-def _exhaustive(desk: Desk) -> tuple[list[Move], Counts, str]:
-    """Take the distribution of the same number of units with the highest Q that keeps the limits."""
-    total, stages = sum(desk.units.counts), desk.units.stages
-    least = sum(stage.least for stage in stages)
-    choices = [[n for n in range(s.least, total - least + s.least + 1) if s.allows(n)] for s in stages]
-    _check_number(desk, choices, total)
-    rows = _distributions(choices, total)
-    tables = [_table(desk, number, ns) for number, ns in enumerate(choices)]
-    sums = np.zeros((len(rows), 4))
-    for place, table in enumerate(tables):
-        sums += table[rows[:, place]]
-    gained, macs, params, distance = sums.T
-    more = {"macs": macs + desk.base.macs, "params": params + desk.base.params}
-    fits = np.ones(len(rows), dtype=bool)
-    for metric, limit in desk.limits.items():
-        fits &= more[metric] <= limit
-    if not fits.any():
-        use = np.max([more[metric] / max(limit, 1) for metric, limit in desk.limits.items()], axis=0)
-        raise BudgetError(_unreachable(desk, tuple(rows[use.argmin()].tolist())))
-    # The highest Q, then the nearest to the present one, the fewest parameters, and units that stand early.
-    ranks = np.lexsort((*rows.T[::-1], -params, -distance, np.round(gained, 12), fits))
-    best = tuple(rows[ranks[-1]].tolist())
-    return [], best, f"It has the highest Q of all {len(rows):,} distributions of {total} units that keep the limits."
-
-
-def _check_number(desk: Desk, choices: list[list[int]], total: int) -> None:
-    free = sum(len(ns) > 1 for ns in choices)
-    loose = sum(s.count - s.least for s in desk.units.stages)
-    number = math.comb(loose + free - 1, free - 1) if free else 1
-    if number > _MOST_DISTRIBUTIONS:
-        raise ConvwrightError(
-            f"{total} units over {len(choices)} stages have up to {number:,} distributions; "
-            "use mode 'greedy', which found the best one on all networks that were tried."
-        )
-
-
-def _distributions(choices: list[list[int]], total: int) -> NDArray[np.int64]:
-    """Return all ways to take one number from each list so that they add up, one a row."""
-    rows = np.zeros((1, 0), dtype=np.int64)
-    for place, ns in enumerate(choices):
-        later = sum(ns[0] for ns in choices[place + 1 :])
-        taken = rows.sum(1)
-        # The last number follows from the others.
-        each = np.array(ns)[None, :] if place + 1 < len(choices) else (total - taken)[:, None]
-        allowed = np.isin(each, ns) & (taken[:, None] + each + later <= total)
-        which, column = np.nonzero(allowed)
-        new = np.broadcast_to(each, allowed.shape)[which, column]
-        rows = np.concatenate([rows[which], new[:, None]], 1)
-    return rows
-
-
-def _table(desk: Desk, number: int, ns: list[int]) -> NDArray[np.float64]:
-    """Return per number of units of a stage what it adds to Q, to MACs, to parameters, and to the distance."""
-    stage = desk.units.stages[number]
-    table = np.zeros((max(ns) + 1, 4))
-    for n in ns:
-        cost = stage.cost_of(n)
-        table[n] = desk.rated(stage, n), cost.macs, cost.params, abs(n - stage.count)
-    return table
-
-
 # ------------------------------------------------------------------ spend
 
 
@@ -298,7 +226,10 @@ def _spend(desk: Desk) -> tuple[list[Move], Counts, str]:
         moves.append(move)
         counts = move.after
     if not desk.fits(counts):
-        raise BudgetError(_unreachable(desk, counts))
+        raise BudgetError(
+            f"moving units cannot keep the limits: the nearest that it reaches is {list(counts)} units per stage with "
+            f"{_over(desk, counts)}. Give a larger budget, or narrow the network as well."
+        )
     while (move := _added(desk, counts) or _best_move(desk, counts)) is not None:
         moves.append(move)
         counts = move.after
@@ -342,15 +273,7 @@ def _over(desk: Desk, counts: Counts) -> str:
     )
 
 
-def _unreachable(desk: Desk, counts: Counts) -> str:
-    return (
-        f"moving units cannot keep the limits: the nearest that it reaches is {list(counts)} units per stage with "
-        f"{_over(desk, counts)}. Give a larger budget, or narrow the network as well."
-    )
-
-
 MODES: Mapping[Mode, Callable[[Desk], tuple[list[Move], Counts, str]]] = {
     "greedy": _greedy,
-    "exhaustive": _exhaustive,
     "spend": _spend,
 }

@@ -9,14 +9,13 @@ After Peer, Stabinger and Rodríguez-Sánchez, "Conflicting Bundles" (WACV 2021,
 Deep Neural Networks by Conflicting Layer Removal" (arXiv 2103.04331). Equality, entropy and amplitude are those of
 their published code; accuracy ceiling, share in conflict, the other dtypes and the algorithm are reconstructed or our
 own. The published code compares each bundle with all rows and keeps all activations; here rows are hashed as they
-come, 20 bytes are kept of each, and the groups are checked exactly.
+come, and 20 bytes are kept of each; of a whole array the groups are checked exactly.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from convwright.errors import ConvwrightError, DataError
-from convwright.metrics.bundles.counts import Counts, Groups, KeyStore, count
+from convwright.metrics.bundles.counts import Counts, KeyStore, count, first_rows
 from convwright.metrics.bundles.row_hash import row_keys, rows_at_a_time
 from convwright.metrics.bundles.weight_grid import Mode, WeightGrid
 
@@ -49,7 +48,7 @@ class Bundles(Counts):
             layer diverged.
         diverged_samples: samples with a NaN. NaN equals nothing; each counts as a bundle of its own.
         verified: whether the rows of each bundle were compared number by number. Else equal means equal 128-bit
-            hashes.
+            hashes, as ``BundleCounter`` counts.
         grid: what counted as equal.
         eps: None for the entropy itself, else what was added within its logarithm.
     """
@@ -138,15 +137,16 @@ def bundles(
             store.append(*row_keys(part, grid, attempt), own)
         if _rows_agree(rows, grid, store):
             return Bundles(**asdict(count(store, eps)), verified=True, grid=grid, eps=eps)
-    raise _no_hash("activations")
+    raise ConvwrightError(
+        f"activations: rows that differ had equal hashes under {_SEEDS} seeds. Report it, with the rows"
+    )
 
 
 def _rows_agree(rows: Tensor, grid: WeightGrid, store: KeyStore) -> bool:
     """Whether each row of a group is equal to the first."""
-    groups = Groups.of(store)
-    step = rows_at_a_time(rows)
+    all_firsts, step = first_rows(store), rows_at_a_time(rows)
     for start in range(0, len(rows), step):
-        firsts = groups.firsts(start, start + step)
+        firsts = all_firsts[start : start + step]
         places = np.arange(start, start + len(firsts))
         some = places != firsts
         if some.any():
@@ -197,7 +197,6 @@ class BundleCounter:
         self.grid = WeightGrid(learning_rate, batch_size, amplitude, mode, dtype)
         self.seed = seed
         self.name = name
-        self.verified = False
         self._what = f"activations of {name!r}" if name else "activations"
         self._store = KeyStore()
         self._kind: tuple[tuple[int, ...], torch.dtype] | None = None
@@ -220,7 +219,6 @@ class BundleCounter:
         rows = self._rows(activations)
         marks = as_labels(labels, len(rows), self._what)
         self._store.append(*row_keys(rows, self.grid, self.seed), marks)
-        self.verified = False
 
     def result(self, eps: float | None = None) -> Bundles:
         """Return the bundles of all samples so far; more can be added afterwards.
@@ -235,57 +233,7 @@ class BundleCounter:
         _check_eps(eps)
         if not self.samples:
             raise DataError(f"no {self._what} were added: call add(activations, labels) for each batch first")
-        return Bundles(**asdict(count(self._store, eps)), verified=self.verified, grid=self.grid, eps=eps)
-
-    def check(self, rows: int = 256) -> BundleCheck:
-        """Return what compares the rows of each bundle while the same batches are passed again.
-
-        Args:
-            rows: how many rows may be held at a time, one for each bundle that is being compared; more passes are
-                needed if more bundles are open at once.
-        """
-        return BundleCheck(self, rows)
-
-    def verify(self, again: Callable[[], Iterable[Numbers]], rows: int = 256, eps: float | None = None) -> Bundles:
-        """Compare the rows of each bundle number by number in further passes, and return the verified result.
-
-        If no two samples are one, no pass is made: rows that are equal always have equal hashes. Where hashes were
-        equal and rows were not, all rows are hashed with other multipliers, in a pass more.
-
-        Args:
-            again: gives the same activations in the same order, in any batches, each time that it is called.
-            rows: how many rows may be held at a time, see ``check``.
-            eps: as for ``result``.
-
-        Raises:
-            DataError: other activations came than at first.
-        """
-        self.result(eps)
-        for _ in range(_SEEDS):
-            check = self.check(rows)
-            while not check.complete and not check.collision:
-                check.run(again())
-            if check.complete:
-                return self.result(eps)
-            self.rehash(again())
-        raise _no_hash(self._what)
-
-    def rehash(self, batches: Iterable[Numbers]) -> None:
-        """Hash all rows with new multipliers; they must come again, in the same order.
-
-        Raises:
-            DataError: other numbers of rows came than at first.
-        """
-        self.seed += 1
-        self.verified = False
-        start = 0
-        for batch in batches:
-            rows = self._rows(batch)
-            if start + len(rows) <= self.samples:
-                self._store.overwrite(start, row_keys(rows, self.grid, self.seed)[0])
-            start += len(rows)
-        if start != self.samples:
-            raise DataError(_other_count(self._what, start, self.samples))
+        return Bundles(**asdict(count(self._store, eps)), verified=False, grid=self.grid, eps=eps)
 
     def _rows(self, activations: Numbers) -> Tensor:
         rows = as_rows(activations, self._what)
@@ -300,120 +248,9 @@ class BundleCounter:
         return rows
 
 
-class BundleCheck:
-    """Compares the rows of each bundle with its first, in further passes over the same activations.
-
-    ``BundleCounter.check`` makes it. Where several layers are checked in one pass of the network, give each batch to
-    the ``add`` of each check, pass after pass, until all are ``complete``; for one layer ``BundleCounter.verify`` does
-    it. Then the counter's results are ``verified``.
-
-    Attributes:
-        collision: whether two rows with equal hashes differ; ``BundleCounter.rehash`` is the remedy.
-        passes: how many passes were begun.
-    """
-
-    def __init__(self, counter: BundleCounter, rows: int) -> None:
-        if rows < 1:
-            raise ConvwrightError(f"rows={rows}: at least one row must be held to compare others with it")
-        self.collision = False
-        self.passes = 0
-        self._counter = counter
-        self._limit = rows
-        # A bundle is open, that is to be compared, as long as its first row has a last row behind itself.
-        self._groups = Groups.of(counter._store)
-        self._open = self._groups.several
-        self._held: dict[int, Tensor] = {}
-        self._start = 0
-        counter.verified = self.complete
-
-    @property
-    def complete(self) -> bool:
-        """Whether all bundles were compared; at once if no bundle has two rows."""
-        return not self._open and not self.collision
-
-    def add(self, activations: Numbers) -> None:
-        """Compare a batch. With the last one a pass ends, and the next begins if one is needed.
-
-        Args:
-            activations: rows that follow those of the batch before, in the order in which they were counted.
-
-        Raises:
-            DataError: other activations came than were counted.
-        """
-        if self.complete or self.collision:
-            return
-        rows = self._counter._rows(activations)
-        self._check_same(rows)
-        self.passes += self._start == 0
-        for first, members in self._bundles(len(rows)):
-            self._compare(first, rows, members)
-        self._start = (self._start + len(rows)) % len(self._groups.links)
-        self._counter.verified = self.complete
-
-    def run(self, batches: Iterable[Numbers]) -> None:
-        """Make one pass.
-
-        Raises:
-            DataError: other activations came than were counted.
-        """
-        for batch in batches:
-            self.add(batch)
-            if self.complete or self.collision:
-                return
-        if self._start or not self.passes:
-            raise DataError(_other_count(self._counter._what, self._start, self._counter.samples))
-
-    def _check_same(self, rows: Tensor) -> None:
-        counter, stop = self._counter, self._start + len(rows)
-        if stop > len(self._groups.links) or counter.samples != len(self._groups.links):
-            raise DataError(_other_count(counter._what, stop, len(self._groups.links)))
-        if not counter._store.holds(self._start, *row_keys(rows, counter.grid, counter.seed)):
-            raise DataError(
-                f"{counter._what} of samples {self._start} to {stop - 1} are not those that were counted. A check "
-                "needs the same samples in the same order, without augmentation, the network in eval mode, and "
-                "kernels that repeat their results (torch.use_deterministic_algorithms(True), the same batches)"
-            )
-
-    def _bundles(self, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the open bundles that have rows in a batch, by their first row, and which rows."""
-        firsts = self._groups.firsts(self._start, self._start + rows)
-        open_rows = np.flatnonzero(self._groups.lasts(firsts) > firsts)
-        if not len(open_rows):
-            return
-        order = open_rows[np.argsort(firsts[open_rows], kind="stable")]
-        found, starts = np.unique(firsts[order], return_index=True)
-        for first, members in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
-            yield first, torch.from_numpy(members)
-
-    def _compare(self, first: int, rows: Tensor, members: Tensor) -> None:
-        """Compare the rows of one bundle in a batch with its first row, if that one is held or can be."""
-        grid, ends = self._counter.grid, ~int(self._groups.links[first]) < self._start + len(rows)
-        if first >= self._start and (ends or len(self._held) < self._limit):
-            self._held[first] = grid(rows[first - self._start])
-        if first not in self._held:
-            return  # no room in this pass
-        held = self._held[first].to(rows.device)
-        step = rows_at_a_time(rows)
-        if not all(bool((grid(rows[some]) == held).all()) for some in torch.split(members.to(rows.device), step)):
-            self.collision = True
-        if ends:
-            del self._held[first]
-            self._groups.links[first] = ~first  # as if it were alone
-            self._open -= 1
-
-
-def _other_count(what: str, given: int, counted: int) -> str:
-    """Say that a further pass did not give the rows that were counted."""
-    return f"{what}: {given} rows came, but {counted} were counted. Give the same batches again, each time"
-
-
 def _check_eps(eps: float | None) -> None:
     if eps is not None and not 0 < eps < 1:
         raise ConvwrightError(f"eps={eps}: give None for the entropy itself, or 1e-5 for the published code's")
-
-
-def _no_hash(what: str) -> ConvwrightError:
-    return ConvwrightError(f"{what}: rows that differ had equal hashes under {_SEEDS} seeds. Report it, with the rows")
 
 
 # ------------------------------------------------------------------ activations and labels as they are taken in

@@ -43,16 +43,6 @@ class KeyStore:
         self.blocks = [_joined(self.blocks)]
         return self.blocks[0]
 
-    def holds(self, start: int, keys: Tensor, void: Tensor) -> bool:
-        """Whether these are the rows kept from ``start`` on, NaN in the same places."""
-        kept, labels = (each[start : start + len(keys)] for each in self.whole())
-        same = (kept == keys.to(kept.device)).all(1) | (labels < 0)
-        return bool((same & ((labels < 0) == void.to(labels.device))).all())
-
-    def overwrite(self, start: int, keys: Tensor) -> None:
-        """Put other hashes of the same rows in place, from ``start`` on."""
-        self.whole()[0][start : start + len(keys)] = keys
-
     def numbers(self) -> tuple[Ints, Ints, Ints]:
         """Return the rows without a NaN, ordered by hash and label and as they came: rows, hashes and labels."""
         keys, labels = (to_host(each).numpy() for each in self.whole())
@@ -130,37 +120,11 @@ def _label_entropy(store: KeyStore) -> float:
     return math.fsum(counts * np.log(store.rows / counts)) / store.rows
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Which rows have equal hashes, in one 32-bit number per row.
-
-    Attributes:
-        links: of a row that is not the first of its group, the first row; of the first, the complement (< 0) of the
-            last. A row with a NaN is a group of itself.
-        several: how many groups have two rows or more.
-    """
-
-    links: NDArray[np.int32]
-    several: int
-
-    @classmethod
-    def of(cls, store: KeyStore) -> Groups:
-        """Group the rows of a store."""
-        links = ~np.arange(store.rows, dtype=np.int32)
-        rows, keys, _ = store.numbers()
-        if not len(rows):
-            return cls(links, 0)
+def first_rows(store: KeyStore) -> Ints:
+    """Return of each row the first one with equal hashes, which may be itself; a row with a NaN is alone."""
+    found = np.arange(store.rows)
+    rows, keys, _ = store.numbers()
+    if len(rows):
         starts = _starts(keys)
-        firsts, lasts = (way.reduceat(rows, starts) for way in (np.minimum, np.maximum))
-        links[rows] = np.repeat(firsts, np.diff(starts, append=len(rows)))
-        links[firsts] = ~lasts
-        return cls(links, int((lasts > firsts).sum()))
-
-    def firsts(self, start: int, stop: int) -> Ints:
-        """Return the first row of the groups of rows from ``start`` to before ``stop``."""
-        links = self.links[start:stop].astype(np.int64)
-        return np.where(links < 0, np.arange(start, start + len(links)), links)
-
-    def lasts(self, firsts: Ints) -> Ints:
-        """Return the last row of groups, by their first."""
-        return ~self.links[firsts].astype(np.int64)
+        found[rows] = np.repeat(np.minimum.reduceat(rows, starts), np.diff(starts, append=len(rows)))
+    return found

@@ -15,7 +15,7 @@ import ctypes
 import math
 import operator
 from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,42 +149,8 @@ def _amplitude(value: object) -> float:
     return amplitude
 
 
-def grid_width(learning_rate: float, batch_size: int, amplitude: float, dtype: torch.dtype = torch.float32) -> float:
-    """Return about how far apart two activations must be to be seen as two (reconstructed).
-
-    The spacing of the weights' dtype just below w*, times batch size over learning rate. It is the width of the
-    grid's cells for small positive activations; the one that begins at 0 is half as wide, and cells are wider where
-    ``w* - activation * learning_rate / batch_size`` leaves the binade of w* upwards (negative activations).
-
-    Args:
-        learning_rate: of training.
-        batch_size: of training.
-        amplitude: w*, the largest absolute weight.
-        dtype: of the weights that the optimizer updates.
-
-    Returns:
-        The width in units of the activations; infinite for a learning rate of 0.
-
-    Raises:
-        ConvwrightError: a setting is negative or not finite, or the dtype is not one of weights.
-    """
-    grid = WeightGrid(learning_rate, batch_size, amplitude, "dtype", dtype)
-    rate, size, top = grid._settings()
-    if math.isnan(top):
-        raise ConvwrightError(f"amplitude={amplitude} is not finite: the weights have diverged")
-    kind = torch.finfo(dtype)
-    mantissa, exponent = math.frexp(top)
-    below = math.ldexp(kind.eps, exponent - (2 if mantissa == 0.5 else 1)) if top else 0.0
-    spacing = max(below, kind.smallest_normal * kind.eps)
-    return spacing * size / rate if rate else math.inf
-
-
-@overload
-def weight_amplitude(model: nn.Module, scope: Literal["model"] = "model") -> float: ...
-@overload
-def weight_amplitude(model: nn.Module, scope: Literal["layer"]) -> dict[str, float]: ...
 @torch.no_grad()
-def weight_amplitude(model: nn.Module, scope: Literal["model", "layer"] = "model") -> float | dict[str, float]:
+def weight_amplitude(model: nn.Module) -> float:
     """Return w*, the largest absolute value of the trainable parameters.
 
     Biases, the scales and shifts of norms and the classifier included: so does the published code. With batch norm
@@ -192,26 +158,15 @@ def weight_amplitude(model: nn.Module, scope: Literal["model", "layer"] = "model
 
     Args:
         model: a network, or a part of it.
-        scope: ``model`` for one number, as in the published code's later versions; ``layer`` for one per module
-            that has parameters of its own, by the module's name.
 
     Returns:
-        The number, 0.0 if nothing is trainable, NaN if a weight is NaN; or the numbers by module.
+        The number, 0.0 if nothing is trainable, NaN if a weight is NaN.
 
     Raises:
-        ConvwrightError: the scope is unknown, or weights have no values (they are on the meta device).
+        ConvwrightError: weights have no values (they are on the meta device).
     """
-    if scope not in ("model", "layer"):
-        raise ConvwrightError(f"scope={scope!r} is unknown: give 'model' or 'layer'")
-    if scope == "model":
-        return _largest(list(model.named_parameters()))
-    own = {name: list(module.named_parameters(name, recurse=False)) for name, module in model.named_modules()}
-    return {name: _largest(parameters) for name, parameters in own.items() if parameters}
-
-
-def _largest(parameters: list[tuple[str, nn.Parameter]]) -> float:
     found = 0.0
-    for name, parameter in parameters:
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.numel():
             continue
         if parameter.is_meta:

@@ -4,7 +4,7 @@
 Networks" (CIKM 2021, arXiv 2009.05236; also called Information Field) name a 3DRF and a 3DRF gain that judge a
 network without training. Their formulas could not be obtained. What is computed here is built from the name and the
 published abstract: the number of elements of a scope, rows times columns times channels, that a unit depends on.
-``oracle`` checks it against exact dependencies.
+The tests check it against exact dependencies.
 
 Two scopes are used. On the *network* scope fields are measured on the network's input: a layer whose input already
 sees all rows and columns adds nothing new there. On the *stage* scope they are measured on the stage's own input,
@@ -97,16 +97,6 @@ class LayerField:
         """Rows and columns from which on the layer's kernel sees something new."""
         return tuple(before + 1 for before in self.entered)
 
-    @property
-    def gain_per_mac(self) -> float:
-        """Normalised gain per MAC; 0 for a layer without MACs."""
-        return self.share_gain / self.macs if self.macs else 0.0
-
-    @property
-    def gain_per_param(self) -> float:
-        """Normalised gain per parameter; 0 for a layer without parameters."""
-        return self.share_gain / self.params if self.params else 0.0
-
 
 @dataclass(frozen=True)
 class StageField:
@@ -135,11 +125,6 @@ class StageField:
     layers: tuple[LayerField, ...] = field(repr=False)
     positions: int = 1
     exact: bool = True
-
-    @property
-    def saturated(self) -> bool:
-        """Whether the output sees the whole scope."""
-        return self.share >= 1
 
 
 @dataclass(frozen=True)

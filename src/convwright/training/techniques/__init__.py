@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 
-from convwright.renamed import renamed
 from convwright.training.techniques.technique import (
     TECHNIQUES,
     Card,
@@ -27,4 +26,4 @@ __all__ = [
 for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__getattr__ = renamed(__name__, {"Setting": "TechniqueContext"})
+Setting = TechniqueContext  # the old name

@@ -1,4 +1,4 @@
-"""Exact receptive fields by automatic differentiation, and effective ones.
+"""Exact receptive fields by automatic differentiation.
 
 The oracle runs a network's own graph with every weight positive, every nonlinearity replaced by the identity and
 max pools by average pools. Then nothing can cancel, so an input has a gradient exactly if the output depends
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import argument, operator_name, shape_of, sizes_of
-from convwright.devices import to_host
 from convwright.errors import EditError
 
 # Operators that are no nonlinearity by torch's tag but keep each element's dependence as it is: norms among them,
@@ -186,89 +185,3 @@ def _ones(node: fx.Node) -> Any:
     if isinstance(meta, Sequence):
         return [torch.ones(sizes_of(part), dtype=torch.float64) for part in meta]
     return torch.ones(sizes_of(meta), dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class EffectiveField:
-    """How the gradient of a layer's middle units lies on the input.
-
-    Attributes:
-        name: of the layer.
-        energy: mean absolute gradient over channels and samples, one number per input position, largest 1.
-        rows: standard deviation of ``energy`` along rows, in positions.
-        columns: the same along columns.
-        size: square root of the number of positions with more than 4.55 % of the largest (Luo et al. 2016).
-    """
-
-    name: str
-    energy: Tensor
-    rows: float
-    columns: float
-    size: float
-
-
-def effective_receptive_field(
-    arch: Architecture, layers: Sequence[str] | None = None, samples: int = 8, seed: int = 0
-) -> tuple[EffectiveField, ...]:
-    """Return the effective receptive fields of layers: where the gradients of their middle units really lie.
-
-    Source: Luo, Li, Urtasun and Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural
-    Networks", NeurIPS 2016. Depends on the weights; the network is run as it is, in eval mode.
-
-    Args:
-        arch: the network, read with the input size of interest.
-        layers: names; all convolutions with a kernel larger than 1x1 if not given.
-        samples: random normal images, of the example's shape.
-        seed: of the images.
-
-    Returns:
-        One field per layer, in the order of ``layers``.
-
-    Raises:
-        EditError: there is no such layer, or its output is no map.
-    """
-    names = list(layers) if layers is not None else [layer.name for layer in arch.layers if _spatial(arch, layer.node)]
-    parameter = next(arch.model.parameters(), arch.example_input)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (samples, *arch.example_input.shape[1:])
-    x = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype).requires_grad_()
-    outputs = _outputs(arch, names, x)
-    return tuple(_effective(name, outputs[name], x) for name in names)
-
-
-def _spatial(arch: Architecture, node: str) -> bool:
-    place = arch.flow.nodes[arch.flow.place[node]]
-    weight = argument(place, "weight")
-    is_conv = operator_name(place).startswith("conv") and isinstance(weight, fx.Node)
-    return is_conv and max(shape_of(weight)[2:]) > 1
-
-
-def _outputs(arch: Architecture, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Run the captured graph on images and return the values of some layers."""
-    capture = arch.capture
-    entering = (capture.tensors.get(node.name) for node in capture.graph.nodes if node.op == "placeholder")
-    run = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=capture.graph)
-    run.run(*[x if tensor is None else capture.tensor(tensor).to(x.device) for tensor in entering])
-    values = {node.name: value for node, value in run.env.items()}
-    return {name: values[arch.layer(name).node] for name in names}
-
-
-def _effective(name: str, output: Tensor, x: Tensor) -> EffectiveField:
-    if output.ndim != 4:
-        raise EditError(f"the output of {name} is no map of rows and columns: {tuple(output.shape)}")
-    middle = output[:, :, output.shape[2] // 2, output.shape[3] // 2]
-    # A random sign per channel, as in the paper's experiments: plain sums would let channels cancel.
-    signs = torch.randint(0, 2, middle.shape[1:], generator=torch.Generator().manual_seed(0)).to(middle) * 2 - 1
-    (gradient,) = torch.autograd.grad((middle * signs).sum(), x, retain_graph=True)
-    energy = to_host(gradient.abs().mean((0, 1))).double()
-    energy = energy / energy.max().clamp_min(torch.finfo(torch.float64).tiny)
-    spread = [_deviation(energy.sum(1 - axis)) for axis in (0, 1)]
-    size = math.sqrt(int((energy > 0.0455).sum()))
-    return EffectiveField(name, energy, spread[0], spread[1], size)
-
-
-def _deviation(line: Tensor) -> float:
-    places = torch.arange(line.numel(), dtype=line.dtype)
-    weights = line / line.sum().clamp_min(torch.finfo(line.dtype).tiny)
-    mean = (weights * places).sum()
-    return float((weights * (places - mean) ** 2).sum().sqrt())
