@@ -138,7 +138,7 @@ def result_table(data: Mapping[str, Any]) -> Table:
     title = f"{data['model']} on {data['data']}, budget {', '.join(data['budget']) or 'none'}"
     table = new_table(title, "", "baseline", "result", "change", numbers=("baseline", "result", "change"))
     for row in rows(data):
-        add_row(table, row.name, row.baseline, row.result, row.change)
+        add_row(table, *row)
     return table
 
 

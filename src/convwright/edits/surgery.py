@@ -92,7 +92,9 @@ def _copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     plain = [m for m in model.modules() if id(m) not in memo and _copies_plainly(type(m))]  # type: ignore[arg-type]
     memo.update((id(module), type(module).__new__(type(module))) for module in plain)
     for module in plain:
-        memo[id(module)].__setstate__({n: _copy_value(value, memo) for n, value in _state_of(module).items()})
+        state = module.__getstate__()  # type: ignore[no-untyped-call]  # without what torch leaves out of a copy
+        state = vars(module) if state is None else state
+        memo[id(module)].__setstate__({n: _copy_value(value, memo) for n, value in state.items()})
     return copy.deepcopy(model, memo)
 
 
@@ -107,12 +109,6 @@ def _copies_plainly(kind: type[nn.Module]) -> bool:
 
 
 _TORCH_STATES = tuple(f"torch.nn.modules.{name}" for name in ("module", "conv", "activation", "rnn", "transformer"))
-
-
-def _state_of(module: nn.Module) -> dict[str, Any]:
-    """Return a module's attributes without what torch leaves out of a copy."""
-    state = module.__getstate__()  # type: ignore[no-untyped-call]
-    return dict(vars(module)) if state is None else state
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:

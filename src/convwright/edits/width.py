@@ -377,7 +377,10 @@ class UnrunnableWidthsError(EditError):
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:
     """Pick, for every group that changes, the old channel behind each new one."""
     keep = {name: ranks for e in edits for name, ranks in (e.keep or {}).items()}
-    _check_keep(architecture, units, keep)
+    for name, ranks in keep.items():
+        group = architecture.group(name)
+        if units[architecture.channels.index[group.name]] >= group.units and sorted(ranks) != list(range(group.units)):
+            raise EditError(f"it says which channels of {name} to keep, and {name} loses none; take that out.")
     chosen, now = {}, architecture.channels.units
     for group, before, after in zip(architecture.groups, now.tolist(), units.tolist(), strict=True):
         if before == after:
@@ -391,14 +394,6 @@ def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], opt
             best = np.argsort(-scores, kind="stable")[:after]
             chosen[group.name] = np.sort(best).astype(np.int64)
     return chosen
-
-
-def _check_keep(architecture: Architecture, units: Ints, keep: Mapping[str, Sequence[int]]) -> None:
-    """Refuse channels to keep of a group that is not there, or that loses none."""
-    for name, ranks in keep.items():
-        group = architecture.group(name)
-        if units[architecture.channels.index[group.name]] >= group.units and sorted(ranks) != list(range(group.units)):
-            raise EditError(f"it says which channels of {name} to keep, and {name} loses none; take that out.")
 
 
 def _given(group: ChannelGroup, ranks: Sequence[int], count: int) -> Ints:

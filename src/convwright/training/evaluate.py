@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convwright.repair.batch_norm import kept_modes
+from convwright.architecture.capture.graph import kept_modes
 from convwright.training.data.images import Images
 from convwright.training.settings import autocast, single_tensor
 from convwright.training.tasks.base import Metrics, Part, device_of

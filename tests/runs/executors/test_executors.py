@@ -163,7 +163,7 @@ def slow_answer(packed, errand):
         left.write_text(str(count - 1))
         os.kill(os.getpid(), signal.SIGKILL)
     save_weights(torch.nn.Linear(1, 1), errand.weights(errand.number))
-    candidate = Candidate.from_dict(errand.candidate)
+    candidate = errand.candidate
     return WorkerResult("found", Evidence(candidate, errand.number, 0.5, 0.0, {}).to_dict())
 
 

@@ -102,16 +102,22 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def kept_modes(*models: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode (train or eval) that it had."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # of compiled ones it is no attribute
+            module.training = mode
+
+
+@contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the model into a mode; afterwards each module has its own again, and what forward stored is undone."""
-    modes = [(module, module.training) for module in model.modules()]
-    with attributes_kept(model):
+    with kept_modes(model), attributes_kept(model):
         model.train(training)
-        try:
-            yield
-        finally:
-            for module, mode in modes:  # of compiled ones it is no attribute
-                module.training = mode
+        yield
 
 
 @contextmanager

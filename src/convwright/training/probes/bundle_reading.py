@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -347,12 +347,10 @@ def _spreads(model: nn.Module, norms: set[str], found: dict[str, float]) -> Iter
     def note(name: str, module: nn.Module, inputs: Any) -> None:
         found[name] = variance(inputs[0])
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in sorted(norms)]
-    try:
+    with ExitStack() as hooks:
+        for name in sorted(norms):
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(partial(note, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def variance(values: Tensor) -> float:

@@ -32,11 +32,9 @@ class _AtTheEnd(Probe):
     """Looks at the trained network once, at the end, on calibration images."""
 
     def due(self, moment: Moment) -> bool:
-        """Nothing is kept on the way."""
-        return False
+        return False  # nothing is kept on the way
 
     def found(self) -> dict[str, Any]:
-        """Return what is found, as plain JSON values."""
         watched = self.watched
         with untouched_random(watched.device), autocast(watched.device, watched.recipe.precision):
             model = copy.deepcopy(watched.model).float().eval().requires_grad_(True)
@@ -45,19 +43,16 @@ class _AtTheEnd(Probe):
 
     @property
     def loss(self) -> BatchLoss:
-        """The loss of the task, of the network and a batch."""
         return BatchLoss(self.watched.data.loss)
 
     def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
-        """Return what batches say about a network."""
         raise NotImplementedError
 
     def state_dict(self) -> Any:
-        """A resumed training needs nothing: the end is looked at, and nothing else."""
-        return {}
+        return {}  # a resumed training needs nothing: the end is looked at, and nothing else
 
     def load_state_dict(self, state: Any) -> None:
-        """Nothing was kept."""
+        pass
 
 
 @probe("channel-norms")
