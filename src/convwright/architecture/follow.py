@@ -310,7 +310,6 @@ class Follower:
 
 
 def _labelled_axes(shape: Sequence[int]) -> list[int]:
-    """Return the axes of a parameter that may hold channels: not the kernel axes of a convolution."""
     if 0 in shape:
         return []
     last = 2 if len(shape) > 3 and shape[0] > 1 else len(shape)

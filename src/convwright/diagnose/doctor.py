@@ -237,7 +237,6 @@ def _width_advice(reason: str, executed: bool) -> str:
 
 
 def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
-    """Tell what can be changed from what cannot, and gather the reasons."""
     listed = list(reasons)
     possible = tuple(name for name, reason in listed if reason is None)
     refused = [(name, _without_name(name, reason)) for name, reason in listed if reason is not None]

@@ -309,7 +309,6 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
 
 
 def _check_repairs(architecture: Architecture, repairs: Mapping[str, Any]) -> None:
-    """Refuse repairs of anything but whole numbers that a module of the network stores."""
     modules = dict(architecture.model.named_modules())
     for name, value in repairs.items():
         path, _, attribute = name.rpartition(".")

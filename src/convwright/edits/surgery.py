@@ -288,7 +288,6 @@ def _sync_stored(module: nn.Module, name: str, plan: ChannelRemap) -> None:
 
 
 def _group_counts(graph: ChannelGraph) -> dict[str, int]:
-    """Return the group count of each module's convolution under the new sizes."""
     follower = graph.follower
     captures = [("", follower.capture), ("training/", follower.capture.training)]
     return {
@@ -300,7 +299,6 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _sync_module(module: nn.Module) -> None:
-    """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
     if isinstance(module, nn.RNNBase):
         sizes = (getattr(module, f"weight_{matrix}_l0").shape[1] for matrix in ("ih", "hh"))
         module.input_size, module.hidden_size = sizes
@@ -339,7 +337,6 @@ def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
 
 
 def _output_width(graph: ChannelGraph, module: str) -> int | None:
-    """Return the channels that leave a module under the new sizes."""
     calls = (n for n in reversed(graph.follower.capture.graph.nodes) if n.op == "call_function")
     last = next((node.name for node in calls if module in module_paths(node)), "")
     value = graph.follower.values.get(last)
@@ -347,7 +344,6 @@ def _output_width(graph: ChannelGraph, module: str) -> int | None:
 
 
 def _classifier_width(plan: ChannelRemap, old: int) -> int | None:
-    """Return the new input width of the last linear layer, if it was ``old`` before."""
     for tensor, axis in reversed(list(plan.before.follower.atoms)):
         if axis == 1 and tensor.endswith("weight"):
             before = plan.before.axis_labels((tensor, axis)).numel()

@@ -102,7 +102,6 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: DivisorLi
 
 
 def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
-    """Return the groups that an edit names, refusing frozen ones."""
     graph = architecture.channels
     whole = edit.target not in graph.index
     found = architecture.layer(edit.target).groups if whole else (edit.target,)
@@ -116,7 +115,6 @@ def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
 
 
 def _shares(graph: ChannelGraph, groups: list[ChannelGroup], edit: Width, divisor: DivisorLike) -> dict[int, int]:
-    """Distribute an edit's size over the groups that make up its target."""
     if not isinstance(edit.size, int) or isinstance(edit.size, bool) or edit.size < 1:
         raise EditError(f"the width of {edit.target} must be a whole number from 1 on, not {edit.size!r}.")
     if edit.size > MOST_CHANNELS:
@@ -415,7 +413,6 @@ def _decided(architecture: Architecture, edit: Width, units: Ints, plan: Channel
 
 
 def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> tuple[tuple[int, int], ...]:
-    """Return MACs and parameters after each edit, from the cost model."""
     model = architecture.cost_model()
     index = architecture.channels.index
     current = {g.name: g.size for g in architecture.free_groups}

@@ -40,11 +40,7 @@ def stale(model: nn.Module, steps: int) -> bool:
 
 
 def reestimate_batch_norm(
-    model: nn.Module,
-    images: Iterable[Any],
-    forward: Callable[[Any], object] | None = None,
-    *,
-    frozen: bool = True,
+    model: nn.Module, images: Iterable[Any], forward: Callable[[Any], object] | None = None, *, frozen: bool = True
 ) -> int:
     """Replace the running statistics of batch norms by their averages over batches.
 

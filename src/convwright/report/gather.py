@@ -262,7 +262,6 @@ def _deviation(result: Json | None) -> str:
 
 
 def _networks(recorded: Recorded, best: Evidence | None, model: str | None) -> tuple[Networks | None, str]:
-    """Return both networks, or why they cannot be shown."""
     if recorded.networks is not None:
         return compared_networks(recorded.networks, recorded.folder / NETWORKS), ""
     plan = best.candidate.plan if best is not None else recorded.plan

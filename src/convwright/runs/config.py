@@ -305,6 +305,5 @@ def terms_of(budget: Sequence[str]) -> Budget:
 
 
 def _digest(arch: Architecture) -> str:
-    """Return a digest of the structure and of all shapes, without the weights."""
     state = [(name, tuple(tensor.shape)) for name, tensor in arch.model.state_dict().items()]
     return hashlib.sha256(f"{arch.model}{state}".encode()).hexdigest()[:16]

@@ -211,7 +211,6 @@ class Evaluator:
         return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
 
     def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Return the network that a candidate gets its weights from, with its trained weights."""
         if candidate.parent is None:
             return reshaped(self.arch, Plan.empty(self.arch))
         parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
@@ -219,7 +218,6 @@ class Evaluator:
         return parent
 
     def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate of the same layers as its parent and other widths."""
         before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
         try:
             check_widths_only(before, candidate.plan)
@@ -240,12 +238,7 @@ class Evaluator:
     # ------------------------------------------------------------------ training
 
     def _started(
-        self,
-        network: Architecture,
-        data: BaseTask,
-        number: int,
-        candidate: Candidate,
-        parents: Mapping[int, Candidate],
+        self, network: Architecture, data: BaseTask, number: int, candidate: Candidate, parents: Mapping[int, Candidate]
     ) -> _Start:
         """Repair a network whose weights come from another function, and judge what is to be trained."""
         network.model.to(make_fabric("auto", "32-true").device)
@@ -371,7 +364,6 @@ class Evaluator:
         return _Outcome(result.val, probes, status, replace(start, images=max(start.images, result.reestimated)))
 
     def _looked(self, model: nn.Module, data: BaseTask, candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
-        """Observe a network that is not trained once, as it is."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         recipe = recipe.updated(seed=candidate.seed)
         last = self._channels_last and not (device.type == "cpu" and narrow_strided(model))

@@ -332,7 +332,6 @@ class _Job:
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
-        """Return what evaluates candidates, from the weights that the run started with."""
         initial = study.folder / INITIAL
         if there(initial):
             load_weights(loaded.arch.model, initial)
@@ -419,7 +418,6 @@ class _Job:
         return content
 
     def timed(self, before: Proof, after: Proof) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Return the latencies of baseline and result, and that of the result judged, where the budget limits it."""
         limit = next((term for term in self.terms.terms if term.metric == "latency"), None)
         if self.latency is None or limit is None:
             return {}, None
@@ -429,7 +427,6 @@ class _Job:
     def content(
         self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits, met: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return everything of ``result.json`` but the two sides that are compared."""
         trials = [trial_entry(t) for t in outcome.trials]
         spent = {f"trial {t.trial}": t.seconds for t in outcome.trials}
         measured = {} if self.latency is None else {"latency": self.latency.summary()}

@@ -140,7 +140,6 @@ class _Recorder(TorchDispatchMode):
     # -------------------------------------------------------------- operators
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Execute an operator and record it."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             self._keep_written(func, args, kwargs)

@@ -240,7 +240,6 @@ def _expressions(
     first: Sequence[Hole],
     built: int,
 ) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Return what stands for each constant, and which arguments are kept on the module for its methods."""
     names: dict[int, str] = {}
     kept: dict[str, None] = {}
     texts = {place: (argument.name, "{}") for argument, places in arguments for place in places}

@@ -92,7 +92,6 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
 
 
 def _ties(parts: ModuleParts) -> list[str]:
-    """Return the lines that make parameters one that are one in the original."""
     first: dict[int, str] = {}
     lines = []
     for name, parameter in parts.net.model.named_parameters(remove_duplicate=False):

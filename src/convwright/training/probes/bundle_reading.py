@@ -241,8 +241,6 @@ def read_bundles(
 
 
 class _Count:
-    """Counts the bundles of one point."""
-
     def __init__(self, point: BundlePoint, make: Any) -> None:
         self.point, self.make = point, partial(make, name=f"{point.name} ({point.role})")
         self.part: BundleCounter | None = self.make()

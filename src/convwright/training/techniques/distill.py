@@ -161,8 +161,6 @@ class Distill(Technique):
 
 
 class _Lesson(Effect):
-    """What a teacher says of the batches of one training."""
-
     def __init__(
         self,
         asked: Distill,
