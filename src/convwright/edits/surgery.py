@@ -62,7 +62,8 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
         return plan.new_tensor(name, tensor.detach()).contiguous()
 
     successors = stand_ins(model, successor)
-    changed = hollow_copy(model, successors) if hollow else copied(model, dict(successors))
+    shared = {id(tensor): tensor for tensor in old.values()} | plain_tensors(model) if hollow else {}
+    changed = copied(model, shared | successors)
     _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in named_tensors(changed).items():
@@ -144,12 +145,6 @@ def _uncopied(model: nn.Module) -> str:
                 except Exception:
                     return f"{'.'.join(filter(None, (path, name)))} of {type(model).__name__}"
     return type(model).__name__
-
-
-def hollow_copy(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy a model, but share its tensors with the original, save those that others stand for."""
-    shared = {id(tensor): tensor for tensor in named_tensors(model).values()}
-    return copied(model, {**shared, **plain_tensors(model), **(instead or {})})
 
 
 def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) -> dict[int, Tensor]:

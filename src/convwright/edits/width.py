@@ -23,7 +23,7 @@ from convwright.edits.compensate import compensate, gained_parameters, inexact_r
 from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
-from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
+from convwright.edits.fake_run import ATTENTION, Repairs, TrialNetwork, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.rerun import changing_axes, executed
@@ -346,9 +346,8 @@ def _operated(
         model, moved = surgery.operate(architecture.model)
         if (found := executed(architecture, model, plan.after)) is not None:
             return surgery, model, moved, found
-    stage = FakeNetwork.of(architecture)  # the edits are rehearsed on fake tensors
     try:
-        repairs = repaired(stage, units, lambda: plan, given) if plan.takes else {}
+        repairs = repaired(TrialNetwork.of(architecture), units, lambda: plan, given) if plan.takes else {}
     except UnrepairableError as error:
         raise UnrunnableWidthsError(error) from error
     surgery = WidthSurgery(plan, repairs)
