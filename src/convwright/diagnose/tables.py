@@ -22,9 +22,6 @@ _WEIGHTED = ("conv", "linear", "matmul", "attention")
 _LONG = 60  # rows from which a table of layers is folded
 
 
-# ------------------------------------------------------------------ analyze
-
-
 def analysis(arch: Architecture, latencies: LayerLatencies | None = None) -> Iterator[Table]:
     """Yield the tables of `analyze`: layers, groups, stages, totals, and what was measured, if anything."""
     yield _layers(arch, latencies)
@@ -122,9 +119,6 @@ def _totals(arch: Architecture) -> Table:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape[1:] if len(shape) > 2 else shape))
-
-
-# ------------------------------------------------------------------ results
 
 
 def warned(data: Mapping[str, Any]) -> Iterator[Text]:

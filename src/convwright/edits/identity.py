@@ -50,9 +50,6 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
     return _neutralise
 
 
-# ------------------------------------------------------------------ residual blocks
-
-
 def _residual(architecture: Architecture, block: Block) -> tuple[frozenset[str], frozenset[str]]:
     """Return the parameters that scale the branches last, and those of norms that the passing value goes through."""
     flow = architecture.flow
@@ -137,9 +134,6 @@ class _ZeroSearch:
     def _is_weight(self, node: fx.Node) -> bool:
         value = self.architecture.channels.follower.values.get(node.name)
         return isinstance(value, Value) and value.weight
-
-
-# ------------------------------------------------------------------ plain units
 
 
 def _check_plain(architecture: Architecture, block: Block) -> None:

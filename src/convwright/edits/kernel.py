@@ -157,9 +157,6 @@ def kernel_size(architecture: Architecture, layer: Layer) -> Sizes:
     return shape_of(argument(node, "weight"))[2:]
 
 
-# ------------------------------------------------------------------ what an edit means
-
-
 def _change(architecture: Architecture, edit: Kernel) -> _Change:
     layer = architecture.layer(edit.target)
     check_alone(architecture, layer.name)

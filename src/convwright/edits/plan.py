@@ -213,9 +213,6 @@ def _applied(
     return done[-1].after if done else architecture
 
 
-# ------------------------------------------------------------------ from one network to the next
-
-
 @dataclass(frozen=True, eq=False)
 class Passage:
     """One run of edits of a kind, carried out together.

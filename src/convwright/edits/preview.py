@@ -168,9 +168,6 @@ def costs(macs: tuple[int, int], params: tuple[int, int]) -> str:
     return f"MACs {_amounts(*macs)}, parameters {_amounts(*params)}"
 
 
-# ------------------------------------------------------------------ from a run of edits to steps
-
-
 def _steps(passage: Passage, first: int) -> Iterator[Step]:
     run = _Run(passage, passage.before)
     changes = passage.after.changes[len(passage.before.changes) :]

@@ -28,8 +28,6 @@ from convwright.errors import EditError
 
 _SPREAD = 0.5  # a copy's share lies within this, relatively, of an equal one (two copies: 0.25 to 0.75)
 
-# ------------------------------------------------------------------ as published
-
 
 def svd_transfer(weight: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring a convolution weight to another number of channels, as the published code of CONetV2 does.
@@ -130,9 +128,6 @@ def convolution_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         if parameter.ndim == 4
         and (isinstance(modules[name.rpartition(".")[0]], _ConvNd) or sum(size > 1 for size in parameter.shape) > 1)
     }
-
-
-# ------------------------------------------------------------------ the function kept
 
 
 def check_widths_only(before: Plan, after: Plan) -> None:

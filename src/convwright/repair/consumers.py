@@ -157,9 +157,6 @@ def _mean_behind(architecture: Architecture, nodes: Sequence[fx.Node]) -> str:
     return architecture.capture.tensors.get(mean.name, "") if isinstance(mean, fx.Node) and len(mean.users) == 1 else ""
 
 
-# ------------------------------------------------------------------ what enters a layer
-
-
 @dataclass(frozen=True, eq=False)
 class LayerCall:
     """One call of a convolution on a batch, or of a linear layer, which is one with a kernel of 1.
@@ -309,9 +306,6 @@ def checked(images: Iterable[Any], repair: str, ridge: float | None, positions: 
         given = f"of {type(batches[0]).__name__}" if batches else "of nothing"
         raise ConvwrightError(f"{repair} takes batches of images, shape (n, ...), without labels; these are {given}.")
     return batches
-
-
-# ------------------------------------------------------------------ least squares
 
 
 class Moments:

@@ -78,8 +78,6 @@ def _tip(change: LayerChange) -> str:
     return f"{change.name}: {before.channels} to {after.channels} channels"
 
 
-# ------------------------------------------------------------------ charts
-
 COSTS = {
     "macs": "MACs per image",
     "params": "parameters",

@@ -185,8 +185,6 @@ class Evaluator:
         assert isinstance(self.data, ImageData)
         return self.proxy.of(self.data)
 
-    # ------------------------------------------------------------------ building
-
     def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
         """Build a candidate with the weights that it asks for; the network of the run stays as it is.
 
@@ -234,8 +232,6 @@ class Evaluator:
         draw_anew(network.model, candidate.seed)
         fill_convolutions(parent.model, network.model)
         return network
-
-    # ------------------------------------------------------------------ training
 
     def _started(
         self, network: Architecture, data: BaseTask, number: int, candidate: Candidate, parents: Mapping[int, Candidate]

@@ -81,9 +81,6 @@ def unused_parameters(model: nn.Module, captures: Sequence[Capture]) -> tuple[st
     return tuple(name for name, p in model.named_parameters() if id(p) not in identities)
 
 
-# ------------------------------------------------------------------ a model while it is captured
-
-
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give modules back the attributes that a forward pass overwrites, such as what it computes once and stores."""
@@ -132,9 +129,6 @@ def quiet_torch() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-# ------------------------------------------------------------------ errors of the user's code
-
-
 def first_line(error: BaseException) -> str:
     """Return the first informative line of an error message, ending in a full stop."""
     for line in str(error).splitlines():
@@ -152,9 +146,6 @@ def user_frame(error: BaseException) -> Source | None:
         if not file.startswith((_TORCH_ROOT, *_OWN_PACKAGES)):
             found = Source(file, line, linecache.getline(file, line).strip())
     return found
-
-
-# ------------------------------------------------------------------ questions about graph nodes
 
 
 @lru_cache(maxsize=4096)

@@ -78,8 +78,6 @@ class _Recorder(TorchDispatchMode):
                 if at := _address(tensor):
                     self._owners.setdefault(at, tensor)
 
-    # -------------------------------------------------------------- running
-
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Know which modules run; afterwards, what was written into parameters and buffers is undone."""
@@ -136,8 +134,6 @@ class _Recorder(TorchDispatchMode):
             inputs=tuple(self.inputs),
             outputs={node.name: path for node, path in outputs.items()},
         )
-
-    # -------------------------------------------------------------- operators
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -231,8 +227,6 @@ class _Recorder(TorchDispatchMode):
         self.tensors[node.name] = name
         self._values.append((node, self._note(node, tensor)))
         return node
-
-    # -------------------------------------------------------------- memory
 
     def _keep_written(self, func: OpOverload, args: Any, kwargs: Any) -> None:
         """Keep what a parameter or buffer held before an operator writes into it."""

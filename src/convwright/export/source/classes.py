@@ -132,9 +132,6 @@ def _class_name(draft: ClassDraft, names: dict[str, tuple[str, ...]]) -> str:
     return name
 
 
-# ------------------------------------------------------------------ arguments
-
-
 def _class(name: str, drafts: Sequence[ClassDraft]) -> Class:
     columns = [draft.holes() for draft in drafts]
     first = columns[0]

@@ -107,9 +107,6 @@ def _ties(parts: ModuleParts) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------ one class
-
-
 def _class(made: Class, is_root: bool, ties: Sequence[str]) -> list[str]:
     draft = made.drafts[0]
     lines = [f"class {made.name}({draft.base}):", f'    """{_where(made, is_root)}"""', "", *_constructor(made, ties)]

@@ -133,8 +133,6 @@ class Study:
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
-    # ------------------------------------------------------------------ opening
-
     def _begun(self, settled: Mapping[str, Any], called: str | None) -> dict[str, Any]:
         content = {"format": FORMAT, "version": VERSION, "judgement": JUDGEMENT, "command": self.command}
         more = {"settings": self.settings, "settled": dict(settled), "versions": versions(), "machine": machine()}
@@ -211,8 +209,6 @@ class Study:
             if re.fullmatch(r"\..+\.\d+", file.name):
                 with suppress(OSError):
                     file.unlink()
-
-    # ------------------------------------------------------------------ trials
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""

@@ -299,9 +299,6 @@ def _finite(value: Tensor) -> bool:
     return bool(value.sum(dtype=torch.float32 if value.element_size() < 4 else None).isfinite())
 
 
-# ------------------------------------------------------------------ one pass
-
-
 def _run(model: nn.Module, counts: Sequence[_Count], batches: Sequence[Batch], scaled: bool) -> None:
     now: dict[str, Tensor] = {}
     spreads: dict[str, float] = {}
