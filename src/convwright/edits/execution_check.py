@@ -18,7 +18,6 @@ from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
 from convwright.edits.fake_run import Repairs, TrialNetwork, UnrepairableError, repaired
 from convwright.edits.remap import recipe
-from convwright.edits.rerun import runs_hollow
 from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
 from convwright.errors import EditError
 
@@ -153,8 +152,6 @@ class _Trial:
             for i in changed
         }
         plan = recipe(graph, sizes.after, chosen)
-        if runs_hollow(self.architecture, plan):
-            return None
         try:
             self.stored |= repaired(TrialNetwork.of(self.architecture), sizes.units, lambda: plan)
         except (UnrepairableError, EditError) as error:

@@ -162,10 +162,7 @@ class _Recorder(TorchDispatchMode):
     def _note(self, node: fx.Node, value: Any, given: Collection[int] = ()) -> Any:
         """Remember the node of each tensor of a value; return the value with forms in place of tensors.
 
-        Args:
-            node: whose value it is.
-            value: tensors, or a list of them.
-            given: addresses of the memory that the operator was given: what lies elsewhere is new.
+        What lies elsewhere than in the memory that the operator was `given` (addresses) is new.
         """
         if isinstance(value, Tensor):
             self._nodes[id(value)] = weakref.ref(value), node

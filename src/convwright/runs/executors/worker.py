@@ -22,6 +22,7 @@ from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import load_weights
+from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost, threads_of
 from convwright.runs.executors.pool import Lost, Pool
@@ -29,8 +30,6 @@ from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
 from convwright.training.tasks.base import BaseTask
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
