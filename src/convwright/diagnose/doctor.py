@@ -295,9 +295,6 @@ _RESOLUTION_ADVICE = (
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------ reasons
-
-
 def _gathered(reasons: Iterable[tuple[str, str]], advice: Callable[[str], str]) -> tuple[Obstacle, ...]:
     """Join equal reasons; reasons that differ by the module only are equal."""
     found: dict[str, Obstacle] = {}
@@ -357,8 +354,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
             if obstacle.advice:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
 
-
-# ------------------------------------------------------------------ what it prints
 
 _MOST_GROUPS = 40  # free groups from which those that are like their neighbours are not listed one by one
 

@@ -167,9 +167,6 @@ def _run_noting(
 _STAGES: weakref.WeakKeyDictionary[Architecture, TrialNetwork] = weakref.WeakKeyDictionary()
 
 
-# ------------------------------------------------------------------ what went wrong
-
-
 def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ...]:
     """Return the modules whose own code was running, the innermost first; torch's layers hold no such numbers."""
     found: dict[str, None] = {}
@@ -194,9 +191,6 @@ def _describe(error: Exception) -> str:
 
 def _x(shape: Shape) -> str:
     return "x".join(map(str, shape))
-
-
-# ------------------------------------------------------------------ repairing
 
 
 def store(model: nn.Module, repairs: Mapping[str, Stored]) -> None:

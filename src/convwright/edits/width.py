@@ -335,11 +335,7 @@ def _check_room(architecture: Architecture, units: Ints, count: int, options: Op
 def _operated(
     architecture: Architecture, edits: Sequence[Width], units: Ints, plan: ChannelRemap
 ) -> tuple[WidthSurgery, nn.Module, dict[int, Moved], Capture | None]:
-    """Cut and repeat channels in a copy, and run it; where it does not run as predicted, find stored sizes that follow.
-
-    Raises:
-        EditError: if the network does not run with these widths.
-    """
+    """Cut and repeat channels in a copy, and run it; where that is not as predicted, find stored sizes that follow."""
     given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
     surgery = WidthSurgery(plan, given)
     with suppress(Exception):  # a weight that is computed from others runs the user's own code
