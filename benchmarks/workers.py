@@ -29,7 +29,7 @@ from convwright.methods import Candidate
 from convwright.runs import Evaluator, Study
 from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess
-from convwright.runs.executors.ray import OnRay, Resources
+from convwright.runs.executors.ray import OnRay
 from convwright.runs.executors.worker import Processes, Setup
 from convwright.runs.load import load_model_and_data
 from convwright.runs.loop import carried_out
@@ -46,7 +46,7 @@ def executors(evaluator: Evaluator, model: str, study: Study) -> dict[str, Execu
     setup = Setup.of(evaluator, model, initial, 1)
     ways: dict[str, Executor] = {"one process": InProcess(evaluator, 1), "two processes": Processes(2, setup, study)}
     if importlib.util.find_spec("ray") is not None:
-        ways["two Ray workers"] = OnRay("local", setup, study, study.folder / "run.json", Resources(_share(), 0))
+        ways["two Ray workers"] = OnRay("local", setup, study, study.folder / "run.json", _share(), 0)
     return ways
 
 

@@ -9,6 +9,7 @@ costs, and where it helps and where not. Rates that change per batch are torch's
 recipe's `schedule` equals them step by step.
 """
 
+from convwright.repair.batch_norm import kept_statistics as frozen_statistics
 from convwright.repair.batch_norm import reestimate_batch_norm
 from convwright.training.tasks.losses import distillation_loss
 from convwright.training.techniques.averaging import averaged_copy
@@ -20,7 +21,7 @@ from convwright.training.techniques.mixing import cutmix, mixup
 from convwright.training.techniques.progressive_resizing import progressive_resizing
 from convwright.training.techniques.recipe_fields import cutout, smoothed
 from convwright.training.techniques.replaced_layers import blurpool, depthwise_separable, global_pool, squeeze_excite
-from convwright.training.techniques.sam import frozen_statistics, sam_gradients
+from convwright.training.techniques.sam import sam_gradients
 from convwright.training.techniques.stochastic_depth import stochastic_depth
 from convwright.training.techniques.technique import TECHNIQUES, Card, Effect, Teacher, Technique, technique
 

@@ -8,15 +8,6 @@ from convwright.architecture.reading import create, parse_inputs, parse_shape, r
 from convwright.architecture.stages import Stage
 
 __all__ = [
-    "Architecture",
-    "Block",
-    "ChannelGraph",
-    "ChannelGroup",
-    "Layer",
-    "Member",
-    "Stage",
-    "create",
-    "parse_inputs",
-    "parse_shape",
-    "read",
-]
+    "Architecture", "Block", "ChannelGraph", "ChannelGroup", "Layer", "Member", "Stage", "create", "parse_inputs",
+    "parse_shape", "read",
+]  # fmt: skip

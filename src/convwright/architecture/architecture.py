@@ -61,8 +61,6 @@ class Architecture:
     given: Inputs | None = field(default=None, repr=False)
     free_outputs: bool = field(default=False, repr=False)
 
-    # -------------------------------------------------------------- the reading itself
-
     @cached_property
     def capture(self) -> Capture:
         """The operator graph."""
@@ -92,8 +90,6 @@ class Architecture:
     def flow(self) -> Flow:
         """Who feeds whom in the operator graph."""
         return Flow(self.model, self.capture, self.channels, self.layers)
-
-    # -------------------------------------------------------------- what is in it
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -174,8 +170,6 @@ class Architecture:
             said = f"consists of the groups {', '.join(found)}" if found else "has no channels"
             raise EditError(f"the output of {name} {said}; name one group.")
         return self.channels.group(found[0])
-
-    # -------------------------------------------------------------- forwarded questions
 
     def profile(self) -> Profile:
         """Count MACs, parameters and memory, per layer and whole."""

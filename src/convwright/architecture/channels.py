@@ -440,7 +440,6 @@ def numbered(names: Iterable[str]) -> list[str]:
 
 
 def _tied(ledger: Ledger, ties: Iterable[tuple[Tensor, Tensor]]) -> Ints:
-    """Return the component of each atom that ties join."""
     pairs = [torch.broadcast_tensors(a, b) if a.shape != b.shape else (a, b) for a, b in ties]  # type: ignore[no-untyped-call]
     if not pairs:
         return np.arange(ledger.count, dtype=np.int64)

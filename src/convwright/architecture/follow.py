@@ -114,8 +114,6 @@ class Follower:
             self.broken[key] = f"its rule does not fit {describe(node)}: {first_line(error).rstrip('.')}"
             return opaque(self, node, self.broken[key])
 
-    # -------------------------------------------------------------- graph inputs and outputs
-
     def _enter(self, node: fx.Node) -> Value:
         name = self._walked.tensors.get(node.name)
         if name is not None:
@@ -147,8 +145,6 @@ class Follower:
                 where = self._walked.outputs.get(producer.name) or module_path(producer) or "the network itself"
                 self.ledger.freeze_value(each, f"they are the network's output ({where})")
 
-    # -------------------------------------------------------------- inputs of a node
-
     def resolve(self, node: Any) -> Value:
         """Return the value of an argument (a scalar is a value without labels)."""
         if not isinstance(node, fx.Node):
@@ -173,8 +169,6 @@ class Follower:
         """Return an operand's shape in the original network."""
         operand = _operand(node, which)
         return shape_of(operand) if isinstance(operand, fx.Node) else ()
-
-    # -------------------------------------------------------------- channels and weights
 
     def channels(self, x: Value, axis: int, node: fx.Node) -> Tensor | None:
         """Return the labels along a channel axis; channels folded into the batch are frozen."""
@@ -225,8 +219,6 @@ class Follower:
             return weight.rpartition(".")[0] or weight
         return module_path(node) or node.name
 
-    # -------------------------------------------------------------- results of a node
-
     def value(self, node: fx.Node, planes: Sequence[Plane], weight: bool = False, output: int | None = None) -> Value:
         """Make the value of a node: the original shape, with the sizes its planes have now."""
         shape = sizes_of(node.meta["val"] if output is None else node.meta["val"][output])
@@ -255,8 +247,6 @@ class Follower:
             return result
         planes = self.rearranged(node, x, lambda labels: node.target(labels, *args, **kwargs))  # type: ignore[operator]
         return self.value(node, planes, x.weight)
-
-    # -------------------------------------------------------------- constants under new sizes
 
     def reshaped(self, node: fx.Node, x: Value, before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
         """Return the target of a reshape under the current sizes.
@@ -310,7 +300,6 @@ class Follower:
 
 
 def _labelled_axes(shape: Sequence[int]) -> list[int]:
-    """Return the axes of a parameter that may hold channels: not the kernel axes of a convolution."""
     if 0 in shape:
         return []
     last = 2 if len(shape) > 3 and shape[0] > 1 else len(shape)

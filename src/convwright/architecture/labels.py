@@ -122,9 +122,6 @@ class Ledger:
         self.carried.append(labels.reshape(-1))
 
 
-# ------------------------------------------------------------------ planes
-
-
 def line_plane(labels: Tensor, axis: int, ndim: int) -> Plane:
     """Place a row of labels along one axis of a value of rank ``ndim``."""
     return Plane(on_axis(labels, axis, ndim), (axis,))

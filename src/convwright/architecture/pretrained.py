@@ -156,7 +156,6 @@ def _fetching(source: str, url: str, here: bool, remedy: str) -> Iterator[None]:
 
 
 def _kept(url: str) -> Path:
-    """Return where torch keeps what it downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 

@@ -242,9 +242,6 @@ def _from_file(source: str, kwargs: dict[str, Any]) -> nn.Module:
     return make if isinstance(make, nn.Module) else _construct(source, make, kwargs)
 
 
-# ------------------------------------------------------------------ the example input
-
-
 def parse_shape(text: str) -> tuple[int, ...]:
     """Parse ``"3x224x224"`` into (3, 224, 224).
 

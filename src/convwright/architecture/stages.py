@@ -113,7 +113,9 @@ class _Sizes:
             elif before >= 0 and sizes[before] == size:
                 stage_of.append(before)
             else:
-                stage_of.append(_next_stage(sizes, before, size))
+                if size not in sizes[before + 1 :]:
+                    sizes.append(size)
+                stage_of.append(sizes.index(size, before + 1))  # the first behind `before` that has this size
         return stage_of, sizes
 
     def _own_sizes(self) -> list[Shape | None]:
@@ -184,10 +186,3 @@ def _makes_map(node: fx.Node) -> bool:
     name = operator_name(node)
     spatial = name.startswith(("upsample", "_upsample", "pixel_", "grid_sampler", "avg_pool"))
     return kind_of(node) == "conv" or spatial or name.startswith(("max_pool", "adaptive_"))
-
-
-def _next_stage(sizes: list[Shape], before: int, size: Shape) -> int:
-    """Return the first stage behind ``before`` that has this size, a new one if there is none."""
-    if size not in sizes[before + 1 :]:
-        sizes.append(size)
-    return sizes.index(size, before + 1)

@@ -179,7 +179,6 @@ def _kernels(
 
 
 def _calls(arch: Architecture, layer: Layer) -> tuple[str, ...]:
-    """Return a layer and all others of its kind that use the same weights."""
     own = set(layer.parameters)
     alike = (other for other in arch.layers if other.kind == layer.kind)
     return tuple(other.name for other in alike if other.name == layer.name or own & set(other.parameters))

@@ -120,8 +120,6 @@ def as_dict(
     }
 
 
-# ------------------------------------------------------------------ other resolutions
-
 FLAG = "--input-range"
 # What this call says already of a resolution that cannot be read: the network, the size, the flag.
 _SAID = r"^.* does not run on an input of shape [\dx]+: (\w+Error: )?| Give the input shape .*$"
@@ -210,8 +208,6 @@ def _read_at(arch: Architecture, side: int) -> AtResolution:
         return AtResolution(side, refused=re.sub(_SAID, "", str(error)))
     return AtResolution(side, there.profile().macs, receptive_field(there))
 
-
-# ------------------------------------------------------------------ what it prints of receptive fields
 
 _LONG = 20  # rows from which a table is folded: fields all differ in size, so neighbours are joined more freely
 

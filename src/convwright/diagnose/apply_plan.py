@@ -57,11 +57,7 @@ def replay(
         "options": options,
         "edits": len(loaded.edits),
         "before": {"macs": loaded.macs, "params": loaded.params},
-        "after": {
-            "macs": costs.macs,
-            "macs_by_torch": count_by_torch(arch.model, arch.inputs),
-            "params": costs.params,
-        },
+        "after": {"macs": costs.macs, "macs_by_torch": count_by_torch(arch.model, arch.inputs), "params": costs.params},
         "changes": [
             {
                 **change.edit.to_dict(),

@@ -16,10 +16,9 @@ from convwright.architecture import Architecture, ChannelGroup, Layer
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.fake_run import ATTENTION
+from convwright.edits.fake_run import ATTENTION, TrialNetwork
 from convwright.edits.kernel import Kernel, kernel_size, why_not_kernel
 from convwright.edits.rerun import branch_on_values
-from convwright.edits.resolution import failure_at
 from convwright.edits.summary import shape_words
 from convwright.runs.load import read_named
 from convwright.tables import add_row, brief, new_table
@@ -101,7 +100,7 @@ class Diagnosis:
         unused: parameters that the network does not use; they keep their sizes.
         macs: multiply-accumulates per sample.
         params: parameters.
-        rehearsed: whether widths and input sizes were tried by running the network without data.
+        rehearsed: whether widths and input sizes were tried; they always are.
         free: channel groups whose size can change.
         groups: how many channel groups there are.
         frozen: why the others cannot change.
@@ -175,7 +174,7 @@ def diagnose(arch: Architecture) -> Diagnosis:
         unused=arch.capture.unused,
         macs=costs.macs,
         params=costs.params,
-        rehearsed=checked.rehearsed,
+        rehearsed=True,
         free=tuple(Free(g.name, g.size, g.step, len(g.layers), g.tied, g.across) for g in free),
         groups=len(groups),
         frozen=_gathered(
@@ -189,7 +188,7 @@ def diagnose(arch: Architecture) -> Diagnosis:
         removable=_sorted_out([(b.name, why_not_removable(arch, b)) for b in arch.blocks]),
         repeatable=_sorted_out([(b.name, why_not_repeatable(arch, b)) for b in arch.blocks]),
         kernels=_kernels(arch),
-        resolutions=_resolutions(arch, checked.rehearsed),
+        resolutions=_resolutions(arch),
         branch=branch_on_values(arch),
     )
     return replace(found, verdict=_verdict(found), advice=tuple(_advice(found)))
@@ -234,7 +233,6 @@ def _width_advice(reason: str, executed: bool) -> str:
 
 
 def _sorted_out(reasons: Iterable[tuple[str, str | None]]) -> Part:
-    """Tell what can be changed from what cannot, and gather the reasons."""
     listed = list(reasons)
     possible = tuple(name for name, reason in listed if reason is None)
     refused = [(name, _without_name(name, reason)) for name, reason in listed if reason is not None]
@@ -256,19 +254,19 @@ def _kernels(arch: Architecture) -> Part:
     return _sorted_out([(kernel.target, why_not_kernel(arch, kernel)) for kernel in larger])
 
 
-def _resolutions(arch: Architecture, rehearsed: bool) -> Part:
-    """Try input sizes around the present one, if the network runs on fake tensors."""
+def _resolutions(arch: Architecture) -> Part:
+    """Try input sizes around the present one."""
     like = arch.example_input
     clip = like.ndim > 4 and not any(group.name == "input" for group in arch.groups)  # channels lie further back
     now = tuple(like.shape[-2:] if clip else like.shape[2:])
-    if not rehearsed or not now or not arch.inputs.one:  # a vector has no other sizes
+    if not now or not arch.inputs.one:  # a vector has no other sizes
         return Part(1, (shape_words(now or like.shape[1:]),), ())
     unit = 32 if min(now) >= 128 else 8 if min(now) >= 32 else 4
     scaled = (tuple(max(unit, round(side * factor / unit) * unit) for side in now) for factor in _FACTORS)
     sizes = sorted({*scaled, now})
-    works, refused = [], []
+    works, refused, trial = [], [], TrialNetwork.of(arch)
     for size in sizes:
-        failure = failure_at(arch, like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else ""
+        failure = trial.failure_at(like.new_zeros(*like.shape[: like.ndim - len(size)], *size)) if size != now else ""
         if not failure:
             works.append(shape_words(size))
         else:
@@ -292,9 +290,6 @@ _RESOLUTION_ADVICE = (
      "put nn.AdaptiveAvgPool2d before it, and take the sizes there from a tensor's shape"),
     ("", "take the size from a tensor's shape, such as x.shape[2:]"),
 )  # fmt: skip
-
-
-# ------------------------------------------------------------------ reasons
 
 
 def _gathered(reasons: Iterable[tuple[str, str]], advice: Callable[[str], str]) -> tuple[Obstacle, ...]:
@@ -322,8 +317,6 @@ def _verdict(found: Diagnosis) -> str:
 def _sizes_in_words(found: Diagnosis) -> str:
     sizes = found.resolutions.possible
     works = [name.partition("x")[0] if len({*name.split("x")}) == 1 else name for name in sizes]  # 224 for 224x224
-    if not found.rehearsed:
-        return "other inputs were not tried: the network does not run on fake tensors"
     if len(works) == 1:
         return f"only inputs of {works[0]} work"
     ends = [_area(sizes[0]), _area(sizes[-1])]
@@ -359,8 +352,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
 
 
-# ------------------------------------------------------------------ what it prints
-
 _MOST_GROUPS = 40  # free groups from which those that are like their neighbours are not listed one by one
 
 
@@ -386,8 +377,6 @@ def _reading(found: Diagnosis) -> Table:
     if found.stored:
         stored = brief([name.removeprefix(".") for name in found.stored])
         add_row(table, "sizes stored on modules", f"{len(found.stored)}, which edits keep in step: {stored}")
-    if not found.rehearsed:
-        add_row(table, "not tried", "widths and input sizes: the network does not run on fake tensors")
     if found.branch:
         add_row(table, "other steps for other values", f"from {found.branch} on; what is said holds for zeros")
     if found.seconds:

@@ -22,9 +22,6 @@ _WEIGHTED = ("conv", "linear", "matmul", "attention")
 _LONG = 60  # rows from which a table of layers is folded
 
 
-# ------------------------------------------------------------------ analyze
-
-
 def analysis(arch: Architecture, latencies: LayerLatencies | None = None) -> Iterator[Table]:
     """Yield the tables of `analyze`: layers, groups, stages, totals, and what was measured, if anything."""
     yield _layers(arch, latencies)
@@ -124,9 +121,6 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape[1:] if len(shape) > 2 else shape))
 
 
-# ------------------------------------------------------------------ results
-
-
 def warned(data: Mapping[str, Any]) -> Iterator[Text]:
     """Yield the warnings of an `optimize` or a `train`, which stand above its table."""
     for each in warnings_in(data):
@@ -138,7 +132,7 @@ def result_table(data: Mapping[str, Any]) -> Table:
     title = f"{data['model']} on {data['data']}, budget {', '.join(data['budget']) or 'none'}"
     table = new_table(title, "", "baseline", "result", "change", numbers=("baseline", "result", "change"))
     for row in rows(data):
-        add_row(table, row.name, row.baseline, row.result, row.change)
+        add_row(table, *row)
     return table
 
 

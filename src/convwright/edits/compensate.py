@@ -215,7 +215,6 @@ def effective_weight(module: nn.Module, shape: Sequence[int]) -> Tensor | None:
 
 
 def _smallest(layer: ComputedLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the smallest input that a kernel fits on."""
     kernel = shape_of(layer.weight)[2:]
     if not kernel:
         return shape

@@ -12,14 +12,7 @@ from torch import fx, nn
 
 from convwright.architecture import Architecture, Block
 from convwright.architecture.blocks import block_of_module
-from convwright.architecture.capture.graph import (
-    LEAVES,
-    describe,
-    module_class,
-    module_path,
-    operator_name,
-    shape_of,
-)
+from convwright.architecture.capture.graph import LEAVES, describe, module_class, module_path, operator_name, shape_of
 from convwright.edits.edit import Edit, Options, Outcome, carries_out, check_distinct, one_sample, refusal
 from convwright.edits.equivalence import measure
 from convwright.edits.identity import identity_start

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import argument, first_line, operator_name, shape_of, user_frame
@@ -110,16 +110,14 @@ def _random_like(name: str, tensor: Tensor, generator: np.random.Generator) -> T
 def small_input(architecture: Architecture) -> Inputs:
     """Return an example input at which each layer that sees several positions per side still sees two."""
     example = architecture.example_input
-    maps = [shape_of(argument(n, "input") or n) for n in architecture.capture.graph.nodes if _slides(n)]
+    called = (n for n in architecture.capture.graph.nodes if n.op == "call_function")
+    sliding = (n for n in called if operator_name(n).startswith(("conv", "max_pool", "avg_pool")))
+    maps = [shape_of(argument(n, "input") or n) for n in sliding]
     sides = [side for shape in maps for side in shape[2:] if side > 1]
     if not architecture.inputs.one or example.ndim < 3 or min(sides, default=0) <= 2:
         return architecture.inputs
     shape = (*example.shape[:2], *(math.ceil(2 * side / min(sides)) for side in example.shape[2:]))
     return Inputs.of(example.new_zeros(shape))
-
-
-def _slides(node: fx.Node) -> bool:
-    return node.op == "call_function" and operator_name(node).startswith(("conv", "max_pool", "avg_pool"))
 
 
 _TAKES_NO_OTHER: weakref.WeakSet[nn.Module] = weakref.WeakSet()

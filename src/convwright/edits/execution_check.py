@@ -1,8 +1,8 @@
 """The execution check: which groups the user's own code allows to change.
 
 Labels say which channels belong together; only running says whether ``forward`` bears other numbers. All free groups
-are halved, then doubled, and the copy runs once. Where that fails, rehearsals on fake tensors look for a stored size
-that explains it. If none does, bisection finds the groups at fault; they are frozen, with the failing line as reason.
+are halved, then doubled, and the copy runs once. Where that fails, rehearsals look for a stored size that explains it.
+If none does, bisection finds the groups at fault; they are frozen, with the failing line as reason.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 from convwright.architecture import Architecture
 from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
-from convwright.edits.fake_run import FakeNetwork, Repairs, UnrepairableError, repaired
+from convwright.edits.fake_run import Repairs, TrialNetwork, UnrepairableError, repaired
 from convwright.edits.remap import recipe
-from convwright.edits.rerun import runs_hollow
 from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
 from convwright.errors import EditError
 
@@ -35,7 +34,7 @@ class Checked:
         architecture: the same network, with groups frozen that its code does not let change.
         stored: sizes stored on modules (``"module.attribute"``) that edits have to keep in step, and do.
         fixed: group name -> why it is frozen, for the groups that this check froze.
-        rehearsed: whether all that had to be rehearsed on fake tensors runs on them; what does not is frozen.
+        rehearsed: whether all that had to be rehearsed was; it always is.
     """
 
     architecture: Architecture
@@ -52,7 +51,6 @@ def check_execution(architecture: Architecture) -> Checked:
     """
     stored: dict[str, None] = {}
     fixed: dict[str, str] = {}
-    rehearsed = True
     for ratio in _RATIOS:
         trial = _Trial(architecture)
         edits = [e for e in proportional_widths(architecture, ratio) if e.target not in fixed]
@@ -60,10 +58,9 @@ def check_execution(architecture: Architecture) -> Checked:
             group = architecture.channels.group(target)
             fixed.update(dict.fromkeys((target, *group.tied), reason))
         stored.update(dict.fromkeys(trial.stored))
-        rehearsed = rehearsed and trial.rehearsed
     if fixed:
         architecture = architecture.evolved(fixed={**architecture.fixed, **fixed})
-    return Checked(architecture, tuple(stored), fixed, rehearsed)
+    return Checked(architecture, tuple(stored), fixed)
 
 
 def scale_widths(
@@ -138,7 +135,6 @@ class _Trial:
     architecture: Architecture
     stored: Repairs = field(default_factory=dict)
     runs: int = 0
-    rehearsed: bool = True
 
     def failure(self, edits: Sequence[Width]) -> tuple[str, tuple[str, ...]] | None:
         """Carry out edits together; return the message and the groups under suspicion if they do not run."""
@@ -156,21 +152,12 @@ class _Trial:
             for i in changed
         }
         plan = recipe(graph, sizes.after, chosen)
-        if runs_hollow(self.architecture, plan):
-            return None
         try:
-            self.stored |= repaired(self._stage(), sizes.units, lambda: plan)
+            self.stored |= repaired(TrialNetwork.of(self.architecture), sizes.units, lambda: plan)
         except (UnrepairableError, EditError) as error:
             groups = error.groups if isinstance(error, UnrepairableError) else ()
             return str(error).rstrip("."), groups
         return None
-
-    def _stage(self) -> FakeNetwork:
-        try:
-            return FakeNetwork.of(self.architecture)
-        except EditError:
-            self.rehearsed = False
-            raise
 
     def culprits(self, edits: Sequence[Width]) -> dict[str, str]:
         """Return the targets that cannot change, each with the reason.

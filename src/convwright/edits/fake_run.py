@@ -1,9 +1,9 @@
-"""Rehearse an edited network on fake tensors, and repair the sizes that its modules store.
+"""Rehearse an edited network in an empty copy, and repair the sizes that its modules store.
 
 Channel labels cannot see a size that the user wrote down: an integer stored on a module (``self.out_chs``), a list
-of split sizes, a shape. Running the edited copy on fake tensors, module by module beside the sizes that the labels
-predict, shows where such a number is in the way. Integers and tuples of the module at fault that equal an old size
-get the new one, and the copy is rehearsed again.
+of split sizes, a shape. Running the edited copy, module by module beside the sizes that the labels predict, shows
+where such a number is in the way. Integers and tuples of the module at fault that equal an old size get the new one,
+and the copy is rehearsed again.
 """
 
 from __future__ import annotations
@@ -12,36 +12,32 @@ import inspect
 import re
 import traceback
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import (
     argument,
     first_line,
+    in_mode,
     module_path,
     module_paths,
     operator_name,
-    quiet_torch,
     shape_of,
     source_of,
     user_frame,
 )
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.architecture.channels import ChannelGraph, Ints
+from convwright.architecture.capture.recorded import record
+from convwright.architecture.channels import Ints
 from convwright.architecture.labels import Value
-from convwright.cost.recount import unfused
 from convwright.edits.remap import ChannelRemap
-from convwright.edits.surgery import copied, hollow_copy, operate, plain_tensors, stand_ins, tensors_in
+from convwright.edits.surgery import operate, tensors_in
 from convwright.errors import EditError
 
 Stored = int | list[int]
@@ -76,13 +72,12 @@ class _DeviationError(Exception):
 
 
 @dataclass(eq=False)
-class FakeNetwork:
-    """One network on fake tensors, on which any number of edits can be rehearsed.
+class TrialNetwork:
+    """One network on which any number of edits can be rehearsed, in copies whose new tensors are empty.
 
     Attributes:
-        model: a copy of the network with fake tensors in place of its own.
-        mode: the mode that they belong to.
-        inputs: fake ones.
+        model: the network.
+        inputs: what it is run on.
         outputs: module path -> the graph node that makes its output, for modules called once.
         one_row_each: the network gives one row per image.
         hopeless: modules that no stored size helped, with the groups that changed there.
@@ -90,7 +85,6 @@ class FakeNetwork:
     """
 
     model: nn.Module
-    mode: FakeTensorMode
     inputs: Inputs
     outputs: dict[str, fx.Node]
     one_row_each: bool = True
@@ -98,124 +92,79 @@ class FakeNetwork:
     hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
-    def of(cls, architecture: Architecture) -> FakeNetwork:
-        """Return the network of an architecture on fake tensors, set up once.
+    def of(cls, architecture: Architecture) -> TrialNetwork:
+        """Return the network of an architecture, run once to see what its modules give."""
+        if architecture not in _STAGES:
+            nodes = [node for node in architecture.capture.graph.nodes if node.op == "call_function"]
+            last = {path: node for node in nodes for path in module_paths(node)}
+            shapes: dict[str, list[Shape]] = {}
 
-        Raises:
-            EditError: if it does not run on them.
-        """
-        found = _STAGES.get(architecture)
-        if found is None:
-            try:
-                found = _set_up(architecture)
-            except Exception as error:  # the user's own forward may raise anything
-                found = _describe(error)
-            _STAGES[architecture] = found
-        if isinstance(found, str):
-            raise EditError(
-                f"{architecture.source} cannot be edited: it does not run on tensors without data, on which "
-                f"edits are tried first: {found}."
-            )
-        return found
+            def note(name: str, result: object) -> None:
+                shapes.setdefault(name, []).append(tuple(result.shape) if isinstance(result, Tensor) else ())
+
+            _run_noting(architecture.model, architecture.inputs, note)
+            once = {name: found[0] for name, found in shapes.items() if len(found) == 1}
+            outputs = {n: last[n] for n, shape in once.items() if shape and n in last and shape_of(last[n]) == shape}
+            rows = once.get("", ())[:1] == tuple(architecture.example_input.shape[:1])
+            _STAGES[architecture] = cls(architecture.model, architecture.inputs, outputs, rows)
+        return _STAGES[architecture]
 
     def rehearse(self, plan: ChannelRemap, repairs: Mapping[str, Stored]) -> Failure | None:
         """Run the network as the recipe changes it; ``None`` if it runs with the predicted shapes."""
-        with self._prepared():
-            try:
-                changed, _ = operate(self.model, plan, hollow=True)
-            except EditError:
-                raise
-            except Exception as error:  # a weight that is computed from others runs the user's own code
-                return Failure((), _describe(error), 0)
-            store(changed, repairs)
-            return self._run(changed, plan.after)
-
-    def run_at(self, example_input: Tensor) -> Failure | None:
-        """Run the unchanged network on an input of another shape; ``None`` if it runs."""
-        running: list[str] = []
-        names: dict[nn.Module, str] = {}
         try:
-            with ExitStack() as hooks, self._prepared():
-                model = hollow_copy(self.model)
-                names.update((module, name) for name, module in model.named_modules())
-                for each in names:
-                    hooks.enter_context(each.register_forward_pre_hook(lambda module, _: running.append(names[module])))
-                result = tensors_in(model(self.mode.from_tensor(example_input)))
-        except Exception as error:  # the user's own forward may raise anything
-            return Failure(_suspects(error, names), f"{_describe(error)}, in {running[-1] or 'the network'}", 0)
-        rows = next((len(t) for t in result if t.ndim), len(example_input))
-        if self.one_row_each and rows != len(example_input):
-            return Failure((), f"a view moves positions into the batch: {len(example_input)} in, {rows} out", 0)
-        return None
+            changed, _ = operate(self.model, plan, hollow=True)
+        except EditError:
+            raise
+        except Exception as error:  # a weight that is computed from others runs the user's own code
+            return Failure((), _describe(error), 0)
+        store(changed, repairs)
+        values, passed = plan.after.follower.values, list[str]()
 
-    @contextmanager
-    def _prepared(self) -> Iterator[None]:
-        with self.mode, torch.no_grad(), quiet_torch(), unfused():
-            yield
-
-    def _run(self, changed: nn.Module, after: ChannelGraph) -> Failure | None:
-        values = after.follower.values
-        passed: list[str] = []
-        names = {module: name for name, module in changed.named_modules()}
-        expected = {
-            name: tuple(value.shape)
-            for name, node in self.outputs.items()
-            if isinstance(value := values.get(node.name), Value)
-        }
-
-        def compare(module: nn.Module, args: object, result: object) -> None:
-            name = names[module]
-            if isinstance(result, Tensor) and name in expected and tuple(result.shape) != expected[name]:
-                raise _DeviationError(name, tuple(result.shape), expected[name])
+        def compare(name: str, result: object) -> None:
+            value = values.get(self.outputs[name].name) if name in self.outputs else None
+            if isinstance(result, Tensor) and isinstance(value, Value) and tuple(result.shape) != tuple(value.shape):
+                raise _DeviationError(name, tuple(result.shape), tuple(value.shape))
             passed.append(name)
 
         try:
-            with ExitStack() as hooks:
-                for module in names:
-                    hooks.enter_context(module.register_forward_hook(compare))
-                self.inputs.call(changed)
+            _run_noting(changed, self.inputs, compare)
         except Exception as error:  # the user's own forward may raise anything: what it says is handed on
+            names = {module: name for name, module in changed.named_modules()}
             return Failure(_suspects(error, names), _describe(error), len(passed))
         return None
 
+    def failure_at(self, example_input: Tensor) -> str:
+        """Return why the unchanged network does not run on an input of another shape; "" if it does."""
+        running, rows = list[str](), [len(example_input)]
 
-_STAGES: weakref.WeakKeyDictionary[Architecture, FakeNetwork | str] = weakref.WeakKeyDictionary()
+        def note(name: str, result: object) -> None:
+            if not name:
+                rows[:] = [len(tensor) for tensor in tensors_in(result) if tensor.ndim] or rows
 
-
-def _set_up(architecture: Architecture) -> FakeNetwork:
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    fakes = stand_ins(architecture.model, lambda _, tensor: mode.from_tensor(tensor.detach()))
-    plain = {  # these keep their values: code may read numbers out of them
-        key: mode.fake_tensor_converter.from_real_tensor(mode, tensor.detach(), make_constant=True)
-        for key, tensor in plain_tensors(architecture.model).items()
-    }
-    with mode:
-        model = copied(architecture.model, plain | fakes).eval()
-    inputs = architecture.inputs.map(lambda tensor: mode.from_tensor(tensor.detach()))
-    nodes = [node for node in architecture.capture.graph.nodes if node.op == "call_function"]
-    last = {path: node for node in nodes for path in module_paths(node)}
-    stage = FakeNetwork(model, mode, inputs, {})
-    calls: Counter[str] = Counter()
-    shapes: dict[str, Shape] = {}
-    with stage._prepared(), ExitStack() as hooks:
-        ran = hollow_copy(model)  # a forward may store what it computes
-        names = {module: name for name, module in ran.named_modules()}
-
-        def note(module: nn.Module, args: object, result: object) -> None:
-            calls[names[module]] += 1
-            if isinstance(result, Tensor):
-                shapes[names[module]] = tuple(result.shape)
-
-        for module in names:
-            hooks.enter_context(module.register_forward_hook(note))
-        inputs.call(ran)
-    shapes = {name: shape for name, shape in shapes.items() if calls[name] == 1}
-    stage.outputs = {n: last[n] for n, shape in shapes.items() if n in last and shape_of(last[n]) == shape}
-    stage.one_row_each = shapes.get("", ())[:1] == tuple(architecture.example_input.shape[:1])
-    return stage
+        try:
+            _run_noting(self.model, Inputs.of(example_input), note, running.append)
+        except Exception as error:  # the user's own forward may raise anything
+            return f"{_describe(error)}, in {running[-1] or 'the network'}"
+        if self.one_row_each and rows[0] != len(example_input):
+            return f"a view moves positions into the batch: {len(example_input)} in, {rows[0]} out"
+        return ""
 
 
-# ------------------------------------------------------------------ what went wrong
+def _run_noting(
+    model: nn.Module,
+    inputs: Inputs,
+    left: Callable[[str, object], None],
+    entered: Callable[[str], object] = lambda name: None,
+) -> None:
+    """Run a network as it is read, and tell which module is entered and what each gives."""
+    with in_mode(model, training=False), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(lambda *call, name=name: entered(name)))
+            hooks.enter_context(module.register_forward_hook(lambda *call, name=name: left(name, call[-1])))
+        record(model, inputs)
+
+
+_STAGES: weakref.WeakKeyDictionary[Architecture, TrialNetwork] = weakref.WeakKeyDictionary()
 
 
 def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ...]:
@@ -244,9 +193,6 @@ def _x(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-# ------------------------------------------------------------------ repairing
-
-
 def store(model: nn.Module, repairs: Mapping[str, Stored]) -> None:
     """Give module attributes their new values."""
     for name, value in repairs.items():
@@ -269,12 +215,12 @@ class UnrepairableError(Exception):
 
 
 def repaired(
-    stage: FakeNetwork, units: Ints, plan: Callable[[], ChannelRemap], given: Mapping[str, Stored] | None = None
+    stage: TrialNetwork, units: Ints, plan: Callable[[], ChannelRemap], given: Mapping[str, Stored] | None = None
 ) -> Repairs:
     """Rehearse an edit until it runs, and return the stored sizes that had to change.
 
     Args:
-        stage: the network on fake tensors; it remembers what it found.
+        stage: the network; it remembers what was found.
         units: the new number of channels of each group: what decides.
         plan: makes the width edit's recipe.
         given: repairs known from an earlier time.
@@ -288,7 +234,7 @@ def repaired(
     return stage.known[key]
 
 
-def _repaired(stage: FakeNetwork, plan: ChannelRemap, given: Mapping[str, Stored] | None) -> Repairs:
+def _repaired(stage: TrialNetwork, plan: ChannelRemap, given: Mapping[str, Stored] | None) -> Repairs:
     repairs: Repairs = dict(given or {})
     failure = stage.rehearse(plan, repairs)
     clues = _Clues(stage, plan)
@@ -326,7 +272,7 @@ class _Clue:
 class _Clues:
     """What the graph says about the numbers in each module's code."""
 
-    def __init__(self, stage: FakeNetwork, plan: ChannelRemap) -> None:
+    def __init__(self, stage: TrialNetwork, plan: ChannelRemap) -> None:
         self.stage, self.plan = stage, plan
         self.own: dict[str, list[fx.Node]] = {}
         for node in plan.before.follower.capture.graph.nodes:

@@ -50,9 +50,6 @@ def identity_start(architecture: Architecture, block: Block) -> Start:
     return _neutralise
 
 
-# ------------------------------------------------------------------ residual blocks
-
-
 def _residual(architecture: Architecture, block: Block) -> tuple[frozenset[str], frozenset[str]]:
     """Return the parameters that scale the branches last, and those of norms that the passing value goes through."""
     flow = architecture.flow
@@ -120,29 +117,23 @@ class _ZeroSearch:
         if node.name not in self.inside or operator_name(node) != "batch_norm":
             return set()
         weight = argument(node, "weight")
-        return self._scale_of(weight) or set() if isinstance(weight, fx.Node) else set()
+        return scale_of(self.architecture.capture, weight) or set() if isinstance(weight, fx.Node) else set()
 
     def _of_weighted(self, node: fx.Node) -> set[str] | None:
         weight, bias = argument(node, "weight"), argument(node, "bias")
-        scale = self._scale_of(weight) if isinstance(weight, fx.Node) else None
-        shift = self._scale_of(bias) if isinstance(bias, fx.Node) else set()
+        scale = scale_of(self.architecture.capture, weight) if isinstance(weight, fx.Node) else None
+        shift = scale_of(self.architecture.capture, bias) if isinstance(bias, fx.Node) else set()
         return None if not scale or shift is None else scale | shift
 
     def _of_product(self, node: fx.Node) -> set[str] | None:
         """A product is zero if one factor is: a parameter (layer scale) first, else the factor of full shape."""
         factors = sorted(node.all_input_nodes, key=lambda n: (not self._is_weight(n), shape_of(n) != shape_of(node)))
-        found = (self._scale_of(n) if self._is_weight(n) else self.silencers(n) for n in factors)
+        found = (scale_of(self.architecture.capture, n) if self._is_weight(n) else self.silencers(n) for n in factors)
         return next((scales for scales in found if scales), None)
-
-    def _scale_of(self, node: fx.Node) -> set[str] | None:
-        return scale_of(self.architecture.capture, node)
 
     def _is_weight(self, node: fx.Node) -> bool:
         value = self.architecture.channels.follower.values.get(node.name)
         return isinstance(value, Value) and value.weight
-
-
-# ------------------------------------------------------------------ plain units
 
 
 def _check_plain(architecture: Architecture, block: Block) -> None:

@@ -157,9 +157,6 @@ def kernel_size(architecture: Architecture, layer: Layer) -> Sizes:
     return shape_of(argument(node, "weight"))[2:]
 
 
-# ------------------------------------------------------------------ what an edit means
-
-
 def _change(architecture: Architecture, edit: Kernel) -> _Change:
     layer = architecture.layer(edit.target)
     check_alone(architecture, layer.name)
@@ -210,7 +207,6 @@ def _check_fits(edit: Kernel, node: fx.Node, layer: Layer, kernels: tuple[Sizes,
 def _owner(
     architecture: Architecture, edit: Kernel, layer: Layer, tensors: Sequence[str]
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the module that a kernel belongs to, and all layers that use it."""
     path = tensors[0].rpartition(".")[0].partition(".parametrizations")[0]
     users = [other for other in architecture.layers if other.kind == "conv" and set(other.parameters) & set(tensors)]
     users = users or [layer]
@@ -258,7 +254,6 @@ def _run_empty(module: nn.Module, layer: Layer, kernels: tuple[Sizes, Sizes], mo
 
 
 def _sync(module: nn.Module, after: Sizes, more: Sizes) -> None:
-    """Set ``kernel_size`` and ``padding`` as the module stores them."""
     stored = getattr(module, "kernel_size", None)
     if stored is not None:
         module.kernel_size = after if isinstance(stored, tuple | list) else after[0]  # type: ignore[assignment]

@@ -213,9 +213,6 @@ def _applied(
     return done[-1].after if done else architecture
 
 
-# ------------------------------------------------------------------ from one network to the next
-
-
 @dataclass(frozen=True, eq=False)
 class Passage:
     """One run of edits of a kind, carried out together.
@@ -309,7 +306,6 @@ def _passage(current: Architecture, run: tuple[Edit, ...], options: Options) -> 
 
 
 def _check_repairs(architecture: Architecture, repairs: Mapping[str, Any]) -> None:
-    """Refuse repairs of anything but whole numbers that a module of the network stores."""
     modules = dict(architecture.model.named_modules())
     for name, value in repairs.items():
         path, _, attribute = name.rpartition(".")

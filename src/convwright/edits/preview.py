@@ -168,9 +168,6 @@ def costs(macs: tuple[int, int], params: tuple[int, int]) -> str:
     return f"MACs {_amounts(*macs)}, parameters {_amounts(*params)}"
 
 
-# ------------------------------------------------------------------ from a run of edits to steps
-
-
 def _steps(passage: Passage, first: int) -> Iterator[Step]:
     run = _Run(passage, passage.before)
     changes = passage.after.changes[len(passage.before.changes) :]
@@ -223,7 +220,6 @@ class _Run:
 
 
 def _layers_of(group: ChannelGroup, role: str) -> tuple[str, ...]:
-    """Return the modules on which a group's channels lie in one role, each once."""
     names = (m.tensor.rpartition(".")[0] or m.tensor for m in group.members if m.role == role)
     others = {m.tensor.rpartition(".")[0] for m in group.members if m.role == "out"} if role == "along" else set()
     return tuple(name for name in dict.fromkeys(names) if name not in others)
@@ -257,7 +253,6 @@ def _width(run: _Run, edit: Width, place: int) -> dict[str, Any]:
 
 
 def _told(run: _Run, edit: Edit, place: int) -> dict[str, Any]:
-    """Return the fields of a step that depend on the kind of its edit."""
     if isinstance(edit, Width):
         return _width(run, edit, place)
     if isinstance(edit, RemoveBlock):

@@ -208,13 +208,8 @@ def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axi
     """Find where on the old axis each new index comes from.
 
     A channel may lie on an axis several times (behind a flatten, in a grouped convolution): its n-th new place in
-    the same parts of grouped operators continues its n-th old place there.
-
-    Args:
-        old: the channel of each old index, and the parts of grouped operators that it lies in.
-        new: the old channel that each new index continues, and its parts.
-        own: the channel of each new index.
-        axis: for the error message.
+    the same parts of grouped operators continues its n-th old place there. `old` and `new` are the channel of each
+    index, or the one that it continues, and its parts; `own` is the channel of each new index.
     """
     parts = np.unique(np.concatenate([old[1], new[1]]), return_inverse=True)[1].reshape(-1)
     count = int(parts.max()) + 1

@@ -122,7 +122,6 @@ class _Replacement:
         return ()
 
     def sketch(self, model: nn.Module) -> Sequence[Succession]:
-        """Put an empty copy into a network without memory."""
         put(model, self.site.layer, copy.deepcopy(self.built).to("meta"))
         return ()
 
@@ -139,7 +138,6 @@ def why_not_replaceable(architecture: Architecture, edit: Replace) -> str | None
 
 
 def _site(architecture: Architecture, edit: Replace) -> tuple[Site, list[str]]:
-    """Return where an operator goes, and the names of all calls of the layer that it replaces."""
     layer = architecture.layer(edit.target)
     check_alone(architecture, layer.name)
     modules = dict(architecture.model.named_modules())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 
 from torch import fx, nn
 
@@ -21,8 +20,6 @@ from convwright.architecture.capture.graph import (
 )
 from convwright.architecture.capture.recorded import record
 from convwright.architecture.channels import ChannelGraph
-from convwright.edits.remap import ChannelRemap
-from convwright.edits.surgery import operate
 from convwright.errors import ReadError
 
 
@@ -42,14 +39,6 @@ def executed(architecture: Architecture, changed: nn.Module, after: ChannelGraph
     except ReadError:
         return None
     return None if first_deviation(after, found) else found
-
-
-def runs_hollow(architecture: Architecture, plan: ChannelRemap) -> bool:
-    """Whether a copy with other widths, its new tensors empty, executes what is predicted."""
-    with suppress(Exception):  # a weight that is computed from others runs the user's own code
-        hollow, _ = operate(architecture.model, plan, hollow=True)
-        return executed(architecture, hollow, plan.after) is not None
-    return False
 
 
 def branch_on_values(architecture: Architecture) -> str:

@@ -14,7 +14,7 @@ from convwright.architecture import Architecture
 from convwright.architecture.capture.capture import capture
 from convwright.edits.constraints import why_resolution_stays
 from convwright.edits.edit import Edit, Measured, Options, Outcome, carries_out, one_sample, whole_numbers
-from convwright.edits.fake_run import FakeNetwork
+from convwright.edits.fake_run import TrialNetwork
 from convwright.edits.structure import Structure
 from convwright.edits.surgery import named_tensors
 from convwright.errors import EditError, ReadError
@@ -47,7 +47,7 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     """Read a copy of the model at the last of the sizes."""
     inputs = [_input(architecture, edit) for edit in edits]
     example = inputs[-1]
-    if failure := failure_at(architecture, example):
+    if failure := TrialNetwork.of(architecture).failure_at(example):
         raise EditError(
             f"the network does not take inputs of {one_sample(example.shape)}: {failure}. A layer behind "
             "a flatten, or a table of positions, fixes the size; put global pooling before it to free it."
@@ -63,20 +63,6 @@ def carry_out(architecture: Architecture, edits: Sequence[Resolution], options: 
     new = named_tensors(found.model)
     same = all(torch.equal(tensor, new[name]) for name, tensor in named_tensors(architecture.model).items())
     return replace(found, max_difference=Measured(0.0 if same else math.inf))
-
-
-def failure_at(architecture: Architecture, example: Tensor) -> str:
-    """Return why the unchanged network does not run on an input of another shape; "" if it does."""
-    try:
-        stage = FakeNetwork.of(architecture)
-    except EditError:  # its code reads values, which fake tensors do not have
-        try:
-            capture(architecture.model, example, architecture.captured)
-        except ReadError as error:
-            return str(error).rstrip(".")
-        return ""
-    failure = stage.run_at(example)
-    return "" if failure is None else failure.message
 
 
 def _input(architecture: Architecture, edit: Resolution) -> Tensor:

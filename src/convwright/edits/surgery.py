@@ -62,7 +62,8 @@ def operate(model: nn.Module, plan: ChannelRemap, hollow: bool = False) -> tuple
         return plan.new_tensor(name, tensor.detach()).contiguous()
 
     successors = stand_ins(model, successor)
-    changed = hollow_copy(model, successors) if hollow else copied(model, dict(successors))
+    shared = {id(tensor): tensor for tensor in old.values()} | plain_tensors(model) if hollow else {}
+    changed = copied(model, shared | successors)
     _sync_attributes(changed, plan, {name for name, tensor in old.items() if id(tensor) in successors})
     moved: dict[int, Moved] = {}
     for name, final in named_tensors(changed).items():
@@ -92,7 +93,9 @@ def _copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     plain = [m for m in model.modules() if id(m) not in memo and _copies_plainly(type(m))]  # type: ignore[arg-type]
     memo.update((id(module), type(module).__new__(type(module))) for module in plain)
     for module in plain:
-        memo[id(module)].__setstate__({n: _copy_value(value, memo) for n, value in _state_of(module).items()})
+        state = module.__getstate__()  # type: ignore[no-untyped-call]  # without what torch leaves out of a copy
+        state = vars(module) if state is None else state
+        memo[id(module)].__setstate__({n: _copy_value(value, memo) for n, value in state.items()})
     return copy.deepcopy(model, memo)
 
 
@@ -107,12 +110,6 @@ def _copies_plainly(kind: type[nn.Module]) -> bool:
 
 
 _TORCH_STATES = tuple(f"torch.nn.modules.{name}" for name in ("module", "conv", "activation", "rnn", "transformer"))
-
-
-def _state_of(module: nn.Module) -> dict[str, Any]:
-    """Return a module's attributes without what torch leaves out of a copy."""
-    state = module.__getstate__()  # type: ignore[no-untyped-call]
-    return dict(vars(module)) if state is None else state
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
@@ -148,12 +145,6 @@ def _uncopied(model: nn.Module) -> str:
                 except Exception:
                     return f"{'.'.join(filter(None, (path, name)))} of {type(model).__name__}"
     return type(model).__name__
-
-
-def hollow_copy(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy a model, but share its tensors with the original, save those that others stand for."""
-    shared = {id(tensor): tensor for tensor in named_tensors(model).values()}
-    return copied(model, {**shared, **plain_tensors(model), **(instead or {})})
 
 
 def stand_ins(model: nn.Module, make: Callable[[str, Tensor], Tensor | None]) -> dict[int, Tensor]:
@@ -292,7 +283,6 @@ def _sync_stored(module: nn.Module, name: str, plan: ChannelRemap) -> None:
 
 
 def _group_counts(graph: ChannelGraph) -> dict[str, int]:
-    """Return the group count of each module's convolution under the new sizes."""
     follower = graph.follower
     captures = [("", follower.capture), ("training/", follower.capture.training)]
     return {
@@ -304,7 +294,6 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _sync_module(module: nn.Module) -> None:
-    """Set ``in_channels``, ``num_features`` and the like from the module's tensors."""
     if isinstance(module, nn.RNNBase):
         sizes = (getattr(module, f"weight_{matrix}_l0").shape[1] for matrix in ("ih", "hh"))
         module.input_size, module.hidden_size = sizes
@@ -343,7 +332,6 @@ def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
 
 
 def _output_width(graph: ChannelGraph, module: str) -> int | None:
-    """Return the channels that leave a module under the new sizes."""
     calls = (n for n in reversed(graph.follower.capture.graph.nodes) if n.op == "call_function")
     last = next((node.name for node in calls if module in module_paths(node)), "")
     value = graph.follower.values.get(last)
@@ -351,7 +339,6 @@ def _output_width(graph: ChannelGraph, module: str) -> int | None:
 
 
 def _classifier_width(plan: ChannelRemap, old: int) -> int | None:
-    """Return the new input width of the last linear layer, if it was ``old`` before."""
     for tensor, axis in reversed(list(plan.before.follower.atoms)):
         if axis == 1 and tensor.endswith("weight"):
             before = plan.before.axis_labels((tensor, axis)).numel()

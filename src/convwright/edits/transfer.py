@@ -28,8 +28,6 @@ from convwright.errors import EditError
 
 _SPREAD = 0.5  # a copy's share lies within this, relatively, of an equal one (two copies: 0.25 to 0.75)
 
-# ------------------------------------------------------------------ as published
-
 
 def svd_transfer(weight: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring a convolution weight to another number of channels, as the published code of CONetV2 does.
@@ -130,9 +128,6 @@ def convolution_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         if parameter.ndim == 4
         and (isinstance(modules[name.rpartition(".")[0]], _ConvNd) or sum(size > 1 for size in parameter.shape) > 1)
     }
-
-
-# ------------------------------------------------------------------ the function kept
 
 
 def check_widths_only(before: Plan, after: Plan) -> None:
@@ -247,7 +242,10 @@ def _share(old: Tensor, successor: Moved, axis: int, generator: torch.Generator)
     places = successor.take(own.expand(old.shape))
     behind = places.movedim(axis, 0).flatten(1)[:, 0].long()  # the old index behind each new one
     copies = torch.bincount(behind, minlength=size)
-    if int(copies.max()) < 2 or not _divided(new, successor.take(old), copies[behind], axis):
+    # Only where the edit shared a weight equally among copies do uneven shares keep the sum.
+    rounding = max(1e-5, 4 * torch.finfo(new.dtype).eps)
+    whole = new * on_axis(copies[behind], axis, new.ndim).to(new.dtype)
+    if int(copies.max()) < 2 or not torch.allclose(whole, successor.take(old), rtol=rounding):
         return
     exact = torch.float64 if new.dtype == torch.float64 else torch.float32  # also for weights of half precision
     drawn = (torch.rand(new.shape, generator=generator, dtype=exact) * 2 - 1).to(old.device)
@@ -255,9 +253,3 @@ def _share(old: Tensor, successor: Moved, axis: int, generator: torch.Generator)
     means = sums.index_add_(axis, behind, drawn) / on_axis(copies.clamp_min(1), axis, new.ndim)
     shares = 1 + _SPREAD * (drawn - means.index_select(axis, behind))
     new.copy_(new * shares)
-
-
-def _divided(new: Tensor, taken: Tensor, copies: Tensor, axis: int) -> bool:
-    """Whether the edit shared a weight equally among copies: only then do uneven shares keep the sum."""
-    rounding = max(1e-5, 4 * torch.finfo(new.dtype).eps)
-    return torch.allclose(new * on_axis(copies, axis, new.ndim).to(new.dtype), taken, rtol=rounding)

@@ -23,7 +23,7 @@ from convwright.edits.compensate import compensate, gained_parameters, inexact_r
 from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
-from convwright.edits.fake_run import ATTENTION, FakeNetwork, Repairs, UnrepairableError, repaired, store
+from convwright.edits.fake_run import ATTENTION, Repairs, TrialNetwork, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.rerun import changing_axes, executed
@@ -102,7 +102,6 @@ def solve(architecture: Architecture, edits: Sequence[Width], divisor: DivisorLi
 
 
 def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
-    """Return the groups that an edit names, refusing frozen ones."""
     graph = architecture.channels
     whole = edit.target not in graph.index
     found = architecture.layer(edit.target).groups if whole else (edit.target,)
@@ -116,7 +115,6 @@ def _targets(architecture: Architecture, edit: Width) -> list[ChannelGroup]:
 
 
 def _shares(graph: ChannelGraph, groups: list[ChannelGroup], edit: Width, divisor: DivisorLike) -> dict[int, int]:
-    """Distribute an edit's size over the groups that make up its target."""
     if not isinstance(edit.size, int) or isinstance(edit.size, bool) or edit.size < 1:
         raise EditError(f"the width of {edit.target} must be a whole number from 1 on, not {edit.size!r}.")
     if edit.size > MOST_CHANNELS:
@@ -337,20 +335,15 @@ def _check_room(architecture: Architecture, units: Ints, count: int, options: Op
 def _operated(
     architecture: Architecture, edits: Sequence[Width], units: Ints, plan: ChannelRemap
 ) -> tuple[WidthSurgery, nn.Module, dict[int, Moved], Capture | None]:
-    """Cut and repeat channels in a copy, and run it; where it does not run as predicted, find stored sizes that follow.
-
-    Raises:
-        EditError: if the network does not run with these widths.
-    """
+    """Cut and repeat channels in a copy, and run it; where that is not as predicted, find stored sizes that follow."""
     given = {name: value for edit in edits for name, value in (edit.repairs or {}).items()}
     surgery = WidthSurgery(plan, given)
     with suppress(Exception):  # a weight that is computed from others runs the user's own code
         model, moved = surgery.operate(architecture.model)
         if (found := executed(architecture, model, plan.after)) is not None:
             return surgery, model, moved, found
-    stage = FakeNetwork.of(architecture)  # the edits are rehearsed on fake tensors
     try:
-        repairs = repaired(stage, units, lambda: plan, given) if plan.takes else {}
+        repairs = repaired(TrialNetwork.of(architecture), units, lambda: plan, given) if plan.takes else {}
     except UnrepairableError as error:
         raise UnrunnableWidthsError(error) from error
     surgery = WidthSurgery(plan, repairs)
@@ -377,7 +370,10 @@ class UnrunnableWidthsError(EditError):
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:
     """Pick, for every group that changes, the old channel behind each new one."""
     keep = {name: ranks for e in edits for name, ranks in (e.keep or {}).items()}
-    _check_keep(architecture, units, keep)
+    for name, ranks in keep.items():
+        group = architecture.group(name)
+        if units[architecture.channels.index[group.name]] >= group.units and sorted(ranks) != list(range(group.units)):
+            raise EditError(f"it says which channels of {name} to keep, and {name} loses none; take that out.")
     chosen, now = {}, architecture.channels.units
     for group, before, after in zip(architecture.groups, now.tolist(), units.tolist(), strict=True):
         if before == after:
@@ -391,14 +387,6 @@ def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], opt
             best = np.argsort(-scores, kind="stable")[:after]
             chosen[group.name] = np.sort(best).astype(np.int64)
     return chosen
-
-
-def _check_keep(architecture: Architecture, units: Ints, keep: Mapping[str, Sequence[int]]) -> None:
-    """Refuse channels to keep of a group that is not there, or that loses none."""
-    for name, ranks in keep.items():
-        group = architecture.group(name)
-        if units[architecture.channels.index[group.name]] >= group.units and sorted(ranks) != list(range(group.units)):
-            raise EditError(f"it says which channels of {name} to keep, and {name} loses none; take that out.")
 
 
 def _given(group: ChannelGroup, ranks: Sequence[int], count: int) -> Ints:
@@ -420,7 +408,6 @@ def _decided(architecture: Architecture, edit: Width, units: Ints, plan: Channel
 
 
 def _costs(architecture: Architecture, edits: Sequence[Width], sizes: Sizes) -> tuple[tuple[int, int], ...]:
-    """Return MACs and parameters after each edit, from the cost model."""
     model = architecture.cost_model()
     index = architecture.channels.index
     current = {g.name: g.size for g in architecture.free_groups}

@@ -79,8 +79,7 @@ def card(run: Exportable, use: str = "") -> str:
 
 def _costs(run: Exportable) -> str:
     if run.kind == "result":
-        lines = [(row.name, row.baseline, row.result, row.change) for row in rows(run.record)]
-        table = markdown_table(("", "baseline", "result", "change"), lines, (1, 2, 3))
+        table = markdown_table(("", "baseline", "result", "change"), rows(run.record), (1, 2, 3))
         return f"{table}\n\n{compared_with(run.record)}"
     costs, plan = profile(run.arch), run.plan
     cells = [("MACs", f"{plan.macs:,}", f"{costs.macs:,}"), ("parameters", f"{plan.params:,}", f"{costs.params:,}")]

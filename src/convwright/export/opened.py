@@ -18,7 +18,7 @@ from convwright.ranking import Metric, metric_of
 from convwright.report.recorded import recorded_trials
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.result import load_result, metrics_of
-from convwright.runs.directory.study import WEIGHTS, read_settings
+from convwright.runs.directory.study import WEIGHTS, read_settings, trial_folder
 from convwright.runs.train import FORMAT as TRAINING
 from convwright.runs.weights_note import KEYS, recorded
 from convwright.training.data.folders import Resize
@@ -190,15 +190,11 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
 def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None) -> Exportable:
     run = read_settings(folder)
     known = [t.evidence for t in recorded_trials(folder, run, storage) if t.evidence is not None and t.evidence.usable]
-    trained = [e for e in known if _weights(folder, e.trial).is_file()]
+    trained = [e for e in known if (trial_folder(folder, e.trial) / WEIGHTS).is_file()]
     if not trained:
         raise RunError(f"{folder}: unfinished, and no trial has weights yet; continue it with --resume")
     best = max(trained, key=lambda e: e.score)
     settled = run.get("settled", {})
     settings = {**run["settings"], **{key: settled[key] for key in KEYS if key in settled}}
-    arch = _built(best.candidate.plan, _weights(folder, best.trial), settings, model)
+    arch = _built(best.candidate.plan, trial_folder(folder, best.trial) / WEIGHTS, settings, model)
     return Exportable(arch, best.candidate.plan, folder, settings, "unfinished", best.trial, best.score)
-
-
-def _weights(folder: Path, trial: int) -> Path:
-    return folder / "trials" / f"{trial:04d}" / WEIGHTS

@@ -76,7 +76,6 @@ def python_source(model: nn.Module, example_input: Tensor, title: str = "", note
 
 
 def _run(source: Source) -> type[nn.Module]:
-    """Execute the program as a module of its own, and return the network's class."""
     module = types.ModuleType("convwright_exported")
     sys.modules[module.__name__] = module
     try:
@@ -117,7 +116,6 @@ def export_python(run: Exportable, folder: Path) -> Exported:
 
 
 def _preprocessing(run: Exportable) -> list[str]:
-    """Return the constants and the function that make the network's input of images, as lines of the program."""
     numbers, names = run.usage
     if numbers is None:
         return [f"\n\nINPUT_SHAPE = {run.input_shape}\n"]

@@ -88,7 +88,6 @@ def difference(
 def _tried(
     model: nn.Module, other: Callable[..., Any], example: Tensor | Inputs, batches: Sequence[int]
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield the outputs of both for random inputs."""
     with eval_mode(model), torch.no_grad():
         for count in batches:
             batch = Inputs((example[:1].repeat_interleave(count, 0),)) if isinstance(example, Tensor) else example
@@ -104,6 +103,5 @@ def differs(gap: float) -> str:
 
 
 def _flat(output: object) -> list[Tensor]:
-    """Return the tensors in an output as numbers, in order."""
     found = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(output))
     return [to_host(tensor).double() for tensor in found]

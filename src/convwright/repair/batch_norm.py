@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.architecture.capture.graph import kept_modes as kept_modes
 from convwright.architecture.capture.pytrees import joined, run_model, samples_in
 from convwright.edits.importance import evaluated
 
@@ -39,11 +40,7 @@ def stale(model: nn.Module, steps: int) -> bool:
 
 
 def reestimate_batch_norm(
-    model: nn.Module,
-    images: Iterable[Any],
-    forward: Callable[[Any], object] | None = None,
-    *,
-    frozen: bool = True,
+    model: nn.Module, images: Iterable[Any], forward: Callable[[Any], object] | None = None, *, frozen: bool = True
 ) -> int:
     """Replace the running statistics of batch norms by their averages over batches.
 
@@ -101,20 +98,10 @@ def _of_several(batches: Iterable[Any]) -> Iterator[Any]:
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
     """Put the running statistics of batch norms back as they were."""
-    kept = [(buffer, buffer.clone()) for norm in norms_of(model) for buffer in norm.buffers()]
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     try:
         yield
     finally:
         for buffer, before in kept:
             buffer.copy_(before)
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module back into the mode (train or eval) that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

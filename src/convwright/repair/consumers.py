@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from convwright.architecture.capture.graph import argument, operator_name
 from convwright.architecture.capture.pytrees import parameters_of, run_model, samples_in, tensors_of
+from convwright.architecture.layers import per_axis
 from convwright.edits.origins import NONE, kept_entries, origin_of
 from convwright.edits.plan import check_made_for
 from convwright.edits.surgery import named_tensors
@@ -156,9 +157,6 @@ def _mean_behind(architecture: Architecture, nodes: Sequence[fx.Node]) -> str:
     return architecture.capture.tensors.get(mean.name, "") if isinstance(mean, fx.Node) and len(mean.users) == 1 else ""
 
 
-# ------------------------------------------------------------------ what enters a layer
-
-
 @dataclass(frozen=True, eq=False)
 class LayerCall:
     """One call of a convolution on a batch, or of a linear layer, which is one with a kernel of 1.
@@ -221,19 +219,14 @@ def _call(func: Any, given: Mapping[str, Any], output: Tensor) -> LayerCall:
         x, output = (value.reshape(len(value), -1, value.shape[-1]).mT for value in (x, output))
         return LayerCall(x, weight.unsqueeze(-1), output)
     kernel = weight.shape[2:]
-    stride, dilation = (_per_axis(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    stride, dilation = (per_axis(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
     padding = given.get("padding", 0)
     if padding == "same":
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         pairs = tuple((t // 2, t - t // 2) for t in total)
     else:
-        pairs = tuple((p, p) for p in _per_axis(0 if padding == "valid" else padding, len(kernel)))
+        pairs = tuple((p, p) for p in per_axis(0 if padding == "valid" else padding, len(kernel)))
     return LayerCall(x, weight, output, stride, pairs, dilation, int(given.get("groups", 1)))
-
-
-def _per_axis(value: Any, count: int) -> tuple[int, ...]:
-    row = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return row if len(row) == count else row * count
 
 
 class _Reached(Exception):  # noqa: N818  # no error: what was wanted of a forward pass is there
@@ -313,9 +306,6 @@ def checked(images: Iterable[Any], repair: str, ridge: float | None, positions: 
         given = f"of {type(batches[0]).__name__}" if batches else "of nothing"
         raise ConvwrightError(f"{repair} takes batches of images, shape (n, ...), without labels; these are {given}.")
     return batches
-
-
-# ------------------------------------------------------------------ least squares
 
 
 class Moments:

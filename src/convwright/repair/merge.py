@@ -90,12 +90,7 @@ def merge(
 
 
 def _merged(
-    site: Consumer,
-    gone: Ints,
-    moments: Moments,
-    theirs: Mapping[str, Tensor],
-    ours: Mapping[str, Tensor],
-    ridge: float,
+    site: Consumer, gone: Ints, moments: Moments, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], ridge: float
 ) -> Repaired:
     """Add to a layer's weights what those of the removed inputs are worth on the ones that stay."""
     share, repaired = moments.solved(site.layer, ridge)  # (groups, inputs that stay, inputs that are gone)

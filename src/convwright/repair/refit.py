@@ -105,15 +105,8 @@ def refit(
 
 
 class _Calibration:
-    """Both networks, and the images on which they are compared."""
-
     def __init__(
-        self,
-        original: Architecture,
-        pruned: Architecture,
-        batches: list[Any],
-        positions: int,
-        forward: Forward | None,
+        self, original: Architecture, pruned: Architecture, batches: list[Any], positions: int, forward: Forward | None
     ) -> None:
         self.original, self.pruned, self.batches, self.forward = original.model, pruned.model, batches, forward
         self.tensors, self.positions = named_tensors(pruned.model), positions

@@ -172,7 +172,6 @@ class _Pass(TorchFunctionMode):
         return self.now[leaf]
 
     def _own(self, leaf: _Leaf, tensor: Tensor) -> Tensor:
-        """Return a tensor, or a copy of one that is changed in place."""
         return tensor.clone() if leaf in self.trace.changed and 0 not in tensor.stride() else tensor
 
     def __exit__(self, *error: object) -> None:

@@ -89,9 +89,6 @@ def report_of(folder: str | Path, *, model: str | None = None, storage: str | No
         return _optimized(recorded, model) if recorded.kind == "optimize" else _trained(recorded, model)
 
 
-# ------------------------------------------------------------------ optimize
-
-
 def _optimized(recorded: Recorded, model: str | None) -> Report:
     settings, result = recorded.run["settings"], recorded.result
     limited = costs_limited(settings)
@@ -258,11 +255,7 @@ def _deviation(result: Json | None) -> str:
     )
 
 
-# ------------------------------------------------------------------ networks
-
-
 def _networks(recorded: Recorded, best: Evidence | None, model: str | None) -> tuple[Networks | None, str]:
-    """Return both networks, or why they cannot be shown."""
     if recorded.networks is not None:
         return compared_networks(recorded.networks, recorded.folder / NETWORKS), ""
     plan = best.candidate.plan if best is not None else recorded.plan
@@ -301,9 +294,6 @@ def _rebuilt(plan: Plan, named: str) -> dict[str, Any] | None:
         if (costs.macs, costs.params) != (plan.macs, plan.params):
             return None
         return networks_of(before, reshaped(before, plan))
-
-
-# ------------------------------------------------------------------ the rest
 
 
 def _curves(recorded: Recorded, result: Json | None, metric: Metric) -> tuple[Curve, ...]:
@@ -359,9 +349,6 @@ def _provenance(recorded: Recorded) -> Iterator[Fact]:
         yield Fact("machine", ", ".join(f"{name} {value}" for name, value in content["machine"].items() if value))
     if content.get("versions"):
         yield Fact("versions", ", ".join(f"{name} {value}" for name, value in content["versions"].items()))
-
-
-# ------------------------------------------------------------------ train
 
 
 def _trained(recorded: Recorded, model: str | None) -> Report:

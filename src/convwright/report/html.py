@@ -26,6 +26,7 @@ _HUES = 8  # colours of coupled channels
 def as_html(report: Content) -> str:
     """Return the page of a report: HTML with style, pictures, data and plotly in it."""
     import jinja2
+    from plotly.offline import get_plotlyjs
 
     drawn, sides = charts(report), report.networks.sides if report.networks is not None else ()
     figures = {
@@ -49,7 +50,7 @@ def as_html(report: Content) -> str:
         folded=len(report.trials) > _FOLDED,
         style=_part("style.css"),
         script=_part("script.js"),
-        plotly=_plotly() if drawn else "",
+        plotly=get_plotlyjs() if drawn else "",
         version=__version__,
         tip=_tip,
     )
@@ -60,13 +61,6 @@ def _part(name: str) -> str:
     return (files("convwright.report") / "page" / name).read_text(encoding="utf-8")
 
 
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
 def _for_script(content: Any) -> str:
     """Return JSON that may stand inside a script element: no tag can begin in it."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
@@ -74,7 +68,6 @@ def _for_script(content: Any) -> str:
 
 
 def _tip(change: LayerChange) -> str:
-    """Say what happened to a layer, for the pointer."""
     before, after = change.before, change.after
     if before is None:
         return f"{change.name}: new, {after.channels if after else 0} channels"
@@ -84,8 +77,6 @@ def _tip(change: LayerChange) -> str:
         return f"{change.name}: {before.channels} channels" + (", changed" if change.state == "changed" else "")
     return f"{change.name}: {before.channels} to {after.channels} channels"
 
-
-# ------------------------------------------------------------------ charts
 
 COSTS = {
     "macs": "MACs per image",
@@ -209,7 +200,6 @@ def _steps(name: str, x: list[float], y: list[float]) -> go.Scatter:
 
 
 def _points(metric: Metric, trials: Sequence[Trial], x: Callable[[Trial], float]) -> list[go.Scatter]:
-    """Return the trials as points with their errors, by what they are."""
     tried = [t for t in trials if t.role == "candidate" and not t.chosen]
     kinds = {
         "candidates": ([t for t in tried if not t.ended], "circle", "var(--point)", 7),

@@ -15,7 +15,7 @@ from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import FORMAT as NETWORKS_FORMAT
 from convwright.runs.directory.result import load_result
 from convwright.runs.directory.storage import read_trials
-from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT, read_settings
+from convwright.runs.directory.study import DECISIONS, DECISIONS_FORMAT, read_settings, trial_folder
 from convwright.runs.history import HISTORY, epoch_of, read_history
 from convwright.runs.train import FORMAT as TRAINING
 from convwright.tables import Json
@@ -135,7 +135,7 @@ def recorded_trials(folder: Path, run: Json, storage: str | None = None) -> tupl
 
 def _history(folder: Path, number: int) -> tuple[Json, ...]:
     """Return the epochs of a trial; of an unfinished one, those of its checkpoint."""
-    trial = folder / "trials" / f"{number:04d}"
+    trial = trial_folder(folder, number)
     path = trial / HISTORY
     return read_history(path) if there(path) else _checkpoint(trial)
 

@@ -111,9 +111,6 @@ def fastest(seconds: Mapping[str, float]) -> str:
     return ", ".join([*words, *([f"of these in trials {trained:,.1f}"] if trained else [])])
 
 
-# ------------------------------------------------------------------ what they observed
-
-
 def widths(trials: Sequence[RecordedTrial], networks: Networks | None) -> Heat | None:
     """Return the sizes that the trials' plans give to channel groups; None where none gives any.
 

@@ -186,8 +186,6 @@ class Evaluator:
         assert isinstance(self.data, ImageData)
         return self.proxy.of(self.data)
 
-    # ------------------------------------------------------------------ building
-
     def build(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
         """Build a candidate with the weights that it asks for; the network of the run stays as it is.
 
@@ -212,7 +210,6 @@ class Evaluator:
         return self._parent(candidate, parents).apply(*candidate.plan.edits[given:])
 
     def _parent(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Return the network that a candidate gets its weights from, with its trained weights."""
         if candidate.parent is None:
             return reshaped(self.arch, Plan.empty(self.arch))
         parent = self._last.get(candidate.parent) or reshaped(self.arch, parents[candidate.parent].plan)
@@ -220,7 +217,6 @@ class Evaluator:
         return parent
 
     def _carried(self, candidate: Candidate, parents: Mapping[int, Candidate]) -> Architecture:
-        """Build a candidate of the same layers as its parent and other widths."""
         before = Plan.empty(self.arch) if candidate.parent is None else parents[candidate.parent].plan
         try:
             check_widths_only(before, candidate.plan)
@@ -237,8 +233,6 @@ class Evaluator:
         draw_anew(network.model, candidate.seed)
         fill_convolutions(parent.model, network.model)
         return network
-
-    # ------------------------------------------------------------------ training
 
     def started(
         self,

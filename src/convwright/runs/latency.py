@@ -63,8 +63,6 @@ class RunLatency:
         """The network's latency in nanoseconds."""
         return self.model.whole.nanoseconds
 
-    # -------------------------------------------------------------- limits
-
     def aimed(self, limits: Limits) -> Limits:
         """Return the limits that a search gets: less by the margin, with the estimate."""
         aims = {**limits.limits, "latency": round(limits.limits["latency"] * (1 - MARGIN))}
@@ -153,8 +151,6 @@ class RunLatency:
             self.say(f"latency: widths alone do not do it ({error}); each design is measured")
         return replace(self, model=course.model, rounds=course.rounds)
 
-    # -------------------------------------------------------------- measuring
-
     def compare(self, before: Architecture, after: Architecture) -> Comparison:
         """Measure two networks in turns, each on its own example input, where that lies."""
         both = {"before": before, "after": after}
@@ -184,8 +180,6 @@ class RunLatency:
             self.ratios[key] = self.compare(self.arch, network).ratios["after"].median
             self.model.table.keep(self.model.table.used)
         return self.ratios[key]
-
-    # -------------------------------------------------------------- the record
 
     def summary(self) -> dict[str, Any]:
         """Return what was measured of whole networks before the search, as plain JSON values."""
@@ -271,9 +265,6 @@ def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
 def _placed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a network where the example input lies: a run may train it elsewhere."""
     return copy.deepcopy(model).to(example.device)
-
-
-# ------------------------------------------------------------------ proof
 
 
 def judged_latency(term: Term, found: Comparison) -> dict[str, Any]:

@@ -161,7 +161,6 @@ def _with_task(
     trained: bool,
     settled: bool,
 ) -> LoadedModel:
-    """Read a network with the inputs of a task that makes its own batches."""
     if needs_val and task.val is None:
         raise DataError(f"{task.name}: there is no part val; a search judges networks on it")
     options = model_options(model, task.shape[0], task.num_classes or None)
@@ -239,7 +238,6 @@ def _options(known: frozenset[str], channels: int, num_classes: int | None) -> d
 
 
 def _arguments(file: str, attribute: str) -> list[str]:
-    """Return the argument names of a function or class in a file, read without running the file."""
     try:
         tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):

@@ -187,11 +187,7 @@ class _Job:
             return result
 
     def search(self, method: Method, evaluator: Evaluator, study: Study) -> tuple[Found, Evidence | None]:
-        """Search until the method or the time ends; what it ends with is trained on all data and has a baseline.
-
-        Returns:
-            All trials, and the best one.
-        """
+        """Return all trials and the best one, which is trained on all data and has a baseline."""
         config, unasked = self.config, list[Sequence[Candidate]]()
 
         def fits(found: Sequence[Evidence], batch: Sequence[Candidate]) -> int:
@@ -220,8 +216,6 @@ class _Job:
             whole = next((e for e in last if e.candidate.role == "candidate"), best)
             return (*found, *last), whole if whole.usable else None
 
-    # ------------------------------------------------------------------ before
-
     def open(self) -> LoadedModel:
         config, recipe = self.config, self.config.training
         if config.resume:
@@ -245,11 +239,7 @@ class _Job:
         return replace(loaded, arch=config.constrained.bound(found.architecture))
 
     def check_recipe(self, loaded: LoadedModel) -> None:
-        """Refuse a recipe that the shortest trainings would stumble over, one after the other.
-
-        Raises:
-            RecipeError: Names the length of the training and the field.
-        """
+        """Refuse a recipe that the shortest trainings would stumble over, one after the other."""
         lengths = {self.config.base_epochs(loaded.trained), self.config.later_epochs} - {0}
         kind = method_named(self.config.search[0])
         if kind.ranks and kind.beyond_widths:  # auto and pareto: their races begin with so little
@@ -262,11 +252,7 @@ class _Job:
                 raise RecipeError(f"trials of {counted(epochs, 'epoch')}: {error}") from error
 
     def measured(self, arch: Architecture) -> RunLatency | None:
-        """Measure the latency where the budget limits it; a resumed run keeps what it measured.
-
-        Raises:
-            RunError: A resumed run was calibrated for another limit on latency.
-        """
+        """Measure the latency where the budget limits it; a resumed run keeps what it measured."""
         folder = self.config.folder
         now = list(self.config.budgets)
         before = read_settings(folder)["settings"].get("budget", now) if self.config.resume else now
@@ -328,7 +314,6 @@ class _Job:
         return settled if self.latency is None else {**settled, "latency": self.latency.as_dict()}
 
     def evaluator(self, loaded: LoadedModel, study: Study, proxy: Proxy | None = None) -> Evaluator:
-        """Return what evaluates candidates, from the weights that the run started with."""
         initial = study.folder / INITIAL
         if there(initial):
             load_weights(loaded.arch.model, initial)
@@ -355,8 +340,6 @@ class _Job:
             yield made
         finally:
             made.close()
-
-    # ------------------------------------------------------------------ after
 
     def finish(self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, limits: Limits) -> Result:
         """Return the result; a finished run is proved again only where it was too slow when it was measured."""
@@ -412,7 +395,6 @@ class _Job:
         return content
 
     def timed(self, before: Proof, after: Proof) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Return the latencies of baseline and result, and that of the result judged, where the budget limits it."""
         limit = next((term for term in self.terms.terms if term.metric == "latency"), None)
         if self.latency is None or limit is None:
             return {}, None

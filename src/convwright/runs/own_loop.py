@@ -395,7 +395,7 @@ class Search:
 
     def _built(self, task: WorkerTask, lease: Lease) -> Trial | None:
         """Build the network of a trial; None where that cannot be: it has failed then."""
-        number, candidate, parents = task.number, self._asked[task.number], task.parents()
+        number, candidate, parents = task.number, self._asked[task.number], task.parents
         again = f", after {lease.holders - 1} that ended without a word" if lease.holders > 1 else ""
         self.say(f"trial {number}: {words_of(candidate)}{again}")
         evaluator = Evaluator(self.arch, self._task, _RECIPE, task, repairs=self._repairs)

@@ -107,9 +107,6 @@ def by_class(part: str, names: Sequence[str], before: Metrics, after: Metrics) -
     return {"part": part, "balanced": balanced, "accuracies": rows}
 
 
-# ------------------------------------------------------------------ warnings
-
-
 def training_warnings(content: Json) -> tuple[ResultWarning, ...]:
     """Return the warnings of a ``training.json``."""
     return tuple(_gap_warnings(content, len(content["history"]), content["recipe"]["batch_size"]))
@@ -209,9 +206,6 @@ def _lost_classes(content: Json, cause: tuple[str, str]) -> Iterator[ResultWarni
         named = ", ".join(found[:_NAMED]) + f" and {len(found) - _NAMED} more" * (len(found) > _NAMED)
         what = f"{len(found)} class{'es lose' if len(found) > 1 else ' loses'} more than 25 points: {named}"
         yield ResultWarning(f"{what}; all together {-lost(content):+.1f} points", *cause)
-
-
-# ------------------------------------------------------------------ facts
 
 
 def _points(share: float) -> float:

@@ -99,9 +99,6 @@ class Gradients:
         return loss, right
 
 
-# ------------------------------------------------------------------ batch norm over processes
-
-
 @contextmanager
 def synchronised(model: nn.Module, processes: int) -> Iterator[None]:
     """Let every batch norm of `model` normalise by the batch of all processes; with one process do nothing.

@@ -61,7 +61,6 @@ def train_over(
 def _train_part(
     fabric: Fabric, model: nn.Module, order: Order, settings: Settings, state: OptimizerState | None, file: Path
 ) -> None:
-    """Do one process's part of a training; the first process leaves what a checkpoint holds in `file`."""
     from convwright.training.run import train_prepared
 
     torch.set_num_threads(settings.threads)

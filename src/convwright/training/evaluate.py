@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convwright.architecture.capture.graph import kept_modes
 from convwright.devices import device_of
-from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.images import Images
 from convwright.training.settings import autocast, single_tensor
 from convwright.training.tasks.base import Metrics, TaskPart

@@ -82,9 +82,6 @@ class TrainResult:
     @property
     def best(self) -> EpochRecord:
         """The epoch with the best validation accuracy; without validation that of training, or else of the loss."""
-        return max(self.history, key=_goodness)
-
-
-def _goodness(record: EpochRecord) -> float:
-    known = (value for value in (record.val_acc, record.train_acc) if value is not None)
-    return next(known, -record.train_loss)
+        judged = ((each.val_acc, each.train_acc, -each.train_loss) for each in self.history)
+        known = [next(value for value in values if value is not None) for values in judged]
+        return self.history[known.index(max(known))]

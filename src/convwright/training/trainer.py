@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from convwright.architecture.capture.graph import kept_modes
 from convwright.errors import RecipeError, RecipeWarning
-from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.data import load_data
 from convwright.training.data.normalisation import normalised
 from convwright.training.distributed import train_over

@@ -18,7 +18,7 @@ from convwright.methods import Candidate, Evidence
 from convwright.runs import Evaluator, Study, memory, optimize
 from convwright.runs.directory.files import save_weights
 from convwright.runs.executors import Executor, InProcess, Placement, Task, lost, threads_of
-from convwright.runs.executors.ray import OnRay, Resources
+from convwright.runs.executors.ray import OnRay
 from convwright.runs.executors.worker import Processes, Setup, WorkerResult, WorkerTask, answered
 from convwright.runs.load import load_model_and_data
 from convwright.runs.loop import carried_out
@@ -163,7 +163,7 @@ def slow_answer(packed, errand):
         left.write_text(str(count - 1))
         os.kill(os.getpid(), signal.SIGKILL)
     save_weights(torch.nn.Linear(1, 1), errand.weights(errand.number))
-    candidate = Candidate.from_dict(errand.candidate)
+    candidate = errand.candidate
     return WorkerResult("found", Evidence(candidate, errand.number, 0.5, 0.0, {}).to_dict())
 
 
@@ -256,14 +256,14 @@ def test_workers_that_do_not_start_are_told_of(monkeypatch, free, lines):
 def test_without_ray_its_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"Ray is not installed; pip install 'convwright\[ray\]'"):
-        OnRay("local", Kept(), None, tmp_path / "run.json", Resources())
+        OnRay("local", Kept(), None, tmp_path / "run.json")
 
 
 @needs_ray
 @pytest.mark.parametrize("address", ["nonsense", "ray://", "host:"])
 def test_an_address_that_is_none(address, tmp_path):
     with pytest.raises(RunError, match=f"--ray {address}: not an address"):
-        OnRay(address, Kept(), None, tmp_path / "run.json", Resources())
+        OnRay(address, Kept(), None, tmp_path / "run.json")
 
 
 @needs_ray
@@ -272,7 +272,7 @@ def test_a_cluster_that_does_not_answer(tmp_path):
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(RunError, match=rf"--ray {address}: nobody answers there .*ray start --head"):
-        OnRay(address, Kept(), None, tmp_path / "run.json", Resources())
+        OnRay(address, Kept(), None, tmp_path / "run.json")
 
 
 # ------------------------------------------------------------------ memory
@@ -388,7 +388,7 @@ def test_on_ray_with_and_without_a_shared_directory(bench, seen):
     here = done_by(InProcess(evaluator, 1), study, evaluator.arch)
     mark = study.folder / ("run.json" if seen else "no file")
     with Study(study.folder.parent / "other", {}) as other:
-        executor = OnRay("local", setup, other, mark if not seen else other.folder / "run.json", Resources(1, 0))
+        executor = OnRay("local", setup, other, mark if not seen else other.folder / "run.json", 1, 0)
         try:
             there = done_by(executor, other, evaluator.arch)
         finally:
@@ -402,5 +402,5 @@ def test_resources_that_no_machine_has(bench):
     study, _, setup = bench
     began = time.monotonic()
     with pytest.raises(RunError, match=r"--gpus-per-trial 64: no machine of the Ray cluster has more than"):
-        OnRay("local", setup, study, study.folder / "run.json", Resources(1, 64))
+        OnRay("local", setup, study, study.folder / "run.json", 1, 64)
     assert time.monotonic() - began < 300

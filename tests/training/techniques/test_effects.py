@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from convwright.errors import RecipeError, RecipeWarning
+from convwright.techniques import frozen_statistics
 from convwright.training import Recipe, train
 from convwright.training.techniques.averaging import reestimate_batch_norm, swa_rate
 from convwright.training.techniques.flip_test import Flipped
 from convwright.training.techniques.lookahead import lookahead
 from convwright.training.techniques.mixing import cutmix, mixup
 from convwright.training.techniques.recipe_fields import smoothed
-from convwright.training.techniques.sam import frozen_statistics, sam_gradients
+from convwright.training.techniques.sam import sam_gradients
 
 QUIET = {"progress": False, "accelerator": "cpu"}
 

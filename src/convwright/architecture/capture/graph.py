@@ -81,9 +81,6 @@ def unused_parameters(model: nn.Module, captures: Sequence[Capture]) -> tuple[st
     return tuple(name for name, p in model.named_parameters() if id(p) not in identities)
 
 
-# ------------------------------------------------------------------ a model while it is captured
-
-
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give modules back the attributes that a forward pass overwrites, such as what it computes once and stores."""
@@ -102,16 +99,22 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def kept_modes(*models: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode (train or eval) that it had."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # of compiled ones it is no attribute
+            module.training = mode
+
+
+@contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put the model into a mode; afterwards each module has its own again, and what forward stored is undone."""
-    modes = [(module, module.training) for module in model.modules()]
-    with attributes_kept(model):
+    with kept_modes(model), attributes_kept(model):
         model.train(training)
-        try:
-            yield
-        finally:
-            for module, mode in modes:  # of compiled ones it is no attribute
-                module.training = mode
+        yield
 
 
 @contextmanager
@@ -124,9 +127,6 @@ def quiet_torch() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-# ------------------------------------------------------------------ errors of the user's code
 
 
 def first_line(error: BaseException) -> str:
@@ -146,9 +146,6 @@ def user_frame(error: BaseException) -> Source | None:
         if not file.startswith((_TORCH_ROOT, *_OWN_PACKAGES)):
             found = Source(file, line, linecache.getline(file, line).strip())
     return found
-
-
-# ------------------------------------------------------------------ questions about graph nodes
 
 
 @lru_cache(maxsize=4096)

@@ -78,8 +78,6 @@ class _Recorder(TorchDispatchMode):
                 if at := _address(tensor):
                     self._owners.setdefault(at, tensor)
 
-    # -------------------------------------------------------------- running
-
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Know which modules run; afterwards, what was written into parameters and buffers is undone."""
@@ -137,10 +135,7 @@ class _Recorder(TorchDispatchMode):
             outputs={node.name: path for node, path in outputs.items()},
         )
 
-    # -------------------------------------------------------------- operators
-
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Execute an operator and record it."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             self._keep_written(func, args, kwargs)
@@ -167,10 +162,7 @@ class _Recorder(TorchDispatchMode):
     def _note(self, node: fx.Node, value: Any, given: Collection[int] = ()) -> Any:
         """Remember the node of each tensor of a value; return the value with forms in place of tensors.
 
-        Args:
-            node: whose value it is.
-            value: tensors, or a list of them.
-            given: addresses of the memory that the operator was given: what lies elsewhere is new.
+        What lies elsewhere than in the memory that the operator was `given` (addresses) is new.
         """
         if isinstance(value, Tensor):
             self._nodes[id(value)] = weakref.ref(value), node
@@ -232,8 +224,6 @@ class _Recorder(TorchDispatchMode):
         self.tensors[node.name] = name
         self._values.append((node, self._note(node, tensor)))
         return node
-
-    # -------------------------------------------------------------- memory
 
     def _keep_written(self, func: OpOverload, args: Any, kwargs: Any) -> None:
         """Keep what a parameter or buffer held before an operator writes into it."""

@@ -20,8 +20,6 @@ def filing(known: dict[str, _Function]) -> Callable[..., Callable[[_Function], _
     """Return the decorator that files functions in a registry, each under all names that it is given."""
 
     def under(*names: str) -> Callable[[_Function], _Function]:
-        """Register a function under these names."""
-
         def file(function: _Function) -> _Function:
             known.update(dict.fromkeys(names, function))
             return function

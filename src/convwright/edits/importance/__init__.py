@@ -6,19 +6,6 @@ from convwright.edits.importance.saliency import BatchLoss, block_losses, evalua
 from convwright.edits.importance.weights import l2
 
 __all__ = [
-    "IMPORTANCE",
-    "OBSERVERS",
-    "BatchLoss",
-    "Observer",
-    "block_losses",
-    "evaluated",
-    "importance",
-    "l2",
-    "loss_curve",
-    "mean_loss",
-    "observer",
-    "observers",
-    "saliency",
-    "scores_for",
-    "weights",
-]
+    "IMPORTANCE", "OBSERVERS", "BatchLoss", "Observer", "block_losses", "evaluated", "importance", "l2", "loss_curve",
+    "mean_loss", "observer", "observers", "saliency", "scores_for", "weights",
+]  # fmt: skip

@@ -11,8 +11,6 @@ from convwright.edits.importance.registry import Observer, observer
 
 
 class _Mean(Observer):
-    """The mean over what was seen of a table per channel."""
-
     def __init__(self, gates: Gates) -> None:
         super().__init__(gates)
         self.total = {name: np.zeros(units) for name, units in gates.units.items()}

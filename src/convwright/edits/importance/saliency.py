@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture import Architecture
+from convwright.architecture.capture.graph import kept_modes
 from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in
 from convwright.edits.depth import RemoveBlock
 from convwright.edits.importance.gates import Gates, GateSite, Scores
@@ -94,34 +95,27 @@ def saliency(
                 first, wanted = rows_of((inputs, targets), slice(2))
                 gates.begin(samples_in(first))
                 with torch.no_grad():
-                    _looked(gates.model, first, wanted, loss)
+                    if isinstance(loss, BatchLoss):
+                        loss.function(gates.model, (first, wanted))
+                    else:
+                        run_model(gates.model, first)
                 ungated = gates.ungated()
                 stack.enter_context(_with_gradients_of(gates, gates.sites if found.parameters else ungated))
             seen += samples_in(inputs)
-            for part in _singles(inputs, targets) if found.single and ungated else [(inputs, targets)]:
-                _see(found, *part, loss if found.gradients else None)
+            # Where only weights tell what a channel is worth, they tell it of all samples together.
+            count = samples_in(inputs) if found.single and ungated else 0
+            singles = [rows_of((inputs, targets), slice(n, n + 1)) for n in range(count)]
+            for part, wanted in singles or [(inputs, targets)]:
+                _see(found, part, wanted, loss if found.gradients else None)
     if not seen and gates.units:
         raise ConvwrightError(f"saliency {kind!r} looks at data: give at least one calibration batch")
     return found.scores()
-
-
-def _looked(model: nn.Module, inputs: Any, targets: Any, loss: Loss | None) -> None:
-    if isinstance(loss, BatchLoss):
-        loss.function(model, (inputs, targets))
-    else:
-        run_model(model, inputs)
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         raise ConvwrightError(f"saliency takes batches (inputs, targets), and one of them is a {type(batch).__name__}")
     return batch[0], batch[1]
-
-
-def _singles(inputs: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield a batch sample by sample: where only weights tell what a channel is worth, they tell it of all together."""
-    for place in range(samples_in(inputs)):
-        yield rows_of((inputs, targets), slice(place, place + 1))
 
 
 @contextmanager
@@ -143,7 +137,7 @@ def _see(found: Observer, inputs: Any, targets: Any, loss: Loss | None) -> None:
     gates.begin(samples_in(inputs))
     if loss is None:
         with torch.no_grad():
-            _looked(gates.model, inputs, targets, None)
+            run_model(gates.model, inputs)
         return found.see()
     with torch.enable_grad():
         value = _loss_of(loss, gates.model, inputs, targets)
@@ -231,13 +225,8 @@ def loss_curve(
 @contextmanager
 def evaluated(*models: nn.Module) -> Iterator[None]:
     """Put networks into eval mode, and their modes and the random state back afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
     devices = {p.device for model in models for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(list(devices)):
-            for model in models:
-                model.eval()
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with kept_modes(*models), torch.random.fork_rng(list(devices)):
+        for model in models:
+            model.eval()
+        yield

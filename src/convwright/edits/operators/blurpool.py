@@ -65,7 +65,6 @@ def _blur(old: nn.Module, site: Site, channels: int, kernel: int, stride: int, p
 
 
 def _check_strided(old: nn.Module, site: Site) -> None:
-    """Refuse a layer that is no convolution that leaves positions out."""
     if isinstance(old, nn.MaxPool2d | nn.AvgPool2d):
         refuse(
             "blurpool", site, f"a blur before a {type(old).__name__} smooths nothing that it makes",
@@ -77,7 +76,6 @@ def _check_strided(old: nn.Module, site: Site) -> None:
 
 
 def _stride(old: nn.Module, site: Site) -> int:
-    """Return the stride of a layer; refuse one that cannot be blurred."""
     if isinstance(old, nn.MaxPool2d | nn.AvgPool2d):
         check_untouched("blurpool", old, site, nn.MaxPool2d if isinstance(old, nn.MaxPool2d) else nn.AvgPool2d)
         if getattr(old, "return_indices", False):

@@ -148,9 +148,6 @@ def nearest_separable(weight: Tensor) -> tuple[Tensor, Tensor]:
     return depthwise, (mixing * sign * scale).T
 
 
-# ------------------------------------------------------------------ operators
-
-
 @operator("dw_separable", source="Sifre 2014; MobileNet, Howard et al. 2017")
 def depthwise_separable(old: nn.Module, site: Site, *, init: Init = "least_squares") -> nn.Module:
     """Depthwise convolution of the same kernel, then a 1x1 convolution.

@@ -44,7 +44,6 @@ def global_pool(old: nn.Module, site: Site, *, init: Init = "least_squares") -> 
 
 
 def _channels_and_positions(old: nn.Linear, site: Site) -> tuple[int, int]:
-    """Return how many channels and positions the flattened map has; refuse where there is none."""
     if not site.map_shape:
         given = "a map (n, channels, height, width) of the network's layers, flattened from the second axis on"
         reason = f"its input is not {given}, or it is pooled already"

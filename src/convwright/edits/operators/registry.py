@@ -16,7 +16,6 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from convwright.edits.plan_file import fits
 from convwright.edits.surgery import MOST_CHANNELS, check_room, copied, stand_ins, weight_bytes
@@ -109,20 +108,31 @@ def build(name: str, old: nn.Module, site: Site, options: Mapping[str, Any] | No
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(zlib.crc32(site.layer.encode()))
         try:
-            _check_room(name, old, site, options)
+            _check(name, old, site, options)
             new = OPERATORS[name].function(old, site, **options)
         except ValueError as error:
             raise EditError(f"{site.layer} cannot become {name!r}: {error}. Choose other options.") from error
-    _check_shape(name, new, site)
     return new.train(old.training)
 
 
-def _check_room(name: str, old: nn.Module, site: Site, options: Mapping[str, Any]) -> None:
-    """Build the operator without memory first: its options say how large it is."""
+def _check(name: str, old: nn.Module, site: Site, options: Mapping[str, Any]) -> None:
+    """Build the operator without memory first, see how large it is, and compare the shape of its output."""
     with torch.device("meta"):
         empty = copied(old, stand_ins(old, lambda _, tensor: torch.empty_like(tensor, device="meta")))
         new = OPERATORS[name].function(empty, replace(site, device=torch.device("meta")), **options)
     check_room(weight_bytes(old), weight_bytes(new), False, f"{name!r} in the place of {site.layer}")
+    tensors = (*new.parameters(), *new.buffers())
+    kind = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), site.dtype)
+    try:
+        with torch.no_grad():  # in eval mode: in training mode, norms refuse a single value per channel
+            result = new.eval()(torch.empty(site.input_shape, device="meta", dtype=kind))
+    except RuntimeError as error:
+        raise EditError(
+            f"{site.layer} cannot become {name!r} on an input of shape {site.input_shape}: {error}"
+        ) from error
+    if tuple(result.shape) != tuple(site.output_shape):
+        wrong = f"it would give the shape {tuple(result.shape)} instead of {tuple(site.output_shape)}"
+        refuse(name, site, wrong, "Choose another layer or another input size")
 
 
 def refuse(name: str, site: Site, reason: str, remedy: str) -> NoReturn:
@@ -160,19 +170,3 @@ def _said(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(kind)))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-
-
-def _check_shape(name: str, new: nn.Module, site: Site) -> None:
-    """Run the new module without arithmetic and compare the shape of its output."""
-    empty = {n: t.to("meta") for n, t in [*new.named_parameters(), *new.named_buffers()]}
-    kind = next((t.dtype for t in empty.values() if t.is_floating_point()), site.dtype)
-    try:
-        with torch.no_grad():  # in eval mode: in training mode, norms refuse a single value per channel
-            result = functional_call(new.eval(), empty, (torch.empty(site.input_shape, device="meta", dtype=kind),))
-    except RuntimeError as error:
-        raise EditError(
-            f"{site.layer} cannot become {name!r} on an input of shape {site.input_shape}: {error}"
-        ) from error
-    if tuple(result.shape) != tuple(site.output_shape):
-        wrong = f"it would give the shape {tuple(result.shape)} instead of {tuple(site.output_shape)}"
-        refuse(name, site, wrong, "Choose another layer or another input size")

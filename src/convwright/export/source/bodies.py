@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -149,7 +149,10 @@ class CallWriter:
                 lines.append(self._called(item))
             elif item not in self.names:  # the parts of an unpacked list have their names already
                 lines.append(self._operator(item))
-        return Body(params, tuple(_folded(lines)), tuple(self.names[node] for node in returns), entry)
+        # Lines that call a list's modules one after the other: for layer in self.layers: x = layer(x).
+        runs = [[*run] for _, run in itertools.groupby(enumerate(lines), key=lambda pair: _entry(*pair) or pair[0])]
+        folded = tuple(run[0][1] if len(run) == 1 else _loop([line for _, line in run]) for run in runs)
+        return Body(params, folded, tuple(self.names[node] for node in returns), entry)
 
     def _called(self, item: Region) -> Line:
         inputs = self.flow.inputs(item, item.path)
@@ -251,13 +254,6 @@ def is_chain(flow: CallFlow, region: Region) -> bool:
         value = outputs[0]
         seen.append(item.path)
     return bool(seen)
-
-
-def _folded(lines: Sequence[Line]) -> Iterator[Line]:
-    """Yield ``for layer in self.layers: x = layer(x)`` for lines that call a list's modules one after the other."""
-    for _, run in itertools.groupby(enumerate(lines), key=lambda pair: _entry(*pair) or pair[0]):
-        alike = [line for _, line in run]
-        yield alike[0] if len(alike) == 1 else _loop(alike)
 
 
 def _entry(at: int, line: Line) -> tuple[str, int, tuple[str, ...]] | None:

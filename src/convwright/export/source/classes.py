@@ -132,9 +132,6 @@ def _class_name(draft: ClassDraft, names: dict[str, tuple[str, ...]]) -> str:
     return name
 
 
-# ------------------------------------------------------------------ arguments
-
-
 def _class(name: str, drafts: Sequence[ClassDraft]) -> Class:
     columns = [draft.holes() for draft in drafts]
     first = columns[0]
@@ -240,7 +237,6 @@ def _expressions(
     first: Sequence[Hole],
     built: int,
 ) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Return what stands for each constant, and which arguments are kept on the module for its methods."""
     names: dict[int, str] = {}
     kept: dict[str, None] = {}
     texts = {place: (argument.name, "{}") for argument, places in arguments for place in places}

@@ -118,8 +118,6 @@ def _default(default: Any, value: Any) -> Any:
     return value if same_number and isinstance(default, bool) == isinstance(value, bool) else default
 
 
-# ------------------------------------------------------------------ modules
-
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -203,8 +201,6 @@ class ModuleParts:
             part.kind = self._kind(part)
         self.module_of = {path: net.model.get_submodule(path) for path in self.known}
 
-    # -------------------------------------------------------------- which modules there are
-
     def _collect(self, region: Region) -> None:
         part = self._part(region.path)
         part.calls.append(region)
@@ -245,8 +241,6 @@ class ModuleParts:
         """Whether a module's children are those of a list, some of which may be left out."""
         count = len(self.net.model.get_submodule(part.path)._modules)
         return bool(part.children) and all(is_index(name) and int(name) < count for name in part.children)
-
-    # -------------------------------------------------------------- expressions
 
     def access(self, origin: str, name: str) -> Expr:
         """Return the expression by which the module `origin` reaches what has a qualified name below it."""
@@ -291,8 +285,6 @@ class ModuleParts:
         full = [numbered.get(i, Text("nn.Identity()")) for i in range(max(numbered) + 1)]
         runs = [list(run) for _, run in groupby(full, key=flat)]
         return [r[0] if len(r) == 1 else Repeat(r[0], Hole(len(r), "depth", "depth", "blocks")) for r in runs]
-
-    # -------------------------------------------------------------- classes
 
     def height(self, path: str) -> int:
         """Return how many levels of classes a module is above torch's layers."""

@@ -195,8 +195,6 @@ def _on_meta(value: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value)
 
 
-# ------------------------------------------------------------------ any operator
-
 _FUNCTIONAL = words(
     "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d avg_pool3d "
     "celu conv1d conv2d conv3d conv_transpose1d conv_transpose2d elu embedding fold gelu glu "
@@ -292,8 +290,6 @@ def _device(w: Writing) -> Expr:
     return Attr(Text(next(names, "next(self.parameters())")), "device")
 
 
-# ------------------------------------------------------------------ arithmetic
-
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "eq": "==", "gt": ">", "lt": "<",
           "ge": ">=", "le": "<=", "ne": "!=", "__add__": "+", "__iadd__": "+", "true_divide": "/",
           "multiply": "*", "subtract": "-", "divide": "/", "rsub": "-"}  # fmt: skip
@@ -312,9 +308,6 @@ def _operand(w: Writing, at: int) -> Expr:
     expr = w.expr(w.node.args[at], w.twin.args[at], "number")
     negative = isinstance(expr, Hole) and flat(expr).startswith("-")
     return Joined((Text("("), expr, Text(")"))) if isinstance(expr, Joined) or negative else expr
-
-
-# ------------------------------------------------------------------ parts and shapes
 
 
 @writes("slice")
@@ -417,8 +410,6 @@ _WRITERS |= {
     "select": lambda w: _at(w, int(w.given("dim")), (w.arg("index", "size"),)),
     "permute": lambda w: Call(Attr(w.first, "permute"), positional(*(Text(str(d)) for d in w.row(1)))),
 }
-
-# ------------------------------------------------------------------ torch.nn.functional
 
 
 @writes("batch_norm")

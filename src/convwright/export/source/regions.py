@@ -112,9 +112,6 @@ def network(model: nn.Module, example_input: Tensor) -> Network:
     )
 
 
-# ------------------------------------------------------------------ what of the graph is needed
-
-
 def mutates(node: fx.Node) -> bool:
     """Whether an operator changes its first argument in place."""
     schema = getattr(node.target, "_schema", None)
@@ -210,9 +207,6 @@ def _fresh(order: Sequence[fx.Node], aliases: dict[fx.Node, fx.Node]) -> frozens
         if own and all(u in place and place[u] < place[node] and operator_name(u) not in _VIEWS for u in others):
             fresh.add(node)
     return frozenset(fresh)
-
-
-# ------------------------------------------------------------------ whose call it was
 
 
 def _stack(node: fx.Node, paths: Collection[str]) -> list[tuple[str, str]]:

@@ -170,9 +170,6 @@ _TAKEN = words(
 ) | frozenset(dir(nn.Sequential(nn.Identity())))
 
 
-# ------------------------------------------------------------------ one line
-
-
 def flat(expr: Expr, names: Names | None = None) -> str:
     """Return an expression in one line; constants stand for themselves where `names` has nothing else."""
     known = names or {}
@@ -213,9 +210,6 @@ def shown(call: Call, known: Names | None) -> list[Arg]:
         return type(arg.value.value) is type(arg.default) and bool(arg.value.value == arg.default)
 
     return [arg for arg in call.args if known is None or not at_default(arg, known)]
-
-
-# ------------------------------------------------------------------ several lines
 
 
 def laid_out(prefix: str, expr: Expr, indent: int, names: Names, suffix: str = "") -> list[str]:

@@ -92,7 +92,6 @@ def source_of(model: nn.Module, example_input: Tensor, title: str, notes: Sequen
 
 
 def _ties(parts: ModuleParts) -> list[str]:
-    """Return the lines that make parameters one that are one in the original."""
     first: dict[int, str] = {}
     lines = []
     for name, parameter in parts.net.model.named_parameters(remove_duplicate=False):
@@ -106,9 +105,6 @@ def _ties(parts: ModuleParts) -> list[str]:
             lines.append(f"{one} = {other}" if is_name(own) else f"setattr({base}, {literal(own)}, {other})")
         first.setdefault(id(parameter), name)
     return lines
-
-
-# ------------------------------------------------------------------ one class
 
 
 def _class(made: Class, is_root: bool, ties: Sequence[str]) -> list[str]:

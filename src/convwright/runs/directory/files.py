@@ -172,7 +172,6 @@ def _check(content: Any, what: str) -> None:
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
-    """Refuse values of another kind than a file of ours has under a name."""
     for name, value in values.items():
         kinds, words = _KINDS.get(name, ((), ""))
         if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
@@ -233,10 +232,7 @@ _NAMED = 3  # keys
 def _reason(error: Exception) -> str:
     """Return what torch lists first, with the first of the keys."""
     lines = [line.strip().rstrip(". ") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    first, *more = [_shortened(line) for line in lines[1:3] or lines]
-    return "; ".join([first, *(line for line in more if line.startswith("Unexpected"))])
-
-
-def _shortened(line: str) -> str:
-    names = line.split('", "')  # of all keys, where the file is of another network
-    return line if len(names) <= _NAMED else '", "'.join(names[:_NAMED]) + f'" and {len(names) - _NAMED} more'
+    rows = [line.split('", "') for line in lines[1:3] or lines]  # of all keys, where the file is of another network
+    more = [f'" and {len(names) - _NAMED} more' if len(names) > _NAMED else "" for names in rows]
+    first, *others = ['", "'.join(names[:_NAMED]) + rest for names, rest in zip(rows, more, strict=True)]
+    return "; ".join([first, *(line for line in others if line.startswith("Unexpected"))])

@@ -86,6 +86,5 @@ def network_facts(arch: Architecture, latency: RunLatency | None = None) -> dict
 
 
 def _kernel(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Return rows and columns of a convolution's kernel; empty for any other layer."""
     weights = [shapes[name] for name in layer.parameters if len(shapes.get(name, ())) > 2]
     return list(weights[0][2:]) if layer.kind == "conv" and weights else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -129,8 +129,7 @@ def non_dominated(trials: Sequence[Evidence], metrics: Sequence[str]) -> tuple[E
     return tuple(sorted(front, key=lambda t: [t.costs[m] for m in metrics]))
 
 
-@dataclass(frozen=True)
-class ResultRow:
+class ResultRow(NamedTuple):
     """One line of the table: what, and how baseline and result compare."""
 
     name: str

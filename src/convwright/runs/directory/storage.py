@@ -324,9 +324,6 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# ------------------------------------------------------------------ one driver per study
-
-
 @contextmanager
 def _owned(storage: optuna.storages.RDBStorage, name: str, called: str) -> Iterator[Any]:
     """Keep other drivers out of a study, on whatever machine; yields what tells whether we still do."""

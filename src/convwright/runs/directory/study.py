@@ -75,6 +75,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return content
 
 
+def trial_folder(folder: Path, record: int) -> Path:
+    """Return the folder of a trial by the number under which it is recorded."""
+    return folder / "trials" / f"{record:04d}"
+
+
 class Study:
     """A run directory that this process owns; a context manager.
 
@@ -148,8 +153,6 @@ class Study:
             self._storage.refresh()
             self._courses = TrialIndex(self._storage, self._number, self._damaged)
             yield self
-
-    # ------------------------------------------------------------------ opening
 
     def _begun(self, settled: Mapping[str, Any], called: str | None) -> dict[str, Any]:
         content = {"format": FORMAT, "version": VERSION, "judgement": JUDGEMENT, "command": self.command}
@@ -230,11 +233,9 @@ class Study:
                 with suppress(OSError):
                     file.unlink()
 
-    # ------------------------------------------------------------------ trials
-
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
-        return self.folder / "trials" / f"{self._courses.record(number):04d}"
+        return trial_folder(self.folder, self._courses.record(number))
 
     def weights(self, number: int) -> Path:
         """Return the file of a finished trial's weights."""

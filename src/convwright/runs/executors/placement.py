@@ -13,7 +13,7 @@ from torch import nn
 from convwright.errors import ConvwrightError, RunError, brief, check_given_counts
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors.executor import Executor, InProcess
-from convwright.runs.executors.ray import LOCAL, OnRay, Resources
+from convwright.runs.executors.ray import LOCAL, OnRay
 from convwright.runs.executors.worker import Processes, Setup
 
 MOST_THREADS = 1024
@@ -108,5 +108,5 @@ class Placement:
         setup = Setup.of(evaluator, model, initial, threads)
         if self.ray is None:
             return Processes(self.jobs, setup, evaluator.study, say)
-        resources = Resources(float(threads) if self.cpus is None else self.cpus, self.gpus)
-        return OnRay(self.ray or LOCAL, setup, evaluator.study, folder / "run.json", resources, say)
+        cpus = float(threads) if self.cpus is None else self.cpus
+        return OnRay(self.ray or LOCAL, setup, evaluator.study, folder / "run.json", cpus, self.gpus, say)

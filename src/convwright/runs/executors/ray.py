@@ -7,7 +7,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,6 @@ _PATIENCE = 5.0  # seconds in which a cluster must answer
 _QUIET = 60.0  # seconds without an answer after which it is looked whether anything was begun
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What one candidate takes.
-
-    Attributes:
-        cpus: Of a machine.
-        gpus: Of the same machine; parts of one are allowed.
-    """
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-
 class OnRay:
     """Works on as many candidates at a time as the cluster has room for.
 
@@ -49,7 +36,8 @@ class OnRay:
         setup: What is the same for all candidates.
         store: Where their weights lie.
         mark: A file of the run directory that tells it from others, ``run.json``.
-        resources: What one candidate takes.
+        cpus: Of a machine, for each candidate.
+        gpus: Of the same machine; parts of one are allowed.
         say: Called with lines for a person.
 
     Raises:
@@ -62,7 +50,8 @@ class OnRay:
         setup: Setup,
         store: Store,
         mark: Path,
-        resources: Resources,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.ray = _imported()
@@ -70,17 +59,15 @@ class OnRay:
         self.mark = (str(mark.resolve()), digest(mark))
         self.started = not self.ray.is_initialized()
         if self.started:
-            _connect(self.ray, address, resources)
+            _connect(self.ray, address, cpus)
         try:
-            self._check(resources)
+            self._check(cpus, gpus)
             # Ray's own pickle takes classes of a script along.
             self.setup = self.ray.put(setup.packed(self.ray.cloudpickle.dumps))
         except BaseException:
             self.close()
             raise
-        self.work = self.ray.remote(_work).options(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=ATTEMPTS - 1
-        )
+        self.work = self.ray.remote(_work).options(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)
         self.parents: dict[int, Any] = {}
 
     def carry_out(self, tasks: Iterable[Task]) -> Iterator[Evidence]:
@@ -109,7 +96,6 @@ class OnRay:
         return self.work.remote(self.setup, errand, weights, self.mark)
 
     def _weights(self, parent: int) -> Any:
-        """Return the place of a parent's weights in the object store."""
         if parent not in self.parents:
             try:
                 self.parents[parent] = self.ray.put(self.store.weights(parent).read_bytes())
@@ -141,9 +127,9 @@ class OnRay:
                 "start, and the machine may have none to spare; waiting"
             )
 
-    def _check(self, wanted: Resources) -> None:
+    def _check(self, cpus: float, gpus: float) -> None:
         """Refuse what no machine has: Ray would wait for it for ever."""
-        for name, flag, amount in (("CPU", "--cpus-per-trial", wanted.cpus), ("GPU", "--gpus-per-trial", wanted.gpus)):
+        for name, flag, amount in (("CPU", "--cpus-per-trial", cpus), ("GPU", "--gpus-per-trial", gpus)):
             most = max((node["Resources"].get(name, 0.0) for node in self.ray.nodes() if node["Alive"]), default=0.0)
             if amount > most:
                 raise RunError(f"{flag} {amount:g}: no machine of the Ray cluster has more than {most:g} {name}s")
@@ -163,14 +149,14 @@ def _imported() -> Any:
     return ray
 
 
-def _connect(ray: Any, address: str, resources: Resources) -> None:
+def _connect(ray: Any, address: str, cpus: float) -> None:
     remedy = "start one with `ray start --head`, or give --ray local"
     if address != LOCAL:
         _check_reachable(address, remedy)
     # A local Ray has room for one candidate, however many processors are told to be there.
-    cpus = {"num_cpus": max(os.cpu_count() or 1, round(resources.cpus))} if address == LOCAL else {}
+    room = {"num_cpus": max(os.cpu_count() or 1, round(cpus))} if address == LOCAL else {}
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=None, logging_level="ERROR", **cpus)
+        ray.init(address=address, log_to_driver=False, include_dashboard=None, logging_level="ERROR", **room)
     except Exception as error:  # Ray raises bare exceptions here, too, such as for a node that starts too slowly
         if address == LOCAL:
             raise RunError(f"--ray: Ray could not be started here ({_line(error)}); try --jobs instead") from error

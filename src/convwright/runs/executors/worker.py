@@ -22,6 +22,7 @@ from convwright.edits import check_execution
 from convwright.errors import ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence
 from convwright.runs.directory.files import load_weights
+from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import Evaluator
 from convwright.runs.executors.executor import ATTEMPTS, Store, Task, lost, threads_of
 from convwright.runs.executors.pool import Lost, Pool
@@ -29,8 +30,6 @@ from convwright.runs.repairing import Repairs
 from convwright.training import ImageData, Recipe
 from convwright.training.data.proxy import Proxy
 from convwright.training.tasks.base import BaseTask
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +127,15 @@ class WorkerTask:
 
     Attributes:
         number: The trial.
-        candidate: As `Candidate.to_dict` gives it.
-        parent: The candidate whose weights it gets, likewise.
-        folders: Folder of the trial, of its parent, and of the trained original, by number.
-        base: Trial 0 likewise, where it trained the original.
+        candidate: What to try.
+        parents: The candidate whose weights it gets, and trial 0, where it trained the original, by number.
+        folders: Folder of the trial and of each of these, by number.
     """
 
     number: int
-    candidate: Mapping[str, Any]
-    parent: Mapping[str, Any] | None
+    candidate: Candidate
+    parents: Mapping[int, Candidate]
     folders: Mapping[int, str]
-    base: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, task: Task, folder: Callable[[int], Path]) -> WorkerTask:
@@ -148,19 +145,12 @@ class WorkerTask:
             task: Number, candidate and parents.
             folder: Returns the folder of a trial.
         """
-        origin = task.candidate.parent
-        parent = task.parents[origin].to_dict() if origin is not None else None
-        first = task.parents.get(0) if task.number else None
-        base = first.to_dict() if first is not None and first.role == "base" and first.epochs else None
-        numbers = {task.number, *([] if origin is None else [origin]), *([] if base is None else [0])}
+        origin, first = task.candidate.parent, task.parents.get(0) if task.number else None
+        trained = first is not None and first.role == "base" and first.epochs
+        parents = {n: task.parents[n] for n in ((0,) if trained else ()) + (() if origin is None else (origin,))}
         # Resolved, since a worker may be in another directory.
-        folders = {n: str(folder(n).resolve()) for n in sorted(numbers)}
-        return cls(task.number, task.candidate.to_dict(), parent, folders, base)
-
-    def parents(self) -> dict[int, Candidate]:
-        """Return the parent and the trained original by their numbers."""
-        known = {0: self.base} if self.parent is None else {0: self.base, self.candidate["parent"]: self.parent}
-        return {number: Candidate.from_dict(found) for number, found in known.items() if found is not None}
+        folders = {n: str(folder(n).resolve()) for n in sorted({task.number, *parents})}
+        return cls(task.number, task.candidate, parents, folders)
 
     # As a store: a worker knows no other trials than these.
 
@@ -206,11 +196,10 @@ def answered(packed: bytes, errand: WorkerTask) -> WorkerResult:
     """Do an errand; whatever happens is told."""
     try:
         setup, arch = _opened(packed)
-        candidate = Candidate.from_dict(errand.candidate)
         how = False, setup.workers, setup.proxy, setup.repairs
         evaluator = Evaluator(arch, setup.data, setup.recipe, errand, *how, trained=setup.trained)
         with threads_of(setup.threads):
-            found = evaluator(errand.number, candidate, errand.parents())
+            found = evaluator(errand.number, errand.candidate, errand.parents)
         return WorkerResult("found", found.to_dict())
     except ConvwrightError as error:
         return WorkerResult("refused", error.with_traceback(None))

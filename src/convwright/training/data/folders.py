@@ -198,7 +198,6 @@ def folder_parts(root: Path, shape: Shape | None, limit: int, framing: Resize | 
 
 
 def _folders(root: Path) -> list[Path]:
-    """Return the folders in a folder in the order of their names, without hidden ones."""
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
@@ -297,8 +296,6 @@ def dataset_part(
 
 
 def _differs(reader: DatasetReader, count: int) -> bool:
-    """Return whether the first items are others when they are read again."""
-
     def read(seed: int) -> list[Tensor]:
         with seeded(seed):
             return [reader(position) for position in range(min(count, _TRIED))]

@@ -123,7 +123,6 @@ class Loader:
         return torch.split(torch.randperm(count, generator=generator), self.sizes)
 
     def _own(self, part: Tensor) -> Tensor:
-        """Return this shard's share of a batch (n,)."""
         rank, count = self.shard
         return part[rank::count]
 

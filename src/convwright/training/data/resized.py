@@ -61,6 +61,5 @@ def _read(read: Callable[[int], Tensor], size: tuple[int, int], position: int) -
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (n, c, h, w) images; bytes stay bytes, rounded."""
     found = interpolate(images.float(), size, mode="bilinear", antialias=True)
     return found.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else found.to(images.dtype)

@@ -130,7 +130,6 @@ def array_images(
 
 
 def _image_tensor(array: npt.NDArray[Any], source: str) -> Tensor:
-    """Return an image array as a (n, c, h, w) uint8 tensor."""
     if array.dtype != np.uint8:
         raise DataError(f"{source} has type {array.dtype}; give uint8 values 0..255")
     tensor = torch.from_numpy(array)

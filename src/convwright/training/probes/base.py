@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
+from convwright.architecture.capture.graph import kept_modes
 from convwright.architecture.capture.pytrees import joined
 from convwright.errors import RecipeError, did_you_mean, look_up
 from convwright.metrics.quality.channel_quality import channel_qualities, kernels
-from convwright.repair.batch_norm import kept_modes
 from convwright.training.data.loader import derived_seed
 from convwright.training.outcome import EpochRecord
 from convwright.training.recipe.recipe import Recipe

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -242,8 +242,6 @@ def read_bundles(
 
 
 class _Count:
-    """Counts the bundles of one point."""
-
     def __init__(self, point: BundlePoint, make: Any) -> None:
         self.point, self.make = point, partial(make, name=f"{point.name} ({point.role})")
         self.part: BundleCounter | None = self.make()
@@ -302,9 +300,6 @@ def _finite(value: Tensor) -> bool:
     return bool(value.sum(dtype=torch.float32 if value.element_size() < 4 else None).isfinite())
 
 
-# ------------------------------------------------------------------ one pass
-
-
 def _run(model: nn.Module, counts: Sequence[_Count], batches: Sequence[Batch], scaled: bool) -> None:
     now: dict[str, Tensor] = {}
     spreads: dict[str, float] = {}
@@ -348,12 +343,10 @@ def _spreads(model: nn.Module, norms: set[str], found: dict[str, float]) -> Iter
     def note(name: str, module: nn.Module, inputs: Any) -> None:
         found[name] = variance(inputs[0])
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in sorted(norms)]
-    try:
+    with ExitStack() as hooks:
+        for name in sorted(norms):
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(partial(note, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def variance(values: Tensor) -> float:

@@ -32,11 +32,9 @@ class _AtTheEnd(Probe):
     """Looks at the trained network once, at the end, on calibration images."""
 
     def due(self, moment: Moment) -> bool:
-        """Nothing is kept on the way."""
-        return False
+        return False  # nothing is kept on the way
 
     def found(self) -> dict[str, Any]:
-        """Return what is found, as plain JSON values."""
         watched = self.watched
         # Gradients of float16 come to nothing unless they are scaled: these are taken in float32.
         precision = "fp32" if watched.recipe.precision == "fp16" else watched.recipe.precision
@@ -47,19 +45,16 @@ class _AtTheEnd(Probe):
 
     @property
     def loss(self) -> BatchLoss:
-        """The loss of the task, of the network and a batch."""
         return BatchLoss(self.watched.data.loss)
 
     def looked(self, arch: Architecture, batches: list[Batch]) -> dict[str, Any]:
-        """Return what batches say about a network."""
         raise NotImplementedError
 
     def state_dict(self) -> Any:
-        """A resumed training needs nothing: the end is looked at, and nothing else."""
-        return {}
+        return {}  # a resumed training needs nothing: the end is looked at, and nothing else
 
     def load_state_dict(self, state: Any) -> None:
-        """Nothing was kept."""
+        pass
 
 
 @probe("channel-norms")

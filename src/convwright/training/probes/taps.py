@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import module_path, operator_name
@@ -96,7 +95,7 @@ def _plain(name: str) -> str:
     return _REFLECTED.get(name, name)
 
 
-class Tapped:
+class Tapped(ExitStack):
     """A network that shows, or lets replace, some of its values in each forward pass; a context.
 
     Args:
@@ -107,26 +106,21 @@ class Tapped:
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap], see: See) -> None:
+        super().__init__()
         self.model, self.taps, self.see = model, tuple(taps), see
         self._seen: Counter[int] = Counter()
-        self._handles: list[RemovableHandle] = []
         self._calls = _Calls(self)
 
     def __enter__(self) -> Tapped:
         for number, tap in enumerate(self.taps):
             if not tap.operator:
                 module = self.model.get_submodule(tap.module)
-                self._handles.append(module.register_forward_hook(self._returned(number)))
+                self.enter_context(module.register_forward_hook(lambda *call, n=number: self.show(n, call[-1])))
         if self._calls.wanted:
             for path, module in self.model.named_modules():
-                self._handles.append(module.register_forward_pre_hook(self._calls.entering(path)))
-                self._handles.append(module.register_forward_hook(self._calls.left))
+                self.enter_context(module.register_forward_pre_hook(self._calls.entering(path)))
+                self.enter_context(module.register_forward_hook(self._calls.left))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     def __call__(self, images: Tensor) -> Any:
         """Run the network.
@@ -150,9 +144,6 @@ class Tapped:
         """Pass a value on."""
         self._seen[number] += 1
         return self.see(number, value) if isinstance(value, Tensor) else None
-
-    def _returned(self, number: int) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        return lambda module, inputs, output: self.show(number, output)
 
 
 class _Calls(TorchFunctionMode):

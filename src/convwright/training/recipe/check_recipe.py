@@ -56,7 +56,6 @@ def check_setting(setting: TechniqueContext) -> tuple[str, ...]:
 
 
 def _check_schedule(setting: TechniqueContext) -> None:
-    """Try the schedule over the whole training, first and last step included."""
     recipe, total = setting.recipe, setting.steps
     for step in sorted({round(i * (total - 1) / (_LOOKS - 1)) for i in range(_LOOKS)}):
         factor, momentum = recipe.rates(Position(step, total, setting.steps_per_epoch))

@@ -113,7 +113,6 @@ def _accepted(kind: type[torch.optim.Optimizer]) -> Mapping[str, inspect.Paramet
 
 
 def _check_options(kind: type[torch.optim.Optimizer], recipe: Recipe) -> None:
-    """Refuse options that the optimizer does not have, and those that are fields of the recipe."""
     accepted = _accepted(kind)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
     known = [name for name in accepted if name not in ("self", "params", *_FIELDS)]

@@ -77,6 +77,20 @@ def zero_branches(network: Architecture | nn.Module | str, example_input: InputL
     return tuple(block for block, group in scales.items() if not any(bool(each.any()) for each in group))
 
 
+class OnBranches(Technique):
+    """Options of a technique that changes the scales at the ends of residual branches."""
+
+    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
+        """Warn of branches that have no scales in training."""
+        found, missed = scaled_ends(setting.arch, trained=True)
+        if not found:
+            why = missed[0] if missed else "the network has no residual block"
+            return (f"techniques.{self.name} has no effect: {why}",)
+        if missed:
+            return (f"techniques.{self.name} leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
+        return ()
+
+
 @technique(
     "branch_sparsity",
     Card(
@@ -91,7 +105,7 @@ def zero_branches(network: Architecture | nn.Module | str, example_input: InputL
         source="Huang and Wang 2018 (sparse structure selection; there with one factor per block), by a group lasso.",
     ),
 )
-class BranchSparsity(Technique):
+class BranchSparsity(OnBranches):
     """Options of branch sparsity.
 
     Attributes:
@@ -112,10 +126,6 @@ class BranchSparsity(Technique):
         if self.since >= self.until:
             raise ValueError(f"since={self.since:g} is not before until={self.until:g}")
         return self
-
-    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
-        """Warn of branches that it cannot shorten."""
-        return branches_left(self.name, setting)
 
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales and shifts."""
@@ -177,17 +187,6 @@ def scaled_ends(arch: Architecture, trained: bool = False) -> tuple[dict[str, st
     return found, tuple(missed)
 
 
-def branches_left(technique: str, setting: TechniqueContext) -> tuple[str, ...]:
-    """Return a warning of branches that have no scales in training."""
-    found, missed = scaled_ends(setting.arch, trained=True)
-    if not found:
-        why = missed[0] if missed else "the network has no residual block"
-        return (f"techniques.{technique} has no effect: {why}",)
-    if missed:
-        return (f"techniques.{technique} leaves {len(missed)} of {len(found) + len(missed)}: {missed[0]}",)
-    return ()
-
-
 def options_of_each(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
     """Return the optimizer's group that each parameter is in."""
     options_of = {id(each): options for options in optimizer.param_groups for each in options["params"]}
@@ -212,7 +211,7 @@ def _scaled(module: nn.Module, trained: bool) -> bool:
         source="Weight decay decoupled from the gradient (Loshchilov and Hutter 2019), on one scale per branch.",
     ),
 )
-class BranchDecay(Technique):
+class BranchDecay(OnBranches):
     """Options of branch decay.
 
     Attributes:
@@ -220,10 +219,6 @@ class BranchDecay(Technique):
     """
 
     strength: float = Field(0.01, ge=0, allow_inf_nan=False)
-
-    def check(self, setting: TechniqueContext) -> tuple[str, ...]:
-        """Warn of branches whose scales it cannot find."""
-        return branches_left(self.name, setting)
 
     def effect(self, training: Training) -> Effect:
         """Return the effect on the scales."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from convwright.architecture.capture.pytrees import joined, run_model
 from convwright.devices import device_of, to_host
@@ -163,8 +162,6 @@ class Distill(Technique):
 
 
 class _Lesson(Effect):
-    """What a teacher says of the batches of one training."""
-
     def __init__(
         self,
         asked: Distill,
@@ -181,7 +178,7 @@ class _Lesson(Effect):
         self.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         self.size = teacher.size
         self.channels = _channels(teacher, setting.arch) if asked.features else {}
-        self.student, self.handles = student, list[RemovableHandle]()
+        self.student, self.hooks = student, ExitStack()
         self.own, self.others = self._tapped(student, True), self._tapped(self.model, False)
         random = setting.recipe.augment.active or any(name in setting.recipe.techniques for name in _MIXING)
         alone = not torch.distributed.is_initialized()
@@ -199,7 +196,7 @@ class _Lesson(Effect):
                 seen[name] = output
 
         for name in self.channels:
-            self.handles.append(model.get_submodule(name).register_forward_hook(partial(keep, name)))
+            self.hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(keep, name)))
         return seen
 
     def check(self, inputs: Any) -> None:
@@ -250,8 +247,7 @@ class _Lesson(Effect):
         return loss + asked.features * torch.stack(losses).mean() if losses else loss
 
     def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        self.hooks.close()
 
     def state_dict(self) -> dict[str, Any]:
         mark = hashlib.sha256()

@@ -48,8 +48,6 @@ class Mixing(Technique):
 
 
 class _MixingEffect(Effect):
-    """Blends the batches of the first part of a training."""
-
     def __init__(self, options: Mixing, steps: int, blend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         self.probability = options.probability
         self.last = round(options.until * steps)

@@ -11,39 +11,12 @@ from torch import nn
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.blocks import branch_ends
 from convwright.architecture.capture.graph import argument, module_class
-from convwright.architecture.reading import InputLike
 from convwright.edits import Replace
 from convwright.edits.operators.blurpool import BlurOrder, Padding
 from convwright.edits.operators.convolutions import Init
 from convwright.edits.operators.squeeze_excite import Gate
-from convwright.training.techniques.structural import Structural, modules_called, options_of
+from convwright.training.techniques.structural import Structural, applied_by, modules_called
 from convwright.training.techniques.technique import Card, technique
-
-
-def depthwise_separable(
-    network: Architecture | nn.Module | str,
-    example_input: InputLike = None,
-    *,
-    first: bool = False,
-    init: Init = "least_squares",
-) -> Architecture:
-    """Return a network with depthwise separable convolutions for dense ones; what was given stays as it was.
-
-    Args:
-        network: An `Architecture`, or what `read` takes.
-        example_input: As for `read`, where `network` has not been read.
-        first: Whether the first convolution is replaced, too.
-        init: `least_squares`: from the old weights; `fresh`: drawn anew.
-
-    Returns:
-        The changed network as `.model`.
-
-    Examples:
-        >>> from convwright.techniques import depthwise_separable
-        >>> len(depthwise_separable("zoo:resnet20").plan.edits)
-        18
-    """
-    return options_of(DepthwiseSeparable, first=first, init=init).applied(network, example_input)
 
 
 @technique(
@@ -64,6 +37,11 @@ class DepthwiseSeparable(Structural):
     Attributes:
         first: Whether the first convolution is replaced, too.
         init: How the new layers begin: `least_squares` from the old weights, or `fresh`.
+
+    Examples:
+        >>> from convwright.techniques import depthwise_separable
+        >>> len(depthwise_separable("zoo:resnet20").plan.edits)
+        18
     """
 
     nothing: ClassVar[str] = "it has no dense convolution larger than 1x1 behind the first"
@@ -79,27 +57,7 @@ class DepthwiseSeparable(Structural):
             yield Replace(layer.name, "dw_separable", init=self.init)
 
 
-def global_pool(
-    network: Architecture | nn.Module | str, example_input: InputLike = None, *, init: Init = "least_squares"
-) -> Architecture:
-    """Return a network whose head pools the map that it flattened; what was given stays as it was.
-
-    Args:
-        network: An `Architecture`, or what `read` takes.
-        example_input: As for `read`, where `network` has not been read.
-        init: `least_squares`: from the old weights; `fresh`: drawn anew.
-
-    Returns:
-        The changed network as `.model`; unchanged where no layer reads a flattened map.
-
-    Examples:
-        >>> from torch import nn
-        >>> from convwright.techniques import global_pool
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
-        >>> global_pool(net, (1, 1, 8, 8)).model[2]
-        PooledLinear(in_features=4, out_features=10, bias=True)
-    """
-    return options_of(GlobalPool, init=init).applied(network, example_input)
+depthwise_separable = applied_by(DepthwiseSeparable, "with depthwise separable convolutions for dense ones")
 
 
 @technique(
@@ -119,6 +77,12 @@ class GlobalPool(Structural):
 
     Attributes:
         init: How the new layer begins: `least_squares` from the old weights, or `fresh`.
+
+    Examples:
+        >>> from convwright.techniques import global_pool
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
+        >>> global_pool(net, (1, 1, 8, 8)).model[2]
+        PooledLinear(in_features=4, out_features=10, bias=True)
     """
 
     nothing: ClassVar[str] = "no linear layer reads a flattened map; the head pools already"
@@ -132,42 +96,7 @@ class GlobalPool(Structural):
                 yield Replace(layer.name, "global_pool", init=self.init)
 
 
-def blurpool(
-    network: Architecture | nn.Module | str,
-    example_input: InputLike = None,
-    *,
-    kernel: int = 3,
-    padding: Padding = "constant",
-    max_pools: bool = True,
-    convolutions: bool = True,
-    order: BlurOrder = "before",
-    min_channels: int = 16,
-) -> Architecture:
-    """Return a network that blurs where it sub-samples; what was given stays as it was.
-
-    Args:
-        network: An `Architecture`, or what `read` takes.
-        example_input: As for `read`, where `network` has not been read.
-        kernel: Size of the blur, 2 to 7.
-        padding: Beyond the border: `constant` (zeros), `reflect` or `replicate`.
-        max_pools: Whether max pools are replaced.
-        convolutions: Whether strided convolutions are.
-        order: Of strided convolutions: the blur `before` them (cheap) or `after` them, where they run at stride 1.
-        min_channels: Strided convolutions that read fewer channels stay.
-
-    Returns:
-        The changed network as `.model`.
-
-    Examples:
-        >>> from convwright.techniques import blurpool
-        >>> len(blurpool("zoo:mnist-m3").plan.edits)
-        2
-    """
-    options = options_of(
-        BlurPool, kernel=kernel, padding=padding, max_pools=max_pools, convolutions=convolutions, order=order,
-        min_channels=min_channels,
-    )  # fmt: skip
-    return options.applied(network, example_input)
+global_pool = applied_by(GlobalPool, "whose head pools the map that it flattened")
 
 
 @technique(
@@ -191,8 +120,13 @@ class BlurPool(Structural):
         padding: Beyond the border: `constant` (zeros), `reflect` or `replicate`.
         max_pools: Whether max pools are replaced.
         convolutions: Whether strided convolutions are.
-        order: Of strided convolutions: the blur `before` them (cheap) or `after` them.
+        order: Of strided convolutions: the blur `before` them (cheap) or `after` them, where they run at stride 1.
         min_channels: Strided convolutions that read fewer channels stay.
+
+    Examples:
+        >>> from convwright.techniques import blurpool
+        >>> len(blurpool("zoo:mnist-m3").plan.edits)
+        2
     """
 
     nothing: ClassVar[str] = "it has no max pool and no strided convolution of so many channels"
@@ -219,6 +153,9 @@ class BlurPool(Structural):
                 yield Replace(layer.name, "blurpool", kernel=self.kernel, padding=self.padding, order=order)
 
 
+blurpool = applied_by(BlurPool, "that blurs where it sub-samples")
+
+
 def _sub_samples(arch: Architecture, layer: Layer) -> bool:
     """Whether a pool leaves positions out; torch's default is the kernel as stride."""
     node = arch.flow.nodes[arch.flow.place[layer.node]]
@@ -235,45 +172,6 @@ def _blurred(arch: Architecture, layer: Layer) -> bool:
 
 
 Per = Literal["convolution", "block"]
-
-
-def squeeze_excite(
-    network: Architecture | nn.Module | str,
-    example_input: InputLike = None,
-    *,
-    per: Per = "convolution",
-    ratio: float = 0.25,
-    latent_channels: int = 0,
-    bias: bool = True,
-    gate: Gate = "sigmoid",
-    min_channels: int = 16,
-) -> Architecture:
-    """Return a network with gates on its channels, computing what it did; what was given stays as it was.
-
-    Args:
-        network: An `Architecture`, or what `read` takes.
-        example_input: As for `read`, where `network` has not been read.
-        per: One gate behind each `convolution`, or one at the end of the branch of each residual `block`.
-        ratio: Channels of the bottleneck as a part of the layer's.
-        latent_channels: The same as a number; 0: by the ratio.
-        bias: Whether the gate's layers have biases.
-        gate: `sigmoid` or `hard_sigmoid`.
-        min_channels: Convolutions that read or give fewer channels, and blocks that give fewer, get none.
-
-    Returns:
-        The changed network as `.model`.
-
-    Examples:
-        >>> from convwright.techniques import squeeze_excite
-        >>> paper = squeeze_excite("zoo:mnist-m3", latent_channels=2, min_channels=5, bias=False)
-        >>> len(paper.plan.edits), paper.changes[0].exact
-        (10, True)
-    """
-    options = options_of(
-        SqueezeExcite, per=per, ratio=ratio, latent_channels=latent_channels, bias=bias, gate=gate,
-        min_channels=min_channels,
-    )  # fmt: skip
-    return options.applied(network, example_input)
 
 
 @technique(
@@ -300,6 +198,12 @@ class SqueezeExcite(Structural):
         bias: Whether the gate's layers have biases.
         gate: `sigmoid` or `hard_sigmoid`.
         min_channels: Convolutions that read or give fewer channels, and blocks that give fewer, get none.
+
+    Examples:
+        >>> from convwright.techniques import squeeze_excite
+        >>> paper = squeeze_excite("zoo:mnist-m3", latent_channels=2, min_channels=5, bias=False)
+        >>> len(paper.plan.edits), paper.changes[0].exact
+        (10, True)
     """
 
     nothing: ClassVar[str] = "no convolution has so many channels, or the network has no such block"
@@ -349,6 +253,9 @@ class SqueezeExcite(Structural):
             target, "squeeze_excite", ratio=self.ratio, gate=self.gate, latent_channels=self.latent_channels,
             bias=self.bias,
         )  # fmt: skip
+
+
+squeeze_excite = applied_by(SqueezeExcite, "with gates on its channels, computing what it did")
 
 
 def _gated(arch: Architecture, layer: str) -> bool:

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from convwright.repair.batch_norm import kept_statistics
 from convwright.training.techniques.technique import Card, Effect, Technique, Training, technique
-
-
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms as they are, though they normalise by the batch.
-
-    Without this, the second pass of a step would mix in statistics of weights that the network never has.
-    """
-    # Copies take the second pass's statistics, which are none where its weights are not finite (a scale too large).
-    before = [(norm, dict(norm._buffers)) for norm in model.modules() if isinstance(norm, _BatchNorm)]
-    try:
-        for norm, buffers in before:
-            norm._buffers.update((name, kept.clone()) for name, kept in buffers.items() if kept is not None)
-        yield
-    finally:
-        for norm, buffers in before:
-            norm._buffers.update(buffers)
 
 
 def sam_gradients(model: nn.Module, again: Callable[[], object], rho: float = 0.05, *, adaptive: bool = False) -> None:
@@ -49,8 +31,8 @@ def sam_gradients(model: nn.Module, again: Callable[[], object], rho: float = 0.
     make: Any = lambda groups, **_: _Weights(groups)  # noqa: E731
     perturbation: Any = SAM(trained, base_optimizer=make, rho=rho, adaptive=adaptive)
     perturbation.first_step(zero_grad=True)
-    try:
-        with frozen_statistics(model), torch.enable_grad():
+    try:  # the second pass must not mix in statistics of weights that the network never has
+        with kept_statistics(model), torch.enable_grad():
             again()
     finally:
         perturbation.second_step()

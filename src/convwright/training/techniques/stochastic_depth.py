@@ -10,7 +10,6 @@ from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from convwright.architecture import Architecture
 from convwright.architecture.blocks import branch_ends
@@ -26,33 +25,24 @@ class StochasticDepthWarning(UserWarning):
     """Some residual blocks keep their branches, or all do."""
 
 
-class DroppedBranches:
-    """Stochastic depth on a network: as long as it is open, training mode leaves branches out.
+class DroppedBranches(contextlib.ExitStack):
+    """Stochastic depth on a network: until it is closed, training mode leaves branches out.
 
     Attributes:
         rates: Module at the end of a branch -> share of images for which the branch is left out.
     """
 
     def __init__(self, model: nn.Module, rates: Mapping[str, float]) -> None:
+        super().__init__()
         self.rates: Mapping[str, float] = MappingProxyType(dict(rates))
         self._drops = [_Drop(model, name, rate) for name, rate in rates.items()]
-        self._handles = [model.get_submodule(each.name).register_forward_hook(each) for each in self._drops]
+        for each in self._drops:
+            self.enter_context(model.get_submodule(each.name).register_forward_hook(each))
 
     def scale(self, share: float) -> None:
         """Use so much of each rate from now on: 0 leaves nothing out, 1 is all of it."""
         for each in self._drops:
             each.share = share
-
-    def close(self) -> None:
-        """Take the hooks off; further calls do nothing."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class _Drop:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -58,6 +59,35 @@ class Structural(Technique):
         """Return the changed network; what was given stays as it was."""
         arch = as_architecture(network, example_input)
         return arch.apply(*self.edits(arch))
+
+
+def applied_by(kind: type[Structural], what: str) -> Callable[..., Architecture]:
+    """Return a technique as a function for one's own loop, with the options of the technique as keyword arguments.
+
+    Args:
+        kind: The options; what their class says of each is said of the arguments.
+        what: What the network is that the function returns.
+    """
+
+    def applied(
+        network: Architecture | nn.Module | str, example_input: InputLike = None, **options: Any
+    ) -> Architecture:
+        return options_of(kind, **options).applied(network, example_input)
+
+    lines = (
+        f"Return a network {what}; what was given stays as it was.\n",
+        "Args:",
+        "    network: An `Architecture`, or what `read` takes.",
+        "    example_input: As for `read`, where `network` has not been read.",
+        inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\nExamples:")[0],
+        "Returns:\n    The changed network as `.model`; unchanged where nothing of it can be replaced.",
+    )
+    first = [*inspect.signature(applied).parameters.values()][:2]
+    given = [each.replace(kind=each.KEYWORD_ONLY) for each in inspect.signature(kind).parameters.values()]
+    applied.__signature__ = inspect.Signature([*first, *given])  # type: ignore[attr-defined]
+    applied.__name__ = applied.__qualname__ = kind.name
+    applied.__module__, applied.__doc__ = kind.__module__, "\n".join(lines)
+    return applied
 
 
 def as_architecture(network: Architecture | nn.Module | str, example_input: InputLike = None) -> Architecture:
