@@ -289,12 +289,30 @@ def test_several_inputs(tmp_path):
     assert search.result().model.body.out_channels == 4
 
 
+def test_a_network_of_whole_numbers_is_loaded_with_its_inputs(tmp_path):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.body, self.head = nn.Embedding(9, 4), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, ids, mask):
+            return self.head(self.body(self.words(ids)) * mask[..., None])
+
+    given = {"ids": torch.zeros(1, 5, dtype=torch.int64), "mask": torch.ones(1, 5)}
+    search = Search(cw.read(Words(), given), "macs<=60%", "uniform", tmp_path / "run", say=quiet)
+    while trial := search.ask():
+        search.tell(trial, score(trial))
+    width = search.result().model.body.out_features
+    assert cw.load(tmp_path / "run", Words, given).model.body.out_features == width < 8
+
+
 @pytest.mark.parametrize(
     ("tell", "said"),
     [
         (lambda s, t: s.tell(t, float("nan")), "trial 0: its score is nan, which is no finite number"),
         (lambda s, t: s.tell(t, "good"), "trial 0: its score is 'good', which is no finite number"),
         (lambda s, t: s.tell(t, torch.ones(2)), "which is no finite number"),
+        (lambda s, t: (t.model().fc.bias.data.fill_(torch.nan), s.tell(t, 0.5)), r"fc\.bias of its network holds NaN"),
         (lambda s, t: s.tell(3, 0.5), "3 is no trial; tell what search.ask"),
         (lambda s, t: s.tell(t, 0.5, nn.Sequential(t.model())), r"is another network \(0.bn1.bias\)"),
         (lambda s, t: s.ask(), "trial 0 was handed out; tell it or fail it"),

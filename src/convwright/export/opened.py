@@ -105,12 +105,18 @@ class Exportable:
         return f"{self.plan.model}{changed}"
 
 
-def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | str | None = None) -> Exportable:
+def load(
+    folder: str | Path,
+    model: nn.Module | Callable[[], nn.Module] | str | None = None,
+    example_input: Any = None,
+) -> Exportable:
     """Put plan and weights of a run onto the original network's class.
 
     Args:
         folder: Of `optimize` or `train`, or one network of a front; as for `open_run`.
         model: The original network, or the class that makes it; None: the one that the run names.
+        example_input: What it is read with, where a plan cannot say it: whole numbers, lists and nests, such as
+            ``task.example_inputs()``.
 
     Returns:
         ``model``, ``plan``, ``metrics``, ``class_names``, ``input_shape``, and ``preprocess(images)``.
@@ -123,10 +129,12 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | str | 
         >>> scores = found.model(found.preprocess(images))  # doctest: +SKIP
     """
     made = model if model is None or isinstance(model, nn.Module | str) else model()
-    return open_run(Path(folder), made)
+    return open_run(Path(folder), made, example_input=example_input)
 
 
-def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | None = None) -> Exportable:
+def open_run(
+    folder: Path, model: nn.Module | str | None = None, storage: str | None = None, example_input: Any = None
+) -> Exportable:
     """Build the network of a run directory.
 
     Args:
@@ -135,6 +143,7 @@ def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | 
         model: the original network; None: the one that the run names.
         storage: URL of the database with the trials of an unfinished run; None: as the run recorded it, without a
             password.
+        example_input: as for `load`.
 
     Raises:
         RunError: there is no run, or nothing trained in it yet; or the weights do not fit.
@@ -146,29 +155,32 @@ def open_run(folder: Path, model: nn.Module | str | None = None, storage: str | 
     result = load_result(folder)
     if result is not None:
         plan = Plan.load(folder / "plan.json")
-        return Exportable(_built(plan, folder / WEIGHTS, result, model), plan, folder, result)
+        return Exportable(_built(plan, folder / WEIGHTS, result, model, example_input), plan, folder, result)
     if there(folder / "training.json"):
         record = read_json(folder / "training.json", TRAINING)
-        plan = _plan_of_training(folder, record, model)
-        return Exportable(_built(plan, folder / WEIGHTS, record, model), plan, folder, record, "training")
+        plan = _plan_of_training(folder, record, model, example_input)
+        arch = _built(plan, folder / WEIGHTS, record, model, example_input)
+        return Exportable(arch, plan, folder, record, "training")
     if there(folder / "run.json"):
-        return _unfinished(folder, model, storage)
+        return _unfinished(folder, model, storage, example_input)
     if any(folder.glob("checkpoint*")):
         raise RunError(f"{folder}: the training is not finished; continue it with `convwright train --resume`")
     raise RunError(f"{folder}: holds no run (no result.json, training.json or run.json); give a run directory")
 
 
-def _plan_of_training(folder: Path, record: Mapping[str, Any], model: nn.Module | str | None) -> Plan:
+def _plan_of_training(folder: Path, record: Mapping[str, Any], model: nn.Module | str | None, example: Any) -> Plan:
     if there(folder / "plan.json"):
         return Plan.load(folder / "plan.json")
     shape = record.get("input_shape")
     named = model if model is not None else str(record["model"])
     options = dict(record.get("options", {})) if isinstance(named, str) else {}
-    arch = read(named, None if shape is None else tuple(shape), **options)
+    arch = read(named, example if example is not None or shape is None else tuple(shape), **options)
     return Plan.empty(arch)
 
 
-def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Module | str | None) -> Architecture:
+def _built(
+    plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Module | str | None, example: Any
+) -> Architecture:
     if model is None and ":" not in plan.model:
         raise RunError(
             f"{weights.parent}: the run was made with a {plan.model} that has no name to build it by; "
@@ -178,7 +190,7 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
     options = dict(record.get("options", {})) if isinstance(named, str) and named == plan.model else {}
     with warnings.catch_warnings():  # the weights come from the file: what an edit kept does not matter here
         warnings.simplefilter("ignore", InexactEditWarning)
-        arch = apply(plan, named, None, verify=False, **options)
+        arch = apply(plan, named, example, verify=False, **options)
     load_weights(arch.model, weights)
     broken = next((name for name, tensor in arch.model.state_dict().items() if tensor.isnan().any()), None)
     if broken is not None:
@@ -187,7 +199,7 @@ def _built(plan: Plan, weights: Path, record: Mapping[str, Any], model: nn.Modul
     return arch
 
 
-def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None) -> Exportable:
+def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None, example: Any) -> Exportable:
     run = read_settings(folder)
     known = [t.evidence for t in recorded_trials(folder, run, storage) if t.evidence is not None and t.evidence.usable]
     trained = [e for e in known if (trial_folder(folder, e.trial) / WEIGHTS).is_file()]
@@ -196,5 +208,5 @@ def _unfinished(folder: Path, model: nn.Module | str | None, storage: str | None
     best = max(trained, key=lambda e: e.score)
     settled = run.get("settled", {})
     settings = {**run["settings"], **{key: settled[key] for key in KEYS if key in settled}}
-    arch = _built(best.candidate.plan, trial_folder(folder, best.trial) / WEIGHTS, settings, model)
+    arch = _built(best.candidate.plan, trial_folder(folder, best.trial) / WEIGHTS, settings, model, example)
     return Exportable(arch, best.candidate.plan, folder, settings, "unfinished", best.trial, best.score)

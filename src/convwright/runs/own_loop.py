@@ -316,6 +316,8 @@ class Search:
                 f"trial {trial.number}: the model told is another network ({min(other)}); tell what trial.model() "
                 "returned, trained, without what was wrapped around it, such as model.module"
             )
+        if broken := next((name for name, t in trained.state_dict().items() if t.isnan().any()), None):
+            raise RunError(f"trial {trial.number}: {broken} of its network holds NaN; tell that the trial failed")
         probes = tuple(name for name in trial.candidate.probes if not name.startswith(_UNSEEN))
         found = trial.evaluator.looked(trained, self._task, replace(trial.candidate, probes=probes), _RECIPE)
         what = trial.candidate, trial.number, self.metric.score(value), stderr, trial.costs, found

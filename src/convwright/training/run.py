@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from convwright.architecture.capture.pytrees import run_model
+from convwright.architecture.capture.pytrees import run_model, tensors_of
 from convwright.errors import RecipeError, RunError
 from convwright.ranking import ACCURACY, Metric
 from convwright.repair import kept_statistics, stale
@@ -349,7 +350,15 @@ class Run:
         if bool(torch.isfinite(losses).all()):
             return
         index = int((~torch.isfinite(losses)).nonzero()[0])
-        self._broken(f"the loss became {float(losses[index])} at step {first + index + 1}")
+        self._broken(f"the loss became {float(losses[index])} at step {first + index + 1}{self._holding_nan(index)}")
+
+    def _holding_nan(self, index: int) -> str:
+        """Say that the batch of this place in the present epoch holds NaN; it is read again."""
+        loader = self._training_loader()
+        loader.epoch = len(self.history)
+        batch = next(islice(loader, index, None), None)
+        found = any(t.is_floating_point() and bool(t.isnan().any()) for _, t in tensors_of(batch))
+        return f" ({self.data.name}: train: batch {index} holds NaN: correct the data)" if found else ""
 
     def _broken(self, what: str) -> None:
         file = self.folder and self.folder / FILE

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -228,7 +228,8 @@ def _layout(name: str) -> torch.memory_format:
 
 def to_layout(model: nn.Module, layout: torch.memory_format) -> None:
     """Store the four-dimensional weights of `model` in `layout`, in place."""
-    model.to(memory_format=layout)
+    apply: Any = model._apply  # as torch's own `to`, which refuses weights of volumes
+    apply(lambda tensor: tensor.to(memory_format=layout) if tensor.ndim == 4 else tensor)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

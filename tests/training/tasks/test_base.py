@@ -185,7 +185,20 @@ def failing(**methods):
         (lambda: failing(loss=lambda self, model, batch: model(batch[0])), "the loss of the first two samples fails"),
         (lambda: failing(metrics=lambda self, model, part: {"mse": 1.0}), "metrics of val have no mae, which ranks"),
         (lambda: failing(metrics=lambda self, model, part: {"mae": math.nan}), "mae of val is NaN"),
-        (lambda: failing(batches=lambda self, part: []), "train: batch 0 is a NoneType"),
+        (lambda: failing(metrics=lambda self, model, part: {"mae": math.inf}), "mae of val is inf"),
+        (
+            lambda: failing(metrics=lambda self, model, part: {"mae": torch.ones(2)}),
+            "mae of val is tensor",
+        ),
+        (lambda: failing(metrics=lambda self, model, part: None), "metrics of val are a NoneType"),
+        (lambda: failing(loss=lambda self, model, batch: torch.ones(1)), r"the loss of a batch is of shape \(1,\)"),
+        (
+            lambda: failing(loss=lambda self, model, batch: torch.tensor(math.nan)),
+            "first two samples is nan",
+        ),
+        (lambda: failing(metric="mae"), r"Bad: metric is 'mae'; give cw\.Metric\('mae', \.\.\.\)"),
+        (lambda: failing(batches=lambda self, part: None), "train: batches are a NoneType"),
+        (lambda: failing(batches=lambda self, part: []), "Bad: train has no batches"),
         (lambda: failing(batches=lambda self, part: [torch.ones(2)]), "train: batch 0 is a Tensor; give a pair"),
         (lambda: type("Empty", (cw.Task,), {})(), r"Empty: a task needs a method batches"),
     ],
@@ -194,6 +207,36 @@ def test_a_wrong_task_is_one_line(task, words):
     with pytest.raises(DataError, match=words) as caught:
         cw.train(network(), task(), cw.Recipe(**FAST), progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_nan_in_a_batch_is_named():
+    torch.manual_seed(0)
+    x = [torch.randn(4, 3) for _ in range(4)]
+    x[2][1, 1] = math.nan
+
+    class Sums(cw.Task):
+        def batches(self, part):
+            return [(each, each.sum(1, keepdim=True)) for each in (x if part == "train" else x[:2])]
+
+        def loss(self, model, batch):
+            return smooth_l1_loss(self.forward(model, batch[0]), batch[1])
+
+    with pytest.raises(RecipeError, match=r"became nan at step 3 \(Sums: train: batch 2 holds NaN: correct the data\)"):
+        cw.train(nn.Linear(3, 1), Sums(), cw.Recipe(**FAST), progress=False)
+
+
+def test_volumes_are_trained():
+    """Layouts of images once ended this with 'required rank 4 tensor to use channels_last format'."""
+
+    class Volumes(cw.Task):
+        def batches(self, part):
+            return [(torch.ones(2, 1, 4, 4, 4), torch.ones(2, 2, 2, 2, 2))] * 2
+
+        def loss(self, model, batch):
+            return smooth_l1_loss(self.forward(model, batch[0]), batch[1])
+
+    recipe = cw.Recipe(epochs=1, precision="fp32", memory_format="channels_last")
+    assert cw.train(nn.Conv3d(1, 2, 3), Volumes(), recipe, progress=False).val.loss >= 0
 
 
 def test_batches_of_changing_structure_are_refused_by_name():

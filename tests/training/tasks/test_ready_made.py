@@ -291,6 +291,9 @@ def test_coco(tmp_path):
     _, masks = next(iter(tasks.Segmentation(f"coco:{tmp_path / 'train.json'}").batches("train")))
     assert masks[0, 5, 3] == 2
     assert masks[0, 0, 0] == 0
+    (tmp_path / "val.json").write_text(json.dumps({**content, "categories": content["categories"][:1]}))
+    with pytest.raises(DataError, match=r"val\.json: its categories are not those of .*train\.json"):
+        tasks.Detection(f"coco:{tmp_path}")
     (tmp_path / "val.json").write_text("{}")
     with pytest.raises(DataError, match=r"val\.json: not COCO's JSON \(KeyError: 'categories'\)"):
         tasks.Detection(f"coco:{tmp_path}")
@@ -308,9 +311,44 @@ def test_voc(tmp_path):
     assert task.class_names == ("background", "cat")
     assert next(iter(task.batches("train")))[1][0]["boxes"].tolist() == [[1, 2, 7, 9]]
     assert tasks.Segmentation(f"voc:{tmp_path}").num_classes == 3
+    for place in range(3):
+        (tmp_path / "JPEGImages" / f"{place}.png").rename(tmp_path / "JPEGImages" / f"no {place}.png")
+        (tmp_path / "SegmentationClass" / f"{place}.png").rename(tmp_path / "SegmentationClass" / f"no {place}.png")
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("no 0\nno 2\n\n")
+    assert len(tasks.Segmentation(f"voc:{tmp_path}", val_fraction=0).train) == 2
+    for place in range(3):
+        (tmp_path / "JPEGImages" / f"no {place}.png").rename(tmp_path / "JPEGImages" / f"{place}.png")
     (tmp_path / "Annotations" / "1.xml").write_text("<annotation>")
     with pytest.raises(DataError, match=r"1\.xml: not Pascal VOC's XML"):
         tasks.Detection(f"voc:{tmp_path}")
+
+
+def test_images_with_other_files_beside_them(tmp_path):
+    for place, (image, mask) in enumerate(masked()[:3]):
+        save(tmp_path / "images" / f"a {place}.png", image)
+        save(tmp_path / "masks" / f"a {place}.png", mask)
+        (tmp_path / "images" / f"a {place}.txt").write_text("notes")  # once hid the image
+        (tmp_path / "images" / f"._a {place}.png").write_text("of macOS")
+    assert len(tasks.Segmentation(f"folder:{tmp_path}", val_fraction=0).train) == 3
+    save(tmp_path / "images" / "a 1.bmp", pictures()[0])
+    with pytest.raises(DataError, match=r"a 1\.png: a 1\.bmp has the same name; keep one"):
+        tasks.Segmentation(f"folder:{tmp_path}")
+
+
+def test_a_perfect_image_leaves_the_mean_of_psnr_finite():
+    task = tasks.Restoration([(IMAGE, IMAGE)] * 2)
+    same, other = torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16) / 2
+    rows = task.measured(torch.cat([same, same]), torch.cat([same, other]))
+    assert rows[0, 0] == 100
+    assert task.summary(rows)["PSNR"] < 100
+
+
+def test_without_boxes_nothing_is_judged():
+    """mAP was -1, which ranked."""
+    task = tasks.Detection([(image, {"boxes": [], "labels": []}) for image in pictures()], classes=2)
+    with torch.no_grad(), pytest.raises(DataError, match="detection:list: no image of train has a box"):
+        task.metrics(Boxes().eval(), "train")
 
 
 # ------------------------------------------------------------------ what is refused
@@ -337,6 +375,7 @@ IMAGE = pictures()[0]
         ("multilabel", (IMAGE, [0.5, 1]), r"a label is 0\.5; give a 0 or 1 for each class"),
         ("keypoints", (IMAGE, [[float("nan"), 2]]), r"points are \(1, 2\) or NaN"),
         ("restoration", (IMAGE, np.zeros((18, 24, 3), np.uint8)), r"the target is 18x24 and the input 12x12"),
+        ("restoration", (IMAGE, torch.full((3, 12, 12), 99.0)), "values from 99 to 99; give bytes, or floats"),
     ],
 )  # fmt: skip
 def test_wrong_items_are_named_with_task_part_and_place(task, item, said):

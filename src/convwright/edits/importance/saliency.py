@@ -147,7 +147,9 @@ def _see(found: Observer, inputs: Any, targets: Any, loss: Loss | None) -> None:
             "output, averaged over the batch, and not in torch.inference_mode"
         )
     if not math.isfinite(value.item()):
-        raise ConvwrightError(f"the loss of a calibration batch is {value.item()}: are the weights whole?")
+        raise ConvwrightError(
+            f"the loss of a calibration batch is {value.item()}: look for NaN in the data and the weights"
+        )
     sites = {site.member.tensor: gates.parameter(site) for site in gates.sites}
     parameters, factors = {name: p for name, p in sites.items() if p.requires_grad}, gates.factors
     gradients = torch.autograd.grad(value, [*factors, *parameters.values()], allow_unused=True)

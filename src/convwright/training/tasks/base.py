@@ -220,6 +220,19 @@ def checked(batch: Any, where: str) -> Batch:
     return batch[0], batch[1]
 
 
+def first_of(batches: Any, name: str) -> Batch:
+    """Return the first training batch of a task called `name`.
+
+    Raises:
+        DataError: There is none, or what is given is no pair.
+    """
+    if not hasattr(batches, "__iter__"):
+        raise DataError(f"{name}: train: batches are a {type(batches).__name__}; return a loader or list of batches")
+    if (batch := next(iter(batches), None)) is None:
+        raise DataError(f"{name}: train has no batches; look at drop_last and batch_size of its loader")
+    return checked(batch, f"{name}: train: batch 0")
+
+
 @contextmanager
 def kept_output(module: nn.Module) -> Any:
     """Yield a list that holds the last output of a module while it is used."""

@@ -24,7 +24,7 @@ from convwright.training.data.augment import Augment, square_mask
 from convwright.training.data.images import as_image, statistics
 from convwright.training.data.loader import batch_sizes, derived_seed, next_batch, seeded
 from convwright.training.settings import single_tensor
-from convwright.training.tasks.base import Batch, BatchOrder, checked
+from convwright.training.tasks.base import Batch, BatchOrder, first_of
 from convwright.training.tasks.sources import Source, opened
 from convwright.training.tasks.task import Task
 
@@ -160,8 +160,7 @@ class DatasetTask(Task):
 
     @cached_property
     def _first(self) -> Batch:
-        batch = next(iter(self.epoch("train", BatchOrder(2, workers=0))), None)
-        return checked(batch, f"{self.name}: train: batch 0")
+        return first_of(self.epoch("train", BatchOrder(2, workers=0)), self.name)
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Self:
         """Return the task with another mean and standard deviation per channel, where it normalises at all."""

@@ -125,6 +125,8 @@ class Detection(DatasetTask):
                 [{**each, "boxes": each["boxes"].float(), "scores": each["scores"].float()} for each in found], targets
             )
         shown = judge.compute()
+        if float(shown["map"]) < 0:
+            raise DataError(f"{self.name}: no image of {part} has a box; what finds none cannot be judged")
         return {"mAP": float(shown["map"]), "mAP50": float(shown["map_50"])}
 
     def watched(self, model: nn.Module) -> nn.Module:

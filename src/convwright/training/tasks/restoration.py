@@ -19,6 +19,8 @@ from convwright.training.data.images import as_image
 from convwright.training.tasks.dataset import DatasetTask, library, mean_of, output_like
 from convwright.training.tasks.sources import as_read, folder_images, folder_pairs, npz
 
+_MOST = 100.0  # dB; of an image restored exactly it would be infinite, and so would the mean of all
+_BEYOND = 0.5  # by which interpolation may leave 0..1; what is further out has another range
 _SMOOTH = 1e-3  # below which Charbonnier's loss is quadratic
 
 
@@ -81,9 +83,11 @@ class Restoration(DatasetTask):
         return good
 
     def finished(self, inputs: Any, target: Any) -> tuple[Any, Any]:
+        good = self.seen(inputs if self.makes else target)
+        if bool((good < -_BEYOND).any()) or bool((good > 1 + _BEYOND).any()):
+            raise ValueError(f"values from {good.min():g} to {good.max():g}; give bytes, or floats in 0..1")
         if not self.makes:
-            return self.seen(inputs), self.seen(target)
-        good = self.seen(inputs)
+            return self.seen(inputs), good
         small = [side // self.scale for side in good.shape[1:]]
         good = good[:, : small[0] * self.scale, : small[1] * self.scale]
         bad = good if self.scale == 1 else tv.resize(good, small, InterpolationMode.BICUBIC).clamp(0, 1)
@@ -97,7 +101,7 @@ class Restoration(DatasetTask):
     def measured(self, output: Any, targets: Any) -> Tensor:
         judge, found = library("functional.image"), output_like(output, targets, self.name).clamp(0, 1)
         how: dict[str, Any] = {"data_range": 1.0, "reduction": "none"}
-        psnr = judge.peak_signal_noise_ratio(found, targets, dim=(1, 2, 3), **how)
+        psnr = judge.peak_signal_noise_ratio(found, targets, dim=(1, 2, 3), **how).clamp_max(_MOST)
         return torch.stack([psnr, judge.structural_similarity_index_measure(found, targets, **how).view(-1)], 1)
 
     def summary(self, rows: Tensor) -> dict[str, float]:

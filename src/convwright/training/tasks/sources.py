@@ -96,8 +96,13 @@ def read_mask(path: Path) -> Tensor:
 
 def _listed(folder: Path) -> dict[str, Path]:
     """Return images by their names without endings."""
-    found = {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*"))}
-    images = {name: path for name, path in found.items() if path.suffix.lower() in SUFFIXES}
+    images: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            name = str(path.relative_to(folder).with_suffix(""))
+            if name in images:
+                raise DataError(f"{path}: {images[name].name} has the same name; keep one of them, or rename one")
+            images[name] = path
     if not images:
         raise DataError(f"{folder}: there are no images; put some there")
     return images
@@ -161,9 +166,14 @@ def coco(path: Path, annotate: Callable[[Any, list[Any]], Any], read: Reader) ->
                     held[each["image_id"]].append((numbers[each["category_id"]], each))
             targets = [annotate(image, held[image["id"]]) for image in content["images"]]
             parts[part] = Samples([_image_of(file, image["file_name"]) for image in content["images"]], targets, read)
-            names = ["background", *(str(kind["name"]) for kind in kinds)]
+            found = ["background", *(str(kind["name"]) for kind in kinds)]
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DataError(f"{file}: not COCO's JSON ({type(error).__name__}: {first_line(error)})") from error
+        if names and names != found:
+            raise DataError(
+                f"{file}: its categories are not those of {next(iter(files.values()))}; list the same in all"
+            )
+        names = found
     return parts, names
 
 
@@ -220,13 +230,18 @@ def voc_boxes(root: Path) -> tuple[Parts, Sequence[str]]:
 
 def _voc(root: Path, lists: str, folder: str, suffix: str) -> dict[str, tuple[list[Path], list[Path]]]:
     files = {part[0]: root / "ImageSets" / lists / f"{part[0]}.txt" for part in PARTS}
-    stems = {part: file.read_text().split() for part, file in files.items() if file.is_file()}
+    stems = {part: _lines(file) for part, file in files.items() if file.is_file()}
     stems = stems or {"train": sorted(path.stem for path in (root / folder).glob(f"*{suffix}"))}
     images = _listed(root / "JPEGImages")
     if gone := next((stem for each in stems.values() for stem in each if stem not in images), None):
         raise DataError(f"{root}: JPEGImages/ has no image {gone}; add it, or take it off the lists")
     targets = {part: [root / folder / f"{stem}{suffix}" for stem in each] for part, each in stems.items()}
     return {part: ([images[stem] for stem in each], targets[part]) for part, each in stems.items()}
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the names in a list, which may have spaces in them."""
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
 
 
 def _voc_objects(path: Path) -> list[tuple[str, list[float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from convwright.devices import device_of
 from convwright.errors import DataError, first_line
 from convwright.ranking import Metric
 from convwright.repair.batch_norm import kept_modes
-from convwright.training.tasks.base import BaseTask, Batch, BatchOrder, Metrics, TaskPart, checked
+from convwright.training.tasks.base import BaseTask, Batch, BatchOrder, Metrics, TaskPart, first_of
 from convwright.training.tasks.loader import TaskLoader, moved
 
 
@@ -61,6 +62,8 @@ class Task(BaseTask):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.name = cls.__dict__.get("name", cls.__name__)
+        if isinstance(cls.metric, str):
+            raise DataError(f"{cls.name}: metric is {cls.metric!r}; give cw.Metric({cls.metric!r}, ...)")
 
     # ------------------------------------------------------------------ what a user writes
 
@@ -115,8 +118,7 @@ class Task(BaseTask):
 
     @cached_property
     def _first(self) -> Batch:
-        batch = next(iter(self.batches("train")), None)
-        return checked(batch, f"{self.name}: train: batch 0")
+        return first_of(self.batches("train"), self.name)
 
     @property
     def train(self) -> TaskPart:
@@ -158,17 +160,29 @@ class Task(BaseTask):
     @override
     def judge(self, model: nn.Module, loader: Any, total: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         part = loader.part.name
-        found = {name: float(value) for name, value in self.metrics(model, part).items()}
+        found = self._numbers(self.metrics(model, part), part)
         if self.metric.name not in found:
             raise DataError(
                 f"{self.name}: metrics of {part} have no {self.metric.name}, which ranks networks; "
                 f"there are {', '.join(found) or 'none'}"
             )
         value = found[self.metric.name]
-        if value != value:
-            raise DataError(f"{self.name}: {self.metric.name} of {part} is NaN")
+        if not math.isfinite(value):
+            said = "NaN" if math.isnan(value) else f"{value:g}"
+            raise DataError(f"{self.name}: {self.metric.name} of {part} is {said}; it must be a finite number")
         error = found.get(f"{self.metric.name}_stderr")
         return Metrics(self.metric.score(value), found.get("loss"), sum(loader.sizes), (), found, error)
+
+    def _numbers(self, metrics: Any, part: str) -> dict[str, float]:
+        if not isinstance(metrics, Mapping):
+            raise DataError(f"{self.name}: metrics of {part} are a {type(metrics).__name__}; give numbers by name")
+        found = {}
+        for name, value in metrics.items():
+            try:
+                found[name] = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
+                raise DataError(f"{self.name}: {name} of {part} is {value!r:.80}; give one number") from error
+        return found
 
     @override
     def check(self, model: nn.Module) -> None:
@@ -181,12 +195,17 @@ class Task(BaseTask):
                 raise
             except Exception as error:  # the user's own code may raise anything
                 raise DataError(
-                    f"{self.name}: train: the loss of the first two samples fails: {first_line(error)}; inputs are "
+                    f"{self.name}: train: the loss of the first two samples fails in eval mode: "
+                    f"{first_line(error)}; inputs are "
                     f"{_shapes(batch[0])}, targets {_shapes(batch[1])}"
                 ) from error
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
+        if not isinstance(loss, Tensor) or loss.ndim:
             what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise DataError(f"{self.name}: train: the loss of a batch is {what}; return its mean, one number")
+        if not math.isfinite(loss.item()):
+            raise DataError(
+                f"{self.name}: train: the loss of the first two samples is {loss.item()}; look at their values"
+            )
 
 
 def _sizes(batches: Iterable[Batch]) -> list[int]:
