@@ -77,7 +77,7 @@ class Segmentation(DatasetTask):
         """Say whether all training masks hold 0 and 255 alone; the first with another number ends the look."""
         seen = set[int]()
         for mask in self._masks():
-            seen |= set(mask.unique().tolist())
+            seen |= set(mask.unique().tolist())  # type: ignore[no-untyped-call]
             if not seen <= {0, 255}:
                 return False
         return seen == {0, 255}
