@@ -110,3 +110,11 @@ def test_how_images_were_fed():
     assert (resnet.mean[0], resnet.crop_pct, resnet.interpolation) == (0.485, 224 / 232, "bilinear")
     for name in ("zoo:resnet20", "timm:resnet18.nope", "timm:nope", "torchvision:nope", "torchvision:fcn_resnet50"):
         assert preprocessing(name) is None
+
+
+def test_no_backbone_is_downloaded_unasked(offline):
+    with torch.device("meta"):
+        assert (
+            create("torchvision:lraspp_mobilenet_v3_large", num_classes=2)[0].classifier.low_classifier.out_channels
+            == 2
+        )

@@ -94,3 +94,22 @@ def test_several_inputs_are_known_by_the_plan(tmp_path: Path) -> None:
     assert weights_note(tmp_path / "export" / "safetensors" / "model.safetensors")["input_shape"] == [3, 8, 8]
     with pytest.raises(ExportError, match="takes several inputs"):
         export_network(Exportable(found.arch, found.plan, tmp_path, found.record), "onnx")
+
+
+class Facts(torch.nn.Module):
+    """An image and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(5, 4)
+
+    def forward(self, image: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.one(image).mean((2, 3)), self.two(facts)], 1)
+
+
+def test_a_vector_keeps_its_batch(tmp_path: Path) -> None:
+    inputs = {"image": torch.zeros(1, 3, 8, 8), "facts": torch.zeros(1, 5)}
+    arch = cw.read(Facts(), inputs)
+    found = cw.load(written(tmp_path, arch, **MAE), Facts)  # facts were given as 1x1x5
+    assert torch.equal(found.model(**inputs), arch.model.eval()(**inputs))
+    assert len(repr(found)) < 300

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +166,16 @@ def _construct(source: str, make: Callable[..., Any], kwargs: dict[str, Any]) ->
 
 
 def _torchvision(name: str, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:
-    from torchvision.models import get_model, list_models
+    from torchvision.models import get_model, get_model_builder, list_models
 
     if name not in list_models():
         raise ReadError(f"torchvision has no model {name!r}.{did_you_mean(name, list_models())}")
     if name == "googlenet" or name == "inception_v3":
         kwargs = {"init_weights": True, **kwargs}  # silences a notice about changing defaults
     options = build_options(f"torchvision:{name}", kwargs)
-    built = _construct(f"torchvision:{name}", lambda **k: get_model(name, weights=None, **k), options)
+    # Left to itself, torchvision downloads the backbone of a detector or segmentation network.
+    backbone = dict.fromkeys({"weights_backbone"} & signature(get_model_builder(name)).parameters.keys())
+    built = _construct(f"torchvision:{name}", lambda **k: get_model(name, weights=None, **{**backbone, **k}), options)
     if kwargs.get("pretrained"):
         take_of_torchvision(built, name, kwargs.get("num_classes"))
     side = 299 if name == "inception_v3" else 224
@@ -289,6 +292,8 @@ def _example(given: InputLike, default: Any, model: nn.Module, source: str) -> I
     def made(value: Any) -> Any:
         if isinstance(value, str):
             return made(parse_shape(value))
+        if isinstance(value, torch.Tensor) and value.is_meta:  # a shape with its batch
+            return anchor.new_zeros(value.shape)
         if isinstance(value, tuple | list) and value and all(isinstance(size, int) for size in value):
             shape = checked_shape(value)  # (c, h, w) or (c, l): a batch of one is meant
             return anchor.new_zeros((1, *shape) if len(shape) in (2, 3) else shape)

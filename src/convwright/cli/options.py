@@ -15,9 +15,14 @@ from convwright.errors import ConvwrightError, brief, whole_number
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, zoo:NAME or FILE.py:CLASS.")]
 Data = Annotated[
-    str, typer.Option(help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH or folder:PATH.", metavar="DATA")
+    str,
+    typer.Option(
+        help="fashion-mini, mnist, fashion-mnist, cifar10, npz:PATH, folder:PATH, or coco:PATH, voc:PATH for --task.",
+        metavar="DATA",
+    ),
 ]
-Task = Annotated[str | None, typer.Option(help="What to train for on --data; default: classification.", metavar="TASK")]
+_TASK = "What to train for on --data: segmentation, detection, multilabel, regression, keypoints, restoration or "
+Task = Annotated[str | None, typer.Option(help=f"{_TASK}self-distillation; default: classification.", metavar="TASK")]
 DataDir = Annotated[Path | None, typer.Option(help=OPTIMIZE["data_dir"])]
 Input = Annotated[str | None, typer.Option("--input", help=OPTIMIZE["input_shape"])]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

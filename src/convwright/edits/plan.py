@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from convwright.architecture.architecture import Architecture
@@ -72,7 +73,9 @@ class Plan:
     @property
     def example(self) -> InputLike:
         """What its network is read with."""
-        return self.inputs or self.input_shape
+        pairs = [part.partition("=") for part in self.inputs.split(",") if part]
+        whole = {name: torch.empty([int(n) for n in shape.split("x")], device="meta") for name, _, shape in pairs}
+        return whole or self.input_shape  # as tensors: of a shape such as 1x5, read could not tell that it has a batch
 
     def __str__(self) -> str:
         lines = [f"{i}. {summary(edit)}" for i, edit in enumerate(self.edits, start=1)]

@@ -54,7 +54,8 @@ def export_network(run: Exportable, to: str, out: str | Path | None = None) -> E
     """Export an opened network, as `export_run` does."""
     write = look_up(to, TARGETS, "export target", ExportError)
     if run.arch.given is not None and to != "safetensors":
-        raise ExportError(f"{run.plan.model} takes several inputs: --to {to} writes networks of one; use safetensors")
+        several = f"{run.plan.model} takes several inputs, or a list"
+        raise ExportError(f"{several}: --to {to} writes networks of one tensor; use safetensors")
     where = Path(out) if out is not None else run.folder / "export" / to
     refuse_file(where)
     with understood(run.folder):  # before anything is written

@@ -39,10 +39,10 @@ class Exportable:
         trial_score: of an unfinished run, its score on the validation part.
     """
 
-    arch: Architecture
-    plan: Plan
+    arch: Architecture = field(repr=False)
+    plan: Plan = field(repr=False)
     folder: Path
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     kind: str = "result"
     trial: int | None = None
     trial_score: float | None = None

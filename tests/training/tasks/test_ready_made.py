@@ -414,3 +414,13 @@ def test_without_torchmetrics_nothing_is_trained(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics.functional", None)
     with pytest.raises(DataError, match=r"pip install 'convwright\[tasks\]'"):
         train(wide(3, maps=True), tasks.Segmentation(masked()), fixed(), progress=False)
+
+
+def test_black_and_white_masks_are_class_0_and_1():
+    white = [(IMAGE, np.where(np.arange(144).reshape(12, 12) % 3, 255, 0)) for _ in range(4)]
+    for options in ({}, {"classes": ("ground", "cell")}):  # with classes, white was ignored without a word
+        task = tasks.Segmentation({"train": white, "val": white}, **options)
+        assert task.numbers == {255: 1}
+        assert task.target(white[0][1], (12, 12), "here").unique().tolist() == [0, 1]
+    rim = [*white, (IMAGE, np.eye(12, dtype=int))]
+    assert not tasks.Segmentation({"train": rim, "val": white}).numbers

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,8 +39,8 @@ class Segmentation(DatasetTask):
         data: As of `DatasetTask`.
         ignore_index: Number of pixels that do not count.
         weights: Of the classes in the loss; None: all alike.
-        numbers: Class numbers by what stands for them in masks, such as ``{255: 1}`` for black and white ones; then
-            nothing is ignored that it names.
+        numbers: Class numbers by what stands for them in masks, such as ``{255: 1}``; then nothing is ignored that it
+            names. None: ``{255: 1}`` where all training masks are black and white (0 and 255), else nothing.
         options: As of `DatasetTask`; where nothing names the classes, the training masks are read once to count them.
     """
 
@@ -62,21 +62,34 @@ class Segmentation(DatasetTask):
     ) -> None:
         super().__init__(data, **options)
         self.ignore_index, self.weights, self.numbers = ignore_index, weights, dict(numbers or {})
+        if numbers is None and "train" in self.parts and not self._loads("train") and self._black_and_white():
+            self.numbers = {255: 1}
         self.fill = {tv_tensors.Mask: ignore_index, "others": 0}
         self.class_names = self.class_names or tuple(map(str, range(self._count())))
         if weights is not None and len(weights) != self.num_classes:
             raise DataError(f"{self.name}: {len(weights)} weights and {self.num_classes} classes; give one for each")
 
+    def _masks(self) -> Iterator[Tensor]:
+        where, samples = f"{self.name}: train", self.data["train"]
+        return (self._mask(self.pair(samples[i], where)[1], where) for i in range(len(samples)))
+
+    def _black_and_white(self) -> bool:
+        """Say whether all training masks hold 0 and 255 alone; the first with another number ends the look."""
+        seen = set[int]()
+        for mask in self._masks():
+            seen |= set(mask.unique().tolist())  # type: ignore[no-untyped-call]
+            if not seen <= {0, 255}:
+                return False
+        return seen == {0, 255}
+
     def _count(self) -> int:
         if self._loads("train"):
             raise DataError(f"{self.name}: nothing says how many classes there are; give classes")
-        where = f"{self.name}: train"
-        masks = (self._mask(self.pair(item, where)[1], where) for item in self.data["train"])
-        found = max(int(mask.masked_fill(mask == self.ignore_index, 0).max()) for mask in masks)
+        found = max(int(mask.masked_fill(mask == self.ignore_index, 0).max()) for mask in self._masks())
         if found < 1:
             raise DataError(
-                f"{where}: all pixels are class 0 or ignored ({self.ignore_index}); for black and white masks give "
-                "numbers={255: 1}"
+                f"{self.name}: train: all pixels are class 0 or ignored ({self.ignore_index}); the masks are empty, or "
+                "give numbers={VALUE: 1} for what stands for class 1"
             )
         return found + 1
 
