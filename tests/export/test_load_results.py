@@ -113,3 +113,8 @@ def test_a_vector_keeps_its_batch(tmp_path: Path) -> None:
     found = cw.load(written(tmp_path, arch, **MAE), Facts)  # facts were given as 1x1x5
     assert torch.equal(found.model(**inputs), arch.model.eval()(**inputs))
     assert len(repr(found)) < 300
+
+
+def test_a_class_that_needs_arguments_is_one_line(tmp_path):
+    with pytest.raises(RunError, match="cannot be called without arguments"):
+        cw.load(tmp_path, torch.nn.Linear)

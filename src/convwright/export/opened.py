@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture, read
 from convwright.edits import InexactEditWarning, Plan, apply
-from convwright.errors import RunError, counted
+from convwright.errors import RunError, counted, first_line
 from convwright.ranking import Metric, metric_of
 from convwright.report.recorded import recorded_trials
 from convwright.runs.directory.files import load_weights, read_json, there
@@ -128,7 +128,10 @@ def load(
         >>> found = cw.load("runs/photos", model=Net)  # doctest: +SKIP
         >>> scores = found.model(found.preprocess(images))  # doctest: +SKIP
     """
-    made = model if model is None or isinstance(model, nn.Module | str) else model()
+    try:
+        made = model if model is None or isinstance(model, nn.Module | str) else model()
+    except TypeError as error:
+        raise RunError(f"{model} cannot be called without arguments ({first_line(error)}); give a network") from error
     return open_run(Path(folder), made, example_input=example_input)
 
 
