@@ -588,17 +588,18 @@ def test_equal_rows_with_nan_among_them():
         assert found.samples_in_conflict == rest.samples_in_conflict
 
 
-def test_one_bundle_of_all_needs_little_memory():
-    """What sorting needs is some times what is kept of them, 20 bytes a row, whatever the rows are long."""
+@pytest.mark.parametrize(("bundles", "most"), [(1, 80), (30_000, 34)])
+def test_counting_needs_little_memory(bundles, most):
+    """Rows are sorted in parts that have bundles whole: what that needs is little beside the 20 bytes kept of each."""
     rows = 60_000
     counter = BundleCounter(mode="exact")
-    for _ in range(10):
-        counter.add(torch.zeros(rows // 10, 1), torch.arange(rows // 10) % 3)
+    for part in torch.arange(rows).split(rows // 10):
+        counter.add((part % bundles)[:, None].float(), part % 3)
     counter.result()
     tracemalloc.start()
     try:
-        assert counter.result().count == 1
-        assert tracemalloc.get_traced_memory()[1] < 80 * rows
+        assert counter.result().count == bundles
+        assert tracemalloc.get_traced_memory()[1] < most * rows
     finally:
         tracemalloc.stop()
 

@@ -6,7 +6,9 @@ All counts are integers, and what is decided is decided from them; the entropy i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from convwright.devices import to_host
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+_BITS = 4  # of the hash, that tell the parts that are sorted at a time
 _BLOCK = 1 << 11  # rows from which a block is not joined with the next batch
 
 
@@ -43,12 +47,17 @@ class KeyStore:
         self.blocks = [_joined(self.blocks)]
         return self.blocks[0]
 
-    def numbers(self) -> tuple[Ints, Ints, Ints]:
-        """Return the rows without a NaN, ordered by hash and label and as they came: rows, hashes and labels."""
+    def parts(self) -> Iterator[tuple[Ints, Ints, Ints]]:
+        """Yield rows, hashes and labels without a NaN, ordered by hash and label and as they came.
+
+        A part has the bundles of some hashes whole, so that sorting takes little memory beside the rows.
+        """
         keys, labels = (to_host(each).numpy() for each in self.whole())
-        order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
-        order = order[labels[order] >= 0]
-        return order, keys[order], labels[order].astype(np.int64)
+        place = (keys[:, 0] >> (64 - _BITS)).astype(np.int8)
+        for part in range(-(1 << (_BITS - 1)), 1 << (_BITS - 1)):
+            rows = np.flatnonzero((place == part) & (labels >= 0))
+            order = rows[np.lexsort((labels[rows], keys[rows, 1], keys[rows, 0]))]
+            yield order, keys[order], labels[order].astype(np.int64)
 
 
 def _joined(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -85,33 +94,39 @@ def count(store: KeyStore, eps: float | None) -> Counts:
         eps: None for the entropy itself (0 ln 0 = 0); else ``ln(p + eps)`` for ``ln p``, and no bundle below 0, as
             in the published code (where eps is 1e-5).
     """
-    rows, keys, labels = store.numbers()
-    void, bundles, pairs = store.rows - len(rows), _starts(keys), _starts(np.column_stack([keys, labels]))
-    counts = np.diff(pairs, append=len(rows))  # of each pair of a bundle and a label
+    found = [_tallied(keys, labels, eps) for _, keys, labels in store.parts()]
+    bundles, rows, largest, conflicting, in_conflict = (sum(each) for each in list(zip(*found, strict=True))[:-1])
+    void, of_labels = store.rows - rows, _label_entropy(store)
+    total = math.fsum(chain.from_iterable(part[-1] for part in found))  # rounded once, whatever the parts are
+    entropy = min(total / store.rows, of_labels)  # knowing the bundle never adds; rounding could
+    entropy, ceiling = (math.nan, math.nan) if void else (entropy, largest / store.rows)
+    return Counts(store.rows, bundles + void, conflicting, in_conflict, entropy, of_labels, ceiling, void)
+
+
+def _tallied(keys: Ints, labels: Ints, eps: float | None) -> tuple[int, int, int, int, int, Floats]:
+    """Return of ordered rows: bundles, rows, of the largest labels, bundles and rows in conflict, their entropies."""
+    bundles, pairs = _starts(keys), _starts(np.column_stack([keys, labels]))
+    counts = np.diff(pairs, append=len(keys))  # of each pair of a bundle and a label
     owners = np.searchsorted(bundles, pairs, side="right") - 1
-    sizes = np.diff(bundles, append=len(rows))
-    largest = np.maximum.reduceat(counts, np.searchsorted(pairs, bundles)) if len(rows) else counts
+    sizes = np.diff(bundles, append=len(keys))
+    largest = np.maximum.reduceat(counts, np.searchsorted(pairs, bundles)) if len(keys) else counts
     mixed = largest < sizes
     chosen = mixed[owners]
-    total = _entropy_sum(counts[chosen], sizes[owners[chosen]], owners[chosen], eps)
-    of_labels = _label_entropy(store)
-    entropy = min(total / store.rows, of_labels)  # knowing the bundle never adds; rounding could
-    entropy, ceiling = (math.nan, math.nan) if void else (entropy, int(largest.sum()) / store.rows)
-    conflicting, in_conflict = int(mixed.sum()), int(sizes[mixed].sum())
-    return Counts(store.rows, len(sizes) + void, conflicting, in_conflict, entropy, of_labels, ceiling, void)
+    terms = _entropies(counts[chosen], sizes[owners[chosen]], owners[chosen], eps)
+    return len(sizes), len(keys), int(largest.sum()), int(mixed.sum()), int(sizes[mixed].sum()), terms
 
 
-def _entropy_sum(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> float:
-    """Return the sum over conflicting bundles of size times entropy, from their (bundle, label) counts.
+def _entropies(counts: Ints, sizes: Ints, owners: Ints, eps: float | None) -> Floats:
+    """Return what adds up to size times entropy of conflicting bundles, from their (bundle, label) counts.
 
     Bundles of one label add nothing: exactly without eps, by the clipping with it.
     """
     if eps is None or not len(counts):
-        return math.fsum(counts * np.log(sizes / counts))
+        return np.asarray(counts * np.log(sizes / counts), np.float64)
     shares = counts / sizes
     firsts = _starts(owners[:, None])
     per_bundle = np.add.reduceat(-shares * np.log(shares + eps), firsts)
-    return math.fsum(sizes[firsts] * np.maximum(per_bundle, 0))
+    return np.asarray(sizes[firsts] * np.maximum(per_bundle, 0), np.float64)
 
 
 def _label_entropy(store: KeyStore) -> float:
@@ -123,8 +138,8 @@ def _label_entropy(store: KeyStore) -> float:
 def first_rows(store: KeyStore) -> Ints:
     """Return of each row the first one with equal hashes, which may be itself; a row with a NaN is alone."""
     found = np.arange(store.rows)
-    rows, keys, _ = store.numbers()
-    if len(rows):
-        starts = _starts(keys)
-        found[rows] = np.repeat(np.minimum.reduceat(rows, starts), np.diff(starts, append=len(rows)))
+    for rows, keys, _ in store.parts():
+        if len(rows):
+            starts = _starts(keys)
+            found[rows] = np.repeat(np.minimum.reduceat(rows, starts), np.diff(starts, append=len(rows)))
     return found
