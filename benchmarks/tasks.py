@@ -374,7 +374,7 @@ def regression(folder: Path, seed: int) -> tuple[nn.Module, Any]:
 def segmentation(folder: Path, seed: int) -> tuple[nn.Module, Any]:
     """Discs, squares and triangles of photographs on photographs."""
     images = cifar(folder)
-    data = parts_of(lambda part: shapes_sample(images[part][0], len(part)), 1500, 300, 600)
+    data = parts_of(lambda part: shapes_sample(images[part][0], len(part)), 1000, 200, 400)
     return UNet(4), tasks.Segmentation(data, classes=("ground", "disc", "square", "triangle"))
 
 
@@ -408,7 +408,7 @@ ADAM = {**PLAIN, "optimizer": "adamw", "weight_decay": 1e-2, "nesterov": False}
 CASES = {
     "multilabel": Case(multilabel, {**PLAIN, "lr": 0.1, "epochs": 8}, {"lr": 0.03, "epochs": 3}),
     "regression": Case(regression, {**ADAM, "lr": 3e-3, "epochs": 8}, {"lr": 1e-3, "epochs": 3}),
-    "segmentation": Case(segmentation, {**ADAM, "lr": 3e-3, "epochs": 16, "batch_size": 32}, {"lr": 1e-3, "epochs": 4}),
+    "segmentation": Case(segmentation, {**ADAM, "lr": 3e-3, "epochs": 12, "batch_size": 16}, {"lr": 1e-3, "epochs": 4}),
     "detection": Case(
         detection, {**ADAM, "lr": 2e-3, "epochs": 20, "batch_size": 8, "hflip": True}, {"lr": 1e-3, "epochs": 6}
     ),
