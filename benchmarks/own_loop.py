@@ -27,6 +27,7 @@ from convwright.runs.train_command import search_by_command
 
 RESULTS = Path(__file__).parent / "results" / "own_loop.json"
 FIRST, TUNE = 6, 3  # epochs
+RATES = {True: 0.05, False: 0.01}  # of a first training, and of trained weights
 
 
 class Net(nn.Sequential):
@@ -46,11 +47,11 @@ def parts() -> dict[str, tuple[Tensor, Tensor]]:
     return {part: ((each.images.float() / 255 - 0.29) / 0.35, each.labels) for part, each in sets.items()}
 
 
-def fit(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, seed: int = 0) -> None:
+def fit(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, first: bool = False, seed: int = 0) -> None:
     """Train by SGD, the rate falling to 0."""
     images, labels = data
     order, size = torch.Generator().manual_seed(seed), 100
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), RATES[first], 0.9, weight_decay=5e-4, nesterov=True)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, max(1, epochs * (len(labels) // size)))
     for _ in range(epochs):
         for batch in torch.randperm(len(labels), generator=order).split(size)[: len(labels) // size]:
@@ -75,7 +76,7 @@ def by_loop(model: nn.Module, data: dict[str, tuple[Tensor, Tensor]], method: st
     search = cw.Search(arch, "macs<=50%", method, out / method, epochs=0, tune_epochs=TUNE, **how)
     while trial := search.ask():
         network = trial.model()
-        fit(network, data["train"], trial.epochs, trial.seed)
+        fit(network, data["train"], trial.epochs, seed=trial.seed)
         search.tell(trial, accuracy(network, data["val"]))
     return search.result()
 
@@ -85,7 +86,7 @@ def train(given: argparse.Namespace) -> None:
     data = parts()
     model = cw.apply(cw.Plan.load(given.plan), Net()).model
     load_model(model, given.weights)
-    fit(model, data["train"], int(given.epochs))
+    fit(model, data["train"], int(given.epochs), first=int(given.epochs) == FIRST)
     save_model(model, str(Path(given.out) / "model.safetensors"))
     print(accuracy(model, data["val"]))
 
@@ -116,7 +117,7 @@ def main() -> None:
         return
     torch.manual_seed(0)
     data, model, rows = parts(), Net(), []
-    fit(model, data["train"], FIRST)
+    fit(model, data["train"], FIRST, first=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for method in ("saliency", "uniform"):

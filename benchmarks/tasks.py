@@ -408,7 +408,9 @@ ADAM = {**PLAIN, "optimizer": "adamw", "weight_decay": 1e-2, "nesterov": False}
 CASES = {
     "multilabel": Case(multilabel, {**PLAIN, "lr": 0.1, "epochs": 8}, {"lr": 0.03, "epochs": 3}),
     "regression": Case(regression, {**ADAM, "lr": 3e-3, "epochs": 8}, {"lr": 1e-3, "epochs": 3}),
-    "segmentation": Case(segmentation, {**ADAM, "lr": 3e-3, "epochs": 40, "batch_size": 16}, {"lr": 1e-3, "epochs": 12}),
+    "segmentation": Case(
+        segmentation, {**ADAM, "lr": 3e-3, "epochs": 40, "batch_size": 16}, {"lr": 1e-3, "epochs": 12}
+    ),
     "detection": Case(
         detection, {**ADAM, "lr": 2e-3, "epochs": 20, "batch_size": 8, "hflip": True}, {"lr": 1e-3, "epochs": 6}
     ),
