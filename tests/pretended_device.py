@@ -17,6 +17,7 @@ from lightning_fabric.accelerators import Accelerator
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.library import Library
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -24,7 +25,7 @@ NAME = "pretended"
 ABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 _COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::_copy_from_and_resize")
 _ALLOWED = ("devices.py:to_host", "module.py:_apply", "torch.py:save_model", "serialization.py:_save")
-_held: list[torch.library.Library] = []  # a library that is collected takes its kernels along
+_KERNELS: list[Library] = []  # held: what is collected takes its kernels along
 
 
 class CopiedToHostError(RuntimeError):
@@ -152,8 +153,8 @@ if ABLE:
 def register():
     """Bring the device about: before a first backward pass of the process, which counts the devices."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
-    _held.append(torch.library.Library("_", "IMPL"))
-    _held[0].fallback(_run, "PrivateUse1")
+    _KERNELS.append(Library("_", "IMPL"))
+    _KERNELS[0].fallback(_run, "PrivateUse1")
 
 
 class _Accelerator(Accelerator):
@@ -210,7 +211,7 @@ def pretended():
 
 def pretended_or_skip():
     """Yield the device: a fixture's function."""
-    if not _held:
+    if not _KERNELS:
         pytest.skip("this torch has no backends in Python, or the machine has a GPU")
     with pretended() as found:
         yield found

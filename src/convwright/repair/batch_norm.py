@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convwright.architecture.capture.graph import kept_modes as kept_modes
+from convwright.architecture.capture.graph import kept_modes
 from convwright.architecture.capture.pytrees import joined, run_model, samples_in
 from convwright.edits.importance import evaluated
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from convwright.devices import device_of
 from convwright.edits import Plan, Width
 from convwright.repair import merge, refit
 from convwright.training.statistics import calibration
@@ -56,8 +57,7 @@ class Repairs:
 
         @cache  # both repairs see the same images, read once
         def batches() -> list[Any]:
-            device = next((p.device for p in edited.model.parameters()), None)
-            return calibration(images, self.images, device, channels_last=channels_last)
+            return calibration(images, self.images, device_of(edited.model), channels_last=channels_last)
 
         found: dict[str, Callable[[], int]] = {}
         if original is not None and self.merge:

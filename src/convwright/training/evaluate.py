@@ -15,7 +15,7 @@ from convwright.devices import device_of
 from convwright.training.data.images import Images
 from convwright.training.settings import autocast, single_tensor
 from convwright.training.tasks.base import Metrics, TaskPart
-from convwright.training.tasks.loader import loader_of
+from convwright.training.tasks.loader import TaskLoader, loader_of
 
 if TYPE_CHECKING:
     from convwright.training.data.loader import Loader
@@ -51,11 +51,13 @@ def judged(model: nn.Module, loader: Any, precision: str, total: Callable[[Tenso
         model: As for `evaluate`.
         loader: What `loader_of` returned.
         precision: fp32, bf16 or fp16.
-        total: Adds a tensor up over all processes; None: there is one.
+        total: Adds a tensor of a classifier's up over all processes; None: there is one.
     """
     with eval_mode(model), torch.no_grad(), autocast(loader.device, precision):
-        part = loader.part if hasattr(loader, "part") else None
-        return part.task.judge(model, loader, total) if part else image_metrics(model, loader, total)
+        if isinstance(loader, TaskLoader):
+            found: Metrics = loader.part.task.judge(model, loader)
+            return found
+        return image_metrics(model, loader, total)
 
 
 def image_metrics(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None) -> Metrics:

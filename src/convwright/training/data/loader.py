@@ -32,7 +32,28 @@ def derived_seed(*parts: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-class Loader:
+class Resumable:
+    """Where a pass over data is: three integers are all that the next batch depends on.
+
+    Attributes:
+        seed: Of order and random changes.
+        epoch: The present one, from 0.
+        position: Of the next batch in it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.epoch, self.position = seed, 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the state: what the next batch depends on."""
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` was taken."""
+        self.seed, self.epoch, self.position = (state[k] for k in ("seed", "epoch", "position"))
+
+
+class Loader(Resumable):
     """Iterate over normalised batches; one iteration is (the rest of) one epoch.
 
     Args:
@@ -69,12 +90,10 @@ class Loader:
             augment.check(*images.shape[1:])
         self.images = images
         self.augment = augment if augment is not None and augment.active else None
+        super().__init__(seed)
         self.shuffle = shuffle
-        self.seed = seed
         self.device = torch.device(device)
         self.channels_last = channels_last
-        self.epoch = 0
-        self.position = 0
         self.shard = shard
         self.sizes = batch_sizes(len(images), batch_size)
         self._labels = images.labels.to(self.device)
@@ -89,14 +108,6 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the state: what the next batch depends on."""
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken."""
-        self.seed, self.epoch, self.position = (state[k] for k in ("seed", "epoch", "position"))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches that are left in the current epoch."""

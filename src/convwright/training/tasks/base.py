@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convwright.architecture.capture.graph import kept_modes
 from convwright.architecture.capture.pytrees import samples_in, tensors_of
 from convwright.errors import DataError
 from convwright.ranking import ACCURACY, Metric
-from convwright.repair.batch_norm import kept_modes
 
 if TYPE_CHECKING:
     from convwright.training.data.augment import Augment
@@ -121,16 +121,6 @@ class BaseTask:
     def training_loss(self, recipe: Recipe) -> Loss:
         """Return the loss that a recipe trains with."""
         return self.loss
-
-    def judge(self, model: nn.Module, loader: Any, total: Callable[[Tensor], Tensor] | None = None) -> Metrics:
-        """Judge a network, in eval mode and without gradients, on the part that a loader has.
-
-        Args:
-            model: On its device.
-            loader: What `loader_of` returned.
-            total: Adds a tensor up over all processes that train together; None: there is one.
-        """
-        raise NotImplementedError
 
     def right(self, output: Any, targets: Any) -> Tensor | None:
         """Return how many samples of a training batch are right; None: that is not counted."""

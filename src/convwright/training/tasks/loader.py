@@ -14,11 +14,11 @@ from convwright.architecture.capture.pytrees import mapped, rows_of, samples_in
 from convwright.errors import DataError
 from convwright.training.data.augment import Augment
 from convwright.training.data.images import Images
-from convwright.training.data.loader import Loader, derived_seed, seeded
+from convwright.training.data.loader import Loader, Resumable, derived_seed, seeded
 from convwright.training.tasks.base import Batch, BatchOrder, TaskPart, checked
 
 
-class TaskLoader:
+class TaskLoader(Resumable):
     """Iterate over the batches of one part; one iteration is one epoch.
 
     Python's and NumPy's generators are seeded at the start of each epoch and put back at its end, so that random
@@ -50,23 +50,15 @@ class TaskLoader:
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         drawn = part.count is not None
-        self.part, self.shuffle, self.seed = part, shuffle or drawn, part.seed if drawn else seed
+        super().__init__(part.seed if drawn else seed)
+        self.part, self.shuffle = part, shuffle or drawn
         self.order = BatchOrder(batch_size, self.shuffle, seed, augment, workers)
         self.device, self.channels_last, self.shard = torch.device(device), channels_last, shard
-        self.epoch = self.position = 0
         self.sizes = part.sizes(batch_size)
         self._structure: Any = None
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the state: what the next batch depends on."""
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken."""
-        self.seed, self.epoch, self.position = (state[k] for k in ("seed", "epoch", "position"))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches that are left in the current epoch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from convwright.architecture.capture.graph import kept_modes
 from convwright.architecture.capture.pytrees import rows_of, run_model, samples_in, tensors_of
 from convwright.devices import device_of
 from convwright.errors import DataError, first_line
 from convwright.ranking import Metric
-from convwright.repair.batch_norm import kept_modes
 from convwright.training.tasks.base import BaseTask, Batch, BatchOrder, Metrics, TaskPart, first_of
 from convwright.training.tasks.loader import TaskLoader, moved
 
@@ -157,8 +157,8 @@ class Task(BaseTask):
     def example(self, device: torch.device | None = None) -> Any:
         return moved(self.example_inputs(), device or torch.device("cpu"))
 
-    @override
-    def judge(self, model: nn.Module, loader: Any, total: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+    def judge(self, model: nn.Module, loader: TaskLoader) -> Metrics:
+        """Judge a network, in eval mode and without gradients, on the part that a loader has."""
         part = loader.part.name
         found = self._numbers(self.metrics(model, part), part)
         if self.metric.name not in found:
