@@ -56,16 +56,9 @@ MIXED = {"techniques": {"mixup": {}, "stochastic_depth": {}, "progressive_resizi
 SHARP = {"techniques": {"sam": {}, "swa": {"start": 0.0}, "distill": {"features": 0.1}}}
 MEASURED = {"lr": "auto", "precision": "auto", "memory_format": "auto"}
 WAYS += [("classification", MIXED), ("two inputs", {**SHARP, "accumulate": 2, "grad_clip": 0.5}), ("dense", MEASURED)]
-OTHERS = (
-    "branch_sparsity",
-    "cutmix",
-    "depthwise_separable",
-    "freeze_batch_norm",
-    "global_pool",
-    "lookahead",
-    "test_flip",
-)
-WAYS += [pytest.param("classification", {"techniques": {each: {}}}, marks=pytest.mark.breadth) for each in OTHERS]
+OTHERS = "branch_sparsity", "cutmix", "depthwise_separable", "freeze_batch_norm", "global_pool", "test_flip"
+OTHERS = {name: {} for name in OTHERS} | {"lookahead": {"k": 1}}  # of two steps, one is looked back from
+WAYS += [pytest.param("classification", {"techniques": {n: o}}, marks=pytest.mark.breadth) for n, o in OTHERS.items()]
 PROBES = "saliency", "block-losses", "channel-quality", "bundles"
 
 
