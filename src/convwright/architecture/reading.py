@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import math
 import sys
@@ -27,6 +28,7 @@ InputLike = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs | str | None
 _DEEPEST = 100  # modules within modules; exporting takes several calls of each level
 MOST_INPUT = 10**9  # values in one example input
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+_ADAPTERS = {"ultralytics": "convwright.adapters.ultralytics"}  # by the package of a network's class
 
 
 def read(
@@ -96,8 +98,9 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
     check_pretrained(model, bool(kwargs.get("pretrained")))
     if isinstance(model, nn.Module):
         _refuse_deep(model, type(model).__name__)
+        model, shape = _opened(model)
         _refuse_wrapper(model)
-        return model, None, type(model).__name__
+        return model, shape, type(model).__name__
     where, _, name = model.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm, "zoo": _zoo}
     if where in makers and name:
@@ -113,6 +116,14 @@ def create(model: ModelSource, **kwargs: Any) -> tuple[nn.Module, tuple[int, ...
         )
     _refuse_deep(built, model)
     return built, shape, model
+
+
+def _opened(model: nn.Module) -> tuple[nn.Module, tuple[int, ...] | None]:
+    """Return the network that an object of another framework holds, and its usual input shape."""
+    homes = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    adapter = next((_ADAPTERS[home] for home in homes if home in _ADAPTERS), None)
+    found: tuple[nn.Module, tuple[int, ...] | None] = (model, None)
+    return found if adapter is None else importlib.import_module(adapter).opened(model)
 
 
 def _refuse_wrapper(model: nn.Module) -> None:

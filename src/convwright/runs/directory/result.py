@@ -55,10 +55,11 @@ class Result:
         Raises:
             RunError: The files of the run are gone or damaged.
         """
-        return self._network.model
+        return self.arch.model
 
     @cached_property
-    def _network(self) -> Architecture:
+    def arch(self) -> Architecture:
+        """The network that is handed back, as `convwright.read` gives it."""
         network = reshaped(self.original, self.plan)
         load_weights(network.model, self.folder / WEIGHTS)
         network.model.eval()
@@ -102,7 +103,7 @@ class Result:
         """
         from convwright.export import Exportable, export_network
 
-        return export_network(Exportable(self._network, self.plan, self.folder, self.data), to, out)
+        return export_network(Exportable(self.arch, self.plan, self.folder, self.data), to, out)
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
