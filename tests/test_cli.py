@@ -445,20 +445,6 @@ BAD = {
     "show unknown plan": (("plan", "show", "gone.json"), "gone.json: no such file"),
     "doctor unknown": (("doctor", "timm:resnett18"), "timm has no model"),
     "analyze unknown": (("analyze", "timm:resnett18"), "timm has no model"),
-    **{
-        f"analyze with {option} alone": (("analyze", "net.py:Tiny", option, value), f"leave {option} out")
-        for option, value in (
-            ("--data", "npz:set.npz"),
-            ("--epochs", "1"),
-            ("--recipe", "r.yaml"),
-            ("--data-dir", "empty"),
-            ("--weights", "w.pt"),
-        )
-    },
-    "analyze conflicts and latency": (
-        ("analyze", "net.py:Tiny", "--conflicts", "--data", "npz:set.npz", "--latency"),
-        "leave --latency out",
-    ),
     "train unknown data": (("train", "net.py:Tiny", "--data", "mnst"), "Did you mean mnist"),
     "train resume without out": (("train", "net.py:Tiny", "--data", "npz:set.npz", "--resume"), "give --out"),
 }

@@ -84,9 +84,6 @@ BAD_VALUES: tuple[Any, ...] = (
 # where the right one takes too long.
 COMMANDS = (
     "analyze model --input shape",
-    "analyze model --input shape --weights weights --epochs count",
-    "analyze model --conflicts - --data data --recipe recipe --weights weights --epochs few --input shape "
-    "--data-dir path",
     "doctor model --input shape --num-classes count",
     "train model --data data --recipe recipe --out out --epochs count --seed seed --weights weights "
     "--devices few --input shape",
@@ -252,7 +249,6 @@ def words(draw: random.Random) -> Call:
             "--data",
             "--budget",
             "--to",
-            "--conflicts",
             "--quick",
             "--out",
             "--recipe",
