@@ -83,10 +83,7 @@ BAD_VALUES: tuple[Any, ...] = (
 # What a command takes: positional words first, then options, each as NAME KIND; "!" marks the one that is always wrong,
 # where the right one takes too long.
 COMMANDS = (
-    "analyze model --input shape --input-range sides",
-    "analyze model --input shape --weights weights --epochs count",
-    "analyze model --conflicts - --data data --recipe recipe --weights weights --epochs few --input shape "
-    "--data-dir path",
+    "analyze model --input shape",
     "doctor model --input shape --num-classes count",
     "train model --data data --recipe recipe --out out --epochs count --seed seed --weights weights "
     "--devices few --input shape",
@@ -108,7 +105,7 @@ COMMANDS = (
 )
 GOOD = {
     "model": ("net.py:Net", "net.py:Net", "zoo:resnet20", "net.py:net"), "shape": ("1x8x8", "3x32x32"),
-    "sides": ("8:16:8", "8,12"), "weights": ("w.safetensors", "w.pt"), "count": ("1", "2"), "few": ("1",),
+    "weights": ("w.safetensors", "w.pt"), "count": ("1", "2"), "few": ("1",),
     "seed": ("0", "7"),
     "data": ("npz:set.npz", "folder:photos", "fashion-mini"), "recipe": ("r.yaml", "r.yaml", "r2.yaml"),
     "out": ("case/out",),
@@ -142,7 +139,6 @@ BAD_OF = {
     "techniques": ("mixup(", "mixup(alpha=)", "mixup(alpha=nan)", "sam(rho=" + "9" * 5000 + ")", "mixup,mixup", ",",
     "mixup()" * 999,
                    "mixup(alpha=" + "[" * 99_999 + ")", "mixup(a=b=c)", "mixup(alpha=-1)"),
-    "sides": ("1:2:0", "0", "9" * 5000, "1:99999999:1", "8:1:1", "8,", ":"),
     "weights": ("net.py", "plan.json", "photos", "nix.safetensors", "/dev/zero"),
 }  # fmt: skip
 
@@ -253,7 +249,6 @@ def words(draw: random.Random) -> Call:
             "--data",
             "--budget",
             "--to",
-            "--conflicts",
             "--quick",
             "--out",
             "--recipe",

@@ -43,11 +43,8 @@ def enlarging() -> str:
     data = load("enlarging")
     if not data:
         return missing("enlarging")
-    rows = [
-        (f"`pairs={row['pairs']}`", row["candidates"], f"{row['costed']:,}", f"{row['processor_seconds']:.2f} s")
-        for row in data["rows"]
-    ]
-    text = markdown(("", "candidates", "networks costed", "processor time"), rows, right=(1, 2, 3))
+    rows = [(row["candidates"], f"{row['costed']:,}", f"{row['processor_seconds']:.2f} s") for row in data["rows"]]
+    text = markdown(("candidates", "networks costed", "processor time"), rows, right=(0, 1, 2))
     course = f"a run of `{data['network']}` to {data['target'] / 1e6:.0f}M MACs in {data['steps']} steps"
     begin = (
         f"All decisions and plans of {course}, without training; "

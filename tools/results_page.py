@@ -129,7 +129,7 @@ def _yaml(value: object) -> str:
 
 def automatic() -> Iterator[tuple[str, str, str]]:
     """Method auto beside the untouched network and the best other row: of each network its smallest budget of MACs."""
-    from convwright.experiments.papers.baselines.tables import of_table
+    from convwright.experiments.papers.baselines.rows import of_table
 
     data = load("reproduce/rivals") or {"rows": [], "conclusion": {"values": {}}}
     rows = {row["name"]: row for row in data["rows"] if row["mean"] is not None and len(row["seeds"]) >= _SEEDS}

@@ -12,7 +12,7 @@ COMMANDS = {
     "analyze gone.py:Net": "there is no file gone.py",
     "analyze gone.py": "there is no file gone.py",
     "analyze weights.pt": "a file of weights is no network",
-    "analyze zoo:resnet20 --conflicts --data folder:gone": "gone: no such folder; check the path after folder:",
+    "train zoo:resnet20 --data folder:gone": "gone: no such folder; check the path after folder:",
     "doctor gone.py:Net": "there is no file gone.py",
     "train zoo:resnet20 --data npz:gone.npz": "gone.npz: no such file; check the path after npz:",
     "train zoo:resnet20 --data mnist --data-dir gone": "gone: no such folder; check the path after --data-dir",

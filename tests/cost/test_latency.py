@@ -21,10 +21,10 @@ from convwright.cost import (
     layer_latencies,
     measure_latency,
 )
+from convwright.cost.latency import calls_per_sample, enough, spread, wall_timer
 from convwright.cost.latency_model import _working
 from convwright.cost.latency_operators import TensorSpec, call_of, is_free, time_calls
 from convwright.cost.latency_table import cache_folder, fingerprint
-from convwright.cost.timing import calls_per_sample, enough, spread, wall_timer
 from convwright.edits import scale_widths, solve
 from convwright.errors import BudgetError, ConvwrightError
 

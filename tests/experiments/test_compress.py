@@ -20,8 +20,8 @@ from convwright.experiments.papers.compress import cuts
 from convwright.experiments.papers.compress import rows as compress
 from convwright.experiments.papers.compress.baseline import STARTS, Baseline
 from convwright.experiments.papers.compress.cuts import CUTS, Cut
+from convwright.experiments.papers.compress.rows import conclude
 from convwright.experiments.papers.compress.runtimes import RuntimeStudy, in_turns
-from convwright.experiments.papers.compress.tables import conclude
 from convwright.experiments.reproduce import reproduce
 
 OPTIONS = {"widths": [11, 17, 23], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}

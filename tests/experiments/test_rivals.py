@@ -21,9 +21,8 @@ from convwright.experiments.designs.design import DesignContext, NetworkSpec, ma
 from convwright.experiments.designs.search_design import FOUND, Question, Searched
 from convwright.experiments.papers import EXPERIMENTS
 from convwright.experiments.papers.baselines import rows as rivals
-from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, Phases, Rest
-from convwright.experiments.papers.baselines.optuna_tpe import TpeSearch
-from convwright.experiments.papers.baselines.tables import clear, compute, conclude, verdict
+from convwright.experiments.papers.baselines.designs import Kept, LatencyStudy, Phases, Rest, TpeSearch
+from convwright.experiments.papers.baselines.rows import clear, compute, conclude, verdict
 from convwright.experiments.papers.baselines.torch_pruning import Pruned, narrowed, widths_of
 from convwright.experiments.reproduce import reproduce
 from convwright.methods import Evidence

@@ -3,8 +3,8 @@
 from convwright.architecture import read
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost import Comparison, Latency, LatencyTable, Spread, layer_latencies
+from convwright.cost.latency import spread
 from convwright.cost.latency_model import operator_calls
-from convwright.cost.timing import spread
 
 PER_ELEMENT, PER_NETWORK = 1e-6, 2e-4
 

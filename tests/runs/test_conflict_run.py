@@ -1,11 +1,7 @@
-"""Conflict removal and the conflict map end to end, on generated pictures."""
-
-import json
+"""Conflict removal end to end, on generated pictures."""
 
 import pytest
 
-from convwright.cli import main
-from convwright.diagnose.conflict_map import conflict_map, conflict_tables, shade
 from convwright.runs import optimize
 
 NETWORK = """
@@ -58,39 +54,3 @@ def test_conflicting_units_are_removed_and_a_run_is_resumed(deep, pictures, plai
     assert len(result.best.candidate.plan.edits) == sum(len(d.get("removed", ())) for d in decisions) > 0
     again = optimize(deep, pictures, "params<=100%", "conflicts", tmp_path / "run", resume=True, **given)
     assert again.data["decisions"] == decisions
-
-
-def test_map(deep, pictures, plain, capsys):
-    found = conflict_map(deep, pictures, recipe="fast-cpu", progress=False)
-    assert found["times"][0] == {"event": "start", "epoch": 0, "step": 0}
-    assert found["times"][-1]["event"] == "epoch"
-    assert {p["block"] for p in found["points"]} == {f"body.{n}" for n in range(5)}
-    assert found["excess"][0][-1] > found["excess"][0][0] == 0
-    from rich.console import Console
-
-    console = Console(width=120)
-    for part in conflict_tables(found):
-        console.print(part)
-    shown = capsys.readouterr().out
-    assert "body.4" in shown
-    assert "of 5 blocks conflicted" in shown
-
-
-def code_of(*arguments):
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    return left.value.code
-
-
-def test_command_line(deep, pictures, capsys):
-    assert code_of("analyze", deep, "--data", pictures, "--conflicts", "--recipe", "fast-cpu", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["own"]) == 5
-    assert code_of("analyze", deep, "--conflicts") == 2
-    assert "give --data" in capsys.readouterr().err
-    assert code_of("analyze", deep, "--data", pictures) == 2
-    assert "--conflicts" in capsys.readouterr().err
-
-
-def test_shades():
-    assert [shade(x) for x in (None, 0.0, 0.01, 0.26, 0.5, 0.99, 1.0)] == ["!", "·", "░", "▒", "▓", "█", "█"]

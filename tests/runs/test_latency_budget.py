@@ -12,7 +12,7 @@ from convwright.architecture import read
 from convwright.cli import main
 from convwright.cost import Comparison
 from convwright.cost.budget import Limits
-from convwright.cost.timing import spread
+from convwright.cost.latency import spread
 from convwright.edits import Plan, Width
 from convwright.errors import BudgetError, RunError
 from convwright.methods import Candidate, Evidence, Uniform

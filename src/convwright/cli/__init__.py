@@ -74,55 +74,21 @@ def analyze(
     model: options.Model,
     input_shape: options.Input = None,
     latency: Annotated[bool, typer.Option("--latency", help="Measure the network and each of its layers.")] = False,
-    input_range: Annotated[
-        str | None, typer.Option(help="Other resolutions: 32:224:32 (start:stop:step) or 32,64,128.", metavar="SIDES")
-    ] = None,
-    conflicts: Annotated[
-        bool, typer.Option("--conflicts", help="Train briefly on --data and show which layers conflict, and when.")
-    ] = False,
-    data: Annotated[str | None, typer.Option(help="For --conflicts; as for `train`.", metavar="DATA")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of that training; default: 1.", min=1)] = None,
-    recipe: options.RecipeName = None,
-    data_dir: options.DataDir = None,
-    weights: options.Weights = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what a network is made of, what it costs, and which layers see nothing new."""
-    given: dict[str, Any] = {"epochs": epochs, "recipe": recipe, "data_dir": data_dir, "weights": weights}
-    if conflicts:
-        _refuse("analyze --conflicts only trains; leave", latency=latency or None, input_range=input_range)
-        refuse_missing(model, data, weights=weights, recipe=recipe, data_dir=data_dir)
-        return _conflicts(model, data, as_json, input_shape=input_shape, **{**given, "epochs": epochs or 1})
-    _refuse("analyze trains only with --conflicts; give it, or leave", data=data, **given)
     refuse_missing(model)
     from convwright.architecture import parse_inputs, read
     from convwright.cost import layer_latencies
-    from convwright.diagnose.analyze import FieldReport, as_dict, field_tables, parse_sides
+    from convwright.diagnose.analyze import FieldReport, as_dict, field_tables
     from convwright.diagnose.tables import analysis
 
-    sides = parse_sides(input_range)
     arch = read(model, None if input_shape is None else parse_inputs(input_shape))
     latencies = layer_latencies(arch) if latency else None
-    fields = FieldReport.of(arch, sides)
+    fields = FieldReport.of(arch)
     if as_json:
         return printing.print_json(as_dict(arch, latencies, fields))
     return printing.show(*analysis(arch, latencies), *field_tables(arch, fields))
-
-
-def _refuse(reason: str, **given: object) -> None:
-    """Refuse the first option that was given: it would have no effect."""
-    for name, value in given.items():
-        if value is not None:
-            raise ConvwrightError(f"{reason} --{name.replace('_', '-')} out")
-
-
-def _conflicts(model: str, data: str | None, as_json: bool, **settings: Any) -> None:
-    from convwright.diagnose.conflict_map import conflict_map, conflict_tables
-
-    if data is None:
-        raise ConvwrightError("analyze --conflicts trains the network briefly; give --data, such as fashion-mini")
-    found = conflict_map(model, data, **settings)
-    return printing.print_json(found) if as_json else printing.show(*conflict_tables(found))
 
 
 @app.command()

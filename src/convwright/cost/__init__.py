@@ -15,11 +15,10 @@ from convwright.cost.budget import (
 )
 from convwright.cost.cost_model import CostModel
 from convwright.cost.counts import METRICS, LayerCost, ModuleCost, Profile, profile
-from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
+from convwright.cost.latency import Comparison, Latency, Spread, compare_latency, measure_latency
 from convwright.cost.latency_model import LatencyModel, LayerLatencies, LayerLatency, layer_latencies
 from convwright.cost.latency_table import LatencyTable
 from convwright.cost.recount import count_by_torch
-from convwright.cost.timing import Spread
 
 __all__ = [
     "MEASURED",

@@ -1,21 +1,121 @@
-"""Latency of whole networks: measured, with the noise stated."""
+"""Latency of whole networks: measured, with the noise stated, eager or in ONNX Runtime (extra ``onnx``).
+
+A time on a shared machine is a sample with a long upper tail, so what is reported is the median with a 95%
+interval from order statistics, which assumes no distribution.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import itertools
+import math
+import statistics
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.graph import in_mode
+from convwright.architecture.capture.graph import in_mode, quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.cost.latency_onnx import onnx_call
-from convwright.cost.timing import Spread, Timer, in_turns, spread, wall_timer
+from convwright.devices import to_host
 from convwright.errors import ConvwrightError, did_you_mean, first_line
+
+_Key = TypeVar("_Key")
+Timer = Callable[[Callable[[], object], int], float]  # (function, calls) -> seconds per call
+
+LEAST = 6  # samples: with fewer, no interval between two of them covers the median with 95%
+_RESOLUTION = 50e-6  # seconds that one sample should last: the clock's own cost must not show
+_MOST_CALLS = 100  # in one sample
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of samples, with the interval that holds the true median with a probability of 95% or more.
+
+    Attributes:
+        median: seconds (or a ratio of seconds).
+        lower: lower end of the interval; the smallest sample where there are fewer than 6.
+        upper: upper end; the largest sample where there are fewer than 6.
+        repeats: number of samples.
+    """
+
+    median: float
+    lower: float
+    upper: float
+    repeats: int
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    """Return median and interval of samples.
+
+    Raises:
+        ConvwrightError: if there is no sample, or one is not finite.
+    """
+    if not samples or not all(map(math.isfinite, samples)):
+        raise ConvwrightError("a median needs at least one sample, all of them finite; measure again.")
+    ordered, count = sorted(samples), len(samples)
+    # The k-th smallest sample lies above the true median only if fewer than k samples lie below it, and their number is
+    # binomial with p = 1/2. The largest k is taken for which that has a probability of at most 2.5%.
+    below = itertools.accumulate(math.comb(count, k) for k in range(count))
+    rank = max(sum(ways * 40 <= 2**count for ways in below) - 1, 0)
+    return Spread(statistics.median(ordered), ordered[rank], ordered[-1 - rank], count)
+
+
+def wall_timer(device: torch.device) -> Timer:
+    """Return what times calls on a device: events on CUDA, else the clock, with nothing left in flight."""
+    if device.type == "cuda":
+        return _cuda_timer
+    if device.type != "cpu":
+        return lambda function, calls: _clocked(function, calls, lambda: torch.accelerator.synchronize(device))
+    return lambda function, calls: _clocked(function, calls, lambda: None)
+
+
+def _clocked(function: Callable[[], object], calls: int, wait: Callable[[], object]) -> float:
+    wait()
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        function()
+    wait()
+    return (time.perf_counter_ns() - start) / calls / 1e9
+
+
+def _cuda_timer(function: Callable[[], object], calls: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / calls / 1e3
+
+
+def calls_per_sample(once: float) -> int:
+    """Return how many calls make a sample that is long enough, given the seconds of one call."""
+    return min(_MOST_CALLS, max(1, math.ceil(_RESOLUTION / max(once, 1e-9))))
+
+
+def in_turns(sample: Mapping[_Key, Callable[[], float]], seconds: float, most: int) -> dict[_Key, list[float]]:
+    """Take samples in turns (A B A B ...), until there are enough of each; return them turn by turn."""
+    found: dict[_Key, list[float]] = {key: [] for key in sample}
+    start = time.monotonic()
+    while found and not enough(next(iter(found.values())), time.monotonic() - start, seconds, most):
+        for key, take in sample.items():
+            found[key].append(take())
+    return found
+
+
+def enough(samples: Sequence[float], spent: float, seconds: float, most: int) -> bool:
+    """Return whether sampling may end: after 6 samples, when the time or the number is used up."""
+    return len(samples) >= min(LEAST, most) and (spent >= seconds or len(samples) >= most)
+
 
 BACKENDS = ("eager", "onnxruntime")
 Call = Callable[[], object]
@@ -192,3 +292,72 @@ def _warm(name: str, call: Call, warmup: int) -> None:
     except Exception as error:  # the user's own forward may raise anything
         reason = first_line(error)
         raise ConvwrightError(f"{name} does not run on its input: {reason}") from error
+
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def onnx_call(name: str, model: nn.Module, example_input: Tensor | Inputs) -> Callable[[], object]:
+    """Export a network and return what runs it once in ONNX Runtime, with torch's number of threads.
+
+    Args:
+        name: of the network, for messages.
+        model: in eval mode, on the CPU.
+        example_input: shape (n, ...), on the CPU.
+
+    Raises:
+        ConvwrightError: if ONNX Runtime is not installed, the input lies elsewhere, or the export fails.
+    """
+    if missing := missing_packages():
+        raise ConvwrightError(
+            f"the backend onnxruntime needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'."
+        )
+    inputs = Inputs.of(example_input)
+    first = inputs.tensors[0]
+    if first.device.type != "cpu":
+        raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {first.device}.")
+    if first.dtype not in (torch.float32, torch.float64, torch.float16):
+        raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {first.dtype}.")
+    session = onnx_session(exported_onnx(name, model, inputs))
+    names = [entry.name for entry in session.get_inputs()]
+    feed = {name: to_host(tensor).numpy() for name, tensor in zip(names, inputs.tensors, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def exported_onnx(name: str, model: nn.Module, example_input: Tensor | Inputs) -> bytes:
+    """Return a network as the bytes of an ONNX file.
+
+    Args:
+        name: of the network, for messages.
+        model: in eval mode, on the CPU.
+        example_input: shape (n, ...), on the CPU; the file takes this shape.
+
+    Raises:
+        ConvwrightError: if the export fails.
+    """
+    try:
+        # The exporter's notes are left out: it prints and warns, and errors say what matters.
+        with quiet_torch(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
+            inputs = Inputs.of(example_input)
+            program = torch.onnx.export(model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False)
+            assert program is not None
+            return bytes(program.model_proto.SerializeToString())
+    except Exception as error:  # whatever the exporter, the model or a limit of the format raises
+        reason = first_line(error)
+        raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
+
+
+def missing_packages() -> list[str]:
+    """Return what ONNX needs and is not installed."""
+    return [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+
+
+def onnx_session(content: bytes | str) -> Any:
+    """Return a session that runs an ONNX file, given as bytes or by its path, on the CPU with torch's threads."""
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -16,10 +16,9 @@ from convwright.architecture import Architecture
 from convwright.architecture.channels import resize
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
-from convwright.cost.latency import Latency, measure_latency
+from convwright.cost.latency import Latency, Spread, measure_latency
 from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator
 from convwright.cost.latency_table import LatencyTable
-from convwright.cost.timing import Spread
 from convwright.errors import BudgetError, ConvwrightError, first_line
 
 _FREE = Spread(0.0, 0.0, 0.0, 0)

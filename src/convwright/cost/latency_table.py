@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, TypeAdapter
 
+from convwright.cost.latency import Spread
 from convwright.cost.latency_operators import OperatorCall, time_calls
-from convwright.cost.timing import Spread
 
 FORMAT = "convwright operator latency"
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -11,11 +10,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from convwright.architecture import Architecture, read
+from convwright.architecture import Architecture
 from convwright.cost import LayerLatencies, count_by_torch, feasible_range, profile
 from convwright.diagnose.advice import Advice, advise
 from convwright.edits.summary import shape_words
-from convwright.errors import ReadError, whole_number
 from convwright.metrics import LayerField, ReceptiveField, receptive_field
 from convwright.tables import add_row, brief, folded, new_table
 
@@ -30,18 +28,16 @@ class FieldReport:
     Attributes:
         field: Its receptive fields, reconstructed.
         advice: Edits for the layers that see nothing new.
-        sweep: The same fields at other resolutions, if any were asked for.
     """
 
     field: ReceptiveField
     advice: tuple[Advice, ...]
-    sweep: tuple[AtResolution, ...] = ()
 
     @classmethod
-    def of(cls, arch: Architecture, sides: Sequence[int] = ()) -> FieldReport:
-        """Examine a network at its own resolution and, without advice, at others."""
+    def of(cls, arch: Architecture) -> FieldReport:
+        """Examine a network at the resolution that it was read at."""
         field = receptive_field(arch)
-        return cls(field, advise(arch, field), sweep(arch, sides))
+        return cls(field, advise(arch, field))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -56,7 +52,6 @@ class FieldReport:
             "statistics": list(field.statistics),
             "skipped": dict(field.skipped),
             "advice": [each.as_dict() for each in self.advice],
-            "range": [_at(each) for each in self.sweep],
         }
 
 
@@ -70,17 +65,6 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return float(value) if isinstance(value, Fraction) else value
-
-
-def _at(at: AtResolution) -> dict[str, Any]:
-    return {
-        "side": at.side,
-        "macs": at.macs,
-        "q": None if at.field is None else at.field.score(),
-        "wasted": [each.name for each in at.wasted],
-        "wasted_macs_share": at.wasted_share,
-        "refused": at.refused,
-    }
 
 
 def as_dict(
@@ -120,95 +104,6 @@ def as_dict(
     }
 
 
-FLAG = "--input-range"
-# What this call says already of a resolution that cannot be read: the network, the size, the flag.
-_SAID = r"^.* does not run on an input of shape [\dx]+: (\w+Error: )?| Give the input shape .*$"
-_MOST = 64  # resolutions of one call: each takes about a second to read
-_LARGEST = 16_384  # pixels per side, as for the edit of the resolution
-_EXAMPLES = "32:224:32 (start:stop:step, the stop included if it is hit) or 32,64,128"
-
-
-@dataclass(frozen=True)
-class AtResolution:
-    """A network at one resolution.
-
-    Attributes:
-        side: rows and columns of the image.
-        macs: of the network, for one sample; 0 if it was refused.
-        field: its receptive fields; ``None`` if it was refused.
-        refused: why the network does not take this resolution; empty if it does.
-    """
-
-    side: int
-    macs: int = 0
-    field: ReceptiveField | None = None
-    refused: str = ""
-
-    @property
-    def wasted(self) -> tuple[LayerField, ...]:
-        """The layers whose kernels see nothing new."""
-        return () if self.field is None else self.field.wasted
-
-    @property
-    def wasted_share(self) -> float:
-        """Share of the MACs in layers whose kernels see nothing new."""
-        return sum(each.macs for each in self.wasted) / max(self.macs, 1)
-
-
-def parse_sides(text: str | None) -> tuple[int, ...]:
-    """Return resolutions from ``start:stop:step`` or ``32,64,128``, ascending, each once; none for ``None``.
-
-    Raises:
-        ReadError: it is neither; the message names the flag and gives a correct example.
-    """
-    if text is None:
-        return ()
-    parts = [part.strip() for part in re.split(r"[:,]", text)]
-    wrong = next((part for part in parts if not 0 < (whole_number(part) or 0) <= _LARGEST), None)
-    what, sides = "", list[int]()
-    if wrong is not None:
-        what = f"{wrong!r} is no whole number from 1 to {_LARGEST}"
-    elif ":" not in text:
-        sides = sorted({int(part) for part in parts})
-    elif "," in text or len(parts) != 3:
-        what = "a range has three parts"
-    elif int(parts[0]) > int(parts[1]):
-        what = f"it starts at {parts[0]}, behind its stop {parts[1]}"
-    else:
-        sides = list(range(int(parts[0]), int(parts[1]) + 1, int(parts[2])))
-    if what:
-        raise ReadError(f"{FLAG} {text!r}: {what}; write it like {_EXAMPLES}.")
-    if len(sides) > _MOST:
-        raise ReadError(
-            f"{FLAG} {text!r}: these are {len(sides)} resolutions, and each is read anew; "
-            f"give at most {_MOST}, like {_EXAMPLES}."
-        )
-    return tuple(sides)
-
-
-def sweep(arch: Architecture, sides: Sequence[int]) -> tuple[AtResolution, ...]:
-    """Judge a network at other resolutions, each read anew: stages, adaptive pools and what is global depend on it.
-
-    Args:
-        arch: the network.
-        sides: rows and columns of the (square) images.
-
-    Returns:
-        One entry per side, in their order; those that the network does not take say why.
-    """
-    return tuple(_read_at(arch, side) for side in sides)
-
-
-def _read_at(arch: Architecture, side: int) -> AtResolution:
-    example = arch.example_input
-    shape = (*example.shape[:2], *(side,) * (example.ndim - 2))
-    try:
-        there = arch if shape == tuple(example.shape) else read(arch.model, shape)
-    except ReadError as error:
-        return AtResolution(side, refused=re.sub(_SAID, "", str(error)))
-    return AtResolution(side, there.profile().macs, receptive_field(there))
-
-
 _LONG = 20  # rows from which a table is folded: fields all differ in size, so neighbours are joined more freely
 
 
@@ -221,16 +116,10 @@ def field_tables(arch: Architecture, report: FieldReport) -> Iterator[Table | Te
         yield Text(f"{what}: {names}")
     if report.advice:
         yield _advice_table(arch, report.advice)
-    if report.sweep:
-        yield _resolution_table(report.sweep)
-        for at in report.sweep:
-            if at.refused:
-                yield Text(f"{at.side}x{at.side} is not taken: {at.refused}")
-        yield _useful_table(report)
 
 
 def _layer_table(field: ReceptiveField) -> Table:
-    kernels = _kernels(field)
+    kernels = [each for each in field.layers if each.kernel and not each.overall]  # global pools see all by design
     rows = [each for each in field.layers if each in kernels or each.name in field.overall]
     title = (
         f"Receptive fields at {shape_words(field.input_shape)} "
@@ -251,11 +140,6 @@ def _layer_table(field: ReceptiveField) -> Table:
             _span(_from(first), _from(last)),
         )
     return table
-
-
-def _kernels(field: ReceptiveField) -> list[LayerField]:
-    """Return the layers with a kernel larger than 1x1; global pools, which see all by design, left out."""
-    return [each for each in field.layers if each.kernel and not each.overall]
 
 
 def _state(field: ReceptiveField, layer: LayerField) -> str:
@@ -329,30 +213,6 @@ def _advice_table(arch: Architecture, advice: Sequence[Advice]) -> Table:
     shares = f"{macs / max(costs.macs, 1):.0%} of the MACs, {params / max(costs.params, 1):.0%} of the parameters"
     count = sum(each.edit is not None for each in advice)
     add_row(table, f"all edits together: {count}", f"{macs:,}", f"{params:,}", shares)
-    return table
-
-
-def _resolution_table(sweep: Sequence[AtResolution]) -> Table:
-    numbers = ("kernels that see nothing new", "of", "their share of the MACs", "Q")
-    table = new_table("At other resolutions", "resolution", *numbers, numbers=numbers)
-    for at in sweep:
-        if at.field is not None:
-            counts = (str(len(at.wasted)), str(len(_kernels(at.field))))
-            add_row(table, f"{at.side}x{at.side}", *counts, f"{at.wasted_share:.1%}", f"{at.field.score():.4f}")
-    return table
-
-
-def _useful_table(report: FieldReport) -> Table:
-    table = new_table("From which resolution kernels see something new", "layer", "useful from", "nothing new at")
-    wasted = {at.side: {each.name for each in at.wasted} for at in report.sweep if at.field is not None}
-
-    def idle(layer: LayerField) -> tuple[int, ...]:
-        return tuple(side for side, names in wasted.items() if layer.name in names)
-
-    for alike in folded(_kernels(report.field), lambda each: (each.stage, idle(each)), _LONG):
-        first, last = alike[0], alike[-1]
-        sides = ", ".join(map(str, idle(first))) or "none of these"
-        add_row(table, _names([each.name for each in alike]), _span(_from(first), _from(last)), sides)
     return table
 
 

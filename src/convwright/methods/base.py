@@ -11,14 +11,12 @@ A new method is one new file here: a class with ``ask``, ``tell`` and ``best`` u
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic_core import to_jsonable_python
 
@@ -27,9 +25,6 @@ from convwright.errors import ConvwrightError, RunError, look_up
 from convwright.ranking import ACCURACY, Metric, Ranked, metric_of
 
 if TYPE_CHECKING:
-    from convwright.architecture import Architecture
-    from convwright.cost.budget import Limits
-    from convwright.edits.constraints import DivisorLike
     from convwright.methods.phased.techniques import Trying
 
 Role = Literal["base", "baseline", "candidate"]
@@ -363,87 +358,31 @@ class RewritingMethod(WrappedMethod):
         return None if best is None else self._told[best.trial]
 
 
-class Maker(Protocol):
-    """Makes a method; a class with this constructor, or a function. `method_named` completes it to a `MethodMaker`."""
-
-    def __call__(
-        self,
-        arch: Architecture,
-        limits: Limits,
-        *,
-        epochs: int,
-        tune_epochs: int,
-        seed: int = 0,
-        divisor: DivisorLike = "auto",
-    ) -> Any:
-        """Make a method.
-
-        Args:
-            arch: The network as it was read. Methods read its structure, never its weights.
-            limits: The budget in numbers.
-            epochs: Epochs of the first training of the untouched network; 0 if it comes trained.
-            tune_epochs: Epochs of each training after that.
-            seed: Of all choices and trainings.
-            divisor: Widths are rounded to multiples of this; ``auto``: of what kernels like.
-        """
-        ...
-
-
-class MethodMaker(Maker, Protocol):
-    """Makes a `Method`, and says before that what holds for all it makes, as `Method` does."""
-
-    ranks: ClassVar[bool]
-    beyond_widths: ClassVar[bool]
-
-
+Maker = type[Any]  # a class with the constructor `(arch, limits, *, epochs, tune_epochs, seed=0, divisor=1, **options)`
 METHODS: dict[str, Maker] = {}
-_Made = TypeVar("_Made", bound="Maker")
+_Made = TypeVar("_Made", bound=Maker)
 
 
 def register(name: str) -> Callable[[_Made], _Made]:
-    """Return a decorator that files a method's class (or a function that makes it) under a name."""
+    """Return a decorator that files a method's class under a name."""
 
     def file(maker: _Made) -> _Made:
         METHODS[name] = maker
-        made: Any = maker
-        if inspect.isclass(made) and issubclass(made, Method):
-            made.name = name
+        if issubclass(maker, Method):
+            maker.name = name
         return maker
 
     return file
 
 
-def method_named(name: str) -> MethodMaker:
-    """Return what makes a method.
+def method_named(name: str) -> Maker:
+    """Return a method's class, with every hook of `Method` where it derives from nothing.
 
     Raises:
         ConvwrightError: There is none of that name; the nearest ones are listed.
     """
-    maker: MethodMaker = _completed(look_up(name, METHODS, "method", ConvwrightError))
-    return maker
-
-
-def _completed(maker: Any) -> Any:
-    """Return a maker whose methods have every hook: a class that is no `Method` gets the defaults of one."""
-    if not inspect.isclass(maker):
-        return _FunctionMaker(maker)
+    maker = look_up(name, METHODS, "method", ConvwrightError)
     if issubclass(maker, Method):
         return maker
     module = {"__module__": maker.__module__, "__doc__": maker.__doc__}
     return types.new_class(maker.__name__, (maker, Method), exec_body=lambda names: names.update(module))
-
-
-class _FunctionMaker:
-    """A function that makes methods."""
-
-    ranks = beyond_widths = False
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function)  # attributes of the function, too
-        self.function = function
-
-    def __call__(self, *args: Any, **options: Any) -> Method:
-        method = self.function(*args, **options)
-        if not isinstance(method, Method):
-            method.__class__ = _completed(type(method))
-        return method  # type: ignore[no-any-return]

@@ -114,20 +114,19 @@ class ConfigurableMethod(Method):
 
 
 def options_of(method: str) -> type[MethodOptions]:
-    """Return the class of a method's options; of a maker that has none it is made from keyword-only arguments.
+    """Return the class of a method's options; where it has none it is made from its keyword-only arguments.
 
     Raises:
         ConvwrightError: There is no such method.
     """
-    maker: Any = method_named(method)
-    if inspect.isclass(maker) and issubclass(maker, ConfigurableMethod):
+    maker = method_named(method)
+    if issubclass(maker, ConfigurableMethod):
         return maker.Options
-    function = maker.__init__ if inspect.isclass(maker) else inspect.unwrap(maker)
     try:
-        kinds = get_type_hints(function, include_extras=True)
+        kinds = get_type_hints(maker.__init__, include_extras=True)
     except (NameError, TypeError):  # names that are there for a type checker only
         kinds = {}
-    named = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    named = [p for p in inspect.signature(maker.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
     own: dict[str, Any] = {
         p.name: (kinds.get(p.name, Any), ... if p.default is p.empty else p.default)
         for p in named

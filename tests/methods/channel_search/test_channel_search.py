@@ -278,14 +278,6 @@ def test_a_hot_search_accepts_losses_and_a_cold_one_does_not(plain):
     assert accepted(1e6) == 10
 
 
-def test_quality_can_be_annealed_instead(plain):
-    qualities = [0.5, 0.1, 0.6]
-    method = ChannelSearch(plain, epochs=2, trials=3, energy="quality")
-    World(plain, lambda number, name, size: qualities[min(number, 2)]).play(method)
-    assert [step["accepted"] for step in method.history] == [True, False, True]
-    assert "quality 0.1000 against 0.5000" in method.log[1]
-
-
 # ------------------------------------------------------------------ determinism, replay
 
 

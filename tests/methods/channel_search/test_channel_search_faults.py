@@ -135,7 +135,6 @@ def test_budgets_out_of_reach_are_refused_at_once(plain, mode):
         ({"rule": "random"}, "rule='random'"),
         ({"metric": "condition"}, "metric='condition'.*qc"),
         ({"transfer": "inherit"}, "transfer='inherit'.*net2wider"),
-        ({"energy": "loss"}, "energy='loss'"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"spread": 0.5}, "spread=0.5"),
     ],

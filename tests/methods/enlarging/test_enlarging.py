@@ -187,14 +187,9 @@ def test_schedules(schedule):
     assert max(steps) - min(steps) <= (1 if schedule == "arithmetic" else 0.02)
 
 
-def test_caps_hold_and_pairs_spend_two_halves():
+def test_caps_hold():
     capped = Units((10, 10), growth=1.5)
     assert nearest(capped, (10, 10), 0, 1000) == (15, 10)
-    knobs = Units((10, 10))
-    knobs.knobs = (Knob("w", "width", 0), Knob("d", "depth", 0))
-    (level,) = grown(knobs, (20, 30), lambda p: Score(p[0] * p[1]), GreedyOptions(tolerance=0.0, pairs="stage"))
-    assert level.kept[0].point == (15, 15)
-    assert level.kept[0].turned == (0, 1)
 
 
 def test_trimming_ends_within_the_target():
@@ -402,7 +397,6 @@ def test_resolutions_that_the_network_does_not_take_are_no_candidates():
         ({"limits": Limits({"latency": 10**9})}, "needs an estimate"),
         ({"objective": "params"}, "does not limit params"),
         ({"weights": "svd"}, "weights='svd'"),
-        ({"weights": "inherit", "pairs": "stage"}, "weights cannot follow|which weights cannot"),
         ({"steps": 0}, "steps=0"),
         ({"beam": 0}, "beam=0"),
         ({"tolerance": 1.5}, "tolerance"),
@@ -497,7 +491,7 @@ def test_one_step_of_efficientnet_b0():
 
 def test_the_whole_run_of_ghostnet_is_planned_fast(ghost):
     begun = time.process_time()
-    search = GreedyEnlarging(ghost, Limits({"macs": 600_000_000}), steps=15, pairs="stage")
+    search = GreedyEnlarging(ghost, Limits({"macs": 600_000_000}), steps=15)
     asked = told(search, lambda c: zlib.crc32(c.plan.to_json().encode()) / 2**32)
     assert time.process_time() - begun < 10
     assert len(asked) > 150

@@ -9,8 +9,8 @@ import convwright as cw
 from convwright.cost.budget import Limits
 from convwright.errors import BudgetError, ConvwrightError
 from convwright.methods.base import Evidence
-from convwright.methods.enlarging.compound import Scaling
-from convwright.methods.enlarging.rules import (
+from convwright.methods.enlarging.compound import (
+    Scaling,
     Setting,
     compound,
     fast,

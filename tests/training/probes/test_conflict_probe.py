@@ -333,7 +333,7 @@ def test_variants_and_bad_settings(monkeypatch, small_data, small_recipe):
     assert [(t["event"], t["step"]) for t in found["times"]] == [("step", 2), ("step", 4), ("epoch", 4)]
     assert [p["block"] for p in found["points"]] == ["0", "3.bn2"]
     assert found["samples"] == 9
-    for changes in ({"samples": 0}, {"every": -1}, {"batch_size": True}):
+    for changes in ({"samples": 0}, {"every": -1}, {"samples": True}):
         with pytest.raises(RecipeError, match=next(iter(changes))):
             ConflictSettings(**changes)
 

@@ -13,8 +13,8 @@ from typing import Any, get_args
 from convwright.experiments.designs.design import Design, UniformRatio
 from convwright.experiments.designs.search_design import Searched, Transfer, Walked
 from convwright.experiments.papers.small_networks import cifar_recipe
+from convwright.experiments.results_table import MILLIONS, beside_cost, pictures_of
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
-from convwright.experiments.search_pictures import MILLIONS, beside_cost, pictures_of
 from convwright.plots import Series, lines
 from convwright.tables import Json, Sheet
 from convwright.training import Recipe

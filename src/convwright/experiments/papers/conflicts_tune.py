@@ -10,9 +10,8 @@ from typing import Any
 from convwright.experiments.designs.search_design import Searched
 from convwright.experiments.features import CostStudy
 from convwright.experiments.papers.conflicts_lesion import published
-from convwright.experiments.results_table import spread
+from convwright.experiments.results_table import beside_cost, spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, trial_fields
-from convwright.experiments.search_pictures import beside_cost
 from convwright.experiments.statistics import spread_of
 from convwright.tables import Json, Sheet
 

@@ -9,9 +9,8 @@ from typing import Any
 from convwright.experiments.designs.design import Design
 from convwright.experiments.designs.search_design import At, Searched
 from convwright.experiments.papers.small_networks import cifar_recipe
-from convwright.experiments.results_table import spread
+from convwright.experiments.results_table import beside_cost, spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of, trial_fields
-from convwright.experiments.search_pictures import beside_cost
 from convwright.plots import Series, lines
 from convwright.tables import Json, Sheet
 from convwright.training import Recipe

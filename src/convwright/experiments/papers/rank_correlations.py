@@ -16,8 +16,8 @@ from convwright.experiments.designs.design import Drawn
 from convwright.experiments.designs.search_design import At, Tried
 from convwright.experiments.papers import conetv2, greedy
 from convwright.experiments.papers.small_networks import cifar_recipe
+from convwright.experiments.results_table import beside_accuracy
 from convwright.experiments.row import Conclusion, Row, Size, experiment
-from convwright.experiments.search_pictures import beside_accuracy
 from convwright.experiments.statistics import LEAST, NOTE, correlated, said
 from convwright.tables import Json, Sheet
 

@@ -19,7 +19,7 @@ from convwright.errors import ConvwrightError
 from convwright.methods.base import Candidate, Decision, Evidence, register
 from convwright.methods.channel_search.readings import Reading, check_measurable, read_trial
 from convwright.methods.channel_search.response import Response, trends_of
-from convwright.methods.channel_search.walks import Energy, OnBudget, Published, Verdict
+from convwright.methods.channel_search.walks import OnBudget, Published, Verdict
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
 from convwright.methods.shared.width_surface import Surface, Widths, own_costs
@@ -82,9 +82,8 @@ class ChannelOptions(MethodOptions):
         metric: ``qc``, ``new_qc``, ``rank`` or ``knowledge_gain``.
         transfer: How a trial gets the weights of the one before: ``net2wider``, ``svd`` or ``fresh`` (not at all);
             None: ``net2wider``, in parity mode ``svd``; rule ``response`` compares trials, so there it is ``fresh``.
-        energy: What is annealed: ``score`` or ``quality``; corrected mode only.
-        temperature: At the beginning, in units of the energy's noise (for ``score`` the standard error of the
-            difference, for ``quality`` 2 %, a guess); it falls linearly. Corrected mode only.
+        temperature: Of annealing at the beginning, in units of the standard error of the scores' difference; it falls
+            linearly. Corrected mode only.
         spread: A width may be so many times what one common ratio of the start would give, or one over it; corrected
             mode only. None: 4, with rule ``response`` 3.
     """
@@ -100,7 +99,6 @@ class ChannelOptions(MethodOptions):
     max_width: int | None = Field(None, ge=1)
     metric: Metric = "qc"
     transfer: Transfer | None = None
-    energy: Energy = "score"
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     spread: float | None = Field(None, ge=1, allow_inf_nan=False)
 

@@ -16,19 +16,16 @@ import numpy as np
 
 from convwright.methods.channel_search.updates import Need, annealed, metropolis, momentum, pulled, resized, temperature
 from convwright.methods.shared.width_surface import FULL, Place, Surface, Widths
-from convwright.ranking import Metric
 
 if TYPE_CHECKING:
+    from convwright.methods.base import Evidence
     from convwright.methods.channel_search.readings import Reading
     from convwright.methods.channel_search.search import ChannelOptions
 
 Rule = Literal["greedy", "annealing"]
-Energy = Literal["score", "quality"]
 
-_QUALITY = Metric("quality", unit="")
 _TRACKED = 6  # the published code keeps the best widths from this trial on, counted from 1
 _RAMP = 3  # a tiny start reaches the budget after one in so many of the trials
-_QUALITY_NOISE = 0.02  # what a network's quality varies by from chance, as a share: a guess
 
 
 @dataclass(frozen=True)
@@ -135,15 +132,12 @@ class _Spot:
 
     place: Place
     need: Need
-    trial: int
-    energy: float
-    stderr: float
+    evidence: Evidence
     share: float  # of the budget that it was allowed
-    metric: Metric  # that the energy is of
 
     @property
     def words(self) -> str:
-        return f"{self.metric.score(self.energy):.4f}"
+        return f"{self.evidence.metric.score(self.evidence.score):.4f}"
 
     @property
     def whole(self) -> bool:
@@ -159,7 +153,7 @@ class OnBudget:
         surface: The network's widths and the budget.
         start: First widths by family. Where they use less than the budget, its share grows geometrically to the
             whole over the first third of the trials; else they are scaled to it.
-        given: Options of the search: trials, gamma, energy, temperature.
+        given: Options of the search: trials, gamma, temperature.
         rule: ``annealing``: widths are shaken and losing trials may be rejected.
         spread: A width may be so many times what one common ratio of the start would give, or one over it.
         seed: Of the draws.
@@ -202,7 +196,7 @@ class OnBudget:
         verdict = self._judged(spot, turn, float(rng.random()))
         if verdict.accepted:
             self._at, self.parent = spot, seen.evidence.trial
-            if spot.whole and (self._best is None or spot.energy >= self._best.energy):
+            if spot.whole and (self._best is None or spot.evidence.score >= self._best.evidence.score):
                 self._best = spot
         assert self._at is not None
         noise = rng.standard_normal(len(self.base)).tolist() if self.rule == "annealing" else None
@@ -213,10 +207,7 @@ class OnBudget:
         known = self._at.need if self._at is not None else Need({})
         answers = any(value > 0 for value in seen.families.values())
         need = known.joined(self._next.shape, seen.families, self.given.gamma) if answers else known
-        told, of_quality = seen.evidence, (seen.network, _QUALITY_NOISE * abs(seen.network))
-        energy, stderr = of_quality if self.given.energy == "quality" else (told.score, told.stderr)
-        metric = _QUALITY if self.given.energy == "quality" else told.metric
-        return _Spot(self._next, need, told.trial, energy, stderr, self._share, metric)
+        return _Spot(self._next, need, seen.evidence, self._share)
 
     def _judged(self, spot: _Spot, turn: int, draw: float) -> Verdict:
         here = self._at
@@ -226,9 +217,10 @@ class OnBudget:
             return Verdict(True, "accepted, as every trial of rule greedy")
         if not (spot.whole and here.whole):
             return Verdict(True, "accepted, the share of the budget still grows")
-        heat = self.given.temperature * self.cold(turn) * math.hypot(spot.stderr, here.stderr)
-        chance = metropolis(here.energy - spot.energy, heat)
-        numbers = f"{spot.metric.name} {spot.words} against {here.words} of trial {here.trial}"
+        new, old = spot.evidence, here.evidence
+        heat = self.given.temperature * self.cold(turn) * math.hypot(new.stderr, old.stderr)
+        chance = metropolis(old.score - new.score, heat)
+        numbers = f"{new.metric.name} {spot.words} against {here.words} of trial {old.trial}"
         accepted = draw < chance
         likely = f" with probability {chance:.3f}" if chance < 1 else ""
         return Verdict(accepted, f"{'accepted' if accepted else 'rejected'}{likely}: {numbers}", heat)
@@ -266,7 +258,8 @@ class OnBudget:
         if self._at is None:
             return None
         if self.rule == "annealing" and (best := self._best) is not None:
-            told = f"accepted with the {best.metric.best} {best.metric.name} {best.words}"
-            return best.place.widths, f"the widths of trial {best.trial}, {told}"
+            metric = best.evidence.metric
+            told = f"accepted with the {metric.best} {metric.name} {best.words}"
+            return best.place.widths, f"the widths of trial {best.evidence.trial}, {told}"
         place = self._next if self._share >= 1 else self.surface.project(self._next.shape)
-        return place.widths, f"the widths that follow from trial {self._at.trial}"
+        return place.widths, f"the widths that follow from trial {self._at.evidence.trial}"

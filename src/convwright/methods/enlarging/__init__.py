@@ -1,6 +1,6 @@
 """Methods ``greedy`` and ``scaling``: where more MACs should go: width, depth or resolution."""
 
 from convwright.methods.enlarging import compound  # noqa: F401 - registers its methods
-from convwright.methods.enlarging.greedy import Chosen, FamilyNetwork, GreedyEnlarging, Judgements, Refined
+from convwright.methods.enlarging.greedy import FamilyNetwork, GreedyEnlarging
 
-__all__ = ["Chosen", "FamilyNetwork", "GreedyEnlarging", "Judgements", "Refined"]
+__all__ = ["FamilyNetwork", "GreedyEnlarging"]

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from convwright.cost.budget import Limits, human
 from convwright.edits import AddBlock, Edit, Plan, Resolution, Width
@@ -19,7 +19,6 @@ from convwright.errors import ConvwrightError
 from convwright.methods.base import Candidate, Evidence, Weights, register
 from convwright.methods.enlarging.growth import (
     Level,
-    Pairs,
     Point,
     Schedule,
     Score,
@@ -30,8 +29,6 @@ from convwright.methods.enlarging.growth import (
     landings,
     level_with_the_best,
     mean_of,
-    moves_between,
-    ranked,
     said,
     told_of,
     trimmed,
@@ -39,13 +36,10 @@ from convwright.methods.enlarging.growth import (
 from convwright.methods.enlarging.space import EnlargingSpace, Metric, network_record, said_sizes
 from convwright.methods.options import MethodOptions
 from convwright.methods.script import Batch, Script, Scripted
-from convwright.methods.shared.halving import FirstParts, beats
 from convwright.methods.shared.stage_knobs import Layers, Stages
 
-# Parts of the script that end with an answer.
+# A part of the script that ends with an answer.
 Judgements = Generator[Batch, tuple[Evidence, ...], list[Score]]
-Chosen = Generator[Batch, tuple[Evidence, ...], tuple[Step, ...]]
-Refined = Generator[Batch, tuple[Evidence, ...], bool]
 _USUAL_GROWTH = 1.1  # of the budget per step: 20 % in one stage is a violent move
 
 
@@ -80,7 +74,6 @@ class GreedyOptions(MethodOptions):
             the estimate knows nothing of other layers or inputs). None: the first of these that is limited.
         steps: Increments. None: as many as make each at most 10 % of the network.
         schedule: ``geometric`` (equal ratios) or ``arithmetic`` (equal increments).
-        pairs: Also spend an increment on two knobs, half each: ``none``, ``stage`` (its width and depth), ``all``.
         beam: Networks per level that are gone on from.
         tolerance: A candidate lies within this part of its budget.
         span: Increments that one knob may take at once.
@@ -92,10 +85,6 @@ class GreedyOptions(MethodOptions):
         merge_equal_resolution: Blocks at one spatial size are one stage, whatever their widths.
         trial_epochs: Epochs of each candidate.
         trial_steps: Most steps of each candidate's training, where an epoch is too long; None: whole epochs.
-        halving: All candidates of a level get one part in so many of their training first, and only the best one in so
-            many, and those equal to them, the whole of it. None: all are trained whole.
-        refine: At most so many rounds at the end in which MACs of the last increment are taken from one place and given
-            to another, as long as that is better by more than the standard error. 0: none.
         rescore: So many further seeds for those candidates of a level that a single training cannot tell apart; they
             are then compared by their means. 0: one training each.
         contenders: At most so many candidates of a level are trained again.
@@ -109,7 +98,6 @@ class GreedyOptions(MethodOptions):
     objective: Metric | None = None
     steps: int | None = None
     schedule: Schedule = "geometric"
-    pairs: Pairs = "none"
     beam: int = Field(1, ge=1)
     tolerance: float = Field(0.05, ge=0, lt=1)
     span: int = Field(4, ge=1)
@@ -121,8 +109,6 @@ class GreedyOptions(MethodOptions):
     merge_equal_resolution: bool = False
     trial_epochs: int = Field(1, ge=1)
     trial_steps: int | None = Field(None, ge=1)
-    halving: int | None = None
-    refine: int = Field(0, ge=0)
     rescore: int = Field(0, ge=0)
     contenders: int = Field(3, ge=2)
     ties: Ties = "cheaper"
@@ -130,25 +116,13 @@ class GreedyOptions(MethodOptions):
     final_tolerance: float = Field(0.02, gt=0, lt=1)
     layers: Layers | None = None
 
-    @model_validator(mode="after")
-    def _together(self) -> GreedyOptions:
-        if self.weights == "inherit" and self.pairs != "none":
-            raise ConvwrightError(
-                f"pairs={self.pairs!r} changes widths and depths at once, and weights cannot follow that: use fresh"
-            )
-        if self.weights == "inherit" and self.refine:
-            raise ConvwrightError(
-                f"refine={self.refine} takes back what was grown, and weights cannot follow that: use fresh"
-            )
-        return self
-
 
 @register("greedy")
 class GreedyEnlarging(Scripted):
     """Enlarges a network step by step: each spends an increment of the budget where it was found to help most.
 
     Level k has the budget T_k, from the present cost up to the limit. At each level every stage's width, every
-    stage's depth and the resolution are turned, one at a time (or two, half each), until the cost is nearest to the
+    stage's depth and the resolution are turned, one at a time, until the cost is nearest to the
     budget by exact costs; each such network is trained for a few epochs, and the best is gone on from. Accuracies that
     differ by no more than their standard error are equal; then the cheaper network is taken.
 
@@ -197,8 +171,6 @@ class GreedyEnlarging(Scripted):
                 f"quantum={given.quantum} is no multiple of divisor={divisor}, so stages would have widths that break "
                 f"it; give a multiple of {divisor}"
             )
-        length = given.trial_epochs, given.trial_steps, given.beam
-        self.halving = None if given.halving is None else FirstParts(given.halving, *length)
         alike = {name: getattr(given, name) for name in ("quantum", "merge_equal_resolution", "layers")}
         stages = Stages.of(self.arch, divisor=divisor, **alike)
         steps = {"width_growth": given.width_growth, "depth_growth": given.depth_growth}
@@ -262,75 +234,25 @@ class GreedyEnlarging(Scripted):
         if self._best is None:
             self._note("enlarging, end", "no final network: no candidate came near any budget and was trained")
             return
-        for turn in range(1, self.options.refine + 1):
-            if not (yield from self._refined(turn, self._best)):
-                break
         yield from self._end(self._best)
 
     def _levels(self) -> Script:
         course = enlarge(self.space, self.levels, self.options, self._seen)
         pool = next(course, None)
         while pool is not None:
-            scores = yield from self._judgements(self._phase(pool[0].level), pool)
+            scores = yield from self._judgements(pool)
             try:
                 pool = course.send(scores)
             except StopIteration:
                 return
 
-    def _judgements(self, phase: str, pool: Sequence[Step]) -> Judgements:
-        whole = yield from self._first_parts(phase, pool)
-        evidence = (yield tuple(self._candidate(step) for step in whole)) if whole else ()
-        for step, found in zip(whole, evidence, strict=True):
+    def _judgements(self, pool: Sequence[Step]) -> Judgements:
+        evidence = yield tuple(self._candidate(step) for step in pool)
+        for step, found in zip(pool, evidence, strict=True):
             self._found[step.key] = found
             self._scores[step.key] = Score.of(found)
-        yield from self._again(whole)
+        yield from self._again(pool)
         return [self._scores[step.key] for step in pool]
-
-    def _first_parts(self, phase: str, pool: Sequence[Step]) -> Chosen:
-        """Train all for a first part; return those that are to be trained whole."""
-        if self.halving is None or not self.halving.helps(len(pool)):
-            return tuple(pool)
-        epochs, recipe = self.halving.first_part
-        evidence = yield tuple(
-            replace(self._candidate(step), epochs=epochs, recipe=recipe, short=True) for step in pool
-        )
-        scores = [replace(Score.of(found), times=0) for found in evidence]
-        for step, found, score in zip(pool, evidence, scores, strict=True):
-            self._found[step.key] = found
-            self._scores[step.key] = score
-        whole = self.halving.going_on(scores)
-        words = {found.trial: self.space.words(step) for step, found in zip(pool, evidence, strict=True)}
-        told = [f"{words[e.trial]} {told_of(e, s)}" for e, s in zip(evidence, scores, strict=True)]
-        kept = f"{len(whole)} of {len(pool)} get the whole training"
-        self._note(f"{phase}, first part", f"{kept}: {'; '.join(told)}", words)
-        return tuple(pool[place] for place in whole)
-
-    def _refined(self, turn: int, present: Step) -> Refined:
-        """Move MACs of the last increment between two knobs; return whether that was better."""
-        number = min(present.level, len(self.levels) - 1)
-        target, increment = self.levels[number], self.levels[number] - self.levels[number - 1]
-        level = len(self.levels) + turn
-        pool = tuple(moves_between(self.space, present, target, increment, self.options.tolerance, level))
-        pool = tuple(step for step in pool if all(step.point != point for _, point in self._found))
-        phase = f"refine, round {turn} of {self.options.refine}"
-        if not pool:
-            self._note(phase, "no move keeps to the budget that was not tried")
-            return False
-        scores = yield from self._judgements(phase, pool)
-        judged = tuple(replace(step, score=score) for step, score in zip(pool, scores, strict=True))
-        words = {self._found[s.key].trial: self.space.words(s) for s in judged}
-        before = self._scores[present.key]
-        best = next(iter(ranked(judged, self.options.ties)), present)
-        after = self._scores[best.key]
-        if not (after.times and beats(after, before)):
-            self._note(phase, f"none of {len(pool)} moves is better than {said(before)} by more than noise", words)
-            return False
-        self._best = best
-        told = Level(level, target, judged, (best,))
-        self._course = (*self._course, self._judged(told, best))
-        trial = self._found[best.key].trial
-        self._note(phase, f"{words[trial]}, {said(after)} against {said(before)}, {self._sizes(best)}", words, trial)
-        return True
 
     def _again(self, pool: Sequence[Step]) -> Script:
         """Train those that cannot be told apart with further seeds, the same for all; their scores become means."""

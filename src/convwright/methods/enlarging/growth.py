@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Point = tuple[int, ...]
 Schedule = Literal["arithmetic", "geometric"]
-Pairs = Literal["none", "stage", "all"]
 Ties = Literal["cheaper", "score"]
 _SWAPS = 3  # steps up for one step down, where a trim comes to no end by steps up alone
 _FURTHEST = 1 << 20  # steps of a knob: beyond, it is taken not to cost anything
@@ -68,7 +67,7 @@ class Score(Scored):
     """What a point was found to be worth: the mean over all times that it was judged; NaN: it failed.
 
     Attributes:
-        times: how often it was judged; 0: only after a first part of its training.
+        times: how often it was judged.
     """
 
     times: int = 1
@@ -82,9 +81,9 @@ def mean_of(told: Sequence[Evidence]) -> Score:
 
 
 def said(score: Score, error: bool = False) -> str:
-    """Say a score: ``71.20%``, with how many seeds it is of, or that it is of a first part of a training."""
+    """Say a score: ``71.20%``, with how many seeds it is of."""
     value, sign, rest = (score.judged if error else score.shown).partition(" ±")
-    times = f" ({score.times} seeds)" if score.times > 1 else " (first part)" * (not score.times)
+    times = f" ({score.times} seeds)" if score.times > 1 else ""
     return f"{value}{times}{sign}{rest}"
 
 
@@ -208,7 +207,7 @@ def enlarge(space: Space, levels: Sequence[int], growth: GreedyOptions, seen: Ca
     Args:
         space: what grows.
         levels: budgets, the present cost first.
-        growth: how: its tolerance, beam, pairs, span and ties.
+        growth: how: its tolerance, beam, span and ties.
         seen: takes what happened at each level.
     """
     walk = _Walk(space, levels, growth)
@@ -285,32 +284,18 @@ class _Walk:
     def moves(self, step: Step) -> Iterator[Step]:
         """Yield all moves from a point, each to the first level that it comes near."""
         for knob in range(len(self.space.knobs)):
-            landed = (self._lands(step, step.point, (knob,), n) for n in range(step.level + 1, len(self.levels)))
+            landed = (self._lands(step, knob, n) for n in range(step.level + 1, len(self.levels)))
             yield from itertools.islice((m for m in landed if m is not None), 1)
-        for one, two in self._pairs():
-            # Half of the next increment is spent on one knob and the rest on another.
-            level = step.level + 1
-            half = nearest(self.space, step.point, one, (step.cost + self.levels[level]) / 2)
-            move = None if half is None else self._lands(step, half, (one, two), level)
-            if move is not None:
-                yield move
 
-    def _lands(self, step: Step, begun: Point, turned: tuple[int, ...], level: int) -> Step | None:
-        """Turn the last of some knobs, from where the others led, to a budget; None where that comes not near it."""
+    def _lands(self, step: Step, knob: int, level: int) -> Step | None:
+        """Turn a knob to a budget; None where that comes not near it."""
         budget = self.levels[level]
         # The last budget is not exceeded, since a coarse knob could not be turned back a little.
-        point = nearest(self.space, begun, turned[-1], budget, below=level == len(self.levels) - 1)
+        point = nearest(self.space, step.point, knob, budget, below=level == len(self.levels) - 1)
         cost = step.cost if point is None else self.space.cost(point)
         if point is None or cost <= step.cost or abs(cost - budget) > self.growth.tolerance * budget:
             return None
-        return Step(point, level, cost, turned, step) if self.space.allows(point) else None
-
-    def _pairs(self) -> Iterator[tuple[int, int]]:
-        for (i, one), (k, two) in itertools.combinations(enumerate(self.space.knobs), 2):
-            mates = one.stage == two.stage >= 0
-            apart = "resolution" not in (one.kind, two.kind)
-            if (self.growth.pairs == "stage" and mates) or (self.growth.pairs == "all" and apart):
-                yield i, k
+        return Step(point, level, cost, (knob,), step) if self.space.allows(point) else None
 
 
 def trimmed(space: Space, point: Point, target: int, tolerance: float, knobs: Sequence[int]) -> Point:
@@ -352,35 +337,6 @@ def _swapped(space: Space, point: Point, target: int, knobs: Sequence[int]) -> I
             found = None if found is None else _turned(space, found, two, 1)
             if found is not None and space.cost(point) < space.cost(found) <= target and space.allows(found):
                 yield found
-
-
-def moves_between(space: Space, step: Step, target: int, share: int, tolerance: float, level: int) -> Iterator[Step]:
-    """Yield what taking a share of the cost from one knob and giving it to another leads to.
-
-    Args:
-        space: the space.
-        step: where it starts.
-        target: the most that a point may cost.
-        share: what is taken: the knob is lowered to the point nearest in cost, not below the space's start.
-        tolerance: a point costs at least 1 - `tolerance` of the target.
-        level: of the yielded steps.
-    """
-    for giver, taker in itertools.permutations(range(len(space.knobs)), 2):
-        lower = _lowered(space, step.point, giver, space.cost(step.point) - share)
-        point = None if lower is None else nearest(space, lower, taker, target, below=True)
-        if point is not None and (1 - tolerance) * target <= space.cost(point) and space.allows(point):
-            yield Step(point, level, space.cost(point), (giver, taker), step)
-
-
-def _lowered(space: Space, point: Point, knob: int, cost: int) -> Point | None:
-    """Return the point nearest to a cost that lowering a knob leads to; None if it cannot be lowered."""
-    found = _turned(space, point, knob, -1)
-    while found is not None and space.cost(found) > cost:
-        further = _turned(space, found, knob, -1)
-        if further is None or abs(space.cost(further) - cost) > abs(space.cost(found) - cost):
-            break
-        found = further
-    return found
 
 
 def _turned(space: Space, point: Point, knob: int, by: int) -> Point | None:

@@ -26,7 +26,7 @@ from convwright.architecture.layers import kind_of
 from convwright.devices import device_of
 from convwright.errors import DataError, ReadError
 from convwright.metrics.bundles.counter import BundleCounter, Bundles
-from convwright.metrics.bundles.weight_grid import Mode, weight_amplitude
+from convwright.metrics.bundles.weight_grid import weight_amplitude
 from convwright.training.evaluate import eval_mode
 from convwright.training.probes.taps import Tap, Tapped, find_tap
 from convwright.training.settings import untouched_random
@@ -196,8 +196,6 @@ def read_bundles(
     *,
     learning_rate: float,
     batch_size: int,
-    mode: Mode = "published",
-    dtype: torch.dtype | None = None,
     scaled: bool = True,
 ) -> BundleReading:
     """Count the bundles of all points of a network, which stays as it is: weights, buffers, modes, random states.
@@ -209,8 +207,6 @@ def read_bundles(
         labels: (n,), class indices.
         learning_rate: of training.
         batch_size: of training.
-        mode: as in ``WeightGrid``.
-        dtype: likewise.
         scaled: whether branches are multiplied by one over the spread of what enters their batch norms, as published.
 
     Returns:
@@ -224,10 +220,7 @@ def read_bundles(
         raise DataError("conflicting bundles need at least one image")
     chosen = points.points if isinstance(points, Points) else tuple(points)
     amplitude = weight_amplitude(model)
-    given = amplitude if mode != "exact" else None
-    make = partial(
-        BundleCounter, learning_rate=learning_rate, batch_size=batch_size, amplitude=given, mode=mode, dtype=dtype
-    )
+    make = partial(BundleCounter, learning_rate=learning_rate, batch_size=batch_size, amplitude=amplitude)
     batches = list(zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True))
     inputs = BundleCounter(mode="exact", name="input")
     inputs.add(images, labels)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from convwright.architecture import read
 from convwright.errors import ReadError, RecipeError
-from convwright.metrics.bundles.weight_grid import Mode
 from convwright.training.probes.base import Moment, Probe, Watched, plain, probe
 from convwright.training.probes.bundle_reading import BundleReading, Points, find_points, read_bundles
 from convwright.training.settings import untouched_random
@@ -31,11 +30,6 @@ class ConflictSettings:
         every: also after every so many steps; 0: at the start and after each epoch only.
         start: whether to measure before the first step.
         layers: names of layers to look at; None: branch and output of each block.
-        learning_rate: of the threshold; None: the recipe's, the highest of its schedule. With the schedule's own rate
-            every network would conflict where that comes near 0.
-        batch_size: of the threshold and of the measurement's batches; None: the recipe's.
-        mode: as in ``WeightGrid``.
-        dtype: likewise.
         scaled: whether branches are scaled as published, see ``read_bundles``.
 
     Raises:
@@ -46,16 +40,12 @@ class ConflictSettings:
     every: int = 0
     start: bool = True
     layers: tuple[str, ...] | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    mode: Mode = "published"
-    dtype: torch.dtype | None = None
     scaled: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 1), ("every", 0), ("batch_size", 1)):
+        for name, least in (("samples", 1), ("every", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RecipeError(f"probe bundles: {name}={value!r} must be a whole number from {least} on")
 
 
@@ -118,11 +108,9 @@ class ConflictProbe(Probe):
 
     def measure(self, moment: Moment) -> None:
         """Measure all points in one pass."""
-        settings, how = self.settings, self._threshold()
         reading = read_bundles(
-            self.watched.model, self.points, *self.sample, mode=settings.mode, dtype=settings.dtype,
-            scaled=settings.scaled, **how,
-        )  # fmt: skip
+            self.watched.model, self.points, *self.sample, scaled=self.settings.scaled, **self._threshold()
+        )
         self.times.append({"event": moment.event, "epoch": moment.epoch, "step": moment.step})
         self.amplitudes.append(reading.amplitude)
         self.inputs = reading.inputs.samples_in_conflict
@@ -130,11 +118,8 @@ class ConflictProbe(Probe):
             self.rows[name].append(row)
 
     def _threshold(self) -> dict[str, Any]:
-        rate, batch, recipe = self.settings.learning_rate, self.settings.batch_size, self.watched.recipe
-        return {
-            "learning_rate": recipe.rate if rate is None else rate,
-            "batch_size": recipe.batch_size if batch is None else batch,
-        }
+        # The highest rate of the schedule: with its own every network would conflict where that comes near 0.
+        return {"learning_rate": self.watched.recipe.rate, "batch_size": self.watched.recipe.batch_size}
 
     def found(self) -> dict[str, Any]:
         """Return all measurements."""

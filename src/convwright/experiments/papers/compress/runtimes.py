@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from convwright.architecture import create
-from convwright.cost import timing
-from convwright.cost.latency_onnx import exported_onnx, onnx_session
-from convwright.cost.timing import calls_per_sample, spread, wall_timer
+from convwright.cost import latency
+from convwright.cost.latency import calls_per_sample, exported_onnx, onnx_session, spread, wall_timer
 from convwright.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def in_turns(calls: Mapping[Any, Call], seconds: float) -> dict[Any, list[float]
     timer, counts = wall_timer(torch.device("cpu")), {}
     for name, call in calls.items():
         counts[name] = calls_per_sample(min(timer(call, 1) for _ in range(5)))
-    return timing.in_turns({name: partial(timer, call, counts[name]) for name, call in calls.items()}, seconds, 1000)
+    return latency.in_turns({name: partial(timer, call, counts[name]) for name, call in calls.items()}, seconds, 1000)
 
 
 def _onnxruntime(content: bytes, image: Tensor) -> Call:
