@@ -16,7 +16,7 @@ from convwright.architecture import Architecture, ChannelGroup, Layer
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.fake_run import ATTENTION, TrialNetwork
+from convwright.edits.fake_run import TrialNetwork
 from convwright.edits.kernel import Kernel, kernel_size, why_not_kernel
 from convwright.edits.rerun import branch_on_values
 from convwright.edits.summary import shape_words
@@ -214,7 +214,6 @@ _WIDTH_ADVICE = (
     ("they are the network's", ""),
     ("no rule for (scaled_dot_product_attention|matmul|bmm|einsum)", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
-    (ATTENTION, _ATTENTION),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
     ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
     ("channel is taken", "take one contiguous part of the channels"),
@@ -227,7 +226,7 @@ _WIDTH_ADVICE = (
 
 
 def _width_advice(reason: str, executed: bool) -> str:
-    if executed and reason != ATTENTION and "keeps its width" not in reason:
+    if executed and "keeps its width" not in reason:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
     return next((advice for sign, advice in _WIDTH_ADVICE if re.search(sign, reason)), "")
 

@@ -44,7 +44,6 @@ Stored = int | list[int]
 Repairs = dict[str, Stored]  # "module.attribute" -> its new value
 Shape = tuple[int, ...]
 
-ATTENTION = "nn.MultiheadAttention fixes its width"
 _MOST_RUNS = 48  # rehearsals of one edit: stored sizes are repaired class by class, so few are needed
 
 
@@ -182,9 +181,6 @@ def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ..
 def _describe(error: Exception) -> str:
     if isinstance(error, _DeviationError):
         return str(error)
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if isinstance(frame.f_locals.get("self"), nn.MultiheadAttention):
-            return ATTENTION
     where = user_frame(error)
     return first_line(error).rstrip(".") + (f", at {where}" if where else "")
 

@@ -131,7 +131,7 @@ def split(follower: Follower, node: fx.Node) -> Values:
     axis = int(argument(node, "dim", 0)) % x.ndim
     outputs = node.meta["val"]
     old = [int(o.shape[axis]) for o in outputs]
-    equal = len(set(old)) == 1 and operator_name(node) != "split_with_sizes"
+    equal = len(set(old)) == 1  # sizes too: most often one number that is written twice
     sizes = follower.part_sizes(node, x, axis, old, equal)
     plane = x.plane_at(axis)
     if equal and plane is not None and len(old) > 1:
@@ -194,10 +194,12 @@ def slice_(follower: Follower, node: fx.Node) -> Values:
 
 @rule("select", "unbind")
 def select(follower: Follower, node: fx.Node) -> Values:
-    """Take single positions along one axis (fixed if channels lie along it)."""
+    """Take single positions along one axis (fixed if channels lie along it), or rows of equally many channels."""
     x = follower.input(node, 0)
     axis = int(argument(node, "dim", 0)) % x.ndim
-    if (plane := x.plane_at(axis)) is not None:
+    if (plane := x.plane_at(axis)) is not None and len(plane.axes) > 1:
+        follower.ledger.equal_parts.append(plane.labels.movedim(axis, 0).flatten(1))
+    elif plane is not None:
         follower.ledger.picked.append((plane, axis, f"single channels are picked at {describe(node)}"))
     outputs = node.meta["val"]
     if isinstance(outputs, tuple | list):

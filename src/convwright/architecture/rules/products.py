@@ -1,0 +1,314 @@
+"""Products of two tensors: with a weight, as a linear layer is one, and of two activations, as in attention."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from convwright.architecture.capture.graph import (
+    argument,
+    describe,
+    einsum_operands,
+    module_class,
+    module_path,
+    module_paths,
+    operator_name,
+    shape_of,
+)
+from convwright.architecture.labels import Plane, Value, Values, along, line_plane, merge, narrowed, reduce_axes
+from convwright.architecture.rules.registry import across, opaque, rule
+
+if TYPE_CHECKING:
+    from convwright.architecture.follow import Follower
+
+
+@rule("matmul", "mm", "bmm", "baddbmm")
+def matmul(follower: Follower, node: fx.Node) -> Values:
+    """Rows and columns pass, the contracted axis is summed over; `baddbmm` adds its first operand."""
+    operands = list(node.args[-2:])
+    values, rank = [follower.resolve(operand) for operand in operands], len(shape_of(node))
+    if min(v.ndim for v in values) < 2:
+        return opaque(follower, node)
+    batch = string.ascii_uppercase[: rank - 2]
+    terms = [batch[rank - v.ndim :] + letters for v, letters in zip(values, ("ik", "kj"), strict=True)]
+    planes = _product(follower, node, operands, values, terms, f"{batch}ij")
+    if len(node.args) > 2:
+        planes = merge(follower.ledger, [Value((1,) * rank, planes), follower.input(node, 0)], rank)
+    return follower.value(node, planes, all(v.weight for v in values))
+
+
+@rule("einsum")
+def einsum(follower: Follower, node: fx.Node) -> Values:
+    """A product, its axes named by letters."""
+    operands, terms = [list(each) for each in zip(*einsum_operands(node), strict=True)] or [[], []]
+    if len(operands) != 2:
+        return opaque(follower, node)
+    values = [follower.resolve(operand) for operand in operands]
+    planes = _product(follower, node, operands, values, terms, str(node.args[0]).replace(" ", "").partition("->")[2])
+    return follower.value(node, planes, all(v.weight for v in values))
+
+
+@rule("scaled_dot_product_attention")
+def attention(follower: Follower, node: fx.Node) -> Values:
+    """Products of queries and keys, softmax over the keys, times the values."""
+    operands = [argument(node, name) for name in ("query", "key", "value")]
+    query, key, value = (follower.resolve(operand) for operand in operands)
+    if argument(node, "enable_gqa") or len({query.ndim, key.ndim, value.ndim}) > 1:
+        return opaque(follower, node)
+    mask = follower.optional_input(node, "attn_mask")
+    if mask is not None:
+        follower.ledger.freeze_value(mask, f"they lie along the scores of {describe(node)}")
+    batch = string.ascii_uppercase[: query.ndim - 2]
+    scores = _summed(follower, node, operands[:2], [query, key], [f"{batch}id", f"{batch}jd"], f"{batch}ij")
+    weights = Value((1,) * query.ndim, scores)
+    across(follower, weights, (query.ndim - 1,), node)
+    terms = [f"{batch}ij", f"{batch}je"]
+    return follower.value(node, _summed(follower, node, [node, operands[2]], [weights, value], terms, f"{batch}ie"))
+
+
+@rule("mv", "dot", "vdot")
+def inner_product(follower: Follower, node: fx.Node) -> Values:
+    """A matrix or a vector times a vector, of weights: the norm that spectral normalisation divides by."""
+    a, b = follower.input(node, 0), follower.input(node, 1)
+    if not (a.weight and b.weight):
+        return opaque(follower, node)
+    ledger = follower.ledger
+    left, right = along(ledger, a, a.ndim - 1), along(ledger, b, 0)
+    across(follower, a, (a.ndim - 1,), node)
+    if left is not None and right is not None:
+        ledger.tie(left, right)
+    for labels in (left, right):
+        if labels is not None:
+            ledger.carry(labels)
+    rows = along(ledger, a, 0) if a.ndim == 2 else None
+    return follower.value(node, [] if rows is None else [line_plane(rows, 0, 1)], weight=True)
+
+
+def _product(
+    follower: Follower,
+    node: fx.Node,
+    operands: Sequence[Any],
+    values: Sequence[Value],
+    terms: Sequence[str],
+    out: str,
+) -> tuple[Plane, ...]:
+    """Return the planes of a product of two; their axes and those of the result are named by letters."""
+    if not any(v.weight for v in values):
+        return _summed(follower, node, operands, values, terms, out)
+    ledger, which = follower.ledger, 1 if values[1].weight else 0
+    for letter in set(terms[0]) & set(terms[1]):
+        axes = [term.index(letter) for term in terms]
+        own, other = (along(ledger, values[i], axes[i]) for i in (which, 1 - which))
+        if own is None:
+            continue
+        if other is not None:
+            ledger.tie(own, other)
+        elif letter not in out or values[1 - which].shape[axes[1 - which]] > 1:
+            ledger.freeze(own, f"its input carries no channels at {describe(node)}")
+        if letter not in out:
+            ledger.consume(own)
+    placed = [_placed(follower, v, term, out) for v, term in zip(values, terms, strict=True)]
+    for plane in placed[which].planes:
+        if not any(set(plane.axes) & set(other.axes) for other in placed[1 - which].planes):
+            ledger.produce(plane.labels, follower.owner(node))
+    return merge(ledger, placed, len(out))
+
+
+def _summed(
+    follower: Follower,
+    node: fx.Node,
+    operands: Sequence[fx.Node],
+    values: Sequence[Value],
+    terms: Sequence[str],
+    out: str,
+) -> tuple[Plane, ...]:
+    """Return the planes of a product of two activations.
+
+    Channels that are summed over are the same on both sides. The batch axes are heads, or what else there is: as all
+    have equally many channels, a channel is one place in all of them.
+    """
+    ledger, kept = follower.ledger, list[tuple[Plane, ...]]()
+    summed = [letter for letter in terms[0] if letter in terms[1] and letter not in out]
+    for letter in summed:
+        axes = [term.index(letter) for term in terms]
+        planes = [value.plane_at(axis) for value, axis in zip(values, axes, strict=True)]
+        tables = [_table(plane, [axis]) for plane, axis in zip(planes, axes, strict=True) if plane is not None]
+        if len(tables) == 2:
+            ledger.tie_rows(torch.cat(tables))
+            follower.products.append((node, list(zip(operands, axes, tables, strict=True))))
+            if module_class(node) == "MultiheadAttention":
+                _keep_in_step(follower, node, tables[0])
+        elif tables:
+            ledger.freeze(tables[0], f"they are summed over with what carries no channels at {describe(node)}")
+    for value, term in zip(values, terms, strict=True):
+        whole = [p for p in value.planes if not any(term[a] in summed for a in p.axes)]
+        kept.append(_placed(follower, Value(value.shape, tuple(whole)), term, out).planes)
+    heads = {out.index(letter) for letter in out if letter in terms[0] and letter in terms[1]}
+    return merge(ledger, [Value((1,) * len(out), _by_heads(follower, node, kept, i, heads)) for i in (0, 1)], len(out))
+
+
+def _by_heads(
+    follower: Follower, node: fx.Node, planes: Sequence[Sequence[Plane]], which: int, heads: set[int]
+) -> tuple[Plane, ...]:
+    """Return the planes of one operand, with channels at the same place of each head tied."""
+    split = [any(heads & set(p.axes) and set(p.axes) - heads for p in each) for each in planes]
+    kept = []
+    for plane in planes[which]:
+        free = [axis for axis in plane.axes if axis not in heads]
+        if not free and any(split):
+            follower.ledger.freeze(plane.labels, f"they lie along the heads of {describe(node)}")
+            continue
+        if free:
+            table = _table(plane, free)
+            follower.ledger.tie_rows(table)
+            _keep_in_step(follower, node, table)
+            if split[1 - which]:  # both vary along heads: the channels of the first stand for all
+                plane = Plane(narrowed(plane.labels, heads & set(plane.axes)), tuple(free))
+        kept.append(plane)
+    return tuple(kept)
+
+
+def _placed(follower: Follower, x: Value, term: str, out: str) -> Value:
+    """Bring the planes of an operand into the order of the result's letters."""
+    left = [letter for letter in term if letter in out]
+    planes = []
+    for plane in reduce_axes(follower.ledger, x, [i for i, each in enumerate(term) if each not in out], keepdim=False):
+        order = sorted(range(len(left)), key=lambda i: out.index(left[i]))
+        sizes = {left[i]: plane.labels.size(i) for i in order}
+        labels = plane.labels.permute(order).reshape([sizes.get(letter, 1) for letter in out])
+        planes.append(Plane(labels, tuple(sorted(out.index(left[axis]) for axis in plane.axes))))
+    return Value((1,) * len(out), tuple(planes))  # merging asks for the rank alone
+
+
+def _table(plane: Plane, axes: Sequence[int]) -> Tensor:
+    """Return the labels of a plane with some of its axes as columns, and all others as rows."""
+    columns = plane.labels.movedim(list(axes), list(range(-len(axes), 0)))
+    return columns.reshape(-1, columns.shape[-len(axes) :].numel())
+
+
+def _keep_in_step(follower: Follower, node: fx.Node, table: Tensor) -> None:
+    """Tie sizes to those of what enters the module, if equal: its code says ``n, c, h, w = x.shape`` and views by that.
+
+    Args:
+        follower: the walk.
+        node: the product.
+        table: labels, heads by channels.
+    """
+    path, made = module_path(node), follower.entering.setdefault(follower.key(node), [])
+    if follower.guide is None:
+        made.append(_entering(follower, path, table, module_class(node) == "MultiheadAttention") if path else None)
+    else:  # as in the first walk, whatever the sizes are now
+        made.append(follower.guide.old.follower.entering[follower.key(node)][len(made)])
+    if made[-1] is not None:
+        source, axis = made[-1]
+        line = along(follower.ledger, follower.resolve(source), axis)
+        assert line is not None
+        rows = line.reshape(-1, table.shape[1])
+        follower.ledger.tie_rows(rows)
+        follower.ledger.equal_parts.append(torch.stack([line, table[: len(rows)].reshape(-1)]))
+
+
+def _entering(follower: Follower, path: str, table: Tensor, batches: bool) -> tuple[fx.Node, int] | None:
+    """Return the value that enters a module, and its axis that is as long as all heads together; None if none is."""
+    calls = [n for n in follower.walked.graph.nodes if n.op == "call_function"]
+    outside = (s for n in calls if path in module_paths(n) for s in n.all_input_nodes if path not in module_paths(s))
+    source = next((s for s in outside if s.name not in follower.walked.tensors), None)
+    value = None if source is None else follower.resolve(source)
+    for plane in () if value is None or source is None else value.planes:
+        long = plane.labels.numel()
+        equal = table.numel() % long == long % table.shape[1] == 0 if batches else table.numel() == long
+        if len(plane.axes) == 1 and equal:
+            return source, plane.axes[0]
+    return None
+
+
+# ------------------------------------------------------------------ copies of channels that are summed over
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Entries of a parameter axis that one side of a product of activations is proportional to.
+
+    The product counts a channel once for each of its copies: with these entries divided, the sum stays.
+
+    Attributes:
+        entries: which ones, as truth values.
+        rooted: node and axis of that side, if the operator divides by the root of how many channels lie there.
+    """
+
+    entries: Tensor
+    rooted: tuple[str, int] | None
+
+
+Entries = tuple[tuple[str, int], Tensor]
+_CUTS = frozenset(
+    {"split", "split_with_sizes", "chunk", "tensor_split", "slice", "narrow", "select", "unbind", "getitem"}
+)
+_SCALED = _CUTS | {  # what hands on a factor
+    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "permute", "transpose", "squeeze", "movedim",
+    "unsqueeze", "expand", "contiguous", "clone", "alias", "detach", "to", "dropout", "mul", "div", "neg", "relu",
+    "leaky_relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+}  # fmt: skip
+
+
+def share_products(follower: Follower) -> None:
+    """Find where copies of channels that are summed over in products of activations can be divided.
+
+    That is a layer or a batch norm that one side is proportional to and nothing else reads. Where there is none, the
+    sum is a statistic across the channels: another number of them changes it.
+    """
+    for node, sides in follower.products:
+        by_root = operator_name(node) == "scaled_dot_product_attention" and argument(node, "scale") is None
+        by_root = by_root or module_class(node) == "MultiheadAttention"
+        for at, axis, table in sides if sides[0][0] is not sides[1][0] else ():
+            if found := dict(_sources(follower, node, at, set(table.reshape(-1).tolist()))):
+                rooted = (follower.key(at), axis) if by_root else None
+                follower.shares |= {each: Share(entries, rooted) for each, entries in found.items()}
+                break
+        else:
+            follower.ledger.across += [(table, (0, 1), describe(node)) for *_, table in sides]
+    follower.products.clear()
+
+
+def _sources(follower: Follower, reader: fx.Node, at: fx.Node, wanted: set[int]) -> list[Entries]:
+    """Return parameter axes, with truth values per entry, that some channels of a value are proportional to."""
+    while not any(_reads(follower, user, wanted) for user in at.users if user is not reader):
+        name, weight = operator_name(at), argument(at, "weight")
+        if isinstance(weight, fx.Node) and name.startswith(("conv", "linear", "batch_norm")):
+            given = [(weight, int("transpose" in name)), (argument(at, "bias"), 0)]
+            found = [_entries(follower, at, each, axis, wanted) for each, axis in given if isinstance(each, fx.Node)]
+            return [each for each in found if each] if len(weight.users) == 1 and all(found) else []
+        carrying = [n for n in at.all_input_nodes if wanted & _labels(follower, n)]
+        if name not in _SCALED or len(carrying) != 1 or (name == "div" and carrying[0] is not at.args[0]):
+            return []
+        reader, at = at, carrying[0]
+    return []
+
+
+def _reads(follower: Follower, user: fx.Node, wanted: set[int]) -> bool:
+    """Whether an operator reads some of the channels, and does not only cut out others."""
+    return operator_name(user) not in _CUTS or bool(wanted & _labels(follower, user))
+
+
+def _labels(follower: Follower, node: fx.Node) -> set[int]:
+    value = follower.values[follower.key(node)]
+    planes = (plane for each in (value if isinstance(value, list) else [value]) for plane in each.planes)
+    return {label for plane in planes for label in plane.line().tolist()}
+
+
+def _entries(follower: Follower, at: fx.Node, given: fx.Node, axis: int, wanted: set[int]) -> Entries | None:
+    """Return the entries of a weight or a bias that make some channels of what an operator gives."""
+    own = follower.resolve(given).plane_at(axis)
+    made = next(p.line() for p in follower.resolve(at).planes if wanted & set(p.line().tolist()))
+    while given.name not in follower.walked.tensors and operator_name(given) in _CUTS:
+        given = given.all_input_nodes[0]
+    place = follower.walked.tensors.get(given.name, ""), axis
+    if own is None or place not in follower.atoms or own.labels.numel() != made.numel():
+        return None
+    mine = own.line()[torch.isin(made, torch.tensor(list(wanted), dtype=made.dtype))]
+    return place, torch.isin(follower.atoms[place], mine)
