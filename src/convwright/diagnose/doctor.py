@@ -216,7 +216,7 @@ _WIDTH_ADVICE = (
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
     ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
-    ("channel is taken", "take one contiguous part of the channels"),
+    ("channel is taken|one in . is taken|by their numbers", "take one contiguous part of the channels"),
     ("each channel is a group of its own", "use batch norm, or a group norm with fewer groups than channels"),
     ("spatial axis", "nothing to do: the input's size decides, not the width"),
     ("computed weight hides", "store the weight as a plain parameter, with its output channels on axis 0"),

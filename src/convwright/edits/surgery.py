@@ -301,8 +301,9 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _sync_module(module: nn.Module) -> None:
-    if isinstance(module, nn.RNNBase):
-        sizes = (getattr(module, f"weight_{matrix}_l0").shape[1] for matrix in ("ih", "hh"))
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+        sizes = (getattr(module, f"weight_{matrix}{layer}").shape[1] for matrix in ("ih", "hh"))
         module.input_size, module.hidden_size = sizes
     if isinstance(module, nn.MultiheadAttention):
         queries = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight

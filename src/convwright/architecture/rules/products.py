@@ -21,7 +21,8 @@ from convwright.architecture.capture.graph import (
     shape_of,
 )
 from convwright.architecture.labels import Plane, Value, Values, along, line_plane, merge, narrowed, reduce_axes
-from convwright.architecture.rules.registry import across, opaque, rule
+from convwright.architecture.rules.registry import RULES, across, opaque, rule
+from convwright.architecture.rules.shapes import executed, expand, reshape, select, slice_, spatial, split
 
 if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
@@ -246,14 +247,11 @@ class Share:
 
 
 Entries = tuple[tuple[str, int], Tensor]
-_CUTS = frozenset(
-    {"split", "split_with_sizes", "chunk", "tensor_split", "slice", "narrow", "select", "unbind", "getitem"}
-)
-_SCALED = _CUTS | {  # what hands on a factor
-    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "permute", "transpose", "squeeze", "movedim",
-    "unsqueeze", "expand", "contiguous", "clone", "alias", "detach", "to", "dropout", "mul", "div", "neg", "relu",
-    "leaky_relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-}  # fmt: skip
+_CUTS = {split, slice_, select}
+_SCALED = _CUTS | {executed, reshape, expand, spatial}  # rules of what hands on a factor, and more operators
+_SCALED_NAMES = frozenset({
+    "getitem", "clone", "contiguous", "alias", "detach", "to", "dropout", "mul", "div", "neg", "relu", "leaky_relu",
+})  # fmt: skip
 
 
 def share_products(follower: Follower) -> None:
@@ -284,7 +282,8 @@ def _sources(follower: Follower, reader: fx.Node, at: fx.Node, wanted: set[int])
             found = [_entries(follower, at, each, axis, wanted) for each, axis in given if isinstance(each, fx.Node)]
             return [each for each in found if each] if len(weight.users) == 1 and all(found) else []
         carrying = [n for n in at.all_input_nodes if wanted & _labels(follower, n)]
-        if name not in _SCALED or len(carrying) != 1 or (name == "div" and carrying[0] is not at.args[0]):
+        scaled = name in _SCALED_NAMES or RULES.get(name) in _SCALED
+        if not scaled or len(carrying) != 1 or (name == "div" and carrying[0] is not at.args[0]):
             return []
         reader, at = at, carrying[0]
     return []
@@ -292,7 +291,11 @@ def _sources(follower: Follower, reader: fx.Node, at: fx.Node, wanted: set[int])
 
 def _reads(follower: Follower, user: fx.Node, wanted: set[int]) -> bool:
     """Whether an operator reads some of the channels, and does not only cut out others."""
-    return operator_name(user) not in _CUTS or bool(wanted & _labels(follower, user))
+    return not _cuts(user) or bool(wanted & _labels(follower, user))
+
+
+def _cuts(node: fx.Node) -> bool:
+    return operator_name(node) == "getitem" or RULES.get(operator_name(node)) in _CUTS
 
 
 def _labels(follower: Follower, node: fx.Node) -> set[int]:
@@ -304,8 +307,8 @@ def _labels(follower: Follower, node: fx.Node) -> set[int]:
 def _entries(follower: Follower, at: fx.Node, given: fx.Node, axis: int, wanted: set[int]) -> Entries | None:
     """Return the entries of a weight or a bias that make some channels of what an operator gives."""
     own = follower.resolve(given).plane_at(axis)
-    made = next(p.line() for p in follower.resolve(at).planes if wanted & set(p.line().tolist()))
-    while given.name not in follower.walked.tensors and operator_name(given) in _CUTS:
+    made = next((p.line() for p in follower.resolve(at).planes if wanted & set(p.line().tolist())), torch.empty(0))
+    while given.name not in follower.walked.tensors and _cuts(given):
         given = given.all_input_nodes[0]
     place = follower.walked.tensors.get(given.name, ""), axis
     if own is None or place not in follower.atoms or own.labels.numel() != made.numel():

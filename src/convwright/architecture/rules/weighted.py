@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,6 +147,20 @@ def linear(follower: Follower, node: fx.Node) -> Values:
     return follower.value(node, planes, x.weight)
 
 
+@rule("embedding")
+def embedding(follower: Follower, node: fx.Node) -> Values:
+    """A table's columns are channels along a new last axis; which of its rows are taken, the numbers say."""
+    reason = f"they are numbers of rows, or rows, of the table of {describe(node)}"
+    follower.ledger.freeze_value(follower.input(node, "indices"), reason)
+    if (rows := follower.weight_line(node, "weight", 0)) is not None:
+        follower.ledger.freeze(rows, reason)
+    made, ndim = follower.weight_line(node, "weight", 1), len(shape_of(node))
+    if made is None:
+        return follower.value(node, [])
+    follower.ledger.produce(made, follower.owner(node))
+    return follower.value(node, [line_plane(made, ndim - 1, ndim)])
+
+
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(follower: Follower, node: fx.Node) -> Values:
     """The gates of a hidden channel are tied, in all layers and directions; what a step gives, the next consumes."""
@@ -159,17 +174,8 @@ def recurrent(follower: Follower, node: fx.Node) -> Values:
     for own in (weights[cell : cell + each] for cell in range(0, len(weights), each)):
         if states and len(states) % ways == 0:
             labels = torch.cat(states[-ways:])
-        inner = follower.weight_line(node, own[0], 1, None if labels is None else labels.numel())
-        _consume(follower, node, labels, inner, 1)
-        axes = (*((weight, 0) for weight in own), (own[1], 1))
-        *rows, back = (line for weight, axis in axes if (line := follower.weight_line(node, weight, axis)) is not None)
-        tie_rows(follower, rows[0], gates, node)
-        states.append(rows[0].reshape(gates, -1)[0])
-        for row in rows:
-            ledger.tie(row, rows[0])
-            ledger.carry(row)
-        ledger.consume(back)
-        ledger.tie(torch.stack([back, states[-1]]), states[0])
+        states.append(_cell(follower, node, labels, own, gates))
+        ledger.tie(states[-1], states[0])
     for given in follower.tensor_inputs(node)[1 : -len(weights)]:  # the first states
         ledger.tie(states[0] if (line := along(ledger, given, 2)) is None else line, states[0])
     for plane in (p for p in x.planes if 2 not in p.axes):
@@ -178,3 +184,37 @@ def recurrent(follower: Follower, node: fx.Node) -> Values:
     ledger.produce(out, follower.owner(node))
     lines = [out, *[states[0]] * (len(node.meta["val"]) - 1)]
     return [follower.value(node, [line_plane(line, 2, 3)], output=i) for i, line in enumerate(lines)]
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(follower: Follower, node: fx.Node) -> Values:
+    """One step of a recurrent layer."""
+    names = [name for name in ("w_ih", "w_hh", "b_ih", "b_hh") if isinstance(argument(node, name), fx.Node)]
+    own, before = [argument(node, name) for name in names], argument(node, "hx")
+    if 1 in shape_of(own[1]):
+        return opaque(follower, node)
+    gates = shape_of(own[1])[0] // shape_of(own[1])[1]
+    state = _cell(follower, node, follower.channels(follower.input(node, 0), 1, node), own, gates)
+    for given in before if isinstance(before, list | tuple) else (before,):
+        if (line := along(follower.ledger, follower.resolve(given), 1)) is not None:
+            follower.ledger.tie(line, state)
+    follower.ledger.produce(state, follower.owner(node))
+    if not isinstance(node.meta["val"], list | tuple):
+        return follower.value(node, [line_plane(state, 1, 2)])
+    return [follower.value(node, [line_plane(state, 1, 2)], output=i) for i in range(len(node.meta["val"]))]
+
+
+def _cell(follower: Follower, node: fx.Node, labels: Tensor | None, own: Sequence[fx.Node], gates: int) -> Tensor:
+    """Tie the gates of a cell: its input is consumed, its state produced and consumed; return the state's labels."""
+    ledger, inner = follower.ledger, follower.weight_line(node, own[0], 1, None if labels is None else labels.numel())
+    _consume(follower, node, labels, inner, 1)
+    axes = (*((weight, 0) for weight in own), (own[1], 1))
+    *rows, back = (line for weight, axis in axes if (line := follower.weight_line(node, weight, axis)) is not None)
+    tie_rows(follower, rows[0], gates, node)
+    state = rows[0].reshape(gates, -1)[0]
+    for row in rows:
+        ledger.tie(row, rows[0])
+        ledger.carry(row)
+    ledger.consume(back)
+    ledger.tie(back, state)
+    return state
