@@ -215,10 +215,16 @@ def _shared(take: Take, before: ChannelGraph, after: ChannelGraph, origin: Ints,
     mine, by = share.entries.numpy()[take.index], 1.0
     if share.rooted is not None:  # the operator divides by the root of how many there are
         node, along = share.rooted
-        old, new = (g.follower.values[node].shape[along] for g in (before, after))
+        old, new = (_value(graph, node).shape[along] for graph in (before, after))
         by = math.sqrt(old / new)
     copies = times[before.channels_of(before.axis_labels(axis))[take.index]]
     return Take(take.index, np.where(mine, copies * by, take.copies))
+
+
+def _value(graph: ChannelGraph, node: str) -> Value:
+    found = graph.follower.values[node]
+    assert isinstance(found, Value)
+    return found
 
 
 def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axis) -> Ints:

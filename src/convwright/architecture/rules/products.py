@@ -216,11 +216,10 @@ def _keep_in_step(follower: Follower, node: fx.Node, table: Tensor) -> None:
 
 def _entering(follower: Follower, path: str, table: Tensor, batches: bool) -> tuple[fx.Node, int] | None:
     """Return the value that enters a module, and its axis that is as long as all heads together; None if none is."""
-    calls = [n for n in follower.walked.graph.nodes if n.op == "call_function"]
-    outside = (s for n in calls if path in module_paths(n) for s in n.all_input_nodes if path not in module_paths(s))
-    source = next((s for s in outside if s.name not in follower.walked.tensors), None)
-    value = None if source is None else follower.resolve(source)
-    for plane in () if value is None or source is None else value.planes:
+    inside = [n for n in follower.walked.graph.nodes if n.op == "call_function" and path in module_paths(n)]
+    outside = (source for n in inside for source in n.all_input_nodes if path not in module_paths(source))
+    source: fx.Node = next(each for each in outside if each.name not in follower.walked.tensors)
+    for plane in follower.resolve(source).planes:
         long = plane.labels.numel()
         equal = table.numel() % long == long % table.shape[1] == 0 if batches else table.numel() == long
         if len(plane.axes) == 1 and equal:
@@ -281,9 +280,9 @@ def _sources(follower: Follower, reader: fx.Node, at: fx.Node, wanted: set[int])
             given = [(weight, int("transpose" in name)), (argument(at, "bias"), 0)]
             found = [_entries(follower, at, each, axis, wanted) for each, axis in given if isinstance(each, fx.Node)]
             return [each for each in found if each] if len(weight.users) == 1 and all(found) else []
-        carrying = [n for n in at.all_input_nodes if wanted & _labels(follower, n)]
-        scaled = name in _SCALED_NAMES or RULES.get(name) in _SCALED
-        if not scaled or len(carrying) != 1 or (name == "div" and carrying[0] is not at.args[0]):
+        operands = at.all_input_nodes if name == "mul" else at.all_input_nodes[:1]
+        carrying = [n for n in operands if wanted & _labels(follower, n)]
+        if len(carrying) != 1 or not (name in _SCALED_NAMES or RULES.get(name) in _SCALED):
             return []
         reader, at = at, carrying[0]
     return []
