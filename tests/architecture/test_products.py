@@ -132,6 +132,12 @@ def channel_attention(net, x):
     return (scores @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
+def separate_channel_attention(net, x):
+    """The values have a layer of their own, which must not be divided: the shares of copies are smaller already."""
+    scores = (x.flatten(2) @ x.flatten(2).mT).softmax(-1)
+    return (scores @ net.mid(x).flatten(2)).unflatten(2, x.shape[2:])
+
+
 def test_a_sum_of_squares_is_a_statistic_and_says_so():
     arch = read_random(Matrix(gram), (2, 3, 4, 4))
     assert [text.split(" ")[0] for text in arch.group("stem").across] == ["matmul"]
@@ -141,8 +147,9 @@ def test_a_sum_of_squares_is_a_statistic_and_says_so():
     assert change.notes[0].startswith("a statistic runs across these channels: matmul")
 
 
-def test_a_matrix_of_channels_keeps_both_sides_in_step():
-    arch = read_random(Matrix(channel_attention), (2, 3, 4, 4))
+@pytest.mark.parametrize("way", [channel_attention, separate_channel_attention])
+def test_a_matrix_of_channels_keeps_both_sides_in_step(way):
+    arch = read_random(Matrix(way), (2, 3, 4, 4))
     assert {g.name: g.size for g in arch.free_groups} == {"stem": 7, "back": 5}
     assert ("mid.weight", 0) in {(m.tensor, m.axis) for m in arch.group("stem").members}
     assert arch.apply(cw.Width("stem", 14)).changes[0].exact  # a softmax of whole multiples keeps its shares

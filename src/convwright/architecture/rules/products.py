@@ -142,7 +142,7 @@ def _summed(
         if len(tables) == 2:
             ledger.tie_rows(torch.cat(tables))
             follower.products.append((node, list(zip(operands, axes, tables, strict=True))))
-            if module_class(node) == "MultiheadAttention":
+            if len(tables[0]) > 1:  # heads
                 _keep_in_step(follower, node, tables[0])
         elif tables:
             ledger.freeze(tables[0], f"they are summed over with what carries no channels at {describe(node)}")
@@ -260,6 +260,8 @@ def share_products(follower: Follower) -> None:
     sum is a statistic across the channels: another number of them changes it.
     """
     for node, sides in follower.products:
+        if any(_weighs(at) for at, *_ in sides):
+            continue  # shares of one: those of copies are smaller by themselves
         by_root = operator_name(node) == "scaled_dot_product_attention" and argument(node, "scale") is None
         by_root = by_root or module_class(node) == "MultiheadAttention"
         for at, axis, table in sides if sides[0][0] is not sides[1][0] else ():
@@ -270,6 +272,13 @@ def share_products(follower: Follower) -> None:
         else:
             follower.ledger.across += [(table, (0, 1), describe(node)) for *_, table in sides]
     follower.products.clear()
+
+
+def _weighs(at: fx.Node) -> bool:
+    """Whether a side is a softmax, or a score that attention takes one of."""
+    while operator_name(at) in _SCALED_NAMES or RULES.get(operator_name(at)) in _SCALED:
+        at = at.all_input_nodes[0]
+    return operator_name(at) in ("softmax", "_softmax", "scaled_dot_product_attention")
 
 
 def _sources(follower: Follower, reader: fx.Node, at: fx.Node, wanted: set[int]) -> list[Entries]:
