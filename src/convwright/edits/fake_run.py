@@ -54,12 +54,12 @@ class Failure:
     Attributes:
         modules: paths of the modules whose code may hold the number, the innermost first.
         message: what happened, with the source line where it is known.
-        progress: how many modules had given the expected shape before.
+        progress: how many modules had given the expected shape before, and the line where it stopped.
     """
 
     modules: tuple[str, ...]
     message: str
-    progress: int
+    progress: tuple[int, int]
 
 
 class _DeviationError(Exception):
@@ -115,7 +115,7 @@ class TrialNetwork:
         except EditError:
             raise
         except Exception as error:  # a weight that is computed from others runs the user's own code
-            return Failure((), _describe(error), 0)
+            return Failure((), _describe(error), (0, 0))
         store(changed, repairs)
         values, passed = plan.after.follower.values, list[str]()
 
@@ -129,7 +129,8 @@ class TrialNetwork:
             _run_noting(changed, self.inputs, compare)
         except Exception as error:  # the user's own forward may raise anything: what it says is handed on
             names = {module: name for name, module in changed.named_modules()}
-            return Failure(_suspects(error, names), _describe(error), len(passed))
+            line = where.line if (where := user_frame(error)) else 0
+            return Failure(_suspects(error, names), _describe(error), (len(passed), line))
         return None
 
     def failure_at(self, example_input: Tensor) -> str:
