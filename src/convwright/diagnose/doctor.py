@@ -24,7 +24,6 @@ from convwright.runs.load import read_named
 from convwright.tables import add_row, brief, new_table
 
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
-_CONVOLUTIONAL = 0.5  # share of the MACs in convolutions from which a network counts as convolutional
 _OWN_DESIGN = "they are the network's "  # input or output: fixed on purpose
 _LINE = re.compile(r"[\w.-]+\.py:\d+(?: `[^`]*`)?")
 _PLACE = re.compile(r"\b(?:at|for) (?P<operator>\w+) in (?P<module>[\w.]+|the network itself)(?= \(|$)")
@@ -331,11 +330,6 @@ def _area(name: str) -> int:
 
 def _advice(found: Diagnosis) -> Iterable[str]:
     """Yield what to change for what is in the way."""
-    if found.conv_share < _CONVOLUTIONAL and any(o.advice == _ATTENTION for o in found.frozen):
-        yield (
-            f"this network computes with attention, {found.conv_share:.0%} of its MACs are in convolutions; convwright "
-            "is made for convolutional networks, and changes the rest where it can."
-        )
     for wish, obstacles in (
         ("change the width of", [o for o in found.frozen if not o.reason.startswith(_OWN_DESIGN)]),
         ("remove", found.removable.obstacles),

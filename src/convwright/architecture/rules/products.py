@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -28,48 +28,56 @@ if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
 
 
+class Side(NamedTuple):
+    """An operand of a product: its node, its value, and a letter for each of its axes."""
+
+    node: fx.Node
+    value: Value
+    letters: str
+
+
 @rule("matmul", "mm", "bmm", "baddbmm")
 def matmul(follower: Follower, node: fx.Node) -> Values:
     """Rows and columns pass, the contracted axis is summed over; `baddbmm` adds its first operand."""
-    operands = list(node.args[-2:])
-    values, rank = [follower.resolve(operand) for operand in operands], len(shape_of(node))
-    if min(v.ndim for v in values) < 2:
-        return opaque(follower, node)
-    batch = string.ascii_uppercase[: rank - 2]
-    terms = [batch[rank - v.ndim :] + letters for v, letters in zip(values, ("ik", "kj"), strict=True)]
-    planes = _product(follower, node, operands, values, terms, f"{batch}ij")
+    rank, sides = len(shape_of(node)), list[Side]()
+    for which, letters in ((-2, "ik"), (-1, "kj")):
+        value = follower.resolve(node.args[which])
+        if value.ndim < 2:
+            return opaque(follower, node)
+        batch = string.ascii_uppercase[rank - value.ndim : rank - 2]
+        sides.append(Side(node.args[which], value, batch + letters))  # type: ignore[arg-type]
+    planes = _product(follower, node, sides, string.ascii_uppercase[: rank - 2] + "ij")
     if len(node.args) > 2:
         planes = merge(follower.ledger, [Value((1,) * rank, planes), follower.input(node, 0)], rank)
-    return follower.value(node, planes, all(v.weight for v in values))
+    return follower.value(node, planes, all(side.value.weight for side in sides))
 
 
 @rule("einsum")
 def einsum(follower: Follower, node: fx.Node) -> Values:
     """A product, its axes named by letters."""
-    operands, terms = [list(each) for each in zip(*einsum_operands(node), strict=True)] or [[], []]
-    if len(operands) != 2:
+    sides = [Side(operand, follower.resolve(operand), letters) for operand, letters in einsum_operands(node)]
+    if len(sides) != 2:
         return opaque(follower, node)
-    values = [follower.resolve(operand) for operand in operands]
-    planes = _product(follower, node, operands, values, terms, str(node.args[0]).replace(" ", "").partition("->")[2])
-    return follower.value(node, planes, all(v.weight for v in values))
+    planes = _product(follower, node, sides, str(node.args[0]).replace(" ", "").partition("->")[2])
+    return follower.value(node, planes, all(side.value.weight for side in sides))
 
 
 @rule("scaled_dot_product_attention")
 def attention(follower: Follower, node: fx.Node) -> Values:
     """Products of queries and keys, softmax over the keys, times the values."""
     operands = [argument(node, name) for name in ("query", "key", "value")]
-    query, key, value = (follower.resolve(operand) for operand in operands)
-    if argument(node, "enable_gqa") or len({query.ndim, key.ndim, value.ndim}) > 1:
+    rank, batch = len(shape_of(node)), string.ascii_uppercase[: len(shape_of(node)) - 2]
+    if argument(node, "enable_gqa") or any(len(shape_of(each)) != rank for each in operands):
         return opaque(follower, node)
-    mask = follower.optional_input(node, "attn_mask")
-    if mask is not None:
+    if (mask := follower.optional_input(node, "attn_mask")) is not None:
         follower.ledger.freeze_value(mask, f"they lie along the scores of {describe(node)}")
-    batch = string.ascii_uppercase[: query.ndim - 2]
-    scores = _summed(follower, node, operands[:2], [query, key], [f"{batch}id", f"{batch}jd"], f"{batch}ij")
-    weights = Value((1,) * query.ndim, scores)
-    across(follower, weights, (query.ndim - 1,), node)
-    terms = [f"{batch}ij", f"{batch}je"]
-    return follower.value(node, _summed(follower, node, [node, operands[2]], [weights, value], terms, f"{batch}ie"))
+    query, key, value = (
+        Side(each, follower.resolve(each), batch + letters)
+        for each, letters in zip(operands, ("id", "jd", "je"), strict=True)
+    )
+    scores = Value((1,) * rank, _summed(follower, node, (query, key), f"{batch}ij"))
+    across(follower, scores, (rank - 1,), node)
+    return follower.value(node, _summed(follower, node, (Side(node, scores, f"{batch}ij"), value), f"{batch}ie"))
 
 
 @rule("mv", "dot", "vdot")
@@ -90,73 +98,58 @@ def inner_product(follower: Follower, node: fx.Node) -> Values:
     return follower.value(node, [] if rows is None else [line_plane(rows, 0, 1)], weight=True)
 
 
-def _product(
-    follower: Follower,
-    node: fx.Node,
-    operands: Sequence[Any],
-    values: Sequence[Value],
-    terms: Sequence[str],
-    out: str,
-) -> tuple[Plane, ...]:
-    """Return the planes of a product of two; their axes and those of the result are named by letters."""
-    if not any(v.weight for v in values):
-        return _summed(follower, node, operands, values, terms, out)
-    ledger, which = follower.ledger, 1 if values[1].weight else 0
-    for letter in set(terms[0]) & set(terms[1]):
-        axes = [term.index(letter) for term in terms]
-        own, other = (along(ledger, values[i], axes[i]) for i in (which, 1 - which))
+def _product(follower: Follower, node: fx.Node, sides: Sequence[Side], out: str) -> tuple[Plane, ...]:
+    """Return the planes of a product; the axes of the result are named by letters, too."""
+    if not any(side.value.weight for side in sides):
+        return _summed(follower, node, sides, out)
+    ledger, (weight, given) = follower.ledger, sides[::-1] if sides[1].value.weight else sides
+    for letter in set(weight.letters) & set(given.letters):
+        own, other = (along(ledger, side.value, side.letters.index(letter)) for side in (weight, given))
         if own is None:
             continue
         if other is not None:
             ledger.tie(own, other)
-        elif letter not in out or values[1 - which].shape[axes[1 - which]] > 1:
+        elif letter not in out or given.value.shape[given.letters.index(letter)] > 1:
             ledger.freeze(own, f"its input carries no channels at {describe(node)}")
         if letter not in out:
             ledger.consume(own)
-    placed = [_placed(follower, v, term, out) for v, term in zip(values, terms, strict=True)]
-    for plane in placed[which].planes:
-        if not any(set(plane.axes) & set(other.axes) for other in placed[1 - which].planes):
+    placed = [_placed(follower, side.value, side.letters, out) for side in sides]
+    for plane in placed[sides.index(weight)].planes:
+        if not any(set(plane.axes) & set(other.axes) for other in placed[sides.index(given)].planes):
             ledger.produce(plane.labels, follower.owner(node))
     return merge(ledger, placed, len(out))
 
 
-def _summed(
-    follower: Follower,
-    node: fx.Node,
-    operands: Sequence[fx.Node],
-    values: Sequence[Value],
-    terms: Sequence[str],
-    out: str,
-) -> tuple[Plane, ...]:
+def _summed(follower: Follower, node: fx.Node, sides: Sequence[Side], out: str) -> tuple[Plane, ...]:
     """Return the planes of a product of two activations.
 
     Channels that are summed over are the same on both sides. The batch axes are heads, or what else there is: as all
     have equally many channels, a channel is one place in all of them.
     """
-    ledger, kept = follower.ledger, list[tuple[Plane, ...]]()
-    summed = [letter for letter in terms[0] if letter in terms[1] and letter not in out]
-    for letter in summed:
-        axes = [term.index(letter) for term in terms]
-        planes = [value.plane_at(axis) for value, axis in zip(values, axes, strict=True)]
-        tables = [_table(plane, [axis]) for plane, axis in zip(planes, axes, strict=True) if plane is not None]
+    ledger, both = follower.ledger, [letter for letter in sides[0].letters if letter in sides[1].letters]
+    summed, kept = set(both) - set(out), []
+    for letter in (each for each in both if each in summed):
+        axes = [side.letters.index(letter) for side in sides]
+        planes = [side.value.plane_at(axis) for side, axis in zip(sides, axes, strict=True)]
+        tables = [_table(plane, axis) for plane, axis in zip(planes, axes, strict=True) if plane is not None]
         if len(tables) == 2:
             ledger.tie_rows(torch.cat(tables))
-            follower.products.append((node, list(zip(operands, axes, tables, strict=True))))
+            follower.products.append((node, [(s.node, a, t) for s, a, t in zip(sides, axes, tables, strict=True)]))
             if len(tables[0]) > 1:  # heads
                 _keep_in_step(follower, node, tables[0])
         elif tables:
             ledger.freeze(tables[0], f"they are summed over with what carries no channels at {describe(node)}")
-    for value, term in zip(values, terms, strict=True):
-        whole = [p for p in value.planes if not any(term[a] in summed for a in p.axes)]
-        kept.append(_placed(follower, Value(value.shape, tuple(whole)), term, out).planes)
-    heads = {out.index(letter) for letter in out if letter in terms[0] and letter in terms[1]}
-    return merge(ledger, [Value((1,) * len(out), _by_heads(follower, node, kept, i, heads)) for i in (0, 1)], len(out))
+    for side in sides:
+        whole = tuple(p for p in side.value.planes if not any(side.letters[a] in summed for a in p.axes))
+        kept.append(_placed(follower, Value(side.value.shape, whole), side.letters, out).planes)
+    heads = {out.index(letter) for letter in both if letter in out}
+    return merge(ledger, [_by_heads(follower, node, kept, i, heads) for i in (0, 1)], len(out))
 
 
 def _by_heads(
     follower: Follower, node: fx.Node, planes: Sequence[Sequence[Plane]], which: int, heads: set[int]
-) -> tuple[Plane, ...]:
-    """Return the planes of one operand, with channels at the same place of each head tied."""
+) -> Value:
+    """Return one side with the channels at the same place of each head tied."""
     split = [any(heads & set(p.axes) and set(p.axes) - heads for p in each) for each in planes]
     kept = []
     for plane in planes[which]:
@@ -165,13 +158,13 @@ def _by_heads(
             follower.ledger.freeze(plane.labels, f"they lie along the heads of {describe(node)}")
             continue
         if free:
-            table = _table(plane, free)
+            table = _table(plane, *free)
             follower.ledger.tie_rows(table)
             _keep_in_step(follower, node, table)
             if split[1 - which]:  # both vary along heads: the channels of the first stand for all
                 plane = Plane(narrowed(plane.labels, heads & set(plane.axes)), tuple(free))
         kept.append(plane)
-    return tuple(kept)
+    return Value((1,) * len(shape_of(node)), tuple(kept))
 
 
 def _placed(follower: Follower, x: Value, term: str, out: str) -> Value:
@@ -186,19 +179,16 @@ def _placed(follower: Follower, x: Value, term: str, out: str) -> Value:
     return Value((1,) * len(out), tuple(planes))  # merging asks for the rank alone
 
 
-def _table(plane: Plane, axes: Sequence[int]) -> Tensor:
+def _table(plane: Plane, *axes: int) -> Tensor:
     """Return the labels of a plane with some of its axes as columns, and all others as rows."""
-    columns = plane.labels.movedim(list(axes), list(range(-len(axes), 0)))
+    columns = plane.labels.movedim(axes, tuple(range(-len(axes), 0)))
     return columns.reshape(-1, columns.shape[-len(axes) :].numel())
 
 
 def _keep_in_step(follower: Follower, node: fx.Node, table: Tensor) -> None:
-    """Tie sizes to those of what enters the module, if equal: its code says ``n, c, h, w = x.shape`` and views by that.
+    """Tie the sizes of a table, heads by channels, to those of what enters the module, if they are equal.
 
-    Args:
-        follower: the walk.
-        node: the product.
-        table: labels, heads by channels.
+    Its code says ``n, c, h, w = x.shape``, and views by that.
     """
     path, made = module_path(node), follower.entering.setdefault(follower.key(node), [])
     if follower.guide is None:
