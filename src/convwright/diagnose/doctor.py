@@ -208,10 +208,8 @@ def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, fl
     return macs / max(costs.macs, 1), min(1.0, params / max(costs.params, 1))
 
 
-_ATTENTION = "leave it: products of two inputs, as in attention, keep their widths; what lies around them can change"
 _WIDTH_ADVICE = (
     ("they are the network's", ""),
-    ("no rule for (scaled_dot_product_attention|matmul|bmm|einsum)", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
     ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
@@ -339,8 +337,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
     ):
         for obstacle in obstacles:
             where = f", change this line: {obstacle.line}" if obstacle.line else ""
-            if obstacle.advice == _ATTENTION:
-                where = f", see {obstacle.line}"
             if obstacle.advice:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
 

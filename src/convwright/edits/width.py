@@ -357,12 +357,11 @@ class UnrunnableWidthsError(EditError):
     """
 
     def __init__(self, cause: UnrepairableError) -> None:
-        kept = bool(cause.held)
         self.what = f"the network does not run with these widths: {cause}."
-        self.near = () if kept else tuple(cause.near)
+        self.near = () if cause.held else tuple(cause.near)
         concerned = ", ".join(cause.groups[:4]) or "unknown"
         written = "A size is written down there; take it from a tensor's shape instead, or leave"
-        super().__init__(f"{self.what} {'Leave' if kept else written} these channels as they are: {concerned}.")
+        super().__init__(f"{self.what} {'Leave' if cause.held else written} these channels as they are: {concerned}.")
 
 
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:

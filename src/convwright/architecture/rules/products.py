@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -220,15 +219,10 @@ def _entering(follower: Follower, path: str, table: Tensor, batches: bool) -> tu
 # ------------------------------------------------------------------ copies of channels that are summed over
 
 
-@dataclass(frozen=True, eq=False)
-class Share:
-    """Entries of a parameter axis that one side of a product of activations is proportional to.
+class Share(NamedTuple):
+    """Entries of a parameter axis that one side of a product is proportional to: divided among copies, the sum stays.
 
-    The product counts a channel once for each of its copies: with these entries divided, the sum stays.
-
-    Attributes:
-        entries: which ones, as truth values.
-        rooted: node and axis of that side, if the operator divides by the root of how many channels lie there.
+    ``rooted`` is node and axis of that side, if the operator divides by the root of how many channels lie there.
     """
 
     entries: Tensor
