@@ -230,3 +230,15 @@ def test_sides_that_code_shares_are_divided_on_the_other():
     assert new.changes[0].exact
     assert torch.equal(new.model.mid.weight, net.mid.weight.repeat_interleave(2, 0))
     assert torch.equal(new.model.key.weight, net.key.weight.repeat_interleave(2, 0) / 2)
+
+
+def test_a_scale_that_code_computes_from_the_size_is_the_reason():
+    class Scaled(Attention):
+        def __init__(self):
+            super().__init__(lambda q, k, v: v @ ((q * q.shape[2] ** -0.5).mT @ k).softmax(-1).mT)
+
+    arch = read_random(Scaled(), (2, 3, 8, 8))
+    with pytest.warns(cw.InexactEditWarning, match="computes a scale from the number of channels: matmul"):
+        (change,) = arch.apply(cw.Width("q", HEADS * 14)).changes
+    assert not change.exact
+    assert arch.apply(cw.Width("v", HEADS * 10)).changes[0].exact

@@ -222,11 +222,13 @@ def _entering(follower: Follower, path: str, table: Tensor, batches: bool) -> tu
 class Share(NamedTuple):
     """Entries of a parameter axis that one side of a product is proportional to: divided among copies, the sum stays.
 
-    ``rooted`` is node and axis of that side, if the operator divides by the root of how many channels lie there.
+    ``rooted`` is node and axis of that side, if the operator divides by the root of how many channels lie there;
+    ``product`` is the operator in words.
     """
 
     entries: Tensor
     rooted: tuple[str, int] | None
+    product: str
 
 
 Entries = tuple[tuple[str, int], Tensor]
@@ -251,7 +253,7 @@ def share_products(follower: Follower) -> None:
         for at, axis, table in sides if sides[0][0] is not sides[1][0] else ():
             if found := dict(_sources(follower, node, at, set(table.reshape(-1).tolist()))):
                 rooted = (follower.key(at), axis) if by_root else None
-                follower.shares |= {each: Share(entries, rooted) for each, entries in found.items()}
+                follower.shares |= {each: Share(entries, rooted, describe(node)) for each, entries in found.items()}
                 break
         else:
             follower.ledger.across += [(table, (0, 1), describe(node)) for *_, table in sides]
