@@ -38,7 +38,7 @@ from convwright.architecture.labels import (
     reshape_blocks,
     with_sizes,
 )
-from convwright.architecture.rules import opaque, rule_for
+from convwright.architecture.rules import Share, opaque, rule_for, share_products
 
 if TYPE_CHECKING:
     from convwright.architecture.channels import Resized
@@ -55,6 +55,9 @@ class Follower:
         unknown: nodes without a rule that had labels at their inputs.
         changing_axes: reshape -> the axis that takes a change of size, as runs at other sizes have shown.
         guessed: reshapes in which several axes could have taken the change of size.
+        shares: (tensor, axis) -> the entries to divide among copies: a product of activations multiplies them.
+        products: node, and both sides with axis and labels, of the products of activations that are summed over labels.
+        entering: product -> what enters its module as wide as it, and keeps its size in step.
         broken: nodes whose rule raised an exception, with the reason that freezes what enters there.
     """
 
@@ -70,9 +73,12 @@ class Follower:
         self.changing_axes: dict[str, int] = {}
         self.guessed: list[fx.Node] = []
         self.broken: dict[str, str] = {}
+        self.shares: dict[tuple[str, int], Share] = {}
+        self.products: list[tuple[fx.Node, list[tuple[fx.Node, int, Tensor]]]] = []
+        self.entering: dict[str, list[tuple[fx.Node, int] | None]] = {}
         self.input_labels: list[Tensor] = []
         self._met: set[tuple[str, int]] = set()
-        self._walked = capture  # the graph that is being walked: eval, then training if there is one
+        self.walked = capture  # the graph that is being walked: eval, then training if there is one
 
     def run(self) -> Follower:
         """Walk the whole graph; then the training graph, for what only training uses."""
@@ -82,7 +88,7 @@ class Follower:
         return self
 
     def _walk(self, capture: Capture) -> None:
-        self._walked = capture
+        self.walked = capture
         for node in capture.graph.nodes:
             if node.op == "placeholder":
                 self.values[self.key(node)] = self._enter(node)
@@ -90,10 +96,12 @@ class Follower:
                 self.values[self.key(node)] = self._call(node)
             elif node.op == "output":
                 self._leave(node)
+        if self.guide is None:
+            share_products(self)
 
     def key(self, node: fx.Node) -> str:
         """Return the name under which a node's value is kept (training nodes have a prefix)."""
-        return node.name if self._walked is self.capture else f"training/{node.name}"
+        return node.name if self.walked is self.capture else f"training/{node.name}"
 
     def _call(self, node: fx.Node) -> Values:
         if node.meta.get("val") is None:  # assertions return nothing
@@ -115,7 +123,7 @@ class Follower:
             return opaque(self, node, self.broken[key])
 
     def _enter(self, node: fx.Node) -> Value:
-        name = self._walked.tensors.get(node.name)
+        name = self.walked.tensors.get(node.name)
         if name is not None:
             return self._parameter(node, name)
         shape = shape_of(node)
@@ -142,7 +150,7 @@ class Follower:
         for producer in node.all_input_nodes:
             value = self.values[self.key(producer)]
             for each in value if isinstance(value, list) else [value]:
-                where = self._walked.outputs.get(producer.name) or module_path(producer) or "the network itself"
+                where = self.walked.outputs.get(producer.name) or module_path(producer) or "the network itself"
                 self.ledger.freeze_value(each, f"they are the network's output ({where})")
 
     def resolve(self, node: Any) -> Value:
@@ -267,7 +275,7 @@ class Follower:
             likely = [a for a in possible if a in channel_axes]
             shown = self.guide.old.follower.changing_axes.get(node.name)  # training runs the same code
             candidates = [shown] if shown in possible else [*likely, *(a for a in possible if a not in likely)]
-            if shown is None and len(possible) > 1 and self._walked is self.capture:
+            if shown is None and len(possible) > 1 and self.walked is self.capture:
                 self.guessed.append(node)
             for axis in candidates:
                 if after[axis] * now % was == 0:

@@ -267,7 +267,8 @@ def _is_cheap(node: fx.Node, layer: Layer) -> bool:
     if layer.kind != "other":  # a convolution or product in a form without a formula
         return False
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    return pointwise or layer.operator in RULES or layer.operator in _NO_ARITHMETIC
+    ruled = layer.operator in RULES and not layer.operator.startswith(("fft_", "deform_conv"))
+    return pointwise or ruled or layer.operator in _NO_ARITHMETIC
 
 
 def _cost(layer: LayerCost) -> ModuleCost:

@@ -105,6 +105,8 @@ class FormMaker:
         labels = plane.labels
         for other in plane.axes:
             labels = labels if other == axis else labels.narrow(other, 0, 1)
+        if len(plane.axes) > 1 and len(set(self.graph.channels_of(labels).tolist())) == 1:
+            return Form(labels.numel())  # heads, of which each has every channel
         return self._counted(labels)
 
     def parameter_axis(self, name: str, axis: int, size: int) -> Form:

@@ -143,6 +143,11 @@ def _recurrent(node: fx.Node) -> Work | None:
     return tuple((Length(x, 0), Length(x, 1), Numel(matrix)) for matrix in matrices)
 
 
+@counts("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell(node: fx.Node) -> Work:
+    return tuple((Length(_operand(node, "input"), 0), Numel(_operand(node, name))) for name in ("w_ih", "w_hh"))
+
+
 @counts("einsum")
 def _einsum(node: fx.Node) -> Work:
     """A product over all letters; of other forms, what torch decomposes them into, found on empty tensors."""

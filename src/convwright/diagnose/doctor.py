@@ -16,7 +16,7 @@ from convwright.architecture import Architecture, ChannelGroup, Layer
 from convwright.cost import profile
 from convwright.edits import check_execution
 from convwright.edits.depth import why_not_removable, why_not_repeatable
-from convwright.edits.fake_run import ATTENTION, TrialNetwork
+from convwright.edits.fake_run import TrialNetwork
 from convwright.edits.kernel import Kernel, kernel_size, why_not_kernel
 from convwright.edits.rerun import branch_on_values
 from convwright.edits.summary import shape_words
@@ -24,7 +24,6 @@ from convwright.runs.load import read_named
 from convwright.tables import add_row, brief, new_table
 
 _FACTORS = (0.25, 0.5, 0.75, 1.5, 2.0)  # of the input's size, that are tried
-_CONVOLUTIONAL = 0.5  # share of the MACs in convolutions from which a network counts as convolutional
 _OWN_DESIGN = "they are the network's "  # input or output: fixed on purpose
 _LINE = re.compile(r"[\w.-]+\.py:\d+(?: `[^`]*`)?")
 _PLACE = re.compile(r"\b(?:at|for) (?P<operator>\w+) in (?P<module>[\w.]+|the network itself)(?= \(|$)")
@@ -209,15 +208,12 @@ def _shares(arch: Architecture, free: Sequence[ChannelGroup]) -> tuple[float, fl
     return macs / max(costs.macs, 1), min(1.0, params / max(costs.params, 1))
 
 
-_ATTENTION = "leave it: products of two inputs, as in attention, keep their widths; what lies around them can change"
 _WIDTH_ADVICE = (
     ("they are the network's", ""),
-    ("no rule for (scaled_dot_product_attention|matmul|bmm|einsum)", _ATTENTION),
     ("no rule for", "write it with operators that convwright knows, or give it a rule: see CONTRIBUTING"),
-    (ATTENTION, _ATTENTION),
     ("batch axis", "keep the batch axis apart from the channels: reshape within one image only"),
     ("channels are padded by a constant", "use a 1x1 convolution on the shortcut instead of padding channels"),
-    ("channel is taken", "take one contiguous part of the channels"),
+    ("channel is taken|one in . is taken|by their numbers", "take one contiguous part of the channels"),
     ("each channel is a group of its own", "use batch norm, or a group norm with fewer groups than channels"),
     ("spatial axis", "nothing to do: the input's size decides, not the width"),
     ("computed weight hides", "store the weight as a plain parameter, with its output channels on axis 0"),
@@ -227,7 +223,7 @@ _WIDTH_ADVICE = (
 
 
 def _width_advice(reason: str, executed: bool) -> str:
-    if executed and reason != ATTENTION and "keeps its width" not in reason:
+    if executed and "keeps its width" not in reason:
         return "take the size from a tensor's shape, such as x.shape[1], or store it as an attribute that the line uses"
     return next((advice for sign, advice in _WIDTH_ADVICE if re.search(sign, reason)), "")
 
@@ -332,11 +328,6 @@ def _area(name: str) -> int:
 
 def _advice(found: Diagnosis) -> Iterable[str]:
     """Yield what to change for what is in the way."""
-    if found.conv_share < _CONVOLUTIONAL and any(o.advice == _ATTENTION for o in found.frozen):
-        yield (
-            f"this network computes with attention, {found.conv_share:.0%} of its MACs are in convolutions; convwright "
-            "is made for convolutional networks, and changes the rest where it can."
-        )
     for wish, obstacles in (
         ("change the width of", [o for o in found.frozen if not o.reason.startswith(_OWN_DESIGN)]),
         ("remove", found.removable.obstacles),
@@ -346,8 +337,6 @@ def _advice(found: Diagnosis) -> Iterable[str]:
     ):
         for obstacle in obstacles:
             where = f", change this line: {obstacle.line}" if obstacle.line else ""
-            if obstacle.advice == _ATTENTION:
-                where = f", see {obstacle.line}"
             if obstacle.advice:
                 yield f"to {wish} {brief(obstacle.names)}{where}: {obstacle.advice}"
 

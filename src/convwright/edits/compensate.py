@@ -140,8 +140,10 @@ def inexact_reasons(plan: ChannelRemap, name: str) -> tuple[str, ...]:
     tensors = {member.tensor for member in group.members}
     capture = plan.before.follower.capture
     computed = (layer.path for layer in computed_layers(plan) if tensors & set(sources_of(capture, layer.weight)))
+    shares = [share.product for (tensor, _), share in plan.before.follower.shares.items() if tensor in tensors]
     return (
         *(f"a statistic runs across these channels: {operator}" for operator in group.across),
+        *(f"the code computes a scale from the number of channels: {product}" for product in dict.fromkeys(shares)),
         *(f"the weight of {path} is computed from what changes" for path in dict.fromkeys(computed)),
     )
 

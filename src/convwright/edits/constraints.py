@@ -121,7 +121,8 @@ def width_range(graph: ChannelGraph, group: ChannelGroup, divisor: DivisorLike =
     and most are its present width. Where no multiple of ``auto`` is within the bounds, finer ones are taken.
     """
     family = [group, *(graph.group(name) for name in group.tied)]
-    multiples = [multiple_of(group, level) for level in levels_of(divisor)]
+    steps = [each.step for each in family if each.size == group.size]
+    multiples = [math.lcm(multiple_of(group, level), *steps) for level in levels_of(divisor)]
     fixed = WidthRange(group.size, group.size, multiples[0])
     if any(each.frozen for each in family) or multiples[-1] > group.size:
         return fixed

@@ -44,7 +44,6 @@ Stored = int | list[int]
 Repairs = dict[str, Stored]  # "module.attribute" -> its new value
 Shape = tuple[int, ...]
 
-ATTENTION = "nn.MultiheadAttention fixes its width"
 _MOST_RUNS = 48  # rehearsals of one edit: stored sizes are repaired class by class, so few are needed
 
 
@@ -55,12 +54,12 @@ class Failure:
     Attributes:
         modules: paths of the modules whose code may hold the number, the innermost first.
         message: what happened, with the source line where it is known.
-        progress: how many modules had given the expected shape before.
+        progress: how many modules had given the expected shape before, and the line where it stopped.
     """
 
     modules: tuple[str, ...]
     message: str
-    progress: int
+    progress: tuple[int, int]
 
 
 class _DeviationError(Exception):
@@ -116,7 +115,7 @@ class TrialNetwork:
         except EditError:
             raise
         except Exception as error:  # a weight that is computed from others runs the user's own code
-            return Failure((), _describe(error), 0)
+            return Failure((), _describe(error), (0, 0))
         store(changed, repairs)
         values, passed = plan.after.follower.values, list[str]()
 
@@ -130,7 +129,8 @@ class TrialNetwork:
             _run_noting(changed, self.inputs, compare)
         except Exception as error:  # the user's own forward may raise anything: what it says is handed on
             names = {module: name for name, module in changed.named_modules()}
-            return Failure(_suspects(error, names), _describe(error), len(passed))
+            line = where.line if (where := user_frame(error)) else 0
+            return Failure(_suspects(error, names), _describe(error), (len(passed), line))
         return None
 
     def failure_at(self, example_input: Tensor) -> str:
@@ -182,9 +182,6 @@ def _suspects(error: Exception, names: Mapping[nn.Module, str]) -> tuple[str, ..
 def _describe(error: Exception) -> str:
     if isinstance(error, _DeviationError):
         return str(error)
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if isinstance(frame.f_locals.get("self"), nn.MultiheadAttention):
-            return ATTENTION
     where = user_frame(error)
     return first_line(error).rstrip(".") + (f", at {where}" if where else "")
 

@@ -7,9 +7,11 @@ it continues, wherever the shape operators put them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,15 +48,15 @@ def signatures(graph: ChannelGraph) -> dict[Signature, ChannelGroup]:
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """The old index behind every new index of one axis, and how often its channel now occurs."""
+    """The old index behind every new index of one axis, and what to divide it by: how often its channel now occurs."""
 
     index: Ints
-    copies: Ints
+    copies: npt.NDArray[Any]
 
     def of(self, tensor: Tensor, axis: int, divide: bool = True) -> Tensor:
         """Take the indices along one axis of a tensor, and share what is summed over among the copies."""
         new = tensor.index_select(axis, torch.from_numpy(self.index).to(tensor.device))
-        if divide and bool((self.copies > 1).any()) and new.is_floating_point():
+        if divide and bool((self.copies != 1).any()) and new.is_floating_point():
             new = new / on_axis(torch.from_numpy(self.copies).to(new.device, new.dtype), axis, new.ndim)
         return new
 
@@ -147,7 +149,7 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
         lines = before.axis_labels(axis), after.axis_labels(axis)
         take = _take(before, after, lines, origin, axis, summed.get(axis, {}), known)
         if take is not None:
-            takes[axis] = take
+            takes[axis] = _shared(take, before, after, origin, axis)
     return ChannelRemap(before, after, chosen, takes, origin)
 
 
@@ -202,6 +204,27 @@ def _take(
         times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
         known[key] = Take(index, np.where(shared[group] & (group >= 0), times[old[index]], 1))
     return known[key]
+
+
+def _shared(take: Take, before: ChannelGraph, after: ChannelGraph, origin: Ints, axis: Axis) -> Take:
+    """Return a take of which entries that a product of activations multiplies by are divided among copies, too."""
+    share = before.follower.shares.get(axis)
+    if share is None:
+        return take
+    times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
+    mine, by = share.entries.numpy()[take.index], 1.0
+    if share.rooted is not None:  # the operator divides by the root of how many there are
+        node, along = share.rooted
+        old, new = (_value(graph, node).shape[along] for graph in (before, after))
+        by = math.sqrt(old / new)
+    copies = times[before.channels_of(before.axis_labels(axis))[take.index]]
+    return Take(take.index, np.where(mine, copies * by, take.copies))
+
+
+def _value(graph: ChannelGraph, node: str) -> Value:
+    found = graph.follower.values[node]
+    assert isinstance(found, Value)
+    return found
 
 
 def _lookup(old: tuple[Ints, Rows], new: tuple[Ints, Rows], own: Ints, axis: Axis) -> Ints:

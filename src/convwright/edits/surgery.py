@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -192,9 +193,15 @@ def mask(model: nn.Module, plan: ChannelRemap, besides: Collection[str] = ()) ->
             if member.role != "in" or member.tensor in besides:
                 continue
             channels = plan.before.channels_of(plan.before.axis_labels((member.tensor, member.axis)))
-            tensor = tensors[member.tensor]
-            kept = torch.from_numpy(~np.isin(channels, dropped)).to(tensor.device, tensor.dtype)
-            tensor.data.mul_(on_axis(kept, member.axis, tensor.ndim))
+            _zero(tensors[member.tensor], member.axis, np.isin(channels, dropped))
+        for (name, axis), share in plan.before.follower.shares.items():  # what multiplies them: zero, too
+            channels = plan.before.channels_of(plan.before.axis_labels((name, axis)))
+            _zero(tensors[name], axis, np.isin(channels, dropped) & share.entries.numpy())
+
+
+def _zero(tensor: Tensor, axis: int, places: npt.NDArray[np.bool_]) -> None:
+    kept = torch.from_numpy(~places).to(tensor.device, tensor.dtype)
+    tensor.data.mul_(on_axis(kept, axis, tensor.ndim))
 
 
 def tensors_in(output: object) -> list[Tensor]:
@@ -294,9 +301,16 @@ def _group_counts(graph: ChannelGraph) -> dict[str, int]:
 
 
 def _sync_module(module: nn.Module) -> None:
-    if isinstance(module, nn.RNNBase):
-        sizes = (getattr(module, f"weight_{matrix}_l0").shape[1] for matrix in ("ih", "hh"))
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+        sizes = (getattr(module, f"weight_{matrix}{layer}").shape[1] for matrix in ("ih", "hh"))
         module.input_size, module.hidden_size = sizes
+    if isinstance(module, nn.MultiheadAttention):
+        queries = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
+        module.embed_dim = queries.shape[1]
+        module.head_dim = module.embed_dim // module.num_heads
+        others = module.k_proj_weight, module.v_proj_weight
+        module.kdim, module.vdim = (module.embed_dim if each is None else each.shape[1] for each in others)
     weight = getattr(module, "weight", None)
     if weight is None:
         weight = getattr(module, "running_mean", None)  # a norm without scale and shift

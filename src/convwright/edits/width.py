@@ -23,7 +23,7 @@ from convwright.edits.compensate import compensate, gained_parameters, inexact_r
 from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
-from convwright.edits.fake_run import ATTENTION, Repairs, TrialNetwork, UnrepairableError, repaired, store
+from convwright.edits.fake_run import Repairs, TrialNetwork, UnrepairableError, repaired, store
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.rerun import changing_axes, executed
@@ -169,23 +169,21 @@ def _carry_ties(graph: ChannelGraph, units: Ints, wanted: set[int]) -> Ints:
             continue
         family = {graph.index[n] for n in graph.groups[first].tied} | {first}
         done |= family
-        open_groups = family - wanted
-        if not open_groups:
+        if family <= wanted:
             continue
         ratio = units[first] / graph.units[first]
-        _scale_along_producers(graph, units, open_groups, ratio)
+        _scale_along_producers(graph, units, family, family - wanted, ratio)
     return units
 
 
-def _scale_along_producers(graph: ChannelGraph, units: Ints, pending: set[int], ratio: float) -> None:
-    pending = set(pending)
+def _scale_along_producers(graph: ChannelGraph, units: Ints, family: set[int], pending: set[int], ratio: float) -> None:
     for labels, _ in graph.follower.ledger.produced:
         if not pending:
             return
         channels = graph.channels_of(labels)
         row = dict.fromkeys(graph.group_of[channels[channels >= 0]].tolist())
         before = after = 0
-        for index in row:
+        for index in (each for each in row if each in family):
             before += int(graph.units[index])
             if index in pending:
                 units[index] = max(0, math.floor(before * ratio + 0.5) - after)
@@ -359,12 +357,11 @@ class UnrunnableWidthsError(EditError):
     """
 
     def __init__(self, cause: UnrepairableError) -> None:
-        kept = bool(cause.held) or cause.failure.message == ATTENTION
         self.what = f"the network does not run with these widths: {cause}."
-        self.near = () if kept else tuple(cause.near)
+        self.near = () if cause.held else tuple(cause.near)
         concerned = ", ".join(cause.groups[:4]) or "unknown"
         written = "A size is written down there; take it from a tensor's shape instead, or leave"
-        super().__init__(f"{self.what} {'Leave' if kept else written} these channels as they are: {concerned}.")
+        super().__init__(f"{self.what} {'Leave' if cause.held else written} these channels as they are: {concerned}.")
 
 
 def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], options: Options) -> dict[str, Ints]:

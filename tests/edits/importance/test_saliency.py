@@ -108,6 +108,8 @@ def slope(arch, group, unit, images, labels, step=1e-3):
                         torch.tensor(entries),
                         weight.index_select(site.member.axis, torch.tensor(entries)) * factor,
                     )
+                    if site.output:  # with what the layer adds
+                        gates.model.get_submodule(site.module).bias[entries] *= factor
             return float(cross_entropy(gates.model(images.double()), labels))
 
     return (loss(1 + step) - loss(1 - step)) / (2 * step)

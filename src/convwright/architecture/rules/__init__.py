@@ -16,12 +16,13 @@ import torch
 from torch import fx
 
 from convwright.architecture.capture.graph import depends_on_values, operator_name
-from convwright.architecture.rules import shapes, weighted  # noqa: F401  (they register their rules)
+from convwright.architecture.rules import weighted  # noqa: F401  (it registers its rules)
 from convwright.architecture.rules.elementwise import elementwise
+from convwright.architecture.rules.products import Share, share_products
 from convwright.architecture.rules.registry import RULES, Rule, opaque, rule
 from convwright.architecture.rules.shapes import executed, pad
 
-__all__ = ["RULES", "Rule", "elementwise", "executed", "opaque", "pad", "rule", "rule_for"]
+__all__ = ["RULES", "Rule", "Share", "elementwise", "executed", "opaque", "pad", "rule", "rule_for", "share_products"]
 
 
 def rule_for(node: fx.Node) -> Rule:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     "zeros_like", "ones_like", "full_like", "rand_like", "empty_like", "rsub", "addcmul", "lerp",
     "where", "fill", "zero", "softplus", "bernoulli", "_assert_tensor_metadata", "float", "half",
     "masked_fill", "__and__", "__or__", "silu", "hardswish", "gelu", "elu", "selu", "celu",
-    "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "mish", "threshold", "rrelu", "log_sigmoid",
+    "leaky_relu", "relu6", "hardtanh", "hardsigmoid", "mish", "threshold", "rrelu", "log_sigmoid", "randn_like",
+    "randint_like", "real", "imag", "complex", "_conj", "resolve_conj", "polar",
 )  # fmt: skip
 def elementwise(follower: Follower, node: fx.Node) -> Values:
     """Tie operands that vary along the same axes; labels pass."""
@@ -121,14 +122,6 @@ def group_norm(follower: Follower, node: fx.Node) -> Values:
             tie_rows(follower, labels, groups, node)
     for name in ("weight", "bias"):
         follower.attach(node, name, labels)
-    return follower.value(node, x.planes)
-
-
-@rule("local_response_norm")
-def local_response_norm(follower: Follower, node: fx.Node) -> Values:
-    """Labels pass; neighbours across channels enter the statistic."""
-    x = follower.input(node, 0)
-    across(follower, x, (1,), node)
     return follower.value(node, x.planes)
 
 

@@ -22,7 +22,7 @@ from convwright.architecture.labels import (
     reduce_axes,
 )
 from convwright.architecture.rules.elementwise import elementwise
-from convwright.architecture.rules.registry import across, rule
+from convwright.architecture.rules.registry import across, opaque, rule
 
 if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
@@ -131,7 +131,7 @@ def split(follower: Follower, node: fx.Node) -> Values:
     axis = int(argument(node, "dim", 0)) % x.ndim
     outputs = node.meta["val"]
     old = [int(o.shape[axis]) for o in outputs]
-    equal = len(set(old)) == 1 and operator_name(node) != "split_with_sizes"
+    equal = len(set(old)) == 1  # sizes too: most often one number that is written twice
     sizes = follower.part_sizes(node, x, axis, old, equal)
     plane = x.plane_at(axis)
     if equal and plane is not None and len(old) > 1:
@@ -181,23 +181,48 @@ def slice_(follower: Follower, node: fx.Node) -> Values:
     start, stop, _ = slice(start, stop).indices(length)
     if stop - start == 1 < length:  # as `select` does
         follower.ledger.freeze(plane.labels, f"one channel is taken at {describe(node)}")
-    sizes = follower.part_sizes(node, x, axis, [start, stop - start, length - stop], False)
-    planes = _cut(x, axis, sizes[0], sizes[1])
-    if step != 1:
-        follower.ledger.freeze(plane.labels, f"every {step}th channel is taken at {describe(node)}")
-        planes = tuple(
-            Plane(p.labels[(slice(None),) * axis + (slice(None, None, step),)], p.axes) if axis in p.axes else p
-            for p in planes
-        )
+    if step == 1:
+        sizes = follower.part_sizes(node, x, axis, [start, stop - start, length - stop], False)
+        return follower.value(node, _cut(x, axis, sizes[0], sizes[1]), x.weight)
+    if length % step or start >= step or stop != length:
+        reason = f"of {length} channels, one in {step} is taken from number {start} on at {describe(node)}"
+        follower.ledger.freeze(plane.labels, reason)
+    else:  # a channel is one place in all of the rows that are dealt out
+        row = narrowed(plane.labels, (other for other in plane.axes if other != axis), follower.ledger).reshape(-1)
+        follower.ledger.tie_rows(row.reshape(-1, step).T)
+    dealt = (slice(None),) * axis + (slice(start, stop if stop != length else None, step),)
+    planes = tuple(Plane(p.labels[dealt], p.axes) if axis in p.axes else p for p in x.planes)
     return follower.value(node, planes, x.weight)
+
+
+@rule("index", "index_select")
+def index(follower: Follower, node: fx.Node) -> Values:
+    """Take positions by numbers, along axes that carry no channels; along others the numbers in the code fix them."""
+    x, single = follower.input(node, 0), operator_name(node) == "index_select"
+    places = [None] * (int(argument(node, "dim")) % x.ndim if single else 0)
+    places += [argument(node, "index")] if single else argument(node, "indices")
+    kept = []
+    for plane in x.planes:
+        if any(axis < len(places) and places[axis] is not None for axis in plane.axes):
+            follower.ledger.freeze(plane.labels, f"channels are taken by their numbers at {describe(node)}")
+        else:
+            kept.append(plane)
+    for numbers in (each for each in places if each is not None):
+        follower.ledger.freeze_value(follower.resolve(numbers), f"they are numbers of positions at {describe(node)}")
+    firsts = tuple(
+        slice(None) if each is None else torch.zeros(shape_of(each), dtype=torch.int64, device="cpu") for each in places
+    )
+    return follower.value(node, follower.rearranged(node, Value(x.shape, tuple(kept)), lambda labels: labels[firsts]))
 
 
 @rule("select", "unbind")
 def select(follower: Follower, node: fx.Node) -> Values:
-    """Take single positions along one axis (fixed if channels lie along it)."""
+    """Take single positions along one axis (fixed if channels lie along it), or rows of equally many channels."""
     x = follower.input(node, 0)
     axis = int(argument(node, "dim", 0)) % x.ndim
-    if (plane := x.plane_at(axis)) is not None:
+    if (plane := x.plane_at(axis)) is not None and len(plane.axes) > 1:
+        follower.ledger.equal_parts.append(plane.labels.movedim(axis, 0).flatten(1))
+    elif plane is not None:
         follower.ledger.picked.append((plane, axis, f"single channels are picked at {describe(node)}"))
     outputs = node.meta["val"]
     if isinstance(outputs, tuple | list):
@@ -242,16 +267,23 @@ def reduction(follower: Follower, node: fx.Node) -> Values:
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
     "_adaptive_avg_pool2d", "grid_sampler", "grid_sampler_2d", "reflection_pad1d",
     "reflection_pad2d", "replication_pad1d", "replication_pad2d", "upsample_bilinear2d_aa",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact1d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact1d", "roi_align", "roi_pool",
 )  # fmt: skip
 def spatial(follower: Follower, node: fx.Node) -> Values:
-    """Axes whose size stays pass; labels along resampled axes are tied into one."""
+    """Axes whose size stays pass; labels along resampled axes are tied into one; the other operand says where."""
     x = follower.input(node, 0)
+    for places in follower.tensor_inputs(node)[1:]:
+        follower.ledger.freeze_value(places, f"they are the positions that {describe(node)} reads")
     before = follower.meta_shape(node, 0)
     outputs = node.meta.get("val")
     first = outputs[0] if isinstance(outputs, tuple | list) else outputs
     assert isinstance(first, Tensor)
     changed = {a for a in range(x.ndim) if before[a] != first.shape[a]} | set(range(2, x.ndim))
+    plane = x.plane_at(2)
+    if plane is not None and plane.axes == (2,) and int(plane.line()[0]) == NEUTRAL:  # means of neighbouring channels
+        across(follower, x, (2,), node)
+        size = int(argument(node, "kernel_size")[0])
+        return follower.value(node, [Plane(plane.labels.narrow(2, size // 2, x.shape[2] - size + 1), (2,))])
     planes = _resampled(follower, x, changed)
     if isinstance(outputs, tuple | list):
         return [follower.value(node, planes, output=i) for i in range(len(outputs))]
@@ -276,6 +308,29 @@ def unfold(follower: Follower, node: fx.Node) -> Values:
     return follower.value(node, planes)
 
 
+@rule("col2im")
+def fold(follower: Follower, node: fx.Node) -> Values:
+    """The reverse: the rows of a channel, one per place of the window, become one map."""
+    x = follower.input(node, 0)
+    labels, rows = follower.channels(x, 1, node), math.prod(argument(node, "kernel_size"))
+    if labels is None or x.ndim != 3:
+        return opaque(follower, node)
+    table = labels.reshape(-1, rows).T
+    follower.ledger.tie_rows(table)
+    return follower.value(node, [line_plane(table[0], 1, 4)])
+
+
+@rule(*(f"fft_{way}{dims}" for way in ("fft", "ifft", "rfft", "irfft") for dims in ("", "2", "n")), "fft_fftshift")
+def fourier(follower: Follower, node: fx.Node) -> Values:
+    """Mixes positions along some axes; labels along others pass."""
+    x = follower.input(node, 0)
+    dims = as_dims(argument(node, "dim"), x.ndim)
+    mixed = [plane for plane in x.planes if set(plane.axes) & set(dims)]
+    for plane in mixed:
+        follower.ledger.freeze(plane.labels, f"they are mixed by {describe(node)}")
+    return follower.value(node, [plane for plane in x.planes if plane not in mixed], x.weight)
+
+
 def _resampled(follower: Follower, x: Value, changed: set[int]) -> tuple[Plane, ...]:
     planes = []
     for plane in x.planes:
@@ -296,6 +351,10 @@ def pad(follower: Follower, node: fx.Node) -> Values:
     for plane in x.planes:
         if not set(plane.axes) & padded:
             planes.append(plane)
+            continue
+        if padded == set(plane.axes) == {2} and all(operator_name(u).startswith("avg_pool") for u in node.users):
+            labels = torch.nn.functional.pad(plane.labels, amounts, value=NEUTRAL)  # a local response norm
+            planes.append(Plane(labels, plane.axes))
             continue
         reason = f"channels are padded by a constant at {describe(node)}"
         follower.ledger.freeze(plane.labels, reason)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
-from convwright.architecture.capture.graph import argument, describe, einsum_operands, operator_name, shape_of
-from convwright.architecture.labels import NEUTRAL, Plane, Value, Values, along, line_plane, merge, reduce_axes
-from convwright.architecture.rules.registry import across, opaque, per_group, rule, tie_rows
+from convwright.architecture.capture.graph import argument, describe, operator_name, shape_of
+from convwright.architecture.labels import NEUTRAL, Value, Values, along, line_plane
+from convwright.architecture.rules.registry import opaque, per_group, rule, tie_rows
 
 if TYPE_CHECKING:
     from convwright.architecture.follow import Follower
@@ -146,6 +147,20 @@ def linear(follower: Follower, node: fx.Node) -> Values:
     return follower.value(node, planes, x.weight)
 
 
+@rule("embedding")
+def embedding(follower: Follower, node: fx.Node) -> Values:
+    """A table's columns are channels along a new last axis; which of its rows are taken, the numbers say."""
+    reason = f"they are numbers of rows, or rows, of the table of {describe(node)}"
+    follower.ledger.freeze_value(follower.input(node, "indices"), reason)
+    if (rows := follower.weight_line(node, "weight", 0)) is not None:
+        follower.ledger.freeze(rows, reason)
+    made, ndim = follower.weight_line(node, "weight", 1), len(shape_of(node))
+    if made is None:
+        return follower.value(node, [])
+    follower.ledger.produce(made, follower.owner(node))
+    return follower.value(node, [line_plane(made, ndim - 1, ndim)])
+
+
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(follower: Follower, node: fx.Node) -> Values:
     """The gates of a hidden channel are tied, in all layers and directions; what a step gives, the next consumes."""
@@ -159,17 +174,8 @@ def recurrent(follower: Follower, node: fx.Node) -> Values:
     for own in (weights[cell : cell + each] for cell in range(0, len(weights), each)):
         if states and len(states) % ways == 0:
             labels = torch.cat(states[-ways:])
-        inner = follower.weight_line(node, own[0], 1, None if labels is None else labels.numel())
-        _consume(follower, node, labels, inner, 1)
-        axes = (*((weight, 0) for weight in own), (own[1], 1))
-        *rows, back = (line for weight, axis in axes if (line := follower.weight_line(node, weight, axis)) is not None)
-        tie_rows(follower, rows[0], gates, node)
-        states.append(rows[0].reshape(gates, -1)[0])
-        for row in rows:
-            ledger.tie(row, rows[0])
-            ledger.carry(row)
-        ledger.consume(back)
-        ledger.tie(torch.stack([back, states[-1]]), states[0])
+        states.append(_cell(follower, node, labels, own, gates))
+        ledger.tie(states[-1], states[0])
     for given in follower.tensor_inputs(node)[1 : -len(weights)]:  # the first states
         ledger.tie(states[0] if (line := along(ledger, given, 2)) is None else line, states[0])
     for plane in (p for p in x.planes if 2 not in p.axes):
@@ -180,82 +186,35 @@ def recurrent(follower: Follower, node: fx.Node) -> Values:
     return [follower.value(node, [line_plane(line, 2, 3)], output=i) for i, line in enumerate(lines)]
 
 
-@rule("matmul", "mm", "bmm")
-def matmul(follower: Follower, node: fx.Node) -> Values:
-    """Rows and columns pass; the contracted axis is tied; a product of two activations is frozen."""
-    a, b = follower.input(node, 0), follower.input(node, 1)
-    if a.ndim < 2 or b.ndim < 2 or not (a.weight or b.weight):
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(follower: Follower, node: fx.Node) -> Values:
+    """One step of a recurrent layer."""
+    names = [name for name in ("w_ih", "w_hh", "b_ih", "b_hh") if isinstance(argument(node, name), fx.Node)]
+    own, before = [argument(node, name) for name in names], argument(node, "hx")
+    if 1 in shape_of(own[1]):
         return opaque(follower, node)
-    ndim = len(shape_of(node))
-    ledger = follower.ledger
-    left, right = along(ledger, a, a.ndim - 1), along(ledger, b, b.ndim - 2)
-    weight_side = right if b.weight else left
-    if left is not None and right is not None:
-        ledger.tie(left, right)
-    elif weight_side is not None:
-        ledger.freeze(weight_side, f"its input carries no channels at {describe(node)}")
-    if weight_side is not None:
-        ledger.consume(weight_side)
-    rows = [p for p in a.planes if a.ndim - 1 not in p.axes]
-    columns = [p for p in b.planes if b.ndim - 2 not in p.axes]
-    for plane in columns if b.weight else rows:
-        ledger.produce(plane.labels, follower.owner(node))
-    planes = merge(ledger, [Value(a.shape, tuple(rows)), Value(b.shape, tuple(columns))], ndim)
-    return follower.value(node, planes, a.weight and b.weight)
+    gates = shape_of(own[1])[0] // shape_of(own[1])[1]
+    state = _cell(follower, node, follower.channels(follower.input(node, 0), 1, node), own, gates)
+    for given in before if isinstance(before, list | tuple) else (before,):
+        if (line := along(follower.ledger, follower.resolve(given), 1)) is not None:
+            follower.ledger.tie(line, state)
+    follower.ledger.produce(state, follower.owner(node))
+    if not isinstance(node.meta["val"], list | tuple):
+        return follower.value(node, [line_plane(state, 1, 2)])
+    return [follower.value(node, [line_plane(state, 1, 2)], output=i) for i in range(len(node.meta["val"]))]
 
 
-@rule("einsum")
-def einsum(follower: Follower, node: fx.Node) -> Values:
-    """A product with a weight, its axes named by letters: shared letters are tied, summed ones consumed."""
-    operands = einsum_operands(node)
-    values = [follower.resolve(operand) for operand, _ in operands]
-    if len(values) != 2 or not any(v.weight for v in values):
-        return opaque(follower, node)
-    ledger, out = follower.ledger, str(node.args[0]).replace(" ", "").partition("->")[2]
-    terms = [letters for _, letters in operands]
-    which = 1 if values[1].weight else 0
-    for letter in set(terms[0]) & set(terms[1]):
-        own, other = (along(ledger, values[i], terms[i].index(letter)) for i in (which, 1 - which))
-        if own is None:
-            continue
-        if other is None:
-            ledger.freeze(own, f"its input carries no channels at {describe(node)}")
-        else:
-            ledger.tie(own, other)
-        if letter not in out:
-            ledger.consume(own)
-    placed = [_placed(follower, v, term, out) for v, term in zip(values, terms, strict=True)]
-    for plane in placed[which].planes:
-        if not any(set(plane.axes) & set(other.axes) for other in placed[1 - which].planes):
-            ledger.produce(plane.labels, follower.owner(node))
-    return follower.value(node, merge(ledger, placed, len(out)), all(v.weight for v in values))
-
-
-def _placed(follower: Follower, x: Value, term: str, out: str) -> Value:
-    """Bring the planes of an operand into the order of the result's letters."""
-    left = [letter for letter in term if letter in out]
-    planes = []
-    for plane in reduce_axes(follower.ledger, x, [i for i, each in enumerate(term) if each not in out], keepdim=False):
-        order = sorted(range(len(left)), key=lambda i: out.index(left[i]))
-        sizes = {left[i]: plane.labels.size(i) for i in order}
-        labels = plane.labels.permute(order).reshape([sizes.get(letter, 1) for letter in out])
-        planes.append(Plane(labels, tuple(sorted(out.index(left[axis]) for axis in plane.axes))))
-    return Value((1,) * len(out), tuple(planes))  # merging asks for the rank alone
-
-
-@rule("mv", "dot", "vdot")
-def inner_product(follower: Follower, node: fx.Node) -> Values:
-    """A matrix or a vector times a vector, of weights: the norm that spectral normalisation divides by."""
-    a, b = follower.input(node, 0), follower.input(node, 1)
-    if not (a.weight and b.weight):
-        return opaque(follower, node)
-    ledger = follower.ledger
-    left, right = along(ledger, a, a.ndim - 1), along(ledger, b, 0)
-    across(follower, a, (a.ndim - 1,), node)
-    if left is not None and right is not None:
-        ledger.tie(left, right)
-    for labels in (left, right):
-        if labels is not None:
-            ledger.carry(labels)
-    rows = along(ledger, a, 0) if a.ndim == 2 else None
-    return follower.value(node, [] if rows is None else [line_plane(rows, 0, 1)], weight=True)
+def _cell(follower: Follower, node: fx.Node, labels: Tensor | None, own: Sequence[fx.Node], gates: int) -> Tensor:
+    """Tie the gates of a cell: its input is consumed, its state produced and consumed; return the state's labels."""
+    ledger, inner = follower.ledger, follower.weight_line(node, own[0], 1, None if labels is None else labels.numel())
+    _consume(follower, node, labels, inner, 1)
+    axes = (*((weight, 0) for weight in own), (own[1], 1))
+    *rows, back = (line for weight, axis in axes if (line := follower.weight_line(node, weight, axis)) is not None)
+    tie_rows(follower, rows[0], gates, node)
+    state = rows[0].reshape(gates, -1)[0]
+    for row in rows:
+        ledger.tie(row, rows[0])
+        ledger.carry(row)
+    ledger.consume(back)
+    ledger.tie(back, state)
+    return state
