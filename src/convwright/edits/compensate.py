@@ -168,10 +168,33 @@ def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> N
         wanted = old
         for axis, take in enumerate(takes):
             wanted = wanted if take is None else take.of(wanted, axis)
+        if any(take is not None and int(take.copies.max()) > int(take.copies.min()) for take in takes):
+            new = _shared_unevenly(changed, plan, layer, names, wanted, new)
         if wanted.shape == new.shape:  # the gain of a transposed convolution often lies along the input axis
             shape, outer = changed.get_parameter(min(names)).shape, 1 - layer.inner
             axis = next((axis for axis, size in enumerate(shape) if size > 1), outer) if len(shape) > 1 else outer
             scale_gains(changed, names, gain_factors(wanted, new, axis))
+
+
+def _shared_unevenly(
+    changed: nn.Module, plan: ChannelRemap, layer: ComputedLayer, gains: Collection[str], wanted: Tensor, new: Tensor
+) -> Tensor:
+    """Compute a weight from what it must become, where it is computed from one parameter of its shape.
+
+    A standardised filter has mean zero, and keeps it when each copy of an input channel takes its share of it; the
+    parameter that it was computed from has another mean, which shares of the parameter would weigh in another way.
+
+    Returns:
+        The weight that the layer uses now.
+    """
+    sources = set(sources_of(plan.before.follower.capture, layer.weight)) - gains
+    parameter = changed.get_parameter(min(sources)) if len(sources) == 1 else None
+    if parameter is None or not parameter.shape == wanted.shape == new.shape:
+        return new
+    axes = list(range(1, new.ndim)) if layer.inner else [0, *range(2, new.ndim)]
+    spread, own = (t.std(axes, correction=0, keepdim=True) for t in (parameter.detach(), wanted))
+    parameter.data.copy_(wanted * torch.where(own > 0, spread / own, 1.0))
+    return new if (again := _effective(changed, plan, layer, True)) is None else again
 
 
 def gain_factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:
