@@ -19,7 +19,15 @@ from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import Capture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
-from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
+from convwright.edits.compensate import (
+    compensate,
+    exact_sizes,
+    gained_parameters,
+    grows_by_zeros,
+    inexact_reasons,
+    silence_inputs,
+    silent_axes,
+)
 from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
@@ -281,8 +289,14 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         raise EditError(f"{error}{_nearest(architecture, edits)}") from error
     _check_room(architecture, sizes.units, len(edits), options)
     chosen = _choose(architecture, sizes.units, edits, options)
-    plan = recipe(architecture.channels, sizes.after, chosen)
+    appended = [
+        name
+        for name, ranks in chosen.items()
+        if len(np.unique(ranks)) < len(ranks) and grows_by_zeros(architecture.channels.group(name))
+    ]
+    plan = recipe(architecture.channels, sizes.after, chosen, appended)
     plan = replace(plan, gained=gained_parameters(plan))
+    plan = replace(plan, silent=silent_axes(plan, appended)) if appended else plan
     surgery, model, moved, found = _operated(architecture, edits, sizes.units, plan)
     difference = measure(architecture, surgery) if options.verify else None
     decided = [_decided(architecture, e, sizes.units, plan, options) for e in edits]
@@ -378,7 +392,9 @@ def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], opt
     for group, before, after in zip(architecture.groups, now.tolist(), units.tolist(), strict=True):
         if before == after:
             continue
-        if after > before:
+        if after > before and grows_by_zeros(group):
+            chosen[group.name] = np.arange(after, dtype=np.int64) % before
+        elif after > before:
             chosen[group.name] = np.arange(after, dtype=np.int64) * before // after
         elif group.name in keep:
             chosen[group.name] = _given(group, keep[group.name], after)
@@ -425,8 +441,15 @@ def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, differen
         return ()
     family = {name for g in _targets(architecture, edit) for name in (g.name, *g.tied)}
     reasons = [(name, reason) for name in plan.chosen for reason in inexact_reasons(plan, name)]
+    reasons = reasons or [  # such as one that others share, which did not change alike
+        (name, f"a statistic runs across these channels: {operator}")
+        for name in plan.chosen
+        for operator in plan.before.group(name).across
+    ]
     own = [reason for name, reason in reasons if name in family]
-    return tuple(dict.fromkeys(own or [reason for _, reason in reasons]))
+    changed = [(plan.before.group(n), len(r)) for n, r in plan.chosen.items() if n in family or not own]
+    sizes = exact_sizes((group, units * group.step) for group, units in changed)
+    return (*dict.fromkeys(own or [reason for _, reason in reasons]), *sizes)
 
 
 # ------------------------------------------------------------------ many at once
