@@ -148,7 +148,7 @@ def grows_by_zeros(group: ChannelGroup) -> bool:
 
 
 def silent_axes(plan: ChannelRemap, appended: Collection[str]) -> frozenset[Axis]:
-    """Return where new channels of some groups get zeros, so that they begin at zero: producers, what adds to them."""
+    """Return what is scaled so that new channels of some groups begin at zero: producers, and what adds to them."""
     capture = plan.before.follower.capture
     adding = {
         capture.tensors.get(each.name)
@@ -240,12 +240,14 @@ def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> N
         wanted = old
         for axis, take in enumerate(takes):
             wanted = wanted if take is None else take.of(wanted, axis)
-        inner = takes[layer.inner]
+        inner, outer = takes[layer.inner], takes[1 - layer.inner]
+        if outer is not None and outer.fresh.any():
+            wanted = outer.hushed(wanted, 1 - layer.inner)
         if inner is not None and inner.fresh.any():
             wanted = _balanced(wanted, inner.fresh, layer.inner)
         if wanted.shape == new.shape:  # the gain of a transposed convolution often lies along the input axis
-            shape, outer = changed.get_parameter(min(names)).shape, 1 - layer.inner
-            axis = next((axis for axis, size in enumerate(shape) if size > 1), outer) if len(shape) > 1 else outer
+            shape, usual = changed.get_parameter(min(names)).shape, 1 - layer.inner
+            axis = next((axis for axis, size in enumerate(shape) if size > 1), usual) if len(shape) > 1 else usual
             factors = gain_factors(wanted, new, axis)
             if not torch.allclose(new * on_axis(factors, axis, new.ndim), wanted):
                 new = _computed_anew(changed, plan, layer, wanted, axis)

@@ -20,6 +20,9 @@ from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, I
 from convwright.architecture.labels import Value, on_axis
 from convwright.errors import EditError
 
+# What new channels that begin at zero begin with, as a part of what they copy: far below rounding, yet a ReLU lets
+# gradients through, which it does not where its input is zero.
+ALMOST_ZERO = 2.0**-46
 Rows = npt.NDArray[np.uint64]
 Signature = tuple[tuple[tuple[str, int, int], ...], int]
 
@@ -59,6 +62,11 @@ class Take:
             new = new / on_axis(torch.from_numpy(self.copies).to(new.device, new.dtype), axis, new.ndim)
         return new
 
+    def hushed(self, tensor: Tensor, axis: int) -> Tensor:
+        """Scale the entries of channels that begin at zero along one axis of a tensor that was taken."""
+        factors = torch.from_numpy(np.where(self.fresh, ALMOST_ZERO, 1.0))
+        return tensor * on_axis(factors.to(tensor.device, tensor.dtype), axis, tensor.ndim)
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelRemap:
@@ -72,8 +80,8 @@ class ChannelRemap:
         origin: new channel -> the old channel that it continues; -1 where there is none.
         gained: parameters of normalised or standardised weights whose gain is adjusted afterwards: equal numbers of
             copies are not divided there, so that the statistics stay as they are.
-        fresh: per new channel, whether it begins at zero: a copy whose producers give nothing yet.
-        silent: the axes of producers whose entries of such channels are zero.
+        fresh: per new channel, whether it begins at zero: a copy of what its producers give, times `ALMOST_ZERO`.
+        silent: the axes of producers on which entries of such channels are scaled so.
     """
 
     before: ChannelGraph
@@ -100,7 +108,7 @@ class ChannelRemap:
                 alike = name in self.gained and bool((take.copies == take.copies[0]).all())
                 new = take.of(new, axis, divide and not alike)
             if take is not None and (name, axis) in self.silent and new.is_floating_point():
-                new = new.index_fill(axis, torch.from_numpy(np.flatnonzero(take.fresh)).to(new.device), 0.0)
+                new = take.hushed(new, axis)
         return new
 
     def new_shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
