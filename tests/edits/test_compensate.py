@@ -102,6 +102,8 @@ def test_the_exact_sizes_that_notes_name_are_exact():
     arch = cw.read(model, torch.rand(2, 3, 6, 6, dtype=torch.float64))
     change = apply_quietly(arch, cw.Width("0", 9)).changes[0]
     assert change.notes[-1] == "whole multiples are exact: 0 to 2 x 7 = 14"
-    new = arch.apply(cw.Width("0", 14))
+    edits = cw.scale_widths(arch, 1.5, exact=True)
+    assert edits == (cw.Width("0", 14),)
+    new = arch.apply(*edits)
     assert new.changes[0].exact
     assert distance(new.model.eval(), copy.deepcopy(arch.model).eval(), torch.randn_like(arch.example_input)) < 1e-10

@@ -456,7 +456,7 @@ def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, differen
 
 
 def proportional_widths(
-    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1, exact: bool = False
 ) -> tuple[Width, ...]:
     """Return one edit per independent group that multiplies its width by a ratio, as far as labels can tell.
 
@@ -464,6 +464,7 @@ def proportional_widths(
         architecture: the network.
         ratio: one ratio for all free groups, or ratios by group name (missing: unchanged).
         divisor: round widths to multiples of this.
+        exact: let groups that grow take the next whole multiple where a statistic across them moves otherwise.
 
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named.
@@ -477,6 +478,9 @@ def proportional_widths(
         if any(architecture.channels.group(t).frozen for t in group.tied):
             continue
         factor = ratio.get(group.name, 1.0) if isinstance(ratio, Mapping) else ratio
+        family = map(architecture.channels.group, (group.name, *group.tied))
+        if exact and exact_sizes((each, int(each.size * factor + 0.5)) for each in family):
+            factor = math.ceil(factor)
         size = round_width(group.size * factor, group, divisor)
         if group.bounds is not None:
             size = width_range(architecture.channels, group, divisor).nearest(group.size * factor)
