@@ -183,19 +183,14 @@ def moved_statistics(group: ChannelGroup, size: int) -> tuple[str, ...]:
 
 
 # What equally many copies of every channel leave as it is.
-_PROPORTIONAL = frozenset(
-    {"layer_norm", "group_norm", "rms_norm", "mean", "amax", "amin", "max", "min", "_weight_norm"}
-)
+_PROPORTIONAL = {"layer_norm", "group_norm", "rms_norm", "mean", "amax", "amin", "max", "min", "_weight_norm"}
 
 
 def exact_sizes(groups: Iterable[tuple[ChannelGroup, int]]) -> tuple[str, ...]:
     """Return a note on the smallest exact sizes at or above those that groups grow to, where a statistic moves."""
-    grown = [(group, size) for group, size in groups if size > group.size and moved_statistics(group, size)]
-    sizes = [
-        f"{group.name} to {-(-size // group.size)} x {group.size} = {-(-size // group.size) * group.size}"
-        for group, size in grown
-        if not moved_statistics(group, -(-size // group.size) * group.size)
-    ]
+    grown = [(g, -(-size // g.size)) for g, size in groups if size > g.size and moved_statistics(g, size)]
+    exact = [(g, times) for g, times in grown if not moved_statistics(g, times * g.size)]
+    sizes = [f"{g.name} to {times} x {g.size} = {times * g.size}" for g, times in exact]
     more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
     return (f"whole multiples are exact: {', '.join(sizes[:3])}{more}",) if sizes else ()
 
@@ -207,15 +202,9 @@ def inexact_reasons(plan: ChannelRemap, name: str) -> tuple[str, ...]:
     tensors = {member.tensor for member in group.members}
     capture = plan.before.follower.capture
     computed = (layer.path for layer in computed_layers(plan) if tensors & set(sources_of(capture, layer.weight)))
-    said = " ".join(moved)
-    return (
-        *moved,
-        *(
-            f"the weight of {path} is computed from what changes"
-            for path in dict.fromkeys(computed)
-            if f" in {path} (" not in said
-        ),
-    )
+    told = " ".join(moved)
+    others = [path for path in dict.fromkeys(computed) if f" in {path} (" not in told]
+    return (*moved, *(f"the weight of {path} is computed from what changes" for path in others))
 
 
 def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> None:
@@ -249,7 +238,8 @@ def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> N
             shape, usual = changed.get_parameter(min(names)).shape, 1 - layer.inner
             axis = next((axis for axis, size in enumerate(shape) if size > 1), usual) if len(shape) > 1 else usual
             factors = gain_factors(wanted, new, axis)
-            if not torch.allclose(new * on_axis(factors, axis, new.ndim), wanted):
+            grown = inner is not None and len(inner.index) > old.shape[layer.inner]
+            if grown and not torch.allclose(new * on_axis(factors, axis, new.ndim), wanted):
                 new = _computed_anew(changed, plan, layer, wanted, axis)
                 factors = factors if new is None else gain_factors(wanted, new, axis)
             scale_gains(changed, names, factors)

@@ -289,11 +289,8 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         raise EditError(f"{error}{_nearest(architecture, edits)}") from error
     _check_room(architecture, sizes.units, len(edits), options)
     chosen = _choose(architecture, sizes.units, edits, options)
-    appended = [
-        name
-        for name, ranks in chosen.items()
-        if len(np.unique(ranks)) < len(ranks) and grows_by_zeros(architecture.channels.group(name))
-    ]
+    copied = (architecture.channels.group(name) for name, ranks in chosen.items() if len({*ranks}) < len(ranks))
+    appended = [group.name for group in copied if grows_by_zeros(group)]
     plan = recipe(architecture.channels, sizes.after, chosen, appended)
     plan = replace(plan, gained=gained_parameters(plan))
     plan = replace(plan, silent=silent_axes(plan, appended)) if appended else plan
