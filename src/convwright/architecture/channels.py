@@ -79,8 +79,7 @@ class ChannelGroup:
         members: the parameter axes on which the channels lie.
         tied: names of the groups whose sizes must change in proportion, because equal parts are cut
             from a tensor that holds them all.
-        across: operators that compute a statistic across the channels, so that only whole multiples
-            (or nothing) keep the function exactly.
+        across: operators that compute a statistic across the channels: another size may move it.
         bounds: widths that the user's constraints allow; None where there are no constraints.
     """
 

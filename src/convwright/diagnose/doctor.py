@@ -40,7 +40,7 @@ class Free:
         step: sizes are multiples of this.
         layers: how many layers change along.
         tied: groups that change in proportion.
-        across: operators that compute a statistic across its channels: only whole multiples are exact.
+        across: operators that compute a statistic across its channels: not every size is exact.
     """
 
     name: str
@@ -379,7 +379,7 @@ def _free(found: Diagnosis) -> Table:
     for group in found.free[:_MOST_GROUPS]:
         words = [f"in steps of {group.step}"] if group.step > 1 else []
         words += [f"in proportion with {brief(group.tied)}"] if group.tied else []
-        words += [f"exact in whole multiples only: {', '.join(group.across)}"] if group.across else []
+        words += [f"not exact at every size: {', '.join(group.across)}"] if group.across else []
         add_row(table, group.name, str(group.size), str(group.layers), ", ".join(words) or "freely")
     if len(found.free) > _MOST_GROUPS:
         add_row(table, f"and {len(found.free) - _MOST_GROUPS} more (--json lists all)", "", "", "")

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from convwright.architecture.capture.graph import Capture, argument, module_path, operator_name, shape_of
+from convwright.architecture.channels import Axis, ChannelGroup
 from convwright.architecture.follow import Follower
-from convwright.architecture.labels import Value
+from convwright.architecture.labels import Value, on_axis
 from convwright.architecture.layers import kind_of, per_axis
 from convwright.edits.remap import ChannelRemap
 from convwright.edits.surgery import copied
@@ -134,17 +137,78 @@ def gained_parameters(plan: ChannelRemap) -> frozenset[str]:
     return frozenset(found)
 
 
+# Statistics that channels of zeros behind all others leave as they are (a convolution along channels pads with zeros).
+_BLIND_TO_ZEROS = frozenset({"linalg_vector_norm", "norm", "conv1d"})
+
+
+def grows_by_zeros(group: ChannelGroup) -> bool:
+    """Whether new channels of a group begin at zero, behind the old ones: its statistics see copies, and no zeros."""
+    kinds = {operator.partition(" in ")[0] for operator in group.across}
+    return bool(kinds & _BLIND_TO_ZEROS) and kinds <= _BLIND_TO_ZEROS | {"batch_norm"}
+
+
+def silent_axes(plan: ChannelRemap, appended: Collection[str]) -> frozenset[Axis]:
+    """Return what is scaled so that new channels of some groups begin at zero: producers, and what adds to them."""
+    capture = plan.before.follower.capture
+    adding = {
+        capture.tensors.get(each.name)
+        for node in capture.graph.nodes
+        for name in ("bias", "running_mean", *(("self", "other") if operator_name(node) in ("add", "sub") else ()))
+        if node.op == "call_function" and isinstance(each := argument(node, name), fx.Node)
+    }
+    gains = {gain for layer in computed_layers(plan) for gain in scale_of(capture, layer.weight) or ()} - plan.gained
+    return frozenset(
+        (member.tensor, member.axis)
+        for name in appended
+        for member in plan.before.group(name).members
+        if member.tensor in adding | gains or (member.role == "out" and member.tensor not in plan.gained)
+    )
+
+
+def moved_statistics(group: ChannelGroup, size: int) -> tuple[str, ...]:
+    """Return what another size of a group does to the statistics across it: none are moved where this is empty.
+
+    Algebra makes up for copies in standardised filters (`compensate`), and for zeros (`grows_by_zeros`).
+    """
+    moved = []
+    for operator in group.across:
+        kind = operator.partition(" in ")[0]
+        if size < group.size and kind == "batch_norm":
+            moved.append(f"a filter standardised over these channels has mean zero, its kept part has not: {operator}")
+        elif size < group.size:
+            moved.append(f"a statistic runs across these channels, and dropped ones were part of it: {operator}")
+        elif not grows_by_zeros(group) and kind != "batch_norm" and (size % group.size or kind not in _PROPORTIONAL):
+            moved.append(f"a statistic runs across these channels, and copies weigh in it: {operator}")
+    return tuple(moved)
+
+
+# What equally many copies of every channel leave as it is.
+_PROPORTIONAL = {"layer_norm", "group_norm", "rms_norm", "mean", "amax", "amin", "max", "min", "_weight_norm"}
+
+
+def exact_sizes(groups: Iterable[tuple[ChannelGroup, int]]) -> tuple[str, ...]:
+    """Return a note on the smallest exact sizes at or above those that groups grow to, where a statistic moves."""
+    grown = [(g, -(-size // g.size)) for g, size in groups if size > g.size and moved_statistics(g, size)]
+    exact = [(g, times) for g, times in grown if not moved_statistics(g, times * g.size)]
+    sizes = [f"{g.name} to {times} x {g.size} = {times * g.size}" for g, times in exact]
+    more = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
+    return (f"whole multiples are exact: {', '.join(sizes[:3])}{more}",) if sizes else ()
+
+
 def inexact_reasons(plan: ChannelRemap, name: str) -> tuple[str, ...]:
     """Return what can make another size of a group inexact: statistics across it, and weights computed from it."""
     group = plan.before.group(name)
+    moved = moved_statistics(group, len(plan.chosen[name]) * group.step)
     tensors = {member.tensor for member in group.members}
     capture = plan.before.follower.capture
     computed = (layer.path for layer in computed_layers(plan) if tensors & set(sources_of(capture, layer.weight)))
     shares = [share.product for (tensor, _), share in plan.before.follower.shares.items() if tensor in tensors]
+    told = " ".join(moved)
+    others = [path for path in dict.fromkeys(computed) if f" in {path} (" not in told]
     return (
-        *(f"a statistic runs across these channels: {operator}" for operator in group.across),
+        *moved,
         *(f"the code computes a scale from the number of channels: {product}" for product in dict.fromkeys(shares)),
-        *(f"the weight of {path} is computed from what changes" for path in dict.fromkeys(computed)),
+        *(f"the weight of {path} is computed from what changes" for path in others),
     )
 
 
@@ -170,10 +234,50 @@ def compensate(original: nn.Module, changed: nn.Module, plan: ChannelRemap) -> N
         wanted = old
         for axis, take in enumerate(takes):
             wanted = wanted if take is None else take.of(wanted, axis)
+        inner, outer = takes[layer.inner], takes[1 - layer.inner]
+        if outer is not None and outer.fresh.any():
+            wanted = outer.hushed(wanted, 1 - layer.inner)
+        if inner is not None and inner.fresh.any():
+            wanted = _balanced(wanted, inner.fresh, layer.inner)
         if wanted.shape == new.shape:  # the gain of a transposed convolution often lies along the input axis
-            shape, outer = changed.get_parameter(min(names)).shape, 1 - layer.inner
-            axis = next((axis for axis, size in enumerate(shape) if size > 1), outer) if len(shape) > 1 else outer
-            scale_gains(changed, names, gain_factors(wanted, new, axis))
+            shape, usual = changed.get_parameter(min(names)).shape, 1 - layer.inner
+            axis = next((axis for axis, size in enumerate(shape) if size > 1), usual) if len(shape) > 1 else usual
+            factors = gain_factors(wanted, new, axis)
+            grown = inner is not None and len(inner.index) > old.shape[layer.inner]
+            if grown and not torch.allclose(new * on_axis(factors, axis, new.ndim), wanted):
+                new = _computed_anew(changed, plan, layer, wanted, axis)
+                factors = factors if new is None else gain_factors(wanted, new, axis)
+            scale_gains(changed, names, factors)
+
+
+def _balanced(weight: Tensor, fresh: npt.NDArray[np.bool_], axis: int) -> Tensor:
+    """Take the mean of what reads new inputs out of each filter: standardised filters have none, the rest included."""
+    places = torch.from_numpy(np.flatnonzero(fresh)).to(weight.device)
+    part = weight.index_select(axis, places)
+    others = [axis, *range(2, weight.ndim)]
+    return weight.index_copy(axis, places, part - part.mean(others, keepdim=True))
+
+
+def _computed_anew(
+    changed: nn.Module, plan: ChannelRemap, layer: ComputedLayer, wanted: Tensor, axis: int
+) -> Tensor | None:
+    """Put the weight that a layer must use in place of the one parameter that it computes it from, gains aside.
+
+    A standardised filter has mean zero, and keeps it when each copy of an input channel takes its share of it; the
+    parameter that it was computed from has another mean, which shares of the parameter would weigh in another way.
+
+    Returns:
+        The weight that the layer uses now; None where it is computed from several parameters.
+    """
+    sources = {*sources_of(plan.before.follower.capture, layer.weight)} & plan.gained
+    parameter = changed.get_parameter(min(sources)) if len(sources) == 1 else None
+    if parameter is None or parameter.shape != wanted.shape:
+        return None
+    others = [other for other in range(wanted.ndim) if other != axis]
+    spread, own = (each.std(others, correction=0, keepdim=True) for each in (parameter.detach(), wanted))
+    with torch.no_grad():
+        parameter.copy_(wanted * torch.where(own > 0, spread / own, 1.0))
+    return _effective(changed, plan, layer, True)
 
 
 def gain_factors(wanted: Tensor, got: Tensor, axis: int) -> Tensor:

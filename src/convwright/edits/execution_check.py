@@ -64,7 +64,11 @@ def check_execution(architecture: Architecture) -> Checked:
 
 
 def scale_widths(
-    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1, check: bool = True
+    architecture: Architecture,
+    ratio: float | Mapping[str, float],
+    divisor: DivisorLike = 1,
+    check: bool = True,
+    exact: bool = False,
 ) -> tuple[Width, ...]:
     """Return one edit per independent group that multiplies its width by a ratio.
 
@@ -74,12 +78,14 @@ def scale_widths(
         divisor: round widths to multiples of this.
         check: run a copy with all edits, and leave out those that the network's code does not bear; without it, they
             are what the labels allow.
+        exact: let groups that grow take the next whole multiple where a statistic across them, such as a layer norm,
+            moves otherwise: 1.5 then means twice the channels there, at up to four times their cost.
 
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named. A warning names those
         that are left out.
     """
-    edits = proportional_widths(architecture, ratio, divisor)
+    edits = proportional_widths(architecture, ratio, divisor, exact)
     if not check or not edits:
         return edits
     culprits = _Trial(architecture).culprits(edits)

@@ -9,6 +9,7 @@ from typing import Any
 
 from convwright.architecture import Architecture, ChannelGroup
 from convwright.architecture.layers import per_axis
+from convwright.edits.compensate import moved_statistics
 from convwright.edits.depth import AddBlock, RemoveBlock
 from convwright.edits.edit import Edit, Options
 from convwright.edits.kernel import Kernel, kernel_size
@@ -235,19 +236,17 @@ def _width(run: _Run, edit: Width, place: int) -> dict[str, Any]:
         for change in (run.change(group, group in coupled) for group in (*groups, *coupled))
         if change.before != change.after
     )
-    # What changes by anything but a whole multiple moves a statistic across it.
-    moved = {change.name for change in changed if change.after % change.before}
-    uneven = [g for g in (*groups, *coupled) if g.across and g.name in moved]
-    across = dict.fromkeys(operator for group in uneven for operator in group.across)
+    sizes = {change.name: change.after for change in changed}
+    moved = [r for g in (*groups, *coupled) if g.name in sizes for r in moved_statistics(g, sizes[g.name])]
     return {
         "before": str(sum(group.size for group in groups)),
         "after": str(edit.size),
         "groups": changed,
         "repairs": dict(edit.repairs or {}),
-        "approximate": bool(uneven),
+        "approximate": bool(moved),
         "notes": (
             *((f"keeps {', '.join(edit.keep)} channels as listed",) if edit.keep else ()),
-            *(f"a statistic runs across these channels: {operator}" for operator in across),
+            *dict.fromkeys(moved),
         ),
     }
 

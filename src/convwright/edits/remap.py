@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from convwright.architecture.channels import Axis, ChannelGraph, ChannelGroup, I
 from convwright.architecture.labels import Value, on_axis
 from convwright.errors import EditError
 
+# What new channels that begin at zero begin with, as a part of what they copy: far below rounding, yet a ReLU lets
+# gradients through, which it does not where its input is zero.
+ALMOST_ZERO = 2.0**-46
 Rows = npt.NDArray[np.uint64]
 Signature = tuple[tuple[tuple[str, int, int], ...], int]
 
@@ -48,10 +51,14 @@ def signatures(graph: ChannelGraph) -> dict[Signature, ChannelGroup]:
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """The old index behind every new index of one axis, and what to divide it by: how often its channel now occurs."""
+    """The old index behind every new index of one axis, what to divide it by, and which begin at zero.
+
+    It is divided by how often its channel now occurs.
+    """
 
     index: Ints
     copies: npt.NDArray[Any]
+    fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def of(self, tensor: Tensor, axis: int, divide: bool = True) -> Tensor:
         """Take the indices along one axis of a tensor, and share what is summed over among the copies."""
@@ -59,6 +66,11 @@ class Take:
         if divide and bool((self.copies != 1).any()) and new.is_floating_point():
             new = new / on_axis(torch.from_numpy(self.copies).to(new.device, new.dtype), axis, new.ndim)
         return new
+
+    def hushed(self, tensor: Tensor, axis: int) -> Tensor:
+        """Scale the entries of channels that begin at zero along one axis of a tensor that was taken."""
+        factors = torch.from_numpy(np.where(self.fresh, ALMOST_ZERO, 1.0))
+        return tensor * on_axis(factors.to(tensor.device, tensor.dtype), axis, tensor.ndim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +85,8 @@ class ChannelRemap:
         origin: new channel -> the old channel that it continues; -1 where there is none.
         gained: parameters of normalised or standardised weights whose gain is adjusted afterwards: equal numbers of
             copies are not divided there, so that the statistics stay as they are.
+        fresh: per new channel, whether it begins at zero: a copy of what its producers give, times `ALMOST_ZERO`.
+        silent: the axes of producers on which entries of such channels are scaled so.
     """
 
     before: ChannelGraph
@@ -81,6 +95,8 @@ class ChannelRemap:
     takes: Mapping[Axis, Take] = field(repr=False)
     origin: Ints = field(repr=False)
     gained: frozenset[str] = frozenset()
+    fresh: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool), repr=False)
+    silent: frozenset[Axis] = frozenset()
 
     def new_tensor(self, name: str, old: Tensor, divide: bool = True) -> Tensor:
         """Return a tensor's successor.
@@ -96,6 +112,8 @@ class ChannelRemap:
             if take is not None:
                 alike = name in self.gained and bool((take.copies == take.copies[0]).all())
                 new = take.of(new, axis, divide and not alike)
+            if take is not None and (name, axis) in self.silent and new.is_floating_point():
+                new = take.hushed(new, axis)
         return new
 
     def new_shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
@@ -117,7 +135,8 @@ class ChannelRemap:
         if len(lines) < 2:
             return None
         roles = dict.fromkeys(range(len(self.before.groups)), summed)
-        return _take(self.before, self.after, (lines[0], lines[1]), self.origin, (node, axis), roles)
+        walks = (self.before, self.after)
+        return _take(walks, (lines[0], lines[1]), (self.origin, self.fresh), (node, axis), roles)
 
     def dropped_on(self, value: Value) -> Ints:
         """Return the places along the channel axis of a value whose channels are dropped."""
@@ -130,15 +149,18 @@ class ChannelRemap:
         return np.flatnonzero(found)
 
 
-def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> ChannelRemap:
+def recipe(
+    before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints], appended: Collection[str] = ()
+) -> ChannelRemap:
     """Work out the index lists of every axis that changes.
 
     Args:
         before: the analysis of the network as it is.
         after: the analysis under the new sizes.
         chosen: by group name, the old channel behind each new channel, in order.
+        appended: the groups whose further channels begin at zero, behind the old ones.
     """
-    origin = _origin(before, after, chosen)
+    origin, fresh = _origin(before, after, chosen, appended)
     summed: dict[Axis, dict[int, bool]] = {}
     for index, group in enumerate(before.groups):
         for member in group.members:
@@ -147,22 +169,27 @@ def recipe(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]
     known: dict[tuple[bytes, ...], Take] = {}
     for axis in before.follower.atoms:
         lines = before.axis_labels(axis), after.axis_labels(axis)
-        take = _take(before, after, lines, origin, axis, summed.get(axis, {}), known)
+        take = _take((before, after), lines, (origin, fresh), axis, summed.get(axis, {}), known)
         if take is not None:
-            takes[axis] = _shared(take, before, after, origin, axis)
-    return ChannelRemap(before, after, chosen, takes, origin)
+            takes[axis] = _shared(take, (before, after), origin[(origin >= 0) & ~fresh], axis)
+    return ChannelRemap(before, after, chosen, takes, origin, fresh=fresh)
 
 
-def _origin(before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints]) -> Ints:
-    """Return, for each new channel, the old channel it continues; -1 where there is none."""
+def _origin(
+    before: ChannelGraph, after: ChannelGraph, chosen: Mapping[str, Ints], appended: Collection[str]
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Return, for each new channel, the old channel it continues (-1: none), and whether it begins at zero."""
     known = signatures(before)
     members = members_of(before)
     now = members_of(after)
     origin = np.full(len(after.group_of), -1, dtype=np.int64)
+    fresh = np.zeros(len(after.group_of), dtype=bool)
     for key, group in signatures(after).items():
         old, ranks = members[known[key].name], chosen.get(known[key].name)
         origin[now[group.name]] = old if ranks is None else old[ranks]
-    return origin
+        if known[key].name in appended:
+            fresh[now[group.name][len(old) :]] = True
+    return origin, fresh
 
 
 def members_of(graph: ChannelGraph) -> dict[str, Ints]:
@@ -175,10 +202,9 @@ def members_of(graph: ChannelGraph) -> dict[str, Ints]:
 
 
 def _take(
-    before: ChannelGraph,
-    after: ChannelGraph,
+    walks: tuple[ChannelGraph, ChannelGraph],
     lines: tuple[Tensor, Tensor],
-    origin: Ints,
+    channels: tuple[Ints, npt.NDArray[np.bool_]],
     axis: Axis,
     summed: Mapping[int, bool],
     known: dict[tuple[bytes, ...], Take] | None = None,
@@ -187,6 +213,7 @@ def _take(
 
     What was found is known for axes with the same channels, such as those of a convolution and its batch norm.
     """
+    (before, after), (origin, fresh) = walks, channels
     old, own = before.channels_of(lines[0]), after.channels_of(lines[1])
     if not (before.group_of[old] >= 0).any():
         return None  # kernel axes and the like
@@ -201,24 +228,25 @@ def _take(
     if key not in known:
         index = _lookup((old, rows[0]), (new, rows[1]), own, axis)
         group = before.group_of[old[index]]
-        times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
-        known[key] = Take(index, np.where(shared[group] & (group >= 0), times[old[index]], 1))
+        times = np.bincount(origin[(origin >= 0) & ~fresh], minlength=len(before.group_of))
+        known[key] = Take(index, np.where(shared[group] & (group >= 0), times[old[index]], 1), fresh[own] & (own >= 0))
     return known[key]
 
 
-def _shared(take: Take, before: ChannelGraph, after: ChannelGraph, origin: Ints, axis: Axis) -> Take:
+def _shared(take: Take, walks: tuple[ChannelGraph, ChannelGraph], continued: Ints, axis: Axis) -> Take:
     """Return a take of which entries that a product of activations multiplies by are divided among copies, too."""
+    before = walks[0]
     share = before.follower.shares.get(axis)
     if share is None:
         return take
-    times = np.bincount(origin[origin >= 0], minlength=len(before.group_of))
+    times = np.bincount(continued, minlength=len(before.group_of))
     mine, by = share.entries.numpy()[take.index], 1.0
     if share.rooted is not None:  # the operator divides by the root of how many there are
         node, along = share.rooted
-        old, new = (_value(graph, node).shape[along] for graph in (before, after))
+        old, new = (_value(graph, node).shape[along] for graph in walks)
         by = math.sqrt(old / new)
     copies = times[before.channels_of(before.axis_labels(axis))[take.index]]
-    return Take(take.index, np.where(mine, copies * by, take.copies))
+    return replace(take, copies=np.where(mine, copies * by, take.copies))
 
 
 def _value(graph: ChannelGraph, node: str) -> Value:

@@ -19,7 +19,15 @@ from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import Capture
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
-from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
+from convwright.edits.compensate import (
+    compensate,
+    exact_sizes,
+    gained_parameters,
+    grows_by_zeros,
+    inexact_reasons,
+    silence_inputs,
+    silent_axes,
+)
 from convwright.edits.constraints import Divisor, DivisorLike, check_widths, multiple_of, width_range
 from convwright.edits.edit import Edit, Measured, Moved, Options, Outcome, carries_out
 from convwright.edits.equivalence import Run, measure
@@ -279,8 +287,11 @@ def carry_out(architecture: Architecture, edits: Sequence[Width], options: Optio
         raise EditError(f"{error}{_nearest(architecture, edits)}") from error
     _check_room(architecture, sizes.units, len(edits), options)
     chosen = _choose(architecture, sizes.units, edits, options)
-    plan = recipe(architecture.channels, sizes.after, chosen)
+    copied = (architecture.channels.group(name) for name, ranks in chosen.items() if len({*ranks}) < len(ranks))
+    appended = [group.name for group in copied if grows_by_zeros(group)]
+    plan = recipe(architecture.channels, sizes.after, chosen, appended)
     plan = replace(plan, gained=gained_parameters(plan))
+    plan = replace(plan, silent=silent_axes(plan, appended)) if appended else plan
     surgery, model, moved, found = _operated(architecture, edits, sizes.units, plan)
     difference = measure(architecture, surgery) if options.verify else None
     decided = [_decided(architecture, e, sizes.units, plan, options) for e in edits]
@@ -375,7 +386,9 @@ def _choose(architecture: Architecture, units: Ints, edits: Sequence[Width], opt
     for group, before, after in zip(architecture.groups, now.tolist(), units.tolist(), strict=True):
         if before == after:
             continue
-        if after > before:
+        if after > before and grows_by_zeros(group):
+            chosen[group.name] = np.arange(after, dtype=np.int64) % before
+        elif after > before:
             chosen[group.name] = np.arange(after, dtype=np.int64) * before // after
         elif group.name in keep:
             chosen[group.name] = _given(group, keep[group.name], after)
@@ -422,15 +435,22 @@ def _notes(architecture: Architecture, edit: Width, plan: ChannelRemap, differen
         return ()
     family = {name for g in _targets(architecture, edit) for name in (g.name, *g.tied)}
     reasons = [(name, reason) for name in plan.chosen for reason in inexact_reasons(plan, name)]
+    reasons = reasons or [  # such as one that others share, which did not change alike
+        (name, f"a statistic runs across these channels: {operator}")
+        for name in plan.chosen
+        for operator in plan.before.group(name).across
+    ]
     own = [reason for name, reason in reasons if name in family]
-    return tuple(dict.fromkeys(own or [reason for _, reason in reasons]))
+    changed = [(plan.before.group(n), len(r)) for n, r in plan.chosen.items() if n in family or not own]
+    sizes = exact_sizes((group, units * group.step) for group, units in changed)
+    return (*dict.fromkeys(own or [reason for _, reason in reasons]), *sizes)
 
 
 # ------------------------------------------------------------------ many at once
 
 
 def proportional_widths(
-    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1
+    architecture: Architecture, ratio: float | Mapping[str, float], divisor: DivisorLike = 1, exact: bool = False
 ) -> tuple[Width, ...]:
     """Return one edit per independent group that multiplies its width by a ratio, as far as labels can tell.
 
@@ -438,6 +458,7 @@ def proportional_widths(
         architecture: the network.
         ratio: one ratio for all free groups, or ratios by group name (missing: unchanged).
         divisor: round widths to multiples of this.
+        exact: let groups that grow take the next whole multiple where a statistic across them moves otherwise.
 
     Returns:
         Edits for the groups that change; of groups tied in size only the largest is named.
@@ -451,6 +472,9 @@ def proportional_widths(
         if any(architecture.channels.group(t).frozen for t in group.tied):
             continue
         factor = ratio.get(group.name, 1.0) if isinstance(ratio, Mapping) else ratio
+        family = map(architecture.channels.group, (group.name, *group.tied))
+        if exact and exact_sizes((each, int(each.size * factor + 0.5)) for each in family):
+            factor = math.ceil(factor)
         size = round_width(group.size * factor, group, divisor)
         if group.bounds is not None:
             size = width_range(architecture.channels, group, divisor).nearest(group.size * factor)
