@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -138,10 +138,11 @@ def measure(architecture: Architecture, surgery: Surgery, seed: int = 0) -> Meas
     """
     model, small = architecture.model, small_input(architecture)
     if small.tensors[0].shape != architecture.example_input.shape and model not in _TAKES_NO_OTHER:
-        try:
-            return _worst(model, surgery, small, seed, torch.float64)
-        except Exception:  # the network's own code may want the input that it was read with
-            _TAKES_NO_OTHER.add(model)
+        with suppress(Exception):  # the network's own code may want the input that it was read with
+            found = _worst(model, surgery, small, seed, torch.float64)
+            if found.difference < math.inf:  # else a graph, in which the sizes of that input are numbers
+                return found
+        _TAKES_NO_OTHER.add(model)
     return _measured(model, surgery, architecture.inputs, seed)
 
 

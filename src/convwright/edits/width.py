@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import Capture
+from convwright.architecture.capture.pytrees import tensors_of
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
 from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
@@ -269,7 +270,20 @@ class WidthSurgery:
     def promise(self, model: nn.Module) -> Run:
         """Return the original without what its consumers take from dropped channels."""
         mask(model, self.recipe, besides=silence_inputs(model, self.recipe))
-        return model
+        if not self.recipe.before.follower.capture.free_outputs:
+            return model
+        return lambda *args, **kwargs: self._left(model(*args, **kwargs))
+
+    def _left(self, output: object) -> list[Tensor]:
+        """Return what leaves a backbone as the changed one gives it: of each map, the channels kept or repeated."""
+        nodes = {place: node for node, place in self.recipe.before.follower.capture.outputs.items()}
+        found = []
+        for place, tensor in tensors_of(output):
+            takes = [(axis, self.recipe.take_of(nodes[place], axis, summed=False)) for axis in range(tensor.ndim)]
+            for axis, take in takes:
+                tensor = tensor if take is None else take.of(tensor, axis, divide=False)
+            found.append(tensor)
+        return found
 
 
 @carries_out(Width)
