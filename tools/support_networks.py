@@ -127,6 +127,7 @@ FAMILIES = {
     "smp": tuple(f"{decoder}/{encoder}" for decoder in _DECODERS.split() for encoder in _ENCODERS.split()),
     "timm-features": tuple(f"{name}{free}" for name in _FEATURES.split() for free in ("", FREE)),
 }
+PROPOSALS = 100  # of an R-CNN, for an image; by default it takes a thousand
 IMAGE = 160  # pixels of a detector's image, a side; all but the SSDs make it 128
 CLASSES = 3  # of the segmenters
 
@@ -162,6 +163,7 @@ def _detection(name: str) -> nn.Module:
     from torchvision.models import get_model
 
     sizes = {} if name.startswith("ssd") else {"min_size": 128, "max_size": IMAGE}
+    sizes |= {"rpn_post_nms_top_n_test": PROPOSALS, "rpn_post_nms_top_n_train": PROPOSALS} if "rcnn" in name else {}
     return get_model(name, weights=None, weights_backbone=None, **sizes)
 
 
