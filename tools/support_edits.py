@@ -41,6 +41,8 @@ MOST_MACS = 2_000_000_000  # a network that costs more at its usual input is mea
 SMALL_SIDES = (128, 160)
 MANY = 40_000_000  # parameters; above, memory is given back after every edit
 HUGE = 100_000_000  # parameters; above, every third group grows
+APART = 1e-5  # between scores: what is nearer is equal, but for rounding
+DRAWS = 4  # of weights, with which a detector's file may agree with it
 ONNX_LIMIT = 1e-4  # of the largest output
 SHARE = 0.6  # half of the channels must leave less than this of the parameters
 WORDS = 240  # characters of a reason
@@ -538,46 +540,63 @@ def _described(output: object, subject: Subject) -> list[tuple[str, str, tuple[i
 def onnx(subject: Subject) -> Cell:
     """The halved network as an ONNX file, against the network itself in ONNX Runtime."""
     new = _halved(subject)
+    gap, problem = _exported(new)
+    if not problem:
+        return {"status": "exact", "max_difference": float(f"{gap:.2g}")}
+    _, before = _exported(subject.arch)
+    return absent(f"the original does not pass: {before}") if before else failed(problem)
+
+
+def _exported(arch: Architecture) -> tuple[float, str]:
+    """Return how far a network's ONNX file is from it, and what is wrong with it."""
+    gap = math.inf
     try:
-        gap = _exported_gap(new)
+        for seed in range(1 if arch.inputs.one else DRAWS):
+            if (gap := min(gap, _exported_gap(arch, seed))) <= ONNX_LIMIT:
+                break
     except Exception as error:  # whatever an exporter raises
-        try:
-            _exported_gap(subject.arch)
-        except Exception as before:  # the original's own
-            return absent(f"the original cannot be exported: {one_line(before)}")
-        return failed(error)
-    cell = {"status": "exact", "max_difference": float(f"{gap:.2g}")}
-    return cell if gap <= ONNX_LIMIT else {**cell, **failed(f"the ONNX file differs by {gap:.2g} of the largest")}
+        return math.inf, one_line(error)
+    return gap, "" if gap <= ONNX_LIMIT else f"the ONNX file differs by {gap:.2g} of the largest output"
 
 
-def _exported_gap(arch: Architecture) -> float:
+def _exported_gap(arch: Architecture, seed: int) -> float:
     """Return the largest difference between a network and its ONNX file, as a share of the largest output."""
     if arch.inputs.one:
         model, x = arch.model, arch.inputs.random(SEED + 1)
         content, _ = onnx_program(model, arch.example_input, dynamic=False)
-    else:  # untrained, a detector finds nothing; other weights make the scores differ
-        model, x = randomise(arch.model, SEED, torch.float32), arch.inputs
+    else:  # untrained, a detector finds nothing, or boxes of equal scores, of which others may be left out
+        model, x = randomise(arch.model, seed - 1, torch.float32) if seed else arch.model, arch.inputs
         content = _classic(model, x)
     session = onnx_session(content)
     with torch.no_grad():
         output = x.call(model.eval())
     feed = dict(zip((each.name for each in session.get_inputs()), (t.numpy() for t in x.tensors), strict=True))
     wanted = [(place, t.double()) for place, t in tensors_of(output)]
+    if not any(t.numel() for _, t in wanted):
+        return math.inf
     got = [torch.from_numpy(each).double() for each in session.run(None, feed)]
     if [t.shape for _, t in wanted] != [t.shape for t in got]:
         return math.inf
-    order = _matched(dict(wanted), {place: t for (place, _), t in zip(wanted, got, strict=True)})
-    pairs = [(t, other if order is None else other[order]) for (_, t), other in zip(wanted, got, strict=True)]
+    pairs = [(t, other) for (_, t), other in zip(wanted, got, strict=True)]
+    if (found := dict(wanted)).get("0.boxes") is not None:
+        clear, order = _matched(found, {place: t for (place, _), t in zip(wanted, got, strict=True)})
+        if not len(clear):
+            return math.inf
+        pairs = [(t[clear], other[order]) for t, other in pairs]
     gaps = [float((a - b).abs().max()) for a, b in pairs if a.numel()]
     return max(gaps, default=0.0) / max([1.0, *(float(t.abs().max()) for t, _ in pairs if t.numel())])
 
 
-def _matched(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> Tensor | None:
-    """Return which found box is which; equal scores come in any order. None of what gives no boxes."""
-    if "0.boxes" not in wanted:
-        return None
+def _matched(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return which boxes have a score of their own, and which found box each of them is.
+
+    Of boxes with equal scores, another library leaves others out, and gives them in another order.
+    """
+    scores = wanted["0.scores"]
+    apart = (scores[:, None] - scores).abs() + torch.eye(len(scores))
+    clear = torch.where(apart.min(1)[0] > APART)[0] if len(scores) > 1 else torch.arange(len(scores))
     rows = [torch.cat([t["0.boxes"], t["0.scores"][:, None], t["0.labels"][:, None]], 1) for t in (wanted, got)]
-    return torch.cdist(*rows).argmin(1) if len(rows[0]) else torch.zeros(0, dtype=torch.long)
+    return clear, torch.cdist(rows[0][clear], rows[1]).argmin(1) if len(clear) else clear
 
 
 def _classic(model: nn.Module, inputs: Inputs) -> bytes:
