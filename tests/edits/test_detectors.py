@@ -89,6 +89,18 @@ def test_what_leaves_a_backbone_is_compared_channel_by_channel(sizes):
     assert new.model._out_channels == list(sizes)
 
 
+class Twice(Pyramid):
+    def forward(self, x):
+        maps = super().forward(x)["maps"]
+        return {"maps": maps, "again": maps[0]}
+
+
+def test_a_map_that_is_returned_twice_is_measured_twice():
+    arch = cw.read(Twice(), (3, 9, 9), free_outputs=True)
+    assert arch.apply(cw.Width("a", 4)).changes[0].exact
+    assert arch.apply(cw.Kernel("b", 5)).changes[0].exact
+
+
 class ToItsInput(nn.Module):
     def __init__(self):
         super().__init__()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import Capture
-from convwright.architecture.capture.pytrees import tensors_of
 from convwright.architecture.channels import ChannelGraph, ChannelGroup, Ints, resize
 from convwright.architecture.labels import ResizeError
 from convwright.edits.compensate import compensate, gained_parameters, inexact_reasons, silence_inputs
@@ -28,7 +27,7 @@ from convwright.edits.fake_run import ATTENTION, Repairs, TrialNetwork, Unrepair
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.rerun import changing_axes, executed
-from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate
+from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate, tensors_in
 from convwright.errors import EditError
 
 
@@ -276,10 +275,10 @@ class WidthSurgery:
 
     def _left(self, output: object) -> list[Tensor]:
         """Return what leaves a backbone as the changed one gives it: of each map, the channels kept or repeated."""
-        nodes = {place: node for node, place in self.recipe.before.follower.capture.outputs.items()}
+        nodes = self.recipe.before.follower.capture.graph.output_node().args[0]
         found = []
-        for place, tensor in tensors_of(output):
-            takes = [(axis, self.recipe.take_of(nodes[place], axis, summed=False)) for axis in range(tensor.ndim)]
+        for node, tensor in zip(nodes, tensors_in(output), strict=True):  # type: ignore[arg-type]
+            takes = [(axis, self.recipe.take_of(node.name, axis, summed=False)) for axis in range(tensor.ndim)]
             for axis, take in takes:
                 tensor = tensor if take is None else take.of(tensor, axis, divide=False)
             found.append(tensor)
