@@ -39,7 +39,8 @@ format: $(VENV)/.lint  ## rewrite the code in the project's style
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-zoo: $(VENV)/.test  ## the support matrix: every kind of edit on some 240 networks; many hours, --resume goes on
+zoo: $(VENV)/.test  ## the support matrix: every kind of edit on some 340 networks; many hours, --resume goes on
+	$(PIP) --editable '.[onnx]' --group zoo
 	$(BIN)/python tools/support.py $(ZOO)
 	$(BIN)/python tools/make_tables.py
 

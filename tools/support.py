@@ -1,4 +1,4 @@
-"""The support matrix: every kind of edit on torchvision's convnets and on timm's convolutional families.
+"""The support matrix: every kind of edit on classifiers, detectors, segmenters and backbones.
 
     python tools/support.py [--jobs N] [--only REGEX] [--resume] [--only-failed] [--edits KIND ...]
 
@@ -26,15 +26,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from support_networks import LARGE, networks
+from support_networks import LARGE, family_of, networks
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "docs" / "support.json"
 KINDS = ("shrink", "grow", "remove_block", "add_block", "kernel_up", "kernel_down", "replace", "resolution", "composed")
+BEYOND = ("loss", "outputs", "onnx")  # of what is no classifier
+VERSIONS = (
+    "convwright", "torch", "torchvision", "timm", "segmentation-models-pytorch", "ultralytics", "onnxruntime",
+    "torch-pruning",
+)  # fmt: skip
 RIVAL_LIMIT = 120  # processor seconds
 PATIENCE = 5  # seconds by the clock per processor second, at most
-RANKS = {"exact": 3, "inexact": 2, "not applicable": 1, "fail": 0}
+RANKS = {"done": 3, "exact": 3, "inexact": 2, "not applicable": 1, "fail": 0}
 
 
 # ------------------------------------------------------------------ in a process of its own
@@ -55,7 +60,7 @@ def task(pipe: Connection, name: str, kinds: list[str], memory: float, seconds: 
         pipe.send({"edit": kind, "cell": cell})
 
 
-def rival_task(pipe: Connection, name: str, shape: str, memory: float) -> None:
+def rival_task(pipe: Connection, name: str, memory: float) -> None:
     """Run torch-pruning on one network and tell what came of it."""
     _limit(memory, RIVAL_LIMIT)
     import warnings
@@ -63,7 +68,7 @@ def rival_task(pipe: Connection, name: str, shape: str, memory: float) -> None:
     from support_edits import rival
 
     warnings.simplefilter("ignore")
-    pipe.send({"rival": rival(name, tuple(int(part) for part in shape.split("x")))})
+    pipe.send({"rival": rival(name)})
 
 
 def _limit(gigabytes: float, seconds: float) -> None:
@@ -123,10 +128,10 @@ def row_of(name: str, kinds: list[str], options: argparse.Namespace) -> Row:
     return row
 
 
-def rival_of(name: str, shape: str, options: argparse.Namespace) -> Row:
+def rival_of(name: str, options: argparse.Namespace) -> Row:
     """Run torch-pruning on a network; a time limit is an answer."""
     answer: Row = {"ok": False, "reason": "no answer"}
-    for fact in facts_of(rival_task, name, shape, options.memory, seconds=RIVAL_LIMIT):
+    for fact in facts_of(rival_task, name, options.memory, seconds=RIVAL_LIMIT):
         answer = fact.get("rival", answer)
         if "ended" in fact:
             answer = {"ok": False, "reason": fact["ended"].replace("time limit", f"no answer within {RIVAL_LIMIT} s")}
@@ -134,6 +139,11 @@ def rival_of(name: str, shape: str, options: argparse.Namespace) -> Row:
 
 
 # ------------------------------------------------------------------ the file
+
+
+def kinds_of(name: str) -> tuple[str, ...]:
+    """Return the columns of a network: what is no classifier has some of its own."""
+    return (*KINDS, *BEYOND) if family_of(name) else KINDS
 
 
 def load(path: Path) -> dict[str, Row]:
@@ -151,7 +161,7 @@ def save(rows: dict[str, Row], path: Path) -> None:
     head = {
         "command": "make zoo",
         "machine": {"processor": known["processor"], "cores": known["cpus"], "threads": 1, "system": known["system"]},
-        "versions": {name: version(name) for name in ("convwright", "torch", "torchvision", "timm", "torch-pruning")},
+        "versions": {name: version(name) for name in VERSIONS},
         "seed": 0,
     }
     body = ",\n".join(json.dumps(rows[name]) for name in sorted(rows))
@@ -171,7 +181,7 @@ def merged(old: Row | None, new: Row, committed: Row | None, accept: bool) -> tu
             why = cell.get("reason", "")
             worse.append(f"{new['network']}, {kind}: was {before['status']}, would be {cell['status']} ({why})")
             cells[kind] = before
-    row["edits"] = {kind: cells[kind] for kind in KINDS if kind in cells}
+    row["edits"] = {kind: cells[kind] for kind in (*KINDS, *BEYOND) if kind in cells}
     return row, worse
 
 
@@ -219,18 +229,20 @@ class Sweep:
         if options.only_failed:
             return (row and open_kinds(row)) or None
         if options.resume and row:
-            missing = [kind for kind in options.edits if kind not in row["edits"]]
+            missing = [kind for kind in self._asked(name) if kind not in row["edits"]]
             return missing if missing or ("torch_pruning" not in row and not options.no_rival) else None
-        return list(options.edits)
+        return self._asked(name)
+
+    def _asked(self, name: str) -> list[str]:
+        return [kind for kind in kinds_of(name) if kind in self.options.edits]
 
     def _measure(self, name: str, kinds: list[str]) -> None:
         started = time.perf_counter()
         old = self.rows.get(name)
         row = row_of(name, kinds, self.options) if kinds else {"network": name, "edits": {}}
         new_rival = not self.options.no_rival and not self.options.only_failed
-        shape = row.get("input") or (old or {}).get("input")
-        if new_rival and shape:
-            row["torch_pruning"] = rival_of(name, shape, self.options)
+        if new_rival:
+            row["torch_pruning"] = rival_of(name, self.options)
         with self.lock:
             self.rows[name], worse = merged(old, row, self.committed.get(name), self.options.accept_worse)
             self.worse += worse
@@ -240,7 +252,7 @@ class Sweep:
 
 def line_of(row: Row, seconds: float) -> str:
     """Return what the terminal shows of a network."""
-    cells = {"exact": "=", "inexact": "~", "not applicable": "-", "fail": "F"}
+    cells = {"done": "+", "exact": "=", "inexact": "~", "not applicable": "-", "fail": "F"}
     shown = " ".join(f"{kind}{cells[cell['status']]}" for kind, cell in row["edits"].items())
     rival = row.get("torch_pruning")
     said = "" if rival is None else f"  torch-pruning {'passes' if rival['ok'] else 'fails'}"
@@ -253,7 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time; the largest always run alone")
     parser.add_argument("--only", default="", metavar="REGEX", help="networks whose name matches")
-    parser.add_argument("--edits", nargs="*", choices=KINDS, default=list(KINDS), help="these kinds only")
+    parser.add_argument("--edits", nargs="*", choices=KINDS + BEYOND, default=KINDS + BEYOND, help="these kinds only")
     parser.add_argument("--resume", action="store_true", help="leave out what the file already has")
     parser.add_argument("--only-failed", action="store_true", help="measure cells again that fail or are inexact")
     parser.add_argument("--accept-worse", action="store_true", help="write cells that are worse than committed ones")

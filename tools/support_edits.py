@@ -6,7 +6,9 @@ library says why), ``not applicable`` (the network has nothing that the edit is 
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
 import math
 import re
 import tempfile
@@ -19,13 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support_networks import SIDES
+from support_families import ignored_by_hand, own_loss
+from support_networks import FREE, SIDES, family_of, make
 from torch import Tensor, nn
 
 import convwright as cw
 from convwright.architecture import Architecture, Block, Layer, create
+from convwright.architecture.capture.pytrees import Inputs, tensors_of
+from convwright.cost.latency_onnx import onnx_session
 from convwright.edits import scale_widths
+from convwright.edits.equivalence import randomise
+from convwright.edits.surgery import tensors_in
 from convwright.errors import ConvwrightError, EditError, ReadError
+from convwright.export.programs import onnx_program
 
 Cell = dict[str, Any]
 SEED = 0
@@ -33,6 +41,9 @@ MOST_MACS = 2_000_000_000  # a network that costs more at its usual input is mea
 SMALL_SIDES = (128, 160)
 MANY = 40_000_000  # parameters; above, memory is given back after every edit
 HUGE = 100_000_000  # parameters; above, every third group grows
+APART = 1e-5  # between scores: what is nearer is equal, but for rounding
+DRAWS = 4  # of weights, with which a detector's file may agree with it
+ONNX_LIMIT = 1e-4  # of the largest output
 SHARE = 0.6  # half of the channels must leave less than this of the parameters
 WORDS = 240  # characters of a reason
 
@@ -45,11 +56,13 @@ class Subject:
         name: e.g. ``"timm:resnet18"``.
         arch: the network as it was read.
         worked: edits that were carried out, by kind; ``composed`` puts some of them together.
+        halved: the network with every free group at half its width, once that is known.
     """
 
     name: str
     arch: Architecture
     worked: dict[str, list[Any]] = field(default_factory=dict)
+    halved: Architecture | None = None
 
 
 KINDS: dict[str, Callable[[Subject], Cell]] = {}
@@ -64,9 +77,12 @@ def kind(try_it: Callable[[Subject], Cell]) -> Callable[[Subject], Cell]:
 # ------------------------------------------------------------------ reading
 
 
-def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return a network, the same each time, and its usual input shape."""
+def build(name: str) -> tuple[nn.Module, tuple[int, ...] | list[Tensor]]:
+    """Return a network, the same each time, and its usual input: a shape, or the nest that it is called with."""
     torch.manual_seed(SEED)
+    if family_of(name):
+        model, given = make(name)
+        return model.eval(), given
     model, shape, _ = create(name)
     return model.eval(), shape or (3, 224, 224)
 
@@ -74,6 +90,11 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 def read(name: str, side: int | None = None) -> tuple[Subject, Cell]:
     """Read a network on an input that keeps the measurements short, and return what is known of it."""
     model, shape = build(name)
+    if family_of(name):
+        arch, seconds = timed(lambda: cw.read(model, shape, free_outputs=name.endswith(FREE)))
+        facts = _facts(arch, tuple(arch.example_input.shape[-3:]))
+        return Subject(name, arch), {**facts, "read_seconds": round(seconds, 2)}
+    assert isinstance(shape, tuple)
     side = side or SIDES.get(name)
     if side is not None:
         arch, seconds = timed(lambda: cw.read(model, (shape[0], side, side)))
@@ -100,7 +121,7 @@ def _facts(arch: Architecture, usual: tuple[int, ...]) -> Cell:
     touched = {layer.name for layer in arch.layers if free & {*layer.groups} or tensors & {*layer.parameters}}
     reasons = Counter(one_line(g.reason) for g in arch.groups if g.frozen)
     return {
-        "input": "x".join(map(str, arch.example_input.shape[1:])),
+        "input": "x".join(map(str, arch.example_input.shape[-len(usual) :])),
         "usual_input": "x".join(map(str, usual)),
         "params": costs.params,
         "macs": costs.macs,
@@ -211,6 +232,7 @@ def shrink(subject: Subject) -> Cell:
         return absent("no channel group is free")
     cell, new = attempt(subject, "shrink", edits)
     if new is not None:
+        subject.halved = new
         before, after = arch.profile(), new.profile()
         free = sum(before.parameters.get(name, 0) for name in free_tensors(arch))
         share = (after.params - before.params + free) / free
@@ -338,6 +360,9 @@ def _middle(arch: Architecture, dense: bool, more: int) -> tuple[str, tuple[int,
         and max(module.kernel_size) > 1
         and all(k == 1 or k + more >= 1 for k in module.kernel_size)
         and _pads(layer, module)
+        and all(
+            map(_covers, layer.input_shapes[0][2:], module.kernel_size, module.padding, module.dilation, (more,) * 2)
+        )
     ]
     return found[len(found) // 2] if found else None
 
@@ -348,6 +373,11 @@ def _pads(layer: Layer, module: nn.Conv2d) -> bool:
     return all(
         after == -(-before // stride) and (kernel > stride or kernel == 1) for before, after, stride, kernel in sides
     )
+
+
+def _covers(side: int, kernel: int, padding: int, dilation: int, more: int) -> bool:
+    """Whether the padded input is at least as long as the kernel."""
+    return side + 2 * padding >= dilation * (kernel + more * (kernel > 1) - 1) + 1
 
 
 @kind
@@ -377,6 +407,8 @@ def _untouched(module: nn.Conv2d) -> bool:
 def resolution(subject: Subject) -> Cell:
     """A smaller input, by 32 pixels a side."""
     arch = subject.arch
+    if not arch.inputs.one:
+        return absent("the network brings its images to a size of its own")
     side = int(arch.example_input.shape[-1])
     smaller = max(32, (side - 1) // 32 * 32)
     cell, _ = attempt(subject, "resolution", [cw.Resolution(smaller)], alone=False)  # alone it takes as long
@@ -407,7 +439,7 @@ def composed(subject: Subject) -> Cell:
     cell, new = attempt(Subject(subject.name, halfway), "composed", widths, alone=False)
     if new is not None:
         problem, cell["seconds"] = _replay(subject, new)
-        problem = problem or _train_step(new)
+        problem = problem or _train_step(subject.name, new)
         if problem:
             cell |= failed(problem)
     kinds = dict.fromkeys(edit.kind for edit in (*first, *widths))
@@ -426,59 +458,196 @@ def _replay(subject: Subject, new: Architecture) -> tuple[str, float]:
         path = Path(folder) / "plan.json"
         new.plan.save(path)
         plan = cw.Plan.load(path)
-        again, seconds = timed(lambda: cw.apply(plan, fresh, subject.arch.example_input, verify=False))
+        free = subject.arch.free_outputs
+        again, seconds = timed(lambda: cw.apply(plan, fresh, subject.arch.inputs, verify=False, free_outputs=free))
     again.model.load_state_dict(new.model.state_dict())
-    x = torch.randn(new.example_input.shape, generator=torch.Generator().manual_seed(SEED))
+    x = new.inputs.random(SEED)
     with torch.no_grad():
-        pairs = zip(tensors(new.model.eval()(x)), tensors(again.model.eval()(x)), strict=True)
+        pairs = zip(tensors_in(x.call(new.model.eval())), tensors_in(x.call(again.model.eval())), strict=True)
         same = all(torch.equal(a, b) for a, b in pairs)
     return "" if same else "the replayed plan gives another output", round(seconds, 2)
 
 
-def _train_step(new: Architecture) -> str:
+def _train_step(name: str, new: Architecture) -> str:
     """Run forward in training mode, backward and an optimizer step; return what is not right."""
     model = new.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    x = torch.randn(2, *new.example_input.shape[1:], generator=torch.Generator().manual_seed(SEED))
-    loss = sum(t.float().square().mean() for t in tensors(model(x)))
-    assert isinstance(loss, Tensor)
+    if family_of(name):
+        loss = own_loss(name, model, new.inputs)
+    else:
+        x = torch.randn(2, *new.example_input.shape[1:], generator=torch.Generator().manual_seed(SEED))
+        loss = sum((t.float().square().mean() for t in tensors_in(model(x))), torch.zeros(()))
     loss.backward()
     optimizer.step()
     model.eval()
     return "" if bool(torch.isfinite(loss)) else "the training step's loss is not finite"
 
 
-def tensors(output: object) -> list[Tensor]:
-    """Return the tensors of a model's output, which may be a tuple with gaps."""
-    return [output] if isinstance(output, Tensor) else [t for t in output if isinstance(t, Tensor)]  # type: ignore[attr-defined]
+# ------------------------------------------------------------------ what is no classifier
+
+
+def _halved(subject: Subject) -> Architecture:
+    """Return the network with every free group at half its width."""
+    if subject.halved is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            subject.halved = subject.arch.apply(*scale_widths(subject.arch, 0.5), verify=False)
+    return subject.halved
+
+
+@kind
+def loss(subject: Subject) -> Cell:
+    """The halved network's own loss in training mode, and backward to each parameter that the original's reaches."""
+    new = _halved(subject)
+    found, missing = _backward(subject.name, new)
+    if missing:
+        missing -= _backward(subject.name, subject.arch)[1]
+    if missing or not math.isfinite(found):
+        return failed(f"the loss is {found}" + f"; it does not reach {', '.join(sorted(missing))}" * bool(missing))
+    return {"status": "done"}
+
+
+def _backward(name: str, arch: Architecture) -> tuple[float, set[str]]:
+    """Return a network's own loss, and the parameters that backward does not reach."""
+    model = copy.deepcopy(arch.model)
+    value = own_loss(name, model, arch.inputs)
+    value.backward()
+    return float(value.detach()), {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+
+
+@kind
+def outputs(subject: Subject) -> Cell:
+    """What the halved network gives: of the original's class, the same nest of tensors of the same kinds and sizes."""
+    new = _halved(subject)
+    given = subject.arch.inputs.random(SEED)
+    with torch.no_grad():
+        pairs = [_described(given.call(arch.model.eval()), subject) for arch in (subject.arch, new)]
+    if type(new.model) is not type(subject.arch.model) or pairs[0] != pairs[1]:
+        return failed(f"the outputs were {pairs[0]} and became {pairs[1]}")
+    return {"status": "done"}
+
+
+def _described(output: object, subject: Subject) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return place, type and size of each tensor; how many boxes there are depends on the weights."""
+    first = 1 if isinstance(output, list) and isinstance(subject.arch.inputs.args[0], list) else 0
+    kept = [slice(first, None)] if not subject.arch.free_outputs else [slice(0, 1), slice(2, None)]
+    return [
+        (place, str(t.dtype), tuple(side for part in kept for side in t.shape[part])) for place, t in tensors_of(output)
+    ]
+
+
+@kind
+def onnx(subject: Subject) -> Cell:
+    """The halved network as an ONNX file, against the network itself in ONNX Runtime."""
+    new = _halved(subject)
+    gap, problem = _exported(new)
+    if not problem:
+        return {"status": "exact", "max_difference": float(f"{gap:.2g}")}
+    _, before = _exported(subject.arch)
+    return absent(f"the original does not pass: {before}") if before else failed(problem)
+
+
+def _exported(arch: Architecture) -> tuple[float, str]:
+    """Return how far a network's ONNX file is from it, and what is wrong with it."""
+    gap = math.inf
+    try:
+        for seed in range(1 if arch.inputs.one else DRAWS):
+            if (gap := min(gap, _exported_gap(arch, seed))) <= ONNX_LIMIT:
+                break
+    except Exception as error:  # whatever an exporter raises
+        return math.inf, one_line(error)
+    return gap, "" if gap <= ONNX_LIMIT else f"the ONNX file differs by {gap:.2g} of the largest output"
+
+
+def _exported_gap(arch: Architecture, seed: int) -> float:
+    """Return the largest difference between a network and its ONNX file, as a share of the largest output."""
+    if arch.inputs.one:
+        model, x = arch.model, arch.inputs.random(SEED + 1)
+        content, _ = onnx_program(model, arch.example_input, dynamic=False)
+    else:  # untrained, a detector finds nothing, or boxes of equal scores, of which others may be left out
+        model, x = randomise(arch.model, seed - 1, torch.float32) if seed else arch.model, arch.inputs
+        content = _classic(model, x)
+    session = onnx_session(content)
+    with torch.no_grad():
+        output = x.call(model.eval())
+    feed = dict(zip((each.name for each in session.get_inputs()), (t.numpy() for t in x.tensors), strict=True))
+    wanted = [(place, t.double()) for place, t in tensors_of(output)]
+    if not any(t.numel() for _, t in wanted):
+        return math.inf
+    got = [torch.from_numpy(each).double() for each in session.run(None, feed)]
+    if [t.shape for _, t in wanted] != [t.shape for t in got]:
+        return math.inf
+    pairs = [(t, other) for (_, t), other in zip(wanted, got, strict=True)]
+    if (found := dict(wanted)).get("0.boxes") is not None:
+        clear, order = _matched(found, {place: t for (place, _), t in zip(wanted, got, strict=True)})
+        if not len(clear):
+            return math.inf
+        pairs = [(t[clear], other[order]) for t, other in pairs]
+    gaps = [float((a - b).abs().max()) for a, b in pairs if a.numel()]
+    return max(gaps, default=0.0) / max([1.0, *(float(t.abs().max()) for t, _ in pairs if t.numel())])
+
+
+def _matched(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return which boxes have a score of their own, and which found box each of them is.
+
+    Of boxes with equal scores, another library leaves others out, and gives them in another order.
+    """
+    scores = wanted["0.scores"]
+    apart = (scores[:, None] - scores).abs() + torch.eye(len(scores))
+    clear = torch.where(apart.min(1)[0] > APART)[0] if len(scores) > 1 else torch.arange(len(scores))
+    rows = [torch.cat([t["0.boxes"], t["0.scores"][:, None], t["0.labels"][:, None]], 1) for t in (wanted, got)]
+    return clear, torch.cdist(rows[0][clear], rows[1]).argmin(1) if len(clear) else clear
+
+
+def _classic(model: nn.Module, inputs: Inputs) -> bytes:
+    """Export by TorchScript: torchvision's detectors, which count their boxes, take no other way."""
+    held = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model.eval(), inputs.args, held, dynamo=False, opset_version=17)
+    return held.getvalue()
 
 
 # ------------------------------------------------------------------ beside us
 
 
-def rival(name: str, shape: tuple[int, ...]) -> Cell:
-    """torch-pruning's stock call at half the channels, its classifier protected by hand."""
+def rival(name: str) -> Cell:
+    """torch-pruning's stock call at half the channels, what makes the outputs protected by hand."""
     import torch_pruning
 
-    model, _ = build(name)
-    example = torch.randn(1, *shape)
+    model, given = build(name)
+    example = Inputs.of(torch.randn(1, *given)) if isinstance(given, tuple) else Inputs((given,))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
     with torch.no_grad():
-        classes = model(example).shape[1]
+        sizes = [tuple(t.shape) for t in tensors_in(example.call(model))]
+    if family_of(name):
+        ignored = ignored_by_hand(name, model)
+    else:
+        ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == sizes[0][1]]
+    more: dict[str, Any] = {}
+    if not (example.one and isinstance(model(*example.args), Tensor)):
+        more = {"forward_fn": lambda model, x: tensors_in(model(x))}
     before = sum(p.numel() for p in model.parameters())
-    ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     importance = torch_pruning.importance.MagnitudeImportance(p=2)
 
     def halve() -> None:
-        pruner = torch_pruning.pruner.BasePruner(model, example, importance, pruning_ratio=0.5, ignored_layers=ignored)
+        pruner = torch_pruning.pruner.BasePruner(
+            model, example.args[0], importance, pruning_ratio=0.5, ignored_layers=ignored, **more
+        )
         pruner.step()
 
     try:
         _, seconds = timed(halve)
-        after = tuple(model(example).shape)
+        after = [tuple(t.shape) for t in tensors_in(example.call(model))]
     except Exception as error:  # a rival's failure is a result, not ours to mend
         return {"ok": False, "reason": one_line(error)}
     share = sum(p.numel() for p in model.parameters()) / before
     problem = "" if share < SHARE else f"parameters fall to {share:.0%} only"
-    problem = problem if after == (1, classes) else f"the output's shape becomes {after}"
+    if family_of(name) == "timm-features":  # the maps' own channels are pruned, too
+        sizes, after = ([(shape[0], *shape[2:]) for shape in each] for each in (sizes, after))
+    elif family_of(name) == "detection":  # how many boxes there are depends on the weights
+        sizes, after = ([shape[1:] for shape in each] for each in (sizes, after))
+    problem = problem if after == sizes else f"the output's shape becomes {after}"
     cell = {"ok": not problem, "params_share": round(share, 4), "seconds": round(seconds, 2)}
-    return {**cell, "reason": problem} if problem else cell
+    return {**cell, "reason": one_line(problem)} if problem else cell

@@ -1,6 +1,12 @@
-"""The networks of the support matrix: torchvision's classification convnets and members of timm's families."""
+"""The networks of the support matrix: classifiers of torchvision and timm, detectors, segmenters and backbones."""
 
 from __future__ import annotations
+
+import os
+import tempfile
+
+import torch
+from torch import Tensor, nn
 
 TRANSFORMERS = ("vit", "swin", "maxvit")
 
@@ -93,10 +99,141 @@ LARGE = frozenset(f"{library}:{name}" for library, names in _LARGE.items() for n
 SIDES = {"torchvision:inception_v3": 299, "torchvision:googlenet": 224}
 
 
+# ------------------------------------------------------------------ networks that are no classifiers, by family
+
+_DETECTION = (
+    "ssdlite320_mobilenet_v3_large ssd300_vgg16 retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 fcos_resnet50_fpn "
+    "fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2 fasterrcnn_mobilenet_v3_large_fpn "
+    "fasterrcnn_mobilenet_v3_large_320_fpn keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn maskrcnn_resnet50_fpn_v2"
+)
+_SEGMENTATION = (
+    "fcn_resnet50 fcn_resnet50+aux deeplabv3_resnet50 deeplabv3_resnet50+aux deeplabv3_mobilenet_v3_large "
+    "deeplabv3_mobilenet_v3_large+aux lraspp_mobilenet_v3_large unet"
+)
+_DECODERS = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet"
+_ENCODERS = "resnet18 resnet50 mobilenet_v2 efficientnet-b0 tu-mobilenetv3_small_100"
+_FEATURES = "hrnet_w18_small resnet18 mobilenetv3_small_100 efficientnet_b0 convnext_atto"
+FREE = "+free"  # ends the name of a backbone whose outputs may change: cw.read(..., free_outputs=True)
+
+FAMILIES = {
+    "ultralytics": tuple(
+        f"{version}{size}{task}"
+        for version in ("yolov8", "yolo11", "yolo26")
+        for size in "ns"
+        for task in ("", "-seg", "-pose", "-cls")
+    ),
+    "detection": tuple(_DETECTION.split()),
+    "segmentation": tuple(_SEGMENTATION.split()),
+    "smp": tuple(f"{decoder}/{encoder}" for decoder in _DECODERS.split() for encoder in _ENCODERS.split()),
+    "timm-features": tuple(f"{name}{free}" for name in _FEATURES.split() for free in ("", FREE)),
+}
+PROPOSALS = 100  # of an R-CNN, for an image; by default it takes a thousand
+IMAGE = 160  # pixels of a detector's image, a side; all but the SSDs make it 128
+CLASSES = 3  # of the segmenters
+
+
+def family_of(name: str) -> str:
+    """Return the family of a network that is no classifier; "" of torchvision's and timm's classifiers."""
+    family = name.partition(":")[0]
+    return family if family in FAMILIES else ""
+
+
+def make(name: str) -> tuple[nn.Module, tuple[int, ...] | list[Tensor]]:
+    """Return a network that is no classifier, with random weights, and what it is called with: a shape or a nest."""
+    family, _, rest = name.partition(":")
+    model = _MAKERS[family](rest)
+    if family == "detection":
+        return model, [torch.rand(3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))]
+    side = 128 if rest.startswith("PAN") else 64  # PAN halves its smallest map three times more
+    return model, (3, side, side)
+
+
+def _ultralytics(name: str) -> nn.Module:
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"}
+    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
+    from ultralytics import YOLO
+    from ultralytics.cfg import get_cfg
+
+    model: nn.Module = YOLO(f"{name}.yaml").model
+    model.args = get_cfg()  # type: ignore[assignment]  # the weights of its losses
+    return model
+
+
+def _detection(name: str) -> nn.Module:
+    from torchvision.models import get_model
+
+    sizes = {} if name.startswith("ssd") else {"min_size": 128, "max_size": IMAGE}
+    sizes |= {"rpn_post_nms_top_n_test": PROPOSALS, "rpn_post_nms_top_n_train": PROPOSALS} if "rcnn" in name else {}
+    return get_model(name, weights=None, weights_backbone=None, **sizes)
+
+
+def _segmentation(name: str) -> nn.Module:
+    from torchvision.models import get_model
+
+    if name == "unet":
+        return PlainUNet(CLASSES)
+    name, _, aux = name.partition("+")
+    more = {"aux_loss": True} if aux else {}
+    return get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, **more)
+
+
+def _smp(name: str) -> nn.Module:
+    import segmentation_models_pytorch
+
+    decoder, _, encoder = name.partition("/")
+    make_it = getattr(segmentation_models_pytorch, decoder)
+    model: nn.Module = make_it(encoder, encoder_weights=None, classes=CLASSES)
+    return model
+
+
+def _features(name: str) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name.removesuffix(FREE), features_only=True)
+    return model
+
+
+_MAKERS = {
+    "ultralytics": _ultralytics,
+    "detection": _detection,
+    "segmentation": _segmentation,
+    "smp": _smp,
+    "timm-features": _features,
+}
+
+
+class PlainUNet(nn.Module):
+    """A U-Net as people write it by hand: two convolutions a level, skips joined by ``cat``."""
+
+    def __init__(self, classes: int, width: int = 16, levels: int = 4) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(levels)]
+        self.down = nn.ModuleList(map(_twice, (3, *widths), widths))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, 2) for w in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_twice(2 * w, w) for w in reversed(widths[:-1]))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a score per class and pixel."""
+        kept: list[Tensor] = []
+        for place, block in enumerate(self.down):
+            x = block(nn.functional.max_pool2d(x, 2) if place else x)
+            kept.append(x)
+        for up, merge, skip in zip(self.up, self.merge, reversed(kept[:-1]), strict=True):
+            x = merge(torch.cat([skip, up(x)], 1))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def _twice(before: int, after: int) -> nn.Sequential:
+    layers = ([nn.Conv2d(a, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()] for a in (before, after))
+    return nn.Sequential(*(layer for part in layers for layer in part))
+
+
 def networks() -> list[str]:
-    """Return the names of all networks of the matrix, sorted: those of timm, then those of torchvision."""
+    """Return the names of all networks of the matrix, sorted."""
     from torchvision import models
 
     found = [f"timm:{name}" for names in _TIMM.values() for name in names.split()]
     found += [f"torchvision:{n}" for n in models.list_models(module=models) if not n.startswith(TRANSFORMERS)]
+    found += [f"{family}:{name}" for family, names in FAMILIES.items() for name in names]
     return sorted(found)

@@ -25,8 +25,10 @@ EDITS = {
     "resolution": "resolution",
     "composed": "composed",
 }
-SIGNS = {"fail": "✗", "not applicable": "n/a", "inexact": "≈", "exact": "✓"}
+BEYOND = {"loss": "own loss and backward", "outputs": "outputs", "onnx": "ONNX"}  # of what is no classifier
+SIGNS = {"fail": "✗", "not applicable": "n/a", "inexact": "≈", "exact": "✓", "done": "✓"}
 LIBRARIES = ("torchvision", "timm")
+FAMILIES = ("ultralytics", "detection", "segmentation", "smp", "timm-features")
 
 
 def matrix() -> Json | None:
@@ -38,18 +40,38 @@ def matrix() -> Json | None:
 
 
 def summary(markdown: Markdown) -> str:
-    """Return how many networks pass, by edit and library, and what a step of 50 % takes."""
+    """Return how many networks pass, by edit and family, and what a step of 50 % takes."""
     data = matrix()
     if data is None:
         return MISSING
+    rows = data["rows"]
     head = ["", *(f"{library}: {word}" for library in LIBRARIES for word in ("done", "exact", "not applicable"))]
-    lines = [[words, *_shares(data["rows"], kind)] for kind, words in EDITS.items()]
+    lines = [[words, *_shares(rows, kind)] for kind, words in EDITS.items()]
+    counts = ", ".join(f"{count} of {name}" for name in (*LIBRARIES, *FAMILIES) if (count := len(_of(rows, name))))
+    free = statistics.median(row.get("free_macs", 0.0) for row in rows)
+    said = f"{len(rows)} networks: {counts}. In the median one, {100 * free:.1f} % of the MACs can change."
     table = markdown(head, lines, right=range(1, len(head)))
-    counts = " and ".join(f"{len(_of(data['rows'], library))} of {library}" for library in LIBRARIES)
-    free = statistics.median(row.get("free_macs", 0.0) for row in data["rows"])
-    said = f"{len(data['rows'])} networks: {counts}. In the median one, {100 * free:.1f} % of the MACs can change."
-    parts = (said, table, _rival(data["rows"], markdown), _made(data))
+    parts = (said, table, _families(rows, markdown), _rival(rows, markdown), _made(data))
     return "\n\n".join(part for part in parts if part)
+
+
+def _families(rows: Sequence[Json], markdown: Markdown) -> str:
+    """Return what holds of networks that are no classifiers: a line per family."""
+    lines = []
+    for family in FAMILIES:
+        held = _of(rows, family)
+        if not held:
+            continue
+        exact = [sum(row["edits"].get(k, {}).get("status") == "exact" for row in held) for k in ("shrink", "grow")]
+        cells = {kind: [row["edits"][kind]["status"] for row in held if kind in row["edits"]] for kind in BEYOND}
+        tried = [[status for status in found if status != "not applicable"] for found in cells.values()]
+        done = [f"{sum(status in ('done', 'exact') for status in found)} of {len(found)}" for found in tried]
+        read = [row["read_seconds"] for row in held if "read_seconds" in row]
+        free = statistics.median(row.get("free_macs", 0.0) for row in held)
+        times = [f"{statistics.median(read):.1f}", f"{max(read):.1f}"] if read else ["", ""]
+        lines.append([family, str(len(held)), *map(str, exact), *done, f"{100 * free:.1f} %", *times])
+    head = ("", "networks", "halved: exact", "grown: exact", *BEYOND.values(), "free MACs", "read, s", "slowest, s")
+    return markdown(head, lines, right=range(1, len(head))) if lines else ""
 
 
 def _shares(rows: Sequence[Json], kind: str) -> list[str]:
@@ -69,7 +91,7 @@ def _of(rows: Sequence[Json], library: str) -> list[Json]:
 def _rival(rows: Sequence[Json], markdown: Markdown) -> str:
     """Return the table of a 50 % step: ours, reading included, and torch-pruning's."""
     lines = []
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *FAMILIES):
         both = [row for row in _of(rows, library) if "torch_pruning" in row]
         if not both:
             continue
@@ -113,14 +135,14 @@ def table(markdown: Markdown) -> str:
     data = matrix()
     if data is None:
         return MISSING
-    head = ("network", "input", "free groups", "free MACs", *EDITS.values(), "torch-pruning")
+    head = ("network", "input", "free groups", "free MACs", *EDITS.values(), *BEYOND.values(), "torch-pruning")
     lines = [
         (
             row["network"],
             row.get("input", ""),
             f"{row['free']}/{row['groups']}" if "free" in row else "",
             f"{row['free_macs']:.0%}".replace("%", " %") if "free_macs" in row else "",
-            *(_cell(row["edits"].get(kind)) for kind in EDITS),
+            *(_cell(row["edits"].get(kind)) for kind in (*EDITS, *BEYOND)),
             {True: "✓", False: "✗", None: ""}[row.get("torch_pruning", {}).get("ok")],
         )
         for row in data["rows"]
@@ -143,7 +165,7 @@ def reasons() -> str:
     if data is None:
         return MISSING
     rows = data["rows"]
-    parts = [_listed(words, _open_cells(rows, kind)) for kind, words in EDITS.items()]
+    parts = [_listed(words, _open_cells(rows, kind)) for kind, words in (EDITS | BEYOND).items()]
     frozen = [("·", r, row["network"]) for row in rows for r in row.get("frozen", {}) if not r.startswith(_ENDS)]
     rivals = [(row["torch_pruning"], row["network"]) for row in rows if "torch_pruning" in row]
     parts.append(_listed("frozen channels", frozen))
@@ -162,7 +184,7 @@ def _open_cells(rows: Sequence[Json], kind: str) -> list[Entry]:
         (sign, cell["reason"], name)
         for status, sign in SIGNS.items()
         for cell, name in cells
-        if cell["status"] == status != "exact"
+        if cell["status"] == status not in ("exact", "done")
     ]
 
 

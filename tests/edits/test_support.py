@@ -50,16 +50,37 @@ def committed() -> dict[str, support.Row]:
     return rows
 
 
+BEYOND = {  # what is no classifier: one of each way in which these are built
+    "segmentation:unet": ("shrink", "grow", "loss", "outputs"),
+    "smp:Linknet/resnet18": ("shrink", "loss", "outputs"),
+    "timm-features:mobilenetv3_small_100+free": ("shrink", "outputs"),
+    "ultralytics:yolov8n": ("shrink", "grow", "loss", "outputs"),
+}
+PACKAGES = {"smp": "segmentation_models_pytorch", "ultralytics": "ultralytics"}
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", [*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_nothing_gets_worse(name: str) -> None:
+    check(name, (SAMPLE | MORE)[name])
+
+
+@pytest.mark.breadth
+@pytest.mark.parametrize("name", BEYOND)
+def test_nothing_gets_worse_beyond_classifiers(name: str) -> None:
+    family = support_networks.family_of(name)
+    pytest.importorskip(PACKAGES.get(family, "torch"))
+    check(name, BEYOND[name])
+
+
+def check(name: str, kinds: tuple[str, ...]) -> None:
     rows = committed()
     if name not in rows:
         pytest.skip("the matrix has no row for it yet")
     before = rows[name]["edits"]
     subject, facts = support_edits.read(name, SIDE)
     assert facts["free"] > 0
-    for kind, cell in support_edits.measure(subject, (SAMPLE | MORE)[name]):
+    for kind, cell in support_edits.measure(subject, kinds):
         assert support.RANKS[cell["status"]] >= support.RANKS[before[kind]["status"]], (kind, cell)
 
 
@@ -67,9 +88,11 @@ def test_every_row_has_every_edit_and_every_reason() -> None:
     rows = committed()
     assert not rows.keys() - set(support_networks.networks())
     for name, row in rows.items():
-        assert tuple(row["edits"]) == support.KINDS, name
+        needed = support.KINDS if not support_networks.family_of(name) else ("shrink", "grow", *support.BEYOND)
+        assert tuple(kind for kind in support.kinds_of(name) if kind in row["edits"]) == tuple(row["edits"]), name
+        assert not set(needed) - row["edits"].keys(), name
         for kind, cell in row["edits"].items():
-            assert cell["status"] == "exact" or cell["reason"], (name, kind)
+            assert cell["status"] in ("exact", "done") or cell["reason"], (name, kind)
 
 
 def test_the_matrix_names_no_folder_of_a_machine() -> None:
@@ -91,7 +114,7 @@ def test_worse_cells_are_not_written() -> None:
 
 
 def test_kinds_are_those_of_the_tool() -> None:
-    assert tuple(support_edits.KINDS) == support.KINDS
+    assert tuple(support_edits.KINDS) == support.KINDS + support.BEYOND
 
 
 def test_an_unpredicted_difference_is_a_failure() -> None:

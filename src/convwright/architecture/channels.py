@@ -351,6 +351,11 @@ class _Builder:
             channels = self.component[atoms[atoms != NEUTRAL]]
             which[channels[which[channels] == 0]] = len(reasons)
             reasons.append(reason)
+        for labels, _, operator in self.ledger.across:  # a softmax shares one sum out: another free entry takes of it
+            channels = np.unique(self.component[labels[labels != NEUTRAL].numpy()])
+            if "softmax" in operator and which[channels].any():
+                which[channels[which[channels] == 0]] = len(reasons)
+                reasons.append(f"they are weighed against channels that cannot change at {operator}")
         return which, reasons
 
     def _picked(self) -> list[tuple[Tensor, str]]:

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import (
     argument,
+    depends_on_values,
     first_line,
     in_mode,
     module_path,
@@ -78,6 +79,7 @@ class TrialNetwork:
         model: the network.
         inputs: what it is run on.
         outputs: module path -> the graph node that makes its output, for modules called once.
+        counted: modules whose output has as many rows as the values of the data say, such as boxes that are kept.
         one_row_each: the network gives one row per image.
         hopeless: modules that no stored size helped, with the groups that changed there.
         known: new group sizes -> the stored sizes that follow them, as found before.
@@ -86,6 +88,7 @@ class TrialNetwork:
     model: nn.Module
     inputs: Inputs
     outputs: dict[str, fx.Node]
+    counted: frozenset[str] = frozenset()
     one_row_each: bool = True
     known: dict[bytes, Repairs] = field(default_factory=dict)
     hopeless: set[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=set)
@@ -105,7 +108,12 @@ class TrialNetwork:
             once = {name: found[0] for name, found in shapes.items() if len(found) == 1}
             outputs = {n: last[n] for n, shape in once.items() if shape and n in last and shape_of(last[n]) == shape}
             rows = once.get("", ())[:1] == tuple(architecture.example_input.shape[:1])
-            _STAGES[architecture] = cls(architecture.model, architecture.inputs, outputs, rows)
+            by_values: set[fx.Node] = set()
+            for node in nodes:
+                if depends_on_values(node) or not by_values.isdisjoint(node.all_input_nodes):
+                    by_values.add(node)
+            counted = frozenset(name for name, node in outputs.items() if node in by_values)
+            _STAGES[architecture] = cls(architecture.model, architecture.inputs, outputs, counted, rows)
         return _STAGES[architecture]
 
     def rehearse(self, plan: ChannelRemap, repairs: Mapping[str, Stored]) -> Failure | None:
@@ -121,7 +129,8 @@ class TrialNetwork:
 
         def compare(name: str, result: object) -> None:
             value = values.get(self.outputs[name].name) if name in self.outputs else None
-            if isinstance(result, Tensor) and isinstance(value, Value) and tuple(result.shape) != tuple(value.shape):
+            rows = int(name in self.counted)
+            if isinstance(result, Tensor) and isinstance(value, Value) and result.shape[rows:] != value.shape[rows:]:
                 raise _DeviationError(name, tuple(result.shape), tuple(value.shape))
             passed.append(name)
 

@@ -262,6 +262,7 @@ def _sync_attributes(model: nn.Module, plan: ChannelRemap, changed: Iterable[str
             _sync_stored(module, name, plan)
     _sync_bare_norms(model, plan.after)
     _sync_feature_info(model, plan)
+    _sync_announced(model, plan)
 
 
 def _sync_bare_norms(model: nn.Module, graph: ChannelGraph) -> None:
@@ -334,8 +335,12 @@ def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
     """Update timm's description of its feature maps, and the width of the last one."""
     info = getattr(model, "feature_info", None)
     entries = info if isinstance(info, list) else getattr(info, "info", None)
-    for entry in entries or ():
+    graph = plan.after.follower
+    leaving = dict(zip(getattr(info, "out_indices", ()), graph.capture.outputs, strict=False))  # of a backbone
+    for place, entry in enumerate(entries or ()):
         width = _output_width(plan.after, str(entry.get("module", ""))) if isinstance(entry, dict) else None
+        if isinstance(value := graph.values.get(leaving.get(place, "")), Value) and isinstance(entry, dict):
+            width = value.shape[1] if value.plane_at(1) is not None else value.shape[-1]
         if width is not None:
             entry["num_chs"] = width
     features = getattr(model, "num_features", None)
@@ -343,6 +348,26 @@ def _sync_feature_info(model: nn.Module, plan: ChannelRemap) -> None:
         for attribute in ("num_features", "head_hidden_size"):
             if getattr(model, attribute, None) == features:
                 setattr(model, attribute, width)
+
+
+def _sync_announced(model: nn.Module, plan: ChannelRemap) -> None:
+    """Update the widths of maps that a backbone announces as its ``out_channels``: of all maps, or of one each."""
+    before, after = plan.before.follower, plan.after.follower
+    modules = {name: module for name, module in model.named_modules() if not isinstance(module, _KNOWN)}
+    announced = [(n, key) for n, m in modules.items() for key in ("out_channels", "_out_channels") if key in vars(m)]
+    for name, key in announced:
+        widths: dict[int, set[int]] = {}
+        for node in before.capture.graph.nodes:
+            values = before.values.get(node.name), after.values.get(node.name)
+            leaves = name in module_paths(node) and any(name not in module_paths(user) for user in node.users)
+            if leaves and all(isinstance(value, Value) and value.ndim > 1 for value in values):
+                widths.setdefault(values[0].shape[1], set()).add(values[1].shape[1])  # type: ignore[union-attr]
+        now = {old: new for old, (new, *others) in widths.items() if not others}
+        stored = vars(modules[name])[key]
+        if isinstance(stored, int):
+            setattr(modules[name], key, now.get(stored, stored))
+        elif isinstance(stored, list | tuple) and type(stored) in (list, tuple):
+            setattr(modules[name], key, type(stored)(now.get(width, width) for width in stored))
 
 
 def _output_width(graph: ChannelGraph, module: str) -> int | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import Capture
@@ -35,7 +35,7 @@ from convwright.edits.fake_run import Repairs, TrialNetwork, UnrepairableError, 
 from convwright.edits.importance import scores_for
 from convwright.edits.remap import ChannelRemap, Take, recipe, signatures
 from convwright.edits.rerun import changing_axes, executed
-from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate
+from convwright.edits.surgery import MOST_CHANNELS, check_room, mask, operate, tensors_in
 from convwright.errors import EditError
 
 
@@ -275,7 +275,20 @@ class WidthSurgery:
     def promise(self, model: nn.Module) -> Run:
         """Return the original without what its consumers take from dropped channels."""
         mask(model, self.recipe, besides=silence_inputs(model, self.recipe))
-        return model
+        if not self.recipe.before.follower.capture.free_outputs:
+            return model
+        return lambda *args, **kwargs: self._left(model(*args, **kwargs))
+
+    def _left(self, output: object) -> list[Tensor]:
+        """Return what leaves a backbone as the changed one gives it: of each map, the channels kept or repeated."""
+        nodes = self.recipe.before.follower.capture.graph.output_node().args[0]
+        found = []
+        for node, tensor in zip(nodes, tensors_in(output), strict=True):  # type: ignore[arg-type]
+            takes = [(axis, self.recipe.take_of(node.name, axis, summed=False)) for axis in range(tensor.ndim)]
+            for axis, take in takes:
+                tensor = tensor if take is None else take.of(tensor, axis, divide=False)
+            found.append(tensor)
+        return found
 
 
 @carries_out(Width)

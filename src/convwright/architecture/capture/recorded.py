@@ -12,7 +12,7 @@ import random
 import sys
 import warnings
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +40,7 @@ def record(model: nn.Module, inputs: Inputs, as_far_as_it_comes: bool = False, s
         as_far_as_it_comes: where it raises an exception, return what it executed until then.
         seed: of the random numbers that it draws; None: those that would come next.
     """
-    recorder, outputs = _Recorder(model), dict[fx.Node, str]()
+    recorder, outputs = _Recorder(model), list[tuple[fx.Node, str]]()
     with recorder.watching(), _plainly([tensor.device for tensor in inputs.tensors], seed):
         try:
             outputs = recorder.run(model, inputs)
@@ -102,8 +102,8 @@ class _Recorder(TorchDispatchMode):
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         self._stacks.pop()
 
-    def run(self, model: nn.Module, inputs: Inputs) -> dict[fx.Node, str]:
-        """Run the model, and return the nodes of its outputs, each with its place in the nest."""
+    def run(self, model: nn.Module, inputs: Inputs) -> list[tuple[fx.Node, str]]:
+        """Run the model, and return the nodes of its outputs, each with its place; one may have several."""
         if model.training:  # batch norm writes statistics, and its schema does not say so
             for buffer in model.buffers():
                 self._keep(buffer)
@@ -115,11 +115,11 @@ class _Recorder(TorchDispatchMode):
             self._values.append((node, self._note(node, tensor)))
         with torch.inference_mode(), self:
             found = inputs.call(model)
-        return {self._operand(tensor): path for path, tensor in tensors_of(found)}
+        return [(self._operand(tensor), path) for path, tensor in tensors_of(found)]
 
-    def captured(self, outputs: Mapping[fx.Node, str], whole: bool = True) -> Capture:
+    def captured(self, outputs: Sequence[tuple[fx.Node, str]], whole: bool = True) -> Capture:
         """Return the graph; of a whole run without operators whose results nobody uses."""
-        self.graph.output(tuple(outputs))
+        self.graph.output(tuple(node for node, _ in outputs))
         if whole:
             self.graph.eliminate_dead_code(lambda node: node.is_impure() or depends_on_values(node))
         alive = set(self.graph.nodes)
@@ -132,7 +132,7 @@ class _Recorder(TorchDispatchMode):
             self.tensors,
             parameters=frozenset(name for name, _ in self.model.named_parameters()),
             inputs=tuple(self.inputs),
-            outputs={node.name: path for node, path in outputs.items()},
+            outputs={node.name: path for node, path in outputs},
         )
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
