@@ -6,7 +6,9 @@ again. What is drawn outside of hypothesis begins each test at the same seeds.
 """
 
 import gc
+import os
 import random
+import tempfile
 from collections import defaultdict
 
 import numpy as np
@@ -14,11 +16,16 @@ import pretended_device
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 if not torch.cuda.is_available() and pretended_device.ABLE:
     pretended_device.register()  # before any backward pass
+# Ultralytics downloads and installs nothing, and writes its settings where no user has theirs.
+os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="ultralytics-"))
 torch.set_num_threads(1)  # workers do not fight over cores
 # A machine that is busy makes examples slow: that is no failure.
+_PRINTED, _OPENED = np.get_printoptions(), Image.open
 no_clock = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", derandomize=True, **no_clock)
 settings.register_profile("drawn", print_blob=True, **no_clock)
@@ -55,3 +62,7 @@ def pytest_runtest_setup(item):
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    # Ultralytics has the whole process print arrays and open images its own way.
+    np.set_printoptions(**_PRINTED)
+    torch.set_printoptions(profile="default")
+    Image.open = _OPENED

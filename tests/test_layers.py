@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -280,13 +281,13 @@ def test_width_edits_change_both_sides_in_multiples_of_the_windows(overlap, wind
 
 
 @pytest.mark.parametrize(
-    ("outputs", "overlap", "free"), [(42, 0.5, []), (3, 0.5, []), (24, 0.33, ["1"]), (24, 0.9, [])]
+    ("outputs", "overlap", "free"), [(42, 0.5, ["0"]), (3, 0.5, ["0"]), (24, 0.33, ["1"]), (24, 0.9, [])]
 )
 def test_other_channels_are_frozen_with_a_reason(outputs, overlap, free):
     net = around(RollingPointwiseConv2d(24, outputs, 2, overlap), outputs)
     arch = cw.read(net, torch.randn(2, 3, 9, 9))
     assert [g.name for g in arch.free_groups] == free
-    assert "no rule" in arch.group("0").reason
+    assert ("0" in free) is not bool(re.search("no rule|by their numbers", arch.group("0").reason))
     assert arch.profile().macs == count_by_torch(net, torch.zeros(1, 3, 9, 9))
     assert arch.profile().complete
     for name in free:

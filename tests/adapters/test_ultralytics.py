@@ -17,21 +17,14 @@ from convwright.errors import ConvwrightError, ReadError
 SIDE = 64
 TASKS = ("", "-seg", "-pose", "-cls")
 NETWORKS = [f"{version}n{task}" for version in ("yolov8", "yolo11", "yolo26") for task in TASKS]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # Ultralytics' own
-    pytest.mark.skipif(sys.version_info < (3, 10), reason="Ultralytics"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ultralytics' own
 
 
 @pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    """Ultralytics, which downloads and installs nothing and writes its settings into a folder of the test."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+def ultralytics():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("settings")))
-        patch.setenv("YOLO_OFFLINE", "true")
-        patch.setenv("YOLO_AUTOINSTALL", "false")
-        yield pytest.importorskip("ultralytics")
+        return pytest.importorskip("ultralytics")
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def to_yolo(edited: Architecture | Result | Exportable | Trial, file: str | Path
     if file is not None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         yolo.save(file)
-        yolo.overrides["model"] = str(file)
+        yolo.overrides["model"] = network.pt_path = str(file)  # beside which exports go
     return yolo
 
 
