@@ -25,7 +25,8 @@ class Replay:
 
     What a pass computes before its first wanted layer the next one returns as it was: of that, the tensors that a later
     call reads are kept, and of the others their shapes. Calls are told apart by their number. Where that goes wrong on
-    the first batch, as with a network whose calls torch does not show, all is computed every time.
+    the first batch, as with a network whose calls torch does not show, or where a pass makes other calls, as with a
+    network that remembers what it made for images of a size, all is computed every time.
     """
 
     def __init__(
@@ -57,7 +58,12 @@ class Replay:
             return watched(*plain)
         until, before = min(self.trace.first[name] for name in wanted), self.done.get(number)
         this = _Pass(self.trace, until if self.trace.held(until) <= self.room else 0, before)
-        found = watched(*plain, this)
+        try:
+            found = watched(*plain, this)
+        except _OtherCallsError:
+            self.trace = None
+            self.done.clear()
+            return watched(*plain)
         if number == 0 and not _same(found, checked := watched(*plain)):
             self.trace = None
             self.done.clear()
@@ -72,6 +78,10 @@ def _same(one: Calls, two: Calls) -> bool:
     pairs = [(a, b) for name in two for a, b in zip(one[name], two[name], strict=False)]
     whole = all(len(one[name]) == len(two[name]) for name in two)
     return whole and all(torch.equal(a.x, b.x) and torch.equal(a.output, b.output) for a, b in pairs)
+
+
+class _OtherCallsError(Exception):
+    """A pass makes other calls than the first one did."""
 
 
 class _Leaf(NamedTuple):
@@ -89,6 +99,7 @@ class _Trace(TorchFunctionMode):
         tensors = named_tensors(model)
         self.names = {id(tensors[name]): name for name in wanted}
         self.call = -1
+        self.functions: list[Any] = []
         self.first: dict[str, int] = {}
         self.last: dict[_Leaf, int] = {}
         self.bytes: dict[_Leaf, float] = {}
@@ -105,6 +116,7 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.call += 1
+        self.functions.append(func)
         if (name := self.names.get(id(layer_arguments(func, args, kwargs).get("weight")))) is not None:
             self.first.setdefault(name, self.call)
         read = [x for x in pytree.tree_leaves((args, kwargs)) if id(x) in self._made]
@@ -141,6 +153,8 @@ class _Pass(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.call += 1
+        if self.trace.functions[self.call : self.call + 1] != [func]:
+            raise _OtherCallsError
         if self.call < self.given:
             values, form = self.results[self.call]
             return pytree.tree_unflatten([self._again(x) if isinstance(x, _Leaf) else x for x in values], form)
