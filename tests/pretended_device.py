@@ -15,9 +15,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.accelerators import Accelerator
 from lightning_fabric.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.library import Library
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -25,7 +24,7 @@ NAME = "pretended"
 ABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 _COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::_copy_from_and_resize")
 _ALLOWED = ("devices.py:to_host", "module.py:_apply", "torch.py:save_model", "serialization.py:_save")
-_KERNELS: list[Library] = []  # held: what is collected takes its kernels along
+_KERNELS: list[library.Library] = []  # held: what is collected takes its kernels along
 
 
 class CopiedToHostError(RuntimeError):
@@ -153,7 +152,7 @@ if ABLE:
 def register():
     """Bring the device about: before a first backward pass of the process, which counts the devices."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
-    _KERNELS.append(Library("_", "IMPL"))
+    _KERNELS.append(library.Library("_", "IMPL"))
     _KERNELS[0].fallback(_run, "PrivateUse1")
 
 
