@@ -355,18 +355,19 @@ def _sync_announced(model: nn.Module, plan: ChannelRemap) -> None:
     before, after = plan.before.follower, plan.after.follower
     modules = {name: module for name, module in model.named_modules() if not isinstance(module, _KNOWN)}
     announced = [(n, key) for n, m in modules.items() for key in ("out_channels", "_out_channels") if key in vars(m)]
+    widths: dict[str, dict[int, set[int]]] = {name: {} for name, _ in announced}
+    for node in before.capture.graph.nodes if announced else ():
+        values = before.values.get(node.name), after.values.get(node.name)
+        if node.users and all(isinstance(value, Value) and value.ndim > 1 for value in values):
+            within = set.intersection(*(set(module_paths(user)) for user in node.users))
+            for name in (widths.keys() & set(module_paths(node))) - within:  # what leaves the module
+                widths[name].setdefault(values[0].shape[1], set()).add(values[1].shape[1])  # type: ignore[union-attr]
     for name, key in announced:
-        widths: dict[int, set[int]] = {}
-        for node in before.capture.graph.nodes:
-            values = before.values.get(node.name), after.values.get(node.name)
-            leaves = name in module_paths(node) and any(name not in module_paths(user) for user in node.users)
-            if leaves and all(isinstance(value, Value) and value.ndim > 1 for value in values):
-                widths.setdefault(values[0].shape[1], set()).add(values[1].shape[1])  # type: ignore[union-attr]
-        now = {old: new for old, (new, *others) in widths.items() if not others}
+        now = {old: new for old, (new, *others) in widths[name].items() if not others}
         stored = vars(modules[name])[key]
         if isinstance(stored, int):
             setattr(modules[name], key, now.get(stored, stored))
-        elif isinstance(stored, list | tuple) and type(stored) in (list, tuple):
+        elif type(stored) in (list, tuple):
             setattr(modules[name], key, type(stored)(now.get(width, width) for width in stored))
 
 
