@@ -33,7 +33,7 @@ from torch import nn
 
 import convwright as cw
 from convwright.architecture.reading import create
-from convwright.edits.width import proportional_widths
+from convwright.edits.proportional import proportional_widths
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
 SIDE = 96

@@ -8,7 +8,7 @@ import torch
 from convwright.architecture import read
 from convwright.cost.recount import count_by_torch
 from convwright.edits.execution_check import scale_widths
-from convwright.edits.width import proportional_widths
+from convwright.edits.proportional import proportional_widths
 
 from .cifar_networks import NETWORKS
 

@@ -13,6 +13,7 @@ from torch import nn
 import convwright as cw
 from convwright.edits import AddBlock, Kernel, Plan, Width
 from convwright.edits.equivalence import randomise
+from convwright.edits.proportional import proportional_widths
 from convwright.edits.reinitialize import draw_anew
 from convwright.edits.transfer import (
     check_widths_only,
@@ -22,7 +23,6 @@ from convwright.edits.transfer import (
     widened,
     width_edits,
 )
-from convwright.edits.width import proportional_widths
 from convwright.errors import EditError
 
 

@@ -312,7 +312,7 @@ def test_modules_that_share_a_weight_both_follow() -> None:
 
 
 def test_families_of_tied_groups_are_fitted_together(monkeypatch):
-    from convwright.edits import width
+    from convwright.edits import proportional
 
     class Families(nn.Module):
         def __init__(self):
@@ -326,9 +326,9 @@ def test_families_of_tied_groups_are_fitted_together(monkeypatch):
             return self.fc((x + other.mean()).mean((2, 3)))
 
     arch, solved = read(Families().eval(), (3, 5, 5)), []
-    solve = width.solve
-    monkeypatch.setattr(width, "solve", lambda *given: solved.append(given) or solve(*given))
-    edits = width.proportional_widths(arch, 0.5)
+    solve = proportional.solve
+    monkeypatch.setattr(proportional, "solve", lambda *given: solved.append(given) or solve(*given))
+    edits = proportional.proportional_widths(arch, 0.5)
     assert len(edits) == 3
     assert all(edit.size == 2 for edit in edits)
     assert len(solved) == 1

@@ -17,8 +17,9 @@ from convwright.architecture import Architecture
 from convwright.edits.constraints import DivisorLike
 from convwright.edits.edit import Edit
 from convwright.edits.fake_run import Repairs, TrialNetwork, UnrepairableError, repaired
+from convwright.edits.proportional import proportional_widths
 from convwright.edits.remap import recipe
-from convwright.edits.width import UnrunnableWidthsError, Width, proportional_widths, solve
+from convwright.edits.width import UnrunnableWidthsError, Width, solve
 from convwright.errors import EditError
 
 _RATIOS = (0.5, 2.0)
