@@ -170,29 +170,34 @@ WAYS: dict[str, Callable[..., tuple[Any, int]]] = {
 # ------------------------------------------------------------------ measured
 
 
+def apart(yolo: Any) -> Any:
+    """Return a copy, for what changes the network that a ``YOLO`` holds: judging and exporting fuse it."""
+    other = copy.copy(yolo)
+    other._modules = {"model": copy.deepcopy(yolo.model)}
+    return other
+
+
 def judged(yolo: Any, data: Path, part: str, side: int, work: Path) -> dict[str, float]:
     """Return mAP at 50 and from 50 to 95 %, in percent."""
-    other = copy.copy(yolo)
-    other._modules = {"model": copy.deepcopy(yolo.model)}  # which judging fuses
-    found = other.val(data=str(data), split=part, imgsz=side, project=str(work.absolute()), name="val", **HOW).box
+    found = apart(yolo).val(data=str(data), split=part, imgsz=side, project=str(work.absolute()), name="val", **HOW).box
     return {"mAP50": 100 * float(found.map50), "mAP": 100 * float(found.map)}
 
 
-def onnx_of(yolo: Any, side: int, file: Path) -> Any:
-    """Have Ultralytics export a network, and return a session of one thread with its input."""
-    other = copy.copy(yolo)
-    other._modules = {"model": copy.deepcopy(yolo.model)}
+def exported(yolo: Any, side: int, file: Path) -> None:
+    """Have Ultralytics write an ONNX file."""
+    other = apart(yolo)
     other.model.pt_path = str(file.with_suffix(".pt").absolute())
-    exported = other.export(format="onnx", imgsz=side, simplify=False)
-    return onnx_session(Path(exported).read_bytes()), torch.rand(1, 3, side, side).numpy()
+    other.export(format="onnx", imgsz=side, simplify=False)
 
 
-def latency_ratio(one: Any, other: Any, repeats: int = 60) -> float:
-    """Return how long one session takes over another one; in turns, so that a busy machine slows both."""
+def latency_ratio(one: Path, other: Path, repeats: int = 200) -> float:
+    """Return how long one file takes over another one on ONNX Runtime, in turns: the median over pairs of runs."""
+    sessions = [onnx_session(file.read_bytes()) for file in (one, other)]
+    inputs = [torch.rand(*session.get_inputs()[0].shape).numpy() for session in sessions]
     ratios = []
     for _ in range(repeats):
         seconds = []
-        for session, x in (one, other):
+        for session, x in zip(sessions, inputs, strict=True):
             start = time.perf_counter()
             session.run(None, {"images": x})
             seconds.append(time.perf_counter() - start)
@@ -201,30 +206,30 @@ def latency_ratio(one: Any, other: Any, repeats: int = 60) -> float:
 
 
 def measured(name: str, seed: int, way: str, data: Path, work: Path) -> dict[str, Any]:
-    """Return a row."""
+    """Return a row, and leave the ONNX files whose latencies are compared once nothing else runs."""
     base, start = trained_first(name, seed, data, work.parent), time.perf_counter()
     row: dict[str, Any] = {"network": name, "seed": seed, "way": way, "first": judged(base, data, "test", SIDE, work)}
     row["first validation"] = judged(base, data, "val", SIDE, work)
     full = count_by_torch(copy.deepcopy(base.model).eval(), torch.rand(1, 3, SIDE, SIDE))
-    session = onnx_of(base, SIDE, work / "base")
+    exported(base, SIDE, work / "base")
     try:
-        yolo, side = WAYS[way](trained_first(name, seed, data, work.parent), data, work, seed)
+        yolo, side = WAYS[way](base, data, work, seed)
     except Exception as error:  # a rival that stops is a result
         return {**row, "failed": f"{type(error).__name__}: {first_line(error)}"}
     macs = count_by_torch(copy.deepcopy(yolo.model).float().eval(), torch.rand(1, 3, side, side))
-    ratio = latency_ratio(onnx_of(yolo, side, work / "edited"), session)
+    exported(yolo, side, work / "edited")
     tests = {part: judged(yolo, data, part, side, work) for part in ("val", "test")}
-    return {**row, **tests, "macs": macs / full, "latency": ratio, "seconds": time.perf_counter() - start}
+    return {**row, **tests, "macs": macs / full, "seconds": time.perf_counter() - start}
 
 
 def main() -> None:
-    """Run what is left of what is asked for, and collect all finished rows."""
+    """Run what is left of what is asked for, and collect all finished rows with their latencies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", choices=NETWORKS, action="append")
     parser.add_argument("--ways", choices=WAYS, action="append")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: only collect what is finished")
     asked = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
     torch.set_num_threads(1)
@@ -238,7 +243,7 @@ def main() -> None:
                     row = measured(name, seed, way, data, folder)
                     own = {"versions": {**versions(), **_others()}, "machine": machine(), "threads": 1}
                     (folder / "row.json").write_text(json.dumps({**row, **own}, indent=1) + "\n")
-                _collect(asked.work)
+    _collect(asked.work)
 
 
 def _others() -> dict[str, str]:
@@ -248,7 +253,12 @@ def _others() -> dict[str, str]:
 
 
 def _collect(work: Path) -> None:
-    rows = [json.loads(file.read_text()) for file in sorted(work.glob("*/row.json"))]
+    rows = []
+    for file in sorted(work.glob("*/row.json")):
+        row = json.loads(file.read_text())
+        if "failed" not in row:
+            row["latency"] = latency_ratio(file.parent / "edited.onnx", file.parent / "base.onnx")
+        rows.append(row)
     shown = {"command": "python benchmarks/yolo.py --data-dir DATA --work FOLDER", "pixels": SIDE}
     RESULTS.write_text(json.dumps({**shown, "first_epochs": FIRST, "epochs": TUNE, "rows": rows}, indent=1) + "\n")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from convwright.runs.own_loop import Search, Trial
 KEY = "convwright"  # in the yaml of an edited network: how many classes the original had, and the plans
 FORMAT = "convwright network of Ultralytics"
 BUILT = "ultralytics.json"  # in a run directory: what Ultralytics builds the original from
+BATCH = 16  # images that are scored and repaired on at once
 _PER_OBJECT = ("cls", "bboxes", "keypoints")  # what a batch of Ultralytics has a row of per object
 _JUDGED_WITH = ("data", "imgsz", "batch", "device", "half", "workers", "verbose", "plots", "project", "exist_ok")
 
@@ -64,15 +65,15 @@ def opened(model: nn.Module) -> tuple[nn.Module, tuple[int, ...] | None]:
     if not isinstance(yaml, dict):
         return inner, None
     given = model.overrides if isinstance(model, Model) else {}
-    side = given.get("imgsz") or _argument(inner, "imgsz") or (224 if _task(inner) == "classify" else 640)
+    side = given.get("imgsz") or _arguments(inner).get("imgsz") or (224 if _task(inner) == "classify" else 640)
     height, width = (side, side) if isinstance(side, int) else side
     return inner, (int(yaml.get("channels", 3)), int(height), int(width))
 
 
-def _argument(network: nn.Module, name: str) -> Any:
-    """Return one of the arguments that a network was last trained with: a dictionary, or a namespace in a training."""
+def _arguments(network: nn.Module) -> dict[str, Any]:
+    """Return the arguments that a network was last trained with; in a training it has them as a namespace."""
     given = getattr(network, "args", {})
-    return given.get(name) if isinstance(given, dict) else getattr(given, name, None)
+    return given if isinstance(given, dict) else vars(given)
 
 
 def _task(network: nn.Module) -> str:
@@ -129,11 +130,15 @@ def _wrapped(network: Any, side: int | list[int]) -> Any:
     """Return a ``YOLO`` that holds a network, as if it had been loaded from a checkpoint."""
     network.task = _task(network)
     yolo = _built(network.yaml, network.task)
-    given = getattr(network, "args", {})
-    network.args = {**yolo.model.args, **(given if isinstance(given, dict) else vars(given)), "imgsz": side}
+    network.args = {**yolo.model.args, **_arguments(network), "imgsz": side}
     yolo.model, yolo.ckpt, yolo.cfg = network, {"model": network}, None
     yolo.overrides = {"task": network.task, "imgsz": side, "model": "edited.pt"}
     return yolo
+
+
+def _plain(yaml: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the yaml that Ultralytics builds the original from."""
+    return {key: value for key, value in yaml.items() if key != KEY}
 
 
 def _built(yaml: Mapping[str, Any], task: str) -> Any:
@@ -146,7 +151,7 @@ def _built(yaml: Mapping[str, Any], task: str) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(str(yaml.get("yaml_file") or "network.yaml")).name
-        YAML.save(file, {key: value for key, value in yaml.items() if key != KEY})
+        YAML.save(file, _plain(yaml))
         return YOLO(file, task=task)
 
 
@@ -171,6 +176,7 @@ def load(folder: str | Path) -> Any:
 # ------------------------------------------------------------------ trainings
 
 
+@cache
 def install() -> None:
     """Have Ultralytics' trainers train networks with a plan as they are, instead of building the original anew."""
     from ultralytics.engine.trainer import BaseTrainer
@@ -179,8 +185,7 @@ def install() -> None:
     homes = [vars(home) for home in vars(yolo).values() if getattr(home, "__name__", "").startswith(yolo.__name__)]
     trainers: set[Any] = {each for home in homes for each in home.values() if isinstance(each, type)}
     for trainer in (each for each in trainers if issubclass(each, BaseTrainer) and "get_model" in vars(each)):
-        if not hasattr(trainer.get_model, KEY):
-            trainer.get_model = _heeding(trainer.get_model)
+        trainer.get_model = _heeding(trainer.get_model)
 
 
 def _heeding(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,19 +196,17 @@ def _heeding(original: Callable[..., Any]) -> Callable[..., Any]:
         yaml = getattr(weights, "yaml", cfg)
         if not isinstance(yaml, dict) or KEY not in yaml:
             return original(self, cfg=cfg, weights=weights, verbose=verbose)
-        fresh = original(self, cfg={key: value for key, value in yaml.items() if key != KEY}, verbose=False)
+        fresh = original(self, cfg=_plain(yaml), verbose=False)
         made = copy.deepcopy(weights).float() if weights is not None else _planned(fresh, yaml)
         return _fitted(made.train().requires_grad_(), fresh)
 
-    setattr(get_model, KEY, True)
     return get_model
 
 
 def _planned(fresh: Any, yaml: Mapping[str, Any]) -> Any:
     """Build an edited network from its yaml, with new weights."""
     held = yaml[KEY]
-    plain = {key: value for key, value in yaml.items() if key not in (KEY, "nc")}
-    network = type(fresh)({**plain, "nc": held["nc"]}, ch=fresh.yaml.get("channels", 3), verbose=False)
+    network = type(fresh)({**_plain(yaml), "nc": held["nc"]}, ch=fresh.yaml.get("channels", 3), verbose=False)
     for text in held["plans"]:
         network = apply(Plan.from_json(text), network, verify=False).model
     network.yaml, network.heeded = {**network.yaml, KEY: held}, Heeded()
@@ -217,25 +220,30 @@ def _fitted(made: Any, fresh: Any) -> Any:
         ConvwrightError: The data have other image channels or key points.
     """
     head, other = made.model[-1], fresh.model[-1]
-    for what, old, new in (
+    for what, has, wanted in (
         ("image channels", made.yaml.get("channels", 3), fresh.yaml.get("channels", 3)),
         ("key points", getattr(head, "kpt_shape", None), getattr(other, "kpt_shape", None)),
     ):
-        if old != new:
-            raise ConvwrightError(f"the network has {what} {old}, the data {new}: train the original on them first")
-    old, new = made.yaml["nc"], fresh.yaml["nc"]
-    for name, layer in [*other.named_modules()] if old != new else ():
+        if has != wanted:
+            raise ConvwrightError(f"the network has {what} {has}, the data {wanted}: train the original on them first")
+    if made.yaml["nc"] != fresh.yaml["nc"]:
+        _take_outputs(head, other, made.yaml["nc"], fresh.yaml["nc"])
+    made.yaml["nc"], made.names, made.criterion = fresh.yaml["nc"], getattr(fresh, "names", {}), None
+    return made
+
+
+def _take_outputs(head: Any, other: Any, before: int, after: int) -> None:
+    """Replace the layers of a head that give the classes: those with a bias, of so many outputs in both heads."""
+    for name, layer in [*other.named_modules()]:
         mine = head.get_submodule(name)
-        if getattr(layer, "bias", None) is not None and (len(mine.weight), len(layer.weight)) == (old, new):
+        if getattr(layer, "bias", None) is not None and (len(mine.weight), len(layer.weight)) == (before, after):
             linear = isinstance(layer, nn.Linear)
-            last: Any = nn.Linear(mine.in_features, new) if linear else nn.Conv2d(mine.in_channels, new, 1)
+            last: Any = nn.Linear(mine.in_features, after) if linear else nn.Conv2d(mine.in_channels, after, 1)
             last.bias.data.copy_(layer.bias.data)  # which says how rare objects are
             head.set_submodule(name, last)
     for name in ("nc", "no"):
         if hasattr(other, name):
             setattr(head, name, getattr(other, name))
-    made.yaml["nc"], made.names, made.criterion = new, getattr(fresh, "names", {}), None
-    return made
 
 
 # ------------------------------------------------------------------ compressed
@@ -307,7 +315,7 @@ def _write_built(folder: Path, network: Any) -> None:
 
 def _trained(trial: Trial, how: Mapping[str, Any], teacher: Path | None, original: Architecture) -> tuple[float, Any]:
     """Have Ultralytics train a trial, and return its fitness with its network; one without epochs is only judged."""
-    yolo = to_yolo(trial, trial.folder / "start.pt")
+    yolo = to_yolo(trial, trial.folder / "start.pt" if trial.epochs else None)
     arguments = {**how, "imgsz": yolo.overrides["imgsz"], "project": str(trial.folder), "exist_ok": True}
     if trial.epochs:
         if teacher is not None:
@@ -315,10 +323,9 @@ def _trained(trial: Trial, how: Mapping[str, Any], teacher: Path | None, origina
                 to_yolo(original, teacher)
             arguments["distill_model"] = str(teacher)
         yolo.train(**arguments, epochs=trial.epochs, name="train")
-    judged = to_yolo(trial)
-    judged.model = copy.deepcopy(yolo.model)  # which is fused where it is judged
+    trained = copy.deepcopy(yolo.model)  # judging fuses the one that the YOLO holds
     used = {key: arguments[key] for key in _JUDGED_WITH if key in arguments}
-    return float(judged.val(**used, name="val").fitness), yolo.model
+    return float(yolo.val(**used, name="val").fitness), trained
 
 
 class Examples:
@@ -333,10 +340,12 @@ class Examples:
     def __init__(self, yolo: Any, how: Mapping[str, Any], images: int) -> None:
         self.images = images
         with tempfile.TemporaryDirectory() as folder:  # trainers make theirs at once
-            trainer = yolo._smart_load("trainer")(overrides={**yolo.overrides, **how, "project": folder, "batch": 16})
+            trainer = yolo._smart_load("trainer")(
+                overrides={**yolo.overrides, **how, "project": folder, "batch": BATCH}
+            )
             trainer.model = yolo.model.train()
             trainer.set_model_attributes()
-            self.loader = trainer.get_dataloader(trainer.data["train"], 16, rank=-1, mode="val")
+            self.loader = trainer.get_dataloader(trainer.data["train"], BATCH, rank=-1, mode="val")
         trainer.model.args = trainer.args
         self.trainer, self.criterion = trainer, trainer.model.init_criterion()
 
