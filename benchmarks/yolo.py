@@ -1,6 +1,6 @@
 """YOLOv8n and YOLO11n on blood cells (BCCD), trained by Ultralytics from new weights, at half their MACs.
 
-    python benchmarks/yolo.py --data-dir DATA --work FOLDER [--only yolov8n] [--seeds 3] [--ways ...]
+    python benchmarks/yolo.py --data-dir DATA --work FOLDER [--only yolov8n] [--seeds 0 1] [--ways WAY]
 
 DATA holds bccd/ with images and COCO files. Every way starts from the same trained network, and Ultralytics trains all
 for as many further epochs, with its own settings. The test part is looked at once per row, at the end. A finished row
@@ -229,12 +229,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", choices=NETWORKS, action="append")
     parser.add_argument("--ways", choices=WAYS, action="append")
-    parser.add_argument("--seeds", type=int, default=3, help="0: only collect what is finished")
+    parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2), help="none: only collect what is finished")
     asked = parser.parse_args()
     os.environ.setdefault("YOLO_OFFLINE", "true")
     torch.set_num_threads(1)
     data = converted(asked.data_dir / "bccd", asked.work / "data")
-    for seed in range(asked.seeds):
+    for seed in asked.seeds:
         for name in asked.only or NETWORKS:
             for way in asked.ways or WAYS:
                 folder = asked.work / f"{name}-{seed}-{way.replace(' ', '-').replace(',', '')}"
@@ -253,14 +253,16 @@ def _others() -> dict[str, str]:
 
 
 def _collect(work: Path) -> None:
-    rows = []
+    """Add the folder's finished rows to those that are committed: they may come from several machines."""
+    known = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
+    rows = {(row["network"], row["seed"], row["way"]): row for row in known}
     for file in sorted(work.glob("*/row.json")):
         row = json.loads(file.read_text())
         if "failed" not in row:
             row["latency"] = latency_ratio(file.parent / "edited.onnx", file.parent / "base.onnx")
-        rows.append(row)
+        rows[row["network"], row["seed"], row["way"]] = row
     shown = {"command": "python benchmarks/yolo.py --data-dir DATA --work FOLDER", "pixels": SIDE}
-    RESULTS.write_text(json.dumps({**shown, "first_epochs": FIRST, "epochs": TUNE, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**shown, "first_epochs": FIRST, "epochs": TUNE, "rows": [rows[key] for key in sorted(rows)]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
