@@ -28,7 +28,7 @@ from torch import nn
 from convwright.adapters.ultralytics import compress, to_yolo
 from convwright.architecture.capture.graph import first_line
 from convwright.cost import count_by_torch
-from convwright.cost.latency import onnx_session
+from convwright.cost.runtimes.onnxruntime import onnx_session
 from convwright.runs.directory.provenance import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "yolo.json"

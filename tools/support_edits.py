@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import convwright as cw
 from convwright.architecture import Architecture, Block, Layer, create
 from convwright.architecture.capture.pytrees import Inputs, tensors_of
-from convwright.cost.latency import onnx_session
+from convwright.cost.runtimes.onnxruntime import onnx_session
 from convwright.edits import scale_widths
 from convwright.edits.equivalence import randomise
 from convwright.edits.surgery import tensors_in

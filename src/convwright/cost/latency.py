@@ -1,4 +1,4 @@
-"""Latency of whole networks: measured, with the noise stated, eager or in ONNX Runtime (extra ``onnx``).
+"""Latency of whole networks: measured on a runtime, with the noise stated.
 
 A time on a shared machine is a sample with a long upper tail, so what is reported is the median with a 95%
 interval from order statistics, which assumes no distribution.
@@ -6,15 +6,11 @@ interval from order statistics, which assumes no distribution.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import itertools
 import math
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -22,13 +18,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from convwright.architecture.capture.graph import in_mode, quiet_torch
+from convwright.architecture.capture.graph import in_mode
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.devices import to_host
-from convwright.errors import ConvwrightError, did_you_mean, first_line
+from convwright.cost.runtimes import Program, Target, Timer, program
+from convwright.errors import ConvwrightError, first_line
 
 _Key = TypeVar("_Key")
-Timer = Callable[[Callable[[], object], int], float]  # (function, calls) -> seconds per call
 
 LEAST = 6  # samples: with fewer, no interval between two of them covers the median with 95%
 _RESOLUTION = 50e-6  # seconds that one sample should last: the clock's own cost must not show
@@ -117,10 +112,6 @@ def enough(samples: Sequence[float], spent: float, seconds: float, most: int) ->
     return len(samples) >= min(LEAST, most) and (spent >= seconds or len(samples) >= most)
 
 
-BACKENDS = ("eager", "onnxruntime")
-Call = Callable[[], object]
-
-
 @dataclass(frozen=True)
 class Latency(Spread):
     """How long one forward pass takes.
@@ -130,10 +121,10 @@ class Latency(Spread):
         lower: lower end of the 95% interval of the median, by order statistics.
         upper: its upper end.
         repeats: number of samples.
-        threads: threads that torch may use.
+        threads: that it may use.
         device: ``cpu``, ``cuda:0``, ...
         dtype: of the input.
-        backend: ``eager`` or ``onnxruntime``.
+        backend: what ran it, such as ``eager`` or ``openvino,int8``.
     """
 
     threads: int
@@ -169,7 +160,7 @@ def measure_latency(
     model: nn.Module,
     example_input: Tensor | Inputs,
     *,
-    backend: str = "eager",
+    backend: str | Target = "eager",
     repeats: int = 100,
     seconds: float = 3.0,
     warmup: int = 3,
@@ -181,7 +172,7 @@ def measure_latency(
         model: the network, on the device to measure; every module gets its mode (training or eval) back.
         example_input: a batch, shape (n, ...), or all that the network is called with, on the same device; the time is
             that of the whole batch.
-        backend: ``eager``, or ``onnxruntime`` (extra ``onnx``; on the CPU).
+        backend: where it runs: ``eager``, ``onnxruntime`` or another runtime, with settings, as in ``openvino,threads=2``.
         repeats: the most samples to take.
         seconds: no further sample is begun after these, once there are 6.
         warmup: runs before the first sample.
@@ -191,7 +182,8 @@ def measure_latency(
         Median and interval.
 
     Raises:
-        ConvwrightError: if an argument is wrong, the network does not run, or the backend is not installed.
+        BudgetError: if no runtime is called so.
+        ConvwrightError: if an argument is wrong, the network does not run, or the runtime is not installed.
     """
     models = {"network": (model, example_input)}
     found = compare_latency(models, backend=backend, repeats=repeats, seconds=seconds, warmup=warmup, timer=timer)
@@ -201,7 +193,7 @@ def measure_latency(
 def compare_latency(
     models: Mapping[str, tuple[nn.Module, Tensor | Inputs]],
     *,
-    backend: str = "eager",
+    backend: str | Target = "eager",
     repeats: int = 100,
     seconds: float = 6.0,
     warmup: int = 3,
@@ -223,18 +215,18 @@ def compare_latency(
     Raises:
         ConvwrightError: as `measure_latency`; the message names the network.
     """
-    _check(models, backend, repeats, warmup)
-    with ExitStack() as stack:
-        calls = {name: stack.enter_context(_prepared(name, *of, backend)) for name, of in models.items()}
-        timers = {name: timer or wall_timer(_first(of[1]).device) for name, of in models.items()}
-        for name, call in calls.items():
-            _warm(name, call, warmup)
-        takes = {name: partial(timers[name], call, 1) for name, call in calls.items()}
-        turns = {n: [max(each, 1e-9) for each in own] for n, own in in_turns(takes, seconds, repeats).items()}
+    target = Target.of(backend)
+    _check(models, repeats, warmup)
+    made = {name: _ready(name, *of, target) for name, of in models.items()}
+    devices = {name: _first(of[1]).device for name, of in models.items()}
+    for name, each in made.items():
+        _warm(name, each, warmup, devices[name])
+    takes = {name: partial(each.time, 1, timer or wall_timer(devices[name])) for name, each in made.items()}
+    turns = {n: [max(each, 1e-9) for each in own] for n, own in in_turns(takes, seconds, repeats).items()}
     first = turns[next(iter(models))]
     pairs = {name: [b / a for a, b in zip(first, own, strict=True)] for name, own in turns.items()}
     return Comparison(
-        {name: _latency(turns[name], _first(of[1]), backend) for name, of in models.items()},
+        {name: _latency(turns[name], _first(of[1]), target) for name, of in models.items()},
         {name: spread(ratios) for name, ratios in pairs.items()},
     )
 
@@ -243,25 +235,22 @@ def _first(example_input: Tensor | Inputs) -> Tensor:
     return Inputs.of(example_input).tensors[0]
 
 
-def _latency(samples: Sequence[float], example_input: Tensor, backend: str) -> Latency:
+def _latency(samples: Sequence[float], example_input: Tensor, target: Target) -> Latency:
     return Latency(
         **asdict(spread(samples)),
-        threads=torch.get_num_threads(),
+        threads=target.threads or torch.get_num_threads(),
         device=str(example_input.device),
         dtype=str(example_input.dtype).removeprefix("torch."),
-        backend=backend,
+        backend=str(target),
     )
 
 
 # ------------------------------------------------------------------ the thing that is timed
 
 
-def _check(models: Mapping[str, tuple[nn.Module, Tensor | Inputs]], backend: str, repeats: int, warmup: int) -> None:
+def _check(models: Mapping[str, tuple[nn.Module, Tensor | Inputs]], repeats: int, warmup: int) -> None:
     if not models:
         raise ConvwrightError("there is no network to measure; give at least one.")
-    if backend not in BACKENDS:
-        hint = did_you_mean(backend, BACKENDS)
-        raise ConvwrightError(f"{backend!r} is no backend; there are {' and '.join(BACKENDS)}.{hint}")
     if repeats < 1 or warmup < 0:
         raise ConvwrightError(f"repeats={repeats} must be from 1 on, and warmup={warmup} from 0 on.")
     for name, (model, example_input) in models.items():
@@ -274,90 +263,16 @@ def _check(models: Mapping[str, tuple[nn.Module, Tensor | Inputs]], backend: str
             )
 
 
-@contextmanager
-def _prepared(name: str, model: nn.Module, example_input: Tensor | Inputs, backend: str) -> Iterator[Call]:
-    """Give what runs the network once, in eval mode, without gradients."""
-    with in_mode(model, training=False), torch.inference_mode():
-        inputs = Inputs.of(example_input)
-        if backend == "onnxruntime":
-            yield onnx_call(name, model, inputs)
-        else:
-            yield lambda: inputs.call(model)
+def _ready(name: str, model: nn.Module, example_input: Tensor | Inputs, target: Target) -> Program:
+    """Make a network ready to run in eval mode."""
+    with in_mode(model, training=False):
+        return program(name, model, example_input, target)
 
 
-def _warm(name: str, call: Call, warmup: int) -> None:
+def _warm(name: str, made: Program, warmup: int, device: torch.device) -> None:
     try:
-        for _ in range(warmup):
-            call()
+        if warmup and not made.remote:
+            made.time(warmup, wall_timer(device))
     except Exception as error:  # the user's own forward may raise anything
         reason = first_line(error)
         raise ConvwrightError(f"{name} does not run on its input: {reason}") from error
-
-
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
-
-
-def onnx_call(name: str, model: nn.Module, example_input: Tensor | Inputs) -> Callable[[], object]:
-    """Export a network and return what runs it once in ONNX Runtime, with torch's number of threads.
-
-    Args:
-        name: of the network, for messages.
-        model: in eval mode, on the CPU.
-        example_input: shape (n, ...), on the CPU.
-
-    Raises:
-        ConvwrightError: if ONNX Runtime is not installed, the input lies elsewhere, or the export fails.
-    """
-    if missing := missing_packages():
-        raise ConvwrightError(
-            f"the backend onnxruntime needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'."
-        )
-    inputs = Inputs.of(example_input)
-    first = inputs.tensors[0]
-    if first.device.type != "cpu":
-        raise ConvwrightError(f"onnxruntime is measured on the CPU; {name} lies on {first.device}.")
-    if first.dtype not in (torch.float32, torch.float64, torch.float16):
-        raise ConvwrightError(f"onnxruntime is measured on float32, float64 or float16, not on {first.dtype}.")
-    session = onnx_session(exported_onnx(name, model, inputs))
-    names = [entry.name for entry in session.get_inputs()]
-    feed = {name: to_host(tensor).numpy() for name, tensor in zip(names, inputs.tensors, strict=True)}
-    return lambda: session.run(None, feed)
-
-
-def exported_onnx(name: str, model: nn.Module, example_input: Tensor | Inputs) -> bytes:
-    """Return a network as the bytes of an ONNX file.
-
-    Args:
-        name: of the network, for messages.
-        model: in eval mode, on the CPU.
-        example_input: shape (n, ...), on the CPU; the file takes this shape.
-
-    Raises:
-        ConvwrightError: if the export fails.
-    """
-    try:
-        # The exporter's notes are left out: it prints and warns, and errors say what matters.
-        with quiet_torch(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")
-            inputs = Inputs.of(example_input)
-            program = torch.onnx.export(model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False)
-            assert program is not None
-            return bytes(program.model_proto.SerializeToString())
-    except Exception as error:  # whatever the exporter, the model or a limit of the format raises
-        reason = first_line(error)
-        raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
-
-
-def missing_packages() -> list[str]:
-    """Return what ONNX needs and is not installed."""
-    return [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-
-
-def onnx_session(content: bytes | str) -> Any:
-    """Return a session that runs an ONNX file, given as bytes or by its path, on the CPU with torch's threads."""
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.capture import EXPORT, capture
 from convwright.architecture.capture.graph import describe, first_line, operator_name, quiet_torch
-from convwright.cost.latency import missing_packages, onnx_session
+from convwright.cost.runtimes.onnxruntime import OnnxRuntime, onnx_session
 from convwright.errors import ConvwrightError
 from convwright.export.card import card
 from convwright.export.opened import Exportable

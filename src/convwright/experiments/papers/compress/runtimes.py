@@ -13,7 +13,9 @@ import torch
 
 from convwright.architecture import create
 from convwright.cost import latency
-from convwright.cost.latency import calls_per_sample, exported_onnx, onnx_session, spread, wall_timer
+from convwright.cost.latency import calls_per_sample, spread, wall_timer
+from convwright.cost.runtimes.onnx_files import exported_onnx
+from convwright.cost.runtimes.onnxruntime import onnx_session
 from convwright.errors import RecipeError
 
 if TYPE_CHECKING:

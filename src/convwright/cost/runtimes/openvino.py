@@ -1,0 +1,93 @@
+"""OpenVINO (extra ``openvino``) on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from convwright.architecture.capture.pytrees import Inputs
+from convwright.cost.runtimes.onnx_files import PACKAGES, exported_onnx, owner_of, owners
+from convwright.cost.runtimes.registry import Program, Runtime, Target
+from convwright.devices import to_host
+from convwright.errors import ConvwrightError, first_line
+
+
+def compiled(content: Any, target: Target, profiled: bool = False) -> Any:
+    """Return OpenVINO's compiled model of an ONNX file or of a model of OpenVINO's own."""
+    core = importlib.import_module("openvino").Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": target.threads or torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",  # quantized layers are not concerned
+        "ENABLE_CPU_PINNING": False,  # a core that others work on would be waited for
+        "PERF_COUNT": profiled,
+    }
+    return core.compile_model(core.read_model(content) if isinstance(content, bytes) else content, "CPU", settings)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenVinoProgram(Program):
+    """An inference request with its inputs.
+
+    Attributes:
+        request: of OpenVINO.
+        source: the ONNX file, or a quantized model.
+        content: the ONNX file that it was made of.
+        feed: the inputs in order.
+        target: how it runs.
+    """
+
+    request: Any
+    source: Any
+    content: bytes
+    feed: list[Any]
+    target: Target
+
+    def run(self) -> object:
+        """Run once."""
+        return self.request.infer(self.feed)
+
+    def outputs(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs."""
+        found = self.request.infer([to_host(tensor).numpy() for tensor in tensors])
+        return tuple(torch.from_numpy(value.copy()) for value in found.values())
+
+    def profile(self, runs: int = 15) -> dict[str, float]:
+        """Return the medians of OpenVINO's own counters; as `Program.profile`."""
+        request = compiled(self.source, self.target, profiled=True).create_infer_request()
+        times: dict[str, list[float]] = defaultdict(list)
+        for _ in range(runs):
+            request.infer(self.feed)
+            for each in request.get_profiling_info():
+                times[each.node_name].append(each.real_time.total_seconds())
+        known, found = owners(self.content), defaultdict[str, float](float)
+        for name, taken in times.items():
+            found[owner_of(name, known)] += statistics.median(taken)
+        return dict(found)
+
+
+class OpenVino(Runtime):
+    """OpenVINO."""
+
+    name: ClassVar[str] = "openvino"
+    needs: ClassVar[tuple[str, ...]] = (*PACKAGES, "openvino")
+    extra: ClassVar[str] = "openvino"
+
+    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+        """Export a network to ONNX and compile that; as `Runtime.convert`."""
+        return self.opened(name, exported_onnx(name, model, inputs), inputs, target)
+
+    def opened(self, name: str, content: bytes, inputs: Inputs, target: Target) -> Program:
+        """Compile an ONNX file; as `Runtime.convert`."""
+        feed = [to_host(tensor).numpy() for tensor in inputs.tensors]
+        try:
+            request = compiled(content, target).create_infer_request()
+        except Exception as error:  # openvino's own errors
+            raise ConvwrightError(f"OpenVINO does not run {name}: {first_line(error)}") from error
+        return OpenVinoProgram(request, content, content, feed, target)
