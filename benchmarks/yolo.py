@@ -262,7 +262,8 @@ def _collect(work: Path) -> None:
             row["latency"] = latency_ratio(file.parent / "edited.onnx", file.parent / "base.onnx")
         rows[row["network"], row["seed"], row["way"]] = row
     shown = {"command": "python benchmarks/yolo.py --data-dir DATA --work FOLDER", "pixels": SIDE}
-    RESULTS.write_text(json.dumps({**shown, "first_epochs": FIRST, "epochs": TUNE, "rows": [rows[key] for key in sorted(rows)]}, indent=1) + "\n")
+    told = {**shown, "first_epochs": FIRST, "epochs": TUNE, "rows": [rows[key] for key in sorted(rows)]}
+    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

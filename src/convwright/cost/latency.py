@@ -172,7 +172,8 @@ def measure_latency(
         model: the network, on the device to measure; every module gets its mode (training or eval) back.
         example_input: a batch, shape (n, ...), or all that the network is called with, on the same device; the time is
             that of the whole batch.
-        backend: where it runs: ``eager``, ``onnxruntime`` or another runtime, with settings, as in ``openvino,threads=2``.
+        backend: where it runs: ``eager``, ``onnxruntime`` or another runtime, with settings:
+            ``openvino,threads=2``.
         repeats: the most samples to take.
         seconds: no further sample is begun after these, once there are 6.
         warmup: runs before the first sample.

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.labels import Values
-from convwright.cost.latency import Spread, Timer, calls_per_sample, in_turns, spread, wall_timer
+from convwright.cost.latency import Spread, calls_per_sample, in_turns, spread, wall_timer
 from convwright.cost.memory import storage_key
+from convwright.cost.runtimes import Timer
 from convwright.errors import first_line
 
 Shape = tuple[int, ...]

@@ -84,22 +84,26 @@ class LatencyTable:
     def save(self) -> None:
         """Add what is new to the file, with what other processes wrote in the meantime.
 
-        It is written under a temporary name and renamed. Where it cannot be written, times are measured again next
-        time: that is no error.
+        Where it cannot be written, times are measured again next time: that is no error.
         """
         if not self._new:
             return
         self.keep(self.used)
         times = _load(self.path, self.machine) | self._new
         content = {"format": FORMAT, "version": VERSION, "machine": self.machine, "operators": as_entries(times)}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
+        keep_text(self.path, json.dumps(content, indent=0) + "\n")
         self._new = {}
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+
+def keep_text(path: Path, text: str) -> None:
+    """Write a file of the cache under a temporary name and rename it; where it cannot be written, there is none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

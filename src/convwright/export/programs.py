@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.capture import EXPORT, capture
 from convwright.architecture.capture.graph import describe, first_line, operator_name, quiet_torch
+from convwright.cost.runtimes import Target
 from convwright.cost.runtimes.onnxruntime import OnnxRuntime, onnx_session
 from convwright.errors import ConvwrightError
 from convwright.export.card import card
@@ -41,7 +42,7 @@ def onnx_program(
     Raises:
         ExportError: the extra ``onnx`` is not installed, or the exporter refuses the network.
     """
-    if missing := missing_packages():
+    if missing := OnnxRuntime().missing(Target("onnxruntime")):
         raise ExportError(f"--to onnx needs {', '.join(missing)}, not installed: pip install 'convwright[onnx]'")
     try:
         if dynamic:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
+from convwright.cost.runtimes.registry import Program, Runtime, Target
 from convwright.errors import ConvwrightError, first_line
 
 PACKAGES = ("onnx", "onnxscript")
@@ -46,6 +48,25 @@ def exported_onnx(name: str, model: nn.Module, example_input: torch.Tensor | Inp
     except Exception as error:  # whatever the exporter, the model or a limit of the format raises
         reason = first_line(error)
         raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
+
+
+class OnnxFileRuntime(Runtime):
+    """A runtime that runs ONNX files, and tells the times of their operators."""
+
+    extra: ClassVar[str] = "onnx"
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Its version."""
+
+    @abstractmethod
+    def opened(self, name: str, content: bytes, inputs: Inputs, target: Target) -> Program:
+        """Open an ONNX file; as `Runtime.convert`."""
+
+    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+        """Export a network and open the file; as `Runtime.convert`."""
+        return self.opened(name, exported_onnx(name, model, inputs), inputs, target)
 
 
 # ------------------------------------------------------------------ the same network with other widths

@@ -8,15 +8,16 @@ import statistics
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.cost.runtimes.onnx_files import PACKAGES, exported_onnx, owner_of, owners
-from convwright.cost.runtimes.registry import Program, Runtime, Target
+from convwright.cost.runtimes.onnx_files import PACKAGES, OnnxFileRuntime, owner_of, owners
+from convwright.cost.runtimes.registry import Program, Target
 from convwright.devices import to_host
 from convwright.errors import ConvwrightError, first_line
 
@@ -83,12 +84,11 @@ class OnnxProgram(Program):
         return dict(found)
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(OnnxFileRuntime):
     """ONNX Runtime."""
 
     name: ClassVar[str] = "onnxruntime"
     needs: ClassVar[tuple[str, ...]] = (*PACKAGES, "onnxruntime")
-    extra: ClassVar[str] = "onnx"
     providers: ClassVar[tuple[str, ...]] = tuple(filter(None, _PROVIDERS))
 
     def check(self, target: Target) -> None:
@@ -101,9 +101,10 @@ class OnnxRuntime(Runtime):
                 "pip install onnxruntime-gpu on a machine with such a device."
             )
 
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
-        """Export a network and open the file; as `Runtime.convert`."""
-        return self.opened(name, exported_onnx(name, model, inputs), inputs, target)
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return version("onnxruntime")
 
     def opened(self, name: str, content: bytes, inputs: Inputs, target: Target) -> Program:
         """Open an ONNX file; as `Runtime.convert`."""

@@ -6,14 +6,15 @@ import importlib
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.cost.runtimes.onnx_files import PACKAGES, exported_onnx, owner_of, owners
-from convwright.cost.runtimes.registry import Program, Runtime, Target
+from convwright.cost.runtimes.onnx_files import PACKAGES, OnnxFileRuntime, owner_of, owners
+from convwright.cost.runtimes.registry import Program, Target
 from convwright.devices import to_host
 from convwright.errors import ConvwrightError, first_line
 
@@ -72,16 +73,17 @@ class OpenVinoProgram(Program):
         return dict(found)
 
 
-class OpenVino(Runtime):
+class OpenVino(OnnxFileRuntime):
     """OpenVINO."""
 
     name: ClassVar[str] = "openvino"
     needs: ClassVar[tuple[str, ...]] = (*PACKAGES, "openvino")
     extra: ClassVar[str] = "openvino"
 
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
-        """Export a network to ONNX and compile that; as `Runtime.convert`."""
-        return self.opened(name, exported_onnx(name, model, inputs), inputs, target)
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return version("openvino")
 
     def opened(self, name: str, content: bytes, inputs: Inputs, target: Target) -> Program:
         """Compile an ONNX file; as `Runtime.convert`."""

@@ -1,7 +1,7 @@
 """Runtimes: what runs a network on a device, behind one small interface, and how a person names one.
 
-``onnxruntime``, ``openvino,int8`` or ``onnxruntime,threads=4,batch=8`` is a *target*. A further runtime is one file with
-a `Runtime` and one line in ``RUNTIMES``; it is imported when it is asked for.
+``onnxruntime``, ``openvino,int8`` or ``onnxruntime,threads=4,batch=8`` is a *target*. A further runtime is one file
+with a `Runtime` and one line in ``RUNTIMES``; it is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -204,4 +204,3 @@ def threads_of(target: Target) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
