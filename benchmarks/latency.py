@@ -1,12 +1,11 @@
-"""Measure latency: sums of operators against whole networks, and halved networks against what was estimated for them.
+"""Estimated against measured latency: 50 random designs of four networks, on eager PyTorch, ONNX Runtime and OpenVINO.
 
-For each network: every distinct operator is measured once (an empty cache, so that building the table is timed), the
-sum is held against the whole, all widths are halved, original and halved network are measured in turns, and the
-estimate for the halved widths is held against what was measured. MACs, parameters and activation peak that the cost
-model predicts for the halved network must equal those counted on it, or the benchmark fails.
+    python benchmarks/latency.py [--networks NAME ...] [--targets NAME ...] [--designs 50] [--seconds 1]
 
-Run ``python benchmarks/latency.py``; the numbers go to the terminal and to ``results/latency.json``. Other processes
-disturb it: close them, or use ``--cool SECONDS`` to wait before each network.
+For each network and runtime a surface is fitted (an empty cache, so that this is timed), then designs are drawn that the
+fit has not seen: multiples of 16, 8 or 1, alike or mixed, from a fifth of the widths on. Each is built, measured in turns
+with the untouched network, and the ratio of both is held against the estimated one. The noise floor is the same for the
+untouched network against itself. Other processes disturb it: close them. Rows join those in ``results/latency.json``.
 """
 
 from __future__ import annotations
@@ -18,134 +17,101 @@ import platform
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
 
+import numpy as np
 import torch
 
-import convwright
 from convwright.architecture import Architecture, read
-from convwright.cost import (
-    LatencyModel,
-    LatencyTable,
-    compare_latency,
-    costs_of,
-    layer_latencies,
-    measure_latency,
-    profile,
-)
+from convwright.cost import LatencyModel, compare_latency, measure_latency
+from convwright.cost.latency_designs import drawn, surface_of
 from convwright.cost.latency_table import processor
-from convwright.edits import scale_widths, solve
+from convwright.cost.runtimes import Target
+from convwright.edits import Width
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
-NETWORKS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny")
-REQUIRED_SECONDS = 60  # for the table of a ResNet-50
+NETWORKS = {
+    "zoo:resnet20": "1x3x32x32",
+    "torchvision:resnet18": "1x3x96x96",
+    "torchvision:mobilenet_v2": "1x3x96x96",
+    "timm:tf_efficientnet_lite0": "1x3x96x96",
+}
+TARGETS = ("eager", "onnxruntime", "openvino")
 
 
-def measure(name: str, ratio: float, folder: Path, seconds: float) -> dict[str, Any]:
-    """Measure one network and its scaled copy."""
+def built(arch: Architecture, widths: Any) -> Architecture:
+    """Return the network with other widths."""
+    changed = [Width(name, size) for name, size in widths.items() if arch.channels.group(name).size != size]
+    return arch.apply(*changed, verify=False)
+
+
+def row(name: str, target: str, designs: int, seconds: float) -> dict[str, Any]:
+    """Fit one network's surface on a runtime, and try it."""
     torch.manual_seed(0)
-    arch = read(name)
-    whole = measure_latency(arch.model, arch.example_input, seconds=seconds)
-    table = LatencyTable(folder=folder)
+    arch = read(name, NETWORKS[name])
+    whole = measure_latency(arch.model, arch.example_input, backend=target, seconds=seconds)
     start = time.perf_counter()
-    layers = layer_latencies(arch, table, whole)
-    built_in, operators = time.perf_counter() - start, len(table.used)
-    edits = scale_widths(arch, ratio)
-    widths = widths_under(arch, edits)
-    scaled = arch.apply(*edits, verify=False)
-    start = time.perf_counter()
-    estimate = LatencyModel.of(arch, table, whole).seconds(widths)
-    estimated_in = time.perf_counter() - start
-    pair = {"before": (arch.model, arch.example_input), "after": (scaled.model, scaled.example_input)}
-    turns = compare_latency(pair, seconds=2 * seconds)
-    before, after, share = turns.latencies["before"], turns.latencies["after"], turns.ratios["after"]
-    known = LatencyModel.of(arch, table, before).seconds(widths)  # calibrated on the same turns
+    with tempfile.TemporaryDirectory() as folder:
+        surface = surface_of(arch, Target.of(target), lambda widths: built(arch, widths), Path(folder))
+    taken = time.perf_counter() - start
+    assert surface is not None
+    model = LatencyModel.of(arch, whole=whole, surface=surface)
+    own = (arch.model, arch.example_input)
+    pairs, floor = [], []
+    for widths in drawn(arch, designs, seed=1):
+        other = built(arch, widths)
+        both = {"before": own, "after": (other.model, other.example_input), "again": own}
+        found = compare_latency(both, backend=target, seconds=seconds)
+        pairs.append((model.seconds(widths) / whole.median, found.ratios["after"].median))
+        floor.append(abs(found.ratios["again"].median - 1))
+    errors = np.abs([estimated / measured - 1 for estimated, measured in pairs])
     return {
         "network": name,
-        "layers": len(layers.layers),
-        "operators": operators,
-        "table_seconds": round(built_in, 2),
-        "whole": interval(whole),
-        "sum_ms": round(1e3 * layers.sum, 4),
-        "sum_over_whole": round(layers.ratio, 4),
-        "unmeasured": list(layers.unmeasured),
-        "before": interval(before),
-        "after": interval(after),
-        "ratio": {"median": round(share.median, 4), "interval": [round(share.lower, 4), round(share.upper, 4)]},
-        "estimate_ms": round(1e3 * estimate, 4),
-        "estimate_seconds": round(estimated_in, 2),
-        "estimate_in_turns_ms": round(1e3 * known, 4),
-        "estimate_error": round(known / after.median - 1, 4),
-        "counts": counts(arch, scaled, widths),
+        "input": NETWORKS[name],
+        "target": target,
+        "whole_ms": round(1e3 * whole.median, 4),
+        "fitted_in_s": round(taken, 1),
+        "step": surface.step,
+        "block": surface.block,
+        "designs": len(pairs),
+        "median_error": round(float(np.median(errors)), 4),
+        "error_95": round(float(np.quantile(errors, 0.95)), 4),
+        "floor_median": round(float(np.median(floor)), 4),
+        "floor_95": round(float(np.quantile(floor, 0.95)), 4),
+        "pairs": [[round(a, 4), round(b, 4)] for a, b in pairs],
     }
-
-
-def widths_under(arch: Architecture, edits: Any) -> dict[str, int]:
-    """Return the sizes of all free groups under edits."""
-    units = solve(arch, edits).units
-    return {g.name: int(u) * g.step for g, u in zip(arch.groups, units, strict=True) if not g.frozen}
-
-
-def counts(arch: Architecture, scaled: Architecture, widths: dict[str, int]) -> dict[str, Any]:
-    """Hold the predicted costs against those of the scaled network, read anew.
-
-    Raises:
-        AssertionError: they differ.
-    """
-    predicted = {metric: int(cost) for metric, cost in arch.cost_model().costs(widths).items()}
-    counted = costs_of(profile(read(scaled.model, scaled.example_input)))
-    if predicted != counted:
-        raise AssertionError(f"{arch.source}: predicted {predicted}, counted {counted}")
-    return {"before": costs_of(profile(arch)), "predicted": predicted, "counted": counted}
-
-
-def interval(found: Any) -> dict[str, Any]:
-    """Write a latency in milliseconds."""
-    ends = [round(1e3 * found.lower, 4), round(1e3 * found.upper, 4)]
-    return {"median_ms": round(1e3 * found.median, 4), "interval_ms": ends, "repeats": found.repeats}
 
 
 def main() -> int:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--ratio", type=float, default=0.5, help="of all widths")
-    parser.add_argument("--seconds", type=float, default=10.0, help="per whole network")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cool", type=float, default=0.0, help="seconds to wait before each network")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS))
+    parser.add_argument("--designs", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per design")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = []
+    torch.set_num_threads(1)
+    rows = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
     for name in options.networks:
-        time.sleep(options.cool)
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(f"torchvision:{name}", options.ratio, Path(folder), options.seconds))
-        print(json.dumps(rows[-1], indent=2), flush=True)
-    record = {
-        "command": f"python benchmarks/latency.py --ratio {options.ratio} --seconds {options.seconds:g} "
-        f"--threads {options.threads}",
-        "versions": {
-            "convwright": convwright.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "machine": {
-            "cpu": processor(),
-            "cores": os.cpu_count(),
-            "threads_used": options.threads,
-            "load_after": [round(load, 2) for load in os.getloadavg()],
-        },
-        "seed": 0,
-        "ratio": options.ratio,
-        "required_table_seconds": REQUIRED_SECONDS,
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    return 0 if all(row["table_seconds"] < REQUIRED_SECONDS for row in rows) else 1
+        for target in options.targets:
+            found = row(name, target, options.designs, options.seconds)
+            print(json.dumps({k: v for k, v in found.items() if k != "pairs"}), flush=True)
+            rows = [r for r in rows if (r["network"], r["target"]) != (name, target)] + [found]
+            record = {
+                "command": f"python benchmarks/latency.py --designs {options.designs} --seconds {options.seconds:g}",
+                "versions": {each: version(each) for each in ("torch", "onnxruntime", "openvino")},
+                "machine": {"cpu": processor(), "capability": torch.backends.cpu.get_cpu_capability(), "threads": 1}
+                | {"python": platform.python_version(), "cores": os.cpu_count()},
+                "seed": 1,
+                "rows": rows,
+            }
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 OPTIMIZE: Mapping[str, str] = {
     "model": "Network, as for `convwright.read`; a named one gets as many outputs as the data have classes.",
     "data": "Images and labels, as for `convwright.load_data`.",
-    "budget": "Limit on a cost, such as macs<=50%, params<=1500 or latency<=3ms; one or several. Without one "
-    "compress takes macs<=50%, and optimize needs an objective.",
+    "budget": "Limit on a cost, such as macs<=50%, params<=1500, latency<=3ms or latency[onnxruntime]<=50%; one or "
+    "several. Without one compress takes macs<=50%, and optimize needs an objective.",
     "method": "Search method; default: auto, or pareto with an objective.",
     "out": "Run directory; default: runs/MODEL-BUDGET.",
     "seed": "Seed of initial weights, choices and trainings.",
@@ -24,7 +24,8 @@ OPTIMIZE: Mapping[str, str] = {
     "tune_epochs": "Epochs of every later training, the baseline's included; default: half of the recipe's, or all "
     "of preset finetune.",
     "divisor": "Number that new widths are multiples of, or auto: 16 for groups of 64 channels or more, 8 for smaller "
-    "ones, 1 below 16, and less where the budget could not be used.",
+    "ones, 1 below 16, and less where the budget could not be used; for a budget on latency at most the "
+    "step of the runtime's kernels.",
     "constraints": "What to leave as it is, as `convwright.Constraints` or a .yaml file: layers left alone, ratios, "
     "divisors, blocks that stay, the resolution.",
     "weights": "Trained weights: a .safetensors file, or a state dict or checkpoint saved by torch; a head for another "
@@ -41,6 +42,8 @@ OPTIMIZE: Mapping[str, str] = {
     "options": "Option of the method, by its name, such as trials=12; one or several.",
     "time": "Time for all trials together, such as 30m or 1h30m; then the search ends with its best network so far.",
     "placement": "Where candidates are trained, and how many at a time.",
+    "device_command": "What measures an ONNX file, {onnx}, on a device, and prints milliseconds; for a budget such as "
+    "latency[command]<=4ms.",
     "storage": "Database of the trials, such as postgresql://user@host/runs; default: a file in the run directory.",
     "proxy_classes": "Number of classes on which candidates are ranked; the result is trained on all data.",
     "proxy_samples": "Number of training images on which candidates are ranked; the result is trained on all data.",

@@ -245,7 +245,7 @@ def test_onnxruntime_is_a_backend():
 
 def test_onnxruntime_refuses_what_it_does_not_know(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    with pytest.raises(ConvwrightError, match=r"not on torch\.bfloat16"):
+    with pytest.raises(ConvwrightError, match=r"network takes torch\.bfloat16"):
         measure_latency(Net().bfloat16(), IMAGE.bfloat16(), backend="onnxruntime")
     with pytest.raises(ConvwrightError, match="network lies on meta"):
         measure_latency(Net().to("meta"), IMAGE.to("meta"), backend="onnxruntime")

@@ -4,7 +4,7 @@ from convwright.architecture import read
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost import Comparison, Latency, LatencyTable, Spread, layer_latencies
 from convwright.cost.latency import spread
-from convwright.cost.latency_model import operator_calls
+from convwright.cost.latency_operators import operator_calls
 
 PER_ELEMENT, PER_NETWORK = 1e-6, 2e-4
 
@@ -53,11 +53,11 @@ class World:
         seconds, calls = self.sums[key]
         return self.speed * (1.2 * seconds + self.overhead + self.per_call * calls)
 
-    def measure(self, model, example):
+    def measure(self, model, example, backend=None):
         seconds = self.seconds(model, example)
         return Latency(seconds, seconds * 0.99, seconds * 1.01, 6, 1, "cpu", "float32")
 
-    def compare(self, models):
+    def compare(self, models, backend=None):
         self.turns += 1
         found = {name: self.measure(*of) for name, of in models.items()}
         first = next(iter(found.values())).median

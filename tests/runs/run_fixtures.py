@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from latency_world import World
 
+from convwright.cost.runtimes import Target
 from convwright.training import Recipe
 
 NETWORK = """
@@ -87,4 +88,6 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr("convwright.runs.latency.LatencyTable", world.table)
     monkeypatch.setattr("convwright.runs.latency.measure_latency", world.measure)
     monkeypatch.setattr("convwright.runs.latency.compare_latency", world.compare)
+    monkeypatch.setattr("convwright.runs.latency.surface_of", lambda *_: None)
+    monkeypatch.setattr("convwright.runs.latency.installed", lambda device: (Target("eager"),))
     return world

@@ -167,7 +167,7 @@ def disturbed(world, tmp_path, monkeypatch):
     """Other work on the machine: so many measurements of the result show no gain. A list of one number."""
     measured, left = world.compare, [0]
 
-    def compare(models):
+    def compare(models, backend=None):
         found = measured(models)
         if left[0] and (tmp_path / "run" / "trials" / "0002").exists():
             left[0] -= 1
@@ -217,7 +217,7 @@ def slow_finals(world, monkeypatch):
     """After the calibration all networks but the untouched one take 20 % longer than any estimate says."""
     measured, ready, factor = world.compare, RunLatency.ready, [1.0]
 
-    def compare(models):
+    def compare(models, backend=None):
         found = measured(models)
         before, after = found.latencies["before"], found.latencies["after"]
         if after.median == before.median:

@@ -154,6 +154,7 @@ def optimize(
     cpus_per_trial: options.CpusPerTrial = None,
     gpus_per_trial: options.GpusPerTrial = 0.0,
     storage: Annotated[str | None, typer.Option(help=OPTIMIZE["storage"], metavar="URL")] = None,
+    device_command: Annotated[str | None, typer.Option(help=OPTIMIZE["device_command"], metavar="COMMAND")] = None,
     seed: options.Seed = 0,
     recipe: options.RecipeName = None,
     epochs: Annotated[int | None, typer.Option(help=OPTIMIZE["epochs"])] = None,

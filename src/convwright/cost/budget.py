@@ -1,6 +1,7 @@
 """Budgets: what a network may cost, written as text and judged on numbers.
 
 ``macs<=50%, params<=1.5M`` is a budget of two terms. A term's limit is absolute or relative to the present network.
+``latency[openvino,int8]<=4ms`` names the runtime that a latency is measured on.
 All limits are upper ones, so ``<``, ``<=`` and ``=`` mean the same: at most. FLOPs are taken as twice the MACs.
 Latency is held in whole nanoseconds, so that all costs are integers. A limit on activations is one on what eager
 PyTorch holds.
@@ -12,13 +13,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 
 from convwright.architecture import Architecture
 from convwright.cost.cost_model import CostModel
 from convwright.cost.counts import METRICS, Profile
+from convwright.cost.runtimes import Target
 from convwright.errors import BudgetError, did_you_mean
 
 MEASURED = ("latency",)
@@ -47,9 +49,13 @@ _BYTES = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
 _TIMES = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}
 _UNITS = {"activations": _BYTES, "weights": _BYTES, "latency": _TIMES}  # the rest are counts
 _WORDS = {**dict.fromkeys(("activations", "weights"), "KB, MB, GB, KiB, MiB, GiB"), "latency": "ns, us, ms, s"}
-_EXAMPLE = 'Write it like "macs<=50%", "macs<=600M, params<=1500", "activations<=2MB" or "latency<=3ms".'
+_EXAMPLE = (
+    'Write it like "macs<=50%", "macs<=600M, params<=1500", "activations<=2MB", "latency<=3ms" or '
+    '"latency[onnxruntime]<=50%".'
+)
+_SEPARATOR = re.compile(r"(?:[,;&]|\band\b)(?![^[]*\])")  # not within brackets
 _TERM = re.compile(
-    r"(?P<metric>[a-z][a-z _-]*?)\s*(?P<relation><=|=<|==|=|<|≤|>=|>|≥)\s*"
+    r"(?P<metric>[a-z][a-z _-]*?)\s*(?:\[(?P<target>[^][]*)\]\s*)?(?P<relation><=|=<|==|=|<|≤|>=|>|≥)\s*"
     r"(?P<number>[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf|infinity))\s*(?P<unit>%|[a-zµμ]*)"
 )
 
@@ -63,18 +69,20 @@ class Term:
         limit: the most it may be: a number (of nanoseconds for latency), or, when ``relative``, a share of the
             present cost.
         relative: whether the limit is a share.
+        target: what a latency is measured on; None: the fastest runtime that is installed.
     """
 
     metric: str
     limit: float
     relative: bool = False
+    target: Target | None = None
 
     def __str__(self) -> str:
-        exact = Decimal(repr(self.limit))
+        exact, name = Decimal(repr(self.limit)), self.metric + (f"[{self.target}]" if self.target is not None else "")
         if self.relative:
-            return f"{self.metric}<={(exact * 100).normalize():f}%"
+            return f"{name}<={(exact * 100).normalize():f}%"
         unit, size = ("ms", 10**6) if self.metric == "latency" else ("", 1)
-        return f"{self.metric}<={(exact / size).normalize():f}{unit}"
+        return f"{name}<={(exact / size).normalize():f}{unit}"
 
     def resolve(self, present: int) -> int:
         """Return the limit as a whole number, given the present cost."""
@@ -95,6 +103,11 @@ class Budget:
     def measures(self) -> tuple[str, ...]:
         """The limited metrics that must be measured: ``("latency",)`` or nothing."""
         return tuple(t.metric for t in self.terms if t.metric in MEASURED)
+
+    @property
+    def target(self) -> Target | None:
+        """What the latency is measured on, where the budget names it."""
+        return next((t.target for t in self.terms if t.metric in MEASURED), None)
 
     def resolve(self, profile: Profile, latency: int | None = None) -> Limits:
         """Turn shares of the present network into numbers.
@@ -234,7 +247,8 @@ def parse_budget(text: str | Iterable[str]) -> Budget:
     Args:
         text: terms joined by commas, semicolons or ``and``; or several such texts. Limits are numbers with K, M, G
             (or B, billions); for memory KB, MB, GB (1000) or KiB, MiB, GiB (1024); for latency ns, us, ms, s; or
-            shares: ``50%``, ``0.5x``.
+            shares: ``50%``, ``0.5x``. Behind latency stands in brackets what runs the network:
+            ``latency[openvino,int8,threads=2]<=4ms``.
 
     Returns:
         The budget.
@@ -243,7 +257,7 @@ def parse_budget(text: str | Iterable[str]) -> Budget:
         BudgetError: if it does not parse, a limit is not positive, or a metric comes twice.
     """
     parts = [text] if isinstance(text, str) else list(text)
-    pieces = [p.strip() for part in parts for p in re.split(r"[,;&]|\band\b", part.lower())]
+    pieces = [p.strip() for part in parts for p in _SEPARATOR.split(part.lower())]
     terms = tuple(_term(piece) for piece in pieces if piece)
     if not terms:
         raise BudgetError(f"the budget is empty. {_EXAMPLE}")
@@ -266,7 +280,12 @@ def _term(text: str) -> Term:
         number = number * unit / 2
     if not (number.is_finite() and number > 0):
         raise BudgetError(f"the limit in {text!r} must be a positive number. {_EXAMPLE}")
-    return _limited(metric, number, match["unit"], text)
+    term = _limited(metric, number, match["unit"], text)
+    if match["target"] is None:
+        return term
+    if metric not in MEASURED:
+        raise BudgetError(f"{metric} in {text!r} is the same wherever it runs: leave the brackets out. {_EXAMPLE}")
+    return replace(term, target=Target.of(match["target"]))
 
 
 def _metric(name: str) -> str:

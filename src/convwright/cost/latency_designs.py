@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import importlib
 import json
 import random
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
 from convwright.cost.forms import Basis, Form, FormMaker
 from convwright.cost.latency import in_turns, spread, wall_timer
+from convwright.cost.latency_operators import operator_calls
 from convwright.cost.latency_surface import Profiled, Surface, fit
 from convwright.cost.latency_table import cache_folder, fingerprint, keep_text
-from convwright.cost.runtimes import Program, Target, runtime_named
+from convwright.cost.runtimes import Program, Target, program, runtime_named
 from convwright.cost.runtimes.onnx_files import OnnxFileRuntime, exported_onnx, resized
 from convwright.errors import BudgetError, ConvwrightError
 
@@ -31,6 +32,7 @@ Ints = npt.NDArray[np.int64]
 
 DESIGNS = 32
 _SECONDS = 0.4  # of profiling, and of measuring in turns, per network
+_SLOW = 0.05  # seconds of one run, above which fewer networks are measured
 _FORMAT, _VERSION = "convwright latency surface", 1
 
 
@@ -73,12 +75,16 @@ class LayerWidths:
         return found
 
 
-def surface_of(arch: Architecture, target: Target, folder: Path | None = None) -> Surface | None:
+Build = Callable[[Mapping[str, int]], Architecture]  # widths of free groups -> the network with these
+
+
+def surface_of(arch: Architecture, target: Target, build: Build, folder: Path | None = None) -> Surface | None:
     """Return the surface of a network on a target, measured once per machine.
 
     Args:
-        arch: the network, on the CPU.
-        target: a runtime that runs ONNX files.
+        arch: the network.
+        target: what runs it.
+        build: makes a network of other widths, where its ONNX file cannot simply get other weights.
         folder: of the cache; `cache_folder` when not given.
 
     Returns:
@@ -87,69 +93,113 @@ def surface_of(arch: Architecture, target: Target, folder: Path | None = None) -
     Raises:
         ConvwrightError: the network cannot be exported, or does not run.
     """
-    runtime = runtime_named(target.runtime)
-    layers = LayerWidths.of(arch)
-    if not isinstance(runtime, OnnxFileRuntime) or not layers.weights or not arch.free_groups:
+    runtime, layers = runtime_named(target.runtime), LayerWidths.of(arch)
+    if not layers.weights or not arch.free_groups:
         return None
-    content = exported_onnx(arch.source, arch.model.eval(), target.inputs(arch.inputs))
     machine = {**fingerprint(arch.example_input.device), "runtime": runtime.version, "target": str(target)}
-    path = (folder or cache_folder()) / f"surface-{_digest(content, machine)}.json"
+    said = repr((layers.weights, [call.key for call in operator_calls(arch)], sorted(machine.items())))
+    path = (folder or cache_folder()) / f"surface-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
     if (known := _kept(path, machine)) is not None:
         return known
-    found = _Measuring(arch, target, runtime, layers, content).run()
+    inputs, content = target.inputs(arch.inputs), b""
+    if isinstance(runtime, OnnxFileRuntime):
+        content = exported_onnx(arch.source, copy.deepcopy(arch.model).eval(), inputs)
+        base = runtime.opened(arch.source, content, inputs, target)
+    else:
+        base = program(arch.source, arch.model, arch.inputs, target)
+    found = _Measuring(arch, target, layers, build, base, content).run()
     if found is not None:
         _keep(path, machine, found)
     return found
+
+
+def surface_for(surface: Surface, arch: Architecture, network: Architecture) -> Surface:
+    """Return the surface of another network that has some of the layers, perhaps for images of another size.
+
+    A layer's time goes with its MACs for each pair of channels. What has no MACs goes with the network's positions.
+
+    Args:
+        surface: of `arch`.
+        arch: the network that was measured.
+        network: with fewer blocks, other kernels or other images.
+    """
+    before, after = LayerWidths.of(arch), LayerWidths.of(network)
+    work = [_work(each, layers) for each, layers in ((arch, before), (network, after))]
+    scale = np.array([work[1][name] / work[0].get(name, work[1][name]) for name in after.weights])
+    return surface.for_weights(after.weights, after.present, scale)
+
+
+def _work(arch: Architecture, layers: LayerWidths) -> dict[str, float]:
+    """Return the MACs of each weight for each pair of its channels."""
+    macs = {cost.name: cost.macs for cost in arch.profile().layers}
+    owners = {layer.parameters[0]: layer.name for layer in arch.layers if layer.parameters}
+    pairs = dict(zip(layers.weights, layers.present.prod(axis=1), strict=True))
+    return {name: max(1.0, macs.get(owners[name], 0) / max(1, size)) for name, size in pairs.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class _Measuring:
     arch: Architecture
     target: Target
-    runtime: OnnxFileRuntime
     layers: LayerWidths
-    content: bytes
+    build: Build
+    base: Program
+    content: bytes  # of its ONNX file; empty: the runtime runs none
 
     def run(self) -> Surface | None:
-        inputs = self.target.inputs(self.arch.inputs)
-        base = self.runtime.opened(self.arch.source, self.content, inputs, self.target)
-        found = []
-        for widths in ({}, *drawn(self.arch, DESIGNS)):
-            made = base if not widths else self._made(widths, inputs)
-            profile = made.profile(self._runs(base)) if made is not None else {}
-            if made is None or not any(profile.get(name) for name in self.layers.weights):
-                continue
-            seconds = np.array([*(profile.get(name, 0.0) for name in self.layers.weights), 0.0])
-            seconds[-1] = sum(profile.values()) - seconds.sum()
-            found.append(Profiled(self.layers.lengths(widths), np.maximum(seconds, 1e-9), self._ratio(base, made)))
-        enough = len(found) > DESIGNS // 2
-        return fit(self.layers.weights, self.layers.varies, found) if enough else None
-
-    def _made(self, widths: Mapping[str, int], inputs: Any) -> Program | None:
-        shapes = new_shapes(self.arch, widths)
-        content = None if shapes is None else resized(self.content, shapes)
-        try:
-            return None if content is None else self.runtime.opened(self.arch.source, content, inputs, self.target)
-        except ConvwrightError:  # what was resized does not fit together: left out
+        if not any(name in self.layers.weights for name in self.base.profile(1)):
             return None
+        once = self._once()
+        count = DESIGNS if once < _SLOW and (not self.content or self._resizes) else DESIGNS // 2
+        found = [self._profiled({}, self.base, self._runs(once))]
+        for widths in drawn(self.arch, count):
+            with suppress(ConvwrightError):  # these widths do not fit together: left out
+                found.append(self._profiled(widths, self._made(widths), self._runs(once)))
+        return fit(self.layers.weights, self.layers.varies, found) if len(found) > count // 2 else None
 
-    def _ratio(self, base: Program, made: Program) -> float:
+    @cached_property
+    def _resizes(self) -> bool:
+        """Whether the ONNX file can get other weights: tried on widths that are drawn."""
+        shapes = [new_shapes(self.arch, widths) for widths in drawn(self.arch, 1)]
+        return all(each is not None and resized(self.content, each) is not None for each in shapes)
+
+    def _made(self, widths: Mapping[str, int]) -> Program:
+        runtime = runtime_named(self.target.runtime)
+        if self.content and self._resizes and isinstance(runtime, OnnxFileRuntime):
+            shapes = new_shapes(self.arch, widths)
+            content = None if shapes is None else resized(self.content, shapes)
+            if content is None:
+                raise ConvwrightError("its ONNX file does not follow these widths")
+            return runtime.opened(self.arch.source, content, self.target.inputs(self.arch.inputs), self.target)
+        made = self.build(widths)
+        return program(self.arch.source, made.model, made.inputs, self.target)
+
+    def _profiled(self, widths: Mapping[str, int], made: Program, runs: int) -> Profiled:
+        profile = made.profile(runs)
+        seconds = np.array([*(profile.get(name, 0.0) for name in self.layers.weights), 0.0])
+        seconds[-1] = sum(profile.values()) - seconds.sum()
+        ratio = self._ratio(made) if widths else 1.0
+        return Profiled(self.layers.lengths(widths), np.maximum(seconds, 1e-9), ratio)
+
+    def _ratio(self, made: Program) -> float:
         timer = wall_timer(self.arch.example_input.device)
-        takes = {"base": partial(base.time, 1, timer), "made": partial(made.time, 1, timer)}
+        takes = {"base": partial(self.base.time, 1, timer), "made": partial(made.time, 1, timer)}
         for take in takes.values():
             take()
         times = in_turns(takes, _SECONDS, 30)
         return spread([b / a for a, b in zip(times["base"], times["made"], strict=True)]).median
 
-    def _runs(self, base: Program) -> int:
-        start = time.perf_counter()
-        base.run()
-        return int(min(15, max(3, _SECONDS / max(time.perf_counter() - start, 1e-6))))
+    def _once(self) -> float:
+        timer = wall_timer(self.arch.example_input.device)
+        return min(self.base.time(1, timer) for _ in range(3))
+
+    def _runs(self, once: float) -> int:
+        return int(min(15, max(3, _SECONDS / max(once, 1e-6))))
 
 
-def drawn(arch: Architecture, count: int) -> list[dict[str, int]]:
+def drawn(arch: Architecture, count: int, seed: int = 0) -> list[dict[str, int]]:
     """Draw widths, from a fifth of the present ones on: multiples of 16, 8 or 1, all of one kind or mixed."""
-    draw, found = random.Random(0), []
+    draw, found = random.Random(seed), []
     model = CostModel.of(arch)
     for number in range(count):
         multiple, least = (16, 8, 1, 0)[number % 4], draw.choice((0.2, 0.4, 0.6))
@@ -187,15 +237,6 @@ def new_shapes(arch: Architecture, widths: Mapping[str, int]) -> dict[str, tuple
 
 
 # ------------------------------------------------------------------ kept on disk
-
-
-def _digest(content: bytes, machine: Mapping[str, Any]) -> str:
-    """Return a name for the structure of an ONNX file on a machine; weights do not matter."""
-    graph = importlib.import_module("onnx").load_from_string(content).graph
-    nodes = [(n.op_type, *n.input, *n.output, *(a.SerializeToString() for a in n.attribute)) for n in graph.node]
-    sizes = [(each.name, *each.dims) for each in graph.initializer]
-    said = repr((nodes, sizes, [i.SerializeToString() for i in graph.input], sorted(machine.items())))
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _kept(path: Path, machine: Mapping[str, Any]) -> Surface | None:

@@ -1,4 +1,4 @@
-"""Latency per layer, and as a function of the widths: sums of operators that were measured by themselves.
+"""Latency per layer, and as a function of the widths: sums of operators that were measured by themselves, or a surface.
 
 A sum of operators is not the whole: calls cost time between operators, and what one operator leaves in the cache
 the next one finds. So the ratio of sum and whole is measured and reported, and an estimate is scaled by it.
@@ -17,7 +17,9 @@ from convwright.architecture.channels import resize
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
 from convwright.cost.latency import Latency, Spread, measure_latency
-from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator
+from convwright.cost.latency_designs import LayerWidths, surface_for
+from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator, operator_calls, working
+from convwright.cost.latency_surface import Surface
 from convwright.cost.latency_table import LatencyTable
 from convwright.errors import BudgetError, ConvwrightError, first_line
 
@@ -90,7 +92,7 @@ def layer_latencies(
     """
     known = table if table is not None else LatencyTable(arch.example_input.device)
     measured = whole if whole is not None else measure_latency(arch.model, arch.inputs)
-    calls = {node: call_of(node) for node in _working(arch)}
+    calls = {node: call_of(node) for node in working(arch)}
     known.learn(calls.values())
     times = {node.name: _time(node, call, known) for node, call in calls.items()}
     known.save()
@@ -99,16 +101,6 @@ def layer_latencies(
     other = total - sum(layer.median for layer in layers)
     unmeasured = dict.fromkeys(str(n.target) for n in arch.capture.graph.nodes if not is_free(n) and not is_operator(n))
     return LayerLatencies(layers, max(other, 0.0), total, measured, tuple(unmeasured))
-
-
-def _working(arch: Architecture) -> list[fx.Node]:
-    """Return the nodes that do something and can be run by themselves."""
-    return [n for n in arch.capture.graph.nodes if not is_free(n) and is_operator(n)]
-
-
-def operator_calls(arch: Architecture) -> tuple[OperatorCall, ...]:
-    """Return what a network runs, operator by operator, without what does no work."""
-    return tuple(call_of(node) for node in _working(arch))
 
 
 def _time(node: fx.Node, call: OperatorCall, table: LatencyTable) -> Spread:
@@ -126,8 +118,9 @@ def _time(node: fx.Node, call: OperatorCall, table: LatencyTable) -> Spread:
 class LatencyModel:
     """Estimates the latency of one network for any widths of its free channel groups; builds no networks.
 
-    The shapes of all operators under new widths come from a second walk of the channel labels, the times from a
-    table that measures on demand. Estimate = fixed + calibration x sum of operators.
+    On a runtime that tells the times of layers, a `Surface` was fitted to measured networks. Else the shapes of all
+    operators under new widths come from a second walk of the channel labels, and the times from a table that measures
+    on demand in eager PyTorch. Estimate = fixed + calibration x sum, of operators or by the surface.
 
     Attributes:
         arch: the network.
@@ -135,6 +128,7 @@ class LatencyModel:
         whole: its measured latency.
         calibration: what the sum is multiplied by: measured whole over sum of the present network, until `calibrated`.
         fixed: seconds that no width changes, such as those that calls of operators take; 0 until `calibrated`.
+        surface: of the network on a runtime; None: operators are summed.
 
     Examples:
         >>> import convwright as cw
@@ -151,6 +145,8 @@ class LatencyModel:
     _costs: CostModel = field(repr=False)
     _sums: dict[bytes, float] = field(repr=False, default_factory=dict)
     fixed: float = 0.0
+    surface: Surface | None = None
+    _layers: LayerWidths | None = field(repr=False, default=None)
 
     @classmethod
     def of(
@@ -159,6 +155,7 @@ class LatencyModel:
         table: LatencyTable | None = None,
         whole: Latency | None = None,
         calibration: float | None = None,
+        surface: Surface | None = None,
     ) -> LatencyModel:
         """Measure a network as far as that is not given, and make its model.
 
@@ -167,11 +164,15 @@ class LatencyModel:
             table: times of operators; the one of this machine when not given.
             whole: its latency.
             calibration: instead of whole over sum.
+            surface: of this network, where `whole` was measured on a runtime that has one.
 
         Raises:
             ConvwrightError: as `layer_latencies`.
         """
         known = table if table is not None else LatencyTable(arch.example_input.device)
+        if surface is not None and whole is not None:
+            model = cls(arch, known, whole, 1.0, CostModel.of(arch), surface=surface, _layers=LayerWidths.of(arch))
+            return model.calibrated(calibration if calibration is not None else whole.median / model.sum({}))
         found = layer_latencies(arch, known, whole)
         if not found.sum > 0:
             raise ConvwrightError(f"{arch.source} has no operator whose time can be measured.")
@@ -199,21 +200,42 @@ class LatencyModel:
         Raises:
             ConvwrightError: as `layer_latencies`.
         """
-        ratio = layer_latencies(network, self.table, self.whole).sum / self.sum({})
-        return max(1, round(1e9 * self.whole.median * ratio))
+        return max(1, round(1e9 * self.whole.median * self._sum_of(network) / self.sum({})))
+
+    def of_network(self, network: Architecture) -> LatencyModel:
+        """Return the model of another network, such as one with fewer blocks, with this one's calibration.
+
+        Raises:
+            ConvwrightError: as `layer_latencies`.
+        """
+        share = len(operator_calls(network)) / len(operator_calls(self.arch))
+        surface = None if self.surface is None else surface_for(self.surface, self.arch, network)
+        own = LatencyModel.of(network, self.table, self.whole, self.calibration, surface)
+        return own.calibrated(self.calibration, share * self.fixed)
 
     def calibrated(self, calibration: float, fixed: float = 0.0) -> LatencyModel:
         """Return the same model with another calibration, and seconds that no width changes."""
         return replace(self, calibration=calibration, fixed=fixed)
 
     def sum(self, widths: Mapping[str, int]) -> float:
-        """Return the seconds of all operators, each run by itself; as `seconds`."""
+        """Return the seconds of all operators, each run by itself, or of all by the surface; as `seconds`."""
         units = self._units(widths)
         key = units.tobytes()
         if key not in self._sums:
-            self._sums[key] = self._summed(units)
+            self._sums[key] = self._by_surface(widths) if self.surface is not None else self._summed(units)
             self.table.save()
         return self._sums[key]
+
+    def _by_surface(self, widths: Mapping[str, int]) -> float:
+        assert self.surface is not None
+        assert self._layers is not None
+        return self.whole.median * float(self.surface.ratio(self._layers.lengths(widths)[None])[0])
+
+    def _sum_of(self, network: Architecture) -> float:
+        if self.surface is None:
+            return layer_latencies(network, self.table, self.whole).sum
+        own = surface_for(self.surface, self.arch, network)
+        return self.whole.median * float(own.ratio(own.present[None])[0])
 
     def calls(self, widths: Mapping[str, int]) -> dict[str, OperatorCall]:
         """Return what is run under widths, by node; as `seconds`."""
@@ -231,7 +253,7 @@ class LatencyModel:
         return units
 
     def _calls(self, units: Any) -> dict[str, OperatorCall]:
-        nodes = _working(self.arch)
+        nodes = working(self.arch)
         if (units == self.arch.channels.units).all():
             return {node.name: call_of(node) for node in nodes}
         try:
@@ -241,7 +263,7 @@ class LatencyModel:
         return {node.name: call_of(node, walk.values, walk.groups) for node in nodes}
 
     def _summed(self, units: Any) -> float:
-        present, calls = {node.name: node for node in _working(self.arch)}, self._calls(units)
+        present, calls = {node.name: node for node in working(self.arch)}, self._calls(units)
         self.table.learn(calls.values())
         return sum(self._time(call, present[name]) for name, call in calls.items())
 

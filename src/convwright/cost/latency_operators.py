@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from convwright.architecture import Architecture
 from convwright.architecture.capture.graph import operator_name
 from convwright.architecture.labels import Values
 from convwright.cost.latency import Spread, calls_per_sample, in_turns, spread, wall_timer
@@ -133,6 +134,16 @@ def is_free(node: fx.Node) -> bool:
 def is_operator(node: fx.Node) -> bool:
     """Return whether a node can be run by itself: an ATen operator, no graph within the graph."""
     return isinstance(node.target, torch._ops.OpOverload)
+
+
+def working(arch: Architecture) -> list[fx.Node]:
+    """Return the nodes that do something and can be run by themselves."""
+    return [n for n in arch.capture.graph.nodes if not is_free(n) and is_operator(n)]
+
+
+def operator_calls(arch: Architecture) -> tuple[OperatorCall, ...]:
+    """Return what a network runs, operator by operator, without what does no work."""
+    return tuple(call_of(node) for node in working(arch))
 
 
 def call_of(

@@ -75,19 +75,21 @@ class Surface:
         """
         return _parts(self, lengths) @ self.mix
 
-    def for_weights(self, names: Sequence[str], present: Ints) -> Surface:
+    def for_weights(self, names: Sequence[str], present: Ints, scale: Numbers) -> Surface:
         """Return the surface of another network that has some of these layers; unknown ones are as the mean layer.
 
         Args:
             names: of its layers' weights.
             present: lengths of their first two axes, shape (layers, 2).
+            scale: what each layer's time is multiplied by, shape (layers,).
         """
         place = {name: i for i, name in enumerate(self.weights)}
         rows = [place.get(name, len(self.weights)) for name in names]
         layers = np.concatenate([self.layers, self.layers.mean(axis=0, keepdims=True)])[rows]
         varies = np.concatenate([self.varies, np.ones((1, 2), dtype=bool)])[rows]
-        rest = self.rest * len(names) / len(self.weights)
-        return replace(self, weights=tuple(names), present=present, varies=varies, layers=layers, rest=rest)
+        rest = self.rest * (scale.sum() if len(scale) else 1) / len(self.weights)
+        known = replace(self, weights=tuple(names), present=present, varies=varies)
+        return replace(known, layers=layers * scale[:, None], rest=rest)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

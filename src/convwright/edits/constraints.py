@@ -40,10 +40,12 @@ class Divisor:
         stated: One number for all groups; None (``auto``): 16 for groups of 64 channels or more, 8 for smaller ones, 1
             for those below 16.
         part: What the numbers of ``auto`` are divided by, where a budget could not be used with them.
+        most: What they are at most, such as the step of a runtime's kernels.
     """
 
     stated: int | None = None
     part: int = 1
+    most: int = 16
 
     @classmethod
     def of(cls, given: DivisorLike) -> Divisor:
@@ -66,12 +68,12 @@ class Divisor:
     @property
     def finer(self) -> Divisor | None:
         """Half of what ``auto`` stands for; None where that is 1 for all, or a number was stated."""
-        return None if self.stated or self.part >= 16 else Divisor(part=2 * self.part)
+        return None if self.stated or self.part >= 16 else replace(self, part=2 * self.part)
 
     def of_width(self, width: int) -> int:
         """Return what widths are to be multiples of that are so many channels now."""
         usual = 16 if width >= 64 else 8 if width >= 16 else 1
-        return self.stated or max(1, usual // self.part)
+        return self.stated or max(1, min(usual, self.most) // self.part)
 
 
 DivisorLike = int | Literal["auto"] | Divisor

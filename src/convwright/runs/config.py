@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -19,6 +19,7 @@ from torch import nn
 from convwright.architecture import Architecture
 from convwright.arguments import OPTIMIZE
 from convwright.cost.budget import Budget, Limits, parse_budget
+from convwright.cost.runtimes import Target, runtime_named
 from convwright.edits.constraints import Constraints
 from convwright.errors import BudgetError, ConvwrightError, check_counts
 from convwright.methods.auto.pareto import objective_costs
@@ -62,6 +63,7 @@ class OptimizeOptions(TypedDict, total=False):
     time: str | None
     placement: Placement
     storage: str | None
+    device_command: str | None
     proxy_classes: int | None
     proxy_samples: int | None
     objective: str | Sequence[str] | None
@@ -103,6 +105,7 @@ class RunConfig:
     time: str | None = None
     placement: Placement = Placement()  # noqa: RUF009 - frozen
     storage: str | None = None
+    device_command: str | None = None
     proxy_classes: int | None = None
     proxy_samples: int | None = None
     objective: str | Sequence[str] | None = None
@@ -123,6 +126,20 @@ class RunConfig:
     def terms(self) -> Budget:
         """The budget as it is written; empty where there is none."""
         return terms_of(self.budgets)
+
+    @cached_property
+    def target(self) -> Target | None:
+        """What the budget's latency is measured on, where the budget names it.
+
+        Raises:
+            BudgetError: A command for a device is given, and the budget is none on it.
+        """
+        target = self.terms.target
+        if self.device_command is None:
+            return target
+        if target is None or target.runtime != "command":
+            raise BudgetError("--device-command measures a budget on the runtime command: latency[command]<=50%")
+        return replace(target, command=self.device_command)
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -239,6 +256,8 @@ class RunConfig:
         if self.max_drop is not None and not 0 <= self.max_drop <= most:
             raise ConvwrightError(f"max-drop={self.max_drop} must be {what.format(metric.name)}, such as 2")
         # These refuse what none of them can be.
+        if self.target is not None:
+            runtime_named(self.target.runtime).check(self.target)
         _ = self.terms, self.time_budget, self.constrained, parse_input(self.input_shape)
 
     def settings(self, loaded: LoadedModel, limits: Limits, proxy: Proxy | None = None) -> dict[str, Any]:

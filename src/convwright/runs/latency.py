@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from torch import Tensor, nn
 from convwright.architecture import Architecture
 from convwright.cost.budget import Choice, Limits, Term, Widths, human
 from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
-from convwright.cost.latency_model import LatencyModel, operator_calls
+from convwright.cost.latency_designs import DESIGNS, surface_of
+from convwright.cost.latency_model import LatencyModel
+from convwright.cost.latency_operators import operator_calls
+from convwright.cost.latency_surface import Surface
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
+from convwright.cost.runtimes import Target, installed
 from convwright.edits import Plan, Width
-from convwright.edits.constraints import DivisorLike
-from convwright.errors import BudgetError, RunError
+from convwright.edits.constraints import Divisor, DivisorLike
+from convwright.errors import BudgetError, ConvwrightError, RunError
 from convwright.methods import Evidence
 from convwright.methods.shared.uniform_widths import solved, uniform_widths
 from convwright.runs.directory.files import read_json, write_json
@@ -45,12 +50,14 @@ class RunLatency:
         rounds: how it was calibrated.
         ratios: the measured times of networks over the untouched one's, by what they run, as of `fingerprint`.
         say: told what was measured.
+        target: what runs the networks.
     """
 
     model: LatencyModel
     rounds: tuple[Round, ...] = field(default=())
     ratios: dict[str, float] = field(default_factory=dict)
     say: Say = print
+    target: Target = Target("eager")  # noqa: RUF009 - frozen
     _fitted: dict[str, int] = field(default_factory=dict)  # networks chosen by a corrected estimate -> nanoseconds
 
     @property
@@ -80,10 +87,9 @@ class RunLatency:
         def within(model: LatencyModel) -> Limits:
             return replace(limits, limits={**limits.limits, "latency": aim}, estimates={"latency": model.nanoseconds})
 
-        known = LatencyModel.of(network, self.model.table, self.model.whole)
-        share = len(operator_calls(network)) / len(operator_calls(self.arch))
-        start = known.calibrated(self.model.calibration, share * self.model.fixed)
-        course = Calibration(start, most, lambda model: choose(within(model)), self, line=False)
+        course = Calibration(
+            self.model.of_network(network), most, lambda model: choose(within(model)), self, line=False
+        )
         course.run(lambda one: None)
         times = [each.measured for each in course.rounds]
         self.say(
@@ -154,9 +160,13 @@ class RunLatency:
     def compare(self, before: Architecture, after: Architecture) -> Comparison:
         """Measure two networks in turns, each on its own example input, where that lies."""
         both = {"before": before, "after": after}
-        return compare_latency(
-            {name: (_placed(each.model, each.example_input), each.example_input) for name, each in both.items()}
-        )
+        placed = {name: (_placed(each.model, each.example_input), each.example_input) for name, each in both.items()}
+        return compare_latency(placed, backend=self.target)
+
+    def divisor(self, given: DivisorLike) -> DivisorLike:
+        """Return what widths are multiples of: for ``auto`` at most the runtime's own step, where it is known."""
+        surface = self.model.surface
+        return Divisor(most=surface.step) if given == "auto" and surface is not None and surface.step > 1 else given
 
     def proved(self, term: Term, before: Architecture, after: Architecture) -> tuple[Comparison, dict[str, Any]]:
         """Measure the untouched network and a result, anew while the result is over its limit.
@@ -185,11 +195,13 @@ class RunLatency:
         """Return what was measured of whole networks before the search, as plain JSON values."""
         model, rounds = self.model, [asdict(done) for done in self.rounds]
         numbers = {"calibration": model.calibration, "fixed": model.fixed}
-        return {"whole": model.whole.as_dict(), **numbers, "rounds": rounds, "margin": MARGIN}
+        kernels = {} if model.surface is None else {"step": model.surface.step, "error": model.surface.error}
+        return {"whole": model.whole.as_dict(), **numbers, **kernels, "rounds": rounds, "margin": MARGIN}
 
     def as_dict(self) -> dict[str, Any]:
         """Return all that decisions rest on, as plain JSON values."""
-        return {**self.summary(), **self._measured()}
+        surface = {} if self.model.surface is None else {"surface": self.model.surface.as_dict()}
+        return {**self.summary(), **self._measured(), **surface}
 
     def _measured(self) -> dict[str, Any]:
         return {"operators": as_entries(self.model.table.used), "ratios": dict(self.ratios)}
@@ -214,30 +226,61 @@ def fingerprint(network: Architecture) -> str:
     return hashlib.sha256("\n".join(call.key for call in operator_calls(network)).encode()).hexdigest()[:16]
 
 
-def measured_latency(arch: Architecture, say: Say) -> RunLatency:
-    """Measure a network and its operators.
+def measured_latency(arch: Architecture, say: Say, asked: Target | None = None) -> RunLatency:
+    """Measure a network and its layers or operators.
+
+    Args:
+        arch: The network.
+        say: Told what is measured.
+        asked: What runs it; None: the fastest runtime that is installed.
 
     Raises:
-        ConvwrightError: if it does not run where its example input lies.
+        ConvwrightError: If it does not run there.
     """
-    example = arch.example_input
-    whole = measure_latency(_placed(arch.model, example), example)
-    model = LatencyModel.of(arch, LatencyTable(example.device), whole)
+    target, whole = _fastest(arch, say, (asked,) if asked is not None else installed(arch.example_input.device))
     low, high = (human(round(1e9 * t), "latency") for t in (whole.lower, whole.upper))
     say(
-        f"latency: {human(whole.nanoseconds, 'latency')} ({low} to {high}) on {whole.device} with {whole.threads} "
-        f"threads; its operators alone make {1 / model.calibration:.0%} of it"
+        f"latency: {human(whole.nanoseconds, 'latency')} ({low} to {high}) on {target}, {whole.device}, with "
+        f"{whole.threads} threads"
     )
-    return RunLatency(model, say=say)
+    surface = surface_of(arch, target, partial(_with_widths, arch))
+    model = LatencyModel.of(arch, LatencyTable(arch.example_input.device), whole, surface=surface)
+    if surface is None:
+        say(f"latency: its operators alone, run by PyTorch, make {1 / model.calibration:.0%} of it")
+    else:
+        say(
+            f"latency: as a function of widths from {DESIGNS} measured networks, median error {surface.error:.1%}; "
+            + (f"widths that are multiples of {surface.step} are fast" if surface.step > 1 else "all widths are alike")
+        )
+    return RunLatency(model, say=say, target=target)
 
 
-def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
+def _fastest(arch: Architecture, say: Say, targets: Sequence[Target]) -> tuple[Target, Latency]:
+    """Return the target on which a network takes the least time, and that time; leave out those that refuse it."""
+    found: dict[Target, Latency] = {}
+    for target in targets:
+        try:
+            model = _placed(arch.model, arch.example_input)
+            found[target] = measure_latency(model, arch.example_input, backend=target)
+        except ConvwrightError as error:
+            if target is targets[-1] and not found:
+                raise
+            say(f"latency: not on {target}: {error}")
+    best = min(found, key=lambda each: found[each].median)
+    others = [f"{each} {human(one.nanoseconds, 'latency')}" for each, one in found.items() if each is not best]
+    if others:
+        say(f"latency: {best} is the fastest runtime installed (others: {', '.join(others)}); latency[NAME] names one")
+    return best, found[best]
+
+
+def latency_of(arch: Architecture, folder: Path, say: Say, asked: Target | None = None) -> RunLatency:
     """Return what the run in a folder measured of its network, so that it decides as it did; else measure it.
 
     Args:
         arch: The network.
         folder: The run directory.
         say: Told what is measured from now on.
+        asked: What runs the network; None: what the run chose, else the fastest runtime that is installed.
 
     Raises:
         ConvwrightError: The network does not run where its example input lies.
@@ -245,7 +288,7 @@ def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
     """
     settled = read_json(folder / "run.json", RUN).get("settled") if (folder / "run.json").is_file() else None
     if not isinstance(settled, dict) or "latency" not in settled:
-        return measured_latency(arch, say)
+        return measured_latency(arch, say, asked)
     content = settled["latency"]  # as of `RunLatency.as_dict`
     try:
         records = [content]
@@ -254,12 +297,20 @@ def latency_of(arch: Architecture, folder: Path, say: Say) -> RunLatency:
         known = {key: time for each in records for key, time in as_spreads(each["operators"]).items()}
         ratios = {key: float(ratio) for each in records for key, ratio in each.get("ratios", {}).items()}
         table = LatencyTable(arch.example_input.device, known=known)
-        model = LatencyModel.of(arch, table, Latency(**content["whole"]), float(content["calibration"]))
+        surface = Surface.from_dict(content["surface"]) if "surface" in content else None
+        whole = Latency(**content["whole"])
+        model = LatencyModel.of(arch, table, whole, float(content["calibration"]), surface)
         model = model.calibrated(model.calibration, float(content.get("fixed", 0.0)))
         table.used |= known
-        return RunLatency(model, tuple(Round(**done) for done in content["rounds"]), ratios, say)
+        rounds = tuple(Round(**done) for done in content["rounds"])
+        return RunLatency(model, rounds, ratios, say, asked or Target.of(whole.backend))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}: damaged, its latencies cannot be read ({error}); start anew") from error
+
+
+def _with_widths(arch: Architecture, widths: Widths) -> Architecture:
+    changed = [Width(name, size) for name, size in widths.items() if arch.channels.group(name).size != size]
+    return arch.apply(*changed, verify=False)
 
 
 def _placed(model: nn.Module, example: Tensor) -> nn.Module:

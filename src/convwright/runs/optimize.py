@@ -16,7 +16,7 @@ from convwright.architecture import Architecture
 from convwright.cost import profile
 from convwright.cost.budget import MEASURED, Budget, Limits, check_feasible, feasible_range, human
 from convwright.edits import Plan, check_execution
-from convwright.edits.constraints import odd_widths
+from convwright.edits.constraints import DivisorLike, odd_widths
 from convwright.edits.surgery import check_copies
 from convwright.errors import ConvwrightError, RecipeError, RunError, counted, did_you_mean
 from convwright.methods import Candidate, Evidence, Method, method_named
@@ -137,6 +137,7 @@ class _Job:
         self.seconds: dict[str, float] = {}  # by part of the work
         self.terms = Budget(())
         self.latency: RunLatency | None = None  # only where the budget limits it
+        self.divisor: DivisorLike = config.divisor
         self.threads = 1
 
     @contextmanager
@@ -161,6 +162,7 @@ class _Job:
             loaded = self.open()
         with self.part("latency", "measuring the latency" if self.terms.measures else ""):
             self.latency = self.measured(loaded.arch)
+        self.divisor = config.divisor if self.latency is None else self.latency.divisor(config.divisor)
         limits = self.terms.resolve(profile(loaded.arch), self.latency.present if self.latency else None)
         aims = self.aims(loaded.arch, limits)
         name, options = config.search
@@ -168,14 +170,14 @@ class _Job:
         with self.part("plan", "analysing the network and planning the search"):
             lengths = {"epochs": config.base_epochs(loaded.trained), "tune_epochs": config.later_epochs}
             own = checked_options(name, options)
-            method = make(loaded.arch, aims, **lengths, seed=config.seed, divisor=config.divisor, **own)
+            method = make(loaded.arch, aims, **lengths, seed=config.seed, divisor=self.divisor, **own)
         leave_out_known_techniques(method, config.training)
         if not config.baseline:
             method = WithoutBaseline(method, given=loaded.trained)
         run = name, config.folder, config.training.batch_size
         method, proxy = proxied(method, config.proxy, loaded.data, run, config.tell)
         if self.latency is not None:
-            method = FinalsInTime(method, self.latency, limits, config.divisor)
+            method = FinalsInTime(method, self.latency, limits, self.divisor)
         settings = config.settings(loaded, limits, proxy)
         how: dict[str, Any] = {"resume": config.resume, "command": config.command, "storage": config.storage}
         with Study(config.folder, settings, lambda: self.resolve(loaded), **how) as study:
@@ -261,7 +263,7 @@ class _Job:
                 f"{folder}: a budget on latency cannot be changed when a run is resumed (it was {', '.join(before)}); "
                 "start anew with another --out"
             )
-        return latency_of(arch, folder, self.config.tell) if self.terms.measures else None
+        return latency_of(arch, folder, self.config.tell, self.config.target) if self.terms.measures else None
 
     def aims(self, arch: Architecture, limits: Limits) -> Limits:
         """Show the limits, refuse what cannot be met, and return what the search is to keep to."""
@@ -272,7 +274,7 @@ class _Job:
         beyond, first = method_named(self.config.search[0]).beyond_widths, self.latency.aimed(limits)
         check_feasible(first.counted if beyond else first, arch)
         with self.part("latency", "measuring the latency of narrower networks"):
-            self.latency = self.latency.ready(limits, self.config.divisor, beyond)
+            self.latency = self.latency.ready(limits, self.divisor, beyond)
         aims = self.latency.aimed(limits)
         self.show(arch, limits, aims)
         return aims

@@ -55,11 +55,6 @@ class OnnxFileRuntime(Runtime):
 
     extra: ClassVar[str] = "onnx"
 
-    @property
-    @abstractmethod
-    def version(self) -> str:
-        """Its version."""
-
     @abstractmethod
     def opened(self, name: str, content: bytes, inputs: Inputs, target: Target) -> Program:
         """Open an ONNX file; as `Runtime.convert`."""

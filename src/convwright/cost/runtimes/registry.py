@@ -160,6 +160,11 @@ class Runtime(ABC):
                 f"the runtime {target} needs {', '.join(missing)}, not installed: pip install {where}."
             )
 
+    @property
+    def version(self) -> str:
+        """What its times depend on besides torch and the machine."""
+        return ""
+
     @abstractmethod
     def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
         """Make a network ready to run.
