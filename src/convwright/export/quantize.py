@@ -113,7 +113,7 @@ def export_int8(run: Exportable, folder: Path, data: Any = None, data_dir: str |
         ExportError: ONNX Runtime cannot quantize the network or run what it made.
     """
     OnnxRuntime().check(Target("onnxruntime", int8=True))
-    images = _images(run, data, data_dir)
+    images = data_of(run, data, data_dir)
     done = export_onnx(run, folder)
     before = done.files[0].read_bytes()
     size = onnx_session(before).get_inputs()[0].shape[0]  # a number, or the name of an axis of any length
@@ -132,7 +132,7 @@ def export_int8(run: Exportable, folder: Path, data: Any = None, data_dir: str |
     return replace(done, files=(done.files[0], path, *done.files[1:]), int8=found)
 
 
-def _images(run: Exportable, data: Any, data_dir: str | Path | None) -> BaseTask:
+def data_of(run: Exportable, data: Any = None, data_dir: str | Path | None = None) -> BaseTask:
     """Return the data of a run, fed as they were to the network."""
     given = data if data is not None else re.sub(r" \(\d+ training .*\)$", "", str(run.record.get("data", "")))
     recipe: Mapping[str, Any] = run.record.get("trained_with") or run.record.get("recipe") or {}
