@@ -4,6 +4,12 @@ The run directory is that of ``convwright train`` or ``optimize``. Each runtime 
 same 128 training images, and is judged on the test and validation images, one at a time. Latencies are of one image
 on one thread, all programs in turns; ratios are paired turn by turn.
 
+``lite0.safetensors`` are the ImageNet weights of EfficientNet-Lite0 under timm's names, with a drawn head (``STARTS``
+in ``experiments/papers/compress/baseline.py``), and ``lite0-clothing.yaml`` lies there, too::
+
+    convwright train timm:tf_efficientnet_lite0 --weights lite0.safetensors --data folder:clothing-dataset-small
+        --input 3x96x96 --recipe lite0-clothing.yaml --epochs 5 --out runs/lite0
+
 Run ``python benchmarks/int8.py DIR --data folder:PATH``; the numbers go to ``results/int8.json``.
 """
 
