@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from convwright.cli import main
+from convwright.cost.latency import Spread
 from convwright.errors import ConvwrightError
 from convwright.export import ExportError, export_run, quantize
 from convwright.export.programs import onnx_runner
@@ -54,8 +55,10 @@ def test_the_int8_file_runs_and_its_accuracy_is_told(trained, exported):
 
 
 def test_what_int8_loses_is_said_loudly(trained, exported, tmp_path, monkeypatch, capsys):
-    found = replace(exported.int8, scores=(0.9, 0.892))
+    found = replace(exported.int8, scores=(0.9, 0.892), ratio=Spread(0.5, 0.4, 0.6, 9))
     assert found.warnings == ()
+    slower = replace(found, ratio=Spread(1.5, 1.4, 1.6, 9))
+    assert slower.warnings == ("int8 takes 1.50 times as long as float32 on this machine",)
     assert replace(found, scores=(0.9, 0.85)).warnings == (
         "int8 changes the test accuracy by -5.00 points, more than 1% of its value",
     )
@@ -67,7 +70,7 @@ def test_what_int8_loses_is_said_loudly(trained, exported, tmp_path, monkeypatch
     printed = capsys.readouterr()
     assert "convwright: warning: int8 changes the test accuracy" in printed.err
     document = json.loads(printed.out)
-    assert len(document["int8"]["warnings"]) == 1
+    assert "int8 changes" in document["int8"]["warnings"][0]
     assert set(document["int8"]["latency"][1]) == {"median", "lower", "upper", "repeats"}
     assert "> **Warning:** int8 changes" in (tmp_path / "out" / "README.md").read_text()
 

@@ -84,10 +84,13 @@ class Quantized:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user must know before the file is used."""
-        if not self.scores or self.scores[0] - self.scores[1] <= TOLERANCE * abs(self.scores[0]):
-            return ()
-        lost = self.metric.change(*self.scores)
-        return (f"int8 changes the {self.part} {self.metric.name} by {lost}, more than {TOLERANCE:.0%} of its value",)
+        found = []
+        if self.scores and self.scores[0] - self.scores[1] > TOLERANCE * abs(self.scores[0]):
+            lost = f"changes the {self.part} {self.metric.name} by {self.metric.change(*self.scores)}"
+            found.append(f"int8 {lost}, more than {TOLERANCE:.0%} of its value")
+        if self.ratio.lower > 1:
+            found.append(f"int8 takes {self.ratio.median:.2f} times as long as float32 on this machine")
+        return tuple(found)
 
     def __str__(self) -> str:
         changes = ", ".join(f"{what} {before} -> {after}" for what, before, after in self.rows)
