@@ -96,8 +96,7 @@ def test_what_cannot_be_int8_says_so(monkeypatch, network):
     ready(INT8[0])
     with pytest.raises(ConvwrightError, match="made for the CPU; leave out cuda"):
         program("net", network, IMAGES, Target.of("onnxruntime,int8,cuda"))
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else found(name))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else name)
     assert not runtime_named("openvino").missing(Target("openvino"))
     with pytest.raises(ConvwrightError, match=r"openvino,int8 needs nncf, not .*'convwright\[int8\]'"):
         program("net", network, IMAGES, Target("openvino", int8=True))

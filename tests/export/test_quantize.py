@@ -89,4 +89,7 @@ def test_int8_says_what_it_needs(trained, tmp_path, monkeypatch):
         export_run(folder, "onnx", tmp_path / "out", int8=True)
     with pytest.raises(ConvwrightError, match="nowhere"):
         export_run(folder, "onnx", tmp_path / "out", int8=True, data="npz:nowhere.npz")
+    found = load_data("fashion-mini")
+    with pytest.raises(ConvwrightError, match="11 classes and the network has 10 outputs"):
+        export_run(folder, "onnx", tmp_path / "out", int8=True, data=replace(found, class_names=("more",) * 11))
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ from convwright.export.programs import export_onnx, onnx_runner
 from convwright.export.registry import Exported, ExportError
 from convwright.ranking import Metric
 from convwright.runs.directory.files import write, write_text
-from convwright.training.data.data import load_data
+from convwright.training.data.data import ImageData, check_fits, load_data
 from convwright.training.data.images import Images
 from convwright.training.data.normalisation import normalised
 from convwright.training.evaluate import eval_mode, evaluate
@@ -150,6 +150,8 @@ def data_of(run: Exportable, data: Any = None, data_dir: str | Path | None = Non
             raise
         hint = "int8 is calibrated on training images; name them with --data"
         raise ExportError(f"{run.folder}: {hint} ({error})") from error
+    if isinstance(found, ImageData):
+        check_fits(found, tuple(run.arch.example_input.shape), len(run.class_names) or found.num_classes)
     numbers = run.usage[0]
     fed: BaseTask = found if numbers is None or isinstance(found, Task) else normalised(found, numbers, run.model)
     return fed
