@@ -375,6 +375,25 @@ def _milliseconds(found: Json) -> str:
     return f"{found['median_ms']:.1f} ({low:.1f} to {high:.1f})"
 
 
+@table("int8")
+def int8() -> str:
+    """What 8 bits change, by runtime."""
+    data = load("int8")
+    if not data:
+        return missing("int8")
+    rows = []
+    for name, row in data["rows"].items():
+        judged = (percent(row["accuracy"][part]) for part in data["samples"])
+        ratio = f"{row['ratio']['median']:.2f} ({row['ratio']['lower']:.2f} to {row['ratio']['upper']:.2f})"
+        changed = (f"{row['snr']:.0f} dB", percent(row["same_class"]), ratio) if "int8" in name else ("", "", "")
+        runtime = name.removesuffix(",threads=1")
+        rows.append((f"`{runtime}`", *judged, f"{1e3 * row['latency']['median']:.2f} ms", *changed))
+    parts = (f"{part} ({count})" for part, count in data["samples"].items())
+    shown = markdown(("", *parts, "latency", "signal to noise", "same class", "time by float's"), rows, range(1, 7))
+    load_average = f"- load average while it was measured: {data['machine']['load'][0]:.1f}"
+    return f"{shown}\n\n{provenance(data)}\n{load_average}"
+
+
 @table("trainer-overhead")
 def trainer_overhead() -> str:
     """What the trainer adds to a bare loop, by kind of task."""

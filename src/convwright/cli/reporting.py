@@ -21,16 +21,25 @@ def export(
         str | None, typer.Option(help="The original network, where the run was made with one that has no name.")
     ] = None,
     storage: options.Storage = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With --to onnx: also in 8 bits, judged beside it.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="What --int8 is calibrated and judged on; default: the run's own.", metavar="DATA"),
+    ] = None,
+    data_dir: options.DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
 ) -> None:
     """Write a run's network as plain Python, ONNX, pt2 or safetensors, and check that it computes the same."""
     refuse_missing(model, folder=folder)
     from convwright.export import export_run
 
-    done = export_run(folder, to, out, model=model, storage=storage)
+    done = export_run(folder, to, out, model=model, storage=storage, int8=int8, data=data, data_dir=data_dir)
+    for each in done.int8.warnings if done.int8 is not None else ():
+        leaving.say(f"convwright: warning: {each}")
     if as_json:
         return print_json(done.as_dict())
     lines = [*done.files, f"largest difference to the network: {done.difference:.1e}"]
+    lines += [str(done.int8)] if done.int8 is not None else []
     return print(*lines, *(f"note: {note}" for note in done.notes), sep="\n")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from convwright.errors import look_up
-from convwright.export import card, programs, python  # noqa: F401 - each registers its targets
+from convwright.export import card, programs, python, quantize  # noqa: F401 - each registers its targets
 from convwright.export.opened import Exportable, load, open_run
 from convwright.export.python import Program, python_source
 from convwright.export.registry import TARGETS, Exported, ExportError
@@ -27,6 +29,9 @@ def export_run(
     *,
     model: nn.Module | str | None = None,
     storage: str | None = None,
+    int8: bool = False,
+    data: Any = None,
+    data_dir: str | Path | None = None,
 ) -> Exported:
     """Export the network of a run, and check that what was written computes the same.
 
@@ -38,6 +43,9 @@ def export_run(
         model: The original network, where the run cannot name it.
         storage: URL of the database with the trials of an unfinished run; None: as the run recorded it, without a
             password.
+        int8: With ``"onnx"``: write ``model.int8.onnx``, too, judged beside the network.
+        data: What int8 is calibrated and judged on, as for `optimize`; None: the data that the run records.
+        data_dir: As for `optimize`.
 
     Returns:
         The files, and the largest difference found.
@@ -47,12 +55,24 @@ def export_run(
         RunError: There is no run, or nothing trained in it.
     """
     look_up(to, TARGETS, "export target", ExportError)
-    return export_network(open_run(Path(folder), model, storage), to, out)
+    return export_network(open_run(Path(folder), model, storage), to, out, int8=int8, data=data, data_dir=data_dir)
 
 
-def export_network(run: Exportable, to: str, out: str | Path | None = None) -> Exported:
+def export_network(
+    run: Exportable,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    int8: bool = False,
+    data: Any = None,
+    data_dir: str | Path | None = None,
+) -> Exported:
     """Export an opened network, as `export_run` does."""
     write = look_up(to, TARGETS, "export target", ExportError)
+    if int8 and to != "onnx":
+        raise ExportError(f"--int8 writes ONNX files, not {to}: give --to onnx")
+    if int8:
+        write = partial(quantize.export_int8, data=data, data_dir=data_dir)
     if run.arch.given is not None and to != "safetensors":
         several = f"{run.plan.model} takes several inputs, or a list"
         raise ExportError(f"{several}: --to {to} writes networks of one tensor; use safetensors")

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -21,6 +21,9 @@ from convwright.runs.directory.result import compared_with, rows, written
 from convwright.runs.verdict import warnings_in
 from convwright.runs.weights_note import KEYS
 from convwright.tables import markdown_table
+
+if TYPE_CHECKING:
+    from convwright.export.quantize import Quantized
 
 _CARD = Path(__file__).with_name("card.md.j2")
 _KINDS = {"result": "result of a search", "training": "trained", "unfinished": "from an unfinished run"}
@@ -41,12 +44,13 @@ def export_safetensors(run: Exportable, folder: Path) -> Exported:
     return Exported("safetensors", tuple(folder / n for n in ("model.safetensors", "plan.json", "README.md")), gap)
 
 
-def card(run: Exportable, use: str = "") -> str:
+def card(run: Exportable, use: str = "", int8: Quantized | None = None) -> str:
     """Return the card of a network, in Markdown: what it is and takes, how it was made, how to load it.
 
     Args:
         run: The network.
         use: The target whose files it says how to use; empty: how to load the network with convwright.
+        int8: What the int8 file changed; None: there is none.
     """
     (numbers, names), crop = run.usage, run.resize.crop_pct
     recipe, versions = run.record.get("trained_with") or run.record.get("recipe"), run.record.get("versions")
@@ -60,7 +64,7 @@ def card(run: Exportable, use: str = "") -> str:
         record=run.record,
         kind=_KINDS[run.kind],
         shape=list(run.input_shape),
-        warned=warnings_in(run.record),
+        warned=[*warnings_in(run.record), *(int8.warnings if int8 is not None else ())],
         numbers=numbers,
         ready=numbers is not None and not any(numbers.mean) and set(numbers.std) == {1.0},
         names=literal(names),
@@ -69,6 +73,8 @@ def card(run: Exportable, use: str = "") -> str:
         use=use if numbers is not None else "",
         named=":" in run.plan.model,
         costs=_costs(run),
+        int8=int8,
+        changes=markdown_table(("", "float32", "int8"), int8.rows, (1, 2)) if int8 is not None else "",
         recipe=recipe,
         recipe_words=", ".join(f"{name} {_short(value)}" for name, value in given.items()),
         command=public_command(run.record.get("command") or ""),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from convwright.edits.surgery import tensors_in
 from convwright.errors import ConvwrightError
 from convwright.export.opened import Exportable
 from convwright.training.evaluate import eval_mode
+
+if TYPE_CHECKING:
+    from convwright.export.quantize import Quantized
 
 BATCHES = (1, 3)  # sizes of the batches that an export is checked with
 
@@ -36,12 +39,14 @@ class Exported:
         difference: largest absolute difference of an output to the network's, on random images; None where
             nothing was computed.
         notes: what a user should know, one sentence each.
+        int8: what the int8 file beside it changed; None: there is none.
     """
 
     target: str
     files: tuple[Path, ...]
     difference: float | None = None
     notes: tuple[str, ...] = field(default=())
+    int8: Quantized | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -50,6 +55,7 @@ class Exported:
             "files": [str(file) for file in self.files],
             "max_difference": self.difference,
             "notes": list(self.notes),
+            **({"int8": self.int8.as_dict()} if self.int8 is not None else {}),
         }
 
 

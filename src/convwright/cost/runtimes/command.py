@@ -7,6 +7,7 @@ import shlex
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -86,6 +87,8 @@ class Command(Runtime):
                 '"adb shell bench {onnx}"; its last number is read as milliseconds.'
             )
 
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+    def convert(
+        self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+    ) -> Program:
         """Export a network to ONNX; as `Runtime.convert`."""
         return CommandProgram(exported_onnx(name, model, inputs), target.command)

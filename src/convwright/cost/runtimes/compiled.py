@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -19,7 +20,9 @@ class Compiled(Runtime):
 
     name: ClassVar[str] = "compile"
 
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+    def convert(
+        self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+    ) -> Program:
         """Compile a network by running it; as `Runtime.convert`."""
         made = TorchProgram(model, cast(nn.Module, torch.compile(model, dynamic=False)), inputs, target)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -87,6 +88,8 @@ class Eager(Runtime):
 
     name: ClassVar[str] = "eager"
 
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+    def convert(
+        self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+    ) -> Program:
         """Return the network itself; as `Runtime.convert`."""
         return EagerProgram(model, model, inputs, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import nn
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.runtimes.registry import Program, Runtime, Target
+from convwright.devices import to_host
 from convwright.errors import ConvwrightError, first_line
 
 PACKAGES = ("onnx", "onnxscript")
@@ -50,18 +52,27 @@ def exported_onnx(name: str, model: nn.Module, example_input: torch.Tensor | Inp
         raise ConvwrightError(f"{name} cannot be exported to ONNX: {reason}") from error
 
 
+def array_of(tensor: torch.Tensor) -> Any:
+    """Return a tensor as the numpy array that runtimes take."""
+    return to_host(tensor).numpy()
+
+
 class OnnxFileRuntime(Runtime):
     """A runtime that runs ONNX files, and tells the times of their operators."""
 
     extra: ClassVar[str] = "onnx"
 
     @abstractmethod
-    def opened(self, name: str, content: bytes, inputs: Inputs, target: Target) -> Program:
+    def opened(
+        self, name: str, content: bytes, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+    ) -> Program:
         """Open an ONNX file; as `Runtime.convert`."""
 
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+    def convert(
+        self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+    ) -> Program:
         """Export a network and open the file; as `Runtime.convert`."""
-        return self.opened(name, exported_onnx(name, model, inputs), inputs, target)
+        return self.opened(name, exported_onnx(name, model, inputs), inputs, target, calibration)
 
 
 # ------------------------------------------------------------------ the same network with other widths
@@ -142,10 +153,10 @@ def _numbers(shape: tuple[int, ...]) -> Any:
 def owners(content: bytes) -> dict[str, str]:
     """Return, by the name of a node or of its output, the weight that it or the nearest node before it uses."""
     graph = importlib.import_module("onnx").load_from_string(content).graph
-    weights = {each.name for each in graph.initializer if len(each.dims) > 1}
+    weights = {_plain(each.name) for each in graph.initializer if len(each.dims) > 1}
     found: dict[str, str] = {}
     for node in graph.node:
-        own = next((_plain(name) for name in node.input if name in weights or _plain(name) in weights), None)
+        own = next((plain for plain in map(_plain, node.input) if plain in weights), None)
         before = next((found[name] for name in node.input if found.get(name)), "")
         for name in (node.name, *node.output):
             found[name] = own or before
@@ -160,6 +171,7 @@ def _plain(name: str) -> str:
 
 def owner_of(name: str, known: Mapping[str, str]) -> str:
     """Return the owner of an operator that a runtime named after a node or an output of the file, with an ending."""
+    name = re.sub(r"_token_\d+$", "", name)  # of a quantized operator in ONNX Runtime
     for text in (name, name.removesuffix("_nchwc"), name.split("/")[0], name.rpartition("_")[0]):
         if text in known:
             return known[text]

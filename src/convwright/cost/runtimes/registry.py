@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -135,6 +135,7 @@ class Runtime(ABC):
         needs: packages.
         extra: of convwright, which installs them.
         int8: whether it can quantize.
+        quantizers: further packages, which int8 needs.
         providers: words by which a person chooses what runs it.
     """
 
@@ -142,11 +143,13 @@ class Runtime(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     int8: ClassVar[bool] = False
+    quantizers: ClassVar[tuple[str, ...]] = ()
     providers: ClassVar[tuple[str, ...]] = ()
 
     def missing(self, target: Target) -> list[str]:
         """Return the packages that are needed and not installed."""
-        return [package for package in self.needs if importlib.util.find_spec(package) is None]
+        needs = (*self.needs, *(self.quantizers if target.int8 else ()))
+        return [package for package in needs if importlib.util.find_spec(package) is None]
 
     def check(self, target: Target) -> None:
         """Raise unless it can run here.
@@ -155,7 +158,8 @@ class Runtime(ABC):
             ConvwrightError: a package is missing, or a setting that it needs.
         """
         if missing := self.missing(target):
-            where = f"'convwright[{self.extra}]'" if self.extra else " ".join(missing)
+            extra = "int8" if target.int8 else self.extra
+            where = f"'convwright[{extra}]'" if extra else " ".join(missing)
             raise ConvwrightError(
                 f"the runtime {target} needs {', '.join(missing)}, not installed: pip install {where}."
             )
@@ -166,14 +170,18 @@ class Runtime(ABC):
         return ""
 
     @abstractmethod
-    def convert(self, name: str, model: nn.Module, inputs: Inputs, target: Target) -> Program:
+    def convert(
+        self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
+    ) -> Program:
         """Make a network ready to run.
 
         Args:
             name: of the network, for messages.
             model: in eval mode, where its inputs lie.
-            inputs: what it is called with; int8 is calibrated on them.
+            inputs: what it is called with.
             target: with the settings of this runtime.
+            calibration: batches of their size that int8 finds the ranges of activations with; (): the inputs alone,
+                enough for a latency and too little for an accuracy.
 
         Raises:
             ConvwrightError: the runtime cannot run it.
@@ -187,11 +195,17 @@ def runtime_named(name: str) -> Runtime:
     return made
 
 
-def program(name: str, model: nn.Module, example_input: Tensor | Inputs, target: Target) -> Program:
+def program(
+    name: str,
+    model: nn.Module,
+    example_input: Tensor | Inputs,
+    target: Target,
+    calibration: Sequence[Inputs] = (),
+) -> Program:
     """Make a network ready to run on a target; as `Runtime.convert`."""
     runtime = runtime_named(target.runtime)
     runtime.check(target)
-    return runtime.convert(name, model, target.inputs(example_input), target)
+    return runtime.convert(name, model, target.inputs(example_input), target, calibration)
 
 
 def installed(device: torch.device) -> tuple[Target, ...]:

@@ -94,16 +94,17 @@ class Result:
 
         return report_of(self.folder)
 
-    def export(self, to: str, out: str | Path | None = None) -> Exported:
+    def export(self, to: str, out: str | Path | None = None, **int8: Any) -> Exported:
         """Write the network as ``python``, ``onnx``, ``pt2`` or ``safetensors``, and check it; see `export_run`.
 
         Args:
             to: The target.
             out: The folder; None: ``export/TARGET`` in the run directory.
+            int8: ``int8=True`` and, where the run does not record them, ``data`` and ``data_dir``.
         """
         from convwright.export import Exportable, export_network
 
-        return export_network(Exportable(self.arch, self.plan, self.folder, self.data), to, out)
+        return export_network(Exportable(self.arch, self.plan, self.folder, self.data), to, out, **int8)
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
