@@ -2,10 +2,10 @@
 
     python benchmarks/latency.py [--networks NAME ...] [--targets NAME ...] [--designs 50] [--seconds 1]
 
-For each network and runtime a surface is fitted (an empty cache, so that this is timed), then designs are drawn that the
-fit has not seen: multiples of 16, 8 or 1, alike or mixed, from a fifth of the widths on. Each is built, measured in turns
-with the untouched network, and the ratio of both is held against the estimated one. The noise floor is the same for the
-untouched network against itself. Other processes disturb it: close them. Rows join those in ``results/latency.json``.
+For each network and runtime a surface is fitted (an empty cache, so that this is timed), then designs are drawn that
+the fit has not seen: multiples of 16, 8 or 1, alike or mixed, from a fifth of the widths on. Each is built and measured
+in turns with the untouched network, and the ratio of both is held against the estimated one. The noise floor is the
+same for the untouched network against itself. Other processes disturb it: close them. Rows join those in the file.
 """
 
 from __future__ import annotations
