@@ -22,8 +22,7 @@ from convwright.cost import (
     measure_latency,
 )
 from convwright.cost.latency import calls_per_sample, enough, spread, wall_timer
-from convwright.cost.latency_model import _working
-from convwright.cost.latency_operators import TensorSpec, call_of, is_free, time_calls
+from convwright.cost.latency_operators import TensorSpec, call_of, is_free, time_calls, working
 from convwright.cost.latency_table import cache_folder, fingerprint
 from convwright.edits import scale_widths, solve
 from convwright.errors import BudgetError, ConvwrightError
@@ -354,7 +353,7 @@ def test_numbers_do_not_run_away_in_place(mixed):
 
 def test_operators_are_sampled_in_sweeps(arch, monkeypatch):
     """One sample of each and then again, so that a busy moment is shared; large ones in several lots."""
-    calls = [call_of(node) for node in _working(arch)][:4]
+    calls = [call_of(node) for node in working(arch)][:4]
     order = []
 
     def timer(function, times):
@@ -373,7 +372,7 @@ def test_operators_are_sampled_in_sweeps(arch, monkeypatch):
 
 
 def test_an_operator_that_fails_gives_its_reason(arch):
-    call = call_of(next(n for n in _working(arch) if "conv2d" in str(n.target)))
+    call = call_of(next(n for n in working(arch) if "conv2d" in str(n.target)))
     wrong = type(call)(call.target, (call.args[0], *call.args[1:2], *call.args[1:2]), {}, 1)
     found = time_calls([wrong, call], CPU, seconds=0)
     assert "bias" in found[wrong.key]
@@ -381,15 +380,15 @@ def test_an_operator_that_fails_gives_its_reason(arch):
 
 
 def test_what_distinguishes_operators(arch):
-    calls = [call_of(node) for node in _working(arch)]
+    calls = [call_of(node) for node in working(arch)]
     convolution = next(c for c in calls if "conv2d" in c.key)
     assert "aten.conv2d.default(f32[1,1,16,16]/256,256,16,1, f32[16,1,3,3]/9,9,3,1" in convolution.key
     other = arch.model.to(memory_format=torch.channels_last)
-    changed = {call_of(n).key for n in _working(read(other, arch.example_input))}
+    changed = {call_of(n).key for n in working(read(other, arch.example_input))}
     arch.model.to(memory_format=torch.contiguous_format)
     assert changed != {c.key for c in calls}
     double = read(nn.Conv2d(1, 4, 3).double(), torch.zeros(1, 1, 5, 5, dtype=torch.float64))
-    assert "f64" in call_of(_working(double)[0]).key
+    assert "f64" in call_of(working(double)[0]).key
 
 
 @given(st.permutations(range(4)), st.lists(st.integers(1, 6), min_size=4, max_size=4), st.data())
@@ -503,7 +502,7 @@ def test_known_times_precede_those_of_the_file(arch, tmp_path):
     layer_latencies(arch, table, fixed())
     told = {key: Spread(1.0, 1.0, 1.0, 6) for key in table.used}
     found = layer_latencies(arch, LatencyTable(folder=tmp_path, measure=work, known=told), fixed())
-    assert found.sum == sum(1.0 for _ in _working(arch))
+    assert found.sum == sum(1.0 for _ in working(arch))
 
 
 # ------------------------------------------------------------------ as a function of the widths
@@ -537,7 +536,7 @@ def test_operators_under_new_widths_are_those_of_the_rebuilt_network(network, ra
     model = model_of(before, tmp_path)
     predicted = model.calls(widths_of(before, edits))
     built = before.apply(*edits, verify=False)
-    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in _working(built)}
+    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in working(built)}
     rebuilt = layer_latencies(built, model.table, fixed()).sum
     assert model.sum(widths_of(before, edits)) == pytest.approx(rebuilt)
 
@@ -551,7 +550,7 @@ def test_any_widths_have_the_shapes_of_the_rebuilt_network(arch, tmp_path_factor
     sizes = {g.name: rng.randint(1, 2 * g.units) * g.step for g in arch.free_groups}
     predicted = model_of(arch, tmp_path_factory.getbasetemp() / "any").calls(sizes)
     built = arch.apply(*(Width(name, size) for name, size in sizes.items()), verify=False)
-    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in _working(built)}
+    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in working(built)}
 
 
 def test_another_network_is_estimated_by_the_share_of_its_operators_whatever_the_calibration(tmp_path):
@@ -610,7 +609,7 @@ def test_widths_that_do_not_fit_together(tmp_path):
 
 
 def test_an_operator_that_cannot_be_run_is_estimated_in_proportion(arch, tmp_path):
-    present = {call_of(node).key for node in _working(arch)}
+    present = {call_of(node).key for node in working(arch)}
 
     def refusing(call):
         if call.key not in present:
@@ -619,7 +618,7 @@ def test_an_operator_that_cannot_be_run_is_estimated_in_proportion(arch, tmp_pat
 
     halved = widths_of(arch, scale_widths(arch, 0.5))
     model, honest = model_of(arch, tmp_path, each(refusing)), arch.apply(*scale_widths(arch, 0.5), verify=False)
-    assert model.sum(halved) == pytest.approx(sum(call_of(n).outputs * 1e-9 for n in _working(honest)))
+    assert model.sum(halved) == pytest.approx(sum(call_of(n).outputs * 1e-9 for n in working(honest)))
 
 
 def test_a_network_without_operators(tmp_path):
@@ -651,4 +650,4 @@ def test_operators_under_new_widths_in_known_networks(name, ratio, tmp_path):
     edits = scale_widths(before, ratio, 8)
     predicted = model_of(before, tmp_path).calls(widths_of(before, edits))
     built = before.apply(*edits, verify=False)
-    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in _working(built)}
+    assert {n: c.key for n, c in predicted.items()} == {n.name: call_of(n).key for n in working(built)}

@@ -44,6 +44,7 @@ class World:
         return LatencyTable(device, **{"folder": self.folder, "measure": self.operators, **arguments})
 
     def seconds(self, model, example):
+        model = getattr(model, "model", model)  # of a program
         key = (*(p.shape for p in model.parameters()), Inputs.of(example).tensors[0].shape)
         if key not in self.sums:
             table = LatencyTable(folder=self.folder / "truth", measure=operator_times)

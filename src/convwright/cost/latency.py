@@ -192,7 +192,7 @@ def measure_latency(
 
 
 def compare_latency(
-    models: Mapping[str, tuple[nn.Module, Tensor | Inputs]],
+    models: Mapping[str, tuple[nn.Module | Program, Tensor | Inputs]],
     *,
     backend: str | Target = "eager",
     repeats: int = 100,
@@ -203,7 +203,8 @@ def compare_latency(
     """Measure several networks in turns (A B A B ...), so that the machine's noise hits all of them alike.
 
     Args:
-        models: name -> (network, its input); the first is what the ratios refer to.
+        models: name -> (network, its input); the first is what the ratios refer to. A network that is measured often
+            may be given as `ready` made it.
         backend: as in `measure_latency`.
         repeats: the most turns to take.
         seconds: no further turn is begun after these, once there are 6.
@@ -218,7 +219,7 @@ def compare_latency(
     """
     target = Target.of(backend)
     _check(models, repeats, warmup)
-    made = {name: _ready(name, *of, target) for name, of in models.items()}
+    made = {name: ready(name, *of, target) for name, of in models.items()}
     devices = {name: _first(of[1]).device for name, of in models.items()}
     for name, each in made.items():
         _warm(name, each, warmup, devices[name])
@@ -249,13 +250,13 @@ def _latency(samples: Sequence[float], example_input: Tensor, target: Target) ->
 # ------------------------------------------------------------------ the thing that is timed
 
 
-def _check(models: Mapping[str, tuple[nn.Module, Tensor | Inputs]], repeats: int, warmup: int) -> None:
+def _check(models: Mapping[str, tuple[nn.Module | Program, Tensor | Inputs]], repeats: int, warmup: int) -> None:
     if not models:
         raise ConvwrightError("there is no network to measure; give at least one.")
     if repeats < 1 or warmup < 0:
         raise ConvwrightError(f"repeats={repeats} must be from 1 on, and warmup={warmup} from 0 on.")
     for name, (model, example_input) in models.items():
-        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        devices = set() if isinstance(model, Program) else _devices(model)
         there = _first(example_input).device
         if any(device != there for device in devices):
             lies = ", ".join(sorted(map(str, devices)))
@@ -264,8 +265,14 @@ def _check(models: Mapping[str, tuple[nn.Module, Tensor | Inputs]], repeats: int
             )
 
 
-def _ready(name: str, model: nn.Module, example_input: Tensor | Inputs, target: Target) -> Program:
-    """Make a network ready to run in eval mode."""
+def _devices(model: nn.Module) -> set[torch.device]:
+    return {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+
+
+def ready(name: str, model: nn.Module | Program, example_input: Tensor | Inputs, target: Target) -> Program:
+    """Make a network ready to run in eval mode; what is ready stays as it is."""
+    if isinstance(model, Program):
+        return model
     with in_mode(model, training=False):
         return program(name, model, example_input, target)
 

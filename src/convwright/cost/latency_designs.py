@@ -32,7 +32,8 @@ Ints = npt.NDArray[np.int64]
 
 DESIGNS = 32
 _SECONDS = 0.4  # of profiling, and of measuring in turns, per network
-_SLOW = 0.05  # seconds of one run, above which fewer networks are measured
+_KINDS = (16, 8, 4, 1, 0)  # what drawn widths are multiples of; 0: each of another number
+_FAST, _SLOW = 0.005, 0.05  # seconds of one run: below more networks are measured, above fewer
 _FORMAT, _VERSION = "convwright latency surface", 1
 
 
@@ -70,8 +71,11 @@ class LayerWidths:
     def lengths(self, widths: Mapping[str, int]) -> Ints:
         """Return them for widths, shape (layers, 2)."""
         table = np.array([widths.get(n, s) for n, s in zip(self._costs.groups, self._costs.sizes, strict=True)])
-        units = (table // self._costs.steps)[None]
-        found: Ints = (self._basis.variables(units) @ self._rows).reshape(-1, 2)
+        return self.lengths_of(table[None])[0]
+
+    def lengths_of(self, table: Ints) -> Ints:
+        """Return them for many widths, in the cost model's order: shape (n, groups) -> (n, layers, 2)."""
+        found: Ints = (self._basis.variables(table // self._costs.steps) @ self._rows).reshape(len(table), -1, 2)
         return found
 
 
@@ -150,7 +154,9 @@ class _Measuring:
         if not any(name in self.layers.weights for name in self.base.profile(1)):
             return None
         once = self._once()
-        count = DESIGNS if once < _SLOW and (not self.content or self._resizes) else DESIGNS // 2
+        count = 2 * DESIGNS if once < _FAST else DESIGNS if once < _SLOW else DESIGNS // 2
+        if self.content and not self._resizes:
+            count = DESIGNS // 2
         found = [self._profiled({}, self.base, self._runs(once))]
         for widths in drawn(self.arch, count):
             with suppress(ConvwrightError):  # these widths do not fit together: left out
@@ -198,16 +204,20 @@ class _Measuring:
 
 
 def drawn(arch: Architecture, count: int, seed: int = 0) -> list[dict[str, int]]:
-    """Draw widths, from a fifth of the present ones on: multiples of 16, 8 or 1, all of one kind or mixed."""
+    """Draw widths, from a tenth of the present ones on: multiples of 16, 8, 4 or 1, all of one kind or mixed."""
     draw, found = random.Random(seed), []
     model = CostModel.of(arch)
     for number in range(count):
-        multiple, least = (16, 8, 1, 0)[number % 4], draw.choice((0.2, 0.4, 0.6))
+        multiple, least, most = (
+            _KINDS[number % len(_KINDS)],
+            draw.choice((0.2, 0.4, 0.6)),
+            draw.choice((1, 1, 0.7, 0.45)),
+        )
         widths = {}
         for group in arch.free_groups:
-            own = multiple or draw.choice((16, 8, 1))
+            own = multiple or draw.choice(_KINDS[:-1])
             own = own if own % group.step == 0 else group.step
-            wanted = round(group.size * draw.uniform(least, 1) / own) * own
+            wanted = round(group.size * draw.uniform(least, 1) * most / own) * own
             widths[group.name] = min(group.size, max(min(own, group.size), wanted)) // group.step * group.step
         for group in arch.free_groups:  # tied groups keep their proportions
             for other in group.tied:

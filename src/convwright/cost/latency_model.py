@@ -19,7 +19,7 @@ from convwright.cost.cost_model import CostModel
 from convwright.cost.latency import Latency, Spread, measure_latency
 from convwright.cost.latency_designs import LayerWidths, surface_for
 from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator, operator_calls, working
-from convwright.cost.latency_surface import Surface
+from convwright.cost.latency_surface import Ints, Numbers, Surface
 from convwright.cost.latency_table import LatencyTable
 from convwright.errors import BudgetError, ConvwrightError, first_line
 
@@ -171,8 +171,8 @@ class LatencyModel:
         """
         known = table if table is not None else LatencyTable(arch.example_input.device)
         if surface is not None and whole is not None:
-            model = cls(arch, known, whole, 1.0, CostModel.of(arch), surface=surface, _layers=LayerWidths.of(arch))
-            return model.calibrated(calibration if calibration is not None else whole.median / model.sum({}))
+            factor = calibration if calibration is not None else 1.0
+            return cls(arch, known, whole, factor, CostModel.of(arch), surface=surface, _layers=LayerWidths.of(arch))
         found = layer_latencies(arch, known, whole)
         if not found.sum > 0:
             raise ConvwrightError(f"{arch.source} has no operator whose time can be measured.")
@@ -190,6 +190,19 @@ class LatencyModel:
     def nanoseconds(self, widths: Mapping[str, int]) -> int:
         """Return the estimate as budgets hold it; as `seconds`."""
         return max(1, round(1e9 * self.seconds(widths)))
+
+    __call__ = nanoseconds  # an estimate as `Limits` takes it
+
+    def many(self, table: Ints) -> Numbers | None:
+        """Return the nanoseconds of many widths at once, where a surface tells them; else None.
+
+        Args:
+            table: widths of all free groups, in the cost model's order, shape (n, groups); not checked.
+        """
+        if self.surface is None or self._layers is None:
+            return None
+        ratios = self.surface.ratio(self._layers.lengths_of(table))
+        return 1e9 * (self.fixed + self.calibration * self.whole.median * ratios)
 
     def nanoseconds_of(self, network: Architecture) -> int:
         """Return the estimate of another network, such as one with fewer blocks; its new operators are measured.

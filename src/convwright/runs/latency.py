@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from convwright.architecture import Architecture
 from convwright.cost.budget import Choice, Limits, Term, Widths, human
-from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency
-from convwright.cost.latency_designs import DESIGNS, surface_of
+from convwright.cost.latency import Comparison, Latency, compare_latency, measure_latency, ready
+from convwright.cost.latency_designs import surface_of
 from convwright.cost.latency_model import LatencyModel
 from convwright.cost.latency_operators import operator_calls
 from convwright.cost.latency_surface import Surface
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
-from convwright.cost.runtimes import Target, installed
+from convwright.cost.runtimes import Program, Target, installed
 from convwright.edits import Plan, Width
 from convwright.edits.constraints import Divisor, DivisorLike
 from convwright.errors import BudgetError, ConvwrightError, RunError
@@ -59,6 +59,7 @@ class RunLatency:
     say: Say = print
     target: Target = Target("eager")  # noqa: RUF009 - frozen
     _fitted: dict[str, int] = field(default_factory=dict)  # networks chosen by a corrected estimate -> nanoseconds
+    _ready: list[Program] = field(default_factory=list)  # the untouched network on the target
 
     @property
     def arch(self) -> Architecture:
@@ -73,7 +74,7 @@ class RunLatency:
     def aimed(self, limits: Limits) -> Limits:
         """Return the limits that a search gets: less by the margin, with the estimate."""
         aims = {**limits.limits, "latency": round(limits.limits["latency"] * (1 - MARGIN))}
-        return Limits(aims, {"latency": self.model.nanoseconds}, {"latency": self.model.nanoseconds_of}, self.fitting)
+        return Limits(aims, {"latency": self.model}, {"latency": self.model.nanoseconds_of}, self.fitting)
 
     def fitting(self, limits: Limits, network: Architecture, choose: Choice) -> Limits:
         """Return limits for another network than the untouched one; see `Limits.fitted`.
@@ -85,7 +86,7 @@ class RunLatency:
         aim = round(most * (1 - MARGIN / 2))
 
         def within(model: LatencyModel) -> Limits:
-            return replace(limits, limits={**limits.limits, "latency": aim}, estimates={"latency": model.nanoseconds})
+            return replace(limits, limits={**limits.limits, "latency": aim}, estimates={"latency": model})
 
         course = Calibration(
             self.model.of_network(network), most, lambda model: choose(within(model)), self, line=False
@@ -140,7 +141,7 @@ class RunLatency:
         aimed, most = self.aimed(limits), round(limits.limits["latency"] * (1 - MARGIN / 2))
 
         def choose(model: LatencyModel) -> tuple[Architecture, Widths]:
-            return narrowed(self.arch, replace(aimed, estimates={"latency": model.nanoseconds}), divisor)
+            return narrowed(self.arch, replace(aimed, estimates={"latency": model}), divisor)
 
         def tell(one: Round) -> None:
             self.say(
@@ -159,9 +160,16 @@ class RunLatency:
 
     def compare(self, before: Architecture, after: Architecture) -> Comparison:
         """Measure two networks in turns, each on its own example input, where that lies."""
-        both = {"before": before, "after": after}
-        placed = {name: (_placed(each.model, each.example_input), each.example_input) for name, each in both.items()}
-        return compare_latency(placed, backend=self.target)
+        return compare_latency({"before": self._placed(before), "after": self._placed(after)}, backend=self.target)
+
+    def _placed(self, arch: Architecture) -> tuple[nn.Module | Program, Tensor]:
+        """Return what is measured; the untouched network is made ready for its runtime once."""
+        example = arch.example_input
+        if arch is not self.arch:
+            return _placed(arch.model, example), example
+        if not self._ready:
+            self._ready.append(ready("the network", _placed(arch.model, example), example, self.target))
+        return self._ready[0], example
 
     def divisor(self, given: DivisorLike) -> DivisorLike:
         """Return what widths are multiples of: for ``auto`` at most the runtime's own step, where it is known."""
@@ -249,7 +257,7 @@ def measured_latency(arch: Architecture, say: Say, asked: Target | None = None) 
         say(f"latency: its operators alone, run by PyTorch, make {1 / model.calibration:.0%} of it")
     else:
         say(
-            f"latency: as a function of widths from {DESIGNS} measured networks, median error {surface.error:.1%}; "
+            f"latency: fitted as a function of the widths to measured networks, median error {surface.error:.1%}; "
             + (f"widths that are multiples of {surface.step} are fast" if surface.step > 1 else "all widths are alike")
         )
     return RunLatency(model, say=say, target=target)

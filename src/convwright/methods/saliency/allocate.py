@@ -245,18 +245,24 @@ def _levels(arch: Architecture, groups: Sequence[ChannelGroup], divisor: Divisor
 
 
 class _Costs:
-    """Costs over their limits for many choices of widths: counted exactly, estimates by slopes that are kept fresh."""
+    """Costs over their limits for many choices of widths: counted exactly, or estimated.
+
+    An estimate that tells those of many widths at once (``many``) is asked; of others, slopes are kept fresh.
+    """
 
     def __init__(self, arch: Architecture, limits: Limits) -> None:
         self.model, self.limits = CostModel.of(arch), limits
         self.counted = [metric for metric in limits.limits if metric not in MEASURED]
         self.estimate = next((limits.estimates[m] for m in limits.limits if m in limits.estimates), None)
+        many = getattr(self.estimate, "many", lambda widths: None)
+        self.many = many if many(self.model.sizes[None]) is not None else None
+        self.sloped = self.estimate is not None and self.many is None
         self.anchor, self.base, self.slopes = self.model.sizes, 0.0, np.zeros(len(self.model.sizes))
 
     def over(self, widths: Ints) -> Numbers:
         """Return each cost over its limit, (n, groups) -> (n, limits); estimates by their slopes."""
         columns = self.model.costs(widths, self.counted) if self.counted else {}
-        estimated = self.base + (widths - self.anchor) @ self.slopes
+        estimated = self.base + (widths - self.anchor) @ self.slopes if self.many is None else self.many(widths)
         found = [np.asarray(columns.get(m, estimated)) / limit for m, limit in self.limits.limits.items()]
         return np.stack(found, axis=1)
 
@@ -276,7 +282,7 @@ class _Costs:
             narrower: the same with one family narrower.
             force: anew in any case.
         """
-        if self.estimate is None:
+        if not self.sloped:
             return
         moved = abs((widths - self.anchor) @ self.slopes)
         if self.base and not force and moved <= _ANEW * self.base:
@@ -335,7 +341,7 @@ class _Search:
         return np.sum(lost, axis=0) if lost else np.zeros(len(levels))
 
     def _refresh(self, force: bool = False) -> None:
-        if self.costs.estimate is not None:
+        if self.costs.sloped:
             steps = np.minimum(np.maximum(1, self._last // 8), self._last - self.levels)
             narrower = self._widths(self.levels + np.diag(steps))[steps > 0]
             self.costs.refresh(self._widths(self.levels[None])[0], list(narrower), force)
@@ -344,7 +350,9 @@ class _Search:
 
     def _shrunk(self) -> bool:
         """Narrow until the limits hold; return whether they do."""
-        steps = np.eye(len(self.families), dtype=np.int64)
+        # An estimate may rise where a width is no multiple of what kernels like: then only a longer step saves.
+        strides = _STRIDES[:1] if self.costs.many is None else _STRIDES
+        steps = np.concatenate([stride * np.eye(len(self.families), dtype=np.int64) for stride in strides])
         while True:
             self._refresh()
             widths = self._widths(self.levels[None])
@@ -354,14 +362,13 @@ class _Search:
                     return True
                 self._refresh(force=True)
                 now = self.costs.over(widths)[0]
-            open_ones = np.flatnonzero(self.levels < self._last)
-            if not len(open_ones):  # slopes may say more than the estimate itself
+            tried = (self.levels + steps)[(self.levels + steps <= self._last).all(axis=1)]
+            if not len(tried):  # slopes may say more than the estimate itself
                 return self.costs.estimate is not None and self.costs.exact(widths[0]) <= 1
-            tried = self.levels + steps[open_ones]
             saved = np.minimum(now - self.costs.over(self._widths(tried)), np.maximum(now - 1, 0)).sum(axis=1)
             lost = self._lost(tried) - self._lost(self.levels[None])
             # Where no single step saves, as with memory that several tensors hold, the one that loses least.
-            price = lost / np.maximum(saved, 1e-300) if (saved > 0).any() else lost
+            price = np.where(saved > 0, lost / np.maximum(saved, 1e-300), np.inf) if (saved > 0).any() else lost
             self.levels = tried[np.lexsort((-saved, price))[0]]
 
     # -------------------------------------------------------------- exchanges
