@@ -71,7 +71,8 @@ class LayerWidths:
     def lengths(self, widths: Mapping[str, int]) -> Ints:
         """Return them for widths, shape (layers, 2)."""
         table = np.array([widths.get(n, s) for n, s in zip(self._costs.groups, self._costs.sizes, strict=True)])
-        return self.lengths_of(table[None])[0]
+        found: Ints = self.lengths_of(table[None])[0]
+        return found
 
     def lengths_of(self, table: Ints) -> Ints:
         """Return them for many widths, in the cost model's order: shape (n, groups) -> (n, layers, 2)."""
