@@ -22,8 +22,10 @@ from torch.nn import functional as F
 
 from convwright.architecture import read
 from convwright.cost import count_by_torch
-from convwright.cost.budget import Limits
+from convwright.cost.budget import Limits, parse_budget
+from convwright.cost.runtimes import Target
 from convwright.edits import Edit, Resolution
+from convwright.edits.constraints import DivisorLike
 from convwright.edits.importance import saliency
 from convwright.errors import BudgetError, RecipeError, look_up
 from convwright.experiments.designs.design import SEARCH_FORMAT, DesignContext, NetworkSpec, limits_of, made
@@ -40,6 +42,7 @@ from convwright.runs.directory.files import digest, load_weights, read_json, sav
 from convwright.runs.directory.study import Study
 from convwright.runs.evaluate import Evaluator, precision_and_layout
 from convwright.runs.executors import InProcess
+from convwright.runs.latency import MARGIN, measured_latency
 from convwright.runs.loop import carried_out
 from convwright.runs.loop import search as search_by
 from convwright.runs.repairing import Repairs
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 
 _BATCH = 64  # calibration images at a time
 LIMITED = "ONNX Runtime"  # the runtime whose latency is limited
+BY_LATENCY = "ours-by-latency"
 REPAIRED = "batch norm"  # the last stage before the tuning
 _SECONDS = 2.0  # of measuring one network while the latency is searched
 
@@ -179,7 +183,9 @@ def _carry_out(question: Question, begun: Path, folder: Path) -> None:
     known = design.baseline.record(question.setting)
     before = {part: known[part]["accuracy"] for part in ("validation", "test") if known[part] is not None}
     stages = [{"stage": "baseline", **before, "seconds": known["seconds"]}]
-    if (asked := re.fullmatch(r"latency<=([0-9.]+)%", budget)) is not None:
+    if design.method == BY_LATENCY:
+        budget = ""  # it measures by itself
+    elif (asked := re.fullmatch(r"latency<=([0-9.]+)%", budget)) is not None:
         stages.append(_share_of_macs(question, begun, way, float(asked[1]) / 100))
         budget = f"macs<={stages[-1]['percent']}%"
     edits, after = way(case := _case(question, begun, budget))
@@ -283,13 +289,13 @@ OURS: Mapping[str, Any] = {
 
 
 @cut("ours")
-def ours(case: Case) -> Found:
+def ours(case: Case, divisor: DivisorLike | None = None) -> Found:
     """Cut and repair as method ``saliency`` does in a run, up to its last training.
 
     Options: those of the method, the ``divisor`` of the widths, and the ``repairs`` as in `Repairs`.
     """
     search = case.question.search
-    options = {**OURS, **search.options}
+    options = {**OURS, **search.options} | ({} if divisor is None else {"divisor": divisor})
     repairs, arch = Repairs(**{**OURS["repairs"], **options.pop("repairs")}), read(case.model, case.image)
     # A run judges each step; here that decides nothing, so where nothing is held out a few training images do.
     data = replace(case.data, val=case.data.val or case.data.train.subset(torch.arange(min(256, len(case.data.train)))))
@@ -311,6 +317,18 @@ def ours(case: Case) -> Found:
         model = evaluator.build(replace(last.candidate, parent=last.trial), known).model
     case.saw(REPAIRED, model)
     return last.candidate.plan.edits, model
+
+
+@cut(BY_LATENCY)
+def ours_by_latency(case: Case) -> Found:
+    """Cut as ours, with widths chosen by the latency in ONNX Runtime; the search's margin is used up."""
+    arch, text = read(case.model, case.image), case.question.search.budget
+    known = measured_latency(arch, lambda text: None, Target("onnxruntime"))
+    share = parse_budget(text).resolve(arch.profile(), known.present).limits["latency"]
+    limits = Limits({"latency": round(share / (1 - MARGIN))})
+    divisor = known.divisor("auto")
+    known = known.ready(limits, divisor, beyond_widths=False)
+    return ours(replace(case, limits=known.aimed(limits)), divisor)
 
 
 @cut("one-ratio")

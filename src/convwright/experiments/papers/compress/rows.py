@@ -15,7 +15,7 @@ from typing import Any
 
 from convwright.experiments.papers.baselines.rows import clear, lead_of
 from convwright.experiments.papers.compress.baseline import Baseline
-from convwright.experiments.papers.compress.cuts import OURS, Cut
+from convwright.experiments.papers.compress.cuts import BY_LATENCY, OURS, Cut
 from convwright.experiments.papers.compress.runtimes import RUNTIMES, RuntimeStudy
 from convwright.experiments.results_table import spread
 from convwright.experiments.row import Conclusion, Row, Size, experiment, seeds_of
@@ -122,6 +122,7 @@ KINDS: tuple[Kind, ...] = (
     _ours("", "saliency and allocation"),
     _ours("distilled", "saliency and allocation; distilled", distill={}),
     _ours("no-labels", "saliency and allocation; the untouched network alone teaches", {"labels": False}),
+    Kind(BY_LATENCY, BY_LATENCY, "saliency, and allocation by the latency in ONNX Runtime", OURS),
     Kind("resolution", "resolution", "the untouched network on smaller images"),
     Kind("uniform", "uniform", "one ratio for all widths, channels kept by L2 norm"),
     Kind("scratch", "scratch", "one ratio for all widths, from drawn weights"),
@@ -206,6 +207,18 @@ def compress(size: Size) -> tuple[Row, ...]:
     return tuple(row for name, base in BASES.items() if size in base.sizes for row in _rows(name, base, size))
 
 
+@experiment(
+    "latency",
+    title="Trained networks at half of their latency in ONNX Runtime: widths chosen by latency and by MACs",
+    source="a comparison of ours, with the networks and data of compress; by MACs: as few as that latency needs",
+    conclude=lambda content: conclude(content),
+)
+def latency(size: Size) -> tuple[Row, ...]:
+    """Return per network the untouched one, and what is made of it within half of its latency."""
+    bases = {name: replace(BASES[name], budgets=_FASTER) for name in ("clothing", "resnet")}
+    return tuple(row for name, base in bases.items() if size in base.sizes for row in _rows(name, base, size))
+
+
 def _rows(name: str, base: BaselineNetwork, size: Size) -> Iterator[Row]:
     yield _row(f"{name}-{UNTOUCHED.name}", base, UNTOUCHED, "", size)
     for budget in base.budgets:
@@ -218,7 +231,9 @@ def _rows(name: str, base: BaselineNetwork, size: Size) -> Iterator[Row]:
 def _wanted(base: BaselineNetwork, kind: Kind, budget: str) -> bool:
     if kind.ablation:
         return base.ablated and budget in _BOTH
-    kinds = _MAIN if budget in _FASTER else base.kinds
+    if kind.name == BY_LATENCY and budget not in _FASTER:
+        return False
+    kinds = (*_MAIN, BY_LATENCY) if budget in _FASTER else base.kinds
     return not kinds or kind.name in kinds
 
 
