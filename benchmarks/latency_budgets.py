@@ -51,7 +51,7 @@ def row(name: str, target: str, method: str, seed: int) -> dict[str, Any]:
     """Run one search, and say what was measured."""
     shape, budget = NETWORKS[name], f"latency[{target}]<=50%"
     data = ImageData("noise", images(shape, 32, 1), images(shape, 16, 2), tuple("abcd"), lambda: images(shape, 16, 3))
-    options = {"trials": 2} if method == "auto" else {}
+    options = {"proposals": 2, "rounds": 1} if method == "auto" else {}
     told = {"network": name, "target": target, "method": method, "seed": seed}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -289,11 +289,15 @@ OURS: Mapping[str, Any] = {
 
 
 @cut("ours")
-def ours(case: Case, divisor: DivisorLike | None = None) -> Found:
+def ours(case: Case) -> Found:
     """Cut and repair as method ``saliency`` does in a run, up to its last training.
 
     Options: those of the method, the ``divisor`` of the widths, and the ``repairs`` as in `Repairs`.
     """
+    return _by_saliency(case)
+
+
+def _by_saliency(case: Case, divisor: DivisorLike | None = None) -> Found:
     search = case.question.search
     options = {**OURS, **search.options} | ({} if divisor is None else {"divisor": divisor})
     repairs, arch = Repairs(**{**OURS["repairs"], **options.pop("repairs")}), read(case.model, case.image)
@@ -328,7 +332,7 @@ def ours_by_latency(case: Case) -> Found:
     limits = Limits({"latency": round(share / (1 - MARGIN))})
     divisor = known.divisor("auto")
     known = known.ready(limits, divisor, beyond_widths=False)
-    return ours(replace(case, limits=known.aimed(limits)), divisor)
+    return _by_saliency(replace(case, limits=known.aimed(limits)), divisor)
 
 
 @cut("one-ratio")
