@@ -21,6 +21,7 @@ from convwright.cost import (
     profile,
     smallest_widths,
 )
+from convwright.cost.runtimes import Target
 from convwright.errors import BudgetError
 
 PARSES = [
@@ -58,6 +59,15 @@ PARSES = [
     ("time<=250ns", Term("latency", 250)),
     ("latency<=60%", Term("latency", 0.6, True)),
     ("latency<=0.6x", Term("latency", 0.6, True)),
+    ("latency[onnxruntime]<=50%", Term("latency", 0.5, True, Target("onnxruntime"))),
+    (
+        "Latency [ OpenVINO, int8, threads=2 ] <= 4ms",
+        Term("latency", 4_000_000, False, Target("openvino", True, threads=2)),
+    ),
+    (
+        "time[onnxruntime,cuda,batch=8]<=2ms",
+        Term("latency", 2_000_000, False, Target("onnxruntime", provider="cuda", batch=8)),
+    ),
 ]
 
 
@@ -118,6 +128,14 @@ def test_several(text):
         ("latency<=0.1ns", "below 1"),
         ("latency<=3ms,time<=50%", "latency twice"),
         ("latensy<=3ms", "Did you mean latency"),
+        ("latency[tensorflow]<=3ms", "is no runtime; there are eager, compile, onnxruntime"),
+        ("latency[onnxruntim]<=3ms", "Did you mean onnxruntime"),
+        ("latency[openvino,cuda]<=3ms", "openvino has no setting 'cuda'; there are int8, threads=N, batch=N"),
+        ("latency[eager,threads=0]<=3ms", "no setting 'threads=0'"),
+        ("latency[]<=3ms", "is no runtime"),
+        ("latency[eager<=3ms", "does not parse"),
+        ("macs[openvino]<=50%", "leave the brackets out"),
+        ("latency[eager]<=3ms,latency[openvino]<=2ms", "latency twice"),
     ],
 )
 def test_refused_in_one_line(text, said):

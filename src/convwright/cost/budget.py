@@ -285,7 +285,10 @@ def _term(text: str) -> Term:
         return term
     if metric not in MEASURED:
         raise BudgetError(f"{metric} in {text!r} is the same wherever it runs: leave the brackets out. {_EXAMPLE}")
-    return replace(term, target=Target.of(match["target"]))
+    try:
+        return replace(term, target=Target.of(match["target"]))
+    except BudgetError as error:
+        raise BudgetError(f"{error} {_EXAMPLE}") from None
 
 
 def _metric(name: str) -> str:
