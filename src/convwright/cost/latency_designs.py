@@ -19,6 +19,7 @@ import numpy.typing as npt
 from convwright.architecture import Architecture
 from convwright.architecture.labels import ResizeError
 from convwright.cost.cost_model import CostModel
+from convwright.cost.deployed import reparametrised
 from convwright.cost.forms import Basis, Form, FormMaker
 from convwright.cost.latency import in_turns, spread, wall_timer
 from convwright.cost.latency_operators import operator_calls
@@ -108,7 +109,9 @@ def surface_of(arch: Architecture, target: Target, build: Build, folder: Path | 
         return known
     inputs, content = target.inputs(arch.inputs), b""
     if isinstance(runtime, OnnxFileRuntime):
-        content = exported_onnx(arch.source, copy.deepcopy(arch.model).eval(), inputs)
+        content = exported_onnx(
+            arch.source, reparametrised(copy.deepcopy(arch.model).eval(), arch.inputs).model, inputs
+        )
         base = runtime.opened(arch.source, content, inputs, target)
     else:
         base = program(arch.source, arch.model, arch.inputs, target)
@@ -152,7 +155,8 @@ class _Measuring:
     content: bytes  # of its ONNX file; empty: the runtime runs none
 
     def run(self) -> Surface | None:
-        if not any(name in self.layers.weights for name in self.base.profile(1)):
+        owned = self._owned(self.base.profile(1))
+        if not any(owned[name] for name in self.layers.weights):
             return None
         once = self._once()
         count = 2 * DESIGNS if once < _FAST else DESIGNS if once < _SLOW else DESIGNS // 2
@@ -182,11 +186,19 @@ class _Measuring:
         return program(self.arch.source, made.model, made.inputs, self.target)
 
     def _profiled(self, widths: Mapping[str, int], made: Program, runs: int) -> Profiled:
-        profile = made.profile(runs)
-        seconds = np.array([*(profile.get(name, 0.0) for name in self.layers.weights), 0.0])
-        seconds[-1] = sum(profile.values()) - seconds.sum()
+        profile = self._owned(made.profile(runs))
+        seconds = np.array([profile[name] for name in (*self.layers.weights, "")])
         ratio = self._ratio(made) if widths else 1.0
         return Profiled(self.layers.lengths(widths), np.maximum(seconds, 1e-9), ratio)
+
+    def _owned(self, profile: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds by weight; of a merged block they go to one of the weights that it was made of."""
+        found = dict.fromkeys([*self.layers.weights, ""], 0.0)
+        for name, seconds in profile.items():
+            block = name.rpartition(".")[0].rpartition(".")[0]
+            parts = [weight for weight in self.layers.weights if block and weight.startswith(f"{block}.")]
+            found[name if name in found else parts[-1] if parts else ""] += seconds
+        return found
 
     def _ratio(self, made: Program) -> float:
         timer = wall_timer(self.arch.example_input.device)

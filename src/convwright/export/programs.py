@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.capture import EXPORT, capture
 from convwright.architecture.capture.graph import describe, first_line, operator_name, quiet_torch
+from convwright.cost.deployed import deployed, said
 from convwright.cost.runtimes import Target
 from convwright.cost.runtimes.onnxruntime import OnnxRuntime, onnx_session
 from convwright.errors import ConvwrightError
@@ -26,6 +27,7 @@ from convwright.training.evaluate import eval_mode
 
 ONNX_LIMIT = 1e-3  # of the largest output: another library adds in another order
 PT2_LIMIT = 1e-6
+FOLDED_LIMIT = 1e-5  # where batch norms are in the weights: exact in double precision, rounded in the file
 
 
 def onnx_program(
@@ -95,9 +97,10 @@ def export_onnx(run: Exportable, folder: Path) -> Exported:
     Raises:
         ExportError: as for `onnx_program`; or the outputs differ by more than a thousandth of the largest one.
     """
+    done = deployed(run.arch)
 
     def made(dynamic: bool) -> tuple[bytes, bool, float]:
-        content, free = onnx_program(run.arch.model, run.arch.example_input, dynamic, _metadata(run))
+        content, free = onnx_program(done.model, run.arch.example_input, dynamic, _metadata(run))
         return content, free, _gap(run, onnx_runner(content), free)
 
     content, dynamic, gap = made(True)
@@ -106,7 +109,8 @@ def export_onnx(run: Exportable, folder: Path) -> Exported:
     _check(run, "the ONNX file", gap, ONNX_LIMIT)
     write(folder / "model.onnx", lambda to: to.write_bytes(content))
     write_text(folder / "README.md", card(run, "onnx"))
-    return Exported("onnx", (folder / "model.onnx", folder / "README.md"), gap, _batch_note(run, dynamic))
+    notes = (*_batch_note(run, dynamic), *said(done))
+    return Exported("onnx", (folder / "model.onnx", folder / "README.md"), gap, notes)
 
 
 @target("pt2")
@@ -116,10 +120,11 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
     Raises:
         ExportError: it cannot be exported, or computes something else.
     """
-    model, example = run.arch.model, run.arch.example_input
+    done, example = deployed(run.arch), run.arch.example_input
+    model, limit = done.model, PT2_LIMIT if done.model is run.arch.model else FOLDED_LIMIT
     try:
         program, dynamic = pt2_program(model, example)
-        if dynamic and not _fits(run, _gap(run, program.module(), dynamic), PT2_LIMIT):
+        if dynamic and not _fits(run, _gap(run, program.module(), dynamic), limit):
             program, dynamic = pt2_program(model, example, dynamic=False)
     except Exception as error:  # whatever torch.export raises
         raise ExportError(f"{run.folder}: torch.export refuses the network: {first_line(error)}") from error
@@ -132,11 +137,11 @@ def export_pt2(run: Exportable, folder: Path) -> Exported:
         with to.open("rb") as file:
             loaded = torch.export.load(file).module()
         gaps.append(_gap(run, loaded, dynamic))
-        _check(run, "the reloaded program", gaps[-1], PT2_LIMIT)
+        _check(run, "the reloaded program", gaps[-1], limit)
 
     write(path, save_and_check)
     write_text(folder / "README.md", card(run, "pt2"))
-    return Exported("pt2", (path, folder / "README.md"), gaps[-1], _batch_note(run, dynamic))
+    return Exported("pt2", (path, folder / "README.md"), gaps[-1], (*_batch_note(run, dynamic), *said(done)))
 
 
 def _metadata(run: Exportable) -> dict[str, str]:

@@ -87,6 +87,7 @@ class Eager(Runtime):
     """Eager PyTorch."""
 
     name: ClassVar[str] = "eager"
+    deploys: ClassVar[bool] = False
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()

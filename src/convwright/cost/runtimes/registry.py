@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from convwright.architecture.capture.pytrees import Inputs, joined, rows_of
+from convwright.cost.deployed import reparametrised
 from convwright.errors import BudgetError, ConvwrightError, did_you_mean
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Runtime(ABC):
         int8: whether it can quantize.
         quantizers: further packages, which int8 needs.
         providers: words by which a person chooses what runs it.
+        deploys: whether branches that are only for training are merged before, as `convwright.cost.deployed` does.
     """
 
     name: ClassVar[str]
@@ -145,6 +147,7 @@ class Runtime(ABC):
     int8: ClassVar[bool] = False
     quantizers: ClassVar[tuple[str, ...]] = ()
     providers: ClassVar[tuple[str, ...]] = ()
+    deploys: ClassVar[bool] = True
 
     def missing(self, target: Target) -> list[str]:
         """Return the packages that are needed and not installed."""
@@ -205,7 +208,9 @@ def program(
     """Make a network ready to run on a target; as `Runtime.convert`."""
     runtime = runtime_named(target.runtime)
     runtime.check(target)
-    return runtime.convert(name, model, target.inputs(example_input), target, calibration)
+    inputs = target.inputs(example_input)
+    made = reparametrised(model, inputs).model if runtime.deploys else model
+    return runtime.convert(name, made, inputs, target, calibration)
 
 
 def installed(device: torch.device) -> tuple[Target, ...]:
