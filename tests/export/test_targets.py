@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from convwright.architecture import read
 from convwright.cli import main
-from convwright.cost import latency, profile
+from convwright.cost import profile
+from convwright.cost.runtimes.onnxruntime import OnnxRuntime
 from convwright.edits import Plan, Width
 from convwright.errors import RunError
 from convwright.export import ExportError, export_run, open_run
@@ -219,7 +220,7 @@ def test_onnx_takes_any_batch(training: Path) -> None:
 
 
 def test_onnx_says_which_extra(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_NEEDED", ("a_package_that_is_not_there",))
+    monkeypatch.setattr(OnnxRuntime, "needs", ("a_package_that_is_not_there",))
     with pytest.raises(ExportError, match=r"convwright\[onnx\]"):
         export_run(training, "onnx")
     assert not (training / "export" / "onnx" / "model.onnx").exists()

@@ -171,7 +171,8 @@ def disturbed(world, tmp_path, monkeypatch):
         found = measured(models)
         if left[0] and (tmp_path / "run" / "trials" / "0002").exists():
             left[0] -= 1
-            return Comparison({**found.latencies, "after": found.latencies["before"]}, found.ratios)
+            same = {name: spread([1.0] * 6) for name in found.ratios}
+            return Comparison({**found.latencies, "after": found.latencies["before"]}, same)
         return found
 
     monkeypatch.setattr("convwright.runs.latency.compare_latency", compare)

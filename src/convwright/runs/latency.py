@@ -329,23 +329,26 @@ def _placed(model: nn.Module, example: Tensor) -> nn.Module:
 def judged_latency(term: Term, found: Comparison) -> dict[str, Any]:
     """Hold a measured result against its limit.
 
-    A share refers to the untouched network's latency measured in the same turns, so that both sides bear the load that
-    the machine has at that time.
+    A share refers to the untouched network's latency measured in the same turns, pair by pair, so that both sides bear
+    the load that the machine has at that time.
 
     Returns:
         ``limit``, ``measured`` and ``before`` in nanoseconds, the ``interval`` of the measured median, ``ratio`` to the
         untouched network with its ``ratio_interval``, ``met``.
     """
     before, after, ratio = found.latencies["before"], found.latencies["after"], found.ratios["after"]
-    limit = term.resolve(before.nanoseconds)
+    limit, taken = term.resolve(before.nanoseconds), after.nanoseconds
+    ends = [round(1e9 * after.lower), round(1e9 * after.upper)]
+    if term.relative:
+        taken, *ends = (round(each * before.nanoseconds) for each in (ratio.median, ratio.lower, ratio.upper))
     return {
         "limit": limit,
-        "measured": after.nanoseconds,
-        "interval": [round(1e9 * after.lower), round(1e9 * after.upper)],
+        "measured": taken,
+        "interval": ends,
         "before": before.nanoseconds,
         "ratio": ratio.median,
         "ratio_interval": [ratio.lower, ratio.upper],
-        "met": after.nanoseconds <= limit,
+        "met": taken <= limit,
     }
 
 
