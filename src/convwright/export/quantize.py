@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from convwright.architecture.capture.pytrees import Inputs, mapped
+from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.budget import human
 from convwright.cost.latency import Spread, in_turns, spread, wall_timer
 from convwright.cost.runtimes import Target
@@ -24,6 +24,7 @@ from convwright.export.programs import export_onnx, onnx_runner
 from convwright.export.registry import Exported, ExportError
 from convwright.ranking import Metric
 from convwright.runs.directory.files import write, write_text
+from convwright.runs.quantized import IMAGES, AsNetwork
 from convwright.training.data.data import ImageData, check_fits, load_data
 from convwright.training.data.images import Images
 from convwright.training.data.normalisation import normalised
@@ -32,7 +33,6 @@ from convwright.training.statistics import calibration
 from convwright.training.tasks import BaseTask, Task, task_of
 from convwright.training.tasks.base import TaskPart
 
-IMAGES = 128  # that int8 is calibrated on, and compared on
 TOLERANCE = 0.01  # of the metric that int8 may lose without a warning: MLPerf's limit for quantized networks
 _BATCH = 32
 _SECONDS = 3.0  # of the measurement of latency
@@ -159,7 +159,7 @@ def data_of(run: Exportable, data: Any = None, data_dir: str | Path | None = Non
 
 def _compared(run: Exportable, images: BaseTask, files: tuple[bytes, bytes], size: int, calibrated: int) -> Quantized:
     part, held = _held_out(run, images)
-    own, again = run.model, _Like(run, onnx_runner(files[1]))
+    own, again = run.model, AsNetwork(run.model, run.arch.example_input, onnx_runner(files[1]))
     with eval_mode(own), torch.no_grad():
         batches = calibration(held or images.train, IMAGES, batch=size)
         wanted, found = (torch.cat([_flat(model(each)) for each in batches]) for model in (own, again))
@@ -185,20 +185,6 @@ def _held_out(run: Exportable, images: BaseTask) -> tuple[str, Images | TaskPart
     if images.has_test and run.kind != "unfinished":
         return "test", images.test
     return ("validation", images.val) if images.val is not None else ("", None)
-
-
-class _Like(nn.Module):
-    """Runs a file, and returns what it computes in the nest that the network returns."""
-
-    def __init__(self, run: Exportable, runner: Callable[[Tensor], list[Tensor]]) -> None:
-        super().__init__()
-        self.runner = runner
-        with eval_mode(run.model), torch.no_grad():
-            self.nest = run.model(run.arch.example_input)
-
-    def forward(self, batch: Tensor) -> Any:
-        found = iter(self.runner(batch))
-        return mapped(self.nest, lambda _: next(found))
 
 
 def _flat(output: Any) -> Tensor:

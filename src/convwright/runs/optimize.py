@@ -35,8 +35,10 @@ from convwright.runs.memory import PROBE, in_parts
 from convwright.runs.outcome import INITIAL, SearchOutcome, run_record, side, trained, write_front, write_result
 from convwright.runs.prove import Proof, check_budget, check_promises, prove
 from convwright.runs.proxy import proxied, whole_trainings
+from convwright.runs.quantized import judged_int8
 from convwright.runs.rewriting import FinalsInTime, WithoutBaseline, only_judged
 from convwright.runs.time_budget import baseline_of, epoch_seconds
+from convwright.runs.train import judged as as_record
 from convwright.runs.verdict import by_class, verdict
 from convwright.runs.weights_note import usage
 from convwright.training import Metrics, Recipe
@@ -384,7 +386,7 @@ class _Job:
         for name, trial, proof, test in zip(("baseline", "result"), trials, proofs, tests, strict=True):
             training = trained(study.trial_folder(trial.trial), len(evaluator.data.train))
             latencies = {"latency": times[name]} if times else {}
-            content[name] = {**side(trial, proof, test), "train": training, **latencies}
+            content[name] = {**side(trial, proof, test), "train": training, **latencies, **self.int8(evaluator, proof)}
         if self.config.costs:
             with self.part("front"), threads_of(self.threads):
                 last = judged if has_test else lambda proof: None
@@ -402,6 +404,18 @@ class _Job:
             return {}, None
         times, judged = self.latency.proved(limit, before.arch, after.arch)
         return {"baseline": times.latencies["before"].as_dict(), "result": times.latencies["after"].as_dict()}, judged
+
+    def int8(self, evaluator: Evaluator, proof: Proof) -> dict[str, Any]:
+        """Judge a network in int8 where the budget is on that."""
+        target = self.latency.target if self.latency is not None else None
+        if target is None or not target.int8:
+            return {}
+        side = image_size(proof.arch)
+        data, part = evaluator.data, evaluator.data.test if evaluator.data.has_test else evaluator.data.val
+        assert part is not None
+        with self.part("int8", f"judging it in int8 on {target}"):
+            both = resized_images(data.train, side), resized_images(part, side)
+            return {"int8": as_record(judged_int8(target, proof.arch, *both))}
 
     def content(
         self, outcome: SearchOutcome, evaluator: Evaluator, study: Study, met: dict[str, Any]

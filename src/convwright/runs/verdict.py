@@ -64,9 +64,13 @@ def judged_part(content: Json) -> str:
 
 
 def lost(content: Json) -> float:
-    """Return by how much the result is worse than the baseline, in points or in the metric's unit; negative: better."""
-    part = judged_part(content)
-    return _lost(metric_of(content), content["baseline"][part]["accuracy"], content["result"][part]["accuracy"])
+    """Return by how much the result is worse than the baseline, in points or in the metric's unit; negative: better.
+
+    Where the budget is on int8, the result in int8 is held against the baseline as it is.
+    """
+    part, result = judged_part(content), content["result"]
+    after = result.get("int8") or result[part]
+    return _lost(metric_of(content), content["baseline"][part]["accuracy"], after["accuracy"])
 
 
 def behind(metric: Metric, amount: float, digits: int = 1) -> str:

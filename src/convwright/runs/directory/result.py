@@ -19,7 +19,7 @@ from convwright.ranking import Metric, metric_of
 from convwright.runs.directory.files import load_weights, read_json, there
 from convwright.runs.directory.study import WEIGHTS
 from convwright.runs.evaluate import reshaped
-from convwright.runs.verdict import ResultWarning, as_given, judged_as_it_came, warnings_in
+from convwright.runs.verdict import ResultWarning, as_given, judged_as_it_came, judged_part, warnings_in
 
 if TYPE_CHECKING:
     from convwright.export import Exported
@@ -163,6 +163,8 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
     if given is not None:
         lines.append(_scores(judged, "validation", _judged(given), after["validation"], ", the network as given"))
     lines += [_scores(judged, part, before[part], after[part]) for part in ("validation", "test") if before[part]]
+    if "int8" in before and "int8" in after:
+        lines.append(_scores(judged, judged_part(data), before["int8"], after["int8"], ", in int8"))
     classes = data.get("classes") or {}
     if classes.get("balanced"):
         one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]

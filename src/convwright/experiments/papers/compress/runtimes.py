@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import copy
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from convwright.architecture import create
-from convwright.cost import latency
-from convwright.cost.latency import calls_per_sample, spread, wall_timer
-from convwright.cost.runtimes.onnx_files import exported_onnx
-from convwright.cost.runtimes.onnxruntime import onnx_session
-from convwright.errors import RecipeError
+from convwright.cost import compare_latency
+from convwright.cost.runtimes import Target, runtime_named
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from convwright.training import ImageData, Recipe
 
-Call = Callable[[], object]
-_NEEDS = "the latencies of this experiment need pip install onnx onnxscript onnxruntime openvino"
+RUNTIMES = {"ONNX Runtime": Target("onnxruntime", threads=1), "OpenVINO": Target("openvino", threads=1)}
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,10 @@ class RuntimeStudy:
         """Return per runtime ``own`` and ``untouched`` in seconds and ``ratio``, each with its 95 % interval.
 
         Raises:
-            RecipeError: A runtime is not installed.
+            ConvwrightError: A runtime is not installed.
         """
+        for target in RUNTIMES.values():
+            runtime_named(target.runtime).check(target)
         untouched, _, _ = create(self.model, **self.options)
         return beside(untouched, self.shape, copy.deepcopy(model), data.shape, self.seconds)
 
@@ -65,57 +61,18 @@ def beside(
     seconds: float,
     runtimes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what `RuntimeStudy` returns, of two networks on the CPU, which are put into eval mode."""
-    chosen, threads = runtimes or tuple(RUNTIMES), torch.get_num_threads()
-    calls: dict[tuple[str, str], Call] = {}
-    torch.set_num_threads(1)
-    try:
-        for who, network, size in (("untouched", untouched, shape), ("own", own, own_shape)):
-            image = torch.rand(1, *size)
-            content = exported_onnx(who, network.float().cpu().eval(), image)
-            calls |= {(runtime, who): _called(runtime, content, image) for runtime in chosen}
-        samples = in_turns(calls, seconds)
-    finally:
-        torch.set_num_threads(threads)
-    found: dict[str, Any] = {}
-    for runtime in chosen:
-        times = {who: samples[runtime, who] for who in ("untouched", "own")}
-        ratios = [a / b for a, b in zip(times["own"], times["untouched"], strict=True)]
-        found[runtime] = {name: asdict(spread(values)) for name, values in {**times, "ratio": ratios}.items()}
-    return found
-
-
-def in_turns(calls: Mapping[Any, Call], seconds: float) -> dict[Any, list[float]]:
-    """Time calls in turns (A B A B ...); return the seconds of one call each, turn by turn."""
-    timer, counts = wall_timer(torch.device("cpu")), {}
-    for name, call in calls.items():
-        counts[name] = calls_per_sample(min(timer(call, 1) for _ in range(5)))
-    return latency.in_turns({name: partial(timer, call, counts[name]) for name, call in calls.items()}, seconds, 1000)
-
-
-def _onnxruntime(content: bytes, image: Tensor) -> Call:
-    session = onnx_session(content)
-    feed = {session.get_inputs()[0].name: image.numpy()}
-    return lambda: session.run(None, feed)
-
-
-def _openvino(content: bytes, image: Tensor) -> Call:
-    core = importlib.import_module("openvino").Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "ENABLE_CPU_PINNING": False,  # a core that others work on would be waited for
+    """Return what `RuntimeStudy` returns, of two networks on the CPU."""
+    chosen = runtimes or tuple(RUNTIMES)
+    both = {
+        name: (network.float().cpu(), torch.rand(1, *size))
+        for name, network, size in (("untouched", untouched, shape), ("own", own, own_shape))
     }
-    request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
-    return lambda: request.infer([image.numpy()])
-
-
-RUNTIMES = {"ONNX Runtime": _onnxruntime, "OpenVINO": _openvino}
-
-
-def _called(runtime: str, content: bytes, image: Tensor) -> Call:
-    try:
-        return RUNTIMES[runtime](content, image)
-    except ImportError as error:
-        raise RecipeError(f"{_NEEDS} ({error})") from None
+    found = {}
+    for name in chosen:
+        turns = compare_latency(both, backend=RUNTIMES[name], repeats=1000, seconds=seconds / len(chosen))
+        spreads = {**turns.latencies, "ratio": turns.ratios["own"]}
+        found[name] = {
+            key: {part: asdict(each)[part] for part in ("median", "lower", "upper", "repeats")}
+            for key, each in spreads.items()
+        }
+    return found
