@@ -23,7 +23,6 @@ def results() -> str:
         results_page.headlines(),
         results_page.automatic(),
         _widths(),
-        _cost_model(),
         _latency(),
     )
     rows = [row for part in parts for row in part]
@@ -62,14 +61,6 @@ def _widths() -> Iterator[tuple[str, str, str]]:
             f"{cell['ran']} of {found['networks']} ran: {cell['exact']} exact to 1e-10{rest}",
             "`benchmarks/widths.py`",
         )
-
-
-def _cost_model() -> Iterator[tuple[str, str, str]]:
-    data = load("cost_model")
-    if data:
-        rate = data["candidates_per_second"]["macs_and_params"]
-        name = data["network"].partition(":")[2]
-        yield f"{name} width candidates costed, exactly", f"{rate:,} per second", "`benchmarks/cost_model.py`"
 
 
 def _latency() -> Iterator[tuple[str, str, str]]:

@@ -13,13 +13,15 @@ from convwright.cli import main
 from convwright.cost import Comparison
 from convwright.cost.budget import Limits
 from convwright.cost.latency import spread
+from convwright.cost.runtimes import Target
 from convwright.edits import Plan, Width
-from convwright.errors import BudgetError, RunError
+from convwright.errors import BudgetError, ConvwrightError, RunError
 from convwright.methods import Candidate, Evidence, Uniform
 from convwright.runs import BrokenBudgetError, Evaluator, optimize
 from convwright.runs.evaluate import reshaped
-from convwright.runs.latency import MARGIN, PROOFS, RunLatency, measured_latency
+from convwright.runs.latency import MARGIN, PROOFS, RunLatency, latency_of, measured_latency
 from convwright.runs.rewriting import FinalsInTime
+from convwright.runs.verdict import lost
 
 
 @pytest.fixture
@@ -360,3 +362,62 @@ def test_analyze_json_has_the_same(tiny, capsys):
     assert latency["sum"] == pytest.approx(sum(layer["median"] for layer in latency["layers"]) + latency["other"])
     assert latency["ratio"] == pytest.approx(latency["sum"] / latency["whole"]["median"])
     assert "latency" not in json.loads(analyzed(capsys, tiny, "--input", "1x8x8", "--json"))
+
+
+# ------------------------------------------------------------------ runtimes
+
+
+def test_the_runtime_that_the_budget_names_measures(go, world, tmp_path, monkeypatch):
+    asked = []
+    honest = world.compare
+    monkeypatch.setattr(
+        "convwright.runs.latency.compare_latency", lambda models, backend: (asked.append(backend), honest(models))[1]
+    )
+    data = go(tmp_path / "run", budget="latency[eager,threads=1]<=60%").data
+    assert set(asked) == {Target("eager", threads=1)}
+    assert data["budget_met"]["latency"]["met"]
+
+
+def test_the_fastest_runtime_is_taken_and_named(go, world, tiny, tmp_path, monkeypatch):
+    speeds = {"openvino": None, "onnxruntime": 0.5, "eager": 1.0}
+
+    def measure(model, example, backend):
+        if speeds[backend.runtime] is None:
+            raise ConvwrightError("OpenVINO does not run net")
+        found = world.measure(model, example)
+        return replace(found, median=found.median * speeds[backend.runtime], backend=str(backend))
+
+    monkeypatch.setattr("convwright.runs.latency.installed", lambda device: tuple(map(Target, speeds)))
+    monkeypatch.setattr("convwright.runs.latency.measure_latency", measure)
+    monkeypatch.setattr("convwright.runs.latency.ready", lambda name, model, *_: model)
+    said = []
+    data = go(tmp_path / "run", say=said.append).data
+    assert data["latency"]["whole"]["backend"] == "onnxruntime"
+    lines = "\n".join(said)
+    assert "latency: not on openvino: OpenVINO does not run net" in lines
+    assert "onnxruntime is the fastest runtime installed (others: eager " in lines
+    assert latency_of(read(tiny, "1x8x8"), tmp_path / "run", print).target == Target("onnxruntime")  # as it was chosen
+
+
+def test_a_command_is_for_a_budget_on_it(go, tmp_path):
+    with pytest.raises(BudgetError, match="measures a budget on the runtime command"):
+        go(tmp_path / "run", device_command="bench {onnx}")
+    with pytest.raises(ConvwrightError, match="needs --device-command with"):
+        go(tmp_path / "run", budget="latency[command]<=4ms", device_command="bench")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_on_int8_judges_both_networks_in_int8(go, tmp_path, monkeypatch):
+    monkeypatch.setattr("convwright.runs.config.runtime_named", lambda name: SimpleNamespace(check=lambda target: None))
+    monkeypatch.setattr("convwright.runs.latency.ready", lambda name, model, *_: model)
+    monkeypatch.setattr(
+        "convwright.runs.quantized.program", lambda name, model, *_: SimpleNamespace(outputs=lambda x: [model(x)])
+    )
+    result = go(tmp_path / "run", budget="latency[onnxruntime,int8]<=60%", max_drop=100)
+    data = result.data
+    for side in ("baseline", "result"):  # nothing is lost: this int8 is float32
+        assert data[side]["int8"]["accuracy"] == data[side]["test"]["accuracy"]
+        assert data[side]["int8"]["samples"] == data[side]["test"]["samples"]
+    assert "test accuracy, in int8" in str(result.report())
+    damaged = {**data, "result": {**data["result"], "int8": {"accuracy": 0.0, "stderr": 0.0, "samples": 20}}}
+    assert lost(damaged) == pytest.approx(100 * data["baseline"]["test"]["accuracy"])

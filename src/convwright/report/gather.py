@@ -27,9 +27,9 @@ from convwright.report.trials import conflicts, costs_limited, described, fastes
 from convwright.runs.directory.files import understood, write_text
 from convwright.runs.directory.network_record import FILE as NETWORKS
 from convwright.runs.directory.network_record import networks as networks_of
-from convwright.runs.directory.result import compared_with, interval, written
+from convwright.runs.directory.result import compared_with, interval, timed, written
 from convwright.runs.evaluate import reshaped
-from convwright.runs.verdict import warnings_in
+from convwright.runs.verdict import judged_part, warnings_in
 from convwright.tables import Json
 
 _NAMES = {
@@ -206,6 +206,8 @@ def _compared(result: Json) -> Iterator[Compared]:
     for part in ("test", "validation"):
         if before.get(part) and after.get(part):
             yield _scores(judged, part, before[part], after[part])
+    if "int8" in before and "int8" in after:
+        yield _scores(judged, judged_part(result), before["int8"], after["int8"], ", in int8")
     classes = _judged_classes(result)
     if classes.get("balanced"):
         one, two = classes["balanced"]["baseline"], classes["balanced"]["result"]
@@ -217,16 +219,16 @@ def _compared(result: Json) -> Iterator[Compared]:
             yield _cost(name, _amount(metric, one), _amount(metric, two), one, two)
     if "latency" in before and "latency" in after:
         one, two = before["latency"], after["latency"]
-        yield _cost("latency, measured in turns", interval(one), interval(two), one["median"], two["median"])
+        yield _cost(timed(one), interval(one), interval(two), one["median"], two["median"])
 
 
-def _scores(metric: Metric, part: str, before: Json, after: Json) -> Compared:
+def _scores(metric: Metric, part: str, before: Json, after: Json, how: str = "") -> Compared:
     one, two = before["accuracy"], after["accuracy"]
     noise = (before["stderr"] ** 2 + after["stderr"] ** 2) ** 0.5
     # Less is what two draws of the same images may differ by; without an error nothing is sure.
     sure = abs(two - one) > 2 * noise and (noise > 0 or metric == ACCURACY)
     words = (written(metric, before), written(metric, after), metric.change(one, two))
-    return Compared(f"{part} {metric.name}", *words, None, two > one if sure else None)
+    return Compared(f"{part} {metric.name}{how}", *words, None, two > one if sure else None)
 
 
 def _judged_classes(result: Json | None) -> Json:

@@ -158,7 +158,7 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
     if "latency" in before and "latency" in after:
         one, two = before["latency"], after["latency"]
         change = f"{two['median'] / one['median'] - 1:+.1%}"
-        lines.append(ResultRow("latency, measured in turns", interval(one), interval(two), change))
+        lines.append(ResultRow(timed(one), interval(one), interval(two), change))
     given = as_given(data)
     if given is not None:
         lines.append(_scores(judged, "validation", _judged(given), after["validation"], ", the network as given"))
@@ -176,6 +176,12 @@ def rows(data: Mapping[str, Any]) -> list[ResultRow]:
 
 def _counted(name: str, before: int, after: int) -> ResultRow:
     return ResultRow(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
+
+
+def timed(found: Mapping[str, Any]) -> str:
+    """Name a measured time, with the runtime that it was measured on."""
+    runtime = found.get("backend", "eager")
+    return "latency, measured in turns" + (f" on {runtime}" if runtime != "eager" else "")
 
 
 def interval(found: Mapping[str, Any]) -> str:
