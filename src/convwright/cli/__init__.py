@@ -96,10 +96,25 @@ def doctor(
     model: options.Model,
     input_shape: options.Input = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs of the network; default: its own.", min=1)] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(
+            help="Say instead where its time goes on a runtime (as in a budget, or `fastest`), and why.",
+            metavar="RUNTIME",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --latency: where to write a roofline (.svg).")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what of a network can be changed and what cannot, why, and which line to change."""
+    """Say what of a network can be changed and what cannot, why, and which line to change; or where its time goes."""
     refuse_missing(model)
+    if latency is not None:
+        from convwright.diagnose.latency import examine_latency, told
+
+        found = examine_latency(model, latency, input_shape, num_classes, out, leaving.say)
+        return printing.print_json(found.as_dict()) if as_json else printing.show(*told(found))
+    if out is not None:
+        raise ConvwrightError("--out is where the picture of --latency goes; give --latency RUNTIME, too")
     from convwright.diagnose.doctor import diagnosed, examine
 
     diagnosis = examine(model, input_shape, num_classes)
