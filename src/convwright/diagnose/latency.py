@@ -39,6 +39,7 @@ UNOWNED = "what no layer owns"
 _EDITS, _CONFIRMED = 5, 2  # edits that are named, and of these, measured
 _SEEN = 0.01  # share of the whole time: less is below what a measurement shows
 _ROWS = 15  # layers in the table
+_SHRINKS = 0.6  # share of a layer's time that half of its widths may leave, where it is said to shrink
 _SIDE = 512  # of the matrices whose product gives a peak
 
 
@@ -314,12 +315,12 @@ def roof_of(layers: Sequence[LayerTime], target: Target, machine: bool = True) -
     peaks = [(each.rate, f"the fastest layer, {each.name}") for each in told]
     flows = [(each.bytes / each.seconds, f"the layer that moves most per second, {each.name}") for each in told]
     if machine and not target.provider:
-        most = max((each.bytes for each in layers), default=0) // 8 or 1
-        square, row = torch.rand(_SIDE, _SIDE), torch.rand(most)
+        moved = sum(each.bytes for each in layers)  # what the next run reads again has been displaced by as much
+        square, row = torch.rand(_SIDE, _SIDE), torch.rand(max(1, moved // 8))
+        into, size = row.clone(), human(moved, "weights")
         with threads_of(target):
-            peaks.append((_SIDE**3 / _fastest(lambda: square @ square), f"PyTorch, two {_SIDE}x{_SIDE} float matrices"))
-            size = human(8 * most, "weights")
-            flows.append((8 * most / _fastest(row.clone), f"PyTorch, copying as much as the largest layer, {size}"))
+            peaks.append((_SIDE**3 / _fastest(lambda: square @ square), f"PyTorch, {_SIDE}x{_SIDE} float matrices"))
+            flows.append((moved / _fastest(lambda: into.copy_(row)), f"PyTorch, copying what all layers move, {size}"))
     return Roof(*max(peaks, default=(1.0, "")), *max(flows, default=(1.0, "")))
 
 
@@ -348,9 +349,8 @@ def explained(layers: Sequence[LayerTime], roof: Roof, surface: Surface | None) 
     place = {name: row for row, name in enumerate(surface.weights)}
     half = np.maximum(1, np.round(surface.present / 2 / surface.step)).astype(np.int64) * surface.step
     up = -(-surface.present // surface.step) * surface.step
-    now, less, more = (
-        surface.terms(np.where(surface.varies, each, surface.present)) for each in (surface.present, half, up)
-    )
+    lengths = (np.where(surface.varies, each, surface.present) for each in (surface.present, half, up))
+    now, less, more = map(surface.terms, lengths)
     found = []
     for one in layers:
         if (row := place.get(one.weight)) is not None and (sum_now := float(now[row].sum())) > 0:
@@ -372,6 +372,8 @@ def _reasons(one: LayerTime, roof: Roof) -> dict[str, str]:
         found["depthwise"] = "depthwise"
     if one.intensity < roof.peak / roof.bandwidth and one.rate >= roof.at(one.intensity) / 2:
         found["memory"] = "memory bound"
+    elif one.rate >= roof.peak / 2:
+        found["arithmetic"] = "arithmetic"
     if one.fixed is not None and one.fixed >= 0.5:
         found["fixed"] = f"{one.fixed:.0%} fixed"
     return found
@@ -409,7 +411,8 @@ def _sizes(size: int, step: int, surface: Surface | None) -> list[int]:
     fast, block = (1, 1) if surface is None else (surface.step, surface.block)
     units = {math.lcm(step, fast), math.lcm(step, fast, block)}
     less = [size * 7 // 8 // unit * unit for unit in units]
-    return [each for each in (*less, *([-(-size // unit) * unit for unit in units] if size % fast else [])) if each > 0]
+    more = [-(-size // unit) * unit for unit in units] if size % fast else []
+    return [each for each in (*less, *more) if 2 * size <= 3 * each]
 
 
 def _worth(step: WidthStep) -> tuple[bool, float]:
@@ -435,7 +438,8 @@ def _halved(model: LatencyModel) -> tuple[float, float] | None:
     arch, costs = model.arch, CostModel.of(model.arch)
     try:
         widths = {g.name: max(1, g.size // g.step // 2) * g.step for g in arch.free_groups}
-        return costs.macs(widths) / max(1, costs.macs({})), model.seconds(widths) / model.whole.median
+        macs = [int(costs.macs(each)) for each in (widths, {})]
+        return macs[0] / max(1, macs[1]), model.seconds(widths) / model.whole.median
     except BudgetError:  # these do not fit together
         return None
 
@@ -458,7 +462,8 @@ def told(found: Slowness) -> Iterator[Table | Text]:
 def _layer_table(found: Slowness) -> Table:
     shape = "x".join(map(str, found.input_shape))
     numbers = ("MACs", "time", "share", "GMAC/s", "of peak", "MACs/B", "half")
-    title = f"{found.model}, input {shape}, on {found.target} with {counted(found.threads, 'thread')}: {_time(found.seconds)}"
+    threads = counted(found.threads, "thread")
+    title = f"{found.model}, input {shape}, on {found.target} with {threads}: {_time(found.seconds)}"
     table = new_table(title, "layer", "channels", *numbers, "why", numbers=numbers)
     *layers, rest = found.layers
     for one in layers[:_ROWS]:
@@ -485,28 +490,26 @@ def _verdict(found: Slowness) -> str:
 
 
 def _explanations(found: Slowness) -> Iterator[str]:
-    roof = found.roof
+    roof, step = found.roof, found.step
     ridge = f"{roof.peak / roof.bandwidth:.1f} MACs"
     for kind, words in (
-        ("memory", f"memory bound (below {ridge} per byte, near the roof): time follows the bytes moved, not the MACs"),
-        ("depthwise", "depthwise (one filter per channel): few MACs, and time that follows channels and positions"),
-        ("fixed", "mostly fixed (half of the time or more stays at any width): fewer layers help, not narrower ones"),
-        (
-            "step",
-            f"widths that are no multiples of {found.step}, for which {found.target} has slower kernels: round them",
-        ),
-        ("unowned", "no layer's own: operators without weights, and reordering of memory between layers"),
+        ("arithmetic", "at half of the peak or more: only fewer MACs help"),
+        ("memory", f"bound by memory (below {ridge} per byte, near its roof): time follows the bytes, not the MACs"),
+        ("depthwise", "depthwise, one filter per channel: time follows channels and positions, hardly the MACs"),
+        ("fixed", "mostly fixed, half of the time or more stays at any width: fewer layers help, not narrower ones"),
+        ("step", f"widths that are no multiples of {step}, for which {found.target} has slower kernels: round them"),
+        ("unowned", "owned by no layer: operators without weights, and reordering of memory between layers"),
     ):
         own = [one for one in found.layers if kind in one.why]
-        if own:
-            shares = (f"{sum(getattr(one, part) for one in own):.0%}" for part in ("share", "macs_share"))
-            names = "" if kind == "unowned" else f"; {brief([one.name for one in own])}"
-            yield "{} of the time, {} of the MACs: ".format(*shares) + words + names
+        time, macs = (sum(getattr(one, part) for one in own) for part in ("share", "macs_share"))
+        if time >= _SEEN:
+            names = "" if kind == "unowned" else f" ({brief([one.name for one in own])})"
+            yield f"{time:.0%} of the time for {macs:.0%} of the MACs is {words}{names}"
     if found.halved is not None:
-        shrinks = [one for one in found.layers if one.halved is not None and one.halved <= 0.6]
-        share = sum(one.share for one in shrinks)
-        yield f"{share:.0%} of the time is in layers that shrink with their widths: half of these leave 60% or less of it"
-    yield f"peak: {roof.peak / 1e9:.1f} GMAC/s ({roof.peak_of}); memory: {roof.bandwidth / 1e9:.1f} GB/s ({roof.bandwidth_of})"
+        share = sum(one.share for one in found.layers if one.halved is not None and one.halved <= _SHRINKS)
+        yield f"{share:.0%} of the time shrinks with the widths: half of them leave {_SHRINKS:.0%} of it or less"
+    yield f"peak: {roof.peak / 1e9:.1f} GMAC/s, by {roof.peak_of}"
+    yield f"memory: {roof.bandwidth / 1e9:.1f} GB/s, by {roof.bandwidth_of}"
 
 
 def _time(seconds: float) -> str:
@@ -521,11 +524,9 @@ def roofline(found: Slowness) -> str:
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", yscale="log")
         axes.grid()
-        ends = [
-            min(one.intensity for one in shown) / 2,
-            2 * max(*(o.intensity for o in shown), roof.peak / roof.bandwidth),
-        ]
-        line = sorted([*ends, roof.peak / roof.bandwidth])
+        ridge = roof.peak / roof.bandwidth
+        places = [ridge, *(one.intensity for one in shown)]
+        line = [min(places) / 2, ridge, max(places) * 2]
         axes.plot(line, [roof.at(x) / 1e9 for x in line], color=INK, gid="roof")
         for kind, colour in zip(kinds, COLOURS, strict=False):
             own = [one for one in shown if one.kind == kind]
