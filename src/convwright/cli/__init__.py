@@ -109,12 +109,18 @@ def doctor(
     """Say what of a network can be changed and what cannot, why, and which line to change; or where its time goes."""
     refuse_missing(model)
     if latency is not None:
-        from convwright.diagnose.latency import examine_latency, told
+        if out is not None and out.suffix != ".svg":
+            raise ConvwrightError(f"--out {out}: the roofline is an SVG file; let its name end with .svg")
+        from convwright.diagnose.latency import roofline, told, why_not_faster
+        from convwright.runs.directory.files import write_text
+        from convwright.runs.load import read_named
 
-        found = examine_latency(model, latency, input_shape, num_classes, out, leaving.say)
+        found = why_not_faster(read_named(model, input_shape, num_classes), latency, leaving.say)
+        if out is not None:
+            write_text(out, roofline(found))
         return printing.print_json(found.as_dict()) if as_json else printing.show(*told(found))
     if out is not None:
-        raise ConvwrightError("--out is where the picture of --latency goes; give --latency RUNTIME, too")
+        raise ConvwrightError("--out is for the picture of --latency; give --latency RUNTIME, too")
     from convwright.diagnose.doctor import diagnosed, examine
 
     diagnosis = examine(model, input_shape, num_classes)

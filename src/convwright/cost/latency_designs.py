@@ -33,7 +33,7 @@ Ints = npt.NDArray[np.int64]
 DESIGNS = 32
 _SECONDS = 0.4  # of profiling, and of measuring in turns, per network
 _SLOW = 0.05  # seconds of one run, above which fewer networks are measured
-_FORMAT, _VERSION = "convwright latency surface", 1
+_FORMAT, _VERSION = "convwright latency surface", 2
 
 
 @dataclass(frozen=True, eq=False)

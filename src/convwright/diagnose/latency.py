@@ -6,10 +6,10 @@ Profilers disturb what they measure, so the layers share the measured time of th
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from rich.text import Text
 
 from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.graph import argument, in_mode
-from convwright.cost import CostModel, LatencyModel, Spread, compare_latency, human
+from convwright.cost import CostModel, Latency, LatencyModel, Spread, compare_latency, human
+from convwright.cost.latency import wall_timer
 from convwright.cost.latency_surface import Surface
 from convwright.cost.runtimes import Target, program
 from convwright.cost.runtimes.registry import threads_of
@@ -27,9 +28,7 @@ from convwright.edits import Width
 from convwright.errors import BudgetError, ConvwrightError, EditError, counted
 from convwright.methods.shared.uniform_widths import solved
 from convwright.plots import COLOURS, INK, picture
-from convwright.runs.directory.files import write_text
 from convwright.runs.latency import RunLatency, measured_latency
-from convwright.runs.load import read_named
 from convwright.tables import add_row, brief, new_table
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ _EDITS, _CONFIRMED = 5, 2  # edits that are named, and of these, measured
 _SEEN = 0.01  # share of the whole time: less is below what a measurement shows
 _ROWS = 15  # layers in the table
 _SHRINKS = 0.6  # share of a layer's time that half of its widths may leave, where it is said to shrink
+_PROFILING = 1.0  # seconds, so that other work on the machine hits the median of no layer
 _SIDE = 512  # of the matrices whose product gives a peak
 
 
@@ -59,9 +59,20 @@ class Roof:
     bandwidth: float
     bandwidth_of: str
 
+    @property
+    def ridge(self) -> float:
+        """MACs per byte below which memory is what limits."""
+        return self.peak / self.bandwidth
+
     def at(self, intensity: float) -> float:
         """Return the MACs per second that are possible with so many MACs per byte moved."""
         return min(self.peak, intensity * self.bandwidth)
+
+    def __str__(self) -> str:
+        return (
+            f"peak {self.peak / 1e9:.1f} GMAC/s, by {self.peak_of}; "
+            f"memory {self.bandwidth / 1e9:.1f} GB/s, by {self.bandwidth_of}"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,10 +84,10 @@ class LayerTime:
         weight: its name; the time includes what follows the layer, such as its activation.
         kind: conv, depthwise, linear, ...
         widths: channels in and out.
-        macs: of the batch.
-        macs_share: of all MACs.
         seconds: of the measured time.
         share: of that time.
+        macs: of the batch.
+        macs_share: of all MACs.
         bytes: weights, inputs and outputs, each once.
         fixed: share of its time that no width changes, by the estimate; None: unknown.
         halved: share of its time that is left at half of its widths, likewise.
@@ -87,10 +98,10 @@ class LayerTime:
     weight: str
     kind: str
     widths: tuple[int, ...]
-    macs: int
-    macs_share: float
     seconds: float
     share: float
+    macs: int
+    macs_share: float
     bytes: int
     fixed: float | None = None
     halved: float | None = None
@@ -119,6 +130,7 @@ class WidthStep:
         share: of the whole time.
         channels: what goes, as a share of the channels of all free groups; below 0: some come.
         measured: share of the whole time that it saved when it was measured; None: it was not.
+        noise: share by which the same network, opened once more and measured beside it, differed.
     """
 
     group: str
@@ -128,15 +140,17 @@ class WidthStep:
     share: float
     channels: float
     measured: Spread | None = None
+    noise: float = 0.0
 
     def __str__(self) -> str:
-        verb = "takes" if self.channels >= 0 else "adds"
-        cost = f"{verb} {abs(self.channels):.1%} of the channels"
+        cost = f"{'takes' if self.channels >= 0 else 'adds'} {100 * abs(self.channels):.2g}% of the channels"
         said = f"{self.group}: {self.before} -> {self.after} saves {_time(self.saved)} ({self.share:.1%}), {cost}"
         if self.measured is None:
             return said
         low, high = (f"{each:.1%}" for each in (self.measured.lower, self.measured.upper))
-        return f"{said}; measured: {self.measured.median:.1%} ({low} to {high})"
+        sure = self.measured.median > self.noise
+        doubt = "" if sure else f": not more than the same network differs when opened again ({self.noise:.1%})"
+        return f"{said}; measured {self.measured.median:.1%} ({low} to {high}){doubt}"
 
 
 @dataclass(frozen=True)
@@ -146,58 +160,31 @@ class Slowness:
     Attributes:
         model: its name.
         input_shape: with the batch.
-        target: what runs it.
-        threads: that it may use.
-        seconds: one run, measured.
-        profiled: what the runtime's own times of operators add up to.
+        whole: its latency, and what runs it.
         layers: by time; what no layer owns stands in the end.
         roof: what they are held against.
         step: widths that are multiples of it are fast; 1: all are alike.
-        error: median error of the estimates for other widths; None: there are none.
-        halved: shares of MACs and of the time that are left at half of all widths, by the estimate.
+        block: to whose multiples kernels pad; 1: to none.
+        error: median error of the estimates for other widths.
+        halved: shares of MACs and of the time that half of all widths leave, by the estimate; None: there is none.
         edits: that save most for the channels they take.
     """
 
     model: str
     input_shape: tuple[int, ...]
-    target: str
-    threads: int
-    seconds: float
-    profiled: float
+    whole: Latency
     layers: tuple[LayerTime, ...]
     roof: Roof
-    step: int
-    error: float | None
-    halved: tuple[float, float] | None
-    edits: tuple[WidthStep, ...]
+    step: int = 1
+    block: int = 1
+    error: float = 0.0
+    halved: tuple[float, float] | None = None
+    edits: tuple[WidthStep, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         layers = [{**asdict(one), "rate": one.rate, "intensity": one.intensity} for one in self.layers]
         return {**asdict(self), "layers": layers, "advice": [str(edit) for edit in self.edits]}
-
-
-def examine_latency(
-    model: str,
-    runtime: str,
-    input_shape: str | None = None,
-    num_classes: int | None = None,
-    out: Path | None = None,
-    say: Callable[[str], object] = print,
-) -> Slowness:
-    """Read a named network and say why it is not faster; draw a roofline into a file.
-
-    Raises:
-        ReadError: the network cannot be made or captured.
-        ConvwrightError: as `why_not_faster`, or the file is none of SVG.
-    """
-    if out is not None and out.suffix != ".svg":
-        raise ConvwrightError(f"--out {out}: the roofline is an SVG file; let the name end with .svg")
-    found = why_not_faster(read_named(model, input_shape, num_classes), runtime, say)
-    if out is not None:
-        write_text(out, roofline(found))
-        say(f"roofline: {out}")
-    return found
 
 
 def why_not_faster(arch: Architecture, runtime: str, say: Callable[[str], object] = print) -> Slowness:
@@ -215,25 +202,14 @@ def why_not_faster(arch: Architecture, runtime: str, say: Callable[[str], object
     asked = None if runtime.strip().lower() == "fastest" else Target.of(runtime)
     seconds = {} if asked is None else profiled(arch, asked)
     known = measured_latency(arch, say, asked)
-    whole, surface = known.model.whole, known.model.surface
-    seconds = seconds or profiled(arch, known.target)
-    layers = layer_times(arch, known.target, seconds, whole.median)
-    roof = roof_of(layers, known.target)
-    edits = _confirmed(known, steps_of(known.model)) if surface is not None else ()
-    return Slowness(
-        model=arch.source,
-        input_shape=tuple(known.target.inputs(arch.inputs).tensors[0].shape),
-        target=str(known.target),
-        threads=whole.threads,
-        seconds=whole.median,
-        profiled=sum(seconds.values()),
-        layers=explained(layers, roof, surface),
-        roof=roof,
-        step=1 if surface is None else surface.step,
-        error=None if surface is None else surface.error,
-        halved=None if surface is None else _halved(known.model),
-        edits=edits,
-    )
+    target, whole, surface = known.target, known.model.whole, known.model.surface
+    layers = layer_times(arch, target, seconds or profiled(arch, target), whole.median)
+    roof, shape = roof_of(layers, target), tuple(target.inputs(arch.inputs).tensors[0].shape)
+    found = Slowness(arch.source, shape, whole, explained(layers, roof, surface), roof)
+    if surface is None:
+        return found
+    step, block, halved, edits = surface.step, surface.block, _halved(known.model), _confirmed(known)
+    return replace(found, step=step, block=block, error=surface.error, halved=halved, edits=edits)
 
 
 def profiled(arch: Architecture, target: Target) -> dict[str, float]:
@@ -243,7 +219,9 @@ def profiled(arch: Architecture, target: Target) -> dict[str, float]:
         ConvwrightError: it tells none, or does not run the network.
     """
     with in_mode(arch.model, training=False):
-        found = program(arch.source, arch.model, arch.inputs, target).profile()
+        made = program(arch.source, arch.model, arch.inputs, target)
+        once = min(made.time(1, wall_timer(arch.example_input.device)) for _ in range(2))
+        found = made.profile(int(min(100, max(15, _PROFILING / max(once, 1e-6)))))
     if not any(found):
         raise ConvwrightError(f"{target} does not tell the times of layers; ask onnxruntime, openvino, or eager (CPU).")
     return found
@@ -272,28 +250,22 @@ def layer_times(
             users.setdefault(name, []).append(layer)
     found = []
     for name, own in users.items():
-        if name in seconds:
-            of_layer, share = sum(macs.get(each.name, 0) for each in own), seconds[name] / taken
-            found.append(
-                LayerTime(
-                    own[0].name, name, _kind(arch, own[0]), _widths(own[0]), of_layer * batch, of_layer / total,
-                    share * whole, share, sum(_bytes(arch, each, target, batch) for each in own),
-                )
-            )  # fmt: skip
+        if name not in seconds:
+            continue
+        first, work, share = own[0], sum(macs.get(each.name, 0) for each in own), seconds[name] / taken
+        axis, moved = (1 if first.kind == "conv" else -1), sum(_bytes(arch, each, target, batch) for each in own)
+        widths = first.input_shapes[0][axis], first.output_shape[axis]
+        costs: Any = {"macs": work * batch, "macs_share": work / total, "bytes": moved}
+        found.append(LayerTime(first.name, name, _kind(arch, first), widths, share * whole, share, **costs))
     left = 1 - sum(layer.share for layer in found)
     found.sort(key=lambda layer: -layer.seconds)
     others = 1 - sum(layer.macs_share for layer in found)
-    return (*found, LayerTime(UNOWNED, "", "", (), 0, max(0.0, others), max(0.0, left) * whole, max(0.0, left), 0))
+    return (*found, LayerTime(UNOWNED, "", "", (), max(0.0, left) * whole, max(0.0, left), 0, max(0.0, others), 0))
 
 
 def _kind(arch: Architecture, layer: Layer) -> str:
     groups = argument(arch.flow.nodes[arch.flow.place[layer.node]], "groups", 1) if layer.kind == "conv" else 1
     return "depthwise" if 1 < groups == layer.input_shapes[0][1] else layer.kind
-
-
-def _widths(layer: Layer) -> tuple[int, ...]:
-    axis = 1 if layer.kind == "conv" else -1
-    return layer.input_shapes[0][axis], layer.output_shape[axis]
 
 
 def _bytes(arch: Architecture, layer: Layer, target: Target, batch: int) -> int:
@@ -303,34 +275,29 @@ def _bytes(arch: Architecture, layer: Layer, target: Target, batch: int) -> int:
     return size * (values * batch // arch.inputs.batch + weights)
 
 
-def roof_of(layers: Sequence[LayerTime], target: Target, machine: bool = True) -> Roof:
-    """Return the highest rates of arithmetic and of memory: of a layer, or of PyTorch on this machine.
-
-    Args:
-        layers: with their times.
-        target: what ran them.
-        machine: whether PyTorch is asked, where the target runs on the CPU.
-    """
+def roof_of(layers: Sequence[LayerTime], target: Target) -> Roof:
+    """Return the highest rates of arithmetic and of memory: of a layer, or on the CPU of PyTorch."""
     told = [each for each in layers if each.share >= _SEEN and each.macs]  # shorter times are mostly rounding
     peaks = [(each.rate, f"the fastest layer, {each.name}") for each in told]
     flows = [(each.bytes / each.seconds, f"the layer that moves most per second, {each.name}") for each in told]
-    if machine and not target.provider:
-        moved = sum(each.bytes for each in layers)  # what the next run reads again has been displaced by as much
-        square, row = torch.rand(_SIDE, _SIDE), torch.rand(max(1, moved // 8))
+    if not target.provider:
+        # What the next run reads again has been displaced by as much; below a megabyte it is the call that takes time.
+        moved = max(2**20, sum(each.bytes for each in layers))
+        square, row = torch.rand(_SIDE, _SIDE), torch.rand(moved // 8)
         into, size = row.clone(), human(moved, "weights")
         with threads_of(target):
-            peaks.append((_SIDE**3 / _fastest(lambda: square @ square), f"PyTorch, {_SIDE}x{_SIDE} float matrices"))
-            flows.append((moved / _fastest(lambda: into.copy_(row)), f"PyTorch, copying what all layers move, {size}"))
+            peaks.append((_SIDE**3 / _taken(lambda: square @ square), f"PyTorch, {_SIDE}x{_SIDE} float matrices"))
+            flows.append((moved / _taken(lambda: into.copy_(row)), f"PyTorch, copying {size}, as all layers move"))
     return Roof(*max(peaks, default=(1.0, "")), *max(flows, default=(1.0, "")))
 
 
-def _fastest(work: Callable[[], object], times: int = 15) -> float:
-    taken = []
+def _taken(work: Callable[[], object], times: int = 15) -> float:
+    spent = []
     for _ in range(times):
         start = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - start)
-    return max(min(taken), 1e-9)
+        spent.append(time.perf_counter() - start)
+    return max(statistics.median(spent), 1e-9)
 
 
 # ------------------------------------------------------------------ why
@@ -345,44 +312,37 @@ def explained(layers: Sequence[LayerTime], roof: Roof, surface: Surface | None) 
         surface: the estimate for other widths; None: there is none.
     """
     if surface is None:
-        return tuple(replace(one, why=_reasons(one, roof)) for one in layers)
+        return tuple(_with_reasons(one, roof) for one in layers)
     place = {name: row for row, name in enumerate(surface.weights)}
     half = np.maximum(1, np.round(surface.present / 2 / surface.step)).astype(np.int64) * surface.step
-    up = -(-surface.present // surface.step) * surface.step
-    lengths = (np.where(surface.varies, each, surface.present) for each in (surface.present, half, up))
-    now, less, more = map(surface.terms, lengths)
+    now, less = map(surface.terms, (surface.present, np.where(surface.varies, half, surface.present)))
     found = []
     for one in layers:
-        if (row := place.get(one.weight)) is not None and (sum_now := float(now[row].sum())) > 0:
-            fixed, halved = float(now[row, 0]) / sum_now, float(less[row].sum()) / sum_now
-            one = replace(one, fixed=fixed, halved=halved)
-            odd = surface.present[row][surface.varies[row] & (surface.present[row] % surface.step > 0)]
-            one = replace(one, why=_reasons(one, roof) | _off_step(odd, surface.step, float(more[row].sum()) / sum_now))
-        else:
-            one = replace(one, why=_reasons(one, roof))
-        found.append(one)
+        row = place.get(one.weight)
+        if row is None or not (total := float(now[row].sum())) > 0:
+            found.append(_with_reasons(one, roof))
+            continue
+        estimated = replace(one, fixed=float(now[row, 0]) / total, halved=float(less[row].sum()) / total)
+        odd = surface.present[row][surface.varies[row] & (surface.present[row] % surface.step > 0)]
+        found.append(_with_reasons(estimated, roof, dict.fromkeys(odd.tolist()), surface.step))
     return tuple(found)
 
 
-def _reasons(one: LayerTime, roof: Roof) -> dict[str, str]:
+def _with_reasons(one: LayerTime, roof: Roof, odd: Iterable[int] = (), step: int = 1) -> LayerTime:
+    """Say why; `odd` are its widths that are no multiples of `step`."""
     if one.name == UNOWNED:
-        return {"unowned": "no weights"} if one.share >= _SEEN else {}
-    found = {}
-    if one.kind == "depthwise":
-        found["depthwise"] = "depthwise"
-    if one.intensity < roof.peak / roof.bandwidth and one.rate >= roof.at(one.intensity) / 2:
-        found["memory"] = "memory bound"
-    elif one.rate >= roof.peak / 2:
-        found["arithmetic"] = "arithmetic"
-    if one.fixed is not None and one.fixed >= 0.5:
-        found["fixed"] = f"{one.fixed:.0%} fixed"
-    return found
-
-
-def _off_step(odd: Any, step: int, rounded: float) -> dict[str, str]:
-    widths = " and ".join(dict.fromkeys(map(str, odd.tolist())))
-    gain = f" ({rounded:.0%} of its time at the next one)" if rounded < 0.99 else ""
-    return {"step": f"{widths} channels: no multiple of {step}{gain}"} if widths else {}
+        return replace(one, why={UNOWNED: "no weights"})
+    memory = one.intensity < roof.ridge and one.rate >= roof.at(one.intensity) / 2
+    widths = " and ".join(map(str, odd))
+    signs = {
+        "depthwise": (one.kind == "depthwise", "depthwise"),
+        "memory bound": (memory, "memory bound"),
+        "arithmetic": (not memory and one.rate >= roof.peak / 2, "arithmetic"),
+        "fixed": (one.fixed is not None and one.fixed >= 0.5, f"{one.fixed or 0:.0%} fixed"),
+        "no multiple": (bool(widths), f"{widths} channels: no multiple of {step}"),
+    }
+    why = {kind: words for kind, (holds, words) in signs.items() if holds}
+    return replace(one, why=why or {"below the roof": "below the roof"})
 
 
 # ------------------------------------------------------------------ what to do
@@ -407,10 +367,10 @@ def steps_of(model: LatencyModel) -> tuple[WidthStep, ...]:
 
 
 def _sizes(size: int, step: int, surface: Surface | None) -> list[int]:
-    """Return an eighth less, rounded to what kernels like, and where they do not like it, the next size above."""
+    """Return a tenth less, rounded down to what kernels like, and where they do not like it, the next size above."""
     fast, block = (1, 1) if surface is None else (surface.step, surface.block)
     units = {math.lcm(step, fast), math.lcm(step, fast, block)}
-    less = [size * 7 // 8 // unit * unit for unit in units]
+    less = [size * 9 // 10 // unit * unit for unit in units]
     more = [-(-size // unit) * unit for unit in units] if size % fast else []
     return [each for each in (*less, *more) if 2 * size <= 3 * each]
 
@@ -419,25 +379,27 @@ def _worth(step: WidthStep) -> tuple[bool, float]:
     return step.share >= _SEEN, step.saved / max(step.channels, 1e-4)
 
 
-def _confirmed(known: RunLatency, steps: Sequence[WidthStep]) -> tuple[WidthStep, ...]:
+def _confirmed(known: RunLatency) -> tuple[WidthStep, ...]:
     """Measure the best steps in turns with the network as it is."""
+    steps = steps_of(known.model)
     tried = {str(n): step for n, step in enumerate(steps[:_CONFIRMED])}
     nets = {n: known.arch.apply(Width(step.group, step.after), verify=False) for n, step in tried.items()}
     if not nets:
         return tuple(steps)
-    both = {"now": known.arch, **nets}
-    found = compare_latency({n: (each.model, each.inputs) for n, each in both.items()}, backend=known.target).ratios
-    done = [
-        replace(step, measured=Spread(1 - r.median, 1 - r.upper, 1 - r.lower, r.repeats))
-        for step, r in ((step, found[n]) for n, step in tried.items())
-    ]
+    # A runtime may lay one and the same network out well or badly: twice opened, OpenVINO's differ by 5% and more.
+    all_of = {"now": known.arch, "again": known.arch, **nets}
+    found = compare_latency({n: (each.model, each.inputs) for n, each in all_of.items()}, backend=known.target).ratios
+    saved = {n: Spread(1 - r.median, 1 - r.upper, 1 - r.lower, r.repeats) for n, r in found.items()}
+    done = [replace(step, measured=saved[n], noise=abs(saved["again"].median)) for n, step in tried.items()]
     return (*done, *steps[_CONFIRMED:])
 
 
 def _halved(model: LatencyModel) -> tuple[float, float] | None:
     arch, costs = model.arch, CostModel.of(model.arch)
+    fast = 1 if model.surface is None else model.surface.step
+    units = {group: math.lcm(group.step, fast) for group in arch.free_groups}
+    widths = {g.name: max(1, round(g.size / 2 / unit)) * unit for g, unit in units.items() if g.size > unit}
     try:
-        widths = {g.name: max(1, g.size // g.step // 2) * g.step for g in arch.free_groups}
         macs = [int(costs.macs(each)) for each in (widths, {})]
         return macs[0] / max(1, macs[1]), model.seconds(widths) / model.whole.median
     except BudgetError:  # these do not fit together
@@ -450,66 +412,61 @@ def _halved(model: LatencyModel) -> tuple[float, float] | None:
 def told(found: Slowness) -> Iterator[Table | Text]:
     """Yield what is printed."""
     yield _layer_table(found)
-    yield Text(_verdict(found), style="bold")
-    for line in _explanations(found):
-        yield Text(f"* {line}")
+    half = 1 + int(np.argmax(np.cumsum([one.share for one in found.layers]) >= 0.5))
+    said = f"Half of the time goes into {half} of {counted(len(found.layers) - 1, 'layer')}"
+    if found.halved is not None:
+        macs, left = found.halved
+        said += f"; half of all widths would leave {macs:.0%} of the MACs and {left:.0%} of the time (estimated)"
+    yield Text(f"{said}.", style="bold")
+    yield from (Text(f"* {line}") for line in _explanations(found))
     if found.edits:
-        yield Text(f"Cheapest edits on {found.target} (estimates, median error {found.error:.1%}):", style="bold")
-    for edit in found.edits:
-        yield Text(f"* {edit}")
+        words = f"Cheapest edits on {found.whole.backend} (estimates, median error {found.error:.1%}):"
+        yield Text(words, style="bold")
+        yield from (Text(f"* {edit}") for edit in found.edits)
 
 
 def _layer_table(found: Slowness) -> Table:
     shape = "x".join(map(str, found.input_shape))
-    numbers = ("MACs", "time", "share", "GMAC/s", "of peak", "MACs/B", "half")
-    threads = counted(found.threads, "thread")
-    title = f"{found.model}, input {shape}, on {found.target} with {threads}: {_time(found.seconds)}"
+    numbers = ("MACs", "time", "share", "GMAC/s, of peak", "MACs/B", "at half")
+    threads = counted(found.whole.threads, "thread")
+    title = f"{found.model}, input {shape}, on {found.whole.backend} with {threads}: {_time(found.whole.median)}"
     table = new_table(title, "layer", "channels", *numbers, "why", numbers=numbers)
+    table.columns[0].no_wrap = True
     *layers, rest = found.layers
     for one in layers[:_ROWS]:
-        cells = [f"{one.macs_share:.1%}", _time(one.seconds), f"{one.share:.1%}", f"{one.rate / 1e9:.2f}"]
-        cells += [f"{one.rate / found.roof.peak:.0%}", f"{one.intensity:.1f}"]
+        cells = [f"{one.macs_share:.1%}", _time(one.seconds), f"{one.share:.1%}"]
+        cells += [f"{one.rate / 1e9:.3g}, {one.rate / found.roof.peak:.0%}", f"{one.intensity:.1f}"]
         cells += ["" if one.halved is None else f"{one.halved:.0%}"]
-        add_row(table, one.name, " -> ".join(map(str, one.widths)), *cells, ", ".join(one.why.values()))
+        add_row(table, one.name, "->".join(map(str, one.widths)), *cells, ", ".join(one.why.values()))
     for name, group in ((f"{len(layers) - _ROWS} other layers", layers[_ROWS:]), (rest.name, [rest])):
         shares = [sum(getattr(one, part) for one in group) for part in ("macs_share", "seconds", "share")]
         if group:
-            add_row(table, name, "", f"{shares[0]:.1%}", _time(shares[1]), f"{shares[2]:.1%}", "", "", "", "", "")
+            add_row(table, name, "", f"{shares[0]:.1%}", _time(shares[1]), f"{shares[2]:.1%}", "", "", "", "")
     return table
 
 
-def _verdict(found: Slowness) -> str:
-    half, shares = 0, 0.0
-    while shares < 0.5 and half < len(found.layers) - 1:
-        shares, half = shares + found.layers[half].share, half + 1
-    said = f"{half} of {counted(len(found.layers) - 1, 'layer')} take {shares:.0%} of the time on {found.target}"
-    if found.halved is not None:
-        macs, left = found.halved
-        said += f"; half of all widths would leave {macs:.0%} of the MACs and {left:.0%} of the time (estimated)"
-    return said + "."
-
-
 def _explanations(found: Slowness) -> Iterator[str]:
-    roof, step = found.roof, found.step
-    ridge = f"{roof.peak / roof.bandwidth:.1f} MACs"
+    roof = found.roof
+    pads = f", or kernels pad to {found.block} channels" if found.block > 1 else ""
     for kind, words in (
-        ("arithmetic", "at half of the peak or more: only fewer MACs help"),
-        ("memory", f"bound by memory (below {ridge} per byte, near its roof): time follows the bytes, not the MACs"),
-        ("depthwise", "depthwise, one filter per channel: time follows channels and positions, hardly the MACs"),
-        ("fixed", "mostly fixed, half of the time or more stays at any width: fewer layers help, not narrower ones"),
-        ("step", f"widths that are no multiples of {step}, for which {found.target} has slower kernels: round them"),
-        ("unowned", "owned by no layer: operators without weights, and reordering of memory between layers"),
+        ("arithmetic", "half of the peak or more is reached; only fewer MACs help"),
+        ("memory bound", f"below {roof.ridge:.1f} MACs per byte, near that roof: time follows bytes and not MACs"),
+        ("depthwise", "one filter per channel: time follows channels and positions, hardly the MACs"),
+        ("fixed", f"half of the time or more stays at any width{pads}: fewer layers help, narrower ones hardly"),
+        ("no multiple", f"{found.whole.backend} is faster where widths are multiples of {found.step}; round them"),
+        ("below the roof", "less than half of what arithmetic and memory allow, and no reason found"),
+        (UNOWNED, "operators without weights, reordering of memory, calls before the first layer"),
     ):
         own = [one for one in found.layers if kind in one.why]
         time, macs = (sum(getattr(one, part) for one in own) for part in ("share", "macs_share"))
         if time >= _SEEN:
-            names = "" if kind == "unowned" else f" ({brief([one.name for one in own])})"
-            yield f"{time:.0%} of the time for {macs:.0%} of the MACs is {words}{names}"
+            names = "" if kind == UNOWNED else f" ({brief([one.name for one in own])})"
+            yield f"{kind}: {time:.0%} of the time, {macs:.0%} of the MACs; {words}{names}"
     if found.halved is not None:
         share = sum(one.share for one in found.layers if one.halved is not None and one.halved <= _SHRINKS)
-        yield f"{share:.0%} of the time shrinks with the widths: half of them leave {_SHRINKS:.0%} of it or less"
-    yield f"peak: {roof.peak / 1e9:.1f} GMAC/s, by {roof.peak_of}"
-    yield f"memory: {roof.bandwidth / 1e9:.1f} GB/s, by {roof.bandwidth_of}"
+        yield f"{share:.0%} of the time is in layers of which half of the channels would leave {_SHRINKS:.0%} or less"
+    yield f"roof: {roof}"
+    yield "a layer's time includes its norm and activation; at half: the share of it that half of its channels leave"
 
 
 def _time(seconds: float) -> str:
@@ -523,21 +480,24 @@ def roofline(found: Slowness) -> str:
 
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.grid()
-        ridge = roof.peak / roof.bandwidth
-        places = [ridge, *(one.intensity for one in shown)]
-        line = [min(places) / 2, ridge, max(places) * 2]
-        axes.plot(line, [roof.at(x) / 1e9 for x in line], color=INK, gid="roof")
+        places = [roof.ridge, *(one.intensity for one in shown)]
+        line = [min(places) / 2, roof.ridge, max(places) * 2]
+        axes.plot(line, [roof.at(x) / 1e9 for x in line], color=INK, gid="roof", label=str(roof).replace("; ", "\n"))
         for kind, colour in zip(kinds, COLOURS, strict=False):
             own = [one for one in shown if one.kind == kind]
             x, y = [one.intensity for one in own], [one.rate / 1e9 for one in own]
             axes.scatter(x, y, s=[12 + 1500 * one.share for one in own], color=colour, alpha=0.6, label=kind, gid=kind)
         for number, one in enumerate(shown[:_EDITS], start=1):
             words = f"{number}  {one.name}: {_time(one.seconds)}, {one.share:.0%}"
-            axes.annotate(str(number), (one.intensity, one.rate / 1e9), ha="center", va="center_baseline", fontsize=7)
+            look: Any = {"fontsize": 7, "fontweight": "bold", "color": "white"}
+            axes.annotate(str(number), (one.intensity, one.rate / 1e9), ha="center", va="center_baseline", **look)
             axes.annotate(words, (1, 1), (16, -14 * number), xycoords="axes fraction", textcoords="offset points")
         axes.legend(loc="lower left", bbox_to_anchor=(1.03, 0), markerscale=0.5)
 
     data = {"roof": asdict(roof), "layers": [[o.name, o.kind, o.intensity, o.rate, o.share] for o in shown]}
-    title = f"{found.model} on {found.target}: {_time(found.seconds)}; roof: {roof.peak_of}; {roof.bandwidth_of}"
+    title = f"{found.model} on {found.whole.backend}: {_time(found.whole.median)}"
     return picture(title, data, paint, (400, 260), ("MACs per byte moved", "GMAC per second"))
