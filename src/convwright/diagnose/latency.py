@@ -461,7 +461,8 @@ def _explanations(found: Slowness) -> Iterator[str]:
         time, macs = (sum(getattr(one, part) for one in own) for part in ("share", "macs_share"))
         if time >= _SEEN:
             names = "" if kind == UNOWNED else f" ({brief([one.name for one in own])})"
-            yield f"{kind}: {time:.0%} of the time, {macs:.0%} of the MACs; {words}{names}"
+            of = f" of {found.step}" if kind == "no multiple" else ""
+            yield f"{kind}{of}: {time:.0%} of the time, {macs:.0%} of the MACs; {words}{names}"
     if found.halved is not None:
         share = sum(one.share for one in found.layers if one.halved is not None and one.halved <= _SHRINKS)
         yield f"{share:.0%} of the time is in layers of which half of the channels would leave {_SHRINKS:.0%} or less"
