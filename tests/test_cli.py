@@ -444,6 +444,12 @@ BAD = {
     "plan that is none": (("apply", "r.yaml", "zoo:resnet20"), "not JSON"),
     "show unknown plan": (("plan", "show", "gone.json"), "gone.json: no such file"),
     "doctor unknown": (("doctor", "timm:resnett18"), "timm has no model"),
+    "doctor unknown runtime": (
+        ("doctor", "net.py:Tiny", "--input", "1x8x8", "--latency", "openvinno"),
+        "Did you mean openvino",
+    ),
+    "doctor picture of nothing": (("doctor", "net.py:Tiny", "--out", "r.svg"), "give --latency RUNTIME"),
+    "doctor picture": (("doctor", "net.py:Tiny", "--latency", "eager", "--out", "r.png"), "SVG file"),
     "analyze unknown": (("analyze", "timm:resnett18"), "timm has no model"),
     "train unknown data": (("train", "net.py:Tiny", "--data", "mnst"), "Did you mean mnist"),
     "train resume without out": (("train", "net.py:Tiny", "--data", "npz:set.npz", "--resume"), "give --out"),

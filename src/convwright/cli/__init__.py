@@ -96,10 +96,31 @@ def doctor(
     model: options.Model,
     input_shape: options.Input = None,
     num_classes: Annotated[int | None, typer.Option(help="Outputs of the network; default: its own.", min=1)] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(
+            help="Say instead where its time goes on a runtime (as in a budget, or `fastest`), and why.",
+            metavar="RUNTIME",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --latency: where to write a roofline (.svg).")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what of a network can be changed and what cannot, why, and which line to change."""
+    """Say what of a network can be changed and what cannot, why, and which line to change; or where its time goes."""
     refuse_missing(model)
+    if latency is not None:
+        if out is not None and out.suffix != ".svg":
+            raise ConvwrightError(f"--out {out}: the roofline is an SVG file; let its name end with .svg")
+        from convwright.diagnose.latency import roofline, told, why_not_faster
+        from convwright.runs.directory.files import write_text
+        from convwright.runs.load import read_named
+
+        found = why_not_faster(read_named(model, input_shape, num_classes), latency, leaving.say)
+        if out is not None:
+            write_text(out, roofline(found))
+        return printing.print_json(found.as_dict()) if as_json else printing.show(*told(found))
+    if out is not None:
+        raise ConvwrightError("--out is for the picture of --latency; give --latency RUNTIME, too")
     from convwright.diagnose.doctor import diagnosed, examine
 
     diagnosis = examine(model, input_shape, num_classes)

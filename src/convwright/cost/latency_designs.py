@@ -35,7 +35,7 @@ DESIGNS = 32
 _SECONDS = 0.4  # of profiling, and of measuring in turns, per network
 _KINDS = (16, 8, 4, 1, 0)  # what drawn widths are multiples of; 0: each of another number
 _FAST, _SLOW = 0.005, 0.05  # seconds of one run: below more networks are measured, above fewer
-_FORMAT, _VERSION = "convwright latency surface", 1
+_FORMAT, _VERSION = "convwright latency surface", 3
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,19 @@ class Surface:
         """
         return _parts(self, lengths) @ self.mix
 
+    def terms(self, lengths: Ints) -> Numbers:
+        """Return what each layer adds to the ratio: a constant, and what goes with its widths.
+
+        Args:
+            lengths: of the weights' first two axes, shape (layers, 2).
+
+        Returns:
+            Shape (layers, 4): constant, with the product of the widths, with the output's, with the input's.
+        """
+        terms = _features(self, lengths[None])[0] * self.layers
+        both: Numbers = terms[:, :_TERMS] * self.mix[0] + terms[:, _TERMS:] * self.mix[1]
+        return both
+
     def for_weights(self, names: Sequence[str], present: Ints, scale: Numbers) -> Surface:
         """Return the surface of another network that has some of these layers; unknown ones are as the mean layer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -74,11 +75,12 @@ class EagerProgram(TorchProgram):
         return {name: statistics.median(one.get(name, 0.0) for one in passes) for name in passes[0]}
 
     def _pass(self, starts: list[tuple[str, float]]) -> dict[str, float]:
-        starts[:] = [("", time.perf_counter())]
         with in_mode(self.model, training=False), torch.inference_mode(), threads_of(self.target):
+            starts[:] = [("", time.perf_counter())]
             self.run()
+            starts.append(("", time.perf_counter()))
         found = defaultdict[str, float](float)
-        for (name, start), (_, end) in zip(starts, [*starts[1:], ("", time.perf_counter())], strict=True):
+        for (name, start), (_, end) in itertools.pairwise(starts):
             found[name] += end - start
         return dict(found)
 
