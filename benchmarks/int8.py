@@ -29,7 +29,7 @@ import torch
 
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.latency import in_turns, spread, wall_timer
-from convwright.cost.runtimes import Program, Target, program
+from convwright.cost.runtimes import RunnableProgram, Target, program
 from convwright.export import open_run
 from convwright.export.quantize import data_of
 from convwright.runs.directory.provenance import machine
@@ -42,14 +42,14 @@ TARGETS = ("onnxruntime", "onnxruntime,int8", "openvino", "openvino,int8")
 PACKAGES = ("convwright", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf")
 
 
-def outputs(made: Program, part: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def outputs(made: RunnableProgram, part: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scores (n, classes) and labels (n,) of a part, image by image."""
     found = [(made.outputs(image)[0], label) for image, label in loader_of(part, 1, shuffle=False)]
     scores, labels = zip(*found, strict=True)
     return torch.cat(scores), torch.cat(labels)
 
 
-def judged(made: Program, wanted: torch.Tensor, parts: dict[str, Any]) -> dict[str, Any]:
+def judged(made: RunnableProgram, wanted: torch.Tensor, parts: dict[str, Any]) -> dict[str, Any]:
     """Return accuracies, and how far the scores of the test images are from the network's own."""
     found = {name: outputs(made, part) for name, part in parts.items()}
     accuracy = {name: float((scores.argmax(1) == labels).double().mean()) for name, (scores, labels) in found.items()}

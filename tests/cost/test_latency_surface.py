@@ -9,8 +9,8 @@ from convwright.architecture import read
 from convwright.cost import LatencyModel
 from convwright.cost.latency import Latency
 from convwright.cost.latency_designs import LayerWidths, drawn, new_shapes, surface_for, surface_of
-from convwright.cost.latency_surface import Profiled, Surface, fit
-from convwright.cost.runtimes import Program, Target
+from convwright.cost.latency_surface import LatencySurface, Profiled, fit
+from convwright.cost.runtimes import RunnableProgram, Target
 from convwright.cost.runtimes.onnx_files import exported_onnx, resized
 from convwright.edits import RemoveBlock, Width
 
@@ -86,7 +86,7 @@ def test_a_resized_file_has_the_shapes_of_an_exported_one(name):
         assert one == two
 
 
-class Scripted(Program):
+class Scripted(RunnableProgram):
     """A program whose layers take what made-up kernels do."""
 
     def __init__(self, model):
@@ -156,7 +156,7 @@ def test_a_model_asks_the_surface_for_one_or_many_widths(arch, scripted, tmp_pat
     sizes = np.array([[each.get(g.name, g.size) for g in arch.free_groups] for each in table])
     assert model.many(sizes) == pytest.approx([model.nanoseconds(each) for each in table], abs=1)
     assert [model(each) for each in table] == [model.nanoseconds(each) for each in table]
-    assert Surface.from_dict(surface.as_dict()).as_dict() == surface.as_dict()
+    assert LatencySurface.from_dict(surface.as_dict()).as_dict() == surface.as_dict()
 
 
 def test_fewer_blocks_or_smaller_images_take_less(arch, scripted, tmp_path):

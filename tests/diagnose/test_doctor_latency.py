@@ -12,7 +12,7 @@ from torch import nn
 
 from convwright.architecture import Architecture, read
 from convwright.cost import Spread
-from convwright.cost.latency_surface import Surface
+from convwright.cost.latency_surface import LatencySurface
 from convwright.cost.runtimes import Target
 from convwright.diagnose.latency import UNOWNED, Roof, WidthStep, explained, layer_times, roofline, told, why_not_faster
 from convwright.errors import BudgetError, ConvwrightError
@@ -30,12 +30,12 @@ def arch() -> Architecture:
 
 
 @pytest.fixture
-def surface() -> Surface:
+def surface() -> LatencySurface:
     """The first layer's time is fixed, the third one's goes with the product of its widths."""
     layers = np.zeros((4, 8))
     layers[0, 4] = layers[1, 6] = layers[2, 5] = layers[3, 1] = 1e-3
     present, varies = np.array([[58, 3], [58, 1], [32, 58], [4, 32]]), np.array([[1, 0], [1, 0], [1, 1], [0, 1]]) > 0
-    return Surface(WEIGHTS, present, varies, 4, 1, layers, np.zeros(3), np.ones(4))
+    return LatencySurface(WEIGHTS, present, varies, 4, 1, layers, np.zeros(3), np.ones(4))
 
 
 def test_a_profile_divides_the_measured_time_and_is_sorted_by_it(arch: Architecture) -> None:
@@ -51,7 +51,7 @@ def test_a_profile_divides_the_measured_time_and_is_sorted_by_it(arch: Architect
     assert many[1].bytes < 4 * first.bytes  # the weights are moved once
 
 
-def test_reasons_follow_from_the_roof_and_the_estimate(arch: Architecture, surface: Surface) -> None:
+def test_reasons_follow_from_the_roof_and_the_estimate(arch: Architecture, surface: LatencySurface) -> None:
     layers = layer_times(arch, Target("eager"), PROFILE, 10e-3)
     rates = {one.name: one.rate for one in layers}
     roof = Roof(1.5 * rates["0"], "", 1e12, "")
@@ -69,7 +69,7 @@ def test_reasons_follow_from_the_roof_and_the_estimate(arch: Architecture, surfa
     assert "memory bound" in next(one for one in explained(layers, slow, None) if one.name == "8").why
 
 
-def test_half_the_widths_leave_what_the_estimate_says(arch: Architecture, surface: Surface) -> None:
+def test_half_the_widths_leave_what_the_estimate_says(arch: Architecture, surface: LatencySurface) -> None:
     layers = layer_times(arch, Target("eager"), PROFILE, 10e-3)
     found = {one.name: one for one in explained(layers, Roof(1e12, "", 1e12, ""), surface)}
     assert found["0"].fixed == 1

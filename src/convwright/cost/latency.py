@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import in_mode
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.cost.runtimes import Program, Target, Timer, program
+from convwright.cost.runtimes import RunnableProgram, Target, Timer, program
 from convwright.errors import ConvwrightError, first_line
 
 _Key = TypeVar("_Key")
@@ -192,7 +192,7 @@ def measure_latency(
 
 
 def compare_latency(
-    models: Mapping[str, tuple[nn.Module | Program, Tensor | Inputs]],
+    models: Mapping[str, tuple[nn.Module | RunnableProgram, Tensor | Inputs]],
     *,
     backend: str | Target = "eager",
     repeats: int = 100,
@@ -250,13 +250,15 @@ def _latency(samples: Sequence[float], example_input: Tensor, target: Target) ->
 # ------------------------------------------------------------------ the thing that is timed
 
 
-def _check(models: Mapping[str, tuple[nn.Module | Program, Tensor | Inputs]], repeats: int, warmup: int) -> None:
+def _check(
+    models: Mapping[str, tuple[nn.Module | RunnableProgram, Tensor | Inputs]], repeats: int, warmup: int
+) -> None:
     if not models:
         raise ConvwrightError("there is no network to measure; give at least one.")
     if repeats < 1 or warmup < 0:
         raise ConvwrightError(f"repeats={repeats} must be from 1 on, and warmup={warmup} from 0 on.")
     for name, (model, example_input) in models.items():
-        devices = set() if isinstance(model, Program) else _devices(model)
+        devices = set() if isinstance(model, RunnableProgram) else _devices(model)
         there = _first(example_input).device
         if any(device != there for device in devices):
             lies = ", ".join(sorted(map(str, devices)))
@@ -269,15 +271,17 @@ def _devices(model: nn.Module) -> set[torch.device]:
     return {tensor.device for tensor in (*model.parameters(), *model.buffers())}
 
 
-def ready(name: str, model: nn.Module | Program, example_input: Tensor | Inputs, target: Target) -> Program:
+def ready(
+    name: str, model: nn.Module | RunnableProgram, example_input: Tensor | Inputs, target: Target
+) -> RunnableProgram:
     """Make a network ready to run in eval mode; what is ready stays as it is."""
-    if isinstance(model, Program):
+    if isinstance(model, RunnableProgram):
         return model
     with in_mode(model, training=False):
         return program(name, model, example_input, target)
 
 
-def _warm(name: str, made: Program, warmup: int, device: torch.device) -> None:
+def _warm(name: str, made: RunnableProgram, warmup: int, device: torch.device) -> None:
     try:
         if warmup and not made.remote:
             made.time(warmup, wall_timer(device))

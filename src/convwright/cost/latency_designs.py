@@ -23,9 +23,9 @@ from convwright.cost.deployed import reparametrised
 from convwright.cost.forms import Basis, Form, FormMaker
 from convwright.cost.latency import in_turns, wall_timer
 from convwright.cost.latency_operators import operator_calls
-from convwright.cost.latency_surface import Profiled, Surface, fit
+from convwright.cost.latency_surface import LatencySurface, Profiled, fit
 from convwright.cost.latency_table import cache_folder, fingerprint, keep_text
-from convwright.cost.runtimes import Program, Target, program, runtime_named
+from convwright.cost.runtimes import RunnableProgram, Target, program, runtime_named
 from convwright.cost.runtimes.onnx_files import OnnxFileRuntime, exported_onnx, resized
 from convwright.errors import BudgetError, ConvwrightError
 
@@ -84,7 +84,7 @@ class LayerWidths:
 Build = Callable[[Mapping[str, int]], Architecture]  # widths of free groups -> the network with these
 
 
-def surface_of(arch: Architecture, target: Target, build: Build, folder: Path | None = None) -> Surface | None:
+def surface_of(arch: Architecture, target: Target, build: Build, folder: Path | None = None) -> LatencySurface | None:
     """Return the surface of a network on a target, measured once per machine.
 
     Args:
@@ -121,7 +121,7 @@ def surface_of(arch: Architecture, target: Target, build: Build, folder: Path | 
     return found
 
 
-def surface_for(surface: Surface, arch: Architecture, network: Architecture) -> Surface:
+def surface_for(surface: LatencySurface, arch: Architecture, network: Architecture) -> LatencySurface:
     """Return the surface of another network that has some of the layers, perhaps for images of another size.
 
     A layer's time goes with its MACs for each pair of channels. What has no MACs goes with the network's positions.
@@ -151,10 +151,10 @@ class _Measuring:
     target: Target
     layers: LayerWidths
     build: Build
-    base: Program
+    base: RunnableProgram
     content: bytes  # of its ONNX file; empty: the runtime runs none
 
-    def run(self) -> Surface | None:
+    def run(self) -> LatencySurface | None:
         owned = self._owned(self.base.profile(1))
         if not any(owned[name] for name in self.layers.weights):
             return None
@@ -174,7 +174,7 @@ class _Measuring:
         shapes = [new_shapes(self.arch, widths) for widths in drawn(self.arch, 1)]
         return all(each is not None and resized(self.content, each) is not None for each in shapes)
 
-    def _made(self, widths: Mapping[str, int]) -> Program:
+    def _made(self, widths: Mapping[str, int]) -> RunnableProgram:
         runtime = runtime_named(self.target.runtime)
         if self.content and self._resizes and isinstance(runtime, OnnxFileRuntime):
             shapes = new_shapes(self.arch, widths)
@@ -185,7 +185,7 @@ class _Measuring:
         made = self.build(widths)
         return program(self.arch.source, made.model, made.inputs, self.target)
 
-    def _profiled(self, widths: Mapping[str, int], made: Program, runs: int) -> Profiled:
+    def _profiled(self, widths: Mapping[str, int], made: RunnableProgram, runs: int) -> Profiled:
         profile = self._owned(made.profile(runs))
         seconds = np.array([profile[name] for name in (*self.layers.weights, "")])
         ratio = self._ratio(made) if widths else 1.0
@@ -200,7 +200,7 @@ class _Measuring:
             found[name if name in found else parts[-1] if parts else ""] += seconds
         return found
 
-    def _ratio(self, made: Program) -> float:
+    def _ratio(self, made: RunnableProgram) -> float:
         timer = wall_timer(self.arch.example_input.device)
         takes = {"base": partial(self.base.time, 1, timer), "made": partial(made.time, 1, timer)}
         for take in takes.values():
@@ -264,16 +264,16 @@ def new_shapes(arch: Architecture, widths: Mapping[str, int]) -> dict[str, tuple
 # ------------------------------------------------------------------ kept on disk
 
 
-def _kept(path: Path, machine: Mapping[str, Any]) -> Surface | None:
+def _kept(path: Path, machine: Mapping[str, Any]) -> LatencySurface | None:
     """Read a surface; a file that is missing, damaged or of another machine holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         fits = (content["format"], content["version"], content["machine"]) == (_FORMAT, _VERSION, dict(machine))
-        return Surface.from_dict(content["surface"]) if fits else None
+        return LatencySurface.from_dict(content["surface"]) if fits else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(path: Path, machine: Mapping[str, Any], surface: Surface) -> None:
+def _keep(path: Path, machine: Mapping[str, Any], surface: LatencySurface) -> None:
     content = {"format": _FORMAT, "version": _VERSION, "machine": dict(machine), "surface": surface.as_dict()}
     keep_text(path, json.dumps(content) + "\n")

@@ -20,7 +20,7 @@ from convwright.cost.cost_model import CostModel
 from convwright.cost.latency import Latency, Spread, measure_latency
 from convwright.cost.latency_designs import LayerWidths, surface_for
 from convwright.cost.latency_operators import OperatorCall, call_of, is_free, is_operator, operator_calls, working
-from convwright.cost.latency_surface import Ints, Numbers, Surface
+from convwright.cost.latency_surface import Ints, LatencySurface, Numbers
 from convwright.cost.latency_table import LatencyTable
 from convwright.errors import BudgetError, ConvwrightError, first_line
 
@@ -119,8 +119,8 @@ def _time(node: fx.Node, call: OperatorCall, table: LatencyTable) -> Spread:
 class LatencyModel:
     """Estimates the latency of one network for any widths of its free channel groups; builds no networks.
 
-    On a runtime that tells the times of layers, a `Surface` was fitted to measured networks. Else the shapes of all
-    operators under new widths come from a second walk of the channel labels, and the times from a table that measures
+    On a runtime that tells the times of layers, a `LatencySurface` was fitted to measured networks. Else the shapes of
+    all operators under new widths come from a second walk of the channel labels, and the times from a table that measures
     on demand in eager PyTorch. Estimate = fixed + calibration x sum, of operators or by the surface.
 
     Attributes:
@@ -146,7 +146,7 @@ class LatencyModel:
     _costs: CostModel = field(repr=False)
     _sums: dict[bytes, float] = field(repr=False, default_factory=dict)
     fixed: float = 0.0
-    surface: Surface | None = None
+    surface: LatencySurface | None = None
     _layers: LayerWidths | None = field(repr=False, default=None)
 
     @classmethod
@@ -156,7 +156,7 @@ class LatencyModel:
         table: LatencyTable | None = None,
         whole: Latency | None = None,
         calibration: float | None = None,
-        surface: Surface | None = None,
+        surface: LatencySurface | None = None,
     ) -> LatencyModel:
         """Measure a network as far as that is not given, and make its model.
 

@@ -40,7 +40,7 @@ class Profiled:
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class LatencySurface:
     """What was fitted.
 
     Attributes:
@@ -89,7 +89,7 @@ class Surface:
         both: Numbers = terms[:, :_TERMS] * self.mix[0] + terms[:, _TERMS:] * self.mix[1]
         return both
 
-    def for_weights(self, names: Sequence[str], present: Ints, scale: Numbers) -> Surface:
+    def for_weights(self, names: Sequence[str], present: Ints, scale: Numbers) -> LatencySurface:
         """Return the surface of another network that has some of these layers; unknown ones are as the mean layer.
 
         Args:
@@ -111,7 +111,7 @@ class Surface:
         return {"weights": list(self.weights), "step": self.step, "block": self.block, "error": self.error, **arrays}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Surface:
+    def from_dict(cls, values: Mapping[str, Any]) -> LatencySurface:
         """Read what `as_dict` returned."""
         layers, rest, mix = (np.array(values[name], dtype=np.float64) for name in ("layers", "rest", "mix"))
         present, varies = np.array(values["present"], dtype=np.int64), np.array(values["varies"], dtype=bool)
@@ -119,16 +119,18 @@ class Surface:
         return cls(tuple(values["weights"]), present, varies, step, block, layers, rest, mix, error)
 
 
-def fit(weights: Sequence[str], varies: npt.NDArray[np.bool_], found: Sequence[Profiled]) -> Surface:
+def fit(weights: Sequence[str], varies: npt.NDArray[np.bool_], found: Sequence[Profiled]) -> LatencySurface:
     """Fit the surface to measured networks, of which the first is the present one."""
     lengths = np.stack([each.lengths for each in found])
     ratios = np.array([each.ratio for each in found])
     # Profilers disturb what they measure: their times only say how the measured ratio divides among the layers.
     shares = np.stack([each.seconds / each.seconds.sum() * each.ratio for each in found])
-    blank = Surface(tuple(weights), lengths[0], varies, 1, 1, np.zeros((len(weights), 8)), np.zeros(3), np.ones(4))
+    blank = LatencySurface(
+        tuple(weights), lengths[0], varies, 1, 1, np.zeros((len(weights), 8)), np.zeros(3), np.ones(4)
+    )
     folds = [np.arange(len(found)) % _FOLDS == fold for fold in range(_FOLDS)] if len(found) > 2 * _FOLDS else []
 
-    def errors(surface: Surface) -> Numbers:
+    def errors(surface: LatencySurface) -> Numbers:
         off = [
             np.abs(_fitted(surface, lengths[~out], shares[~out], ratios[~out]).ratio(lengths[out]) / ratios[out] - 1)
             for out in folds
@@ -140,7 +142,7 @@ def fit(weights: Sequence[str], varies: npt.NDArray[np.bool_], found: Sequence[P
     return replace(_fitted(best, lengths, shares, ratios), error=float(np.median(errors(best))))
 
 
-def _fitted(kernels: Surface, lengths: Ints, shares: Numbers, ratios: Numbers) -> Surface:
+def _fitted(kernels: LatencySurface, lengths: Ints, shares: Numbers, ratios: Numbers) -> LatencySurface:
     """Return the coefficients for given step and block."""
     features = _features(kernels, lengths)
     layers = np.stack([_positive(features[:, i], shares[:, i]) for i in range(len(kernels.weights))])
@@ -158,12 +160,12 @@ def _positive(columns: Numbers, values: Numbers) -> Numbers:
     return np.asarray(found / scale, dtype=np.float64)
 
 
-def _aligned(surface: Surface, lengths: Ints) -> npt.NDArray[np.bool_]:
+def _aligned(surface: LatencySurface, lengths: Ints) -> npt.NDArray[np.bool_]:
     fast: npt.NDArray[np.bool_] = ((lengths % surface.step == 0) | ~surface.varies).all(axis=2)
     return fast
 
 
-def _features(surface: Surface, lengths: Ints) -> Numbers:
+def _features(surface: LatencySurface, lengths: Ints) -> Numbers:
     """Return the terms of each layer, shape (n, layers, 8)."""
     fast = _aligned(surface, lengths)[..., None].astype(np.float64)
     padded = -(-lengths // surface.block) * surface.block
@@ -176,14 +178,14 @@ def _terms(widths: Numbers) -> Numbers:
     return np.stack([np.ones_like(out), out * into, out, into], axis=-1)
 
 
-def _rest(surface: Surface, lengths: Ints) -> Numbers:
+def _rest(surface: LatencySurface, lengths: Ints) -> Numbers:
     """Return what the time that no layer owns depends on, shape (n, 3): constant, widths, unaligned widths."""
     widths = lengths[..., 0] / np.maximum(surface.present[:, 0], 1)
     slow = (lengths[..., 0] % surface.step > 0) & surface.varies[:, 0]
     return np.stack([np.ones(len(lengths)), widths.sum(axis=1), (widths * slow).sum(axis=1)], axis=1)
 
 
-def _parts(surface: Surface, lengths: Ints) -> Numbers:
+def _parts(surface: LatencySurface, lengths: Ints) -> Numbers:
     """Return aligned layers, others, the rest and one, shape (n, 4)."""
     terms = _features(surface, lengths) * surface.layers
     fast, slow = terms[..., :_TERMS].sum(axis=(1, 2)), terms[..., _TERMS:].sum(axis=(1, 2))

@@ -21,7 +21,7 @@ from convwright.architecture import Architecture, Layer
 from convwright.architecture.capture.graph import argument, in_mode
 from convwright.cost import CostModel, Latency, LatencyModel, Spread, compare_latency, human
 from convwright.cost.latency import wall_timer
-from convwright.cost.latency_surface import Surface
+from convwright.cost.latency_surface import LatencySurface
 from convwright.cost.runtimes import Target, program
 from convwright.cost.runtimes.registry import threads_of
 from convwright.edits import Width
@@ -303,7 +303,7 @@ def _taken(work: Callable[[], object], times: int = 15) -> float:
 # ------------------------------------------------------------------ why
 
 
-def explained(layers: Sequence[LayerTime], roof: Roof, surface: Surface | None) -> tuple[LayerTime, ...]:
+def explained(layers: Sequence[LayerTime], roof: Roof, surface: LatencySurface | None) -> tuple[LayerTime, ...]:
     """Say of each layer what its time depends on.
 
     Args:
@@ -366,7 +366,7 @@ def steps_of(model: LatencyModel) -> tuple[WidthStep, ...]:
     return tuple(sorted((step for step in best if step.saved > 0), key=_worth, reverse=True)[:_EDITS])
 
 
-def _sizes(size: int, step: int, surface: Surface | None) -> list[int]:
+def _sizes(size: int, step: int, surface: LatencySurface | None) -> list[int]:
     """Return a tenth less, rounded down to what kernels like, and where they do not like it, the next size above."""
     fast, block = (1, 1) if surface is None else (surface.step, surface.block)
     units = {math.lcm(step, fast), math.lcm(step, fast, block)}

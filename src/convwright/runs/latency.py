@@ -22,9 +22,9 @@ from convwright.cost.latency import Comparison, Latency, compare_latency, measur
 from convwright.cost.latency_designs import surface_of
 from convwright.cost.latency_model import LatencyModel
 from convwright.cost.latency_operators import operator_calls
-from convwright.cost.latency_surface import Surface
+from convwright.cost.latency_surface import LatencySurface
 from convwright.cost.latency_table import LatencyTable, as_entries, as_spreads
-from convwright.cost.runtimes import Program, Target, installed
+from convwright.cost.runtimes import RunnableProgram, Target, installed
 from convwright.edits import Plan, Width
 from convwright.edits.constraints import Divisor, DivisorLike
 from convwright.errors import BudgetError, ConvwrightError, RunError
@@ -59,7 +59,7 @@ class RunLatency:
     say: Say = print
     target: Target = Target("eager")  # noqa: RUF009 - frozen
     _fitted: dict[str, int] = field(default_factory=dict)  # networks chosen by a corrected estimate -> nanoseconds
-    _ready: list[Program] = field(default_factory=list)  # the untouched network on the target
+    _ready: list[RunnableProgram] = field(default_factory=list)  # the untouched network on the target
 
     @property
     def arch(self) -> Architecture:
@@ -162,7 +162,7 @@ class RunLatency:
         """Measure two networks in turns, each on its own example input, where that lies."""
         return compare_latency({"before": self._placed(before), "after": self._placed(after)}, backend=self.target)
 
-    def _placed(self, arch: Architecture) -> tuple[nn.Module | Program, Tensor]:
+    def _placed(self, arch: Architecture) -> tuple[nn.Module | RunnableProgram, Tensor]:
         """Return what is measured; the untouched network is made ready for its runtime once."""
         example = arch.example_input
         if arch is not self.arch:
@@ -305,7 +305,7 @@ def latency_of(arch: Architecture, folder: Path, say: Say, asked: Target | None 
         known = {key: time for each in records for key, time in as_spreads(each["operators"]).items()}
         ratios = {key: float(ratio) for each in records for key, ratio in each.get("ratios", {}).items()}
         table = LatencyTable(arch.example_input.device, known=known)
-        surface = Surface.from_dict(content["surface"]) if "surface" in content else None
+        surface = LatencySurface.from_dict(content["surface"]) if "surface" in content else None
         whole = Latency(**content["whole"])
         model = LatencyModel.of(arch, table, whole, float(content["calibration"]), surface)
         model = model.calibrated(model.calibration, float(content.get("fixed", 0.0)))

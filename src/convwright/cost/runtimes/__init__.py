@@ -2,7 +2,7 @@
 
 from convwright.cost.runtimes.registry import (
     RUNTIMES,
-    Program,
+    RunnableProgram,
     Runtime,
     Target,
     Timer,
@@ -11,4 +11,4 @@ from convwright.cost.runtimes.registry import (
     runtime_named,
 )
 
-__all__ = ["RUNTIMES", "Program", "Runtime", "Target", "Timer", "installed", "program", "runtime_named"]
+__all__ = ["RUNTIMES", "RunnableProgram", "Runtime", "Target", "Timer", "installed", "program", "runtime_named"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.runtimes.onnx_files import PACKAGES, exported_onnx
-from convwright.cost.runtimes.registry import Program, Runtime, Target, Timer
+from convwright.cost.runtimes.registry import RunnableProgram, Runtime, Target, Timer
 from convwright.errors import ConvwrightError
 
 _SECONDS = 600  # one measurement may take
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, eq=False)
-class CommandProgram(Program):
+class CommandProgram(RunnableProgram):
     """An ONNX file, measured by a command.
 
     Attributes:
@@ -89,6 +89,6 @@ class Command(Runtime):
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Export a network to ONNX; as `Runtime.convert`."""
         return CommandProgram(exported_onnx(name, model, inputs), target.command)

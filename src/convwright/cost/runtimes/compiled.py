@@ -11,7 +11,7 @@ from torch import nn
 from convwright.architecture.capture.graph import in_mode, quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.runtimes.eager import TorchProgram
-from convwright.cost.runtimes.registry import Program, Runtime, Target, threads_of
+from convwright.cost.runtimes.registry import RunnableProgram, Runtime, Target, threads_of
 from convwright.errors import ConvwrightError, first_line
 
 
@@ -22,7 +22,7 @@ class Compiled(Runtime):
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Compile a network by running it; as `Runtime.convert`."""
         made = TorchProgram(model, cast(nn.Module, torch.compile(model, dynamic=False)), inputs, target)
         try:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import in_mode
 from convwright.architecture.capture.pytrees import Inputs, tensors_of
-from convwright.cost.runtimes.registry import Program, Runtime, Target, Timer, threads_of
+from convwright.cost.runtimes.registry import RunnableProgram, Runtime, Target, Timer, threads_of
 from convwright.devices import to_host
 
 
 @dataclass(frozen=True, eq=False)
-class TorchProgram(Program):
+class TorchProgram(RunnableProgram):
     """What torch runs in eval mode, without gradients.
 
     Attributes:
@@ -56,7 +56,7 @@ class EagerProgram(TorchProgram):
     """The network itself."""
 
     def profile(self, runs: int = 15) -> dict[str, float]:
-        """Return the times from one layer's start to the next one's start, on a CPU; as `Program.profile`."""
+        """Return the times from one layer's start to the next one's start, on a CPU; as `RunnableProgram.profile`."""
         if self.inputs.tensors[0].device.type != "cpu":
             return {}
         starts: list[tuple[str, float]] = []
@@ -93,6 +93,6 @@ class Eager(Runtime):
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Return the network itself; as `Runtime.convert`."""
         return EagerProgram(model, model, inputs, target)

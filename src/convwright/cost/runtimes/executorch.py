@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.cost.runtimes.registry import Program, Runtime, Target, Timer
+from convwright.cost.runtimes.registry import RunnableProgram, Runtime, Target, Timer
 from convwright.devices import to_host
 from convwright.errors import ConvwrightError, first_line
 
 
 @dataclass(frozen=True, eq=False)
-class ExecuTorchProgram(Program):
+class ExecuTorchProgram(RunnableProgram):
     """A loaded method with its inputs.
 
     Attributes:
@@ -65,7 +65,7 @@ class ExecuTorch(Runtime):
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Export a network, give XNNPACK what it can run, and load it; as `Runtime.convert`."""
         try:
             with quiet_torch(), warnings.catch_warnings(), torch.no_grad():

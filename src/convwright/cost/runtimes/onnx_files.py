@@ -15,7 +15,7 @@ from torch import nn
 
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
-from convwright.cost.runtimes.registry import Program, Runtime, Target
+from convwright.cost.runtimes.registry import RunnableProgram, Runtime, Target
 from convwright.devices import to_host
 from convwright.errors import ConvwrightError, first_line
 
@@ -65,12 +65,12 @@ class OnnxFileRuntime(Runtime):
     @abstractmethod
     def opened(
         self, name: str, content: bytes, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Open an ONNX file; as `Runtime.convert`."""
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Export a network and open the file; as `Runtime.convert`."""
         return self.opened(name, exported_onnx(name, model, inputs), inputs, target, calibration)
 

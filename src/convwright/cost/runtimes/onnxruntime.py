@@ -20,7 +20,7 @@ from torch import Tensor
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.runtimes.onnx_files import PACKAGES, OnnxFileRuntime, array_of, owner_of, owners
-from convwright.cost.runtimes.registry import Program, Target
+from convwright.cost.runtimes.registry import RunnableProgram, Target
 from convwright.errors import ConvwrightError, first_line
 
 _PROVIDERS = {"": "CPU", "cuda": "CUDA", "tensorrt": "Tensorrt"}
@@ -78,7 +78,7 @@ def quantized_onnx(content: bytes, calibration: Sequence[Inputs]) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxProgram(Program):
+class OnnxProgram(RunnableProgram):
     """A session with its inputs.
 
     Attributes:
@@ -103,7 +103,7 @@ class OnnxProgram(Program):
         return tuple(torch.from_numpy(found) for found in self.session.run(None, feed))
 
     def profile(self, runs: int = 15) -> dict[str, float]:
-        """Return the medians of ONNX Runtime's own profiler; as `Program.profile`."""
+        """Return the medians of ONNX Runtime's own profiler; as `RunnableProgram.profile`."""
         with tempfile.TemporaryDirectory() as folder:
             session = onnx_session(self.content, self.target, Path(folder) / "profile")
             for _ in range(runs):
@@ -146,7 +146,7 @@ class OnnxRuntime(OnnxFileRuntime):
 
     def opened(
         self, name: str, content: bytes, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Open an ONNX file; as `Runtime.convert`."""
         try:
             content = quantized_onnx(content, calibration or (inputs,)) if target.int8 else content

@@ -17,7 +17,7 @@ from torch import Tensor
 from convwright.architecture.capture.graph import quiet_torch
 from convwright.architecture.capture.pytrees import Inputs
 from convwright.cost.runtimes.onnx_files import PACKAGES, OnnxFileRuntime, array_of, owner_of, owners
-from convwright.cost.runtimes.registry import Program, Target
+from convwright.cost.runtimes.registry import RunnableProgram, Target
 from convwright.errors import ConvwrightError, first_line
 
 
@@ -54,7 +54,7 @@ def quantized_model(content: bytes, calibration: Sequence[Inputs]) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class OpenVinoProgram(Program):
+class OpenVinoProgram(RunnableProgram):
     """An inference request with its inputs.
 
     Attributes:
@@ -81,7 +81,7 @@ class OpenVinoProgram(Program):
         return tuple(torch.from_numpy(value.copy()) for value in found.values())
 
     def profile(self, runs: int = 15) -> dict[str, float]:
-        """Return the medians of OpenVINO's own counters; as `Program.profile`."""
+        """Return the medians of OpenVINO's own counters; as `RunnableProgram.profile`."""
         request = compiled(self.source, self.target, profiled=True).create_infer_request()
         times: dict[str, list[float]] = defaultdict(list)
         for _ in range(runs):
@@ -110,7 +110,7 @@ class OpenVino(OnnxFileRuntime):
 
     def opened(
         self, name: str, content: bytes, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Compile an ONNX file; as `Runtime.convert`."""
         feed = list(map(array_of, inputs.tensors))
         try:

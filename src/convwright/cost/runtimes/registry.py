@@ -99,7 +99,7 @@ def _setting(runtime: Runtime, word: str) -> dict[str, Any]:
     raise BudgetError(f"{runtime.name} has no setting {word!r}; there are {', '.join(known)}.")
 
 
-class Program(ABC):
+class RunnableProgram(ABC):
     """A network that is ready to run on a runtime, with the inputs it was made for.
 
     Attributes:
@@ -175,7 +175,7 @@ class Runtime(ABC):
     @abstractmethod
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()
-    ) -> Program:
+    ) -> RunnableProgram:
         """Make a network ready to run.
 
         Args:
@@ -204,7 +204,7 @@ def program(
     example_input: Tensor | Inputs,
     target: Target,
     calibration: Sequence[Inputs] = (),
-) -> Program:
+) -> RunnableProgram:
     """Make a network ready to run on a target; as `Runtime.convert`."""
     runtime = runtime_named(target.runtime)
     runtime.check(target)
