@@ -120,8 +120,8 @@ class LatencyModel:
     """Estimates the latency of one network for any widths of its free channel groups; builds no networks.
 
     On a runtime that tells the times of layers, a `LatencySurface` was fitted to measured networks. Else the shapes of
-    all operators under new widths come from a second walk of the channel labels, and the times from a table that measures
-    on demand in eager PyTorch. Estimate = fixed + calibration x sum, of operators or by the surface.
+    all operators under new widths come from a second walk of the channel labels, and the times from a table that
+    measures on demand in eager PyTorch. Estimate = fixed + calibration x sum, of operators or by the surface.
 
     Attributes:
         arch: the network.
