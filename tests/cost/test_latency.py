@@ -166,16 +166,24 @@ def scripted(times):
     return timer
 
 
-def test_turns_are_taken_in_the_order_given_and_pairs_are_compared():
+def test_each_turn_has_its_own_order_and_pairs_are_compared():
     log = []
     models = {name: (Net(name, log), IMAGE) for name in "AB"}
-    times = [1.0, 2.0, 10.0, 20.0, 100.0, 300.0]  # the machine slows down tenfold, and both feel it
-    found = compare_latency(models, repeats=3, warmup=0, timer=scripted(times))
-    assert [name for name, *_ in log] == ["A", "B"] * 3
+    slower = [1.0, 10.0, 100.0]  # the machine slows down tenfold, and both feel it
+
+    def timer(function, calls):
+        function()
+        return {"A": 1.0, "B": 2.0}[log[-1][0]] * slower[(len(log) - 1) // 2 % 3]
+
+    found = compare_latency(models, repeats=3, warmup=0, timer=timer)
+    assert sorted(name for name, *_ in log[:2]) == sorted(name for name, *_ in log[2:4]) == ["A", "B"]
     assert found.latencies["A"].median == 10.0
     assert found.latencies["B"].median == 20.0
     assert found.ratios["A"] == Spread(1.0, 1.0, 1.0, 3)
-    assert found.ratios["B"] == Spread(2.0, 2.0, 3.0, 3)
+    assert found.ratios["B"] == Spread(2.0, 2.0, 2.0, 3)
+    log.clear()
+    compare_latency(models, repeats=40, warmup=0, timer=timer, seconds=100)
+    assert {"AB", "BA"} == {"".join(name for name, *_ in log[n : n + 2]) for n in range(0, 80, 2)}
 
 
 def test_networks_run_in_eval_mode_without_gradients_and_get_their_modes_back():
@@ -363,8 +371,9 @@ def test_operators_are_sampled_in_sweeps(arch, monkeypatch):
 
     found = time_calls(calls, CPU, seconds=0, timer=timer)
     assert list(found.values()) == [Spread(1e-3, 1e-3, 1e-3, 6)] * 4
-    first = list(dict.fromkeys(order))
-    assert order[8:] == first * 6
+    sweeps = [order[n : n + 4] for n in range(8, len(order), 4)]
+    assert len(sweeps) == 6
+    assert all(set(sweep) == set(order) for sweep in sweeps)
     monkeypatch.setattr("convwright.cost.latency_operators._MEMORY", 1)
     order.clear()
     assert time_calls(calls, CPU, seconds=0, timer=timer) == found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,12 +99,17 @@ def calls_per_sample(once: float) -> int:
 
 
 def in_turns(sample: Mapping[_Key, Callable[[], float]], seconds: float, most: int) -> dict[_Key, list[float]]:
-    """Take samples in turns (A B A B ...), until there are enough of each; return them turn by turn."""
+    """Take samples in turns, until there are enough of each; return them turn by turn.
+
+    The order is drawn anew for each turn: on a busy machine the scheduler gives time in slices of some milliseconds, and
+    in a fixed order it would be the same networks again and again that wait.
+    """
     found: dict[_Key, list[float]] = {key: [] for key in sample}
-    start = time.monotonic()
-    while found and not enough(next(iter(found.values())), time.monotonic() - start, seconds, most):
-        for key, take in sample.items():
-            found[key].append(take())
+    start, draw, keys = time.monotonic(), random.Random(0), list(sample)
+    while found and not enough(found[keys[0]], time.monotonic() - start, seconds, most):
+        draw.shuffle(keys)
+        for key in keys:
+            found[key].append(sample[key]())
     return found
 
 
@@ -200,7 +206,7 @@ def compare_latency(
     warmup: int = 3,
     timer: Timer | None = None,
 ) -> Comparison:
-    """Measure several networks in turns (A B A B ...), so that the machine's noise hits all of them alike.
+    """Measure several networks in turns, so that the machine's noise hits all of them alike.
 
     Args:
         models: name -> (network, its input); the first is what the ratios refer to. A network that is measured often
