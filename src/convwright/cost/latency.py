@@ -101,8 +101,8 @@ def calls_per_sample(once: float) -> int:
 def in_turns(sample: Mapping[_Key, Callable[[], float]], seconds: float, most: int) -> dict[_Key, list[float]]:
     """Take samples in turns, until there are enough of each; return them turn by turn.
 
-    The order is drawn anew for each turn: on a busy machine the scheduler gives time in slices of some milliseconds, and
-    in a fixed order it would be the same networks again and again that wait.
+    The order is drawn anew for each turn: on a busy machine the scheduler gives time in slices of some milliseconds,
+    and in a fixed order it would be the same networks again and again that wait.
     """
     found: dict[_Key, list[float]] = {key: [] for key in sample}
     start, draw, keys = time.monotonic(), random.Random(0), list(sample)
