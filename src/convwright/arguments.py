@@ -42,9 +42,9 @@ OPTIMIZE: Mapping[str, str] = {
     "options": "Option of the method, by its name, such as trials=12; one or several.",
     "time": "Time for all trials together, such as 30m or 1h30m; then the search ends with its best network so far.",
     "placement": "Where candidates are trained, and how many at a time.",
+    "storage": "Database of the trials, such as postgresql://user@host/runs; default: a file in the run directory.",
     "device_command": "What measures an ONNX file, {onnx}, on a device, and prints milliseconds; for a budget such as "
     "latency[command]<=4ms.",
-    "storage": "Database of the trials, such as postgresql://user@host/runs; default: a file in the run directory.",
     "proxy_classes": "Number of classes on which candidates are ranked; the result is trained on all data.",
     "proxy_samples": "Number of training images on which candidates are ranked; the result is trained on all data.",
     "objective": "Accuracy (of a task, its metric) and one or two costs, such as accuracy,macs: several networks are "

@@ -98,7 +98,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
     words += " --recipe r --epochs 9 --tune-epochs 10 --divisor 11 --option x=12 --proxy-classes 13 --proxy-samples 14"
     words += " --constraints c --keep b.* --keep fc"
     words += " --no-baseline --no-reestimate --input 1x2x3 --data-dir d --weights w --pretrained --max-drop 15"
-    words += " --no-merge --refit --calibration 16 --distill"
+    words += " --no-merge --refit --calibration 16 --distill --device-command y"
     with pytest.raises(SystemExit):
         cli.main(words.split())
     assert seen.pop("say")
@@ -109,7 +109,7 @@ def test_the_command_line_hands_everything_on(monkeypatch, tmp_path):
         "proxy_classes": 13, "proxy_samples": 14, "input_shape": "1x2x3", "data_dir": Path("d"), "weights": Path("w"),
         "constraints": Constraints(keep=("a", "b.*", "fc"), resolution="fixed"),
         "pretrained": True, "max_drop": 15.0, "baseline": False, "reestimate": False,
-        "merge": False, "refit": True, "calibration": 16, "distill": True,
+        "merge": False, "refit": True, "calibration": 16, "distill": True, "device_command": "y",
         "command": f"convwright {shlex.join(words.split())}",
     }  # fmt: skip
 
