@@ -81,7 +81,13 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], rig
 
 def new_table(title: str | Text, *columns: str, numbers: Sequence[str] = ()) -> Table:
     """Return an empty table; columns of numbers are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    # Brackets in it are no markup, either.
+    table = Table(
+        title=Text(title) if isinstance(title, str) else title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return table
