@@ -80,12 +80,12 @@ class Command(Runtime):
 
     def check(self, target: Target) -> None:
         """As `Runtime.check`; the command must be given, with the place of the file."""
-        super().check(target)
         if "{onnx}" not in target.command:
             raise ConvwrightError(
                 "the runtime command needs --device-command with {onnx} for the file, such as "
                 '"adb shell bench {onnx}"; its last number is read as milliseconds.'
             )
+        super().check(target)
 
     def convert(
         self, name: str, model: nn.Module, inputs: Inputs, target: Target, calibration: Sequence[Inputs] = ()

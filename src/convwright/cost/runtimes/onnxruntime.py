@@ -132,8 +132,10 @@ class OnnxRuntime(OnnxFileRuntime):
         super().check(target)
         if target.int8 and target.provider:
             raise ConvwrightError(f"onnxruntime,int8 is made for the CPU; leave out {target.provider}.")
+        if not target.provider:
+            return
         there = importlib.import_module("onnxruntime").get_available_providers()
-        if target.provider and f"{_PROVIDERS[target.provider]}ExecutionProvider" not in there:
+        if f"{_PROVIDERS[target.provider]}ExecutionProvider" not in there:
             raise ConvwrightError(
                 f"this ONNX Runtime has no provider {target.provider} (it has {', '.join(there)}): "
                 "pip install onnxruntime-gpu on a machine with such a device."
